@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _same_threads_everywhere() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of the reference numbers, one sub-folder a paper."""
+    return GOLDEN
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """Folder of the real data packs; tests that use it are listed in tests/SKIPS.md."""
+    root = os.environ.get("TOOLKIT_DATA")
+    if not root:
+        pytest.skip("TOOLKIT_DATA is not set")
+    return Path(root)

@@ -1,0 +1,51 @@
+"""The toolkit's exceptions and warnings: each says what is wrong, where, and how to fix it."""
+
+from __future__ import annotations
+
+
+class ToolkitError(ValueError):
+    """Base of every error the toolkit raises on purpose.
+
+    Args:
+        what: what is wrong, one sentence.
+        where: the file, layer, case, key or argument it concerns.
+        fix: what the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(
+            "\n".join(filter(None, (what, where and f"  where: {where}", fix and f"  fix:   {fix}")))
+        )
+
+
+class DataError(ToolkitError):
+    """A file, array, label, geometry or manifest that must not be trained on."""
+
+
+class LayerError(ToolkitError):
+    """A layer name that matches nothing, or a layer that never ran."""
+
+
+class ConfigError(ToolkitError):
+    """An argument or a configuration that cannot work."""
+
+
+class ProtocolError(ToolkitError):
+    """A regularizer or an objective that the network cannot serve; lists what the network offers."""
+
+
+class CheckpointError(ToolkitError):
+    """A checkpoint, run directory or weights file that is damaged, foreign or unsafe."""
+
+
+class ResultError(ToolkitError):
+    """Results that cannot be combined, drawn or read back."""
+
+
+class RegularizerWarning(UserWarning):
+    """A regularizer that is dead (gradient ratio below 1e-8) or dominant (above 1)."""
+
+
+class ToolkitWarning(UserWarning):
+    """Something the user should know about a result that is still valid."""

@@ -1,0 +1,156 @@
+"""A plain U-Net in 2D and 3D whose blocks carry the names that the papers' figures use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import ConfigError
+from toolkit.registry import register
+
+_CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_INSTANCE = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_BATCH = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def _normalisation(kind: str, channels: int, dims: int) -> nn.Module:
+    if kind == "instance":
+        return _INSTANCE[dims](channels, affine=True)
+    if kind == "batch":
+        return _BATCH[dims](channels)
+    if kind == "group":
+        return nn.GroupNorm(min(8, channels), channels)
+    raise ConfigError(f"Unknown normalisation {kind!r}.", fix="Use 'instance', 'batch' or 'group'.")
+
+
+class ConvolutionBlock(nn.Module):
+    """Twice (3^d convolution, normalisation, LeakyReLU 0.01); the first convolution may stride by 2.
+
+    Activations are out of place, so a hook on `norm2` sees the pre-activation itself.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, dims: int, norm: str, stride: int = 1) -> None:
+        super().__init__()
+        convolution = _CONVOLUTIONS[dims]
+        self.conv1 = convolution(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = _normalisation(norm, outputs, dims)
+        self.act1 = nn.LeakyReLU(0.01)
+        self.conv2 = convolution(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = _normalisation(norm, outputs, dims)
+        self.act2 = nn.LeakyReLU(0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.norm1(self.conv1(x)))
+        return self.act2(self.norm2(self.conv2(x)))
+
+
+class DecoderBlock(nn.Module):
+    """Transposed convolution x2, concatenation with the skip (skip first), convolution block."""
+
+    def __init__(self, inputs: int, skip: int, outputs: int, *, dims: int, norm: str) -> None:
+        super().__init__()
+        self.up = _TRANSPOSED[dims](inputs, skip, 2, stride=2)
+        self.conv = ConvolutionBlock(2 * skip, outputs, dims=dims, norm=norm)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.conv(torch.cat((skip, self.up(x)), dim=1))
+
+
+class UNet(nn.Module):
+    """U-Net with strided down-sampling and transposed up-sampling.
+
+    Blocks, in order of execution: `encoder.1` … `encoder.n`, `bottleneck`, `decoder.n` … `decoder.1`, `head`
+    (n = number of channels - 1; `decoder.1` is nearest the output). The input's sides must be divisible by 2^n.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: number of classes, background included.
+        channels: widths of encoder.1 … encoder.n and the bottleneck.
+        dims: 2 or 3.
+        norm: "instance" (default), "batch" or "group".
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, channels: Sequence[int] = (16, 32, 64, 128), dims: int = 2,
+        norm: str = "instance",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if dims not in (2, 3):
+            raise ConfigError(f"dims must be 2 or 3, not {dims!r}.", where="unet(dims=...)")
+        if len(channels) < 2 or min(channels) < 1:
+            raise ConfigError(f"channels must be at least two positive widths, not {tuple(channels)}.")
+        if in_channels < 1 or out_channels < 2:
+            raise ConfigError(
+                f"A U-Net needs in_channels >= 1 and out_channels >= 2, not {in_channels} and {out_channels}.",
+                fix="Count the background as a class: a binary task has out_channels=2.",
+            )
+        self.dims, self.in_channels, self.out_channels = dims, in_channels, out_channels
+        self.channels = tuple(channels)
+        *widths, deepest = self.channels
+        levels = range(1, len(widths) + 1)
+        block = {"dims": dims, "norm": norm}
+        inputs = (in_channels, *widths)
+        self.encoder = nn.ModuleDict(
+            {
+                str(k): ConvolutionBlock(inputs[k - 1], widths[k - 1], stride=min(k, 2), **block)
+                for k in levels
+            }
+        )
+        self.bottleneck = ConvolutionBlock(widths[-1], deepest, stride=2, **block)
+        above = (*widths[1:], deepest)
+        self.decoder = nn.ModuleDict(
+            {
+                str(k): DecoderBlock(above[k - 1], widths[k - 1], widths[k - 1], **block)
+                for k in reversed(levels)
+            }
+        )
+        self.head = _CONVOLUTIONS[dims](widths[0], out_channels, 1)
+        self.toolkit_config: dict[str, Any] = {
+            "name": "unet",
+            "arguments": {
+                "in_channels": in_channels, "out_channels": out_channels, "channels": list(self.channels),
+                "dims": dims, "norm": norm,
+            },
+        }  # fmt: skip
+
+    @property
+    def divisor(self) -> int:
+        """Every side of the input must be a multiple of this."""
+        return 2 ** len(self.encoder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""
+        self._check(x)
+        skips: list[Tensor] = []
+        for block in self.encoder.values():
+            x = block(x)
+            skips.append(x)
+        x = self.bottleneck(x)
+        for block in self.decoder.values():
+            x = block(x, skips.pop())
+        return self.head(x)
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels:
+            raise ConfigError(
+                f"This U-Net takes (B, {self.in_channels}, {'D, ' * (self.dims - 2)}H, W), not {tuple(x.shape)}.",
+                fix="Add the batch and channel axes, or build the network with other dims or in_channels.",
+            )
+        if any(side % self.divisor for side in x.shape[2:]):
+            raise ConfigError(
+                f"Every side must be a multiple of {self.divisor}, not {tuple(x.shape[2:])}.",
+                fix="Pad the image, or use toolkit.predict, which pads and crops back.",
+            )
+
+
+@register("model", "unet")
+def unet(
+    in_channels: int, out_channels: int, channels: Sequence[int] = (16, 32, 64, 128), dims: int = 2,
+    norm: str = "instance",
+) -> UNet:  # fmt: skip
+    """Build a `UNet` (see its docstring for the blocks and arguments)."""
+    return UNet(in_channels, out_channels, channels, dims, norm)

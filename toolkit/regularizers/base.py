@@ -1,0 +1,133 @@
+"""The regularizer protocol: what one training step offers, and what a regularizer declares and returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import ConfigError
+
+
+@dataclasses.dataclass
+class StepContext:
+    """What one training step hands to the objective and to every regularizer.
+
+    Attributes:
+        batch: `image` (B, C, *S) float, `label` (B, 1, *S) integer, and whatever else the loader gave.
+        model: the raw network; passes made through it are inside the wrapped step, so DDP sees them.
+        outputs: what the objective's forward pass returned (logits, or a structured object).
+        features: tapped activations by the name that was asked for, with their graph.
+        step: number of optimizer steps taken before this one.
+        generator: CPU generator keyed by (seed, step, owner); the same on all ranks.
+        logging: True on steps that are written to the history (diagnostics may cost something then).
+        stage: index of the current stage of a sequence or recipe.
+    """
+
+    batch: Mapping[str, Any]
+    model: nn.Module
+    outputs: Any = None
+    features: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    step: int = 0
+    generator: torch.Generator = dataclasses.field(default_factory=torch.Generator)
+    logging: bool = False
+    stage: int = 0
+
+
+def keyed_generator(*key: int | str) -> torch.Generator:
+    """A CPU generator whose stream depends on every element of `key` and on nothing else."""
+    digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class Regularizer:
+    """Base of all regularizers: dataclasses of plain settings, called once a step with a `StepContext`.
+
+    Class attributes:
+        name: prefix of its terms in the history.
+        deferred: True if it needs only detached features and makes its own passes, so that its loss is
+            back-propagated after the objective's graph has been freed (half the activation memory).
+
+    A subclass defines `taps`, `requires`, `weights` and `__call__`; the loop multiplies each returned term by its
+    weight, adds them up, logs them and measures the gradient ratio at the taps.
+    """
+
+    name: ClassVar[str] = "regularizer"
+    deferred: ClassVar[bool] = False
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Layer names, globs or aliases whose activations it reads."""
+        return ()
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Methods the network must offer (structural protocol), for example `decode_image`."""
+        return ()
+
+    def weights(self, step: int) -> dict[str, float]:
+        """Weight of every term at this step; if all are 0 the regularizer is skipped: no pass, no draw."""
+        raise NotImplementedError
+
+    def objective_weight(self, step: int) -> float:
+        """Factor on the objective (1 except for convex combinations)."""
+        return 1.0
+
+    def __call__(self, context: StepContext) -> dict[str, Tensor]:
+        """Unweighted scalar terms, by the names that `weights` uses."""
+        raise NotImplementedError
+
+    def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
+        """Tensors at which its gradient is compared with the objective's (default: the taps)."""
+        return list(context.features.values())
+
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers about the last call, written to the history on logging steps."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that a resumed run needs (most regularizers have none)."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        if state:
+            raise ConfigError(
+                f"The regularizer {self.name!r} keeps no state, but the checkpoint holds {sorted(state)}."
+            )
+
+    def active(self, step: int) -> bool:
+        """Whether any term has a weight at this step."""
+        return any(weight != 0 for weight in self.weights(step).values())
+
+    def __add__(self, other: Regularizer | Sequence[Regularizer]) -> list[Regularizer]:
+        return as_regularizers(self) + as_regularizers(other)
+
+
+def as_regularizers(value: Regularizer | Sequence[Regularizer] | None) -> list[Regularizer]:
+    """None, one regularizer, or several, as a list.
+
+    Raises:
+        ConfigError: something that is not a regularizer, or two with one name (their terms would collide).
+    """
+    items = [] if value is None else [value] if isinstance(value, Regularizer) else list(value)
+    for item in items:
+        if not isinstance(item, Regularizer):
+            raise ConfigError(
+                f"{item!r} is not a regularizer.", fix="Pass a toolkit regularizer, a list of them, or None."
+            )
+    seen = [item.name for item in items]
+    if len(set(seen)) < len(seen):
+        raise ConfigError(
+            f"Two regularizers share a name: {seen}.", fix="Merge them into one, or rename one."
+        )
+    return items
+
+
+def linear_warm_up(step: int, steps: int) -> float:
+    """Weight factor that rises linearly from 1/steps to 1 over the first `steps` steps (1 if `steps` is 0)."""
+    return 1.0 if steps <= 0 else min(1.0, (step + 1) / steps)

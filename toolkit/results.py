@@ -1,0 +1,152 @@
+"""`Result`: what every analysis returns. It holds plain arrays and provenance, saves itself and shows itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from toolkit.errors import ResultError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+_CLASSES: dict[str, type[Result]] = {}
+_DRAWING_ROOM = (
+    "toolkit.show.draw"  # a name, not an import: results are computed and stored without the drawing code
+)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Result:
+    """Base of all results; subclasses are dataclasses of tensors, arrays, tables and JSON-able values.
+
+    Attributes:
+        provenance: weights hash, data hash, layer, parameters, versions and thread count of the computation.
+    """
+
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kind: ClassVar[str] = "result"
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        _CLASSES[cls.__name__] = cls
+
+    def table(self) -> pd.DataFrame:
+        """The numbers, one row each."""
+        raise TypeError(f"{type(self).__name__} defines no table")
+
+    def plot(self, **options: Any) -> go.Figure:
+        """An interactive Plotly figure; nothing is shown or printed."""
+        return importlib.import_module(_DRAWING_ROOM).plotly_figure(self, **options)
+
+    def figure(self, path: str | os.PathLike[str], **options: Any) -> Path:
+        """Write the static twin of `plot` (PDF, SVG or PNG by suffix) with matplotlib; no browser is needed."""
+        return importlib.import_module(_DRAWING_ROOM).static_figure(self, Path(path), **options)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the result as one zip of .npy arrays and a JSON header; `toolkit.load_result` reads it back."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        arrays: dict[str, np.ndarray] = {}
+        header = {"class": type(self).__name__, "format": 1, "fields": {}}
+        for field in dataclasses.fields(self):
+            header["fields"][field.name] = _encode(getattr(self, field.name), field.name, arrays)
+        try:
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("result.json", json.dumps(header, indent=1))
+                for name, array in arrays.items():
+                    buffer = io.BytesIO()
+                    np.save(buffer, array, allow_pickle=False)
+                    archive.writestr(f"{name}.npy", buffer.getvalue())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a result written by `save`.
+
+        Raises:
+            ResultError: not a result file, a damaged one, or one of another class.
+        """
+        result = load_result(path)
+        if not isinstance(result, cls):
+            raise ResultError(
+                f"This file holds a {type(result).__name__}, not a {cls.__name__}.", where=str(path)
+            )
+        return result
+
+
+def load_result(path: str | os.PathLike[str]) -> Result:
+    """Read any saved result. No code stored in the file is ever run.
+
+    Raises:
+        ResultError: not a result file, or a damaged one.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            header = json.loads(archive.read("result.json"))
+            arrays = {
+                name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+                for name in archive.namelist()
+                if name.endswith(".npy")
+            }
+        fields = {name: _decode(value, arrays) for name, value in header["fields"].items()}
+        result_class = _CLASSES[header["class"]]
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+        raise ResultError(
+            f"This is not a readable result file ({type(error).__name__}: {error}).",
+            where=str(path),
+            fix="Compute the result again and save it with .save(path).",
+        ) from error
+    return result_class(**fields)
+
+
+def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    if isinstance(value, torch.Tensor):
+        arrays[name] = value.detach().cpu().numpy()
+        return {"tensor": name}
+    if isinstance(value, np.ndarray):
+        arrays[name] = value
+        return {"array": name}
+    if type(value).__name__ == "DataFrame":
+        return {"table": json.loads(value.to_json(orient="split", double_precision=15))}
+    if isinstance(value, dict):
+        items = [[key, _encode(item, f"{name}/{i}", arrays)] for i, (key, item) in enumerate(value.items())]
+        return {"dict": items}
+    if isinstance(value, (list, tuple)):
+        items = [_encode(item, f"{name}/{i}", arrays) for i, item in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": items}
+    if isinstance(value, np.generic):
+        value = value.item()
+    return {"value": value}
+
+
+def _decode(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
+    (kind, value), *_ = entry.items()
+    if kind == "tensor":
+        return torch.from_numpy(arrays[value])
+    if kind == "array":
+        return arrays[value]
+    if kind == "table":
+        import pandas as pd
+
+        return pd.DataFrame(**value)
+    if kind == "dict":
+        return {key: _decode(item, arrays) for key, item in value}
+    if kind in ("list", "tuple"):
+        items = [_decode(item, arrays) for item in value]
+        return tuple(items) if kind == "tuple" else items
+    return value

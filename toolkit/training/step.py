@@ -1,0 +1,188 @@
+"""One training step as one module: the network, the objective and the regularizers behind `forward`.
+
+Fabric wraps this module and nothing else, so every pass that a regularizer makes through the raw network happens
+inside the wrapped call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import ProtocolError
+from toolkit.features.capture import Tape, capture
+from toolkit.objectives.base import Objective
+from toolkit.regularizers.base import Regularizer, StepContext, keyed_generator
+
+
+@dataclasses.dataclass
+class PartialLoss:
+    """One part of a step: its total to back-propagate and its named terms for the history.
+
+    Attributes:
+        total: differentiable scalar (weighted sum), or None if this part had nothing to add.
+        terms: detached, unweighted values by `owner/term`.
+        weights: the weight each regularizer term was multiplied with.
+        gradients: squared gradient norms at the probes, by owner (logging steps only).
+    """
+
+    total: Tensor | None
+    terms: dict[str, Tensor]
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    gradients: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+class TrainingStep(nn.Module):
+    """Network + objective + regularizers; `forward(batch, part, step, ...)` returns one `PartialLoss`.
+
+    Part 0 is the objective and every regularizer that shares its graph. Each deferred regularizer is one further
+    part, computed from detached features after part 0 has been back-propagated.
+
+    Args:
+        network: the raw network; the user's object, not copied.
+        objective: makes the forward pass and the supervised terms.
+        regularizers: added to the objective with their own weights.
+        seed: base seed of the generators handed out.
+        taps: overrides of layer aliases, for example {"head_input": "final:input"}.
+
+    Raises:
+        ProtocolError: the network lacks a method that the objective or a regularizer requires.
+    """
+
+    def __init__(
+        self, network: nn.Module, objective: Objective, regularizers: Sequence[Regularizer] = (), *, seed: int = 0,
+        taps: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.network = network
+        self.objective = objective
+        self.regularizers = tuple(regularizers)
+        self.seed = seed
+        self.taps = dict(taps or {})
+        self._context: StepContext | None = None
+        self._tape: Tape | None = None
+        for owner in (objective, *self.regularizers):
+            require_methods(network, owner.requires, owner.name)
+
+    def parts(self, step: int) -> int:
+        """Number of parts this step has: 1, plus one for every active deferred regularizer."""
+        return 1 + len(self._deferred(step))
+
+    def forward(
+        self, batch: Mapping[str, Any], part: int = 0, step: int = 0, logging: bool = False, stage: int = 0
+    ) -> PartialLoss:
+        """Compute one part; parts must be asked for in order, each back-propagated before the next."""
+        if part == 0:
+            return self._first_part(batch, step, logging, stage)
+        return self._deferred_part(self._deferred(step)[part - 1])
+
+    def _deferred(self, step: int) -> list[Regularizer]:
+        return [r for r in self.regularizers if r.deferred and r.active(step)]
+
+    def _first_part(self, batch: Mapping[str, Any], step: int, logging: bool, stage: int) -> PartialLoss:
+        active = [r for r in self.regularizers if r.active(step)]
+        wanted = tuple(dict.fromkeys(tap for r in active for tap in r.taps))
+        generator = keyed_generator(self.seed, step, self.objective.name)
+        with capture(self.network, wanted, taps=self.taps) as tape:
+            outputs = self.objective.forward_pass(self.network, batch, generator)
+        context = StepContext(
+            batch=batch, model=self.network, outputs=outputs, step=step, logging=logging, stage=stage
+        )
+        objective_terms = self.objective(outputs, batch)
+        objective = torch.stack([term.float() for term in objective_terms.values()]).sum()
+        scale = 1.0
+        for regularizer in active:
+            scale *= regularizer.objective_weight(step)
+        result = PartialLoss(
+            total=objective * scale if scale != 1.0 else objective,
+            terms={
+                f"{self.objective.name}/{name}": value.detach() for name, value in objective_terms.items()
+            },
+        )
+        for regularizer in active:
+            if not regularizer.deferred:
+                self._add(result, regularizer, self._context_for(regularizer, context, tape))
+        if logging:
+            self._probe_objective(result, objective, active, context, tape)
+        if any(r.deferred for r in active):
+            self._context, self._tape = dataclasses.replace(context, outputs=None), tape.detached()
+        return result
+
+    def _deferred_part(self, regularizer: Regularizer) -> PartialLoss:
+        if self._context is None or self._tape is None:
+            raise ProtocolError("A deferred part was asked for before part 0 of the same step.")
+        context = self._context_for(regularizer, self._context, self._tape)
+        result = PartialLoss(total=None, terms={})
+        self._add(result, regularizer, context)
+        if regularizer is self._deferred(context.step)[-1]:
+            self._context = self._tape = None
+        return result
+
+    def _context_for(self, regularizer: Regularizer, context: StepContext, tape: Tape) -> StepContext:
+        features = {name: tensor for tap in regularizer.taps for name, tensor in tape.matching(tap).items()}
+        generator = keyed_generator(self.seed, context.step, regularizer.name)
+        return dataclasses.replace(context, features=features, generator=generator)
+
+    def _add(self, result: PartialLoss, regularizer: Regularizer, context: StepContext) -> None:
+        with (
+            torch.autocast(context.batch["image"].device.type, enabled=False)
+            if not regularizer.deferred
+            else _null()
+        ):
+            terms = regularizer(context)
+        weights = regularizer.weights(context.step)
+        addition = torch.stack([weights[name] * term.float() for name, term in terms.items()]).sum()
+        result.total = addition if result.total is None else result.total + addition
+        result.terms |= {f"{regularizer.name}/{name}": term.detach() for name, term in terms.items()}
+        result.weights |= {f"{regularizer.name}/{name}": weights[name] for name in terms}
+        if context.logging:
+            result.gradients[regularizer.name] = _squared_norm(addition, regularizer.gradient_probes(context))
+
+    def _probe_objective(
+        self,
+        result: PartialLoss,
+        objective: Tensor,
+        active: Sequence[Regularizer],
+        context: StepContext,
+        tape: Tape,
+    ) -> None:
+        for regularizer in active:
+            features = self._context_for(regularizer, context, tape).features
+            probes = regularizer.gradient_probes(dataclasses.replace(context, features=features))
+            key = f"{self.objective.name}@{regularizer.name}"
+            result.gradients[key] = _squared_norm(objective, probes)
+
+
+def require_methods(network: nn.Module, methods: Sequence[str], owner: str) -> None:
+    """Check a structural need.
+
+    Raises:
+        ProtocolError: a method is missing; the message lists the needed ones the network does offer.
+    """
+    missing = [name for name in methods if not callable(getattr(network, name, None))]
+    if missing:
+        offered = [name for name in methods if name not in missing]
+        public = [n for n in dir(type(network)) if not n.startswith("_") and n not in dir(nn.Module)]
+        raise ProtocolError(
+            f"{owner!r} needs a network with {', '.join(methods)}; {type(network).__name__} lacks {', '.join(missing)}.",
+            where=f"offered: {', '.join(offered) or 'none of them'}; its own public names: {', '.join(public) or 'none'}",
+            fix="Use toolkit.fast_slow_network(...), or give your network these methods.",
+        )
+
+
+def _squared_norm(loss: Tensor, probes: Sequence[Tensor]) -> Tensor:
+    tracked = [probe for probe in probes if probe.requires_grad]
+    if not tracked or not loss.requires_grad:
+        return loss.new_zeros(())
+    gradients = torch.autograd.grad(loss, tracked, retain_graph=True, allow_unused=True)
+    return sum((g.float().pow(2).sum() for g in gradients if g is not None), loss.new_zeros(()))
+
+
+def _null() -> torch.autograd.graph.saved_tensors_hooks | Any:
+    import contextlib
+
+    return contextlib.nullcontext()
