@@ -1,0 +1,1 @@
+"""Data: manifests, volumes and their geometry, tasks, loaders and embedded phantoms."""

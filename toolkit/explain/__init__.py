@@ -1,0 +1,1 @@
+"""Explain: targets, Grad-CAM and masked latents."""

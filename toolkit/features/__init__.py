@@ -1,0 +1,1 @@
+"""Features: layer names, scoped capture, extraction and the store on disk."""

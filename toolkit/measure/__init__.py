@@ -1,0 +1,1 @@
+"""Measure: segmentation metrics, similarity, projection, drift, transfer and statistics."""

@@ -1,0 +1,1 @@
+"""Networks: the plain U-Net and the papers' own, and safe loading of weights."""

@@ -1,0 +1,1 @@
+"""Objectives: the supervised part of a method, forward pass included."""

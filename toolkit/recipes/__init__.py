@@ -1,0 +1,1 @@
+"""Recipes: the papers' settings as data."""

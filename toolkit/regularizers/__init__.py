@@ -1,0 +1,1 @@
+"""Regularizers: the protocol and the papers' feature losses."""

@@ -1,0 +1,1 @@
+"""Show: figures, reports and the demonstration."""
