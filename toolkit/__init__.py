@@ -23,7 +23,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
 _SUBMODULES = ("recipes", "widgets")
 
 _HOME = {name: module for module, public in _ROOMS.items() for name in public}
-__all__ = sorted([*_HOME])  # noqa: PLE0605 - built from the table above
+__all__ = sorted([*_HOME])
 
 
 def __getattr__(name: str) -> Any:
