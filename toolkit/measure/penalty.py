@@ -1,0 +1,76 @@
+"""What an undefined surface distance counts when cases are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from toolkit.errors import ConfigError, ResultError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NEEDED = ("class", "metric", "value", "status", "unit", "diagonal", "rule")
+
+
+def penalised(table: pd.DataFrame, penalty: str | float, by: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
+    """The table with undefined distances filled in, a column `excluded`, and the policy in words.
+
+    Legacy tables already hold a number for every case and are left as they are.
+
+    Raises:
+        ResultError: missing columns, mixed rules or units, or a diagonal that is not known.
+        ConfigError: an unknown policy, or a fixed distance below a measured one.
+    """
+    _check(table, by)
+    table = table.copy()
+    legacy = str(table["rule"].iloc[0]) if len(table) else "toolkit"
+    undefined = table["value"].isna() & table["status"].isin(["missed", "spurious"])
+    words = legacy
+    if legacy == "toolkit" and penalty == "diagonal":
+        if table.loc[undefined, "diagonal"].isna().any():
+            raise ResultError("A missed organ has no image diagonal.", fix='Use penalty="undefined".')
+        table["value"] = table["value"].where(~undefined, table["diagonal"])
+        words = "image diagonal"
+    elif legacy == "toolkit" and penalty == "undefined":
+        words = "undefined if any organ is missed or spurious"
+    elif legacy == "toolkit":
+        table["value"] = table["value"].where(~undefined, _fixed(table, penalty))
+        words = f"{float(penalty):g}"
+    table["excluded"] = table["value"].isna() & (table["status"] == "both_absent")
+    return table, words
+
+
+def _check(table: pd.DataFrame, by: Sequence[str]) -> None:
+    missing = [name for name in (*_NEEDED, *by) if name not in table.columns]
+    if missing:
+        raise ResultError(
+            f"The table lacks the columns {missing}.",
+            fix="Pass what segmentation_metrics returned, with further columns added if you like.",
+        )
+    for column, subset in (("rule", table), ("unit", table[table["unit"] != ""])):
+        found = list(subset[column].unique())
+        if len(found) > 1:
+            raise ResultError(
+                f"The table mixes {column}s: {found}; their mean would mean nothing.",
+                fix=f"Aggregate one {column} at a time.",
+            )
+
+
+def _fixed(table: pd.DataFrame, penalty: str | float) -> float:
+    try:
+        value = float(penalty)
+    except ValueError:
+        raise ConfigError(
+            f"There is no penalty policy called {penalty!r}.", fix='Use "diagonal", "undefined" or a number.'
+        ) from None
+    longest = table.loc[table["unit"] != "", "value"].max()
+    if not np.isfinite(value) or (np.isfinite(longest) and value < longest):
+        raise ConfigError(
+            f"A penalty of {value:g} is below the longest measured distance ({longest:g}): "
+            "missing an organ would improve the mean.",
+            fix='Take a larger number or "diagonal".',
+        )
+    return value

@@ -1,0 +1,257 @@
+"""Overlap and surface distance of label maps: each number with a status, so that a missed organ cannot hide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from toolkit.errors import ConfigError, DataError
+from toolkit.measure.penalty import penalised
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS = ("dice", "iou", "hd95", "assd")
+DISTANCES = ("hd95", "assd")
+STATUSES = ("ok", "missed", "spurious", "both_absent")
+
+# What a paper's own script writes when a mask is empty: status -> (dice, iou, hd95, assd); absent = as computed.
+LEGACY_RULES: dict[str, dict[str, tuple[float, float, float, float]]] = {
+    "selfreg": {
+        "missed": (0.0, 0.0, 0.0, 0.0),
+        "spurious": (1.0, 1.0, 0.0, 0.0),
+        "both_absent": (0.0, 0.0, 0.0, 0.0),
+    },
+    "latent_augmentation": {"both_absent": (0.0, 0.0, math.nan, math.nan)},
+    "med_disseg": {"both_absent": (1.0, 1.0, math.nan, math.nan)},
+}
+
+
+def segmentation_metrics(
+    prediction: Tensor | np.ndarray,
+    reference: Tensor | np.ndarray,
+    spacing: Sequence[float] | None = None,
+    classes: Mapping[int, str] | Iterable[int] | None = None,
+    legacy: bool | str = False,
+) -> pd.DataFrame:
+    """Dice, IoU, HD95 and ASSD of every foreground class of one case.
+
+    HD95 is the 95th percentile (linear interpolation) of the distances from every border voxel of one mask to the
+    border of the other, both directions in one list; ASSD is the mean of that list. A border voxel is one that an
+    erosion with face connectivity removes; what lies beyond the image counts as outside.
+
+    Status of a class: `ok`, `missed` (only in the reference), `spurious` (only in the prediction), `both_absent`.
+    A missed or spurious class has Dice and IoU 0 and undefined (NaN) distances; a class absent from both has no
+    value at all. `aggregate` knows what to do with them.
+
+    Args:
+        prediction: integer label map, (H, W) or (D, H, W).
+        reference: integer label map of the same shape.
+        spacing: mm along each axis; None = unknown, and distances are in pixels or voxels.
+        classes: {label: name}, or labels; label 0 is background and is not scored. If 0 is among them the list is
+            complete and any other label is an error, else other labels count as background. None = every label
+            found, named by its number.
+        legacy: True or "selfreg" for the script behind SelfReg-UNet's tables (a false alarm scores Dice 1 and
+            HD95 0, everything else with an empty mask 0; unit spacing), "latent_augmentation" (both absent: Dice
+            0), "med_disseg" (both absent: Dice 1). For comparison with published tables only.
+
+    Returns:
+        One row per class and metric: class, metric, value, status, unit (of a distance), diagonal (of the image,
+        in that unit) and rule ("toolkit" or "legacy: ...").
+
+    Raises:
+        DataError: shapes differ, not a 2D or 3D map, values that are not whole numbers, labels not in `classes`.
+        ConfigError: spacing that does not fit, or an unknown legacy rule.
+    """
+    import pandas as pd
+
+    rule = _legacy_rule(legacy)
+    predicted, expected = _label_map(prediction, "prediction"), _label_map(reference, "reference")
+    if predicted.shape != expected.shape:
+        raise DataError(
+            f"Prediction {predicted.shape} and reference {expected.shape} have different shapes.",
+            fix="Bring the prediction back to the grid of the reference (nearest neighbour) before scoring it.",
+        )
+    step, unit = _voxel_step(None if rule == "selfreg" else spacing, expected.ndim)
+    diagonal = math.dist((0.0,) * expected.ndim, [n * s for n, s in zip(expected.shape, step, strict=True)])
+    rows: list[dict[str, Any]] = []
+    for label, name in _foreground(classes, predicted, expected).items():
+        values, status = _class_metrics(predicted == label, expected == label, step)
+        if rule is not None:
+            values = LEGACY_RULES[rule].get(status, values)
+        for metric, value in zip(METRICS, values, strict=True):
+            distance = metric in DISTANCES
+            rows.append(
+                {
+                    "class": name,
+                    "metric": metric,
+                    "value": value,
+                    "status": status,
+                    "unit": unit if distance else "",
+                    "diagonal": diagonal if distance else math.nan,
+                    "rule": "toolkit" if rule is None else f"legacy: {rule}",
+                }
+            )
+    return pd.DataFrame(rows, columns=["class", "metric", "value", "status", "unit", "diagonal", "rule"])
+
+
+def aggregate(table: pd.DataFrame, penalty: str | float = "diagonal", by: Sequence[str] = ()) -> pd.DataFrame:
+    """Mean over cases per class and metric, then over classes; missing an organ never improves a number.
+
+    A missed or spurious organ enters with Dice and IoU 0, and with a distance that the policy names:
+    "diagonal" = the diagonal of its image (no distance inside the image is longer), "undefined" = the mean becomes
+    NaN, a number = that distance, which must not be below any distance measured. A class absent from reference
+    and prediction is left out and counted.
+
+    Args:
+        table: rows of `segmentation_metrics` of one or many cases, with any columns added.
+        penalty: policy for undefined distances; it is stored beside each number.
+        by: further columns to group by, for example `["site"]`.
+
+    Returns:
+        One row per group, class and metric, and one with class "mean" (mean of the classes' means, counts summed):
+        value, sd (over cases), cases (that entered), ok, missed, spurious, both_absent, unit, penalty.
+
+    Raises:
+        ResultError: a table with missing columns, several rules or units mixed.
+        ConfigError: an unknown policy, or a number below a measured distance.
+    """
+    import pandas as pd
+
+    by = list(by)
+    filled, policy = penalised(table, penalty, by)
+    rows: list[dict[str, Any]] = []
+    for key, group in filled.groupby([*by, "metric"], sort=False, dropna=False):
+        head = dict(zip([*by, "metric"], key, strict=True))
+        named = "" if head["metric"] not in DISTANCES else policy
+        parts = [
+            {**head, "class": name, **_summary(part)}
+            for name, part in group.groupby("class", sort=False, dropna=False)
+        ]
+        means = [part["value"] for part in parts if part["cases"]]
+        total = {name: sum(part[name] for part in parts) for name in ("cases", *STATUSES)}
+        mean = float(np.mean(means)) if means else math.nan
+        parts.append({**head, "class": "mean", "value": mean, "sd": math.nan, **total})
+        rows += [{**part, "unit": group["unit"].iloc[0], "penalty": named} for part in parts]
+    columns = [*by, "class", "metric", "value", "sd", "cases", *STATUSES, "unit", "penalty"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _summary(part: pd.DataFrame) -> dict[str, Any]:
+    entered = part.loc[~part["excluded"], "value"].to_numpy(dtype=float)
+    counts = {status: int((part["status"] == status).sum()) for status in STATUSES}
+    value = float(entered.mean()) if entered.size else math.nan
+    spread = float(entered.std(ddof=1)) if entered.size > 1 else math.nan
+    return {"value": value, "sd": spread, "cases": int(entered.size), **counts}
+
+
+def _class_metrics(
+    predicted: np.ndarray, expected: np.ndarray, step: Sequence[float]
+) -> tuple[tuple[float, float, float, float], str]:
+    n_predicted, n_expected = int(predicted.sum()), int(expected.sum())
+    if not n_predicted and not n_expected:
+        return (math.nan,) * 4, "both_absent"
+    if not n_predicted or not n_expected:
+        return (0.0, 0.0, math.nan, math.nan), "spurious" if n_predicted else "missed"
+    common = int((predicted & expected).sum())
+    dice = 2 * common / (n_predicted + n_expected)
+    iou = common / (n_predicted + n_expected - common)
+    both = np.concatenate(surface_distances(predicted, expected, step))
+    hd95 = float(np.percentile(both, 95, method="linear"))
+    return (dice, iou, hd95, float(both.mean())), "ok"
+
+
+def surface_distances(
+    first: np.ndarray, second: np.ndarray, spacing: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances from each border voxel of one mask to the nearest border voxel of the other, and back.
+
+    Args:
+        first: boolean mask (*S), not empty.
+        second: boolean mask (*S), not empty.
+        spacing: size of a voxel along each axis; the distances have its unit.
+    """
+    from scipy import ndimage
+
+    box = _joint_box(first | second)  # both borders lie inside, so nothing outside can matter
+    first, second = first[box], second[box]
+    face = ndimage.generate_binary_structure(first.ndim, 1)
+    border_first = first & ~ndimage.binary_erosion(first, face)
+    border_second = second & ~ndimage.binary_erosion(second, face)
+    to_second = ndimage.distance_transform_edt(~border_second, sampling=spacing)
+    to_first = ndimage.distance_transform_edt(~border_first, sampling=spacing)
+    return to_second[border_first], to_first[border_second]
+
+
+def _joint_box(mask: np.ndarray) -> tuple[slice, ...]:
+    box = []
+    for axis in range(mask.ndim):
+        used = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(int(used[0]), int(used[-1]) + 1))
+    return tuple(box)
+
+
+def _label_map(value: Tensor | np.ndarray, name: str) -> np.ndarray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise DataError(
+            f"A label map has 2 or 3 axes; this one has the shape {array.shape}.",
+            where=name,
+            fix="Pass one case without batch or channel axis; take the argmax of logits over the channels first.",
+        )
+    if array.dtype.kind in "bui":
+        return array.astype(np.int64)
+    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.round(array)).all():
+        return array.astype(np.int64)
+    raise DataError(
+        "A label map holds whole numbers; this one does not.",
+        where=f"{name} ({array.dtype})",
+        fix="Take the argmax of logits, or threshold probabilities, before scoring them.",
+    )
+
+
+def _foreground(
+    classes: Mapping[int, str] | Iterable[int] | None, predicted: np.ndarray, expected: np.ndarray
+) -> dict[int, Any]:
+    found = sorted({int(v) for v in np.unique(predicted)} | {int(v) for v in np.unique(expected)})
+    if classes is None:
+        return {label: label for label in found if label != 0}
+    named = dict(classes) if isinstance(classes, Mapping) else {label: label for label in classes}
+    if not all(isinstance(label, (int, np.integer)) for label in named):
+        raise ConfigError(
+            "Classes are given by their integer label.", where=str(named), fix='For example {1: "LV"}.'
+        )
+    unknown = [label for label in found if label not in named]
+    if 0 in named and unknown:
+        raise DataError(
+            f"The label maps hold {unknown}, which `classes` does not name.",
+            where=str(named),
+            fix="Name them, remap them (0/255 to 0/1), or leave 0 out of `classes` to score only some of them.",
+        )
+    return {int(label): name for label, name in named.items() if label != 0}
+
+
+def _voxel_step(spacing: Sequence[float] | None, dims: int) -> tuple[tuple[float, ...], str]:
+    if spacing is None:
+        return (1.0,) * dims, "pixels" if dims == 2 else "voxels"
+    step = tuple(float(value) for value in spacing)
+    if len(step) != dims or not all(math.isfinite(value) and value > 0 for value in step):
+        raise ConfigError(
+            f"The spacing {step} does not fit a map with {dims} axes.",
+            fix=f"Give {dims} positive numbers in mm, or None if it is unknown.",
+        )
+    return step, "mm"
+
+
+def _legacy_rule(legacy: bool | str) -> str | None:
+    if legacy is False or legacy is True:
+        return "selfreg" if legacy else None
+    if legacy not in LEGACY_RULES:
+        raise ConfigError(
+            f"There is no legacy rule called {legacy!r}.", fix=f"Known: {', '.join(LEGACY_RULES)}."
+        )
+    return legacy
