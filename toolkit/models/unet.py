@@ -116,6 +116,10 @@ class UNet(nn.Module):
                 "dims": dims, "norm": norm,
             },
         }  # fmt: skip
+        self.toolkit_taps: dict[str, str] = {
+            "head_input": "head:input", "pre_activation": "decoder.1.conv.norm2", "bottleneck": "bottleneck",
+            **{f"decoder_{k}": f"decoder.{k}" for k in levels},
+        }  # fmt: skip
 
     @property
     def divisor(self) -> int:

@@ -1,0 +1,237 @@
+"""`capture`: live activations of any network by layer name, through hooks that exist only inside the block."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from toolkit.errors import LayerError
+from toolkit.features.modules import LayerName, eager, glob_match, is_glob, named, unwrap
+from toolkit.features.names import AliasUnknown, Request, closest, find_requests
+from toolkit.features.trace import trace_calls
+
+
+class Tape(Mapping[str, Tensor]):
+    """Captured tensors by the name asked for (globs: by full path), of the network's latest forward pass."""
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor] | None = None, patterns: Mapping[str, str] | None = None
+    ):
+        self._tensors: dict[str, Tensor] = dict(tensors or {})
+        self._patterns: dict[str, str] = dict(patterns or {})
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise LayerError(
+                f"{name!r} is not on this tape.",
+                where="tape",
+                fix=f"It holds: {', '.join(self._tensors) or 'nothing yet; run the network first'}.",
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def matching(self, pattern: str) -> dict[str, Tensor]:
+        """Tensors that were asked for with this pattern, or whose name it matches.
+
+        Raises:
+            LayerError: nothing on the tape matches.
+        """
+        if pattern in self._tensors:
+            return {pattern: self._tensors[pattern]}
+        found = {
+            name: tensor
+            for name, tensor in self._tensors.items()
+            if self._patterns.get(name) == pattern or (is_glob(pattern) and glob_match(name, pattern))
+        }
+        return found or {pattern: self[pattern]}
+
+    def detached(self) -> Tape:
+        """The same values without their graph (storage is shared)."""
+        return Tape({name: tensor.detach() for name, tensor in self._tensors.items()}, self._patterns)
+
+
+@contextlib.contextmanager
+def capture(
+    model: nn.Module, patterns: str | Sequence[str], *, taps: Mapping[str, str] | None = None, detach: bool = False,
+    clone: bool = True,
+) -> Iterator[Tape]:  # fmt: skip
+    """Record activations while the network runs inside the block.
+
+    The recorded tensor is the one the network goes on with, so losses on it reach the layers before it and
+    `torch.autograd.grad(score, tape[name])` is the gradient at that layer. The network itself continues with a copy
+    (`clone`), so a later in-place activation cannot overwrite what was recorded. Wrapped networks are unwrapped and
+    compiled ones run eagerly inside the block. A new call of the network starts a new recording.
+
+    Args:
+        model: any network.
+        patterns: layer names, globs or aliases; see `toolkit.layers`. None at all means no hooks at all.
+        taps: overrides of aliases, for example {"head_input": "final:input"}.
+        detach: record without the graph.
+        clone: copy each recorded tensor; turn off only for networks without in-place operations.
+
+    Raises:
+        LayerError: a name that matches nothing, or on leaving the block a layer that never ran or that does not
+            return one tensor; the message offers the closest names.
+    """
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    tape = Tape()
+    if not wanted:
+        yield tape
+        return
+    recorder = _Recorder(unwrap(model), wanted, taps, tape, detach, clone)
+    with eager(model):
+        try:
+            recorder.attach()
+            yield tape
+        finally:
+            recorder.remove()
+    recorder.check()
+
+
+class _Recorder:
+    """The hooks of one `capture` block."""
+
+    def __init__(
+        self, network: nn.Module, wanted: list[str], taps: Mapping[str, str] | None, tape: Tape, detach: bool,
+        clone: bool,
+    ) -> None:  # fmt: skip
+        self.network, self.wanted, self.taps, self.tape = network, wanted, taps, tape
+        self.detach, self.clone = detach, clone
+        self.requests: list[Request] | None = None
+        self.handles: list[Any] = []
+        self.counts: dict[tuple[str, str], int] = {}
+        self.not_tensors: dict[LayerName, str] = {}
+        self.observing = False
+
+    def attach(self) -> None:
+        """Add the hooks; aliases that only a forward pass can resolve are looked up when the first one begins."""
+        self.handles.append(self.network.register_forward_pre_hook(self._begin, with_kwargs=True))
+        with contextlib.suppress(AliasUnknown):
+            self._attach_layers()
+
+    def remove(self) -> None:
+        """Remove every hook."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def check(self) -> None:
+        """Refuse to end with a requested layer missing.
+
+        Raises:
+            LayerError: see `capture`.
+        """
+        if self.requests is None:
+            raise LayerError(
+                f"The aliases among {self.wanted} could not be resolved: the network was never called.",
+                where=type(self.network).__name__,
+                fix='Call the network inside the block, or say where they are: taps={"head_input": "..."}.',
+            )
+        missing = [r for r in self.requests if r.key not in self.tape and r.required]
+        globs = {r.pattern for r in self.requests} - {
+            r.pattern for r in self.requests if r.key in self.tape or r.required
+        }
+        for request in [*missing, *(r for r in self.requests if r.pattern in globs)]:
+            raise self._missing(request)
+
+    def _attach_layers(self) -> None:
+        self.requests = find_requests(self.network, self.wanted, self.taps)
+        modules = named(self.network)
+        places: dict[tuple[str, str], list[Request]] = {}
+        for request in self.requests:
+            self.tape._patterns[request.key] = request.pattern
+            places.setdefault((request.layer.path, request.layer.port), []).append(request)
+        for (path, port), requests in places.items():
+            self.handles.append(self._hook(modules[path], path, port, requests))
+
+    def _begin(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if self.observing:
+            return
+        if self.requests is None:
+            self.observing = True
+            try:
+                trace_calls(self.network, *arguments, **keywords)
+            finally:
+                self.observing = False
+            self._attach_layers()
+        self.counts.clear()
+        self.tape._tensors.clear()
+
+    def _hook(self, module: nn.Module, path: str, port: str, requests: list[Request]) -> Any:
+        if port == "output":
+            return module.register_forward_hook(
+                lambda _, __, output: self._output(path, requests, output), always_call=False
+            )
+        return module.register_forward_pre_hook(
+            lambda _, arguments, keywords: self._input(path, requests, arguments, keywords), with_kwargs=True
+        )
+
+    def _output(self, path: str, requests: list[Request], output: Any) -> Tensor | None:
+        hits = self._hits(path, "output", requests)
+        if not hits:
+            return None
+        if not isinstance(output, Tensor):
+            self.not_tensors[hits[0].layer] = type(output).__name__
+            return None
+        return self._record(hits, output)
+
+    def _input(
+        self, path: str, requests: list[Request], arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        hits = self._hits(path, "input", requests)
+        if not hits:
+            return None
+        if arguments and isinstance(arguments[0], Tensor):
+            onward = self._record(hits, arguments[0])
+            return None if onward is None else ((onward, *arguments[1:]), keywords)
+        for name, value in keywords.items():
+            if not arguments and isinstance(value, Tensor):
+                onward = self._record(hits, value)
+                return None if onward is None else (arguments, {**keywords, name: onward})
+        self.not_tensors[hits[0].layer] = type(arguments[0]).__name__ if arguments else "nothing"
+        return None
+
+    def _hits(self, path: str, port: str, requests: list[Request]) -> list[Request]:
+        count = self.counts[path, port] = self.counts.get((path, port), 0) + 1
+        return [request for request in requests if request.layer.call == count]
+
+    def _record(self, requests: list[Request], tensor: Tensor) -> Tensor | None:
+        """Record the tensor and return the copy that the network goes on with (None: the tensor itself)."""
+        onward = None
+        if self.detach:
+            kept = tensor.detach().clone() if self.clone else tensor.detach()
+        else:
+            kept, onward = tensor, tensor.clone() if self.clone else None
+        for request in requests:
+            self.tape._tensors[request.key] = kept
+        return onward
+
+    def _missing(self, request: Request) -> LayerError:
+        layer = request.layer
+        if layer in self.not_tensors:
+            children = [n for n in named(self.network) if n.startswith(f"{layer.path}.")]
+            return LayerError(
+                f"The layer {request.key!r} gives {self.not_tensors[layer]}, not one tensor.",
+                where=str(layer),
+                fix=f"Name a layer inside it: {', '.join(children[:8]) or 'it has none'}.",
+            )
+        calls = self.counts.get((layer.path, layer.port), 0)
+        ran = "it never ran" if not calls else f"it ran {calls} time{'s' * (calls > 1)} only"
+        names = [n for n in named(self.network) if n != layer.path]
+        return LayerError(
+            f"The layer {request.key!r} was not captured: {ran} inside the block.",
+            where=str(layer),
+            fix=f"Run the network inside the block, or ask for another layer. Closest names: {closest(layer.path, names)}.",
+        )

@@ -1,0 +1,216 @@
+"""Layer names: paths, globs and aliases of any network, and the table that lists them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from toolkit.errors import LayerError
+from toolkit.features.modules import LayerName, glob_match, is_container, is_glob, named, parse, unwrap
+from toolkit.features.trace import Trace, cached_trace, trace_calls
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ALIASES = ("head_input", "pre_activation", "bottleneck", "decoder_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One layer to observe.
+
+    Attributes:
+        key: the name under which it is handed out: as asked for, or the full path if a glob found it.
+        layer: where it is.
+        pattern: what was asked for.
+        required: False if a glob found it, so that a module which never runs is left out in silence.
+    """
+
+    key: str
+    layer: LayerName
+    pattern: str
+    required: bool
+
+
+class AliasUnknown(LookupError):
+    """An alias that only an observed forward pass can resolve."""
+
+
+def layers(model: nn.Module, example: Any = None, *, taps: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """List the layers of a network that can be named, in the order in which they return.
+
+    Layer names are `named_modules()` paths of modules that are called and return one tensor; `path:input` is the
+    module's input, `path#2` the second call of a reused module. In globs `*` stays within one dotted segment
+    (`decoder.*` is the blocks of `decoder`), `**` spans segments.
+
+    Aliases, for networks that do not state their own in a dict attribute `toolkit_taps`:
+
+    * head = the last called convolution or linear layer with kernel 1 whose output has the output's channel count
+      (with the output's own shape if there is one; any kernel if none has 1); `head_input` is its input;
+    * `pre_activation` = the last normalisation layer called before the head;
+    * `bottleneck` = the last module to return the smallest spatial size (sizes of a single voxel do not count);
+    * `decoder_k` = the last module before the head to return the k-th distinct size, counted from the output, of
+      those that occur after the bottleneck.
+
+    `taps={"head_input": "out.conv:input"}` overrides them.
+
+    Args:
+        model: any network.
+        example: an input of the network: tensor or array (C, *S) or (B, C, *S), case, or dict with "image".
+            None makes one of zeros from the first convolution's channels.
+        taps: overrides of aliases.
+
+    Returns:
+        Columns name, aliases, kind, shape, mb (of the output if captured, 10^6 bytes).
+    """
+    import pandas as pd
+
+    trace = _trace_example(model, example)
+    by_layer: dict[str, list[str]] = {}
+    for alias, name in known_aliases(unwrap(model), taps, trace).items():
+        by_layer.setdefault(str(dataclasses.replace(parse(name), port="output")), []).append(alias)
+    rows = [
+        {
+            "name": str(call.name),
+            "aliases": ", ".join(by_layer.get(str(call.name), [])),
+            "kind": call.kind,
+            "shape": call.shape,
+            "mb": round(call.megabytes, 6),
+        }
+        for call in trace.calls
+    ]
+    return pd.DataFrame(rows, columns=["name", "aliases", "kind", "shape", "mb"])
+
+
+def resolve(
+    model: nn.Module,
+    patterns: str | Sequence[str],
+    example: Any = None,
+    taps: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Full layer names of paths, globs and aliases, in the order asked for, without repeats.
+
+    Args:
+        model: any network.
+        patterns: names, globs or aliases.
+        example: an input; needed only to find aliases on a network that states none and was not observed yet.
+        taps: overrides of aliases.
+
+    Raises:
+        LayerError: a name or glob that matches nothing; the message offers the closest names.
+    """
+    try:
+        requests = find_requests(model, patterns, taps)
+    except AliasUnknown:
+        _trace_example(model, example)
+        requests = find_requests(model, patterns, taps)
+    return list(dict.fromkeys(str(request.layer) for request in requests))
+
+
+def find_requests(
+    model: nn.Module, patterns: str | Sequence[str], taps: Mapping[str, str] | None = None
+) -> list[Request]:
+    """Resolve patterns without running the network.
+
+    Raises:
+        AliasUnknown: an alias that needs an observed forward pass.
+        LayerError: a name or glob that matches nothing.
+    """
+    network = unwrap(model)
+    modules = named(network)
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    aliases = known_aliases(network, taps, None)
+    trace = None
+    if any(
+        _may_be_alias(pattern) and pattern not in aliases and pattern not in modules for pattern in wanted
+    ):
+        trace = cached_trace(network)
+        aliases = known_aliases(network, taps, trace)
+    found: dict[str, Request] = {}
+    for pattern in wanted:
+        for request in _match(pattern, modules, aliases, trace is not None):
+            found.setdefault(request.key, request)
+    return list(found.values())
+
+
+def known_aliases(network: nn.Module, taps: Mapping[str, str] | None, trace: Trace | None) -> dict[str, str]:
+    """Aliases known now, the user's overrides over the network's own statement over the observed rule."""
+    return {**(trace.aliases if trace else {}), **getattr(network, "toolkit_taps", {}), **(taps or {})}
+
+
+def _match(
+    pattern: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], observed: bool
+) -> list[Request]:
+    if pattern in aliases:
+        layer = parse(aliases[pattern])
+        if layer.path not in modules:
+            raise _unknown(str(layer), modules, aliases, f"alias {pattern!r}")
+        return [Request(pattern, layer, pattern, True)]
+    layer = parse(pattern)
+    if is_glob(pattern):
+        return _match_glob(pattern, layer, modules, aliases, observed)
+    if layer.path not in modules:
+        if _may_be_alias(pattern) and not observed:
+            raise AliasUnknown(pattern)
+        raise _unknown(pattern, modules, aliases)
+    if is_container(modules[layer.path]):
+        inside = [
+            name
+            for name in modules
+            if name.startswith(f"{layer.path}.") and name.count(".") == layer.path.count(".") + 1
+        ]
+        raise LayerError(
+            f"{layer.path!r} is a container that is never called, so it has no output.",
+            where=pattern,
+            fix=f"Name a block inside it: {', '.join(inside[:8])}; or all of them: '{layer.path}.*'.",
+        )
+    return [Request(pattern, layer, pattern, True)]
+
+
+def _match_glob(
+    pattern: str,
+    layer: LayerName,
+    modules: Mapping[str, nn.Module],
+    aliases: Mapping[str, str],
+    observed: bool,
+) -> list[Request]:
+    paths = [p for p, module in modules.items() if glob_match(p, layer.path) and not is_container(module)]
+    found = [dataclasses.replace(layer, path=path) for path in paths]
+    if not found:
+        names = [alias for alias in aliases if glob_match(alias, pattern)]
+        if names:
+            return [Request(alias, parse(aliases[alias]), pattern, True) for alias in names]
+        if _may_be_alias(pattern) and not observed:
+            raise AliasUnknown(pattern)
+        raise _unknown(pattern, modules, aliases)
+    return [Request(str(name), name, pattern, False) for name in found]
+
+
+def _unknown(
+    name: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], where: str = ""
+) -> LayerError:
+    return LayerError(
+        f"No layer matches {name!r}.",
+        where=where,
+        fix=f"Closest names: {closest(name, [*aliases, *modules])}.",
+    )
+
+
+def _may_be_alias(pattern: str) -> bool:
+    return pattern.startswith(_ALIASES) and "." not in pattern
+
+
+def closest(name: str, names: Sequence[str]) -> str:
+    """The names most like `name`, comma separated, for error messages."""
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+    return ", ".join(near or list(names)[:8]) or "the network has no submodules"
+
+
+def _trace_example(model: nn.Module, example: Any) -> Trace:
+    from toolkit.features.inputs import example_input
+
+    return trace_calls(model, example_input(model, example))
