@@ -1,0 +1,112 @@
+"""Where every panel stands, in pixels: both backends draw into the same rectangles."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from itertools import zip_longest
+
+from toolkit.show.panels import Figure, Panel
+
+TITLE_SIZE, SUBTITLE_SIZE, PANEL_SIZE, NOTE_SIZE, TICK_SIZE, CAPTION_SIZE = 16, 12, 12.5, 11, 10.5, 10.5
+MARGIN, GAP = 18, 10
+LINE = 1.35  # line height in units of the font size
+_GLYPH = 0.60  # width of an average glyph in units of the font size, for the wider of the two backends' fonts
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """One panel and the rectangle of its axes; `top` is measured downwards from the figure's upper edge."""
+
+    panel: Panel
+    left: float
+    top: float
+    width: float
+    height: float
+    title: tuple[str, ...]
+    note: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Size of the page in pixels, wrapped texts and placed panels."""
+
+    width: int
+    height: int
+    title: tuple[str, ...]
+    subtitle: tuple[str, ...]
+    caption: tuple[str, ...]
+    placed: tuple[Placed, ...]
+
+
+def wrap(text: str, width: float, size: float) -> tuple[str, ...]:
+    """Lines that fit into `width` pixels at a font size; existing line breaks are kept."""
+    characters = max(8, int(width / (size * _GLYPH)))
+    return tuple(
+        line
+        for part in text.splitlines()
+        for line in textwrap.wrap(part, characters, break_on_hyphens=False) or [""]
+    )
+
+
+def lines_height(lines: tuple[str, ...], size: float) -> float:
+    """Height of wrapped lines in pixels."""
+    return len(lines) * size * LINE
+
+
+def place(figure: Figure, minimum_width: int = 480) -> Layout:
+    """Lay a figure out.
+
+    Args:
+        figure: the figure.
+        minimum_width: the page is never narrower than this, so that captions stay readable.
+    """
+    rows = [row for row in figure.rows if any(panel is not None for panel in row)]
+    columns = _columns(rows)
+    content = max((sum(sum(cell) for cell in row) + GAP * max(0, len(row) - 1) for row in columns), default=0)
+    width = max(minimum_width, round(content + 2 * MARGIN))
+    usable = width - 2 * MARGIN
+    title = wrap(figure.title, usable, TITLE_SIZE)
+    subtitle = wrap(figure.subtitle, usable, SUBTITLE_SIZE)
+    caption = wrap(figure.caption, usable, CAPTION_SIZE)
+    top = MARGIN * 0.7 + lines_height(title, TITLE_SIZE) + lines_height(subtitle, SUBTITLE_SIZE) + 10
+    placed: list[Placed] = []
+    for row, cells in zip(rows, columns, strict=True):
+        texts = [
+            (wrap(panel.title, panel.width + panel.padding()[1], PANEL_SIZE), wrap(panel.note, panel.width + 8, NOTE_SIZE))
+            if panel is not None
+            else ((), ())
+            for panel in row
+        ]  # fmt: skip
+        head = max(lines_height(t, PANEL_SIZE) + lines_height(n, NOTE_SIZE) for t, n in texts) + 5
+        bottom = 0.0
+        for index, panel in enumerate(row):
+            if panel is None:
+                continue
+            start = MARGIN + cells[index][0] + sum(sum(cell) for cell in cells[:index]) + GAP * index
+            placed.append(Placed(panel, start, top + head, panel.width, panel.height, *texts[index]))
+            bottom = max(bottom, panel.height + panel.padding()[2])
+        top += head + bottom + GAP
+    height = round(top + lines_height(caption, CAPTION_SIZE) + MARGIN)
+    return Layout(width, height, title, subtitle, caption, tuple(placed))
+
+
+def _columns(rows: list[list[Panel | None]]) -> list[list[tuple[float, float, float]]]:
+    """Width left of, inside and right of every cell; columns line up where all their panels are of one kind."""
+    sizes = [[_cell(panel) for panel in row] for row in rows]
+    if any(len({type(p) for p in column if p is not None}) > 1 for column in zip_longest(*rows)):
+        return sizes
+    for index in range(max((len(row) for row in rows), default=0)):
+        column = [row[index] for row in sizes if index < len(row)]
+        widest = (max(c[0] for c in column), max(c[1] for c in column), max(c[2] for c in column))
+        for row in sizes:
+            if index < len(row):
+                row[index] = widest
+    return sizes
+
+
+def _cell(panel: Panel | None) -> tuple[float, float, float]:
+    if panel is None:
+        return 0.0, 0.0, 0.0
+    left, right, _ = panel.padding()
+    return float(left), float(panel.width), float(right)

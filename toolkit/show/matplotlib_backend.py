@@ -1,0 +1,334 @@
+"""The static twin: draws a figure with matplotlib to PDF, SVG or PNG. No browser, no pyplot, no global state."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.errors import ResultError
+from toolkit.show import colours, layout
+from toolkit.show.panels import Axes, Bars, Figure, Heatmap, Image, Intervals, Scatter, Series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes as Canvas
+    from matplotlib.figure import Figure as Page
+
+_DPI = 100  # one pixel of the layout is 1/100 inch
+_POINTS = 72 / _DPI  # font sizes are laid out in pixels
+_DASHES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "D", "^", "x", "P")
+_SETTINGS: dict[Any, Any] = {
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "toolkit",
+    "font.family": "DejaVu Sans",
+}
+FORMATS = ("pdf", "svg", "png")
+
+
+def write(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200) -> Path:
+    """Write a figure; the suffix chooses the format.
+
+    Raises:
+        ResultError: a suffix other than .pdf, .svg or .png.
+    """
+    path = Path(path)
+    data = render(figure, path.suffix.lstrip(".").lower(), dpi=dpi, where=str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def render(figure: Figure, kind: str, *, dpi: int = 200, where: str = "") -> bytes:
+    """The bytes of a figure as `pdf`, `svg` or `png`; equal figures give equal bytes."""
+    if kind not in FORMATS:
+        raise ResultError(
+            f"A figure cannot be written as {kind!r}.",
+            where=where,
+            fix="Use a path ending in .pdf, .svg or .png.",
+        )
+    import matplotlib
+
+    dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_SETTINGS):
+        draw(figure).savefig(buffer, format=kind, dpi=dpi, metadata=dates[kind], facecolor="white")
+    return buffer.getvalue()
+
+
+def draw(figure: Figure) -> Page:
+    """A matplotlib figure that belongs to no pyplot session."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Page
+
+    plan = layout.place(figure)
+    page = Page(figsize=(plan.width / _DPI, plan.height / _DPI), dpi=_DPI)
+    FigureCanvasAgg(page)
+    top = layout.MARGIN * 0.7
+    top = _text(page, plan, plan.title, layout.MARGIN, top, layout.TITLE_SIZE, weight="bold")
+    _text(page, plan, plan.subtitle, layout.MARGIN, top + 2, layout.SUBTITLE_SIZE, color=colours.FAINT)
+    names = figure.colours()
+    for one in plan.placed:
+        canvas = page.add_axes(_box(plan, one.left, one.top, one.width, one.height))
+        _style(canvas)
+        _panel(page, canvas, one, plan, names)
+        head = layout.lines_height(one.title, layout.PANEL_SIZE) + layout.lines_height(
+            one.note, layout.NOTE_SIZE
+        )
+        end = _text(page, plan, one.title, one.left, one.top - head - 4, layout.PANEL_SIZE, weight="bold")
+        _text(page, plan, one.note, one.left, end, layout.NOTE_SIZE, color=colours.FAINT)
+    foot = plan.height - layout.lines_height(plan.caption, layout.CAPTION_SIZE) - layout.MARGIN * 0.6
+    _text(page, plan, plan.caption, layout.MARGIN, foot, layout.CAPTION_SIZE, color=colours.FAINT)
+    return page
+
+
+def _box(
+    plan: layout.Layout, left: float, top: float, width: float, height: float
+) -> tuple[float, float, float, float]:
+    return (
+        left / plan.width, 1 - (top + height) / plan.height, width / plan.width, height / plan.height
+    )  # fmt: skip
+
+
+def _text(
+    page: Page,
+    plan: layout.Layout,
+    lines: tuple[str, ...],
+    left: float,
+    top: float,
+    size: float,
+    **style: Any,
+) -> float:
+    style.setdefault("color", colours.TEXT)
+    for line in lines:
+        page.text(
+            left / plan.width,
+            1 - top / plan.height,
+            line,
+            fontsize=size * _POINTS,
+            va="top",
+            ha="left",
+            **style,
+        )
+        top += size * layout.LINE
+    return top
+
+
+def _style(canvas: Canvas) -> None:
+    canvas.tick_params(labelsize=layout.TICK_SIZE * _POINTS, colors=colours.FAINT, length=3, width=0.6)
+    for side, spine in canvas.spines.items():
+        spine.set_color("#aab4bd")
+        spine.set_linewidth(0.6)
+        spine.set_visible(side in ("left", "bottom"))
+
+
+def _panel(
+    page: Page, canvas: Canvas, one: layout.Placed, plan: layout.Layout, names: dict[str, int]
+) -> None:
+    panel = one.panel
+    if isinstance(panel, Image):
+        _image(page, canvas, panel, one, plan)
+    elif isinstance(panel, Heatmap):
+        _heatmap(page, canvas, panel, one, plan)
+    elif isinstance(panel, Axes):
+        _axes(canvas, panel, names)
+
+
+def _image(page: Page, canvas: Canvas, panel: Image, one: layout.Placed, plan: layout.Layout) -> None:
+    rows, columns = panel.pixels.shape[:2]
+    extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    shades = panel.shades()
+    if shades.ndim == 2:
+        canvas.imshow(shades, cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
+    else:
+        canvas.imshow(shades, extent=extent, aspect="auto")
+    if panel.overlay is not None:
+        over = colours.rgba(panel.overlay, *panel.overlay_limits, panel.overlay_scale)
+        canvas.imshow(over, extent=extent, aspect="auto", interpolation="nearest")
+    if panel.labels is not None:
+        for label in [int(v) for v in np.unique(panel.labels) if v > 0]:
+            red, green, blue = (c / 255 for c in colours.class_colour(label))
+            mask = (panel.labels == label).astype(float)
+            if 0 < mask.mean() < 1:
+                canvas.contour(mask, levels=[0.5], colors=[(red, green, blue)], linewidths=1.3)
+    canvas.set(xticks=[], yticks=[], xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+    for spine in canvas.spines.values():
+        spine.set_visible(False)
+    right = one.left + one.width + 6
+    if panel.bar:
+        limits = panel.overlay_limits if panel.overlay is not None else panel.limits or (0.0, 1.0)
+        scale = panel.overlay_scale if panel.overlay is not None else "grey"
+        _bar(page, plan, right, one.top, one.height, limits, scale)
+        right += 56
+    if panel.legend:
+        from matplotlib.patches import Rectangle
+
+        handles = [
+            Rectangle((0, 0), 1, 1, color=tuple(c / 255 for c in colours.class_colour(label)), label=name)
+            for label, name in panel.class_names.items()
+            if label > 0
+        ]
+        _legend(canvas, handles, (right - one.left) / one.width)
+
+
+def _heatmap(page: Page, canvas: Canvas, panel: Heatmap, one: layout.Placed, plan: layout.Layout) -> None:
+    rows, columns = panel.values.shape
+    canvas.imshow(
+        colours.rgba(panel.values, *panel.limits, panel.scale), aspect="auto", interpolation="nearest"
+    )
+    for axis, names, count in (
+        (canvas.xaxis, panel.column_names, columns),
+        (canvas.yaxis, panel.row_names, rows),
+    ):
+        if names is not None:
+            axis.set_ticks(range(count), list(names))
+        else:
+            step = max(1, round(count / 4))
+            axis.set_ticks(range(0, count, step))
+    canvas.set_xlabel(panel.x_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
+    canvas.set_ylabel(panel.y_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
+    for spine in canvas.spines.values():
+        spine.set_visible(False)
+    if panel.annotate:
+        shade = colours.rgba(panel.values, *panel.limits, panel.scale)[..., :3] @ np.array(
+            [0.299, 0.587, 0.114]
+        )
+        for row in range(rows):
+            for column in range(columns):
+                ink = "black" if shade[row, column] > 140 else "white"
+                value = panel.values[row, column]
+                text = "" if np.isnan(value) else f"{value:.2f}"
+                canvas.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+    _bar(page, plan, one.left + one.width + 8, one.top, one.height, panel.limits, panel.scale)
+
+
+def _bar(
+    page: Page,
+    plan: layout.Layout,
+    left: float,
+    top: float,
+    height: float,
+    limits: tuple[float, float],
+    scale: str,
+) -> None:
+    bar = page.add_axes(_box(plan, left, top, 10, height))
+    _style(bar)
+    ramp = np.linspace(limits[1], limits[0], 256)[:, None]
+    bar.imshow(colours.rgba(ramp, *limits, scale), aspect="auto", extent=(0, 1, limits[0], limits[1]))
+    bar.yaxis.tick_right()
+    ticks = [limits[0], (limits[0] + limits[1]) / 2, limits[1]]
+    bar.set_xticks([])
+    bar.set_yticks(ticks, [f"{tick:.2g}" for tick in ticks])
+    bar.tick_params(labelsize=layout.TICK_SIZE * _POINTS * 0.92)
+    for spine in bar.spines.values():
+        spine.set_visible(False)
+
+
+def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
+    canvas.grid(True, color=colours.GRID, linewidth=0.6)
+    canvas.set_axisbelow(True)
+    if panel.log_y:
+        canvas.set_yscale("log")
+    rows: list[str] = []
+    for index, one in enumerate(panel.series):
+        colour = colours.category(names[one.colour or one.name])
+        if isinstance(panel, Intervals):
+            rows = rows or [str(name) for name in one.y]
+            _interval_rows(canvas, one, index, len(panel.series), colour)
+        elif isinstance(panel, Bars):
+            _bar_group(canvas, one, index, len(panel.series), colour)
+        elif isinstance(panel, Scatter):
+            _points(canvas, one, colour)
+        else:
+            _curve(canvas, one, colour)
+    if isinstance(panel, Intervals) and rows:
+        canvas.set_yticks(range(len(rows)), rows)
+        canvas.set_ylim(len(rows) - 0.5, -0.5)
+    if isinstance(panel, Bars) and panel.series:
+        canvas.set_xticks(range(len(panel.series[0].x)), [str(name) for name in panel.series[0].x])
+        canvas.grid(False, axis="x")
+    for x, text in panel.marks:
+        canvas.axvline(x, color=colours.FAINT, linewidth=0.8, linestyle=":")
+        canvas.text(
+            x,
+            1.0,
+            f" {text}",
+            transform=canvas.get_xaxis_transform(),
+            fontsize=7.5,
+            va="top",
+            color=colours.FAINT,
+        )
+    if panel.x_range is not None:
+        canvas.set_xlim(*panel.x_range)
+    if panel.y_range is not None:
+        canvas.set_ylim(*panel.y_range)
+    if isinstance(panel, Scatter) and panel.equal:
+        canvas.set_aspect("equal", adjustable="datalim")
+    canvas.set_xlabel(panel.x_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
+    canvas.set_ylabel(panel.y_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
+    if panel.legend and any(one.name for one in panel.series):
+        _legend(canvas, None, 1.0 + 10 / panel.width)
+
+
+def _legend(canvas: Canvas, handles: list[Any] | None, left: float) -> None:
+    style: dict[str, Any] = {
+        "loc": "upper left", "bbox_to_anchor": (left, 1.02), "frameon": False, "borderaxespad": 0.0,
+        "fontsize": layout.NOTE_SIZE * _POINTS, "handlelength": 1.6, "labelcolor": colours.TEXT,
+    }  # fmt: skip
+    if handles is not None:
+        style["handles"] = handles
+    canvas.legend(**style)
+
+
+def _curve(canvas: Canvas, one: Series, colour: str) -> None:
+    marker = "o" if len(one.x) < 15 else None
+    canvas.plot(
+        one.x, one.y, color=colour, linestyle=_DASHES[one.dash % 4], linewidth=1.5, label=one.name, marker=marker,
+        markersize=3,
+    )  # fmt: skip
+    if one.low is not None and one.high is not None:
+        canvas.fill_between(one.x, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _points(canvas: Canvas, one: Series, colour: str) -> None:
+    canvas.scatter(
+        one.x, one.y, s=one.size**2, c=colour, marker=_MARKERS[one.symbol % len(_MARKERS)], alpha=0.65 if one.size < 8 else 1.0,
+        linewidths=0.8 if one.size >= 8 else 0, edgecolors="black" if one.size >= 8 and one.symbol % 6 != 4 else None,
+        label=one.name, rasterized=len(one.x) > 2000,
+    )  # fmt: skip
+
+
+def _bar_group(canvas: Canvas, one: Series, index: int, count: int, colour: str) -> None:
+    width = 0.8 / count
+    centres = np.arange(len(one.x)) - 0.4 + width * (index + 0.5)
+    values = np.asarray(one.y, dtype=float)
+    canvas.bar(centres, values, width=width * 0.92, color=colour, label=one.name, linewidth=0)
+    if one.low is not None and one.high is not None:
+        spread = np.abs(np.stack([values - np.asarray(one.low), np.asarray(one.high) - values]))
+        canvas.errorbar(
+            centres, values, yerr=spread, fmt="none", ecolor=colours.TEXT, elinewidth=0.9, capsize=2
+        )
+
+
+def _interval_rows(canvas: Canvas, one: Series, index: int, count: int, colour: str) -> None:
+    heights = np.arange(len(one.y)) + (index - (count - 1) / 2) * min(0.28, 0.8 / count)
+    values = np.asarray(one.x, dtype=float)
+    if one.low is not None and one.high is not None:
+        spread = np.maximum(np.stack([values - np.asarray(one.low), np.asarray(one.high) - values]), 0)
+        canvas.errorbar(
+            values, heights, xerr=spread, fmt=_MARKERS[one.symbol % len(_MARKERS)], color=colour, markersize=5,
+            elinewidth=1.6, capsize=2.5, label=one.name,
+        )  # fmt: skip
+    else:
+        canvas.plot(
+            values, heights, _MARKERS[one.symbol % len(_MARKERS)], color=colour, markersize=5, label=one.name
+        )

@@ -1,0 +1,246 @@
+"""A small grammar of figures that both backends draw: a grid of panels, a title and a line of provenance.
+
+Every panel is plain data with its display range; nothing here knows Plotly or matplotlib.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from toolkit.errors import ResultError
+
+
+@dataclasses.dataclass(kw_only=True)
+class Panel:
+    """What all panels share.
+
+    Attributes:
+        title: bold line above the panel.
+        note: small line below the title; says the range that the colours or bars cover.
+        width: inner width in pixels.
+        height: inner height in pixels.
+    """
+
+    title: str = ""
+    note: str = ""
+    width: int = 300
+    height: int = 220
+
+    def padding(self) -> tuple[int, int, int]:
+        """Pixels that tick labels, bars and legends need: left, right, bottom."""
+        return 8, 8, 8
+
+
+@dataclasses.dataclass(kw_only=True)
+class Image(Panel):
+    """A grey or RGB picture, with a signed or positive map or a label map over it.
+
+    Attributes:
+        pixels: (H, W) or (H, W, 3).
+        limits: values shown as black and white; None takes the picture's own range.
+        overlay: (h, w) of any size, stretched over the picture.
+        overlay_limits: display range of the overlay.
+        overlay_scale: name of a colour scale.
+        labels: (H, W) integer map whose classes are drawn as coloured contours.
+        class_names: names for the legend of the contours.
+        aspect: height of a pixel divided by its width (spacing ratio).
+        bar: draw the overlay's colour bar (or the picture's own, without an overlay).
+        legend: name the contours' classes to the right of the picture.
+    """
+
+    pixels: np.ndarray
+    limits: tuple[float, float] | None = None
+    overlay: np.ndarray | None = None
+    overlay_limits: tuple[float, float] = (0.0, 1.0)
+    overlay_scale: str = "diverging_overlay"
+    labels: np.ndarray | None = None
+    class_names: dict[int, str] = dataclasses.field(default_factory=dict)
+    aspect: float = 1.0
+    bar: bool = False
+    legend: bool = False
+
+    def padding(self) -> tuple[int, int, int]:
+        longest = max(map(len, self.class_names.values()), default=0) if self.legend else 0
+        return 8, 8 + (56 if self.bar else 0) + (26 + 7 * longest if longest else 0), 8
+
+    def __post_init__(self) -> None:
+        self.pixels = np.asarray(self.pixels)
+        if self.pixels.ndim not in (2, 3) or (self.pixels.ndim == 3 and self.pixels.shape[2] != 3):
+            raise ResultError(f"A picture is (H, W) or (H, W, 3), not {self.pixels.shape}.")
+        if self.limits is None:
+            finite = self.pixels[np.isfinite(self.pixels)]
+            self.limits = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+
+    def fit(self, side: int) -> Image:
+        """Set the panel's size so that the longer side of the picture measures `side` pixels."""
+        rows, columns = self.pixels.shape[0] * self.aspect, self.pixels.shape[1]
+        self.height = max(24, round(side * rows / max(rows, columns)))
+        self.width = max(24, round(side * columns / max(rows, columns)))
+        return self
+
+    def shades(self) -> np.ndarray:
+        """The picture as uint8 between its limits, (H, W) or (H, W, 3)."""
+        low, high = self.limits or (0.0, 1.0)
+        span = high - low if high > low else 1.0
+        scaled = np.clip((np.nan_to_num(self.pixels.astype(np.float32), nan=low) - low) / span, 0, 1)
+        return np.round(scaled * 255).astype(np.uint8)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Heatmap(Panel):
+    """A matrix with a colour bar.
+
+    Attributes:
+        values: (rows, columns).
+        limits: display range.
+        scale: name of a colour scale.
+        row_names: tick labels of the rows (none: indices).
+        column_names: tick labels of the columns.
+        annotate: write the numbers into the cells.
+    """
+
+    values: np.ndarray
+    limits: tuple[float, float] = (0.0, 1.0)
+    scale: str = "sequential"
+    row_names: Sequence[str] | None = None
+    column_names: Sequence[str] | None = None
+    x_label: str = ""
+    y_label: str = ""
+    annotate: bool = False
+
+    def padding(self) -> tuple[int, int, int]:
+        longest = max((len(name) for name in self.row_names or ("00",)), default=2)
+        return 22 + 7 * longest + (16 if self.y_label else 0), 62, 26 + (18 if self.x_label else 0)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Series:
+    """One named line, set of points or set of bars; equal names get equal colours within a figure.
+
+    Attributes:
+        low: lower ends of intervals, or None.
+        high: upper ends of intervals.
+        colour: name that picks the colour (default: the series' own name).
+        dash: 0 solid, 1 dashed, 2 dotted, 3 dash-dotted.
+        symbol: index of the marker.
+    """
+
+    name: str
+    x: Sequence[Any] | np.ndarray
+    y: Sequence[float] | np.ndarray
+    low: Sequence[float] | np.ndarray | None = None
+    high: Sequence[float] | np.ndarray | None = None
+    colour: str | None = None
+    dash: int = 0
+    symbol: int = 0
+    size: float = 5.0
+    line: bool = True
+    text: Sequence[str] | None = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class Axes(Panel):
+    """Base of the panels with two axes and a legend of their series.
+
+    Attributes:
+        series: what is drawn.
+        x_range: limits of the x axis, None = the data's own range.
+        y_range: limits of the y axis.
+        legend: whether the legend stands to the right of the panel.
+        marks: vertical lines, as (x, text).
+    """
+
+    series: list[Series] = dataclasses.field(default_factory=list)
+    x_label: str = ""
+    y_label: str = ""
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    log_y: bool = False
+    legend: bool = True
+    marks: Sequence[tuple[float, str]] = ()
+
+    def padding(self) -> tuple[int, int, int]:
+        longest = max((len(one.name) for one in self.series), default=0)
+        return 64, (44 + 7 * longest) if self.legend and longest else 20, 46
+
+
+@dataclasses.dataclass(kw_only=True)
+class Lines(Axes):
+    """Curves; a series with `low` and `high` also gets a band."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Scatter(Axes):
+    """Points; `equal` keeps one unit equally long on both axes."""
+
+    equal: bool = False
+
+
+@dataclasses.dataclass(kw_only=True)
+class Bars(Axes):
+    """Grouped bars over categories, with intervals where `low` and `high` are given; bars start at zero."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Intervals(Axes):
+    """Values with intervals, one row each: `x` holds the values, `y` the row names (strings)."""
+
+    def padding(self) -> tuple[int, int, int]:
+        rows = [str(row) for one in self.series for row in one.y]
+        _, right, bottom = super().padding()
+        return 20 + 7 * max(map(len, rows), default=4), right, bottom
+
+
+@dataclasses.dataclass
+class Figure:
+    """A grid of panels.
+
+    Attributes:
+        title: what the figure shows.
+        rows: panels, row by row; None leaves a cell empty.
+        subtitle: how to read it, one or two sentences.
+        caption: provenance line(s), drawn below the panels.
+    """
+
+    title: str
+    rows: list[list[Panel | None]]
+    subtitle: str = ""
+    caption: str = ""
+
+    def panels(self) -> list[Panel]:
+        """All panels, row by row."""
+        return [panel for row in self.rows for panel in row if panel is not None]
+
+    def colours(self) -> dict[str, int]:
+        """Index of the colour of every series name, in order of appearance."""
+        names: dict[str, int] = {}
+        for panel in self.panels():
+            for one in getattr(panel, "series", ()):
+                names.setdefault(one.colour or one.name, len(names))
+        return names
+
+
+def symmetric_limits(values: np.ndarray) -> tuple[float, float]:
+    """Display range (-m, m) with m the largest finite magnitude (1 for an all-zero map)."""
+    finite = np.abs(values[np.isfinite(values)])
+    largest = float(finite.max()) if finite.size else 0.0
+    return (-largest, largest) if largest > 0 else (-1.0, 1.0)
+
+
+def range_note(values: np.ndarray) -> str:
+    """The values' own range in words, as every picture must state it."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return "no finite value"
+    if not finite.any():
+        return "all zero"
+    return f"{_number(float(finite.min()))} to {_number(float(finite.max()))}"
+
+
+def _number(value: float) -> str:
+    text = f"{value:.2g}"
+    return text.replace("-", "\N{MINUS SIGN}", 1) if value < 0 else text

@@ -1,0 +1,328 @@
+"""Draws a figure with Plotly in the rectangles of the layout. Pictures travel as 8-bit data, so pages stay small."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.show import colours, layout
+from toolkit.show.panels import Axes, Bars, Figure, Heatmap, Image, Intervals, Scatter, Series
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
+_LEVELS = 127  # maps are sent as signed or unsigned bytes
+
+
+def draw(figure: Figure) -> go.Figure:
+    """A Plotly figure of fixed size; nothing is shown."""
+    import plotly.graph_objects as go
+
+    plan = layout.place(figure)
+    page = _Page(plan, figure.colours())
+    top = layout.MARGIN * 0.7
+    top = page.write(plan.title, layout.MARGIN, top, layout.TITLE_SIZE, bold=True)
+    page.write(plan.subtitle, layout.MARGIN, top + 2, layout.SUBTITLE_SIZE, colour=colours.FAINT)
+    for one in plan.placed:
+        head = layout.lines_height(one.title, layout.PANEL_SIZE) + layout.lines_height(
+            one.note, layout.NOTE_SIZE
+        )
+        end = page.write(one.title, one.left, one.top - head - 4, layout.PANEL_SIZE, bold=True)
+        page.write(one.note, one.left, end, layout.NOTE_SIZE, colour=colours.FAINT)
+        page.panel(one)
+    foot = plan.height - layout.lines_height(plan.caption, layout.CAPTION_SIZE) - layout.MARGIN * 0.6
+    page.write(plan.caption, layout.MARGIN, foot, layout.CAPTION_SIZE, colour=colours.FAINT)
+    result = go.Figure(data=page.traces)
+    result.update_layout(
+        width=plan.width, height=plan.height, margin={"l": 0, "r": 0, "t": 0, "b": 0}, annotations=page.notes,
+        shapes=page.shapes, plot_bgcolor="white", paper_bgcolor="white", barmode="group", hovermode="closest",
+        font={"family": _FONT, "size": layout.TICK_SIZE, "color": colours.TEXT}, meta={"title": figure.title},
+        template=None, bargap=0.2, **page.axes,
+    )  # fmt: skip
+    return result
+
+
+class _Page:
+    """Collects traces, axes, texts and shapes in pixel coordinates of one layout."""
+
+    def __init__(self, plan: layout.Layout, names: dict[str, int]) -> None:
+        self.plan, self.names = plan, names
+        self.traces: list[Any] = []
+        self.notes: list[dict[str, Any]] = []
+        self.shapes: list[dict[str, Any]] = []
+        self.axes: dict[str, Any] = {}
+        self.count = 0
+        self.legends = 0
+
+    def write(
+        self, lines: tuple[str, ...], left: float, top: float, size: float, *, bold: bool = False,
+        colour: str = colours.TEXT,
+    ) -> float:  # fmt: skip
+        if lines:
+            text = "<br>".join(line.replace("<", "&lt;") for line in lines)
+            self.notes.append({
+                "text": f"<b>{text}</b>" if bold else text, "x": left / self.plan.width, "y": 1 - top / self.plan.height,
+                "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "top", "align": "left",
+                "showarrow": False, "font": {"size": size, "color": colour}, "borderpad": 0,
+            })  # fmt: skip
+        return top + layout.lines_height(lines, size)
+
+    def panel(self, one: layout.Placed) -> None:
+        self.count += 1
+        suffix = "" if self.count == 1 else str(self.count)
+        across = {
+            "domain": [one.left / self.plan.width, (one.left + one.width) / self.plan.width],
+            "anchor": f"y{suffix}", "zeroline": False,
+        }  # fmt: skip
+        up = {
+            "domain": [1 - (one.top + one.height) / self.plan.height, 1 - one.top / self.plan.height],
+            "anchor": f"x{suffix}", "zeroline": False,
+        }  # fmt: skip
+        panel = one.panel
+        if isinstance(panel, Image):
+            self._image(panel, one, suffix, across, up)
+        elif isinstance(panel, Heatmap):
+            self._heatmap(panel, one, suffix, across, up)
+        elif isinstance(panel, Axes):
+            self._axes(panel, one, suffix, across, up)
+        self.axes[f"xaxis{suffix}"], self.axes[f"yaxis{suffix}"] = across, up
+
+    def _bar(self, left: float, one: layout.Placed, ticks: tuple[list[float], list[str]]) -> dict[str, Any]:
+        return {
+            "x": left / self.plan.width, "y": 1 - one.top / self.plan.height, "xref": "paper", "yref": "paper",
+            "xanchor": "left", "yanchor": "top", "len": one.height, "lenmode": "pixels", "thickness": 10, "xpad": 0,
+            "ypad": 0, "outlinewidth": 0, "tickvals": ticks[0], "ticktext": ticks[1],
+        }  # fmt: skip
+
+    def _image(
+        self, panel: Image, one: layout.Placed, suffix: str, across: dict[str, Any], up: dict[str, Any]
+    ) -> None:
+        import plotly.graph_objects as go
+
+        rows, columns = panel.pixels.shape[:2]
+        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+        self.traces.append(go.Image(source=_png(panel.shades()), hoverinfo="skip", **axes))
+        if panel.overlay is not None:
+            low, high = panel.overlay_limits
+            height, width = panel.overlay.shape
+            self.traces.append(go.Heatmap(
+                **_bytes(panel.overlay, low, high), colorscale=colours.plotly_scale(panel.overlay_scale), showscale=panel.bar,
+                x0=-0.5 + columns / width / 2, dx=columns / width, y0=-0.5 + rows / height / 2, dy=rows / height,
+                colorbar=self._bar(one.left + one.width + 6, one, _ticks(low, high)), **axes,
+            ))  # fmt: skip
+        if panel.labels is not None:
+            self._contours(panel, axes)
+        if panel.legend:
+            left = one.left + one.width + 6 + (56 if panel.bar else 0)
+            for line, (label, name) in enumerate((k, v) for k, v in panel.class_names.items() if k > 0):
+                red, green, blue = colours.class_colour(label)
+                self.write(
+                    (f"■ {name}",),
+                    left,
+                    one.top + 16 * line,
+                    layout.NOTE_SIZE,
+                    colour=f"rgb({red},{green},{blue})",
+                )
+        across.update(visible=False, range=[-0.5, columns - 0.5], constrain="domain")
+        up.update(
+            visible=False, range=[rows - 0.5, -0.5], scaleanchor=f"x{suffix}", scaleratio=panel.aspect, constrain="domain"
+        )  # fmt: skip
+
+    def _contours(self, panel: Image, axes: dict[str, str]) -> None:
+        import plotly.graph_objects as go
+
+        assert panel.labels is not None
+        for label in [int(v) for v in np.unique(panel.labels) if v > 0]:
+            red, green, blue = colours.class_colour(label)
+            self.traces.append(go.Contour(
+                z=(panel.labels == label).astype(np.uint8), contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
+                line={"color": f"rgb({red},{green},{blue})", "width": 1.6}, showscale=False, hoverinfo="skip",
+                name=panel.class_names.get(label, str(label)), **axes,
+            ))  # fmt: skip
+
+    def _heatmap(
+        self, panel: Heatmap, one: layout.Placed, suffix: str, across: dict[str, Any], up: dict[str, Any]
+    ) -> None:
+        import plotly.graph_objects as go
+
+        low, high = panel.limits
+        annotate = {"text": _texts(panel.values), "texttemplate": "%{text}"} if panel.annotate else {}
+        self.traces.append(go.Heatmap(
+            **_bytes(panel.values, low, high), colorscale=colours.plotly_scale(panel.scale),
+            colorbar=self._bar(one.left + one.width + 8, one, _ticks(low, high)), xaxis=f"x{suffix}", yaxis=f"y{suffix}",
+            **annotate,
+        ))  # fmt: skip
+        rows, columns = panel.values.shape
+        across.update(
+            title={"text": panel.x_label, "standoff": 6}, range=[-0.5, columns - 0.5], showgrid=False
+        )
+        up.update(title={"text": panel.y_label, "standoff": 6}, range=[rows - 0.5, -0.5], showgrid=False)
+        for axis, names in ((across, panel.column_names), (up, panel.row_names)):
+            if names is not None:
+                axis.update(tickvals=list(range(len(names))), ticktext=list(names), tickangle=0)
+            else:
+                axis.update(nticks=6, ticks="outside", ticklen=3)
+
+    def _axes(
+        self, panel: Axes, one: layout.Placed, suffix: str, across: dict[str, Any], up: dict[str, Any]
+    ) -> None:
+        legend = f"legend{'' if self.legends == 0 else self.legends + 1}"
+        for index, series in enumerate(panel.series):
+            trace = self._series(panel, series, index)
+            trace.update(
+                xaxis=f"x{suffix}",
+                yaxis=f"y{suffix}",
+                showlegend=panel.legend and bool(series.name),
+                legend=legend,
+            )
+            self.traces.append(trace)
+        if panel.legend:
+            self.legends += 1
+            self.axes[legend] = {
+                "x": (one.left + one.width + 8) / self.plan.width, "y": 1 - one.top / self.plan.height, "xanchor": "left",
+                "yanchor": "top", "bgcolor": "rgba(255,255,255,0)", "font": {"size": layout.NOTE_SIZE}, "tracegroupgap": 2,
+            }  # fmt: skip
+        style = {
+            "gridcolor": colours.GRID,
+            "linecolor": "#aab4bd",
+            "ticks": "outside",
+            "ticklen": 3,
+            "showline": True,
+        }
+        across.update(title={"text": panel.x_label, "standoff": 6}, **style)
+        up.update(title={"text": panel.y_label, "standoff": 6}, **style)
+        if isinstance(panel, Intervals) and panel.series:
+            names = [str(name) for name in panel.series[0].y]
+            up.update(tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.5, -0.5])
+        if isinstance(panel, Bars):
+            across.update(type="category", showgrid=False)
+        if panel.log_y:
+            up.update(type="log", dtick=1 if _decades(panel) > 2 else None, exponentformat="power")
+        if panel.x_range is not None:
+            across.update(range=list(panel.x_range))
+        if panel.y_range is not None:
+            up.update(
+                range=[float(np.log10(v)) for v in panel.y_range] if panel.log_y else list(panel.y_range)
+            )
+        if isinstance(panel, Scatter) and panel.equal:
+            up.update(scaleanchor=f"x{suffix}", scaleratio=1)
+        for x, text in panel.marks:
+            reference = {"xref": f"x{suffix}", "yref": f"y{suffix} domain"}
+            self.shapes.append({
+                "type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": {"color": colours.FAINT, "width": 1, "dash": "dot"},
+                **reference,
+            })  # fmt: skip
+            self.notes.append({
+                "x": x, "y": 1, "text": text, "showarrow": False, "xanchor": "left", "yanchor": "top",
+                "font": {"size": 10, "color": colours.FAINT}, **reference,
+            })  # fmt: skip
+
+    def _series(self, panel: Axes, one: Series, index: int) -> Any:
+        import plotly.graph_objects as go
+
+        colour = colours.category(self.names[one.colour or one.name])
+        symbol = colours.SYMBOLS[one.symbol % len(colours.SYMBOLS)]
+        if isinstance(panel, Bars):
+            return go.Bar(
+                x=[str(v) for v in one.x], y=_small(one.y), name=one.name, marker={"color": colour},
+                error_y=_errors(one.y, one.low, one.high), offsetgroup=str(index),
+            )  # fmt: skip
+        if isinstance(panel, Intervals):
+            height = (index - (len(panel.series) - 1) / 2) * min(0.28, 0.8 / len(panel.series))
+            return go.Scatter(
+                x=_small(one.x), y=np.arange(len(one.y)) + height, name=one.name, mode="markers",
+                marker={"color": colour, "symbol": symbol, "size": 7}, error_x=_errors(one.x, one.low, one.high),
+            )  # fmt: skip
+        if isinstance(panel, Scatter):
+            kind = go.Scattergl if len(one.x) > 5000 else go.Scatter
+            marker = {
+                "color": colour,
+                "symbol": symbol,
+                "size": one.size,
+                "opacity": 0.65 if one.size < 8 else 1.0,
+            }
+            if one.size >= 8:
+                marker["line"] = {"color": "black", "width": 0.8}
+            return kind(
+                x=_small(one.x), y=_small(one.y), name=one.name, mode="markers", marker=marker, text=one.text
+            )
+        if one.low is not None and one.high is not None:
+            band = np.concatenate([np.asarray(one.high), np.asarray(one.low)[::-1]])
+            self.traces.append(go.Scatter(
+                x=np.concatenate([np.asarray(one.x), np.asarray(one.x)[::-1]]), y=band, fill="toself", mode="none",
+                fillcolor=_faded(colour), showlegend=False, hoverinfo="skip",
+                xaxis=f"x{'' if self.count == 1 else self.count}", yaxis=f"y{'' if self.count == 1 else self.count}",
+            ))  # fmt: skip
+        mode = "lines+markers" if len(one.x) < 15 else "lines"
+        return go.Scatter(
+            x=_small(one.x), y=_small(one.y), name=one.name, mode=mode, marker={"size": 4},
+            line={"color": colour, "dash": colours.DASHES[one.dash % 4], "width": 1.8},
+        )  # fmt: skip
+
+
+def _png(shades: np.ndarray) -> str:
+    from PIL import Image as Picture
+
+    buffer = io.BytesIO()
+    Picture.fromarray(shades).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _bytes(values: np.ndarray, low: float, high: float) -> dict[str, Any]:
+    """Values as one byte each with the colour limits and a hover text that gives the value back."""
+    span = high - low if high > low else 1.0
+    steps = np.clip(np.nan_to_num((np.asarray(values, dtype=float) - low) / span, nan=0.0), 0, 1) * (
+        2 * _LEVELS
+    )
+    if low < 0 < high and abs(low + high) <= 1e-9 * span:
+        coded = np.round(steps - _LEVELS).astype(np.int8)
+        return {
+            "z": coded, "zmin": -_LEVELS, "zmax": _LEVELS, "hovertemplate": f"%{{z}}/{_LEVELS} of {high:.4g}<extra></extra>"
+        }  # fmt: skip
+    coded = np.round(steps).astype(np.uint8)
+    start = "" if low == 0 else f"{low:.4g} + "
+    return {
+        "z": coded, "zmin": 0, "zmax": 2 * _LEVELS,
+        "hovertemplate": f"{start}%{{z}}/{2 * _LEVELS} of {span:.4g}<extra></extra>",
+    }  # fmt: skip
+
+
+def _ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    texts = [f"{value:.2g}" for value in (low, (low + high) / 2, high)]
+    if low < 0 < high and abs(low + high) <= 1e-9 * (high - low):
+        return [-_LEVELS, 0, _LEVELS], texts
+    return [0, _LEVELS, 2 * _LEVELS], texts
+
+
+def _texts(values: np.ndarray) -> list[list[str]]:
+    return [["" if np.isnan(value) else f"{value:.2f}" for value in row] for row in values]
+
+
+def _small(values: Any) -> Any:
+    array = np.asarray(values)
+    return array.astype(np.float32) if array.dtype.kind == "f" and array.size > 200 else array
+
+
+def _errors(values: Any, low: Any, high: Any) -> dict[str, Any] | None:
+    if low is None or high is None:
+        return None
+    middle = np.asarray(values, dtype=float)
+    return {
+        "type": "data", "symmetric": False, "array": np.maximum(np.asarray(high) - middle, 0),
+        "arrayminus": np.maximum(middle - np.asarray(low), 0), "thickness": 1.3, "width": 3,
+    }  # fmt: skip
+
+
+def _faded(colour: str) -> str:
+    red, green, blue = (int(colour[index : index + 2], 16) for index in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.15)"
+
+
+def _decades(panel: Axes) -> float:
+    values = np.concatenate([np.asarray(one.y, dtype=float) for one in panel.series] or [np.ones(1)])
+    values = values[np.isfinite(values) & (values > 0)]
+    return float(np.log10(values.max() / values.min())) if values.size else 0.0
