@@ -1,0 +1,1 @@
+"""Synthetic tasks: generated, no download, the same bytes for the same seed."""

@@ -1,0 +1,96 @@
+"""Drawing on sampled grids in any number of dimensions: soft masks, smooth random fields, blur, averaging."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.phantoms.stream import Stream
+
+Floats = NDArray[np.float64]
+
+
+def soft_inside(distance: Floats, width: float) -> Floats:
+    """Partial-volume mask of a signed distance (negative inside): 1 inside, 0 outside, a ramp of this width."""
+    mask = distance * (-1.0 / width)
+    mask += 0.5
+    return np.clip(mask, 0.0, 1.0, out=mask)
+
+
+def smooth_step(values: Floats, low: float, high: float) -> Floats:
+    """Cubic step from 0 at `low` to 1 at `high`."""
+    t = np.clip((values - low) * (1.0 / (high - low)), 0.0, 1.0)
+    return t * t * (3.0 - 2.0 * t)
+
+
+def paint(canvas: Floats, value: float | Floats, mask: Floats) -> None:
+    """Lay a tissue over the canvas, in place, with the mask as its opacity."""
+    canvas += (value - canvas) * mask
+
+
+def smooth_field(stream: Stream, shape: Sequence[int], cells: Sequence[int]) -> Floats:
+    """Smooth random field of about unit deviation: a coarse normal lattice, interpolated by quadratic B-splines.
+
+    Args:
+        stream: where the lattice's draws come from.
+        shape: size of the field.
+        cells: lattice cells along each axis; more cells, finer texture.
+    """
+    field = stream.normals(*(count + 2 for count in cells))
+    for axis, (size, count) in enumerate(zip(shape, cells, strict=True)):
+        at = (np.arange(size) + 0.5) * (count / size)
+        left = np.minimum(at.astype(np.int64), count - 1)
+        t = at - left
+        weights = (0.5 * (1.0 - t) ** 2, 0.5 + t * (1.0 - t), 0.5 * t * t)
+        along = [1] * field.ndim
+        along[axis] = size
+        parts = [np.take(field, left + k, axis=axis) * w.reshape(along) for k, w in enumerate(weights)]
+        field = parts[0] + parts[1] + parts[2]
+    # Interpolation averages neighbours: the mean squared B-spline weight is 11/20 along each axis.
+    return field * (20.0 / 11.0) ** (0.5 * len(shape))
+
+
+def blur(image: Floats, sigma: Sequence[float]) -> Floats:
+    """Point-spread function: a binomial-like kernel of this standard deviation (voxels) along each axis, edges repeated.
+
+    Repeated three-tap averages with the exact variance, so that only additions and multiplications are used.
+    """
+    for axis, deviation in enumerate(sigma):
+        passes = max(1, int(np.ceil(deviation * deviation / 0.5)))
+        side = 0.5 * deviation * deviation / passes
+        if side == 0.0:
+            continue
+        for _ in range(passes):
+            padded = np.concatenate((np.take(image, [0], axis), image, np.take(image, [-1], axis)), axis=axis)
+            before = np.moveaxis(padded, axis, 0)
+            smoothed = side * (before[:-2] + before[2:]) + (1.0 - 2.0 * side) * before[1:-1]
+            image = np.moveaxis(smoothed, 0, axis)
+    return np.ascontiguousarray(image)
+
+
+def average_down(image: Floats, factors: Sequence[int]) -> Floats:
+    """Average blocks of `factors` voxels: what a detector of the coarser grid sees."""
+    for axis, factor in enumerate(factors):
+        rows = np.moveaxis(image, axis, 0)
+        total = rows[0::factor].copy()
+        for k in range(1, factor):
+            total += rows[k::factor]
+        image = np.moveaxis(total * (1.0 / factor), 0, axis)
+    return np.ascontiguousarray(image)
+
+
+def stamp_disc(
+    mask: Floats, row: float, column: float, radius: float, width: float, strength: float = 1.0
+) -> None:
+    """Add a small soft disc (all sizes in pixels) to a 2D mask, in place, as the larger of the two."""
+    reach = radius + width
+    top, left = max(0, int(row - reach)), max(0, int(column - reach))
+    bottom, right = min(mask.shape[0], int(row + reach) + 2), min(mask.shape[1], int(column + reach) + 2)
+    if top >= bottom or left >= right:
+        return
+    dy = np.arange(top, bottom, dtype=np.float64)[:, None] - row
+    dx = np.arange(left, right, dtype=np.float64)[None, :] - column
+    window = mask[top:bottom, left:right]
+    np.maximum(window, strength * soft_inside(np.sqrt(dy * dy + dx * dx) - radius, width), out=window)
