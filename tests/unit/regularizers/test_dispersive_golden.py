@@ -1,0 +1,59 @@
+"""Reference numbers of the dispersive loss: every case of dispersive_loss.npz within the manifest's tolerance."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from toolkit.regularizers.dispersive import dispersive_loss, token_rows
+
+FOLDER = Path(__file__).parents[2] / "golden" / "med_disseg"
+CASES = [
+    case
+    for case in json.loads((FOLDER / "manifest.json").read_text())["cases"]
+    if case["file"] == "dispersive_loss.npz"
+]
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    with np.load(FOLDER / "dispersive_loss.npz") as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _input(case: dict, arrays: dict[str, np.ndarray]) -> torch.Tensor:
+    (key,) = case["inputs"].values()
+    factor, _, key = key.rpartition(" * ")
+    values = torch.from_numpy(arrays[key]) * float(factor or 1)
+    return values.to(getattr(torch, case["dtype"])).requires_grad_()
+
+
+def test_every_case_of_the_file_is_listed() -> None:
+    assert len(CASES) == 47
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_reference_values_and_gradients(case: dict, arrays: dict[str, np.ndarray]) -> None:
+    settings = case["hyperparameters"]
+    released = settings["variant"] != "infonce_l2_squared_mean"
+    z = _input(case, arrays)
+    loss = dispersive_loss(
+        token_rows(z) if "H*W,C)" in settings.get("layout", "") else z,
+        settings["variant"] if released else "infonce_l2",
+        settings["temperature"],
+        "released" if released else "original",
+    )
+    assert loss.ndim == 0
+    np.testing.assert_allclose(loss.item(), arrays[case["expected"]["loss"]], **case["tolerance"])
+    np.testing.assert_allclose(loss.item(), case["value"], **case["tolerance"])
+    gradients = [key for name, key in case["expected"].items() if name.startswith("grad")]
+    if "max_abs_grad" in case["expected"]:
+        (gradient,) = torch.autograd.grad(loss, z)
+        assert gradient.abs().max().item() == arrays[case["expected"]["max_abs_grad"]].item()
+    elif gradients:
+        (gradient,) = torch.autograd.grad(loss, z)
+        np.testing.assert_allclose(gradient.numpy(), arrays[gradients[0]], **case["tolerance"])
+    elif len(z) == 1:
+        assert not loss.requires_grad

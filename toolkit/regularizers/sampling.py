@@ -1,0 +1,101 @@
+"""Which positions of a feature map become rows: drawn without replacement, uniformly or balanced over classes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import ConfigError
+
+SAMPLING = ("uniform", "class_balanced")
+POOLING = ("pooled", "per_image")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSample:
+    """Positions (N,) counted through batch and space (image * positions + position), and their weights if unequal."""
+
+    index: Tensor
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.index.numel())
+
+    @property
+    def effective_size(self) -> float:
+        """1 / sum of squared weights: N for equal weights."""
+        return float(len(self)) if self.weights is None else float(1.0 / self.weights.square().sum())
+
+
+def labels_at(label: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
+    """Label map (B, 1, *S) at a feature map's spatial size, nearest neighbour, as (B, positions) on the CPU."""
+    if tuple(label.shape[2:]) != tuple(size):
+        label = torch.nn.functional.interpolate(label.float(), size=tuple(size), mode="nearest")
+    return label.flatten(1).long().cpu()
+
+
+def rows_at(feature: Tensor, index: Tensor) -> Tensor:
+    """The rows (N, C) of a channel-first map (B, C, *S) at flat positions; differentiable."""
+    flat = feature.flatten(2)
+    index = index.to(feature.device)
+    positions = flat.shape[2]
+    return flat[torch.div(index, positions, rounding_mode="floor"), :, index % positions]
+
+
+def choose_rows(
+    images: int, positions: int, samples: int, generator: torch.Generator, *, sampling: str = "uniform",
+    pooling: str = "pooled", labels: Tensor | None = None, ignore_label: int | None = None,
+) -> list[RowSample]:  # fmt: skip
+    """Draw rows from `images` maps of `positions` each: one sample of the pooled batch, or one an image.
+
+    `samples` is the total; per image each image gets samples // images. "class_balanced" draws equally many rows of
+    every class present (all rows of a class that has fewer) and weights them so that classes count equally.
+
+    Raises:
+        ConfigError: an unknown option, or labels are needed and missing.
+    """
+    if sampling not in SAMPLING or pooling not in POOLING:
+        raise ConfigError(
+            f"Unknown sampling {sampling!r} or pooling {pooling!r}.", fix=f"Use {SAMPLING} and {POOLING}."
+        )
+    balanced = sampling == "class_balanced"
+    if labels is None and (balanced or ignore_label is not None):
+        raise ConfigError("Class-balanced sampling and ignore_label need labels in the batch.")
+    shares = 1 if pooling == "pooled" else images
+    count, span = samples // shares, images * positions // shares
+    flat = None if labels is None else labels.reshape(shares, span)
+    chosen = []
+    for share in range(shares):
+        labels_here = None if flat is None else flat[share]
+        if balanced:
+            assert labels_here is not None
+            sample = _balanced(labels_here, count, generator, ignore_label)
+        else:
+            sample = RowSample(_uniform(span, labels_here, count, generator, ignore_label))
+        chosen.append(RowSample(sample.index + share * span, sample.weights))
+    return chosen
+
+
+def _uniform(
+    span: int, labels: Tensor | None, count: int, generator: torch.Generator, ignore_label: int | None
+) -> Tensor:
+    if labels is None or ignore_label is None:
+        return torch.randperm(span, generator=generator)[:count]
+    usable = torch.nonzero(labels != ignore_label).flatten()
+    return usable[torch.randperm(len(usable), generator=generator)[:count]]
+
+
+def _balanced(labels: Tensor, count: int, generator: torch.Generator, ignore_label: int | None) -> RowSample:
+    present = [c for c in labels.unique().tolist() if c != ignore_label]
+    if not present:
+        return RowSample(torch.empty(0, dtype=torch.long))
+    quota = max(1, count // len(present))
+    index, weights = [], []
+    for value in present:
+        members = torch.nonzero(labels == value).flatten()
+        members = members[torch.randperm(len(members), generator=generator)[:quota]]
+        index.append(members)
+        weights.append(torch.full((len(members),), 1.0 / (len(present) * len(members))))
+    return RowSample(torch.cat(index), torch.cat(weights))
