@@ -59,7 +59,7 @@ class Result:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         arrays: dict[str, np.ndarray] = {}
-        header = {"class": type(self).__name__, "format": 1, "fields": {}}
+        header: dict[str, Any] = {"class": type(self).__name__, "format": 1, "fields": {}}
         for field in dataclasses.fields(self):
             header["fields"][field.name] = _encode(getattr(self, field.name), field.name, arrays)
         try:
@@ -124,8 +124,8 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> dict[str, A
     if type(value).__name__ == "DataFrame":
         return {"table": json.loads(value.to_json(orient="split", double_precision=15))}
     if isinstance(value, dict):
-        items = [[key, _encode(item, f"{name}/{i}", arrays)] for i, (key, item) in enumerate(value.items())]
-        return {"dict": items}
+        pairs = [[key, _encode(item, f"{name}/{i}", arrays)] for i, (key, item) in enumerate(value.items())]
+        return {"dict": pairs}
     if isinstance(value, (list, tuple)):
         items = [_encode(item, f"{name}/{i}", arrays) for i, item in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}

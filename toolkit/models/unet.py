@@ -92,7 +92,7 @@ class UNet(nn.Module):
         self.channels = tuple(channels)
         *widths, deepest = self.channels
         levels = range(1, len(widths) + 1)
-        block = {"dims": dims, "norm": norm}
+        block: dict[str, Any] = {"dims": dims, "norm": norm}
         inputs = (in_channels, *widths)
         self.encoder = nn.ModuleDict(
             {

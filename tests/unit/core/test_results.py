@@ -1,0 +1,115 @@
+"""Results survive a round trip through a file, and a file can never run code."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from toolkit.errors import ResultError
+from toolkit.results import Result, load_result
+
+
+@dataclasses.dataclass(kw_only=True)
+class Measured(Result):
+    maps: dict[str, torch.Tensor]
+    values: np.ndarray
+    rows: pd.DataFrame
+    names: tuple[str, ...]
+    labels: dict[int, str]
+    fraction: float | None = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class Other(Result):
+    value: float = 0.0
+
+
+@pytest.fixture
+def measured() -> Measured:
+    return Measured(
+        maps={"encoder.1": torch.arange(6.0).reshape(1, 2, 3), "a/b": torch.tensor([1, 2], dtype=torch.int64)},
+        values=np.array([0.1, np.nan, 1e-300]),
+        rows=pd.DataFrame({"class": ["LV", "RV"], "dice": [0.5, 1 / 3]}),
+        names=("x", "y"),
+        labels={0: "background", 3: "LV"},
+        provenance={"seed": 3, "parameters": {"layer": "encoder.1"}},
+    )
+
+
+def test_round_trip_keeps_every_field(measured: Measured, tmp_path: Path) -> None:
+    back = load_result(measured.save(tmp_path / "deep" / "result.zip"))
+    assert isinstance(back, Measured)
+    assert torch.equal(back.maps["encoder.1"], measured.maps["encoder.1"])
+    assert back.maps["a/b"].dtype == torch.int64
+    np.testing.assert_array_equal(back.values, measured.values)
+    pd.testing.assert_frame_equal(back.rows, measured.rows)
+    assert (back.names, back.labels, back.fraction) == (("x", "y"), {0: "background", 3: "LV"}, None)
+    assert back.provenance == {"seed": 3, "parameters": {"layer": "encoder.1"}}
+
+
+def test_saving_leaves_only_the_file(measured: Measured, tmp_path: Path) -> None:
+    measured.save(tmp_path / "result.zip")
+    assert [p.name for p in tmp_path.iterdir()] == ["result.zip"]
+
+
+def test_a_result_of_another_class_is_refused(measured: Measured, tmp_path: Path) -> None:
+    path = measured.save(tmp_path / "result.zip")
+    with pytest.raises(ResultError, match="Measured, not a Other"):
+        Other.load(path)
+
+
+class _Payload:
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return (Path.touch, (Path("ran"),))
+
+
+def _damage(path: Path, kind: str) -> None:
+    whole = path.read_bytes()
+    if kind == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "foreign zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("readme.txt", "hello")
+    elif kind == "unknown class":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("result.json", json.dumps({"class": "Nothing", "fields": {}}))
+    elif kind == "pickle":
+        buffer = io.BytesIO()
+        np.save(buffer, np.array([_Payload()], dtype=object), allow_pickle=True)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("result.json", json.dumps({"class": "Other", "fields": {"value": {"array": "value"}}}))
+            archive.writestr("value.npy", buffer.getvalue())
+    elif kind == "raw pickle":
+        path.write_bytes(pickle.dumps(_Payload()))
+
+
+@pytest.mark.parametrize(
+    "kind", ["truncated", "empty", "text", "foreign zip", "unknown class", "pickle", "raw pickle"]
+)
+def test_a_damaged_file_is_refused_and_runs_nothing(
+    measured: Measured, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = measured.save(tmp_path / "result.zip")
+    _damage(path, kind)
+    with pytest.raises(ResultError, match="result file"):
+        load_result(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="nothing.zip"):
+        load_result(tmp_path / "nothing.zip")
