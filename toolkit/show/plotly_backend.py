@@ -140,7 +140,7 @@ class _Page:
             red, green, blue = colours.class_colour(label)
             self.traces.append(go.Contour(
                 z=(panel.labels == label).astype(np.uint8), contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
-                line={"color": f"rgb({red},{green},{blue})", "width": 1.6}, showscale=False, hoverinfo="skip",
+                line={"color": f"rgb({red},{green},{blue})", "width": 1.6}, showscale=False, showlegend=False, hoverinfo="skip",
                 name=panel.class_names.get(label, str(label)), **axes,
             ))  # fmt: skip
 

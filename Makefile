@@ -1,0 +1,60 @@
+# Every command of the project. `make` alone lists them; each sets up the environment first if that is needed.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV   ?= .venv
+READY  := $(VENV)/.ready
+BIN    := $(VENV)/bin
+LAUNCH := scripts/launch
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+OPTIONS ?=
+
+# Python prints at once and the kernels of notebooks come from this environment, not from the user's home.
+export PYTHONUNBUFFERED := 1
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
+
+.PHONY: help setup demo test lint lab notebooks gpu-check benchmarks clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv with the pinned packages (about a minute, plus the download of torch)
+
+# The pip list of environment.yml is the one list of packages; constraints.txt holds their exact versions.
+$(READY): environment.yml constraints.txt pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed; say which with: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	"$(PYTHON)" -m venv "$(VENV)"
+	sed -n '/^  - pip:/,$$ s/^      - //p' environment.yml | PIP_DISABLE_PIP_VERSION_CHECK=1 xargs "$(BIN)/python" -m pip install --quiet
+	@touch "$(READY)"
+
+demo: $(READY) ## train, analyse and write runs/demo/report.html (under 6 minutes on 2 cores)
+	@$(LAUNCH) "$(BIN)/python" -m toolkit demo $(OPTIONS)
+
+test: lint ## lint, types, and the unit, contract and golden tests (under 15 minutes on 2 cores)
+	OMP_NUM_THREADS=1 $(LAUNCH) "$(BIN)/python" -m pytest -q -p xdist -n 2 tests/unit tests/contract tests/golden $(OPTIONS)
+
+lint: $(READY) ## ruff (rules and format) and mypy
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
+
+lab: $(READY) ## JupyterLab on the notebooks
+	$(LAUNCH) "$(BIN)/python" -m jupyterlab --ServerApp.root_dir=notebooks --LabApp.news_url=None \
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(OPTIONS)
+
+notebooks: $(READY) ## run every notebook from top to bottom in its quick form
+	FAST=1 $(LAUNCH) "$(BIN)/python" -m pytest -q -p nbmake.pytest_plugin --nbmake --nbmake-timeout=300 notebooks $(OPTIONS)
+
+gpu-check: $(READY) ## train and extract on CUDA in fp32 and bf16 and compare with the CPU
+	@$(LAUNCH) "$(BIN)/python" -m toolkit gpu-check $(OPTIONS)
+
+benchmarks: $(READY) ## ratios against other libraries, written to benchmarks/results/
+	$(LAUNCH) "$(BIN)/python" benchmarks/run.py $(OPTIONS)
+
+clean: ## remove caches (never runs, data or the environment)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
