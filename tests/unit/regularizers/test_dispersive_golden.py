@@ -31,7 +31,7 @@ def _input(case: dict, arrays: dict[str, np.ndarray]) -> torch.Tensor:
 
 
 def test_every_case_of_the_file_is_listed() -> None:
-    assert len(CASES) == 47
+    assert len(CASES) == 46
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
