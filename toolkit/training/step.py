@@ -6,6 +6,7 @@ inside the wrapped call.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,8 +66,9 @@ class TrainingStep(nn.Module):
         self.taps = dict(taps or {})
         self._context: StepContext | None = None
         self._tape: Tape | None = None
-        for owner in (objective, *self.regularizers):
-            require_methods(network, owner.requires, owner.name)
+        require_methods(network, objective.requires, objective.name)
+        for regularizer in self.regularizers:
+            require_methods(network, regularizer.requires, regularizer.name)
 
     def parts(self, step: int) -> int:
         """Number of parts this step has: 1, plus one for every active deferred regularizer."""
@@ -128,11 +130,7 @@ class TrainingStep(nn.Module):
         return dataclasses.replace(context, features=features, generator=generator)
 
     def _add(self, result: PartialLoss, regularizer: Regularizer, context: StepContext) -> None:
-        with (
-            torch.autocast(context.batch["image"].device.type, enabled=False)
-            if not regularizer.deferred
-            else _null()
-        ):
+        with self._precision(regularizer, context):
             terms = regularizer(context)
         weights = regularizer.weights(context.step)
         addition = torch.stack([weights[name] * term.float() for name, term in terms.items()]).sum()
@@ -141,6 +139,13 @@ class TrainingStep(nn.Module):
         result.weights |= {f"{regularizer.name}/{name}": weights[name] for name in terms}
         if context.logging:
             result.gradients[regularizer.name] = _squared_norm(addition, regularizer.gradient_probes(context))
+
+    @staticmethod
+    def _precision(regularizer: Regularizer, context: StepContext) -> contextlib.AbstractContextManager[Any]:
+        """Feature losses run in full precision; a deferred one makes network passes and keeps autocast."""
+        if regularizer.deferred:
+            return contextlib.nullcontext()
+        return torch.autocast(context.batch["image"].device.type, enabled=False)
 
     def _probe_objective(
         self,
@@ -180,9 +185,3 @@ def _squared_norm(loss: Tensor, probes: Sequence[Tensor]) -> Tensor:
         return loss.new_zeros(())
     gradients = torch.autograd.grad(loss, tracked, retain_graph=True, allow_unused=True)
     return sum((g.float().pow(2).sum() for g in gradients if g is not None), loss.new_zeros(()))
-
-
-def _null() -> torch.autograd.graph.saved_tensors_hooks | Any:
-    import contextlib
-
-    return contextlib.nullcontext()
