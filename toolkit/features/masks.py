@@ -1,0 +1,110 @@
+"""Masks for latent codes: targeted at the entries a loss leans on, or random channel dropout.
+
+Source: latent-space augmentation by Chen et al. 2021 (cooperative training), sections on channel-wise and
+spatial-wise masking. A masked code is always `code * mask`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import ConfigError
+
+_SCORES = ("signed", "negated", "absolute", "product")
+
+
+def targeted_mask(
+    gradient: Tensor, axis: str = "channel", fraction: float = 0.5, annealing: Tensor | float | None = None, *,
+    score: str = "signed", code: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Mask the channels or positions whose mean gradient is largest.
+
+    With n entries (channels, or positions in row-major order) the cut of a sample is the value of rank
+    floor(n * fraction), counted from 0, of its scores in decreasing order; entries strictly above the cut are
+    multiplied by `annealing`, all others by exactly 1. Without ties exactly floor(n * fraction) entries are masked;
+    a cut inside a tie masks fewer.
+
+    Args:
+        gradient: gradient of the generator's loss at the code, (N, C, *S).
+        axis: "channel" scores channels (mean over positions), "spatial" scores positions (mean over channels).
+        fraction: share of the entries to mask, 0 to 1 (the method draws it from [0, 0.5), one per batch).
+        annealing: what a masked entry is multiplied with: one factor per entry, (N, entries) or the mask's shape
+            (the method: half a uniform draw each), one number for all, or None for 0 (a hard mask).
+        score: "signed" (the method's), "negated", "absolute" (mean of |gradient|) or "product" (-gradient * code).
+        code: the code itself, needed by "product" only.
+
+    Returns:
+        (N, C, 1, ...) for channels, (N, 1, *S) for positions; no gradient.
+
+    Raises:
+        ConfigError: unknown axis or score, fraction outside 0 to 1, or shapes that do not fit.
+    """
+    if axis not in ("channel", "spatial"):
+        raise ConfigError(
+            f"axis must be 'channel' or 'spatial', not {axis!r}.", where="targeted_mask(axis=...)"
+        )
+    if not 0 <= fraction <= 1:
+        raise ConfigError(
+            f"fraction must be between 0 and 1, not {fraction}.", where="targeted_mask(fraction=...)"
+        )
+    if gradient.ndim < 3:
+        raise ConfigError(f"The gradient must be (N, C, *S), not {tuple(gradient.shape)}.")
+    values = _score(gradient.detach(), score, code)
+    channel = axis == "channel"
+    scores = values.flatten(2).mean(2) if channel else values.mean(1).flatten(1)
+    rank = min(math.floor(scores.shape[1] * fraction), scores.shape[1] - 1)
+    cut = scores.sort(dim=1, descending=True).values[:, rank : rank + 1]
+    mask = torch.where(scores > cut, _factors(annealing, scores), torch.ones_like(scores))
+    spatial = gradient.shape[2:]
+    return mask.reshape(*scores.shape, *[1] * len(spatial)) if channel else mask.reshape(-1, 1, *spatial)
+
+
+def dropout_mask(code: Tensor, rate: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
+    """Random channel dropout: every (sample, channel) is dropped with probability `rate`, survivors are scaled up.
+
+    Args:
+        code: (N, C, *S); only its shape, type and device are used.
+        rate: probability of a zero, 0 <= rate < 1 (the method's is 0.5).
+        generator: CPU generator of the draw; None draws afresh without touching the global random state.
+
+    Returns:
+        (N, C, 1, ...) with entries 0 or 1/(1 - rate), so the expectation of `code * mask` is the code.
+
+    Raises:
+        ConfigError: a rate outside [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise ConfigError(f"rate must be at least 0 and below 1, not {rate}.", where="dropout_mask(rate=...)")
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    keep = torch.rand(code.shape[:2], generator=generator) >= rate
+    mask = keep.to(code.device, code.dtype) / (1 - rate)
+    return mask.reshape(*code.shape[:2], *[1] * (code.ndim - 2))
+
+
+def _score(gradient: Tensor, score: str, code: Tensor | None) -> Tensor:
+    if score not in _SCORES:
+        raise ConfigError(f"Unknown score {score!r}.", fix=f"Use one of {', '.join(_SCORES)}.")
+    if score == "product":
+        if code is None or code.shape != gradient.shape:
+            raise ConfigError(
+                "The score 'product' needs the code, of the gradient's shape.", where="targeted_mask"
+            )
+        return -gradient * code.detach()
+    return {"signed": gradient, "negated": -gradient, "absolute": gradient.abs()}[score]
+
+
+def _factors(annealing: Tensor | float | None, scores: Tensor) -> Tensor:
+    if not isinstance(annealing, Tensor):
+        return torch.full_like(scores, 0.0 if annealing is None else float(annealing))
+    if annealing.numel() not in (1, scores.numel()):
+        raise ConfigError(
+            f"annealing holds {annealing.numel()} factors for {tuple(scores.shape)} entries.",
+            fix="Give one factor per (sample, entry), one number, or None for a hard mask.",
+        )
+    factors = annealing.detach().to(scores.device, scores.dtype)
+    return factors.expand_as(scores) if annealing.numel() == 1 else factors.reshape(scores.shape)
