@@ -37,6 +37,7 @@ def segmentation_metrics(
     spacing: Sequence[float] | None = None,
     classes: Mapping[int, str] | Iterable[int] | None = None,
     legacy: bool | str = False,
+    metrics: Sequence[str] = METRICS,
 ) -> pd.DataFrame:
     """Dice, IoU, HD95 and ASSD of every foreground class of one case.
 
@@ -58,6 +59,7 @@ def segmentation_metrics(
         legacy: True or "selfreg" for the script behind SelfReg-UNet's tables (a false alarm scores Dice 1 and
             HD95 0, everything else with an empty mask 0; unit spacing), "latent_augmentation" (both absent: Dice
             0), "med_disseg" (both absent: Dice 1). For comparison with published tables only.
+        metrics: which of the four to give; without "hd95" and "assd" no distance is computed.
 
     Returns:
         One row per class and metric: class, metric, value, status, unit (of a distance), diagonal (of the image,
@@ -65,10 +67,13 @@ def segmentation_metrics(
 
     Raises:
         DataError: shapes differ, not a 2D or 3D map, values that are not whole numbers, labels not in `classes`.
-        ConfigError: spacing that does not fit, or an unknown legacy rule.
+        ConfigError: spacing that does not fit, an unknown metric or an unknown legacy rule.
     """
     import pandas as pd
 
+    if not metrics or not set(metrics) <= set(METRICS):
+        raise ConfigError(f"Unknown metrics: {list(metrics)}.", fix=f"Choose from {', '.join(METRICS)}.")
+    measured = bool(set(metrics) & set(DISTANCES))
     rule = _legacy_rule(legacy)
     predicted, expected = _label_map(prediction, "prediction"), _label_map(reference, "reference")
     if predicted.shape != expected.shape:
@@ -80,10 +85,12 @@ def segmentation_metrics(
     diagonal = math.dist((0.0,) * expected.ndim, [n * s for n, s in zip(expected.shape, step, strict=True)])
     rows: list[dict[str, Any]] = []
     for label, name in _foreground(classes, predicted, expected).items():
-        values, status = _class_metrics(predicted == label, expected == label, step)
+        values, status = _class_metrics(predicted == label, expected == label, step, measured)
         if rule is not None:
             values = LEGACY_RULES[rule].get(status, values)
         for metric, value in zip(METRICS, values, strict=True):
+            if metric not in metrics:
+                continue
             distance = metric in DISTANCES
             rows.append(
                 {
@@ -150,7 +157,7 @@ def _summary(part: pd.DataFrame) -> dict[str, Any]:
 
 
 def _class_metrics(
-    predicted: np.ndarray, expected: np.ndarray, step: Sequence[float]
+    predicted: np.ndarray, expected: np.ndarray, step: Sequence[float], distances: bool = True
 ) -> tuple[tuple[float, float, float, float], str]:
     n_predicted, n_expected = int(predicted.sum()), int(expected.sum())
     if not n_predicted and not n_expected:
@@ -160,6 +167,8 @@ def _class_metrics(
     common = int((predicted & expected).sum())
     dice = 2 * common / (n_predicted + n_expected)
     iou = common / (n_predicted + n_expected - common)
+    if not distances:
+        return (dice, iou, math.nan, math.nan), "ok"
     both = np.concatenate(surface_distances(predicted, expected, step))
     hd95 = float(np.percentile(both, 95, method="linear"))
     return (dice, iou, hd95, float(both.mean())), "ok"
