@@ -1,0 +1,226 @@
+"""Rows and moments out of stored features, and the check that several stores may be compared at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import DataError, LayerError, ResultError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEYS = ("case", "class", "index")  # what makes a row the same place in the same image
+CLUSTERS = ("subject", "volume", "case")  # the unit that is drawn anew by a bootstrap, coarsest first
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairedRows:
+    """Rows of one layer in several stores.
+
+    Attributes:
+        rows: one (N, C) float32 tensor per store; row i is the same place in all of them if `paired`.
+        tables: the row tables, one per store, in the order of the rows.
+        paired: whether rows correspond.
+        provenance: that of each store.
+    """
+
+    rows: list[Tensor]
+    tables: list[pd.DataFrame]
+    paired: bool
+    provenance: list[dict[str, Any]]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels C."""
+        return int(self.rows[0].shape[1])
+
+
+def paired_rows(stores: Sequence[Any], layer: str, *, paired: bool = True) -> PairedRows:
+    """Rows of `layer` from every store, brought into one order.
+
+    Args:
+        stores: features of the same data, one per training stage or network.
+        layer: layer name.
+        paired: require that the rows are the same places in the same images.
+
+    Raises:
+        LayerError: a store lacks the layer.
+        ResultError: no store, different channels, cases or sampling (says which), too few rows.
+        DataError: NaN or infinite features.
+    """
+    if not stores:
+        raise ResultError("There are no features to compare.", fix="Pass a list of stores, one per stage.")
+    rows = [rows_of(store, layer, where=_place(i, layer)) for i, store in enumerate(stores)]
+    tables = [row_table(store, layer) for store in stores]
+    widths = {int(r.shape[1]) for r in rows}
+    if len(widths) > 1:
+        raise ResultError(
+            f"The stores hold different numbers of channels: {[int(r.shape[1]) for r in rows]}.",
+            where=layer,
+            fix="Compare stages of one architecture, or use layer_similarity, which needs only paired rows.",
+        )
+    if paired:
+        for index in range(1, len(rows)):
+            order = _matching_order(tables[0], tables[index], stores[0], stores[index], _place(index, layer))
+            if order is not None:
+                rows[index] = rows[index].index_select(0, order)
+                tables[index] = tables[index].iloc[order.numpy()].reset_index(drop=True)
+    return PairedRows(rows, tables, paired, [dict(getattr(s, "provenance", None) or {}) for s in stores])
+
+
+def rows_of(store: Any, layer: str, where: str = "") -> Tensor:
+    """The (N, C) float32 rows of one layer.
+
+    Raises:
+        LayerError: no such layer; the closest names are offered.
+        DataError: NaN or infinite values.
+    """
+    names = list(store.layers)
+    if layer not in names:
+        raise LayerError(
+            f"The features hold no layer {layer!r}.",
+            where=where,
+            fix=f"Closest: {', '.join(difflib.get_close_matches(layer, names, 3, 0) or names[:8])}.",
+        )
+    rows = torch.as_tensor(store.rows(layer)).float()
+    bad = (~torch.isfinite(rows)).any(dim=1)
+    if bad.any():
+        first = int(bad.nonzero()[0, 0])
+        raise DataError(
+            f"{int(bad.sum())} of {len(rows)} feature rows hold NaN or infinite values (the first is row {first}).",
+            where=where or layer,
+            fix="Look for diverged weights or an image without contrast, then extract again.",
+        )
+    return rows
+
+
+def row_table(store: Any, layer: str) -> pd.DataFrame:
+    """One row per feature row: case, volume, class, ..."""
+    table = store.cases(layer) if callable(store.cases) else store.cases
+    if "layer" in table.columns:
+        table = table[table["layer"] == layer]
+    return table.reset_index(drop=True)
+
+
+def moments_of(features: Any, layer: str = "") -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+    """Per image: Gram matrices (n, C, C), channel sums (n, C), numbers of positions (n,), and the provenance.
+
+    Args:
+        features: a store with `moments(layer)`, or activations (B, C, *S).
+        layer: layer of the store.
+
+    Raises:
+        LayerError: no such layer.
+        ResultError: a store without moments, or a tensor without spatial axes.
+    """
+    if isinstance(features, Tensor):
+        if features.ndim < 3:
+            raise ResultError(
+                f"Activations have the shape (B, C, *S); this tensor has {tuple(features.shape)}.",
+                fix="Pass a feature map, or a store extracted with moments=True.",
+            )
+        flat = features.detach().flatten(2).double()
+        count = torch.full((len(flat),), flat.shape[-1], dtype=torch.float64)
+        return flat @ flat.transpose(1, 2), flat.sum(2), count, {}
+    if layer not in list(features.layers):
+        rows_of(features, layer)  # raises, naming the closest layers
+    moments = features.moments(layer)
+    if moments is None:
+        raise ResultError(
+            "These features hold no second moments.", where=layer, fix="Extract again with moments=True."
+        )
+    values = [
+        moments[n] if isinstance(moments, Mapping) else getattr(moments, n) for n in ("gram", "sum", "count")
+    ]
+    gram, total, count = (torch.as_tensor(value) for value in values)
+    return gram, total, count.double(), dict(getattr(features, "provenance", None) or {})
+
+
+def cluster_codes(table: pd.DataFrame, column: str | None = None) -> tuple[Tensor, str]:
+    """An integer per row that says which patient (or volume, or case) it comes from, and the column used.
+
+    Raises:
+        ResultError: no such column.
+    """
+    import pandas as pd
+
+    names = [column] if column else [name for name in CLUSTERS if name in table.columns]
+    if not names or names[0] not in table.columns:
+        raise ResultError(
+            f"The row table has no column {column or 'case'!r}.", fix=f"It has: {', '.join(table.columns)}."
+        )
+    codes, _ = pd.factorize(table[names[0]], sort=True)
+    return torch.from_numpy(codes.astype("int64")), str(names[0])
+
+
+def class_members(table: pd.DataFrame) -> dict[str, Tensor]:
+    """Row indices per class name (nothing if the rows have no class)."""
+    if "class" not in table.columns:
+        return {}
+    names = table["class_name"] if "class_name" in table.columns else table["class"]
+    first = table.assign(_name=names.astype(str)).groupby("class", sort=True)["_name"].first()
+    if len(first) < 2 and (first.index < 0).all():
+        return {}
+    return {
+        str(name): torch.from_numpy((table["class"] == label).to_numpy().nonzero()[0])
+        for label, name in first.items()
+    }
+
+
+def _matching_order(
+    first: pd.DataFrame, other: pd.DataFrame, first_store: Any, other_store: Any, where: str
+) -> Tensor | None:
+    """None if the rows already correspond, else the order of `other` that makes them correspond."""
+    keys = [name for name in KEYS if name in first.columns]
+    lacking = [name for name in keys if name not in other.columns]
+    if lacking or not keys:
+        raise ResultError(f"The row tables differ: {lacking or 'case'} is missing.", where=where)
+    left, right = first[keys], other[keys]
+    if len(left) == len(right) and (left.to_numpy() == right.to_numpy()).all():
+        return None
+    left_order = left.sort_values(keys, kind="stable").index
+    right_order = right.sort_values(keys, kind="stable").index
+    sorted_left, sorted_right = left.loc[left_order].to_numpy(), right.loc[right_order].to_numpy()
+    if len(left) == len(right) and (sorted_left == sorted_right).all():
+        order = torch.empty(len(left), dtype=torch.int64)
+        order[torch.tensor(left_order.to_numpy())] = torch.tensor(right_order.to_numpy())
+        return order
+    raise ResultError(
+        f"The stores cannot be paired: {_difference(first, other, first_store, other_store)}.",
+        where=where,
+        fix="Extract all stages with the same data, layers, pool, samples and seed, or pass paired=False.",
+    )
+
+
+def _difference(first: pd.DataFrame, other: pd.DataFrame, first_store: Any, other_store: Any) -> str:
+    one, two = set(first["case"]), set(other["case"])
+    found = []
+    if one != two:
+        found.append(
+            f"cases differ (only in the first: {sorted(one - two)[:3]}, only here: {sorted(two - one)[:3]})"
+        )
+    settings = [_settings(store) for store in (first_store, other_store)]
+    changed = {
+        name: (settings[0].get(name), settings[1].get(name))
+        for name in ("pool", "samples", "seed", "data")
+        if settings[0].get(name) != settings[1].get(name)
+    }
+    found += [f"{name} is {before!r} there and {after!r} here" for name, (before, after) in changed.items()]
+    if len(first) != len(other):
+        found.append(f"{len(first)} rows there and {len(other)} here")
+    return "; ".join(found) or "the same cases were sampled at different places"
+
+
+def _settings(store: Any) -> dict[str, Any]:
+    provenance = dict(getattr(store, "provenance", None) or {})
+    return {**provenance, **dict(provenance.get("parameters", {}) or {})}
+
+
+def _place(index: int, layer: str) -> str:
+    return f"stage {index + 1}, layer {layer}"
