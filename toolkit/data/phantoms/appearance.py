@@ -21,6 +21,7 @@ class Scanner:
     Attributes:
         curve: contrast curve x / (x + curve (1 - x)): 1 is linear, above 1 darkens the middle, below 1 lifts it.
         bias: strength of the smooth random shading (about the relative deviation).
+        band: depth of the dark band that off-resonance leaves somewhere in the view.
         coil: relative loss of signal across the field of view, away from the surface coil.
         coil_direction: unit vector, in array axes, from the centre of the field of view to the coil.
         blur: standard deviation of the point-spread function in voxels, along each axis.
@@ -30,6 +31,7 @@ class Scanner:
 
     curve: float = 1.0
     bias: float = 0.0
+    band: float = 0.0
     coil: float = 0.0
     coil_direction: tuple[float, ...] = (-0.5, -0.85)
     blur: tuple[float, ...] = (0.5, 0.5)
@@ -44,8 +46,13 @@ def contrast_curve(signal: Floats, curve: float) -> Floats:
 
 
 def shading(stream: Stream, shape: Sequence[int], scanner: Scanner) -> Floats:
-    """Multiplicative field of the receiving coil: a random smooth part times a fall-off away from the coil."""
+    """Multiplicative field: a random smooth part, a fall-off away from the coil and a band of signal loss."""
     field = 1.0 + scanner.bias * smooth_field(stream, shape, [2] * len(shape))
+    warp = smooth_field(stream, shape, [2] * len(shape))
+    ramp = np.linspace(-1.0, 1.0, shape[-1]) - stream.uniform(0.2, 1.0) * (
+        1.0 if stream.uniform() < 0.5 else -1.0
+    )
+    field *= 1.0 - scanner.band / (1.0 + 90.0 * (ramp + 0.15 * warp) ** 2)
     towards = np.zeros(shape)
     for axis, (size, part) in enumerate(zip(shape, scanner.coil_direction, strict=True)):
         along = [1] * len(shape)

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.phantoms.appearance import Scanner, acquire, shading
-from toolkit.data.phantoms.fields import average_down, paint, smooth_field, soft_inside, stamp_disc
+from toolkit.data.phantoms.fields import average_down, paint, smooth_field, soft_inside
 from toolkit.data.phantoms.heart import Heart, HeartSlice, direction, sample_heart, slice_heart
 from toolkit.data.phantoms.phantom import Phantom
 from toolkit.data.phantoms.stream import Stream
-from toolkit.data.phantoms.thorax import Signals, Thorax, draw_thorax, sample_thorax
+from toolkit.data.phantoms.thorax import Grid, Signals, Thorax, draw_thorax, sample_thorax
 from toolkit.errors import DataError
 
 Floats = NDArray[np.float64]
@@ -64,15 +64,15 @@ _SITES = {
         "balanced steady-state cine, 3 T, another vendor: strong coil shading, darker middle tones, disc-shaped view",
         {"air": 0.01, "lung": 0.07, "fat": 1.0, "muscle": 0.25, "bone": 0.40, "myocardium": 0.30, "blood": 0.62,
          "right_blood": 0.54, "scar": 0.32, "liver": 0.28, "spleen": 0.40, "fluid": 0.85},
-        Scanner(curve=1.9, bias=0.15, coil=0.9, blur=(0.6, 0.6), noise=0.022, gain=1900.0),
+        Scanner(curve=1.9, bias=0.15, band=0.5, coil=0.6, blur=(0.6, 0.6), noise=0.022, gain=1900.0),
         spacing=1.75, slice_spacing=8.0, turn=38.0, turn_spread=12.0, round_view=True,
         groups={"normal": 0.25, "dilated": 0.05, "hypertrophic": 0.55, "infarct": 0.05, "abnormal_rv": 0.10},
     ),
     "C": Site(
         "spoiled gradient-echo cine with fat suppression: low blood-wall contrast, noise, blur, a wide view",
-        {"air": 0.01, "lung": 0.06, "fat": 0.24, "muscle": 0.40, "bone": 0.20, "myocardium": 0.42, "blood": 0.62,
-         "right_blood": 0.58, "scar": 0.44, "liver": 0.50, "spleen": 0.44, "fluid": 0.35},
-        Scanner(curve=0.8, bias=0.12, coil=0.5, blur=(0.85, 0.65), noise=0.055, gain=300.0),
+        {"air": 0.01, "lung": 0.06, "fat": 0.24, "muscle": 0.40, "bone": 0.20, "myocardium": 0.38, "blood": 0.64,
+         "right_blood": 0.60, "scar": 0.40, "liver": 0.50, "spleen": 0.44, "fluid": 0.35},
+        Scanner(curve=0.8, bias=0.12, coil=0.5, blur=(0.75, 0.6), noise=0.032, gain=300.0),
         spacing=2.3, slice_spacing=10.0, turn=-14.0, turn_spread=12.0,
         groups={"normal": 0.10, "dilated": 0.45, "hypertrophic": 0.05, "infarct": 0.35, "abnormal_rv": 0.05},
     ),
@@ -88,7 +88,7 @@ _SITES = {
 
 SITES: tuple[str, ...] = tuple(_SITES)
 DESCRIPTIONS: dict[str, str] = {name: site.description for name, site in _SITES.items()}
-_SPLITS = {"train": range(0, 20), "val": range(20, 24), "test": range(24, 32)}
+_SPLITS = {"train": range(20), "val": range(20, 24), "test": range(24, 32)}
 SUBJECTS: dict[str, dict[str, list[int]]] = {
     name: {split: list(numbers) for split, numbers in _SPLITS.items()} for name in SITES
 }
@@ -169,8 +169,6 @@ def _sample_scene(stream: Stream, site: Site, heart: Heart) -> _Scene:
     count = stream.integer(6, 8)
     last = stream.uniform(0.86, 0.97)
     left = heart.epicardium + heart.right_depth + 3.0
-    fine = (SIZE * _FINE, SIZE * _FINE)
-    del fine
     return _Scene(
         heart=heart,
         thorax=sample_thorax(stream, heart.epicardium, left),
@@ -178,29 +176,30 @@ def _sample_scene(stream: Stream, site: Site, heart: Heart) -> _Scene:
         turn=direction(stream.normal(site.turn, site.turn_spread)),
         septum=direction(180.0 + stream.normal(12.0, 12.0)),
         centre=(stream.normal(-8.0, 6.0), stream.normal(0.0, 6.0)),
-        tilt=(stream.normal(0.0, 5.0), stream.normal(0.0, 4.0)),
+        tilt=(stream.normal(0.0, 8.0), stream.normal(0.0, 5.0)),
         signals={name: stream.near(value, 0.08) for name, value in site.signals.items()},
         shading=shading(stream, (SIZE, SIZE), site.scanner),
     )
 
 
-def _draw_slice(stream: Stream, site: Site, scene: _Scene, level: float) -> tuple[Floats, NDArray[np.uint8]]:
+def _draw_slice(
+    stream: Stream, site: Site, scene: _Scene, level: float
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Image and label of one slice."""
     pitch = site.spacing / _FINE
-    at = (np.arange(SIZE * _FINE) + 0.5 - 0.5 * SIZE * _FINE) * pitch
-    shift = (stream.normal(0.0, 1.2), stream.normal(0.0, 1.2))
-    column = at[None, :] - (scene.centre[0] + scene.tilt[0] * level + shift[0])
-    row = at[:, None] - (scene.centre[1] + scene.tilt[1] * level + shift[1])
-    c, s = scene.turn
-    x, y = column * c + row * s, row * c - column * s
-    hc, hs = scene.septum
-    cut = slice_heart(scene.heart, level, x * hc - y * hs, -x * hs - y * hc)
-    canvas = draw_thorax(stream, scene.thorax, level, x, y, pitch, scene.signals)
+    centre = (
+        scene.centre[0] + scene.tilt[0] * level + stream.normal(0.0, 1.2),
+        scene.centre[1] + scene.tilt[1] * level + stream.normal(0.0, 1.2),
+    )
+    grid = Grid.turned(SIZE * _FINE, pitch, scene.turn, centre)
+    c, s = scene.septum
+    cut = slice_heart(scene.heart, level, grid.x * c - grid.y * s, -grid.x * s - grid.y * c)
+    canvas = draw_thorax(stream, scene.thorax, level, grid, scene.signals)
     _draw_heart(stream, canvas, scene, cut, level, pitch)
     scanned = acquire(stream, average_down(canvas, (_FINE, _FINE)), scene.shading, site.scanner)
     if site.round_view:
-        edge = at[::_FINE] + 0.5 * pitch
-        scanned = scanned * (edge[:, None] ** 2 + edge[None, :] ** 2 < (0.49 * SIZE * site.spacing) ** 2)
+        at = np.arange(SIZE) + 0.5 - 0.5 * SIZE
+        scanned *= at[:, None] ** 2 + at[None, :] ** 2 < (0.49 * SIZE) ** 2
     return scanned, _label(cut)
 
 
@@ -226,12 +225,26 @@ def _draw_heart(
     # A thick slice through a tapering heart blurs its borders.
     width = pitch + 0.12 * cut.slope * min(1.0, level + 0.2)
     fat = cut.envelope - scene.thorax.pericardial_fat * np.clip(0.5 + 0.9 * coarse, 0.0, 2.5)
+    _draw_great_vessel(canvas, scene, cut, level, pitch)
     paint(canvas, signals["fat"] * 0.9, soft_inside(fat, pitch))
     paint(canvas, signals["myocardium"], soft_inside(cut.envelope, pitch))
     _draw_right(stream, canvas, signals, cut, width, fine, pitch)
     wall = signals["myocardium"] + (signals["scar"] - signals["myocardium"]) * cut.scar
     paint(canvas, wall * (1.0 + 0.05 * fine), soft_inside(cut.epicardium, width))
     _draw_cavity(stream, canvas, heart, signals, cut, level, width, coarse, fine, pitch)
+
+
+def _draw_great_vessel(canvas: Floats, scene: _Scene, cut: HeartSlice, level: float, pitch: float) -> None:
+    """The root of the pulmonary artery before the base: blood beside the heart that belongs to no class."""
+    if level > 0.2:
+        return
+    radius = scene.thorax.aorta[2] * (1.1 - level)
+    dx = cut.first * cut.radius - 0.45 * cut.outer
+    dy = cut.second * cut.radius - (cut.outer + 0.9 * radius)
+    vessel = np.sqrt(dx * dx + dy * dy) - radius
+    paint(canvas, scene.signals["fat"] * 0.9, soft_inside(vessel - 3.0, pitch))
+    paint(canvas, scene.signals["myocardium"], soft_inside(vessel - 1.5, pitch))
+    paint(canvas, scene.signals["right_blood"], soft_inside(vessel, pitch))
 
 
 def _draw_right(
@@ -245,8 +258,8 @@ def _draw_right(
 ) -> None:
     """Right ventricular blood with trabeculae along the free wall."""
     blood = signals["right_blood"] * (1.0 + 0.04 * fine)
-    near_wall = soft_inside(np.abs(cut.right + 3.0) - 3.5, 2.0)
-    strands = np.clip(fine - 0.7, 0.0, 1.0) * near_wall
+    near_wall = soft_inside(np.abs(cut.right + 4.0) - 5.0, 6.0)
+    strands = np.clip(0.8 * fine - 0.55, 0.0, 0.85) * near_wall
     blood = blood + (signals["myocardium"] - blood) * strands
     paint(canvas, blood, soft_inside(cut.right, width))
 
@@ -261,8 +274,11 @@ def _draw_cavity(
     blood = blood + (signals["myocardium"] - blood) * np.clip(rough, 0.0, 0.8)
     if 0.15 < level < 0.8 and cut.inner > 8.0:
         for px, py, place, size in heart.papillary:
-            reach = place * cut.inner
-            dx, dy = cut.first * cut.radius - px * reach, cut.second * cut.radius - py * reach
-            muscle = np.sqrt(dx * dx + dy * dy) - size * min(1.0, cut.inner / 18.0) + 0.8 * fine
+            reach = place * cut.inner * (0.9 + 0.25 * level)
+            along = cut.first * px + cut.second * py
+            across = (cut.second * px - cut.first * py) * cut.radius
+            outwards = 0.7 * (along * cut.radius - reach)
+            muscle = np.sqrt(outwards * outwards + across * across) + 1.4 * fine
+            muscle -= size * min(1.0, cut.inner / 18.0)
             blood = blood + (signals["myocardium"] - blood) * soft_inside(muscle, 2.0 * pitch)
     paint(canvas, blood, soft_inside(np.maximum(cut.endocardium, cut.epicardium), width))

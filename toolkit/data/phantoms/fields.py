@@ -27,7 +27,9 @@ def smooth_step(values: Floats, low: float, high: float) -> Floats:
 
 def paint(canvas: Floats, value: float | Floats, mask: Floats) -> None:
     """Lay a tissue over the canvas, in place, with the mask as its opacity."""
-    canvas += (value - canvas) * mask
+    step = value - canvas
+    step *= mask
+    canvas += step
 
 
 def smooth_field(stream: Stream, shape: Sequence[int], cells: Sequence[int]) -> Floats:
@@ -46,10 +48,16 @@ def smooth_field(stream: Stream, shape: Sequence[int], cells: Sequence[int]) -> 
         weights = (0.5 * (1.0 - t) ** 2, 0.5 + t * (1.0 - t), 0.5 * t * t)
         along = [1] * field.ndim
         along[axis] = size
-        parts = [np.take(field, left + k, axis=axis) * w.reshape(along) for k, w in enumerate(weights)]
-        field = parts[0] + parts[1] + parts[2]
+        total = np.take(field, left, axis=axis)
+        total *= weights[0].reshape(along)
+        for k in (1, 2):
+            part = np.take(field, left + k, axis=axis)
+            part *= weights[k].reshape(along)
+            total += part
+        field = total
     # Interpolation averages neighbours: the mean squared B-spline weight is 11/20 along each axis.
-    return field * (20.0 / 11.0) ** (0.5 * len(shape))
+    field *= round((20.0 / 11.0) ** (0.5 * len(shape)), 9)
+    return field
 
 
 def blur(image: Floats, sigma: Sequence[float]) -> Floats:

@@ -39,6 +39,7 @@ class Heart:
         septal_excess: relative extra thickness of the septum.
         right_depth: largest depth of the right ventricle at the base.
         right_skew: how much of that depth moves to the anterior side (outflow tract).
+        right_point: 0 a crescent that hugs the left ventricle, 1 a triangular one.
         right_reach: cosine of the angle at which the right ventricle meets the left.
         right_length: level at which the right ventricle ends.
         bluntness: 0 a pointed apex, 1 a blunt one.
@@ -56,6 +57,7 @@ class Heart:
     septal_excess: float
     right_depth: float
     right_skew: float
+    right_point: float
     right_reach: float
     right_length: float
     bluntness: float
@@ -87,7 +89,8 @@ def sample_heart(stream: Stream, group: str) -> Heart:
         wall=wall,
         septal_excess=stream.uniform(0.15, 0.6) if group == "hypertrophic" else stream.uniform(-0.05, 0.15),
         right_depth=depth * (1.0 - 0.3 * systole),
-        right_skew=stream.uniform(-0.05, 0.35),
+        right_skew=stream.uniform(-0.15, 0.45),
+        right_point=stream.uniform(0.35, 0.95),
         right_reach=stream.uniform(-0.2, 0.12) - (0.15 if group == "abnormal_rv" else 0.0),
         right_length=stream.uniform(0.82, 0.96),
         bluntness=stream.uniform(0.3, 1.0) if stiff else stream.uniform(0.0, 0.6),
@@ -151,7 +154,10 @@ def slice_heart(heart: Heart, level: float, first: Floats, second: Floats) -> He
     """
     radius = np.sqrt(first * first + second * second) + 1e-6
     c, s = first / radius, second / radius
-    cos2, sin2 = c * c - s * s, 2.0 * c * s
+    cos2, sin2 = c * c, c * s
+    cos2 *= 2.0
+    cos2 -= 1.0
+    sin2 *= 2.0
     outer = heart.epicardium * taper(heart, level)
     slope = heart.epicardium * (taper(heart, level - 0.05) - taper(heart, level + 0.05)) / 0.1
     outline = heart.second[0] * cos2 + heart.second[1] * sin2
@@ -189,7 +195,8 @@ def _right_border(
         return epicardium - 3.0
     depth = heart.right_depth * left * min(1.0, outer / heart.epicardium + 0.15)
     span = np.clip((c - heart.right_reach) * (1.0 / (1.0 - heart.right_reach)), 0.0, None)
-    profile = np.sqrt(span) * (0.55 + 0.45 * span)
+    point = min(1.0, heart.right_point * (0.8 + 0.5 * level))
+    profile = np.sqrt(span) * (1.0 - point + point * span)
     border = epicardium + depth * profile * (1.0 + heart.right_skew * s)
     # Where the crescent has run out there is no cavity: put its border inside the left ventricle's wall.
     return np.where(span > 0.0, border, epicardium - 3.0)

@@ -19,6 +19,59 @@ Signals = dict[str, float]
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Sampling points of a slice in the scene's frame, which is turned and shifted against the image.
+
+    Attributes:
+        x: first coordinate of every point, mm.
+        y: second coordinate.
+        pitch: distance between neighbouring points, mm.
+    """
+
+    x: Floats
+    y: Floats
+    pitch: float
+
+    @classmethod
+    def turned(cls, side: int, pitch: float, turn: tuple[float, float], centre: tuple[float, float]) -> Grid:
+        """Square grid of `side` points, whose scene is turned by (cosine, sine) about `centre` (column, row; mm)."""
+        at = (np.arange(side) + 0.5 - 0.5 * side) * pitch
+        column, row = at[None, :] - centre[0], at[:, None] - centre[1]
+        c, s = turn
+        return cls(column * c + row * s, row * c - column * s, pitch)
+
+    def index(self, x: float, y: float) -> tuple[float, float]:
+        """Fractional (row, column) of a point of the scene."""
+        dx, dy = x - float(self.x[0, 0]), y - float(self.y[0, 0])
+        c, s = (float(self.x[0, 1] - self.x[0, 0]), float(self.x[1, 0] - self.x[0, 0]))
+        return (dx * s + dy * c) / self.pitch**2, (dx * c - dy * s) / self.pitch**2
+
+    def window(self, centre: tuple[float, float], reach: float) -> tuple[tuple[slice, slice], Grid]:
+        """The part of the grid within `reach` mm of a point: where it lies, and its own grid (perhaps empty)."""
+        row, column = self.index(*centre)
+        spans = []
+        for at, size in zip((row, column), self.x.shape, strict=True):
+            low, high = int(at - reach / self.pitch) - 1, int(at + reach / self.pitch) + 2
+            spans.append(slice(min(max(low, 0), size), min(max(high, 0), size)))
+        place = (spans[0], spans[1])
+        return place, Grid(self.x[place], self.y[place], self.pitch)
+
+    def ellipse(self, centre: tuple[float, float], axes: tuple[float, float]) -> Floats:
+        """About the signed distance (mm) to an ellipse along the scene's axes."""
+        # In place: allocating a grid costs more than computing on one.
+        distance, other = self.x - centre[0], self.y - centre[1]
+        distance *= 1.0 / axes[0]
+        other *= 1.0 / axes[1]
+        distance *= distance
+        other *= other
+        distance += other
+        np.sqrt(distance, out=distance)
+        distance -= 1.0
+        distance *= min(axes)
+        return distance
+
+
+@dataclass(frozen=True)
 class Thorax:
     """One subject's surroundings; lengths in mm.
 
@@ -36,6 +89,7 @@ class Thorax:
         spine: centre and radius of the vertebral body.
         stomach: centre, half axes and filling (0 air to 1 bright) of the stomach.
         spleen: centre and half axes.
+        organs: further soft organs (bowel, kidney): centre, half axes and signal relative to the fluid's.
     """
 
     centre: tuple[float, float]
@@ -51,6 +105,7 @@ class Thorax:
     spine: tuple[float, float, float]
     stomach: tuple[float, float, float, float, float]
     spleen: tuple[float, float, float, float]
+    organs: tuple[tuple[float, float, float, float, float], ...]
 
 
 def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Thorax:
@@ -64,7 +119,7 @@ def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Th
     return Thorax(
         centre=(axes[0] - left, stream.uniform(5.0, 35.0)),
         axes=axes, fat=fat, muscle=muscle,
-        pericardial_fat=stream.uniform(1.0, 6.0),
+        pericardial_fat=stream.uniform(0.5, 3.5),
         diaphragm=floor,
         tilt=stream.uniform(-0.12, 0.28),
         rise=stream.uniform(6.0, 20.0),
@@ -75,118 +130,124 @@ def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Th
                  stream.uniform(13.0, 22.0), stream.uniform()),
         spleen=(stream.uniform(70.0, 95.0), floor + stream.uniform(8.0, 25.0), stream.uniform(12.0, 18.0),
                 stream.uniform(22.0, 34.0)),
+        organs=tuple(
+            (stream.uniform(-40.0, 90.0), floor + stream.uniform(14.0, 62.0), stream.uniform(7.0, 17.0),
+             stream.uniform(7.0, 17.0), stream.uniform(0.2, 1.0))
+            for _ in range(5)
+        ),
     )  # fmt: skip
 
 
-def ellipse(x: Floats, y: Floats, centre: tuple[float, float], axes: tuple[float, float]) -> Floats:
-    """About the signed distance (mm) to an ellipse along the axes."""
-    dx, dy = (x - centre[0]) * (1.0 / axes[0]), (y - centre[1]) * (1.0 / axes[1])
-    return (np.sqrt(dx * dx + dy * dy) - 1.0) * min(axes)
-
-
-def draw_thorax(
-    stream: Stream, thorax: Thorax, level: float, x: Floats, y: Floats, pitch: float, signals: Signals
-) -> Floats:
+def draw_thorax(stream: Stream, thorax: Thorax, level: float, grid: Grid, signals: Signals) -> Floats:
     """Tissue signals of one slice without the heart.
 
     Args:
         stream: where this slice's texture comes from.
         thorax: the subject's surroundings.
         level: 0 (base) to 1 (apex).
-        x: first coordinate of every grid point, mm.
-        y: second coordinate.
-        pitch: distance between grid points, mm.
+        grid: the slice's sampling points.
         signals: signal of each tissue.
     """
+    shape, pitch = grid.x.shape, grid.pitch
     centre = (thorax.centre[0] + 8.0 * level, thorax.centre[1])
-    body = ellipse(x, y, centre, thorax.axes)
-    relief = smooth_field(stream, x.shape, (4, 4))
-    canvas = np.full(x.shape, signals["air"])
-    paint(canvas, signals["fat"] * (1.0 + 0.05 * relief), soft_inside(body, pitch))
-    paint(canvas, signals["muscle"], soft_inside(body + thorax.fat + 2.0 * relief, pitch))
-    _ribs(stream, canvas, thorax, centre, x, y, pitch, signals)
+    body = grid.ellipse(centre, thorax.axes)
+    relief, texture = smooth_field(stream, shape, (4, 4)), smooth_field(stream, shape, (26, 26))
+    canvas = np.full(shape, signals["air"])
+    paint(canvas, signals["fat"] * (1.0 + 0.06 * relief + 0.03 * texture), soft_inside(body, pitch))
+    muscle = soft_inside(body + thorax.fat + 2.0 * relief + 0.5 * texture, pitch)
+    paint(canvas, signals["muscle"] * (1.0 + 0.12 * texture), muscle)
+    _draw_ribs(stream, canvas, thorax, centre, grid, signals)
     inner = body + thorax.fat + thorax.muscle + 1.0 * relief
-    lung = np.full(x.shape, signals["lung"])
-    _lung_vessels(stream, lung, pitch, signals)
-    paint(canvas, lung, soft_inside(inner, pitch))
-    _back(canvas, thorax, inner, x, y, pitch, signals)
-    _abdomen(stream, canvas, thorax, level, inner, x, y, pitch, signals, relief)
+    lung = signals["lung"] * (1.0 + 0.25 * relief + 0.25 * texture)
+    _draw_lung_vessels(stream, lung, thorax, level, grid, signals)
+    paint(canvas, signals["fat"] * 0.8, soft_inside(inner + 0.5, pitch))
+    paint(canvas, lung, soft_inside(inner + 1.5, pitch))
+    inside = soft_inside(inner, pitch)
+    _draw_back(canvas, thorax, inside, grid, signals)
+    _draw_abdomen(stream, canvas, thorax, level, inner, grid, signals, (relief, texture))
     return canvas
 
 
-def _ribs(
-    stream: Stream, canvas: Floats, thorax: Thorax, centre: tuple[float, float], x: Floats, y: Floats, pitch: float,
-    signals: Signals,
-) -> None:  # fmt: skip
-    """Dark cortical rims with brighter marrow, at intervals along the chest wall's muscle."""
+def _draw_ribs(
+    stream: Stream, canvas: Floats, thorax: Thorax, centre: tuple[float, float], grid: Grid, signals: Signals
+) -> None:
+    """Ribs in cross-section, at intervals along the chest wall's muscle."""
     mask = np.zeros_like(canvas)
     depth = thorax.fat + 0.5 * thorax.muscle
-    step_x, step_y = x[0, 1] - x[0, 0], x[1, 0] - x[0, 0]
     turn = stream.uniform(0.0, 0.2)
     for k in range(9):
-        t = turn + 0.24 * (k - 4)
+        t = turn + 0.24 * (k - 4) + stream.uniform(-0.04, 0.04)
         # Points of a circle by the rational parametrisation, squeezed to the ellipse.
         c, s = -(1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
-        px = centre[0] + (thorax.axes[0] - depth) * c - x[0, 0]
-        py = centre[1] + (thorax.axes[1] - depth) * s - y[0, 0]
-        # The grid is a rotation times the pitch: invert by its transpose.
-        column = (px * step_x - py * step_y) / (pitch * pitch)
-        row = (px * step_y + py * step_x) / (pitch * pitch)
-        stamp_disc(mask, row, column, 0.42 * thorax.muscle / pitch, 1.5)
+        row, column = grid.index(
+            centre[0] + (thorax.axes[0] - depth) * c, centre[1] + (thorax.axes[1] - depth) * s
+        )
+        size = stream.uniform(0.25, 0.5) * thorax.muscle / grid.pitch
+        stamp_disc(mask, row, column, size, 2.0, stream.uniform(0.5, 1.0))
     paint(canvas, signals["bone"] * 0.55, mask)
 
 
-def _lung_vessels(stream: Stream, lung: Floats, pitch: float, signals: Signals) -> None:
-    """Small bright vessels in cross-section, more of the finer ones."""
+def _draw_lung_vessels(
+    stream: Stream, lung: Floats, thorax: Thorax, level: float, grid: Grid, signals: Signals
+) -> None:
+    """Vessels in cross-section: fine ones everywhere, larger ones at the hilum, which the basal slices show."""
     mask = np.zeros_like(lung)
     rows, columns = lung.shape
-    for place in stream.uniforms(26, 4):
-        radius = 0.8 + 2.2 * place[2] * place[2] * place[2]
-        stamp_disc(mask, place[0] * rows, place[1] * columns, radius / pitch, 1.5, 0.25 + 0.6 * place[3])
+    for place in stream.uniforms(34, 4):
+        radius = 0.7 + 2.0 * place[2] * place[2] * place[2]
+        stamp_disc(mask, place[0] * rows, place[1] * columns, radius / grid.pitch, 2.0, 0.15 + 0.6 * place[3])
+    hilum = (thorax.aorta[0] - 8.0, -0.7 * thorax.diaphragm)
+    for place in stream.uniforms(round(16.0 * (1.0 - level) ** 2), 4):
+        row, column = grid.index(hilum[0] + 70.0 * (place[0] - 0.5), hilum[1] + 50.0 * (place[1] - 0.5))
+        radius = 1.0 + 4.5 * place[2] * place[2]
+        stamp_disc(mask, row, column, radius / grid.pitch, 3.0, 0.4 + 0.6 * place[3])
     paint(lung, signals["blood"], mask)
 
 
-def _back(
-    canvas: Floats, thorax: Thorax, inner: Floats, x: Floats, y: Floats, pitch: float, signals: Signals
-) -> None:
+def _draw_back(canvas: Floats, thorax: Thorax, inside: Floats, grid: Grid, signals: Signals) -> None:
     """Vertebral body with its dark rim and the descending aorta before it."""
-    inside = soft_inside(inner, pitch)
     sx, sy, radius = thorax.spine
-    spine = ellipse(x, y, (sx, sy), (radius, 0.85 * radius))
-    paint(canvas, signals["muscle"], soft_inside(spine - 6.0, 3.0) * inside)
-    paint(canvas, 0.4 * signals["bone"], soft_inside(spine - 1.5, pitch) * inside)
-    paint(canvas, signals["bone"], soft_inside(spine, pitch) * inside)
+    place, part = grid.window((sx, sy), radius + 8.0)
+    spine, view, within = part.ellipse((sx, sy), (radius, 0.85 * radius)), canvas[place], inside[place]
+    paint(view, signals["muscle"], soft_inside(spine - 5.0, 3.0) * within)
+    paint(view, 0.4 * signals["bone"], soft_inside(spine - 1.5, grid.pitch) * within)
+    paint(view, signals["bone"], soft_inside(spine, grid.pitch) * within)
     ax, ay, width = thorax.aorta
-    aorta = ellipse(x, y, (ax, ay), (width, width))
-    paint(canvas, signals["myocardium"], soft_inside(aorta - 1.6, pitch) * inside)
-    paint(canvas, signals["blood"], soft_inside(aorta, pitch) * inside)
+    place, part = grid.window((ax, ay), width + 4.0)
+    aorta, view, within = part.ellipse((ax, ay), (width, width)), canvas[place], inside[place]
+    paint(view, signals["myocardium"], soft_inside(aorta - 1.6, grid.pitch) * within)
+    paint(view, signals["blood"], soft_inside(aorta, grid.pitch) * within)
 
 
-def _abdomen(
-    stream: Stream, canvas: Floats, thorax: Thorax, level: float, inner: Floats, x: Floats, y: Floats, pitch: float,
-    signals: Signals, relief: Floats,
+def _draw_abdomen(
+    stream: Stream, canvas: Floats, thorax: Thorax, level: float, inner: Floats, grid: Grid, signals: Signals,
+    fields: tuple[Floats, Floats],
 ) -> None:  # fmt: skip
-    """Below the diaphragm: liver with vessels, stomach, spleen and fat between them."""
-    height = thorax.diaphragm - thorax.rise * level
-    dome = 0.0018 * (x - 10.0) * (x - 10.0)
-    below = height + thorax.tilt * x + dome - y + 1.5 * relief
-    inside = soft_inside(np.maximum(below, inner - 2.0), pitch)
-    texture = smooth_field(stream, x.shape, (24, 24))
-    abdomen = signals["fat"] * (0.9 + 0.06 * texture)
-    liver = np.maximum(below + 1.5, x - thorax.liver_edge - 9.0 * relief)
-    paint(abdomen, signals["liver"] * (1.0 + 0.05 * texture), soft_inside(liver, pitch))
+    """Below the diaphragm: bowel and kidney in fat, spleen, stomach, and the liver with its vessels before them."""
+    relief, texture = fields
+    pitch, lift = grid.pitch, thorax.rise * level
+    dome = 0.0022 * (grid.x + 5.0) * (grid.x + 5.0)
+    below = thorax.diaphragm - lift + thorax.tilt * grid.x + dome - grid.y + 1.5 * relief
+    abdomen = signals["fat"] * (0.9 + 0.08 * texture)
+    spleen, stomach = thorax.spleen, thorax.stomach
+    hollow = signals["air"] + stomach[4] * signals["fluid"]
+    contents = [(organ[:4], signals["muscle"], organ[4] * signals["fluid"], 2.5) for organ in thorax.organs]
+    contents += [
+        (spleen, signals["spleen"], signals["spleen"], 1.0),
+        (stomach[:4], signals["muscle"], hollow, 3.5),
+    ]
+    for (ox, oy, long, short), wall, content, thickness in contents:
+        place, part = grid.window((ox, oy - lift), 1.4 * max(long, short) + 4.0)
+        organ = part.ellipse((ox, oy - lift), (long, short)) + 2.0 * relief[place]
+        paint(abdomen[place], wall, soft_inside(organ, pitch))
+        paint(abdomen[place], content * (1.0 + 0.12 * texture[place]), soft_inside(organ + thickness, pitch))
+    edge = grid.ellipse((thorax.liver_edge - 75.0, thorax.diaphragm + 42.0 - lift), (85.0, 62.0))
+    liver = edge + 3.0 * relief
+    paint(abdomen, signals["liver"] * (1.0 + 0.06 * texture), soft_inside(liver, pitch))
     vessels = np.zeros_like(canvas)
-    for place in stream.uniforms(7, 3):
-        row, column = place[0] * canvas.shape[0], place[1] * canvas.shape[1]
-        stamp_disc(vessels, row, column, (1.0 + 2.0 * place[2]) / pitch, 2.0, 0.6)
-    paint(abdomen, signals["blood"], vessels * soft_inside(liver, pitch))
-    px, py, width, tall = thorax.spleen
-    spleen = ellipse(x, y, (px, py - thorax.rise * level), (width, tall)) + 2.0 * relief
-    paint(abdomen, signals["spleen"] * (1.0 + 0.04 * texture), soft_inside(spleen, pitch))
-    gx, gy, long, short, filling = thorax.stomach
-    stomach = ellipse(x, y, (gx, gy - thorax.rise * level), (long, short)) + 2.5 * relief
-    paint(abdomen, signals["muscle"], soft_inside(stomach, pitch))
-    content = signals["air"] + filling * signals["fluid"]
-    paint(abdomen, content * (1.0 + 0.1 * texture), soft_inside(stomach + 3.5, pitch))
+    for place in stream.uniforms(14, 3):
+        row, column = grid.index(thorax.liver_edge - 100.0 * place[0], thorax.diaphragm + 70.0 * place[1])
+        stamp_disc(vessels, row, column, (0.8 + 2.4 * place[2] * place[2]) / pitch, 2.0, 0.7)
+    paint(abdomen, signals["blood"] * 0.85, vessels * soft_inside(liver + 4.0, pitch))
     paint(abdomen, signals["muscle"], soft_inside(np.abs(below + 0.8) - 1.2, pitch))
-    paint(canvas, abdomen, inside)
+    paint(canvas, abdomen, soft_inside(np.maximum(below, inner - 2.0), pitch))
