@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from toolkit.features.capture import Tape, capture
 from torch import Tensor, nn
 
 from toolkit.errors import ProtocolError
+from toolkit.features.capture import Tape, capture
 from toolkit.objectives.base import Objective
 from toolkit.regularizers.base import Regularizer, StepContext, keyed_generator
 
