@@ -1,216 +1,35 @@
-"""Dispersive loss: repulsion between the representations of a batch, without positives or a second view.
+"""The dispersive regularizer: repulsion between the representations of a batch, at any layer of any network.
 
-Sources: Wang and He, "Diffuse and Disperse" (arXiv 2506.09027), and its use for segmentation in Med-DisSeg
-(arXiv 2605.14579). With the settings released with the latter the term is numerically dead on real feature maps:
-raw distances between long vectors underflow the exponential. The preset `released` keeps that behaviour for
-comparison; `default` is the active, bounded form.
+Sources: Wang and He, "Diffuse and Disperse" (arXiv 2506.09027), and Med-DisSeg (arXiv 2605.14579).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, distributed
 
 from toolkit.errors import ConfigError, RegularizerWarning
 from toolkit.registry import register
 from toolkit.regularizers.base import Regularizer, StepContext, linear_warm_up
+from toolkit.regularizers.repulsion import (
+    PRESETS,
+    checked_variant,
+    dispersive_loss,
+    pair_distances,
+    self_pairs,
+    temperature,
+    token_rows,
+)
 
-VARIANTS = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
+__all__ = ["PRESETS", "Dispersive", "dispersive_loss", "token_rows"]
+
 LAYOUTS = ("pooled", "flatten", "positions")
 ACTIVE_BAND = 18.4  # pairs with distance / tau above this contribute less than 1e-8
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """How one preset measures distances, which pairs it counts, and what its source trains with.
-
-    Attributes:
-        normalised: squared L2 divided by the number of features (hinge: its root) instead of the raw L2 distance.
-        self_pairs: InfoNCE counts the B pairs (i, i) too; they bound the loss from below at -log B.
-        floor: constant added to the mean inside the logarithm.
-        variant: the variant this preset stands for, or None if every variant can be asked for.
-        tau, weights, layout: the source's settings (weights: first and second stage).
-    """
-
-    normalised: bool
-    self_pairs: bool
-    floor: float
-    variant: str | None
-    tau: float
-    weights: tuple[float, float]
-    layout: str
-
-
-PRESETS: dict[str, Preset] = {
-    "released": Preset(False, False, 1e-8, None, 0.5, (0.2, 0.2), "flatten"),
-    "original": Preset(True, True, 0.0, None, 1.0, (0.25, 0.25), "flatten"),
-    "default": Preset(True, True, 0.0, None, 0.5, (0.2, 0.6), "pooled"),
-    "default-cosine": Preset(True, False, 0.0, "infonce_cosine", 0.5, (0.2, 0.6), "pooled"),
-}
-
-
-class _SquaredDistances(torch.autograd.Function):
-    """Squared L2 distances between all rows: from explicit differences, in O(rows²) memory, zero diagonal."""
-
-    @staticmethod
-    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
-        ctx.save_for_backward(left, right)
-        return torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist").square()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        (gradient,) = gradients
-        left, right = ctx.saved_tensors
-        # centring costs nothing (only differences count) and keeps the products free of cancellation
-        centre = left.mean(dim=0)
-        left, right = left - centre, right - centre
-        to_left = 2 * (gradient.sum(dim=1, keepdim=True) * left - gradient @ right)
-        to_right = 2 * (gradient.sum(dim=0).unsqueeze(1) * right - gradient.transpose(0, 1) @ left)
-        return to_left, to_right
-
-
-def token_rows(features: Tensor) -> Tensor:
-    """(B, C, *S) as one row per position, (B * prod(S), C): image-major, then raster order."""
-    return features.movedim(1, -1).reshape(-1, features.shape[1])
-
-
-def pair_distances(left: Tensor, right: Tensor, variant: str, preset: str = "default") -> Tensor:
-    """Distances (N, M) between rows (N, D) and (M, D), as a variant and a preset measure them."""
-    if variant == "infonce_cosine":
-        return 1 - _unit_rows(left, preset) @ _unit_rows(right, preset).transpose(0, 1)
-    squared: Tensor = _SquaredDistances.apply(left, right)
-    normalised = PRESETS[preset].normalised
-    if normalised:
-        squared = squared / left.shape[1]
-    if normalised and variant == "infonce_l2":
-        return squared
-    # the root has no derivative at 0: coincident rows get 0
-    coincident = squared == 0
-    return squared.masked_fill(coincident, 1.0).sqrt().masked_fill(coincident, 0.0)
-
-
-def _unit_rows(rows: Tensor, preset: str) -> Tensor:
-    if preset == "released":
-        return functional.normalize(rows, eps=1e-12)  # an all-zero row gets a gradient of the order 1e11
-    zero = (rows == 0).all(dim=1, keepdim=True)
-    return functional.normalize(rows.masked_fill(zero, 1.0), eps=1e-12).masked_fill(zero, 0.0)
-
-
-def dispersive_loss(
-    z: Tensor, variant: str = "infonce_l2", tau: float | str = 0.5, preset: str = "default", *, margin: float = 1.0,
-    bank: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Repulsion between the rows of a batch; a scalar with gradient, 0 without gradient for a batch of one.
-
-    With d the distance of a pair, P the counted pairs and delta the preset's floor:
-    `infonce_l2`, `infonce_cosine`: log(mean over P of exp(-d / tau) + delta); `hinge`: mean over i != j of
-    max(0, margin - d)^2; `covariance`: sum over m != n of C_mn^2 with C the unbiased batch covariance of the raw
-    features (it does not penalise collapse: 0 for identical rows).
-
-    | preset | d of L2 | d of cosine | d of hinge | P (InfoNCE) | delta |
-    |---|---|---|---|---|---|
-    | `released` | L2 | 1 - cos | L2 | i != j | 1e-8 |
-    | `original`, `default` | squared L2 / D | 1 - cos | L2 / sqrt(D) | all, i = j too | 0 |
-    | `default-cosine` | - | 1 - cos | - | i != j | 0 |
-
-    Presets without a floor are computed as log-sum-exp, so that nothing underflows. `default-cosine` always is the
-    cosine variant. Half precision is widened to float32 and autocast is off inside.
-
-    Args:
-        z: (B, ...); everything after the first axis is flattened to D features. For a map (B, C, *S) this is the
-            layout of the released code; pool it or use `token_rows` for others.
-        variant: "infonce_l2", "infonce_cosine", "hinge" or "covariance".
-        tau: temperature > 0, or "median": the median of the off-diagonal distances, without gradient, which makes
-            the loss invariant to the scale of the features. Unused by hinge and covariance.
-        preset: see the table.
-        margin: hinge only.
-        bank: optional (K, D) further negatives without gradient; adds the B * K pairs (z_i, q_k). Not used by
-            covariance.
-
-    Raises:
-        ConfigError: unknown variant or preset, tau not positive, or a bank of another width.
-    """
-    variant = _checked(variant, tau, preset)
-    with torch.autocast(z.device.type, enabled=False):
-        rows = z.reshape(z.shape[0], -1)
-        rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-        if variant == "covariance":
-            return _covariance(rows) if rows.shape[0] > 1 else rows.new_zeros(())
-        negatives = _bank_rows(bank, rows)
-        if rows.shape[0] + len(negatives) < 2:
-            return rows.new_zeros(())
-        blocks = [pair_distances(rows, other, variant, preset) for other in (rows, negatives)]
-        distances = torch.cat(blocks, dim=1)
-        itself = _self_pairs(distances)
-        if variant == "hinge":
-            return _masked_mean((margin - distances).clamp_min(0).square(), itself)
-        scale = _temperature(tau, distances, itself)
-        return _info_nce(distances.masked_fill(itself, 0.0) / scale, itself, PRESETS[preset])
-
-
-def _info_nce(scaled: Tensor, itself: Tensor, preset: Preset) -> Tensor:
-    if preset.floor:
-        # literally the released formula: its exponentials must be able to underflow
-        return torch.log(_masked_mean(torch.exp(-scaled), itself) + preset.floor)
-    exponents = -scaled if preset.self_pairs else (-scaled).masked_fill(itself, -math.inf)
-    count = scaled.numel() - (0 if preset.self_pairs else scaled.shape[0])
-    return exponents.flatten().logsumexp(dim=0) - math.log(count)
-
-
-def _covariance(rows: Tensor) -> Tensor:
-    samples, width = rows.shape
-    centred = rows - rows.mean(dim=0)
-    if width <= samples:
-        covariance = centred.transpose(0, 1) @ centred / (samples - 1)
-        return covariance.square().sum() - covariance.diagonal().square().sum()
-    # the squared Frobenius norms of Z'Z and ZZ' are equal, and ZZ' is only B x B
-    gram = centred @ centred.transpose(0, 1) / (samples - 1)
-    variances = centred.square().sum(dim=0) / (samples - 1)
-    return gram.square().sum() - variances.square().sum()
-
-
-def _self_pairs(distances: Tensor) -> Tensor:
-    return torch.eye(*distances.shape, dtype=torch.bool, device=distances.device)
-
-
-def _masked_mean(values: Tensor, itself: Tensor) -> Tensor:
-    return values.masked_fill(itself, 0.0).sum() / (values.numel() - values.shape[0])
-
-
-def _temperature(tau: float | str, distances: Tensor, itself: Tensor) -> float | Tensor:
-    if not isinstance(tau, str):
-        return tau
-    median = distances.detach()[~itself].median()
-    return torch.where(median > 0, median, torch.ones_like(median))
-
-
-def _bank_rows(bank: Tensor | None, rows: Tensor) -> Tensor:
-    if bank is None:
-        return rows.new_zeros((0, rows.shape[1]))
-    if bank.ndim != 2 or bank.shape[1] != rows.shape[1]:
-        raise ConfigError(
-            f"The bank has shape {tuple(bank.shape)}, the batch has rows of {rows.shape[1]} features.",
-            where="dispersive_loss(bank=...)",
-            fix="Give one row per stored representation, with the same layout and resolution as the batch.",
-        )
-    return bank.detach().to(rows)
-
-
-def _checked(variant: str, tau: float | str, preset: str) -> str:
-    if variant not in VARIANTS:
-        raise ConfigError(f"Unknown variant {variant!r}.", fix=f"Use one of {', '.join(VARIANTS)}.")
-    if preset not in PRESETS:
-        raise ConfigError(f"Unknown preset {preset!r}.", fix=f"Use one of {', '.join(PRESETS)}.")
-    if tau != "median" and (isinstance(tau, str) or not tau > 0):
-        raise ConfigError(f"tau must be positive or 'median', not {tau!r}.", where="dispersive loss")
-    return PRESETS[preset].variant or variant
 
 
 @register("regularizer", "dispersive")
@@ -218,8 +37,8 @@ def _checked(variant: str, tau: float | str, preset: str) -> str:
 class Dispersive(Regularizer):
     """The dispersive loss on tapped layers of any network; see `dispersive_loss` for variants and presets.
 
-    No parameters, no extra passes, nothing at inference. It needs at least two images a batch (layouts "pooled" and
-    "flatten"). On logging steps it measures its own gradient and warns once if it is dead.
+    No parameters, no extra passes. The layouts "pooled" and "flatten" need two images a batch. On logging steps it
+    measures its own gradient and warns once if it is dead.
 
     Args:
         weight: lambda. The papers use 0.2 and 0.6 (Med-DisSeg, first and second stage), 0.25 to 0.5 (original).
@@ -260,7 +79,7 @@ class Dispersive(Regularizer):
     _bank: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _checked(self.variant, self.tau, self.preset)
+        checked_variant(self.variant, self.tau, self.preset)
         if self.layout not in LAYOUTS:
             raise ConfigError(f"Unknown layout {self.layout!r}.", fix=f"Use one of {', '.join(LAYOUTS)}.")
         if self.reduction not in ("mean", "sum"):
@@ -337,8 +156,9 @@ class Dispersive(Regularizer):
             return None
         self._bank["stage"] = stage
         stored = self._bank.get(f"rows/{name}")
-        comparable = stored is not None and stored.shape[1] == rows.shape[1]  # else another resolution
-        return stored.to(rows) if comparable else None
+        if stored is None or stored.shape[1] != rows.shape[1]:
+            return None  # nothing yet, or representations of another resolution
+        return stored.to(rows)
 
     def _store(self, name: str, rows: Tensor) -> None:
         if self.bank_size:
@@ -366,12 +186,12 @@ class Dispersive(Regularizer):
                 )
 
     def _measure_pairs(self, name: str, rows: Tensor, variant: str) -> None:
-        distances = pair_distances(rows, rows, variant, self.preset)
-        itself = _self_pairs(distances)
+        distances = pair_distances(rows, None, variant, self.preset)
+        itself = self_pairs(distances)
         pairs = distances[~itself]
         self._last[f"{name}/mean_distance"] = float(pairs.mean())
         if variant != "hinge":
-            active = float((pairs / _temperature(self.tau, distances, itself) < ACTIVE_BAND).float().mean())
+            active = float((pairs / temperature(self.tau, distances, itself) < ACTIVE_BAND).float().mean())
             self._last[f"{name}/active_pairs"] = active
             if active < 0.01:
                 self._warn(
@@ -387,15 +207,15 @@ class Dispersive(Regularizer):
 
 
 def _gathered(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in rank order, with gradient; the rows themselves outside distributed training.
+    """The rows of all ranks, in rank order; the rows themselves outside distributed training.
 
-    Every rank evaluates the loss of all rows and the backward pass sums the ranks' gradients of each row, so that
-    averaged parameter gradients equal those of one process.
+    Every rank evaluates the loss of all rows and sends gradient through its own only, multiplied by the number of
+    ranks, so that parameter gradients averaged over ranks equal those of one process.
     """
-    from torch import distributed
-
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return rows
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(list(all_gather(rows.contiguous())))
+    ranks = distributed.get_world_size()
+    parts = [torch.empty_like(rows) for _ in range(ranks)]
+    distributed.all_gather(parts, rows.detach().contiguous())
+    parts[distributed.get_rank()] = rows.detach() + ranks * (rows - rows.detach())
+    return torch.cat(parts)
