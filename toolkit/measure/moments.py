@@ -1,0 +1,84 @@
+"""Mean and covariance of any number of rows, streamed in chunks with memory O(C^2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import DataError, ResultError
+
+CHUNK = 16384
+
+
+class StreamingMoments:
+    """Weighted mean and covariance of rows (N, C) that arrive in chunks.
+
+    A chunk is shifted by the mean of the first one and multiplied in float32 (float64 stays float64); the sums are
+    kept in float64. The shift removes the cancellation of E[xx'] - mm' for features far from zero.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.weight = 0.0
+        self.count = 0
+        self._shift: Tensor | None = None
+        self._sum = torch.zeros(channels, dtype=torch.float64)
+        self._gram = torch.zeros(channels, channels, dtype=torch.float64)
+
+    def update(self, rows: Tensor, weights: Tensor | None = None) -> StreamingMoments:
+        """Add rows (N, C), each with a weight (N,) (1 if not given).
+
+        Raises:
+            DataError: NaN or infinite rows, or another number of channels.
+        """
+        if rows.ndim != 2 or rows.shape[1] != len(self._sum):
+            raise DataError(
+                f"Expected rows with {len(self._sum)} channels, got the shape {tuple(rows.shape)}."
+            )
+        for start in range(0, len(rows), CHUNK):
+            part = rows[start : start + CHUNK].detach()
+            part = part if part.dtype in (torch.float32, torch.float64) else part.float()
+            weight = None if weights is None else weights[start : start + CHUNK].to(part.dtype)
+            self._add(part, weight)
+        return self
+
+    def _add(self, part: Tensor, weight: Tensor | None) -> None:
+        if self._shift is None:
+            self._shift = part.mean(0)
+        centred = part - self._shift.to(part.dtype)
+        weighted = centred if weight is None else centred * weight[:, None]
+        gram = weighted.T @ centred
+        if not torch.isfinite(gram).all():
+            raise DataError("The rows hold NaN or infinite values.", fix="Drop them before the fit.")
+        self._gram += gram.double()
+        self._sum += weighted.double().sum(0)
+        self.weight += float(len(part) if weight is None else weight.double().sum())
+        self.count += len(part)
+
+    @property
+    def mean(self) -> Tensor:
+        """(C,) float64."""
+        self._require_rows(1)
+        assert self._shift is not None
+        return self._shift.double() + self._sum / self.weight
+
+    def covariance(self, unbiased: bool = True) -> Tensor:
+        """(C, C) float64, divided by N - 1 (or by N)."""
+        self._require_rows(2)
+        scatter = self._gram - torch.outer(self._sum, self._sum) / self.weight
+        correction = (self.count - 1) / self.count if unbiased else 1.0
+        return scatter / (self.weight * correction)
+
+    def _require_rows(self, number: int) -> None:
+        if self.count < number or self.weight <= 0:
+            raise ResultError(f"{self.count} rows are too few: at least {number} are needed.")
+
+
+def moments(rows: Tensor, weights: Tensor | None = None) -> StreamingMoments:
+    """Mean and covariance of rows (N, C) in one call."""
+    return StreamingMoments(rows.shape[1]).update(rows, weights)
+
+
+def balanced_weights(labels: Tensor) -> Tensor:
+    """Row weights (N,) that give every class the same total weight and sum to N."""
+    _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    return (len(labels) / (len(counts) * counts.double()))[inverse]

@@ -1,0 +1,237 @@
+"""Projections of features to the plane, over training stages, with the share of variance they show."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import ConfigError, ResultError
+from toolkit.measure.moments import StreamingMoments, balanced_weights
+from toolkit.measure.pairing import PairedRows, paired_rows
+from toolkit.measure.planes import Plane, discriminant_plane, head_plane, principal_plane, rotation_onto
+from toolkit.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METHODS = ("pca", "lda", "head")
+BASES = ("shared", "stage1", "per_stage")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Projection(Result):
+    """Coordinates of the rows of one layer at every stage.
+
+    Attributes:
+        layer: layer name.
+        method: "pca", "lda", "head", "umap" or "tsne".
+        basis: which stages the axes were fitted on.
+        coordinates: per stage, (N, k) float32.
+        classes: per stage, the class of every row (N,); -1 if the rows have none.
+        class_names: names by class label.
+        cases: per stage, index of every row's case into `case_names`.
+        case_names: case identifiers.
+        explained: (stages, k) share of each stage's total variance along each axis (NaN for umap and tsne).
+        axes: (stages, k, C) orthonormal axes used for each stage (empty for umap and tsne).
+        settings: what else the picture depends on.
+    """
+
+    layer: str
+    method: str
+    basis: str
+    coordinates: list[Tensor]
+    classes: list[Tensor]
+    class_names: dict[int, str]
+    cases: list[Tensor]
+    case_names: list[str]
+    explained: Tensor
+    axes: Tensor
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kind: ClassVar[str] = "projection"
+
+    def table(self) -> pd.DataFrame:
+        """One row per stage and axis: rows, channels and the share of the stage's variance on that axis."""
+        import pandas as pd
+
+        rows = [
+            {
+                "layer": self.layer,
+                "method": self.method,
+                "basis": self.basis,
+                "stage": stage + 1,
+                "axis": axis + 1,
+            }
+            | {"explained_variance": float(self.explained[stage, axis]), "rows": len(self.coordinates[stage])}
+            for stage in range(len(self.coordinates))
+            for axis in range(self.coordinates[stage].shape[1])
+        ]
+        return pd.DataFrame(rows)
+
+    def points(self) -> pd.DataFrame:
+        """One row per point: stage, case, class, class_name and the coordinates x1, x2, ..."""
+        import pandas as pd
+
+        frames = []
+        for stage, coordinates in enumerate(self.coordinates):
+            labels = self.classes[stage].tolist()
+            frame = pd.DataFrame(
+                coordinates.numpy(), columns=[f"x{i + 1}" for i in range(coordinates.shape[1])]
+            )
+            frame.insert(0, "class_name", [self.class_names.get(label, str(label)) for label in labels])
+            frame.insert(0, "class", labels)
+            frame.insert(0, "case", [self.case_names[code] for code in self.cases[stage].tolist()])
+            frame.insert(0, "stage", stage + 1)
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
+
+def project(
+    features: Any | Sequence[Any],
+    layer: str,
+    method: str = "pca",
+    basis: str = "shared",
+    components: int = 2,
+    balanced: bool = True,
+    standardise: bool = False,
+    **options: Any,
+) -> Projection:
+    """Project the features of one or several training stages (SegReg, Fig. 3; the protocol is our inference).
+
+    Args:
+        features: one store or one per stage.
+        layer: layer name.
+        method: "pca"; "lda" (Fisher's discriminants); "head" (the plane of the head's weights).
+        basis: "shared" = axes fitted on all stages; "stage1" = fitted on the first and frozen; "per_stage" = fitted
+            on each stage, signs by positive correlation with stage 1, then rotated onto stage 1. The last hides
+            rotations of the latent space and must not be used to claim low drift.
+        components: number of axes.
+        balanced: give every class the same weight in the fit.
+        standardise: divide by the root mean channel variance of stage 1.
+        options: none for the linear methods.
+
+    Returns:
+        Coordinates per stage and the share of variance on each axis. Features that are isotropic show only
+        `components / C` of their variance in any plane: a diffuse cloud is then expected.
+
+    Raises:
+        LayerError: a store lacks the layer.
+        ResultError: stores that differ, too few rows, no classes for "lda", no head weights for "head".
+        DataError: NaN features.
+        ConfigError: unknown method, basis or option.
+    """
+    _check_choice("method", method, METHODS)
+    _check_choice("basis", basis, BASES)
+    if options:
+        raise ConfigError(f"The method {method!r} takes no option {sorted(options)}.")
+    stores = [features] if hasattr(features, "layers") else list(features)
+    pairs = paired_rows(stores, layer, paired=basis == "per_stage")
+    labels = [_labels(table) for table in pairs.tables]
+    weights = [balanced_weights(label) if balanced else torch.ones(len(label)) for label in labels]
+    fit = _Fit(
+        pairs, labels, weights, [getattr(store, "head_weights", None) for store in stores], method, components
+    )
+    chosen = {"shared": [range(len(stores))], "stage1": [range(1)]}.get(basis)
+    planes = [fit.plane(list(c)) for c in chosen] * len(stores) if chosen else _aligned_planes(fit, pairs)
+    scale = fit.scale() if standardise else 1.0
+    case_names, cases = _case_codes(pairs)
+    return Projection(
+        layer=layer,
+        method=method,
+        basis=basis,
+        coordinates=[plane.coordinates(r) / scale for plane, r in zip(planes, pairs.rows, strict=True)],
+        classes=labels,
+        class_names=_class_names(pairs),
+        cases=cases,
+        case_names=case_names,
+        explained=torch.stack(
+            [plane.explained_of(r, w) for plane, r, w in zip(planes, pairs.rows, weights, strict=True)]
+        ),
+        axes=torch.stack([plane.axes for plane in planes]),
+        settings={"balanced": balanced, "standardised_by": scale if standardise else None},
+        provenance={"layer": layer, "method": method, "basis": basis, "stages": pairs.provenance},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """Fits a plane on any of the stages."""
+
+    pairs: PairedRows
+    labels: list[Tensor]
+    weights: list[Tensor]
+    heads: list[Tensor | None]
+    method: str
+    components: int
+
+    def plane(self, stages: list[int]) -> Plane:
+        if self.method == "lda":
+            rows = torch.cat([self.pairs.rows[s] for s in stages])
+            return discriminant_plane(rows, torch.cat([self.labels[s] for s in stages]), self.components)
+        pooled = StreamingMoments(self.pairs.channels)
+        for stage in stages:
+            pooled.update(self.pairs.rows[stage], self.weights[stage])
+        if self.method == "pca":
+            return principal_plane(pooled, self.components)
+        heads = [self.heads[s] for s in stages]
+        if any(head is None for head in heads):
+            raise ResultError(
+                "The features do not hold the weights of the segmentation head.",
+                fix="Extract the layer that feeds the head (head_input), or use another method.",
+            )
+        centred = [
+            head.double().flatten(1) - head.double().flatten(1).mean(0) for head in heads if head is not None
+        ]
+        if any(head.shape[1] != self.pairs.channels for head in centred):
+            raise ResultError(
+                f"The head reads {centred[0].shape[1]} channels, this layer has {self.pairs.channels}.",
+                fix="The head's plane exists only in the layer that feeds it (head_input).",
+            )
+        return head_plane(torch.cat(centred), pooled, self.components)
+
+    def scale(self) -> float:
+        first = StreamingMoments(self.pairs.channels).update(self.pairs.rows[0])
+        return float(first.covariance().diagonal().mean().sqrt())
+
+
+def _aligned_planes(fit: _Fit, pairs: PairedRows) -> list[Plane]:
+    planes = [fit.plane([0])]
+    target = planes[0].coordinates(pairs.rows[0]).double()
+    for stage in range(1, len(pairs.rows)):
+        plane = fit.plane([stage])
+        own = plane.coordinates(pairs.rows[stage]).double()
+        turn = rotation_onto(own, target)  # may reflect, so it also settles the signs
+        planes.append(Plane(plane.mean, turn.T @ plane.axes, plane.explained))
+    return planes
+
+
+def _labels(table: pd.DataFrame) -> Tensor:
+    if "class" not in table.columns:
+        return torch.full((len(table),), -1)
+    return torch.from_numpy(table["class"].to_numpy(dtype="int64", copy=True))
+
+
+def _class_names(pairs: PairedRows) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for table in pairs.tables:
+        if {"class", "class_name"} <= set(table.columns):
+            first = table.groupby("class", sort=True)["class_name"].first()
+            names |= {int(k): str(v) for k, v in zip(first.index.tolist(), first, strict=True)}
+    return names
+
+
+def _case_codes(pairs: PairedRows) -> tuple[list[str], list[Tensor]]:
+    import pandas as pd
+
+    lengths = [len(table) for table in pairs.tables]
+    joined = pd.concat([table["case"].astype(str) for table in pairs.tables], ignore_index=True)
+    codes, names = pd.factorize(joined, sort=True)
+    return [str(name) for name in names], list(torch.from_numpy(codes.astype("int64")).split(lengths))
+
+
+def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"There is no {what} {value!r}.", fix=f"Known: {', '.join(known)}.")
