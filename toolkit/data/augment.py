@@ -1,0 +1,174 @@
+"""Batched augmentation: one affine resampling and one intensity change per sample, keyed per sample.
+
+All randomness comes in as numbers drawn by the loader for (seed, epoch, sample), so batches do not depend on the
+order in which they are made, on workers or on the global random state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolkit.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Strengths; every effect is drawn uniformly within its range, 0 switches it off.
+
+    Attributes:
+        rotation: largest rotation in degrees (in 3D about each axis), in physical space where spacing is known.
+        scale: largest zoom s: the factor is log-uniform between 1/(1+s) and 1+s.
+        translation: largest shift as a fraction of the patch.
+        flips: whether to mirror (only along axes that the task allows).
+        gain: contrast factor within 1 ± gain.
+        offset: brightness shift within ± offset, in units of the normalised image.
+        gamma: exponent within exp(± gamma), on the image scaled to [0, 1] between its extremes.
+        noise: standard deviation of Gaussian noise between 0 and this, in units of the normalised image.
+    """
+
+    rotation: float = 15.0
+    scale: float = 0.15
+    translation: float = 0.05
+    flips: bool = True
+    gain: float = 0.15
+    offset: float = 0.10
+    gamma: float = 0.30
+    noise: float = 0.10
+
+    @property
+    def spatial(self) -> bool:
+        """Whether images are resampled."""
+        return bool(self.rotation or self.scale or self.translation)
+
+    def margin(self, patch: Sequence[int]) -> tuple[int, ...]:
+        """Voxels to read around the patch so that a rotated or shrunken view still sees image."""
+        return tuple(math.ceil(side / 4) if self.spatial else 0 for side in patch)
+
+    def drawn(self, dims: int) -> int:
+        """How many uniform numbers one sample takes."""
+        return (1 if dims == 2 else 3) + 1 + dims + dims + 4
+
+
+PRESETS: dict[str, Augmentation | None] = {
+    "none": None,
+    "standard": Augmentation(),
+    "geometry": Augmentation(gain=0, offset=0, gamma=0, noise=0),
+    "intensity": Augmentation(rotation=0, scale=0, translation=0, flips=False),
+}
+
+
+def checked_augmentation(value: str | Augmentation | None) -> Augmentation | None:
+    """A preset by name, or the object itself.
+
+    Raises:
+        ConfigError: unknown name; the message lists the presets.
+    """
+    if value is None or isinstance(value, Augmentation):
+        return value
+    if value not in PRESETS:
+        raise ConfigError(
+            f"Unknown augmentation {value!r}.",
+            where="augmentation",
+            fix=f"Use one of {', '.join(PRESETS)}, or a toolkit.data.Augmentation(...).",
+        )
+    return PRESETS[value]
+
+
+def apply(
+    augmentation: Augmentation,
+    image: Tensor,
+    label: Tensor,
+    numbers: np.ndarray,
+    noise: np.ndarray | None,
+    patch: Sequence[int],
+    spacing: np.ndarray,
+    flips: Sequence[int] = (),
+) -> tuple[Tensor, Tensor]:
+    """Augment a batch.
+
+    Args:
+        augmentation: strengths.
+        image: (B, C, *M) float32, the patch with its margin.
+        label: (B, 1, *M) float32 holding class indices.
+        numbers: (B, augmentation.drawn(dims)) uniform in [0, 1).
+        noise: (B, C, *P) standard normal float32, or None for no noise.
+        patch: P, the size to return.
+        spacing: (B, dims) voxel size; only its ratios matter.
+        flips: axes that may be mirrored.
+
+    Returns:
+        image (B, C, *P) and label (B, 1, *P); labels keep their values (nearest neighbour).
+    """
+    dims = len(patch)
+    angles = 1 if dims == 2 else 3
+    geometry, intensity = numbers[:, : angles + 1 + 2 * dims], numbers[:, -4:]
+    allowed = [axis in flips for axis in range(dims)] if augmentation.flips else [False] * dims
+    if augmentation.spatial or any(allowed):
+        theta = _theta(augmentation, geometry, patch, image.shape[2:], spacing, allowed)
+        grid = torch.nn.functional.affine_grid(theta, [len(image), 1, *patch], align_corners=False)
+        sample = torch.nn.functional.grid_sample
+        image = sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        label = sample(label, grid, mode="nearest", padding_mode="border", align_corners=False)
+    return _intensity(augmentation, image, intensity, noise), label
+
+
+def _theta(
+    augmentation: Augmentation,
+    numbers: np.ndarray,
+    patch: Sequence[int],
+    source: Sequence[int],
+    spacing: np.ndarray,
+    allowed: Sequence[bool],
+) -> Tensor:
+    """Matrices (B, dims, dims + 1) from normalised output to normalised input coordinates, x first."""
+    dims = len(patch)
+    angles = 1 if dims == 2 else 3
+    signed = 2.0 * numbers - 1.0
+    rotation = _rotations(np.deg2rad(augmentation.rotation) * signed[:, :angles], dims)
+    zoom = np.exp(math.log1p(augmentation.scale) * signed[:, angles])
+    shift = augmentation.translation * signed[:, angles + 1 : angles + 1 + dims] * np.asarray(patch)
+    mirror = np.where((numbers[:, angles + 1 + dims :] < 0.5) & np.asarray(allowed), -1.0, 1.0)
+    matrix = rotation * spacing[:, None, :] / spacing[:, :, None] * zoom[:, None, None] * mirror[:, None, :]
+    half_out, half_in = np.asarray(patch) / 2.0, np.asarray(source) / 2.0
+    matrix = matrix * half_out[None, None, :] / half_in[None, :, None]
+    theta = np.concatenate([matrix[:, ::-1, ::-1], (shift / half_in)[:, ::-1, None]], axis=2)
+    return torch.from_numpy(np.ascontiguousarray(theta, dtype=np.float32))
+
+
+def _rotations(angles: np.ndarray, dims: int) -> np.ndarray:
+    """Rotation matrices (B, dims, dims); in 3D about axis 0, then 1, then 2."""
+    result = np.broadcast_to(np.eye(dims), (len(angles), dims, dims))
+    planes = [(0, 1)] if dims == 2 else [(1, 2), (0, 2), (0, 1)]
+    for column, (first, second) in enumerate(planes):
+        turn = np.broadcast_to(np.eye(dims), (len(angles), dims, dims)).copy()
+        cosine, sine = np.cos(angles[:, column]), np.sin(angles[:, column])
+        turn[:, first, first] = turn[:, second, second] = cosine
+        turn[:, first, second], turn[:, second, first] = -sine, sine
+        result = turn @ result
+    return result
+
+
+def _intensity(
+    augmentation: Augmentation, image: Tensor, numbers: np.ndarray, noise: np.ndarray | None
+) -> Tensor:
+    shape = (len(image), 1) + (1,) * (image.ndim - 2)
+    signed = torch.from_numpy((2.0 * numbers - 1.0).astype(np.float32))
+    if augmentation.gamma:
+        axes = tuple(range(2, image.ndim))
+        low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
+        span = (high - low).clamp_min(1e-6)
+        exponent = torch.exp(augmentation.gamma * signed[:, 2]).view(shape)
+        image = ((image - low) / span).clamp_(0, 1).pow_(exponent).mul_(span).add_(low)
+    if augmentation.gain or augmentation.offset:
+        gain = (1 + augmentation.gain * signed[:, 0]).view(shape)
+        image = image * gain + (augmentation.offset * signed[:, 1]).view(shape)
+    if augmentation.noise and noise is not None:
+        deviation = torch.from_numpy((augmentation.noise * numbers[:, 3]).astype(np.float32)).view(shape)
+        image = image.addcmul(torch.from_numpy(noise), deviation)
+    return image

@@ -1,0 +1,82 @@
+"""`Geometry`: where voxels lie in the world, and how to return an array to the axes of its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from toolkit.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Geometry:
+    """Axes of a volume as it was read and as it is stored.
+
+    Attributes:
+        affine: 4x4 voxel-to-world matrix in mm of the array as read (axes closest to right, anterior, superior),
+            or None if the file does not say.
+        shape: shape of the array as read, before it is cut into slices (three axes).
+        spacing: mm along these axes, or None if it is not known.
+        stored_affine: the file's own matrix in its own unit, or None.
+        stored_shape: the file's own shape.
+        axes: for each stored axis, its axis in the array as read.
+        flips: for each stored axis, whether it was reversed.
+        codes: q-form and s-form code of the file.
+        unit: millimetres per unit of the file.
+        slice_axis: axis of the array as read that a 2D task counts slices along, or None.
+    """
+
+    affine: np.ndarray | None
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...] | None
+    stored_affine: np.ndarray | None
+    stored_shape: tuple[int, ...]
+    axes: tuple[int, ...] = (0, 1, 2)
+    flips: tuple[bool, ...] = (False, False, False)
+    codes: tuple[int, int] = (0, 0)
+    unit: float = 1.0
+    slice_axis: int | None = None
+
+    def arrange(self, stored: np.ndarray) -> np.ndarray:
+        """Bring an array from the file's axes to those of the array as read (slices first in a 2D task)."""
+        array = stored.reshape((*stored.shape, 1, 1)[:3])
+        reversed_axes = [axis for axis, flipped in enumerate(self.flips) if flipped]
+        array = np.transpose(np.flip(array, reversed_axes), np.argsort(self.axes))
+        return array if self.slice_axis is None else np.moveaxis(array, self.slice_axis, 0)
+
+    def restore(self, array: np.ndarray) -> np.ndarray:
+        """Bring an array (or a stack, slices first in a 2D task) back to the file's axes and shape.
+
+        Raises:
+            DataError: the array does not have this volume's shape.
+        """
+        expected = self.shape
+        if self.slice_axis is not None:
+            expected = tuple(np.moveaxis(np.empty(expected, bool), self.slice_axis, 0).shape)
+        if array.shape != expected:
+            raise DataError(
+                f"The array has shape {array.shape}; the volume it belongs to has {expected}.",
+                fix="Pass the whole volume, without padding and without a channel axis.",
+            )
+        if self.slice_axis is not None:
+            array = np.moveaxis(array, 0, self.slice_axis)
+        reversed_axes = [axis for axis, flipped in enumerate(self.flips) if flipped]
+        array = np.flip(np.transpose(array, self.axes), reversed_axes)
+        return np.ascontiguousarray(array.reshape(self.stored_shape))
+
+    def slice_spacings(self) -> tuple[tuple[float, ...] | None, float | None]:
+        """In-plane spacing and slice distance of a 2D task's slices, as far as they are known."""
+        if self.spacing is None or self.slice_axis is None:
+            return None, None
+        in_plane = tuple(mm for axis, mm in enumerate(self.spacing) if axis != self.slice_axis)
+        return in_plane, self.spacing[self.slice_axis]
+
+
+def largest_shift(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> float:
+    """Largest distance, in the matrices' unit, between where two affines put the corners of a volume."""
+    corners = np.asarray(list(itertools.product(*((0.0, side - 1.0) for side in shape[:3]))))
+    corners = np.concatenate([corners, np.ones((len(corners), 1))], axis=1)
+    return float(np.linalg.norm(((first - second) @ corners.T)[:3], axis=0).max())

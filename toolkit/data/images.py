@@ -1,0 +1,187 @@
+"""PNG and similar pictures through Pillow, with everything refused that would change meaning silently."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.data.source import Pair, Source, checked_pair, require_file
+from toolkit.errors import DataError
+
+SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+_FORMATS = ("PNG", "TIFF", "BMP", "JPEG")
+_MOST_PIXELS = 2**28
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PictureSource(Source):
+    """A picture and the picture of its label.
+
+    Args:
+        channels: 1 or 3: what every image is brought to by the task's channel rule (grey is repeated, equal colour
+            channels are merged); None keeps what the file holds.
+        foreground: every label value above 0 is class 1 (numbered objects).
+    """
+
+    image: Path = Path()
+    label: Path | None = None
+    channels: int | None = None
+    foreground: bool = False
+
+    def read_raw(self) -> Pair:
+        """Read both pictures: image (C, H, W), label (H, W)."""
+        image = with_channels(read_picture(self.image), self.channels, self.image)
+        label = None
+        if self.label is not None:
+            label = read_label_picture(self.label)
+            label = (label > 0).astype(np.uint8) if self.foreground else label
+        return checked_pair(image, label, self)
+
+    @property
+    def where(self) -> str:
+        return ", ".join(str(path) for path in self.files())
+
+    def files(self) -> tuple[Path, ...]:
+        return (self.image,) if self.label is None else (self.image, self.label)
+
+
+def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a picture as stored: (C, H, W) with one or three channels, 8, 16 or 32 bits.
+
+    An opaque alpha channel is dropped, palettes are resolved to colours.
+
+    Raises:
+        DataError: missing, empty, truncated or foreign file; several pages; transparency; a rotation tag; far too
+            many pixels.
+    """
+    array = _decoded(Path(path), palette=False)
+    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+
+
+def read_label_picture(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read a label picture (H, W): grey values, or palette numbers as they are.
+
+    Raises:
+        DataError: as `read_picture`; JPEG; colours.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise DataError(
+            "A label is stored as JPEG, which changes values at edges.",
+            where=str(path),
+            fix="Export labels as PNG.",
+        )
+    array = _decoded(path, palette=True)
+    if array.ndim == 3:
+        if (array != array[..., :1]).any():
+            raise DataError(
+                "The label is a colour picture.",
+                where=str(path),
+                fix="Save class numbers 0, 1, 2, ... in one channel.",
+            )
+        array = array[..., 0]
+    return array
+
+
+def picture_shape(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Rows and columns, from the header.
+
+    Raises:
+        DataError: as `read_picture`, as far as the header tells.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    require_file(path)
+    try:
+        with Image.open(path, formats=_FORMATS) as picture:
+            return picture.height, picture.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def with_channels(image: np.ndarray, channels: int | None, path: Path) -> np.ndarray:
+    """Bring (C, H, W) to 1 or 3 channels without inventing anything.
+
+    Grey to three channels repeats the one channel (a view, no memory); three equal channels become one.
+
+    Raises:
+        DataError: a colour image where one channel is wanted.
+    """
+    if channels is None or image.shape[0] == channels:
+        return image
+    if image.shape[0] == 1:
+        return np.broadcast_to(image, (channels, *image.shape[1:]))
+    if channels == 1 and (image == image[:1]).all():
+        return image[:1]
+    raise DataError(
+        f"The image has {image.shape[0]} different channels where {channels} is wanted.",
+        where=str(path),
+        fix="Convert it, or declare three channels for the task.",
+    )
+
+
+def _decoded(path: Path, *, palette: bool) -> np.ndarray:
+    from PIL import Image
+
+    require_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as picture:
+                _refuse(picture, path)
+                if picture.mode in ("P", "PA") and not palette:
+                    picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+                picture.load()
+                array = np.array(picture)
+                mode = picture.mode
+    except DataError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+    if mode in ("RGBA", "LA", "PA"):
+        if (array[..., -1] != array[..., -1].flat[0]).any():
+            raise DataError(
+                "The picture is partly transparent.",
+                where=str(path),
+                fix="Flatten it onto a background first.",
+            )
+        array = array[..., :-1]
+        array = array[..., 0] if array.shape[-1] == 1 else array
+    elif mode not in ("1", "L", "P", "I", "F", "RGB") and not mode.startswith("I;16"):
+        raise DataError(
+            f"The picture has the colour mode {mode}.", where=str(path), fix="Convert it to grey or RGB."
+        )
+    return array.astype(np.uint8) if array.dtype == np.bool_ else array
+
+
+def _refuse(picture: object, path: Path) -> None:
+    if getattr(picture, "n_frames", 1) > 1:
+        raise DataError(
+            f"The file holds {picture.n_frames} pages.",  # type: ignore[attr-defined]
+            where=str(path), fix="Save each page as its own file, or the stack as NIfTI.",
+        )  # fmt: skip
+    width, height = picture.size  # type: ignore[attr-defined]
+    if width * height > _MOST_PIXELS:
+        raise DataError(
+            f"The picture has {width} x {height} pixels.", where=str(path), fix="Cut it into tiles."
+        )
+    turned = picture.getexif().get(_ORIENTATION_TAG, 1)  # type: ignore[attr-defined]
+    if turned != 1:
+        raise DataError(
+            f"The picture carries a rotation tag ({turned}) that viewers follow and label files do not.",
+            where=str(path), fix="Save it upright without the tag (Pillow: ImageOps.exif_transpose).",
+        )  # fmt: skip
+
+
+def _unreadable(path: Path, error: BaseException) -> DataError:
+    return DataError(
+        f"The file is not a complete picture ({type(error).__name__}: {str(error)[:120]}).",
+        where=str(path),
+        fix=f"It is truncated, damaged or of another format; readable are {', '.join(_FORMATS)}.",
+    )

@@ -1,0 +1,127 @@
+"""Label values: whole numbers that the task declares, or an error with the one-line remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from toolkit.errors import ConfigError, DataError
+
+
+def checked_classes(classes: Mapping[int, str] | Mapping[str, str] | Sequence[str]) -> dict[int, str]:
+    """Class names by index, 0 first; text keys (from JSON) become numbers, a plain list is numbered from 0.
+
+    Raises:
+        ConfigError: no background, gaps in the numbers, more than 255 classes or names used twice.
+    """
+    items = classes.items() if isinstance(classes, Mapping) else enumerate(classes)
+    try:
+        named = {int(index): str(name) for index, name in items}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"Class numbers must be whole numbers: {classes!r}.", fix='Write {0: "background", 1: "tumour"}.'
+        ) from error
+    if sorted(named) != list(range(len(named))) or not 2 <= len(named) <= 256:
+        raise ConfigError(
+            f"Classes must be numbered 0 (background), 1, 2, ... without gaps, not {sorted(named)}.",
+            where="classes",
+            fix="Renumber them and give label_values={stored value: class number} for what the files hold.",
+        )
+    if len(set(named.values())) < len(named):
+        raise ConfigError(f"Two classes share a name: {named}.", where="classes", fix="Name each class once.")
+    return dict(sorted(named.items()))
+
+
+def checked_values(
+    values: Mapping[float, int] | Mapping[str, int] | None, classes: Iterable[int]
+) -> tuple[tuple[float, int], ...] | None:
+    """The stored-value table as sorted pairs (None stays None).
+
+    Raises:
+        ConfigError: a class that does not exist.
+    """
+    if values is None:
+        return None
+    pairs = tuple(sorted((float(stored), int(target)) for stored, target in values.items()))
+    unknown = sorted({target for _, target in pairs} - set(classes))
+    if unknown:
+        raise ConfigError(
+            f"label_values leads to the classes {unknown}, which do not exist.",
+            fix=f"Known: {sorted(classes)}.",
+        )
+    return pairs
+
+
+def class_indices(
+    label: np.ndarray, classes: Sequence[int], values: tuple[tuple[float, int], ...] | None, where: str
+) -> np.ndarray:
+    """Labels as uint8 class indices.
+
+    Args:
+        label: label array as stored.
+        classes: class indices that may occur (empty: any up to 255).
+        values: stored value -> class, if the coding differs.
+        where: file or array name for the messages.
+
+    Raises:
+        DataError: float labels, values that no class has (0/255 masks among them).
+    """
+    if label.dtype.kind not in "buif":
+        raise DataError(
+            f"The label holds {label.dtype} values, not numbers.", where=where, fix="Export it again."
+        )
+    if values is not None:
+        return _recoded(label, values, where)
+    present = np.unique(label)
+    if label.dtype.kind == "f":
+        whole = bool(np.all(np.isfinite(present))) and bool(np.all(present == np.round(present)))
+        raise DataError(
+            f"The label is stored as {label.dtype}"
+            + (
+                ", although its values are whole numbers."
+                if whole
+                else f" with values that are no whole numbers ({_some(present)})."
+            ),
+            where=where,
+            fix=f"Store it as uint8, or say what the values mean: {_remedy(present, classes)}."
+            if whole
+            else "It looks like a probability map or a label resampled with interpolation: export the label "
+            "map itself, or resample it with nearest neighbour.",
+        )
+    allowed = np.asarray(classes if len(classes) else range(256))
+    unknown = present[~np.isin(present, allowed)]
+    if unknown.size:
+        binary = {int(value) for value in present} <= {0, 255} and len(classes) == 2
+        raise DataError(
+            f"The label has values that are no class: {_some(unknown)}"
+            + (" (a 0/255 mask)." if binary else f" (classes: {_some(allowed)})."),
+            where=where,
+            fix=f"Say what the values mean: {_remedy(present, classes)}; or correct the file.",
+        )
+    return label.astype(np.uint8)
+
+
+def _recoded(label: np.ndarray, values: tuple[tuple[float, int], ...], where: str) -> np.ndarray:
+    stored = np.asarray([value for value, _ in values])
+    targets = np.asarray([target for _, target in values], dtype=np.uint8)
+    position = np.clip(np.searchsorted(stored, label), 0, len(stored) - 1)
+    unknown = np.unique(label[stored[position] != label])
+    if unknown.size:
+        raise DataError(
+            f"The label has values that label_values does not list: {_some(unknown)}.",
+            where=where,
+            fix=f"Add them to label_values (listed: {_some(stored)}).",
+        )
+    return targets[position]
+
+
+def _some(values: np.ndarray, limit: int = 8) -> str:
+    shown = ", ".join(f"{value:g}" for value in values[:limit].tolist())
+    return shown + (f", ... ({len(values)} in all)" if len(values) > limit else "")
+
+
+def _remedy(present: np.ndarray, classes: Sequence[int]) -> str:
+    values = [value for value in present.tolist() if np.isfinite(value)][:8]
+    pairs = zip(values, classes if len(values) <= len(classes) else range(len(values)), strict=False)
+    return "label_values={" + ", ".join(f"{value:g}: {target}" for value, target in pairs) + "}"

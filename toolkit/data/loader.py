@@ -1,0 +1,201 @@
+"""`Loader`: batches that depend on the seed and the step alone, so there is no state to save and nothing to resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from toolkit.data.augment import Augmentation, apply, checked_augmentation
+from toolkit.data.case import Case
+from toolkit.data.randomness import keyed_random
+from toolkit.errors import ConfigError, DataError
+
+
+class Loader:
+    """Batches `{"image": (B, C, *P) float32, "label": (B, 1, *P) int64, "case": ids}`.
+
+    `batch(step)` is a pure function of the loader's settings and `step`: epoch `step // len(loader)` has its own
+    permutation of the cases, and every place in it its own crop and augmentation. An epoch has full batches only;
+    a set smaller than a batch is repeated (with other crops and augmentations) until the batch is full. Iterating
+    gives one epoch; a second `for` gives the next epoch, so no two epochs are alike.
+
+    Images smaller than the patch are padded with their minimum (label 0); larger ones are cropped at random, a
+    share `foreground` of the crops around a voxel of a random class of the case.
+
+    Args:
+        cases: cases with labels.
+        channels: channels of the images.
+        batch_size: samples per batch.
+        patch_size: size of every sample.
+        seed: base of all random numbers.
+        augmentation: preset name or `Augmentation`.
+        flips: axes that may be mirrored.
+        shuffle: False keeps the order of `cases` in every epoch.
+        foreground: share of crops that are placed on foreground (default 0.5).
+
+    Raises:
+        ConfigError: no cases, or a setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        *,
+        channels: int,
+        batch_size: int,
+        patch_size: Sequence[int],
+        seed: int = 0,
+        augmentation: str | Augmentation | None = "none",
+        flips: Sequence[int] = (),
+        shuffle: bool = True,
+        foreground: float | None = None,
+    ) -> None:
+        if not cases:
+            raise ConfigError("A loader needs at least one case.")
+        if int(batch_size) < 1:
+            raise ConfigError(
+                f"batch_size must be at least 1, not {batch_size!r}.", where="loader(batch_size=...)"
+            )
+        self.cases = list(cases)
+        self.channels, self.batch_size, self.seed = channels, int(batch_size), seed
+        self.patch_size = tuple(int(side) for side in patch_size)
+        self.augmentation = checked_augmentation(augmentation)
+        self.flips, self.shuffle = tuple(flips), shuffle
+        self.foreground = 0.5 if foreground is None else float(foreground)
+        self.next_epoch = 0
+        self._order: tuple[int, np.ndarray] | None = None
+        self._points: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return max(1, len(self.cases) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
+        return self.epoch(epoch)
+
+    def epoch(self, epoch: int) -> Iterator[dict[str, Any]]:
+        """The batches of one epoch, counted from 0."""
+        return (self.batch(step) for step in range(epoch * len(self), (epoch + 1) * len(self)))
+
+    def batch(self, step: int) -> dict[str, Any]:
+        """Batch number `step`, the same whenever and wherever it is asked for.
+
+        Raises:
+            DataError: a case's file is damaged, has no label or has another number of channels.
+        """
+        epoch, place = divmod(int(step), len(self))
+        first = place * self.batch_size
+        chosen = self._permutation(epoch)[first : first + self.batch_size]
+        cases = [self.cases[index] for index in chosen]
+        margin = (
+            self.augmentation.margin(self.patch_size) if self.augmentation else (0,) * len(self.patch_size)
+        )
+        size = tuple(side + 2 * extra for side, extra in zip(self.patch_size, margin, strict=True))
+        image = np.empty((len(cases), self.channels, *size), dtype=np.float32)
+        label = np.zeros((len(cases), 1, *size), dtype=np.float32 if self.augmentation else np.int64)
+        numbers, noises, spacing = [], [], []
+        for row, case in enumerate(cases):
+            random = keyed_random("sample", self.seed, epoch, first + row)
+            self._fill(case, image[row], label[row, 0], margin, random)
+            if self.augmentation:
+                numbers.append(random.random(self.augmentation.drawn(len(size))))
+                spacing.append(case.spacing or (1.0,) * len(size))
+                if self.augmentation.noise:
+                    shape = (self.channels, *self.patch_size)
+                    noises.append(random.standard_normal(shape, dtype=np.float32))
+        images, labels = torch.from_numpy(image), torch.from_numpy(label)
+        if self.augmentation:
+            images, labels = apply(
+                self.augmentation, images, labels, np.stack(numbers), np.stack(noises) if noises else None,
+                self.patch_size, np.asarray(spacing), self.flips,
+            )  # fmt: skip
+        return {"image": images, "label": labels.long(), "case": [case.id for case in cases]}
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        held = self._order
+        if held is None or held[0] != epoch:
+            rounds = range(-(-self.batch_size // len(self.cases)))
+            orders = [
+                keyed_random("order", self.seed, epoch, repeat).permutation(len(self.cases))
+                if self.shuffle
+                else np.arange(len(self.cases))
+                for repeat in rounds
+            ]
+            held = self._order = (epoch, np.concatenate(orders))
+        return held[1]
+
+    def _fill(
+        self,
+        case: Case,
+        image: np.ndarray,
+        label: np.ndarray,
+        margin: Sequence[int],
+        random: np.random.Generator,
+    ) -> None:
+        """Write one crop, with its margin, into the rows of the batch."""
+        pixels, classes = case.image_array(), case.label_array()
+        if pixels.shape[0] != self.channels or pixels.ndim != image.ndim:
+            raise DataError(
+                f"The case {case.id!r} has an image of shape {pixels.shape}; the task says "
+                f"{self.channels} channel(s) and {image.ndim - 1} spatial axes.",
+                where=case.source,
+                fix="Convert the images so that all have the same channels, or leave the odd ones out.",
+            )
+        starts = self._starts(case, classes, random)
+        into, out_of = [], []
+        for start, extra, side, held in zip(starts, margin, label.shape, classes.shape, strict=True):
+            low = start - extra
+            into.append(slice(max(0, -low), max(0, min(side, held - low))))
+            out_of.append(slice(max(0, low), max(0, min(held, low + side))))
+        if any(part.start > 0 or part.stop < side for part, side in zip(into, label.shape, strict=True)):
+            image[...] = pixels.min(axis=tuple(range(1, pixels.ndim)), keepdims=True)
+        image[(slice(None), *into)] = pixels[(slice(None), *out_of)]
+        label[tuple(into)] = classes[tuple(out_of)]
+
+    def _starts(self, case: Case, classes: np.ndarray, random: np.random.Generator) -> list[int]:
+        """First voxel of the crop along each axis (negative where the image is smaller than the patch)."""
+        draws = random.random(len(self.patch_size) + 3)
+        slack = [held - side for held, side in zip(classes.shape, self.patch_size, strict=True)]
+        point: np.ndarray | None = None
+        if max(slack) > 0 and draws[0] < self.foreground:
+            point = self._foreground_point(case, classes, draws[1], draws[2])
+        starts = []
+        for axis, room in enumerate(slack):
+            low, high = 0, room
+            if room <= 0:
+                low = high = -(-room // 2)
+            elif point is not None:
+                low = max(0, int(point[axis]) - self.patch_size[axis] + 1)
+                high = min(room, int(point[axis]))
+            starts.append(low + int(draws[3 + axis] * (high - low + 1)))
+        return starts
+
+    def _foreground_point(
+        self, case: Case, classes: np.ndarray, which: float, where: float
+    ) -> np.ndarray | None:
+        """A voxel of a random foreground class of the case, or None if it has none."""
+        points = self._points.get(case.id)
+        if points is None:
+            points = self._points[case.id] = _sampled_foreground(classes, case.id)
+        if not len(points):
+            return None
+        present = np.unique(points[:, -1])
+        own = points[points[:, -1] == present[int(which * len(present))]]
+        return own[int(where * len(own)), :-1]
+
+
+def _sampled_foreground(classes: np.ndarray, name: str, limit: int = 500) -> np.ndarray:
+    """Up to `limit` voxels of every foreground class: rows (*position, class), the same on every call."""
+    rows = [np.empty((0, classes.ndim + 1), dtype=np.int32)]
+    for value in np.unique(classes[classes > 0]):
+        places = np.flatnonzero(classes == value)
+        if len(places) > limit:
+            places = places[
+                np.sort(keyed_random("points", name, int(value)).permutation(len(places))[:limit])
+            ]
+        position = np.stack(np.unravel_index(places, classes.shape), axis=1)
+        rows.append(np.concatenate([position, np.full((len(places), 1), value)], axis=1).astype(np.int32))
+    return np.concatenate(rows)

@@ -1,0 +1,95 @@
+"""Intensity normalisation by a named rule, so that training and prediction cannot disagree."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from toolkit.errors import ConfigError
+
+DEFAULT = "zscore-clip"
+_RULES = {
+    "zscore-clip": "clip to the 0.5 and 99.5 percentiles, subtract the mean, divide by the standard deviation",
+    "zscore": "subtract the mean, divide by the standard deviation",
+    "range": "clip to the 0.5 and 99.5 percentiles, scale to [0, 1]",
+    "none": "leave the values as they are",
+}
+
+
+def check_rule(rule: str) -> str:
+    """Return `rule` if `normalise` knows it.
+
+    Raises:
+        ConfigError: unknown rule; the message lists the known ones.
+    """
+    if rule in _RULES:
+        return rule
+    if rule.startswith("window:"):
+        _window(rule)
+        return rule
+    known = "; ".join(f"{name!r}: {what}" for name, what in _RULES.items())
+    raise ConfigError(
+        f"Unknown normalisation {rule!r}.",
+        where="normalisation",
+        fix=f"Use one of {known}; or 'window:LOW,HIGH' to clip to fixed values and scale to [0, 1].",
+    )
+
+
+def normalise(array: np.ndarray, rule: str = DEFAULT) -> np.ndarray:
+    """Normalise one image (C, *S), each channel on its own over all its voxels.
+
+    A constant channel becomes 0 (nothing is divided by zero).
+
+    Args:
+        array: image of one volume, or of one slice where the source holds single slices; any real type.
+        rule: `zscore-clip` (default), `zscore`, `range`, `window:LOW,HIGH` or `none`.
+
+    Returns:
+        float32 array of the same shape.
+
+    Raises:
+        ConfigError: unknown rule.
+    """
+    check_rule(rule)
+    if array.shape[0] > 1 and array.strides[0] == 0:  # one channel that is only repeated stays so
+        return np.broadcast_to(normalise(array[:1], rule), array.shape)
+    image = np.array(array, dtype=np.float32)
+    if rule == "none":
+        return image
+    for channel in image:
+        _normalise_channel(channel, rule)
+    return image
+
+
+def _normalise_channel(channel: np.ndarray, rule: str) -> None:
+    if rule.startswith("window:"):
+        low, high = _window(rule)
+    elif rule == "zscore":
+        low, high = float(channel.min()), float(channel.max())
+    else:
+        low, high = (float(value) for value in np.percentile(channel, (0.5, 99.5)))
+        if low == high:  # nearly all voxels are equal: the percentiles would erase what little there is
+            low, high = float(channel.min()), float(channel.max())
+    np.clip(channel, low, high, out=channel)
+    if rule.startswith("zscore"):
+        channel -= channel.mean(dtype=np.float64).astype(np.float32)
+        deviation = float(channel.std(dtype=np.float64))
+        scale = deviation if deviation > 1e-6 * max(abs(low), abs(high), 1e-30) else 0.0
+    else:
+        channel -= np.float32(low)
+        scale = high - low
+    if scale > 0:
+        channel /= np.float32(scale)
+    else:
+        channel[...] = 0
+
+
+def _window(rule: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in rule.removeprefix("window:").split(","))
+    except ValueError:
+        low = high = 0.0
+    if not low < high:
+        raise ConfigError(
+            f"The window in {rule!r} cannot be read.", fix="Write it as 'window:-160,240' (low below high)."
+        )
+    return low, high

@@ -1,0 +1,276 @@
+"""Where a case's voxels come from: one `Source` per volume or image, read when needed and kept within a bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+import weakref
+from collections import OrderedDict
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from toolkit.data.normalise import DEFAULT, normalise
+from toolkit.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Image (C, *S) float32 and label (*S) uint8 (or None) of one volume; read-only arrays."""
+
+    image: np.ndarray
+    label: np.ndarray | None
+
+    @property
+    def bytes(self) -> int:
+        """Memory held (an axis that is only repeated counts once)."""
+        label = 0 if self.label is None else self.label.nbytes
+        return self.image[: 1 if self.image.strides[0] == 0 else None].nbytes + label
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Base of the readers. Subclasses define `read_raw`, `where` and `fingerprint`.
+
+    Args:
+        normalisation: rule of `toolkit.data.normalise`, applied to the whole volume.
+        label_values: stored label value -> class index for data that is coded otherwise; None = stored as it is.
+        classes: class indices that may occur.
+    """
+
+    normalisation: str = DEFAULT
+    label_values: tuple[tuple[float, int], ...] | None = None
+    classes: tuple[int, ...] = ()
+
+    def read_raw(self) -> Pair:
+        """Read the volume as stored: image (C, *S) and label with class indices, checked."""
+        raise NotImplementedError
+
+    @property
+    def where(self) -> str:
+        """File path(s) or recipe, for messages and provenance."""
+        raise NotImplementedError
+
+    def files(self) -> tuple[Path, ...]:
+        """Files that are read."""
+        return ()
+
+    def fingerprint(self) -> str:
+        """Hash of what would be read: file contents, array bytes or the recipe."""
+        digest = hashlib.sha256()
+        for path in self.files():
+            digest.update(file_sha256(path).encode())
+        return digest.hexdigest()
+
+    def pair(self) -> Pair:
+        """The normalised volume, from memory if it is there.
+
+        Raises:
+            DataError: the files are missing, damaged or not what the task says.
+        """
+        found = MEMORY.get(self)
+        if found is None:
+            raw = self.read_raw()
+            image = normalise(raw.image, self.normalisation)
+            image.setflags(write=False)
+            if raw.label is not None:
+                raw.label.setflags(write=False)
+            found = Pair(image, raw.label)
+            MEMORY.put(self, found)
+        return found
+
+
+class Memory:
+    """Least-recently-used store of read volumes, bounded in bytes and shared by all tasks of the process."""
+
+    def __init__(self, limit: int = 2**30) -> None:
+        self.limit = limit
+        self.held = 0
+        self._pairs: OrderedDict[int, Pair] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def get(self, source: Source) -> Pair | None:
+        """The stored volume, or None."""
+        with self._lock:
+            found = self._pairs.get(id(source))
+            if found is not None:
+                self._pairs.move_to_end(id(source))
+            return found
+
+    def put(self, source: Source, pair: Pair) -> None:
+        """Store a volume and drop the least recently used ones beyond the limit."""
+        with self._lock:
+            if id(source) in self._pairs or pair.bytes > self.limit:
+                return
+            self._pairs[id(source)] = pair
+            self.held += pair.bytes
+            weakref.finalize(source, partial(self._forget, id(source)))
+            while self.held > self.limit:
+                _, dropped = self._pairs.popitem(last=False)
+                self.held -= dropped.bytes
+
+    def _forget(self, key: int) -> None:
+        with self._lock:
+            dropped = self._pairs.pop(key, None)
+            self.held -= dropped.bytes if dropped else 0
+
+
+MEMORY = Memory()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySource(Source):
+    """A volume that is already in memory."""
+
+    image: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((1, 0, 0), np.float32))
+    label: np.ndarray | None = None
+    name: str = "array"
+
+    def read_raw(self) -> Pair:
+        """The arrays, checked."""
+        return checked_pair(self.image, self.label, self)
+
+    @property
+    def where(self) -> str:
+        return self.name
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for array in (self.image, self.label):
+            if array is not None:
+                digest.update(f"{array.dtype.str}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NpzSource(Source):
+    """One stack in an `.npz` archive of plain arrays; pickled objects are refused."""
+
+    path: Path = Path()
+    image_key: str = "image"
+    label_key: str | None = "label"
+    _MAGIC: ClassVar[bytes] = b"PK"
+
+    def read_raw(self) -> Pair:
+        """Read both arrays; a stack (Z, H, W) gets a channel axis."""
+        keys = [key for key in (self.image_key, self.label_key) if key]
+        arrays = read_npz(self.path, keys)
+        label = arrays[self.label_key] if self.label_key else None
+        return checked_pair(arrays[self.image_key][None], label, self)
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+
+def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
+    """Read named arrays of an `.npz` file without running anything stored in it.
+
+    Raises:
+        DataError: missing, empty, truncated or foreign file; a missing array; a pickled object.
+    """
+    import zipfile
+    import zlib
+
+    require_file(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is not a zip archive of arrays")
+            missing = [key for key in keys if key not in archive.files]
+            if missing:
+                raise DataError(
+                    f"The archive has no array called {', '.join(missing)}.",
+                    where=str(path),
+                    fix=f"It holds {', '.join(archive.files) or 'nothing'}; name the arrays accordingly.",
+                )
+            return {key: archive[key] for key in keys}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, DataError):
+            raise
+        pickled = "allow_pickle" in str(error)
+        raise DataError(
+            "The archive holds pickled objects, which could run code." if pickled
+            else f"The file is not a readable .npz archive ({error}).",
+            where=str(path),
+            fix="Write it again with numpy.savez(path, image=..., label=...) from plain number arrays."
+            if pickled else "Copy or download the file again; check it with task.verify().",
+        ) from error  # fmt: skip
+
+
+def require_file(path: Path) -> None:
+    """Check that a file exists and is not empty.
+
+    Raises:
+        DataError: it is missing, a folder, or has no bytes.
+    """
+    if not path.is_file():
+        raise DataError(
+            "The file does not exist." if not path.exists() else "This is not a file.",
+            where=str(path),
+            fix="Check the path and that the data set is complete (task.verify() lists what is missing).",
+        )
+    if path.stat().st_size == 0:
+        raise DataError("The file is empty (0 bytes).", where=str(path), fix="Copy or download it again.")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def checked_pair(image: np.ndarray, label: np.ndarray | None, source: Source) -> Pair:
+    """Image and label as float32 and class indices, or an error that names the source.
+
+    Raises:
+        DataError: not numbers, NaN or infinite voxels, different shapes, labels that are not whole classes.
+    """
+    from toolkit.data.labels import class_indices
+
+    image = checked_image(image, source.where)
+    if label is None:
+        return Pair(image, None)
+    if label.shape != image.shape[1:]:
+        raise DataError(
+            f"The image has shape {image.shape[1:]} and its label {label.shape}.",
+            where=source.where,
+            fix="Give the label the image's grid (resample it with nearest-neighbour interpolation).",
+        )
+    return Pair(image, class_indices(label, source.classes, source.label_values, source.where))
+
+
+def checked_image(image: np.ndarray, where: str) -> np.ndarray:
+    """The image as float32.
+
+    Raises:
+        DataError: no voxels, not real numbers, NaN or infinite values.
+    """
+    if image.dtype.kind not in "buif":
+        raise DataError(
+            f"The image holds {image.dtype} values, not real numbers.",
+            where=where,
+            fix="Store it as one number per voxel and channel (for complex data: the magnitude).",
+        )
+    if image.ndim and image.shape[0] > 1 and image.strides[0] == 0:  # a grey channel that is only repeated
+        return np.broadcast_to(checked_image(image[:1], where), image.shape)
+    if image.size == 0:
+        raise DataError(f"The image has no voxels: shape {image.shape}.", where=where, fix="Export it again.")
+    with np.errstate(over="ignore"):
+        image = image.astype(np.float32)
+    bad = ~np.isfinite(image)
+    if bad.any():
+        nans = int(np.isnan(image).sum())
+        raise DataError(
+            f"The image has {nans} NaN and {int(bad.sum()) - nans} infinite of {image.size} voxels.",
+            where=where,
+            fix="Replace them, for example numpy.nan_to_num(image), if you know why they are there.",
+        )
+    return image

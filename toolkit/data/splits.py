@@ -1,0 +1,79 @@
+"""Splits by subject: given, or derived in one stated way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from toolkit.data.randomness import keyed_random
+from toolkit.errors import ConfigError
+
+Splits = Mapping[str, Sequence[str]] | Sequence[str] | str | None
+
+
+def assign_splits(
+    ids: Sequence[str], subjects: Sequence[str], sites: Sequence[str], splits: Splits
+) -> list[str]:
+    """The split of every case.
+
+    Args:
+        ids: case ids.
+        subjects: subject of every case.
+        sites: site of every case.
+        splits: None = derived: within each site the subjects, shuffled in a fixed way, are cut 60 / 20 / 20 into
+            train / val / test (fewer than three subjects at a site: all of them train); one name = all cases;
+            one name per case; or {"train": [ids or subjects], ...}, which must name every case.
+
+    Raises:
+        ConfigError: names that do not exist, cases without a split, cases in two.
+    """
+    if splits is None:
+        chosen = _derived(subjects, sites)
+        return [chosen[site, subject] for site, subject in zip(sites, subjects, strict=True)]
+    if isinstance(splits, str):
+        return [splits] * len(ids)
+    if not isinstance(splits, Mapping):
+        if len(splits) != len(ids):
+            raise ConfigError(f"{len(splits)} splits were given for {len(ids)} cases.", where="splits")
+        return [str(split) for split in splits]
+    return _listed(ids, subjects, splits)
+
+
+def _derived(subjects: Sequence[str], sites: Sequence[str]) -> dict[tuple[str, str], str]:
+    chosen: dict[tuple[str, str], str] = {}
+    seen: dict[str, str] = {}
+    for site in dict.fromkeys(sites):
+        own = sorted({subject for subject, place in zip(subjects, sites, strict=True) if place == site})
+        order = keyed_random("splits", site, len(own)).permutation(len(own))
+        test = max(1, round(0.2 * len(own))) if len(own) >= 3 else 0
+        for rank, index in enumerate(order):
+            split = "test" if rank < test else "val" if rank < 2 * test else "train"
+            subject = own[index]
+            # A subject scanned at two sites keeps the split it got first: one subject, one split.
+            chosen[site, subject] = seen.setdefault(subject, split)
+    return chosen
+
+
+def _listed(ids: Sequence[str], subjects: Sequence[str], splits: Mapping[str, Sequence[str]]) -> list[str]:
+    named: dict[str, str] = {}
+    for split, members in splits.items():
+        for member in members:
+            if named.setdefault(str(member), split) != split:
+                raise ConfigError(
+                    f"{member!r} is listed in {named[str(member)]} and in {split}.", where="splits"
+                )
+    unknown = sorted(set(named) - set(ids) - set(subjects))
+    if unknown:
+        raise ConfigError(
+            f"The splits name cases that do not exist: {', '.join(unknown[:5])}.",
+            where="splits",
+            fix=f"Use case ids or subjects, for example {', '.join(list(ids)[:3])}.",
+        )
+    chosen = [named.get(case, named.get(subject, "")) for case, subject in zip(ids, subjects, strict=True)]
+    missing = [case for case, split in zip(ids, chosen, strict=True) if not split]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} cases are in no split, for example {', '.join(missing[:3])}.",
+            where="splits",
+            fix="List every case, or leave splits out to have them derived by subject.",
+        )
+    return chosen

@@ -1,0 +1,246 @@
+"""`Task`: the cases of one segmentation problem with its classes, sites and splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from toolkit.data.augment import Augmentation
+from toolkit.data.case import Case
+from toolkit.data.labels import checked_classes
+from toolkit.data.loader import Loader
+from toolkit.data.normalise import DEFAULT, check_rule
+from toolkit.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from toolkit.data.manifest import Manifest
+
+SPLITS = ("train", "val", "test")
+
+
+class Task:
+    """Cases, classes, sites and splits of one problem; voxels are read when they are asked for.
+
+    Args:
+        name: short name.
+        cases: all cases, in a stable order.
+        dims: 2 or 3, the spatial axes of one case.
+        channels: channels of every image.
+        classes: class names by index, 0 = background.
+        patch_size: network input size if none is asked for.
+        normalisation: rule that was applied to the images.
+        sites: order of the sites (default: as they appear).
+        flips: spatial axes of a case along which a mirrored image is as plausible as the original.
+        manifest: manifest it was loaded from, or None.
+        licence: licence of the data.
+        citation: what to cite.
+        toolkit_config: registered name and arguments that rebuild the task, or None.
+
+    Raises:
+        DataError: no cases, an id used twice, a subject in two splits, an unknown split or site.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cases: Sequence[Case],
+        *,
+        dims: int,
+        channels: int,
+        classes: Mapping[int, str],
+        patch_size: Sequence[int],
+        normalisation: str = DEFAULT,
+        sites: Sequence[str] | None = None,
+        flips: Sequence[int] = (),
+        manifest: Manifest | None = None,
+        licence: str = "",
+        citation: str = "",
+        toolkit_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        if dims not in (2, 3):
+            raise ConfigError(f"dims must be 2 or 3, not {dims!r}.", where=name)
+        self.name, self.dims, self.channels = name, dims, int(channels)
+        self.classes = checked_classes(classes)
+        self.patch_size = checked_patch(patch_size, dims)
+        self.normalisation = check_rule(normalisation)
+        self.flips = tuple(int(axis) for axis in flips)
+        self.manifest, self.licence, self.citation = manifest, licence, citation
+        self.toolkit_config = None if toolkit_config is None else dict(toolkit_config)
+        self._cases = list(cases)
+        self.sites: tuple[str, ...] = tuple(sites or dict.fromkeys(case.site for case in self._cases))
+        self._hash: str | None = None
+        _check_cases(name, self._cases, self.sites)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have cases, in the order train, val, test."""
+        present = {case.split for case in self._cases}
+        return tuple(split for split in SPLITS if split in present)
+
+    def cases(self, split: str | None = None, site: str | Iterable[str] | None = None) -> list[Case]:
+        """Cases of a split and of one or several sites (None = all), always in the same order.
+
+        Raises:
+            ConfigError: a split or site that does not exist; the message lists those that do.
+        """
+        if split is not None and split not in SPLITS:
+            raise ConfigError(
+                f"There is no split {split!r}.",
+                where=f"task {self.name!r}",
+                fix=f"Use one of {', '.join(SPLITS)}.",
+            )
+        wanted = set(self.checked_sites(site))
+        return [case for case in self._cases if split in (None, case.split) and case.site in wanted]
+
+    def checked_sites(self, site: str | Iterable[str] | None) -> tuple[str, ...]:
+        """Site names as a tuple (None = all).
+
+        Raises:
+            ConfigError: an unknown site; the message lists the known ones.
+        """
+        wanted = self.sites if site is None else (site,) if isinstance(site, str) else tuple(site)
+        unknown = [name for name in wanted if name not in self.sites]
+        if unknown or not wanted:
+            raise ConfigError(
+                f"There is no site {', '.join(map(repr, unknown))}." if unknown else "No site was named.",
+                where=f"task {self.name!r}",
+                fix=f"Its sites: {', '.join(self.sites)}.",
+            )
+        return tuple(wanted)
+
+    def loader(
+        self,
+        split: str = "train",
+        site: str | Iterable[str] | None = None,
+        *,
+        batch_size: int = 16,
+        patch_size: Sequence[int] | None = None,
+        seed: int = 0,
+        augmentation: str | Augmentation = "none",
+        shuffle: bool = True,
+        foreground: float | None = None,
+    ) -> Loader:
+        """Batches of one split; `loader.batch(step)` depends on nothing but `seed` and `step` (see `Loader`).
+
+        Raises:
+            ConfigError: unknown names, or a split without cases.
+        """
+        cases = self.cases(split, site)
+        if not cases:
+            counts = {name: len(self.cases(name, site)) for name in SPLITS}
+            raise ConfigError(
+                f"The split {split!r} has no cases{'' if site is None else f' at {site!r}'}.",
+                where=f"task {self.name!r}",
+                fix=f"Cases per split there: {counts}.",
+            )
+        return Loader(
+            cases,
+            channels=self.channels,
+            batch_size=batch_size,
+            patch_size=self.patch_size if patch_size is None else checked_patch(patch_size, self.dims),
+            seed=seed,
+            augmentation=augmentation,
+            flips=self.flips,
+            shuffle=shuffle,
+            foreground=foreground,
+        )
+
+    def content_hash(self) -> str:
+        """SHA-256 over every case's identity and the bytes its voxels come from (computed once)."""
+        if self._hash is None:
+            digest = hashlib.sha256()
+            prints: dict[int, str] = {}
+            for case in self._cases:
+                key = id(case.reader)
+                prints[key] = prints.get(key) or case.reader.fingerprint()
+                identity = [
+                    case.id,
+                    case.site,
+                    case.split,
+                    case.subject,
+                    case.index,
+                    case.relabel,
+                    prints[key],
+                ]
+                digest.update(json.dumps(identity).encode())
+            rules = [self.name, self.normalisation, list(self.classes.items())]
+            digest.update(json.dumps(rules).encode())
+            self._hash = digest.hexdigest()
+        return self._hash
+
+    def table(self) -> pd.DataFrame:
+        """One row per case: case, volume, position, subject, site, split, group, spacing, source."""
+        import pandas as pd
+
+        names = ["id", "volume", "position", "subject", "site", "split", "group", "spacing", "source"]
+        rows = [[getattr(case, name) for name in names] for case in self._cases]
+        return pd.DataFrame(rows, columns=["case", *names[1:]])
+
+    def verify(self) -> pd.DataFrame:
+        """Check every file: one row per file or volume with a verdict (see `toolkit.data.verify`)."""
+        from toolkit.data.verify import verify
+
+        return verify(self)
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{split} {len(self.cases(split))}" for split in self.splits)
+        return (
+            f"Task({self.name!r}, {self.dims}D, {self.channels} channel(s), classes {list(self.classes.values())}, "
+            f"sites {list(self.sites)}, cases: {counts})"
+        )
+
+
+def checked_patch(size: Sequence[int], dims: int) -> tuple[int, ...]:
+    """Patch size as a tuple of positive whole numbers.
+
+    Raises:
+        ConfigError: wrong number of sides or a side below 1.
+    """
+    try:
+        patch = tuple(int(side) for side in size)
+    except TypeError as error:
+        raise ConfigError(f"patch_size must be {dims} numbers, not {size!r}.") from error
+    if len(patch) != dims or min(patch) < 1:
+        raise ConfigError(
+            f"patch_size must be {dims} positive numbers, not {patch}.",
+            fix="For example (96, 96) or (32, 48, 32).",
+        )
+    return patch
+
+
+def _check_cases(name: str, cases: Sequence[Case], sites: Sequence[str]) -> None:
+    if not cases:
+        raise DataError(
+            "The task has no cases.", where=f"task {name!r}", fix="Check the folders or lists given."
+        )
+    ids: set[str] = set()
+    split_of: dict[str, str] = {}
+    for case in cases:
+        if case.id in ids:
+            raise DataError(
+                f"Two cases are called {case.id!r}.", where=f"task {name!r}", fix="Give each its own id."
+            )
+        ids.add(case.id)
+        if case.split not in SPLITS:
+            raise DataError(
+                f"The case {case.id!r} is in the split {case.split!r}.",
+                where=f"task {name!r}", fix=f"Use one of {', '.join(SPLITS)}.",
+            )  # fmt: skip
+        if split_of.setdefault(case.subject, case.split) != case.split:
+            raise DataError(
+                f"The subject {case.subject!r} is in two splits: {split_of[case.subject]} and {case.split}.",
+                where=f"task {name!r}",
+                fix="Put all cases of a subject into one split; otherwise the test scores are too good.",
+            )
+        if case.site not in sites:
+            raise DataError(
+                f"The case {case.id!r} is from the site {case.site!r}, which is not listed.",
+                where=f"task {name!r}", fix=f"Listed: {', '.join(sites)}.",
+            )  # fmt: skip

@@ -1,0 +1,338 @@
+"""NIfTI volumes through nibabel: geometry is checked and kept, never guessed.
+
+Volumes are read in the axes closest to right-anterior-superior, so the same volume gives the same array however its
+axes are stored on disk; `Geometry` brings results back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.data.geometry import Geometry, largest_shift
+from toolkit.data.source import Pair, Source, checked_image, checked_pair, require_file
+from toolkit.errors import ConfigError, DataError
+
+SUFFIXES = (".nii", ".nii.gz")
+_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+_MOST_VOXELS = 2**33
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NiftiSource(Source):
+    """A volume in one NIfTI file per channel, with its label in another (or none).
+
+    In a 2D task the volume is read as a stack with its slices first.
+    """
+
+    images: tuple[Path, ...] = ()
+    label: Path | None = None
+    dims: int = 3
+
+    def read_raw(self) -> Pair:
+        """Read all channels and the label; they must share one grid."""
+        arrays, first = [], None
+        for path in self.images:
+            array, geometry = read_volume(path, dims=self.dims)
+            if first is None:
+                first = geometry
+            require_same_grid(first, geometry, self.images[0], path)
+            arrays.append(array)
+        if first is None:
+            raise ConfigError("A volume needs at least one image file.")
+        labels = None
+        if self.label is not None:
+            stored, geometry = _load(self.label, self.dims)
+            require_same_grid(first, geometry, self.images[0], self.label)
+            labels = geometry.arrange(_numbers(stored, self.label))
+        return checked_pair(np.stack(arrays), labels, self)
+
+    @property
+    def where(self) -> str:
+        return ", ".join(str(path) for path in self.files())
+
+    def files(self) -> tuple[Path, ...]:
+        return self.images if self.label is None else (*self.images, self.label)
+
+
+def read_volume(path: str | os.PathLike[str], dims: int = 3) -> tuple[np.ndarray, Geometry]:
+    """Read one NIfTI volume as float32 (*S) in the axes closest to right-anterior-superior.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        dims: 2 puts the slice axis first: the axis with the largest spacing, or superior if all are equal.
+
+    Raises:
+        DataError: missing, empty, truncated or foreign file; more than three axes; conflicting or singular
+            geometry; complex or colour voxels; NaN or infinite voxels; one value everywhere.
+    """
+    path = Path(path)
+    image, geometry = _load(path, dims)
+    array = checked_image(geometry.arrange(_numbers(image, path)), str(path))
+    if array.size > 1 and array.min() == array.max():
+        raise DataError(
+            f"Every voxel is {array.flat[0]:g}.",
+            where=str(path),
+            fix="The export failed: export the image again.",
+        )
+    return array, geometry
+
+
+def read_geometry(path: str | os.PathLike[str], dims: int = 3) -> Geometry:
+    """Read and check the header alone.
+
+    Raises:
+        DataError: as `read_volume`, as far as the header tells.
+    """
+    return _load(Path(path), dims)[1]
+
+
+def write_nifti(
+    path: str | os.PathLike[str], array: np.ndarray, geometry: Geometry | None = None, *,
+    affine: np.ndarray | None = None, spacing: tuple[float, ...] | None = None,
+) -> Path:  # fmt: skip
+    """Write a volume atomically, in the axes, shape and coordinates of the file that `geometry` was read from.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        array: (*S) in the axes as read (a stack with slices first in a 2D task); bool becomes uint8, int64 the
+            smallest integer type that holds it, float64 float32.
+        geometry: of the image it belongs to.
+        affine: voxel-to-world matrix in mm, where there is no geometry.
+        spacing: mm, where there is neither; None writes a header that says that the geometry is unknown.
+
+    Raises:
+        ConfigError: another suffix.
+        DataError: the array does not fit the geometry.
+    """
+    import nibabel
+
+    path = Path(path)
+    if not path.name.endswith(SUFFIXES):
+        raise ConfigError(f"{path.name!r} is not a NIfTI name.", fix="End it in .nii.gz or .nii.")
+    data = _storable(geometry.restore(array) if geometry is not None else np.asarray(array))
+    matrix = geometry.stored_affine if geometry is not None else affine
+    image = nibabel.Nifti1Image(data, matrix)
+    codes = geometry.codes if geometry is not None else (1, 1) if affine is not None else (0, 0)
+    unit = {1000.0: "meter", 0.001: "micron"}.get(geometry.unit if geometry else 1.0, "mm")
+    if matrix is not None:
+        image.set_sform(matrix, code=codes[1])
+        image.set_qform(matrix if codes[0] else None, code=codes[0])
+    known = geometry.spacing if geometry is not None else spacing
+    if matrix is None and known is not None:
+        stored = known if geometry is None else [known[axis] / geometry.unit for axis in geometry.axes]
+        image.header.set_zooms(tuple(stored)[: data.ndim] + (1.0,) * (data.ndim - 3))
+    image.header.set_xyzt_units(unit if matrix is not None or known is not None else 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        nibabel.save(image, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def require_same_grid(first: Geometry, second: Geometry, image: Path, other: Path) -> None:
+    """Check that two files lie on one grid (shape, and corners within a tenth of a voxel).
+
+    Raises:
+        DataError: they do not.
+    """
+    where = f"{image} and {other}"
+    fix = "Resample the second onto the grid of the first (labels with nearest-neighbour interpolation)."
+    if first.shape != second.shape or first.stored_shape[:3] != second.stored_shape[:3]:
+        raise DataError(
+            f"Two files of one case have different shapes: {first.stored_shape} and {second.stored_shape}.",
+            where=where, fix=fix,
+        )  # fmt: skip
+    if (first.affine is None) != (second.affine is None):
+        raise DataError(
+            "One file of the case says where it lies in the world, the other does not.", where=where, fix=fix
+        )
+    if first.affine is None or second.affine is None:
+        if first.spacing != second.spacing:
+            raise DataError(
+                f"Voxel spacings differ: {first.spacing} and {second.spacing} mm.", where=where, fix=fix
+            )
+        return
+    smallest = min(first.spacing or (1.0,))
+    shift = largest_shift(first.affine, second.affine, first.shape)
+    if shift > 0.1 * smallest or first.axes != second.axes or first.flips != second.flips:
+        raise DataError(
+            f"Two files of one case lie at different places: up to {shift:.3g} mm apart (spacing {first.spacing} mm).",
+            where=where,
+            fix=fix + " If only the header is wrong, copy the image's affine to the other file.",
+        )
+
+
+def _load(path: Path, dims: int) -> tuple[Any, Geometry]:
+    """The nibabel image (voxels unread) and its checked geometry."""
+    import nibabel
+
+    require_file(path)
+    if not path.name.endswith(SUFFIXES):
+        raise DataError("This is not a NIfTI file name.", where=str(path), fix="Convert it to .nii.gz.")
+    try:
+        image = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Image):
+            raise ValueError(f"it is a {type(image).__name__}")
+        header = image.header
+        codes = int(header["qform_code"]), int(header["sform_code"])
+        forms = header.get_qform(), header.get_sform()
+        unit = header.get_xyzt_units()[0]
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zlib.error,
+        KeyError,
+        nibabel.filebasedimages.ImageFileError,
+    ) as error:
+        raise _unreadable(path, error) from error
+    shape = tuple(int(side) for side in image.shape)
+    _check_shape(shape, path)
+    return image, _geometry(path, shape, codes, forms, header.get_zooms(), unit, dims)
+
+
+def _geometry(
+    path: Path, shape: tuple[int, ...], codes: tuple[int, int], forms: tuple[np.ndarray, np.ndarray],
+    zooms: tuple[float, ...], unit: str, dims: int,
+) -> Geometry:  # fmt: skip
+    from nibabel.orientations import inv_ornt_aff, io_orientation
+
+    scale = _MM.get(unit, 1.0)
+    volume = (*shape, 1, 1)[:3]
+    mm = tuple(float(zoom) * scale for zoom in (*zooms, 1.0, 1.0)[:3])
+    if not all(0 < value < float("inf") for value in mm):
+        raise DataError(
+            f"The header gives a voxel size of {mm} mm.", where=str(path), fix="Correct the header."
+        )
+    stored = forms[1] if codes[1] > 0 else forms[0] if codes[0] > 0 else None
+    if stored is None:
+        # Codes 0, no unit and size 1 is what a program writes that knew nothing; anything else is a statement.
+        known = None if unit == "unknown" and mm == (1.0, 1.0, 1.0) else mm
+        return Geometry(
+            None,
+            volume,
+            known,
+            None,
+            shape,
+            codes=codes,
+            unit=scale,
+            slice_axis=_slice_axis(volume, known, dims),
+        )
+    stored = np.asarray(stored, dtype=np.float64)
+    lengths = np.linalg.norm(stored[:3, :3], axis=0)
+    if not np.isfinite(stored).all() or abs(np.linalg.det(stored[:3, :3])) < 1e-9 * max(
+        lengths.prod(), 1e-30
+    ):
+        raise DataError(
+            "The header's affine is singular or not finite: it maps the volume to a plane or to nowhere.",
+            where=str(path), fix="Restore the affine from the original image.",
+        )  # fmt: skip
+    _check_forms(path, codes, forms, volume, float(lengths.min()))
+    orientation = io_orientation(stored)
+    axes = tuple(int(axis) for axis in orientation[:, 0])
+    flips = tuple(bool(direction < 0) for direction in orientation[:, 1])
+    affine = stored @ inv_ornt_aff(orientation, volume)
+    affine[:3] *= scale
+    as_read = tuple(volume[stored_axis] for stored_axis in np.argsort(axes))
+    spacing = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
+    return Geometry(
+        affine,
+        as_read,
+        spacing,
+        stored,
+        shape,
+        axes,
+        flips,
+        codes,
+        scale,
+        _slice_axis(as_read, spacing, dims),
+    )
+
+
+def _slice_axis(shape: tuple[int, ...], spacing: tuple[float, ...] | None, dims: int) -> int | None:
+    """The axis a 2D task counts slices along: one of a single voxel, else the coarsest, else the last."""
+    if dims != 2:
+        return None
+    if 1 in shape:
+        return len(shape) - 1 - shape[::-1].index(1)
+    if spacing is None or max(spacing) < 1.01 * min(spacing):
+        return 2
+    return int(np.argmax(spacing))
+
+
+def _check_forms(
+    path: Path,
+    codes: tuple[int, int],
+    forms: tuple[np.ndarray, np.ndarray],
+    shape: tuple[int, ...],
+    voxel: float,
+) -> None:
+    if min(codes) <= 0:
+        return
+    shift = largest_shift(forms[0], forms[1], shape)
+    if shift > 0.1 * voxel:
+        raise DataError(
+            f"The header's q-form and s-form disagree by up to {shift:.3g} mm: programs will read this file differently.",
+            where=str(path),
+            fix="Decide which one is right and write it to both (nibabel: image.set_qform(affine, 1); "
+            "image.set_sform(affine, 1)), then save.",
+        )
+
+
+def _check_shape(shape: tuple[int, ...], path: Path) -> None:
+    if len(shape) > 3 and max(shape[3:]) == 1:
+        shape = shape[:3]
+    if not 2 <= len(shape) <= 3:
+        raise DataError(
+            f"The file has {len(shape)} axes: {shape}.",
+            where=str(path),
+            fix="Save one 3D file per time point, or one per channel (case_0000.nii.gz, case_0001.nii.gz).",
+        )
+    if min(shape) < 1 or int(np.prod(shape, dtype=np.int64)) > _MOST_VOXELS:
+        raise DataError(f"The header gives the shape {shape}.", where=str(path), fix="The header is damaged.")
+
+
+def _numbers(image: Any, path: Path) -> np.ndarray:
+    """The stored voxels with the header's scaling, in the smallest exact type."""
+    import nibabel
+
+    kind = image.get_data_dtype()
+    if kind.kind not in "buif":
+        what = "colour" if kind.fields else str(kind)
+        raise DataError(
+            f"The file holds {what} voxels.",
+            where=str(path),
+            fix="Save one number per voxel (colour: one file per channel).",
+        )
+    try:
+        array = np.asanyarray(image.dataobj)
+    except (OSError, ValueError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+        raise _unreadable(path, error) from error
+    return array.reshape(array.shape[:3])
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"The file is not a complete NIfTI volume ({type(error).__name__}: {str(error).splitlines()[0][:120] or 'no text'}).",
+        where=str(path),
+        fix="It is truncated, damaged or of another format: copy or export it again.",
+    )
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8)
+    if array.dtype.kind in "iu" and array.dtype.itemsize > 4:
+        return array.astype(
+            np.min_scalar_type(int(array.max(initial=0)) if array.min(initial=0) >= 0 else int(array.min()))
+        )
+    return array.astype(np.float32) if array.dtype in (np.float64, np.float16) else array
