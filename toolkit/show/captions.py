@@ -42,6 +42,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             found += _flat(value, "" if key in ("versions", "parameters", "settings") else f"{name} ")
+        elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+            for number, item in enumerate(value, 1):
+                found += _flat(item, f"{name.removesuffix('s')} {number} ")
         elif isinstance(value, (list, tuple)):
             found.append((name, _listed(value)))
         elif value is not None and value != "":

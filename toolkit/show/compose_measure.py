@@ -9,7 +9,10 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.show.captions import caption
-from toolkit.show.panels import Figure, Heatmap, Panel
+from toolkit.show.panels import Figure, Heatmap, Panel, Scatter, Series
+
+_AXES = {"pca": "PC", "lda": "LD", "head": "head axis", "umap": "UMAP", "tsne": "t-SNE"}
+_POINTS = 900  # per stage and panel; more only hide each other
 
 
 def channel_similarity(result: Any, *, note: str = "", side: int = 300, name: str = "") -> Figure:
@@ -69,4 +72,116 @@ def _matrix(result: Any, side: int, name: str, signed: bool) -> Heatmap:
         f"off-diagonal {np.nanmin(off):.2f} to {np.nanmax(off):.2f}{dead}",
         values=values, limits=(-1.0, 1.0) if signed else (0.0, 1.0), scale="diverging" if signed else "sequential",
         width=side, height=side, x_label="channel", y_label="channel",
+    )  # fmt: skip
+
+
+def projection(result: Any, *, note: str = "", name: str = "", stages: Sequence[str] = ()) -> Figure:
+    """The rows of every stage in the same axes and limits, coloured by class, with the centroid of each class.
+
+    Args:
+        result: a `Projection`.
+        note: sentence for the caption.
+        name: name of the network in the panels' titles.
+        stages: names of the stages.
+    """
+    return projections([result], [name], note=note, stages=stages)
+
+
+def projections(
+    results: Sequence[Any], names: Sequence[str], *, note: str = "", stages: Sequence[str] = ()
+) -> Figure:
+    """Several projections: one row a network, one column a stage, and last the path of the class centroids."""
+    rows: list[list[Panel | None]] = []
+    for result, name in zip(results, names, strict=True):
+        limits = _square_limits(result)
+        count = len(result.coordinates)
+        panels: list[Panel | None] = [_cloud(result, s, name, stages, limits) for s in range(count)]
+        if count > 1:
+            panels.append(_paths(result, name))
+        for panel in panels[:-1] if not rows else panels:
+            assert isinstance(panel, Scatter)
+            panel.legend = False
+        rows.append(panels)
+    first = results[0]
+    basis = {
+        "shared": "axes fitted on all stages together",
+        "stage1": "axes fitted on stage 1 and frozen",
+        "per_stage": "axes fitted on each stage and rotated onto stage 1: rotations are hidden, drift cannot be read off",
+    }[first.basis]
+    captions = [caption(result.provenance, name) for result, name in zip(results, names, strict=True)]
+    return Figure(
+        title=f"{first.method.upper()} of the features of {first.layer}",
+        subtitle=f"One point is one voxel; {basis}; large markers are class centroids. The stages of a row share limits. "
+        "A plane shows part of the variance only: drift is measured in the full space.",
+        rows=rows,
+        caption="\n".join([*captions, note] if note else captions),
+    )
+
+
+def _square_limits(result: Any) -> tuple[tuple[float, float], tuple[float, float]]:
+    points = np.concatenate([np.asarray(c)[:, :2] for c in result.coordinates])
+    low, high = np.quantile(points, 0.002, axis=0), np.quantile(points, 0.998, axis=0)
+    middle, half = (low + high) / 2, 0.55 * float((high - low).max())
+    return tuple((float(m) - half, float(m) + half) for m in middle)  # type: ignore[return-value]
+
+
+def _classes(result: Any) -> list[int]:
+    return sorted({int(label) for labels in result.classes for label in np.unique(np.asarray(labels))})
+
+
+def _class_name(result: Any, label: int) -> str:
+    return str(result.class_names.get(label, "all" if label < 0 else label))
+
+
+def _axis_labels(result: Any, stage: int | None) -> tuple[str, str]:
+    prefix = _AXES.get(result.method, result.method)
+    if stage is None or not len(result.explained) or np.isnan(float(result.explained[stage, 0])):
+        return f"{prefix} 1", f"{prefix} 2"
+    return tuple(
+        f"{prefix} {axis + 1} ({100 * float(result.explained[stage, axis]):.0f} %)" for axis in range(2)
+    )  # type: ignore[return-value]
+
+
+def _cloud(result: Any, stage: int, name: str, stages: Sequence[str], limits: Any) -> Scatter:
+    points, labels = np.asarray(result.coordinates[stage]), np.asarray(result.classes[stage])
+    keep = np.sort(np.random.default_rng(0).permutation(len(points))[:_POINTS])
+    series = []
+    for label in _classes(result):
+        rows = keep[labels[keep] == label]
+        title = _class_name(result, label)
+        series.append(Series(name=title, x=points[rows, 0], y=points[rows, 1], size=3.5))
+    for label in _classes(result):
+        centre = points[labels == label, :2].mean(axis=0) if (labels == label).any() else np.full(2, np.nan)
+        series.append(
+            Series(name="", colour=_class_name(result, label), x=centre[:1], y=centre[1:], size=10, symbol=2)
+        )
+    where = stages[stage] if stage < len(stages) else f"stage {stage + 1}"
+    x_label, y_label = _axis_labels(result, stage)
+    return Scatter(
+        title=f"{name}: {where}" if name else where,
+        note=f"{len(keep)} of {len(points)} rows",
+        series=series, x_label=x_label, y_label=y_label, x_range=limits[0], y_range=limits[1], width=240, height=240,
+    )  # fmt: skip
+
+
+def _paths(result: Any, name: str) -> Scatter:
+    series, everything = [], []
+    for label in _classes(result):
+        centres = np.array([
+            np.asarray(c)[np.asarray(k) == label, :2].mean(axis=0) if (np.asarray(k) == label).any() else np.full(2, np.nan)
+            for c, k in zip(result.coordinates, result.classes, strict=True)
+        ])  # fmt: skip
+        everything.append(centres)
+        series.append(Series(
+            name=_class_name(result, label), x=centres[:, 0], y=centres[:, 1], size=9, symbol=2,
+            text=[f"stage {s + 1}" for s in range(len(centres))],
+        ))  # fmt: skip
+    x_label, y_label = _axis_labels(result, None)
+    low, high = np.nanmin(np.concatenate(everything), axis=0), np.nanmax(np.concatenate(everything), axis=0)
+    half = 0.65 * max(float((high - low).max()), 1e-9)
+    limits = [(float(m) - half, float(m) + half) for m in (low + high) / 2]
+    return Scatter(
+        title=f"{name}: centroids" if name else "centroids", note="by stage, own limits",
+        series=series, x_label=x_label, y_label=y_label, x_range=limits[0], y_range=limits[1], width=240, height=240,
+        joined=True,
     )  # fmt: skip

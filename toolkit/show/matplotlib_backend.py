@@ -237,7 +237,15 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
     canvas.grid(True, color=colours.GRID, linewidth=0.6)
     canvas.set_axisbelow(True)
     if panel.log_y:
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         canvas.set_yscale("log")
+        if panel.decades() >= 1.3:
+            canvas.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            canvas.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            canvas.yaxis.set_major_formatter("{x:.2g}")
+            canvas.yaxis.set_minor_formatter(NullFormatter())
     rows: list[str] = []
     for index, one in enumerate(panel.series):
         colour = colours.category(names[one.colour or one.name])
@@ -248,6 +256,8 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
             _bar_group(canvas, one, index, len(panel.series), colour)
         elif isinstance(panel, Scatter):
             _points(canvas, one, colour)
+            if panel.joined:
+                _join(canvas, one, colour)
         else:
             _curve(canvas, one, colour)
     if isinstance(panel, Intervals) and rows:
@@ -271,8 +281,6 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
         canvas.set_xlim(*panel.x_range)
     if panel.y_range is not None:
         canvas.set_ylim(*panel.y_range)
-    if isinstance(panel, Scatter) and panel.equal:
-        canvas.set_aspect("equal", adjustable="datalim")
     canvas.set_xlabel(panel.x_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
     canvas.set_ylabel(panel.y_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
     if panel.legend and any(one.name for one in panel.series):
@@ -301,10 +309,19 @@ def _curve(canvas: Canvas, one: Series, colour: str) -> None:
 
 def _points(canvas: Canvas, one: Series, colour: str) -> None:
     canvas.scatter(
-        one.x, one.y, s=one.size**2, c=colour, marker=_MARKERS[one.symbol % len(_MARKERS)], alpha=0.65 if one.size < 8 else 1.0,
+        one.x, one.y, s=(one.size * _POINTS) ** 2, c=colour, marker=_MARKERS[one.symbol % len(_MARKERS)], alpha=0.65 if one.size < 8 else 1.0,
         linewidths=0.8 if one.size >= 8 else 0, edgecolors="black" if one.size >= 8 and one.symbol % 6 != 4 else None,
         label=one.name, rasterized=len(one.x) > 2000,
     )  # fmt: skip
+
+
+def _join(canvas: Canvas, one: Series, colour: str) -> None:
+    canvas.plot(one.x, one.y, color=colour, linewidth=1.2)
+    for number, (x, y) in enumerate(zip(one.x, one.y, strict=True), 1):
+        if np.isfinite(x) and np.isfinite(y):
+            canvas.annotate(
+                str(number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7.5, clip_on=True
+            )
 
 
 def _bar_group(canvas: Canvas, one: Series, index: int, count: int, colour: str) -> None:

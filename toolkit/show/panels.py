@@ -127,6 +127,8 @@ class Series:
         colour: name that picks the colour (default: the series' own name).
         dash: 0 solid, 1 dashed, 2 dotted, 3 dash-dotted.
         symbol: index of the marker.
+        size: diameter of the marker in pixels.
+        text: hover text of every point (Plotly only).
     """
 
     name: str
@@ -138,7 +140,6 @@ class Series:
     dash: int = 0
     symbol: int = 0
     size: float = 5.0
-    line: bool = True
     text: Sequence[str] | None = None
 
 
@@ -167,6 +168,12 @@ class Axes(Panel):
         longest = max((len(one.name) for one in self.series), default=0)
         return 64, (44 + 7 * longest) if self.legend and longest else 20, 46
 
+    def decades(self) -> float:
+        """Powers of ten that the positive values of all series span."""
+        values = np.concatenate([np.asarray(one.y, dtype=float) for one in self.series] or [np.ones(1)])
+        values = values[np.isfinite(values) & (values > 0)]
+        return float(np.log10(values.max() / values.min())) if values.size else 0.0
+
 
 @dataclasses.dataclass(kw_only=True)
 class Lines(Axes):
@@ -175,9 +182,9 @@ class Lines(Axes):
 
 @dataclasses.dataclass(kw_only=True)
 class Scatter(Axes):
-    """Points; `equal` keeps one unit equally long on both axes."""
+    """Points; `joined` connects those of a series by a line and numbers them from 1."""
 
-    equal: bool = False
+    joined: bool = False
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -201,15 +201,13 @@ class _Page:
         if isinstance(panel, Bars):
             across.update(type="category", showgrid=False)
         if panel.log_y:
-            up.update(type="log", dtick=1 if _decades(panel) > 2 else None, exponentformat="power")
+            up.update(type="log", dtick=1 if panel.decades() > 2 else None, exponentformat="power")
         if panel.x_range is not None:
             across.update(range=list(panel.x_range))
         if panel.y_range is not None:
             up.update(
                 range=[float(np.log10(v)) for v in panel.y_range] if panel.log_y else list(panel.y_range)
             )
-        if isinstance(panel, Scatter) and panel.equal:
-            up.update(scaleanchor=f"x{suffix}", scaleratio=1)
         for x, text in panel.marks:
             reference = {"xref": f"x{suffix}", "yref": f"y{suffix} domain"}
             self.shapes.append({
@@ -247,9 +245,16 @@ class _Page:
             }
             if one.size >= 8:
                 marker["line"] = {"color": "black", "width": 0.8}
-            return kind(
-                x=_small(one.x), y=_small(one.y), name=one.name, mode="markers", marker=marker, text=one.text
-            )
+            joined: dict[str, Any] = {"mode": "markers", "hovertext": one.text}
+            if panel.joined:
+                numbers = [str(number + 1) for number in range(len(one.x))]
+                joined |= {
+                    "mode": "lines+markers+text",
+                    "text": numbers,
+                    "textposition": "top right",
+                    "line": {"color": colour, "width": 1.5},
+                }
+            return kind(x=_small(one.x), y=_small(one.y), name=one.name, marker=marker, **joined)
         if one.low is not None and one.high is not None:
             band = np.concatenate([np.asarray(one.high), np.asarray(one.low)[::-1]])
             self.traces.append(go.Scatter(
@@ -320,9 +325,3 @@ def _errors(values: Any, low: Any, high: Any) -> dict[str, Any] | None:
 def _faded(colour: str) -> str:
     red, green, blue = (int(colour[index : index + 2], 16) for index in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.15)"
-
-
-def _decades(panel: Axes) -> float:
-    values = np.concatenate([np.asarray(one.y, dtype=float) for one in panel.series] or [np.ones(1)])
-    values = values[np.isfinite(values) & (values > 0)]
-    return float(np.log10(values.max() / values.min())) if values.size else 0.0

@@ -1,0 +1,237 @@
+"""Figures of training and evaluation: every loss term, and scores per site and class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.errors import ResultError
+from toolkit.show.captions import caption
+from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_DIAGNOSTICS = ("gradient_status", "weight")
+_TEXTS = {
+    "total": "total loss (weighted sum)",
+    "learning_rate": "learning rate",
+    "gradient_ratio": "gradient ratio",
+}
+
+
+def training_curves(
+    histories: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
+    *,
+    stages: Sequence[str] = (),
+    note: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    columns: int = 3,
+) -> Figure:
+    """One panel for every loss term, gradient ratio and validation score; one curve a network.
+
+    Args:
+        histories: per network, `run.history`, or those of successive stages, which are laid end to end.
+        stages: names of the stages, written where each begins.
+        note: sentence for the caption.
+        provenance: what the runs were made from.
+        columns: panels in a row.
+
+    Raises:
+        ResultError: no history holds a row.
+    """
+    joined = {name: _joined(frames) for name, frames in histories.items()}
+    joined = {name: pair for name, pair in joined.items() if len(pair[0])}
+    if not joined:
+        raise ResultError("None of the histories holds a row yet.", fix="Train for at least one logged step.")
+    starts = max((pair[1] for pair in joined.values()), key=len)
+    marks = [(start, stages[i] if i < len(stages) else f"stage {i + 1}") for i, start in enumerate(starts)]
+    frames = {name: pair[0] for name, pair in joined.items()}
+    panels = [
+        _term_panel(term, frames, marks if len(starts) > 1 else []) for term in curve_columns(frames.values())
+    ]
+    for index, panel in enumerate(panels):
+        panel.legend = index + 1 == min(columns, len(panels))
+    return Figure(
+        title="Training curves",
+        subtitle="Terms are shown before their weights. The gradient ratio compares regularizer and objective at the tapped "
+        "layers: dead below 1e-8, dominant above 1.",
+        rows=[list(panels[start : start + columns]) for start in range(0, len(panels), columns)],
+        caption=caption(provenance or {}, _with_regularizers(note, frames.values())),
+    )
+
+
+def curve_columns(frames: Any) -> list[str]:
+    """Columns of histories that are worth a curve: losses and their terms, gradient ratios, validation scores."""
+    found: dict[str, None] = {}
+    for frame in frames:
+        weighted = [c.removesuffix("/weight") for c in frame.columns if c.endswith("/weight")]
+        owners = {term.split("/")[0] for term in weighted}
+        for column in frame.columns:
+            owner, _, rest = column.partition("/")
+            if not rest:
+                wanted = column == "total"
+            elif owner == "validation":
+                wanted = rest.startswith("dice")
+            elif owner in owners:
+                wanted = column in weighted or rest == "gradient_ratio"
+            else:
+                wanted = owner != "seconds" and rest not in _DIAGNOSTICS
+            if wanted and frame[column].dtype.kind in "fi" and frame[column].notna().any():
+                found[column] = None
+    order = {"total": 0, "validation": 3}
+    return sorted(
+        found,
+        key=lambda c: (order.get(c.split("/")[0], 2 if c.endswith("gradient_ratio") else 1), "segreg" in c),
+    )
+
+
+def _joined(frames: pd.DataFrame | Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[float]]:
+    import pandas as pd
+
+    parts = [frames] if isinstance(frames, pd.DataFrame) else list(frames)
+    shifted, starts, offset = [], [], 0.0
+    for part in parts:
+        if "step" not in part.columns or not len(part):
+            continue
+        starts.append(offset)
+        shifted.append(part.assign(step=part["step"] + offset, part=len(starts)))
+        offset += float(part["step"].max())
+    return (pd.concat(shifted, ignore_index=True) if shifted else pd.DataFrame()), starts
+
+
+def _term_panel(term: str, frames: Mapping[str, pd.DataFrame], marks: Sequence[tuple[float, str]]) -> Lines:
+    series, everything = [], []
+    for name, frame in frames.items():
+        if term not in frame.columns:
+            continue
+        rows = frame[["step", term, "part"]].dropna()
+        if len(rows):
+            everything.append(rows[term].to_numpy(dtype=float))
+            x, y = _broken(rows["step"].to_numpy(dtype=float), everything[-1], rows["part"].to_numpy())
+            series.append(Series(name=name, x=x, y=y))
+    values = np.concatenate(everything)
+    score = term.startswith("validation/")
+    spread = bool((values > 0).all()) and values.max() > 30 * values.min()
+    name = term.removeprefix("validation/").replace("/", " of ") if score else term
+    return Lines(
+        title=f"validation: {name}" if score else term,
+        note=f"{values.min():.3g} to {values.max():.3g}" + (", log scale" if spread and not score else ""),
+        series=series, x_label="step", y_label=_TEXTS.get(term.split("/")[-1], "Dice" if score else "loss term"),
+        log_y=spread and not score, y_range=(0.0, 1.0) if score else None, marks=marks, width=280, height=180,
+    )  # fmt: skip
+
+
+def _broken(x: np.ndarray, y: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The curve with a gap between stages."""
+    cuts = np.flatnonzero(np.diff(part)) + 1
+    return np.insert(x, cuts, np.nan), np.insert(y, cuts, np.nan)
+
+
+def _with_regularizers(note: str, frames: Any) -> str:
+    used = {c.split("/")[0] for frame in frames for c in frame.columns if c.endswith("/weight")}
+    return f"{note} (terms of {', '.join(sorted(used))})".strip() if used else note
+
+
+def scores_by_site(
+    evaluations: Mapping[str, pd.DataFrame],
+    *,
+    metric: str = "dice",
+    note: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    columns: int = 4,
+) -> Figure:
+    """One panel a class: mean score per site for every network, with a 95 % bootstrap interval over cases.
+
+    A missed or spurious class counts as Dice 0; a class absent from both maps is left out. The panel's note gives the
+    counts.
+
+    Args:
+        evaluations: per network, the table of `run.evaluate(...)`.
+        metric: "dice" or "iou".
+        note: sentence for the caption.
+        provenance: what the networks and the data are.
+        columns: panels in a row.
+
+    Raises:
+        ResultError: a table without this metric.
+    """
+    tables = {name: table[table["metric"] == metric] for name, table in evaluations.items()}
+    if not tables or any(not len(table) for table in tables.values()):
+        raise ResultError(f"A table has no rows of the metric {metric!r}.")
+    first = next(iter(tables.values()))
+    classes, sites = list(dict.fromkeys(first["class"])), list(dict.fromkeys(first["site"]))
+    groups: list[tuple[str, list[str]]] = [(str(c), [c]) for c in classes if c != "mean"]
+    if len(groups) > 1:
+        groups.append(("mean of the classes", [c for _, members in groups for c in members]))
+    panels: list[Panel] = [_score_panel(name, members, tables, sites, metric) for name, members in groups]
+    for index, panel in enumerate(panels):
+        assert isinstance(panel, Bars)
+        panel.legend = index + 1 == min(columns, len(panels))
+    return Figure(
+        title=f"{metric.upper() if metric == 'iou' else metric.capitalize()} per site and class",
+        subtitle="Mean over volumes with a 95 % bootstrap interval over volumes; all axes run from 0 to 1.",
+        rows=[list(panels[start : start + columns]) for start in range(0, len(panels), columns)],
+        caption=caption(provenance or {}, note),
+    )
+
+
+def _score_panel(
+    title: str, classes: list[str], tables: Mapping[str, pd.DataFrame], sites: list[str], metric: str
+) -> Bars:
+    series, counts = [], []
+    for name, table in tables.items():
+        chosen = table[table["class"].isin(classes)]
+        triples = [_interval(chosen[chosen["site"] == site], len(classes) > 1) for site in sites]
+        series.append(
+            Series(
+                name=name,
+                x=sites,
+                y=[t[0] for t in triples],
+                low=[t[1] for t in triples],
+                high=[t[2] for t in triples],
+            )
+        )
+        status = chosen["status"].value_counts()
+        counts.append(f"{name}: {status.get('missed', 0)} missed, {status.get('spurious', 0)} spurious")
+    return Bars(
+        title=title, note="; ".join(counts), series=series, x_label="site", y_label=metric.capitalize(),
+        y_range=(0.0, 1.0), width=max(170, 34 * len(sites) * max(1, len(tables)) // 2 + 60), height=190,
+    )  # fmt: skip
+
+
+def _interval(rows: pd.DataFrame, several: bool) -> tuple[float, float, float]:
+    """Mean and 95 % percentile bootstrap interval over cases; several classes are averaged within a case first."""
+    values = rows.dropna(subset=["value"])
+    if several:
+        numbers = values.groupby("case", sort=True)["value"].mean().to_numpy(dtype=float)
+    else:
+        numbers = values["value"].to_numpy(dtype=float)
+    if not len(numbers):
+        return float("nan"), float("nan"), float("nan")
+    draws = np.random.default_rng(0).integers(len(numbers), size=(2000, len(numbers)))
+    low, high = np.quantile(numbers[draws].mean(axis=1), [0.025, 0.975])
+    return float(numbers.mean()), float(low), float(high)
+
+
+def transfer_matrices(
+    matrices: Mapping[str, np.ndarray], sites: Sequence[str], *, stages: Sequence[str] = (), note: str = "",
+    provenance: Mapping[str, Any] | None = None,
+) -> Figure:  # fmt: skip
+    """Score on every site after every stage, one matrix a network: rows are stages, columns the tested sites."""
+    panels: list[Panel | None] = [
+        Heatmap(
+            title=name, note=f"{np.nanmin(values):.2f} to {np.nanmax(values):.2f}", values=np.asarray(values, dtype=float),
+            row_names=[f"after {stage}" for stage in stages] or None, column_names=list(sites), annotate=True,
+            x_label="tested on", width=52 * len(sites), height=max(60, 44 * len(values)),
+        )
+        for name, values in matrices.items()
+    ]  # fmt: skip
+    return Figure(
+        title="Mean Dice on every site after every stage",
+        subtitle="A column that falls from one row to the next is forgetting; all colours run from 0 to 1.",
+        rows=[panels],
+        caption=caption(provenance or {}, note),
+    )
