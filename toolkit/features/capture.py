@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ def capture(
     if not wanted:
         yield tape
         return
-    recorder = _Recorder(unwrap(model), wanted, taps, tape, detach, clone)
+    recorder = _Taping(unwrap(model), wanted, taps, tape, detach, clone)
     with eager(model):
         try:
             recorder.attach()
@@ -100,20 +100,44 @@ def capture(
     recorder.check()
 
 
-class _Recorder:
-    """The hooks of one `capture` block."""
+@contextlib.contextmanager
+def observe(
+    model: nn.Module, patterns: str | Sequence[str], consume: Callable[[str, Tensor], None], *,
+    taps: Mapping[str, str] | None = None,
+) -> Iterator[None]:  # fmt: skip
+    """Hand each activation to `consume(name, tensor)` the moment it exists; nothing is copied or kept.
 
-    def __init__(
-        self, network: nn.Module, wanted: list[str], taps: Mapping[str, str] | None, tape: Tape, detach: bool,
-        clone: bool,
-    ) -> None:  # fmt: skip
-        self.network, self.wanted, self.taps, self.tape = network, wanted, taps, tape
-        self.detach, self.clone = detach, clone
+    For streaming: memory stays flat however many layers are watched. Names, errors and unwrapping as in `capture`.
+    """
+    recorder = _Observer(unwrap(model), patterns, taps, consume)
+    with eager(model):
+        try:
+            recorder.attach()
+            yield
+        finally:
+            recorder.remove()
+    recorder.check()
+
+
+class Recorder:
+    """The hooks of one block; subclasses say what happens to each activation."""
+
+    def __init__(self, network: nn.Module, wanted: list[str], taps: Mapping[str, str] | None) -> None:
+        self.network, self.wanted, self.taps = network, wanted, taps
+        self.done: set[str] = set()
         self.requests: list[Request] | None = None
         self.handles: list[Any] = []
         self.counts: dict[tuple[str, str], int] = {}
         self.not_tensors: dict[LayerName, str] = {}
         self.observing = False
+
+    def handle(self, requests: list[Request], tensor: Tensor) -> Tensor | None:
+        """Deal with one activation; what is returned (if anything) is what the network goes on with."""
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """A new call of the network begins."""
+        self.done.clear()
 
     def attach(self) -> None:
         """Add the hooks; aliases that only a forward pass can resolve are looked up when the first one begins."""
@@ -139,9 +163,9 @@ class _Recorder:
                 where=type(self.network).__name__,
                 fix='Call the network inside the block, or say where they are: taps={"head_input": "..."}.',
             )
-        missing = [r for r in self.requests if r.key not in self.tape and r.required]
+        missing = [r for r in self.requests if r.key not in self.done and r.required]
         globs = {r.pattern for r in self.requests} - {
-            r.pattern for r in self.requests if r.key in self.tape or r.required
+            r.pattern for r in self.requests if r.key in self.done or r.required
         }
         for request in [*missing, *(r for r in self.requests if r.pattern in globs)]:
             raise self._missing(request)
@@ -151,7 +175,6 @@ class _Recorder:
         modules = named(self.network)
         places: dict[tuple[str, str], list[Request]] = {}
         for request in self.requests:
-            self.tape._patterns[request.key] = request.pattern
             places.setdefault((request.layer.path, request.layer.port), []).append(request)
         for (path, port), requests in places.items():
             self.handles.append(self._hook(modules[path], path, port, requests))
@@ -167,7 +190,7 @@ class _Recorder:
                 self.observing = False
             self._attach_layers()
         self.counts.clear()
-        self.tape._tensors.clear()
+        self.restart()
 
     def _hook(self, module: nn.Module, path: str, port: str, requests: list[Request]) -> Any:
         if port == "output":
@@ -185,7 +208,7 @@ class _Recorder:
         if not isinstance(output, Tensor):
             self.not_tensors[hits[0].layer] = type(output).__name__
             return None
-        return self._record(hits, output)
+        return self.handle(hits, output)
 
     def _input(
         self, path: str, requests: list[Request], arguments: tuple[Any, ...], keywords: dict[str, Any]
@@ -194,11 +217,11 @@ class _Recorder:
         if not hits:
             return None
         if arguments and isinstance(arguments[0], Tensor):
-            onward = self._record(hits, arguments[0])
+            onward = self.handle(hits, arguments[0])
             return None if onward is None else ((onward, *arguments[1:]), keywords)
         for name, value in keywords.items():
             if not arguments and isinstance(value, Tensor):
-                onward = self._record(hits, value)
+                onward = self.handle(hits, value)
                 return None if onward is None else (arguments, {**keywords, name: onward})
         self.not_tensors[hits[0].layer] = type(arguments[0]).__name__ if arguments else "nothing"
         return None
@@ -206,17 +229,6 @@ class _Recorder:
     def _hits(self, path: str, port: str, requests: list[Request]) -> list[Request]:
         count = self.counts[path, port] = self.counts.get((path, port), 0) + 1
         return [request for request in requests if request.layer.call == count]
-
-    def _record(self, requests: list[Request], tensor: Tensor) -> Tensor | None:
-        """Record the tensor and return the copy that the network goes on with (None: the tensor itself)."""
-        onward = None
-        if self.detach:
-            kept = tensor.detach().clone() if self.clone else tensor.detach()
-        else:
-            kept, onward = tensor, tensor.clone() if self.clone else None
-        for request in requests:
-            self.tape._tensors[request.key] = kept
-        return onward
 
     def _missing(self, request: Request) -> LayerError:
         layer = request.layer
@@ -235,3 +247,49 @@ class _Recorder:
             where=str(layer),
             fix=f"Run the network inside the block, or ask for another layer. Closest names: {closest(layer.path, names)}.",
         )
+
+
+class _Taping(Recorder):
+    """Hooks that keep activations on a tape."""
+
+    def __init__(
+        self, network: nn.Module, wanted: list[str], taps: Mapping[str, str] | None, tape: Tape, detach: bool,
+        clone: bool,
+    ) -> None:  # fmt: skip
+        super().__init__(network, wanted, taps)
+        self.tape, self.detach, self.clone = tape, detach, clone
+
+    def restart(self) -> None:
+        """Forget the previous recording."""
+        super().restart()
+        self.tape._tensors.clear()
+
+    def handle(self, requests: list[Request], tensor: Tensor) -> Tensor | None:
+        """Record the tensor itself; the network goes on with a copy, which it may change in place."""
+        onward = None
+        if self.detach:
+            tensor = tensor.detach().clone() if self.clone else tensor.detach()
+        elif self.clone:
+            onward = tensor.clone()
+        for request in requests:
+            self.tape._tensors[request.key] = tensor
+            self.tape._patterns[request.key] = request.pattern
+            self.done.add(request.key)
+        return onward
+
+
+class _Observer(Recorder):
+    """Hooks that pass activations on instead of keeping them."""
+
+    def __init__(
+        self, network: nn.Module, patterns: str | Sequence[str], taps: Mapping[str, str] | None,
+        consume: Callable[[str, Tensor], None],
+    ) -> None:  # fmt: skip
+        super().__init__(network, [patterns] if isinstance(patterns, str) else list(patterns), taps)
+        self.consume = consume
+
+    def handle(self, requests: list[Request], tensor: Tensor) -> None:
+        """Show the tensor without its graph."""
+        for request in requests:
+            self.consume(request.key, tensor.detach())
+            self.done.add(request.key)

@@ -1,45 +1,297 @@
-"""Whatever the user has (cases, arrays, paths, dicts) as batches that the network takes."""
+"""Whatever the user has (cases, arrays, paths, dicts, a loader) as batches that the network takes."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.errors import DataError
 from toolkit.features.modules import unwrap
 
 _DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_PER_ITEM = ("id", "site", "subject", "volume", "group", "spacing", "affine", "source")
 
 
-def first_convolution(model: nn.Module) -> tuple[int | None, int | None]:
-    """Spatial dims and input channels of a network, read from its first convolution (None, None without one)."""
-    for module in unwrap(model).modules():
-        for kind, dims in _DIMS.items():
+@dataclasses.dataclass
+class InputBatch:
+    """Images of one size, with what is known about each of them.
+
+    Attributes:
+        image: (B, C, *S) float32 on the network's device, padded at the end to the network's divisor.
+        label: (B, 1, *S) int64, -1 where padded, or None if any image of the batch has none.
+        sizes: spatial size of each image before padding.
+        ids: names of the images, unique within one call.
+        sites: domain of each image, "" if unknown.
+        subjects: person of each image (its volume if unknown).
+        volumes: stack of each image (its id if unknown).
+        groups: pathology group or None.
+        spacing: mm per axis or None, per image.
+        affine: 4x4 matrix or None, per image.
+        sources: file, recipe or "" per image.
+        classes: class names by index, or None.
+    """
+
+    image: Tensor
+    label: Tensor | None
+    sizes: list[tuple[int, ...]]
+    ids: list[str]
+    sites: list[str]
+    subjects: list[str]
+    volumes: list[str]
+    groups: list[str | None]
+    spacing: list[tuple[float, ...] | None]
+    affine: list[np.ndarray | None]
+    sources: list[str]
+    classes: dict[int, str] | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def valid(self) -> Tensor | None:
+        """(B, 1, *S) float mask of the voxels that are not padding, or None if nothing was padded."""
+        spatial = tuple(self.image.shape[2:])
+        if all(size == spatial for size in self.sizes):
+            return None
+        mask = torch.zeros(len(self), 1, *spatial, device=self.image.device)
+        for index, size in enumerate(self.sizes):
+            mask[(index, slice(None), *[slice(side) for side in size])] = 1  # type: ignore[index]
+        return mask
+
+
+@dataclasses.dataclass
+class _Item:
+    image: Tensor
+    label: Tensor | None
+    id: str
+    site: str = ""
+    subject: str = ""
+    volume: str = ""
+    group: str | None = None
+    spacing: tuple[float, ...] | None = None
+    affine: np.ndarray | None = None
+    source: str = ""
+    classes: dict[int, str] | None = None
+
+
+def as_batches(
+    inputs: Any, model: nn.Module, *, batch_size: int = 8, device: torch.device | str | None = None, label: Any = None
+) -> Iterator[InputBatch]:  # fmt: skip
+    """Iterate over any kind of input in batches; neighbours of one size share a batch.
+
+    Args:
+        inputs: a case; a tensor or array (*S) of a one-channel network, (C, *S) or (B, C, *S); a dict with "image" and
+            perhaps "label", "id", "site", "spacing"; a NIfTI, PNG or NPY path; or an iterable of any of these, such as
+            a list of cases or a task's loader.
+        model: the network; says dims and channels (its first convolution), device and divisor.
+        batch_size: most images per batch.
+        device: where to put the batch; None is the network's device.
+        label: label map(s) for a bare array or path.
+
+    Raises:
+        DataError: an input that is not understood, has another size or channel count, or holds NaN.
+    """
+    network = unwrap(model)
+    dims, channels = dims_and_channels(network)
+    device = torch.device(device) if device is not None else device_of(network)
+    divisor = getattr(network, "divisor", 1)
+    waiting: list[_Item] = []
+    for item in _items(inputs, dims, channels, label):
+        _check(item, dims, channels)
+        if waiting and (item.image.shape != waiting[0].image.shape or len(waiting) == batch_size):
+            yield _collate(waiting, divisor, device)
+            waiting = []
+        waiting.append(item)
+    if waiting:
+        yield _collate(waiting, divisor, device)
+
+
+def dims_and_channels(model: nn.Module) -> tuple[int | None, int | None]:
+    """Spatial dims and input channels: as the network declares them, else of its first convolution, else None."""
+    network = unwrap(model)
+    dims, channels = getattr(network, "dims", None), getattr(network, "in_channels", None)
+    if isinstance(dims, int) and isinstance(channels, int):
+        return dims, channels
+    for module in network.modules():
+        for kind, count in _DIMS.items():
             if isinstance(module, kind):
-                return dims, module.in_channels
+                return count, module.in_channels
     return None, None
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter or buffer; the CPU for a network without any."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
 def example_input(model: nn.Module, example: Any = None) -> Tensor:
-    """One batch for a trial run: the example with its batch axis, or zeros if there is none."""
-    network = unwrap(model)
-    dims, channels = first_convolution(network)
-    parameter = next(network.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    if example is None:
-        if dims is None or channels is None:
-            raise DataError(
-                "An example input is needed: this network has no convolution to read its size from."
-            )
-        side = 64 if dims < 3 else 32
-        return torch.zeros(1, channels, *([side] * dims), device=device)
-    if isinstance(example, dict):
-        example = example["image"]
-    image = getattr(example, "image", example)
-    tensor = torch.as_tensor(np.asarray(image) if not isinstance(image, Tensor) else image).float().to(device)
-    if dims is not None and tensor.ndim == dims + 1:
-        tensor = tensor[None]
-    return tensor
+    """One batch for a trial run: of the example, or zeros of a usual size if there is none."""
+    if example is not None:
+        return next(as_batches(example, model, batch_size=1)).image
+    dims, channels = dims_and_channels(model)
+    if dims is None or channels is None:
+        raise DataError(
+            "An example input is needed: this network has no convolution to read its size from.",
+            fix="Pass example=tensor (B, C, *S).",
+        )
+    return torch.zeros(1, channels, *([64 if dims < 3 else 32] * dims), device=device_of(model))
+
+
+def _items(
+    inputs: Any, dims: int | None, channels: int | None, label: Any, index: int = 0
+) -> Iterator[_Item]:
+    name = f"image{index:04d}"
+    if isinstance(inputs, (Tensor, np.ndarray)):
+        yield from _from_array({"image": inputs, "label": label, "id": name}, dims, channels)
+    elif isinstance(inputs, (str, os.PathLike)):
+        from toolkit.features.files import read_items
+
+        for fields in read_items(os.fspath(inputs), dims, None if label is None else os.fspath(label)):
+            yield from _from_array(fields, dims, channels)
+    elif isinstance(inputs, Mapping):
+        if "image" not in inputs:
+            raise DataError(f"A dict needs the key 'image'; this one has {sorted(map(str, inputs))}.")
+        yield from _from_array({"label": label, "id": name, **inputs}, dims, channels)
+    elif hasattr(inputs, "image") and hasattr(inputs, "id"):
+        yield _from_case(inputs)
+    elif isinstance(inputs, Iterable):
+        for position, one in enumerate(inputs):
+            one_label = None if label is None else label[position]
+            yield from _items(one, dims, channels, one_label, index + position)
+    else:
+        raise DataError(
+            f"An input of type {type(inputs).__name__} is not understood.",
+            fix="Pass a case, a tensor or array, a NIfTI, PNG or NPY path, a dict with 'image', or a list of these.",
+        )
+
+
+def _from_case(case: Any) -> _Item:
+    has_label = getattr(case, "has_label", getattr(case, "label", None) is not None)
+    known: dict[str, Any] = {name: getattr(case, name, None) for name in _PER_ITEM}
+    known |= {name: known[name] or "" for name in ("site", "subject", "volume", "source")}
+    return _Item(
+        image=torch.as_tensor(case.image).float(),
+        label=torch.as_tensor(case.label).long() if has_label else None,
+        classes=getattr(case, "classes", None),
+        **known,
+    )
+
+
+def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | None) -> Iterator[_Item]:
+    """Items of a dict of arrays: one image, or a batch of them with one entry per image in every list."""
+    image = _tensor(fields["image"]).float()
+    label = None if fields.get("label") is None else _tensor(fields["label"]).long()
+    ids = fields.get("case", fields.get("id"))
+    if dims is None:
+        dims = image.ndim - 2
+    if image.ndim == dims:
+        image = image[None]
+    elif image.ndim == dims + 1 and channels == 1 and image.shape[0] != 1:
+        image = image[:, None]  # a stack of one-channel images
+    if image.ndim == dims + 1:
+        yield _item(image, label, fields, dims, str(ids[0] if isinstance(ids, (list, tuple)) else ids), None)
+        return
+    if image.ndim != dims + 2:
+        raise DataError(
+            f"An image of shape {tuple(image.shape)} does not fit a {dims}D network.",
+            fix=f"Pass (C, *S) or (B, C, *S) with {dims} spatial axes.",
+        )
+    if label is not None and len(label) != len(image):
+        raise DataError(f"There are {len(image)} images and {len(label)} labels.")
+    for i in range(len(image)):
+        name = (
+            str(ids[i])
+            if isinstance(ids, (list, tuple))
+            else f"{ids}/{i:03d}"
+            if len(image) > 1
+            else str(ids)
+        )
+        yield _item(image[i], None if label is None else label[i], fields, dims, name, i)
+
+
+def _item(
+    image: Tensor, label: Tensor | None, fields: Mapping[str, Any], dims: int, name: str, position: int | None
+) -> _Item:
+    if label is not None:
+        label = label[0] if label.ndim == dims + 1 and label.shape[0] == 1 else label
+    known: dict[str, Any] = {}
+    for key in ("site", "subject", "volume", "group", "spacing", "affine", "source"):
+        value = fields.get(key)
+        if isinstance(value, list) and position is not None:
+            value = value[position]
+        if value is not None:
+            known[key] = value
+    return _Item(image, label, name, classes=fields.get("classes"), **known)
+
+
+def _tensor(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach()
+    array = np.asarray(value)
+    if array.dtype == object or array.dtype.kind not in "biuf":
+        raise DataError(f"An array of type {array.dtype} is not an image.", fix="Pass numbers.")
+    if array.dtype.kind == "u" and array.dtype.itemsize in (2, 4):
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.array(array))
+
+
+def _check(item: _Item, dims: int | None, channels: int | None) -> None:
+    shape = tuple(item.image.shape)
+    if dims is not None and len(shape) != dims + 1:
+        raise DataError(
+            f"An image of shape {shape} does not fit a {dims}D network.",
+            where=item.id,
+            fix=f"Pass (C, *S) with {dims} spatial axes.",
+        )
+    if channels is not None and shape[0] != channels:
+        raise DataError(
+            f"The image has {shape[0]} channels, the network takes {channels}.",
+            where=item.id,
+            fix="Images are channel-first: (C, *S).",
+        )
+    if not torch.isfinite(item.image).all():
+        raise DataError(
+            "The image holds NaN or infinite values.", where=item.id, fix="Clean or normalise it first."
+        )
+    if item.label is not None and item.label.shape != item.image.shape[1:]:
+        raise DataError(
+            f"The label has the shape {tuple(item.label.shape)}, the image {shape[1:]}.",
+            where=item.id,
+            fix="Labels are integer maps (*S) on the image's grid.",
+        )
+
+
+def _collate(items: list[_Item], divisor: int, device: torch.device) -> InputBatch:
+    size = tuple(items[0].image.shape[1:])
+    extra = [-side % divisor for side in size]
+    labels = [item.label for item in items]
+    return InputBatch(
+        image=torch.stack([_pad(item.image, extra, float(item.image.min())) for item in items]).to(device),
+        label=None
+        if any(label is None for label in labels)
+        else torch.stack([_pad(label[None], extra, -1) for label in labels if label is not None]).to(device),
+        sizes=[size] * len(items),
+        ids=[item.id for item in items],
+        sites=[item.site for item in items],
+        subjects=[item.subject or item.volume or item.id for item in items],
+        volumes=[item.volume or item.id for item in items],
+        groups=[item.group for item in items],
+        spacing=[item.spacing for item in items],
+        affine=[item.affine for item in items],
+        sources=[item.source for item in items],
+        classes=next((item.classes for item in items if item.classes), None),
+    )
+
+
+def _pad(tensor: Tensor, extra: list[int], value: float) -> Tensor:
+    if not any(extra):
+        return tensor
+    return F.pad(tensor, [side for amount in reversed(extra) for side in (0, amount)], value=value)

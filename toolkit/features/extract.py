@@ -1,0 +1,119 @@
+"""`extract`: features of a whole data set in one pass, pooled while the network runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import ConfigError, DataError
+from toolkit.features.capture import observe
+from toolkit.features.inputs import InputBatch, as_batches, device_of
+from toolkit.features.modules import named, unwrap
+from toolkit.features.names import AliasUnknown, find_requests
+from toolkit.features.pooling import Pooler, check_pool
+from toolkit.features.provenance import DataHash, provenance
+from toolkit.features.store import Features
+from toolkit.features.untouched import untouched
+from toolkit.features.writer import FeatureWriter, MemoryWriter, StoreWriter
+
+
+def extract(
+    model: nn.Module, inputs: Any, layers: str | Sequence[str], pool: str = "per-class", samples: int = 256, seed: int = 0,
+    *, batch_size: int = 8, device: torch.device | str | None = None, moments: bool = True,
+    out: str | os.PathLike[str] | None = None, taps: Mapping[str, str] | None = None, mode: str = "eval", label: Any = None,
+) -> Features:  # fmt: skip
+    """Features of any network at any layers; the network is left untouched.
+
+    Activations are pooled on the device inside the forward pass and dropped, so memory does not grow with the data
+    beyond the pooled rows; with `out` those go to disk as well.
+
+    Args:
+        model: any network; compiled ones run eagerly.
+        inputs: cases, arrays, paths, dicts or a loader; see `toolkit.features.inputs.as_batches`.
+        layers: names, globs or aliases, see `toolkit.layers`.
+        pool: "per-class" (one row per class present in each image: the mean over its voxels), "global" (one row per
+            image) or "voxels" (raw vectors of voxels drawn per class and image, the same for every network).
+        samples: voxels per class and image for "voxels".
+        seed: of the voxel draw.
+        batch_size: images per pass.
+        device: the network's own device; another one is refused, because moving the network would change it.
+        moments: also keep each image's Gram matrix, channel sums and number of positions, per layer.
+        out: write to this .zarr folder while running, instead of keeping the rows in memory.
+        taps: overrides of aliases.
+        mode: "eval" (running statistics) or "train"; statistics are restored afterwards.
+        label: label map(s) for bare arrays or paths.
+
+    Raises:
+        LayerError: a layer that does not exist, never ran, or gives no map.
+        DataError: an input that the network cannot take, or no label for "per-class".
+        ConfigError: unknown pool, or a foreign device.
+        ResultError: `out` exists and is not a feature store.
+    """
+    check_pool(pool, samples)
+    _check_device(model, device)
+    writer: FeatureWriter = MemoryWriter() if out is None else StoreWriter(out)
+    data = DataHash()
+    try:
+        with untouched(model, mode) as network, torch.no_grad():
+            for batch in as_batches(inputs, model, batch_size=batch_size, label=label):
+                data.update(batch.ids, batch.image, batch.label)
+                _run(network, batch, Pooler(batch, pool, samples, seed), layers, taps, moments, writer)
+        if not writer.layers:
+            raise DataError("There are no inputs to extract features from.", where="extract(inputs=...)")
+        record = provenance(
+            model, data.hexdigest(), layers=writer.layers, pool=pool, samples=samples, seed=seed, moments=moments,
+            mode=mode,
+        )  # fmt: skip
+        return writer.finish(record, *head_of(model, taps))
+    except BaseException:
+        writer.abort()
+        raise
+
+
+def head_of(model: nn.Module, taps: Mapping[str, str] | None = None) -> tuple[Tensor | None, Tensor | None]:
+    """Weights (classes, C) and bias of the layer behind `head_input`, if that is a kernel-1 layer known by now."""
+    try:
+        (request,) = find_requests(model, ["head_input"], taps)
+    except (AliasUnknown, ValueError):
+        return None, None
+    head = named(unwrap(model))[request.layer.path]
+    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2 or weight[0, 0].numel() != 1:
+        return None, None
+    return weight.detach().flatten(1).float().cpu(), None if bias is None else bias.detach().float().cpu()
+
+
+def _run(
+    network: nn.Module, batch: InputBatch, pooler: Pooler, layers: str | Sequence[str], taps: Mapping[str, str] | None,
+    moments: bool, writer: FeatureWriter,
+) -> None:  # fmt: skip
+    def consume(name: str, activation: Tensor) -> None:
+        writer.add(name, "rows", pooler.rows(activation, name))
+        if moments:
+            for kind, values in zip(("gram", "sum", "count"), pooler.moments(activation, name), strict=True):
+                writer.add(name, kind, values)
+
+    with observe(network, layers, consume, taps=taps):
+        unwrap(network)(batch.image)
+    writer.add_rows(pooler.plan.table)
+    writer.add_images(
+        {
+            "case": batch.ids[i],
+            "volume": batch.volumes[i],
+            "subject": batch.subjects[i],
+            "site": batch.sites[i],
+        }
+        for i in range(len(batch))
+    )
+
+
+def _check_device(model: nn.Module, device: torch.device | str | None) -> None:
+    own = device_of(model)
+    if device is not None and torch.device(device).type != own.type:
+        raise ConfigError(
+            f"The network is on {own}, not on {device}.", fix=f"Move it yourself first: model.to('{device}')."
+        )

@@ -1,0 +1,110 @@
+"""What made a result: weights, data, parameters, versions; cheap enough to be written under every figure."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from toolkit.features.inputs import device_of
+from toolkit.features.modules import unwrap
+
+_WEIGHTS: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = weakref.WeakKeyDictionary()
+
+
+def provenance(model: nn.Module | None = None, data: str | None = None, **parameters: Any) -> dict[str, Any]:
+    """A JSON-able record of a computation.
+
+    Args:
+        model: network whose weights are hashed; the hash is kept until a parameter or buffer changes.
+        data: hash of the data, see `DataHash`.
+        parameters: settings of the computation.
+
+    Returns:
+        Keys model, weights (sha256), data, parameters, versions, threads, device.
+    """
+    record: dict[str, Any] = {}
+    if model is not None:
+        record["model"] = type(unwrap(model)).__name__
+        record["weights"] = weights_hash(model)
+        record["device"] = str(device_of(model))
+    if data is not None:
+        record["data"] = data
+    record["parameters"] = {name: _plain(value) for name, value in parameters.items()}
+    record["versions"] = {
+        "toolkit": _toolkit_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    record["threads"] = torch.get_num_threads()
+    return record
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 of all parameters and buffers with their names, computed once until one of them changes."""
+    network = unwrap(model)
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    versions = tuple(
+        (name, id(t), t.data_ptr(), -1 if t.is_inference() else t._version) for name, t in tensors
+    )
+    known = _WEIGHTS.get(network)
+    if known and known[0] == versions:
+        return known[1]
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    _WEIGHTS[network] = (versions, digest.hexdigest())
+    return digest.hexdigest()
+
+
+class DataHash:
+    """sha256 over the names and voxels of images as they pass by."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def update(self, ids: Iterable[str], *tensors: Tensor | None) -> None:
+        """Add images (and labels) with their names."""
+        self._digest.update("|".join(ids).encode())
+        for tensor in tensors:
+            if tensor is not None:
+                self._digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                self._digest.update(_bytes(tensor))
+
+    def hexdigest(self) -> str:
+        """The hash of everything added so far."""
+        return self._digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy() if flat.numel() else b""
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value)
+
+
+def _toolkit_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("toolkit")
+    except PackageNotFoundError:
+        return "not installed"

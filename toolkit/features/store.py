@@ -1,0 +1,190 @@
+"""`Features`: pooled features of a data set, in memory or lazily from disk, with the table that explains the rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import LayerError, ResultError
+from toolkit.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MOMENTS = ("gram", "sum", "count")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moments:
+    """Second moments of one layer per image, over the positions of its map.
+
+    Attributes:
+        gram: (n, C, C), sum over positions of F F'.
+        sum: (n, C), sum over positions.
+        count: (n,), number of positions.
+    """
+
+    gram: Tensor
+    sum: Tensor
+    count: Tensor
+
+
+class Arrays(Protocol):
+    """Where the numbers of `Features` come from."""
+
+    def read(self, layer: str, kind: str) -> Tensor | None:
+        """`rows`, `gram`, `sum` or `count` of a layer; None if not stored."""
+
+    def table(self, name: str) -> pd.DataFrame:
+        """`cases` (one row per feature row) or `images` (one row per image)."""
+
+
+class Features(Result):
+    """Features of several layers; row i of every layer is row i of `cases`.
+
+    Attributes:
+        layers: layer names in the order in which the network ran them.
+        head_weights: (classes, C) of the kernel-1 layer behind `head_input`, or None.
+        head_bias: (classes,), or None.
+        provenance: weights, data, parameters, versions.
+    """
+
+    def __init__(
+        self, layers: list[str], arrays: Arrays, provenance: dict[str, Any], head_weights: Tensor | None = None,
+        head_bias: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.layers = list(layers)
+        self.provenance = provenance
+        self.head_weights, self.head_bias = head_weights, head_bias
+        self._arrays = arrays
+        self._tables: dict[str, pd.DataFrame] = {}
+
+    @property
+    def cases(self) -> pd.DataFrame:
+        """One row per feature row: case, volume, subject, site, class (-1 = all), class_name, count, index.
+
+        `count` is the number of voxels of the class in the image, `index` the flat voxel index for pool "voxels".
+        """
+        return self._table("cases")
+
+    @property
+    def images(self) -> pd.DataFrame:
+        """One row per image, in the order of `moments`: case, volume, subject, site."""
+        return self._table("images")
+
+    def rows(self, layer: str) -> Tensor:
+        """(N, C) float32 rows of one layer.
+
+        Raises:
+            LayerError: no such layer.
+            ResultError: the store on disk is damaged.
+        """
+        rows = self._arrays.read(self._checked(layer), "rows")
+        if rows is None or len(rows) != len(self.cases):
+            raise ResultError("The rows of this layer do not fit the case table.", where=layer)
+        return rows
+
+    def batches(self, layer: str, size: int = 16384) -> Iterator[Tensor]:
+        """The rows of one layer in pieces of `size`."""
+        yield from self.rows(layer).split(size)
+
+    def moments(self, layer: str) -> Moments | None:
+        """Second moments per image, or None if they were not kept.
+
+        Raises:
+            LayerError: no such layer.
+        """
+        found = [self._arrays.read(self._checked(layer), kind) for kind in _MOMENTS]
+        return None if any(item is None for item in found) else Moments(*found)  # type: ignore[arg-type]
+
+    def table(self) -> pd.DataFrame:
+        """One row per layer and class: rows, channels, mean norm of the rows."""
+        import pandas as pd
+
+        records = []
+        for layer in self.layers:
+            rows, cases = self.rows(layer), self.cases
+            for index, members in cases.groupby("class", sort=True).groups.items():
+                class_name = cases.loc[members[0], "class_name"]
+                part = rows[torch.tensor(members.to_numpy())]
+                records.append(
+                    {
+                        "layer": layer, "class": index, "class_name": class_name, "rows": len(part),
+                        "channels": part.shape[1], "mean_norm": float(part.norm(dim=1).mean()),
+                    }
+                )  # fmt: skip
+        return pd.DataFrame(records)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a zarr store (a folder); `toolkit.open_features` reads it back lazily.
+
+        Raises:
+            ResultError: the path exists and is not a feature store.
+        """
+        from toolkit.features.writer import StoreWriter
+
+        writer = StoreWriter(path)
+        try:
+            for layer in self.layers:
+                for kind in ("rows", *_MOMENTS):
+                    values = self._arrays.read(layer, kind)
+                    if values is not None:
+                        writer.add(layer, kind, values)
+            writer.add_rows(_records(self.cases))
+            writer.add_images(_records(self.images))
+            writer.finish(self.provenance, self.head_weights, self.head_bias)
+        except BaseException:
+            writer.abort()
+            raise
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a store written by `save`; same as `toolkit.open_features`."""
+        from toolkit.features.reader import open_features
+
+        return open_features(path)  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        return f"Features({len(self.cases)} rows of {', '.join(self.layers)})"
+
+    def _checked(self, layer: str) -> str:
+        if layer not in self.layers:
+            raise LayerError(
+                f"The features hold no layer {layer!r}.", fix=f"They hold: {', '.join(self.layers)}."
+            )
+        return layer
+
+    def _table(self, name: str) -> pd.DataFrame:
+        if name not in self._tables:
+            self._tables[name] = self._arrays.table(name)
+        return self._tables[name]
+
+
+class MemoryArrays:
+    """Numbers that are in memory."""
+
+    def __init__(
+        self, values: Mapping[tuple[str, str], Tensor], tables: Mapping[str, list[dict[str, Any]]]
+    ) -> None:
+        self.values, self.tables = dict(values), dict(tables)
+
+    def read(self, layer: str, kind: str) -> Tensor | None:
+        """See `Arrays`."""
+        return self.values.get((layer, kind))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """See `Arrays`."""
+        import pandas as pd
+
+        return pd.DataFrame(self.tables[name])
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in record.items()} for record in table.to_dict("records")]

@@ -1,0 +1,185 @@
+"""Collecting features as they come: into memory, or into a zarr store that appears only when it is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import ResultError
+from toolkit.features.store import Features, MemoryArrays
+
+FORMAT = {"kind": "toolkit-features", "format": 1}
+_BUFFER = 8 * 2**20  # bytes kept per array before they are written
+_CHUNK = 2**20  # bytes per chunk
+
+
+class FeatureWriter(Protocol):
+    """What `extract` writes to."""
+
+    layers: list[str]
+
+    def add(self, layer: str, kind: str, values: Tensor) -> None:
+        """Append to one array of one layer."""
+
+    def add_rows(self, records: Iterable[dict[str, Any]]) -> None:
+        """Append to the case table."""
+
+    def add_images(self, records: Iterable[dict[str, Any]]) -> None:
+        """Append to the image table."""
+
+    def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Features:
+        """Close and return what was written."""
+
+    def abort(self) -> None:
+        """Drop everything."""
+
+
+class MemoryWriter:
+    """Keeps everything in memory."""
+
+    def __init__(self) -> None:
+        self.layers: list[str] = []
+        self._parts: dict[tuple[str, str], list[Tensor]] = {}
+        self._tables: dict[str, list[dict[str, Any]]] = {"cases": [], "images": []}
+
+    def add(self, layer: str, kind: str, values: Tensor) -> None:
+        """See `FeatureWriter`."""
+        if layer not in self.layers:
+            self.layers.append(layer)
+        self._parts.setdefault((layer, kind), []).append(values)
+
+    def add_rows(self, records: Iterable[dict[str, Any]]) -> None:
+        """See `FeatureWriter`."""
+        self._tables["cases"].extend(records)
+
+    def add_images(self, records: Iterable[dict[str, Any]]) -> None:
+        """See `FeatureWriter`."""
+        self._tables["images"].extend(records)
+
+    def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Features:
+        """See `FeatureWriter`."""
+        values = {key: torch.cat(parts) for key, parts in self._parts.items()}
+        return Features(self.layers, MemoryArrays(values, self._tables), provenance, weights, bias)
+
+    def abort(self) -> None:
+        """See `FeatureWriter`."""
+        self._parts.clear()
+
+
+class StoreWriter(MemoryWriter):
+    """Writes a zarr 3 store: one group per layer, the tables as parquet beside them, provenance in the attributes.
+
+    Everything goes to a hidden folder next to `path`, which is renamed when complete; an existing feature store is
+    replaced only then.
+
+    Raises:
+        ResultError: `path` exists and is not a feature store.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        import zarr
+
+        self.path = Path(path)
+        if self.path.exists() and not is_store(self.path):
+            raise ResultError(
+                "This path exists and is not a feature store, so it is not overwritten.",
+                where=str(self.path),
+                fix="Choose another name, usually ending in .zarr.",
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._root: Any = zarr.open_group(str(self._folder), mode="w", zarr_format=3)
+        self._arrays: dict[tuple[str, str], Any] = {}
+        self._hashes: dict[tuple[str, str], Any] = {}
+
+    def add(self, layer: str, kind: str, values: Tensor) -> None:
+        """See `FeatureWriter`."""
+        super().add(layer, kind, values)
+        parts = self._parts[layer, kind]
+        if sum(part.numel() for part in parts) * 4 >= _BUFFER:
+            self._flush(layer, kind)
+
+    def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Features:
+        """See `FeatureWriter`."""
+        from toolkit.features.reader import open_features
+
+        for layer, kind in list(self._parts):
+            self._flush(layer, kind)
+        for name, value in (("weights", weights), ("bias", bias)):
+            if value is not None:
+                self._root.create_array(f"head_{name}", data=value.float().numpy())
+        tables = {name: self._write_table(name) for name in ("cases", "images")}
+        entries = [
+            {
+                "name": layer,
+                "group": f"layer{index}",
+                "arrays": {
+                    kind: {"shape": list(self._arrays[owner, kind].shape), "sha256": digest.hexdigest()}
+                    for (owner, kind), digest in self._hashes.items()
+                    if owner == layer
+                },
+            }
+            for index, layer in enumerate(self.layers)
+        ]
+        self._root.attrs.update({**FORMAT, "layers": entries, "tables": tables, "provenance": provenance})
+        self._publish()
+        return open_features(self.path)
+
+    def abort(self) -> None:
+        """See `FeatureWriter`."""
+        super().abort()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _flush(self, layer: str, kind: str) -> None:
+        parts = self._parts[layer, kind]
+        if not parts:
+            return
+        values = torch.cat(parts).float().contiguous().numpy()
+        parts.clear()
+        if (layer, kind) not in self._arrays:
+            row = max(4, values[:1].nbytes)
+            self._arrays[layer, kind] = self._root.create_array(
+                f"layer{self.layers.index(layer)}/{kind}",
+                shape=(0, *values.shape[1:]),
+                chunks=(max(1, _CHUNK // row), *values.shape[1:]),
+                dtype="float32",
+            )
+            self._hashes[layer, kind] = hashlib.sha256()
+        self._arrays[layer, kind].append(values)
+        self._hashes[layer, kind].update(values.data)
+
+    def _write_table(self, name: str) -> dict[str, Any]:
+        import pandas as pd
+
+        file = self._folder / f"{name}.parquet"
+        pd.DataFrame(self._tables[name]).to_parquet(file)
+        return {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "rows": len(self._tables[name])}
+
+    def _publish(self) -> None:
+        if not self.path.exists():
+            self._folder.rename(self.path)
+            return
+        old = self.path.with_name(f".{self.path.name}.{os.getpid()}.old")
+        self.path.rename(old)
+        self._folder.rename(self.path)
+        shutil.rmtree(old)
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder says that it is a feature store."""
+    import json
+
+    try:
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return isinstance(attributes, dict) and attributes.get("kind") == FORMAT["kind"]
