@@ -7,7 +7,7 @@ from torch import Tensor
 
 from toolkit.errors import DataError, ResultError
 
-CHUNK = 16384
+CHUNK = 8192
 
 
 class StreamingMoments:
@@ -50,7 +50,7 @@ class StreamingMoments:
         if not torch.isfinite(gram).all():
             raise DataError("The rows hold NaN or infinite values.", fix="Drop them before the fit.")
         self._gram += gram.double()
-        self._sum += weighted.double().sum(0)
+        self._sum += weighted.sum(0).double()
         self.weight += float(len(part) if weight is None else weight.double().sum())
         self.count += len(part)
 

@@ -1,0 +1,114 @@
+"""Centred kernel alignment between two sets of features of the same rows: linear, RBF, biased and unbiased."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import ResultError
+
+
+def linear_cka(first: Tensor, second: Tensor, debiased: bool = False) -> Tensor:
+    """Linear CKA of paired rows (N, C) and (N, D): ||Xc'Yc||^2 / (||Xc'Xc|| ||Yc'Yc||) (Kornblith et al. 2019).
+
+    `debiased` uses the unbiased estimate of each HSIC; it needs 4 rows and may be negative. The biased form tends to
+    1 when there are fewer rows than channels. Computed from C x D matrices, never N x N.
+
+    Raises:
+        ResultError: row counts differ, or too few rows.
+    """
+    _check_rows(first, second, 4 if debiased else 2)
+    x, y = centred(first), centred(second)
+    pairs = ((x, y), (x, x), (y, y))
+    cross, own, other = (_linear_hsic(a, b, debiased) for a, b in pairs)
+    return cross / (own * other).sqrt()
+
+
+def rbf_cka(first: Tensor, second: Tensor, fraction: float = 0.5, debiased: bool = False) -> Tensor:
+    """CKA with Gaussian kernels exp(-d^2 / (2 fraction^2 m)), m = median of all N^2 squared distances of each set.
+
+    Raises:
+        ResultError: row counts differ, or too few rows.
+    """
+    _check_rows(first, second, 4 if debiased else 2)
+    return kernel_cka(rbf_kernel(first, fraction), rbf_kernel(second, fraction), debiased)
+
+
+def kernel_cka(first: Tensor, second: Tensor, debiased: bool = False) -> Tensor:
+    """CKA of two kernel matrices (N, N)."""
+    if debiased:
+        table = unbiased_hsic(torch.stack((first, second)))
+    else:
+        flat = torch.stack([_double_centred(kernel).flatten() for kernel in (first, second)])
+        table = flat @ flat.T
+    return table[0, 1] / (table[0, 0] * table[1, 1]).sqrt()
+
+
+def rbf_kernel(rows: Tensor, fraction: float = 0.5) -> Tensor:
+    """Gaussian kernel (N, N) with the bandwidth of `rbf_cka`."""
+    distances = squared_distances(rows.double(), rows.double())
+    return torch.exp(-distances / (2 * fraction**2 * median(distances.flatten()).clamp_min(1e-300)))
+
+
+def unbiased_hsic(kernels: Tensor) -> Tensor:
+    """Unbiased HSIC of every pair of kernels (L, N, N) -> (L, L) (Song et al. 2012), N >= 4.
+
+    All pairs come from one product of the flattened kernels, so that L layers cost one pass, not L^2.
+
+    Raises:
+        ResultError: fewer than 4 rows.
+    """
+    number = kernels.shape[-1]
+    if number < 4:
+        raise ResultError(f"{number} rows are too few for the unbiased HSIC: it needs at least 4.")
+    hollow = kernels.clone()
+    hollow.diagonal(dim1=1, dim2=2).zero_()
+    flat, rows = hollow.flatten(1), hollow.sum(2)
+    total = rows.sum(1)
+    value = flat @ flat.T + torch.outer(total, total) / ((number - 1) * (number - 2))
+    return (value - 2 / (number - 2) * rows @ rows.T) / (number * (number - 3))
+
+
+def squared_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Squared Euclidean distances (N, M) of rows, by one product, never negative."""
+    value = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
+    return value.clamp_min(0)
+
+
+def centred(rows: Tensor) -> Tensor:
+    """Rows in float64 minus their mean."""
+    rows = rows.double()
+    return rows - rows.mean(0)
+
+
+def _linear_hsic(x: Tensor, y: Tensor, debiased: bool) -> Tensor:
+    """Scaled HSIC of centred rows; the scale is common to all pairs and cancels in the ratio."""
+    value = ((x.T @ y) ** 2).sum()
+    if not debiased:
+        return value
+    number = len(x)
+    squares_x, squares_y = (x**2).sum(1), (y**2).sum(1)
+    value = value - number / (number - 2) * squares_x @ squares_y
+    return value + squares_x.sum() * squares_y.sum() / ((number - 1) * (number - 2))
+
+
+def _double_centred(kernel: Tensor) -> Tensor:
+    means = kernel.mean(0)
+    return kernel - means[None, :] - kernel.mean(1)[:, None] + means.mean()
+
+
+def median(values: Tensor) -> Tensor:
+    """The median as usual: the mean of the two middle values of an even number."""
+    number = values.numel()
+    upper = values.kthvalue(number // 2 + 1).values
+    return upper if number % 2 else (upper + values.kthvalue(number // 2).values) / 2
+
+
+def _check_rows(first: Tensor, second: Tensor, minimum: int) -> None:
+    if len(first) != len(second):
+        raise ResultError(
+            f"CKA compares features of the same rows; there are {len(first)} and {len(second)}.",
+            fix="Extract both with the same data, pool, samples and seed.",
+        )
+    if len(first) < minimum:
+        raise ResultError(f"{len(first)} rows are too few: this form of CKA needs at least {minimum}.")
