@@ -64,6 +64,10 @@ class Regularizer:
         """Layer names, globs or aliases whose activations it reads."""
         return ()
 
+    def taps_on(self, network: nn.Module) -> tuple[str, ...]:
+        """The taps on this network; overridden by a regularizer that picks its layers by looking at it."""
+        return self.taps
+
     @property
     def requires(self) -> tuple[str, ...]:
         """Methods the network must offer (structural protocol), for example `decode_image`."""

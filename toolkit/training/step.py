@@ -66,6 +66,7 @@ class TrainingStep(nn.Module):
         self.taps = dict(taps or {})
         self._context: StepContext | None = None
         self._tape: Tape | None = None
+        self._taps_of: dict[str, tuple[str, ...]] = {}
         require_methods(network, objective.requires, objective.name)
         for regularizer in self.regularizers:
             require_methods(network, regularizer.requires, regularizer.name)
@@ -85,9 +86,15 @@ class TrainingStep(nn.Module):
     def _deferred(self, step: int) -> list[Regularizer]:
         return [r for r in self.regularizers if r.deferred and r.active(step)]
 
+    def _wanted(self, regularizer: Regularizer) -> tuple[str, ...]:
+        """The regularizer's taps on this network, looked up when it is first active."""
+        if regularizer.name not in self._taps_of:
+            self._taps_of[regularizer.name] = tuple(regularizer.taps_on(self.network))
+        return self._taps_of[regularizer.name]
+
     def _first_part(self, batch: Mapping[str, Any], step: int, logging: bool, stage: int) -> PartialLoss:
         active = [r for r in self.regularizers if r.active(step)]
-        wanted = tuple(dict.fromkeys(tap for r in active for tap in r.taps))
+        wanted = tuple(dict.fromkeys(tap for r in active for tap in self._wanted(r)))
         generator = keyed_generator(self.seed, step, self.objective.name)
         with capture(self.network, wanted, taps=self.taps) as tape:
             outputs = self.objective.forward_pass(self.network, batch, generator)
@@ -125,7 +132,7 @@ class TrainingStep(nn.Module):
         return result
 
     def _context_for(self, regularizer: Regularizer, context: StepContext, tape: Tape) -> StepContext:
-        features = {name: tensor for tap in regularizer.taps for name, tensor in tape.matching(tap).items()}
+        features = {name: tensor for tap in self._wanted(regularizer) for name, tensor in tape.matching(tap).items()}
         generator = keyed_generator(self.seed, context.step, regularizer.name)
         return dataclasses.replace(context, features=features, generator=generator)
 
