@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -26,6 +26,15 @@ def caption(provenance: Mapping[str, Any], note: str = "") -> str:
     if "segreg" in repr(provenance).lower() or "segreg" in note.lower():
         lines.append(SEGREG_NOTE)
     return "\n".join(line for line in lines if line)
+
+
+def captions(results: Sequence[Any], names: Sequence[str], note: str = "") -> str:
+    """One line of provenance per result, each led by the name of its network; then the notes."""
+    lines = [caption(result.provenance) for result in results]
+    named = [f"{name}: {line}" if name else line for name, line in zip(names, lines, strict=True)]
+    kept = [line for text in [*named, note] for line in text.splitlines() if line and line != SEGREG_NOTE]
+    mentioned = "segreg" in " ".join(kept).lower()
+    return "\n".join([*kept, SEGREG_NOTE] if mentioned else kept)
 
 
 def plain(text: str) -> str:

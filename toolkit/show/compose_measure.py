@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ResultError
-from toolkit.show.captions import caption
+from toolkit.show.captions import caption, captions
 from toolkit.show.panels import Figure, Heatmap, Panel, Scatter, Series
 
 _AXES = {"pca": "PC", "lda": "LD", "head": "head axis", "umap": "UMAP", "tsne": "t-SNE"}
@@ -47,13 +47,12 @@ def channel_similarities(
         [_matrix(result, side, name, signed) for result in row]
         for row, name in zip(results, names, strict=True)
     ]
-    captions = [caption(row[0].provenance, name) for row, name in zip(results, names, strict=True)]
     return Figure(
         title="Channel similarity",
         subtitle="One row a network, one column a layer; channels in index order. Off the diagonal, 1 = redundant and 0 = "
         "unrelated. The redundancy is the mean off the diagonal, averaged over images.",
         rows=rows,
-        caption="\n".join([*captions, note] if note else captions),
+        caption=captions([row[0] for row in results], names, note),
     )
 
 
@@ -108,13 +107,12 @@ def projections(
         "stage1": "axes fitted on stage 1 and frozen",
         "per_stage": "axes fitted on each stage and rotated onto stage 1: rotations are hidden, drift cannot be read off",
     }[first.basis]
-    captions = [caption(result.provenance, name) for result, name in zip(results, names, strict=True)]
     return Figure(
         title=f"{first.method.upper()} of the features of {first.layer}",
         subtitle=f"One point is one voxel; {basis}; large markers are class centroids. The stages of a row share limits. "
         "A plane shows part of the variance only: drift is measured in the full space.",
         rows=rows,
-        caption="\n".join([*captions, note] if note else captions),
+        caption=captions(results, names, note),
     )
 
 

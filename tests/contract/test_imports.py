@@ -1,0 +1,153 @@
+"""The direction of dependencies between rooms, and the price of `import toolkit`."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "toolkit"
+
+# What each room may import besides itself. Rooms on one level do not import each other.
+FOUNDATION = {"errors", "registry", "results"}
+BELOW_MODELS = FOUNDATION | {"data"}
+BELOW_FEATURES = BELOW_MODELS | {"models"}
+BELOW_MIDDLE = BELOW_FEATURES | {"features"}
+MIDDLE = {"objectives", "regularizers", "explain", "measure"}
+BELOW_RECIPES = BELOW_MIDDLE | MIDDLE | {"training"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "registry": {"errors"},
+    "results": {"errors", "registry"},
+    "data": FOUNDATION,
+    "models": BELOW_MODELS,
+    "features": BELOW_FEATURES,
+    "objectives": BELOW_MIDDLE,
+    "regularizers": BELOW_MIDDLE,
+    "explain": BELOW_MIDDLE,
+    "measure": BELOW_MIDDLE,
+    "training": BELOW_MIDDLE | MIDDLE,
+    "recipes": BELOW_RECIPES,
+    "show": BELOW_RECIPES | {"recipes"},
+}
+# `__init__` maps names lazily and `__main__` starts commands: they stand above the rooms.
+ABOVE = {"__init__", "__main__"}
+CHEAP = {"torch", "numpy"} | set(sys.stdlib_module_names)
+HEAVY = (
+    "pandas", "monai", "plotly", "matplotlib", "lightning_fabric", "zarr", "pydantic", "sklearn", "scipy",
+    "nibabel", "umap", "numba", "captum", "ipywidgets", "PIL", "tqdm", "safetensors",
+)  # fmt: skip
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(tree: ast.AST, path: Path) -> list[tuple[str, int]]:
+    """Absolute names of everything a file imports, inside functions too, with line numbers."""
+    found: list[tuple[str, int]] = []
+    package = ("toolkit", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module or "")))
+            found += (
+                [(f"toolkit.{alias.name}", node.lineno) for alias in node.names]
+                if module == "toolkit"
+                else [(module, node.lineno)]
+            )
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
+            found += [
+                (argument.value, node.lineno)
+                for argument in node.args
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+            ]
+    return found
+
+
+def violations(source: str, path: Path) -> list[str]:
+    room = room_of(path)
+    if room in ABOVE:
+        return []
+    wrong = []
+    for name, line in imported(ast.parse(source), path):
+        parts = name.split(".")
+        if parts[0] != "toolkit" or len(parts) < 2:
+            continue
+        if parts[1] != room and parts[1] not in ALLOWED[room] and parts[1] not in ABOVE | {"__version__"}:
+            wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    return wrong
+
+
+def test_every_room_has_a_place() -> None:
+    assert {room_of(path) for path in modules()} - ABOVE <= set(ALLOWED)
+
+
+def test_the_rule_itself_has_no_cycle() -> None:
+    for room, below in ALLOWED.items():
+        assert room not in below
+        assert all(room not in ALLOWED[other] for other in below)
+
+
+def test_no_arrow_points_back() -> None:
+    wrong = [one for path in modules() for one in violations(path.read_text(encoding="utf-8"), path)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("room", "statement"),
+    [
+        ("data", "from toolkit.models.unet import unet"),
+        ("measure", "def late():\n    from toolkit.explain.gradcam import grad_cam"),
+        ("training", "import toolkit.show.draw"),
+        ("features", "from ..training import run"),
+        ("measure", "import importlib\nimportlib.import_module('toolkit.show.draw')"),
+    ],
+)
+def test_a_backward_arrow_is_found(room: str, statement: str) -> None:
+    assert len(violations(statement, PACKAGE / room / "made_up.py")) == 1
+
+
+def test_heavy_packages_are_imported_inside_functions() -> None:
+    wrong = []
+    for path in modules():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
+            for name, line in imported(ast.Module([node], []), path):
+                top = name.split(".")[0]
+                if top not in CHEAP | {"toolkit"}:
+                    wrong.append(f"{path.relative_to(ROOT)}:{line} imports {top} at module level")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_toolkit_loads_nothing_heavy() -> None:
+    code = (
+        "import torch, sys; before = set(sys.modules); import toolkit; "
+        "print('\\n'.join(sorted({m.split('.')[0] for m in set(sys.modules) - before})))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = set(output.stdout.split())
+    assert "toolkit" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_every_public_name_can_be_imported() -> None:
+    import toolkit
+
+    for name in toolkit.__all__:
+        assert getattr(toolkit, name) is not None, name

@@ -1,0 +1,161 @@
+"""Conventions of the public interface, held for every public name at once."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toolkit
+from toolkit.results import Result
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "toolkit"
+MOST_POSITIONAL = (
+    9  # names of the public calls are a contract; a caller who goes further must write the keyword
+)
+MOST_LINES, MEDIAN_LINES = 400, 180
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "tools"}
+
+
+def public_functions() -> dict[str, Callable[..., Any]]:
+    return {
+        name: getattr(toolkit, name) for name in toolkit.__all__ if inspect.isfunction(getattr(toolkit, name))
+    }
+
+
+def public_classes() -> dict[str, type]:
+    return {
+        name: getattr(toolkit, name) for name in toolkit.__all__ if inspect.isclass(getattr(toolkit, name))
+    }
+
+
+def python_files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def result_classes() -> list[type[Result]]:
+    for path in python_files():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[-1] not in ("__init__", "__main__"):
+            importlib.import_module(".".join(parts))
+    found: list[type[Result]] = []
+    queue = list(Result.__subclasses__())
+    while queue:
+        one = queue.pop()
+        queue += one.__subclasses__()
+        if one.__module__.startswith("toolkit."):
+            found.append(one)
+    return sorted(found, key=lambda one: one.__name__)
+
+
+def test_the_public_names_are_found_by_completion() -> None:
+    assert set(toolkit.__all__) <= set(dir(toolkit))
+
+
+@pytest.mark.parametrize("name", sorted(public_functions()))
+def test_functions_are_documented_and_typed(name: str) -> None:
+    function = public_functions()[name]
+    text = inspect.getdoc(function) or ""
+    assert len(text) > 30, f"{name} needs a docstring"
+    signature = inspect.signature(function)
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty, f"{name}({parameter.name}) has no type"
+    assert signature.return_annotation is not inspect.Signature.empty, f"{name} has no return type"
+    if len(signature.parameters) > 1:
+        missing = [p for p in signature.parameters if p not in text and not p.startswith("_")]
+        assert not missing, f"the docstring of {name} does not mention {missing}"
+
+
+@pytest.mark.parametrize("name", sorted(public_functions()))
+def test_positional_parameters_are_few_and_never_flags(name: str) -> None:
+    parameters = inspect.signature(public_functions()[name]).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    assert len(positional) <= MOST_POSITIONAL
+    assert sum(p.default is inspect.Parameter.empty for p in positional) <= 4
+    assert not [p.name for p in positional[:2] if isinstance(p.default, bool)], (
+        "a flag is not a main argument"
+    )
+
+
+@pytest.mark.parametrize("name", sorted(public_classes()))
+def test_classes_are_documented(name: str) -> None:
+    text = public_classes()[name].__doc__ or ""
+    assert len(text) > 30, f"{name} needs a docstring"
+    assert not text.startswith(f"{name}("), f"{name} has the docstring that a dataclass makes up"
+
+
+@pytest.mark.parametrize("one", result_classes(), ids=lambda one: one.__name__)
+def test_results_have_the_five_ways_out(one: type[Result]) -> None:
+    assert dataclasses.is_dataclass(one)
+    assert one.table is not Result.table, "a result defines its table"
+    for method in ("plot", "figure", "save", "load"):
+        assert callable(getattr(one, method))
+    assert "provenance" in {field.name for field in dataclasses.fields(one)}
+    assert one.kind != Result.kind
+
+
+@pytest.mark.parametrize("one", result_classes(), ids=lambda one: one.__name__)
+def test_every_result_can_be_drawn(one: type[Result]) -> None:
+    from toolkit.show.draw import COMPOSERS
+
+    named = [parent.__name__ for parent in one.__mro__ if parent.__name__ in COMPOSERS]
+    assert named, f"toolkit.show.draw knows no composer for {one.__name__}"
+    module, function = COMPOSERS[named[0]]
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_modules_are_small() -> None:
+    lines = {
+        p: len(p.read_text(encoding="utf-8").splitlines()) for p in python_files() if p.name != "__init__.py"
+    }
+    assert not {str(p.relative_to(ROOT)): n for p, n in lines.items() if n > MOST_LINES}
+    assert sorted(lines.values())[len(lines) // 2] <= MEDIAN_LINES
+
+
+def test_modules_say_what_they_are() -> None:
+    silent = [p for p in python_files() if not ast.get_docstring(ast.parse(p.read_text(encoding="utf-8")))]
+    assert not silent
+
+
+def test_no_module_is_a_drawer() -> None:
+    names = {part.removesuffix(".py") for p in python_files() for part in p.relative_to(PACKAGE).parts}
+    assert not names & FORBIDDEN_NAMES
+
+
+def test_nothing_prints_but_the_commands() -> None:
+    commands = {PACKAGE / "__main__.py", PACKAGE / "show" / "demo.py", PACKAGE / "show" / "gpu_check.py"}
+    printing = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in python_files()
+        if path not in commands
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]
+    assert not printing
+
+
+def test_nothing_is_left_to_be_done() -> None:
+    pattern = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+    left = [str(p.relative_to(ROOT)) for p in python_files() if pattern.search(p.read_text(encoding="utf-8"))]
+    assert not left
+
+
+def test_the_global_random_state_is_never_touched() -> None:
+    pattern = re.compile(
+        r"\b(torch\.manual_seed|np\.random\.(seed|rand|randn|randint|normal|uniform|choice)|random\.seed)\("
+    )
+    allowed = {"untouched.py", "seeding.py"}  # they save and restore it
+    touching = [
+        str(p.relative_to(ROOT))
+        for p in python_files()
+        if p.name not in allowed and pattern.search(p.read_text(encoding="utf-8"))
+    ]
+    assert not touching
