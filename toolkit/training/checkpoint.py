@@ -1,0 +1,193 @@
+"""Checkpoints: weights, optimizer and counters of one step, written whole or not at all, and verified when read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.models.load import restricted_load, weights_bytes, weights_from_bytes
+
+FORMAT = 1
+WEIGHTS, STATE, RECORD = "weights.safetensors", "state.pt", "checkpoint.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """The content of one verified checkpoint.
+
+    Attributes:
+        step: optimizer steps taken.
+        run: identity of the run that wrote it.
+        weights: parameters and buffers of the network by name.
+        state: optimizer, gradient scaler, objective and regularizers, and the network's other values.
+        best: {"step", "value"} of the best validation so far, or None.
+        sha256: hash of the weights file.
+    """
+
+    step: int
+    run: str
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+    best: dict[str, Any] | None = None
+    sha256: str = ""
+
+
+def folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of one step lies below the folder `root` of all of them."""
+    return root / f"{step:08d}"
+
+
+def steps_on_disk(root: Path) -> list[int]:
+    """Steps that have a checkpoint, ascending; whether each is intact is not looked at."""
+    if not root.is_dir():
+        return []
+    return sorted(int(path.name) for path in root.iterdir() if path.is_dir() and path.name.isdigit())
+
+
+def write(root: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint into a temporary folder and rename it into place.
+
+    Raises:
+        ConfigError: state that could not be read back safely (something other than tensors and plain values).
+    """
+    weights, state = weights_bytes(checkpoint.weights), _state_bytes(checkpoint.state)
+    record = {
+        "format": FORMAT, "run": checkpoint.run, "step": checkpoint.step, "best": checkpoint.best,
+        "sha256": {WEIGHTS: _hash(weights), STATE: _hash(state)},
+    }  # fmt: skip
+    files = {WEIGHTS: weights, STATE: state, RECORD: json.dumps(record, indent=1).encode()}
+    target = folder(root, checkpoint.step)
+    temporary = root / f".{target.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for name, content in files.items():
+            _write_through(temporary / name, content)
+        _move_into_place(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def read(root: Path, step: int, run: str | None = None) -> Checkpoint:
+    """Read and verify one checkpoint; nothing is written and no stored code can run.
+
+    Args:
+        root: folder of all checkpoints.
+        step: which one.
+        run: identity it must have; None = any.
+
+    Raises:
+        CheckpointError: missing, truncated, damaged, of another run or format, or unsafe.
+    """
+    path = folder(root, step)
+    record = read_record(path)
+    if run is not None and record["run"] != run:
+        raise CheckpointError(
+            "This checkpoint was written by another run.", where=str(path),
+            fix="Remove the folder that was copied here, or resume the run it belongs to.",
+        )  # fmt: skip
+    if record["step"] != step:
+        raise CheckpointError(f"This checkpoint says it is step {record['step']}.", where=str(path))
+    content = {name: _read_verified(path / name, record["sha256"].get(name, "")) for name in (WEIGHTS, STATE)}
+    weights = weights_from_bytes(content[WEIGHTS], str(path / WEIGHTS))
+    state = restricted_load(io.BytesIO(content[STATE]), str(path / STATE))
+    if not isinstance(state, dict):
+        raise CheckpointError("The training state is not a dictionary.", where=str(path / STATE))
+    return Checkpoint(step, record["run"], weights, state, record["best"], record["sha256"][WEIGHTS])
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The `checkpoint.json` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: missing, damaged or of another format.
+    """
+    try:
+        record = json.loads((path / RECORD).read_text())
+        known = record["format"] == FORMAT
+        complete = isinstance(record["step"], int) and isinstance(record["sha256"], dict) and "run" in record
+        record.setdefault("best", None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"The checkpoint's record cannot be read ({type(error).__name__}).", where=str(path / RECORD)
+        ) from error
+    if not known or not complete:
+        raise CheckpointError("The checkpoint has an unknown format.", where=str(path / RECORD))
+    return record
+
+
+def prune(root: Path, keep: int, always: Iterable[int] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints and those named in `always`."""
+    steps = steps_on_disk(root)
+    for step in set(steps[:-keep]) - set(always):
+        doomed = (
+            root / f".{step:08d}.{os.getpid()}.old"
+        )  # renamed first: a kill in between leaves no half folder
+        folder(root, step).rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def sweep(root: Path) -> None:
+    """Remove the temporary folders that a killed process left behind."""
+    for path in root.glob(".*"):
+        if path.suffix in (".tmp", ".old"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _state_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    try:
+        restricted_load(io.BytesIO(buffer.getvalue()), STATE)
+    except CheckpointError as error:
+        raise ConfigError(
+            "The training state holds something that cannot be read back safely.", where=error.where,
+            fix="state_dict() of objectives and regularizers may return tensors, numbers, strings, lists and dictionaries.",
+        ) from error  # fmt: skip
+    return buffer.getvalue()
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _move_into_place(temporary: Path, target: Path) -> None:
+    if target.exists():  # the same step again, after a fall back to an older checkpoint
+        replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
+        target.rename(replaced)
+        temporary.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        temporary.rename(target)
+
+
+def _read_verified(path: Path, expected: str) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError("A file of the checkpoint is missing.", where=str(path)) from error
+    if _hash(content) != expected:
+        raise CheckpointError(
+            "The file is damaged or was changed: its hash is not the one recorded.", where=str(path),
+            fix="Restore it from a copy, or continue from an older checkpoint with resume(..., fallback=True).",
+        )  # fmt: skip
+    return content

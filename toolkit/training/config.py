@@ -1,0 +1,205 @@
+"""`TrainConfig`: every number that a training run depends on, checked once and stored with the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.errors import ConfigError
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": ("32", "bf16", "16"),
+    "optimizer": ("adamw", "adam", "sgd"),
+    "schedule": ("one_cycle", "constant", "polynomial", "cosine"),
+    "select": ("best", "last"),
+}
+
+
+class _SuggestNearest(type):
+    """Turns an unknown keyword into an error that names the nearest field."""
+
+    def __call__(cls, *values: Any, **settings: Any) -> Any:
+        fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in settings:
+            if name not in fields:
+                raise _unknown_field(name, fields)
+        return super().__call__(*values, **settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(metaclass=_SuggestNearest):
+    """Settings of one training run; immutable, comparable, and stored in the run's `run.json`.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: images (2D) or volumes (3D) in a step, over all devices together.
+        seed: key of the data order, the augmentation, the regularizers' draws and the network's dropout. The
+            initial weights are the network's own: build it under a seed to repeat them.
+        precision: "32", "bf16" or "16" (mixed; "16" scales the loss and needs CUDA).
+        device: "auto" (CUDA if there is one, else CPU), "cpu", "cuda", "cuda:1" or "mps".
+        devices: processes or GPUs to share a step; more than one needs `torchrun` or a script.
+        checkpoint_every: steps between checkpoints; 0 = only the first and the last.
+        keep_checkpoints: how many of the newest checkpoints stay on disk (the best one stays besides).
+        optimizer: "adamw", "adam" or "sgd" (Nesterov).
+        learning_rate: the highest rate of the schedule.
+        weight_decay: decoupled for adamw, L2 for the others.
+        momentum: of sgd.
+        betas: of adam and adamw.
+        schedule: "one_cycle" (cosine up over the first 30 %, cosine down), "constant", "polynomial" (power 0.9) or
+            "cosine".
+        clip_norm: largest norm of the whole gradient; None = no clipping.
+        patch_size: size that the network sees, one number a spatial axis; None = the task's own.
+        augmentation: name of the loader's augmentation.
+        validate_every: steps between validations on the val split; 0 = never.
+        validation_cases: score only the first so many val volumes; None = all.
+        select: "best" (highest mean foreground Dice on the val split) or "last"; never by the test split.
+        log_every: steps between rows of the history.
+        threads: CPU threads while training; None = leave the process as it is. The count is recorded either way,
+            because 1 and 2 threads give different bits.
+
+    Raises:
+        ConfigError: unknown keyword (the nearest is named), wrong type, or a value that cannot work.
+    """
+
+    steps: int = 500
+    batch_size: int = 16
+    seed: int = 0
+    precision: str = "32"
+    device: str = "auto"
+    devices: int = 1
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    optimizer: str = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: str = "one_cycle"
+    clip_norm: float | None = None
+    patch_size: tuple[int, ...] | None = None
+    augmentation: str = "standard"
+    validate_every: int = 100
+    validation_cases: int | None = None
+    select: str = "best"
+    log_every: int = 10
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                near = difflib.get_close_matches(str(value), known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise _bad(name, value, f"One of {', '.join(map(repr, known))}.{hint}")
+        for name, least in _WHOLE.items():
+            _check_whole(name, getattr(self, name), least)
+        for name in ("validation_cases", "threads"):
+            if getattr(self, name) is not None:
+                _check_whole(name, getattr(self, name), 1)
+        for name, above in _REAL.items():
+            _check_real(name, getattr(self, name), above)
+        if self.clip_norm is not None:
+            _check_real("clip_norm", self.clip_norm, 0.0)
+        self._check_betas()
+        self._check_patch_size()
+        self._check_names()
+
+    def _check_betas(self) -> None:
+        betas = tuple(self.betas) if isinstance(self.betas, (tuple, list)) else ()
+        if len(betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas):
+            raise _bad("betas", self.betas, "Give two numbers in [0, 1), for example (0.9, 0.999).")
+        object.__setattr__(self, "betas", betas)
+
+    def _check_patch_size(self) -> None:
+        if self.patch_size is None:
+            return
+        sides = tuple(self.patch_size) if isinstance(self.patch_size, (tuple, list)) else ()
+        if len(sides) not in (2, 3) or not all(type(side) is int and side > 0 for side in sides):
+            raise _bad("patch_size", self.patch_size, "Give one positive number a spatial axis: (96, 96).")
+        object.__setattr__(self, "patch_size", sides)
+
+    def _check_names(self) -> None:
+        if not isinstance(self.augmentation, str):
+            raise _bad("augmentation", self.augmentation, 'Give its name, for example "standard" or "none".')
+        kind, _, number = str(self.device).partition(":")
+        if kind not in ("auto", "cpu", "cuda", "mps") or (number and not number.isdigit()):
+            raise _bad("device", self.device, 'Use "auto", "cpu", "cuda", "cuda:1" or "mps".')
+        if self.precision == "16" and kind == "cpu":
+            raise _bad("precision", self.precision, 'Half precision needs CUDA; use "bf16" or "32" on a CPU.')
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """A copy with some fields changed."""
+        return TrainConfig(**{**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` reads them back to an equal object."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ConfigError: unknown or unusable values.
+        """
+        return cls(**values)
+
+
+_WHOLE = {
+    "steps": 1, "batch_size": 1, "seed": 0, "devices": 1, "checkpoint_every": 0, "keep_checkpoints": 1,
+    "validate_every": 0, "log_every": 1,
+}  # fmt: skip
+_REAL = {"learning_rate": 0.0, "weight_decay": -1e-300, "momentum": -1e-300}
+
+
+def as_config(value: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
+    """A `TrainConfig` from one, a mapping of its fields, or None (the defaults).
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if value is None:
+        return TrainConfig()
+    if isinstance(value, TrainConfig):
+        return value
+    if isinstance(value, Mapping):
+        return TrainConfig.from_dict(value)
+    raise ConfigError(
+        f"config must be a TrainConfig, not {type(value).__name__}.",
+        fix="Pass toolkit.TrainConfig(steps=500).",
+    )
+
+
+def _unknown_field(name: str, fields: list[str]) -> ConfigError:
+    near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+    if not near:
+        near = [field for field in fields if name.lower() in field or field in name.lower()][:1]
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return ConfigError(
+        f"TrainConfig has no setting {name!r}.", where=f"TrainConfig({name}=...)", fix=f"{hint}Known: {', '.join(fields)}."
+    )  # fmt: skip
+
+
+def _bad(name: str, value: object, fix: str) -> ConfigError:
+    return ConfigError(f"{name} cannot be {value!r}.", where=f"TrainConfig({name}=...)", fix=fix)
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise _bad(name, value, f"Give a whole number of at least {least}.")
+
+
+def _check_real(name: str, value: object, above: float) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value <= above
+    ):
+        raise _bad(
+            name, value, "Give a positive number." if above == 0 else "Give a number that is not negative."
+        )

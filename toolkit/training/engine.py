@@ -1,0 +1,102 @@
+"""Lightning Fabric, set up for one `TrainingStep`: device, precision and several processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from toolkit.errors import ConfigError
+from toolkit.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_PRECISION = {"bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def build_fabric(config: TrainConfig, several_parts: bool = False) -> Fabric:
+    """Fabric with the configured device, precision and number of processes, launched.
+
+    Args:
+        config: the run's settings.
+        several_parts: a step makes several forward and backward passes, each through a part of the parameters.
+
+    Raises:
+        ConfigError: a device or a precision that this machine does not offer.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    device = resolve_device(config)
+    if config.batch_size % config.devices:
+        raise ConfigError(
+            f"A batch of {config.batch_size} cannot be shared evenly by {config.devices} processes."
+        )
+    settings: dict[str, Any] = {"accelerator": device.type, "devices": config.devices}
+    if config.devices > 1:
+        settings["strategy"] = DDPStrategy(broadcast_buffers=False, find_unused_parameters=several_parts)
+    elif device.index is not None and device.type == "cuda":
+        settings["devices"] = [device.index]
+    if config.precision == "32":
+        fabric = Fabric(precision="32-true", **settings)
+    else:
+        fabric = Fabric(plugins=[_mixed_precision(_PRECISION[config.precision], device.type)], **settings)
+    fabric.launch()
+    return fabric
+
+
+def resolve_device(config: TrainConfig) -> torch.device:
+    """The device that `config.device` means on this machine.
+
+    Raises:
+        ConfigError: it is not there, or it cannot run the precision.
+    """
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ConfigError(
+            f"This machine has {torch.cuda.device_count()} CUDA devices.", where=f"device={config.device!r}",
+            fix='Use device="auto" or "cpu".',
+        )  # fmt: skip
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            "This machine has no Metal device.", where=f"device={config.device!r}", fix='Use "auto".'
+        )
+    if config.precision == "16" and device.type != "cuda":
+        raise ConfigError("Half precision with loss scaling needs CUDA.", fix='Use precision="bf16" or "32".')
+    return device
+
+
+def _mixed_precision(name: Any, device: str) -> Any:
+    from lightning_fabric.plugins.precision import MixedPrecision
+
+    class KeepInputs(MixedPrecision):
+        """Autocast without rounding the batch first: losses that compare with the image need all its digits."""
+
+        def convert_input(self, data: Any) -> Any:
+            return data
+
+    return KeepInputs(name, device)
+
+
+def scaler_state(fabric: Fabric) -> dict[str, Any]:
+    """State of the gradient scaler; empty unless the precision is "16"."""
+    return dict(fabric.strategy.precision.state_dict())
+
+
+def load_scaler_state(fabric: Fabric, state: dict[str, Any]) -> None:
+    """Inverse of `scaler_state`."""
+    if state:
+        fabric.strategy.precision.load_state_dict(state)
+
+
+def share_of(batch: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
+    """The rows of a batch that one process works on: every `world_size`-th, starting with its rank."""
+    if world_size == 1:
+        return batch
+    return {key: value[rank::world_size] for key, value in batch.items()}

@@ -1,0 +1,64 @@
+"""Whether each regularizer does anything: its gradient compared with the objective's, with a warning if it is off."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+
+from toolkit.errors import RegularizerWarning
+
+DEAD, DOMINANT = 1e-8, 1.0
+PATIENCE = 3  # logged steps in a row before anyone is warned: the first steps of a run are no evidence
+
+
+def gradient_ratio(regularizer: float, objective: float) -> float:
+    """sqrt(regularizer) / sqrt(objective) of two squared gradient norms; NaN if both are 0."""
+    if objective > 0:
+        return math.sqrt(regularizer) / math.sqrt(objective)
+    return math.inf if regularizer > 0 else math.nan
+
+
+def status_of(ratio: float) -> str:
+    """`dead` (below 1e-8), `dominant` (above 1), `undefined` (no gradient at all) or `ok`."""
+    if math.isnan(ratio):
+        return "undefined"
+    return "dead" if ratio < DEAD else "dominant" if ratio > DOMINANT else "ok"
+
+
+class GradientMonitor:
+    """Counts how long each regularizer has been dead or dominant and warns once for each of the two."""
+
+    def __init__(self) -> None:
+        self._streak: dict[str, tuple[str, int]] = {}
+        self._warned: set[tuple[str, str]] = set()
+
+    def observe(self, ratios: Mapping[str, float], step: int) -> dict[str, str]:
+        """Status of every regularizer at this logged step.
+
+        Warns:
+            RegularizerWarning: the same bad status on three logged steps in a row, once a regularizer and status.
+        """
+        statuses = {name: status_of(ratio) for name, ratio in ratios.items()}
+        for name, status in statuses.items():
+            before, count = self._streak.get(name, ("", 0))
+            self._streak[name] = (status, count + 1 if status == before else 1)
+            if status in ("dead", "dominant") and self._streak[name][1] == PATIENCE:
+                self._warn(name, status, ratios[name], step)
+        return statuses
+
+    def _warn(self, name: str, status: str, ratio: float, step: int) -> None:
+        if (name, status) in self._warned:
+            return
+        self._warned.add((name, status))
+        advice = (
+            "its gradient does not reach the tapped layers; check its taps, or raise its weight"
+            if status == "dead"
+            else "it outweighs the objective; lower its weight unless that is meant"
+        )
+        warnings.warn(
+            f"The regularizer {name!r} is {status} at step {step}: its gradient is {ratio:.3g} times the "
+            f"objective's ({advice}).",
+            RegularizerWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,263 @@
+"""The training loop: from one checkpoint to the next, the same code for a new run and a resumed one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import ToolkitError
+from toolkit.training import checkpoint as checkpoints
+from toolkit.training.checkpoint import Checkpoint
+from toolkit.training.config import TrainConfig
+from toolkit.training.directory import RunDirectory
+from toolkit.training.engine import build_fabric, load_scaler_state, scaler_state, share_of
+from toolkit.training.health import GradientMonitor, gradient_ratio
+from toolkit.training.history import HistoryWriter
+from toolkit.training.interrupt import StopRequest
+from toolkit.training.optimizer import build_optimizer, set_learning_rate
+from toolkit.training.schedule import learning_rate
+from toolkit.training.seeding import seed_step
+from toolkit.training.step import PartialLoss, TrainingStep
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+SCORE = "validation/dice"  # what `select="best"` compares
+
+
+@dataclasses.dataclass
+class Plan:
+    """Everything one stretch of training needs.
+
+    Attributes:
+        directory: where the run is kept.
+        run: its identity, written into every checkpoint.
+        step: network, objective and regularizers.
+        loader: gives `batch(step)`.
+        config: settings.
+        validate: scores the network on the val split: {column: value} with `validation/dice`; None = never.
+        stop: read between steps.
+        stage: index of the stage in a sequence.
+        progress: show a progress bar.
+        caption: text of the progress bar.
+    """
+
+    directory: RunDirectory
+    run: str
+    step: TrainingStep
+    loader: Any
+    config: TrainConfig
+    validate: Callable[[nn.Module], dict[str, float]] | None = None
+    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
+    stage: int = 0
+    progress: bool = True
+    caption: str = "training"
+
+
+def initial_checkpoint(step: TrainingStep, config: TrainConfig, run: str) -> Checkpoint:
+    """Checkpoint of the state before the first step."""
+    state = {**_network_state(step), "optimizer": build_optimizer(step, config).state_dict(), "scaler": {}}
+    return Checkpoint(step=0, run=run, weights=_weights(step), state=state)
+
+
+class Loop:
+    """Runs the steps of a plan from a verified checkpoint to the end, or until it is asked to stop."""
+
+    def __init__(self, plan: Plan, start: Checkpoint) -> None:
+        self.plan, self.config = plan, plan.config
+        regularizers = plan.step.regularizers
+        self.fabric: Fabric = build_fabric(plan.config, any(r.deferred for r in regularizers))
+        restore_step(plan.step, start)
+        optimizer = build_optimizer(plan.step, plan.config)
+        self.module, self.optimizer = self.fabric.setup(plan.step, optimizer)
+        self.optimizer.load_state_dict(start.state["optimizer"])
+        self.optimizer.zero_grad()
+        load_scaler_state(self.fabric, start.state["scaler"])
+        self.done, self.best = start.step, start.best
+        self.monitor = GradientMonitor()
+        self._seconds, self._counted = 0.0, 0
+
+    def run(self) -> bool:
+        """Train; True if the last step was reached, False if a stop was requested before it."""
+        from tqdm.auto import tqdm
+
+        total, first = self.config.steps, self.fabric.is_global_zero
+        self.plan.step.train()
+        with (
+            HistoryWriter(self.plan.directory.history, active=first) as history,
+            tqdm(total=total, initial=self.done, desc=self.plan.caption, unit="step",
+                 disable=not (self.plan.progress and first)) as bar,
+        ):  # fmt: skip
+            while self.done < total:
+                row = self._one_step(self.done)
+                bar.update()
+                if row is not None:
+                    history.write(row)
+                    bar.set_postfix(loss=f"{row['total']:.4g}", refresh=False)
+                if self._due(self.config.validate_every) and self.plan.validate is not None:
+                    history.write(self._validate())
+                stopping = self.plan.stop.requested
+                if stopping or self._due(self.config.checkpoint_every) or self._improved():
+                    self._save()
+                if stopping and self.done < total:
+                    return False
+        return True
+
+    def _one_step(self, index: int) -> dict[str, Any] | None:
+        config = self.config
+        started = time.perf_counter()
+        logging = index == 0 or (index + 1) % config.log_every == 0 or index + 1 == config.steps
+        seed_step(config.seed, index, self.fabric.global_rank)
+        batch = share_of(self.plan.loader.batch(index), self.fabric.global_rank, self.fabric.world_size)
+        batch = self.fabric.to_device(batch)
+        rate = learning_rate(config, index)
+        set_learning_rate(self.optimizer, rate)
+        parts = self._backward(batch, index, logging)
+        if config.clip_norm is not None:
+            self.fabric.clip_gradients(
+                self.module, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.done = index + 1
+        row = self._row(parts, rate) if logging else None
+        self._seconds += time.perf_counter() - started
+        self._counted += 1
+        if row is not None:
+            row["seconds/step"] = self._seconds / self._counted
+            self._seconds, self._counted = 0.0, 0
+        return row
+
+    def _backward(self, batch: dict[str, Any], index: int, logging: bool) -> list[PartialLoss]:
+        count = self.plan.step.parts(index)
+        parts = []
+        for part in range(count):
+            with self.fabric.no_backward_sync(self.module, enabled=part < count - 1):
+                result = self.module(batch, part=part, step=index, logging=logging, stage=self.plan.stage)
+                if result.total is not None:
+                    self.fabric.backward(result.total)
+                    result.total = result.total.detach()
+            parts.append(result)
+        return parts
+
+    def _row(self, parts: list[PartialLoss], rate: float) -> dict[str, Any]:
+        """One row of the history; all numbers leave the device in one copy."""
+        tensors: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
+        for index, part in enumerate(parts):
+            if part.total is not None:
+                tensors[f"total@{index}"] = part.total
+            tensors |= part.terms | {f"gradient of {k}": v for k, v in part.gradients.items()}
+            weights |= {f"{name}/weight": weight for name, weight in part.weights.items()}
+        values = dict(
+            zip(tensors, torch.stack([t.detach().float() for t in tensors.values()]).tolist(), strict=True)
+        )
+        total = sum(value for name, value in values.items() if name.startswith("total@"))
+        self._check_finite(total)
+        terms = {n: v for n, v in values.items() if not n.startswith(("total@", "gradient of "))}
+        row = {
+            "step": self.done,
+            "event": "train",
+            "stage": self.plan.stage,
+            "total": total,
+            **terms,
+            **weights,
+        }
+        row |= self._gradients(values)
+        row |= {
+            f"{owner.name}/{name}": float(value)
+            for owner in self.plan.step.regularizers
+            if f"{owner.name}/gradient_ratio" in row
+            for name, value in owner.diagnostics().items()
+        }
+        return row | {"learning_rate": rate}
+
+    def _gradients(self, values: dict[str, float]) -> dict[str, Any]:
+        objective = self.plan.step.objective.name
+        ratios = {
+            r.name: gradient_ratio(
+                values[f"gradient of {r.name}"], values[f"gradient of {objective}@{r.name}"]
+            )
+            for r in self.plan.step.regularizers
+            if {f"gradient of {r.name}", f"gradient of {objective}@{r.name}"} <= set(values)
+        }
+        statuses = self.monitor.observe(ratios, self.done)
+        return {f"{name}/gradient_ratio": ratio for name, ratio in ratios.items()} | {
+            f"{name}/gradient_status": status for name, status in statuses.items()
+        }
+
+    def _check_finite(self, total: float) -> None:
+        if (
+            not math.isfinite(total) and self.config.precision != "16"
+        ):  # fp16 overflows are skipped by the scaler
+            raise ToolkitError(
+                f"The loss became {total} at step {self.done}.", where=str(self.plan.directory.path),
+                fix="Lower learning_rate, set clip_norm=1.0, or look at the last rows of history.jsonl for the term.",
+            )  # fmt: skip
+
+    def _due(self, every: int) -> bool:
+        return self.done == self.config.steps or (every > 0 and self.done % every == 0)
+
+    def _validate(self) -> dict[str, Any]:
+        assert self.plan.validate is not None
+        started = time.perf_counter()
+        scores = self.plan.validate(self.plan.step.network)
+        value = scores[SCORE]
+        if math.isfinite(value) and (self.best is None or value > self.best["value"]):
+            self.best = {"step": self.done, "value": value}
+        row = {"step": self.done, "event": "validation", "stage": self.plan.stage, **scores}
+        return row | {
+            "validation/best": self._improved(),
+            "seconds/validation": time.perf_counter() - started,
+        }
+
+    def _improved(self) -> bool:
+        return self.best is not None and self.best["step"] == self.done
+
+    def _save(self) -> None:
+        self._check_weights()
+        if self.fabric.is_global_zero:
+            state = _network_state(self.plan.step)
+            state |= {"optimizer": self.optimizer.state_dict(), "scaler": scaler_state(self.fabric)}
+            root = self.plan.directory.checkpoints
+            checkpoints.write(
+                root, Checkpoint(self.done, self.plan.run, _weights(self.plan.step), state, self.best)
+            )
+            kept = [self.best["step"]] if self.best is not None else []
+            checkpoints.prune(root, self.config.keep_checkpoints, always=kept)
+        self.fabric.barrier()
+
+    def _check_weights(self) -> None:
+        for name, value in self.plan.step.network.named_parameters():
+            if not torch.isfinite(value.detach().sum()):
+                raise ToolkitError(
+                    f"The weights are no longer finite after step {self.done}.", where=name,
+                    fix="Lower learning_rate or set clip_norm=1.0, and train again; no such checkpoint was written.",
+                )  # fmt: skip
+
+
+def restore_step(step: TrainingStep, checkpoint: Checkpoint) -> None:
+    """Put the values of a checkpoint into the network, the objective and the regularizers, in place."""
+    state = checkpoint.state
+    step.network.load_state_dict({**checkpoint.weights, **state["network"]})
+    if isinstance(step.objective, nn.Module):
+        step.objective.load_state_dict(state["objective"])
+    for regularizer in step.regularizers:
+        regularizer.load_state_dict(state["regularizers"].get(regularizer.name, {}))
+
+
+def _weights(step: TrainingStep) -> dict[str, Tensor]:
+    return {name: value for name, value in step.network.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _network_state(step: TrainingStep) -> dict[str, Any]:
+    others = {name: v for name, v in step.network.state_dict().items() if not isinstance(v, Tensor)}
+    objective = step.objective.state_dict() if isinstance(step.objective, nn.Module) else {}
+    regularizers = {r.name: r.state_dict() for r in step.regularizers}
+    return {"network": others, "objective": dict(objective), "regularizers": regularizers}

@@ -1,0 +1,75 @@
+"""One optimizer with named parameter groups for everything that a training step can learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.errors import ConfigError
+from toolkit.training.config import TrainConfig
+from toolkit.training.schedule import learning_rate
+from toolkit.training.step import TrainingStep
+
+_RATE_SCALE = "learning_rate_scale"
+
+
+def parameter_groups(step: TrainingStep) -> list[dict[str, Any]]:
+    """Named groups of trainable parameters: the network's own, then the objective's if it learns.
+
+    A network may split itself with a method `parameter_groups()` that returns dictionaries with `name`, `params`
+    and optionally `weight_decay` or `learning_rate_scale`; else it is one group called "network".
+
+    Raises:
+        ConfigError: nothing to train, a parameter in two groups, or one in none.
+    """
+    network = step.network
+    own = getattr(network, "parameter_groups", None)
+    default: list[dict[str, Any]] = [{"name": "network", "params": list(network.parameters())}]
+    groups = [dict(group) for group in own()] if callable(own) else default
+    if isinstance(step.objective, nn.Module):
+        groups.append({"name": "objective", "params": list(step.objective.parameters())})
+    for group in groups:
+        group["params"] = [p for p in group["params"] if p.requires_grad]
+    groups = [group for group in groups if group["params"]]
+    _check_cover([p for group in groups for p in group["params"]], step.parameters())
+    return groups
+
+
+def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Optimizer:
+    """The configured optimizer over `parameter_groups(step)`.
+
+    Raises:
+        ConfigError: see `parameter_groups`.
+    """
+    groups: Any = parameter_groups(step)
+    rate, decay = learning_rate(config, 0), config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=rate, weight_decay=decay, momentum=config.momentum, nesterov=config.momentum > 0
+        )
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=rate, weight_decay=decay, betas=config.betas)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group `rate`, times its own `learning_rate_scale` if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(_RATE_SCALE, 1.0)
+
+
+def _check_cover(grouped: list[nn.Parameter], every: Iterable[nn.Parameter]) -> None:
+    if not grouped:
+        raise ConfigError(
+            "The network has no parameter that requires a gradient.", fix="Unfreeze some of it."
+        )
+    if len({id(p) for p in grouped}) < len(grouped):
+        raise ConfigError("A parameter is in two groups.", where="parameter_groups()")
+    missing = [p for p in every if p.requires_grad and all(p is not q for q in grouped)]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} trainable parameters are in no group.", where="parameter_groups()",
+            fix="Return every parameter once, or freeze those that should not learn.",
+        )  # fmt: skip

@@ -1,0 +1,48 @@
+"""Global random numbers during training: seeded afresh for each step, and the user's state given back afterwards.
+
+Dropout and any code that draws from the global generators of torch, NumPy or Python thus depends on (seed, step,
+rank) alone: a resumed run draws what the uninterrupted one drew, on every rank, with nothing to store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from toolkit.features.untouched import random_state, set_random_state
+from toolkit.regularizers.base import keyed_generator
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seed the global generators of torch (all devices), NumPy and Python for one step."""
+    value = keyed_generator("global", seed, step, rank).initial_seed()
+    torch.manual_seed(value)
+    np.random.seed(value % 2**32)  # noqa: NPY002 - user code may draw from the legacy global state
+    random.seed(value)
+
+
+@contextlib.contextmanager
+def guarded_random_state() -> Iterator[None]:
+    """Give the global generators back as they were."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+@contextlib.contextmanager
+def thread_count(threads: int | None) -> Iterator[None]:
+    """Use `threads` CPU threads inside the block (None = leave them) and restore the count."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if threads is not None:
+            torch.set_num_threads(before)

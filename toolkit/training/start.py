@@ -1,0 +1,297 @@
+"""`train` and `resume`: make a run directory that is complete before its first step, and carry it to the end."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from toolkit.errors import ToolkitWarning
+from toolkit.objectives.base import Objective
+from toolkit.regularizers.base import Regularizer, as_regularizers
+from toolkit.training import checkpoint as checkpoints
+from toolkit.training import history
+from toolkit.training.checkpoint import Checkpoint
+from toolkit.training.config import TrainConfig, as_config
+from toolkit.training.directory import RunDirectory
+from toolkit.training.engine import resolve_device
+from toolkit.training.environment import content_hash, environment, warn_of_threads
+from toolkit.training.evaluate import evaluate, group_volumes, validation_scores
+from toolkit.training.interrupt import StopRequest, graceful_interrupt
+from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
+from toolkit.training.objects import describe
+from toolkit.training.opening import open_run
+from toolkit.training.run import Run
+from toolkit.training.seeding import guarded_random_state, thread_count
+from toolkit.training.step import TrainingStep
+
+SELECTION_RULES = {
+    "best": "highest mean foreground Dice per volume on the val split, the earliest of equals; test never used",
+    "last": "the last step; no selection",
+}
+
+
+def train(
+    model: nn.Module,
+    task: Any,
+    objective: Objective | None = None,
+    regularizer: Regularizer | Sequence[Regularizer] | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    background: bool = False,
+    *,
+    taps: Mapping[str, str] | None = None,
+    site: str | Sequence[str] | None = None,
+    stage: int = 0,
+    progress: bool = True,
+) -> Run:
+    """Train a network, in place, and keep everything needed to continue or explain the run in one directory.
+
+    The directory is complete and resumable before the first step. An interrupt (Ctrl-C) ends the step at hand,
+    writes a checkpoint and stops; `resume` continues to the same bits. The network keeps its train/eval mode and
+    the global random state is given back.
+
+    Args:
+        model: any network that gives logits (B, K, *S).
+        task: gives `loader(split, site=...)` and `cases(split, site=...)`.
+        objective: supervised part; None = cross-entropy plus soft Dice.
+        regularizer: one, several or none.
+        config: settings, as `TrainConfig` or a mapping of its fields.
+        out: the run's directory; None = a new one below `runs/`.
+        background: train in a child process and return at once (every object must be a registered one).
+        taps: layer names for the aliases that regularizers ask for, for example {"head_input": "final:input"}.
+        site: train and validate on this site or these; None = all.
+        stage: index of this run in a sequence.
+        progress: show a progress bar.
+
+    Returns:
+        The run; its `model` is the one that was passed, with the selected weights.
+
+    Raises:
+        ConfigError: a setting that cannot work, or a run in `out` already.
+        ProtocolError: the network does not offer what the objective or a regularizer needs.
+        LayerError: a tapped layer that does not exist.
+    """
+    config = as_config(config)
+    regularizers = tuple(as_regularizers(regularizer))
+    objective = _default_objective() if objective is None else objective
+    step = TrainingStep(model, objective, regularizers, seed=config.seed, taps=taps)
+    resolve_device(config)
+    _loader(task, config, site)  # an unusable split or patch is an error before anything is written
+    objects = {
+        "model": describe("model", model),
+        "task": describe("task", task),
+        "objective": describe("objective", objective),
+        "regularizers": [describe("regularizer", r) for r in regularizers],
+    }
+    directory = RunDirectory(_default_path(task, regularizers) if out is None else out)
+    rule = _selection_rule(task, config, site)
+    record = {
+        "objects": objects,
+        "config": config.to_dict(),
+        "taps": dict(taps or {}),
+        "site": site if site is None or isinstance(site, str) else list(site),
+        "stage": stage,
+        "selection": {"rule": rule, "description": SELECTION_RULES[rule]},
+        "environment": environment(config),
+        "data": content_hash(task),
+    }
+    if background:
+        from toolkit.training.background import check_rebuildable
+
+        check_rebuildable(objects)
+    run_id = secrets.token_hex(8)
+    directory.create(record, initial_checkpoint(step, config, run_id))
+    directory.set_state("ready", step=0)
+    run = Run(directory.path, model, task, config, objective, regularizers, site)
+    if background:
+        from toolkit.training.background import start
+
+        return start(run)
+    first, _ = directory.newest(run_id)
+    carry_on(run, step, first, directory.record(), progress=progress)
+    return run
+
+
+def resume(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    task: Any = None,
+    regularizer: Regularizer | Sequence[Regularizer] | None = None,
+    objective: Objective | None = None,
+    *,
+    fallback: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Continue a run from its newest checkpoint to the same bits as if it had never stopped.
+
+    A finished run is returned as it is, with the selected weights. Everything is verified before anything is
+    written.
+
+    Args:
+        path: the run's directory.
+        model: needed if the network is not a registered one; receives the weights.
+        task: needed if the task is not a registered one; its content must be the recorded one.
+        regularizer: needed if one is not registered.
+        objective: needed if it is not registered.
+        fallback: if the newest checkpoint is damaged, continue from an older intact one, with a warning.
+        progress: show a progress bar.
+
+    Raises:
+        CheckpointError: no run, a damaged, foreign or unsafe checkpoint, an object that is missing or is not the
+            one that was trained.
+        ConfigError: the run is being trained by another process.
+
+    Warns:
+        ToolkitWarning: another thread count than recorded, or an older checkpoint was taken.
+    """
+    run, step, newest, record = open_run(
+        path,
+        model,
+        task,
+        None if regularizer is None else as_regularizers(regularizer),
+        objective,
+        fallback=fallback,
+    )
+    run.directory.check_not_running()
+    if newest.step < run.config.steps:
+        warn_of_threads(record, run.config)
+        run.directory.set_aside_after(newest.step)
+    carry_on(run, step, newest, record, progress=progress)
+    return run
+
+
+def carry_on(
+    run: Run, step: TrainingStep, start: Checkpoint, record: Mapping[str, Any], *, progress: bool,
+    stop: StopRequest | None = None,
+) -> None:  # fmt: skip
+    """Train from a verified checkpoint to the end, select the weights and record how it ended.
+
+    Args:
+        run: where to.
+        step: network, objective and regularizers of the run.
+        start: its newest checkpoint.
+        record: its `run.json`.
+        progress: show a progress bar.
+        stop: a request that something else sets; None = interrupts of this process set one.
+
+    Raises:
+        KeyboardInterrupt: the training was interrupted; the message says how to resume.
+    """
+    directory, config = run.directory, run.config
+    if start.step >= config.steps:
+        restore_step(step, start)
+        _finish(run, step, start, record)
+        return
+    checkpoints.sweep(directory.checkpoints)
+    history.truncate(directory.history, start.step)
+    directory.set_state("running", step=start.step)
+    modes = [(module, module.training) for module in step.modules()]
+    try:
+        with guarded_random_state(), thread_count(config.threads), _stopping(stop) as request:
+            plan = Plan(
+                directory=directory, run=start.run, step=step, loader=_loader(run.task, config, run.site),
+                config=config, validate=_validator(run, record), stop=request, stage=record["stage"],
+                progress=progress, caption=directory.path.name,
+            )  # fmt: skip
+            finished = Loop(plan, start).run()
+    except KeyboardInterrupt:
+        directory.set_state("interrupted", step=run.step)
+        raise _interrupted(directory) from None
+    except BaseException as error:
+        directory.set_state("failed", step=run.step, error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        step.zero_grad()
+        for module, training in modes:
+            module.training = training
+    if not finished:
+        directory.set_state("interrupted", step=run.step)
+        raise _interrupted(directory)
+    _finish(run, step, checkpoints.read(directory.checkpoints, config.steps, start.run), record)
+
+
+def _finish(run: Run, step: TrainingStep, last: Checkpoint, record: Mapping[str, Any]) -> None:
+    selected = last.step
+    if record["selection"]["rule"] == "best" and last.best is not None and last.best["step"] != last.step:
+        selected = int(last.best["step"])
+        best = checkpoints.read(run.directory.checkpoints, selected, last.run)
+        step.network.load_state_dict({**best.weights, **best.state["network"]})
+    state = run.directory.state()
+    if state.get("state") != "finished" or state.get("selected_step") != selected:
+        run.directory.set_state("finished", step=last.step, selected_step=selected, best=last.best)
+
+
+@contextlib.contextmanager
+def _stopping(stop: StopRequest | None) -> Iterator[StopRequest]:
+    if stop is not None:
+        yield stop
+    else:
+        with graceful_interrupt() as request:
+            yield request
+
+
+def _interrupted(directory: RunDirectory) -> KeyboardInterrupt:
+    return KeyboardInterrupt(
+        f"Training was interrupted after step {max(checkpoints.steps_on_disk(directory.checkpoints), default=0)} "
+        f"had been saved. Continue with toolkit.resume({str(directory.path)!r})."
+    )
+
+
+def _validator(run: Run, record: Mapping[str, Any]) -> Callable[[nn.Module], dict[str, float]] | None:
+    config = run.config
+    if not config.validate_every:
+        return None
+    cases = run.task.cases("val", site=run.site)
+    if config.validation_cases is not None:
+        kept = group_volumes(cases)[: config.validation_cases]
+        cases = [case for volume in kept for case in volume]
+    if not cases:
+        return None
+    patch_size = config.patch_size or run.task.patch_size
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        table = evaluate(
+            network, cases, patch_size=patch_size, batch_size=config.batch_size, precision=config.precision,
+            metrics=("dice",), select=run.objective.logits,
+        )  # fmt: skip
+        return validation_scores(table)
+
+    return validate
+
+
+def _selection_rule(task: Any, config: TrainConfig, site: str | Sequence[str] | None) -> str:
+    if config.select == "last" or not config.validate_every:
+        return "last"
+    if task.cases("val", site=site):
+        return "best"
+    warnings.warn(
+        "The task has no val split here, so the last weights are selected.", ToolkitWarning, stacklevel=3
+    )
+    return "last"
+
+
+def _loader(task: Any, config: TrainConfig, site: str | Sequence[str] | None) -> Any:
+    return task.loader(
+        "train", site=site, batch_size=config.batch_size, patch_size=config.patch_size, seed=config.seed,
+        augmentation=config.augmentation,
+    )  # fmt: skip
+
+
+def _default_objective() -> Objective:
+    from toolkit.objectives.segmentation import SegmentationObjective
+
+    return SegmentationObjective()
+
+
+def _default_path(task: Any, regularizers: Sequence[Regularizer]) -> Path:
+    method = "-".join(r.name for r in regularizers) or "plain"
+    moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{getattr(task, 'name', 'task')}-{method}-{moment}-{secrets.token_hex(2)}"
