@@ -6,6 +6,7 @@ released weights.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -90,12 +91,13 @@ class AuxiliaryHeads(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
+        widths = (2 * inputs, 2 * inputs, inputs, inputs // 2, inputs // 2)
         for part in ("fg", "bg", "uc"):
-            layers: list[nn.Module] = [ConvolutionUnit(inputs, 256)]
-            for before, after in ((256, 256), (256, 128), (128, 64), (64, 64)):
+            layers: list[nn.Module] = [ConvolutionUnit(inputs, widths[0])]
+            for before, after in itertools.pairwise(widths):
                 layers += [nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)]
                 layers += [ConvolutionUnit(before, after)]
-            layers += [nn.Conv2d(64, 1, 1)]
+            layers += [nn.Conv2d(widths[-1], 1, 1)]
             self.add_module(f"branch_{part}", nn.Sequential(*layers))
 
     def forward(

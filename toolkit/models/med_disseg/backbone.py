@@ -1,0 +1,143 @@
+"""The ResNet-50 encoder of Med-DisSeg: from scratch, or from a weights file that the user supplies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from toolkit.errors import CheckpointError
+from toolkit.models.load import read_weights
+
+ENCODER = ("layer0", "layer1", "layer2", "layer3")
+_EXPANSION = 4
+_STEM = {"conv1.": "layer0.0.", "bn1.": "layer0.1.", "layer1.": "layer1.1."}
+_UNUSED = ("layer4.", "fc.")
+
+
+class ResidualUnit(nn.Module):
+    """1x1, 3x3 (which carries the stride), 1x1 convolutions with batch normalisation, around a shortcut."""
+
+    def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        outputs = width * _EXPANSION
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x)).relu()
+        y = self.bn2(self.conv2(y)).relu()
+        return self.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+def encoder_blocks(in_channels: int, width: int = 64) -> dict[str, nn.Sequential]:
+    """Blocks 1-4 as `layer0` … `layer3`: the ResNet-50 stem and its first three stages (the last one is unused).
+
+    Outputs have width, 4, 8 and 16 times the width channels at 1/2, 1/4, 1/8 and 1/16 of the input's sides.
+    Convolutions start from He's normal initialisation (fan out).
+    """
+    stem = nn.Sequential(
+        nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+    )
+    stages = [
+        _stage(
+            width if k == 0 else width * 2 ** (k - 1) * _EXPANSION, width * 2**k, units, 1 if k == 0 else 2
+        )
+        for k, units in enumerate((3, 4, 6))
+    ]
+    blocks = (stem, nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), stages[0]), *stages[1:])
+    for block in blocks:
+        for module in block.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return dict(zip(ENCODER, blocks, strict=True))
+
+
+def _stage(inputs: int, width: int, units: int, stride: int) -> nn.Sequential:
+    outputs = width * _EXPANSION
+    return nn.Sequential(
+        ResidualUnit(inputs, width, stride), *(ResidualUnit(outputs, width) for _ in range(units - 1))
+    )
+
+
+def load_backbone(network: nn.Module, weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> list[str]:
+    """Put ResNet-50 weights into the encoder of a Med-DisSeg network; nothing is ever downloaded.
+
+    Args:
+        network: a stage-1 or stage-2 network of width 64 with 1 or 3 image channels.
+        weights: file (safetensors or PyTorch) or state dictionary with the usual ResNet names (`conv1.weight`,
+            `bn1.*`, `layer1.0.conv1.weight`, …). The fourth stage and the classifier are left out.
+
+    Returns:
+        The encoder tensors that were filled: all of them.
+
+    Raises:
+        CheckpointError: unreadable file, or tensors that are missing or of another shape; nothing is changed then.
+    """
+    where = "weights" if isinstance(weights, Mapping) else str(weights)
+    tensors = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
+    renamed = {_encoder_name(name): value for name, value in tensors.items() if not name.startswith(_UNUSED)}
+    return copy_encoder(network, renamed, where)
+
+
+def transfer_encoder(
+    stage_one: nn.Module | str | os.PathLike[str] | Mapping[str, Tensor], stage_two: nn.Module
+) -> list[str]:
+    """Start stage 2 from stage 1: copy the tensors named layer0 … layer3, buffers included, and nothing else.
+
+    Args:
+        stage_one: the trained stage-1 network, its weights file or its state dictionary (released checkpoints too).
+        stage_two: the network to fill, in place.
+
+    Returns:
+        The names that were copied.
+
+    Raises:
+        CheckpointError: an encoder tensor is missing or has another shape; nothing is changed then.
+    """
+    if isinstance(stage_one, nn.Module):
+        return copy_encoder(stage_two, stage_one.state_dict(), type(stage_one).__name__)
+    if isinstance(stage_one, Mapping):
+        return copy_encoder(stage_two, stage_one, "stage_one")
+    return copy_encoder(stage_two, read_weights(stage_one), str(stage_one))
+
+
+def copy_encoder(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> list[str]:
+    """Copy every encoder tensor by name, all or none.
+
+    Raises:
+        CheckpointError: see `transfer_encoder`.
+    """
+    own = {k: v for k, v in network.state_dict().items() if k.split(".", 1)[0] in ENCODER}
+    counters = {k for k in own if k.endswith("num_batches_tracked")}  # older files lack them
+    missing = [k for k in own if k not in tensors and k not in counters]
+    wrong = [k for k, v in own.items() if k in tensors and tensors[k].shape != v.shape]
+    if missing or wrong or not own:
+        listed = ", ".join(missing[:5] or wrong[:5]) or "the network has no layer0 … layer3"
+        raise CheckpointError(
+            f"These weights do not fill the encoder: {len(missing)} tensors missing, {len(wrong)} of another shape.",
+            where=f"{where}: {listed}",
+            fix="Give the weights of a ResNet-50 (or of stage 1) for a network of encoder_width 64 and RGB or grey images.",
+        )
+    copied = [k for k in own if k in tensors]
+    for name in copied:
+        own[name].copy_(tensors[name])
+    return copied
+
+
+def _encoder_name(name: str) -> str:
+    for prefix, replacement in _STEM.items():
+        if name.startswith(prefix):
+            return replacement + name.removeprefix(prefix)
+    return name
