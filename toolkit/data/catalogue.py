@@ -108,8 +108,10 @@ def _to_do(manifest: Manifest, looked: Sequence[Path]) -> DataError:
     files = expected_files(manifest)
     steps = [
         *manifest.access.steps,
-        f"Lay the files out as {looked[0]}{os.sep}{files[0]} and so on: {len(files)} files in all "
-        f"(listed with their sha256 in {manifest.checksum_path}).",
+        (
+            f"Lay the files out as {looked[0]}{os.sep}{files[0]} and so on: {len(files)} files in all "
+            f"(listed with their sha256 in {manifest.checksum_path})."
+        ),
         f"Point TOOLKIT_DATA at the folder that contains {manifest.name!r}, or put it below {cache_folder()}.",
         f"Check it: toolkit.load_task({manifest.name!r}).verify()",
     ]

@@ -43,7 +43,7 @@ class Geometry:
     def arrange(self, stored: np.ndarray) -> np.ndarray:
         """Bring an array from the file's axes to those of the array as read (slices first in a 2D task)."""
         array = stored.reshape((*stored.shape, 1, 1)[:3])
-        reversed_axes = [axis for axis, flipped in enumerate(self.flips) if flipped]
+        reversed_axes = tuple(axis for axis, flipped in enumerate(self.flips) if flipped)
         array = np.transpose(np.flip(array, reversed_axes), np.argsort(self.axes))
         return array if self.slice_axis is None else np.moveaxis(array, self.slice_axis, 0)
 
@@ -63,7 +63,7 @@ class Geometry:
             )
         if self.slice_axis is not None:
             array = np.moveaxis(array, 0, self.slice_axis)
-        reversed_axes = [axis for axis, flipped in enumerate(self.flips) if flipped]
+        reversed_axes = tuple(axis for axis, flipped in enumerate(self.flips) if flipped)
         array = np.flip(np.transpose(array, self.axes), reversed_axes)
         return np.ascontiguousarray(array.reshape(self.stored_shape))
 

@@ -135,11 +135,11 @@ def _decoded(path: Path, *, palette: bool) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as picture:
                 _refuse(picture, path)
-                if picture.mode in ("P", "PA") and not palette:
-                    picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
                 picture.load()
-                array = np.array(picture)
-                mode = picture.mode
+                resolved: Image.Image = picture
+                if picture.mode in ("P", "PA") and not palette:
+                    resolved = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+                array, mode = np.array(resolved), resolved.mode
     except DataError:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:

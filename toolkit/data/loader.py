@@ -10,7 +10,7 @@ import torch
 
 from toolkit.data.augment import Augmentation, apply, checked_augmentation
 from toolkit.data.case import Case
-from toolkit.data.randomness import keyed_random
+from toolkit.data.randomness import keyed_random, window_of_noise
 from toolkit.errors import ConfigError, DataError
 
 
@@ -105,7 +105,7 @@ class Loader:
                 spacing.append(case.spacing or (1.0,) * len(size))
                 if self.augmentation.noise:
                     shape = (self.channels, *self.patch_size)
-                    noises.append(random.standard_normal(shape, dtype=np.float32))
+                    noises.append(window_of_noise(random, shape))
         images, labels = torch.from_numpy(image), torch.from_numpy(label)
         if self.augmentation:
             images, labels = apply(
