@@ -57,6 +57,8 @@ def _nifti(file: Path, dims: int | None, label: str | None) -> Iterator[dict[str
     stem = file.name[: -len(".nii.gz" if file.name.lower().endswith(".gz") else ".nii")]
     known = {"volume": stem, "source": str(file), "affine": geometry.affine}
     spacing = geometry.spacing
+    if spacing is not None and axes == 2:
+        spacing = tuple(mm for axis, mm in enumerate(spacing) if axis != geometry.slice_axis)
     if axes == 3:
         yield {"image": pair.image, "label": pair.label, "id": stem, "spacing": spacing, **known}
         return
@@ -65,7 +67,7 @@ def _nifti(file: Path, dims: int | None, label: str | None) -> Iterator[dict[str
             "image": pair.image[:, position],
             "label": None if pair.label is None else pair.label[position],
             "id": f"{stem}/slice{position:02d}",
-            "spacing": None if spacing is None else spacing[1:],
+            "spacing": spacing,
             **known,
         }
 

@@ -61,7 +61,8 @@ class InputBatch:
             return None
         mask = torch.zeros(len(self), 1, *spatial, device=self.image.device)
         for index, size in enumerate(self.sizes):
-            mask[(index, slice(None), *[slice(side) for side in size])] = 1  # type: ignore[index]
+            place: Any = (index, slice(None), *(slice(side) for side in size))
+            mask[place] = 1
         return mask
 
 
@@ -211,6 +212,8 @@ def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | Non
             str(ids[i])
             if isinstance(ids, (list, tuple))
             else f"{ids}/{i:03d}"
+            if len(image) > 1
+            else str(ids)
             if len(image) > 1
             else str(ids)
         )

@@ -1,0 +1,67 @@
+"""The arithmetic of class activation maps: from an activation and its gradient to one map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+METHODS = ("grad_cam", "grad_cam++", "hires_cam", "layer_cam")
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def raw_map(activation: Tensor, gradient: Tensor, method: str = "grad_cam") -> Tensor:
+    """One raw map (B, 1, *S), not rectified and not scaled.
+
+    * grad_cam: sum_k mean(G_k) A_k
+    * grad_cam++: sum_k w_k A_k with w_k = sum of a relu(G_k), a = G² / (2 G² + sum(A_k) G³), 0 where G is 0
+    * hires_cam: sum_k G_k A_k
+    * layer_cam: sum_k relu(G_k) A_k
+
+    Args:
+        activation: A, (B, C, *S).
+        gradient: G, gradient of the score at A, (B, C, *S).
+        method: one of `METHODS`.
+    """
+    spatial = tuple(range(2, activation.ndim))
+    if method == "hires_cam":
+        return (gradient * activation).sum(1, keepdim=True)
+    if method == "layer_cam":
+        return (gradient.relu() * activation).sum(1, keepdim=True)
+    if method == "grad_cam++":
+        square = gradient.square()
+        below = 2 * square + activation.sum(spatial, keepdim=True) * square * gradient
+        alpha = torch.where(below.abs() > 0, square / below, torch.zeros_like(below))
+        weights = (alpha * gradient.relu()).sum(spatial, keepdim=True)
+    else:
+        weights = gradient.mean(spatial, keepdim=True)
+    return (weights * activation).sum(1, keepdim=True)
+
+
+def stretched(maps: Tensor, epsilon: float = 1e-7) -> Tensor:
+    """Each map minus its minimum, divided by its maximum plus `epsilon`."""
+    flat = maps.flatten(1)
+    shape = (-1, *[1] * (maps.ndim - 1))
+    lowered = maps - flat.amin(1).reshape(shape)
+    return lowered / (lowered.flatten(1).amax(1).reshape(shape) + epsilon)
+
+
+def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Linear interpolation with half-pixel centres."""
+    if tuple(maps.shape[2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode=_MODES[len(size)], align_corners=False)
+
+
+def displayed(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Rectified, scaled to [0, 1], resized, clipped at 0 and scaled again (SelfReg-UNet Fig. 1b, steps 2 to 4)."""
+    return stretched(resized(stretched(maps.relu()), size).clamp_min(0))
+
+
+def normalised_sum(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Sum of the displayed maps of several classes, divided by its maximum; zeros stay zeros."""
+    total = torch.stack([displayed(one, size) for one in maps]).sum(0)
+    highest = total.flatten(1).amax(1).reshape(-1, *[1] * (total.ndim - 1))
+    return torch.where(highest > 0, total / highest.clamp_min(1e-30), torch.zeros_like(total))

@@ -1,0 +1,307 @@
+"""What a heat map explains: a score per image, as an object that names the class and the place.
+
+Scores are sums of raw logits (before softmax), as in Grad-CAM for segmentation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toolkit.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass
+class Scene:
+    """What a target may look at.
+
+    Attributes:
+        logits: (B, K, *S) of the network, K = 1 for a single foreground logit.
+        label: (B, 1, *S) reference at the logits' size, -1 = padding; None without a reference.
+        classes: class names by index, or None.
+        ids: names of the images.
+        sizes: spatial size of each image without padding.
+    """
+
+    logits: Tensor
+    label: Tensor | None
+    classes: dict[int, str] | None
+    ids: list[str]
+    sizes: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+
+    def channel(self, wanted: int | str) -> tuple[int, int]:
+        """(class index, channel of the logits) of a class index or name.
+
+        Raises:
+            ConfigError: the network or the data has no such class; the message lists them.
+        """
+        outputs = self.logits.shape[1]
+        number = max(outputs, 2)
+        names = self.classes or {}
+        index = (
+            wanted if isinstance(wanted, int) else next((i for i, n in names.items() if n == wanted), None)
+        )
+        if index is None or not 0 <= index < number or (outputs == 1 and index != 1):
+            known = ", ".join(f"{i}: {names.get(i, 'unnamed')}" for i in range(outputs == 1, number))
+            raise ConfigError(
+                f"There is no class {wanted!r}: the network gives {outputs} channel{'s' * (outputs > 1)}.",
+                where="target",
+                fix=f"Use one of {known}."
+                + ("" if names else " Class names come with cases; arrays have indices only."),
+            )
+        return index, 0 if outputs == 1 else index
+
+    def prediction(self) -> Tensor:
+        """(B, 1, *S) most likely class."""
+        if self.logits.shape[1] == 1:
+            return (self.logits > 0).long()
+        return self.logits.argmax(1, keepdim=True)
+
+    def inside(self, index: int, where: str) -> Tensor:
+        """(B, 1, *S) bool: where the prediction or the reference is this class, padding excluded.
+
+        Raises:
+            ConfigError: `where` is neither.
+            DataError: the reference is wanted and there is none.
+        """
+        if where == "prediction":
+            return (self.prediction() == index) & self.real()
+        if where != "reference":
+            raise ConfigError(f"inside must be 'prediction' or 'reference', not {where!r}.", where="target")
+        return self.reference() == index
+
+    def reference(self) -> Tensor:
+        """The label.
+
+        Raises:
+            DataError: there is none.
+        """
+        if self.label is None:
+            raise DataError(
+                "This target needs a reference label and the input has none.",
+                where=", ".join(self.ids[:4]),
+                fix="Pass a case with a label or label=..., or use inside='prediction'.",
+            )
+        return self.label
+
+    def real(self) -> Tensor:
+        """(B, 1, *S) bool: True where there is image, False where there is padding."""
+        mask = torch.ones_like(self.logits[:, :1], dtype=torch.bool)
+        for index, size in enumerate(self.sizes):
+            for axis, side in enumerate(size):
+                mask[index].narrow(axis + 1, side, mask.shape[axis + 2] - side).fill_(False)
+        return mask
+
+
+class Target:
+    """Base of all targets: `score` gives one number per image, and the mask of the voxels that count."""
+
+    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """(B,) scores with their graph, and the (B, 1, *S) bool mask of the region."""
+        raise NotImplementedError
+
+    def parts(self, scene: Scene) -> list[Target]:
+        """The targets whose maps are combined into one; normally just this one."""
+        return [self]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassSum(Target):
+    """Logits of one class, summed over the whole image.
+
+    Args:
+        index: class index or name.
+    """
+
+    index: int | str
+
+    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """See `Target`."""
+        _, channel = scene.channel(self.index)
+        return _masked_sum(scene.logits, channel, scene.real())
+
+
+@dataclasses.dataclass(frozen=True)
+class Region(Target):
+    """Logits of one class, summed where the prediction (or the reference) is that class.
+
+    Args:
+        index: class index or name.
+        inside: "prediction" or "reference".
+    """
+
+    index: int | str
+    inside: str = "prediction"
+
+    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """See `Target`."""
+        index, channel = scene.channel(self.index)
+        return _masked_sum(scene.logits, channel, scene.inside(index, self.inside))
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundaryBand(Target):
+    """Logits of one class, summed over the band around its boundary.
+
+    Args:
+        index: class index or name.
+        width: half width of the band in voxels (a square or cubic neighbourhood).
+        inside: whose boundary, "prediction" or "reference".
+    """
+
+    index: int | str
+    width: int = 2
+    inside: str = "prediction"
+
+    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """See `Target`."""
+        if self.width < 1:
+            raise ConfigError(f"width must be at least 1 voxel, not {self.width}.", where="BoundaryBand")
+        index, channel = scene.channel(self.index)
+        region = scene.inside(index, self.inside)
+        band = _dilate(region, self.width) & _dilate(~region, self.width)
+        return _masked_sum(scene.logits, channel, band & scene.real())
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorRegion(Target):
+    """Logits of one class, summed where prediction and reference disagree about it.
+
+    Args:
+        index: class index or name.
+        kind: "all", "missed" (in the reference only) or "spurious" (in the prediction only).
+    """
+
+    index: int | str
+    kind: str = "all"
+
+    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """See `Target`."""
+        index, channel = scene.channel(self.index)
+        predicted, true = scene.inside(index, "prediction"), scene.inside(index, "reference")
+        regions = {"all": predicted ^ true, "missed": true & ~predicted, "spurious": predicted & ~true}
+        if self.kind not in regions:
+            raise ConfigError(
+                f"kind must be one of {', '.join(regions)}, not {self.kind!r}.", where="ErrorRegion"
+            )
+        return _masked_sum(scene.logits, channel, regions[self.kind])
+
+
+@dataclasses.dataclass(frozen=True)
+class LesionComponent(Target):
+    """Logits of one class, summed over one connected component of it.
+
+    Args:
+        index: class index or name.
+        component: 0 = the largest component of each image, 1 = the second largest, ...
+        inside: "prediction" or "reference".
+    """
+
+    index: int | str
+    component: int = 0
+    inside: str = "prediction"
+
+    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """See `Target`."""
+        index, channel = scene.channel(self.index)
+        region = scene.inside(index, self.inside)
+        mask = torch.stack([_component(image[0], self.component)[None] for image in region])
+        return _masked_sum(scene.logits, channel, mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Voxel(Target):
+    """Logit of one class at one voxel.
+
+    Args:
+        position: index along every spatial axis of the image.
+        index: class index or name; None = the class predicted there, per image.
+    """
+
+    position: Sequence[int]
+    index: int | str | None = None
+
+    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """See `Target`."""
+        size = scene.logits.shape[2:]
+        position = tuple(int(i) for i in self.position)
+        if len(position) != len(size) or any(
+            not 0 <= i < side for i, side in zip(position, size, strict=True)
+        ):
+            raise ConfigError(
+                f"There is no voxel {position} in an image of size {tuple(size)}.", where="Voxel"
+            )
+        mask = torch.zeros_like(scene.logits[:, :1], dtype=torch.bool)
+        place: Any = (slice(None), slice(None), *position)
+        mask[place] = True
+        if self.index is not None:
+            return _masked_sum(scene.logits, scene.channel(self.index)[1], mask)
+        return scene.logits[place].amax(1), mask
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalisedClassSum(Target):
+    """One map of all foreground classes, each stretched to [0, 1] before the sum, so that small organs weigh as much.
+
+    Source: SelfReg-UNet Fig. 1b as its authors' code draws it: the score of each class is summed over the reference;
+    its map is rectified, scaled to [0, 1], resized to the image and scaled again; the sum is divided by its maximum.
+    Maps are therefore of the image's size and between 0 and 1; classes absent from an image add nothing.
+
+    Args:
+        classes: class indices or names; None = all but the background.
+        inside: "reference" (the authors') or "prediction".
+    """
+
+    classes: tuple[int | str, ...] | None = None
+    inside: str = "reference"
+
+    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """The sum of the parts' scores, and the union of their regions."""
+        scores, masks = zip(*(part.score(scene) for part in self.parts(scene)), strict=True)
+        return torch.stack(scores).sum(0), torch.stack(masks).any(0)
+
+    def parts(self, scene: Scene) -> list[Target]:
+        """One `Region` per class."""
+        wanted = self.classes or range(1, max(scene.logits.shape[1], 2))
+        return [Region(index, self.inside) for index in wanted]
+
+
+def as_target(value: Target | int | str) -> Target:
+    """A target, or a class index or name as `ClassSum`.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if isinstance(value, Target):
+        return value
+    if isinstance(value, (int, str)) and not isinstance(value, bool):
+        return ClassSum(value)
+    raise ConfigError(
+        f"{value!r} is not a target.", fix="Use ClassSum(2), Region('LV'), Voxel((40, 52)), ... or a class."
+    )
+
+
+def _masked_sum(logits: Tensor, channel: int, mask: Tensor) -> tuple[Tensor, Tensor]:
+    plane = logits[:, channel : channel + 1]
+    return torch.where(mask, plane, torch.zeros_like(plane)).flatten(1).sum(1), mask
+
+
+def _dilate(mask: Tensor, width: int) -> Tensor:
+    pool = F.max_pool3d if mask.ndim == 5 else F.max_pool2d if mask.ndim == 4 else F.max_pool1d
+    return pool(mask.float(), 2 * width + 1, stride=1, padding=width) > 0
+
+
+def _component(mask: Tensor, rank: int) -> Tensor:
+    from scipy import ndimage
+
+    labelled, number = ndimage.label(mask.cpu().numpy())
+    if rank >= number:
+        return torch.zeros_like(mask)
+    sizes = torch.bincount(torch.from_numpy(labelled).flatten().long(), minlength=number + 1)[1:]
+    chosen = int(sizes.argsort(descending=True, stable=True)[rank]) + 1
+    return torch.from_numpy(labelled == chosen).to(mask.device)
