@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 SEGREG_NOTE = "SegReg: the loss is our inference from the public parts of the paper (its own loss and code are not public)."
@@ -40,7 +39,8 @@ def captions(results: Sequence[Any], names: Sequence[str], note: str = "") -> st
 def plain(text: str) -> str:
     """Text without full hashes and without the folders of absolute paths."""
     words = [
-        PurePath(word).name if _ABSOLUTE.match(word) and len(word) > 1 else word for word in text.split(" ")
+        re.split(r"[\\/]", word.rstrip("\\/"))[-1] if _ABSOLUTE.match(word) and len(word) > 1 else word
+        for word in text.split(" ")
     ]
     return _HASH.sub(lambda match: match.group()[:12], " ".join(words))
 

@@ -19,6 +19,7 @@ COMPOSERS: dict[str, tuple[str, str]] = {
     "MaskedLatent": ("toolkit.show.compose_explain", "masked_latent"),
     "ChannelSimilarity": ("toolkit.show.compose_measure", "channel_similarity"),
     "Projection": ("toolkit.show.compose_measure", "projection"),
+    "Features": ("toolkit.show.compose_features", "features"),
     "Drift": ("toolkit.show.compose_measure", "drift"),
 }
 

@@ -1,0 +1,149 @@
+"""Panels, colours and layout: ranges, quantisation, and rectangles that never overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from toolkit.errors import ResultError
+from toolkit.show import colours
+from toolkit.show.layout import place, wrap
+from toolkit.show.panels import (
+    Axes,
+    Bars,
+    Figure,
+    Heatmap,
+    Image,
+    Intervals,
+    Lines,
+    Panel,
+    Scatter,
+    Series,
+    range_note,
+    symmetric_limits,
+)
+
+
+def example() -> Figure:
+    picture = np.linspace(-1, 3, 64 * 48).reshape(64, 48)
+    rows: list[list[Panel | None]] = [
+        [
+            Image(title="a", note="range", pixels=picture, overlay=picture[::8, ::8], overlay_limits=(-3, 3), bar=True).fit(150),
+            Image(title="b", pixels=picture, labels=(picture > 1).astype(int), class_names={1: "organ"}, legend=True).fit(150),
+        ],
+        [Heatmap(title="h", values=np.eye(5), row_names=list("abcde"), x_label="channel"), None],
+        [
+            Lines(series=[Series(name="one", x=[0, 1], y=[1.0, 2.0])], x_label="step"),
+            Scatter(series=[Series(name="cloud", x=np.arange(9.0), y=np.arange(9.0))]),
+        ],
+        [
+            Bars(series=[Series(name="plain", x=["A", "B"], y=[0.5, 0.75], low=[0.4, 0.7], high=[0.6, 0.8])]),
+            Intervals(series=[Series(name="drift", x=[1.0, 2.0], y=["RV", "LV"], low=[0.5, 1.5], high=[1.5, 2.5])]),
+        ],
+    ]  # fmt: skip
+    return Figure("Title", rows, subtitle="How to read it.", caption="weights 0123456789ab")
+
+
+def test_picture_range_is_its_own_unless_given() -> None:
+    assert Image(pixels=np.array([[2.0, 5.0]])).limits == (2.0, 5.0)
+    assert Image(pixels=np.array([[2.0, np.nan]])).limits == (2.0, 2.0)
+    assert Image(pixels=np.array([[0.0, 9.0]]), limits=(0.0, 3.0)).shades().tolist() == [[0, 255]]
+
+
+def test_shades_are_the_nearest_of_256_levels() -> None:
+    pixels = np.array([[0.0, 0.5, 1.0, 2.0]])
+    assert Image(pixels=pixels, limits=(0.0, 1.0)).shades().tolist() == [[0, 128, 255, 255]]
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 2), (1, 2, 3, 4)])
+def test_something_that_is_no_picture_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ResultError, match=r"H, W"):
+        Image(pixels=np.zeros(shape))
+
+
+def test_anisotropic_pixels_stretch_the_panel() -> None:
+    panel = Image(pixels=np.zeros((10, 20)), aspect=4.0).fit(200)
+    assert (panel.height, panel.width) == (200, 100)
+
+
+def test_symmetric_limits() -> None:
+    assert symmetric_limits(np.array([-3.0, 1.0, np.nan])) == (-3.0, 3.0)
+    assert symmetric_limits(np.zeros(4)) == (-1.0, 1.0)
+    assert symmetric_limits(np.full(2, np.nan)) == (-1.0, 1.0)
+
+
+def test_range_note_says_what_there_is() -> None:
+    assert range_note(np.array([-0.5, 2.0])) == "\N{MINUS SIGN}0.5 to 2"
+    assert range_note(np.zeros(3)) == "all zero"
+    assert range_note(np.array([np.nan])) == "no finite value"
+
+
+def test_colours_hit_the_ends_and_the_middle_of_a_scale() -> None:
+    found = colours.rgba(np.array([-2.0, 0.0, 2.0]), -2.0, 2.0, "diverging")
+    stops = colours.SCALES["diverging"]
+    assert [tuple(c) for c in found[:, :3]] == [stops[0], stops[4], stops[8]]
+    assert found[1, 3] == 255
+    assert colours.rgba(np.zeros(1), -1.0, 1.0, "diverging_overlay")[0, 3] == 0, (
+        "zero lets the picture through"
+    )
+
+
+def test_sequential_scale_grows_in_lightness() -> None:
+    ramp = colours.rgba(np.linspace(0, 1, 64), 0.0, 1.0, "sequential")[:, :3].astype(float)
+    lightness = ramp @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness) > 0).all()
+
+
+def test_equal_names_share_a_colour_in_a_figure() -> None:
+    series = [Series(name="plain", x=[0], y=[0]), Series(name="other", x=[0], y=[0])]
+    again = [Series(name="other", x=[0], y=[0]), Series(name="third", colour="plain", x=[0], y=[0])]
+    figure = Figure("t", [[Lines(series=series), Lines(series=again)]])
+    assert figure.colours() == {"plain": 0, "other": 1}
+
+
+def test_panels_never_overlap_and_stay_on_the_page() -> None:
+    plan = place(example())
+    assert len(plan.placed) == 7
+    for one in plan.placed:
+        assert one.left >= 0
+        assert one.top >= 0
+        assert one.left + one.width <= plan.width
+        assert one.top + one.height <= plan.height
+    for i, a in enumerate(plan.placed):
+        for b in plan.placed[i + 1 :]:
+            apart = (
+                a.left + a.width <= b.left or b.left + b.width <= a.left
+                or a.top + a.height <= b.top or b.top + b.height <= a.top
+            )  # fmt: skip
+            assert apart, (a, b)
+
+
+def test_legends_and_bars_get_their_room() -> None:
+    short = Axes(series=[Series(name="a", x=[], y=[])]).padding()[1]
+    long = Axes(series=[Series(name="a very long name", x=[], y=[])]).padding()[1]
+    assert long - short >= 15 * 6
+    picture = np.zeros((4, 4))
+    assert Image(pixels=picture, bar=True).padding()[1] > Image(pixels=picture).padding()[1] + 40
+
+
+def test_columns_line_up_where_kinds_agree() -> None:
+    panels: list[list[Panel | None]] = [
+        [Lines(width=100), Lines(width=200)],
+        [Lines(width=150), Lines(width=120)],
+    ]
+    placed = place(Figure("t", panels)).placed
+    assert placed[0].left == placed[2].left
+    assert placed[1].left == placed[3].left
+
+
+def test_wrap_keeps_every_word_and_line_break() -> None:
+    text = "one two three four five\nsix"
+    lines = wrap(text, width=80, size=10)
+    assert " ".join(lines).split() == text.split()
+    assert lines[-1] == "six"
+    assert max(map(len, lines)) <= 13
+
+
+def test_decades() -> None:
+    panel = Lines(series=[Series(name="a", x=[0, 1], y=[0.01, 10.0]), Series(name="b", x=[0], y=[np.nan])])
+    assert panel.decades() == pytest.approx(3.0)
