@@ -233,12 +233,25 @@ def _cases(
 def _checked_channels(cases: Sequence[Case], check: bool) -> int:
     """Channels of the images; with `check` every file is read, else the first."""
     counted: dict[int, Case] = {}
+    errors: list[DataError] = []
     seen: set[int] = set()
     for case in cases if check else cases[:1]:
         if id(case.reader) in seen:
             continue
         seen.add(id(case.reader))
-        counted.setdefault(case.reader.read_raw().image.shape[0], case)
+        try:
+            counted.setdefault(case.reader.read_raw().image.shape[0], case)
+        except DataError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        others = "; ".join(f"{error.where}: {error.what}" for error in errors[1:5])
+        raise DataError(
+            f"{len(errors)} of {len(seen)} cases cannot be used. The first: {errors[0].what}",
+            where=f"{errors[0].where} (next: {others})",
+            fix=errors[0].fix,
+        )
+    if errors:
+        raise errors[0]
     if len(counted) > 1:
         (first, one), (second, other), *_ = counted.items()
         raise DataError(

@@ -46,6 +46,10 @@ class PictureSource(Source):
     def where(self) -> str:
         return ", ".join(str(path) for path in self.files())
 
+    @property
+    def label_where(self) -> str:
+        return str(self.label)
+
     def files(self) -> tuple[Path, ...]:
         return (self.image,) if self.label is None else (self.image, self.label)
 
@@ -101,7 +105,9 @@ def picture_shape(path: str | os.PathLike[str]) -> tuple[int, int]:
     try:
         with Image.open(path, formats=_FORMATS) as picture:
             return picture.height, picture.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (
+        Exception
+    ) as error:  # whatever a damaged picture makes the decoder raise is one thing to the reader
         raise _unreadable(path, error) from error
 
 
@@ -142,7 +148,7 @@ def _decoded(path: Path, *, palette: bool) -> np.ndarray:
                 array, mode = np.array(resolved), resolved.mode
     except DataError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:
+    except Exception as error:  # as above
         raise _unreadable(path, error) from error
     if mode in ("RGBA", "LA", "PA"):
         if (array[..., -1] != array[..., -1].flat[0]).any():

@@ -9,7 +9,6 @@ import weakref
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -54,6 +53,11 @@ class Source:
         """File path(s) or recipe, for messages and provenance."""
         raise NotImplementedError
 
+    @property
+    def label_where(self) -> str:
+        """Where the label comes from, for messages about labels."""
+        return self.where
+
     def files(self) -> tuple[Path, ...]:
         """Files that are read."""
         return ()
@@ -90,6 +94,7 @@ class Memory:
         self.limit = limit
         self.held = 0
         self._pairs: OrderedDict[int, Pair] = OrderedDict()
+        self._watched: set[int] = set()
         self._lock = threading.RLock()
 
     def get(self, source: Source) -> Pair | None:
@@ -107,13 +112,16 @@ class Memory:
                 return
             self._pairs[id(source)] = pair
             self.held += pair.bytes
-            weakref.finalize(source, partial(self._forget, id(source)))
+            if id(source) not in self._watched:
+                self._watched.add(id(source))
+                weakref.finalize(source, partial(self._forget, id(source))).atexit = False
             while self.held > self.limit:
                 _, dropped = self._pairs.popitem(last=False)
                 self.held -= dropped.bytes
 
     def _forget(self, key: int) -> None:
         with self._lock:
+            self._watched.discard(key)
             dropped = self._pairs.pop(key, None)
             self.held -= dropped.bytes if dropped else 0
 
@@ -153,12 +161,18 @@ class NpzSource(Source):
     path: Path = Path()
     image_key: str = "image"
     label_key: str | None = "label"
-    _MAGIC: ClassVar[bytes] = b"PK"
 
     def read_raw(self) -> Pair:
         """Read both arrays; a stack (Z, H, W) gets a channel axis."""
         keys = [key for key in (self.image_key, self.label_key) if key]
         arrays = read_npz(self.path, keys)
+        for key in keys:
+            if arrays[key].ndim != 3:
+                raise DataError(
+                    f"The array {key!r} has shape {arrays[key].shape}, not slices x rows x columns.",
+                    where=str(self.path),
+                    fix="Store the whole stack, three axes, slices first.",
+                )
         label = arrays[self.label_key] if self.label_key else None
         return checked_pair(arrays[self.image_key][None], label, self)
 
@@ -176,33 +190,34 @@ def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
     Raises:
         DataError: missing, empty, truncated or foreign file; a missing array; a pickled object.
     """
-    import zipfile
-    import zlib
-
     require_file(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it is not a zip archive of arrays")
             missing = [key for key in keys if key not in archive.files]
-            if missing:
-                raise DataError(
-                    f"The archive has no array called {', '.join(missing)}.",
-                    where=str(path),
-                    fix=f"It holds {', '.join(archive.files) or 'nothing'}; name the arrays accordingly.",
-                )
-            return {key: archive[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
+            arrays = {} if missing else {key: archive[key] for key in keys}
+            held = ", ".join(archive.files) or "nothing"
+    except (
+        Exception
+    ) as error:  # whatever a damaged archive makes the decoder raise is one thing to the reader
         pickled = "allow_pickle" in str(error)
         raise DataError(
-            "The archive holds pickled objects, which could run code." if pickled
-            else f"The file is not a readable .npz archive ({error}).",
+            "The archive holds pickled objects, which could run code."
+            if pickled
+            else f"The file is not a readable .npz archive ({type(error).__name__}: {error}).",
             where=str(path),
             fix="Write it again with numpy.savez(path, image=..., label=...) from plain number arrays."
-            if pickled else "Copy or download the file again; check it with task.verify().",
-        ) from error  # fmt: skip
+            if pickled
+            else "Copy or download the file again; check it with task.verify().",
+        ) from error
+    if missing:
+        raise DataError(
+            f"The archive has no array called {', '.join(missing)}.",
+            where=str(path),
+            fix=f"It holds {held}; name the arrays accordingly.",
+        )
+    return arrays
 
 
 def require_file(path: Path) -> None:
@@ -244,7 +259,7 @@ def checked_pair(image: np.ndarray, label: np.ndarray | None, source: Source) ->
             where=source.where,
             fix="Give the label the image's grid (resample it with nearest-neighbour interpolation).",
         )
-    return Pair(image, class_indices(label, source.classes, source.label_values, source.where))
+    return Pair(image, class_indices(label, source.classes, source.label_values, source.label_where))
 
 
 def checked_image(image: np.ndarray, where: str) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +54,10 @@ class NiftiSource(Source):
     @property
     def where(self) -> str:
         return ", ".join(str(path) for path in self.files())
+
+    @property
+    def label_where(self) -> str:
+        return str(self.label)
 
     def files(self) -> tuple[Path, ...]:
         return self.images if self.label is None else (*self.images, self.label)
@@ -303,8 +306,6 @@ def _check_shape(shape: tuple[int, ...], path: Path) -> None:
 
 def _numbers(image: Any, path: Path) -> np.ndarray:
     """The stored voxels with the header's scaling, in the smallest exact type."""
-    import nibabel
-
     kind = image.get_data_dtype()
     if kind.kind not in "buif":
         what = "colour" if kind.fields else str(kind)
@@ -315,7 +316,7 @@ def _numbers(image: Any, path: Path) -> np.ndarray:
         )
     try:
         array = np.asanyarray(image.dataobj)
-    except (OSError, ValueError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+    except Exception as error:  # as above
         raise _unreadable(path, error) from error
     return array.reshape(array.shape[:3])
 
