@@ -26,8 +26,8 @@ class _TeLU(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (gradient,) = gradients
         (x,) = ctx.saved_tensors
-        gate = _gate(x)
-        return gradient * (gate + x * x.clamp(max=5).exp() * (1 - gate.square()))
+        gate, small = _gate(x), x.clamp(max=5)  # above 5 the second term is 0
+        return gradient * (gate + small * small.exp() * (1 - gate.square()))
 
 
 def _gate(x: Tensor) -> Tensor:
