@@ -208,15 +208,8 @@ def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | Non
     if label is not None and len(label) != len(image):
         raise DataError(f"There are {len(image)} images and {len(label)} labels.")
     for i in range(len(image)):
-        name = (
-            str(ids[i])
-            if isinstance(ids, (list, tuple))
-            else f"{ids}/{i:03d}"
-            if len(image) > 1
-            else str(ids)
-            if len(image) > 1
-            else str(ids)
-        )
+        known = isinstance(ids, (list, tuple))
+        name = str(ids[i]) if known else f"{ids}/{i:03d}" if len(image) > 1 else str(ids)
         yield _item(image[i], None if label is None else label[i], fields, dims, name, i)
 
 

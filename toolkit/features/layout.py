@@ -28,12 +28,8 @@ def to_maps(activation: Tensor, image_size: Sequence[int], name: str = "") -> Te
     Raises:
         LayerError: no reading fits.
     """
-    dims = len(image_size)
-    if activation.ndim == dims + 2:
-        first, last = tuple(activation.shape[2:]), tuple(activation.shape[1:-1])
-        if not _proportional(first, image_size) and _proportional(last, image_size):
-            return activation.movedim(-1, 1)
-        return activation
+    if activation.ndim == len(image_size) + 2:
+        return activation.movedim(channel_axis(activation, image_size), 1)
     if activation.ndim == 3:
         for skip in (0, 1):
             grid = token_grid(activation.shape[1] - skip, image_size)
@@ -44,6 +40,14 @@ def to_maps(activation: Tensor, image_size: Sequence[int], name: str = "") -> Te
         where=name,
         fix="Choose a layer that gives (B, C, *S), channel-last maps, or tokens (B, L, C).",
     )
+
+
+def channel_axis(activation: Tensor, image_size: Sequence[int]) -> int:
+    """1 for channel-first maps, -1 for channel-last maps and tokens; the rules of `to_maps`."""
+    if activation.ndim == len(image_size) + 2:
+        first, last = tuple(activation.shape[2:]), tuple(activation.shape[1:-1])
+        return -1 if not _proportional(first, image_size) and _proportional(last, image_size) else 1
+    return -1 if activation.ndim == 3 and len(image_size) > 1 else 1
 
 
 def token_grid(tokens: int, image_size: Sequence[int]) -> tuple[int, ...] | None:

@@ -18,7 +18,7 @@ _SCORES = ("signed", "negated", "absolute", "product")
 
 def targeted_mask(
     gradient: Tensor, axis: str = "channel", fraction: float = 0.5, annealing: Tensor | float | None = None, *,
-    score: str = "signed", code: Tensor | None = None,
+    score: str = "signed", code: Tensor | None = None, inclusive: bool = False,
 ) -> Tensor:  # fmt: skip
     """Mask the channels or positions whose mean gradient is largest.
 
@@ -35,6 +35,8 @@ def targeted_mask(
             (the method: half a uniform draw each), one number for all, or None for 0 (a hard mask).
         score: "signed" (the method's), "negated", "absolute" (mean of |gradient|) or "product" (-gradient * code).
         code: the code itself, needed by "product" only.
+        inclusive: mask every entry that reaches the floor(n * fraction)-th largest score (the paper's text) instead
+            of those strictly above the next one; differs only in a tie at the cut, which then masks more.
 
     Returns:
         (N, C, 1, ...) for channels, (N, 1, *S) for positions; no gradient.
@@ -56,8 +58,12 @@ def targeted_mask(
     channel = axis == "channel"
     scores = values.flatten(2).mean(2) if channel else values.mean(1).flatten(1)
     rank = min(math.floor(scores.shape[1] * fraction), scores.shape[1] - 1)
-    cut = scores.sort(dim=1, descending=True).values[:, rank : rank + 1]
-    mask = torch.where(scores > cut, _factors(annealing, scores), torch.ones_like(scores))
+    ranked = scores.sort(dim=1, descending=True).values
+    if not inclusive:
+        masked = scores > ranked[:, rank : rank + 1]
+    else:
+        masked = scores >= ranked[:, rank - 1 : rank] if rank else torch.zeros_like(scores, dtype=torch.bool)
+    mask = torch.where(masked, _factors(annealing, scores), torch.ones_like(scores))
     spatial = gradient.shape[2:]
     return mask.reshape(*scores.shape, *[1] * len(spatial)) if channel else mask.reshape(-1, 1, *spatial)
 

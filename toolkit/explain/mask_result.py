@@ -1,0 +1,114 @@
+"""`MaskedLatent`: what a network makes of an image when part of its latent code is masked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from toolkit.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
+class MaskedLatent(Result):
+    """Outputs with the clean and with the masked code; pairs are (clean, masked).
+
+    Attributes:
+        input: (B, C, *S) as the network saw it.
+        image: decoded images (B, C, *S), or None if the network has no image decoder.
+        segmentation: most likely class (B, *S) int64.
+        entropy: entropy of the class probabilities (B, *S) in bits, -sum q log2(q + 1e-7), q = softmax(logits / T).
+        mask: multiplier of the code the segmentation is made from; per channel or per position of the code.
+        image_mask: multiplier of the code the image is made from, or None.
+        label: (B, 1, *S) reference, -1 = padding, or None.
+        cases: names of the images.
+        classes: class names by index.
+        scheme: "channel", "spatial" or "dropout".
+        fraction: share of the entries masked (dropout: probability), one value for the whole batch.
+        soft: whether masked entries keep a random share below one half (dropout: no effect).
+        skips: "keep", "mask", "zero", or "none" for a network without any.
+        layer: where the code was masked.
+        bn_mode: "eval" (running batch statistics) or "train" (statistics of these images); it decides whether a
+            picture shows over- or under-segmentation.
+        temperature: T above.
+        against: what the targeted masks attack: the "reference" label, or the network's own clean "prediction".
+    """
+
+    input: Tensor
+    image: tuple[Tensor, Tensor] | None
+    segmentation: tuple[Tensor, Tensor]
+    entropy: tuple[Tensor, Tensor]
+    mask: Tensor
+    image_mask: Tensor | None
+    label: Tensor | None
+    cases: list[str]
+    classes: dict[int, str]
+    scheme: str
+    fraction: float
+    soft: bool
+    skips: str
+    layer: str
+    bn_mode: str
+    temperature: float
+    against: str
+    kind: ClassVar[str] = "masked_latent"
+
+    def table(self) -> pd.DataFrame:
+        """One row per image and foreground class, and one for all foreground.
+
+        Columns: case, class, class_name, reference ("label", or "clean" without one), reference_voxels, clean_voxels,
+        masked_voxels, ratio (masked / reference), over (voxels outside the reference / reference), under (voxels of
+        the reference missed / reference), changed (share of the image whose class changed), entropy_clean and
+        entropy_masked (mean bits), bn_mode. Ratios of an empty reference are NaN.
+        """
+        import pandas as pd
+
+        clean, masked = self.segmentation
+        reference = clean if self.label is None else self.label[:, 0]
+        present = torch.cat([clean.flatten(), masked.flatten(), reference.flatten()]).unique().tolist()
+        found = sorted({int(index) for index in present if index > 0} | {i for i in self.classes if i > 0})
+        rows: list[dict[str, Any]] = []
+        for position, case in enumerate(self.cases):
+            real = torch.ones_like(clean[position], dtype=torch.bool)
+            if self.label is not None:
+                real = self.label[position, 0] >= 0
+            common = {
+                "changed": float((clean[position] != masked[position])[real].float().mean()),
+                "entropy_clean": float(self.entropy[0][position][real].mean()),
+                "entropy_masked": float(self.entropy[1][position][real].mean()),
+                "bn_mode": self.bn_mode,
+            }
+            for index in [*found, -1]:
+                planes = [
+                    (m[position] > 0) if index < 0 else (m[position] == index)
+                    for m in (reference, clean, masked)
+                ]
+                name = "foreground" if index < 0 else str(self.classes.get(index, index))
+                row = {"case": case, "class": index, "class_name": name}
+                row["reference"] = "clean" if self.label is None else "label"
+                rows.append(row | _counts(*(plane & real for plane in planes)) | common)
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"MaskedLatent({self.scheme} {self.fraction:.0%} of {self.layer}, skips {self.skips}, "
+            f"batch statistics {self.bn_mode}, {len(self.cases)} images)"
+        )
+
+
+def _counts(reference: Tensor, clean: Tensor, masked: Tensor) -> dict[str, float]:
+    total = int(reference.sum())
+    size = total if total else float("nan")
+    return {
+        "reference_voxels": total,
+        "clean_voxels": int(clean.sum()),
+        "masked_voxels": int(masked.sum()),
+        "ratio": int(masked.sum()) / size,
+        "over": int((masked & ~reference).sum()) / size,
+        "under": int((reference & ~masked).sum()) / size,
+    }
