@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from toolkit.errors import DataError, LayerError, ResultError
+from toolkit.features.store import Features
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +42,7 @@ class PairedRows:
         return int(self.rows[0].shape[1])
 
 
-def paired_rows(stores: Sequence[Any], layer: str, *, paired: bool = True) -> PairedRows:
+def paired_rows(stores: Sequence[Features], layer: str, *, paired: bool = True) -> PairedRows:
     """Rows of `layer` from every store, brought into one order.
 
     Args:
@@ -57,7 +58,7 @@ def paired_rows(stores: Sequence[Any], layer: str, *, paired: bool = True) -> Pa
     if not stores:
         raise ResultError("There are no features to compare.", fix="Pass a list of stores, one per stage.")
     rows = [rows_of(store, layer, where=_place(i, layer)) for i, store in enumerate(stores)]
-    tables = [row_table(store, layer) for store in stores]
+    tables = [store.cases.reset_index(drop=True) for store in stores]
     widths = {int(r.shape[1]) for r in rows}
     if len(widths) > 1:
         raise ResultError(
@@ -71,10 +72,10 @@ def paired_rows(stores: Sequence[Any], layer: str, *, paired: bool = True) -> Pa
             if order is not None:
                 rows[index] = rows[index].index_select(0, order)
                 tables[index] = tables[index].iloc[order.numpy()].reset_index(drop=True)
-    return PairedRows(rows, tables, paired, [dict(getattr(s, "provenance", None) or {}) for s in stores])
+    return PairedRows(rows, tables, paired, [dict(s.provenance) for s in stores])
 
 
-def rows_of(store: Any, layer: str, where: str = "") -> Tensor:
+def rows_of(store: Features, layer: str, where: str = "") -> Tensor:
     """The (N, C) float32 rows of one layer.
 
     Raises:
@@ -100,15 +101,7 @@ def rows_of(store: Any, layer: str, where: str = "") -> Tensor:
     return rows
 
 
-def row_table(store: Any, layer: str) -> pd.DataFrame:
-    """One row per feature row: case, volume, class, ..."""
-    table = store.cases(layer) if callable(store.cases) else store.cases
-    if "layer" in table.columns:
-        table = table[table["layer"] == layer]
-    return table.reset_index(drop=True)
-
-
-def moments_of(features: Any, layer: str = "") -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+def moments_of(features: Features | Tensor, layer: str = "") -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
     """Per image: Gram matrices (n, C, C), channel sums (n, C), numbers of positions (n,), and the provenance.
 
     Args:
@@ -135,11 +128,7 @@ def moments_of(features: Any, layer: str = "") -> tuple[Tensor, Tensor, Tensor, 
         raise ResultError(
             "These features hold no second moments.", where=layer, fix="Extract again with moments=True."
         )
-    values = [
-        moments[n] if isinstance(moments, Mapping) else getattr(moments, n) for n in ("gram", "sum", "count")
-    ]
-    gram, total, count = (torch.as_tensor(value) for value in values)
-    return gram, total, count.double(), dict(getattr(features, "provenance", None) or {})
+    return moments.gram, moments.sum, moments.count.double(), dict(features.provenance)
 
 
 def cluster_codes(table: pd.DataFrame, column: str | None = None) -> tuple[Tensor, str]:
@@ -150,7 +139,7 @@ def cluster_codes(table: pd.DataFrame, column: str | None = None) -> tuple[Tenso
     """
     import pandas as pd
 
-    names = [column] if column else [name for name in CLUSTERS if name in table.columns]
+    names = [column] if column else [n for n in CLUSTERS if n in table.columns and table[n].notna().all()]
     if not names or names[0] not in table.columns:
         raise ResultError(
             f"The row table has no column {column or 'case'!r}.", fix=f"It has: {', '.join(table.columns)}."
@@ -160,12 +149,12 @@ def cluster_codes(table: pd.DataFrame, column: str | None = None) -> tuple[Tenso
 
 
 def class_members(table: pd.DataFrame) -> dict[str, Tensor]:
-    """Row indices per class name (nothing if the rows have no class)."""
+    """Row indices per class name (nothing if the rows have no class, or all the same)."""
     if "class" not in table.columns:
         return {}
     names = table["class_name"] if "class_name" in table.columns else table["class"]
     first = table.assign(_name=names.astype(str)).groupby("class", sort=True)["_name"].first()
-    if len(first) < 2 and (first.index < 0).all():
+    if len(first) < 2:
         return {}
     return {
         str(name): torch.from_numpy((table["class"] == label).to_numpy().nonzero()[0])
@@ -174,14 +163,14 @@ def class_members(table: pd.DataFrame) -> dict[str, Tensor]:
 
 
 def _matching_order(
-    first: pd.DataFrame, other: pd.DataFrame, first_store: Any, other_store: Any, where: str
+    first: pd.DataFrame, other: pd.DataFrame, first_store: Features, other_store: Features, where: str
 ) -> Tensor | None:
     """None if the rows already correspond, else the order of `other` that makes them correspond."""
     keys = [name for name in KEYS if name in first.columns]
     lacking = [name for name in keys if name not in other.columns]
     if lacking or not keys:
         raise ResultError(f"The row tables differ: {lacking or 'case'} is missing.", where=where)
-    left, right = first[keys], other[keys]
+    left, right = first[keys].fillna(-1), other[keys].fillna(-1)
     if len(left) == len(right) and (left.to_numpy() == right.to_numpy()).all():
         return None
     left_order = left.sort_values(keys, kind="stable").index
@@ -198,7 +187,9 @@ def _matching_order(
     )
 
 
-def _difference(first: pd.DataFrame, other: pd.DataFrame, first_store: Any, other_store: Any) -> str:
+def _difference(
+    first: pd.DataFrame, other: pd.DataFrame, first_store: Features, other_store: Features
+) -> str:
     one, two = set(first["case"]), set(other["case"])
     found = []
     if one != two:
@@ -217,9 +208,8 @@ def _difference(first: pd.DataFrame, other: pd.DataFrame, first_store: Any, othe
     return "; ".join(found) or "the same cases were sampled at different places"
 
 
-def _settings(store: Any) -> dict[str, Any]:
-    provenance = dict(getattr(store, "provenance", None) or {})
-    return {**provenance, **dict(provenance.get("parameters", {}) or {})}
+def _settings(store: Features) -> dict[str, Any]:
+    return {**store.provenance, **store.provenance.get("parameters", {})}
 
 
 def _place(index: int, layer: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError, ResultError
+from toolkit.features.store import Features
 from toolkit.measure.moments import StreamingMoments, balanced_weights
 from toolkit.measure.pairing import PairedRows, paired_rows
 from toolkit.measure.planes import Plane, discriminant_plane, head_plane, principal_plane, rotation_onto
@@ -90,7 +91,7 @@ class Projection(Result):
 
 
 def project(
-    features: Any | Sequence[Any],
+    features: Features | Sequence[Features],
     layer: str,
     method: str = "pca",
     basis: str = "shared",
@@ -127,13 +128,11 @@ def project(
     _check_choice("basis", basis, BASES)
     if options:
         raise ConfigError(f"The method {method!r} takes no option {sorted(options)}.")
-    stores = [features] if hasattr(features, "layers") else list(features)
+    stores = [features] if isinstance(features, Features) else list(features)
     pairs = paired_rows(stores, layer, paired=basis == "per_stage")
     labels = [_labels(table) for table in pairs.tables]
     weights = [balanced_weights(label) if balanced else torch.ones(len(label)) for label in labels]
-    fit = _Fit(
-        pairs, labels, weights, [getattr(store, "head_weights", None) for store in stores], method, components
-    )
+    fit = _Fit(pairs, labels, weights, [store.head_weights for store in stores], method, components)
     chosen = {"shared": [range(len(stores))], "stage1": [range(1)]}.get(basis)
     planes = [fit.plane(list(c)) for c in chosen] * len(stores) if chosen else _aligned_planes(fit, pairs)
     scale = fit.scale() if standardise else 1.0

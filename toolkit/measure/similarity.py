@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError, ResultError
+from toolkit.features.store import Features
 from toolkit.measure.pairing import moments_of
 from toolkit.results import Result
 
@@ -87,7 +88,9 @@ class ChannelSimilarity(Result):
         return pd.DataFrame(rows)
 
 
-def channel_similarity(features: Any, layer: str = "", form: str = "cosine") -> ChannelSimilarity:
+def channel_similarity(
+    features: Features | Tensor, layer: str = "", form: str = "cosine"
+) -> ChannelSimilarity:
     """Similarity between the channels of one layer and its redundancy score (SelfReg-UNet, Fig. 1c).
 
     For an image with the map F (C, *S) and v_i channel i laid out flat, the cosine form is

@@ -1,8 +1,7 @@
-"""A stand-in for stored features: rows, a row table and moments, made from arrays."""
+"""Features made from arrays, so that expected values can be computed from the same arrays."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,66 +9,57 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
+
+from toolkit.features.store import Features, MemoryArrays
+
+NAMES = ("background", "RV", "LV")
 
 
-@dataclasses.dataclass
-class Store:
-    """What the measures ask of stored features."""
-
-    data: dict[str, Tensor]
-    cases: pd.DataFrame
-    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
-    images: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    head_weights: Tensor | None = None
-
-    @property
-    def layers(self) -> list[str]:
-        return list(self.data)
-
-    def rows(self, layer: str) -> Tensor:
-        return self.data[layer]
-
-    def moments(self, layer: str) -> dict[str, Tensor] | None:
-        if layer not in self.images:
-            return None
-        flat = self.images[layer].flatten(2).double()
-        count = torch.full((len(flat),), float(flat.shape[-1]))
-        return {"gram": flat @ flat.transpose(1, 2), "sum": flat.sum(2), "count": count}
-
-
-def row_table(n: int, cases: int = 10, classes: int = 1) -> pd.DataFrame:
-    """`n` rows dealt out to cases, then to classes."""
+def row_table(n: int, cases: int = 10, classes: int = 1, start: int = 0) -> pd.DataFrame:
+    """`n` rows dealt out to cases, then to classes; two cases make a subject."""
     index = np.arange(n)
-    case, label = index % cases, (index // cases) % classes
-    frame = pd.DataFrame({"case": [f"case{c:03d}" for c in case], "class": label, "index": index})
+    case, label = start + index % cases, (index // cases) % classes
+    frame = pd.DataFrame({"case": [f"case{c:03d}" for c in case], "volume": [f"case{c:03d}" for c in case]})
+    frame["subject"] = [f"subject{c // 2:03d}" for c in case]
     return frame.assign(
-        volume=frame["case"], site="A", class_name=[("background", "RV", "LV")[c] for c in label]
+        site="A", **{"class": label}, class_name=[NAMES[c] for c in label], count=1, index=index
     )
 
 
 @pytest.fixture
-def make_store() -> Callable[..., Store]:
-    """make_store(rows, cases=10, classes=1, layer="head_input") -> Store."""
+def make_store() -> Callable[..., Features]:
+    """make_store(rows or {layer: rows}, cases=10, classes=1, table=None, head=None, ...) -> Features."""
 
     def make(
-        rows: Tensor | np.ndarray, cases: int = 10, classes: int = 1, layer: str = "head_input"
-    ) -> Store:
-        tensor = torch.as_tensor(rows).float()
-        return Store({layer: tensor}, row_table(len(tensor), cases, classes))
+        rows: Any, cases: int = 10, classes: int = 1, *, table: pd.DataFrame | None = None, head: Any = None,
+        start: int = 0, **settings: Any,
+    ) -> Features:  # fmt: skip
+        layers = rows if isinstance(rows, dict) else {"head_input": rows}
+        values = {(name, "rows"): torch.as_tensor(value).float() for name, value in layers.items()}
+        number = len(next(iter(values.values())))
+        table = row_table(number, cases, classes, start) if table is None else table
+        arrays = MemoryArrays(values, {"cases": table.to_dict("records"), "images": []})
+        return Features(list(layers), arrays, {"parameters": settings}, head)
 
     return make
 
 
 @pytest.fixture
-def make_image_store() -> Callable[..., Store]:
-    """make_image_store(layer=activations, ...) -> Store with moments."""
+def make_image_store() -> Callable[..., Features]:
+    """make_image_store(layer=activations (B, C, *S), ...) -> Features with moments."""
 
-    def make(**images: Tensor) -> Store:
-        rows = {
-            name: image.flatten(2).transpose(1, 2).reshape(-1, image.shape[1])
-            for name, image in images.items()
-        }
-        return Store(rows, row_table(len(next(iter(rows.values())))), images=images)
+    def make(moments: bool = True, **images: torch.Tensor) -> Features:
+        values = {}
+        for name, image in images.items():
+            flat = image.flatten(2).double()
+            values[name, "rows"] = flat.mean(2).float()
+            if moments:
+                values[name, "gram"] = flat @ flat.transpose(1, 2)
+                values[name, "sum"] = flat.sum(2)
+                values[name, "count"] = torch.full((len(flat),), flat.shape[-1])
+        table = row_table(len(next(iter(images.values()))))
+        return Features(
+            list(images), MemoryArrays(values, {"cases": table.to_dict("records"), "images": []}), {}
+        )
 
     return make

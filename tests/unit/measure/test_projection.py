@@ -79,15 +79,14 @@ def test_lda_plane_equals_scikit_learn(make_store: Callable[..., Any]) -> None:
 
 
 def test_head_plane_by_hand(make_store: Callable[..., Any]) -> None:
-    store = make_store(cloud(100, 4))
-    store.head_weights = torch.tensor(
-        [[1.0, 0, 5, 0], [0, 2, 5, 0], [0, 0, 5, 0]]
-    )  # channel 2 is common to all
+    head = torch.tensor([[1.0, 0, 5, 0], [0, 2, 5, 0], [0, 0, 5, 0]])  # channel 2 is common to all
+    store = make_store(cloud(100, 4), head=head)
     result = project(store, "head_input", method="head")
     np.testing.assert_allclose(result.axes[0][:, 2:], 0, atol=1e-12)
-    store.head_weights = None
     with pytest.raises(ResultError, match="head"):
-        project(store, "head_input", method="head")
+        project(make_store(cloud(100, 4)), "head_input", method="head")
+    with pytest.raises(ResultError, match="4 channels, this layer has 5"):
+        project(make_store(cloud(100, 5), head=head), "head_input", method="head")
 
 
 def test_bases_over_stages(make_store: Callable[..., Any]) -> None:
@@ -123,8 +122,7 @@ def test_balance_ignores_class_sizes(make_store: Callable[..., Any]) -> None:
     store = make_store(rows, classes=3)
     repeated = store.cases["class"].to_numpy() == 1
     index = np.concatenate([np.arange(300), np.flatnonzero(repeated)])
-    more = make_store(rows[index], classes=3)
-    more.cases = store.cases.iloc[index].reset_index(drop=True)
+    more = make_store(rows[index], table=store.cases.iloc[index])
     torch.testing.assert_close(
         project(store, "head_input").axes, project(more, "head_input").axes, atol=1e-5, rtol=0
     )
@@ -162,7 +160,7 @@ def test_wrong_calls(make_store: Callable[..., Any]) -> None:
         project([], "head_input")
     with pytest.raises(ResultError, match="too few"):
         project(make_store(cloud(1, 4)), "head_input")
-    store.data["head_input"][3, 2] = torch.nan
+    store.rows("head_input")[3, 2] = torch.nan
     with pytest.raises(DataError, match="row 3"):
         project(store, "head_input")
     with pytest.raises(DataError, match="NaN"):

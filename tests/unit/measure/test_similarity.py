@@ -96,6 +96,5 @@ def test_wrong_calls(make_image_store: Callable[..., Any]) -> None:
         channel_similarity(torch.full((2, 3, 4, 4), torch.nan))
     with pytest.raises(ResultError, match="shape"):
         channel_similarity(torch.zeros(4, 3))
-    store.images.clear()
     with pytest.raises(ResultError, match="moments=True"):
-        channel_similarity(store, "bottleneck")
+        channel_similarity(make_image_store(moments=False, bottleneck=torch.ones(2, 3, 4, 4)), "bottleneck")

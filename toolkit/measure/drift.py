@@ -1,0 +1,299 @@
+"""Drift of features over training stages: raw and rotation-free measures with case-bootstrap intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import ConfigError, ResultError
+from toolkit.features.store import Features
+from toolkit.measure.cluster_sums import ClusterSums, bootstrap_weights, half_splits
+from toolkit.measure.drift_moments import REFERENCE, MomentMeasures, Pair, Values, debiased_cka
+from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions, subsample
+from toolkit.measure.pairing import PairedRows, class_members, cluster_codes, paired_rows
+from toolkit.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+POOLED = "pooled"
+KINDS = {
+    "centroid_shift": "raw",
+    "frechet": "raw",
+    "sliced_w2": "raw",
+    "mmd2": "raw",
+    "linear_cka": "rotation-free",
+    "procrustes": "rotation-free",
+}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Drift(Result):
+    """Drift of one layer.
+
+    Attributes:
+        layer: layer name.
+        numbers: one row per measure, class and pair of stages, see `drift`.
+        means: the same measures averaged over consecutive stages, with intervals.
+        settings: bootstrap, cluster, directions, rows used by the sampled measures.
+    """
+
+    layer: str
+    numbers: pd.DataFrame
+    means: pd.DataFrame
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kind: ClassVar[str] = "drift"
+
+    def table(self) -> pd.DataFrame:
+        """One row per measure, class and pair of stages."""
+        return self.numbers.copy()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Everything the groups have in common."""
+
+    pairs: Sequence[Pair]
+    consecutive: Sequence[Pair]
+    clusters: list[Tensor]
+    number: int
+    weights: Tensor
+    halves: Tensor
+    measures: MomentMeasures
+    directions: Tensor
+    max_rows: int
+    seed: int
+
+
+def drift(
+    features: Sequence[Features],
+    layer: str,
+    *,
+    paired: bool = True,
+    bootstrap: int = 200,
+    null_splits: int = 100,
+    max_rows: int = 1024,
+    directions: int = 512,
+    seed: int = 0,
+    cluster: str | None = None,
+    confidence: float = 0.95,
+) -> Drift:
+    """Compare the features of one layer at consecutive stages, and of stage 1 with every later one.
+
+    Raw measures (centroid shift, Frechet, sliced W2, MMD, Grassmann) see every change; linear CKA and Procrustes see
+    none that is a rotation (they are given as 1 - CKA and as the disparity). Raw drift without rotation-free drift is
+    a harmless turn of the latent space. Because N(0, I) is rotation invariant, a claim that features are anchored
+    needs both kinds. The choice of measures accompanies SegReg's Fig. 3 and is our inference.
+
+    Args:
+        features: one store per stage, in order.
+        layer: layer name.
+        paired: rows are the same places in the same images at every stage (checked). False compares different
+            samples, without the measures that need pairs.
+        bootstrap: replicates of the interval; patients are drawn, never voxels. 0 = no intervals.
+        null_splits: random splits of stage 1's patients into halves, for the null interval. 0 = none.
+        max_rows: rows that sliced W2 and MMD use (drawn at random, the same at all stages if paired).
+        directions: directions of sliced W2.
+        seed: of the draws.
+        cluster: column of the row table that holds the unit drawn (default: subject, else volume, else case).
+        confidence: level of both intervals.
+
+    Returns:
+        Rows with: measure, kind (raw, rotation-free, reference), class ("pooled" = all rows), from, to (stages from
+        1; from 0 = the distance to N(0, I)), value, low, high (spread over patients, centred on the value: drawing
+        patients again adds a noise that lifts distances, and that lift is taken out), null_low, null_high (what two
+        halves of stage 1's patients show; they hold half the rows, so this null is generous), rows, clusters
+        (patients), status ("ok", "debiased", "few rows": not more rows than channels). Centroid shift is in units of the root mean channel variance of stage 1 times sqrt(C), Frechet and
+        MMD are squared, sliced W2 is in feature units, Grassmann and chordal (with the number of principal
+        directions) in radians and without unit.
+
+    Raises:
+        LayerError: a store lacks the layer.
+        ResultError: fewer than two stages, stores that differ, or too few rows.
+        DataError: NaN features.
+        ConfigError: a setting that cannot work.
+    """
+    import pandas as pd
+
+    features = list(features)
+    if len(features) < 2:
+        raise ResultError(f"Drift needs at least two stages; there are {len(features)}.")
+    if not 0 < confidence < 1 or min(bootstrap, null_splits) < 0 or min(max_rows, directions) < 2:
+        raise ConfigError(
+            "These settings cannot work.",
+            where=f"{confidence=}, {bootstrap=}, {null_splits=}, {max_rows=}, {directions=}",
+            fix="confidence lies in (0, 1), counts are not negative, at least 2 rows and directions.",
+        )
+    stages = paired_rows(features, layer, paired=paired)
+    members = _groups(stages)
+    clusters, number, unit = _joint_clusters(stages, cluster)
+    plan = _plan(stages, clusters, number, members, bootstrap, null_splits, max_rows, directions, seed)
+    numbers: list[dict[str, Any]] = []
+    means: list[dict[str, Any]] = []
+    for name, rows in members.items():
+        group = _Group(name, stages, rows, plan)
+        numbers += group.records(confidence)
+        means += group.mean_records(confidence)
+    return Drift(
+        layer=layer,
+        numbers=pd.DataFrame(numbers),
+        means=pd.DataFrame(means),
+        settings={
+            "bootstrap": bootstrap, "null_splits": null_splits, "cluster": unit, "max_rows": max_rows,
+            "directions": directions, "seed": seed, "confidence": confidence, "paired": paired,
+        },
+        provenance={"layer": layer, "measure": "drift", "stages": stages.provenance},
+    )  # fmt: skip
+
+
+class _Group:
+    """One class, or all rows."""
+
+    def __init__(self, name: str, stages: PairedRows, members: list[Tensor], plan: _Plan) -> None:
+        self.name, self.plan, self.paired = name, plan, stages.paired
+        self.rows = [r.index_select(0, m) for r, m in zip(stages.rows, members, strict=True)]
+        self.clusters = [c.index_select(0, m) for c, m in zip(plan.clusters, members, strict=True)]
+        self.count = min(len(r) for r in self.rows)
+        self.cases = len(torch.unique(torch.cat(self.clusters)))
+        if self.count < 4:
+            raise ResultError(
+                f"{self.count} rows of {name!r} are too few to measure drift; at least 4 are needed.",
+                fix="Extract more cases, or more samples per class with pool='voxels'.",
+            )
+        sums = ClusterSums(self.rows, self.clusters, plan.number, plan.pairs if self.paired else [])
+        self.values: Values = plan.measures.over(sums, plan.weights)
+        self.status = {"linear_cka": "ok"}
+        self.null = plan.measures.between_halves(sums, plan.halves) if len(plan.halves) else {}
+        if self.paired and self.count < 10 * stages.channels:
+            self._debias()
+        self._sampled()
+        self.few = self.count <= stages.channels
+
+    def _debias(self) -> None:
+        self.status["linear_cka"] = "debiased"
+        for i, j in self.plan.pairs:
+            self.values["linear_cka", (i, j)] = debiased_cka(
+                self.rows[i], self.rows[j], self.clusters[i], self.plan.weights
+            )
+
+    def _sampled(self) -> None:
+        plan = self.plan
+        number = min(plan.max_rows, self.count)
+        keys = [(plan.seed, self.name, 0 if self.paired else stage) for stage in range(len(self.rows))]
+        chosen = [subsample(len(r), number, *key) for r, key in zip(self.rows, keys, strict=True)]
+        rows = [r.index_select(0, c) for r, c in zip(self.rows, chosen, strict=True)]
+        codes = [k.index_select(0, c) for k, c in zip(self.clusters, chosen, strict=True)]
+        sliced = [SlicedSamples(r, c, plan.directions) for r, c in zip(rows, codes, strict=True)]
+        for i, j in plan.pairs:
+            kernel = KernelBlocks(rows[i], rows[j], codes[i], codes[j], plan.number)
+            self.values["sliced_w2", (i, j)] = sliced[i].distance(sliced[j], plan.weights)
+            self.values["mmd2", (i, j)] = kernel.discrepancy(plan.weights)
+        if len(plan.halves):
+            self.null["sliced_w2"] = sliced[0].between_halves(plan.halves)
+            own = KernelBlocks(rows[0], rows[0], codes[0], codes[0], plan.number)
+            self.null["mmd2"] = own.between_halves(plan.halves)
+
+    def records(self, confidence: float) -> Iterator[dict[str, Any]]:
+        """One row per measure and pair of stages."""
+        for (measure, (i, j)), values in self.values.items():
+            against_reference = i == REFERENCE
+            null = None if against_reference else self.null.get(measure)
+            yield {
+                **self._head(measure, against_reference),
+                "from": 0 if against_reference else i + 1,
+                "to": j + 1,
+                **_interval(values, confidence, self._signed(measure)),
+                **_null(null, confidence, self._signed(measure)),
+                **self._tail(measure),
+            }
+
+    def mean_records(self, confidence: float) -> Iterator[dict[str, Any]]:
+        """One row per measure, averaged over consecutive stages."""
+        for measure in dict.fromkeys(name for name, (i, _) in self.values if i != REFERENCE):
+            values = torch.stack([self.values[measure, pair] for pair in self.plan.consecutive]).mean(0)
+            yield {
+                **self._head(measure, False),
+                "comparisons": len(self.plan.consecutive),
+                **_interval(values, confidence, self._signed(measure)),
+                **self._tail(measure),
+            }
+
+    def _signed(self, measure: str) -> bool:
+        return measure == "mmd2" or self.status.get(measure) == "debiased"
+
+    def _head(self, measure: str, against_reference: bool) -> dict[str, Any]:
+        kind = "reference" if against_reference else KINDS.get(measure, "raw")
+        return {"measure": measure, "kind": kind, "class": self.name}
+
+    def _tail(self, measure: str) -> dict[str, Any]:
+        status = self.status.get(measure, "ok")
+        status = "few rows" if status == "ok" and self.few else status
+        return {"rows": self.count, "clusters": self.cases, "status": status}
+
+
+def _plan(
+    stages: PairedRows, clusters: list[Tensor], number: int, members: dict[str, list[Tensor]], bootstrap: int,
+    null_splits: int, max_rows: int, directions: int, seed: int,
+) -> _Plan:  # fmt: skip
+    count = len(stages.rows)
+    consecutive = [(s, s + 1) for s in range(count - 1)]
+    pairs = consecutive + [(0, s) for s in range(2, count)]
+    scale = float(stages.rows[0].double().var(0).mean().sqrt()) if len(stages.rows[0]) > 1 else math.nan
+    largest = max(1, stages.channels - 1)
+    subspaces = sorted({min(k, largest) for k in (2, len(members) - 2) if k > 0})
+    return _Plan(
+        pairs=pairs,
+        consecutive=consecutive,
+        clusters=clusters,
+        number=number,
+        weights=bootstrap_weights(number, bootstrap if number > 2 else 0, seed),
+        halves=half_splits(number, null_splits if number > 3 else 0, seed),
+        measures=MomentMeasures(pairs, scale or 1.0, subspaces, stages.paired),
+        directions=fixed_directions(stages.channels, directions, seed),
+        max_rows=max_rows,
+        seed=seed,
+    )
+
+
+def _groups(stages: PairedRows) -> dict[str, list[Tensor]]:
+    """Row indices per stage: all rows, then every class that all stages hold."""
+    groups = {POOLED: [torch.arange(len(r)) for r in stages.rows]}
+    per_stage = [class_members(table) for table in stages.tables]
+    for name in per_stage[0]:
+        if all(name in members for members in per_stage):
+            groups[name] = [members[name] for members in per_stage]
+    return groups
+
+
+def _joint_clusters(stages: PairedRows, column: str | None) -> tuple[list[Tensor], int, str]:
+    import pandas as pd
+
+    if stages.paired:
+        codes, unit = cluster_codes(stages.tables[0], column)
+        return [codes] * len(stages.tables), int(codes.max()) + 1, unit
+    codes, unit = cluster_codes(pd.concat(stages.tables, ignore_index=True), column)
+    return list(codes.split([len(table) for table in stages.tables])), int(codes.max()) + 1, unit
+
+
+def _interval(values: Tensor, confidence: float, signed: bool) -> dict[str, float]:
+    """The value and its interval; `values` starts with the value, the replicates follow."""
+    value = float(values[0])
+    if len(values) < 3:
+        return {"value": value, "low": math.nan, "high": math.nan}
+    tail = (1 - confidence) / 2
+    levels = torch.tensor([tail, 0.5, 1 - tail], dtype=torch.float64)
+    low, middle, high = torch.nanquantile(values[1:].double(), levels).tolist()
+    low, high = value + low - middle, value + high - middle
+    return {"value": value, "low": low if signed else max(0.0, low), "high": high}
+
+
+def _null(values: Tensor | None, confidence: float, signed: bool) -> dict[str, float]:
+    if values is None or not len(values):
+        return {"null_low": math.nan, "null_high": math.nan}
+    high = float(torch.nanquantile(values.double(), confidence))
+    return {"null_low": -abs(high) if signed else 0.0, "null_high": high}

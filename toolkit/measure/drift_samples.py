@@ -1,0 +1,118 @@
+"""The drift measures that need rows (sliced Wasserstein, MMD), on a subsample, with cheap bootstrap replicates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from toolkit.data.randomness import keyed_random
+from toolkit.measure.cka import squared_distances
+from toolkit.measure.distances import median_squared_distance
+
+
+def fixed_directions(channels: int, number: int, seed: int) -> Tensor:
+    """Unit columns (C, K), the same for the same arguments."""
+    drawn = keyed_random("directions", seed, channels, number).standard_normal((channels, number))
+    return torch.nn.functional.normalize(torch.from_numpy(drawn), dim=0).float()
+
+
+def subsample(total: int, number: int, *key: int | str) -> Tensor:
+    """Indices of at most `number` of `total` rows, ascending."""
+    if total <= number:
+        return torch.arange(total)
+    drawn = keyed_random("rows", *key).choice(total, number, replace=False)
+    return torch.from_numpy(drawn).sort().values
+
+
+class SlicedSamples:
+    """Sorted projections of one stage's rows (n, C) with the patient (n,) of each."""
+
+    def __init__(self, rows: Tensor, clusters: Tensor, directions: Tensor) -> None:
+        self.values, order = torch.sort((rows @ directions).T.contiguous(), dim=1)
+        self.clusters = clusters[order]
+
+    def distance(self, other: SlicedSamples, weights: Tensor) -> Tensor:
+        """Sliced W2 for every weighting of the patients (B, K); exact where all weights are 1.
+
+        The optimal potentials of the one-dimensional transports stay feasible when weights change, so the weighted
+        mean of the potentials is a first-order (lower) value of each replicate: no replicate needs a sort.
+        """
+        x, y = self.values, other.values
+        gap = (x - y).square()
+        steps = (x[:, 1:] - x[:, :-1]) * (x[:, 1:] + x[:, :-1] - y[:, 1:] - y[:, :-1])
+        u = torch.cat((torch.zeros_like(x[:, :1]), steps.cumsum(1)), 1).double()
+        u -= u.mean(1, keepdim=True)
+        v = gap.double() - u
+        number = weights.shape[1]
+        total = _per_cluster(self.clusters, number, u) + _per_cluster(other.clusters, number, v)
+        count = torch.bincount(self.clusters[0], minlength=number).double()
+        both = (count + torch.bincount(other.clusters[0], minlength=number).double()) / 2
+        square = (weights @ total) / (weights @ both) / len(x)
+        return square.clamp_min(0).sqrt()
+
+    def between_halves(self, halves: Tensor, directions: int = 64) -> Tensor:
+        """Sliced W2 between two halves of the patients, for every split (S, K) -> (S,)."""
+        values, clusters = self.values[:directions], self.clusters[:directions]
+        result = []
+        for half in halves:
+            member = half[clusters] > 0
+            one = values[member].view(len(values), -1)
+            two = values[~member].view(len(values), -1)
+            result.append(_quantile_gap(one, two))
+        return torch.stack(result)
+
+
+class KernelBlocks:
+    """Sums of the Gaussian kernel within and between patients, for two sets of rows."""
+
+    def __init__(self, x: Tensor, y: Tensor, clusters_x: Tensor, clusters_y: Tensor, number: int) -> None:
+        x, y = x.float(), y.float()
+        self.bandwidth = median_squared_distance(torch.cat((x[:512], y[:512])).double())
+        one_x, one_y = (torch.nn.functional.one_hot(c, number).float() for c in (clusters_x, clusters_y))
+        self.own_x, self.pairs_x = self._own(x, one_x)
+        self.own_y, self.pairs_y = self._own(y, one_y)
+        self.cross = (one_x.T @ self._kernel(x, y) @ one_y).double()
+        self.pairs_cross = torch.outer(one_x.sum(0), one_y.sum(0)).double()
+
+    def discrepancy(self, weights: Tensor) -> Tensor:
+        """Unbiased MMD^2 for every weighting (B, K); a row is never paired with its own copies."""
+        own_x = _form(weights, self.own_x, weights) / _form(weights, self.pairs_x, weights)
+        own_y = _form(weights, self.own_y, weights) / _form(weights, self.pairs_y, weights)
+        return (
+            own_x
+            + own_y
+            - 2 * _form(weights, self.cross, weights) / _form(weights, self.pairs_cross, weights)
+        )
+
+    def between_halves(self, halves: Tensor) -> Tensor:
+        """Unbiased MMD^2 between two halves of the patients of the first set, for every split (S, K) -> (S,)."""
+        rest = 1 - halves
+        parts = [_form(h, self.own_x, h) / _form(h, self.pairs_x, h) for h in (halves, rest)]
+        return parts[0] + parts[1] - 2 * _form(halves, self.own_x, rest) / _form(halves, self.pairs_x, rest)
+
+    def _own(self, rows: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+        kernel = self._kernel(rows, rows)
+        kernel.diagonal().zero_()
+        count = one_hot.sum(0).double()
+        return (one_hot.T @ kernel @ one_hot).double(), torch.outer(count, count) - torch.diag(count)
+
+    def _kernel(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.exp(squared_distances(x, y) * (-0.5 / max(self.bandwidth, 1e-30)))
+
+
+def _form(left: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
+    return ((left @ matrix) * right).sum(1)
+
+
+def _per_cluster(codes: Tensor, number: int, values: Tensor) -> Tensor:
+    return torch.bincount(codes.flatten(), weights=values.flatten(), minlength=number)
+
+
+def _quantile_gap(one: Tensor, two: Tensor) -> Tensor:
+    """Root mean squared difference of two sorted samples per row, read at as many levels as the smaller has."""
+    number = min(one.shape[1], two.shape[1])
+    if number == 0:
+        return torch.tensor(torch.nan, dtype=torch.float64)
+    level = (torch.arange(number) + 0.5) / number
+    picked = [part[:, (level * part.shape[1]).long()] for part in (one, two)]
+    return (picked[0] - picked[1]).double().square().mean().sqrt()
