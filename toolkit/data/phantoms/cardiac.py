@@ -54,30 +54,30 @@ _BALANCED = {"normal": 0.2, "dilated": 0.2, "hypertrophic": 0.2, "infarct": 0.2,
 
 _SITES = {
     "A": Site(
-        "balanced steady-state cine, 1.5 T: bright blood, dark wall, little noise; all groups",
+        "like balanced steady-state cine, 1.5 T: bright blood, dark wall, little noise; all groups",
         {"air": 0.01, "lung": 0.05, "fat": 0.85, "muscle": 0.22, "bone": 0.34, "myocardium": 0.24, "blood": 0.70,
          "right_blood": 0.62, "scar": 0.26, "liver": 0.25, "spleen": 0.36, "fluid": 0.75},
         Scanner(curve=1.0, bias=0.06, coil=0.25, blur=(0.45, 0.45), noise=0.012, gain=900.0),
         spacing=2.0, slice_spacing=10.0, turn=0.0, turn_spread=8.0, groups=_BALANCED,
     ),
     "B": Site(
-        "balanced steady-state cine, 3 T, another vendor: strong coil shading, darker middle tones, disc-shaped view",
+        "like balanced steady-state cine, 3 T, another vendor: strong coil shading, darker middle tones, disc-shaped view",
         {"air": 0.01, "lung": 0.07, "fat": 1.0, "muscle": 0.25, "bone": 0.40, "myocardium": 0.30, "blood": 0.62,
          "right_blood": 0.54, "scar": 0.32, "liver": 0.28, "spleen": 0.40, "fluid": 0.85},
-        Scanner(curve=1.9, bias=0.15, band=0.5, coil=0.6, blur=(0.6, 0.6), noise=0.022, gain=1900.0),
+        Scanner(curve=1.6, bias=0.15, band=0.5, coil=0.6, blur=(0.6, 0.6), noise=0.022, gain=1900.0),
         spacing=1.75, slice_spacing=8.0, turn=38.0, turn_spread=12.0, round_view=True,
         groups={"normal": 0.25, "dilated": 0.05, "hypertrophic": 0.55, "infarct": 0.05, "abnormal_rv": 0.10},
     ),
     "C": Site(
-        "spoiled gradient-echo cine with fat suppression: low blood-wall contrast, noise, blur, a wide view",
-        {"air": 0.01, "lung": 0.06, "fat": 0.24, "muscle": 0.40, "bone": 0.20, "myocardium": 0.38, "blood": 0.64,
-         "right_blood": 0.60, "scar": 0.40, "liver": 0.50, "spleen": 0.44, "fluid": 0.35},
-        Scanner(curve=0.8, bias=0.12, coil=0.5, blur=(0.75, 0.6), noise=0.032, gain=300.0),
+        "like spoiled gradient-echo cine with damped fat: low blood-wall contrast, noise, blur, a wide view",
+        {"air": 0.01, "lung": 0.06, "fat": 0.48, "muscle": 0.32, "bone": 0.24, "myocardium": 0.34, "blood": 0.64,
+         "right_blood": 0.60, "scar": 0.36, "liver": 0.40, "spleen": 0.42, "fluid": 0.35},
+        Scanner(curve=0.8, bias=0.12, coil=0.5, blur=(0.75, 0.6), noise=0.030, gain=300.0),
         spacing=2.3, slice_spacing=10.0, turn=-14.0, turn_spread=12.0,
         groups={"normal": 0.10, "dilated": 0.45, "hypertrophic": 0.05, "infarct": 0.35, "abnormal_rv": 0.05},
     ),
     "D": Site(
-        "T1-weighted black-blood spin echo: dark blood, grey wall, bright fat; right-heart patients",
+        "like T1-weighted black-blood spin echo: dark blood, grey wall, bright fat; right-heart patients",
         {"air": 0.01, "lung": 0.05, "fat": 0.95, "muscle": 0.46, "bone": 0.60, "myocardium": 0.48, "blood": 0.16,
          "right_blood": 0.20, "scar": 0.42, "liver": 0.55, "spleen": 0.42, "fluid": 0.20},
         Scanner(curve=1.2, bias=0.10, coil=0.6, blur=(0.6, 0.75), noise=0.03, gain=1400.0),
@@ -174,7 +174,7 @@ def _sample_scene(stream: Stream, site: Site, heart: Heart) -> _Scene:
         thorax=sample_thorax(stream, heart.epicardium, left),
         levels=tuple(0.03 + (last - 0.03) * k / (count - 1) for k in range(count)),
         turn=direction(stream.normal(site.turn, site.turn_spread)),
-        septum=direction(180.0 + stream.normal(12.0, 12.0)),
+        septum=direction(180.0 + stream.normal(0.0, 13.0)),
         centre=(stream.normal(-8.0, 6.0), stream.normal(0.0, 6.0)),
         tilt=(stream.normal(0.0, 8.0), stream.normal(0.0, 5.0)),
         signals={name: stream.near(value, 0.08) for name, value in site.signals.items()},
@@ -193,7 +193,7 @@ def _draw_slice(
     )
     grid = Grid.turned(SIZE * _FINE, pitch, scene.turn, centre)
     c, s = scene.septum
-    cut = slice_heart(scene.heart, level, grid.x * c - grid.y * s, -grid.x * s - grid.y * c)
+    cut = slice_heart(scene.heart, level, grid.x * c + grid.y * s, grid.y * c - grid.x * s)
     canvas = draw_thorax(stream, scene.thorax, level, grid, scene.signals)
     _draw_heart(stream, canvas, scene, cut, level, pitch)
     scanned = acquire(stream, average_down(canvas, (_FINE, _FINE)), scene.shading, site.scanner)
@@ -219,7 +219,7 @@ def _draw_heart(
     stream: Stream, canvas: Floats, scene: _Scene, cut: HeartSlice, level: float, pitch: float
 ) -> None:
     """Lay fat, right ventricle, wall and cavity over the surroundings."""
-    signals, heart = scene.signals, scene.heart
+    signals = scene.signals
     coarse = smooth_field(stream, canvas.shape, (6, 6))
     fine = smooth_field(stream, canvas.shape, (28, 28))
     # A thick slice through a tapering heart blurs its borders.
@@ -228,10 +228,10 @@ def _draw_heart(
     _draw_great_vessel(canvas, scene, cut, level, pitch)
     paint(canvas, signals["fat"] * 0.9, soft_inside(fat, pitch))
     paint(canvas, signals["myocardium"], soft_inside(cut.envelope, pitch))
-    _draw_right(stream, canvas, signals, cut, width, fine, pitch)
+    _draw_right(canvas, signals, cut, width, fine)
     wall = signals["myocardium"] + (signals["scar"] - signals["myocardium"]) * cut.scar
     paint(canvas, wall * (1.0 + 0.05 * fine), soft_inside(cut.epicardium, width))
-    _draw_cavity(stream, canvas, heart, signals, cut, level, width, coarse, fine, pitch)
+    _draw_cavity(canvas, scene.heart, signals, cut, level, width, (coarse, fine), pitch)
 
 
 def _draw_great_vessel(canvas: Floats, scene: _Scene, cut: HeartSlice, level: float, pitch: float) -> None:
@@ -247,15 +247,7 @@ def _draw_great_vessel(canvas: Floats, scene: _Scene, cut: HeartSlice, level: fl
     paint(canvas, scene.signals["right_blood"], soft_inside(vessel, pitch))
 
 
-def _draw_right(
-    stream: Stream,
-    canvas: Floats,
-    signals: Signals,
-    cut: HeartSlice,
-    width: float,
-    fine: Floats,
-    pitch: float,
-) -> None:
+def _draw_right(canvas: Floats, signals: Signals, cut: HeartSlice, width: float, fine: Floats) -> None:
     """Right ventricular blood with trabeculae along the free wall."""
     blood = signals["right_blood"] * (1.0 + 0.04 * fine)
     near_wall = soft_inside(np.abs(cut.right + 4.0) - 5.0, 6.0)
@@ -265,10 +257,11 @@ def _draw_right(
 
 
 def _draw_cavity(
-    stream: Stream, canvas: Floats, heart: Heart, signals: Signals, cut: HeartSlice, level: float, width: float,
-    coarse: Floats, fine: Floats, pitch: float,
+    canvas: Floats, heart: Heart, signals: Signals, cut: HeartSlice, level: float, width: float,
+    fields: tuple[Floats, Floats], pitch: float,
 ) -> None:  # fmt: skip
     """Left ventricular blood, trabeculated border and papillary muscles (all of it labelled as cavity)."""
+    coarse, fine = fields
     blood = signals["blood"] * (1.0 + 0.03 * coarse + 0.03 * fine)
     rough = np.clip(fine - 0.3, 0.0, 1.5) * soft_inside(np.abs(cut.endocardium + 1.5) - 2.0, 2.0)
     blood = blood + (signals["myocardium"] - blood) * np.clip(rough, 0.0, 0.8)

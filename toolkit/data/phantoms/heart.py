@@ -120,6 +120,7 @@ class HeartSlice:
         first: cosine of the direction from the axis (1 = septum).
         second: sine of it (1 = anterior).
         outer: radius of the left ventricle at this level, mm.
+        inner: radius of its cavity, mm.
         slope: how fast that radius shrinks along the axis, mm per unit of level.
     """
 
@@ -154,16 +155,9 @@ def slice_heart(heart: Heart, level: float, first: Floats, second: Floats) -> He
     """
     radius = np.sqrt(first * first + second * second) + 1e-6
     c, s = first / radius, second / radius
-    cos2, sin2 = c * c, c * s
-    cos2 *= 2.0
-    cos2 -= 1.0
-    sin2 *= 2.0
     outer = heart.epicardium * taper(heart, level)
     slope = heart.epicardium * (taper(heart, level - 0.05) - taper(heart, level + 0.05)) / 0.1
-    outline = heart.second[0] * cos2 + heart.second[1] * sin2
-    outline += heart.third[0] * (c * cos2 - s * sin2) + heart.third[1] * (s * cos2 + c * sin2)
-    epicardium = outer * (1.0 + outline)
-
+    epicardium = outer * (1.0 + _outline(heart, c, s))
     thickness = heart.wall * (1.0 - 0.3 * level * level)
     thickness = min(thickness, 0.8 * outer)
     if heart.scar is None:
@@ -186,11 +180,23 @@ def slice_heart(heart: Heart, level: float, first: Floats, second: Floats) -> He
     )  # fmt: skip
 
 
+def _outline(heart: Heart, c: Floats, s: Floats) -> Floats:
+    """Relative excess of the radius in the direction (c, s): second and third harmonics."""
+    cos2, sin2 = c * c, c * s
+    cos2 *= 2.0
+    cos2 -= 1.0
+    sin2 *= 2.0
+    outline = heart.second[0] * cos2 + heart.second[1] * sin2
+    outline += heart.third[0] * (c * cos2 - s * sin2) + heart.third[1] * (s * cos2 + c * sin2)
+    return outline
+
+
 def _right_border(
     heart: Heart, level: float, outer: float, epicardium: Floats, c: Floats, s: Floats
 ) -> Floats:
     """Radius of the right ventricle's free wall in each direction; the epicardium where there is none."""
-    left = 1.0 - (level / heart.right_length) ** 2
+    share = level / heart.right_length
+    left = 1.0 - share * float(np.sqrt(share))
     if left <= 0.0:
         return epicardium - 3.0
     depth = heart.right_depth * left * min(1.0, outer / heart.epicardium + 0.15)
