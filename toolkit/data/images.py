@@ -105,9 +105,7 @@ def picture_shape(path: str | os.PathLike[str]) -> tuple[int, int]:
     try:
         with Image.open(path, formats=_FORMATS) as picture:
             return picture.height, picture.width
-    except (
-        Exception
-    ) as error:  # whatever a damaged picture makes the decoder raise is one thing to the reader
+    except Exception as error:  # decoders of damaged files raise anything
         raise _unreadable(path, error) from error
 
 
@@ -148,7 +146,7 @@ def _decoded(path: Path, *, palette: bool) -> np.ndarray:
                 array, mode = np.array(resolved), resolved.mode
     except DataError:
         raise
-    except Exception as error:  # as above
+    except Exception as error:  # decoders of damaged files raise anything
         raise _unreadable(path, error) from error
     if mode in ("RGBA", "LA", "PA"):
         if (array[..., -1] != array[..., -1].flat[0]).any():

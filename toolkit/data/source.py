@@ -198,9 +198,7 @@ def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
             missing = [key for key in keys if key not in archive.files]
             arrays = {} if missing else {key: archive[key] for key in keys}
             held = ", ".join(archive.files) or "nothing"
-    except (
-        Exception
-    ) as error:  # whatever a damaged archive makes the decoder raise is one thing to the reader
+    except Exception as error:  # decoders of damaged files raise anything
         pickled = "allow_pickle" in str(error)
         raise DataError(
             "The archive holds pickled objects, which could run code."

@@ -189,14 +189,7 @@ def _load(path: Path, dims: int) -> tuple[Any, Geometry]:
         codes = int(header["qform_code"]), int(header["sform_code"])
         forms = header.get_qform(), header.get_sform()
         unit = header.get_xyzt_units()[0]
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        zlib.error,
-        KeyError,
-        nibabel.filebasedimages.ImageFileError,
-    ) as error:
+    except Exception as error:  # decoders of damaged files raise anything
         raise _unreadable(path, error) from error
     shape = tuple(int(side) for side in image.shape)
     _check_shape(shape, path)
@@ -316,7 +309,7 @@ def _numbers(image: Any, path: Path) -> np.ndarray:
         )
     try:
         array = np.asanyarray(image.dataobj)
-    except Exception as error:  # as above
+    except Exception as error:  # decoders of damaged files raise anything
         raise _unreadable(path, error) from error
     return array.reshape(array.shape[:3])
 
