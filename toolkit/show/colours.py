@@ -6,6 +6,7 @@ import numpy as np
 
 # Okabe-Ito without black and yellow, which are hard to read as lines on white.
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#7F7F7F")
+GREY = 7  # index of the neutral colour
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 TEXT, FAINT, GRID = "#1f2933", "#5f6b76", "#dfe4e8"
@@ -33,8 +34,8 @@ SCALES: dict[str, tuple[tuple[float, ...], ...]] = {
 
 
 def category(index: int) -> str:
-    """Colour of the index-th category; repeats after eight."""
-    return CATEGORIES[index % len(CATEGORIES)]
+    """Colour of the index-th category; repeats after seven, the eighth is a neutral grey."""
+    return CATEGORIES[index] if index == GREY else CATEGORIES[index % GREY]
 
 
 def class_colour(label: int) -> tuple[int, int, int]:

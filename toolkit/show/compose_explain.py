@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,8 +38,9 @@ def grad_cam(
         ResultError: no such image or slice.
     """
     panels = _cam_panels(result, index, scale, position, side)
+    _name_classes(panels[min(columns, len(panels)) - 1], result.classes)
     return Figure(
-        title=f"{_METHODS.get(result.method, result.method)} of {result.target}{f', {name}' if name else ''}",
+        title=f"{_METHODS.get(result.method, result.method)} of {_target_text(result.target)}{f', {name}' if name else ''}",
         subtitle=_how_to_read(scale),
         rows=[panels[start : start + columns] for start in range(0, len(panels), columns)],
         caption=caption(result.provenance, _join(f"case {result.cases[index]}", note)),
@@ -47,7 +49,7 @@ def grad_cam(
 
 def grad_cams(
     results: Sequence[Any], names: Sequence[str], *, index: int = 0, scale: str = "layer", position: int | None = None,
-    note: str = "", side: int = 112,
+    note: str = "", side: int = 104,
 ) -> Figure:  # fmt: skip
     """Several networks on one image: one row a network, one column a layer.
 
@@ -64,13 +66,23 @@ def grad_cams(
         panels = _cam_panels(result, index, scale, position, side)
         panels[0] = dataclasses.replace(panels[0], title=name)  # type: ignore[type-var]
         rows.append(panels)
+    _name_classes(rows[0][-1], results[0].classes)
     first = results[0]
     return Figure(
-        title=f"{_METHODS.get(first.method, first.method)} of {first.target}, every layer",
+        title=f"{_METHODS.get(first.method, first.method)} of {_target_text(first.target)}, every layer",
         subtitle=_how_to_read(scale),
         rows=[list(row) for row in rows],
         caption=captions(results, names, _join(f"case {first.cases[index]}", note)),
     )
+
+
+def _target_text(target: str) -> str:
+    """`Region(index='LV', inside='reference')` in words; other targets as they write themselves."""
+    found = re.fullmatch(r"Region\(index=(.+?), inside='(\w+)'\)", target)
+    if found:
+        return f"{found[1].strip(chr(39))} inside the {found[2]}"
+    found = re.fullmatch(r"ClassSum\(index=(.+?)\)", target)
+    return f"{found[1].strip(chr(39))} over the whole image" if found else target
 
 
 _METHODS = {
@@ -79,6 +91,12 @@ _METHODS = {
     "hires_cam": "HiResCAM",
     "layer_cam": "LayerCAM",
 }
+
+
+def _name_classes(panel: Panel | None, classes: Any) -> None:
+    """Put the colours of the contours to the right of a picture."""
+    assert isinstance(panel, Image)
+    panel.class_names, panel.legend = dict(classes or {}), bool(classes)
 
 
 def _how_to_read(scale: str) -> str:
@@ -128,3 +146,90 @@ def _contour_panel(result: Any, index: int, view: View, picture: np.ndarray, sid
         title="image", note=f"{which}{slice_}; {range_note(picture)}", pixels=picture, labels=np.clip(labels, 0, None),
         class_names=result.classes or {}, aspect=view.aspect,
     ).fit(side)  # fmt: skip
+
+
+def masked_latent(
+    result: Any, *, index: int = 0, position: int | None = None, note: str = "", side: int = 190
+) -> Figure:
+    """Input and mask, then what the network makes of the clean (above) and of the masked code (below).
+
+    Args:
+        result: a `MaskedLatent`.
+        index: which image of the batch.
+        position: slice of a volume; None = where the foreground is largest.
+        note: sentence for the caption.
+        side: longer edge of a picture in pixels.
+
+    Raises:
+        ResultError: no such image or slice.
+    """
+    if not -len(result.cases) <= index < len(result.cases):
+        raise ResultError(f"There is no image {index}; the result holds {len(result.cases)}.", where="index")
+    size = tuple(result.input.shape[2:])
+    reference = result.segmentation[0][index] if result.label is None else result.label[index, 0]
+    view = choose_view(size, size, focus=np.asarray(reference) > 0, position=position)
+    picture = view.picture(result.input[index])
+    most = max(float(entropy[index].max()) for entropy in result.entropy)
+    rows: list[list[Panel | None]] = []
+    for line, name in enumerate(("clean", "masked")):
+        labels = view.plane(result.segmentation[line][index])
+        entropy = view.plane(result.entropy[line][index])
+        row: list[Panel | None] = [
+            _reference_panel(result, index, view, picture, side) if line == 0 else _mask_panel(result, index, view, side),
+            Image(
+                title=f"{name} code: segmentation", note=_changed(result, index) if line else "contours of the prediction",
+                pixels=picture, labels=labels,
+            ).fit(side),
+            Image(
+                title=f"{name} code: entropy", note=f"{range_note(entropy)} bits, mean {entropy.mean():.2g}", pixels=picture,
+                overlay=entropy, overlay_limits=(0.0, most or 1.0), overlay_scale="sequential", bar=True,
+            ).fit(side),
+        ]  # fmt: skip
+        if result.image is not None:
+            decoded = view.picture(result.image[line][index])
+            row.insert(
+                2, Image(title=f"{name} code: image", note=range_note(decoded), pixels=decoded).fit(side)
+            )
+        rows.append(row)
+    _name_classes(rows[0][-1], result.classes)
+    softness = "soft" if result.soft and result.scheme != "dropout" else "hard"
+    return Figure(
+        title=f"Masked latent: {result.fraction:.0%} of {result.layer}, {result.scheme}, {softness}",
+        subtitle=f"Skip connections: {result.skips}; batch statistics: {result.bn_mode}; masks attack the {result.against}. "
+        "Both entropy maps share one colour range.",
+        rows=rows,
+        caption=caption(result.provenance, _join(f"case {result.cases[index]}", note)),
+    )  # fmt: skip
+
+
+def _reference_panel(result: Any, index: int, view: View, picture: np.ndarray, side: int) -> Image:
+    known = result.label is not None
+    labels = np.clip(view.plane(result.label[index, 0]), 0, None) if known else None
+    return Image(
+        title="image", note=f"{'reference; ' if known else ''}{range_note(picture)}", pixels=picture, labels=labels
+    ).fit(side)  # fmt: skip
+
+
+def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:
+    mask = np.asarray(result.mask[min(index, len(result.mask) - 1)], dtype=float)
+    kept = f"{(mask >= 1).mean():.0%} kept"
+    if mask.size == len(mask):  # one multiplier a channel: laid out row by row
+        values = mask.ravel()
+        columns = int(np.ceil(np.sqrt(len(values))))
+        grid = np.full(-(-len(values) // columns) * columns, np.nan)
+        grid[: len(values)] = values
+        return Image(
+            title="mask of the channels", note=f"{kept}; {range_note(values)}, row by row", pixels=grid.reshape(-1, columns),
+            limits=(0.0, max(1.0, float(values.max()))),
+        ).fit(side)  # fmt: skip
+    plane = mask[0]
+    if plane.ndim == 3 and view.position is not None:
+        plane = plane[min(len(plane) - 1, int((view.position + 0.5) * len(plane) / view.padded[0]))]
+    return Image(
+        title="mask of the positions", note=f"{kept}; {range_note(plane)}", pixels=plane, limits=(0.0, max(1.0, plane.max()))
+    ).fit(side)  # fmt: skip
+
+
+def _changed(result: Any, index: int) -> str:
+    clean, masked = np.asarray(result.segmentation[0][index]), np.asarray(result.segmentation[1][index])
+    return f"{(clean != masked).mean():.1%} of the image changed"

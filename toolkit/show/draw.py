@@ -20,7 +20,7 @@ COMPOSERS: dict[str, tuple[str, str]] = {
     "ChannelSimilarity": ("toolkit.show.compose_measure", "channel_similarity"),
     "Projection": ("toolkit.show.compose_measure", "projection"),
     "Features": ("toolkit.show.compose_features", "features"),
-    "Drift": ("toolkit.show.compose_measure", "drift"),
+    "Drift": ("toolkit.show.compose_drift", "drift"),
 }
 
 

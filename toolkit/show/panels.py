@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.show.colours import GREY
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -133,7 +134,7 @@ class Series:
 
     name: str
     x: Sequence[Any] | np.ndarray
-    y: Sequence[float] | np.ndarray
+    y: Sequence[Any] | np.ndarray
     low: Sequence[float] | np.ndarray | None = None
     high: Sequence[float] | np.ndarray | None = None
     colour: str | None = None
@@ -228,6 +229,9 @@ class Figure:
         for panel in self.panels():
             for one in getattr(panel, "series", ()):
                 names.setdefault(one.colour or one.name, len(names))
+        if "null" in names:  # the absence of an effect is grey
+            order = [name for name in names if name != "null"]
+            names = {name: index for index, name in enumerate(order)} | {"null": GREY}
         return names
 
 
@@ -249,5 +253,7 @@ def range_note(values: np.ndarray) -> str:
 
 
 def _number(value: float) -> str:
-    text = f"{value:.2g}"
-    return text.replace("-", "\N{MINUS SIGN}", 1) if value < 0 else text
+    text = f"{value:.2g}" if value == 0 or 0.01 <= abs(value) < 1e4 else f"{value:.1e}"
+    mantissa, _, exponent = text.partition("e")
+    text = f"{mantissa}e{int(exponent)}" if exponent else text
+    return text.replace("-", "\N{MINUS SIGN}")

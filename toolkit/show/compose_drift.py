@@ -1,0 +1,127 @@
+"""Figures of drift: values with case-bootstrap intervals, beside the null interval of two halves of stage 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.errors import ResultError
+from toolkit.show.captions import captions
+from toolkit.show.panels import Figure, Intervals, Panel, Series
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NAMES = {
+    "centroid_shift": "centroid shift (relative)",
+    "frechet": "Fréchet distance, squared",
+    "sliced_w2": "sliced Wasserstein-2",
+    "mmd2": "MMD, squared",
+    "linear_cka": "1 \N{MINUS SIGN} linear CKA",
+    "procrustes": "Procrustes disparity",
+}
+
+
+def drift(result: Any, *, note: str = "", name: str = "", measures: Sequence[str] | None = None) -> Figure:
+    """One panel a measure, one row a class, one colour a pair of stages.
+
+    Args:
+        result: a `Drift`.
+        note: sentence for the caption.
+        name: name of the network.
+        measures: which of the result's measures to draw.
+    """
+    return drifts([result], [name], note=note, measures=measures)
+
+
+def drifts(
+    results: Sequence[Any],
+    names: Sequence[str],
+    *,
+    note: str = "",
+    measures: Sequence[str] | None = None,
+    columns: int = 3,
+) -> Figure:
+    """Drift of several networks side by side.
+
+    Raises:
+        ResultError: none of the measures is in the results.
+    """
+    tables = {name: _drawable(result.table()) for result, name in zip(results, names, strict=True)}
+    first = next(iter(tables.values()))
+    found = [m for m in measures or _NAMES if (first["measure"] == m).any()]
+    if not found:
+        raise ResultError("The results hold none of these measures.", where=str(measures))
+    panels: list[Panel | None] = [_panel(measure, tables) for measure in found]
+    for index, panel in enumerate(panels):
+        assert isinstance(panel, Intervals)
+        panel.legend = index + 1 == min(columns, len(panels))
+    return Figure(
+        title=f"Drift of {results[0].layer}",
+        subtitle="Measured in the full feature space; bars are bootstrap intervals over patients. Grey: the same measure "
+        "between two random halves of stage 1 (no drift). Raw measures see rotations, rotation-free ones do not.",
+        rows=[panels[start : start + columns] for start in range(0, len(panels), columns)],
+        caption=captions(results, names, note),
+    )
+
+
+def _drawable(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows between stages with a value (from 0 is the distance to N(0, I), another quantity)."""
+    return table[(table["from"] > 0) & table["value"].notna()]
+
+
+def _panel(measure: str, tables: dict[str, pd.DataFrame]) -> Intervals:
+    chosen = {name: table[table["measure"] == measure] for name, table in tables.items()}
+    classes = list(dict.fromkeys(str(c) for table in chosen.values() for c in table["class"]))
+    series: list[Series] = []
+    nulls: list[Series] = []
+    for name, table in chosen.items():
+        pairs = list(dict.fromkeys(zip(table["from"], table["to"], strict=True)))
+        for start, end in pairs:
+            rows = table[(table["from"] == start) & (table["to"] == end)].drop_duplicates("class")
+            values = rows.set_index(rows["class"].astype(str)).reindex(classes)
+            stages = f"{start:.0f} to {end:.0f}"
+            label = " ".join(filter(None, (name, stages if len(pairs) > 1 or not name else "")))
+            series.append(_series(label, classes, values["value"], values["low"], values["high"]))
+        null = (
+            table.drop_duplicates("class")
+            .set_index(table.drop_duplicates("class")["class"].astype(str))
+            .reindex(classes)
+        )
+        if null["null_high"].notna().any():
+            middle = (null["null_low"] + null["null_high"]) / 2
+            nulls.append(
+                _series(
+                    f"{name} null".strip(),
+                    classes,
+                    middle,
+                    null["null_low"],
+                    null["null_high"],
+                    colour="null",
+                )
+            )
+    kind = next(iter(chosen.values()))["kind"].iloc[0]
+    everything = np.concatenate(
+        [np.asarray(part, dtype=float) for one in [*series, *nulls] for part in (one.x, one.high)]
+    )
+    top = float(np.nanmax(everything)) if np.isfinite(everything).any() else 1.0
+    bottom = min(
+        0.0, float(np.nanmin([np.nanmin(np.asarray(one.low, dtype=float)) for one in [*series, *nulls]]))
+    )
+    return Intervals(
+        title=_NAMES.get(measure, measure), note=str(kind), series=[*series, *nulls], x_label="value",
+        x_range=(bottom * 1.05, top * 1.08 or 1.0), width=230, height=40 + 34 * len(classes),
+    )  # fmt: skip
+
+
+def _series(
+    name: str, classes: list[str], value: Any, low: Any, high: Any, colour: str | None = None
+) -> Series:
+    middle = np.asarray(value, dtype=float)
+    lower, upper = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+    return Series(
+        name=name, x=middle, y=classes, low=np.where(np.isfinite(lower), lower, middle),
+        high=np.where(np.isfinite(upper), upper, middle), colour=colour, symbol=4 if colour == "null" else 0,
+    )  # fmt: skip
