@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from toolkit.errors import ConfigError
 
-_POOL = {
+_POOL: dict[int, Any] = {
     1: functional.adaptive_avg_pool1d, 2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d
 }  # fmt: skip
 
