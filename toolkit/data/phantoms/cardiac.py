@@ -17,6 +17,8 @@ from toolkit.errors import DataError
 
 Floats = NDArray[np.float64]
 
+# The files that decide the bytes; a change in another phantom's file leaves this task's cache and index valid.
+SOURCES = ("appearance.py", "cardiac.py", "fields.py", "heart.py", "stream.py", "thorax.py")
 CLASSES = {0: "background", 1: "RV", 2: "myocardium", 3: "LV"}
 SIZE = 96
 _FINE = 2  # grid points per pixel along each axis before averaging
