@@ -72,7 +72,7 @@ def assert_same_run(folder: Path, reference: Path, steps: int) -> None:
     assert state["selected_step"] == json.loads((reference / "state.json").read_text())["selected_step"]
 
 
-class Crash(Exception):
+class Crash(BaseException):
     """Stands for a process that vanishes."""
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,15 @@ class RunDirectory:
         checkpoints.write(self.checkpoints, first)
         self.history.write_text("")
         write_json(self.record_file, {"format": FORMAT, "run": first.run, **record})
+
+    def remove_if_untrained(self) -> None:
+        """Take a run away whose very first step failed: there is nothing in it to continue."""
+        if checkpoints.steps_on_disk(self.checkpoints) == [0] and not self.history.read_text().strip():
+            shutil.rmtree(self.checkpoints)
+            for file in (self.record_file, self.history, self.state_file):
+                file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder held something else
+                self.path.rmdir()
 
     def record(self) -> dict[str, Any]:
         """The content of `run.json`.
@@ -137,9 +148,10 @@ class RunDirectory:
             return {}
         return state if isinstance(state, dict) else {}
 
-    def set_state(self, state: str, **details: Any) -> None:
+    def set_state(self, state: str, process: int | None = None, **details: Any) -> None:
         """Record that the run is `ready`, `running`, `finished`, `interrupted` or `failed`, and by which process."""
-        owner = {"process": os.getpid(), "identity": process_identity(os.getpid())}
+        process = os.getpid() if process is None else process
+        owner = {"process": process, "identity": process_identity(process)}
         write_json(self.state_file, {"state": state, **owner, **details})
 
     def check_not_running(self) -> None:

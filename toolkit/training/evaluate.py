@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,10 +13,11 @@ from torch import nn
 
 from toolkit.data.case import Case
 from toolkit.errors import ConfigError
+from toolkit.features.inputs import device_of
 from toolkit.features.modules import unwrap
 from toolkit.features.untouched import untouched
 from toolkit.measure.segmentation import METRICS, segmentation_metrics
-from toolkit.training.window import Select, labels_of, logits_of, window_logits
+from toolkit.training.window import Select, autocast, labels_of, logits_of, window_logits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,19 +133,11 @@ def _predict_batch(
     precision: str,
     select: Select,
 ) -> list[np.ndarray]:
-    parameter = next(network.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
+    device = device_of(network)
     image = torch.from_numpy(np.stack([case.image_array() for case in batch])).to(device)
     with torch.inference_mode(), autocast(device, precision):
         logits = window_logits(network, image, patch_size, select=select, windows_at_once=len(batch))
     return list(labels_of(logits).cpu().numpy())
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Autocast for "bf16" and "16", nothing for "32"."""
-    if precision == "32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def stack(maps: Sequence[np.ndarray], volume: Sequence[Case]) -> np.ndarray:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from toolkit.features.modules import unwrap
+from toolkit.measure.segmentation import METRICS
+from toolkit.training import background, scoring
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
@@ -16,6 +22,7 @@ from toolkit.training.history import read_history
 if TYPE_CHECKING:
     import pandas as pd
 
+    from toolkit.data.case import Case
     from toolkit.objectives.base import Objective
     from toolkit.regularizers.base import Regularizer
 
@@ -41,7 +48,7 @@ class Run:
     objective: Objective
     regularizers: tuple[Regularizer, ...] = ()
     site: Any = None
-    _process: Any = dataclasses.field(default=None, repr=False)
+    _process: subprocess.Popen[bytes] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def directory(self) -> RunDirectory:
@@ -72,3 +79,82 @@ class Run:
     def selected_step(self) -> int | None:
         """Step whose weights were selected at the end; None before that."""
         return self.directory.state().get("selected_step")
+
+    @property
+    def running(self) -> bool:
+        """Whether another process trains this run now."""
+        return background.is_running(self.path, self._process)
+
+    def wait(self, timeout: float | None = None, *, progress: bool = False) -> Run:
+        """Wait for a training in the background, then put the selected weights into `model`.
+
+        Args:
+            timeout: seconds; None = as long as it takes.
+            progress: show a bar meanwhile.
+
+        Raises:
+            TimeoutError: it is not done in time (and goes on).
+            ToolkitError: it failed.
+        """
+        background.wait(self.path, self._process, self.config.steps, timeout, progress)
+        self.reload()
+        return self
+
+    def stop(self, timeout: float | None = 60.0) -> Run:
+        """End a training in the background after the step at hand; `resume` continues it.
+
+        Raises:
+            TimeoutError: it did not end in time.
+            ToolkitError: it failed.
+        """
+        background.stop(self.path, self._process)
+        return self.wait(timeout)
+
+    def reload(self) -> None:
+        """Put the selected weights on disk (the newest, if the run is not finished) into `model`.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged.
+        """
+        step = self.selected_step if self.finished else self.step
+        content = checkpoints.read(self.directory.checkpoints, self.step if step is None else step)
+        unwrap(self.model).load_state_dict({**content.weights, **content.state["network"]})
+
+    def evaluate(
+        self, split: str = "test", sites: str | Sequence[str] | None = None, *,
+        metrics: Sequence[str] = METRICS, progress: bool = False,
+    ) -> pd.DataFrame:  # fmt: skip
+        """Score the network on a split; the table is kept in the run's directory and read from there next time.
+
+        Args:
+            split: `train`, `val` or `test`.
+            sites: one, several, or None = all.
+            metrics: any of dice, iou, hd95, assd.
+            progress: show a bar over volumes.
+
+        Returns:
+            case (the volume), site, class, metric, value, status, subject, group, unit, diagonal, rule.
+
+        Raises:
+            ConfigError: no such cases.
+            DataError: a case without label.
+        """
+        return scoring.evaluate_run(self, split, sites, metrics, progress)
+
+    def predict(
+        self, cases: Iterable[Case], out: str | os.PathLike[str] | None = None, *, progress: bool = False
+    ) -> dict[str, Any]:
+        """Segment cases; the slices of a volume are put together.
+
+        Args:
+            cases: whole volumes of a task.
+            out: folder for one NIfTI file a volume, in the geometry of its image; None = keep them in memory.
+            progress: show a bar over volumes.
+
+        Returns:
+            Path, or label map (uint8) without `out`, by name of the volume.
+
+        Raises:
+            DataError: slices are missing, so that the volume's geometry cannot be kept.
+        """
+        return scoring.predict_run(self, cases, out, progress)

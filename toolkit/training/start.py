@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
 import secrets
@@ -16,6 +17,7 @@ from torch import nn
 from toolkit.errors import ToolkitWarning
 from toolkit.objectives.base import Objective
 from toolkit.regularizers.base import Regularizer, as_regularizers
+from toolkit.training import background as child
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training import history
 from toolkit.training.checkpoint import Checkpoint
@@ -81,7 +83,7 @@ def train(
     """
     config = as_config(config)
     regularizers = tuple(as_regularizers(regularizer))
-    objective = _default_objective() if objective is None else objective
+    objective = default_objective() if objective is None else objective
     step = TrainingStep(model, objective, regularizers, seed=config.seed, taps=taps)
     resolve_device(config)
     _loader(task, config, site)  # an unusable split or patch is an error before anything is written
@@ -91,7 +93,7 @@ def train(
         "objective": describe("objective", objective),
         "regularizers": [describe("regularizer", r) for r in regularizers],
     }
-    directory = RunDirectory(_default_path(task, regularizers) if out is None else out)
+    directory = RunDirectory(default_path(task, regularizers) if out is None else out)
     rule = _selection_rule(task, config, site)
     record = {
         "objects": objects,
@@ -104,19 +106,19 @@ def train(
         "data": content_hash(task),
     }
     if background:
-        from toolkit.training.background import check_rebuildable
-
-        check_rebuildable(objects)
+        child.check_rebuildable(objects)
     run_id = secrets.token_hex(8)
     directory.create(record, initial_checkpoint(step, config, run_id))
     directory.set_state("ready", step=0)
     run = Run(directory.path, model, task, config, objective, regularizers, site)
     if background:
-        from toolkit.training.background import start
-
-        return start(run)
+        return dataclasses.replace(run, _process=child.start(directory.path))
     first, _ = directory.newest(run_id)
-    carry_on(run, step, first, directory.record(), progress=progress)
+    try:
+        carry_on(run, step, first, directory.record(), progress=progress)
+    except Exception:
+        directory.remove_if_untrained()
+        raise
     return run
 
 
@@ -129,6 +131,7 @@ def resume(
     *,
     fallback: bool = False,
     progress: bool = True,
+    stop: StopRequest | None = None,
 ) -> Run:
     """Continue a run from its newest checkpoint to the same bits as if it had never stopped.
 
@@ -143,6 +146,7 @@ def resume(
         objective: needed if it is not registered.
         fallback: if the newest checkpoint is damaged, continue from an older intact one, with a warning.
         progress: show a progress bar.
+        stop: a request to stop that the caller sets; None = interrupts of this process set one.
 
     Raises:
         CheckpointError: no run, a damaged, foreign or unsafe checkpoint, an object that is missing or is not the
@@ -164,7 +168,7 @@ def resume(
     if newest.step < run.config.steps:
         warn_of_threads(record, run.config)
         run.directory.set_aside_after(newest.step)
-    carry_on(run, step, newest, record, progress=progress)
+    carry_on(run, step, newest, record, progress=progress, stop=stop)
     return run
 
 
@@ -285,13 +289,13 @@ def _loader(task: Any, config: TrainConfig, site: str | Sequence[str] | None) ->
     )  # fmt: skip
 
 
-def _default_objective() -> Objective:
+def default_objective() -> Objective:
     from toolkit.objectives.segmentation import SegmentationObjective
 
     return SegmentationObjective()
 
 
-def _default_path(task: Any, regularizers: Sequence[Regularizer]) -> Path:
+def default_path(task: Any, regularizers: Sequence[Regularizer]) -> Path:
     method = "-".join(r.name for r in regularizers) or "plain"
     moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{getattr(task, 'name', 'task')}-{method}-{moment}-{secrets.token_hex(2)}"

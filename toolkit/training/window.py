@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -105,3 +106,10 @@ def labels_of(logits: Tensor) -> Tensor:
     if logits.shape[1] == 1:
         return (logits[:, 0] > 0).to(torch.uint8)
     return logits.argmax(1).to(torch.uint8)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast for "bf16" and "16", nothing for "32"."""
+    if precision == "32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)

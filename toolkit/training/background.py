@@ -1,0 +1,138 @@
+"""Training in a child process, so that a notebook stays free: `python -m toolkit.training.background RUN_DIRECTORY`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.training.directory import RunDirectory
+from toolkit.training.history import read_rows
+from toolkit.training.process import is_alive
+
+INTERRUPTED = 3  # exit status of a child that was asked to stop
+
+
+def check_rebuildable(objects: Mapping[str, Any]) -> None:
+    """Refuse objects that a child process could not build from their description.
+
+    Raises:
+        ConfigError: foreign objects, all listed.
+    """
+    entries = {key: value if isinstance(value, list) else [value] for key, value in objects.items()}
+    foreign = [f"{key}: {e['foreign']}" for key, many in entries.items() for e in many if "foreign" in e]
+    if foreign:
+        raise ConfigError(
+            f"A child process cannot rebuild these objects: {'; '.join(foreign)}.", where="train(background=True)",
+            fix="Train in this process (background=False), or register their classes (toolkit.registry.register) in a "
+            "module that toolkit imports; a task needs a name that load_task knows.",
+        )  # fmt: skip
+
+
+def start(path: Path) -> subprocess.Popen[bytes]:
+    """Start the child that carries on a run; its output goes to `background.log` in the run's directory."""
+    root = str(Path(__file__).parents[2])  # the child imports this very toolkit, installed or not
+    known = os.environ.get("PYTHONPATH")
+    with (path / "background.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "toolkit.training.background", str(path)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, known)))},
+            start_new_session=os.name == "posix",  # an interrupt of the notebook must not reach it
+        )  # fmt: skip
+    RunDirectory(path).set_state("running", process.pid, step=0)
+    return process
+
+
+def is_running(path: Path, process: subprocess.Popen[bytes] | None) -> bool:
+    """Whether a process trains this run now, be it a child of this one or not."""
+    if process is not None and process.poll() is None:
+        return True
+    state = RunDirectory(path).state()
+    owner = state.get("process")
+    if state.get("state") != "running" or not isinstance(owner, int) or owner == os.getpid():
+        return False
+    return is_alive(owner, state.get("identity", ""))
+
+
+def wait(
+    path: Path, process: subprocess.Popen[bytes] | None, steps: int, timeout: float | None, progress: bool
+) -> None:
+    """Wait until nobody trains the run any more.
+
+    Raises:
+        TimeoutError: it still does after `timeout` seconds.
+        ToolkitError: the training failed; the message holds the child's error.
+    """
+    from tqdm.auto import tqdm
+
+    directory = RunDirectory(path)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with tqdm(total=steps, desc=path.name, unit="step", disable=not progress) as bar:
+        while is_running(path, process):
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"The run in {path} is still being trained after {timeout} s.")
+            done = (
+                max((row["step"] for row in read_rows(directory.history)[-1:]), default=0) if progress else 0
+            )
+            bar.update(max(0, done - bar.n))
+            time.sleep(0.1)
+        bar.update(directory.state().get("step", 0) - bar.n)
+    _report(directory, process)
+
+
+def _report(directory: RunDirectory, process: subprocess.Popen[bytes] | None) -> None:
+    state = directory.state()
+    if state.get("state") in ("finished", "interrupted"):
+        return
+    status = None if process is None else process.returncode
+    if state.get("state") == "failed":
+        what = f"The training in the background failed: {state.get('error', 'unknown error')}"
+    else:
+        what = f"The training in the background ended without a word (exit status {status})."
+    raise ToolkitError(
+        what, where=str(directory.path / "background.log"),
+        fix=f"Read the log; the run can be continued with toolkit.resume({str(directory.path)!r}).",
+    )  # fmt: skip
+
+
+def stop(path: Path, process: subprocess.Popen[bytes] | None) -> None:
+    """Ask whoever trains the run to write a checkpoint after the step at hand and to end."""
+    if not is_running(path, process):
+        return
+    owner = process.pid if process is not None else RunDirectory(path).state()["process"]
+    try:
+        os.kill(owner, signal.SIGTERM)  # on Windows this ends it at once, which the last checkpoint survives
+    except ProcessLookupError:
+        return
+
+
+def main(arguments: list[str]) -> int:
+    """Carry on the run in the given directory; the exit status says how it ended."""
+    from toolkit.training.interrupt import graceful_interrupt
+    from toolkit.training.start import resume
+
+    directory = RunDirectory(arguments[0])
+    try:
+        with graceful_interrupt(also_terminate=True) as request:
+            torch.set_num_threads(directory.record()["environment"]["threads"])
+            resume(directory.path, progress=False, stop=request)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BaseException as error:
+        if directory.state().get("state") != "failed":
+            directory.set_state("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,107 @@
+"""Scores and predictions of a run, kept in its directory with what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.data.volumes import write_nifti
+from toolkit.errors import ConfigError, DataError
+from toolkit.features.provenance import provenance
+from toolkit.training.directory import write_json
+from toolkit.training.environment import content_hash
+from toolkit.training.evaluate import evaluate, group_volumes, predict_volumes, volume_spacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from toolkit.data.case import Case
+    from toolkit.training.run import Run
+
+
+def evaluate_run(
+    run: Run, split: str, sites: str | Sequence[str] | None, metrics: Sequence[str], progress: bool
+) -> pd.DataFrame:
+    """Score the run's network on a split, or read the table of an earlier call with the same weights and data."""
+    names = [sites] if isinstance(sites, str) else None if sites is None else list(sites)
+    cases = run.task.cases(split, site=names)
+    if not cases:
+        raise ConfigError(f"The split {split!r} has no cases there.", where=f"sites={sites!r}")
+    made_by = provenance(
+        run.model, content_hash(run.task), split=split, sites=names, metrics=list(metrics),
+        patch_size=list(patch_size(run)), precision=run.config.precision,
+    )  # fmt: skip
+    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
+    table_file = run.path / "evaluation" / f"{split}-{key}.csv"
+    if table_file.is_file():
+        return _read_table(table_file)
+    table = evaluate(
+        run.model, cases, patch_size=patch_size(run), batch_size=run.config.batch_size, metrics=metrics,
+        precision=run.config.precision, select=run.objective.logits, progress=progress,
+    )  # fmt: skip
+    table_file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = table_file.with_name(f".{table_file.name}.{os.getpid()}.tmp")
+    table.to_csv(temporary, index=False)
+    write_json(table_file.with_suffix(".json"), made_by)
+    temporary.replace(table_file)
+    return _read_table(table_file)  # the same object on the first call and the next ones
+
+
+def predict_run(
+    run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | None, progress: bool
+) -> dict[str, Any]:
+    """Label maps of cases by volume, as arrays or as NIfTI files in the geometry of their images."""
+    from tqdm.auto import tqdm
+
+    volumes = group_volumes(cases)
+    names = _file_names(volumes)
+    maps = predict_volumes(
+        run.model, volumes, patch_size=patch_size(run), batch_size=run.config.batch_size,
+        precision=run.config.precision, select=run.objective.logits,
+    )  # fmt: skip
+    results: dict[str, Any] = {}
+    for volume, name, labels in tqdm(
+        zip(volumes, names, maps, strict=True), total=len(volumes), desc="predicting", disable=not progress
+    ):
+        results[name] = labels if out is None else _write(Path(out) / f"{name}.nii.gz", labels, volume)
+    return results
+
+
+def patch_size(run: Run) -> tuple[int, ...]:
+    """The window that the run was trained with."""
+    return tuple(run.config.patch_size or run.task.patch_size)
+
+
+def _write(path: Path, labels: np.ndarray, volume: Sequence[Case]) -> Path:
+    first = volume[0]
+    try:
+        return write_nifti(path, labels, first.geometry, affine=first.affine, spacing=volume_spacing(volume))
+    except DataError as error:
+        raise DataError(
+            f"The prediction of {first.volume!r} does not fill its volume: {error.what}", where=str(path),
+            fix="Predict all slices of a volume: task.cases(...) without leaving any out.",
+        ) from error  # fmt: skip
+
+
+def _file_names(volumes: Sequence[Sequence[Case]]) -> list[str]:
+    plain = [volume[0].volume for volume in volumes]
+    if len(set(plain)) < len(plain):
+        plain = [f"{volume[0].site}-{volume[0].volume}" for volume in volumes]
+    return [re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or "volume" for name in plain]
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    table = pd.read_csv(path, dtype=str, keep_default_na=False).astype(object)
+    for name in ("value", "diagonal"):  # float() is exact where a parser for speed need not be
+        table[name] = table[name].map(lambda text: float(text or "nan")).astype(float)
+    table["group"] = table["group"].where(table["group"] != "", None)
+    return table

@@ -1,0 +1,209 @@
+"""Training on one site after another: each stage is a run of its own and starts from the weights of the one before."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.features.modules import unwrap
+from toolkit.measure.segmentation import METRICS
+from toolkit.models.load import load_weights, save_weights
+from toolkit.objectives.base import Objective
+from toolkit.regularizers.base import Regularizer, as_regularizers
+from toolkit.training import scoring
+from toolkit.training.config import TrainConfig, as_config
+from toolkit.training.directory import RunDirectory, write_json
+from toolkit.training.objects import describe, restore
+from toolkit.training.run import Run
+from toolkit.training.seeding import guarded_random_state
+from toolkit.training.start import default_objective, default_path, resume, train
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD, INITIAL = "sequence.json", "initial.safetensors"
+
+
+@dataclasses.dataclass(eq=False)
+class Stages:
+    """What `train_sequence` returns.
+
+    Attributes:
+        path: directory of the sequence, with one run directory a stage.
+        stages: the runs in order; each has a network of its own with the weights its stage ended with.
+        sites: site of each stage.
+        initial: the network before the first stage.
+    """
+
+    path: Path
+    stages: list[Run]
+    sites: tuple[str, ...]
+    initial: nn.Module
+
+    @property
+    def model(self) -> nn.Module:
+        """The network after the last stage."""
+        return self.stages[-1].model
+
+    def evaluate(
+        self, split: str = "test", *, metrics: Sequence[str] = METRICS, progress: bool = False
+    ) -> pd.DataFrame:
+        """Scores on the sites of the sequence after every stage, and before the first (stage -1, trained_on "").
+
+        Returns:
+            stage, trained_on, then the columns of `Run.evaluate`. Tables are kept in the stages' directories.
+        """
+        import pandas as pd
+
+        tables = []
+        for stage, run in [(-1, self._before()), *enumerate(self.stages)]:
+            table = scoring.evaluate_run(run, split, self.sites, metrics, progress)
+            table.insert(0, "stage", stage)
+            table.insert(1, "trained_on", "" if stage < 0 else self.sites[stage])
+            tables.append(table)
+        return pd.concat(tables, ignore_index=True)
+
+    def dice(self, split: str = "test", *, progress: bool = False) -> pd.DataFrame:
+        """Mean foreground Dice per volume: one row a stage (-1 = before training), one column a site."""
+        table = self.evaluate(split, metrics=("dice",), progress=progress)
+        present = table[table["status"] != "both_absent"]
+        per_volume = present.groupby(["stage", "site", "case"])["value"].mean()
+        return per_volume.groupby(["stage", "site"]).mean().unstack("site")[list(dict.fromkeys(self.sites))]
+
+    def history(self) -> pd.DataFrame:
+        """The histories of all stages, one below the other, with the site of each."""
+        import pandas as pd
+
+        parts = [run.history.assign(site=site) for run, site in zip(self.stages, self.sites, strict=True)]
+        return pd.concat(parts, ignore_index=True)
+
+    def _before(self) -> Run:
+        return dataclasses.replace(self.stages[0], model=self.initial)
+
+
+def train_sequence(
+    model: nn.Module,
+    task: Any,
+    sites: Sequence[str],
+    regularizer: Regularizer | Sequence[Regularizer] | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    objective: Objective | None = None,
+    taps: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> Stages:
+    """Fine-tune one network on one site after another (sequential fine-tuning; nothing of earlier sites is kept).
+
+    Every stage trains with the same settings on the `train` split of its site, selects on the `val` split of that
+    site, and hands its selected weights on. `resume_sequence` continues one that was stopped.
+
+    Args:
+        model: trained in place.
+        task: has all the sites.
+        sites: one a stage, in order.
+        regularizer: one, several or none.
+        config: settings of every stage.
+        out: directory of the sequence; None = a new one below `runs/`.
+        objective: supervised part; None = cross-entropy plus soft Dice.
+        taps: layer names for aliases.
+        progress: show a bar for each stage.
+
+    Raises:
+        ConfigError: fewer than one site, an unknown one, or a sequence in `out` already.
+    """
+    config = as_config(config)
+    sites = (sites,) if isinstance(sites, str) else tuple(sites)
+    if not sites:
+        raise ConfigError("A sequence needs at least one site.", where="train_sequence(sites=...)")
+    for site in sites:
+        task.cases("train", site=site)  # an unknown site is an error before anything is written
+    regularizers = as_regularizers(regularizer)
+    objective = default_objective() if objective is None else objective
+    path = default_path(task, regularizers) if out is None else Path(out)
+    if (path / RECORD).exists():
+        raise ConfigError(
+            "There is a sequence in this folder already.", where=str(path),
+            fix=f"Continue it with toolkit.resume_sequence({str(path)!r}), or choose another `out`.",
+        )  # fmt: skip
+    objects = {
+        "model": describe("model", model),
+        "task": describe("task", task),
+        "objective": describe("objective", objective),
+        "regularizers": [describe("regularizer", r) for r in regularizers],
+    }
+    save_weights(unwrap(model), path / INITIAL)
+    record = {"sites": list(sites), "config": config.to_dict(), "taps": dict(taps or {}), "objects": objects}
+    write_json(path / RECORD, record)
+    given = {"model": model, "task": task, "objective": objective, "regularizers": regularizers}
+    return _carry_on(path, record, given, progress)
+
+
+def resume_sequence(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    task: Any = None,
+    regularizer: Regularizer | Sequence[Regularizer] | None = None,
+    objective: Objective | None = None,
+    *,
+    progress: bool = True,
+) -> Stages:
+    """Continue a sequence that was stopped; a finished one is returned as it is.
+
+    Objects that are not registered toolkit objects must be passed again, as for `resume`.
+
+    Raises:
+        CheckpointError: no sequence here, or see `resume`.
+    """
+    path = Path(path)
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        known = {"sites", "config", "taps", "objects"} <= set(record)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"There is no readable {RECORD} in this folder.", where=str(path)) from error
+    if not known:
+        raise CheckpointError(f"{RECORD} is damaged.", where=str(path))
+    regularizers = None if regularizer is None else as_regularizers(regularizer)
+    given = {"model": model, "task": task, "objective": objective, "regularizers": regularizers}
+    with guarded_random_state():
+        objects = restore(record["objects"], given, str(path))
+    return _carry_on(path, record, objects, progress)
+
+
+def _carry_on(path: Path, record: Mapping[str, Any], objects: Mapping[str, Any], progress: bool) -> Stages:
+    model, task = objects["model"], objects["task"]
+    load_weights(unwrap(model), path / INITIAL)
+    initial = copy.deepcopy(unwrap(model))
+    runs: list[Run] = []
+    for stage, site in enumerate(record["sites"]):
+        folder = path / f"stage-{stage}-{re.sub(r'[^A-Za-z0-9.+-]+', '_', site)}"
+        common = {
+            "regularizer": objects["regularizers"],
+            "objective": objects["objective"],
+            "progress": progress,
+        }
+        if RunDirectory(folder).exists():
+            run = resume(folder, model, task, **common)
+        else:
+            run = train(
+                model,
+                task,
+                config=record["config"],
+                out=folder,
+                taps=record["taps"],
+                site=site,
+                stage=stage,
+                **common,
+            )
+        last = stage == len(record["sites"]) - 1
+        runs.append(run if last else dataclasses.replace(run, model=copy.deepcopy(unwrap(model))))
+    return Stages(path, runs, tuple(record["sites"]), initial)
