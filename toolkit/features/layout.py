@@ -15,8 +15,8 @@ def to_maps(activation: Tensor, image_size: Sequence[int], name: str = "") -> Te
 
     Rules, in this order, for an input with d spatial axes:
 
-    * d + 2 axes: channel-first, unless only the channel-last reading has the input's proportions, as in the blocks
-      of Swin transformers;
+    * d + 2 axes: channel-first, unless the channel-last reading fits the input's proportions better, as in the
+      blocks of Swin transformers;
     * 3 axes: tokens (B, L, C), row-major, on the grid that is the input divided by one whole number; a class token
       in front is left out if that makes the count fit; the square (cubic) grid is the last resort.
 
@@ -31,10 +31,11 @@ def to_maps(activation: Tensor, image_size: Sequence[int], name: str = "") -> Te
     if activation.ndim == len(image_size) + 2:
         return activation.movedim(channel_axis(activation, image_size), 1)
     if activation.ndim == 3:
-        for skip in (0, 1):
-            grid = token_grid(activation.shape[1] - skip, image_size)
-            if grid is not None:
-                return activation[:, skip:].transpose(1, 2).unflatten(2, grid)
+        for rule in (_proportional_grid, _equal_grid):
+            for class_tokens in (0, 1):
+                grid = rule(activation.shape[1] - class_tokens, image_size)
+                if grid is not None:
+                    return activation[:, class_tokens:].transpose(1, 2).unflatten(2, grid)
     raise LayerError(
         f"The layer {name!r} gives {tuple(activation.shape)}, which is no map of an input of size {tuple(image_size)}.",
         where=name,
@@ -46,26 +47,28 @@ def channel_axis(activation: Tensor, image_size: Sequence[int]) -> int:
     """1 for channel-first maps, -1 for channel-last maps and tokens; the rules of `to_maps`."""
     if activation.ndim == len(image_size) + 2:
         first, last = tuple(activation.shape[2:]), tuple(activation.shape[1:-1])
-        return -1 if not _proportional(first, image_size) and _proportional(last, image_size) else 1
+        return -1 if _fit(last, image_size) > _fit(first, image_size) else 1
     return -1 if activation.ndim == 3 and len(image_size) > 1 else 1
 
 
-def token_grid(tokens: int, image_size: Sequence[int]) -> tuple[int, ...] | None:
-    """Grid of `tokens` with the input's proportions, else the square (cubic) one, else None."""
-    dims = len(image_size)
-    if tokens < 1:
-        return None
-    factor = round((math.prod(image_size) / tokens) ** (1 / dims))
-    grid = tuple(math.ceil(side / max(factor, 1)) for side in image_size)
-    if math.prod(grid) == tokens:
-        return grid
-    side = round(tokens ** (1 / dims))
-    return (side,) * dims if side**dims == tokens else None
+def _proportional_grid(tokens: int, image_size: Sequence[int]) -> tuple[int, ...] | None:
+    """The input's size over one whole number, if that has as many positions as there are tokens."""
+    factor = max(1, round((math.prod(image_size) / max(tokens, 1)) ** (1 / len(image_size))))
+    grid = tuple(math.ceil(side / factor) for side in image_size)
+    return grid if math.prod(grid) == tokens else None
 
 
-def _proportional(size: Sequence[int], image_size: Sequence[int]) -> bool:
+def _equal_grid(tokens: int, image_size: Sequence[int]) -> tuple[int, ...] | None:
+    """A square or cube, if that has as many positions as there are tokens."""
+    side = round(max(tokens, 0) ** (1 / len(image_size)))
+    return (side,) * len(image_size) if side and side ** len(image_size) == tokens else None
+
+
+def _fit(size: Sequence[int], image_size: Sequence[int]) -> int:
+    """2 if the input is the size times one whole number, 1 if it is so up to rounding, 0 if not."""
     factors = {round(whole / part) for whole, part in zip(image_size, size, strict=True) if part}
     if len(factors) != 1 or 0 in factors:
-        return False
+        return 0
     (factor,) = factors
-    return all(abs(part * factor - whole) < factor for whole, part in zip(image_size, size, strict=True))
+    rest = [abs(part * factor - whole) for whole, part in zip(image_size, size, strict=True)]
+    return 2 if not any(rest) else int(all(one < factor for one in rest))

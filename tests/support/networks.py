@@ -1,0 +1,122 @@
+"""Small networks with the awkward habits that users' networks have."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Inplace(nn.Module):
+    """Convolution and norm, then an in-place activation and an in-place addition, as in nnU-Net blocks."""
+
+    def __init__(self, dims: int = 2) -> None:
+        super().__init__()
+        convolution, norm = ((nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d))[dims - 2]
+        self.conv = convolution(1, 6, 3, padding=1)
+        self.norm = norm(6)
+        self.act = nn.LeakyReLU(0.1, inplace=True)
+        self.second = convolution(6, 6, 3, padding=1)
+        self.head = convolution(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.conv(x)))
+        y = self.second(x)
+        y += x
+        return self.head(F.relu(y, inplace=True))
+
+
+class Reused(nn.Module):
+    """One activation module and one convolution module, each called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.shared = nn.Conv2d(4, 4, 3, padding=1)
+        self.act = nn.ReLU()
+        self.head = nn.Conv2d(4, 2, 1)
+        self.unused = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x))
+        x = self.shared(x)
+        x = self.act(self.shared(x))
+        return self.head(x)
+
+
+class Outputs(nn.Module):
+    """Deep supervision: a list or a dict of outputs, low resolution first, and a block that returns a tuple."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fine, self.coarse = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            fine = self.fine(x).relu()
+            return fine, self.coarse(fine).relu()
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.pair = self.Pair()
+        self.low = nn.Conv2d(4, 3, 1)
+        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.high = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor] | dict[str, Tensor]:
+        fine, coarse = self.pair(x)
+        low, high = self.low(coarse), self.high(torch.cat((fine, self.up(coarse)), 1))
+        return [low, high] if self.kind == "list" else {"low": low, "out": high}
+
+
+class Tokens(nn.Module):
+    """A patch transformer: tokens (B, L, C) with a class token, and a channel-last norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, 8, 4, stride=4)
+        self.norm_last = nn.LayerNorm(8)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+        self.plain = nn.LayerNorm(8)
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm_last(self.embed(x).movedim(1, -1)).movedim(-1, 1)
+        size = x.shape[2:]
+        x = torch.cat((self.token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)), 1)
+        x = self.plain(self.block(x)[:, 1:])
+        return F.interpolate(self.head(x.transpose(1, 2).unflatten(2, size)), scale_factor=4)
+
+
+class Checkpointed(nn.Module):
+    """A block under activation checkpointing, reentrant or not."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.block, self.stem(x), use_reentrant=self.reentrant))
+
+
+class Dropping(nn.Module):
+    """Batch norm and dropout: statistics and random numbers that an analysis must not disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.down = nn.Conv2d(4, 8, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.drop(self.norm(self.conv(x)).relu())
+        return self.head(torch.cat((skip, self.up(self.down(skip).relu())), 1))

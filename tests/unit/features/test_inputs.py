@@ -1,0 +1,145 @@
+"""Everything a user may pass arrives as the same batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from toolkit.data.arrays import task_from_arrays
+from toolkit.errors import DataError
+from toolkit.features.inputs import as_batches, dims_and_channels
+from toolkit.features.provenance import provenance, weights_hash
+from toolkit.models.unet import unet
+
+IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.randint(0, 2, (3, 8, 8), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        IMAGES, IMAGES.numpy(), IMAGES[:, 0], list(IMAGES), [image[0].numpy() for image in IMAGES],
+        {"image": IMAGES}, [{"image": IMAGES[:2]}, {"image": IMAGES[2]}], (image for image in IMAGES),
+        IMAGES.double(),
+    ],
+)  # fmt: skip
+def test_arrays_of_any_form(inputs: object) -> None:
+    batches = list(as_batches(inputs, unet(1, 2, channels=(4, 8)), batch_size=2))
+    torch.testing.assert_close(torch.cat([batch.image for batch in batches]), IMAGES)
+    assert [len(batch) for batch in batches] == [2, 1]
+    names = [name for batch in batches for name in batch.ids]
+    assert len(set(names)) == 3
+    assert all(batch.label is None for batch in batches)
+
+
+def test_labels_travel_and_one_image_is_one_batch() -> None:
+    net = unet(1, 2, channels=(4, 8))
+    (batch,) = as_batches(IMAGES[0], net, label=LABELS[0])
+    assert batch.ids == ["image0000"]
+    assert batch.label is not None
+    assert batch.label.shape == (1, 1, 8, 8)
+    (batch,) = as_batches(
+        {"image": IMAGES, "label": LABELS[:, None], "case": ["a", "b", "c"], "site": "S"}, net
+    )
+    assert (batch.ids, batch.sites, batch.subjects) == (["a", "b", "c"], ["S"] * 3, ["a", "b", "c"])
+    assert torch.equal(batch.label[:, 0], LABELS)
+
+
+def test_cases_and_loaders_of_a_task() -> None:
+    task = task_from_arrays(
+        [np.random.default_rng(i).normal(size=(16, 16)).astype("f4") for i in range(6)],
+        [np.eye(16, dtype="u1")] * 6, classes={0: "background", 1: "line"}, spacing=(2.0, 3.0), sites=["A", "B"] * 3,
+    )  # fmt: skip
+    net = unet(1, 2, channels=(4, 8))
+    cases = task.cases()
+    (batch,) = as_batches(cases, net, batch_size=10)
+    assert batch.ids == [case.id for case in cases]
+    assert batch.sites == [case.site for case in cases]
+    assert batch.spacing == [(2.0, 3.0)] * 6
+    assert batch.classes == {0: "background", 1: "line"}
+    assert torch.equal(batch.image[2], cases[2].image)
+    (one,) = as_batches(cases[0], net)
+    assert torch.equal(one.label[0, 0], torch.eye(16, dtype=torch.int64))
+    loader = task.loader("train", batch_size=2)
+    assert sum(len(batch) for batch in as_batches(loader, net)) == 2 * len(loader)
+
+
+def test_sizes_are_not_mixed_and_padding_is_marked() -> None:
+    net = unet(1, 2, channels=(4, 8, 16))
+    images = [torch.zeros(1, 8, 8), torch.ones(1, 7, 6), torch.ones(1, 7, 6)]
+    first, second = as_batches([{"image": i, "label": torch.ones(i.shape[1:])} for i in images], net)
+    assert first.valid() is None
+    assert second.image.shape == (2, 1, 8, 8)
+    assert second.sizes == [(7, 6), (7, 6)]
+    assert second.valid()[0].sum() == 42
+    assert (second.label == -1).sum() == 2 * (64 - 42)
+
+
+def test_files(tmp_path: Path) -> None:
+    import nibabel
+    from PIL import Image
+
+    volume = np.random.default_rng(0).normal(size=(12, 10, 4)).astype("f4")
+    path = tmp_path / "heart.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.5, 1.5, 8.0, 1.0])), path)
+    batches = list(as_batches(path, unet(1, 2, channels=(4, 8)), batch_size=8))
+    assert [name for batch in batches for name in batch.ids] == [f"heart/slice{i:02d}" for i in range(4)]
+    assert batches[0].volumes == ["heart"] * 4
+    assert batches[0].spacing[0] == (1.5, 1.5)
+    assert batches[0].sizes[0] == (12, 10)
+    (whole,) = as_batches(str(path), unet(1, 2, channels=(4, 8), dims=3))
+    assert whole.image.shape == (1, 1, 12, 10, 4)
+    assert whole.spacing == [(1.5, 1.5, 8.0)]
+    Image.fromarray((np.arange(64).reshape(8, 8) * 3).astype("u1")).save(tmp_path / "cell.png")
+    np.save(tmp_path / "cell.npy", np.arange(64.0).reshape(8, 8))
+    png, npy = (
+        next(as_batches(tmp_path / f"cell.{kind}", unet(1, 2, channels=(4, 8)))) for kind in ("png", "npy")
+    )
+    torch.testing.assert_close(png.image, npy.image, rtol=1e-4, atol=1e-4)
+    with pytest.raises(DataError, match="not an image file"):
+        list(as_batches("notes.txt", unet(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (torch.zeros(2, 8, 8, 8, 8), "does not fit a 2D"), (torch.zeros(3, 2, 8, 8), "2 channels"),
+        (torch.full((1, 8, 8), float("nan")), "NaN"), (3.0, "not understood"), ({"img": 1}, "key 'image'"),
+        (np.array(["a"]), "not an image"), ({"image": torch.zeros(1, 8, 8), "label": torch.zeros(4, 4)}, "The label has"),
+        ({"image": torch.zeros(2, 1, 8, 8), "label": torch.zeros(1, 8, 8)}, "2 images and 1 labels"),
+    ],
+)  # fmt: skip
+def test_wrong_inputs_are_refused(inputs: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list(as_batches(inputs, unet(1, 2, channels=(4, 8))))
+
+
+def test_dims_come_from_the_first_convolution() -> None:
+    assert dims_and_channels(nn.Sequential(nn.ReLU(), nn.Conv3d(2, 4, 3))) == (3, 2)
+    assert dims_and_channels(unet(3, 2, dims=2)) == (2, 3)
+    assert dims_and_channels(nn.Linear(2, 2)) == (None, None)
+
+
+def test_weights_are_hashed_once_until_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    import toolkit.features.provenance as module
+
+    net = unet(1, 2, channels=(4, 8))
+    counted = []
+    original = module._bytes
+    monkeypatch.setattr(module, "_bytes", lambda tensor: counted.append(1) or original(tensor))
+    first = weights_hash(net)
+    computed = len(counted)
+    assert weights_hash(net) == first
+    assert len(counted) == computed > 0
+    with torch.no_grad():
+        net.head.bias.add_(1)
+    assert weights_hash(net) != first
+    record = provenance(net, "abc", layers=("a",), fraction=np.float32(0.5))
+    assert record["data"] == "abc"
+    assert record["parameters"] == {"layers": ["a"], "fraction": 0.5}
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["threads"] == torch.get_num_threads()
