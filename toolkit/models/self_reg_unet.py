@@ -1,0 +1,146 @@
+"""The U-Net that SelfReg-UNet trains: five levels, bilinear up-sampling, batch normalisation.
+
+Source: Zhu et al., "SelfReg-UNet" (MICCAI 2024), as in the authors' code. The losses of that paper change nothing
+here; with the usual block names `toolkit.SelfReg()` finds its layers by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolkit.errors import ConfigError
+from toolkit.registry import register
+
+_CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+_NORMALISATION = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_POOLING = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+
+
+class DoubleConvolution(nn.Module):
+    """Twice (3^d convolution without bias, batch normalisation, ReLU); activations are out of place."""
+
+    def __init__(self, inputs: int, middle: int, outputs: int, dims: int) -> None:
+        super().__init__()
+        self.conv1 = _CONVOLUTION[dims](inputs, middle, 3, padding=1, bias=False)
+        self.norm1 = _NORMALISATION[dims](middle)
+        self.act1 = nn.ReLU()
+        self.conv2 = _CONVOLUTION[dims](middle, outputs, 3, padding=1, bias=False)
+        self.norm2 = _NORMALISATION[dims](outputs)
+        self.act2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.norm1(self.conv1(x)))
+        return self.act2(self.norm2(self.conv2(x)))
+
+
+class PooledBlock(nn.Module):
+    """Max-pooling by 2, then a double convolution."""
+
+    def __init__(self, inputs: int, outputs: int, dims: int) -> None:
+        super().__init__()
+        self.pool = _POOLING[dims](2)
+        self.conv = DoubleConvolution(inputs, outputs, outputs, dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.pool(x))
+
+
+class UpBlock(nn.Module):
+    """Linear enlargement by 2 (aligned corners), zero-padding to the skip, concatenation (skip first), convolutions."""
+
+    def __init__(self, inputs: int, skip: int, outputs: int, dims: int) -> None:
+        super().__init__()
+        self.up = nn.Upsample(scale_factor=2, mode=_INTERPOLATION[dims], align_corners=True)
+        self.conv = DoubleConvolution(inputs + skip, (inputs + skip) // 2, outputs, dims)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = self.up(x)
+        if x.shape[2:] != skip.shape[2:]:
+            missing = [wanted - have for wanted, have in zip(skip.shape[2:], x.shape[2:], strict=True)]
+            x = functional.pad(x, [p for m in reversed(missing) for p in (m // 2, m - m // 2)])
+        return self.conv(torch.cat((skip, x), dim=1))
+
+
+class SelfRegUNet(nn.Module):
+    """The paper's U-Net: `encoder.1` … `encoder.4`, `bottleneck`, `decoder.4` … `decoder.1`, `head`.
+
+    `decoder.1` is nearest the output; the paper counts decoder blocks from the bottleneck, so its decoder blocks
+    1, 2, 3 are `decoder.4`, `decoder.3`, `decoder.2`, and its teacher is `decoder.1`. 17.26 M parameters with 1 channel
+    and 9 classes. Sides from 16 on are accepted; `divisor` is the size at which nothing is padded inside.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: number of classes, background included.
+        width: channels of the first block (published: 64); the others have 2, 4, 8 and 8 times as many.
+        dims: 2 (published) or 3.
+    """
+
+    divisor = 16
+
+    def __init__(self, in_channels: int = 1, out_channels: int = 9, width: int = 64, dims: int = 2) -> None:
+        super().__init__()
+        if dims not in (2, 3) or in_channels < 1 or out_channels < 2 or width < 1:
+            raise ConfigError(
+                f"dims must be 2 or 3, in_channels and width >= 1, out_channels >= 2, not {dims}, {in_channels}, {width}, {out_channels}.",
+                where="self_reg_unet(...)",
+                fix="Count the background as a class: a binary task has out_channels=2.",
+            )
+        self.dims, self.in_channels, self.out_channels = dims, in_channels, out_channels
+        widths = [width, 2 * width, 4 * width, 8 * width, 8 * width]
+        self.encoder = nn.ModuleDict({"1": DoubleConvolution(in_channels, width, width, dims)})
+        for level in (2, 3, 4):
+            self.encoder[str(level)] = PooledBlock(widths[level - 2], widths[level - 1], dims)
+        self.bottleneck = PooledBlock(widths[3], widths[4], dims)
+        outputs = {4: 4 * width, 3: 2 * width, 2: width, 1: width}
+        self.decoder = nn.ModuleDict()
+        below = widths[4]
+        for level, channels in outputs.items():
+            self.decoder[str(level)] = UpBlock(below, widths[level - 1], channels, dims)
+            below = channels
+        self.head = _CONVOLUTION[dims](width, out_channels, 1)
+        self.toolkit_config: dict[str, Any] = {
+            "name": "self_reg_unet",
+            "arguments": {
+                "in_channels": in_channels, "out_channels": out_channels, "width": width, "dims": dims,
+            },
+        }  # fmt: skip
+        self.toolkit_taps: dict[str, str] = {
+            "head_input": "head:input", "pre_activation": "decoder.1.conv.norm2", "bottleneck": "bottleneck",
+            **{f"decoder_{k}": f"decoder.{k}" for k in (1, 2, 3, 4)},
+        }  # fmt: skip
+
+    @property
+    def attention_layers(self) -> tuple[str, ...]:
+        """The nine layers of the paper's Figure 1b: encoder 1-4, bottleneck, decoder 4-1."""
+        return (
+            *(f"encoder.{k}" for k in (1, 2, 3, 4)),
+            "bottleneck",
+            *(f"decoder.{k}" for k in (4, 3, 2, 1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""
+        if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels or min(x.shape[2:]) < 16:
+            raise ConfigError(
+                f"This network takes (B, {self.in_channels}, {'D, ' * (self.dims - 2)}H, W) with sides from 16 on, not {tuple(x.shape)}.",
+                fix="Add the batch and channel axes, or build the network with other dims or in_channels.",
+            )
+        skips: list[Tensor] = []
+        for block in self.encoder.values():
+            x = block(x)
+            skips.append(x)
+        x = self.bottleneck(x)
+        for block in self.decoder.values():
+            x = block(x, skips.pop())
+        return self.head(x)
+
+
+@register("model", "self_reg_unet")
+def self_reg_unet(in_channels: int = 1, out_channels: int = 9, width: int = 64, dims: int = 2) -> SelfRegUNet:
+    """Build a `SelfRegUNet` (see its docstring for the blocks and arguments)."""
+    return SelfRegUNet(in_channels, out_channels, width, dims)
