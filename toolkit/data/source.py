@@ -192,7 +192,7 @@ def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
     """
     require_file(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it is not a zip archive of arrays")
             missing = [key for key in keys if key not in archive.files]

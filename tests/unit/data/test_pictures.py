@@ -50,7 +50,9 @@ def test_palette_labels_are_their_numbers(tmp_path):
 
 def test_channel_rule(tmp_path):
     label = saved(tmp_path / "l.png", (GREY > 20).astype(np.uint8))
-    grey = PictureSource(image=saved(tmp_path / "g.png", GREY), label=label, channels=3, classes=(0, 1)).pair()
+    grey = PictureSource(
+        image=saved(tmp_path / "g.png", GREY), label=label, channels=3, classes=(0, 1)
+    ).pair()
     assert grey.image.shape == (3, 6, 8)
     np.testing.assert_array_equal(grey.image[0], grey.image[2])
     equal = saved(tmp_path / "e.png", np.dstack([GREY] * 3))
@@ -61,7 +63,9 @@ def test_numbered_objects_become_foreground(tmp_path):
     numbers = np.zeros((6, 8), np.uint16)
     numbers[1, 1], numbers[4, 5] = 7, 700
     label = saved(tmp_path / "n.png", numbers)
-    reader = PictureSource(image=saved(tmp_path / "g.png", GREY), label=label, foreground=True, classes=(0, 1))
+    reader = PictureSource(
+        image=saved(tmp_path / "g.png", GREY), label=label, foreground=True, classes=(0, 1)
+    )
     np.testing.assert_array_equal(reader.read_raw().label, (numbers > 0).astype(np.uint8))
 
 

@@ -1,0 +1,87 @@
+"""The embedded task: recorded bytes, a cache that heals itself, spacing and groups from the generator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from toolkit.data import load_task
+from toolkit.data.catalogue import find_manifest
+from toolkit.data.generated import GeneratedSource, generator_version, index_rows
+from toolkit.data.manifest import read_table
+from toolkit.data.phantoms import cardiac
+from toolkit.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+
+
+def test_the_index_table_belongs_to_this_generator():
+    """After a change of the generator: python -m toolkit.data.generated"""
+    manifest = find_manifest("phantom-cardiac")
+    rows = read_table(manifest)
+    assert {row["generator"] for row in rows} == {generator_version("phantom-cardiac")}
+    assert manifest.sites == cardiac.SITES
+    assert manifest.classes == cardiac.CLASSES
+    listed = {site: {split: [] for split in cardiac.SUBJECTS[site]} for site in cardiac.SITES}
+    for row in rows:
+        listed[row["site"]][row["split"]].append(int(row["subject"]))
+    assert listed == cardiac.SUBJECTS
+
+
+def test_generated_bytes_are_the_recorded_ones():
+    manifest = find_manifest("phantom-cardiac")
+    rows = index_rows(manifest)
+    for row in rows[:: len(rows) // 4]:
+        made = cardiac.generate(row["site"], int(row["subject"]), 0)
+        assert len(made.image) == int(row["slices"])
+        assert made.group == row["group"]
+        source = GeneratedSource(
+            generator="phantom-cardiac", site=row["site"], subject=int(row["subject"]), version="t"
+        )
+        assert source.content_sha256() == row["sha256"]
+        again = source.stack()  # now from the cache
+        np.testing.assert_array_equal(again.image, made.image)
+        np.testing.assert_array_equal(again.label, made.label)
+        assert again.spacing == (made.slice_spacing, *made.spacing)
+
+
+def test_a_damaged_cache_is_made_again(tmp_path):
+    source = GeneratedSource(
+        generator="phantom-cardiac", site="A", subject=1, version="t", classes=(0, 1, 2, 3)
+    )
+    first = source.stack()
+    (path,) = (tmp_path / "cache" / "phantom-cardiac" / "t").iterdir()
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:1000], whole[:2000] + b"\0" * 50 + whole[2050:]):
+        path.write_bytes(damaged)
+        np.testing.assert_array_equal(source.stack().image, first.image)
+    np.testing.assert_array_equal(source.read_raw().image[0], first.image)
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("not a folder")
+    monkeypatch.setenv("TOOLKIT_CACHE", str(blocker))
+    source = GeneratedSource(generator="phantom-cardiac", site="B", subject=0, version="t")
+    assert source.stack().image.shape[1:] == (96, 96)
+
+
+def test_the_task():
+    task = load_task("phantom-cardiac")
+    assert task.sites == cardiac.SITES
+    case = task.cases("test", site=task.sites[0])[0]
+    made = cardiac.generate(task.sites[0], cardiac.SUBJECTS[task.sites[0]]["test"][0], 0)
+    np.testing.assert_array_equal(case.label.numpy(), made.label[0])
+    assert case.spacing == made.spacing
+    assert case.slice_spacing == made.slice_spacing
+    assert case.image.shape == (1, 96, 96)
+    splits = {case.subject: case.split for case in task.cases()}
+    assert all(splits[case.subject] == case.split for case in task.cases())
+
+
+def test_an_unknown_generator_is_refused():
+    with pytest.raises(DataError, match="phantom-cardiac"):
+        GeneratedSource(generator="os", site="A", subject=0).stack()

@@ -1,0 +1,60 @@
+"""Normalisation against plain NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from toolkit.data.normalise import normalise
+from toolkit.errors import ConfigError
+
+IMAGE = np.random.default_rng(0).gamma(2.0, 300.0, size=(2, 12, 15)).astype(np.float32)
+
+
+def test_zscore_clip_is_per_channel():
+    result = normalise(IMAGE)
+    for channel, expected in zip(result, IMAGE.astype(np.float64), strict=True):
+        clipped = np.clip(expected, *np.percentile(expected, (0.5, 99.5)))
+        np.testing.assert_allclose(channel, (clipped - clipped.mean()) / clipped.std(), atol=1e-4)
+    assert result.dtype == np.float32
+
+
+def test_other_rules():
+    wide = IMAGE.astype(np.float64)
+    expected = (wide - wide.mean((1, 2), keepdims=True)) / wide.std((1, 2), keepdims=True)
+    np.testing.assert_allclose(normalise(IMAGE, "zscore"), expected, atol=1e-4)
+    np.testing.assert_array_equal(normalise(IMAGE, "none"), IMAGE)
+    np.testing.assert_allclose(
+        normalise(IMAGE, "window:100,500"), (np.clip(wide, 100, 500) - 100) / 400, atol=1e-6
+    )
+    scaled = normalise(IMAGE, "range")
+    assert scaled.min() == 0
+    assert scaled.max() == 1
+
+
+def test_result_does_not_depend_on_the_unit_of_intensity():
+    np.testing.assert_allclose(normalise(IMAGE * 1000 + 5), normalise(IMAGE), atol=2e-4)
+
+
+@pytest.mark.parametrize("rule", ["zscore-clip", "zscore", "range"])
+@pytest.mark.parametrize("value", [0.0, 7.0, -1e6])
+def test_constant_images_become_zero(rule, value):
+    np.testing.assert_array_equal(normalise(np.full((1, 4, 4), value), rule), 0)
+
+
+def test_rare_foreground_survives_the_percentiles():
+    image = np.zeros((1, 100, 100), np.float32)
+    image[0, 3, 4] = 9
+    assert normalise(image)[0, 3, 4] > 1
+
+
+def test_the_input_is_not_changed():
+    before = IMAGE.copy()
+    normalise(IMAGE)
+    np.testing.assert_array_equal(IMAGE, before)
+
+
+@pytest.mark.parametrize("rule", ["z", "window:5,1", "window:a,b", "window:1"])
+def test_unknown_rules_are_refused(rule):
+    with pytest.raises(ConfigError, match=r"normalisation|window"):
+        normalise(IMAGE, rule)
