@@ -1,16 +1,17 @@
 """What SegReg costs: a training step with and without it, and the statistic against its direct formula.
 
-Run `python benchmarks/segreg_step.py [out.json]`. Everything is measured in one process, arms alternating, median of
+Run `scripts/launch python benchmarks/segreg_step.py [--threads 2] [--clock wall] [--out file.json]`. On a busy machine
+`--threads 1 --clock cpu` is repeatable. Everything is measured in one process, arms alternating, median of
 the repeats. Step: U-Net 16-32-64-128, batch 12 at 160 x 160, AdamW, tap head_input. Memory is the peak of what torch
 allocates during one forward and backward pass.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from toolkit.objectives.segmentation import SegmentationObjective
 from toolkit.regularizers.segreg import SegReg, sliced_epps_pulley, unit_directions
 from toolkit.training.step import TrainingStep
 
-THREADS = 2
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def training_step(regularizer: SegReg | None) -> Callable[[], None]:
@@ -57,22 +58,26 @@ def direct_formula(z: Tensor, directions: Tensor, t_max: float = 3.0, points: in
     return (distance * rule * window).sum(-1).mean()
 
 
-def medians(arms: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+def medians(
+    arms: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]
+) -> dict[str, float]:
     """Median seconds of every arm, the arms taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(repeats + 2):
         for name, run in arms.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def peak_bytes(run: Callable[[], None]) -> int:
     """Largest sum of tensor memory allocated during one call, from the allocator's own events."""
     gc.collect()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         run()
     now = peak = 0
     assert profile.profiler is not None
@@ -83,20 +88,22 @@ def peak_bytes(run: Callable[[], None]) -> int:
     return peak
 
 
-def measure() -> dict[str, object]:
-    torch.set_num_threads(THREADS)
+def measure(threads: int, clock_name: str) -> dict[str, object]:
+    torch.set_num_threads(threads)
+    clock = CLOCKS[clock_name]
     arms = {"plain": None, "K 64": SegReg(directions=64), "K 256": SegReg(directions=256)}
-    steps = medians({name: training_step(regularizer) for name, regularizer in arms.items()}, repeats=9)
+    steps = medians({name: training_step(regularizer) for name, regularizer in arms.items()}, 9, clock)
     z = torch.randn(4096, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     directions = unit_directions(32, 256, torch.Generator().manual_seed(1))
     formulas = {
         "direct": lambda: direct_formula(z, directions).backward(),
         "fused": lambda: sliced_epps_pulley(z, directions).backward(),
     }
-    seconds = medians(formulas, repeats=7)
+    seconds = medians(formulas, 7, clock)
     memory = {name: peak_bytes(run) for name, run in formulas.items()}
     return {
-        "threads": THREADS,
+        "threads": threads,
+        "clock": clock_name,
         "torch": torch.__version__,
         "step_seconds": steps,
         "step_ratio_K64": steps["K 64"] / steps["plain"],
@@ -109,7 +116,12 @@ def measure() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    report = json.dumps(measure(), indent=1)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    report = json.dumps(measure(options.threads, options.clock), indent=1)
     print(report)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(report + "\n")
+    if options.out:
+        options.out.write_text(report + "\n")
