@@ -1,0 +1,103 @@
+"""Every target's region and score on a scene that can be counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from toolkit.errors import ConfigError
+from toolkit.explain.targets import (
+    BoundaryBand,
+    ClassSum,
+    ErrorRegion,
+    LesionComponent,
+    NormalisedClassSum,
+    Region,
+    Scene,
+    Target,
+    Voxel,
+    as_target,
+)
+
+
+def scene(single: bool = False) -> Scene:
+    """9x9: predicted class 1 in a 4x4 square and a 2x2 square; the reference is the 4x4 square moved by one."""
+    prediction = torch.zeros(9, 9, dtype=torch.int64)
+    prediction[1:5, 1:5], prediction[6:8, 6:8] = 1, 1
+    label = torch.zeros(1, 1, 9, 9, dtype=torch.int64)
+    label[0, 0, 1:5, 2:6] = 1
+    label[0, 0, 8] = -1  # the last row is padding
+    value = torch.arange(81.0).reshape(9, 9) / 81
+    logits = torch.stack([torch.where(prediction == 0, 2.0, -1.0), value, torch.full((9, 9), -5.0)])[None]
+    if single:
+        logits = torch.where(prediction == 1, 1.0, -1.0)[None, None]
+    return Scene(logits, label, {0: "background", 1: "LV", 2: "RV"}, ["a"], [(8, 9)])
+
+
+def value_at(mask: Tensor) -> float:
+    return float((torch.arange(81.0).reshape(9, 9) / 81)[mask].sum())
+
+
+@pytest.mark.parametrize(
+    ("target", "voxels"),
+    [
+        (ClassSum("LV"), 72), (Region(1), 20), (Region("LV", inside="reference"), 16), (ErrorRegion(1), 12),
+        (ErrorRegion(1, "missed"), 4), (ErrorRegion(1, "spurious"), 8), (LesionComponent(1), 16),
+        (LesionComponent(1, component=1), 4), (LesionComponent(1, component=2), 0), (Voxel((2, 3), 1), 1),
+        (BoundaryBand(1, width=1, inside="reference"), 12 + 20), (Region(2), 0),
+    ],
+)  # fmt: skip
+def test_regions_and_scores(target: Target, voxels: int) -> None:
+    here = scene()
+    score, mask = target.score(here)
+    assert int(mask.sum()) == voxels
+    if target != Region(2):
+        assert float(score) == pytest.approx(value_at(mask[0, 0]), rel=1e-5)
+
+
+def test_a_voxel_explains_the_class_predicted_there() -> None:
+    here = scene()
+    assert float(Voxel((0, 0)).score(here)[0]) == 2.0
+    assert float(Voxel((2, 2)).score(here)[0]) == pytest.approx(20 / 81)
+    with pytest.raises(ConfigError, match="no voxel"):
+        Voxel((9, 0)).score(here)
+    with pytest.raises(ConfigError, match="no voxel"):
+        Voxel((1, 1, 1)).score(here)
+
+
+def test_a_single_foreground_logit_is_class_one() -> None:
+    here = scene(single=True)
+    score, mask = Region(1).score(here)
+    assert (int(mask.sum()), float(score)) == (20, 20.0)
+    with pytest.raises(ConfigError, match="1: LV"):
+        ClassSum(0).score(here)
+
+
+def test_all_classes_are_parts_of_the_normalised_sum() -> None:
+    here = scene()
+    assert NormalisedClassSum().parts(here) == [Region(1, "reference"), Region(2, "reference")]
+    assert NormalisedClassSum(("RV",)).parts(here) == [Region("RV", "reference")]
+    assert int(NormalisedClassSum().score(here)[1].sum()) == 16
+
+
+def test_wrong_targets_are_refused() -> None:
+    here = scene()
+    for target, message in (
+        (ClassSum("atrium"), "0: background, 1: LV, 2: RV"), (Region(1, inside="truth"), "'prediction' or 'reference'"),
+        (ErrorRegion(1, "half"), "missed, spurious"), (BoundaryBand(1, width=0), "at least 1 voxel"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            target.score(here)
+    assert as_target("LV") == ClassSum("LV")
+    with pytest.raises(ConfigError, match="not a target"):
+        as_target(1.5)  # type: ignore[arg-type]
+
+
+def test_regions_in_3d() -> None:
+    logits = torch.zeros(1, 2, 5, 5, 5)
+    logits[0, 1, 1:4, 1:4, 1:4] = 1
+    here = Scene(logits, None, None, ["v"], [(5, 5, 5)])
+    assert int(Region(1).score(here)[1].sum()) == 27
+    assert int(BoundaryBand(1, width=1).score(here)[1].sum()) == 125 - 1
+    assert int(LesionComponent(1).score(here)[1].sum()) == 27
