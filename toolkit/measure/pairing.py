@@ -68,7 +68,7 @@ def paired_rows(stores: Sequence[Features], layer: str, *, paired: bool = True) 
         )
     if paired:
         for index in range(1, len(rows)):
-            order = _matching_order(tables[0], tables[index], stores[0], stores[index], _place(index, layer))
+            order = row_order(stores[0], stores[index], _place(index, layer))
             if order is not None:
                 rows[index] = rows[index].index_select(0, order)
                 tables[index] = tables[index].iloc[order.numpy()].reset_index(drop=True)
@@ -162,10 +162,13 @@ def class_members(table: pd.DataFrame) -> dict[str, Tensor]:
     }
 
 
-def _matching_order(
-    first: pd.DataFrame, other: pd.DataFrame, first_store: Features, other_store: Features, where: str
-) -> Tensor | None:
-    """None if the rows already correspond, else the order of `other` that makes them correspond."""
+def row_order(first_store: Features, other_store: Features, where: str) -> Tensor | None:
+    """None if the rows of two stores correspond as they are, else the order of the other's that makes them.
+
+    Raises:
+        ResultError: they hold different rows; says what differs.
+    """
+    first, other = (store.cases.reset_index(drop=True) for store in (first_store, other_store))
     keys = [name for name in KEYS if name in first.columns]
     lacking = [name for name in keys if name not in other.columns]
     if lacking or not keys:

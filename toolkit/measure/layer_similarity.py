@@ -1,0 +1,168 @@
+"""Similarity of layers: every layer of one network against every layer of another, a stage or a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from toolkit.data.randomness import keyed_random
+from toolkit.errors import ConfigError, ResultError
+from toolkit.features.store import Features
+from toolkit.measure import distances
+from toolkit.measure.cka import rbf_kernel, unbiased_hsic
+from toolkit.measure.drift_samples import subsample
+from toolkit.measure.pairing import row_order, rows_of
+from toolkit.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METHODS = ("linear_cka", "rbf_cka", "procrustes", "rsa")
+
+
+@dataclasses.dataclass(kw_only=True)
+class LayerSimilarity(Result):
+    """Similarity of layers, 1 = the same up to what the method ignores.
+
+    Attributes:
+        method: "linear_cka", "rbf_cka", "procrustes" or "rsa".
+        layers_a: layers of the first store, rows of the matrix.
+        layers_b: layers of the second store, columns of the matrix.
+        matrix: (A, B); NaN where a layer is constant.
+        rows: number of feature rows used.
+        batch: rows per minibatch (CKA).
+    """
+
+    method: str
+    layers_a: list[str]
+    layers_b: list[str]
+    matrix: Tensor
+    rows: int
+    batch: int
+    kind: ClassVar[str] = "layer similarity"
+
+    def table(self) -> pd.DataFrame:
+        """One row per pair of layers."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {"layer_a": a, "layer_b": b, "method": self.method, "similarity": float(self.matrix[i, j])}
+                for i, a in enumerate(self.layers_a)
+                for j, b in enumerate(self.layers_b)
+            ]
+        )
+
+
+def layer_similarity(
+    features_a: Features,
+    features_b: Features | None = None,
+    method: str = "linear_cka",
+    layers_a: Sequence[str] | None = None,
+    layers_b: Sequence[str] | None = None,
+    batch: int = 256,
+    max_rows: int = 1000,
+    seed: int = 0,
+) -> LayerSimilarity:
+    """Compare all layers of two stores of the same rows (or of one store with itself).
+
+    CKA is the ratio of unbiased HSIC estimates averaged over minibatches (Nguyen, Raghu and Kornblith 2021): its
+    expectation does not depend on the batch size, and all pairs of layers come from one pass. It may be slightly
+    negative. Procrustes is 1 - the disparity on all rows; RSA is Spearman's correlation of the correlation distances
+    between rows.
+
+    Args:
+        features_a: first store.
+        features_b: second store; None = the first.
+        method: "linear_cka", "rbf_cka" (bandwidth: half the root median squared distance in the batch),
+            "procrustes" or "rsa".
+        layers_a: layers of the first store (default all).
+        layers_b: layers of the second store (default all).
+        batch: rows per minibatch, at least 4.
+        max_rows: rows that RSA uses.
+        seed: order of the rows in minibatches, and RSA's draw.
+
+    Raises:
+        LayerError: a store lacks a layer.
+        ResultError: the stores hold different rows (says which), or fewer than 4.
+        DataError: NaN features.
+        ConfigError: unknown method or a batch below 4.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"There is no method {method!r}.", fix=f"Known: {', '.join(METHODS)}.")
+    if batch < 4:
+        raise ConfigError(f"A batch of {batch} rows is too small for the unbiased HSIC; take at least 4.")
+    other = features_a if features_b is None else features_b
+    names = [list(layers_a or features_a.layers), list(layers_b or other.layers)]
+    first = [rows_of(features_a, name, f"first store, layer {name}") for name in names[0]]
+    second = first
+    if other is not features_a or names[0] != names[1]:
+        second = [rows_of(other, name, f"second store, layer {name}") for name in names[1]]
+    order = None if other is features_a else row_order(features_a, other, "second store")
+    if order is not None:
+        second = [rows.index_select(0, order) for rows in second]
+    number = len(first[0])
+    if number < 4:
+        raise ResultError(f"{number} rows are too few to compare layers; at least 4 are needed.")
+    if method in ("linear_cka", "rbf_cka"):
+        matrix = _minibatch_cka(first, second, method, min(batch, number), seed)
+    elif method == "procrustes":
+        matrix = torch.tensor([[1 - float(distances.procrustes(a, b)) for b in second] for a in first])
+    else:
+        keep = subsample(number, max_rows, "rsa", seed)
+        matrix = _representational(
+            [r.index_select(0, keep) for r in first], [r.index_select(0, keep) for r in second]
+        )
+    settings: dict[str, Any] = {"method": method, "batch": batch, "seed": seed}
+    return LayerSimilarity(
+        method=method,
+        layers_a=names[0],
+        layers_b=names[1],
+        matrix=matrix.double(),
+        rows=min(number, max_rows) if method == "rsa" else number,
+        batch=min(batch, number),
+        provenance={**settings, "stages": [dict(features_a.provenance), dict(other.provenance)]},
+    )
+
+
+def _minibatch_cka(first: list[Tensor], second: list[Tensor], method: str, batch: int, seed: int) -> Tensor:
+    number, layers = len(first[0]), first if second is first else first + second
+    order = torch.from_numpy(keyed_random("minibatches", seed, number).permutation(number))
+    total = torch.zeros(len(layers), len(layers), dtype=torch.float64)
+    for index in order.split(batch):
+        if len(index) < batch:
+            break  # a smaller last batch would weigh as much as the others
+        kernels = torch.stack([_kernel(rows.index_select(0, index), method) for rows in layers])
+        total += unbiased_hsic(kernels)
+    own = total.diagonal()
+    scale = torch.where(own > 1e-12 * own.max(), own, torch.nan).sqrt()
+    table = total / scale[:, None] / scale[None, :]
+    return table[: len(first), -len(second) :]
+
+
+def _kernel(rows: Tensor, method: str) -> Tensor:
+    rows = rows.double()
+    if method == "rbf_cka":
+        return rbf_kernel(rows)
+    centred = rows - rows.mean(0)
+    return centred @ centred.T
+
+
+def _representational(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    profiles = [torch.stack([_ranked_dissimilarity(rows) for rows in side]) for side in (first, second)]
+    return profiles[0] @ profiles[1].T
+
+
+def _ranked_dissimilarity(rows: Tensor) -> Tensor:
+    """Centred unit vector of the ranks of 1 - correlation over all pairs of rows."""
+    from scipy.stats import rankdata
+
+    upper = torch.triu_indices(len(rows), len(rows), 1)
+    centred = rows.double() - rows.double().mean(1, keepdim=True)
+    units = torch.nn.functional.normalize(centred, dim=1)
+    ranks = torch.from_numpy(rankdata((1 - units @ units.T)[upper[0], upper[1]].numpy()))
+    return torch.nn.functional.normalize(ranks - ranks.mean(), dim=0)
