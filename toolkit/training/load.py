@@ -12,6 +12,7 @@ from toolkit.features.modules import unwrap
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.directory import RunDirectory
+from toolkit.training.loop import restore_step
 from toolkit.training.objects import restore
 from toolkit.training.opening import check_fit, open_run
 from toolkit.training.run import Run
@@ -62,8 +63,8 @@ def load_run(
     from toolkit.regularizers.base import as_regularizers
 
     regularizers = None if regularizer is None else as_regularizers(regularizer)
-    run, _, _, record = open_run(path, model, task, regularizers, objective)
-    put_weights(run.model, choose(run.directory, record, which))
+    run, step, _, record = open_run(path, model, task, regularizers, objective)
+    restore_step(step, choose(run.directory, record, which))
     return run
 
 

@@ -290,12 +290,14 @@ def _loader(task: Any, config: TrainConfig, site: str | Sequence[str] | None) ->
 
 
 def default_objective() -> Objective:
+    """Cross-entropy plus soft Dice."""
     from toolkit.objectives.segmentation import SegmentationObjective
 
     return SegmentationObjective()
 
 
 def default_path(task: Any, regularizers: Sequence[Regularizer]) -> Path:
+    """A new directory below `runs/`, named after the task, the regularizers and the time."""
     method = "-".join(r.name for r in regularizers) or "plain"
     moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{getattr(task, 'name', 'task')}-{method}-{moment}-{secrets.token_hex(2)}"
