@@ -52,7 +52,8 @@ def layers(model: nn.Module, example: Any = None, *, taps: Mapping[str, str] | N
     * head = the last called convolution or linear layer with kernel 1 whose output has the output's channel count
       (with the output's own shape if there is one; any kernel if none has 1); `head_input` is its input;
     * `pre_activation` = the last normalisation layer called before the head;
-    * `bottleneck` = the last module to return the smallest spatial size (sizes of a single voxel do not count);
+    * `bottleneck` = the last module to return the smallest spatial size before the size grows again (sizes of a single
+      voxel do not count, nor do kernel-1 layers with the output's channel count, which are side heads);
     * `decoder_k` = the last module before the head to return the k-th distinct size, counted from the output, of
       those that occur after the bottleneck.
 

@@ -153,13 +153,13 @@ def _find_aliases(calls: list[Call], output: tuple[int, ...]) -> dict[str, str]:
     norms = [call for call in body if any(kind in call.kind for kind in _NORMALISATION)]
     if norms and head is not None:
         aliases["pre_activation"] = str(norms[-1].name)
-    maps = [call for call in body if len(call.shape) == len(output) > 2]
+    maps = [call for call in body if len(call.shape) == len(output) > 2 and not _is_head(call, output)]
     sizes = {call.shape[2:] for call in maps}
     sizes = {size for size in sizes if torch.Size(size).numel() > 1} or sizes
     if not sizes:
         return aliases
     smallest = min(sizes, key=lambda size: torch.Size(size).numel())
-    bottleneck = [call for call in maps if call.shape[2:] == smallest][-1]
+    bottleneck = _last_before_growth(maps, smallest)
     aliases["bottleneck"] = str(bottleneck.name)
     last: dict[tuple[int, ...], Call] = {
         call.shape[2:]: call
@@ -169,6 +169,20 @@ def _find_aliases(calls: list[Call], output: tuple[int, ...]) -> dict[str, str]:
     finest_first = sorted(last.values(), key=lambda call: -torch.Size(call.shape[2:]).numel())
     aliases |= {f"decoder_{k}": str(call.name) for k, call in enumerate(finest_first, 1)}
     return aliases
+
+
+def _last_before_growth(maps: list[Call], smallest: tuple[int, ...]) -> Call:
+    """The last call of the smallest size before the first larger one that follows."""
+    first = next(i for i, call in enumerate(maps) if call.shape[2:] == smallest)
+    run = first
+    while run + 1 < len(maps) and maps[run + 1].shape[2:] == smallest:
+        run += 1
+    return maps[run]
+
+
+def _is_head(call: Call, output: tuple[int, ...]) -> bool:
+    """A kernel-1 layer that makes the output's channels: a head, or the side head of a deep supervision."""
+    return call.kernel == 1 and call.shape[1] == output[1]
 
 
 def _find_head(calls: list[Call], output: tuple[int, ...]) -> Call | None:

@@ -87,28 +87,21 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-_Buffer = tuple[nn.Module, str, Tensor | None, Tensor | None, int]
+_Buffer = tuple[nn.Module, str, Tensor | None, Tensor | None]
 
 
 def _remember(module: nn.Module, name: str) -> _Buffer:
     buffer = module._buffers[name]
-    if buffer is None:
-        return module, name, None, None, 0
-    return module, name, buffer, buffer.detach().clone(), _version(buffer)
+    return module, name, buffer, None if buffer is None else buffer.detach().clone()
 
 
-def _restore_buffer(
-    module: nn.Module, name: str, buffer: Tensor | None, value: Tensor | None, version: int
-) -> None:
-    if buffer is not None and value is not None and (_version(buffer) != version or version < 0):
+def _restore_buffer(module: nn.Module, name: str, buffer: Tensor | None, value: Tensor | None) -> None:
+    # values are compared, not version counters: batch norm updates its statistics without counting
+    if buffer is not None and value is not None and not torch.equal(buffer, value):
         with torch.no_grad():
             buffer.copy_(value)
     if module._buffers.get(name) is not buffer:
         module._buffers[name] = buffer
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def _restore_hooks(module: nn.Module, tables: dict[str, dict[int, Any]]) -> None:
