@@ -1,0 +1,102 @@
+"""phantom-hippocampus: the interface, reproducible bytes, anatomy, and three intensity families."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from toolkit.data.phantoms import hippocampus
+from toolkit.data.phantoms.hippocampus import CLASSES, DESCRIPTIONS, SITES, SUBJECTS, generate, group_of
+from toolkit.errors import DataError
+
+PINNED = {("A", 0, 0): "2e4e5e1abeae7025d37ce54e", ("B", 9, 0): "c6ca75541ddcaa1a4c17c475", ("C", 30, 4): "3337ebffb44fa74230ee0b92"}
+_held = functools.cache(generate)
+
+
+@pytest.mark.parametrize(("site", "subject", "seed"), list(PINNED))
+def test_bytes_are_pinned(site, subject, seed):
+    volume = generate(site, subject, seed)
+    digest = hashlib.sha256(volume.image.tobytes() + volume.label.tobytes()).hexdigest()[:24]
+    assert digest == PINNED[site, subject, seed]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_volume_is_what_the_interface_says(site):
+    assert set(DESCRIPTIONS) == set(SITES)
+    for subject in (0, 1, 21, 28):
+        volume = _held(site, subject)
+        assert volume.image.shape == volume.label.shape == (24, 48, 48)
+        assert volume.image.dtype == np.float32
+        assert volume.label.dtype == np.uint8
+        assert np.array_equal(volume.image, np.rint(volume.image))
+        assert volume.image.min() >= 0
+        assert volume.image.max() <= (255 if site == "B" else 4095)
+        assert set(np.unique(volume.label)) == set(CLASSES)
+        assert volume.split == ("train" if subject < 20 else "val" if subject < 24 else "test")
+        # Anisotropic: slices are about twice as thick as pixels are wide.
+        assert 1.7 < volume.slice_spacing / volume.spacing[0] < 2.3
+        # Nothing of it is cut off by the sides of the view.
+        assert not volume.label[:, [0, -1]].any()
+        assert not volume.label[:, :, [0, -1]].any()
+    assert sorted(number for split in SUBJECTS[site].values() for number in split) == list(range(32))
+
+
+def test_the_two_parts_meet_in_one_plane_and_have_a_plausible_size():
+    for site in SITES:
+        for subject in range(3):
+            volume = _held(site, subject)
+            front = np.flatnonzero((volume.label == 1).any((1, 2)))
+            back = np.flatnonzero((volume.label == 2).any((1, 2)))
+            assert front[0] == back[-1] + 1
+            voxel = volume.spacing[0] ** 2 * volume.slice_spacing
+            # Published hippocampal volumes of adults are about 2 to 5 mL, with atrophy down to about 1.
+            assert 900 < (volume.label > 0).sum() * voxel < 5000
+
+
+def test_the_head_is_thicker_than_the_tail():
+    for site in SITES:
+        area = (_held(site, 0).label > 0).sum((1, 2))
+        present = np.flatnonzero(area)
+        assert area[present[-8:-2]].mean() > 1.3 * area[present[1:7]].mean()
+
+
+def test_atrophy_shrinks_the_hippocampus():
+    sizes: dict[str, list[int]] = {"atrophy": [], "control": []}
+    for subject in range(14):
+        sizes[group_of("C", subject)].append((_held("C", subject).label > 0).sum())
+    assert min(map(len, sizes.values())) >= 4
+    assert np.mean(sizes["atrophy"]) < 0.8 * np.mean(sizes["control"])
+
+
+def test_the_families_order_the_tissues_differently():
+    """Hippocampus against the median of the view, which white matter dominates."""
+    ratio = {
+        site: np.mean([
+            np.median(_held(site, n).image[_held(site, n).label > 0]) / np.median(_held(site, n).image)
+            for n in range(3)
+        ])
+        for site in SITES
+    }  # fmt: skip
+    assert ratio["A"] < 0.8
+    assert ratio["A"] < ratio["B"] < 1.0
+    assert ratio["C"] > 1.2
+
+
+def test_the_listed_sources_are_all_that_the_generator_imports():
+    code = (
+        "import sys, toolkit.data.phantoms.hippocampus\n"
+        "print(*[name.split('.')[-1] for name in sys.modules if name.startswith('toolkit.data.phantoms.')])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {f"{name}.py" for name in run.stdout.split()} - {"phantom.py"} == set(hippocampus.SOURCES)
+
+
+@pytest.mark.parametrize("bad", [("Z", 0, 0), ("A", -1, 0), ("A", 0, -2)])
+def test_unknown_site_and_negative_numbers_are_errors(bad):
+    with pytest.raises(DataError, match="phantom-hippocampus"):
+        generate(*bad)

@@ -1,0 +1,236 @@
+"""phantom-hippocampus: small anisotropic volumes around a synthetic hippocampus, in three intensity families.
+
+Each volume runs from posterior (slice 0) to anterior; rows run downwards, columns from lateral to medial or the other
+way round (left and right sides). The hippocampus is a bent tube: a thick head in front (anterior) and a thin body and
+tail behind (posterior), between the ventricle's horn above and the white matter and folded cortex below; the amygdala
+before the head has nearly the same grey value and belongs to no class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.phantoms.appearance import Scanner, acquire, shading
+from toolkit.data.phantoms.fields import average_down, paint, smooth_field, smooth_step, soft_inside
+from toolkit.data.phantoms.phantom import Phantom
+from toolkit.data.phantoms.stream import Stream
+from toolkit.errors import DataError
+
+Floats = NDArray[np.float64]
+
+SOURCES = ("appearance.py", "fields.py", "hippocampus.py", "stream.py")
+CLASSES = {0: "background", 1: "anterior", 2: "posterior"}
+SHAPE = (24, 48, 48)
+_FINE = (2, 2, 2)
+_TASK_KEY = 72
+
+
+@dataclass(frozen=True)
+class Site:
+    """One centre: its sequence, scanner, voxels and people (share with atrophy)."""
+
+    description: str
+    signals: dict[str, float]
+    scanner: Scanner
+    spacing: float
+    slice_spacing: float
+    atrophy: float
+
+
+_COIL = (0.0, 0.6, 0.5)
+_SITES = {
+    "A": Site(
+        "like T1-weighted gradient echo, 3 T: bright white matter, dark fluid, little noise",
+        {"fluid": 0.10, "grey": 0.48, "white": 0.80, "hippocampus": 0.52, "deep": 0.70, "vessel": 0.95},
+        Scanner(bias=0.05, coil=0.2, coil_direction=_COIL, blur=(0.3, 0.5, 0.5), noise=0.020, gain=1500.0),
+        spacing=1.0, slice_spacing=2.0, atrophy=0.3,
+    ),
+    "B": Site(
+        "like an older T1-weighted scan kept in 8 bits: flat contrast, shading, noise; older people",
+        {"fluid": 0.22, "grey": 0.54, "white": 0.78, "hippocampus": 0.57, "deep": 0.70, "vessel": 0.60},
+        Scanner(curve=1.3, bias=0.14, coil=0.6, coil_direction=_COIL, blur=(0.5, 0.75, 0.75), noise=0.028, gain=180.0),
+        spacing=1.15, slice_spacing=2.2, atrophy=0.8,
+    ),
+    "C": Site(
+        "like T2-weighted spin echo: bright fluid, grey brighter than white matter",
+        {"fluid": 0.98, "grey": 0.60, "white": 0.36, "hippocampus": 0.62, "deep": 0.43, "vessel": 0.05},
+        Scanner(bias=0.08, coil=0.4, coil_direction=_COIL, blur=(0.4, 0.55, 0.55), noise=0.030, gain=700.0),
+        spacing=0.95, slice_spacing=2.0, atrophy=0.4,
+    ),
+}  # fmt: skip
+
+SITES: tuple[str, ...] = tuple(_SITES)
+DESCRIPTIONS: dict[str, str] = {name: site.description for name, site in _SITES.items()}
+_SPLITS = {"train": range(20), "val": range(20, 24), "test": range(24, 32)}
+SUBJECTS: dict[str, dict[str, list[int]]] = {
+    name: {split: list(numbers) for split, numbers in _SPLITS.items()} for name in SITES
+}
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """One hippocampus; lengths in mm, positions along the front-to-back axis from the middle of the volume."""
+
+    middle: float
+    half: float
+    head: float
+    body: float
+    tail: float
+    border: float
+    descent: float
+    curl: float
+    medial: float
+    bean: float
+    horn: float
+    shift: tuple[float, float]
+    mirrored: bool
+
+
+def group_of(site: str, subject: int) -> str:
+    """Group of a subject, "atrophy" or "control", evenly spread over any run of subject numbers."""
+    place = ((subject + 1) * 40503 % 65536) / 65536
+    return "atrophy" if place < _SITES[site].atrophy else "control"
+
+
+def generate(site: str, subject: int, seed: int = 0) -> Phantom:
+    """Draw one subject's volume; the same arguments give the same bytes (see `toolkit.data.phantoms.cardiac`).
+
+    Args:
+        site: one of `SITES`.
+        subject: number of the subject, 0 or more; `SUBJECTS` lists the usual ones and their splits.
+        seed: another seed draws another population.
+
+    Returns:
+        Phantom: 24 coronal slices of 48 x 48, labels 1 anterior and 2 posterior.
+
+    Raises:
+        DataError: for an unknown site or a negative number.
+    """
+    if site not in _SITES:
+        raise DataError(
+            f"There is no site {site!r}.", where="phantom-hippocampus", fix=f"Use one of {list(SITES)}."
+        )
+    if subject < 0 or seed < 0:
+        raise DataError(
+            f"Subject and seed must be 0 or more, not {subject}, {seed}.", where="phantom-hippocampus"
+        )
+    settings, group = _SITES[site], group_of(site, subject)
+    key = (seed, _TASK_KEY, SITES.index(site), subject)
+    stream = Stream(*key, 0)
+    shape = _sample(stream, group)
+    signals = {name: stream.near(value, 0.06) for name, value in settings.signals.items()}
+    along, across, up = _coordinates(settings, shape)
+    canvas, distance = _draw(
+        Stream(*key, 1), shape, signals, settings.spacing / _FINE[1], (along, across, up)
+    )
+    label = np.zeros(SHAPE, dtype=np.uint8)
+    inside = average_down(distance, _FINE) < 0.0
+    front = average_down(np.broadcast_to(along, distance.shape), _FINE) >= shape.border
+    label[inside & front] = 1
+    label[inside & ~front] = 2
+    image = acquire(
+        Stream(*key, 2),
+        average_down(canvas, _FINE),
+        shading(stream, SHAPE, settings.scanner),
+        settings.scanner,
+    )
+    split = next((name for name, numbers in SUBJECTS[site].items() if subject in numbers), "train")
+    return Phantom(
+        image=image, label=label, spacing=(settings.spacing, settings.spacing), group=group, split=split,
+        slice_spacing=settings.slice_spacing, site=site, subject=subject,
+    )  # fmt: skip
+
+
+def _sample(stream: Stream, group: str) -> _Shape:
+    size = 0.8 if group == "atrophy" else 1.0
+    half = stream.uniform(17.0, 20.0)
+    middle = stream.normal(-1.0, 1.2)
+    return _Shape(
+        middle=middle, half=half,
+        head=size * stream.uniform(5.6, 7.0), body=size * stream.uniform(4.0, 4.9),
+        tail=size * stream.uniform(2.6, 3.4),
+        border=middle + stream.uniform(0.08, 0.22) * half,
+        descent=stream.uniform(0.2, 0.42), curl=stream.uniform(0.002, 0.008), medial=stream.uniform(0.006, 0.016),
+        bean=stream.uniform(0.0, 0.035),
+        horn=stream.uniform(0.6, 1.4) + (1.2 if group == "atrophy" else 0.0),
+        shift=(stream.normal(0.0, 2.0), stream.normal(0.0, 2.0)),
+        mirrored=stream.uniform() < 0.5,
+    )  # fmt: skip
+
+
+def _coordinates(site: Site, shape: _Shape) -> tuple[Floats, Floats, Floats]:
+    """Position along the axis, across it (medial positive) and above it, mm, on the fine grid."""
+    axes: list[Floats] = [
+        (np.arange(n * f, dtype=np.float64) + 0.5 - 0.5 * n * f) * (step / f)
+        for n, f, step in zip(SHAPE, _FINE, (site.slice_spacing, site.spacing, site.spacing), strict=True)
+    ]
+    along: Floats = axes[0][:, None, None]
+    across = axes[2][None, None, :] * (-1.0 if shape.mirrored else 1.0)
+    back = np.clip(along - 6.0, None, 0.0)
+    across = across - shape.shift[0] - shape.medial * back * back
+    up = -axes[1][None, :, None] - shape.shift[1] + shape.descent * along - shape.curl * along * along
+    return along, across, up
+
+
+def _draw(
+    stream: Stream,
+    shape: _Shape,
+    signals: dict[str, float],
+    pitch: float,
+    grid: tuple[Floats, Floats, Floats],
+) -> tuple[Floats, Floats]:
+    """Tissue signals and the signed distance to the hippocampus."""
+    along, across, up = grid
+    size = np.broadcast_shapes(along.shape, across.shape, up.shape)
+    coarse, texture = smooth_field(stream, size, (4, 4, 4)), smooth_field(stream, size, (12, 24, 24))
+    distance = _tube(shape, along, across, up) + 0.35 * smooth_field(stream, size, (8, 8, 8))
+    canvas = signals["white"] * (1.0 + 0.03 * texture + 0.04 * coarse)
+    _folds(stream, canvas, signals, up, pitch)
+    _deep_grey(canvas, signals, along, across, up + 0.9 * coarse, pitch)
+    below = soft_inside(up + 0.3 * across + 1.0, 3.0)
+    paint(canvas, signals["grey"], soft_inside(np.abs(distance - 4.5) - 1.6, pitch) * below)
+    paint(canvas, signals["white"], soft_inside(distance - 2.2 - 0.6 * coarse, pitch) * below)
+    horn = distance - shape.horn * np.clip(1.0 + 0.7 * coarse, 0.1, None)
+    paint(canvas, signals["fluid"], soft_inside(horn, pitch) * (1.0 - below))
+    inner = signals["hippocampus"] * (1.0 + 0.05 * texture)
+    paint(canvas, inner, soft_inside(distance, pitch))
+    strand = soft_inside(np.abs(distance + 1.9) - 0.35, 1.2) * np.clip(texture, 0.0, 1.0)
+    paint(canvas, signals["white"], 0.6 * strand)
+    return canvas, distance
+
+
+def _tube(shape: _Shape, along: Floats, across: Floats, up: Floats) -> Floats:
+    """About the signed distance (mm, negative inside) to the bent tube."""
+    place = (along - shape.middle) * (1.0 / shape.half)
+    radius = shape.body + (shape.head - shape.body) * smooth_step(place, -0.1, 0.6)
+    radius = radius + (shape.tail - shape.body) * smooth_step(-place, 0.35, 0.95)
+    square = place * place
+    radius = radius * np.sqrt(np.clip(1.0 - square * square * square, 0.0, 1.0))
+    bent = up + shape.bean * across * across
+    from_axis = np.sqrt((across * (1.0 / 1.35)) ** 2 + (bent * (1.0 / 0.82)) ** 2)
+    return from_axis - radius + 4.0 * np.clip(square - 1.0, 0.0, None)
+
+
+def _folds(stream: Stream, canvas: Floats, signals: dict[str, float], up: Floats, pitch: float) -> None:
+    """Cortical ribbons with fluid in the sulci: level sets of a smooth field, below the hippocampus."""
+    field = smooth_field(stream, canvas.shape, (4, 8, 8))
+    region = soft_inside(up + 7.0, 4.0)
+    paint(canvas, signals["grey"], soft_inside(5.0 * (np.abs(field) - 0.6), 2.0 * pitch) * region)
+    paint(canvas, signals["fluid"], soft_inside(5.0 * (np.abs(field) - 0.11), 2.0 * pitch) * region)
+
+
+def _deep_grey(
+    canvas: Floats, signals: dict[str, float], along: Floats, across: Floats, up: Floats, pitch: float
+) -> None:
+    """Thalamus and brain stem above and medially, the amygdala before the head, a vessel in the cleft."""
+    thalamus = np.sqrt(((across - 14.0) / 16.0) ** 2 + ((up - 16.0) / 10.0) ** 2 + (along / 26.0) ** 2)
+    paint(canvas, signals["deep"], soft_inside(10.0 * (thalamus - 1.0), 4.0))
+    amygdala = np.sqrt(((across - 1.0) / 9.0) ** 2 + ((up - 8.0) / 7.0) ** 2 + ((along - 19.0) / 8.0) ** 2)
+    paint(canvas, signals["grey"], soft_inside(7.0 * (amygdala - 1.0), pitch))
+    cleft = np.abs(up - 4.5 - 0.25 * across) - 0.8
+    paint(canvas, signals["fluid"], soft_inside(cleft, pitch) * soft_inside(5.0 - across, 3.0))
+    vessel = np.sqrt((across - 13.0) ** 2 + (up - 4.0) ** 2) - 1.3
+    paint(canvas, signals["vessel"], soft_inside(vessel, pitch) * np.ones_like(along))
