@@ -12,7 +12,7 @@ _ABSOLUTE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\)")
 
 
 def caption(provenance: Mapping[str, Any], note: str = "") -> str:
-    """One paragraph that names weights, data, layer, parameters and versions; notes follow on their own lines.
+    """One paragraph that names weights, data, layer, parameters and versions; notes stand on their own lines.
 
     Hashes are cut to 12 characters, paths to their last part: no figure names a machine or its user.
 
@@ -20,20 +20,26 @@ def caption(provenance: Mapping[str, Any], note: str = "") -> str:
         provenance: a result's provenance; nested mappings are flattened.
         note: a sentence to add, for example which run the network comes from.
     """
-    parts = [f"{key.replace('_', ' ')} {text}" for key, text in _flat(provenance)]
-    lines = [note, " · ".join(parts)]
-    if "segreg" in repr(provenance).lower() or "segreg" in note.lower():
-        lines.append(SEGREG_NOTE)
-    return "\n".join(line for line in lines if line)
+    return _with_segreg_note([note, " · ".join(_parts(provenance))])
 
 
 def captions(results: Sequence[Any], names: Sequence[str], note: str = "") -> str:
-    """One line of provenance per result, each led by the name of its network; then the notes."""
-    lines = [caption(result.provenance) for result in results]
-    named = [f"{name}: {line}" if name else line for name, line in zip(names, lines, strict=True)]
-    kept = [line for text in [*named, note] for line in text.splitlines() if line and line != SEGREG_NOTE]
-    mentioned = "segreg" in " ".join(kept).lower()
+    """One line of provenance per result, led by the name of its network, then what all have in common."""
+    parts = [_parts(result.provenance) for result in results]
+    common = [part for part in parts[0] if len(parts) > 1 and all(part in others for others in parts)]
+    own = [" · ".join(part for part in one if part not in common) for one in parts]
+    lines = [f"{name}: {line}" if name and line else line for name, line in zip(names, own, strict=True)]
+    return _with_segreg_note([*lines, " · ".join(common), note], also=" ".join(names))
+
+
+def _with_segreg_note(lines: Sequence[str], also: str = "") -> str:
+    kept = [line for line in lines if line]
+    mentioned = "segreg" in " ".join([*kept, also]).lower()
     return "\n".join([*kept, SEGREG_NOTE] if mentioned else kept)
+
+
+def _parts(provenance: Mapping[str, Any]) -> list[str]:
+    return [f"{key.replace('_', ' ')} {text}" for key, text in _flat(provenance)]
 
 
 def plain(text: str) -> str:
@@ -52,13 +58,25 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             found += _flat(value, "" if key in ("versions", "parameters", "settings") else f"{name} ")
         elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
-            for number, item in enumerate(value, 1):
-                found += _flat(item, f"{name.removesuffix('s')} {number} ")
+            found += _of_several(value, name.removesuffix("s"))
         elif isinstance(value, (list, tuple)):
             found.append((name, _listed(value)))
         elif value is not None and value != "":
             found.append((name, plain(f"{value:.4g}" if isinstance(value, float) else str(value))))
     return found
+
+
+def _of_several(items: Sequence[Any], name: str) -> list[tuple[str, str]]:
+    """What all the items share, once, then what each has of its own."""
+    flat = [_flat(item) for item in items if isinstance(item, Mapping)]
+    shared = [pair for pair in flat[0] if len(flat) > 1 and all(pair in other for other in flat)]
+    own = [
+        (f"{name} {number} {key}", text)
+        for number, pairs in enumerate(flat, 1)
+        for key, text in pairs
+        if (key, text) not in shared
+    ]
+    return [*own, *shared]
 
 
 def _listed(values: list[Any] | tuple[Any, ...]) -> str:

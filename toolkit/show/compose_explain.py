@@ -215,11 +215,11 @@ def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:
     kept = f"{(mask >= 1).mean():.0%} kept"
     if mask.size == len(mask):  # one multiplier a channel: laid out row by row
         values = mask.ravel()
-        columns = int(np.ceil(np.sqrt(len(values))))
-        grid = np.full(-(-len(values) // columns) * columns, np.nan)
-        grid[: len(values)] = values
+        lines = max(
+            divisor for divisor in range(1, int(len(values) ** 0.5) + 1) if len(values) % divisor == 0
+        )
         return Image(
-            title="mask of the channels", note=f"{kept}; {range_note(values)}, row by row", pixels=grid.reshape(-1, columns),
+            title="mask of the channels", note=f"{kept}; {range_note(values)}, row by row", pixels=values.reshape(lines, -1),
             limits=(0.0, max(1.0, float(values.max()))),
         ).fit(side)  # fmt: skip
     plane = mask[0]

@@ -9,7 +9,7 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.show.captions import caption, captions
-from toolkit.show.panels import Figure, Heatmap, Panel, Scatter, Series
+from toolkit.show.panels import Figure, Heatmap, Panel, Scatter, Series, range_note
 
 _AXES = {"pca": "PC", "lda": "LD", "head": "head axis", "umap": "UMAP", "tsne": "t-SNE"}
 _POINTS = 900  # per stage and panel; more only hide each other
@@ -68,7 +68,7 @@ def _matrix(result: Any, side: int, name: str, signed: bool) -> Heatmap:
     return Heatmap(
         title=f"{name}: {result.layer}" if name else result.layer,
         note=f"{result.form}, redundancy {result.redundancy:.2f}, "
-        f"off-diagonal {np.nanmin(off):.2f} to {np.nanmax(off):.2f}{dead}",
+        f"off-diagonal {range_note(off)}{dead}",
         values=values, limits=(-1.0, 1.0) if signed else (0.0, 1.0), scale="diverging" if signed else "sequential",
         width=side, height=side, x_label="channel", y_label="channel",
     )  # fmt: skip

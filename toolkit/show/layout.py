@@ -10,6 +10,7 @@ from toolkit.show.panels import Figure, Panel
 
 TITLE_SIZE, SUBTITLE_SIZE, PANEL_SIZE, NOTE_SIZE, TICK_SIZE, CAPTION_SIZE = 16, 12, 12.5, 11, 10.5, 10.5
 MARGIN, GAP = 18, 10
+BOLD = 1.12  # bold text is this much wider
 LINE = 1.35  # line height in units of the font size
 _GLYPH = 0.60  # width of an average glyph in units of the font size, for the wider of the two backends' fonts
 
@@ -66,14 +67,14 @@ def place(figure: Figure, minimum_width: int = 480) -> Layout:
     content = max((sum(sum(cell) for cell in row) + GAP * max(0, len(row) - 1) for row in columns), default=0)
     width = max(minimum_width, round(content + 2 * MARGIN))
     usable = width - 2 * MARGIN
-    title = wrap(figure.title, usable, TITLE_SIZE)
+    title = wrap(figure.title, usable, TITLE_SIZE * BOLD)
     subtitle = wrap(figure.subtitle, usable, SUBTITLE_SIZE)
     caption = wrap(figure.caption, usable, CAPTION_SIZE)
     top = MARGIN * 0.7 + lines_height(title, TITLE_SIZE) + lines_height(subtitle, SUBTITLE_SIZE) + 10
     placed: list[Placed] = []
     for row, cells in zip(rows, columns, strict=True):
         texts = [
-            (wrap(panel.title, panel.width + panel.padding()[1], PANEL_SIZE), wrap(panel.note, panel.width + 8, NOTE_SIZE))
+            (wrap(panel.title, panel.width + panel.padding()[1], PANEL_SIZE * BOLD), wrap(panel.note, panel.width + 8, NOTE_SIZE))
             if panel is not None
             else ((), ())
             for panel in row

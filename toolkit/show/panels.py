@@ -249,10 +249,11 @@ def range_note(values: np.ndarray) -> str:
         return "no finite value"
     if not finite.any():
         return "all zero"
-    return f"{_number(float(finite.min()))} to {_number(float(finite.max()))}"
+    return f"{number_text(float(finite.min()))} to {number_text(float(finite.max()))}"
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """Two significant digits, short enough to stand above a small panel."""
     text = f"{value:.2g}" if value == 0 or 0.01 <= abs(value) < 1e4 else f"{value:.1e}"
     mantissa, _, exponent = text.partition("e")
     text = f"{mantissa}e{int(exponent)}" if exponent else text

@@ -1,0 +1,163 @@
+"""`report`: a training run, a sequence, results or sections of one's own as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.errors import ResultError
+from toolkit.results import Result
+from toolkit.show.compose_training import scores_by_site, training_curves
+from toolkit.show.draw import COMPOSERS, compose
+from toolkit.show.page import Section, write_page
+from toolkit.show.panels import Figure
+from toolkit.training.run import Run
+from toolkit.training.sequence import Stages
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def report(
+    content: Run | Stages | Result | Figure | Section | Sequence[Any],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+    summary: str = "",
+    split: str = "val",
+    interactive: bool = True,
+) -> Path:
+    """Write one HTML page that needs no network, no other file and, for reading, no JavaScript.
+
+    Each figure is a static picture with its provenance in text; below it an interactive version can be opened.
+
+    Args:
+        content: a run, a sequence of runs, any result, a `Figure`, a `Section`, or several of these.
+        path: the .html file.
+        title: title of the page; default says what the content is.
+        summary: a paragraph below the title.
+        split: split on which runs are scored; "val", so that no report looks at the test split unasked.
+        interactive: add the interactive versions (5 MB more, once a page).
+
+    Returns:
+        The path.
+
+    Raises:
+        ResultError: content that cannot be shown, or another suffix than .html.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ResultError("A report is an HTML page.", where=str(path), fix="Use a path ending in .html.")
+    items = list(content) if isinstance(content, (list, tuple)) else [content]
+    if not items:
+        raise ResultError("There is nothing to report on.", where="report(content=...)")
+    sections = [section for item in items for section in _sections(item, split)]
+    return write_page(title or _title(items[0]), summary, sections, path, interactive=interactive)
+
+
+def _title(item: Any) -> str:
+    if isinstance(item, (Run, Stages)):
+        return f"Report on {item.path.name}"
+    return (
+        item.title if isinstance(item, (Figure, Section)) else f"Report: {getattr(item, 'kind', 'results')}"
+    )
+
+
+def _sections(item: Any, split: str) -> list[Section]:
+    if isinstance(item, Section):
+        return [item]
+    if isinstance(item, Run):
+        return _of_run(item, split)
+    if isinstance(item, Stages):
+        return _of_stages(item, split)
+    if isinstance(item, Figure):
+        return [Section(item.title, figures=[item])]
+    if isinstance(item, Result):
+        figures = [compose(item)] if any(c.__name__ in COMPOSERS for c in type(item).__mro__) else []
+        return [
+            Section(
+                item.kind.replace("_", " ").capitalize(), figures=figures, tables=[("Numbers", item.table())]
+            )
+        ]
+    raise ResultError(
+        f"A {type(item).__name__} cannot be reported on.",
+        fix="Pass a run, a sequence, results, figures or toolkit.show.page.Section objects.",
+    )
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """What a run's figures say about it: settings, selection rule, data, weights and environment."""
+    from toolkit.features.provenance import weights_hash
+
+    record = run.directory.record()
+    config = {
+        key: record["config"][key] for key in ("steps", "batch_size", "seed", "precision", "learning_rate")
+    }
+    names = [regularizer.name for regularizer in run.regularizers] or ["none"]
+    return {
+        "run": run.path.name, "weights": weights_hash(run.model), "data": record.get("data"), "regularizer": names,
+        "site": run.site or "all", **config, "selected step": run.selected_step, "selection": record["selection"]["rule"],
+        "versions": {key: record["environment"].get(key) for key in ("toolkit", "torch")},
+        "device": record["environment"].get("device"), "threads": record["environment"].get("threads"),
+    }  # fmt: skip
+
+
+def settings_table(record: dict[str, Any]) -> pd.DataFrame:
+    """A record as a table of two columns."""
+    import pandas as pd
+
+    flat = [
+        (k, v)
+        for key, value in record.items()
+        for k, v in (value.items() if isinstance(value, dict) else [(key, value)])
+    ]
+    texts = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for _, value in flat]
+    return pd.DataFrame({"setting": [key for key, _ in flat], "value": texts})
+
+
+def _of_run(run: Run, split: str) -> list[Section]:
+    record, name = run_record(run), run.path.name
+    sections = [
+        Section(
+            f"Training of {name}",
+            "Every term of the loss as it was logged, and the validation scores that selected the weights.",
+            [training_curves({name: run.history}, provenance=record)],
+            [("Settings", settings_table(record))],
+        )
+    ]
+    if run.task.cases(split, site=run.site):
+        table = run.evaluate(split, run.site, metrics=("dice",))
+        sections.append(
+            Section(
+                f"Scores of {name}",
+                f"Dice on the {split} split.",
+                [scores_by_site({name: table}, provenance={**record, "split": split})],
+            )
+        )
+    return sections
+
+
+def _of_stages(stages: Stages, split: str) -> list[Section]:
+    record, name = run_record(stages.stages[-1]), stages.path.name
+    curves = training_curves(
+        {name: [run.history for run in stages.stages]}, stages=stages.sites, provenance=record
+    )
+    table = stages.dice(split).reset_index()
+    last = stages.evaluate(split, metrics=("dice",))
+    final = last[last["stage"] == len(stages.stages) - 1]
+    return [
+        Section(
+            f"Training of {name}",
+            f"One site after another: {', '.join(stages.sites)}.",
+            [curves],
+            [("Settings of the last stage", settings_table(record))],
+        ),
+        Section(
+            f"Scores of {name}",
+            f"Dice on the {split} split; stage -1 is the network before training.",
+            [scores_by_site({name: final}, provenance={**record, "split": split})],
+            [("Mean Dice after each stage (row), by site (column)", table)],
+        ),
+    ]
