@@ -25,7 +25,10 @@ from toolkit.errors import DataError
 if TYPE_CHECKING:
     from toolkit.data.manifest import Manifest
 
-GENERATORS = {"phantom-cardiac": "toolkit.data.phantoms.cardiac"}
+GENERATORS = {
+    "phantom-cardiac": "toolkit.data.phantoms.cardiac",
+    "phantom-hippocampus": "toolkit.data.phantoms.hippocampus",
+}
 _COLUMNS = (
     "site",
     "subject",
@@ -133,26 +136,31 @@ class GeneratedSource(Source):
 
 @functools.cache
 def generator_version(name: str) -> str:
-    """Hash of the generator's source files (the module's `SOURCES`), by content and name."""
+    """Hash of the source files that decide the generator's bytes (it lists them as `SOURCES`)."""
     module = _module(name)
-    folder = Path(str(module.__file__)).parent
     digest = hashlib.sha256()
-    for path in sorted(folder / source for source in module.SOURCES):
-        digest.update(path.name.encode() + path.read_bytes().replace(b"\r\n", b"\n"))
+    for source in sorted(module.SOURCES):
+        path = Path(str(module.__file__)).with_name(source)
+        digest.update(source.encode() + path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:16]
 
 
 def generated_cases(manifest: Manifest) -> Iterator[Case]:
-    """The slices of all subjects of an embedded data set, in the order of its sites and subjects."""
+    """The volumes of an embedded data set, or their slices in 2D, in the order of its sites and subjects."""
     for row in index_rows(manifest):
         name = f"{row['site']}{int(row['subject']):03d}"
         reader = _source(manifest, row)
+        plane, between = (float(row["row_mm"]), float(row["column_mm"])), float(row["slice_mm"])
         case = Case(
             id=name, site=row["site"], split=row["split"], subject=name, volume=name, position=None,
             group=row["group"] or None, classes=dict(sorted(manifest.classes.items())),
-            spacing=(float(row["row_mm"]), float(row["column_mm"])), slice_spacing=float(row["slice_mm"]),
+            spacing=plane if manifest.dims == 2 else (between, *plane),
+            slice_spacing=between if manifest.dims == 2 else None,
             affine=None, source=reader.where, reader=reader,
         )  # fmt: skip
+        if manifest.dims == 3:
+            yield case
+            continue
         for index in range(int(row["slices"])):
             yield dataclasses.replace(case, id=f"{name}/slice{index:02d}", position=index, index=index)
 

@@ -262,7 +262,7 @@ def test_list_tasks_needs_no_data(monkeypatch, tmp_path):
     ]
     assert table.ready.to_dict() == {
         "cardiac_acdc": False, "cardiac_sunnybrook": False, "hippocampus_msd04": False, "nuclei_dsb2018": False,
-        "phantom-cardiac": True,
+        "phantom-cardiac": True, "phantom-hippocampus": True,
     }  # fmt: skip
     assert set(manifest_names()) == set(table.index)
     for name in table.index[~table.ready]:

@@ -9,7 +9,7 @@ from toolkit.data import load_task
 from toolkit.data.catalogue import find_manifest
 from toolkit.data.generated import GeneratedSource, generator_version, index_rows
 from toolkit.data.manifest import read_table
-from toolkit.data.phantoms import cardiac
+from toolkit.data.phantoms import cardiac, hippocampus
 from toolkit.errors import DataError
 
 
@@ -18,29 +18,31 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
 
 
-def test_the_index_table_belongs_to_this_generator():
+MODULES = {"phantom-cardiac": cardiac, "phantom-hippocampus": hippocampus}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_index_table_belongs_to_this_generator(name):
     """After a change of the generator: python -m toolkit.data.generated"""
-    manifest = find_manifest("phantom-cardiac")
+    manifest, module = find_manifest(name), MODULES[name]
     rows = read_table(manifest)
-    assert {row["generator"] for row in rows} == {generator_version("phantom-cardiac")}
-    assert manifest.sites == cardiac.SITES
-    assert manifest.classes == cardiac.CLASSES
-    listed = {site: {split: [] for split in cardiac.SUBJECTS[site]} for site in cardiac.SITES}
+    assert {row["generator"] for row in rows} == {generator_version(name)}
+    assert manifest.sites == module.SITES
+    assert manifest.classes == module.CLASSES
+    listed = {site: {split: [] for split in module.SUBJECTS[site]} for site in module.SITES}
     for row in rows:
         listed[row["site"]][row["split"]].append(int(row["subject"]))
-    assert listed == cardiac.SUBJECTS
+    assert listed == module.SUBJECTS
 
 
-def test_generated_bytes_are_the_recorded_ones():
-    manifest = find_manifest("phantom-cardiac")
-    rows = index_rows(manifest)
-    for row in rows[:: len(rows) // 4]:
-        made = cardiac.generate(row["site"], int(row["subject"]), 0)
+@pytest.mark.parametrize("name", MODULES)
+def test_generated_bytes_are_the_recorded_ones(name):
+    rows = index_rows(find_manifest(name))
+    for row in rows[:: len(rows) // 3]:
+        made = MODULES[name].generate(row["site"], int(row["subject"]), 0)
         assert len(made.image) == int(row["slices"])
         assert made.group == row["group"]
-        source = GeneratedSource(
-            generator="phantom-cardiac", site=row["site"], subject=int(row["subject"]), version="t"
-        )
+        source = GeneratedSource(generator=name, site=row["site"], subject=int(row["subject"]), version="t")
         assert source.content_sha256() == row["sha256"]
         again = source.stack()  # now from the cache
         np.testing.assert_array_equal(again.image, made.image)
@@ -67,6 +69,16 @@ def test_a_cache_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path):
     monkeypatch.setenv("TOOLKIT_CACHE", str(blocker))
     source = GeneratedSource(generator="phantom-cardiac", site="B", subject=0, version="t")
     assert source.stack().image.shape[1:] == (96, 96)
+
+
+def test_a_task_of_volumes():
+    task = load_task("phantom-hippocampus")
+    case = task.cases("test", site="B")[0]
+    made = hippocampus.generate("B", hippocampus.SUBJECTS["B"]["test"][0], 0)
+    np.testing.assert_array_equal(case.label.numpy(), made.label)
+    assert case.spacing == (made.slice_spacing, *made.spacing)
+    assert (case.slice_spacing, case.volume) == (None, case.id)
+    assert task.loader("train", batch_size=2).batch(0)["image"].shape == (2, 1, *task.patch_size)
 
 
 def test_the_task():
