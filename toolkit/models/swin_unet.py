@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError, ConfigError
@@ -51,8 +50,10 @@ class SwinUnet(nn.Module):
         super().__init__()
         _check_settings(in_channels, out_channels, width, depths, heads, window, drop_path)
         self.in_channels, self.out_channels, self.dims = in_channels, out_channels, 2
-        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
-        stages = [(width * 2**k, heads[k], window, rates[k].tolist()) for k in range(4)]
+        rates = [drop_path * k / max(sum(depths) - 1, 1) for k in range(sum(depths))]
+        stages = [
+            (width * 2**k, heads[k], window, rates[sum(depths[:k]) : sum(depths[: k + 1])]) for k in range(4)
+        ]
         self.embed = PatchEmbedding(3 if in_channels == 1 else in_channels, width, 4)
         self.encoder = nn.ModuleDict({str(k + 1): SwinStage(*stages[k]) for k in range(3)})
         self.merge = nn.ModuleDict({str(k + 1): PatchMerging(stages[k][0]) for k in range(3)})

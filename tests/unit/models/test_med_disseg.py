@@ -2,12 +2,14 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit import registry
 from toolkit.errors import CheckpointError, ConfigError
@@ -68,10 +70,32 @@ def small_one() -> MedDisSegStageOne:
 
 @pytest.mark.parametrize(("build", "stage"), [(med_disseg_stage_one, "stage1"), (med_disseg, "stage2")])
 def test_9_2_structure(build: type, stage: str) -> None:
-    network, expected = build(), STRUCTURE[stage]
+    expected = STRUCTURE[stage]
+    with torch.device("meta"):
+        network = build()
     assert count(network) == expected["total_parameters"]
     assert {name: count(module) for name, module in network.named_children()} == expected["per_module"]
     assert {k: list(v.shape) for k, v in network.state_dict().items()} == expected["state_tensors"]
+
+
+def billions(forward: Callable[..., object], *inputs: Tensor) -> float:
+    """Multiply-adds of a call, in 10^9."""
+    with FlopCounterMode(display=False) as counter:
+        forward(*inputs)
+    return counter.get_total_flops() / 2e9
+
+
+@pytest.mark.slow
+def test_cost() -> None:
+    with torch.device("meta"):
+        one, two, image = med_disseg_stage_one(), med_disseg(), torch.empty(1, 3, 256, 256)
+        training = billions(two.forward_with_auxiliaries, image)
+        assert training == pytest.approx(100.6, abs=0.6)
+        assert training - billions(two, image) == pytest.approx(16.5, abs=0.1)  # the auxiliary heads
+        # published: 12.5, of which the head 8.3, because it enlarges before its 1x1 convolutions
+        encoder = billions(one.blocks, image)
+        assert encoder == pytest.approx(12.5 - 8.3, abs=0.1)
+        assert billions(one, image) - encoder < 0.7
 
 
 def test_9_2_elat_has_the_stated_number_of_parameters() -> None:
@@ -319,6 +343,7 @@ def trained(step: TrainingStep, batch: dict[str, Tensor], steps: int) -> list[fl
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3])
 def test_both_stages_train_under_the_dispersive_loss(classes: int) -> None:
     torch.manual_seed(0)

@@ -13,8 +13,11 @@ from torch import Tensor, distributed, nn
 
 from toolkit import registry
 from toolkit.errors import ConfigError, RegularizerWarning
+from toolkit.models.unet import unet
+from toolkit.objectives.segmentation import SegmentationObjective
 from toolkit.regularizers.base import StepContext, keyed_generator
 from toolkit.regularizers.dispersive import Dispersive, dispersive_loss
+from toolkit.training.step import TrainingStep
 
 
 def context(step: int = 0, logging: bool = False, stage: int = 0, **features: Tensor) -> StepContext:
@@ -209,3 +212,24 @@ def test_9_1_13_two_workers_equal_one_process(tmp_path: Path) -> None:
         worker_loss, worker_gradient = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(worker_loss, loss.detach())
         torch.testing.assert_close(worker_gradient, layer.weight.grad)
+
+
+@pytest.mark.slow
+def test_9_3_a_zero_gradient_term_changes_no_weight_by_one_bit() -> None:
+    def weights(regularizers: list[Dispersive]) -> list[Tensor]:
+        torch.manual_seed(0)
+        network = unet(1, 2, (4, 8, 512))
+        step = TrainingStep(network, SegmentationObjective(), regularizers)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+        for k in range(4):
+            image = 3 * torch.randn(4, 1, 64, 64, generator=keyed_generator("image", k))
+            optimizer.zero_grad()
+            step({"image": image, "label": (image > 0).long()}, step=k).total.backward()
+            optimizer.step()
+        return [p.detach() for p in network.parameters()]
+
+    plain = weights([])
+    dead = weights([Dispersive.from_preset("released")])
+    alive = weights([Dispersive.from_preset("default", layout="flatten")])
+    assert all(torch.equal(a, b) for a, b in zip(plain, dead, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(plain, alive, strict=True))
