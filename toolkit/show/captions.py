@@ -17,19 +17,27 @@ def caption(provenance: Mapping[str, Any], note: str = "") -> str:
     Hashes are cut to 12 characters, paths to their last part: no figure names a machine or its user.
 
     Args:
-        provenance: a result's provenance; nested mappings are flattened.
+        provenance: a result's provenance; nested mappings are flattened. The key `networks` may hold one record a
+            network, by name; what they share is then said once.
         note: a sentence to add, for example which run the network comes from.
     """
-    return _with_segreg_note([note, " · ".join(_parts(provenance))])
+    rest = {key: value for key, value in provenance.items() if key != "networks"}
+    networks = provenance.get("networks", {})
+    lines = _lines(list(networks.values()), list(networks)) if networks else []
+    return _with_segreg_note([note, *lines, " · ".join(_parts(rest))])
 
 
 def captions(results: Sequence[Any], names: Sequence[str], note: str = "") -> str:
     """One line of provenance per result, led by the name of its network, then what all have in common."""
-    parts = [_parts(result.provenance) for result in results]
+    return _with_segreg_note([*_lines([r.provenance for r in results], names), note], also=" ".join(names))
+
+
+def _lines(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    parts = [_parts(record) for record in records]
     common = [part for part in parts[0] if len(parts) > 1 and all(part in others for others in parts)]
     own = [" · ".join(part for part in one if part not in common) for one in parts]
     lines = [f"{name}: {line}" if name and line else line for name, line in zip(names, own, strict=True)]
-    return _with_segreg_note([*lines, " · ".join(common), note], also=" ".join(names))
+    return [*lines, " · ".join(common)]
 
 
 def _with_segreg_note(lines: Sequence[str], also: str = "") -> str:

@@ -59,7 +59,7 @@ def training_curves(
         subtitle="Terms are shown before their weights. The gradient ratio compares regularizer and objective at the tapped "
         "layers: dead below 1e-8, dominant above 1.",
         rows=[list(panels[start : start + columns]) for start in range(0, len(panels), columns)],
-        caption=caption(provenance or {}, _with_regularizers(note, frames.values())),
+        caption=caption(provenance or {}, _with_regularizers(note, frames.values(), provenance or {})),
     )
 
 
@@ -130,9 +130,11 @@ def _broken(x: np.ndarray, y: np.ndarray, part: np.ndarray) -> tuple[np.ndarray,
     return np.insert(x, cuts, np.nan), np.insert(y, cuts, np.nan)
 
 
-def _with_regularizers(note: str, frames: Any) -> str:
+def _with_regularizers(note: str, frames: Any, provenance: Mapping[str, Any]) -> str:
+    """The note, with the regularizers whose terms are drawn if the provenance does not name them."""
     used = {c.split("/")[0] for frame in frames for c in frame.columns if c.endswith("/weight")}
-    return f"{note} (terms of {', '.join(sorted(used))})".strip() if used else note
+    unnamed = sorted(name for name in used if name not in repr(provenance))
+    return "; ".join(filter(None, (note, f"regularizer {', '.join(unnamed)}" if unnamed else "")))
 
 
 def scores_by_site(

@@ -71,7 +71,7 @@ def write_demo_report(
 
 
 def _records(trained: Mapping[str, Stages]) -> dict[str, Any]:
-    return {"networks": [{"network": n, **run_record(s.stages[-1])} for n, s in trained.items()]}
+    return {"networks": {name: run_record(stages.stages[-1]) for name, stages in trained.items()}}
 
 
 def _training(trained: Mapping[str, Stages]) -> Section:
@@ -95,7 +95,7 @@ def _scores(trained: Mapping[str, Stages], task: Task) -> list[Section]:
     tables = {name: stages.stages[-1].evaluate("test", metrics=("dice",)) for name, stages in trained.items()}
     tables = {name: _in_order(table, task.sites) for name, table in tables.items()}
     matrices = {name: stages.dice("test") for name, stages in trained.items()}
-    rows = ["the start", *first.sites]
+    rows = ["nothing", *first.sites]
     return [
         Section(
             "Dice per site and class",
@@ -150,7 +150,7 @@ def _similarity_and_drift(trained: Mapping[str, Stages], task: Task) -> list[Sec
             f"Cosine between the channels of a shallow block ({SHALLOW}) and a deep one ({DEEP}) after the last stage, "
             f"averaged over the test slices of site {site}.",
             [channel_similarities(similar, names)],
-            [("Redundancy scores", _named([s.table() for row in similar for s in row], [n for n in names for _ in (0, 1)]))],
+            [("Redundancy: mean similarity off the diagonal", _redundancy(similar, names))],
         ),
         Section(
             "Drift of the penultimate features",
@@ -169,7 +169,19 @@ def _features(model: Any, cases: list[Case]) -> Features:
 def _named(tables: list[pd.DataFrame], names: list[str]) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.concat([t.assign(network=n) for t, n in zip(tables, names, strict=True)], ignore_index=True)
+    return pd.concat(
+        [t.assign(network=n)[["network", *t.columns]] for t, n in zip(tables, names, strict=True)],
+        ignore_index=True,
+    )
+
+
+def _redundancy(similar: list[list[Any]], names: list[str]) -> pd.DataFrame:
+    table = _named(
+        [one.table() for row in similar for one in row], [name for name in names for _ in (SHALLOW, DEEP)]
+    )
+    return table[table["part"] == "all"][
+        ["network", "layer", "form", "redundancy", "sd", "images", "channels", "dead"]
+    ]
 
 
 def _pooled(drifted: list[Any], names: list[str]) -> pd.DataFrame:
