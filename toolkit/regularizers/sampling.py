@@ -15,10 +15,11 @@ POOLING = ("pooled", "per_image")
 
 @dataclasses.dataclass(frozen=True)
 class RowSample:
-    """Positions (N,) counted through batch and space (image * positions + position), and their weights if unequal."""
+    """Positions (N,) counted through batch and space (image * positions + position), their weights if unequal, their labels if known."""
 
     index: Tensor
     weights: Tensor | None = None
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.index.numel())
@@ -74,7 +75,8 @@ def choose_rows(
             sample = _balanced(labels_here, count, generator, ignore_label)
         else:
             sample = RowSample(_uniform(span, labels_here, count, generator, ignore_label))
-        chosen.append(RowSample(sample.index + share * span, sample.weights))
+        labels_there = None if labels_here is None else labels_here[sample.index]
+        chosen.append(RowSample(sample.index + share * span, sample.weights, labels_there))
     return chosen
 
 

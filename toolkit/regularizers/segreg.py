@@ -18,6 +18,7 @@ from torch import Tensor
 from toolkit.errors import ConfigError, LayerError
 from toolkit.registry import register
 from toolkit.regularizers.base import Regularizer, StepContext, linear_warm_up
+from toolkit.regularizers.divergences import DIVERGENCES, divergence, null_value
 from toolkit.regularizers.epps_pulley import (
     epps_pulley_by_direction,
     null_expectation,
@@ -34,7 +35,7 @@ __all__ = ["SegReg", "epps_pulley_by_direction", "null_expectation", "sliced_epp
 class SegReg(Regularizer):
     """Sliced Epps-Pulley distance of sampled voxel features to N(0, I); our inference, see the module's text.
 
-    Term: `epps_pulley`. Each step draws the rows, then the directions, from one generator keyed by (seed, step), tap
+    Term: the name of the divergence, `epps_pulley` by default. Each step draws the rows, then the directions, from one generator keyed by (seed, step), tap
     by tap, so augmentation is untouched and resuming is exact. Needs 2 C rows, else the tap is left out that step.
 
     Args:
@@ -53,6 +54,10 @@ class SegReg(Regularizer):
         convex: the objective is multiplied by (1 - weight).
         null_centred: max(value - E0, 0), E0 the expectation for exactly normal rows at the effective sample size.
         warm_up: steps over which the weight rises linearly.
+        divergence: "epps_pulley", or for comparison "sliced_wasserstein", "gaussian_kl", "covariance" (rows sketched
+            to 64 columns if there are more), "variance_covariance", "gaussian_kernel", "nearest_neighbour" (an
+            entropy, no reference) or "class_conditional" (Epps-Pulley to one Gaussian a class; needs `classes`).
+        classes: number of classes, for "class_conditional".
     """
 
     name: ClassVar[str] = "segreg"
@@ -71,6 +76,8 @@ class SegReg(Regularizer):
     convex: bool = False
     null_centred: bool = False
     warm_up: int = 0
+    divergence: str = "epps_pulley"
+    classes: int | None = None
     _last: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +87,14 @@ class SegReg(Regularizer):
                 where="SegReg",
                 fix=f"sampling is one of {SAMPLING}, pooling one of {POOLING}.",
             )
+        if self.divergence not in DIVERGENCES or (self._by_class and self.classes is None):
+            raise ConfigError(
+                f"Unknown divergence {self.divergence!r}, or class_conditional without a number of classes.",
+                where="SegReg",
+                fix=f"divergence is one of {DIVERGENCES}; SegReg(divergence='class_conditional', classes=4).",
+            )
+        if self.null_centred and not self._by_class:
+            null_value(self, 1.0, 1)
         if self.weight < 0 or (self.convex and self.weight > 1):
             raise ConfigError(f"SegReg's weight must be >= 0 (and <= 1 if convex), not {self.weight}.")
         if min(self.samples, self.directions) < 1 or self.points < 2 or not self.t_max > 0:
@@ -88,17 +103,21 @@ class SegReg(Regularizer):
             raise ConfigError(f"{len(self.taps)} taps need as many tap_weights, not {len(self.tap_weights)}.")
 
     @property
+    def _by_class(self) -> bool:
+        return self.divergence == "class_conditional"
+
+    @property
     def taps(self) -> tuple[str, ...]:
         """The tap or taps."""
         return (self.tap,) if isinstance(self.tap, str) else tuple(self.tap)
 
     def weights(self, step: int) -> dict[str, float]:
         """The ramped weight of the one term."""
-        return {"epps_pulley": self.weight * linear_warm_up(step, self.warm_up)}
+        return {self.divergence: self.weight * linear_warm_up(step, self.warm_up)}
 
     def objective_weight(self, step: int) -> float:
         """1, or 1 - weight in the convex form."""
-        return 1.0 - self.weights(step)["epps_pulley"] if self.convex else 1.0
+        return 1.0 - self.weights(step)[self.divergence] if self.convex else 1.0
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
         """The statistic of this step's rows, as a scalar."""
@@ -111,16 +130,14 @@ class SegReg(Regularizer):
             share * self._of_tap(name, feature, context)
             for share, (name, feature) in zip(shares, features, strict=True)
         ]
-        return {"epps_pulley": torch.stack(values).sum()}
+        return {self.divergence: torch.stack(values).sum()}
 
     def diagnostics(self) -> dict[str, float]:
         """Of the last call: T_over_N, mean_norm, eig_min, eig_max, n_eff, skipped (with several taps `name:tap`)."""
         report: dict[str, float] = {}
-        for name, (rows, weights, n_eff, value) in self._last.items():
+        for name, record in self._last.items():
             suffix = f":{name}" if len(self._last) > 1 else ""
-            numbers = {"skipped": float(value is None), "n_eff": n_eff}
-            if value is not None:
-                numbers |= {"T_over_N": float(value), **_moments(rows, weights)}
+            numbers = record.numbers({"t_max": self.t_max, "points": self.points})
             report |= {f"{key}{suffix}": number for key, number in numbers.items()}
         return report
 
@@ -139,21 +156,19 @@ class SegReg(Regularizer):
         directions = unit_directions(channels, self.directions, context.generator)
         usable = [sample for sample in samples if len(sample) >= 2 * channels]
         if not usable:
-            self._last[name] = (None, None, float(sum(map(len, samples))), None)
+            self._last[name] = _Record([], samples, directions)
             return torch.zeros((), device=feature.device)
         rows = [rows_at(feature, sample.index) for sample in usable]
-        pairs = [self._statistic(z, sample, directions) for z, sample in zip(rows, usable, strict=True)]
-        self._last[name] = (
-            torch.cat([z.detach() for z in rows]),
-            _joined_weights(usable),
-            sum(sample.effective_size for sample in usable),
-            torch.stack([plain for plain, _ in pairs]).mean(),
-        )
-        return torch.stack([value for _, value in pairs]).mean()
+        values = [
+            divergence(self, z, sample, directions, context.generator) * (len(sample) if self.scaled else 1)
+            for z, sample in zip(rows, usable, strict=True)
+        ]
+        self._last[name] = _Record([z.detach() for z in rows], usable, directions)
+        return torch.stack(values).mean()
 
     def _rows(self, feature: Tensor, context: StepContext) -> list[RowSample]:
         labels = None
-        if self.sampling == "class_balanced" or self.ignore_label is not None:
+        if self.sampling == "class_balanced" or self.ignore_label is not None or self._by_class:
             if "label" not in context.batch:
                 raise ConfigError("This SegReg setting needs batch['label'].", where="SegReg")
             labels = labels_at(context.batch["label"], feature.shape[2:])
@@ -162,20 +177,27 @@ class SegReg(Regularizer):
             sampling=self.sampling, pooling=self.pooling, labels=labels, ignore_label=self.ignore_label,
         )  # fmt: skip
 
-    def _statistic(self, rows: Tensor, sample: RowSample, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """The plain T / N (detached) and the value that is trained on."""
-        plain = sliced_epps_pulley(
-            rows, directions, t_max=self.t_max, points=self.points, weights=sample.weights
-        )
-        value = plain
-        if self.null_centred:
-            value = (value - null_expectation(self.t_max, self.points) / sample.effective_size).clamp_min(0)
-        return plain.detach(), value * len(sample) if self.scaled else value
 
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What the diagnostics of one tap need of the last call; no rows if it was left out."""
 
-def _joined_weights(samples: Sequence[RowSample]) -> Tensor:
-    parts = [torch.full((len(s),), 1.0 / len(s)) if s.weights is None else s.weights for s in samples]
-    return torch.cat(parts) / len(parts)
+    rows: list[Tensor]
+    samples: list[RowSample]
+    directions: Tensor
+
+    def numbers(self, grid: dict[str, Any]) -> dict[str, float]:
+        if not self.rows:
+            return {"skipped": 1.0, "n_eff": float(sum(map(len, self.samples)))}
+        pairs = list(zip(self.rows, self.samples, strict=True))
+        distances = [sliced_epps_pulley(z, self.directions, weights=s.weights, **grid) for z, s in pairs]
+        shares = [s.weights if s.weights is not None else torch.full((len(s),), 1 / len(s)) for _, s in pairs]
+        return {
+            "skipped": 0.0,
+            "n_eff": sum(s.effective_size for s in self.samples),
+            "T_over_N": float(torch.stack(distances).mean()),
+            **_moments(torch.cat(self.rows), torch.cat(shares) / len(shares)),
+        }
 
 
 def _moments(rows: Tensor, weights: Tensor) -> dict[str, float]:

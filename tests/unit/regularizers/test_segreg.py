@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from toolkit import registry
 from toolkit.errors import ConfigError
 from toolkit.regularizers.base import StepContext, keyed_generator
+from toolkit.regularizers.class_reference import class_conditional_epps_pulley, class_frame
+from toolkit.regularizers.divergences import DIVERGENCES, null_value
 from toolkit.regularizers.sampling import choose_rows, rows_at
 from toolkit.regularizers.segreg import SegReg, null_expectation, sliced_epps_pulley, unit_directions
 
@@ -181,3 +183,68 @@ def test_impossible_settings_are_refused(options: dict) -> None:
 def test_labels_that_are_needed_and_missing() -> None:
     with pytest.raises(ConfigError, match="label"):
         SegReg(sampling="class_balanced")(context({"t": feature(1, 2, 4, 4)}))
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_every_divergence_pulls_wide_rows_inwards(divergence: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    f = (3 * torch.randn(2, 4, 24, 24, generator=generator)).requires_grad_()
+    label = torch.randint(0, 3, (2, 1, 24, 24), generator=generator)
+    regularizer = SegReg(samples=1024, directions=32, divergence=divergence, classes=3)
+    (value,) = regularizer(context({"t": f}, label=label)).values()
+    assert list(regularizer.weights(0)) == [divergence]
+    assert regularizer.diagnostics()["T_over_N"] > 0.1
+    value.backward()
+    assert f.grad is not None
+    assert float(f.grad.abs().max()) > 0
+    if divergence not in ("nearest_neighbour", "variance_covariance"):
+        assert float((f.grad * f.detach()).sum()) > 0, "descent shrinks what is too wide"
+
+
+def test_p15_balanced_class_references_have_a_standard_marginal() -> None:
+    frame, means, inside = class_frame(6, 4)
+    torch.testing.assert_close(means.sum(0), torch.zeros(6, dtype=torch.float64), atol=1e-12, rtol=0)
+    within = torch.eye(6, dtype=torch.float64) - (1 - inside) * frame @ frame.T
+    torch.testing.assert_close(
+        within + means.T @ means / 4, torch.eye(6, dtype=torch.float64), atol=1e-6, rtol=0
+    )
+    assert inside == pytest.approx(0.36)
+
+
+def test_class_conditional_value_is_near_its_null_at_the_reference() -> None:
+    frame, means, inside = class_frame(5, 3)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat_interleave(2000)
+    z = torch.randn(6000, 5, generator=generator).double()
+    z = z + (inside**0.5 - 1) * (z @ frame) @ frame.T + means[labels]
+    directions = unit_directions(5, 64, generator)
+    value = class_conditional_epps_pulley(z, labels, directions, 3)
+    assert 2000 * float(value) == pytest.approx(1.0525, rel=0.25)
+    swapped = class_conditional_epps_pulley(z, (labels + 1) % 3, directions, 3)
+    assert float(swapped) > 100 * float(value)
+    few = class_conditional_epps_pulley(z[:63], labels[:63], directions, 3)
+    assert float(few) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("divergence", "rows"), [("epps_pulley", 600), ("gaussian_kl", 600), ("gaussian_kernel", 600)]
+)
+def test_null_centred_values_average_near_zero_before_the_hinge(divergence: str, rows: int) -> None:
+    settings = SegReg(divergence=divergence, null_centred=True)
+    plain = SegReg(divergence=divergence, directions=32, samples=rows)
+    values = [
+        float(plain(context({"t": torch.randn(1, 4, 20, 30, generator=torch.Generator().manual_seed(s))}, step=s))[divergence])
+        for s in range(150)
+    ]  # fmt: skip
+    assert sum(values) / 150 == pytest.approx(null_value(settings, rows, 4), rel=0.1)
+
+
+def test_divergence_settings_are_checked() -> None:
+    for options in (
+        {"divergence": "entropy"}, {"divergence": "class_conditional"},
+        {"divergence": "sliced_wasserstein", "null_centred": True},
+    ):  # fmt: skip
+        with pytest.raises(ConfigError):
+            SegReg(**options)
+    with pytest.raises(ConfigError, match="radius"):
+        class_frame(2, 5)

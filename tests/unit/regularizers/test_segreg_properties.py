@@ -209,3 +209,18 @@ def test_errors_say_what_to_do() -> None:
         sliced_epps_pulley(z, a, weights=torch.ones(9))
     with pytest.raises(ConfigError, match="non-negative"):
         sliced_epps_pulley(z, a, weights=-torch.ones(10))
+
+
+def test_p16_free_particles_move_to_the_reference() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.linspace(0.2, 2.47, 8)
+    z = (torch.randn(1024, 8, generator=generator) * spread + 1 / 8**0.5).requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=0.02)
+    for _ in range(400):
+        optimizer.zero_grad()
+        sliced_epps_pulley(z, unit_directions(8, 64, generator)).backward()
+        optimizer.step()
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(z.detach().T))
+    assert float(eigenvalues.min()) > 0.8
+    assert float(eigenvalues.max()) < 2.0
+    assert float(z.detach().mean(0).norm()) < 0.1
