@@ -1,0 +1,207 @@
+"""Comparisons of methods against scipy, closed forms and simulated studies."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from toolkit.errors import ConfigError, ResultError
+from toolkit.measure.statistics import (
+    Comparison,
+    compare_methods,
+    compare_scores,
+    holm,
+    mean_difference,
+    patient_bootstrap,
+    patient_scores,
+    wilcoxon,
+)
+
+
+def long_table(scores: dict[str, np.ndarray], metric: str = "dice") -> pd.DataFrame:
+    rows = [
+        {
+            "method": m,
+            "seed": s,
+            "case": f"p{p:03d}",
+            "class": "LV",
+            "metric": metric,
+            "value": v,
+            "status": "ok",
+        }
+        for m, array in scores.items()
+        for (p, s), v in np.ndenumerate(array)
+    ]
+    return pd.DataFrame(rows)
+
+
+def study(
+    rng: np.random.Generator,
+    effects: dict[str, float],
+    patients: int = 20,
+    seeds: int = 3,
+    training: float = 0.02,
+) -> dict[str, np.ndarray]:
+    """Scores (patients, seeds): trainings differ, patients are hard or easy and react differently to a method."""
+    patient = 0.8 + 0.1 * rng.normal(size=(patients, 1))
+    return {
+        method: patient
+        + effect
+        + training * rng.normal(size=(1, seeds))
+        + 0.02 * rng.normal(size=(patients, 1))
+        + 0.03 * rng.normal(size=(patients, seeds))
+        for method, effect in effects.items()
+    }
+
+
+def test_one_seed_is_the_paired_t_test() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=15), rng.normal(size=15) + 0.3
+    known = mean_difference((b - a)[:, None])
+    reference = stats.ttest_rel(b, a)
+    assert known.p_values() == pytest.approx((reference.pvalue,))
+    expected = reference.confidence_interval(0.95)
+    assert known.interval() == pytest.approx((expected.low, expected.high))
+
+
+def test_seed_noise_alone_leaves_seeds_minus_one_degrees() -> None:
+    known = mean_difference(np.tile([[0.1, 0.2, 0.6]], (30, 1)))
+    reference = stats.ttest_1samp([0.1, 0.2, 0.6], 0)
+    assert known.p_values() == pytest.approx((reference.pvalue, reference.pvalue))
+    assert known.smallest_detectable() == pytest.approx(
+        (stats.t.ppf(0.975, 2) + stats.t.ppf(0.8, 2)) * np.std([0.1, 0.2, 0.6], ddof=1) / 3**0.5
+    )
+    assert mean_difference(np.zeros((5, 3))).p_values() == (1.0, 1.0)
+
+
+def test_error_of_the_mean_errs_on_the_cautious_side() -> None:
+    rng = np.random.default_rng(1)
+    shapes = {0.2: (400, 12, 1), 0.3: (400, 1, 4), 0.1: (400, 12, 4)}
+    d = sum(scale * rng.normal(size=shape) for scale, shape in shapes.items())
+    truth = 0.04 / 12 + 0.09 / 4 + 0.01 / 48
+    squares = np.array([mean_difference(part).errors[0][0] ** 2 for part in d])
+    assert d.mean((1, 2)).var() == pytest.approx(truth, rel=0.2)
+    assert squares.mean() == pytest.approx(truth + 0.01 / 48, rel=0.1)
+
+
+def test_holm_by_hand() -> None:
+    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, np.nan])), [0.03, 0.06, 0.06, np.nan])
+    assert holm(np.array([np.nan])).shape == (1,)
+    assert holm(np.array([0.6, 0.7])).tolist() == [1.0, 1.0]
+
+
+def test_bootstrap_of_the_mean_is_near_the_normal_interval() -> None:
+    values = np.random.default_rng(2).normal(size=(200, 1))
+    low, high = patient_bootstrap(values, 4000)
+    error = values.std(ddof=1) / 200**0.5
+    assert (low, high) == pytest.approx(
+        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.02
+    )
+    assert patient_bootstrap(values, 50, seed=1) == patient_bootstrap(values, 50, seed=1)
+
+
+def test_wilcoxon_is_scipys() -> None:
+    d = np.random.default_rng(3).normal(size=25) + 0.2
+    assert wilcoxon(d) == pytest.approx(stats.wilcoxon(d).pvalue)
+    assert wilcoxon(np.zeros(5)) == 1.0
+
+
+@pytest.mark.slow
+def test_null_studies_rarely_have_a_winner() -> None:
+    rng, winners = np.random.default_rng(4), {}
+    effects = {"plain": 0.0, "a": 0.0, "b": 0.0, "c": 0.0}
+    for training in (0.0, 0.02, 0.06):  # below, at and above what patients and noise contribute
+        verdicts = [
+            set(
+                compare_scores(
+                    study(rng, effects, patients=12 + 18 * (index % 2), training=training),
+                    "plain",
+                    bootstrap=2,
+                ).table()["verdict"]
+            )
+            for index in range(300)
+        ]
+        winners[training] = np.mean([bool(found - {"baseline", "inconclusive"}) for found in verdicts])
+    assert np.mean(list(winners.values())) <= 0.05
+    assert max(winners.values()) <= 0.05 + 2 * (0.05 * 0.95 / 300) ** 0.5  # each cell has its own chance
+
+
+def test_a_clear_effect_is_found_and_a_small_one_is_not() -> None:
+    scores = study(np.random.default_rng(5), {"plain": 0.0, "good": 0.25, "bad": -0.25, "same": 0.001})
+    table = long_table(scores)
+    result = compare_methods(table, "plain").table().set_index("method")
+    assert result.loc["good", "verdict"] == "better"
+    assert result.loc["bad", "verdict"] == "worse"
+    assert result.loc["same", "verdict"] == "inconclusive"
+    assert result.loc["plain", "verdict"] == "baseline"
+    assert result.loc["same", "smallest_detectable"] > abs(result.loc["same", "difference"])
+    worse = compare_methods(table, "plain", higher_is_better=False).table().set_index("method")
+    assert worse.loc["good", "verdict"] == "worse"
+    assert (
+        compare_methods(table.assign(metric="hd95"), "plain", metric="hd95").table()["verdict"][1] == "worse"
+    )
+    one_seed = compare_methods(table[table["seed"] == 0], "plain").table().set_index("method")
+    assert one_seed.loc["good", "verdict"] == "inconclusive (one seed)"
+    direct = compare_scores(scores, "plain").table()
+    pd.testing.assert_frame_equal(direct, result.reset_index()[direct.columns])
+
+
+def test_detectable_difference_is_detected_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(6)
+
+    def compared(effect: float) -> pd.Series:
+        scores = study(rng, {"plain": 0.0, "a": effect}, patients=20, seeds=6)
+        return compare_scores(scores, "plain", bootstrap=2).table().iloc[1]
+
+    effect = float(np.mean([compared(0.0)["smallest_detectable"] for _ in range(60)]))
+    found = np.mean([compared(effect)["p_holm"] < 0.05 for _ in range(150)])
+    assert 0.6 <= found <= 0.95
+
+
+def test_scores_average_classes_then_cases_then_patients() -> None:
+    rows = [
+        ("m", 0, "p1", "p1a", "LV", 0.8, "ok"), ("m", 0, "p1", "p1a", "RV", 0.6, "ok"),
+        ("m", 0, "p1", "p1b", "LV", 0.5, "ok"), ("m", 0, "p1", "p1b", "RV", math.nan, "both_absent"),
+        ("m", 0, "p2", "p2a", "LV", 0.9, "ok"), ("m", 0, "p2", "p2a", "RV", math.nan, "both_absent"),
+    ]  # fmt: skip
+    names = ["method", "seed", "subject", "case", "class", "value", "status"]
+    table = pd.DataFrame(rows, columns=names).assign(metric="dice")
+    np.testing.assert_allclose(patient_scores(table)["m"], [[0.6], [0.9]])
+    alarm = table.assign(method="n")
+    alarm.loc[5, ["value", "status"]] = [0.0, "spurious"]
+    both = patient_scores(pd.concat([table, alarm]))
+    np.testing.assert_allclose(
+        both["m"], [[0.6], [0.95]]
+    )  # rightly absent: 1, because the other sees something
+    np.testing.assert_allclose(both["n"], [[0.6], [0.45]])
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    result = compare_scores(study(np.random.default_rng(0), {"plain": 0.0, "a": 0.1}), "plain")
+    again = Comparison.load(result.save(tmp_path / "comparison.tkr"))
+    assert again.table()["verdict"].tolist() == result.table()["verdict"].tolist()
+
+
+def test_wrong_calls() -> None:
+    table = long_table(study(np.random.default_rng(0), {"plain": 0.0, "a": 0.1}))
+    with pytest.raises(ConfigError, match="plane"):
+        compare_methods(table, "plane")
+    with pytest.raises(ResultError, match="holds no 'iou'"):
+        compare_methods(table, "plain", metric="iou")
+    with pytest.raises(ResultError, match="status"):
+        compare_methods(table.drop(columns="status"), "plain")
+    with pytest.raises(ResultError, match="incomplete"):
+        compare_methods(table.iloc[1:], "plain")
+    missed = table.assign(metric="hd95")
+    missed.loc[0, ["value", "status"]] = [math.nan, "missed"]
+    with pytest.raises(ResultError, match="missed"):
+        compare_methods(missed, "plain", metric="hd95")
+    with pytest.raises(ResultError, match="2 patients"):
+        mean_difference(np.zeros((1, 3)))
+    with pytest.raises(ResultError, match="the baseline"):
+        compare_scores({"plain": np.zeros((4, 3)), "a": np.zeros((4, 2))}, "plain")
