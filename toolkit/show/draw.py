@@ -19,6 +19,10 @@ COMPOSERS: dict[str, tuple[str, str]] = {
     "MaskedLatent": ("toolkit.show.compose_explain", "masked_latent"),
     "ChannelSimilarity": ("toolkit.show.compose_measure", "channel_similarity"),
     "Projection": ("toolkit.show.compose_measure", "projection"),
+    "LayerSimilarity": ("toolkit.show.compose_compare", "layer_similarity"),
+    "Collapse": ("toolkit.show.compose_compare", "collapse"),
+    "Transfer": ("toolkit.show.compose_compare", "transfer"),
+    "Comparison": ("toolkit.show.compose_compare", "comparison"),
     "Features": ("toolkit.show.compose_features", "features"),
     "Drift": ("toolkit.show.compose_drift", "drift"),
 }

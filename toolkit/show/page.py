@@ -127,7 +127,15 @@ def _cell(value: object) -> str:
         return f"<td>{html.escape('' if value is None else str(value))}</td>"
     if isinstance(value, (int, float)) or hasattr(value, "dtype"):
         number = float(value)  # type: ignore[arg-type]
-        text = "–" if number != number else f"{int(number)}" if number.is_integer() else f"{number:.3g}"
+        text = (
+            "–"
+            if number != number
+            else f"{int(number)}"
+            if number.is_integer()
+            else f"{number:.0f}"
+            if abs(number) >= 1000
+            else f"{number:.3g}"
+        )
         return f'<td class="number">{text}</td>'
     return f"<td>{html.escape(plain(str(value)))}</td>"
 

@@ -117,9 +117,12 @@ def test_every_mention_of_segreg_brings_the_note() -> None:
 
 
 def test_several_captions_carry_the_note_once() -> None:
-    result = SimpleNamespace(provenance={"weights": "a" * 64})
-    text = captions([result, result], ["plain", "SegReg"])
-    assert text.splitlines() == ["plain: weights aaaaaaaaaaaa", "SegReg: weights aaaaaaaaaaaa", SEGREG_NOTE]
+    records = [{"weights": letter * 64, "data": "d" * 64} for letter in "ab"]
+    text = captions([SimpleNamespace(provenance=record) for record in records], ["plain", "SegReg"])
+    assert text.splitlines() == [
+        "plain: weights aaaaaaaaaaaa", "SegReg: weights bbbbbbbbbbbb", "data dddddddddddd", SEGREG_NOTE,
+    ]  # fmt: skip
+    assert caption({"networks": dict(zip(("plain", "SegReg"), records, strict=True))}) == text
 
 
 def test_plain_keeps_ordinary_words() -> None:

@@ -1,0 +1,348 @@
+"""Composers: every result class becomes panels that state their range, and the numbers drawn are the result's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from toolkit.errors import ConfigError, ResultError
+from toolkit.explain.cam_result import GradCamResult
+from toolkit.explain.mask_result import MaskedLatent
+from toolkit.measure.collapse import Collapse
+from toolkit.measure.drift import Drift
+from toolkit.measure.layer_similarity import LayerSimilarity
+from toolkit.measure.projection import Projection
+from toolkit.measure.similarity import ChannelSimilarity
+from toolkit.measure.statistics import Comparison
+from toolkit.measure.transfer import Transfer
+from toolkit.show.captions import SEGREG_NOTE
+from toolkit.show.compose_drift import drifts
+from toolkit.show.compose_explain import grad_cam, grad_cams, masked_latent
+from toolkit.show.compose_measure import channel_similarities, projections
+from toolkit.show.compose_training import curve_columns, scores_by_site, training_curves, transfer_matrices
+from toolkit.show.draw import compose, plotly_figure, static_figure
+from toolkit.show.panels import Bars, Heatmap, Image, Intervals, Lines, Scatter
+from toolkit.show.slices import choose_view
+
+GENERATOR = torch.Generator().manual_seed(0)
+CLASSES = {0: "background", 1: "RV", 2: "LV"}
+PROVENANCE = {"weights": "ab" * 32, "versions": {"torch": "2"}}
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=GENERATOR)
+
+
+def cam_result(size: tuple[int, ...] = (16, 24), layers: int = 3, batch: int = 2) -> GradCamResult:
+    maps = {f"encoder.{k}": random(batch, 1, *[side // 2**k for side in size]) for k in range(layers)}
+    label = torch.zeros(batch, 1, *size, dtype=torch.long)
+    label[..., 4:8, 5:9] = 2
+    return GradCamResult(
+        maps=maps, status={name: ["ok"] * batch for name in maps}, image=random(batch, 1, *size), label=label,
+        prediction=label[:, 0], region=label == 2, score=torch.ones(batch), cases=[f"case{i}" for i in range(batch)],
+        sizes=[size] * batch, spacing=[None] * batch, affine=[None] * batch, classes=CLASSES,
+        target="Region(index='LV', inside='reference')", method="grad_cam", provenance=PROVENANCE,
+    )  # fmt: skip
+
+
+def masked_result(mask: torch.Tensor, decoded: bool = False) -> MaskedLatent:
+    segmentation = torch.zeros(1, 16, 16, dtype=torch.long)
+    segmentation[:, 4:8, 4:8] = 1
+    changed = segmentation.clone()
+    changed[:, 4, 4:8] = 2
+    entropy = random(1, 16, 16).abs()
+    image = (random(1, 1, 16, 16), random(1, 1, 16, 16)) if decoded else None
+    return MaskedLatent(
+        input=random(1, 1, 16, 16), image=image, segmentation=(segmentation, changed), entropy=(entropy, 2 * entropy),
+        mask=mask, image_mask=None, label=segmentation[:, None], cases=["case0"], classes=CLASSES, scheme="channel",
+        fraction=0.3, soft=True, skips="keep", layer="bottleneck", bn_mode="eval", temperature=1.0, against="label",
+        provenance=PROVENANCE,
+    )  # fmt: skip
+
+
+def similarity_result(form: str = "cosine", sign: float = 1.0) -> ChannelSimilarity:
+    matrix = torch.eye(6, dtype=torch.float64) * (1 - 0.4 * sign) + 0.4 * sign
+    return ChannelSimilarity(
+        layer="bottleneck", form=form, matrices={form: matrix}, scores={form: {"all": torch.tensor([0.4 * sign])}},
+        channels=torch.arange(6), dead=torch.tensor([6]), dead_per_image=torch.tensor([1]), provenance=PROVENANCE,
+    )  # fmt: skip
+
+
+def projection_result(basis: str = "shared", stages: int = 2) -> Projection:
+    labels = torch.arange(60) % 3
+    return Projection(
+        layer="head_input", method="pca", basis=basis, coordinates=[random(60, 2) + k for k in range(stages)],
+        classes=[labels] * stages, class_names=CLASSES, cases=[labels] * stages, case_names=["a", "b", "c"],
+        explained=torch.tensor([[0.6, 0.25]] * stages), axes=torch.zeros(stages, 2, 8), provenance=PROVENANCE,
+    )  # fmt: skip
+
+
+def drift_result(value: float = 0.5) -> Drift:
+    rows = [
+        {"measure": measure, "kind": kind, "class": name, "from": start, "to": end, "value": value, "low": value / 2,
+         "high": 2 * value, "null_low": 0.0, "null_high": value / 4 if kind == "raw" else np.nan, "rows": 9, "clusters": 3,
+         "status": "ok"}
+        for measure, kind in (("frechet", "raw"), ("linear_cka", "rotation-free"))
+        for name in ("pooled", "LV")
+        for start, end in ((0, 1), (1, 2))
+    ]  # fmt: skip
+    return Drift(layer="head_input", numbers=pd.DataFrame(rows), means=pd.DataFrame(), provenance=PROVENANCE)
+
+
+def other_results() -> list[Any]:
+    numbers = pd.DataFrame({
+        "method": ["plain", "segreg"], "mean": [0.8, 0.82], "low": [0.7, 0.72], "high": [0.9, 0.92],
+        "difference": [np.nan, 0.02], "difference_low": [np.nan, -0.01], "difference_high": [np.nan, 0.05],
+    })  # fmt: skip
+    transfer = pd.DataFrame(
+        {"metric": ["bwt", "fwt_untrained"], "task": ["mean", "mean"], "value": [-0.1, np.nan], "sd": 0.0}
+    )
+    return [
+        LayerSimilarity(method="linear_cka", layers_a=["a", "b"], layers_b=["encoder.1.conv", "c"], matrix=torch.eye(2), rows=9,
+                        batch=9, provenance=PROVENANCE),
+        Collapse(layer="bottleneck", values={"mean_cosine": 0.2, "uniformity": -2.0, "effective_rank": 4.0, "silhouette": np.nan},
+                 histogram=torch.tensor([1.0, 3.0]), edges=torch.tensor([0.0, 1.0, 2.0]), tau=0.5, rows=9, channels=8,
+                 provenance=PROVENANCE),
+        Comparison(baseline="plain", metric="dice", numbers=numbers, provenance=PROVENANCE),
+        Transfer(tasks=["A", "B"], scores=np.array([[0.9, np.nan], [0.7, 0.9]]), numbers=transfer, provenance=PROVENANCE),
+    ]  # fmt: skip
+
+
+def every_result() -> list[Any]:
+    return [
+        cam_result(), cam_result((8, 16, 16), layers=2), masked_result(torch.rand(1, 12, 1, 1, generator=GENERATOR)),
+        masked_result(torch.rand(1, 1, 4, 4, generator=GENERATOR), decoded=True), similarity_result(), projection_result(),
+        projection_result(stages=1), drift_result(), *other_results(),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("result", every_result(), ids=lambda result: type(result).__name__)
+def test_every_result_is_drawn_twice_with_range_and_provenance(result: Any, tmp_path: Path) -> None:
+    figure = compose(result, note="network trained with SegReg")
+    assert "weights abababababab" in figure.caption
+    assert SEGREG_NOTE in figure.caption
+    for panel in figure.panels():
+        assert panel.note or isinstance(panel, (Intervals, Scatter)), (
+            f"{panel.title} does not state its range"
+        )
+    texts = " ".join(note.text for note in plotly_figure(result).layout.annotations)
+    assert "weights abababababab" in texts
+    assert static_figure(result, tmp_path / "figure.png", dpi=60).stat().st_size > 2000
+
+
+def test_an_unknown_class_is_an_error_that_lists_the_known() -> None:
+    with pytest.raises(ResultError, match="GradCamResult"):
+        compose(3)
+
+
+def test_grad_cam_draws_the_raw_maps_with_symmetric_limits() -> None:
+    result = cam_result()
+    panels = compose(result, index=1).panels()
+    assert [panel.title for panel in panels] == ["image", *result.maps]
+    for panel, raw in zip(panels[1:], result.maps.values(), strict=True):
+        assert isinstance(panel, Image)
+        assert panel.overlay is not None
+        assert np.array_equal(panel.overlay, raw[1, 0].numpy().astype(float))
+        low, high = panel.overlay_limits
+        assert low == -high
+        assert high == pytest.approx(float(raw[1].abs().max()))
+
+
+def test_grad_cam_on_a_shared_scale() -> None:
+    result = cam_result()
+    limits = {
+        panel.overlay_limits
+        for panel in grad_cam(result, scale="shared").panels()[1:]
+        if isinstance(panel, Image)
+    }
+    assert len(limits) == 1
+    with pytest.raises(ConfigError, match="layer, shared"):
+        grad_cam(result, scale="mine")
+    with pytest.raises(ResultError, match="no image 7"):
+        grad_cam(result, index=7)
+
+
+def test_grad_cam_says_if_a_map_is_no_evidence() -> None:
+    result = cam_result(layers=1)
+    result.maps["encoder.0"].zero_()
+    result.status["encoder.0"] = ["zero", "zero"]
+    assert grad_cam(result).panels()[1].note == "zero: all zero"
+
+
+def test_padding_is_cut_from_image_and_map() -> None:
+    result = cam_result()
+    result.sizes = [(12, 20), (12, 20)]
+    panel = grad_cam(result).panels()[2]
+    assert isinstance(panel, Image)
+    assert panel.overlay is not None
+    assert panel.pixels.shape == panel.overlay.shape == (12, 20)
+    assert np.allclose(panel.overlay, result.resized("encoder.1")[0, 0, :12, :20].numpy())
+
+
+def test_networks_are_compared_on_one_case_only() -> None:
+    first, second = cam_result(), cam_result()
+    assert len(grad_cams([first, second], ["plain", "SegReg"]).rows) == 2
+    second.cases = ["other", "other"]
+    with pytest.raises(ResultError, match="different images"):
+        grad_cams([first, second], ["plain", "SegReg"])
+
+
+def test_a_volume_is_cut_where_the_region_is_largest() -> None:
+    focus = np.zeros((5, 4, 4))
+    focus[1, 0, 0], focus[3, :2, :2] = 1, 1
+    assert choose_view((5, 4, 4), (5, 4, 4), focus=focus).position == 3
+    assert choose_view((5, 4, 4), (5, 4, 4), focus=np.zeros((5, 4, 4))).position == 2
+    with pytest.raises(ResultError, match="no slice 9"):
+        choose_view((5, 4, 4), (5, 4, 4), position=9)
+
+
+def test_large_images_are_thinned_and_keep_their_aspect() -> None:
+    view = choose_view((600, 300), (600, 300), spacing=(2.0, 1.0))
+    assert view.plane(np.zeros((600, 300))).shape == (200, 100)
+    assert view.aspect == 2.0
+
+
+def test_colour_images_are_drawn_in_colour() -> None:
+    view = choose_view((4, 5), (4, 5))
+    assert view.picture(np.zeros((3, 4, 5))).shape == (4, 5, 3)
+    assert view.picture(np.zeros((2, 4, 5))).shape == (4, 5)
+
+
+def test_masked_latent_shows_clean_above_masked() -> None:
+    figure = masked_latent(masked_result(torch.ones(1, 12, 1, 1)))
+    titles = [[panel.title for panel in row if panel] for row in figure.rows]
+    assert titles[0] == ["image", "clean code: segmentation", "clean code: entropy"]
+    assert titles[1] == ["mask of the channels", "masked code: segmentation", "masked code: entropy"]
+    entropies = [panel for panel in figure.panels() if panel.title.endswith("entropy")]
+    assert len({panel.overlay_limits for panel in entropies if isinstance(panel, Image)}) == 1
+    assert "1.6% of the image changed" in [panel.note for panel in figure.panels()]  # 4 of 256 pixels
+
+
+def test_signed_similarities_get_the_diverging_scale_everywhere() -> None:
+    positive, negative = similarity_result(), similarity_result("pearson", sign=-0.3)
+    assert [p.scale for p in compose(positive).panels() if isinstance(p, Heatmap)] == ["sequential"]
+    both = channel_similarities([[positive], [negative]], ["a", "b"]).panels()
+    assert {(p.scale, p.limits) for p in both if isinstance(p, Heatmap)} == {("diverging", (-1.0, 1.0))}
+    assert "redundancy 0.40" in both[0].note
+    assert "1 dead" in both[0].note
+
+
+def test_stages_of_a_projection_share_limits() -> None:
+    figure = projections([projection_result()], [""], stages=["A", "B"])
+    clouds = [panel for panel in figure.panels() if isinstance(panel, Scatter) and not panel.joined]
+    assert [panel.title for panel in clouds] == ["A", "B"]
+    assert len({(panel.x_range, panel.y_range) for panel in clouds}) == 1
+    assert clouds[0].x_label == "PC 1 (60 %)"
+
+
+def test_centroids_are_the_class_means() -> None:
+    result = projection_result()
+    paths = compose(result).panels()[-1]
+    assert isinstance(paths, Scatter)
+    assert paths.joined
+    lv = next(series for series in paths.series if series.name == "LV")
+    expected = [float(c[k == 2, 0].mean()) for c, k in zip(result.coordinates, result.classes, strict=True)]
+    assert np.allclose(lv.x, expected)
+
+
+def test_rotating_bases_say_so() -> None:
+    assert "drift cannot be read off" in projections([projection_result("per_stage")], [""]).subtitle
+
+
+def test_drift_leaves_the_distance_to_the_reference_out() -> None:
+    panels = drifts([drift_result(), drift_result(2.0)], ["plain", "SegReg"]).panels()
+    assert [panel.note for panel in panels] == ["raw", "rotation-free"]
+    series = [s for s in panels[0].series if "null" not in s.name]  # type: ignore[attr-defined]
+    assert [s.name for s in series] == ["plain", "SegReg"]
+    assert [list(s.x) for s in series] == [[0.5, 0.5], [2.0, 2.0]]
+    with pytest.raises(ResultError, match="none of these"):
+        drifts([drift_result()], [""], measures=["mmd2"])
+
+
+def history(segreg: bool) -> pd.DataFrame:
+    rows = [
+        {"step": step, "event": "train", "total": 1.0 / step, "segmentation/dice": 0.5 / step, "learning_rate": 1e-3,
+         "seconds/step": 0.1}
+        | ({"segreg/epps_pulley": 0.3, "segreg/epps_pulley/weight": 0.1, "segreg/gradient_ratio": 0.2,
+            "segreg/gradient_status": "ok", "segreg/n_eff": 4096.0} if segreg else {})
+        for step in (1, 2, 3)
+    ]  # fmt: skip
+    return pd.DataFrame(
+        [*rows, {"step": 3, "event": "validation", "validation/dice": 0.7, "validation/best": True}]
+    )
+
+
+def test_curves_are_losses_ratios_and_scores_and_nothing_else() -> None:
+    assert curve_columns([history(True)]) == [
+        "total", "segmentation/dice", "segreg/epps_pulley", "segreg/gradient_ratio", "validation/dice",
+    ]  # fmt: skip
+
+
+def test_stages_are_laid_end_to_end_with_a_gap() -> None:
+    figure = training_curves(
+        {"plain": [history(False), history(False)], "SegReg": [history(True)] * 2}, stages=["A", "B"]
+    )
+    total = figure.panels()[0]
+    assert isinstance(total, Lines)
+    steps = np.asarray(total.series[0].x, dtype=float)
+    assert np.array_equal(steps, [1, 2, 3, np.nan, 4, 5, 6], equal_nan=True)
+    assert list(total.marks) == [(0.0, "A"), (3.0, "B")]
+    assert [s.name for s in total.series] == ["plain", "SegReg"]
+    assert SEGREG_NOTE in figure.caption
+    assert SEGREG_NOTE not in training_curves({"plain": history(False)}).caption
+
+
+def test_an_empty_history_is_an_error() -> None:
+    with pytest.raises(ResultError, match="row yet"):
+        training_curves({"plain": pd.DataFrame()})
+
+
+def scores() -> pd.DataFrame:
+    rows = [
+        {
+            "case": f"{site}{case}",
+            "site": site,
+            "class": name,
+            "metric": "dice",
+            "value": value,
+            "status": status,
+        }
+        for site, values in (("A", (0.8, 0.6)), ("B", (0.0, np.nan)))
+        for case, value in enumerate(values)
+        for name in ("RV", "LV")
+        for status in ["both_absent" if np.isnan(value) else "missed" if value == 0 else "ok"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_bars_are_means_over_cases_without_absent_classes() -> None:
+    panels = scores_by_site({"plain": scores()}).panels()
+    assert [panel.title for panel in panels] == ["RV", "LV", "mean of the classes"]
+    bars = panels[0]
+    assert isinstance(bars, Bars)
+    assert list(bars.series[0].y) == pytest.approx([0.7, 0.0])
+    assert bars.y_range == (0.0, 1.0)
+    assert bars.note == "plain: 1 missed, 0 spurious"
+
+
+def test_intervals_are_those_of_the_percentile_bootstrap() -> None:
+    """With two cases a resample's mean is one of three values; the outer two hold a quarter of the mass each."""
+    series = scores_by_site({"plain": scores()}).panels()[0].series[0]  # type: ignore[attr-defined]
+    assert (series.low[0], series.high[0]) == pytest.approx((0.6, 0.8))
+
+
+def test_a_missing_metric_is_an_error() -> None:
+    with pytest.raises(ResultError, match="hd95"):
+        scores_by_site({"plain": scores()}, metric="hd95")
+
+
+def test_transfer_matrices_name_rows_and_columns() -> None:
+    panel = transfer_matrices({"plain": np.eye(2)}, ["A", "B"], stages=["A", "B"]).panels()[0]
+    assert isinstance(panel, Heatmap)
+    assert panel.row_names == ["after A", "after B"]
+    assert panel.column_names == ["A", "B"]
