@@ -128,7 +128,7 @@ def test_null_studies_rarely_have_a_winner() -> None:
         ]
         winners[training] = np.mean([bool(found - {"baseline", "inconclusive"}) for found in verdicts])
     assert np.mean(list(winners.values())) <= 0.05
-    assert max(winners.values()) <= 0.05 + 2 * (0.05 * 0.95 / 300) ** 0.5  # each cell has its own chance
+    assert max(winners.values()) <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5  # 300 studies estimate that roughly
 
 
 def test_a_clear_effect_is_found_and_a_small_one_is_not() -> None:
