@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from toolkit.data.phantoms.appearance import Scanner, acquire, shading
 from toolkit.data.phantoms.fields import average_down, paint, smooth_field, smooth_step, soft_inside
-from toolkit.data.phantoms.phantom import Phantom
+from toolkit.data.phantoms.phantom import Phantom, check_request, split_of, spread
 from toolkit.data.phantoms.stream import Stream
-from toolkit.errors import DataError
 
 Floats = NDArray[np.float64]
 
-SOURCES = ("appearance.py", "fields.py", "hippocampus.py", "stream.py")
+SOURCES = ("appearance.py", "fields.py", "hippocampus.py", "phantom.py", "stream.py")
 CLASSES = {0: "background", 1: "anterior", 2: "posterior"}
 SHAPE = (24, 48, 48)
 _FINE = (2, 2, 2)
@@ -91,8 +90,7 @@ class _Shape:
 
 def group_of(site: str, subject: int) -> str:
     """Group of a subject, "atrophy" or "control", evenly spread over any run of subject numbers."""
-    place = ((subject + 1) * 40503 % 65536) / 65536
-    return "atrophy" if place < _SITES[site].atrophy else "control"
+    return "atrophy" if spread(subject) < _SITES[site].atrophy else "control"
 
 
 def generate(site: str, subject: int, seed: int = 0) -> Phantom:
@@ -109,14 +107,7 @@ def generate(site: str, subject: int, seed: int = 0) -> Phantom:
     Raises:
         DataError: for an unknown site or a negative number.
     """
-    if site not in _SITES:
-        raise DataError(
-            f"There is no site {site!r}.", where="phantom-hippocampus", fix=f"Use one of {list(SITES)}."
-        )
-    if subject < 0 or seed < 0:
-        raise DataError(
-            f"Subject and seed must be 0 or more, not {subject}, {seed}.", where="phantom-hippocampus"
-        )
+    check_request("phantom-hippocampus", SITES, site, subject, seed)
     settings, group = _SITES[site], group_of(site, subject)
     key = (seed, _TASK_KEY, SITES.index(site), subject)
     stream = Stream(*key, 0)
@@ -137,9 +128,9 @@ def generate(site: str, subject: int, seed: int = 0) -> Phantom:
         shading(stream, SHAPE, settings.scanner),
         settings.scanner,
     )
-    split = next((name for name, numbers in SUBJECTS[site].items() if subject in numbers), "train")
     return Phantom(
-        image=image, label=label, spacing=(settings.spacing, settings.spacing), group=group, split=split,
+        image=image, label=label, spacing=(settings.spacing, settings.spacing), group=group,
+        split=split_of(SUBJECTS[site], subject),
         slice_spacing=settings.slice_spacing, site=site, subject=subject,
     )  # fmt: skip
 

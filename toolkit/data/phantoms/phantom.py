@@ -1,11 +1,14 @@
-"""One generated subject: an image stack with its reference labels and geometry."""
+"""One generated subject: an image stack with its reference labels and geometry; what all generators share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from toolkit.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,3 +34,25 @@ class Phantom:
     split: str
     site: str
     subject: int
+
+
+def check_request(task: str, sites: Sequence[str], site: str, subject: int, seed: int) -> None:
+    """Refuse a site that is not there and negative numbers.
+
+    Raises:
+        DataError: naming the task and the sites there are.
+    """
+    if site not in sites:
+        raise DataError(f"There is no site {site!r}.", where=task, fix=f"Use one of {list(sites)}.")
+    if subject < 0 or seed < 0:
+        raise DataError(f"Subject and seed must be 0 or more, not {subject} and {seed}.", where=task)
+
+
+def split_of(subjects: Mapping[str, Sequence[int]], subject: int) -> str:
+    """Split that lists this subject; subjects beyond the usual ones belong to train."""
+    return next((split for split, numbers in subjects.items() if subject in numbers), "train")
+
+
+def spread(subject: int) -> float:
+    """A number in [0, 1) for a subject; any run of subjects fills the interval evenly (golden section, exact)."""
+    return ((subject + 1) * 40503 % 65536) / 65536

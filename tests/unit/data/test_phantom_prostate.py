@@ -1,0 +1,98 @@
+"""phantom-prostate: the interface, reproducible bytes, zonal anatomy, and six sites of different size."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import numpy as np
+import pytest
+
+from toolkit.data.phantoms.prostate import CLASSES, DESCRIPTIONS, SITES, SUBJECTS, generate, group_of
+from toolkit.errors import DataError
+
+PINNED = {
+    ("A", 0, 0): "77c468eeffb088e5e5dbd665",
+    ("E", 5, 0): "beb2880bed01d5d69bff1a75",
+    ("F", 11, 2): "63c8abdb9be8191b1a4e2125",
+}
+_held = functools.cache(generate)
+
+
+@pytest.mark.parametrize(("site", "subject", "seed"), list(PINNED))
+def test_bytes_are_pinned(site, subject, seed):
+    volume = generate(site, subject, seed)
+    digest = hashlib.sha256(volume.image.tobytes() + volume.label.tobytes()).hexdigest()[:24]
+    assert digest == PINNED[site, subject, seed]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_volume_is_what_the_interface_says(site):
+    assert set(DESCRIPTIONS) == set(SITES)
+    for subject in (0, 3):
+        volume = _held(site, subject)
+        assert volume.image.shape == volume.label.shape == (16, 64, 64)
+        assert volume.image.dtype == np.float32
+        assert volume.label.dtype == np.uint8
+        assert np.array_equal(volume.image, np.rint(volume.image))
+        assert 0 <= volume.image.min() < volume.image.max() <= 4095
+        assert set(np.unique(volume.label)) == set(CLASSES)
+        assert volume.slice_spacing > 2 * volume.spacing[0]
+        assert not volume.label[:, [0, -1]].any()
+        assert not volume.label[:, :, [0, -1]].any()
+
+
+def test_six_sites_of_different_size_whose_splits_share_no_subject():
+    assert len(SITES) == 6
+    sizes = [sum(map(len, SUBJECTS[site].values())) for site in SITES]
+    assert max(sizes) >= 2 * min(sizes)
+    for site, size in zip(SITES, sizes, strict=True):
+        numbers = [number for split in SUBJECTS[site].values() for number in split]
+        assert sorted(numbers) == list(range(size))
+        assert generate(site, SUBJECTS[site]["test"][0]).split == "test"
+
+
+def test_the_peripheral_zone_lies_behind_and_is_brighter():
+    """Rows run from front to back; brighter on all sites but the T1-like one, without a coil's flare."""
+    for site in SITES:
+        for subject in range(2):
+            volume = _held(site, subject)
+            rows = [np.argwhere(volume.label == k)[:, 1].mean() for k in (1, 2)]
+            assert rows[0] > rows[1] + 1
+    for site, brighter in (("A", True), ("C", True), ("F", False)):
+        volume = _held(site, 0)
+        zones = [np.median(volume.image[volume.label == k]) for k in (1, 2)]
+        assert (zones[0] > 1.1 * zones[1]) == brighter
+
+
+def test_an_enlarged_transition_zone_fills_more_of_a_larger_gland():
+    shares: dict[str, list[float]] = {"enlarged": [], "normal": []}
+    sizes: dict[str, list[float]] = {"enlarged": [], "normal": []}
+    for subject in range(12):
+        volume = _held("A", subject)
+        voxel = volume.spacing[0] ** 2 * volume.slice_spacing / 1000
+        whole = (volume.label > 0).sum()
+        shares[group_of("A", subject)].append((volume.label == 2).sum() / whole)
+        sizes[group_of("A", subject)].append(whole * voxel)
+        # Glands of adult men: from about 20 mL to over 80 mL when enlarged.
+        assert 15 < whole * voxel < 100
+    assert np.mean(shares["enlarged"]) > 1.3 * np.mean(shares["normal"])
+    assert np.mean(sizes["enlarged"]) > 1.3 * np.mean(sizes["normal"])
+
+
+def test_a_coil_in_the_rectum_lights_the_back_of_the_gland():
+    def slope(site: str) -> float:
+        volume = _held(site, 0)
+        zone = volume.label == 1
+        rows = np.broadcast_to(np.arange(64)[None, :, None], zone.shape)[zone]
+        values = volume.image[zone]
+        back, front = values[rows > np.median(rows) + 4], values[rows < np.median(rows) - 4]
+        return float(back.mean() / front.mean())
+
+    assert slope("B") > 1.15 * slope("A")
+
+
+@pytest.mark.parametrize("bad", [("Z", 0, 0), ("A", -1, 0), ("A", 0, -2)])
+def test_unknown_site_and_negative_numbers_are_errors(bad):
+    with pytest.raises(DataError, match="phantom-prostate"):
+        generate(*bad)

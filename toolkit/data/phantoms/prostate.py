@@ -1,0 +1,265 @@
+"""phantom-prostate: axial T2-like volumes of synthetic prostates with two zones, from six sites of different size.
+
+Each volume runs from the apex (slice 0, below) to the base under the bladder. The peripheral zone is a bright crescent
+behind and around the darker, nodular transition zone; the rectum lies behind, the pubic bones in front, muscles and
+fat at the sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.phantoms.appearance import Scanner, acquire, shading
+from toolkit.data.phantoms.fields import average_down, paint, smooth_field, soft_inside
+from toolkit.data.phantoms.phantom import Phantom, check_request, split_of, spread
+from toolkit.data.phantoms.stream import Stream
+
+Floats = NDArray[np.float64]
+
+SOURCES = ("appearance.py", "fields.py", "phantom.py", "prostate.py", "stream.py")
+CLASSES = {0: "background", 1: "peripheral zone", 2: "transition zone"}
+SHAPE = (16, 64, 64)
+_FINE = (2, 2, 2)
+_TASK_KEY = 73
+
+
+@dataclass(frozen=True)
+class Site:
+    """One hospital: sequence, scanner, voxels, patients and how many of them.
+
+    Attributes:
+        description: one line for people.
+        signals: signal of each tissue.
+        scanner: see `Scanner`.
+        spacing: side of a pixel, mm.
+        slice_spacing: mm between slices.
+        enlarged: share of patients with an enlarged transition zone.
+        counts: subjects in train, val and test.
+        coil_flare: brightness beside the rectum where a coil lies in it, 0 without one.
+    """
+
+    description: str
+    signals: dict[str, float]
+    scanner: Scanner
+    spacing: float
+    slice_spacing: float
+    enlarged: float
+    counts: tuple[int, int, int]
+    coil_flare: float = 0.0
+
+
+def _signals(
+    peripheral: float, transition: float, fat: float, muscle: float, fluid: float
+) -> dict[str, float]:
+    return {
+        "peripheral": peripheral, "transition": transition, "fat": fat, "muscle": muscle, "fluid": fluid,
+        "gas": 0.02, "bone": 0.45 * fat, "capsule": 0.6 * muscle,
+    }  # fmt: skip
+
+
+_FLAT = (0.0, 0.0, 0.0)
+_SITES = {
+    "A": Site(
+        "T2-weighted, 3 T, surface coil: clear zones, little noise",
+        _signals(0.72, 0.42, 0.66, 0.18, 0.95),
+        Scanner(bias=0.05, coil_direction=_FLAT, blur=(0.3, 0.5, 0.5), noise=0.018, gain=900.0),
+        spacing=1.5, slice_spacing=3.6, enlarged=0.4, counts=(16, 3, 6),
+    ),
+    "B": Site(
+        "T2-weighted, 1.5 T, coil in the rectum: strong flare behind, dark in front",
+        _signals(0.66, 0.40, 0.60, 0.20, 0.90),
+        Scanner(bias=0.06, coil_direction=_FLAT, blur=(0.3, 0.6, 0.6), noise=0.026, gain=500.0),
+        spacing=1.35, slice_spacing=4.0, enlarged=0.5, counts=(16, 3, 6), coil_flare=1.6,
+    ),
+    "C": Site(
+        "T2-weighted, 3 T, thin slices: narrow view, bright muscle, shading",
+        _signals(0.60, 0.44, 0.52, 0.30, 0.80),
+        Scanner(curve=0.7, bias=0.16, coil=0.4, coil_direction=(0.0, -1.0, 0.0), blur=(0.2, 0.5, 0.5), noise=0.030,
+                gain=1500.0),
+        spacing=1.25, slice_spacing=3.0, enlarged=0.7, counts=(10, 2, 5),
+    ),
+    "D": Site(
+        "T2-weighted, 1.5 T: flat contrast, noise, thick slices, a wide view",
+        _signals(0.58, 0.46, 0.60, 0.30, 0.75),
+        Scanner(curve=1.4, bias=0.10, coil=0.3, coil_direction=(0.0, -1.0, 0.0), blur=(0.5, 0.7, 0.7), noise=0.036,
+                gain=240.0),
+        spacing=1.7, slice_spacing=4.2, enlarged=0.8, counts=(7, 2, 4),
+    ),
+    "E": Site(
+        "T2-weighted with fat suppression and a coil in the rectum: dark fat, flare",
+        _signals(0.80, 0.50, 0.14, 0.26, 1.0),
+        Scanner(bias=0.08, coil_direction=_FLAT, blur=(0.3, 0.6, 0.6), noise=0.028, gain=700.0),
+        spacing=1.4, slice_spacing=3.6, enlarged=0.3, counts=(6, 2, 4), coil_flare=0.9,
+    ),
+    "F": Site(
+        "T1-weighted: no contrast between the zones' fluid and muscle, bright fat",
+        _signals(0.40, 0.50, 0.92, 0.34, 0.16),
+        Scanner(curve=1.1, bias=0.10, coil=0.3, coil_direction=(0.0, -1.0, 0.0), blur=(0.4, 0.6, 0.6), noise=0.024,
+                gain=400.0),
+        spacing=1.5, slice_spacing=3.8, enlarged=0.5, counts=(6, 2, 4),
+    ),
+}  # fmt: skip
+
+SITES: tuple[str, ...] = tuple(_SITES)
+DESCRIPTIONS: dict[str, str] = {name: f"like {site.description}" for name, site in _SITES.items()}
+
+
+def _numbered(counts: tuple[int, int, int]) -> dict[str, list[int]]:
+    starts = (0, counts[0], counts[0] + counts[1])
+    splits = ("train", "val", "test")
+    return {
+        name: list(range(low, low + count)) for name, low, count in zip(splits, starts, counts, strict=True)
+    }
+
+
+SUBJECTS: dict[str, dict[str, list[int]]] = {name: _numbered(site.counts) for name, site in _SITES.items()}
+
+
+@dataclass(frozen=True)
+class _Gland:
+    """One patient; lengths in mm."""
+
+    half: tuple[float, float, float]
+    centre: tuple[float, float, float]
+    inner: tuple[float, float]
+    inner_lift: float
+    rectum: float
+    gas: float
+    bladder: float
+    hips: float
+    fat: float
+
+
+def group_of(site: str, subject: int) -> str:
+    """Group of a subject, "enlarged" or "normal", evenly spread over any run of subject numbers."""
+    return "enlarged" if spread(subject) < _SITES[site].enlarged else "normal"
+
+
+def generate(site: str, subject: int, seed: int = 0) -> Phantom:
+    """Draw one patient's volume; the same arguments give the same bytes (see `toolkit.data.phantoms.cardiac`).
+
+    Args:
+        site: one of `SITES`.
+        subject: number of the subject, 0 or more; `SUBJECTS` lists the usual ones and their splits.
+        seed: another seed draws another population.
+
+    Returns:
+        Phantom: 16 axial slices of 64 x 64, labels 1 peripheral and 2 transition zone.
+
+    Raises:
+        DataError: for an unknown site or a negative number.
+    """
+    check_request("phantom-prostate", SITES, site, subject, seed)
+    settings, group = _SITES[site], group_of(site, subject)
+    key = (seed, _TASK_KEY, SITES.index(site), subject)
+    stream = Stream(*key, 0)
+    gland = _sample(stream, group)
+    signals = {name: stream.near(value, 0.06) for name, value in settings.signals.items()}
+    canvas, outer, inner = _draw(Stream(*key, 1), settings, gland, signals)
+    whole = average_down(outer, _FINE) < 0.0
+    core = average_down(inner, _FINE) < 0.0
+    label = np.zeros(SHAPE, dtype=np.uint8)
+    label[whole] = 1
+    label[whole & core] = 2
+    field = shading(stream, SHAPE, settings.scanner) * _flare(settings, gland)
+    image = acquire(Stream(*key, 2), average_down(canvas, _FINE), field, settings.scanner)
+    return Phantom(
+        image=image, label=label, spacing=(settings.spacing, settings.spacing), group=group,
+        slice_spacing=settings.slice_spacing, split=split_of(SUBJECTS[site], subject), site=site, subject=subject,
+    )  # fmt: skip
+
+
+def _sample(stream: Stream, group: str) -> _Gland:
+    enlarged = group == "enlarged"
+    width = stream.uniform(25.0, 29.0) if enlarged else stream.uniform(21.0, 25.0)
+    depth = width * (stream.uniform(0.76, 0.9) if enlarged else stream.uniform(0.62, 0.76))
+    share = stream.uniform(0.74, 0.84) if enlarged else stream.uniform(0.52, 0.66)
+    return _Gland(
+        half=(stream.uniform(18.0, 22.0), depth, width),
+        centre=(stream.normal(-2.0, 2.0), stream.normal(-3.0, 2.0), stream.normal(0.0, 2.0)),
+        inner=(share * stream.uniform(0.95, 1.05), share), inner_lift=stream.uniform(0.18, 0.28) * depth,
+        rectum=stream.uniform(9.0, 14.0), gas=stream.uniform(0.0, 0.75), bladder=stream.uniform(16.0, 28.0),
+        hips=stream.uniform(33.0, 38.0), fat=stream.uniform(3.0, 7.0),
+    )  # fmt: skip
+
+
+def _axes(site: Site, gland: _Gland, factors: tuple[int, int, int]) -> tuple[Floats, Floats, Floats]:
+    """Upwards (towards the bladder), backwards and sideways from the gland's middle, mm."""
+    steps = (site.slice_spacing, site.spacing, site.spacing)
+    axes = [
+        (np.arange(n * f, dtype=np.float64) + 0.5 - 0.5 * n * f) * (step / f) - middle
+        for n, f, step, middle in zip(SHAPE, factors, steps, gland.centre, strict=True)
+    ]
+    return axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None, :]
+
+
+def _flare(site: Site, gland: _Gland) -> Floats:
+    """Brightness that falls off from a coil in the rectum."""
+    _, back, side = _axes(site, gland, (1, 1, 1))
+    away = back - gland.half[1] - 0.6 * gland.rectum
+    distance = (away * away + side * side) * (1.0 / 22.0**2)
+    return (1.0 + site.coil_flare / (1.0 + distance)) / (1.0 + 0.35 * site.coil_flare)
+
+
+def _ellipsoid(
+    axes: tuple[Floats, Floats, Floats], middle: tuple[float, ...], half: tuple[float, ...]
+) -> Floats:
+    """About the signed distance (mm) to an ellipsoid along the axes."""
+    squares = [((axis - at) * (1.0 / size)) ** 2 for axis, at, size in zip(axes, middle, half, strict=True)]
+    return (np.sqrt(squares[0] + squares[1] + squares[2]) - 1.0) * min(half)
+
+
+def _draw(
+    stream: Stream, site: Site, gland: _Gland, signals: dict[str, float]
+) -> tuple[Floats, Floats, Floats]:
+    """Tissue signals and the signed distances to the gland and to its transition zone."""
+    axes = _axes(site, gland, _FINE)
+    size, pitch = tuple(n * f for n, f in zip(SHAPE, _FINE, strict=True)), site.spacing / _FINE[1]
+    coarse, texture = smooth_field(stream, size, (4, 5, 5)), smooth_field(stream, size, (10, 26, 26))
+    canvas = _draw_pelvis(gland, signals, axes, coarse, texture, pitch)
+    relief = 0.5 * smooth_field(stream, size, (6, 10, 10))
+    outer = _ellipsoid(axes, (0.0, 0.0, 0.0), gland.half) + relief
+    half = (0.8 * gland.half[0], gland.inner[0] * gland.half[1], gland.inner[1] * gland.half[2])
+    inner = _ellipsoid(axes, (4.0, -gland.inner_lift, 0.0), half) - 1.4 * relief
+    nodules = smooth_field(stream, size, (6, 12, 12))
+    paint(canvas, signals["capsule"], soft_inside(outer - 0.9, pitch))
+    paint(canvas, signals["peripheral"] * (1.0 + 0.08 * coarse + 0.05 * texture), soft_inside(outer, pitch))
+    core = signals["transition"] * np.clip(1.0 + 0.22 * nodules + 0.05 * texture, 0.5, 1.5)
+    both = soft_inside(np.maximum(inner, outer), pitch)
+    paint(canvas, signals["capsule"], soft_inside(np.abs(inner) - 0.5, pitch) * soft_inside(outer, pitch))
+    paint(canvas, core, both)
+    urethra = np.sqrt(axes[2] ** 2 + (axes[1] + 0.15 * gland.half[1]) ** 2) - 1.6
+    paint(canvas, signals["fluid"], 0.6 * soft_inside(urethra, 2.0 * pitch) * soft_inside(outer, pitch))
+    return canvas, outer, inner
+
+
+def _draw_pelvis(
+    gland: _Gland, signals: dict[str, float], axes: tuple[Floats, Floats, Floats], coarse: Floats, texture: Floats,
+    pitch: float,
+) -> Floats:  # fmt: skip
+    """Fat, obturator and levator muscles, pubic bones, rectum with gas, and the bladder above."""
+    up, back, side = axes
+    canvas = signals["fat"] * (1.0 + 0.06 * coarse + 0.04 * texture)
+    lateral = np.abs(side)
+    hip = gland.hips - lateral + 0.10 * np.abs(back) + 1.5 * coarse
+    paint(canvas, signals["muscle"] * (1.0 + 0.08 * texture), soft_inside(hip, pitch))
+    paint(canvas, signals["bone"] * (1.0 + 0.08 * texture), soft_inside(hip + 11.0, pitch))
+    levator = np.abs(lateral - gland.half[2] - gland.fat + 0.02 * up * up + 0.006 * back * back) - 1.5
+    paint(canvas, signals["muscle"], soft_inside(levator, pitch) * soft_inside(-back - 14.0, 4.0))
+    pubis = np.sqrt(((lateral - 13.0) / 11.0) ** 2 + ((back + gland.half[1] + 13.0) / 7.0) ** 2) - 1.0
+    low = soft_inside(up - 6.0, 8.0)
+    paint(canvas, signals["muscle"], soft_inside(8.0 * pubis - 2.0, pitch) * low)
+    paint(canvas, signals["bone"], soft_inside(8.0 * pubis, pitch) * low)
+    middle = gland.half[1] + 0.75 * gland.rectum
+    rectum = np.sqrt((side / 1.25) ** 2 + (back - middle) ** 2) - gland.rectum + 1.0 * coarse
+    paint(canvas, signals["muscle"], soft_inside(rectum, pitch))
+    content = signals["gas"] + (1.0 - gland.gas) * 0.5 * signals["fluid"]
+    paint(canvas, content * (1.0 + 0.15 * texture), soft_inside(rectum + 3.0, pitch))
+    top = gland.half[0] + 0.55 * gland.bladder
+    bladder = _ellipsoid(axes, (top, -6.0, 0.0), (gland.bladder, 1.1 * gland.bladder, 1.3 * gland.bladder))
+    paint(canvas, signals["muscle"], soft_inside(bladder - 2.5, pitch))
+    paint(canvas, signals["fluid"], soft_inside(bladder, pitch))
+    return canvas
