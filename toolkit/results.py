@@ -122,7 +122,8 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> dict[str, A
         arrays[name] = value
         return {"array": name}
     if type(value).__name__ == "DataFrame":
-        return {"table": json.loads(value.to_json(orient="split", double_precision=15))}
+        types = [str(dtype) for dtype in value.dtypes]  # an empty column would come back as another type
+        return {"table": json.loads(value.to_json(orient="split", double_precision=15)), "types": types}
     if isinstance(value, dict):
         pairs = [[key, _encode(item, f"{name}/{i}", arrays)] for i, (key, item) in enumerate(value.items())]
         return {"dict": pairs}
@@ -135,18 +136,25 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> dict[str, A
 
 
 def _decode(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
-    (kind, value), *_ = entry.items()
+    kind, value = next(iter(entry.items()))
     if kind == "tensor":
         return torch.from_numpy(arrays[value])
     if kind == "array":
         return arrays[value]
     if kind == "table":
-        import pandas as pd
-
-        return pd.DataFrame(**value)
+        return _decode_table(value, entry["types"])
     if kind == "dict":
         return {key: _decode(item, arrays) for key, item in value}
     if kind in ("list", "tuple"):
         items = [_decode(item, arrays) for item in value]
         return tuple(items) if kind == "tuple" else items
     return value
+
+
+def _decode_table(split: dict[str, Any], types: list[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    table = pd.DataFrame(**split)
+    for column, type_name in zip(table.columns, types, strict=True):
+        table[column] = table[column].astype(type_name)  # type: ignore[call-overload]
+    return table
