@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,9 +60,14 @@ def extract(
     data = DataHash()
     try:
         with untouched(model, mode) as network, torch.no_grad():
-            for batch in as_batches(inputs, model, batch_size=batch_size, label=label):
-                data.update(batch.ids, batch.image, batch.label)
-                _run(network, batch, Pooler(batch, pool, samples, seed), layers, taps, moments, writer)
+            stream = _Stream(writer, moments)
+            batches = as_batches(inputs, model, batch_size=batch_size, label=label)
+            first = next(batches, None)
+            if first is not None:
+                with observe(network, layers, stream.consume, taps=taps):
+                    for batch in itertools.chain([first], batches):
+                        data.update(batch.ids, batch.image, batch.label)
+                        stream.run(network, batch, Pooler(batch, pool, samples, seed))
         if not writer.layers:
             raise DataError("There are no inputs to extract features from.", where="extract(inputs=...)")
         record = provenance(
@@ -87,28 +93,36 @@ def head_of(model: nn.Module, taps: Mapping[str, str] | None = None) -> tuple[Te
     return weight.detach().flatten(1).float().cpu(), None if bias is None else bias.detach().float().cpu()
 
 
-def _run(
-    network: nn.Module, batch: InputBatch, pooler: Pooler, layers: str | Sequence[str], taps: Mapping[str, str] | None,
-    moments: bool, writer: FeatureWriter,
-) -> None:  # fmt: skip
-    def consume(name: str, activation: Tensor) -> None:
-        writer.add(name, "rows", pooler.rows(activation, name))
-        if moments:
-            for kind, values in zip(("gram", "sum", "count"), pooler.moments(activation, name), strict=True):
-                writer.add(name, kind, values)
+class _Stream:
+    """Sends every activation of the batch that is running through its pooler to the writer."""
 
-    with observe(network, layers, consume, taps=taps):
+    def __init__(self, writer: FeatureWriter, moments: bool) -> None:
+        self.writer, self.moments = writer, moments
+        self.pooler: Pooler | None = None
+
+    def consume(self, name: str, activation: Tensor) -> None:
+        """Pool one activation."""
+        assert self.pooler is not None
+        self.writer.add(name, "rows", self.pooler.rows(activation, name))
+        if self.moments:
+            values = self.pooler.moments(activation, name)
+            for kind, value in zip(("gram", "sum", "count"), values, strict=True):
+                self.writer.add(name, kind, value)
+
+    def run(self, network: nn.Module, batch: InputBatch, pooler: Pooler) -> None:
+        """Run the network on one batch."""
+        self.pooler = pooler
         unwrap(network)(batch.image)
-    writer.add_rows(pooler.plan.table)
-    writer.add_images(
-        {
-            "case": batch.ids[i],
-            "volume": batch.volumes[i],
-            "subject": batch.subjects[i],
-            "site": batch.sites[i],
-        }
-        for i in range(len(batch))
-    )
+        self.writer.add_rows(pooler.plan.table)
+        self.writer.add_images(
+            {
+                "case": batch.ids[i],
+                "volume": batch.volumes[i],
+                "subject": batch.subjects[i],
+                "site": batch.sites[i],
+            }
+            for i in range(len(batch))
+        )
 
 
 def _check_device(model: nn.Module, device: torch.device | str | None) -> None:

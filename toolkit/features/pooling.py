@@ -59,7 +59,7 @@ class Pooler:
         self.size = tuple(batch.image.shape[2:])
         self.valid = batch.valid()
         self.plan = _plan(batch, pool, samples, seed)
-        self._weights: dict[tuple[int, ...], Tensor] = {}
+        self._planes: dict[tuple[int, ...], Tensor] = {}
         self._masks: dict[tuple[int, ...], Tensor | None] = {}
 
     def rows(self, activation: Tensor, name: str) -> Tensor:
@@ -88,13 +88,18 @@ class Pooler:
 
     def _class_weights(self, size: tuple[int, ...]) -> Tensor:
         """(B, classes, positions): the share of each position's field that belongs to the class."""
-        if size not in self._weights:
+        if not self._planes:
             label = self.batch.label
             assert label is not None
             number = int(label.max().clamp_min(0)) + 1
-            planes = torch.cat([(label == index).float() for index in range(number)], dim=1)
-            self._weights[size] = _shrink(planes, size).flatten(2)
-        return self._weights[size]
+            classes = torch.arange(number, device=label.device).reshape(-1, *[1] * len(self.size))
+            self._planes[self.size] = (label == classes).float()
+        if size not in self._planes:
+            # a mean of equal means is the mean, so the smallest known multiple will do
+            known = [s for s in self._planes if all(a % b == 0 for a, b in zip(s, size, strict=True))]
+            source = min(known, key=math.prod, default=self.size)
+            self._planes[size] = _shrink(self._planes[source], size)
+        return self._planes[size].flatten(2)
 
     def _mask(self, size: tuple[int, ...]) -> Tensor | None:
         if size not in self._masks:
