@@ -240,7 +240,21 @@ def fast_slow_network(
     in_channels: int, out_channels: int, width: int = 16, dims: int = 2, image_activation: str = "sigmoid",
     decoupler_bias: bool = True, temperature: float = 2.0, refined: bool = False,
 ) -> FastSlowNetwork:  # fmt: skip
-    """Build a `FastSlowNetwork` (see its docstring for the layers and arguments)."""
+    """Build a `FastSlowNetwork`; its docstring lists the layers.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: number of classes, background included.
+        width: channels at full resolution (16 in the paper).
+        dims: 2 or 3.
+        image_activation: "sigmoid" for images in [0, 1], or "none".
+        decoupler_bias: bias of the decoupler's convolutions.
+        temperature: the slow network reads softmax(logits / temperature).
+        refined: whether `forward` returns the refined logits instead of the fast ones.
+
+    Raises:
+        ConfigError: arguments that describe no network.
+    """
     return FastSlowNetwork(
         in_channels, out_channels, width, dims, image_activation, decoupler_bias, temperature, refined
     )
