@@ -66,19 +66,7 @@ def task_from_arrays(
     subjects = ids if subjects is None else [str(subject) for subject in subjects]
     sites = ["site"] * count if sites is None else [sites] * count if isinstance(sites, str) else list(sites)
     groups = [None] * count if groups is None else list(groups)
-    for what, given in {
-        "labels": labels,
-        "ids": ids,
-        "subjects": subjects,
-        "sites": sites,
-        "groups": groups,
-    }.items():
-        if len(given) != count:
-            raise ConfigError(
-                f"There are {count} images but {len(given)} {what}.", where=f"task_from_arrays({what}=...)"
-            )
-    if not count:
-        raise DataError("There are no images.", where="task_from_arrays(images=...)")
+    _check_lengths(count, labels=labels, ids=ids, subjects=subjects, sites=sites, groups=groups)
     assigned = assign_splits(ids, subjects, sites, splits)
     spacings = _spacings(spacing, count)
     values = checked_values(label_values, named)
@@ -154,6 +142,15 @@ def default_patch(sizes: Sequence[Sequence[int]]) -> tuple[int, ...]:
     multiple, largest = (16, 256) if dims == 2 else (8, 96)
     median = np.median(np.asarray(sizes), axis=0)
     return tuple(int(np.clip(side // multiple * multiple, multiple, largest)) for side in median)
+
+
+def _check_lengths(count: int, **lists: Sequence[Any]) -> None:
+    if not count:
+        raise DataError("There are no images.", where="task_from_arrays(images=...)")
+    for what, given in lists.items():
+        if len(given) != count:
+            where = f"task_from_arrays({what}=...)"
+            raise ConfigError(f"There are {count} images but {len(given)} {what}.", where=where)
 
 
 def _array(value: Any) -> np.ndarray:

@@ -179,7 +179,7 @@ def _load(path: Path, dims: int) -> tuple[Any, Geometry]:
     import nibabel
 
     require_file(path)
-    if not path.name.endswith(SUFFIXES):
+    if not path.name.lower().endswith(SUFFIXES):
         raise DataError("This is not a NIfTI file name.", where=str(path), fix="Convert it to .nii.gz.")
     try:
         image = nibabel.load(path)
@@ -200,8 +200,6 @@ def _geometry(
     path: Path, shape: tuple[int, ...], codes: tuple[int, int], forms: tuple[np.ndarray, np.ndarray],
     zooms: tuple[float, ...], unit: str, dims: int,
 ) -> Geometry:  # fmt: skip
-    from nibabel.orientations import inv_ornt_aff, io_orientation
-
     scale = _MM.get(unit, 1.0)
     volume = (*shape, 1, 1)[:3]
     mm = tuple(float(zoom) * scale for zoom in (*zooms, 1.0, 1.0)[:3])
@@ -213,26 +211,27 @@ def _geometry(
     if stored is None:
         # Codes 0, no unit and size 1 is what a program writes that knew nothing; anything else is a statement.
         known = None if unit == "unknown" and mm == (1.0, 1.0, 1.0) else mm
-        return Geometry(
-            None,
-            volume,
-            known,
-            None,
-            shape,
-            codes=codes,
-            unit=scale,
-            slice_axis=_slice_axis(volume, known, dims),
-        )
+        axis = _slice_axis(volume, known, dims)
+        return Geometry(None, volume, known, None, shape, codes=codes, unit=scale, slice_axis=axis)
     stored = np.asarray(stored, dtype=np.float64)
     lengths = np.linalg.norm(stored[:3, :3], axis=0)
-    if not np.isfinite(stored).all() or abs(np.linalg.det(stored[:3, :3])) < 1e-9 * max(
-        lengths.prod(), 1e-30
-    ):
+    flat = abs(np.linalg.det(stored[:3, :3])) < 1e-9 * max(float(lengths.prod()), 1e-30)
+    if flat or not np.isfinite(stored).all():
         raise DataError(
             "The header's affine is singular or not finite: it maps the volume to a plane or to nowhere.",
             where=str(path), fix="Restore the affine from the original image.",
         )  # fmt: skip
     _check_forms(path, codes, forms, volume, float(lengths.min()))
+    return _placed(stored, shape, codes, scale, dims)
+
+
+def _placed(
+    stored: np.ndarray, shape: tuple[int, ...], codes: tuple[int, int], scale: float, dims: int
+) -> Geometry:
+    """Geometry in the axes closest to right, anterior, superior."""
+    from nibabel.orientations import inv_ornt_aff, io_orientation
+
+    volume = (*shape, 1, 1)[:3]
     orientation = io_orientation(stored)
     axes = tuple(int(axis) for axis in orientation[:, 0])
     flips = tuple(bool(direction < 0) for direction in orientation[:, 1])
@@ -240,18 +239,8 @@ def _geometry(
     affine[:3] *= scale
     as_read = tuple(volume[stored_axis] for stored_axis in np.argsort(axes))
     spacing = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
-    return Geometry(
-        affine,
-        as_read,
-        spacing,
-        stored,
-        shape,
-        axes,
-        flips,
-        codes,
-        scale,
-        _slice_axis(as_read, spacing, dims),
-    )
+    axis = _slice_axis(as_read, spacing, dims)
+    return Geometry(affine, as_read, spacing, stored, shape, axes, flips, codes, scale, axis)
 
 
 def _slice_axis(shape: tuple[int, ...], spacing: tuple[float, ...] | None, dims: int) -> int | None:

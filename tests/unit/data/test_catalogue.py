@@ -116,8 +116,13 @@ def test_missing_files_are_counted(tiny):
 
 
 class Payload:
+    """An object whose pickle would write a file `ran` where it is told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
     def __reduce__(self):
-        return (os.system, ("echo never > /tmp/toolkit-payload-ran",))
+        return (Path.write_text, (self.folder / "ran", "code in a data file ran"))
 
 
 def bad_empty(path: Path) -> None:
@@ -135,11 +140,18 @@ def bad_flipped_bit(path: Path) -> None:
 
 
 def bad_pickle(path: Path) -> None:
-    np.savez(path, image=np.array([Payload()], dtype=object), label=np.zeros((2, 20, 20), np.uint8))
+    np.savez(
+        path, image=np.array([Payload(path.parent)], dtype=object), label=np.zeros((2, 20, 20), np.uint8)
+    )
+
+
+def test_the_payload_of_these_tests_would_run(tmp_path):
+    pickle.loads(pickle.dumps(Payload(tmp_path)))
+    assert (tmp_path / "ran").exists()
 
 
 def bad_raw_pickle(path: Path) -> None:
-    path.write_bytes(pickle.dumps(Payload()))
+    path.write_bytes(pickle.dumps(Payload(path.parent)))
 
 
 def bad_array_file(path: Path) -> None:
@@ -192,7 +204,7 @@ def test_bad_archives_are_refused_and_found(spoil, tiny):
     assert verdicts.verdict["ann"] == "ok"
     assert verdicts.verdict["bob"] in ("wrong", "changed")
     assert verdicts.checksum["bob"] == "differs"
-    assert not Path("/tmp/toolkit-payload-ran").exists()
+    assert not (path.parent / "ran").exists()
 
 
 WRONG = {

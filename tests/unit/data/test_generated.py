@@ -43,7 +43,7 @@ def test_generated_bytes_are_the_recorded_ones(name):
         assert len(made.image) == int(row["slices"])
         assert made.group == row["group"]
         source = GeneratedSource(generator=name, site=row["site"], subject=int(row["subject"]), version="t")
-        assert source.content_sha256() == row["sha256"]
+        assert source.content_sha256() == source.fingerprint() == row["sha256"]
         again = source.stack()  # now from the cache
         np.testing.assert_array_equal(again.image, made.image)
         np.testing.assert_array_equal(again.label, made.label)

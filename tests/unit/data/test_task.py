@@ -61,6 +61,15 @@ def test_derived_splits_keep_subjects_together_and_are_stable():
     assert [case.split for case in tasks[0].cases()] == [case.split for case in tasks[1].cases()]
 
 
+def test_a_subject_seen_at_two_sites_stays_in_one_split():
+    images, labels = arrays(40)
+    subjects = [f"person{index % 20}" for index in range(40)]
+    sites = ["x"] * 20 + ["y"] * 20
+    task = task_from_arrays(images, labels, classes=CLASSES, subjects=subjects, sites=sites)
+    for one, other in zip(task.cases(site="x"), task.cases(site="y"), strict=True):
+        assert (one.subject, one.split) == (other.subject, other.split)
+
+
 def test_a_subject_in_two_splits_is_refused():
     images, labels = arrays(4)
     with pytest.raises(DataError, match="'ann' is in two splits: train and test"):

@@ -310,6 +310,15 @@ def test_writing_is_atomic_and_refuses_what_does_not_fit(nifti, volume, tmp_path
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.nii.gz"]
 
 
+def test_a_reader_of_the_old_file_never_sees_half_of_the_new_one(nifti, volume, tmp_path):
+    path = nifti("a.nii.gz", volume)
+    with path.open("rb") as reader:
+        write_nifti(path, volume * 2, read_geometry(path))
+        old = gzip.decompress(reader.read())
+    assert np.frombuffer(old[-840:], "<f4").max() == volume.max()
+    assert read_volume(path)[0].max() == 2 * volume.max()
+
+
 def test_a_failing_write_leaves_the_old_file(nifti, volume, monkeypatch, tmp_path):
     path = nifti("a.nii.gz", volume)
     before = path.read_bytes()
