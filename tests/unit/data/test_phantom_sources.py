@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.phantoms import cardiac, hippocampus, prostate
+from toolkit.data.phantoms import cardiac, glands, hippocampus, prostate
 
 PREFIX = "toolkit.data.phantoms."
 
@@ -23,7 +23,7 @@ def _imported(folder: Path, name: str, seen: set[str]) -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize("generator", [cardiac, hippocampus, prostate])
+@pytest.mark.parametrize("generator", [cardiac, glands, hippocampus, prostate])
 def test_the_listed_sources_are_all_that_the_generator_imports(generator):
     path = Path(generator.__file__)
     found = _imported(path.parent, path.name, set())

@@ -1,0 +1,90 @@
+"""phantom-glands: the interface, reproducible bytes, crowded instances, and four laboratories' colours."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import numpy as np
+import pytest
+
+from toolkit.data.phantoms.glands import CLASSES, DESCRIPTIONS, SITES, SUBJECTS, generate, group_of
+from toolkit.errors import DataError
+
+PINNED = {("A", 0, 0): "28f3a5c2914336e52b59142e", ("B", 1, 0): "f127b75249c55c67e6d25c75", ("D", 60, 8): "9667240e1a94ee3cbd10ef0c"}
+_held = functools.cache(generate)
+
+
+@pytest.mark.parametrize(("site", "subject", "seed"), list(PINNED))
+def test_bytes_are_pinned(site, subject, seed):
+    tile = generate(site, subject, seed)
+    digest = hashlib.sha256(tile.image.tobytes() + tile.label.tobytes()).hexdigest()[:24]
+    assert digest == PINNED[site, subject, seed]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_tile_is_what_the_interface_says(site):
+    assert set(DESCRIPTIONS) == set(SITES)
+    for subject in (0, 1, 41, 50):
+        tile = _held(site, subject)
+        assert tile.image.shape == (3, 128, 128)
+        assert tile.label.shape == tile.instances.shape == (128, 128)
+        assert tile.image.dtype == np.float32
+        assert tile.label.dtype == tile.instances.dtype == np.uint8
+        assert np.array_equal(tile.image, np.rint(tile.image))
+        assert 0 <= tile.image.min() < tile.image.max() <= 255
+        assert set(np.unique(tile.label)) == set(CLASSES)
+        assert np.array_equal(tile.instances > 0, tile.label == 1)
+        assert 0.4 < tile.label.mean() < 0.9
+        assert tile.split == ("train" if subject < 40 else "val" if subject < 48 else "test")
+    assert sorted(n for split in SUBJECTS[site].values() for n in split) == list(range(68))
+
+
+def test_neighbouring_glands_never_touch_and_are_often_close():
+    """A strip of stroma between any two glands, yet most pixels of it lie within three pixels of two glands."""
+    for site in SITES:
+        tile = _held(site, 1)
+        numbers = tile.instances
+        for a, b in ((numbers[1:], numbers[:-1]), (numbers[:, 1:], numbers[:, :-1])):
+            assert not ((a != b) & (a > 0) & (b > 0)).any()
+        padded = np.pad(numbers, 3)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (7, 7))[tile.label == 0].reshape(-1, 49)
+        owners = [len(set(row) - {0}) for row in windows[::7].tolist()]
+        assert np.mean(np.array(owners) >= 2) > 0.15
+
+
+def test_glands_are_rings_around_pale_lumina():
+    """In benign tiles the brightest tenth of the picture lies inside glands, away from their borders."""
+    tile = next(_held("A", n) for n in range(10) if group_of("A", n) == "benign")
+    grey = tile.image.mean(0)
+    bright = grey > np.quantile(grey, 0.9)
+    assert tile.label[bright].mean() > 0.95
+    border = np.zeros_like(bright)
+    for axis in (0, 1):
+        for step in (1, -1):
+            border |= np.roll(tile.label, step, axis) != tile.label
+    assert grey[border & (tile.label == 1)].mean() < grey[tile.label == 1].mean() - 20
+
+
+def test_malignant_tiles_hold_more_and_less_regular_glands():
+    counts: dict[str, list[int]] = {"malignant": [], "benign": []}
+    for subject in range(8):
+        counts[group_of("A", subject)].append(len(np.unique(_held("A", subject).instances)))
+    assert np.mean(counts["malignant"]) > 1.3 * np.mean(counts["benign"])
+
+
+def test_laboratories_differ_in_colour():
+    mean = {site: np.mean([_held(site, n).image.mean((1, 2)) for n in (0, 1, 41)], axis=0) for site in SITES}
+    red, green, blue = range(3)
+    assert mean["A"][red] > mean["A"][green] + 15
+    assert mean["C"][blue] > mean["C"][red] + 30
+    assert mean["D"][red] > mean["D"][blue] + 30
+    assert mean["B"].mean() > mean["A"].mean() + 5
+    edges = {site: np.abs(np.diff(_held(site, 1).image, axis=2)).mean() for site in ("A", "B")}
+    assert edges["B"] < 0.75 * edges["A"]
+
+
+@pytest.mark.parametrize("bad", [("Z", 0, 0), ("A", -1, 0), ("A", 0, -2)])
+def test_unknown_site_and_negative_numbers_are_errors(bad):
+    with pytest.raises(DataError, match="phantom-glands"):
+        generate(*bad)

@@ -1,0 +1,227 @@
+"""phantom-glands: RGB tiles of synthetic stained tissue with crowded glands, from four laboratories.
+
+A gland is a ring of epithelium, with a row of dark nuclei along its outer border, around a pale lumen; all of it is
+the class "gland". Between the glands lies fibrous stroma with scattered nuclei; neighbours are kept apart by a thin
+strip of it, so that merged objects are a typical mistake.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.phantoms.appearance import Scanner, shading
+from toolkit.data.phantoms.fields import average_down, blur, paint, smooth_field, soft_inside, stamp_disc
+from toolkit.data.phantoms.heart import direction
+from toolkit.data.phantoms.phantom import check_request, split_of, spread
+from toolkit.data.phantoms.stream import Stream
+
+Floats = NDArray[np.float64]
+
+SOURCES = ("appearance.py", "fields.py", "glands.py", "heart.py", "phantom.py", "stream.py")
+CLASSES = {0: "background", 1: "gland"}
+SIZE = 128
+_FINE = 2
+_TASK_KEY = 74
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A generated RGB image.
+
+    Attributes:
+        image: (3, H, W) float32, whole numbers 0 to 255.
+        label: (H, W) uint8.
+        instances: number of each gland (H, W) uint8, 0 outside.
+        group: "benign" or "malignant".
+        split: "train", "val" or "test".
+        site: name of the laboratory.
+        subject: number of the tile within it.
+    """
+
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8]
+    instances: NDArray[np.uint8]
+    group: str
+    split: str
+    site: str
+    subject: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """One laboratory: stains, scanner, magnification, patients.
+
+    Attributes:
+        description: one line for people.
+        nuclear: absorption of the nuclear stain in red, green, blue.
+        tissue: absorption of the tissue stain.
+        strength: (nuclear, tissue) amount of stain.
+        light: colour of the empty slide.
+        scale: size of everything, relative.
+        blur: standard deviation of the focus in pixels.
+        noise: standard deviation of the camera's noise in grey values.
+        uneven: strength of uneven illumination.
+        malignant: share of malignant tiles.
+    """
+
+    description: str
+    nuclear: tuple[float, float, float]
+    tissue: tuple[float, float, float]
+    strength: tuple[float, float]
+    light: tuple[float, float, float]
+    scale: float
+    blur: float
+    noise: float
+    uneven: float
+    malignant: float
+
+
+_SITES = {
+    "A": Site(
+        "balanced violet and pink stain, sharp", (1.3, 1.5, 0.6), (0.15, 1.0, 0.45), (1.0, 0.8), (245, 243, 246),
+        scale=1.0, blur=0.5, noise=3.0, uneven=0.02, malignant=0.5,
+    ),
+    "B": Site(
+        "faded stain, out of focus, yellowed slide", (0.9, 1.0, 0.55), (0.10, 0.55, 0.50), (0.6, 0.6), (236, 228, 200),
+        scale=0.85, blur=1.3, noise=5.0, uneven=0.08, malignant=0.7,
+    ),
+    "C": Site(
+        "overstained with the nuclear stain: dark blue everywhere", (1.6, 1.2, 0.35), (0.55, 0.80, 0.20), (1.5, 1.3),
+        (225, 228, 240), scale=1.15, blur=0.7, noise=6.0, uneven=0.08, malignant=0.3,
+    ),
+    "D": Site(
+        "brown marker on the stroma, pale epithelium, dark ground light", (0.9, 0.7, 0.3), (0.35, 0.85, 1.4),
+        (0.7, 1.4), (205, 205, 200), scale=0.95, blur=0.8, noise=5.0, uneven=0.12, malignant=0.5,
+    ),
+}  # fmt: skip
+
+SITES: tuple[str, ...] = tuple(_SITES)
+DESCRIPTIONS: dict[str, str] = {name: site.description for name, site in _SITES.items()}
+_SPLITS = {"train": range(40), "val": range(40, 48), "test": range(48, 68)}
+SUBJECTS: dict[str, dict[str, list[int]]] = {
+    name: {split: list(numbers) for split, numbers in _SPLITS.items()} for name in SITES
+}
+
+
+def group_of(site: str, subject: int) -> str:
+    """Group of a tile, "malignant" or "benign", evenly spread over any run of numbers."""
+    return "malignant" if spread(subject) < _SITES[site].malignant else "benign"
+
+
+def generate(site: str, subject: int, seed: int = 0) -> Tile:
+    """Draw one tile; the same arguments give the same bytes (see `toolkit.data.phantoms.cardiac`).
+
+    Args:
+        site: one of `SITES`.
+        subject: number of the tile, 0 or more; `SUBJECTS` lists the usual ones and their splits.
+        seed: another seed draws other tiles.
+
+    Raises:
+        DataError: for an unknown site or a negative number.
+    """
+    check_request("phantom-glands", SITES, site, subject, seed)
+    settings, group = _SITES[site], group_of(site, subject)
+    key = (seed, _TASK_KEY, SITES.index(site), subject)
+    distance, owner, wall = _pack(Stream(*key, 0), settings, group == "malignant")
+    nuclear, tissue = _stain(Stream(*key, 1), settings, distance, wall)
+    inside = average_down(distance, (_FINE, _FINE)) < 0.0
+    label = inside.astype(np.uint8)
+    return Tile(
+        image=_photograph(Stream(*key, 2), settings, nuclear, tissue), label=label,
+        instances=np.where(inside, owner[::_FINE, ::_FINE], 0).astype(np.uint8),
+        group=group, split=split_of(SUBJECTS[site], subject), site=site, subject=subject,
+    )  # fmt: skip
+
+
+def _pack(stream: Stream, site: Site, malignant: bool) -> tuple[Floats, NDArray[np.uint8], Floats]:
+    """Signed distance (pixels) to the nearest gland, that gland's number, and how thick its epithelium is."""
+    side = SIZE * _FINE
+    step = (30.0 if malignant else 40.0) * site.scale * _FINE
+    nearest, second = np.full((side, side), 1e3), np.full((side, side), 1e3)
+    owner, wall = np.zeros((side, side), dtype=np.uint8), np.full((side, side), 8.0)
+    count = int(side / step) + 2
+    offset, number = (stream.uniform(0.0, step), stream.uniform(0.0, step)), 0
+    at: Floats = np.arange(side, dtype=np.float64) + 0.5
+    for place in range(count * count):
+        row, column, luck = (stream.uniform() for _ in range(3))
+        row = (place // count - 1.0 + 0.55 * (row - 0.5)) * step + offset[0]
+        column = (place % count - 1.0 + 0.55 * (column - 0.5)) * step + offset[1]
+        if luck < 0.12:
+            continue  # a gap in the crowd
+        rows, columns = (_reach(centre, 1.5 * step, side) for centre in (row, column))
+        distance, thickness = _gland(
+            stream, at[rows, None] - row, at[None, columns] - column, step, malignant
+        )
+        number += 1
+        here = (rows, columns)
+        closer = distance < nearest[here]
+        second[here] = np.where(closer, nearest[here], np.minimum(second[here], distance))
+        owner[here][closer], wall[here][closer] = number, thickness
+        nearest[here] = np.where(closer, distance, nearest[here])
+    # Half a gap of stroma on either side of the line where two glands would touch.
+    gap = 1.3 * _FINE
+    return np.maximum(nearest, gap - (second - nearest)) / _FINE, owner, wall / _FINE
+
+
+def _reach(centre: float, reach: float, side: int) -> slice:
+    """Grid points within reach of a centre."""
+    return slice(min(max(0, int(centre - reach)), side), max(0, min(side, int(centre + reach) + 1)))
+
+
+def _gland(stream: Stream, dy: Floats, dx: Floats, step: float, malignant: bool) -> tuple[Floats, float]:
+    """Signed distance to one gland with a wavy outline, and the thickness of its epithelium."""
+    size = step * stream.uniform(0.40, 0.62)
+    aspect = stream.uniform(1.0, 1.7 if malignant else 1.35)
+    c, s = direction(stream.uniform(-90.0, 90.0))
+    along, across = (c * dx + s * dy) * (1.0 / aspect), c * dy - s * dx
+    radius = np.sqrt(along * along + across * across) + 1e-6
+    u, v = along / radius, across / radius
+    wave = 0.14 if malignant else 0.05
+    u2, v2 = u * u - v * v, 2.0 * u * v
+    outline = stream.normal(0.0, wave) * (u * u2 - v * v2) + stream.normal(0.0, wave) * (v * u2 + u * v2)
+    outline = outline + stream.normal(0.0, 0.6 * wave) * (u2 * u2 - v2 * v2)
+    thickness = size * (stream.uniform(0.5, 0.9) if malignant else stream.uniform(0.32, 0.48))
+    return radius - size * (1.0 + outline), thickness
+
+
+def _stain(stream: Stream, site: Site, distance: Floats, wall: Floats) -> tuple[Floats, Floats]:
+    """How much nuclear and tissue stain there is at every point."""
+    size = distance.shape
+    fibres = smooth_field(stream, size, (14, 14)) + 0.7 * smooth_field(stream, size, (40, 40))
+    grain = smooth_field(stream, size, (60, 60))
+    nuclear = 0.10 + 0.03 * grain
+    tissue = np.clip(0.62 + 0.13 * fibres, 0.15, None)
+    spindles = np.zeros(size)
+    for place in stream.uniforms(70, 3):
+        stamp_disc(spindles, place[0] * size[0], place[1] * size[1], (1.2 + 1.3 * place[2]) * _FINE, 2.0)
+    paint(nuclear, 0.95, spindles)
+    inside = soft_inside(distance, 0.7)
+    paint(nuclear, 0.22 + 0.05 * grain, inside)
+    paint(tissue, 0.42 + 0.05 * grain, inside)
+    # Nuclei: a speckled band along the outer border, denser than chance inside it.
+    band = soft_inside(np.abs(distance + 0.32 * wall) - 0.22 * wall, 1.5)
+    cells = smooth_field(stream, size, (max(8, round(34 / site.scale)), max(8, round(34 / site.scale))))
+    paint(nuclear, 1.05 + 0.1 * grain, band * np.clip(1.6 * cells + 0.85, 0.0, 1.0))
+    lumen = soft_inside(distance + wall, 1.0)
+    mucus = np.clip(0.06 + 0.05 * fibres, 0.0, None)
+    paint(nuclear, 0.02, lumen)
+    paint(tissue, mucus, lumen)
+    return nuclear, tissue
+
+
+def _photograph(stream: Stream, site: Site, nuclear: Floats, tissue: Floats) -> NDArray[np.float32]:
+    """Light through the stains, out of focus, unevenly lit, with the camera's noise; 8 bits a colour."""
+    amounts = (stream.near(site.strength[0], 0.15), stream.near(site.strength[1], 0.15))
+    light = shading(stream, (SIZE, SIZE), Scanner(bias=site.uneven, coil_direction=(0.0, 0.0)))
+    colours = []
+    for channel in range(3):
+        density = amounts[0] * site.nuclear[channel] * nuclear + amounts[1] * site.tissue[channel] * tissue
+        # exp(-x) by the rational 1 / (1 + x + x^2/2 + x^3/6), so that no library function decides the bytes.
+        through = 1.0 / (1.0 + density * (1.0 + density * (0.5 + density * (1.0 / 6.0))))
+        seen = blur(average_down(through, (_FINE, _FINE)), (site.blur, site.blur))
+        grey = seen * light * site.light[channel] + site.noise * stream.normals(SIZE, SIZE)
+        colours.append(np.clip(np.rint(grey), 0.0, 255.0))
+    return np.stack(colours).astype(np.float32)
