@@ -41,6 +41,15 @@ class PairedRows:
         """Number of channels C."""
         return int(self.rows[0].shape[1])
 
+    def select(self, indices: Sequence[Tensor]) -> PairedRows:
+        """Some rows of every store, in the given order."""
+        return PairedRows(
+            [r.index_select(0, i) for r, i in zip(self.rows, indices, strict=True)],
+            [t.iloc[i.numpy()].reset_index(drop=True) for t, i in zip(self.tables, indices, strict=True)],
+            self.paired,
+            self.provenance,
+        )
+
 
 def paired_rows(stores: Sequence[Features], layer: str, *, paired: bool = True) -> PairedRows:
     """Rows of `layer` from every store, brought into one order.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.features.store import Features
+from toolkit.measure.embedding import TsneOptions, UmapOptions, balanced_sample, tsne_pictures, umap_pictures
 from toolkit.measure.moments import StreamingMoments, balanced_weights
 from toolkit.measure.pairing import PairedRows, paired_rows
 from toolkit.measure.planes import Plane, discriminant_plane, head_plane, principal_plane, rotation_onto
@@ -19,7 +20,8 @@ from toolkit.results import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-METHODS = ("pca", "lda", "head")
+LINEAR = ("pca", "lda", "head")
+METHODS = (*LINEAR, "umap", "tsne")
 BASES = ("shared", "stage1", "per_stage")
 
 
@@ -94,7 +96,7 @@ def project(
     features: Features | Sequence[Features],
     layer: str,
     method: str = "pca",
-    basis: str = "shared",
+    basis: str | None = None,
     components: int = 2,
     balanced: bool = True,
     standardise: bool = False,
@@ -105,14 +107,17 @@ def project(
     Args:
         features: one store or one per stage.
         layer: layer name.
-        method: "pca"; "lda" (Fisher's discriminants); "head" (the plane of the head's weights).
-        basis: "shared" = axes fitted on all stages; "stage1" = fitted on the first and frozen; "per_stage" = fitted
-            on each stage, signs by positive correlation with stage 1, then rotated onto stage 1. The last hides
+        method: "pca"; "lda" (Fisher's discriminants); "head" (the plane of the head's weights); "umap" (fitted once,
+            other rows placed out of sample by their exact neighbours); "tsne" (all stages together, a sample of the
+            rows). Distances in the last two pictures mean nothing: measure drift with `drift`.
+        basis: "shared" = fitted on all stages (default); "stage1" = fitted on the first and frozen (UMAP's default);
+            "per_stage" = fitted on each stage, then turned and reflected onto stage 1 (linear methods). That one hides
             rotations of the latent space and must not be used to claim low drift.
-        components: number of axes.
-        balanced: give every class the same weight in the fit.
-        standardise: divide by the root mean channel variance of stage 1.
-        options: none for the linear methods.
+        components: number of axes (2 for umap and tsne).
+        balanced: give every class the same weight in the fit (umap and tsne draw classes evenly).
+        standardise: linear methods divide by the root mean channel variance of stage 1; umap and tsne centre every
+            stage and divide it by its own.
+        options: for "umap" those of `UmapOptions`, for "tsne" those of `TsneOptions`.
 
     Returns:
         Coordinates per stage and the share of variance on each axis. Features that are isotropic show only
@@ -125,34 +130,98 @@ def project(
         ConfigError: unknown method, basis or option.
     """
     _check_choice("method", method, METHODS)
+    basis = basis or ("stage1" if method == "umap" else "shared")
     _check_choice("basis", basis, BASES)
-    if options:
+    if method in LINEAR and options:
         raise ConfigError(f"The method {method!r} takes no option {sorted(options)}.")
     stores = [features] if isinstance(features, Features) else list(features)
     pairs = paired_rows(stores, layer, paired=basis == "per_stage")
-    labels = [_labels(table) for table in pairs.tables]
-    weights = [balanced_weights(label) if balanced else torch.ones(len(label)) for label in labels]
-    fit = _Fit(pairs, labels, weights, [store.head_weights for store in stores], method, components)
-    chosen = {"shared": [range(len(stores))], "stage1": [range(1)]}.get(basis)
-    planes = [fit.plane(list(c)) for c in chosen] * len(stores) if chosen else _aligned_planes(fit, pairs)
-    scale = fit.scale() if standardise else 1.0
+    if method in LINEAR:
+        heads = [store.head_weights for store in stores]
+        shown = _linear(pairs, heads, method, basis, components, balanced, standardise)
+    else:
+        pairs, shown = _curved(pairs, method, basis, components, standardise, options)
     case_names, cases = _case_codes(pairs)
     return Projection(
         layer=layer,
         method=method,
         basis=basis,
-        coordinates=[plane.coordinates(r) / scale for plane, r in zip(planes, pairs.rows, strict=True)],
-        classes=labels,
+        classes=[_labels(table) for table in pairs.tables],
         class_names=_class_names(pairs),
         cases=cases,
         case_names=case_names,
-        explained=torch.stack(
+        provenance={"layer": layer, "method": method, "basis": basis, "stages": pairs.provenance},
+        **shown,
+    )
+
+
+def _linear(
+    pairs: PairedRows,
+    heads: list[Tensor | None],
+    method: str,
+    basis: str,
+    components: int,
+    balanced: bool,
+    standardise: bool,
+) -> dict[str, Any]:
+    labels = [_labels(table) for table in pairs.tables]
+    weights = [balanced_weights(label) if balanced else torch.ones(len(label)) for label in labels]
+    fit = _Fit(pairs, labels, weights, heads, method, components)
+    count = len(pairs.rows)
+    if basis == "per_stage":
+        planes = _aligned_planes(fit, pairs)
+    else:
+        planes = [fit.plane([0] if basis == "stage1" else list(range(count)))] * count
+    scale = fit.scale() if standardise else 1.0
+    return {
+        "coordinates": [plane.coordinates(r) / scale for plane, r in zip(planes, pairs.rows, strict=True)],
+        "explained": torch.stack(
             [plane.explained_of(r, w) for plane, r, w in zip(planes, pairs.rows, weights, strict=True)]
         ),
-        axes=torch.stack([plane.axes for plane in planes]),
-        settings={"balanced": balanced, "standardised_by": scale if standardise else None},
-        provenance={"layer": layer, "method": method, "basis": basis, "stages": pairs.provenance},
-    )
+        "axes": torch.stack([plane.axes for plane in planes]),
+        "settings": {"balanced": balanced, "standardised_by": scale if standardise else None},
+    }
+
+
+def _curved(
+    pairs: PairedRows, method: str, basis: str, components: int, standardise: bool, options: dict[str, Any]
+) -> tuple[PairedRows, dict[str, Any]]:
+    """The rows shown and the fields of the result for UMAP and t-SNE."""
+    known = UmapOptions if method == "umap" else TsneOptions
+    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(known)})
+    if unknown or components != 2:
+        names = ", ".join(field.name for field in dataclasses.fields(known))
+        raise ConfigError(
+            f"{method} gives 2 components and takes no option {unknown}.", fix=f"Options: {names}."
+        )
+    if basis == "per_stage" or (method == "tsne" and basis == "stage1"):
+        raise ConfigError(
+            f"{method} cannot be drawn with the basis {basis!r}.",
+            fix='Use basis="shared", or for UMAP "stage1" (later stages are placed out of sample).',
+        )
+    labels = [_labels(table) for table in pairs.tables]
+    if method == "tsne":
+        settings = TsneOptions(**options)
+        each = max(2, settings.fit_rows // len(pairs.rows))
+        pairs = pairs.select([balanced_sample(label, each, settings.seed) for label in labels])
+    rows = [_standardised(part) for part in pairs.rows] if standardise else pairs.rows
+    if method == "tsne":
+        coordinates, measured = tsne_pictures(rows, settings)
+    else:
+        fitted_on = [0] if basis == "stage1" else list(range(len(rows)))
+        coordinates, measured = umap_pictures(rows, labels, fitted_on, UmapOptions(**options))
+    nothing = torch.full((len(rows), 2), torch.nan, dtype=torch.float64)
+    return pairs, {
+        "coordinates": coordinates,
+        "explained": nothing,
+        "axes": torch.empty(len(rows), 0, pairs.channels, dtype=torch.float64),
+        "settings": {**measured, "standardised": standardise},
+    }
+
+
+def _standardised(rows: Tensor) -> Tensor:
+    centred = rows - rows.mean(0)
+    return centred / centred.var(0).mean().sqrt().clamp_min(1e-12)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,147 @@
+"""Curved pictures of features: UMAP fitted once with later rows placed out of sample, and t-SNE of everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit.data.randomness import keyed_random
+from toolkit.errors import ConfigError, ResultError
+from toolkit.measure.neighbours import nearest, neighbour_overlap, place, trustworthiness
+
+_CHECKED = 1500  # rows on which trustworthiness and stability are measured
+
+
+@dataclasses.dataclass(frozen=True)
+class UmapOptions:
+    """Settings of UMAP; all of them are written into the result.
+
+    Attributes:
+        neighbours: size of the neighbourhood.
+        min_distance: smallest distance between points in the picture.
+        epochs: of the layout; None = umap-learn's own choice.
+        fit_rows: rows of the fit (drawn class-balanced); all others are placed out of sample.
+        stability_seeds: further fits with other seeds, whose neighbourhoods are compared with the picture's.
+        seed: of the draw and the layout.
+    """
+
+    neighbours: int = 15
+    min_distance: float = 0.1
+    epochs: int | None = None
+    fit_rows: int = 5000
+    stability_seeds: int = 0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TsneOptions:
+    """Settings of t-SNE.
+
+    Attributes:
+        perplexity: effective number of neighbours.
+        fit_rows: rows shown over all stages (drawn class-balanced); t-SNE cannot place others.
+        seed: of the draw and the layout.
+    """
+
+    perplexity: float = 30.0
+    fit_rows: int = 4000
+    seed: int = 0
+
+
+def umap_pictures(
+    rows: list[Tensor], labels: list[Tensor], fitted_on: list[int], options: UmapOptions
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Coordinates per stage, and the settings with what was measured about the picture.
+
+    Args:
+        rows: per stage (N, C).
+        labels: per stage, class of every row.
+        fitted_on: stages whose rows take part in the fit.
+        options: settings.
+
+    Raises:
+        ResultError: too few rows for the neighbourhood.
+    """
+    pool = torch.cat([rows[s] for s in fitted_on])
+    chosen = balanced_sample(torch.cat([labels[s] for s in fitted_on]), options.fit_rows, options.seed)
+    base = pool.index_select(0, chosen)
+    if len(base) <= options.neighbours:
+        raise ResultError(f"{len(base)} rows are too few for {options.neighbours} neighbours.")
+    neighbours = nearest(base, base, options.neighbours)
+    embedding = fit_umap(base, neighbours, options, options.seed)
+    pictures = [place(part, base, embedding, options.neighbours) for part in rows]
+    starts = torch.tensor([0, *(len(rows[s]) for s in fitted_on)]).cumsum(0)
+    for start, stage in zip(starts, fitted_on, strict=False):
+        inside = (chosen >= start) & (chosen < start + len(rows[stage]))
+        pictures[stage][chosen[inside] - start] = embedding[
+            inside
+        ]  # rows of the fit stay where the fit put them
+    some = torch.arange(0, len(base), max(1, len(base) // _CHECKED))
+    measured = {
+        "rows_in_fit": len(base),
+        "trustworthiness": trustworthiness(base[some], embedding[some], options.neighbours),
+    }
+    if options.stability_seeds:
+        others = [
+            fit_umap(base, neighbours, options, options.seed + 1 + k) for k in range(options.stability_seeds)
+        ]
+        overlaps = [neighbour_overlap(embedding[some], other[some], options.neighbours) for other in others]
+        measured["stability"] = sum(overlaps) / len(overlaps)
+    return pictures, {**dataclasses.asdict(options), **measured}
+
+
+def fit_umap(rows: Tensor, neighbours: tuple[Tensor, Tensor], options: UmapOptions, seed: int) -> Tensor:
+    """umap-learn's layout (N, 2) of rows whose exact neighbours are known, so that none are searched for."""
+    index, distances = (part.numpy() for part in neighbours)
+    with warnings.catch_warnings():
+        # that tensorflow is not there, that a seed means one thread, that transform will not work
+        warnings.simplefilter("ignore")
+        import umap
+
+        model = umap.UMAP(
+            n_neighbors=options.neighbours,
+            min_dist=options.min_distance,
+            n_epochs=options.epochs,
+            random_state=seed,
+            n_jobs=1,
+            precomputed_knn=(index.astype("int32"), distances.astype("float32")),
+            force_approximation_algorithm=True,
+        )
+        return torch.from_numpy(model.fit_transform(rows.float().numpy()).astype("float32"))
+
+
+def tsne_pictures(rows: list[Tensor], options: TsneOptions) -> tuple[list[Tensor], dict[str, Any]]:
+    """t-SNE of the union of all stages' rows; coordinates per stage.
+
+    Raises:
+        ConfigError: a perplexity that the number of rows does not allow.
+    """
+    from sklearn.manifold import TSNE
+
+    union = torch.cat(rows)
+    if not 1 <= options.perplexity < len(union):
+        raise ConfigError(f"A perplexity of {options.perplexity:g} needs more than {len(union)} rows.")
+    model = TSNE(perplexity=options.perplexity, init="pca", random_state=options.seed)
+    points = torch.from_numpy(model.fit_transform(union.float().numpy()).astype("float32"))
+    some = torch.arange(0, len(union), max(1, len(union) // _CHECKED))
+    measured = {
+        "trustworthiness": trustworthiness(union[some], points[some]),
+        "divergence": float(model.kl_divergence_),
+    }
+    return list(points.split([len(part) for part in rows])), {**dataclasses.asdict(options), **measured}
+
+
+def balanced_sample(labels: Tensor, number: int, seed: int) -> Tensor:
+    """Indices of at most `number` rows, as evenly over the classes as they allow, ascending."""
+    if len(labels) <= number:
+        return torch.arange(len(labels))
+    order = torch.from_numpy(keyed_random("balanced", seed, len(labels)).permutation(len(labels)))
+    rank = torch.empty_like(order)
+    for label in torch.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = torch.arange(len(members))
+    return torch.argsort(rank, stable=True)[:number].sort().values
