@@ -45,14 +45,16 @@ def class_colour(label: int) -> tuple[int, int, int]:
 
 
 def rgba(values: np.ndarray, low: float, high: float, scale: str) -> np.ndarray:
-    """Colours (..., 4) uint8 of an array whose display range is [low, high]."""
+    """Colours (..., 4) uint8 of an array whose display range is [low, high]; NaN is transparent."""
     stops = np.array([(*stop[:3], stop[3] if len(stop) > 3 else 1.0) for stop in SCALES[scale]], dtype=float)
     stops[:, 3] *= 255
     span = high - low if high > low else 1.0
     position = np.clip((np.nan_to_num(values, nan=low) - low) / span, 0, 1) * (len(stops) - 1)
     grid = np.arange(len(stops))
     channels = [np.interp(position, grid, stops[:, channel]) for channel in range(4)]
-    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
+    colours = np.round(np.stack(channels, axis=-1)).astype(np.uint8)
+    colours[np.isnan(values), 3] = 0
+    return colours
 
 
 def plotly_scale(scale: str) -> list[list[float | str]]:

@@ -278,22 +278,27 @@ def _png(shades: np.ndarray) -> str:
 
 
 def _bytes(values: np.ndarray, low: float, high: float) -> dict[str, Any]:
-    """Values as one byte each with the colour limits and a hover text that gives the value back."""
+    """Values as one byte each (four with gaps) with the colour limits and a hover text that gives the value back."""
+    gaps = np.isnan(np.asarray(values, dtype=float))
     span = high - low if high > low else 1.0
     steps = np.clip(np.nan_to_num((np.asarray(values, dtype=float) - low) / span, nan=0.0), 0, 1) * (
         2 * _LEVELS
     )
     if low < 0 < high and abs(low + high) <= 1e-9 * span:
-        coded = np.round(steps - _LEVELS).astype(np.int8)
+        coded = _with_gaps(np.round(steps - _LEVELS), gaps, np.int8)
         return {
             "z": coded, "zmin": -_LEVELS, "zmax": _LEVELS, "hovertemplate": f"%{{z}}/{_LEVELS} of {high:.4g}<extra></extra>"
         }  # fmt: skip
-    coded = np.round(steps).astype(np.uint8)
+    coded = _with_gaps(np.round(steps), gaps, np.uint8)
     start = "" if low == 0 else f"{low:.4g} + "
     return {
         "z": coded, "zmin": 0, "zmax": 2 * _LEVELS,
         "hovertemplate": f"{start}%{{z}}/{2 * _LEVELS} of {span:.4g}<extra></extra>",
     }  # fmt: skip
+
+
+def _with_gaps(coded: np.ndarray, gaps: np.ndarray, kind: type) -> np.ndarray:
+    return np.where(gaps, np.nan, coded).astype(np.float32) if gaps.any() else coded.astype(kind)
 
 
 def _ticks(low: float, high: float) -> tuple[list[float], list[str]]:

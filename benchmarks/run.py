@@ -1,0 +1,57 @@
+"""All benchmarks in one go: ratios with their floors, written to benchmarks/results/ and printed as a table.
+
+    scripts/launch python benchmarks/run.py [--only grad_cam extraction] [--threads 2] [--clock wall] [--rounds 5]
+
+On a busy machine `--threads 1 --clock cpu` is repeatable to about ten percent; on a quiet one use the wall clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from interleave import CLOCKS, machine
+
+BENCHMARKS = ("grad_cam", "extraction", "segreg_rows", "launcher")
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--strict", action="store_true", help="exit status 1 if a floor is not reached")
+    options = parser.parse_args()
+    failed = False
+    for name in options.only:
+        torch.set_num_threads(options.threads)
+        rows = importlib.import_module(name).rows(options.threads, options.clock, options.rounds)
+        content = {
+            "benchmark": name,
+            **machine(options.threads, options.clock),
+            "rounds": options.rounds,
+            "rows": rows,
+        }
+        RESULTS.mkdir(exist_ok=True)
+        temporary = RESULTS / f".{name}.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(RESULTS / f"{name}.json")
+        for one in rows:
+            floor = "" if one["floor"] is None else f"floor {one['floor']:.2f}"
+            state = {True: "ok", False: "BELOW", None: ""}[one["passed"]]
+            print(f"{one['name']:<68} {one['ratio']:>8.2f}  {floor:<11} {state}", flush=True)
+            failed |= one["passed"] is False
+    return int(failed and options.strict)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
