@@ -74,3 +74,27 @@ def _fixed(table: pd.DataFrame, penalty: str | float) -> float:
             fix='Take a larger number or "diagonal".',
         )
     return value
+
+
+def inconsistent_overlap(
+    aggregated: pd.DataFrame, keys: Sequence[str] = ("class",), tolerance: float = 5e-4
+) -> pd.DataFrame:
+    """Rows of an aggregated table whose mean Dice is above 2 IoU / (1 + IoU), which no data can give.
+
+    The bound is an equality case by case and, the function being concave, an inequality for means. A published pair
+    of numbers that breaks it was averaged, rounded or scored by different rules.
+
+    Args:
+        aggregated: rows with the keys, metric ("dice", "iou") and value.
+        keys: columns that name a row.
+        tolerance: for rounded numbers.
+
+    Returns:
+        One row per violation: the keys, dice, iou, bound.
+    """
+    dice, iou = (
+        aggregated[aggregated["metric"] == name].set_index(list(keys))["value"] for name in ("dice", "iou")
+    )
+    both = dice.to_frame("dice").join(iou.rename("iou"), how="inner")
+    both["bound"] = 2 * both["iou"] / (1 + both["iou"])
+    return both[both["dice"] > both["bound"] + tolerance].reset_index()
