@@ -1,7 +1,7 @@
 """Embedded tasks: cases from a generator, made when they are needed and kept in the toolkit's cache.
 
 The index table beside the manifest lists every subject with the number of its slices and the SHA-256 of its bytes;
-`python -m toolkit.data.generated` writes it again after the generator has been changed.
+`python -m toolkit.data.generated [name]` writes it again after the generator has been changed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 GENERATORS = {
     "phantom-cardiac": "toolkit.data.phantoms.cardiac",
+    "phantom-glands": "toolkit.data.phantoms.glands",
     "phantom-hippocampus": "toolkit.data.phantoms.hippocampus",
+    "phantom-prostate": "toolkit.data.phantoms.prostate",
 }
 _COLUMNS = (
     "site",
@@ -45,7 +48,14 @@ _COLUMNS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stack:
-    """What a generator made: image and label (Z, H, W), spacing (slice, row, column) in mm, pathology group."""
+    """What a generator made.
+
+    Attributes:
+        image: stack (Z, H, W) of one channel, or tile (C, H, W).
+        label: (Z, H, W) or (H, W).
+        spacing: (slice, row, column) in mm, empty where a tile has none.
+        group: pathology group or "".
+    """
 
     image: np.ndarray
     label: np.ndarray
@@ -99,9 +109,10 @@ class GeneratedSource(Source):
     sha256: str = ""
 
     def read_raw(self) -> Pair:
-        """The stack (1, Z, H, W) and its label."""
+        """The stack (1, Z, H, W) or tile (C, H, W) and its label."""
         stack = self.stack()
-        return checked_pair(stack.image[None], stack.label, self)
+        image = stack.image[None] if stack.image.ndim == stack.label.ndim else stack.image
+        return checked_pair(image, stack.label, self)
 
     def stack(self) -> Stack:
         """The stack as generated; a damaged cache file is made again."""
@@ -111,7 +122,8 @@ class GeneratedSource(Source):
             mm = tuple(float(value) for value in held["spacing"])
             return Stack(held["image"].astype(np.float32), held["label"], mm, str(held["group"]))
         made = _module(self.generator).generate(self.site, self.subject, self.seed)
-        stack = Stack(made.image, made.label, (made.slice_spacing, *made.spacing), made.group or "")
+        spacing = (made.slice_spacing, *made.spacing) if hasattr(made, "spacing") else ()
+        stack = Stack(made.image, made.label, spacing, made.group or "")
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
             stack.write(path)
         return stack
@@ -146,19 +158,19 @@ def generator_version(name: str) -> str:
 
 
 def generated_cases(manifest: Manifest) -> Iterator[Case]:
-    """The volumes of an embedded data set, or their slices in 2D, in the order of its sites and subjects."""
+    """The volumes, tiles or (2D tasks of stacks) slices of an embedded set, in the order of sites and subjects."""
     for row in index_rows(manifest):
         name = f"{row['site']}{int(row['subject']):03d}"
         reader = _source(manifest, row)
-        plane, between = (float(row["row_mm"]), float(row["column_mm"])), float(row["slice_mm"])
+        mm = tuple(float(row[key]) for key in ("slice_mm", "row_mm", "column_mm") if row[key])
+        stack = manifest.dims == 2 and len(mm) == 3
         case = Case(
             id=name, site=row["site"], split=row["split"], subject=name, volume=name, position=None,
             group=row["group"] or None, classes=dict(sorted(manifest.classes.items())),
-            spacing=plane if manifest.dims == 2 else (between, *plane),
-            slice_spacing=between if manifest.dims == 2 else None,
+            spacing=(mm[1:] if stack else mm) or None, slice_spacing=mm[0] if stack else None,
             affine=None, source=reader.where, reader=reader,
         )  # fmt: skip
-        if manifest.dims == 3:
+        if not stack:
             yield case
             continue
         for index in range(int(row["slices"])):
@@ -188,11 +200,12 @@ def made_rows(manifest: Manifest) -> list[dict[str, str]]:
                 row = {"site": site, "subject": str(subject), "split": split, "generator": version}
                 source = _source(manifest, row)
                 stack = source.stack()
-                between, *plane = (f"{mm:g}" for mm in stack.spacing)
-                row |= {
-                    "group": stack.group, "slices": str(len(stack.image)), "row_mm": plane[0],
-                    "column_mm": plane[1], "slice_mm": between, "sha256": stack.sha256(),
-                }  # fmt: skip
+                names = ("slice_mm", "row_mm", "column_mm")
+                row |= dict.fromkeys(names, "") | dict(
+                    zip(names, map("{:g}".format, stack.spacing), strict=False)
+                )
+                row |= {"group": stack.group, "slices": str(len(stack.label)) if stack.spacing else ""}
+                row["sha256"] = stack.sha256()
                 rows.append(row)
     return rows
 
@@ -236,5 +249,5 @@ def write_index(name: str) -> Path:
 
 
 if __name__ == "__main__":
-    for generator in GENERATORS:
+    for generator in sys.argv[1:] or GENERATORS:
         print(write_index(generator))
