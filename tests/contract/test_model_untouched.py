@@ -21,6 +21,7 @@ from toolkit.features.extract import extract
 from toolkit.features.names import layers, resolve
 from toolkit.features.replace import replaced
 from toolkit.features.untouched import untouched
+from toolkit.models.fast_slow import fast_slow_network
 from toolkit.models.unet import unet
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
@@ -32,6 +33,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "tokens": (lambda: Tokens(), "plain"),
     "checkpointed": (lambda: Checkpointed(reentrant=False), "block.0"),
     "dropout": (lambda: Dropping(), "down"),
+    "fast/slow": (lambda: fast_slow_network(1, 3, width=4), "bottleneck"),
 }
 IMAGE = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 INPUTS = {

@@ -65,7 +65,8 @@ def mask_latent(
         label: label map(s) for bare arrays or paths; without any label the clean prediction takes its place.
         mode: "eval" (running batch statistics) or "train" (those of these images).
         score: ranking of the targeted masks: "signed" (the method's), "negated", "absolute" or "product".
-        temperature: of the probabilities in the entropy; None = 2 for a fast/slow network (the paper's), else 1.
+        temperature: of the probabilities in the entropy; None = a fast/slow network's own
+            (the paper's is 2), and 1 for others.
         taps: overrides of aliases.
 
     Raises:
@@ -79,7 +80,7 @@ def mask_latent(
     )
     settings = _Settings(
         scheme, _drawn_fraction(fraction, seed), soft, seed, "none" if structured else skips, score,
-        temperature if temperature is not None else 2.0 if structured else 1.0,
+        temperature if temperature is not None else getattr(network, "temperature", 2.0) if structured else 1.0,
     )  # fmt: skip
     _check(settings, skips)
     batch = _one_batch(image, net, label)

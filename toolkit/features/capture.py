@@ -185,7 +185,7 @@ class Recorder:
         if self.requests is None:
             self.observing = True
             try:
-                trace_calls(self.network, *arguments, **keywords)
+                trace_calls(self.network, arguments, keywords, mode="keep")
             finally:
                 self.observing = False
             self._attach_layers()

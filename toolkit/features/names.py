@@ -214,4 +214,4 @@ def closest(name: str, names: Sequence[str]) -> str:
 def _trace_example(model: nn.Module, example: Any) -> Trace:
     from toolkit.features.inputs import example_input
 
-    return trace_calls(model, example_input(model, example))
+    return trace_calls(model, [example_input(model, example)])

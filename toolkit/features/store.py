@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ class Features(Result):
         head_bias: (classes,), or None.
         provenance: weights, data, parameters, versions.
     """
+
+    kind: ClassVar[str] = "features"
 
     def __init__(
         self, layers: list[str], arrays: Arrays, provenance: dict[str, Any], head_weights: Tensor | None = None,

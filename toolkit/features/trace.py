@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,8 +60,10 @@ def cached_trace(network: nn.Module) -> Trace | None:
     return trace if fingerprint == _fingerprint(network) else None
 
 
-def trace_calls(model: nn.Module, *inputs: Any, **keywords: Any) -> Trace:
-    """Observe one forward pass without gradients, in the network's present mode, and leave the network untouched.
+def trace_calls(
+    model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any] | None = None, *, mode: str = "eval"
+) -> Trace:
+    """Observe one forward pass without gradients, and leave the network untouched.
 
     The trace is remembered for as long as the network lives, so aliases are looked up once.
     """
@@ -69,11 +71,11 @@ def trace_calls(model: nn.Module, *inputs: Any, **keywords: Any) -> Trace:
     calls: list[Call] = []
     handles: list[Any] = []
     clock = [0]
-    with untouched(network, mode="keep"), eager(network), torch.no_grad():
+    with untouched(network, mode), eager(network), torch.no_grad():
         try:
             for path, module in named(network).items():
                 handles += _observe(path, module, calls, clock)
-            output = network(*inputs, **keywords)
+            output = network(*inputs, **(keywords or {}))
         finally:
             for handle in handles:
                 handle.remove()

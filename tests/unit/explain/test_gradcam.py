@@ -57,7 +57,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] 
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n.startswith("monai") else ()) for n in NETWORKS]
+)
 def test_maps_equal_captums_at_every_layer(name: str) -> None:
     torch.manual_seed(0)
     build, size, layers = NETWORKS[name]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from toolkit.errors import ConfigError, DataError, LayerError
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.explain.masking import mask_latent
+from toolkit.models.fast_slow import fast_slow_network
 from toolkit.models.unet import UNet, unet
 
 
@@ -192,6 +193,24 @@ def test_a_network_with_two_codes_has_two_masks(scan: dict[str, Tensor], mode: s
     torch.testing.assert_close(result.image[1], net.decode_image(image_code * result.image_mask).detach())
     q = (net.decode_segmentation(shape_code * result.mask) / 2).softmax(1).detach()
     torch.testing.assert_close(result.entropy[1], -(q * torch.log2(q + 1e-7)).sum(1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_fast_slow_network_decodes_both_masked_codes(scan: dict[str, Tensor]) -> None:
+    torch.manual_seed(0)
+    net = fast_slow_network(1, 3, width=4).eval()
+    result = mask_latent(
+        net, {"image": scan["image"].sigmoid(), "label": scan["label"]}, scheme="dropout", fraction=0.5
+    )
+    assert result.image is not None
+    assert result.image_mask is not None
+    with torch.no_grad():
+        image_code = net.encode(scan["image"].sigmoid())
+        decoded = net.decode_image(image_code * result.image_mask)
+        logits = net.decode_segmentation(net.decouple(image_code) * result.mask)
+    torch.testing.assert_close(result.image[1], decoded)
+    assert torch.equal(result.segmentation[1], logits.argmax(1))
+    assert result.mask.shape == result.image_mask.shape == (2, 32, 1, 1)
+    assert not torch.equal(result.mask, result.image_mask)  # drawn independently
 
 
 def test_the_table_counts_over_and_under_segmentation() -> None:

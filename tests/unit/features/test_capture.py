@@ -144,6 +144,7 @@ def test_a_tape_says_what_it_holds() -> None:
     assert "b" not in tape
 
 
+@pytest.mark.slow
 def test_compiled_networks_are_captured_eagerly() -> None:
     net = unet(1, 2, channels=(4, 8))
     x = torch.randn(1, 1, 8, 8)
