@@ -155,7 +155,7 @@ def test_tensor_and_whole_floats_are_the_same() -> None:
     assert list(dict.fromkeys(expected["class"])) == [1, 2]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), missing=st.integers(0, 3), penalty=st.sampled_from(["diagonal", 60.0]))
 def test_missing_an_organ_never_improves_a_number(seed: int, missing: int, penalty: str | float) -> None:
     rng = np.random.default_rng(seed)
