@@ -48,11 +48,15 @@ def provenance(model: nn.Module | None = None, data: str | None = None, **parame
 
 
 def weights_hash(model: nn.Module) -> str:
-    """sha256 of all parameters and buffers with their names, computed once until one of them changes."""
+    """sha256 of all parameters and buffers with their names, computed once until one of them changes.
+
+    A change is seen by identity, version counter and sum of every tensor.
+    """
     network = unwrap(model)
     tensors = [*network.named_parameters(), *network.named_buffers()]
-    versions = tuple(
-        (name, id(t), t.data_ptr(), -1 if t.is_inference() else t._version) for name, t in tensors
+    versions = (
+        *((name, id(t), t.data_ptr(), -1 if t.is_inference() else t._version) for name, t in tensors),
+        *_sums([tensor for _, tensor in tensors]),
     )
     known = _WEIGHTS.get(network)
     if known and known[0] == versions:
@@ -63,6 +67,15 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(_bytes(tensor))
     _WEIGHTS[network] = (versions, digest.hexdigest())
     return digest.hexdigest()
+
+
+def _sums(tensors: list[Tensor]) -> list[float]:
+    """Sums in double precision: fused optimizers change parameters without raising their version counters."""
+    if not tensors:
+        return []
+    with torch.no_grad():
+        sums = [tensor.detach().sum(dtype=torch.float64) for tensor in tensors if not tensor.is_complex()]
+        return torch.stack([value.to(sums[0].device) for value in sums]).tolist()
 
 
 class DataHash:
