@@ -142,5 +142,12 @@ class SelfRegUNet(nn.Module):
 
 @register("model", "self_reg_unet")
 def self_reg_unet(in_channels: int = 1, out_channels: int = 9, width: int = 64, dims: int = 2) -> SelfRegUNet:
-    """Build a `SelfRegUNet` (see its docstring for the blocks and arguments)."""
+    """Build the U-Net of SelfReg-UNet, a `SelfRegUNet` (see there for the blocks).
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: number of classes, background included.
+        width: channels of the first block (published: 64).
+        dims: 2 (published) or 3.
+    """
     return SelfRegUNet(in_channels, out_channels, width, dims)

@@ -200,5 +200,15 @@ def swin_unet(
     in_channels: int = 1, out_channels: int = 9, width: int = 96, depths: Sequence[int] = (2, 2, 2, 2),
     heads: Sequence[int] = (3, 6, 12, 24), window: int = 7, drop_path: float = 0.2,
 ) -> SwinUnet:  # fmt: skip
-    """Build a `SwinUnet` (see its docstring for the stages and arguments)."""
+    """Build a Swin-Unet, a `SwinUnet` (see there for the stages).
+
+    Args:
+        in_channels: 1 (repeated to 3), 3, or any other number.
+        out_channels: number of classes, background included.
+        width: channels of the first stage (published: 96).
+        depths: blocks at each of the four resolutions.
+        heads: attention heads at each resolution.
+        window: side of the attention windows (published: 7).
+        drop_path: rate of stochastic depth at the deepest block.
+    """
     return SwinUnet(in_channels, out_channels, width, depths, heads, window, drop_path)

@@ -210,7 +210,13 @@ class MedDisSeg(_Encoder):
 def med_disseg_stage_one(
     in_channels: int = 3, out_channels: int = 2, encoder_width: int = 64
 ) -> MedDisSegStageOne:
-    """Build a `MedDisSegStageOne`; 8 673 884 parameters by default."""
+    """Build Med-DisSeg's first-stage network, a `MedDisSegStageOne`; 8 673 884 parameters by default.
+
+    Args:
+        in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
+        out_channels: classes, background included; 2 gives one map, as published.
+        encoder_width: 64 for ResNet-50; less for quick runs.
+    """
     return MedDisSegStageOne(in_channels, out_channels, encoder_width)
 
 
@@ -219,5 +225,13 @@ def med_disseg(
     in_channels: int = 3, out_channels: int = 2, width: int = 128, encoder_width: int = 64,
     encoder_attention: bool = False,
 ) -> MedDisSeg:  # fmt: skip
-    """Build a `MedDisSeg` (stage 2); 45 559 635 parameters by default."""
+    """Build Med-DisSeg's second-stage network, a `MedDisSeg`; 45 559 635 parameters by default.
+
+    Args:
+        in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
+        out_channels: classes, background included; 2 gives one map, as published.
+        width: working channels of decoder and guides, a multiple of 16 (published: 128).
+        encoder_width: 64 for ResNet-50; less for quick runs.
+        encoder_attention: ELAT on the outputs of Blocks 1-4 (an extension).
+    """
     return MedDisSeg(in_channels, out_channels, width, encoder_width, encoder_attention)
