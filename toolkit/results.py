@@ -59,7 +59,9 @@ class Result:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         arrays: dict[str, np.ndarray] = {}
-        header: dict[str, Any] = {"class": type(self).__name__, "format": 1, "fields": {}}
+        header: dict[str, Any] = {
+            "class": type(self).__name__, "module": type(self).__module__, "format": 1, "fields": {},
+        }  # fmt: skip
         for field in dataclasses.fields(self):
             header["fields"][field.name] = _encode(getattr(self, field.name), field.name, arrays)
         try:
@@ -104,14 +106,21 @@ def load_result(path: str | os.PathLike[str]) -> Result:
                 if name.endswith(".npy")
             }
         fields = {name: _decode(value, arrays) for name, value in header["fields"].items()}
-        result_class = _CLASSES[header["class"]]
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+        result_class = _result_class(header)
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, EOFError, ImportError) as error:
         raise ResultError(
             f"This is not a readable result file ({type(error).__name__}: {error}).",
             where=str(path),
             fix="Compute the result again and save it with .save(path).",
         ) from error
     return result_class(**fields)
+
+
+def _result_class(header: dict[str, Any]) -> type[Result]:
+    module = header.get("module", "")
+    if header["class"] not in _CLASSES and module.startswith("toolkit."):
+        importlib.import_module(module)  # one of our own rooms: the file names it, it brings no code
+    return _CLASSES[header["class"]]
 
 
 def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:

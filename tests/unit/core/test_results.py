@@ -6,6 +6,8 @@ import dataclasses
 import io
 import json
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -36,7 +38,10 @@ class Other(Result):
 @pytest.fixture
 def measured() -> Measured:
     return Measured(
-        maps={"encoder.1": torch.arange(6.0).reshape(1, 2, 3), "a/b": torch.tensor([1, 2], dtype=torch.int64)},
+        maps={
+            "encoder.1": torch.arange(6.0).reshape(1, 2, 3),
+            "a/b": torch.tensor([1, 2], dtype=torch.int64),
+        },
         values=np.array([0.1, np.nan, 1e-300]),
         rows=pd.DataFrame({"class": ["LV", "RV"], "dice": [0.5, 1 / 3]}),
         names=("x", "y"),
@@ -90,7 +95,9 @@ def _damage(path: Path, kind: str) -> None:
         buffer = io.BytesIO()
         np.save(buffer, np.array([_Payload()], dtype=object), allow_pickle=True)
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("result.json", json.dumps({"class": "Other", "fields": {"value": {"array": "value"}}}))
+            archive.writestr(
+                "result.json", json.dumps({"class": "Other", "fields": {"value": {"array": "value"}}})
+            )
             archive.writestr("value.npy", buffer.getvalue())
     elif kind == "raw pickle":
         path.write_bytes(pickle.dumps(_Payload()))
@@ -113,3 +120,23 @@ def test_a_damaged_file_is_refused_and_runs_nothing(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="nothing.zip"):
         load_result(tmp_path / "nothing.zip")
+
+
+def test_a_result_is_read_in_a_process_that_has_not_computed_one(tmp_path: Path) -> None:
+    from toolkit.measure.collapse import Collapse
+
+    fields = {f.name: None for f in dataclasses.fields(Collapse)} | {"provenance": {"layer": "bottleneck"}}
+    path = Collapse(**fields).save(tmp_path / "collapse.zip")
+    code = f"import toolkit as tk; print(type(tk.load_result({str(path)!r})).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "Collapse"
+
+
+def test_a_file_cannot_make_us_import_a_foreign_module(measured: Measured, tmp_path: Path) -> None:
+    path = measured.save(tmp_path / "result.zip")
+    header = {"class": "Foreign", "module": "antigravity", "fields": {}}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("result.json", json.dumps(header))
+    with pytest.raises(ResultError, match="result file"):
+        load_result(path)
+    assert "antigravity" not in sys.modules
