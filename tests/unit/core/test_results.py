@@ -118,7 +118,7 @@ def test_a_damaged_file_is_refused_and_runs_nothing(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match="nothing.zip"):
+    with pytest.raises(ResultError, match=r"nothing\.zip"):
         load_result(tmp_path / "nothing.zip")
 
 
