@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,18 @@ class RunDirectory:
         checkpoints.write(self.checkpoints, first)
         self.history.write_text("")
         write_json(self.record_file, {"format": FORMAT, "run": first.run, **record})
+
+    def await_creation(self, seconds: float = 300.0) -> None:
+        """Wait until the first of several processes has created the run.
+
+        Raises:
+            CheckpointError: it did not come about.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.exists():
+            if time.monotonic() > deadline:
+                raise CheckpointError("The first process did not create the run.", where=str(self.path))
+            time.sleep(0.05)
 
     def remove_if_untrained(self) -> None:
         """Take a run away whose very first step failed: there is nothing in it to continue."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +45,11 @@ def build_fabric(config: TrainConfig, several_parts: bool = False) -> Fabric:
         fabric = Fabric(plugins=[_mixed_precision(_PRECISION[config.precision], device.type)], **settings)
     fabric.launch()
     return fabric
+
+
+def is_first_process() -> bool:
+    """Whether this process writes files: True unless a launcher gave it a rank above 0."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
 def resolve_device(config: TrainConfig) -> torch.device:
@@ -99,4 +105,4 @@ def share_of(batch: dict[str, Any], rank: int, world_size: int) -> dict[str, Any
     """The rows of a batch that one process works on: every `world_size`-th, starting with its rank."""
     if world_size == 1:
         return batch
-    return {key: value[rank::world_size] for key, value in batch.items()}
+    return {key: value[rank::world_size] for key, value in batch.items()}  # equal shares: see `build_fabric`

@@ -102,15 +102,27 @@ class Loop:
                     bar.set_postfix(loss=f"{row['total']:.4g}", refresh=False)
                 if self._due(self.config.validate_every) and self.plan.validate is not None:
                     history.write(self._validate())
-                stopping = self.plan.stop.requested
+                stopping = self._stopping()
                 if stopping or self._due(self.config.checkpoint_every) or self._improved():
                     self._save()
                 if stopping and self.done < total:
                     return False
         return True
 
+    def _stopping(self) -> bool:
+        """Whether any process was asked to stop; all must agree, or the others would wait for ever."""
+        if self.fabric.world_size == 1:
+            return self.plan.stop.requested
+        return bool(self.fabric.strategy.reduce_boolean_decision(self.plan.stop.requested, all=False))
+
+    def close(self) -> None:
+        """End the group of processes, if there are several."""
+        if self.fabric.world_size > 1:
+            self.fabric.barrier()
+            torch.distributed.destroy_process_group()
+
     def _one_step(self, index: int) -> dict[str, Any] | None:
-        config = self.config
+        config, step = self.config, self.plan.step
         started = time.perf_counter()
         logging = index == 0 or (index + 1) % config.log_every == 0 or index + 1 == config.steps
         seed_step(config.seed, index, self.fabric.global_rank)
@@ -127,10 +139,11 @@ class Loop:
         self.optimizer.zero_grad()
         self.done = index + 1
         row = self._row(parts, rate) if logging else None
-        self._seconds += time.perf_counter() - started
+        probing, step.probe_seconds = step.probe_seconds, 0.0
+        self._seconds += time.perf_counter() - started - probing
         self._counted += 1
         if row is not None:
-            row["seconds/step"] = self._seconds / self._counted
+            row |= {"seconds/step": self._seconds / self._counted, "seconds/gradient_ratio": probing}
             self._seconds, self._counted = 0.0, 0
         return row
 

@@ -16,6 +16,7 @@ from torch import nn
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.features.modules import unwrap
 from toolkit.measure.segmentation import METRICS
+from toolkit.measure.transfer import Transfer, transfer_metrics
 from toolkit.models.load import load_weights, save_weights
 from toolkit.objectives.base import Objective
 from toolkit.regularizers.base import Regularizer, as_regularizers
@@ -78,6 +79,25 @@ class Stages:
         present = table[table["status"] != "both_absent"]
         per_volume = present.groupby(["stage", "site", "case"])["value"].mean()
         return per_volume.groupby(["stage", "site"]).mean().unstack("site")[list(dict.fromkeys(self.sites))]
+
+    def transfer(
+        self, split: str = "test", *, single_task: Sequence[float] | None = None, sequential: Stages | None = None,
+        progress: bool = False,
+    ) -> Transfer:  # fmt: skip
+        """R matrix, mean Dice, backward and forward transfer in all conventions, forgetting.
+
+        Args:
+            split: what is scored.
+            single_task: score of each site of the same method trained on that site alone, in order.
+            sequential: the same sequence trained without the regularizer.
+            progress: show a bar over volumes.
+        """
+        matrix = self.dice(split, progress=progress)[list(self.sites)]
+        plain = None if sequential is None else sequential.dice(split, progress=progress)[list(self.sites)]
+        return transfer_metrics(
+            matrix.drop(index=-1).to_numpy(), self.sites, untrained=matrix.loc[-1].to_numpy(),
+            single_task=single_task, sequential=None if plain is None else plain.drop(index=-1).to_numpy(),
+        )  # fmt: skip
 
     def history(self) -> pd.DataFrame:
         """The histories of all stages, one below the other, with the site of each."""

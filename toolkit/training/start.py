@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from toolkit.errors import ToolkitWarning
+from toolkit.errors import ConfigError, ToolkitWarning
 from toolkit.objectives.base import Objective
 from toolkit.regularizers.base import Regularizer, as_regularizers
 from toolkit.training import background as child
@@ -23,7 +23,7 @@ from toolkit.training import history
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory
-from toolkit.training.engine import resolve_device
+from toolkit.training.engine import is_first_process, resolve_device
 from toolkit.training.environment import content_hash, environment, warn_of_threads
 from toolkit.training.evaluate import evaluate, group_volumes, validation_scores
 from toolkit.training.interrupt import StopRequest, graceful_interrupt
@@ -93,6 +93,10 @@ def train(
         "objective": describe("objective", objective),
         "regularizers": [describe("regularizer", r) for r in regularizers],
     }
+    if out is None and config.devices > 1:
+        raise ConfigError(
+            "Several processes need one `out` to agree on.", fix="Pass out=..., the same for all."
+        )
     directory = RunDirectory(default_path(task, regularizers) if out is None else out)
     rule = _selection_rule(task, config, site)
     record = {
@@ -107,17 +111,21 @@ def train(
     }
     if background:
         child.check_rebuildable(objects)
-    run_id = secrets.token_hex(8)
-    directory.create(record, initial_checkpoint(step, config, run_id))
-    directory.set_state("ready", step=0)
+    if is_first_process():
+        directory.create(record, initial_checkpoint(step, config, secrets.token_hex(8)))
+        directory.set_state("ready", step=0)
+    else:
+        directory.await_creation()
     run = Run(directory.path, model, task, config, objective, regularizers, site)
     if background:
         return dataclasses.replace(run, _process=child.start(directory.path))
-    first, _ = directory.newest(run_id)
+    record = directory.record()
+    first, _ = directory.newest(str(record["run"]))
     try:
-        carry_on(run, step, first, directory.record(), progress=progress)
+        carry_on(run, step, first, record, progress=progress)
     except Exception:
-        directory.remove_if_untrained()
+        if is_first_process():
+            directory.remove_if_untrained()
         raise
     return run
 
@@ -194,9 +202,10 @@ def carry_on(
         restore_step(step, start)
         _finish(run, step, start, record)
         return
-    checkpoints.sweep(directory.checkpoints)
-    history.truncate(directory.history, start.step)
-    directory.set_state("running", step=start.step)
+    if is_first_process():
+        checkpoints.sweep(directory.checkpoints)
+        history.truncate(directory.history, start.step)
+        directory.set_state("running", step=start.step)
     modes = [(module, module.training) for module in step.modules()]
     try:
         with guarded_random_state(), thread_count(config.threads), _stopping(stop) as request:
@@ -205,7 +214,9 @@ def carry_on(
                 config=config, validate=_validator(run, record), stop=request, stage=record["stage"],
                 progress=progress, caption=directory.path.name,
             )  # fmt: skip
-            finished = Loop(plan, start).run()
+            loop = Loop(plan, start)
+            finished = loop.run()
+            loop.close()
     except KeyboardInterrupt:
         directory.set_state("interrupted", step=run.step)
         raise _interrupted(directory) from None
@@ -229,7 +240,7 @@ def _finish(run: Run, step: TrainingStep, last: Checkpoint, record: Mapping[str,
         best = checkpoints.read(run.directory.checkpoints, selected, last.run)
         step.network.load_state_dict({**best.weights, **best.state["network"]})
     state = run.directory.state()
-    if state.get("state") != "finished" or state.get("selected_step") != selected:
+    if is_first_process() and (state.get("state") != "finished" or state.get("selected_step") != selected):
         run.directory.set_state("finished", step=last.step, selected_step=selected, best=last.best)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ class PartialLoss:
     Attributes:
         total: differentiable scalar (weighted sum), or None if this part had nothing to add.
         terms: detached, unweighted values by `owner/term`.
-        weights: the weight each regularizer term was multiplied with.
+        weights: the weight each regularizer term, and the objective where it has one, was multiplied with.
         gradients: squared gradient norms at the probes, by owner (logging steps only).
     """
 
@@ -64,6 +65,7 @@ class TrainingStep(nn.Module):
         self.regularizers = tuple(regularizers)
         self.seed = seed
         self.taps = dict(taps or {})
+        self.probe_seconds = 0.0  # spent on gradient ratios since the loop last set it to 0
         self._context: StepContext | None = None
         self._tape: Tape | None = None
         self._taps_of: dict[str, tuple[str, ...]] = {}
@@ -112,6 +114,8 @@ class TrainingStep(nn.Module):
                 f"{self.objective.name}/{name}": value.detach() for name, value in objective_terms.items()
             },
         )
+        if scale != 1.0:
+            result.weights[self.objective.name] = scale
         for regularizer in active:
             if not regularizer.deferred:
                 self._add(result, regularizer, self._context_for(regularizer, context, tape))
@@ -145,7 +149,7 @@ class TrainingStep(nn.Module):
         result.terms |= {f"{regularizer.name}/{name}": term.detach() for name, term in terms.items()}
         result.weights |= {f"{regularizer.name}/{name}": weights[name] for name in terms}
         if context.logging:
-            result.gradients[regularizer.name] = _squared_norm(addition, regularizer.gradient_probes(context))
+            result.gradients[regularizer.name] = self._probe(addition, regularizer.gradient_probes(context))
 
     @staticmethod
     def _precision(regularizer: Regularizer, context: StepContext) -> contextlib.AbstractContextManager[Any]:
@@ -166,7 +170,13 @@ class TrainingStep(nn.Module):
             features = self._context_for(regularizer, context, tape).features
             probes = regularizer.gradient_probes(dataclasses.replace(context, features=features))
             key = f"{self.objective.name}@{regularizer.name}"
-            result.gradients[key] = _squared_norm(objective, probes)
+            result.gradients[key] = self._probe(objective, probes)
+
+    def _probe(self, loss: Tensor, probes: Sequence[Tensor]) -> Tensor:
+        started = _clock(loss.device)
+        squared = _squared_norm(loss, probes)
+        self.probe_seconds += _clock(loss.device) - started
+        return squared
 
 
 def require_methods(network: nn.Module, methods: Sequence[str], owner: str) -> None:
@@ -192,3 +202,9 @@ def _squared_norm(loss: Tensor, probes: Sequence[Tensor]) -> Tensor:
         return loss.new_zeros(())
     gradients = torch.autograd.grad(loss, tracked, retain_graph=True, allow_unused=True)
     return sum((g.float().pow(2).sum() for g in gradients if g is not None), loss.new_zeros(()))
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -55,6 +55,13 @@ def test_scores_of_every_stage_on_every_site(stages: Stages) -> None:
     assert matrix.loc[0, "right"] == pytest.approx(one["value"].mean())
 
 
+def test_transfer_from_the_matrix_by_hand(stages: Stages) -> None:
+    matrix, transfer = stages.dice("test"), stages.transfer()
+    assert transfer.value("bwt") == pytest.approx(matrix.loc[1, "left"] - matrix.loc[0, "left"])
+    assert transfer.value("mean_dice") == pytest.approx(matrix.loc[1].mean())
+    assert transfer.value("fwt_untrained") == pytest.approx(matrix.loc[0, "right"] - matrix.loc[-1, "right"])
+
+
 def test_a_stopped_sequence_ends_with_the_same_bits(stages: Stages, two_sites: Task, tmp_path: Path) -> None:
     folder = shutil.copytree(stages.path, tmp_path / "stopped")
     shutil.rmtree(folder / "stage-1-right")

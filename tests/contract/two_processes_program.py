@@ -1,0 +1,30 @@
+"""A training in two processes: `python two_processes_program.py FOLDER DEVICES` (Fabric starts the second one)."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+
+from toolkit.data.arrays import task_from_arrays
+from toolkit.models.unet import unet
+from toolkit.objectives.segmentation import SegmentationObjective
+from toolkit.training.config import TrainConfig
+from toolkit.training.start import train
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    drawn = np.random.default_rng(0)
+    images = drawn.standard_normal((12, 16, 16)).astype(np.float32)
+    labels = (images > 0.5).astype(np.uint8)
+    task = task_from_arrays(list(images), list(labels), classes={0: "background", 1: "bright"})
+    torch.manual_seed(0)
+    config = TrainConfig(
+        steps=4, batch_size=4, devices=int(sys.argv[2]), device="cpu", optimizer="sgd", learning_rate=0.1,
+        schedule="constant", augmentation="none", validate_every=2, checkpoint_every=2, select="last", log_every=1,
+    )  # fmt: skip
+    objective = SegmentationObjective(
+        batch_dice=False
+    )  # a mean over images, so shares of a batch average exactly
+    train(unet(1, 2, channels=(4, 8)), task, objective, config=config, out=sys.argv[1], progress=False)
