@@ -12,6 +12,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def trained_scores(task: Any, sites: list[str], config: TrainConfig) -> dict[str
     return scores
 
 
-def measure(task: Any, arms: dict[str, list[str]], seeds: int, steps: int) -> dict[str, Any]:
-    runs = []
+def measure(task: Any, arms: dict[str, list[str]], seeds: int, steps: int) -> Iterator[dict[str, Any]]:
+    """One record per training, as they end."""
     for seed in range(seeds):
         for name, sites in arms.items():
             config = TrainConfig(
@@ -73,12 +74,9 @@ def measure(task: Any, arms: dict[str, list[str]], seeds: int, steps: int) -> di
             start = time.perf_counter()
             scores = trained_scores(task, sites, config)
             seconds = time.perf_counter() - start
-            runs.append(
-                {"arm": name, "sites": sites, "seed": seed, "seconds": round(seconds, 1), "dice": scores}
-            )
             means = "  ".join(f"{site} {scores[site]['mean']:.3f}" for site in task.sites)
             print(f"seed {seed}  trained on {name:6s}  {means}  ({seconds:.0f} s)", flush=True)
-    return {"summary": summary(runs, list(task.sites)), "runs": runs}
+            yield {"arm": name, "sites": sites, "seed": seed, "seconds": round(seconds, 1), "dice": scores}
 
 
 def summary(runs: list[dict[str, Any]], sites: list[str]) -> dict[str, Any]:
@@ -123,13 +121,17 @@ def main() -> None:
         "slices_per_cpu_second": round(slices_per_second(), 1),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "threads": torch.get_num_threads(),
-        **measure(task, arms, options.seeds, options.steps),
     }  # fmt: skip
+    runs: list[dict[str, Any]] = []
     path = Path(options.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    temporary.replace(path)
+    for run in measure(task, arms, options.seeds, options.steps):
+        # Written after every training, so that an interrupted measurement keeps what it has.
+        runs.append(run)
+        report |= {"summary": summary(runs, list(task.sites)), "runs": runs}
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
+        temporary.replace(path)
     print(json.dumps(report["summary"], indent=1))
     print(path)
 
