@@ -136,7 +136,9 @@ class TrainingStep(nn.Module):
         return result
 
     def _context_for(self, regularizer: Regularizer, context: StepContext, tape: Tape) -> StepContext:
-        features = {name: tensor for tap in self._wanted(regularizer) for name, tensor in tape.matching(tap).items()}
+        features = {
+            name: tensor for tap in self._wanted(regularizer) for name, tensor in tape.matching(tap).items()
+        }
         generator = keyed_generator(self.seed, context.step, regularizer.name)
         return dataclasses.replace(context, features=features, generator=generator)
 
