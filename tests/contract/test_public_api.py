@@ -130,14 +130,27 @@ def test_no_module_is_a_drawer() -> None:
     assert not names & FORBIDDEN_NAMES
 
 
+def prints_in(tree: ast.Module) -> list[int]:
+    """Lines that print, outside of `if __name__ == "__main__"` blocks."""
+    body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.dump(node.test))
+    ]
+    return [
+        node.lineno
+        for part in body
+        for node in ast.walk(part)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]
+
+
 def test_nothing_prints_but_the_commands() -> None:
+    assert prints_in(ast.parse("def f():\n    print(1)")) == [2]
     commands = {PACKAGE / "__main__.py", PACKAGE / "show" / "demo.py", PACKAGE / "show" / "gpu_check.py"}
     printing = [
-        f"{path.relative_to(ROOT)}:{node.lineno}"
+        f"{path.relative_to(ROOT)}:{line}"
         for path in python_files()
         if path not in commands
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+        for line in prints_in(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not printing
 
@@ -159,3 +172,32 @@ def test_the_global_random_state_is_never_touched() -> None:
         if p.name not in allowed and pattern.search(p.read_text(encoding="utf-8"))
     ]
     assert not touching
+
+
+def test_the_readme_uses_names_that_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) >= 3
+    names = set(re.findall(r"\btk\.(\w+)", " ".join(blocks)))
+    assert names <= set(toolkit.__all__)
+    for block in blocks:
+        compile(block, "README.md", "exec")
+
+
+def test_the_pictures_of_the_readme_are_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert pictures
+    assert all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_nothing_tracked_names_a_machine_or_the_workshop() -> None:
+    """Texts that people read speak of the project alone."""
+    pattern = re.compile(r"/(home|Users|root|work)/\w|\bissue #?\d|\bthis session\b", flags=re.IGNORECASE)
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("notebooks/*.ipynb"), *python_files(), ROOT / "Makefile"]
+    named = [
+        f"{p.relative_to(ROOT)}: {m.group()}"
+        for p in texts
+        for m in pattern.finditer(p.read_text(encoding="utf-8"))
+    ]
+    assert not named

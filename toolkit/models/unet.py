@@ -156,5 +156,13 @@ def unet(
     in_channels: int, out_channels: int, channels: Sequence[int] = (16, 32, 64, 128), dims: int = 2,
     norm: str = "instance",
 ) -> UNet:  # fmt: skip
-    """Build a `UNet` (see its docstring for the blocks and arguments)."""
+    """Build a `UNet`; its docstring names the blocks.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: number of classes, background included.
+        channels: widths of encoder.1 … encoder.n and the bottleneck.
+        dims: 2 or 3.
+        norm: "instance", "batch" or "group".
+    """
     return UNet(in_channels, out_channels, channels, dims, norm)

@@ -181,6 +181,14 @@ def resume_sequence(
 
     Objects that are not registered toolkit objects must be passed again, as for `resume`.
 
+    Args:
+        path: directory of the sequence.
+        model: needed if the network is not a registered one.
+        task: needed if the task is not.
+        regularizer: needed if one is not.
+        objective: needed if it is not.
+        progress: show a bar for each stage.
+
     Raises:
         CheckpointError: no sequence here, or see `resume`.
     """
