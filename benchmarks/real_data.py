@@ -135,7 +135,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.experiments:
         started = time.perf_counter()
-        table, record = EXPERIMENTS[name](arguments.out)
+        table, record = EXPERIMENTS[name](arguments.out, arguments.seeds)
+        if set(arguments.seeds) != set(SEEDS):
+            continue
         record |= {
             "seeds": list(SEEDS),
             "methods": list(METHODS),
