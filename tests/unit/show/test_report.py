@@ -1,0 +1,176 @@
+"""Reports and the demo on a small task: content, reuse, errors, and the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import toolkit.data.catalogue
+from toolkit.__main__ import main
+from toolkit.data.arrays import task_from_arrays
+from toolkit.errors import ConfigError, ResultError
+from toolkit.models.unet import unet
+from toolkit.regularizers.segreg import SegReg
+from toolkit.show.captions import SEGREG_NOTE
+from toolkit.show.demo import DemoSettings, _missing_steps
+from toolkit.show.demo_report import explained_case
+from toolkit.show.gpu_check import Check, relative_difference
+from toolkit.show.panels import Figure, Heatmap
+from toolkit.show.report import report, run_record
+from toolkit.training.config import TrainConfig
+from toolkit.training.run import Run
+from toolkit.training.start import train
+
+
+def small_task() -> Any:
+    """Bright squares (class 1) holding brighter squares (class 2) in noise, four patients a site and split."""
+    rng = np.random.default_rng(0)
+    images, labels = [], []
+    for _ in range(24):
+        row, column = rng.integers(4, 12, size=2)
+        label = np.zeros((32, 32), dtype=np.uint8)
+        label[row : row + 14, column : column + 14] = 1
+        label[row + 4 : row + 10, column + 4 : column + 10] = 2
+        images.append((label + 0.3 * rng.normal(size=label.shape)).astype(np.float32)[None])
+        labels.append(label)
+    return task_from_arrays(
+        images, labels, classes={0: "background", 1: "wall", 2: "core"}, sites=["A", "B"] * 12,
+        subjects=[f"p{i}" for i in range(24)], splits=["train", "train", "val", "val", "test", "test"] * 4,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    torch.set_num_threads(1)
+    model = unet(1, 3, channels=(4, 8))
+    config = TrainConfig(
+        steps=4, batch_size=4, validate_every=2, checkpoint_every=4, log_every=1, augmentation="none"
+    )
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    return train(model, small_task(), None, SegReg(samples=256, directions=8), config, folder, progress=False)
+
+
+def test_a_report_on_a_run_shows_curves_scores_and_settings(run: Run, tmp_path: Path) -> None:
+    text = report(run, tmp_path / "report.html", interactive=False).read_text(encoding="utf-8")
+    for part in (
+        "Training of small",
+        "Scores of small",
+        "segreg/epps_pulley",
+        "learning_rate",
+        "val",
+        SEGREG_NOTE,
+    ):
+        assert part in text
+    assert run_record(run)["weights"][:12] in text
+    assert str(run.path.parent) not in text
+
+
+def test_a_report_does_not_look_at_the_test_split(run: Run, tmp_path: Path) -> None:
+    report(run, tmp_path / "report.html", interactive=False)
+    assert not list((run.path / "evaluation").glob("test-*"))
+
+
+def test_a_report_takes_several_things(run: Run, tmp_path: Path) -> None:
+    figure = Figure("A matrix", [[Heatmap(values=np.eye(3), note="0 to 1")]], caption="weights 0")
+    text = report([run, figure], tmp_path / "report.html", title="Mine", interactive=False).read_text(
+        encoding="utf-8"
+    )
+    assert re.search("<title>Mine</title>", text)
+    assert "A matrix" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "path", "message"), [(3, "r.html", "int"), ([], "r.html", "nothing"), (3, "r.pdf", "HTML")]
+)
+def test_what_cannot_be_reported_is_refused(content: Any, path: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match=message):
+        report(content, tmp_path / path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_explained_case_has_every_class() -> None:
+    task = small_task()
+    case = explained_case(task, "A")
+    assert case.split == "test"
+    assert len(case.label.unique()) == 3
+
+
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    task = small_task()
+    monkeypatch.setattr(toolkit.data.catalogue, "load_task", lambda name: task)
+    return ["demo", "--out", str(tmp_path / "demo"), "--steps", "2", "--batch-size", "4"]
+
+
+@pytest.mark.slow
+def test_the_demo_writes_its_page_and_uses_it_again(
+    demo: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "demo" / "report.html"
+    assert main(demo) == 0
+    first = capsys.readouterr()
+    assert first.out.splitlines()[-1] == str(page)
+    assert "100%" in first.err
+    text = page.read_text(encoding="utf-8")
+    for part in (
+        "Dice per site and class", "Channel similarity", "PCA of the features", "Drift of head_input", "Grad-CAM of core",
+        "Masked latent", "decoder.3", "bottleneck", SEGREG_NOTE,
+    ):  # fmt: skip
+        assert part in text
+    assert text.count("<figcaption>") == text.count("<img alt=") == 7
+    assert "<figcaption></figcaption>" not in text
+    written = page.stat().st_mtime_ns
+
+    assert main(demo) == 0
+    again = capsys.readouterr()
+    assert "Nothing to do" in again.out
+    assert again.out.splitlines()[-1] == str(page)
+    assert page.stat().st_mtime_ns == written
+
+    page.unlink()
+    assert main(demo) == 0
+    assert capsys.readouterr().out.count("Reusing the trained network") == 2
+    assert page.is_file()
+
+    assert main([*demo, "--seed", "5"]) == 1
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_missing_steps_are_counted_from_the_newest_checkpoints(tmp_path: Path) -> None:
+    settings = DemoSettings(steps=10)
+    assert _missing_steps(tmp_path / "plain", settings, ("A", "B")) == 20
+    folder = tmp_path / "plain" / "stage-0-A" / "checkpoints" / "00000005"
+    folder.mkdir(parents=True)
+    record = {"config": settings.config().to_dict(), "sites": ["A", "B"], "taps": {}, "objects": {}}
+    (tmp_path / "plain" / "sequence.json").write_text(json.dumps(record))
+    assert _missing_steps(tmp_path / "plain", settings, ("A", "B")) == 15
+    with pytest.raises(ConfigError, match="other settings"):
+        _missing_steps(tmp_path / "plain", settings, ("A", "C"))
+
+
+def test_errors_of_commands_have_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 1
+    assert "CheckpointError" in capsys.readouterr().err
+
+
+def test_the_gpu_check_says_so_and_stops_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["gpu-check"]) == 0
+    assert "no CUDA device" in capsys.readouterr().out
+
+
+def test_checks_fail_on_nan_and_beyond_the_limit() -> None:
+    assert Check("a", 0.1, 0.2).passed
+    assert not Check("a", 0.3, 0.2).passed
+    assert not Check("a", float("nan"), 0.2).passed
+    assert relative_difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.0])) == pytest.approx(
+        1 / 18**0.5
+    )
