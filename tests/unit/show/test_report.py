@@ -123,7 +123,7 @@ def test_the_demo_writes_its_page_and_uses_it_again(
         "Masked latent", "decoder.3", "bottleneck", SEGREG_NOTE,
     ):  # fmt: skip
         assert part in text
-    assert text.count("<figcaption>") == text.count("<img alt=") == 7
+    assert text.count("<figcaption>") == text.count("<img alt=") == 8
     assert "<figcaption></figcaption>" not in text
     written = page.stat().st_mtime_ns
 
