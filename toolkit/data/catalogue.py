@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from toolkit.data.normalise import check_rule
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
 from toolkit.registry import register
@@ -58,20 +60,28 @@ def find_manifest(name: str) -> Manifest:
 
 
 @register("task", "load_task")
-def load_task(name: str) -> Task:
+def load_task(name: str, normalisation: str | None = None) -> Task:
     """Load a task by the name of its manifest.
 
     Embedded tasks are generated. The files of the others are looked for below `$TOOLKIT_DATA` (one or several
     folders) and then in the toolkit's cache (`$TOOLKIT_CACHE`, default the platform's cache folder).
 
+    Args:
+        name: of the manifest.
+        normalisation: rule of `toolkit.data.normalise` instead of the manifest's, for example "range:2,98" for a
+            network that needs images in [0, 1].
+
     Raises:
-        ConfigError: no such task.
+        ConfigError: no such task or rule.
         DataError: the data are not there or not complete; the message is the list of what to do.
     """
     from toolkit.data import layouts
 
     manifest = find_manifest(name)
-    config = {"name": "load_task", "arguments": {"name": name}}
+    config: dict[str, Any] = {"name": "load_task", "arguments": {"name": name}}
+    if normalisation is not None:
+        manifest = dataclasses.replace(manifest, normalisation=check_rule(normalisation))
+        config["arguments"]["normalisation"] = normalisation
     if manifest.layout.kind == "generated":
         return layouts.generated_task(manifest, config)
     folder = next((folder for folder in data_folders(name) if folder.is_dir()), None)

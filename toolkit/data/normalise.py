@@ -23,14 +23,15 @@ def check_rule(rule: str) -> str:
     """
     if rule in _RULES:
         return rule
-    if rule.startswith("window:"):
-        _window(rule)
+    if rule.startswith(("window:", "range:")):
+        _limits(rule)
         return rule
     known = "; ".join(f"{name!r}: {what}" for name, what in _RULES.items())
     raise ConfigError(
         f"Unknown normalisation {rule!r}.",
         where="normalisation",
-        fix=f"Use one of {known}; or 'window:LOW,HIGH' to clip to fixed values and scale to [0, 1].",
+        fix=f"Use one of {known}; 'range:LOW,HIGH' for other percentiles; or 'window:LOW,HIGH' to clip to fixed "
+        "values and scale to [0, 1].",
     )
 
 
@@ -41,7 +42,7 @@ def normalise(array: np.ndarray, rule: str = DEFAULT) -> np.ndarray:
 
     Args:
         array: image of one volume, or of one slice where the source holds single slices; any real type.
-        rule: `zscore-clip` (default), `zscore`, `range`, `window:LOW,HIGH` or `none`.
+        rule: `zscore-clip` (default), `zscore`, `range`, `range:LOW,HIGH` (percentiles), `window:LOW,HIGH` or `none`.
 
     Returns:
         float32 array of the same shape.
@@ -62,11 +63,12 @@ def normalise(array: np.ndarray, rule: str = DEFAULT) -> np.ndarray:
 
 def _normalise_channel(channel: np.ndarray, rule: str) -> None:
     if rule.startswith("window:"):
-        low, high = _window(rule)
+        low, high = _limits(rule)
     elif rule == "zscore":
         low, high = float(channel.min()), float(channel.max())
     else:
-        low, high = (float(value) for value in np.percentile(channel, (0.5, 99.5)))
+        percentiles = _limits(rule) if rule.startswith("range:") else (0.5, 99.5)
+        low, high = (float(value) for value in np.percentile(channel, percentiles))
         if low == high:  # nearly all voxels are equal: the percentiles would erase what little there is
             low, high = float(channel.min()), float(channel.max())
     np.clip(channel, low, high, out=channel)
@@ -83,13 +85,16 @@ def _normalise_channel(channel: np.ndarray, rule: str) -> None:
         channel[...] = 0
 
 
-def _window(rule: str) -> tuple[float, float]:
+def _limits(rule: str) -> tuple[float, float]:
+    """The two numbers of a `window:` (values) or `range:` (percentiles)."""
+    kind, _, text = rule.partition(":")
     try:
-        low, high = (float(part) for part in rule.removeprefix("window:").split(","))
+        low, high = (float(part) for part in text.split(","))
     except ValueError:
         low = high = 0.0
-    if not low < high:
+    if not low < high or (kind == "range" and not 0 <= low < high <= 100):
         raise ConfigError(
-            f"The window in {rule!r} cannot be read.", fix="Write it as 'window:-160,240' (low below high)."
+            f"The {kind} in {rule!r} cannot be read.",
+            fix="Write it as 'window:-160,240' or 'range:2,98' (low below high).",
         )
     return low, high

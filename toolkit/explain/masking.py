@@ -190,9 +190,9 @@ def _probabilities(logits: Tensor, temperature: float) -> Tensor:
     return (logits.float() / temperature).softmax(1)
 
 
-def _entropy(logits: Tensor, temperature: float) -> Tensor:
-    q = _probabilities(logits, temperature)
-    return -(q * torch.log2(q + 1e-7)).sum(1).cpu()
+def entropy_map(probabilities: Tensor) -> Tensor:
+    """Entropy in bits (B, *S) of class probabilities (B, K, *S): -sum q log2(q + 1e-7), as Chen et al. drew it."""
+    return -(probabilities * torch.log2(probabilities + 1e-7)).sum(1)
 
 
 def _result(
@@ -202,7 +202,7 @@ def _result(
     data.update(batch.ids, batch.image, batch.label)
     pair = (outputs.clean, outputs.masked)
     segmentation = tuple(_probabilities(logits, 1.0).argmax(1).cpu() for logits in pair)
-    entropy = tuple(_entropy(logits, settings.temperature) for logits in pair)
+    entropy = tuple(entropy_map(_probabilities(logits, settings.temperature)).cpu() for logits in pair)
     image = outputs.image
     return MaskedLatent(
         input=batch.image.detach().cpu(),

@@ -14,7 +14,7 @@ from toolkit.errors import ConfigError
 _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("32", "bf16", "16"),
     "optimizer": ("adamw", "adam", "sgd"),
-    "schedule": ("one_cycle", "constant", "polynomial", "cosine"),
+    "schedule": ("one_cycle", "constant", "polynomial", "polynomial_delayed", "cosine"),
     "select": ("best", "last"),
 }
 
@@ -49,8 +49,8 @@ class TrainConfig(metaclass=_SuggestNearest):
         weight_decay: decoupled for adamw, L2 for the others.
         momentum: of sgd.
         betas: of adam and adamw.
-        schedule: "one_cycle" (cosine up over the first 30 %, cosine down), "constant", "polynomial" (power 0.9) or
-            "cosine".
+        schedule: "one_cycle" (cosine up over the first 30 %, cosine down), "constant", "polynomial" (power 0.9),
+            "polynomial_delayed" (the same one step late, as SelfReg-UNet ran it) or "cosine".
         clip_norm: largest norm of the whole gradient; None = no clipping.
         patch_size: size that the network sees, one number a spatial axis; None = the task's own.
         augmentation: name of the loader's augmentation.

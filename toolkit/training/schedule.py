@@ -16,13 +16,16 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """Learning rate of the optimizer step that follows `step` steps already taken.
 
     `one_cycle` has the shape of Smith and Topin (2018) with cosine flanks and constant momentum; `polynomial` falls
-    as (1 - step/steps)^0.9; `cosine` falls to 0 over half a period.
+    as (1 - step/steps)^0.9, and `polynomial_delayed` does so one step later, so that the first two steps share the
+    highest rate (as SelfReg-UNet's authors ran it); `cosine` falls to 0 over half a period.
     """
     highest = config.learning_rate
     if config.schedule == "constant":
         return highest
     if config.schedule == "polynomial":
         return highest * (1 - step / config.steps) ** POWER
+    if config.schedule == "polynomial_delayed":
+        return highest * (1 - max(step - 1, 0) / config.steps) ** POWER
     if config.schedule == "cosine":
         return _cosine(highest, 0.0, step / config.steps)
     return _one_cycle(highest, step, config.steps)

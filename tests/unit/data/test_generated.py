@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from toolkit import registry
 from toolkit.data import load_task
 from toolkit.data.catalogue import find_manifest
 from toolkit.data.generated import GeneratedSource, generator_version, index_rows
 from toolkit.data.manifest import read_table
 from toolkit.data.phantoms import cardiac, glands, hippocampus, prostate
-from toolkit.errors import DataError
+from toolkit.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +112,16 @@ def test_the_task():
 def test_an_unknown_generator_is_refused():
     with pytest.raises(DataError, match="phantom-cardiac"):
         GeneratedSource(generator="os", site="A", subject=0).stack()
+
+
+def test_another_normalisation_than_the_manifest_says() -> None:
+    task = load_task("phantom-cardiac", normalisation="range:2,98")
+    image = task.cases("test")[0].image
+    assert (float(image.min()), float(image.max())) == (0.0, 1.0)
+    plain = load_task("phantom-cardiac")
+    assert plain.normalisation != task.normalisation == "range:2,98"
+    assert plain.content_hash() != task.content_hash()
+    again = registry.build("task", task.toolkit_config)
+    assert again.content_hash() == task.content_hash()
+    with pytest.raises(ConfigError, match="Unknown normalisation"):
+        load_task("phantom-cardiac", normalisation="unit")

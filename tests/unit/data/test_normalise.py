@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from golden_cases import golden_case
 
 from toolkit.data.normalise import normalise
 from toolkit.errors import ConfigError
@@ -58,3 +59,18 @@ def test_the_input_is_not_changed():
 def test_unknown_rules_are_refused(rule):
     with pytest.raises(ConfigError, match=r"normalisation|window"):
         normalise(IMAGE, rule)
+
+
+def test_percentiles_of_a_volume_and_extremes_of_a_slice_as_published() -> None:
+    volume = golden_case("latent_augmentation", "normalise_volume_percentile").numbers()
+    got = normalise(volume["volume"][None], "range:2,98")[0]
+    np.testing.assert_allclose(got, volume["normalised"], rtol=0, atol=1e-5)
+    slices = golden_case("latent_augmentation", "normalise_slice_minmax").numbers()
+    for image, expected in zip(slices["batch"], slices["normalised"], strict=True):
+        np.testing.assert_allclose(normalise(image, "range:0,100"), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["range:98,2", "range:-1,50", "range:2", "range:a,b", "range:0,101"])
+def test_percentiles_that_cannot_be(rule: str) -> None:
+    with pytest.raises(ConfigError, match="range:2,98"):
+        normalise(np.zeros((1, 3, 3)), rule)

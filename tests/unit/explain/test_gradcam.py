@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from captum.attr import LayerGradCam
+from golden_cases import golden_case
 from networks import Checkpointed, Inplace, Outputs, Reused, Tokens
 from torch import Tensor, nn
 
@@ -124,13 +124,9 @@ def test_a_case_computed_by_hand() -> None:
     assert (row["min"], row["max"], row["region_voxels"], row["status"]) == (-2.0, 1.5, 1, "ok")
 
 
-def test_the_reference_numbers(golden: Path) -> None:
-    with np.load(golden / "selfreg" / "derived.npz") as arrays:
-        found = {
-            k.removeprefix("grad_cam__"): torch.from_numpy(arrays[k])
-            for k in arrays.files
-            if k.startswith("grad_cam")
-        }
+def test_the_reference_numbers() -> None:
+    arrays = golden_case("selfreg", "grad_cam").tensors()
+    found = {k.removeprefix("grad_cam__"): v for k, v in arrays.items() if k.startswith("grad_cam__")}
     raw = raw_map(found["activation"].double(), found["gradient"].double())
     torch.testing.assert_close(raw.relu()[0, 0], found["cam_raw"], rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(stretched(raw.relu())[0, 0], found["cam_normalised"], rtol=1e-5, atol=1e-7)

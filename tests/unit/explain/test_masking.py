@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_cases import golden_case
 from networks import Dropping, Outputs, Tokens
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, DataError, LayerError
 from toolkit.explain.mask_result import MaskedLatent
-from toolkit.explain.masking import mask_latent
+from toolkit.explain.masking import entropy_map, mask_latent
 from toolkit.models.fast_slow import fast_slow_network
 from toolkit.models.unet import UNet, unet
 
@@ -266,3 +267,8 @@ def test_random_layers_run_the_same_way_twice(tmp_path: Path) -> None:
     assert torch.equal(again.mask, result.mask)
     assert again.table().equals(result.table())
     assert repr(again) == repr(result)
+
+
+def test_entropy_map_of_the_reference() -> None:
+    numbers = golden_case("latent_augmentation", "entropy_map").tensors()
+    torch.testing.assert_close(entropy_map(numbers["probabilities"]), numbers["entropy"], rtol=0, atol=1e-5)

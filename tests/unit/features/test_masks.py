@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_cases import golden_case
 from torch import Tensor
 
 from toolkit.errors import ConfigError
 from toolkit.features.masks import dropout_mask, targeted_mask
 
 FRACTIONS = {
-    "channel_mse_hard": 0.5, "channel_mse_soft": 0.5, "channel_ce_hard": 0.3, "channel_ce_soft_random": 0.5,
-    "channel_mse_soft_random": 0.5, "channel_corr_hard": 1 / 3, "channel_zero_fraction": 0.05, "channel_ties": 0.5,
-    "channel_ties_cut_inside": 0.34, "spatial_mse_hard": 0.5, "spatial_mse_soft_random": 0.5, "spatial_ce_hard": 0.3,
-    "spatial_ce_soft": 0.25, "spatial_corr_hard": 1 / 3, "decoder_channel_mse": 0.5, "decoder_spatial_ce": 0.5,
+    "mask_channel_mse_hard": 0.5, "mask_channel_mse_soft": 0.5, "mask_channel_ce_hard": 0.3, "mask_channel_ce_soft_random": 0.5,
+    "mask_channel_mse_soft_random": 0.5, "mask_channel_corr_hard": 1 / 3, "mask_channel_zero_fraction": 0.05, "mask_channel_ties": 0.5,
+    "mask_channel_ties_cut_inside": 0.34, "mask_spatial_mse_hard": 0.5, "mask_spatial_mse_soft_random": 0.5, "mask_spatial_ce_hard": 0.3,
+    "mask_spatial_ce_soft": 0.25, "mask_spatial_corr_hard": 1 / 3, "mask_decoder_channel_mse": 0.5, "mask_decoder_spatial_ce": 0.5,
 }  # fmt: skip
 
 
-def load(golden: Path, case: str) -> dict[str, Tensor]:
-    with np.load(golden / "latent_augmentation" / f"mask_{case}.npz") as arrays:
-        return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files if "/" not in name}
+def load(case: str) -> dict[str, Tensor]:
+    arrays = golden_case("latent_augmentation", case).tensors()
+    return {name: array for name, array in arrays.items() if "/" not in name}
 
 
 @pytest.mark.parametrize("case", FRACTIONS)
-def test_targeted_mask_gives_the_reference_mask(golden: Path, case: str) -> None:
-    arrays = load(golden, case)
+def test_targeted_mask_gives_the_reference_mask(case: str) -> None:
+    arrays = load(case)
     fraction = FRACTIONS[case] * float(arrays.get("percentile_uniform", torch.ones(())))
     annealing = 0.5 * arrays["annealing_uniform"] if "annealing_uniform" in arrays else None
     axis = "spatial" if "spatial" in case else "channel"
@@ -41,10 +39,11 @@ def test_targeted_mask_gives_the_reference_mask(golden: Path, case: str) -> None
 
 
 @pytest.mark.parametrize(
-    "case", ["channel_ce_hard", "spatial_ce_hard", "spatial_mse_hard", "channel_mse_hard"]
+    "case",
+    ["mask_channel_ce_hard", "mask_spatial_ce_hard", "mask_spatial_mse_hard", "mask_channel_mse_hard"],
 )
-def test_gradient_of_the_stated_loss_gives_the_reference_mask(golden: Path, case: str) -> None:
-    arrays = load(golden, case)
+def test_gradient_of_the_stated_loss_gives_the_reference_mask(case: str) -> None:
+    arrays = load(case)
     code = arrays["z"].requires_grad_()
     up = F.interpolate(code, scale_factor=2, mode="nearest")
     output = F.conv2d(up, arrays["dec_weight"], arrays["dec_bias"])
@@ -52,12 +51,12 @@ def test_gradient_of_the_stated_loss_gives_the_reference_mask(golden: Path, case
     value = loss(output, arrays["label"])
     torch.testing.assert_close(value.detach(), arrays["loss"].to(value.dtype), rtol=1e-5, atol=0)
     (gradient,) = torch.autograd.grad(value, code)
-    mask = targeted_mask(gradient, case.split("_")[0], FRACTIONS[case])
+    mask = targeted_mask(gradient, case.split("_")[1], FRACTIONS[case])
     assert torch.equal(mask, arrays["mask"])
 
 
-def test_dropout_mask_gives_the_reference_code_for_the_same_keeps(golden: Path) -> None:
-    arrays = load(golden, "dropout")
+def test_dropout_mask_gives_the_reference_code_for_the_same_keeps() -> None:
+    arrays = load("mask_dropout")
     mask = dropout_mask(arrays["z"], 0.5, torch.Generator().manual_seed(0))
     assert set(mask.unique().tolist()) == {0.0, 2.0}
     keep = (mask > 0).float()

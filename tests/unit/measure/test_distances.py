@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_cases import golden_case
 from scipy import stats
 from scipy.spatial.distance import cdist
 
@@ -17,8 +17,8 @@ from toolkit.measure.cka import kernel_cka, linear_cka, rbf_cka, rbf_kernel, unb
 
 
 @pytest.fixture(scope="module")
-def pair(golden: Path) -> tuple[torch.Tensor, torch.Tensor, dict[str, np.ndarray]]:
-    numbers = dict(np.load(golden / "segreg" / "drift_other.npz"))
+def pair() -> tuple[torch.Tensor, torch.Tensor, dict[str, np.ndarray]]:
+    numbers = golden_case("segreg", "drift_other").numbers()
     return torch.from_numpy(numbers["a"]), torch.from_numpy(numbers["b"]), numbers
 
 
@@ -41,8 +41,8 @@ def test_golden_drift_other(pair: tuple[torch.Tensor, torch.Tensor, dict[str, np
         np.testing.assert_allclose(value, expected[name], rtol=1e-7, atol=1e-9, err_msg=name)
 
 
-def test_golden_cka(golden: Path) -> None:
-    numbers = dict(np.load(golden / "segreg" / "drift_cka.npz"))
+def test_golden_cka() -> None:
+    numbers = golden_case("segreg", "drift_cka").numbers()
     a, b, turn = (torch.from_numpy(numbers[name]) for name in ("a", "b", "rotation"))
     got = {
         "linear_cka_biased": linear_cka(a, b),

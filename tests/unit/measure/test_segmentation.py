@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from golden_cases import golden_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -115,17 +115,27 @@ def test_truth_table(in_prediction: bool, in_reference: bool, dims: int) -> None
     assert table["unit"].iloc[2] == ("pixels" if dims == 2 else "voxels")
 
 
-@pytest.mark.parametrize("case", ["overlap", "outlier", "perfect", "pred_only", "ref_only", "both_empty"])
-def test_golden_selfreg_legacy(golden: Path, case: str) -> None:
-    numbers = np.load(golden / "selfreg" / "metrics.npz")
-    prediction, reference = (numbers[f"metric_{case}__{name}"] for name in ("prediction", "reference"))
+@pytest.mark.parametrize(
+    "case",
+    [
+        "metric_overlap",
+        "metric_outlier",
+        "metric_perfect",
+        "metric_pred_only",
+        "metric_ref_only",
+        "metric_both_empty",
+    ],
+)
+def test_golden_selfreg_legacy(case: str) -> None:
+    numbers = golden_case("selfreg", case).numbers()
+    prediction, reference = (numbers[f"{case}__{name}"] for name in ("prediction", "reference"))
     got = values(segmentation_metrics(prediction, reference, (9.0, 9.0, 9.0), [1], legacy=True))
     for metric, name in (("dice", "dice"), ("iou", "jaccard"), ("hd95", "hd95"), ("assd", "assd")):
-        assert got[metric] == pytest.approx(float(numbers[f"metric_{case}__{name}"]), rel=1e-9, abs=1e-9)
+        assert got[metric] == pytest.approx(float(numbers[f"{case}__{name}"]), rel=1e-9, abs=1e-9)
 
 
-def test_golden_latent_augmentation_dice(golden: Path) -> None:
-    numbers = np.load(golden / "latent_augmentation" / "dice_volume.npz")
+def test_golden_latent_augmentation_dice() -> None:
+    numbers = golden_case("latent_augmentation", "dice_volume").numbers()
     table = segmentation_metrics(
         numbers["prediction"], numbers["label"], classes=[1, 2, 3], legacy="latent_augmentation"
     )
@@ -135,8 +145,8 @@ def test_golden_latent_augmentation_dice(golden: Path) -> None:
     assert values(segmentation_metrics(empty, empty, classes=[1], legacy="latent_augmentation"))["dice"] == 0
 
 
-def test_golden_med_disseg_overlap(golden: Path) -> None:
-    numbers = np.load(golden / "med_disseg" / "losses_metrics.npz")
+def test_golden_med_disseg_overlap() -> None:
+    numbers = golden_case("med_disseg", "metrics").numbers()
     for probability, target, expected in zip(
         numbers["metric_prob"], numbers["metric_target"], numbers["metric_values"], strict=True
     ):

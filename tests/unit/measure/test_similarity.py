@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden_cases import golden_case
 
 from toolkit.errors import ConfigError, LayerError, ResultError
 from toolkit.measure.similarity import ChannelSimilarity, channel_similarity
 
 
-def test_golden(golden: Path) -> None:
-    numbers = np.load(golden / "selfreg" / "derived.npz")
+def test_golden() -> None:
+    numbers = golden_case("selfreg", "channel_similarity").numbers()
     result = channel_similarity(torch.from_numpy(numbers["channel_similarity__x"]))
     expected = numbers["channel_similarity__matrix"]
     np.testing.assert_allclose(result.matrix, expected, atol=1e-6 * abs(expected).max())

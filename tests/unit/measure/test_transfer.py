@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from golden_cases import golden_case
 
 from toolkit.errors import ResultError
 from toolkit.measure.transfer import Transfer, score_matrix, transfer_metrics
 
 
 @pytest.fixture(scope="module")
-def numbers(golden: Path) -> dict[str, np.ndarray]:
-    return dict(np.load(golden / "segreg" / "cl_metrics.npz"))
+def numbers() -> dict[str, np.ndarray]:
+    return golden_case("segreg", "cl_metrics").numbers()
 
 
 def test_golden(numbers: dict[str, np.ndarray]) -> None:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from golden_cases import golden_case
 from torch import Tensor
 
 _PAIR = {"0": "conv1", "1": "norm1", "3": "conv2", "4": "norm2"}
 
 
-def read_case(golden: Path, case: str) -> dict[str, Tensor]:
-    with np.load(golden / "latent_augmentation" / f"{case}.npz") as arrays:
-        return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays}
+def read_case(case: str) -> dict[str, Tensor]:
+    return golden_case("latent_augmentation", case).tensors()
 
 
-def entry(golden: Path, case: str) -> dict[str, Any]:
-    manifest = json.loads((golden / "latent_augmentation" / "manifest.json").read_text())
-    return next(c for c in manifest["cases"] if c["id"] == case)
+def entry(case: str) -> dict[str, Any]:
+    return golden_case("latent_augmentation", case).entry
 
 
 def our_name(name: str) -> str:

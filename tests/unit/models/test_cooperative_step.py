@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,11 +54,11 @@ class GivenDraws(LatentAugmentation):
         return self.made["x_hat"], logits
 
 
-def run_step(golden: Path, case: str, part_ended: Callable[[FastSlowNetwork], None] | None = None) -> Any:
+def run_step(case: str, part_ended: Callable[[FastSlowNetwork], None] | None = None) -> Any:
     common, expected, settings = (
-        read_case(golden, "step_common"),
-        read_case(golden, case),
-        entry(golden, case),
+        read_case("step_common"),
+        read_case(case),
+        entry(case),
     )
     hyper = settings["hyperparameters"]
     network = fast_slow_network(1, 4, width=2)
@@ -84,8 +83,8 @@ def run_step(golden: Path, case: str, part_ended: Callable[[FastSlowNetwork], No
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_step_equals_the_reference(golden: Path, case: str) -> None:
-    network, terms, gradients, made, expected, batch = run_step(golden, case)
+def test_one_step_equals_the_reference(case: str) -> None:
+    network, terms, gradients, made, expected, batch = run_step(case)
     names = {
         "loss_seg": "fast_slow/segmentation", "loss_rec": "fast_slow/reconstruction",
         "loss_shape_gt": "fast_slow/shape_label", "loss_shape_pred": "fast_slow/shape_prediction",
@@ -103,7 +102,7 @@ def test_one_step_equals_the_reference(golden: Path, case: str) -> None:
         torch.testing.assert_close(made[name], expected[name], rtol=0, atol=1e-4, msg=name)
     assert case == "step_standard" or {"x_hat", "p_hat", "image_code_masked"} <= made.keys() & expected.keys()
 
-    order = [our_name(name) for name in entry(golden, "step_standard")["parameter_order"]]
+    order = [our_name(name) for name in entry("step_standard")["parameter_order"]]
     assert sorted(order) == sorted(gradients)
     norms = torch.stack([torch.zeros(()) if gradients[n] is None else gradients[n].norm() for n in order])
     meaningful = expected["grad_norms"] > 1e-5

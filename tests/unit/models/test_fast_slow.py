@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,16 +41,16 @@ def check_block(case: dict[str, Tensor], block: nn.Module, run: object, mode: st
         ("block_residual_up_transposed", (5, 3, "transposed")),
     ],
 )  # fmt: skip
-def test_residual_blocks(golden: Path, name: str, arguments: tuple[int, int, str], mode: str) -> None:
-    case = read_case(golden, name)
+def test_residual_blocks(name: str, arguments: tuple[int, int, str], mode: str) -> None:
+    case = read_case(name)
     block = ResidualBlock(*arguments, dims=2)
     block.load_state_dict(weights(case))
     check_block(case, block, lambda x: [block(x)], mode)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_encoder_with_decoupler(golden: Path, mode: str) -> None:
-    case = read_case(golden, "encoder_with_decoupler")
+def test_encoder_with_decoupler(mode: str) -> None:
+    case = read_case("encoder_with_decoupler")
     network = fast_slow_network(1, 4, width=2)
     prefix = ("stem", "down", "code")
     state = {f"image_encoder.{k}" if k.startswith(prefix) else k: v for k, v in weights(case).items()}
@@ -69,8 +67,8 @@ def test_encoder_with_decoupler(golden: Path, mode: str) -> None:
     check_block(expected, fast, run, mode)
 
 
-def test_what_the_slow_network_reads(golden: Path) -> None:
-    case = read_case(golden, "stn_input")
+def test_what_the_slow_network_reads() -> None:
+    case = read_case("stn_input")
     logits = case["logits"].clone().requires_grad_()
     probabilities = soft_shape(logits)
     torch.testing.assert_close(probabilities, case["probabilities"], rtol=1e-5, atol=1e-7)
@@ -80,10 +78,10 @@ def test_what_the_slow_network_reads(golden: Path) -> None:
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2, 4, 4))
 
 
-def test_elementary_losses(golden: Path) -> None:
+def test_elementary_losses() -> None:
     from toolkit.objectives.cooperative import FastSlowOutputs
 
-    ce, mse = read_case(golden, "loss_cross_entropy"), read_case(golden, "loss_reconstruction")
+    ce, mse = read_case("loss_cross_entropy"), read_case("loss_reconstruction")
     logits = ce["logits"].clone().requires_grad_()
     outputs = FastSlowOutputs(logits, logits.detach(), None, torch.zeros(2, 1, 5, 6))
     terms = FastSlowObjective()(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_cases import golden_case
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,7 +39,7 @@ from toolkit.objectives.med_disseg import MedDisSegObjective, MedDisSegStageOneO
 from toolkit.regularizers.dispersive import Dispersive
 from toolkit.training.step import TrainingStep
 
-STRUCTURE = json.loads((Path(__file__).parents[2] / "golden" / "med_disseg" / "structure.json").read_text())
+STRUCTURE = golden_case("med_disseg", "structure").document()
 ENCODER = ("layer0.", "layer1.", "layer2.", "layer3.")
 
 

@@ -1,12 +1,11 @@
 """Reference numbers of the Med-DisSeg blocks: outputs, gradients and batch-norm buffers, in float64."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_cases import golden_file
 from torch import Tensor, nn
 
 from toolkit.models.med_disseg.blocks import (
@@ -26,8 +25,8 @@ from toolkit.models.med_disseg.decoding import (
     OutputBlock,
 )
 
-FOLDER = Path(__file__).parents[2] / "golden" / "med_disseg"
-MANIFEST = {case["name"]: case for case in json.loads((FOLDER / "manifest.json").read_text())["cases"]}
+FILE = golden_file("med_disseg", "blocks.npz")
+MANIFEST = {name: case.entry for name, case in FILE.items()}
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "cbt_act": lambda: ConvolutionUnit(4, 6),
     "cbt_noact_dil6": lambda: ConvolutionUnit(4, 6, dilation=6, activation=False),
@@ -47,8 +46,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.fixture(scope="module")
 def arrays() -> dict[str, np.ndarray]:
-    with np.load(FOLDER / "blocks.npz") as stored:
-        return {name: stored[name] for name in stored.files}
+    return next(iter(FILE.values())).numbers()
 
 
 def under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Tensor]:

@@ -1,12 +1,11 @@
 """Reference numbers of Med-DisSeg's losses and per-image scores: every case of losses_metrics.npz."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from golden_cases import golden_file
 from torch import Tensor
 
 from toolkit.measure.image_scores import IMAGE_SCORES, image_scores
@@ -22,18 +21,13 @@ from toolkit.objectives.med_disseg import (
 )
 from toolkit.regularizers.dispersive import token_rows
 
-FOLDER = Path(__file__).parents[2] / "golden" / "med_disseg"
-CASES: dict[str, dict[str, Any]] = {
-    case["name"]: case
-    for case in json.loads((FOLDER / "manifest.json").read_text())["cases"]
-    if case["file"] == "losses_metrics.npz"
-}
+FILE = golden_file("med_disseg", "losses_metrics.npz")
+CASES: dict[str, dict[str, Any]] = {name: case.entry for name, case in FILE.items()}
 
 
 @pytest.fixture(scope="module")
 def arrays() -> dict[str, np.ndarray]:
-    with np.load(FOLDER / "losses_metrics.npz") as stored:
-        return {name: stored[name] for name in stored.files}
+    return next(iter(FILE.values())).numbers()
 
 
 def tensors(name: str, arrays: dict[str, np.ndarray]) -> list[Tensor]:

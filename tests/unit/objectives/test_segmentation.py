@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden_cases import golden_case
 from torch import Tensor
 
 from toolkit import registry
@@ -17,13 +15,10 @@ from toolkit.objectives.segmentation import SegmentationObjective, soft_dice_los
 
 
 @pytest.mark.parametrize("case", ["seg_synapse", "seg_acdc", "seg_missing_classes"])
-def test_selfreg_base_loss(golden: Path, case: str) -> None:
-    manifest = json.loads((golden / "selfreg" / "manifest.json").read_text())
-    settings = next(c["hyperparameters"] for c in manifest["cases"] if c["id"] == case)
-    with np.load(golden / "selfreg" / "segmentation_loss.npz") as arrays:
-        data = {
-            k.removeprefix(f"{case}__"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith(case)
-        }
+def test_selfreg_base_loss(case: str) -> None:
+    found = golden_case("selfreg", case)
+    settings = found.entry["hyperparameters"]
+    data = {k.removeprefix(f"{case}__"): v for k, v in found.tensors().items() if k.startswith(f"{case}__")}
     weights = (settings["weight_ce"], settings["weight_dice"])
     objective = SegmentationObjective(
         *weights, include_background=True, squared=True, smooth=settings["smooth"]

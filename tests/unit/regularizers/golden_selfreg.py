@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from golden_cases import golden_case
 from torch import Tensor
 
 
-def read_case(golden: Path, case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_case(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Arrays of a case by their short names, and its manifest entry."""
-    manifest = json.loads((golden / "selfreg" / "manifest.json").read_text())
-    entry = next(c for c in manifest["cases"] if c["id"] == case)
-    with np.load(golden / "selfreg" / entry["file"]) as arrays:
-        keys = {**entry["inputs"], **entry["expected"]}
-        data = {name: torch.from_numpy(np.array(arrays[place["key"]])) for name, place in keys.items()}
-    return data, entry
+    found = golden_case("selfreg", case)
+    arrays, entry = found.tensors(), found.entry
+    keys = {**entry["inputs"], **entry["expected"]}
+    return {name: arrays[place["key"]] for name, place in keys.items()}, entry
 
 
 def assert_scalar(value: Tensor, expected: Tensor, entry: dict[str, Any]) -> None:

@@ -1,26 +1,19 @@
 """Reference numbers of the dispersive loss: every case of dispersive_loss.npz within the manifest's tolerance."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from golden_cases import golden_file
 
 from toolkit.regularizers.dispersive import dispersive_loss, token_rows
 
-FOLDER = Path(__file__).parents[2] / "golden" / "med_disseg"
-CASES = [
-    case
-    for case in json.loads((FOLDER / "manifest.json").read_text())["cases"]
-    if case["file"] == "dispersive_loss.npz"
-]
+FILE = golden_file("med_disseg", "dispersive_loss.npz")
+CASES = [case.entry for case in FILE.values()]
 
 
 @pytest.fixture(scope="module")
 def arrays() -> dict[str, np.ndarray]:
-    with np.load(FOLDER / "dispersive_loss.npz") as stored:
-        return {name: stored[name] for name in stored.files}
+    return next(iter(FILE.values())).numbers()
 
 
 def _input(case: dict, arrays: dict[str, np.ndarray]) -> torch.Tensor:

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from golden_cases import golden_case
 from torch import Tensor
 
 from toolkit.regularizers.segreg import epps_pulley_by_direction, null_expectation, sliced_epps_pulley
 
 
-@pytest.fixture
-def segreg(golden: Path) -> Path:
-    return golden / "segreg"
+def load(case: str) -> dict[str, Tensor]:
+    return golden_case("segreg", case).tensors()
 
 
-def load(folder: Path, case: str) -> dict[str, Tensor]:
-    with np.load(folder / f"{case}.npz") as arrays:
-        return {name: torch.from_numpy(arrays[name].copy()) for name in arrays}
-
-
-def tolerance(folder: Path, case: str) -> dict:
-    cases = json.loads((folder / "manifest.json").read_text())["cases"]
-    return next(c["tolerance"] for c in cases if c["case"] == case)
+def tolerance(case: str) -> dict:
+    return golden_case("segreg", case).entry["tolerance"]
 
 
 def value_and_gradient(x: Tensor, directions: Tensor, **options: object) -> tuple[Tensor, Tensor]:
@@ -39,8 +29,8 @@ def value_and_gradient(x: Tensor, directions: Tensor, **options: object) -> tupl
     ("key", "t_max", "points"),
     [("tmax3_n17", 3, 17), ("tmax5_n41", 5, 41), ("tmax1_n5", 1, 5), ("tmax3_n5", 3, 5)],
 )
-def test_univariate(segreg: Path, key: str, t_max: float, points: int) -> None:
-    data, limits = load(segreg, "epps_pulley_univariate"), tolerance(segreg, "epps_pulley_univariate")
+def test_univariate(key: str, t_max: float, points: int) -> None:
+    data, limits = load("epps_pulley_univariate"), tolerance("epps_pulley_univariate")
     options = {"t_max": t_max, "points": points, "scaled": True}
     columns = torch.eye(6)
     statistic = epps_pulley_by_direction(data["x"], columns, **options)
@@ -53,8 +43,8 @@ def test_univariate(segreg: Path, key: str, t_max: float, points: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["gauss", "aniso", "leaky", "collapsed"])
-def test_sliced(segreg: Path, name: str) -> None:
-    data, limits = load(segreg, "sliced_epps_pulley"), tolerance(segreg, "sliced_epps_pulley")
+def test_sliced(name: str) -> None:
+    data, limits = load("sliced_epps_pulley"), tolerance("sliced_epps_pulley")
     x = data[f"{name}__x"]
     for step in (0, 1):
         directions = data[f"A_step{step}"]
@@ -66,8 +56,8 @@ def test_sliced(segreg: Path, name: str) -> None:
             torch.testing.assert_close(gradient, data[f"{name}__step0__grad_mean"], **limits)
 
 
-def test_sliced_batched(segreg: Path) -> None:
-    data, limits = load(segreg, "sliced_epps_pulley_batched"), tolerance(segreg, "sliced_epps_pulley_batched")
+def test_sliced_batched() -> None:
+    data, limits = load("sliced_epps_pulley_batched"), tolerance("sliced_epps_pulley_batched")
     by_image = torch.stack([epps_pulley_by_direction(x, data["A_step0"], scaled=True) for x in data["x"]])
     torch.testing.assert_close(by_image, data["per_slice"], **limits)
     torch.testing.assert_close(by_image.sum(), data["sum"], **limits)
@@ -79,26 +69,26 @@ def test_sliced_batched(segreg: Path) -> None:
 
 
 @pytest.mark.parametrize("knots", [5, 17])
-def test_two_sided_grid_is_the_folded_one(segreg: Path, knots: int) -> None:
+def test_two_sided_grid_is_the_folded_one(knots: int) -> None:
     data, limits = (
-        load(segreg, "sliced_epps_pulley_two_sided"),
-        tolerance(segreg, "sliced_epps_pulley_two_sided"),
+        load("sliced_epps_pulley_two_sided"),
+        tolerance("sliced_epps_pulley_two_sided"),
     )
     value, gradient = value_and_gradient(data["x"], data["A"], points=(knots + 1) // 2, scaled=True)
     torch.testing.assert_close(value, data[f"num_t{knots}__value"], **limits)
     torch.testing.assert_close(gradient, data[f"num_t{knots}__grad"], **limits)
 
 
-def test_sigreg_minimal(segreg: Path) -> None:
-    data, limits = load(segreg, "sigreg_minimal"), tolerance(segreg, "sigreg_minimal")
+def test_sigreg_minimal() -> None:
+    data, limits = load("sigreg_minimal"), tolerance("sigreg_minimal")
     views = data["proj"].clone().requires_grad_()
     value = torch.stack([sliced_epps_pulley(view, data["A"], scaled=True) for view in views]).mean()
     torch.testing.assert_close(value.detach(), data["value"], **limits)
     torch.testing.assert_close(torch.autograd.grad(value, views)[0], data["grad"], **limits)
 
 
-def test_feature_map_3d(segreg: Path) -> None:
-    data, limits = load(segreg, "feature_map_3d"), tolerance(segreg, "feature_map_3d")
+def test_feature_map_3d() -> None:
+    data, limits = load("feature_map_3d"), tolerance("feature_map_3d")
     f = data["f"].clone().requires_grad_()
     value = sliced_epps_pulley(f.movedim(1, -1).flatten(0, -2), data["A"], scaled=True)
     torch.testing.assert_close(value.detach(), data["value"], **limits)
@@ -124,8 +114,8 @@ def normal_rows(scale: float = 1.0, mean: float = 0.0) -> tuple[Tensor, Tensor]:
         ("tmax1_n5", 1, 5),
     ],
 )
-def test_closed_form(segreg: Path, key: str, t_max: float, points: int) -> None:
-    data, limits = load(segreg, "epps_pulley_closed_form"), tolerance(segreg, "epps_pulley_closed_form")
+def test_closed_form(key: str, t_max: float, points: int) -> None:
+    data, limits = load("epps_pulley_closed_form"), tolerance("epps_pulley_closed_form")
     options = {"t_max": t_max, "points": points}
     assert null_expectation(t_max, points) == pytest.approx(
         float(data[f"{key}__null_expectation_of_T"]), rel=1e-10

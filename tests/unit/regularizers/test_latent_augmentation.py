@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden_cases import golden_case
 from torch import Tensor, nn
 
 from toolkit import registry
@@ -330,3 +331,22 @@ def test_inclusive_cut_masks_the_whole_tie() -> None:
     assert strict.tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
     assert inclusive.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert targeted_mask(gradient, fraction=0.1, inclusive=True).min() == 1
+
+
+def test_schemes_are_chosen_apart_for_the_two_codes_and_equally_often_as_in_the_reference() -> None:
+    """The published generator is Python's own; with another one only the thirds can agree."""
+    picks = golden_case("latent_augmentation", "scheme_choice").document()["picks"]
+    ours = []
+    for seed in range(600):
+        generator = torch.Generator().manual_seed(seed)
+        code = torch.zeros(1, 4, 2, 2)
+        regularizer = LatentAugmentation()
+        ours.append([regularizer.draw(which, code, generator).scheme for which in ("image", "shape")])
+    for pairs in (list(picks.values()), ours):
+        spread = 4 * (2 / 9 / len(pairs)) ** 0.5  # four standard deviations of a share of one third
+        for position in (0, 1):
+            shares = collections.Counter(pair[position] for pair in pairs)
+            assert set(shares) == {"dropout", "channel", "spatial"}
+            assert all(abs(count / len(pairs) - 1 / 3) < spread for count in shares.values())
+        equal = sum(first == second for first, second in pairs) / len(pairs)
+        assert abs(equal - 1 / 3) < spread

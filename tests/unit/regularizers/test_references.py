@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden_cases import golden_case
 from torch import Tensor
 
 from toolkit.errors import ConfigError
@@ -16,12 +14,9 @@ from toolkit.regularizers import references as r
 from toolkit.regularizers.epps_pulley import sliced_epps_pulley, unit_directions
 
 
-def load(golden: Path, case: str) -> tuple[dict[str, Tensor], dict[str, float]]:
-    folder = golden / "segreg"
-    cases = json.loads((folder / "manifest.json").read_text())["cases"]
-    with np.load(folder / f"{case}.npz") as arrays:
-        data = {name: torch.from_numpy(np.array(arrays[name])) for name in arrays}
-    return data, next(c["tolerance"] for c in cases if c["case"] == case)
+def load(case: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+    found = golden_case("segreg", case)
+    return found.tensors(), found.entry["tolerance"]
 
 
 def check(
@@ -37,8 +32,8 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_sliced_wasserstein_against_the_definition(golden: Path) -> None:
-    data, limits = load(golden, "sliced_wasserstein")
+def test_sliced_wasserstein_against_the_definition() -> None:
+    data, limits = load("sliced_wasserstein")
     check(
         lambda x: r.sliced_wasserstein(x, data["A"]), data["x"], data["one_sample_sw2_squared_mean"],
         data["one_sample_sw2_squared_mean__grad"], limits,
@@ -47,8 +42,8 @@ def test_sliced_wasserstein_against_the_definition(golden: Path) -> None:
     torch.testing.assert_close(each, data["one_sample_sw2_squared_per_slice"], **limits)
 
 
-def test_covariance_distance(golden: Path) -> None:
-    data, limits = load(golden, "weak_strong_sigreg")
+def test_covariance_distance() -> None:
+    data, limits = load("weak_strong_sigreg")
     check(
         r.covariance_distance,
         data["x_C24"],
@@ -66,8 +61,8 @@ def test_covariance_distance(golden: Path) -> None:
     )  # fmt: skip
 
 
-def test_variance_covariance(golden: Path) -> None:
-    data, limits = load(golden, "vicreg_terms")
+def test_variance_covariance() -> None:
+    data, limits = load("vicreg_terms")
     x = data["x"].clone().requires_grad_()
     hinge = r.variance_covariance(x, 1.0, 0.0)
     penalty = r.variance_covariance(x, 0.0, 1.0)
@@ -84,16 +79,16 @@ def test_variance_covariance(golden: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["bhep_beta0.1", "bhep_beta0.5", "bhep_beta1.0", "hz"])
-def test_gaussian_kernel_distance(golden: Path, key: str) -> None:
-    data, limits = load(golden, "bhep_henze_zirkler")
+def test_gaussian_kernel_distance(key: str) -> None:
+    data, limits = load("bhep_henze_zirkler")
     width = r.henze_zirkler_width(200, 4) if key == "hz" else float(key.removeprefix("bhep_beta"))
     if key == "hz":
         assert width == pytest.approx(float(data["hz_beta"]))
     check(lambda x: r.gaussian_kernel_distance(x, width), data["x"], data[key], data[f"{key}__grad"], limits)
 
 
-def test_nearest_neighbour_entropy(golden: Path) -> None:
-    data, limits = load(golden, "koleo")
+def test_nearest_neighbour_entropy() -> None:
+    data, limits = load("koleo")
     check(r.nearest_neighbour_entropy, data["x"], data["value"], data["grad"], limits)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,8 +31,8 @@ IFD = [
 
 
 @pytest.mark.parametrize("case", SCR)
-def test_semantic_consistency(golden: Path, case: str) -> None:
-    data, entry = read_case(golden, case)
+def test_semantic_consistency(case: str) -> None:
+    data, entry = read_case(case)
     student, teacher = data["student"].clone().requires_grad_(), data["teacher"].clone().requires_grad_()
     loss = semantic_consistency(student, teacher, data["idx_student"], data["idx_teacher"])
     assert_scalar(loss, data["loss"], entry)
@@ -49,8 +48,8 @@ def test_semantic_consistency(golden: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", IFD)
-def test_internal_distillation(golden: Path, case: str) -> None:
-    data, entry = read_case(golden, case)
+def test_internal_distillation(case: str) -> None:
+    data, entry = read_case(case)
     x = data["x"].clone().requires_grad_()
     loss = internal_distillation(x)
     assert_scalar(loss, data["loss"], entry)
@@ -64,8 +63,8 @@ def test_internal_distillation(golden: Path, case: str) -> None:
     assert_array(gradient, data["grad_x"], entry)
 
 
-def test_score_of_single_pixel_maps(golden: Path) -> None:
-    data, entry = read_case(golden, "ifd_1x1")
+def test_score_of_single_pixel_maps() -> None:
+    data, entry = read_case("ifd_1x1")
     assert_array(channel_score(data["x"]), data["score"], entry)
 
 
@@ -77,16 +76,16 @@ def test_score_of_single_pixel_maps(golden: Path) -> None:
         ("ifd_sorted_stopgrad", {"order": "score", "stop_gradient": "top"}),
     ],
 )
-def test_internal_distillation_variants(golden: Path, case: str, options: dict[str, str]) -> None:
-    data, entry = read_case(golden, case)
+def test_internal_distillation_variants(case: str, options: dict[str, str]) -> None:
+    data, entry = read_case(case)
     x = data["x"].clone().requires_grad_()
     loss = internal_distillation(x, **options)
     assert_scalar(loss, data["loss"], entry)
     assert_array(torch.autograd.grad(loss, x)[0], data["grad_x"], entry)
 
 
-def test_expectation_over_draws(golden: Path) -> None:
-    data, entry = read_case(golden, "scr_expectation")
+def test_expectation_over_draws() -> None:
+    data, entry = read_case("scr_expectation")
     student, teacher = data["student"].double().requires_grad_(), data["teacher"].double()
     loss = expected_semantic_consistency(student, teacher)
     assert_scalar(loss, data["expected_loss"], entry)
@@ -102,10 +101,8 @@ def test_expectation_over_draws(golden: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "layers"), [("total_unet_small", (0,)), ("total_swin_small", (1, 0))]
 )  # fmt: skip
-def test_totals_of_both_networks(
-    golden: Path, case: str, layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, entry = read_case(golden, case)
+def test_totals_of_both_networks(case: str, layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    data, entry = read_case(case)
     names = [n for n in entry["inputs"] if n[:3] in ("enc", "dec")]
     features = {n: data[n].clone().requires_grad_() for n in [*names, "final"]}
     groups = [

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from golden_cases import golden_case
 from torch.optim import lr_scheduler
 
 from toolkit.training.config import TrainConfig
@@ -44,3 +45,17 @@ def test_equal_to_torch(schedule: str) -> None:
 def test_very_short_runs_have_positive_rates(steps: int) -> None:
     config = TrainConfig(steps=steps, schedule="one_cycle")
     assert all(0 < learning_rate(config, step) <= config.learning_rate for step in range(steps))
+
+
+def test_the_polynomial_schedule_as_the_authors_of_selfreg_ran_it() -> None:
+    case = golden_case("selfreg", "poly_lr")
+    numbers = case.numbers()
+    config = TrainConfig(
+        steps=int(numbers["poly_lr__max_iterations"]),
+        learning_rate=float(numbers["poly_lr__base_lr"]),
+        schedule="polynomial_delayed",
+    )
+    expected = numbers["poly_lr__lr_used"]
+    got = [learning_rate(config, step) for step in range(len(expected))]
+    assert got == pytest.approx(expected, rel=case.entry["tolerance"]["array_max_rel"])
+    assert got[0] == got[1] > got[2]
