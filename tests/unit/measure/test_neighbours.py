@@ -103,24 +103,24 @@ def test_wrong_pictures(make_store: Callable[..., Any]) -> None:
 
 @pytest.mark.slow
 def test_umap_is_fitted_once_and_later_stages_are_placed(make_store: Callable[..., Any]) -> None:
-    first, later = blobs(450), blobs(450, seed=5)
+    first, later = blobs(240), blobs(240, seed=5)
     stages = [make_store(rows, classes=3) for rows in (first, later)]
     state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    result = project(stages, LAYER, method="umap", epochs=100, stability_seeds=1)
+    result = project(stages, LAYER, method="umap", epochs=60, stability_seeds=1)
     assert torch.equal(torch.get_rng_state(), state[0])
     assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
     assert random.getstate() == state[2]
     assert result.basis == "stage1"
     assert result.settings["trustworthiness"] > 0.85
     assert 0.1 < result.settings["stability"] <= 1
-    alone = project(stages[0], LAYER, method="umap", epochs=100)
+    alone = project(stages[0], LAYER, method="umap", epochs=60)
     assert torch.equal(alone.coordinates[0], result.coordinates[0])  # later stages do not move the picture
 
     import umap  # already imported by project, which keeps its import-time warnings to itself
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        own = umap.UMAP(n_neighbors=15, n_epochs=100, random_state=0, n_jobs=1).fit(first.numpy())
+        own = umap.UMAP(n_neighbors=15, n_epochs=60, random_state=0, n_jobs=1).fit(first.numpy())
         theirs = torch.from_numpy(own.transform(later.numpy()))
     ours = result.coordinates[1]
     assert trustworthiness(later, ours) > trustworthiness(later, theirs) - 0.05
