@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from toolkit.errors import ConfigError, DataError, LayerError
 from toolkit.explain.cam_maps import METHODS, normalised_sum, raw_map
 from toolkit.explain.cam_result import GradCamResult, status_of
-from toolkit.explain.targets import NormalisedClassSum, Scene, Target, as_target
+from toolkit.explain.frozen import scene_of
+from toolkit.explain.targets import NormalisedClassSum, Target, as_target
 from toolkit.features.capture import Tape, capture
 from toolkit.features.inputs import InputBatch, as_batches
 from toolkit.features.layout import to_maps
@@ -103,9 +104,7 @@ def _explain(
         )  # not a leaf: networks may change it in place
         with capture(network, layers, taps=taps) as tape:
             logits = main_output(unwrap(network)(image))
-        scene = Scene(
-            logits, _label_at(batch.label, logits), batch.classes, batch.ids, _sizes_at(batch, logits)
-        )
+        scene = scene_of(logits, batch)
         _require_gradients(tape)
         score, region = target.score(scene)
         parts = target.parts(scene)
@@ -148,18 +147,6 @@ def _require_gradients(tape: Tape) -> None:
             fix="The network runs this part under no_grad, detaches it, or checkpoints it with use_reentrant=True; "
             "choose a layer after it, or use use_reentrant=False.",
         )
-
-
-def _label_at(label: Tensor | None, logits: Tensor) -> Tensor | None:
-    if label is None or label.shape[2:] == logits.shape[2:]:
-        return label
-    return torch.nn.functional.interpolate(label.float(), size=logits.shape[2:], mode="nearest-exact").long()
-
-
-def _sizes_at(batch: InputBatch, logits: Tensor) -> list[tuple[int, ...]]:
-    if logits.shape[2:] == batch.image.shape[2:]:
-        return batch.sizes
-    return [tuple(logits.shape[2:])] * len(batch)
 
 
 def _collect(

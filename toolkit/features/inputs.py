@@ -54,6 +54,10 @@ class InputBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def label_of(self, index: int) -> Tensor | None:
+        """(1, 1, *S) label of one image, or None."""
+        return None if self.label is None else self.label[index : index + 1]
+
     def valid(self) -> Tensor | None:
         """(B, 1, *S) float mask of the voxels that are not padding, or None if nothing was padded."""
         spatial = tuple(self.image.shape[2:])

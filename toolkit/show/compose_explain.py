@@ -40,8 +40,8 @@ def grad_cam(
     panels = _cam_panels(result, index, scale, position, side)
     _name_classes(panels[min(columns, len(panels)) - 1], result.classes)
     return Figure(
-        title=f"{_METHODS.get(result.method, result.method)} of {_target_text(result.target)}{f', {name}' if name else ''}",
-        subtitle=_how_to_read(scale),
+        title=f"{_METHODS.get(result.method, result.method)} of {target_text(result.target)}{f', {name}' if name else ''}",
+        subtitle=_how_to_read(scale, result.target),
         rows=[panels[start : start + columns] for start in range(0, len(panels), columns)],
         caption=caption(result.provenance, _join(f"case {result.cases[index]}", note)),
     )
@@ -69,14 +69,14 @@ def grad_cams(
     _name_classes(rows[0][-1], results[0].classes)
     first = results[0]
     return Figure(
-        title=f"{_METHODS.get(first.method, first.method)} of {_target_text(first.target)}, every layer",
-        subtitle=_how_to_read(scale),
+        title=f"{_METHODS.get(first.method, first.method)} of {target_text(first.target)}, every layer",
+        subtitle=_how_to_read(scale, first.target),
         rows=[list(row) for row in rows],
         caption=captions(results, names, _join(f"case {first.cases[index]}", note)),
     )
 
 
-def _target_text(target: str) -> str:
+def target_text(target: str) -> str:
     """`Region(index='LV', inside='reference')` in words; other targets as they write themselves."""
     found = re.fullmatch(r"Region\(index=(.+?), inside='(\w+)'\)", target)
     if found:
@@ -99,7 +99,7 @@ def _name_classes(panel: Panel | None, classes: Any) -> None:
     panel.class_names, panel.legend = dict(classes or {}), bool(classes)
 
 
-def _how_to_read(scale: str) -> str:
+def _how_to_read(scale: str, target: str = "") -> str:
     if scale not in SCALES:
         raise ConfigError(f"There is no scale {scale!r}.", fix=f"Known: {', '.join(SCALES)}.")
     ranges = (
@@ -107,6 +107,11 @@ def _how_to_read(scale: str) -> str:
         if scale == "layer"
         else "all maps share one symmetric colour range"
     )
+    if target.startswith("NormalisedClassSum"):
+        return (
+            "Not signed: each class's map is rectified and scaled to [0, 1] at the image's size, then the maps are added "
+            "and divided by the maximum of the sum, so small organs weigh as much as large ones."
+        )
     return f"Raw signed maps at the layer's own resolution: red raises the target's score, blue lowers it; {ranges}."
 
 

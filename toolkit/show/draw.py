@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Class of the result -> module and function that turn it into panels. A new figure adds one line.
 COMPOSERS: dict[str, tuple[str, str]] = {
     "GradCamResult": ("toolkit.show.compose_explain", "grad_cam"),
+    "AttributionResult": ("toolkit.show.compose_attribution", "attribution"),
     "MaskedLatent": ("toolkit.show.compose_explain", "masked_latent"),
     "ChannelSimilarity": ("toolkit.show.compose_measure", "channel_similarity"),
     "Projection": ("toolkit.show.compose_measure", "projection"),

@@ -1,0 +1,122 @@
+"""`Attribution`: what every input voxel (or every unit of a layer) adds to a score, image by image."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import LayerError
+from toolkit.explain.cam_maps import resized
+from toolkit.features.layout import to_maps
+from toolkit.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
+class AttributionResult(Result):
+    """Attributions of a batch of images.
+
+    Attributes:
+        attributions: name -> raw signed values: "input" -> (B, C, *S), or for layer conductance the layer's name ->
+            its activation's own shape.
+        image: (B, C, *S) as the network saw it, padded at the end if its sides had to grow.
+        label: (B, 1, *S) reference, -1 = padding, or None.
+        prediction: (B, *S) most likely class.
+        region: (B, 1, *S) bool, the voxels whose logits were summed.
+        score: (B,) value of the target.
+        baseline_score: (B,) value of the same voxels on the baseline image.
+        cases: names of the images.
+        sizes: spatial size of each image without padding.
+        spacing: mm per axis or None, per image.
+        classes: class names by index.
+        target: what was explained.
+        method: captum's method.
+        settings: its parameters.
+    """
+
+    attributions: dict[str, Tensor]
+    image: Tensor
+    label: Tensor | None
+    prediction: Tensor
+    region: Tensor
+    score: Tensor
+    baseline_score: Tensor
+    cases: list[str]
+    sizes: list[tuple[int, ...]]
+    spacing: list[tuple[float, ...] | None]
+    classes: dict[int, str]
+    target: str
+    method: str
+    settings: dict[str, Any]
+    kind: ClassVar[str] = "attribution"
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Raw attributions.
+
+        Raises:
+            LayerError: no such name.
+        """
+        if name not in self.attributions:
+            raise LayerError(
+                f"There is no attribution of {name!r}.",
+                fix=f"There is one of {', '.join(self.attributions)}.",
+            )
+        return self.attributions[name]
+
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        """Signed maps (B, 1, *size): attributions summed over channels."""
+        size = self.image.shape[2:]
+        return {
+            name: to_maps(values, size, name).sum(1, keepdim=True)
+            for name, values in self.attributions.items()
+        }
+
+    def resized(self, name: str) -> Tensor:
+        """The map at the image's size (B, 1, *S), linear with half-pixel centres."""
+        self[name]
+        return resized(self.maps[name], self.image.shape[2:])
+
+    def table(self) -> pd.DataFrame:
+        """One row per name and image.
+
+        Columns: status ("ok", "zero" or "empty region"), min, max, sum, the share of the absolute attribution that
+        lies inside the region (NaN for layers), score, the baseline's score, and `completeness_gap`: the sum of the
+        attributions minus the change of the score, which is near 0 for integrated gradients and layer conductance.
+        """
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = []
+        for name, values in self.attributions.items():
+            for index, one in enumerate(values):
+                change = float(self.score[index] - self.baseline_score[index])
+                rows.append(
+                    {
+                        "name": name, "case": self.cases[index], "status": self._status(one, index),
+                        "min": float(one.min()), "max": float(one.max()), "sum": float(one.sum()),
+                        "inside": self._inside(name, index), "score": float(self.score[index]),
+                        "baseline_score": float(self.baseline_score[index]),
+                        "completeness_gap": float(one.double().sum()) - change,
+                        "region_voxels": int(self.region[index].sum()),
+                    }
+                )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return f"AttributionResult({self.method} of {self.target}, {len(self.cases)} images)"
+
+    def _status(self, values: Tensor, index: int) -> str:
+        if not bool(self.region[index].any()):
+            return "empty region"
+        return "ok" if bool(torch.count_nonzero(values)) else "zero"
+
+    def _inside(self, name: str, index: int) -> float:
+        values, region = self.attributions[name][index].abs(), self.region[index]
+        if values.shape[1:] != region.shape[1:] or not bool(values.any()):
+            return float("nan")
+        return float((values * region).sum() / values.sum())

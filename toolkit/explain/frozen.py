@@ -1,0 +1,92 @@
+"""A target held fixed: the same voxels of the same classes are scored however the image is changed.
+
+Regions inside the prediction would move with a perturbed image and mix two effects. A target's score is a sum of
+logits, so its gradient with respect to the logits holds every coefficient of that sum, whatever the target.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.explain.targets import Scene, Target
+from toolkit.features.inputs import InputBatch
+from toolkit.features.modules import unwrap
+from toolkit.features.trace import main_output
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frozen:
+    """A target on one batch, its region fixed.
+
+    Attributes:
+        weights: (B, K, *S) coefficient of every logit in the score.
+        score: (B,) value on the images themselves.
+        region: (B, 1, *S) bool, the voxels that count.
+        prediction: (B, *S) most likely class.
+    """
+
+    weights: Tensor
+    score: Tensor
+    region: Tensor
+    prediction: Tensor
+
+    def of(self, logits: Tensor) -> Tensor:
+        """(n,) scores of other logits (n, K, *S); with one image here, n may be any number."""
+        return (self.weights * logits).flatten(1).sum(1)
+
+    def select(self, index: int) -> Frozen:
+        """The target on one image of the batch."""
+        part = slice(index, index + 1)
+        return Frozen(self.weights[part], self.score[part], self.region[part], self.prediction[part])
+
+
+def scene_of(logits: Tensor, batch: InputBatch) -> Scene:
+    """What a target may look at, at the logits' size."""
+    return Scene(logits, label_at(batch.label, logits), batch.classes, batch.ids, sizes_at(batch, logits))
+
+
+def freeze(target: Target, logits: Tensor, batch: InputBatch) -> Frozen:
+    """Fix a target's region on the logits (B, K, *S) of a batch.
+
+    Raises:
+        ConfigError: no such class.
+        DataError: no label for a target that needs one.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = logits.detach().clone().requires_grad_()
+        scene = scene_of(leaf, batch)
+        score, region = target.score(scene)
+        (weights,) = torch.autograd.grad(score.sum(), leaf)
+    return Frozen(weights, score.detach(), region, scene.prediction()[:, 0])
+
+
+class FixedScore:
+    """image (n, C, *S) -> (n,) scores of one frozen image; what perturbation and path methods call."""
+
+    def __init__(self, network: nn.Module, frozen: Frozen) -> None:
+        self.network, self.frozen = unwrap(network), frozen
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.frozen.of(main_output(self.network(image.clone())))  # networks may change it in place
+
+    def in_batches(self, images: Tensor, size: int) -> Tensor:
+        """(n,) scores without a graph, at most `size` images a pass."""
+        with torch.no_grad():
+            return torch.cat([self(part) for part in images.split(size)])
+
+
+def label_at(label: Tensor | None, logits: Tensor) -> Tensor | None:
+    """The label at the logits' size, nearest neighbour."""
+    if label is None or label.shape[2:] == logits.shape[2:]:
+        return label
+    return torch.nn.functional.interpolate(label.float(), size=logits.shape[2:], mode="nearest-exact").long()
+
+
+def sizes_at(batch: InputBatch, logits: Tensor) -> list[tuple[int, ...]]:
+    """Sizes without padding, at the logits' size."""
+    if logits.shape[2:] == batch.image.shape[2:]:
+        return batch.sizes
+    return [tuple(logits.shape[2:])] * len(batch)
