@@ -18,6 +18,17 @@ from toolkit.features.modules import unwrap
 _WEIGHTS: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = weakref.WeakKeyDictionary()
 
 
+_TRAINED_WITH = "toolkit_trained_with"  # attribute of a network that the toolkit has trained
+
+
+def mark_trained_with(model: nn.Module, regularizers: Iterable[str]) -> None:
+    """Remember on the network which regularizers it is trained with, so that every later result can say so."""
+    known = getattr(unwrap(model), _TRAINED_WITH, [])
+    added = [name for name in regularizers if name not in known]
+    if added:
+        setattr(unwrap(model), _TRAINED_WITH, [*known, *added])
+
+
 def provenance(model: nn.Module | None = None, data: str | None = None, **parameters: Any) -> dict[str, Any]:
     """A JSON-able record of a computation.
 
@@ -27,13 +38,16 @@ def provenance(model: nn.Module | None = None, data: str | None = None, **parame
         parameters: settings of the computation.
 
     Returns:
-        Keys model, weights (sha256), data, parameters, versions, threads, device.
+        Keys model, weights (sha256), trained_with (regularizers, if the toolkit trained it with any), data,
+        parameters, versions, threads, device.
     """
     record: dict[str, Any] = {}
     if model is not None:
         record["model"] = type(unwrap(model)).__name__
         record["weights"] = weights_hash(model)
         record["device"] = str(device_of(model))
+        if getattr(unwrap(model), _TRAINED_WITH, []):
+            record["trained_with"] = list(getattr(unwrap(model), _TRAINED_WITH))
     if data is not None:
         record["data"] = data
     record["parameters"] = {name: _plain(value) for name, value in parameters.items()}

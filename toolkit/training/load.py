@@ -9,6 +9,7 @@ from torch import nn
 
 from toolkit.errors import CheckpointError
 from toolkit.features.modules import unwrap
+from toolkit.features.provenance import mark_trained_with
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.directory import RunDirectory
@@ -39,6 +40,7 @@ def load_model(
         network = restore(record["objects"], {"model": model}, str(path), only=("model",))["model"]
     check_fit(network, checkpoint, str(path))
     put_weights(network, checkpoint)
+    mark_trained_with(network, [one["name"] for one in record["objects"]["regularizers"] if "name" in one])
     network.eval()
     return network
 

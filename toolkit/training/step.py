@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from toolkit.errors import ProtocolError
 from toolkit.features.capture import Tape, capture
+from toolkit.features.provenance import mark_trained_with
 from toolkit.objectives.base import Objective
 from toolkit.regularizers.base import Regularizer, StepContext, keyed_generator
 
@@ -72,6 +73,7 @@ class TrainingStep(nn.Module):
         require_methods(network, objective.requires, objective.name)
         for regularizer in self.regularizers:
             require_methods(network, regularizer.requires, regularizer.name)
+        mark_trained_with(network, [regularizer.name for regularizer in self.regularizers])
 
     def parts(self, step: int) -> int:
         """Number of parts this step has: 1, plus one for every active deferred regularizer."""

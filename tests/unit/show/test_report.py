@@ -174,3 +174,18 @@ def test_checks_fail_on_nan_and_beyond_the_limit() -> None:
     assert relative_difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.0])) == pytest.approx(
         1 / 18**0.5
     )
+
+
+def test_every_result_of_a_network_says_what_it_was_trained_with(run: Run, tmp_path: Path) -> None:
+    from toolkit.explain.gradcam import grad_cam
+    from toolkit.explain.targets import ClassSum
+    from toolkit.show.draw import compose
+    from toolkit.training.load import load_model
+
+    case = small_task().cases("test")[0]
+    for network in (run.model, load_model(run.path)):
+        result = grad_cam(network, case, ["bottleneck"], ClassSum(1))
+        assert result.provenance["trained_with"] == ["segreg"]
+        assert SEGREG_NOTE in compose(result).caption
+    untrained = grad_cam(unet(1, 3, channels=(4, 8)), case, ["bottleneck"], ClassSum(1))
+    assert SEGREG_NOTE not in compose(untrained).caption
