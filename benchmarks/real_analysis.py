@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from real_data import METHODS, RESULTS, SEEDS, lv_task, network
+from real_data import CARDIAC, METHODS, RESULTS, SEEDS, lv_task, network
 
 import toolkit as tk
 
@@ -40,7 +40,7 @@ def drift_tables(runs: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 def stage_features(path: Path, task: Any, cases: list[Any], seed: int) -> list[Any]:
     """Penultimate features of the same voxels after each stage."""
-    stages = tk.resume_sequence(path, network(seed, in_channels=1, out_channels=2), task, progress=False)
+    stages = tk.resume_sequence(path, network(seed, out_channels=2, **CARDIAC), task, progress=False)
     return [
         tk.extract(run.model, cases, ["head_input"], pool="voxels", samples=16, moments=False)
         for run in stages.stages
