@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+import os
+from collections.abc import ItemsView, Iterator, KeysView, Sequence, ValuesView
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -35,6 +37,9 @@ class GradCamResult(Result):
         sizes: spatial size of each image without padding.
         spacing: mm per axis or None, per image.
         affine: 4x4 matrix or None, per image.
+        volumes: stack that each image belongs to.
+        positions: index of the image in its stack, or None.
+        geometry: fields of `toolkit.data.geometry.Geometry`, or None, per image: how to write a map as NIfTI.
         classes: class names by index.
         target: what was explained.
         method: "grad_cam" or a variant.
@@ -54,6 +59,9 @@ class GradCamResult(Result):
     classes: dict[int, str]
     target: str
     method: str
+    volumes: list[str] = dataclasses.field(default_factory=list)
+    positions: list[int | None] = dataclasses.field(default_factory=list)
+    geometry: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
     kind: ClassVar[str] = "grad_cam"
 
     @property
@@ -101,6 +109,29 @@ class GradCamResult(Result):
     def displayed(self, layer: str) -> Tensor:
         """The map as it is usually drawn: rectified, resized to the image, scaled to [0, 1]."""
         return displayed(self[layer], self.image.shape[2:])
+
+    def save_nifti(
+        self, folder: str | os.PathLike[str], layers: Sequence[str] | None = None
+    ) -> dict[str, list[Path]]:
+        """Write every map as NIfTI on the grid, axes and affine of its image's file, so that viewers overlay them.
+
+        Values are raw and signed, resized to the image by linear interpolation and cut from padding. Slices of one
+        stack become one volume; slices that were not explained are 0. Images without a file or an affine get a
+        header that says that their place is unknown.
+
+        Args:
+            folder: made if missing; files are called `<volume>_<layer>.nii.gz`.
+            layers: which layers; None = all.
+
+        Returns:
+            The files of each layer.
+
+        Raises:
+            LayerError: no map of a layer.
+        """
+        from toolkit.explain.cam_files import write_maps
+
+        return write_maps(self, Path(folder), list(self.maps if layers is None else layers))
 
     def table(self) -> pd.DataFrame:
         """One row per layer and image: status, range and mean of the raw map, share above 0, score, voxels summed."""

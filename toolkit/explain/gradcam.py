@@ -7,25 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from toolkit.errors import ConfigError, DataError, LayerError
-from toolkit.explain.cam_maps import METHODS, normalised_sum, raw_map
+from toolkit.errors import ConfigError, DataError
+from toolkit.explain.cam_maps import METHODS
+from toolkit.explain.cam_pass import Piece, explain_batch
 from toolkit.explain.cam_result import GradCamResult, status_of
-from toolkit.explain.frozen import scene_of
-from toolkit.explain.targets import NormalisedClassSum, Target, as_target
-from toolkit.features.capture import Tape, capture
-from toolkit.features.inputs import InputBatch, as_batches
-from toolkit.features.layout import to_maps
-from toolkit.features.modules import unwrap
+from toolkit.explain.cam_windows import explain_windows
+from toolkit.explain.targets import Target, as_target
+from toolkit.features.inputs import as_batches
 from toolkit.features.provenance import DataHash, provenance
-from toolkit.features.trace import main_output
-from toolkit.features.untouched import untouched
 
 
 def grad_cam(
     model: nn.Module, inputs: Any, layers: str | Sequence[str], target: Target | int | str, *, method: str = "grad_cam",
     label: Any = None, taps: Mapping[str, str] | None = None, batch_size: int = 8, mode: str = "eval",
+    patch_size: Sequence[int] | None = None, overlap: float = 0.5,
 ) -> GradCamResult:  # fmt: skip
     """Heat maps of a score at one or many layers; the network is left untouched.
 
@@ -43,6 +40,11 @@ def grad_cam(
         label: label map(s) for bare arrays or paths.
         taps: overrides of aliases.
         batch_size: images per pass.
+        patch_size: window of a network that cannot take the whole image, as in sliding-window prediction. The target's
+            region is found once, on the logits of the whole image; every window is explained for its part of that
+            region, and the maps, brought to the image's size, are averaged with Gaussian weights. Grad-CAM's channel
+            weights are then those of each window.
+        overlap: of neighbouring windows, as a share of their side.
         mode: "eval" (running statistics, images independent of each other) or "train".
 
     Returns:
@@ -60,7 +62,7 @@ def grad_cam(
         )
     wanted = as_target(target)
     data = DataHash()
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     for batch in as_batches(inputs, model, batch_size=batch_size, label=label):
         if pieces and batch.image.shape[1:] != pieces[0].batch.image.shape[1:]:
             raise DataError(
@@ -69,7 +71,13 @@ def grad_cam(
                 fix="Call grad_cam once per size.",
             )
         data.update(batch.ids, batch.image, batch.label)
-        pieces.append(_explain(model, batch, layers, wanted, method, taps, mode))
+        pieces.append(
+            explain_batch(model, batch, layers, wanted, method, taps, mode)
+            if patch_size is None
+            else explain_windows(
+                model, batch, layers, wanted, method, taps, mode, patch_size=patch_size, overlap=overlap
+            )
+        )
     if not pieces:
         raise DataError("There are no inputs to explain.", where="grad_cam(inputs=...)")
     if all(piece.empty.all() for piece in pieces):
@@ -79,78 +87,15 @@ def grad_cam(
             fix="Choose a case in which the class occurs, inside='reference', or ClassSum for the whole image.",
         )
     names = list(pieces[0].maps)
-    record = provenance(model, data.hexdigest(), layers=names, target=repr(wanted), method=method, mode=mode)
+    record = provenance(
+        model, data.hexdigest(), layers=names, target=repr(wanted), method=method, mode=mode,
+        **({} if patch_size is None else {"patch_size": patch_size, "overlap": overlap}),
+    )  # fmt: skip
     return _collect(pieces, names, wanted, method, record)
 
 
-@dataclasses.dataclass
-class _Piece:
-    batch: InputBatch
-    maps: dict[str, Tensor]
-    connected: dict[str, bool]
-    scores: Tensor
-    region: Tensor
-    empty: Tensor
-    prediction: Tensor
-
-
-def _explain(
-    model: nn.Module, batch: InputBatch, layers: str | Sequence[str], target: Target, method: str,
-    taps: Mapping[str, str] | None, mode: str,
-) -> _Piece:  # fmt: skip
-    with untouched(model, mode) as network, torch.inference_mode(False), torch.enable_grad():
-        image = (
-            batch.image.detach().clone().requires_grad_().clone()
-        )  # not a leaf: networks may change it in place
-        with capture(network, layers, taps=taps) as tape:
-            logits = main_output(unwrap(network)(image))
-        scene = scene_of(logits, batch)
-        _require_gradients(tape)
-        score, region = target.score(scene)
-        parts = target.parts(scene)
-        maps: dict[str, list[Tensor]] = {name: [] for name in tape}
-        connected = dict.fromkeys(tape, False)
-        for position, part in enumerate(parts):
-            total = score if part is target else part.score(scene)[0]
-            gradients = torch.autograd.grad(
-                total.sum(), list(tape.values()), retain_graph=position + 1 < len(parts), allow_unused=True
-            )
-            for (name, activation), gradient in zip(tape.items(), gradients, strict=True):
-                connected[name] |= gradient is not None
-                maps[name].append(_map(activation, gradient, batch, name, method))
-        combined = {
-            name: normalised_sum(found, batch.image.shape[2:])
-            if isinstance(target, NormalisedClassSum)
-            else torch.stack(found).sum(0)
-            for name, found in maps.items()
-        }
-    return _Piece(
-        batch, {name: found.cpu() for name, found in combined.items()}, connected, score.detach().cpu(), region.cpu(),
-        ~region.flatten(1).any(1).cpu(), scene.prediction()[:, 0].cpu(),
-    )  # fmt: skip
-
-
-def _map(activation: Tensor, gradient: Tensor | None, batch: InputBatch, name: str, method: str) -> Tensor:
-    size = batch.image.shape[2:]
-    features = to_maps(activation.detach(), size, name).float()
-    if gradient is None:
-        return torch.zeros_like(features[:, :1])
-    return raw_map(features, to_maps(gradient, size, name).float(), method)
-
-
-def _require_gradients(tape: Tape) -> None:
-    frozen = [name for name, tensor in tape.items() if not tensor.requires_grad]
-    if frozen:
-        raise LayerError(
-            f"No gradient reaches {', '.join(frozen)}.",
-            where=frozen[0],
-            fix="The network runs this part under no_grad, detaches it, or checkpoints it with use_reentrant=True; "
-            "choose a layer after it, or use use_reentrant=False.",
-        )
-
-
 def _collect(
-    pieces: list[_Piece], names: list[str], target: Target, method: str, record: dict[str, Any]
+    pieces: list[Piece], names: list[str], target: Target, method: str, record: dict[str, Any]
 ) -> GradCamResult:
     batches = [piece.batch for piece in pieces]
     maps = {name: torch.cat([piece.maps[name] for piece in pieces]) for name in names}
@@ -176,6 +121,11 @@ def _collect(
         sizes=[size for batch in batches for size in batch.sizes],
         spacing=[mm for batch in batches for mm in batch.spacing],
         affine=[matrix for batch in batches for matrix in batch.affine],
+        volumes=[name for batch in batches for name in batch.volumes],
+        positions=[position for batch in batches for position in batch.positions],
+        geometry=[
+            None if one is None else dataclasses.asdict(one) for batch in batches for one in batch.geometries
+        ],
         classes=dict(batches[0].classes or {}),
         target=repr(target),
         method=method,

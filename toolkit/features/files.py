@@ -55,7 +55,7 @@ def _nifti(file: Path, dims: int | None, label: str | None) -> Iterator[dict[str
     source = NiftiSource(images=(file,), label=None if label is None else Path(label), dims=axes)
     pair, geometry = source.pair(), read_geometry(file, axes)
     stem = file.name[: -len(".nii.gz" if file.name.lower().endswith(".gz") else ".nii")]
-    known = {"volume": stem, "source": str(file), "affine": geometry.affine}
+    known = {"volume": stem, "source": str(file), "affine": geometry.affine, "geometry": geometry}
     spacing = geometry.spacing
     if spacing is not None and axes == 2:
         spacing = tuple(mm for axis, mm in enumerate(spacing) if axis != geometry.slice_axis)
@@ -67,6 +67,7 @@ def _nifti(file: Path, dims: int | None, label: str | None) -> Iterator[dict[str
             "image": pair.image[:, position],
             "label": None if pair.label is None else pair.label[position],
             "id": f"{stem}/slice{position:02d}",
+            "position": position,
             "spacing": spacing,
             **known,
         }

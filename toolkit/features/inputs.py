@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from toolkit.data.geometry import Geometry
 from toolkit.errors import DataError
 from toolkit.features.modules import unwrap
 
 _DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-_PER_ITEM = ("id", "site", "subject", "volume", "group", "spacing", "affine", "source")
+_PER_ITEM = (
+    "id", "site", "subject", "volume", "group", "spacing", "affine", "source", "geometry", "position",
+)  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -35,6 +38,8 @@ class InputBatch:
         spacing: mm per axis or None, per image.
         affine: 4x4 matrix or None, per image.
         sources: file, recipe or "" per image.
+        geometries: how to write a result in the file's own axes, or None, per image.
+        positions: index of the slice in its volume or None, per image.
         classes: class names by index, or None.
     """
 
@@ -49,6 +54,8 @@ class InputBatch:
     spacing: list[tuple[float, ...] | None]
     affine: list[np.ndarray | None]
     sources: list[str]
+    geometries: list[Geometry | None]
+    positions: list[int | None]
     classes: dict[int, str] | None
 
     def __len__(self) -> int:
@@ -82,6 +89,8 @@ class _Item:
     spacing: tuple[float, ...] | None = None
     affine: np.ndarray | None = None
     source: str = ""
+    geometry: Geometry | None = None
+    position: int | None = None
     classes: dict[int, str] | None = None
 
 
@@ -223,7 +232,7 @@ def _item(
     if label is not None:
         label = label[0] if label.ndim == dims + 1 and label.shape[0] == 1 else label
     known: dict[str, Any] = {}
-    for key in ("site", "subject", "volume", "group", "spacing", "affine", "source"):
+    for key in _PER_ITEM[1:]:
         value = fields.get(key)
         if isinstance(value, list) and position is not None:
             value = value[position]
@@ -287,6 +296,8 @@ def _collate(items: list[_Item], divisor: int, device: torch.device) -> InputBat
         spacing=[item.spacing for item in items],
         affine=[item.affine for item in items],
         sources=[item.source for item in items],
+        geometries=[item.geometry for item in items],
+        positions=[item.position for item in items],
         classes=next((item.classes for item in items if item.classes), None),
     )
 

@@ -1,0 +1,68 @@
+"""Maps as NIfTI files that lie exactly on the image they explain."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from toolkit.data.geometry import Geometry
+from toolkit.data.volumes import write_nifti
+
+
+class Mapped(Protocol):
+    """What a result needs to be written; see `GradCamResult` for the fields."""
+
+    cases: list[str]
+    sizes: list[tuple[int, ...]]
+    spacing: list[tuple[float, ...] | None]
+    affine: list[np.ndarray | None]
+    volumes: list[str]
+    positions: list[int | None]
+    geometry: list[dict[str, Any] | None]
+
+    def resized(self, layer: str) -> Tensor:
+        """The map at the image's size (B, 1, *S)."""
+
+
+def write_maps(result: Mapped, folder: Path, layers: list[str]) -> dict[str, list[Path]]:
+    """One file per layer and volume; see `GradCamResult.save_nifti`."""
+    groups: dict[str, list[int]] = {}
+    for index, case in enumerate(result.cases):
+        in_stack = result.positions[index] is not None
+        groups.setdefault(result.volumes[index] if in_stack else case, []).append(index)
+    written: dict[str, list[Path]] = {}
+    for layer in layers:
+        maps = result.resized(layer)[:, 0].numpy()
+        written[layer] = [_write(result, maps, folder, name, layer, found) for name, found in groups.items()]
+    return written
+
+
+def _write(result: Mapped, maps: np.ndarray, folder: Path, name: str, layer: str, indices: list[int]) -> Path:
+    first = indices[0]
+    fields = result.geometry[first]
+    geometry = None if fields is None else Geometry(**fields)
+    cut = [maps[index][tuple(slice(side) for side in result.sizes[index])] for index in indices]
+    if result.positions[first] is None:
+        array = cut[0]
+    else:
+        places = [int(position) for index in indices if (position := result.positions[index]) is not None]
+        count = max(places) + 1
+        if geometry is not None and geometry.slice_axis is not None:
+            count = geometry.shape[geometry.slice_axis]
+        array = np.zeros((count, *cut[0].shape), dtype=np.float32)
+        for place, one in zip(places, cut, strict=True):
+            array[place] = one
+    path = folder / f"{_file_name(name)}_{_file_name(layer)}.nii.gz"
+    if geometry is None and result.positions[first] is not None:
+        return write_nifti(path, array)  # a stack whose file is not known: neither is its place
+    if geometry is None:
+        return write_nifti(path, array, affine=result.affine[first], spacing=result.spacing[first])
+    return write_nifti(path, array, geometry)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.\-]+", "_", name)

@@ -1,0 +1,96 @@
+"""One pass of class activation maps: activations, gradients of the score at them, and the maps they give."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import LayerError
+from toolkit.explain.cam_maps import normalised_sum, raw_map
+from toolkit.explain.frozen import scene_of
+from toolkit.explain.targets import NormalisedClassSum, Target
+from toolkit.features.capture import Tape, capture
+from toolkit.features.inputs import InputBatch
+from toolkit.features.layout import to_maps
+from toolkit.features.modules import unwrap
+from toolkit.features.trace import main_output
+from toolkit.features.untouched import untouched
+
+
+@dataclasses.dataclass
+class Piece:
+    """The maps of one batch, on the CPU, and what they were made of; see `GradCamResult` for the fields."""
+
+    batch: InputBatch
+    maps: dict[str, Tensor]
+    connected: dict[str, bool]
+    scores: Tensor
+    region: Tensor
+    empty: Tensor
+    prediction: Tensor
+
+
+def explain_batch(
+    model: nn.Module, batch: InputBatch, layers: str | Sequence[str], target: Target, method: str,
+    taps: Mapping[str, str] | None, mode: str,
+) -> Piece:  # fmt: skip
+    """Maps of every layer from one forward pass and one backward pass per part of the target."""
+    with untouched(model, mode) as network, torch.inference_mode(False), torch.enable_grad():
+        image = (
+            batch.image.detach().clone().requires_grad_().clone()
+        )  # not a leaf: networks may change it in place
+        with capture(network, layers, taps=taps) as tape:
+            logits = main_output(unwrap(network)(image))
+        scene = scene_of(logits, batch)
+        require_gradients(tape)
+        score, region = target.score(scene)
+        parts = target.parts(scene)
+        maps: dict[str, list[Tensor]] = {name: [] for name in tape}
+        connected = dict.fromkeys(tape, False)
+        for position, part in enumerate(parts):
+            total = score if part is target else part.score(scene)[0]
+            gradients = torch.autograd.grad(
+                total.sum(), list(tape.values()), retain_graph=position + 1 < len(parts), allow_unused=True
+            )
+            for (name, activation), gradient in zip(tape.items(), gradients, strict=True):
+                connected[name] |= gradient is not None
+                maps[name].append(map_of(activation, gradient, batch.image.shape[2:], name, method))
+        combined = {
+            name: normalised_sum(found, batch.image.shape[2:])
+            if isinstance(target, NormalisedClassSum)
+            else torch.stack(found).sum(0)
+            for name, found in maps.items()
+        }
+    return Piece(
+        batch, {name: found.cpu() for name, found in combined.items()}, connected, score.detach().cpu(), region.cpu(),
+        ~region.flatten(1).any(1).cpu(), scene.prediction()[:, 0].cpu(),
+    )  # fmt: skip
+
+
+def map_of(
+    activation: Tensor, gradient: Tensor | None, size: Sequence[int], name: str, method: str
+) -> Tensor:
+    """Raw map (B, 1, *layer size) of one layer; zeros where the score does not depend on it."""
+    features = to_maps(activation.detach(), size, name).float()
+    if gradient is None:
+        return torch.zeros_like(features[:, :1])
+    return raw_map(features, to_maps(gradient, size, name).float(), method)
+
+
+def require_gradients(tape: Tape) -> None:
+    """Refuse layers whose part of the network records no gradient.
+
+    Raises:
+        LayerError: names them.
+    """
+    frozen = [name for name, tensor in tape.items() if not tensor.requires_grad]
+    if frozen:
+        raise LayerError(
+            f"No gradient reaches {', '.join(frozen)}.",
+            where=frozen[0],
+            fix="The network runs this part under no_grad, detaches it, or checkpoints it with use_reentrant=True; "
+            "choose a layer after it, or use use_reentrant=False.",
+        )
