@@ -32,7 +32,7 @@ ACDC = tk.TrainConfig(
 HIPPOCAMPUS = ACDC.replace(
     steps=400, batch_size=4, learning_rate=2e-3, validate_every=100, checkpoint_every=200
 )
-STAGE = ACDC.replace(steps=150, validate_every=75, checkpoint_every=75)
+STAGE = ACDC.replace(steps=100, validate_every=50, checkpoint_every=50)
 CARDIAC = {
     "in_channels": 1,
     "channels": (16, 32, 64, 128, 256),
