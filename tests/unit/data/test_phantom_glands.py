@@ -11,7 +11,11 @@ import pytest
 from toolkit.data.phantoms.glands import CLASSES, DESCRIPTIONS, SITES, SUBJECTS, generate, group_of
 from toolkit.errors import DataError
 
-PINNED = {("A", 0, 0): "28f3a5c2914336e52b59142e", ("B", 1, 0): "f127b75249c55c67e6d25c75", ("D", 60, 8): "9667240e1a94ee3cbd10ef0c"}
+PINNED = {
+    ("A", 0, 0): "28f3a5c2914336e52b59142e",
+    ("B", 1, 0): "f127b75249c55c67e6d25c75",
+    ("D", 60, 8): "9667240e1a94ee3cbd10ef0c",
+}
 _held = functools.cache(generate)
 
 
