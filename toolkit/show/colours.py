@@ -8,7 +8,7 @@ import numpy as np
 CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#7F7F7F")
 GREY = 7  # index of the neutral colour
 DASHES = ("solid", "dash", "dot", "dashdot")
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "line-ns-open")
 TEXT, FAINT, GRID = "#1f2933", "#5f6b76", "#dfe4e8"
 
 _VIRIDIS = (

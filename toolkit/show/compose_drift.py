@@ -123,5 +123,5 @@ def _series(
     lower, upper = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
     return Series(
         name=name, x=middle, y=classes, low=np.where(np.isfinite(lower), lower, middle),
-        high=np.where(np.isfinite(upper), upper, middle), colour=colour, symbol=4 if colour == "null" else 0,
+        high=np.where(np.isfinite(upper), upper, middle), colour=colour, symbol=6 if colour == "null" else 0,
     )  # fmt: skip

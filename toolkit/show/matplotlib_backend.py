@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _DPI = 100  # one pixel of the layout is 1/100 inch
 _POINTS = 72 / _DPI  # font sizes are laid out in pixels
 _DASHES = ("-", "--", ":", "-.")
-_MARKERS = ("o", "s", "D", "^", "x", "P")
+_MARKERS = ("o", "s", "D", "^", "x", "P", "|")
 _SETTINGS: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "svg.fonttype": "path",
