@@ -80,11 +80,13 @@ def _training(trained: Mapping[str, Stages]) -> Section:
         {name: [run.history for run in stages.stages] for name, stages in trained.items()},
         stages=first.sites, provenance=_records(trained),
     )  # fmt: skip
+    import pandas as pd
+
     columns = [
         settings_table(run_record(stages.stages[-1])).set_index("setting")["value"].rename(name)
         for name, stages in trained.items()
     ]
-    tables = [("Settings of the last stage", columns[0].to_frame().join(columns[1:]).reset_index())]
+    tables = [("Settings of the last stage", pd.concat(columns, axis=1).reset_index())]
     text = (
         "Every logged term of the loss, the gradient ratio of the regularizer and the validation scores that chose the "
         "weights of each stage (val split only). Dotted lines mark where a site begins."
