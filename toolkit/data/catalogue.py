@@ -60,7 +60,7 @@ def find_manifest(name: str) -> Manifest:
 
 
 @register("task", "load_task")
-def load_task(name: str, normalisation: str | None = None) -> Task:
+def load_task(name: str, normalisation: str | None = None, split_list: str | None = None) -> Task:
     """Load a task by the name of its manifest.
 
     Embedded tasks are generated. The files of the others are looked for below `$TOOLKIT_DATA` (one or several
@@ -70,9 +70,11 @@ def load_task(name: str, normalisation: str | None = None) -> Task:
         name: of the manifest.
         normalisation: rule of `toolkit.data.normalise` instead of the manifest's, for example "range:2,98" for a
             network that needs images in [0, 1].
+        split_list: one of the published split lists in the manifest (ACDC has several); default the manifest's own
+            choice.
 
     Raises:
-        ConfigError: no such task or rule.
+        ConfigError: no such task, rule or split list.
         DataError: the data are not there or not complete; the message is the list of what to do.
     """
     from toolkit.data import layouts
@@ -82,12 +84,19 @@ def load_task(name: str, normalisation: str | None = None) -> Task:
     if normalisation is not None:
         manifest = dataclasses.replace(manifest, normalisation=check_rule(normalisation))
         config["arguments"]["normalisation"] = normalisation
+    if split_list is not None:
+        config["arguments"]["split_list"] = split_list
+    if split_list is not None and split_list not in manifest.split_lists:
+        raise ConfigError(
+            f"{name!r} has no split list {split_list!r}.",
+            where="load_task", fix=f"It has: {', '.join(manifest.split_lists) or 'none; leave split_list out'}.",
+        )  # fmt: skip
     if manifest.layout.kind == "generated":
         return layouts.generated_task(manifest, config)
     folder = next((folder for folder in data_folders(name) if folder.is_dir()), None)
     if folder is None:
         raise _to_do(manifest, data_folders(name))
-    return layouts.file_task(manifest, folder, config)
+    return layouts.file_task(manifest, folder, config, split_list)
 
 
 def list_tasks() -> pd.DataFrame:
@@ -113,21 +122,41 @@ def list_tasks() -> pd.DataFrame:
 
 
 def _to_do(manifest: Manifest, looked: Sequence[Path]) -> DataError:
-    from toolkit.data.layouts import expected_files
-
-    files = expected_files(manifest)
-    steps = [
-        *manifest.access.steps,
-        (
-            f"Lay the files out as {looked[0]}{os.sep}{files[0]} and so on: {len(files)} files in all "
-            f"(listed with their sha256 in {manifest.checksum_path})."
-        ),
-        f"Point TOOLKIT_DATA at the folder that contains {manifest.name!r}, or put it below {cache_folder()}.",
-        f"Check it: toolkit.load_task({manifest.name!r}).verify()",
-    ]
-    numbered = "".join(f"\n    {number}. {step}" for number, step in enumerate(steps, start=1))
+    numbered = "".join(f"\n    {number}. {step}" for number, step in enumerate(steps(manifest), start=1))
     return DataError(
         f"The data of {manifest.name!r} ({manifest.title}) are not on this machine.",
         where="looked in " + ", ".join(str(folder) for folder in looked),
         fix=f"to do (licence of the data: {manifest.licence}){numbered}",
     )
+
+
+def steps(manifest: Manifest) -> list[str]:
+    """What to do, in order, until `load_task` finds the data."""
+    from toolkit.data.layouts import expected_files
+
+    name, folder = manifest.name, data_folders(manifest.name)[0]
+    files = expected_files(manifest)
+    if manifest.layout.rows == "table":
+        known = (
+            f" (listed with their sha256 in {manifest.checksum_path})"
+            if manifest.checksum_path.is_file()
+            else ""
+        )
+        listing = (
+            f"Lay the files out as {folder}{os.sep}{files[0]} and so on: {len(files)} files in all{known}."
+        )
+    else:
+        counts = [
+            f"{path} ({count or 'any number of'} files)" for path, count in manifest.layout.expects.items()
+        ]
+        listing = f"Below {folder} there must then be: {'; '.join(counts)}."
+    fetch = [f"Or let it be fetched: python -m toolkit data fetch {name}"] if manifest.access.files else []
+    doubts = [f"{fact}: {what}" for fact, what in manifest.unconfirmed.items()]
+    return [
+        *manifest.access.steps,
+        *fetch,
+        listing,
+        f"Point TOOLKIT_DATA at the folder that contains {name!r}, or put it below {cache_folder()}.",
+        f"Check it: toolkit.load_task({name!r}).verify()",
+        *([f"Not confirmed, so look twice - {'; '.join(doubts)}"] if doubts else []),
+    ]

@@ -26,21 +26,33 @@ class PictureSource(Source):
         channels: 1 or 3: what every image is brought to by the task's channel rule (grey is repeated, equal colour
             channels are merged); None keeps what the file holds.
         foreground: every label value above 0 is class 1 (numbered objects).
+        threshold: label values from here on (mean of the colours) are class 1, the rest class 0: for soft, 0/255,
+            colour and JPEG masks.
     """
 
     image: Path = Path()
     label: Path | None = None
     channels: int | None = None
     foreground: bool = False
+    threshold: int | None = None
 
     def read_raw(self) -> Pair:
         """Read both pictures: image (C, H, W), label (H, W)."""
         image = with_channels(read_picture(self.image), self.channels, self.image)
         label = None
         if self.label is not None:
-            label = read_label_picture(self.label)
+            label = self._label(self.label, (int(image.shape[1]), int(image.shape[2])))
             label = (label > 0).astype(np.uint8) if self.foreground else label
         return checked_pair(image, label, self)
+
+    def _label(self, path: Path, shape: tuple[int, int]) -> np.ndarray:
+        if path.suffix.lower() == ".xml":
+            from toolkit.data.polygons import read_polygons
+
+            return read_polygons(path, shape)
+        if self.threshold is None:
+            return read_label_picture(path)
+        return (read_picture(path).mean(axis=0) >= self.threshold).astype(np.uint8)
 
     @property
     def where(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import re
 import sysconfig
 import tomllib
 from pathlib import Path
@@ -13,15 +14,31 @@ from typing import Any, ClassVar, Literal
 from toolkit.errors import DataError
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
+FACTS = (
+    "source", "citation", "licence", "access", "layout", "classes", "label_coding", "sites", "splits", "cases", "spacing",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Download:
+    """One file to fetch: its address, exact size and SHA-256; archives are unpacked, other files stored as `file`."""
+
+    url: str
+    bytes: int
+    sha256: str
+    file: str = ""
+    unpack: bool = True
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Access:
-    """How one gets the data: `kind`, the page to visit, and the steps, in order."""
+    """How one gets the data: `kind`, the page to visit, the steps, in order, and what can be fetched."""
 
     kind: Literal["embedded", "download", "manual", "derived"]
     page: str = ""
     steps: tuple[str, ...] = ()
+    files: tuple[Download, ...] = ()
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
 
@@ -36,23 +53,59 @@ class Cine:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pattern:
+    """Where images lie, for data without an index table: names in braces are read from the paths that are found.
+
+    Attributes:
+        image: path of an image below the data folder, `{name}` for what varies; ends in `/` for a folder (DICOM).
+        label: path of its label with the same names; upper and lower case may differ; empty = none, or inside.
+        values: further columns that all these images share.
+    """
+
+    image: str
+    label: str = ""
+    values: dict[str, str] = dataclasses.field(default_factory=dict)
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
     """Files of the data set; names in braces are columns of the index table.
 
     Attributes:
-        kind: which reader: NIfTI pairs, `.npz` stacks, picture pairs, or a generator.
+        kind: which reader: NIfTI pairs, `.npz` stacks, picture pairs, arrays in `.npz` or HDF5 files, what
+            SimpleITK reads (DICOM series, MetaImage, NRRD), or a generator.
+        rows: where the index comes from: the `.csv` beside the manifest, patterns of file names, or the files
+            that ACDC, M&Ms and the Medical Segmentation Decathlon bring along (see `toolkit.data.discovery`).
+        patterns: for `rows = "pattern"`.
+        fields: column -> regular expression that its values match in full (default: anything without `/`).
+        rename: column -> value found -> value used.
+        split_files: split -> text file of file names, one per line, for pattern rows; without them it is derived.
+        expects: file pattern -> how many files the complete data set has (0 = at least one).
+        frame: index along the fourth axis of an image, for 4-D files.
+        label_frame: the same for labels.
+        threshold: label values from here on (mean of the colours) are class 1, the rest class 0.
         image: path of an image below the data folder.
         label: path of its label (for `.npz` stacks the same file).
         image_key: array of the image in an `.npz` file.
         label_key: array of the label.
-        slices: number of slices of a stack.
+        slices: number of slices of a stack; `header` = as many as the file has.
         label_values: stored label value -> class, if the coding differs.
         foreground: every label value above 0 is class 1.
         cine: how slice position and phase follow from a frame number.
         generator: module of an embedded data set.
     """
 
-    kind: Literal["nifti-pairs", "npz-stacks", "picture-pairs", "generated"]
+    kind: Literal["nifti-pairs", "npz-stacks", "picture-pairs", "array-files", "itk-pairs", "generated"]
+    rows: Literal["table", "pattern", "acdc", "mnms", "decathlon"] = "table"
+    patterns: tuple[Pattern, ...] = ()
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
+    rename: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    split_files: dict[str, str] = dataclasses.field(default_factory=dict)
+    expects: dict[str, int] = dataclasses.field(default_factory=dict)
+    frame: str = ""
+    label_frame: str = ""
+    threshold: int | None = None
     image: str = ""
     label: str = ""
     image_key: str = "image"
@@ -104,6 +157,11 @@ class Manifest:
         layout: their files.
         columns: identity of a case in the index table.
         reassign: split -> subjects that are moved there from the published split.
+        split_lists: name -> split -> subjects; subjects that a list does not name are left out.
+        default_split: the list that `load_task(name)` takes; empty = the split of the files, else a derived one.
+        validation_share: share of the training subjects that become `val` where no validation split is published.
+        label_coding: how labels are stored and what is easily mistaken about them.
+        unconfirmed: fact -> what is not confirmed about it; facts that are not named here are confirmed.
         notes: what a user of these data has to know.
         folder: where the manifest was read from.
     """
@@ -128,6 +186,11 @@ class Manifest:
     layout: Layout
     columns: Columns | None = None
     reassign: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    split_lists: dict[str, dict[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
+    default_split: str = ""
+    validation_share: float = 0.0
+    label_coding: str = ""
+    unconfirmed: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     folder: str = ""
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -207,12 +270,52 @@ def _check_consistency(manifest: Manifest, path: Path) -> None:
     if manifest.layout.kind == "generated":
         if not manifest.layout.generator:
             problems.append("layout.generator: is missing")
-    elif manifest.columns is None or not manifest.layout.image:
+    elif manifest.columns is None or not (manifest.layout.image or manifest.layout.rows != "table"):
         problems.append("columns and layout.image: are missing")
     if not manifest.sites:
         problems.append("sites: at least one")
+    problems += [
+        f"unconfirmed.{fact}: is none of {', '.join(FACTS)}"
+        for fact in manifest.unconfirmed
+        if fact not in FACTS
+    ]
+    problems += _layout_problems(manifest)
     if problems:
         raise DataError("The manifest contradicts itself.", where=f"{path}: " + "; ".join(problems))
+
+
+def _layout_problems(manifest: Manifest) -> list[str]:
+    layout, problems = manifest.layout, []
+    if (layout.rows == "pattern") != bool(layout.patterns):
+        problems.append('layout.patterns: go with rows = "pattern"')
+    if layout.rows != "table" and not layout.expects:
+        problems.append("layout.expects: names the files that there must be")
+    for column, expression in layout.fields.items():
+        try:
+            re.compile(expression)
+        except re.error as error:
+            problems.append(f"layout.fields.{column}: {error}")
+    if manifest.default_split and manifest.default_split not in manifest.split_lists:
+        problems.append(f"default_split: there is no list {manifest.default_split!r}")
+    for name, lists in manifest.split_lists.items():
+        listed = [subject for subjects in lists.values() for subject in subjects]
+        if twice := sorted({subject for subject in listed if listed.count(subject) > 1}):
+            problems.append(f"split_lists.{name}: names {', '.join(twice)} twice")
+        problems += [
+            f"split_lists.{name}: {split} is no split"
+            for split in lists
+            if split not in ("train", "val", "test")
+        ]
+    if not 0 <= manifest.validation_share < 1:
+        problems.append("validation_share: from 0 to below 1")
+    if manifest.access.kind == "download" and not manifest.access.files:
+        problems.append("access.files: are missing")
+    for number, file in enumerate(manifest.access.files):
+        if not re.fullmatch("[0-9a-f]{64}", file.sha256):
+            problems.append(f"access.files.{number}.sha256: is no SHA-256 in lower-case hexadecimal")
+        if file.bytes < 1 or not file.url.startswith(("https://", "http://127.0.0.1:")):
+            problems.append(f"access.files.{number}: needs an https address and its size in bytes")
+    return problems
 
 
 def read_table(manifest: Manifest) -> list[dict[str, str]]:

@@ -26,18 +26,21 @@ _MOST_VOXELS = 2**33
 class NiftiSource(Source):
     """A volume in one NIfTI file per channel, with its label in another (or none).
 
-    In a 2D task the volume is read as a stack with its slices first.
+    In a 2D task the volume is read as a stack with its slices first. `frame` and `label_frame` choose one volume
+    along the fourth axis of 4-D files.
     """
 
     images: tuple[Path, ...] = ()
     label: Path | None = None
     dims: int = 3
+    frame: int | None = None
+    label_frame: int | None = None
 
     def read_raw(self) -> Pair:
         """Read all channels and the label; they must share one grid."""
         arrays, first = [], None
         for path in self.images:
-            array, geometry = read_volume(path, dims=self.dims)
+            array, geometry = read_volume(path, dims=self.dims, frame=self.frame)
             if first is None:
                 first = geometry
             require_same_grid(first, geometry, self.images[0], path)
@@ -46,7 +49,7 @@ class NiftiSource(Source):
             raise ConfigError("A volume needs at least one image file.")
         labels = None
         if self.label is not None:
-            stored, geometry = _load(self.label, self.dims)
+            stored, geometry = _load(self.label, self.dims, self.label_frame)
             require_same_grid(first, geometry, self.images[0], self.label)
             labels = geometry.arrange(_numbers(stored, self.label))
         return checked_pair(np.stack(arrays), labels, self)
@@ -63,19 +66,22 @@ class NiftiSource(Source):
         return self.images if self.label is None else (*self.images, self.label)
 
 
-def read_volume(path: str | os.PathLike[str], dims: int = 3) -> tuple[np.ndarray, Geometry]:
+def read_volume(
+    path: str | os.PathLike[str], dims: int = 3, frame: int | None = None
+) -> tuple[np.ndarray, Geometry]:
     """Read one NIfTI volume as float32 (*S) in the axes closest to right-anterior-superior.
 
     Args:
         path: `.nii` or `.nii.gz`.
         dims: 2 puts the slice axis first: the axis with the largest spacing, or superior if all are equal.
+        frame: which volume of a 4-D file.
 
     Raises:
         DataError: missing, empty, truncated or foreign file; more than three axes; conflicting or singular
             geometry; complex or colour voxels; NaN or infinite voxels; one value everywhere.
     """
     path = Path(path)
-    image, geometry = _load(path, dims)
+    image, geometry = _load(path, dims, frame)
     array = checked_image(geometry.arrange(_numbers(image, path)), str(path))
     if array.size > 1 and array.min() == array.max():
         raise DataError(
@@ -86,13 +92,24 @@ def read_volume(path: str | os.PathLike[str], dims: int = 3) -> tuple[np.ndarray
     return array, geometry
 
 
-def read_geometry(path: str | os.PathLike[str], dims: int = 3) -> Geometry:
+def read_geometry(path: str | os.PathLike[str], dims: int = 3, frame: int | None = None) -> Geometry:
     """Read and check the header alone.
 
     Raises:
         DataError: as `read_volume`, as far as the header tells.
     """
-    return _load(Path(path), dims)[1]
+    return _load(Path(path), dims, frame)[1]
+
+
+def geometry_of(affine: np.ndarray, shape: tuple[int, ...], path: Path, dims: int = 3) -> Geometry:
+    """Geometry of a volume whose voxel-to-world matrix in mm is known from elsewhere.
+
+    Raises:
+        DataError: the matrix is singular or not finite, or the shape is none of a volume.
+    """
+    _check_shape(shape, path)
+    zooms = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
+    return _geometry(path, shape, (1, 1), (affine, affine), zooms, "mm", dims)
 
 
 def write_nifti(
@@ -174,7 +191,7 @@ def require_same_grid(first: Geometry, second: Geometry, image: Path, other: Pat
         )
 
 
-def _load(path: Path, dims: int) -> tuple[Any, Geometry]:
+def _load(path: Path, dims: int, frame: int | None = None) -> tuple[Any, Geometry]:
     """The nibabel image (voxels unread) and its checked geometry."""
     import nibabel
 
@@ -191,9 +208,21 @@ def _load(path: Path, dims: int) -> tuple[Any, Geometry]:
         unit = header.get_xyzt_units()[0]
     except Exception as error:  # decoders of damaged files raise anything
         raise _unreadable(path, error) from error
+    if frame is not None:
+        image = _one_frame(image, frame, path)
     shape = tuple(int(side) for side in image.shape)
     _check_shape(shape, path)
-    return image, _geometry(path, shape, codes, forms, header.get_zooms(), unit, dims)
+    return image, _geometry(path, shape, codes, forms, header.get_zooms()[:3], unit, dims)
+
+
+def _one_frame(image: Any, frame: int, path: Path) -> Any:
+    """The 3-D image of one frame; its voxels stay unread."""
+    if len(image.shape) != 4 or not 0 <= frame < image.shape[3]:
+        raise DataError(
+            f"Frame {frame} was asked for, but the file has the shape {tuple(image.shape)}.",
+            where=str(path), fix="The table of the data set and the file disagree: get both again.",
+        )  # fmt: skip
+    return image.slicer[..., frame]
 
 
 def _geometry(

@@ -1,0 +1,126 @@
+"""Slices and stacks in `.npz` or HDF5 files, as the preprocessing of Synapse and ACDC in this literature stores them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.data.source import Pair, Source, checked_pair, read_npz, require_file
+from toolkit.errors import DataError
+
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+_MOST_VOXELS = 2**31
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayFileSource(Source):
+    """One slice (H, W) or one stack (Z, H, W) with its label in one file of plain arrays."""
+
+    path: Path = Path()
+    image_key: str = "image"
+    label_key: str = "label"
+
+    def read_raw(self) -> Pair:
+        """Read both arrays; the image gets a channel axis."""
+        arrays = read_arrays(self.path, [self.image_key, self.label_key])
+        image = arrays[self.image_key]
+        if image.ndim not in (2, 3):
+            raise DataError(
+                f"The array {self.image_key!r} has shape {image.shape}, neither a slice nor a stack of slices.",
+                where=str(self.path), fix="Store rows x columns, or slices x rows x columns.",
+            )  # fmt: skip
+        return checked_pair(image[None], arrays[self.label_key], self)
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+
+def read_arrays(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
+    """Read named arrays of an `.npz` or HDF5 file; nothing stored in it is run and no other file is opened.
+
+    Raises:
+        DataError: missing, empty, truncated or foreign file; a missing array; pickled objects; arrays that lie in
+            another file.
+    """
+    if not path.name.lower().endswith(HDF5_SUFFIXES):
+        return read_npz(path, keys)
+    with _opened(path) as file:
+        return {key: _dataset(file, key, path)[()] for key in keys}
+
+
+def array_shape(path: Path, key: str) -> tuple[int, ...]:
+    """Shape of one array; of an HDF5 file only the header is read.
+
+    Raises:
+        DataError: as `read_arrays`.
+    """
+    if not path.name.lower().endswith(HDF5_SUFFIXES):
+        return read_npz(path, [key])[key].shape
+    with _opened(path) as file:
+        return tuple(int(side) for side in _dataset(file, key, path).shape)
+
+
+class _opened:
+    """An HDF5 file, with every failure of the library turned into an error that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        require_file(path)
+        self.path = path
+
+    def __enter__(self) -> Any:
+        try:
+            import h5py
+        except ImportError as error:
+            raise DataError(
+                "HDF5 files need the package h5py, which is not installed.", where=str(self.path),
+                fix="pip install h5py",
+            ) from error  # fmt: skip
+        try:
+            self.file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise _damaged(self.path, error) from error
+        return self.file
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.file.close()
+        if error is not None and not isinstance(error, DataError) and isinstance(error, Exception):
+            raise _damaged(self.path, error) from error
+
+
+def _dataset(file: Any, key: str, path: Path) -> Any:
+    import h5py
+
+    if key not in file:
+        raise DataError(
+            f"The file has no array called {key}.", where=str(path),
+            fix=f"It holds {', '.join(file) or 'nothing'}; name the arrays accordingly.",
+        )  # fmt: skip
+    link = file.get(key, getlink=True)
+    dataset = None if isinstance(link, h5py.ExternalLink) else file[key]
+    if dataset is None or (isinstance(dataset, h5py.Dataset) and (dataset.external or dataset.is_virtual)):
+        raise DataError(
+            f"The array {key} lies in another file.",
+            where=str(path),
+            fix="Store it in this file: links are refused.",
+        )
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "buif":
+        raise DataError(f"{key} is no array of numbers.", where=str(path), fix="Store plain number arrays.")
+    if dataset.size > _MOST_VOXELS:
+        raise DataError(
+            f"The header gives {key} the shape {dataset.shape}.", where=str(path), fix="It is damaged."
+        )
+    return dataset
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"The file is not a readable HDF5 file ({type(error).__name__}: {str(error)[:120]}).",
+        where=str(path), fix="Copy or download it again; check it with task.verify().",
+    )  # fmt: skip

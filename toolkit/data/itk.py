@@ -1,0 +1,123 @@
+"""DICOM series, MetaImage and NRRD through SimpleITK, which is optional, brought into the axes NIfTI files are read in."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.data.geometry import Geometry
+from toolkit.data.source import Pair, Source, checked_image, checked_pair
+from toolkit.data.volumes import geometry_of, require_same_grid
+from toolkit.errors import DataError
+
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ItkSource(Source):
+    """A volume that SimpleITK reads (a file, or the folder of one DICOM series), with its label as a file or folder."""
+
+    image: Path = Path()
+    label: Path | None = None
+    dims: int = 3
+
+    def read_raw(self) -> Pair:
+        """Read image and label; they must share one grid."""
+        array, geometry = read_itk(self.image, self.dims)
+        label = None
+        if self.label is not None:
+            label, other = read_itk(self.label, self.dims)
+            require_same_grid(geometry, other, self.image, self.label)
+        return checked_pair(checked_image(array, str(self.image))[None], label, self)
+
+    @property
+    def where(self) -> str:
+        return str(self.image) if self.label is None else f"{self.image}, {self.label}"
+
+    @property
+    def label_where(self) -> str:
+        return str(self.label)
+
+    def files(self) -> tuple[Path, ...]:
+        paths = [self.image, *([] if self.label is None else [self.label])]
+        return tuple(file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path]))
+
+
+def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:
+    """Read one volume in the axes closest to right, anterior, superior (slices first if `dims` is 2).
+
+    Raises:
+        DataError: SimpleITK is not installed; nothing to read, or a damaged file; a folder that holds no series or
+            several; missing slices; more than three axes or several channels.
+    """
+    itk = simple_itk(path)
+    itk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        image = _series(itk, path) if path.is_dir() else itk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1][-160:] if str(error).strip() else "no text"
+        raise DataError(
+            f"SimpleITK cannot read this ({reason}).", where=str(path),
+            fix="It is missing, truncated, damaged or of another format: copy or export it again.",
+        ) from error  # fmt: skip
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise DataError(
+            f"The image has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} channels.",
+            where=str(path), fix="Save one number per voxel and one 3D file per time point.",
+        )  # fmt: skip
+    stored = np.transpose(itk.GetArrayFromImage(image))  # to x, y, z, as NIfTI stores it
+    affine = np.eye(4)
+    affine[:3, :3] = np.asarray(image.GetDirection()).reshape(3, 3) * np.asarray(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    geometry = geometry_of(_LPS @ affine, stored.shape, path, dims)
+    return geometry.arrange(stored), geometry
+
+
+def simple_itk(path: Path) -> Any:
+    """The SimpleITK module.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        import SimpleITK
+    except ImportError as error:
+        raise DataError(
+            "DICOM series, MetaImage (.mhd, .mha) and NRRD files need the package SimpleITK, which is not installed.",
+            where=str(path), fix="pip install SimpleITK, or convert the images to NIfTI (.nii.gz).",
+        ) from error  # fmt: skip
+    return SimpleITK
+
+
+def _series(itk: Any, folder: Path) -> Any:
+    found = itk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(found) != 1:
+        raise DataError(
+            f"The folder holds {len(found)} DICOM series.",
+            where=str(folder),
+            fix="Keep one series in a folder.",
+        )
+    names = itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), found[0])
+    _check_steps(itk, names, folder)
+    reader = itk.ImageSeriesReader()
+    reader.SetFileNames(names)
+    return reader.Execute()
+
+
+def _check_steps(itk: Any, names: tuple[str, ...], folder: Path) -> None:
+    """Slices must follow each other at one distance: a missing slice would stretch the anatomy silently."""
+    positions = []
+    for name in names:
+        header = itk.ImageFileReader()
+        header.SetFileName(name)
+        header.ReadImageInformation()
+        positions.append(header.GetOrigin())
+    steps = np.linalg.norm(np.diff(np.asarray(positions), axis=0), axis=1)
+    if len(steps) and steps.max() - steps.min() > 0.05 * max(float(np.median(steps)), 1e-6):
+        raise DataError(
+            f"Neighbouring slices are {steps.min():.3g} to {steps.max():.3g} mm apart.", where=str(folder),
+            fix="A slice is missing or there twice: export the series again.",
+        )  # fmt: skip
