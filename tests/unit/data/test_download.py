@@ -1,0 +1,363 @@
+"""Downloads against a server on this machine that misbehaves in every way we know, and archives that attack."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import socket
+import stat
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from toolkit.data.archive import Limits, unpack
+from toolkit.data.catalogue import find_manifest
+from toolkit.data.download import fetch, fetch_all
+from toolkit.data.manifest import Download
+from toolkit.errors import DataError
+
+CONTENT = np.random.default_rng(0).bytes(200_000)
+HASH = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves CONTENT; the first part of the path says how; `asked` notes the ranges asked for."""
+
+    asked: list[str | None]
+    ends: threading.Event
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        way = self.path.split("/")[1]
+        self.asked.append(self.headers.get("Range"))
+        getattr(self, way)()
+
+    def answer(self, body: bytes, status: int = 200, length: int | None = None, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def start(self) -> int:
+        return int((self.headers.get("Range") or "bytes=0-")[6:-1])
+
+    def part(self, body: bytes, start: int) -> None:
+        self.answer(
+            body, 206, len(CONTENT) - start, Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
+        )
+
+    def good(self) -> None:
+        self.answer(CONTENT)
+
+    def truncating(self) -> None:  # sends 60 000 bytes of what is left, each time
+        start = self.start()
+        self.part(CONTENT[start : start + 60_000], start) if start else self.answer(
+            CONTENT[:60_000], length=len(CONTENT)
+        )
+
+    def without_ranges(self) -> None:
+        self.answer(CONTENT[:60_000] if len(self.asked) == 1 else CONTENT, length=len(CONTENT))
+
+    def wrong_place(self) -> None:
+        if self.start():
+            self.answer(
+                CONTENT[:10],
+                206,
+                len(CONTENT) - self.start(),
+                Content_Range=f"bytes 7-{len(CONTENT)}/{len(CONTENT)}",
+            )
+        else:
+            self.answer(CONTENT[:60_000], length=len(CONTENT))
+
+    def corrupting(self) -> None:
+        self.answer(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
+
+    def stalling(self) -> None:
+        self.answer(CONTENT[:1000], length=len(CONTENT))
+        self.wfile.flush()
+        self.ends.wait(20)
+
+    def dripping(self) -> None:
+        self.answer(b"", length=len(CONTENT))
+        for index in range(200):
+            if self.ends.wait(0.05):
+                break
+            try:
+                self.wfile.write(CONTENT[index : index + 1])
+                self.wfile.flush()
+            except OSError:
+                break
+
+    def longer(self) -> None:
+        self.answer(CONTENT + b"more", length=len(CONTENT) + 4)
+
+    def endless(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        try:
+            for _ in range(100):
+                self.wfile.write(CONTENT)
+        except OSError:
+            pass
+
+    def shorter(self) -> None:
+        self.answer(CONTENT[:500])
+
+    def error_page(self) -> None:
+        self.answer(b"<html>please log in</html>", Content_Type="text/html")
+
+    def missing(self) -> None:
+        self.answer(b"no", 404)
+
+    def elsewhere(self) -> None:
+        self.answer(b"", 302, Location="http://localhost:9/good/file.bin")
+
+    def to_file(self) -> None:
+        self.answer(b"", 302, Location="file:///etc/passwd")
+
+    def loop(self) -> None:
+        self.answer(b"", 302, Location="/loop/file.bin")
+
+    def moved(self) -> None:
+        self.answer(b"", 302, Location="/good/file.bin")
+
+    def hanging_up(self) -> None:
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[tuple[str, list[str | None]]]:
+    monkeypatch.setenv("no_proxy", "*")
+    Handler.asked, Handler.ends = [], threading.Event()
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.daemon_threads = True
+    running.handle_error = lambda *a: None  # a client that hangs up is what some tests want
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{running.server_port}", Handler.asked
+    Handler.ends.set()
+    running.shutdown()
+    running.server_close()
+
+
+def get(server: str, way: str, folder: Path, **options: object) -> Path:
+    source = Download(url=f"{server}/{way}/file.bin", bytes=len(CONTENT), sha256=HASH)
+    return fetch(source, folder, progress=False, pause=0.0, **{"timeout": 5.0, **options})
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.rglob("*") if not p.name.startswith("."))
+
+
+def test_a_good_server(server, tmp_path):
+    path = get(server[0], "good", tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert os.listdir(tmp_path) == ["file.bin"]
+    assert get(server[0], "good", tmp_path) == path
+    assert len(server[1]) == 1  # what is there and right is not fetched again
+
+
+def test_a_truncated_transfer_is_continued(server, tmp_path):
+    assert get(server[0], "truncating", tmp_path).read_bytes() == CONTENT
+    assert server[1] == [None, "bytes=60000-", "bytes=120000-", "bytes=180000-"]
+
+
+def test_a_later_call_continues(server, tmp_path):
+    with pytest.raises(DataError, match="broke off 1 times"):
+        get(server[0], "truncating", tmp_path, attempts=1)
+    assert visible(tmp_path) == []
+    assert len(os.listdir(tmp_path)) == 1
+    assert get(server[0], "truncating", tmp_path).read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_starts_again(server, tmp_path):
+    assert get(server[0], "without_ranges", tmp_path).read_bytes() == CONTENT
+
+
+def test_a_redirect_on_the_same_host_is_followed(server, tmp_path):
+    assert get(server[0], "moved", tmp_path).read_bytes() == CONTENT
+
+
+REFUSED = {
+    "corrupting": "has the SHA-256", "longer": "announces 200004 bytes", "endless": "more than the 200000 bytes",
+    "shorter": "announces 500 bytes", "error_page": "announces 26 bytes", "missing": "answers 404",
+    "elsewhere": "sends us elsewhere: http://localhost:9", "to_file": "answers|sends us elsewhere|broke off",
+    "loop": "answers 302", "hanging_up": "broke off 4 times",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", REFUSED)
+def test_bad_servers_leave_nothing(way, server, tmp_path):
+    with pytest.raises(DataError, match=REFUSED[way]) as caught:
+        get(server[0], way, tmp_path)
+    assert way in caught.value.where
+    assert caught.value.fix
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"), [("stalling", "timed out"), ("dripping", "less than 256 bytes per second")]
+)
+def test_waiting_is_bounded(way, reason, server, tmp_path):
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=reason):
+        get(server[0], way, tmp_path, timeout=0.4, attempts=2)
+    assert time.monotonic() - begun < 10
+    assert visible(tmp_path) == []
+
+
+def test_a_server_that_continues_elsewhere_is_started_again(server, tmp_path):
+    with pytest.raises(DataError, match=r"continued at another place|broke off"):
+        get(server[0], "wrong_place", tmp_path)
+    assert visible(tmp_path) == []
+
+
+def test_no_connection_is_one_message(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(DataError, match=f"no connection to 127.0.0.1:{port}") as caught:
+        get(f"http://127.0.0.1:{port}", "good", tmp_path)
+    assert "download the file elsewhere" in caught.value.fix
+    assert os.listdir(tmp_path) == []
+
+
+def test_another_file_of_that_name_is_not_replaced(server, tmp_path):
+    (tmp_path / "file.bin").write_text("mine")
+    with pytest.raises(DataError, match="other content"):
+        get(server[0], "good", tmp_path)
+    assert (tmp_path / "file.bin").read_text() == "mine"
+
+
+def test_data_that_cannot_be_fetched_give_the_list(tmp_path):
+    manifest = find_manifest("acdc")
+    with pytest.raises(DataError, match="cannot be fetched by a program") as caught:
+        fetch_all(manifest, tmp_path / "acdc")
+    assert manifest.access.steps[0] in caught.value.fix
+    assert os.listdir(tmp_path) == []
+
+
+def zipped(
+    path: Path, entries: dict[str, bytes], change: Callable[[zipfile.ZipInfo], None] | None = None
+) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            if change:
+                change(info)
+            archive.writestr(info, content)
+    return path
+
+
+def tarred(path: Path, *members: tuple[str, bytes, str]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content, kind in members:
+            info = tarfile.TarInfo(name)
+            info.type = {
+                "file": tarfile.REGTYPE, "link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "fifo": tarfile.FIFOTYPE,
+                "device": tarfile.CHRTYPE, "folder": tarfile.DIRTYPE,
+            }[kind]  # fmt: skip
+            info.linkname = content.decode() if kind in ("link", "hard") else ""
+            info.size = len(content) if kind == "file" else 0
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def as_link(info: zipfile.ZipInfo) -> None:
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-30])
+    return path
+
+
+def flipped(path: Path) -> Path:
+    data = bytearray(path.read_bytes())
+    data[60] ^= 0xFF
+    path.write_bytes(bytes(data))
+    return path
+
+
+ATTACKS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "zip_parent": (lambda p: zipped(p / "a.zip", {"../out.txt": b"x"}), "outside its folder"),
+    "zip_absolute": (lambda p: zipped(p / "a.zip", {"/tmp/out.txt": b"x"}), "outside its folder"),
+    "zip_drive": (lambda p: zipped(p / "a.zip", {"C:/out.txt": b"x"}), "outside its folder"),
+    "zip_link": (lambda p: zipped(p / "a.zip", {"l": b"/etc/passwd"}, as_link), "a link or a device"),
+    "zip_same_name": (lambda p: zipped(p / "a.zip", {"a.txt": b"x", "A.TXT": b"y"}), "twice"),
+    "zip_newline": (lambda p: zipped(p / "a.zip", {"a\nb": b"y"}), "no portable name"),
+    "zip_bomb": (lambda p: zipped(p / "a.zip", {"zeros": bytes(3_000_000)}), "unpack to more than"),
+    "zip_cut": (lambda p: cut(zipped(p / "a.zip", {"a": CONTENT})), "cannot be read"),
+    "zip_flipped": (lambda p: flipped(zipped(p / "a.zip", {"a": CONTENT})), "cannot be read"),
+    "zip_empty": (lambda p: zipped(p / "a.zip", {}), "holds no files"),
+    "tar_parent": (lambda p: tarred(p / "a.tgz", ("x/../../out.txt", b"x", "file")), "outside its folder"),
+    "tar_absolute": (lambda p: tarred(p / "a.tgz", ("/tmp/out.txt", b"x", "file")), "outside its folder"),
+    "tar_link": (
+        lambda p: tarred(p / "a.tgz", ("l", b"/etc", "link"), ("l/out", b"x", "file")),
+        "a link or a device",
+    ),
+    "tar_hard_link": (lambda p: tarred(p / "a.tgz", ("l", b"/etc/passwd", "hard")), "a link or a device"),
+    "tar_fifo": (lambda p: tarred(p / "a.tgz", ("f", b"", "fifo")), "a link or a device"),
+    "tar_device": (lambda p: tarred(p / "a.tgz", ("d", b"", "device")), "a link or a device"),
+    "tar_twice": (lambda p: tarred(p / "a.tgz", ("a", b"x", "file"), ("a", b"y", "file")), "twice"),
+    "tar_bomb": (lambda p: tarred(p / "a.tgz", ("z", bytes(3_000_000), "file")), "unpack to more than"),
+    "tar_cut": (lambda p: cut(tarred(p / "a.tgz", ("a", CONTENT, "file"))), "cannot be read"),
+    "no_archive": (lambda p: Path((p / "a.zip").write_bytes(b"<html>") and p / "a.zip"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_archives_that_attack_leave_nothing(attack, tmp_path):
+    build, message = ATTACKS[attack]
+    (tmp_path / "in").mkdir()
+    archive = build(tmp_path / "in")
+    with pytest.raises(DataError, match=message) as caught:
+        unpack(archive, tmp_path / "out" / "set", Limits(ratio=100))
+    assert caught.value.where == str(archive)
+    assert [p for p in tmp_path.rglob("*") if p.is_file() or p.is_symlink()] == [archive]
+    assert not Path("/tmp/out.txt").exists()
+
+
+def test_size_and_count_limits(tmp_path):
+    archive = zipped(tmp_path / "a.zip", {f"{i}": os.urandom(100) for i in range(5)})
+    with pytest.raises(DataError, match="more than 300 bytes"):
+        unpack(archive, tmp_path / "s", Limits(bytes=300))
+    with pytest.raises(DataError, match="more than 4 entries"):
+        unpack(archive, tmp_path / "s", Limits(entries=4))
+
+
+def test_a_good_archive_and_no_overwriting(tmp_path):
+    archive = zipped(tmp_path / "a.zip", {"x/one.txt": b"1", "two.txt": b"2"})
+    assert sorted(unpack(archive, tmp_path / "s")) == ["two.txt", "x/one.txt"]
+    assert (tmp_path / "s" / "x" / "one.txt").read_text() == "1"
+    (tmp_path / "s" / "two.txt").write_text("mine")
+    with pytest.raises(DataError, match="2 files of the archive are already there"):
+        unpack(archive, tmp_path / "s")
+    assert (tmp_path / "s" / "two.txt").read_text() == "mine"
+    second = tarred(tmp_path / "b.tgz", ("x", b"", "folder"), ("x/three.txt", b"3", "file"))
+    assert unpack(second, tmp_path / "s") == ["x/three.txt"]
+    assert (tmp_path / "s" / "x" / "three.txt").read_text() == "3"
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_folder_that_is_a_link_is_not_followed(tmp_path):
+    archive = zipped(tmp_path / "a.zip", {"x/one.txt": b"1"})
+    (tmp_path / "s").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "s" / "x").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="is a link"):
+        unpack(archive, tmp_path / "s")
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -1,0 +1,176 @@
+"""Unpack archives so that nothing in them can reach outside their folder, fill the disk or replace a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO, Any
+
+from toolkit.errors import DataError
+
+_BLOCK = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What an archive may hold: bytes in all, bytes per byte of the archive, entries."""
+
+    bytes: int = 2**38
+    ratio: float = 200.0
+    entries: int = 2_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    name: str
+    folder: bool
+    size: int
+    handle: Any
+
+
+def unpack(
+    archive: str | os.PathLike[str], folder: str | os.PathLike[str], limits: Limits | None = None
+) -> list[str]:
+    """Unpack a `.zip` or `.tar` archive (also `.gz`, `.bz2`, `.xz`) into a folder, all of it or nothing.
+
+    Everything is checked before and while it is written to a hidden folder beside the target; only a complete and
+    clean content is moved to its place.
+
+    Returns:
+        Paths of the files, relative to `folder`.
+
+    Raises:
+        DataError: no archive, or a damaged one; absolute paths, `..`, links, devices, names that are not portable or
+            occur twice; encrypted entries; more than the limits; a file that is already there.
+    """
+    archive, folder, limits = Path(archive), Path(folder), limits or Limits()
+    if not archive.is_file():
+        raise DataError("There is no such archive.", where=str(archive), fix="Check the path.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    hidden = Path(tempfile.mkdtemp(prefix=".unpack-", dir=folder.parent))
+    try:
+        try:
+            names = _write_all(archive, hidden, limits)
+        except DataError:
+            raise
+        except Exception as error:  # decoders of damaged archives raise anything
+            raise _bad(
+                archive, f"cannot be read to its end ({type(error).__name__}: {str(error)[:120]})"
+            ) from error
+        _move(hidden, folder, names, archive)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return names
+
+
+def _write_all(archive: Path, hidden: Path, limits: Limits) -> list[str]:
+    allowed = min(limits.bytes, int(limits.ratio * max(archive.stat().st_size, 1)))
+    written, names, taken = 0, [], set()
+    with _opened(archive) as opened:
+        for number, entry in enumerate(_entries(opened, archive)):
+            if number >= limits.entries:
+                raise _bad(archive, f"has more than {limits.entries} entries")
+            relative = _safe(entry.name, archive)
+            if entry.folder:
+                (hidden / relative).mkdir(parents=True, exist_ok=True)
+                continue
+            if relative.as_posix().casefold() in taken:
+                raise _bad(archive, f"has {entry.name!r} twice")
+            taken.add(relative.as_posix().casefold())
+            target = hidden / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if written + entry.size > allowed:
+                raise _bad(
+                    archive,
+                    f"would unpack to more than {allowed} bytes (its own size: {archive.stat().st_size})",
+                )
+            with _stream(opened, entry) as source, target.open("xb") as sink:
+                while block := source.read(_BLOCK):  # what is declared may be a lie: count what comes
+                    written += len(block)
+                    if written > allowed:
+                        raise _bad(archive, f"unpacks to more than {allowed} bytes")
+                    sink.write(block)
+            names.append(relative.as_posix())
+    if not names:
+        raise _bad(archive, "holds no files")
+    return names
+
+
+def _opened(archive: Path) -> Any:
+    if zipfile.is_zipfile(archive):
+        return zipfile.ZipFile(archive)
+    return tarfile.open(archive, "r:*")
+
+
+def _entries(opened: Any, archive: Path) -> Iterator[_Entry]:
+    if isinstance(opened, zipfile.ZipFile):
+        for info in opened.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _bad(archive, f"holds {info.filename!r}, which is a link or a device")
+            if info.flag_bits & 1:
+                raise _bad(archive, f"holds {info.filename!r}, which is encrypted")
+            yield _Entry(info.filename, info.is_dir(), info.file_size, info)
+        return
+    for member in opened:
+        if not (member.isreg() or member.isdir()):
+            raise _bad(archive, f"holds {member.name!r}, which is a link or a device")
+        yield _Entry(member.name, member.isdir(), member.size, member)
+
+
+def _stream(opened: Any, entry: _Entry) -> IO[bytes]:
+    return (
+        opened.open(entry.handle) if isinstance(opened, zipfile.ZipFile) else opened.extractfile(entry.handle)
+    )
+
+
+def _safe(name: str, archive: Path) -> PurePosixPath:
+    path, windows = PurePosixPath(name), PureWindowsPath(name)
+    outside = path.is_absolute() or windows.drive or windows.root or ".." in (*path.parts, *windows.parts)
+    if outside or (not path.parts and name not in (".", "./")):
+        raise _bad(archive, f"holds {name!r}, which lies outside its folder")
+    if (
+        "\\" in name
+        or any(ord(letter) < 32 for letter in name)
+        or any(len(part) > 240 for part in path.parts)
+    ):
+        raise _bad(archive, f"holds {name!r}, which is no portable name")
+    return path
+
+
+def _move(hidden: Path, folder: Path, names: list[str], archive: Path) -> None:
+    there = [name for name in names if (folder / name).exists() or (folder / name).is_symlink()]
+    if there:
+        raise DataError(
+            f"{len(there)} files of the archive are already there, for example {there[0]}.",
+            where=str(folder), fix=f"Move them away if {archive.name} shall replace them; nothing was changed.",
+        )  # fmt: skip
+    if not folder.exists():
+        hidden.rename(folder)
+        folder.chmod(0o755)
+        return
+    if any(
+        parent.is_symlink()
+        for name in names
+        for parent in (folder / name).parents
+        if parent != folder and parent.is_relative_to(folder)
+    ):
+        raise DataError("A folder there is a link.", where=str(folder), fix="Replace it by a folder.")
+    for name in names:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (hidden / name).rename(target)
+
+
+def _bad(archive: Path, what: str) -> DataError:
+    return DataError(
+        f"The archive {what}.", where=str(archive),
+        fix="Nothing was unpacked. Get the archive from its publisher again, and do not use it if this stays.",
+    )  # fmt: skip
