@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 COMPOSERS: dict[str, tuple[str, str]] = {
     "GradCamResult": ("toolkit.show.compose_explain", "grad_cam"),
     "AttributionResult": ("toolkit.show.compose_attribution", "attribution"),
+    "Faithfulness": ("toolkit.show.compose_checks", "faithfulness"),
+    "RandomisedWeights": ("toolkit.show.compose_checks", "randomised_weights"),
+    "Gaussianity": ("toolkit.show.compose_checks", "gaussianity"),
+    "ClassifierVariability": ("toolkit.show.compose_checks", "classifier_variability"),
+    "RegularizerHealth": ("toolkit.show.compose_checks", "regularizer_health"),
     "MaskedLatent": ("toolkit.show.compose_explain", "masked_latent"),
     "ChannelSimilarity": ("toolkit.show.compose_measure", "channel_similarity"),
     "Projection": ("toolkit.show.compose_measure", "projection"),

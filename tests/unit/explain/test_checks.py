@@ -1,0 +1,125 @@
+"""Checks of maps: closed forms of linear networks, scipy, and a network that has learnt nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from networks import Inplace
+from scipy import stats
+from torch import Tensor, nn
+
+from toolkit.errors import ResultError
+from toolkit.explain.attribute import attribute
+from toolkit.explain.faithfulness import Faithfulness, area, deletion_insertion, faithfulness
+from toolkit.explain.gradcam import grad_cam
+from toolkit.explain.sanity import RandomisedWeights, randomised_weights, rank_correlation, shuffled
+from toolkit.explain.targets import ClassSum, Region
+from toolkit.models.unet import unet
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def linear() -> nn.Conv2d:
+    net = nn.Conv2d(1, 2, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([1.0, 2.0]).view(2, 1, 1, 1))
+    return net
+
+
+def test_curves_of_a_sum_by_hand() -> None:
+    image, base = torch.tensor([[[[4.0, 3.0], [2.0, 1.0]]]]), torch.zeros(1, 1, 2, 2)
+    deleted, inserted = deletion_insertion(
+        lambda x: x.flatten(1).sum(1), image, base, torch.tensor([0, 1, 2, 3]), 4
+    )
+    assert deleted.tolist() == pytest.approx([1, 0.6, 0.3, 0.1, 0])
+    assert inserted.tolist() == pytest.approx([0, 0.4, 0.7, 0.9, 1])
+    assert area(deleted) == pytest.approx((0.5 + 0.6 + 0.3 + 0.1) / 4)
+    same = deletion_insertion(lambda x: torch.ones(len(x)), image, base, torch.arange(4), 2)
+    assert all(curve.isnan().all() for curve in same)
+
+
+def test_the_exact_attribution_is_the_most_faithful() -> None:
+    net, image = linear(), noise(2, 1, 8, 8)
+    own = attribute(net, image, "input_x_gradient", ClassSum(1), baseline="zero")
+    result = faithfulness(net, own, ClassSum(1), baseline="zero", orders=9, perturbations=5)
+    table = result.table()
+    assert (table["deletion"] < table["deletion_random"]).all()
+    assert (table["insertion"] > table["insertion_random"]).all()
+    assert table["deletion_p"].tolist() == pytest.approx([0.1, 0.1])
+    constant = attribute(net, image, "saliency", ClassSum(1))
+    exact = faithfulness(net, constant, ClassSum(1), orders=1, perturbations=5).table()
+    assert exact["infidelity"].tolist() == pytest.approx([0, 0], abs=1e-6)  # the gradient of a linear score
+    assert exact["sensitivity"].tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert (table["infidelity"] > 1e-3).all()
+    assert (table["sensitivity"] > 0).all()
+
+
+def test_maps_of_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, image = unet(1, 3, channels=(4, 8)), noise(1, 1, 16, 16)
+    cam = grad_cam(net, image, ["bottleneck", "decoder.1"], ClassSum(1))
+    result = faithfulness(net, cam, ClassSum(1), steps=4, orders=2)
+    table = result.table()
+    assert table["name"].tolist() == ["bottleneck", "decoder.1"]
+    assert table["infidelity"].isna().all()
+    assert result.curves["bottleneck/image0000/deletion"].tolist()[::4] == pytest.approx([1, 0])
+    again = Faithfulness.load(result.save(tmp_path / "faithfulness.tkr"))
+    assert again.table()["deletion"].tolist() == pytest.approx(table["deletion"].tolist())
+    assert result.figure(tmp_path / "faithfulness.png").stat().st_size > 1000
+    with torch.no_grad():
+        net.head.weight.add_(1)
+    with pytest.raises(ResultError, match="other weights"):
+        faithfulness(net, cam, ClassSum(1))
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    one, two = noise(1, 5, 5), noise(1, 5, 5, seed=1)
+    expected = stats.spearmanr(one.flatten(), two.flatten()).statistic
+    assert rank_correlation(one, two) == pytest.approx(expected)
+    assert rank_correlation(one, one.exp()) == pytest.approx(1)
+    assert rank_correlation(one, torch.zeros(1, 5, 5)) != rank_correlation(one, torch.zeros(1, 5, 5))
+
+
+def test_shuffling_keeps_the_values_and_the_original() -> None:
+    torch.manual_seed(0)
+    net = unet(1, 2, channels=(4, 8))
+    before = [p.detach().clone() for p in net.parameters()]
+    copy = shuffled(net, seed=1)
+    for old, kept, new in zip(before, net.parameters(), copy.parameters(), strict=True):
+        assert torch.equal(old, kept)
+        assert torch.equal(old.flatten().sort().values, new.flatten().sort().values)
+    assert not torch.equal(before[0], next(copy.parameters()))
+    again = shuffled(net, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(copy.parameters(), again.parameters(), strict=True))
+
+
+class Edges(nn.Module):
+    """Its layer is the image and nothing learnt lies before it, so the map shows the image whatever the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copy, self.head = nn.Identity(), nn.Conv2d(1, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.copy(x))
+
+
+def test_a_map_of_the_image_fails_and_a_map_of_the_network_passes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    image = noise(2, 1, 16, 16)
+    shown = randomised_weights(Edges(), image, "copy", ClassSum(1))
+    assert shown.table()["similarity"].tolist() == pytest.approx([1])
+    assert shown.table()["verdict"][0].startswith("fails")
+    learnt = randomised_weights(
+        Inplace(), image, ["norm", "second"], Region(1, inside="reference"), label=image[:, 0] > 0
+    )
+    assert len(learnt.numbers) == 2 * 2 * 3
+    assert (learnt.table()["similarity"] < 0.95).all()
+    again = RandomisedWeights.load(learnt.save(tmp_path / "sanity.tkr"))
+    pd.testing.assert_frame_equal(again.table(), learnt.table())
+    assert learnt.figure(tmp_path / "sanity.png").stat().st_size > 1000

@@ -1,0 +1,134 @@
+"""Gaussianity, classifier variability and regularizer health against closed forms, nulls and scikit-learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import integrate
+
+from toolkit.errors import ConfigError, ResultError
+from toolkit.measure.classifier_variability import ClassifierVariability, classifier_variability
+from toolkit.measure.gaussianity import Gaussianity, effective_rows, gaussianity
+from toolkit.measure.regularizer_health import RegularizerHealth, regularizer_health
+
+LAYER = "head_input"
+
+
+def normal(n: int, channels: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, channels, generator=torch.Generator().manual_seed(seed))
+
+
+def test_normal_rows_lie_at_the_null(make_store: Callable[..., Any]) -> None:
+    found = gaussianity(make_store(normal(2000, 8)), LAYER, null_draws=100).table().iloc[0]
+    assert found["T"] == pytest.approx(1.05246, rel=0.5)
+    assert found["T_over_N"] < found["null_95"]
+    assert found["null"] * 2000 == pytest.approx(1.05246, rel=1e-4)
+    assert found["n_eff"] == pytest.approx(2000, rel=0.1)
+    assert found["excess_kurtosis"] == pytest.approx(0, abs=0.15)
+    assert found["eig_min"] > 0.8
+
+
+def test_shifted_rows_have_the_closed_form(make_store: Callable[..., Any]) -> None:
+    """For N(m, 1) in one channel the characteristic function is e^{imt - t²/2}: E = ∫ w 2 (1 - cos mt) e^{-t²}."""
+    rows = normal(20_000, 1) + 1.5
+    found = gaussianity(make_store(rows), LAYER, null_draws=2).table().iloc[0]
+    expected = integrate.quad(
+        lambda t: math.exp(-t * t / 2) * math.exp(-t * t) * 2 * (1 - math.cos(1.5 * t)), -3, 3
+    )[0]
+    assert found["T_over_N"] == pytest.approx(expected, rel=0.03)
+    assert found["mean_norm"] == pytest.approx(1.5, abs=0.03)
+    shape = gaussianity(make_store(rows), LAYER, null_draws=2, standardise=True).table().iloc[0]
+    assert shape["T_over_N"] < 0.01 * expected
+
+
+def test_effective_rows() -> None:
+    clusters = torch.arange(50).repeat_interleave(20)
+    same = normal(50, 4).repeat_interleave(20, 0)
+    assert effective_rows(same, clusters) == pytest.approx(50)
+    assert effective_rows(normal(1000, 4), clusters) == pytest.approx(1000, rel=0.25)
+    half = (same + normal(1000, 4, seed=1)) / 2**0.5
+    assert effective_rows(half, clusters) == pytest.approx(1000 / (1 + 19 * 0.5), rel=0.2)
+    assert effective_rows(normal(30, 2), torch.arange(30)) == 30
+
+
+def test_groups_and_round_trip(make_store: Callable[..., Any], tmp_path: Path) -> None:
+    store = make_store(normal(300, 4), classes=3)
+    result = gaussianity(store, LAYER, null_draws=3, directions=32)
+    assert result.table()["group"].tolist()[0] == "all"
+    assert len(result.table()) == 4
+    again = Gaussianity.load(result.save(tmp_path / "gaussianity.tkr"))
+    assert torch.equal(again.by_direction, result.by_direction)
+    assert result.figure(tmp_path / "gaussianity.png").stat().st_size > 1000
+    with pytest.raises(ResultError, match="at least 8"):
+        gaussianity(make_store(normal(7, 4)), LAYER)
+    with pytest.raises(ConfigError, match="directions"):
+        gaussianity(store, LAYER, directions=0)
+
+
+def clusters(n: int, spread: float, seed: int = 0) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    centres = 3 * np.eye(3, 6)
+    return torch.from_numpy(centres[(np.arange(n) // 10) % 3] + spread * rng.normal(size=(n, 6))).float()
+
+
+def test_noisier_features_give_a_more_variable_classifier(
+    make_store: Callable[..., Any], tmp_path: Path
+) -> None:
+    options = {"bootstraps": 6, "rows": 150}
+    near, far = (make_store(clusters(600, spread), classes=3) for spread in (0.5, 3.0))
+    clean = classifier_variability(near, LAYER, far, **options)
+    noisy = classifier_variability(far, LAYER, near, **options)
+    assert (clean.angles < noisy.angles).all()
+    assert clean.source_disagreement < 0.01 < noisy.source_disagreement
+    assert clean.source_accuracy > 0.99
+    assert clean.target_disagreement > clean.source_disagreement
+    torch.testing.assert_close(clean.weights.sum(1), torch.zeros(6, 6, dtype=torch.float64))
+    pairs = [
+        float(torch.rad2deg(torch.arccos(torch.cosine_similarity(a, b, dim=0))))
+        for i, a in enumerate(noisy.weights[:, 1])
+        for b in noisy.weights[i + 1 :, 1]
+    ]
+    assert float(noisy.angles[1]) == pytest.approx(np.mean(pairs))
+    again = ClassifierVariability.load(clean.save(tmp_path / "heads.tkr"))
+    assert again.table().equals(clean.table())
+    assert clean.figure(tmp_path / "heads.png").stat().st_size > 1000
+
+
+def test_wrong_calls_of_the_classifier(make_store: Callable[..., Any]) -> None:
+    store = make_store(clusters(60, 1.0), classes=3)
+    with pytest.raises(ResultError, match="two classes"):
+        classifier_variability(make_store(normal(40, 6)), LAYER)
+    with pytest.raises(ConfigError, match="bootstraps"):
+        classifier_variability(store, LAYER, bootstraps=1)
+    with pytest.raises(ResultError, match="5 channels"):
+        classifier_variability(store, LAYER, make_store(normal(60, 5), classes=3), bootstraps=2, rows=30)
+
+
+def test_health_of_regularizers(tmp_path: Path) -> None:
+    history = pd.DataFrame(
+        {
+            "step": [0, 10, 20, 30],
+            "event": ["train"] * 3 + ["validation"],
+            "segreg/gradient_ratio": [0.1, 0.3, 0.2, math.nan],
+            "selfreg/gradient_ratio": [0.0, 1e-9, 2.0, math.nan],
+            "seconds/gradient_ratio": [1.0, 1.0, 1.0, math.nan],
+        }
+    )
+    result = regularizer_health(history)
+    table = result.table().set_index("regularizer")
+    columns = ["steps", "first", "median", "last", "largest", "dead"]
+    assert table[columns].to_numpy()[0].tolist() == pytest.approx([3, 0.1, 0.2, 0.2, 0.3, 0])
+    assert table["verdict"].to_dict() == {"segreg": "ok", "selfreg": "dead"}
+    assert table.loc["selfreg", "dominant"] == pytest.approx(1 / 3)
+    again = RegularizerHealth.load(result.save(tmp_path / "health.tkr"))
+    assert again.table().equals(result.table())
+    assert result.figure(tmp_path / "health.png").stat().st_size > 1000
+    with pytest.raises(ResultError, match="no gradient ratio"):
+        regularizer_health(history[["step", "event"]])

@@ -1,0 +1,229 @@
+"""Whether a heat map says what the network uses: deletion, insertion, infidelity and sensitivity."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.data.randomness import keyed_random
+from toolkit.errors import ResultError
+from toolkit.explain.attribute import Settings, baseline_of, explain_one
+from toolkit.explain.attribution_result import AttributionResult
+from toolkit.explain.cam_result import GradCamResult
+from toolkit.explain.frozen import FixedScore, Frozen, freeze
+from toolkit.explain.targets import Target, as_target
+from toolkit.features.inputs import InputBatch, as_batches, device_of
+from toolkit.features.modules import unwrap
+from toolkit.features.provenance import provenance, weights_hash
+from toolkit.features.trace import main_output
+from toolkit.features.untouched import untouched
+from toolkit.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(kw_only=True)
+class Faithfulness(Result):
+    """Scores of maps.
+
+    Attributes:
+        numbers: one row per map and image, see `faithfulness`.
+        curves: "<name>/<case>/deletion" or ".../insertion" -> normalised score after each share (steps + 1,).
+        target: what the maps explain.
+    """
+
+    numbers: pd.DataFrame
+    curves: dict[str, Tensor]
+    target: str
+    kind: ClassVar[str] = "faithfulness"
+
+    def table(self) -> pd.DataFrame:
+        """One row per map and image."""
+        return self.numbers.copy()
+
+
+def faithfulness(
+    model: nn.Module, result: GradCamResult | AttributionResult, target: Target | int | str, *, steps: int = 16,
+    orders: int = 5, baseline: str | float = "minimum", perturbations: int = 10, radius: float = 0.02, seed: int = 0,
+    batch_size: int = 8,
+) -> Faithfulness:  # fmt: skip
+    """How faithful maps are, by changing the image and looking at the target's score; the network is left untouched.
+
+    Deletion replaces voxels by the baseline from the highest value of the map to the lowest, insertion puts them into
+    the baseline image in that order (Petsiuk et al. 2018). The score of the fixed region is normalised to 1 for the
+    image and 0 for the baseline; the area under the curve is the mean over the shares. A faithful map has a lower
+    deletion and a higher insertion area than random orders. For attributions to the input, captum's infidelity
+    (normalised, Gaussian noise) and largest sensitivity stand beside (Yeh et al. 2019).
+
+    Args:
+        model: the network that was explained.
+        result: of `toolkit.grad_cam` or `toolkit.attribute`.
+        target: the target that was explained.
+        steps: shares of voxels, equally spaced.
+        orders: random orders to compare with.
+        baseline: see `toolkit.attribute`.
+        perturbations: perturbed images of infidelity and of sensitivity; 0 leaves both out.
+        radius: largest change of a voxel for sensitivity; for infidelity ten times this is the noise's sd.
+        seed: of orders and noise.
+        batch_size: images per pass.
+
+    Returns:
+        Columns name, case, deletion, insertion, deletion_random, insertion_random (means over orders),
+        deletion_p, insertion_p (share of random orders at least as good, counting this one), infidelity, sensitivity;
+        NaN where baseline and image score alike, or for maps of another kind.
+
+    Raises:
+        ResultError: the network has other weights than the one that was explained.
+    """
+    import pandas as pd
+
+    if result.provenance.get("weights") != weights_hash(model):
+        raise ResultError(
+            "These maps were made with other weights.",
+            where="faithfulness",
+            fix="Explain this network first.",
+        )
+    wanted, rows = as_target(target), []
+    curves: dict[str, Tensor] = {}
+    batch = _batch_of(result, model)
+    with untouched(model, "eval") as network, torch.inference_mode(False):
+        with torch.no_grad():
+            frozen = freeze(wanted, main_output(unwrap(network)(batch.image.clone())), batch)
+        for index, case in enumerate(result.cases):
+            image, base = (
+                batch.image[index : index + 1],
+                baseline_of(batch.image, baseline)[index : index + 1],
+            )
+            score = FixedScore(network, frozen.select(index))
+
+            def run(
+                order: Tensor, i: Tensor = image, b: Tensor = base, s: FixedScore = score
+            ) -> list[Tensor]:
+                return deletion_insertion(lambda x: s.in_batches(x, batch_size), i, b, order, steps)
+
+            keys = [keyed_random("faithfulness", seed, case, k) for k in range(orders)]
+            numel = image[0, 0].numel()
+            chance = [run(torch.from_numpy(key.permutation(numel))) for key in keys]
+            for name in result.maps:
+                order = result.resized(name)[index].flatten().argsort(descending=True, stable=True)
+                deleted, inserted = run(order)
+                curves[f"{name}/{case}/deletion"], curves[f"{name}/{case}/insertion"] = deleted, inserted
+                rows.append(
+                    {"name": name, "case": case, **_areas(deleted, inserted, chance)}
+                    | _captum_checks(network, result, name, index, frozen, image, perturbations, radius, seed)
+                )
+    return Faithfulness(
+        numbers=pd.DataFrame(rows),
+        curves=curves,
+        target=repr(wanted),
+        provenance=provenance(
+            model, result.provenance.get("data"), target=repr(wanted), steps=steps, orders=orders, baseline=baseline,
+            perturbations=perturbations, radius=radius, seed=seed,
+        ),
+    )  # fmt: skip
+
+
+def deletion_insertion(
+    score: Callable[[Tensor], Tensor], image: Tensor, baseline: Tensor, order: Tensor, steps: int = 16
+) -> list[Tensor]:
+    """Normalised scores (steps + 1,) while voxels of one image are deleted, and while they are inserted.
+
+    Args:
+        score: images (n, C, *S) -> (n,).
+        image: (1, C, *S).
+        baseline: (1, C, *S).
+        order: indices of the flattened voxels, the most important first.
+        steps: number of equal shares.
+    """
+    numel = order.numel()
+    rank = torch.empty(numel, dtype=torch.long)
+    rank[order.cpu()] = torch.arange(numel)
+    rank = rank.reshape(image.shape[2:]).to(image.device)
+    cuts = [round(numel * step / steps) for step in range(steps + 1)]
+    chosen = torch.stack([rank < cut for cut in cuts])[:, None]
+    deleted, inserted = torch.where(chosen, baseline, image), torch.where(chosen, image, baseline)
+    found = [score(deleted).double().cpu(), score(inserted).double().cpu()]
+    full, nothing = found[0][0], found[0][-1]
+    change = full - nothing
+    if float(change.abs()) < 1e-9 * max(1.0, float(full.abs())):
+        return [torch.full_like(found[0], math.nan)] * 2
+    return [(one - nothing) / change for one in found]
+
+
+def area(curve: Tensor) -> float:
+    """Area under a curve over [0, 1] by the trapezoid rule."""
+    return float(torch.trapezoid(curve, dx=1 / (len(curve) - 1)))
+
+
+def _areas(deleted: Tensor, inserted: Tensor, chance: list[list[Tensor]]) -> dict[str, float]:
+    own = area(deleted), area(inserted)
+    random = torch.tensor([[area(one) for one in pair] for pair in chance], dtype=torch.float64).reshape(
+        -1, 2
+    )
+    known = math.isfinite(own[0]) and len(random) > 0
+    better = ((random[:, 0] <= own[0]).sum(), (random[:, 1] >= own[1]).sum())
+    return {
+        "deletion": own[0],
+        "insertion": own[1],
+        "deletion_random": float(random[:, 0].mean()) if known else math.nan,
+        "insertion_random": float(random[:, 1].mean()) if known else math.nan,
+        "deletion_p": float(1 + better[0]) / (1 + len(random)) if known else math.nan,
+        "insertion_p": float(1 + better[1]) / (1 + len(random)) if known else math.nan,
+    }
+
+
+def _captum_checks(
+    network: nn.Module, result: Any, name: str, index: int, frozen: Frozen, image: Tensor, perturbations: int,
+    radius: float, seed: int,
+) -> dict[str, float]:  # fmt: skip
+    """Infidelity and largest sensitivity of an attribution to the input; NaN for anything else."""
+    if not isinstance(result, AttributionResult) or name != "input" or perturbations < 1:
+        return {"infidelity": math.nan, "sensitivity": math.nan}
+    from captum.metrics import infidelity, sensitivity_max
+
+    score, settings = FixedScore(network, frozen.select(index)), Settings(**result.settings)
+    random = keyed_random("infidelity", seed, result.cases[index])
+    label = None if result.label is None else result.label[index : index + 1].to(image.device)
+
+    def disturb(x: Tensor) -> tuple[Tensor, Tensor]:
+        noise = torch.from_numpy(random.normal(0, 10 * radius, tuple(x.shape))).to(x)
+        return noise, x - noise
+
+    def disturb_a_little(x: Any, *_: Any) -> tuple[Tensor, ...]:
+        return tuple(
+            one + torch.from_numpy(random.uniform(-radius, radius, tuple(one.shape))).to(one) for one in x
+        )
+
+    def explain(x: Any, **_: Any) -> tuple[Tensor, ...]:
+        def of(one: Tensor) -> Tensor:
+            return explain_one(network, frozen.select(index), one, result.method, settings, None, label)
+
+        return tuple(torch.cat([of(one) for one in images.split(1)]) for images in x)
+
+    values = result["input"][index : index + 1].to(image)
+    with torch.enable_grad():
+        wrong = infidelity(
+            score, disturb, image, values, n_perturb_samples=perturbations, normalize=True,
+            max_examples_per_batch=min(settings.batch_size, perturbations),
+        )  # fmt: skip
+        moved = sensitivity_max(explain, image, disturb_a_little, n_perturb_samples=perturbations)
+    return {"infidelity": float(wrong), "sensitivity": float(moved)}
+
+
+def _batch_of(result: GradCamResult | AttributionResult, model: nn.Module) -> InputBatch:
+    """The batch that a result was made from."""
+    label = result.label
+    batch = next(iter(as_batches(result.image, model, batch_size=10**6)))
+    return dataclasses.replace(
+        batch,
+        ids=list(result.cases),
+        sizes=[tuple(size) for size in result.sizes],
+        label=None if label is None else label.to(device_of(model)),
+        classes=dict(result.classes) or None,
+    )

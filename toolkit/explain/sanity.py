@@ -1,0 +1,147 @@
+"""The sanity check that a heat map must pass: it changes when the network forgets what it has learnt."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.data.randomness import keyed_random
+from toolkit.explain.gradcam import grad_cam
+from toolkit.explain.targets import Target
+from toolkit.features.modules import unwrap
+from toolkit.features.provenance import provenance
+from toolkit.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WARN_ABOVE = 0.5
+
+
+@dataclasses.dataclass(kw_only=True)
+class RandomisedWeights(Result):
+    """Similarity of maps to those of the same network with shuffled weights.
+
+    Attributes:
+        numbers: one row per layer, image and draw, see `randomised_weights`.
+        target: what was explained.
+        method: "grad_cam" or a variant.
+    """
+
+    numbers: pd.DataFrame
+    target: str
+    method: str
+    kind: ClassVar[str] = "randomised_weights"
+
+    def table(self) -> pd.DataFrame:
+        """One row per layer: mean and largest similarity over images and draws, and the verdict.
+
+        The verdict is "passes" if the mean of |rank correlation| is at most 0.5, else "fails: the map shows the image,
+        not the network"; "undefined" if a map is constant.
+        """
+        import pandas as pd
+
+        rows = []
+        for layer, part in self.numbers.groupby("layer", sort=False):
+            known = part["rank_correlation"].abs().dropna()
+            mean = float(known.mean()) if len(known) else math.nan
+            verdict = "undefined" if math.isnan(mean) else "passes"
+            if mean > WARN_ABOVE:
+                verdict = "fails: the map shows the image, not the network"
+            rows.append(
+                {
+                    "layer": layer,
+                    "similarity": mean,
+                    "largest": float(known.max()) if len(known) else math.nan,
+                    "maps": len(known),
+                    "verdict": verdict,
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def randomised_weights(
+    model: nn.Module, inputs: Any, layers: str | Sequence[str], target: Target | int | str, *, draws: int = 3,
+    seed: int = 0, method: str = "grad_cam", label: Any = None, batch_size: int = 8,
+) -> RandomisedWeights:  # fmt: skip
+    """Compare Grad-CAM maps with those of copies whose weights are shuffled (Adebayo et al. 2018).
+
+    In a copy the entries of every parameter tensor are permuted, which keeps their distribution and destroys what was
+    learnt; statistics of batch norms stay. A map that hardly changes shows edges of the image, not the network.
+
+    Args:
+        model: any network; it is copied, not changed.
+        inputs: as for `toolkit.grad_cam`.
+        layers: as for `toolkit.grad_cam`.
+        target: use `ClassSum` or `inside="reference"`: a region inside the prediction would be another one in the
+            copies, and may be empty there.
+        draws: shuffled copies.
+        seed: of the shuffles.
+        method: as for `toolkit.grad_cam`.
+        label: label map(s) for bare arrays or paths.
+        batch_size: images per pass.
+
+    Returns:
+        `numbers`: layer, case, draw, rank_correlation (Spearman, of the raw maps; NaN if one is constant).
+
+    Raises:
+        As `toolkit.grad_cam`.
+    """
+    import pandas as pd
+
+    options: dict[str, Any] = {"method": method, "label": label, "batch_size": batch_size}
+    inputs = inputs if hasattr(inputs, "shape") or not hasattr(inputs, "__iter__") else _kept(inputs)
+    own = grad_cam(model, inputs, layers, target, **options)
+    rows = []
+    for draw in range(draws):
+        other = grad_cam(shuffled(model, seed, draw), inputs, list(own), target, **options)
+        for layer in own:
+            for case, one, two in zip(own.cases, own[layer], other[layer], strict=True):
+                rows.append(
+                    {
+                        "layer": layer,
+                        "case": case,
+                        "draw": draw,
+                        "rank_correlation": rank_correlation(one, two),
+                    }
+                )
+    return RandomisedWeights(
+        numbers=pd.DataFrame(rows),
+        target=own.target,
+        method=method,
+        provenance=provenance(
+            model, own.provenance.get("data"), layers=own.layers, target=own.target, method=method, draws=draws, seed=seed
+        ),
+    )  # fmt: skip
+
+
+def shuffled(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
+    """A copy of the network with the entries of every parameter permuted."""
+    network = copy.deepcopy(unwrap(model))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            order = keyed_random("shuffled weights", seed, draw, name).permutation(parameter.numel())
+            flat = parameter.flatten()
+            parameter.copy_(flat[torch.from_numpy(order).to(flat.device)].view_as(parameter))
+    return network
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's correlation of two maps; NaN if one of them is constant."""
+    from scipy import stats
+
+    one, two = first.flatten().double().numpy(), second.flatten().double().numpy()
+    if one.min() == one.max() or two.min() == two.max():
+        return math.nan
+    return float(stats.spearmanr(one, two).statistic)
+
+
+def _kept(inputs: Any) -> Any:
+    """An iterator can be read once only; everything else is given back as it is."""
+    return list(inputs) if hasattr(inputs, "__next__") else inputs

@@ -1,0 +1,187 @@
+"""How much a linear head refitted on other samples of the same features varies, and what that does on another domain.
+
+Source: Vaish et al., "SegReg", arXiv 2602.23509, Fig. 1, whose left panel claims a classifier of lower variance; the
+protocol is ours: the paper gives no numbers for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+
+from toolkit.data.randomness import keyed_random
+from toolkit.errors import ConfigError, ResultError
+from toolkit.features.store import Features
+from toolkit.measure.pairing import rows_of
+from toolkit.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(kw_only=True)
+class ClassifierVariability(Result):
+    """Refitted heads of one layer.
+
+    Attributes:
+        layer: layer name.
+        weights: (bootstraps, classes, C) of the refitted heads.
+        biases: (bootstraps, classes).
+        classes: class index of every row of the weights.
+        class_names: their names.
+        angles: (classes,) mean angle in degrees between the class's vectors of two bootstraps.
+        source_disagreement: share of source rows on which two heads disagree, mean over pairs of heads.
+        target_disagreement: the same on the target's rows; NaN without a target.
+        source_accuracy: balanced accuracy on all source rows, mean over heads.
+        target_accuracy: the same on the target.
+    """
+
+    layer: str
+    weights: torch.Tensor
+    biases: torch.Tensor
+    classes: list[int]
+    class_names: list[str]
+    angles: torch.Tensor
+    source_disagreement: float
+    target_disagreement: float
+    source_accuracy: float
+    target_accuracy: float
+    kind: ClassVar[str] = "classifier_variability"
+
+    def table(self) -> pd.DataFrame:
+        """One row per measure: mean angle per class and over classes, disagreement, balanced accuracy."""
+        import pandas as pd
+
+        rows: list[tuple[str, str, float]] = [
+            ("angle", name, float(angle)) for name, angle in zip(self.class_names, self.angles, strict=True)
+        ]
+        rows += [
+            ("angle", "all", float(self.angles.mean())),
+            ("disagreement", "source", self.source_disagreement),
+            ("disagreement", "target", self.target_disagreement),
+            ("balanced accuracy", "source", self.source_accuracy),
+            ("balanced accuracy", "target", self.target_accuracy),
+        ]
+        return pd.DataFrame(rows, columns=["measure", "of", "value"]).assign(layer=self.layer)
+
+
+def classifier_variability(
+    source: Features, layer: str, target: Features | None = None, *, bootstraps: int = 50, rows: int = 4000,
+    penalty: float = 1e-3, seed: int = 0,
+) -> ClassifierVariability:  # fmt: skip
+    """Refit a linear head on bootstraps of class-balanced features; how far apart are the heads and their answers.
+
+    Multinomial logistic regression with L2 penalty on features as they are stored, intercept free. Weight vectors are
+    centred over the classes first, because adding one vector to all of them changes nothing.
+
+    Args:
+        source: features of the domain that the head is fitted on, extracted with pool="voxels" or "per-class".
+        layer: layer name, usually "head_input".
+        target: features of another domain, to count how often two heads disagree there.
+        bootstraps: refitted heads.
+        rows: rows of each bootstrap, equally many of every class, drawn with replacement.
+        penalty: L2 penalty beside the mean loss.
+        seed: of the draws.
+
+    Raises:
+        LayerError: no such layer.
+        DataError: NaN features.
+        ResultError: fewer than two classes.
+        ConfigError: fewer than two bootstraps or fewer rows than classes.
+    """
+    values, labels = rows_of(source, layer).numpy(), source.cases["class"].to_numpy()
+    known = np.unique(labels)
+    if len(known) < 2:
+        raise ResultError(
+            "A classifier needs rows of two classes.",
+            where=layer,
+            fix="Extract with pool='voxels' and labels.",
+        )
+    if bootstraps < 2 or rows < len(known):
+        raise ConfigError("bootstraps is at least 2, rows at least the number of classes.")
+    fitted = [_fit(values, labels, known, rows, penalty, (seed, draw)) for draw in range(bootstraps)]
+    weights, biases = (np.stack(part) for part in zip(*fitted, strict=True))
+    own = _answers(values, weights, biases)
+    accuracy, disagreement = math.nan, math.nan
+    if target is not None:
+        there, there_labels = rows_of(target, layer).numpy(), target.cases["class"].to_numpy()
+        if there.shape[1] != values.shape[1]:
+            raise ResultError(
+                f"The target has {there.shape[1]} channels, the source {values.shape[1]}.", where=layer
+            )
+        answers = _answers(there, weights, biases)
+        accuracy, disagreement = _accuracy(answers, there_labels, known), _disagreement(answers)
+    table = source.cases.drop_duplicates("class").set_index("class")
+    return ClassifierVariability(
+        layer=layer,
+        weights=torch.from_numpy(weights),
+        biases=torch.from_numpy(biases),
+        classes=[int(one) for one in known],
+        class_names=[str(table.loc[one, "class_name"]) for one in known],
+        angles=torch.from_numpy(_angles(weights)),
+        source_disagreement=_disagreement(own),
+        target_disagreement=disagreement,
+        source_accuracy=_accuracy(own, labels, known),
+        target_accuracy=accuracy,
+        provenance={
+            **source.provenance,
+            "layer": layer,
+            "measure": "classifier variability",
+            "settings": {"bootstraps": bootstraps, "rows": rows, "penalty": penalty, "seed": seed},
+        },
+    )
+
+
+def _fit(
+    values: np.ndarray, labels: np.ndarray, known: np.ndarray, rows: int, penalty: float, key: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (classes, C) and biases (classes,) of one refitted head, centred over the classes."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    random = keyed_random("classifier variability", *key)
+    each = rows // len(known)
+    index = np.concatenate([random.choice(np.flatnonzero(labels == one), each) for one in known])
+    model = LogisticRegression(C=1 / (penalty * len(index)), max_iter=500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # separable classes: the direction settles first
+        model.fit(values[index].astype(np.float64), labels[index])
+    weight, bias = model.coef_, model.intercept_
+    if len(known) == 2:  # one vector for two classes
+        weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.stack([-bias[0], bias[0]]) / 2
+    return weight - weight.mean(0), bias - bias.mean()
+
+
+def _answers(values: np.ndarray, weights: np.ndarray, biases: np.ndarray) -> np.ndarray:
+    """(bootstraps, N) place of the most likely class."""
+    return np.stack([(values @ w.T + b).argmax(1) for w, b in zip(weights, biases, strict=True)])
+
+
+def _disagreement(answers: np.ndarray) -> float:
+    """Share of rows on which two different heads disagree, mean over all pairs, from how often each class is given."""
+    heads = len(answers)
+    counts = np.stack([(answers == one).sum(0) for one in range(int(answers.max()) + 1)]).astype(float)
+    agreeing = (counts * (counts - 1)).sum(0) / (heads * (heads - 1))
+    return float(1 - agreeing.mean())
+
+
+def _accuracy(answers: np.ndarray, labels: np.ndarray, known: np.ndarray) -> float:
+    shares = [
+        (answers[:, labels == one] == place).mean()
+        for place, one in enumerate(known)
+        if (labels == one).any()
+    ]
+    return float(np.mean(shares)) if shares else math.nan
+
+
+def _angles(weights: np.ndarray) -> np.ndarray:
+    """(classes,) mean angle in degrees over pairs of heads."""
+    units = weights / np.linalg.norm(weights, axis=2, keepdims=True).clip(1e-300)
+    upper = np.triu_indices(len(weights), 1)
+    found = [units[:, place] @ units[:, place].T for place in range(weights.shape[1])]
+    return np.array([np.degrees(np.arccos(cosine[upper].clip(-1, 1))).mean() for cosine in found])

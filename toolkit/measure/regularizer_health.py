@@ -1,0 +1,96 @@
+"""Whether a regularizer did anything over a run: its gradient compared with the objective's, out of the history."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+from toolkit.errors import ResultError
+from toolkit.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEAD, DOMINANT = 1e-8, 1.0
+_MARK = "/gradient_ratio"
+
+
+@dataclasses.dataclass(kw_only=True)
+class RegularizerHealth(Result):
+    """Gradient ratios of every regularizer over a run.
+
+    Attributes:
+        ratios: columns step, regularizer, ratio, status.
+    """
+
+    ratios: pd.DataFrame
+    kind: ClassVar[str] = "regularizer_health"
+
+    def table(self) -> pd.DataFrame:
+        """One row per regularizer.
+
+        Columns: logged steps, first, median, last and largest ratio, shares of steps that were dead (below 1e-8) and
+        dominant (above 1), and the verdict: "ok", or "dead" or "dominant" if that held for more than half of them.
+        """
+        import pandas as pd
+
+        rows = []
+        for name, part in self.ratios.groupby("regularizer", sort=False):
+            known = part["ratio"].dropna()
+            dead, dominant = (float((part["status"] == status).mean()) for status in ("dead", "dominant"))
+            rows.append(
+                {
+                    "regularizer": name,
+                    "steps": len(part),
+                    "first": float(known.iloc[0]) if len(known) else math.nan,
+                    "median": float(known.median()) if len(known) else math.nan,
+                    "last": float(known.iloc[-1]) if len(known) else math.nan,
+                    "largest": float(known.max()) if len(known) else math.nan,
+                    "dead": dead,
+                    "dominant": dominant,
+                    "verdict": "dead" if dead > 0.5 else "dominant" if dominant > 0.5 else "ok",
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def regularizer_health(history: pd.DataFrame) -> RegularizerHealth:
+    """Gradient ratios out of a run's history.
+
+    Args:
+        history: `run.history`: a column `step`, and per regularizer one called `<name>/gradient_ratio`.
+
+    Raises:
+        ResultError: no such column, for example because the run had no regularizer.
+    """
+    import pandas as pd
+
+    found = {
+        str(column): str(column).removesuffix(_MARK)
+        for column in history.columns
+        if str(column).endswith(_MARK) and not str(column).startswith("seconds")  # what measuring them cost
+    }
+    if not found or "step" not in history.columns:
+        raise ResultError(
+            "This history holds no gradient ratio of a regularizer.",
+            where="regularizer_health(history=...)",
+            fix=f"Pass run.history of a run with a regularizer; its columns are {[str(c) for c in history.columns][:12]}.",
+        )
+    rows = [
+        {"step": int(step), "regularizer": name, "ratio": float(ratio), "status": status(float(ratio))}
+        for column, name in found.items()
+        for step, ratio in history.loc[history[column].notna(), ["step", column]].itertuples(index=False)
+    ]
+    if not rows:
+        raise ResultError("No step of this history has a gradient ratio.", where="regularizer_health")
+    return RegularizerHealth(
+        ratios=pd.DataFrame(rows), provenance={"measure": "regularizer health", "parameters": {}}
+    )
+
+
+def status(ratio: float) -> str:
+    """`dead` (below 1e-8), `dominant` (above 1), `undefined` or `ok`."""
+    if math.isnan(ratio):
+        return "undefined"
+    return "dead" if ratio < DEAD else "dominant" if ratio > DOMINANT else "ok"

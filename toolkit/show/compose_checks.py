@@ -1,0 +1,157 @@
+"""Figures of checks: faithfulness and randomised weights of maps, Gaussianity, classifier variability, health."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from toolkit.show.captions import caption
+from toolkit.show.compose_explain import target_text
+from toolkit.show.panels import Bars, Figure, Lines, Panel, Series
+
+
+def faithfulness(result: Any, *, note: str = "", most: int = 6) -> Figure:
+    """Mean deletion and insertion curves of every map, one panel each.
+
+    Args:
+        result: a `Faithfulness`.
+        note: sentence for the caption.
+        most: maps drawn at most.
+    """
+    names = list(dict.fromkeys(result.numbers["name"]))[:most]
+    panels: list[Panel | None] = []
+    for kind, meaning in (("deletion", "lower is better"), ("insertion", "higher is better")):
+        series = []
+        for name in names:
+            found = [
+                np.asarray(curve)
+                for key, curve in result.curves.items()
+                if key.startswith(f"{name}/") and key.endswith(kind)
+            ]
+            mean = np.mean(found, axis=0)
+            series.append(Series(name=name, x=np.linspace(0, 1, len(mean)), y=mean))
+        chance = float(result.numbers[f"{kind}_random"].mean())
+        panels.append(
+            Lines(
+                title=kind, note=f"{meaning}; area of random orders {chance:.2f}", series=series,
+                x_label="share of the voxels", y_label="score of the region (image 1, baseline 0)",
+            )
+        )  # fmt: skip
+    return Figure(
+        title=f"Faithfulness of maps of {target_text(result.target)}",
+        subtitle="Voxels are removed from the image, or put into the baseline, from the map's highest value to its lowest.",
+        rows=[panels],
+        caption=caption(result.provenance, note),
+    )
+
+
+def randomised_weights(result: Any, *, note: str = "") -> Figure:
+    """Similarity of maps of the trained and of the shuffled network, one bar a layer.
+
+    Args:
+        result: a `RandomisedWeights`.
+        note: sentence for the caption.
+    """
+    table = result.table()
+    bars = Series(name="trained against shuffled", x=list(table["layer"]), y=table["similarity"].to_numpy())
+    return Figure(
+        title=f"Randomised-weights check of {target_text(result.target)}",
+        subtitle="Mean |rank correlation| of the maps with those of copies with shuffled weights; high values mean that "
+        "the map shows the image, not what the network learnt.",
+        rows=[
+            [
+                Bars(
+                    title="similarity", note=f"passes up to 0.5; {int(table['maps'].sum())} maps", series=[bars], y_range=(0.0, 1.0),
+                    legend=False, width=max(300, 60 * len(table)),
+                )
+            ]
+        ],
+        caption=caption(result.provenance, note),
+    )  # fmt: skip
+
+
+def gaussianity(result: Any, *, note: str = "") -> Figure:
+    """The statistic of every group of rows against its null, and the spectrum of the covariance.
+
+    Args:
+        result: a `Gaussianity`.
+        note: sentence for the caption.
+    """
+    table = result.table()
+    groups = list(table["group"])
+    values = [
+        Series(name=label, x=groups, y=table[column].to_numpy())
+        for label, column in (
+            ("this layer", "T_over_N"),
+            ("normal, N_eff", "null_eff"),
+            ("normal, 95 %", "null_95"),
+        )
+    ]
+    eigenvalues = np.asarray(result.eigenvalues)
+    place = np.arange(1, len(eigenvalues) + 1)
+    spectrum = [
+        Series(name="covariance", x=place, y=eigenvalues),
+        Series(name="N(0, I)", x=place, y=np.ones(len(place)), dash=1),
+    ]
+    return Figure(
+        title=f"Gaussianity of {result.layer}",
+        subtitle="Sliced Epps-Pulley distance to N(0, I), the statistic of our reading of SegReg; low is closer to normal.",
+        rows=[
+            [
+                Bars(title="distance to N(0, I)", note=f"{int(table['rows'].iloc[0])} rows", series=values),
+                Lines(title="eigenvalues", note="all 1 for N(0, I)", series=spectrum, x_label="component"),
+            ]
+        ],
+        caption=caption(result.provenance, note),
+    )
+
+
+def classifier_variability(result: Any, *, note: str = "") -> Figure:
+    """Angles between refitted heads per class, and how often two of them disagree.
+
+    Args:
+        result: a `ClassifierVariability`.
+        note: sentence for the caption.
+    """
+    shares = [
+        Series(
+            name="disagreement",
+            x=["source", "target"],
+            y=[result.source_disagreement, result.target_disagreement],
+        )
+    ]
+    angles = [Series(name="angle", x=result.class_names, y=np.asarray(result.angles))]
+    return Figure(
+        title=f"Variability of a classifier refitted on {result.layer}",
+        subtitle="Linear heads fitted on bootstraps of class-balanced features: how far apart they are, and how often two disagree.",
+        rows=[
+            [
+                Bars(
+                    title="angle between heads", note="degrees, mean over pairs", series=angles, legend=False
+                ),
+                Bars(title="disagreement", note="share of rows", series=shares, legend=False),
+            ]
+        ],
+        caption=caption(result.provenance, note),
+    )
+
+
+def regularizer_health(result: Any, *, note: str = "") -> Figure:
+    """Gradient ratios over the steps of a run.
+
+    Args:
+        result: a `RegularizerHealth`.
+        note: sentence for the caption.
+    """
+    series = [
+        Series(name=str(name), x=part["step"].to_numpy(), y=part["ratio"].to_numpy())
+        for name, part in result.ratios.groupby("regularizer", sort=False)
+    ]
+    return Figure(
+        title="Regularizer health",
+        subtitle="Norm of the regularizer's gradient divided by the objective's at the tapped layers: dead below 1e-8, "
+        "dominant above 1.",
+        rows=[[Lines(title="gradient ratio", series=series, x_label="step", log_y=True, width=420)]],
+        caption=caption(result.provenance, note),
+    )
