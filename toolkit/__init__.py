@@ -56,6 +56,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.measure.similarity": ("channel_similarity",),
     "toolkit.measure.statistics": ("compare_methods", "compare_scores"),
     "toolkit.measure.transfer": ("score_matrix", "transfer_metrics"),
+    "toolkit.training.calibrate": ("calibrate",),
     "toolkit.training.config": ("TrainConfig",),
     "toolkit.training.evaluate": ("evaluate",),
     "toolkit.training.load": ("load_model", "load_run"),
@@ -67,11 +68,14 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.show.report": ("report",),
 }  # fmt: skip
 
+_SUBMODULES = ("recipes",)  # rooms that are used by their own name: toolkit.recipes.segreg(task)
 _HOME = {name: module for module, public in _ROOMS.items() for name in public}
-__all__ = sorted([*_HOME])
+__all__ = sorted([*_HOME, *_SUBMODULES])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"toolkit.{name}")
     if name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
@@ -80,7 +84,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*globals(), *__all__})
 
 
 if TYPE_CHECKING:

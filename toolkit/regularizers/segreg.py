@@ -26,6 +26,7 @@ from toolkit.regularizers.epps_pulley import (
     unit_directions,
 )
 from toolkit.regularizers.sampling import POOLING, SAMPLING, RowSample, choose_rows, labels_at, rows_at
+from toolkit.regularizers.segreg_presets import PRESETS
 
 __all__ = ["SegReg", "epps_pulley_by_direction", "null_expectation", "sliced_epps_pulley", "unit_directions"]
 
@@ -101,6 +102,23 @@ class SegReg(Regularizer):
             raise ConfigError("SegReg needs samples >= 1, directions >= 1, points >= 2 and t_max > 0.")
         if self.tap_weights is not None and len(self.tap_weights) != len(self.taps):
             raise ConfigError(f"{len(self.taps)} taps need as many tap_weights, not {len(self.tap_weights)}.")
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> SegReg:
+        """One of the named settings (`segreg_presets.PRESETS`); `changes` win.
+
+        The class-conditional one needs the number of classes: `from_preset("segreg_classcond", classes=4)`.
+
+        Raises:
+            ConfigError: no such preset.
+        """
+        if name not in PRESETS:
+            raise ConfigError(
+                f"There is no preset {name!r}.",
+                where="SegReg.from_preset",
+                fix=f"Presets: {', '.join(PRESETS)}.",
+            )
+        return cls(**{**PRESETS[name], **changes})
 
     @property
     def _by_class(self) -> bool:

@@ -36,6 +36,16 @@ def guarded_random_state() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators inside the block, so that a network built there has the seed's weights."""
+    with guarded_random_state():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - a user's factory may draw from the legacy global state
+        random.seed(seed)
+        yield
+
+
+@contextlib.contextmanager
 def thread_count(threads: int | None) -> Iterator[None]:
     """Use `threads` CPU threads inside the block (None = leave them) and restore the count."""
     before = torch.get_num_threads()

@@ -1,0 +1,96 @@
+"""One-off calibration: the weight at which a regularizer pulls with a given share of the objective's gradient."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from toolkit.errors import ConfigError, RegularizerWarning
+from toolkit.features.modules import unwrap
+from toolkit.objectives.base import Objective
+from toolkit.regularizers.base import Regularizer
+from toolkit.training.config import TrainConfig, as_config
+from toolkit.training.start import train
+
+Calibrated = TypeVar("Calibrated", bound=Regularizer)
+
+
+def calibrate(
+    model: nn.Module, task: Any, regularizer: Calibrated, config: TrainConfig | Mapping[str, Any] | None = None,
+    *, ratio: float = 0.1, steps: int = 20, skip: int | None = None, objective: Objective | None = None, taps: Mapping[str, str] | None = None,
+    site: str | Sequence[str] | None = None,
+) -> Calibrated:  # fmt: skip
+    """The regularizer with the weight at which its gradient at the taps is `ratio` times the objective's.
+
+    A copy of the network trains with the weight that the regularizer brings, and the mean of the gradient ratios
+    measured over `steps` steps rescales that weight. Do this once, before
+    the first training; the weight then stays as it is for all later stages. Nothing else changes: the network, its
+    gradients and the random state are as before.
+
+    Args:
+        model: the network about to be trained; not changed.
+        task: data of the (first) training.
+        regularizer: a dataclass with a field `weight` that is above 0.
+        config: settings of that training; its schedule counts by the mean rate of its first steps.
+        ratio: the wanted gradient ratio.
+        steps: how many steps are measured.
+        skip: steps before that; None = as long as the regularizer's warm-up.
+        objective: supervised part; None = the default.
+        taps: layer names for aliases.
+        site: train on this site or these.
+
+    Raises:
+        ConfigError: no weight to change, a ratio that is not positive, or a gradient that is 0 (a dead regularizer).
+    """
+    weight = getattr(regularizer, "weight", None)
+    if not dataclasses.is_dataclass(regularizer) or not isinstance(weight, (int, float)) or weight <= 0:
+        raise ConfigError(
+            f"{regularizer!r} has no weight above 0 to start from.", where="calibrate(regularizer=...)",
+            fix="Give a regularizer with one weight, for example SegReg(weight=0.1).",
+        )  # fmt: skip
+    if skip is None:
+        skip = int(getattr(regularizer, "warm_up", 0) or getattr(regularizer, "warm_up_steps", 0))
+    if not (math.isfinite(ratio) and ratio > 0) or steps < 1 or skip < 0:
+        raise ConfigError(
+            f"ratio must be positive, steps at least 1 and skip not negative, not {ratio}, {steps}, {skip}."
+        )
+    config = as_config(config)
+    short = config.replace(
+        steps=skip + steps, log_every=1, validate_every=0, checkpoint_every=0, select="last"
+    )
+    if config.schedule != "constant":  # the first steps of the long schedule, not the short one squeezed
+        short = short.replace(schedule="constant", learning_rate=_first_rate(config, skip + steps))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", RegularizerWarning
+        )  # the weight it starts from may well be out of place
+        run = train(
+            copy.deepcopy(unwrap(model)), task, objective, copy.deepcopy(regularizer), short,
+            Path(folder) / "calibration", taps=taps, site=site, progress=False,
+        )  # fmt: skip
+        history = run.history
+    ramped = [next(iter(regularizer.weights(step).values())) / weight for step in range(skip, skip + steps)]
+    measured = history[f"{regularizer.name}/gradient_ratio"].iloc[skip:].to_numpy(dtype=float)
+    mean = float((measured / ramped).mean())
+    if not (math.isfinite(mean) and mean > 0):
+        raise ConfigError(
+            f"The gradient of {regularizer.name!r} is {mean} times the objective's, so no weight gives {ratio}.",
+            where="calibrate", fix="Check its taps and settings.",
+        )  # fmt: skip
+    return dataclasses.replace(regularizer, weight=float(weight) * ratio / mean)
+
+
+def _first_rate(config: TrainConfig, steps: int) -> float:
+    """Mean learning rate over the first steps of the configured schedule."""
+    from toolkit.training.schedule import learning_rate
+
+    count = min(steps, config.steps)
+    return sum(learning_rate(config, step) for step in range(count)) / count
