@@ -65,6 +65,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.training.sequence": ("Stages", "resume_sequence", "train_sequence"),
     "toolkit.training.start": ("resume", "train"),
     "toolkit.training.step": ("TrainingStep",),
+    "toolkit.training.study": ("Study", "compare"),
     "toolkit.show.report": ("report",),
 }  # fmt: skip
 

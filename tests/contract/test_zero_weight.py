@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ class Meddler(Regularizer):
         return {"term": context.outputs.mean()}
 
 
+# Regularizers that are skipped until they have an earlier task to remember.
+MEMORIES: dict[str, Callable[[Any, nn.Module], None]] = {
+    "elastic_weights": lambda one, model: one.remember(
+        model, {n: torch.ones_like(p) for n, p in model.named_parameters()}
+    ),
+    "learning_without_forgetting": lambda one, model: one.remember(model),
+}
+
+
 def zero_weight(name: str) -> Regularizer:
     """The registered regularizer with every argument that is a weight, or named like one of its terms, set to 0."""
     factory: Any = registry._FACTORIES["regularizer"][name]
@@ -51,8 +61,12 @@ def zero_weight(name: str) -> Regularizer:
         for n in inspect.signature(factory).parameters
         if n == "weight" or n.endswith("_weight") or n in terms
     ]
-    regularizer = factory(**dict.fromkeys(weights, 0.0))
-    assert factory().active(10**6)
+    regularizer, usual = factory(**dict.fromkeys(weights, 0.0)), factory()
+    if name in MEMORIES:
+        assert not usual.active(0)
+        for one in (regularizer, usual):
+            MEMORIES[name](one, network_for(None))
+    assert usual.active(10**6)
     assert not regularizer.active(10**6)
     return regularizer
 

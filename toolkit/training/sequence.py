@@ -1,4 +1,4 @@
-"""Training on one site after another: each stage is a run of its own and starts from the weights of the one before."""
+"""Training on one site after another: each stage is a run of its own; a strategy says what it keeps of those before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, ResultError
 from toolkit.features.modules import unwrap
 from toolkit.measure.segmentation import METRICS
 from toolkit.measure.transfer import Transfer, transfer_metrics
@@ -27,6 +27,7 @@ from toolkit.training.objects import describe, restore
 from toolkit.training.run import Run
 from toolkit.training.seeding import guarded_random_state
 from toolkit.training.start import default_objective, default_path, resume, train
+from toolkit.training.strategies import Strategy, as_strategy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,14 +42,16 @@ class Stages:
     Attributes:
         path: directory of the sequence, with one run directory a stage.
         stages: the runs in order; each has a network of its own with the weights its stage ended with.
-        sites: site of each stage.
+        sites: sites in order: one a stage, unless the strategy trains on all at once.
         initial: the network before the first stage.
+        strategy: what the stages keep of those before.
     """
 
     path: Path
     stages: list[Run]
     sites: tuple[str, ...]
     initial: nn.Module
+    strategy: Strategy = dataclasses.field(default_factory=Strategy)
 
     @property
     def model(self) -> nn.Module:
@@ -69,7 +72,7 @@ class Stages:
         for stage, run in [(-1, self._before()), *enumerate(self.stages)]:
             table = scoring.evaluate_run(run, split, self.sites, metrics, progress)
             table.insert(0, "stage", stage)
-            table.insert(1, "trained_on", "" if stage < 0 else self.sites[stage])
+            table.insert(1, "trained_on", "" if stage < 0 else self.trained_on[stage])
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
 
@@ -80,18 +83,42 @@ class Stages:
         per_volume = present.groupby(["stage", "site", "case"])["value"].mean()
         return per_volume.groupby(["stage", "site"]).mean().unstack("site")[list(dict.fromkeys(self.sites))]
 
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """What each stage was trained on: its site, or the sites of a joint training."""
+        return ("+".join(self.sites),) if self.strategy.one_stage else self.sites
+
+    def site_scores(self, split: str = "test", *, progress: bool = False) -> list[float]:
+        """Mean Dice on each site of the network that learnt it last: S of a single-task strategy, J of a joint one.
+
+        Of a sequence it is the diagonal of R.
+        """
+        matrix = self.dice(split, progress=progress)[list(self.sites)].drop(index=-1).to_numpy()
+        return [float(matrix[0 if self.strategy.one_stage else i, i]) for i in range(len(self.sites))]
+
     def transfer(
-        self, split: str = "test", *, single_task: Sequence[float] | None = None, sequential: Stages | None = None,
+        self, split: str = "test", *, single_task: Sequence[float] | Stages | None = None, sequential: Stages | None = None,
         progress: bool = False,
     ) -> Transfer:  # fmt: skip
         """R matrix, mean Dice, backward and forward transfer in all conventions, forgetting.
 
         Args:
             split: what is scored.
-            single_task: score of each site of the same method trained on that site alone, in order.
-            sequential: the same sequence trained without the regularizer.
+            single_task: score of each site of the same method trained on that site alone, in order, or the stages
+                that `strategy="single_task"` gave.
+            sequential: the same sequence trained by plain fine-tuning.
             progress: show a bar over volumes.
+
+        Raises:
+            ResultError: these stages were not trained one after the other.
         """
+        if self.strategy.one_stage or not self.strategy.carries_on:
+            raise ResultError(
+                f"The strategy {self.strategy.name!r} has no sequence, so nothing is transferred.",
+                where=str(self.path), fix="Its scores on the sites: .site_scores(); pass these to a sequence's transfer.",
+            )  # fmt: skip
+        if isinstance(single_task, Stages):
+            single_task = single_task.site_scores(split, progress=progress)
         matrix = self.dice(split, progress=progress)[list(self.sites)]
         plain = None if sequential is None else sequential.dice(split, progress=progress)[list(self.sites)]
         return transfer_metrics(
@@ -103,7 +130,9 @@ class Stages:
         """The histories of all stages, one below the other, with the site of each."""
         import pandas as pd
 
-        parts = [run.history.assign(site=site) for run, site in zip(self.stages, self.sites, strict=True)]
+        parts = [
+            run.history.assign(site=site) for run, site in zip(self.stages, self.trained_on, strict=True)
+        ]
         return pd.concat(parts, ignore_index=True)
 
     def _before(self) -> Run:
@@ -118,11 +147,12 @@ def train_sequence(
     config: TrainConfig | Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     *,
+    strategy: str | Strategy = "sequential",
     objective: Objective | None = None,
     taps: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Stages:
-    """Fine-tune one network on one site after another (sequential fine-tuning; nothing of earlier sites is kept).
+    """Train one network on one site after another.
 
     Every stage trains with the same settings on the `train` split of its site, selects on the `val` split of that
     site, and hands its selected weights on. `resume_sequence` continues one that was stopped.
@@ -134,20 +164,24 @@ def train_sequence(
         regularizer: one, several or none.
         config: settings of every stage.
         out: directory of the sequence; None = a new one below `runs/`.
+        strategy: "sequential" (fine-tuning; nothing of earlier sites is kept), "joint" (all sites at once, the upper
+            reference), "single_task" (each site from the first weights), "rehearsal", "ewc" or "lwf", or a strategy of
+            `toolkit.training.strategies` with other settings. Each goes with or without `regularizer`.
         objective: supervised part; None = cross-entropy plus soft Dice.
         taps: layer names for aliases.
         progress: show a bar for each stage.
 
     Raises:
-        ConfigError: fewer than one site, an unknown one, or a sequence in `out` already.
+        ConfigError: fewer than one site, an unknown one, an unknown strategy, or a sequence in `out` already.
     """
-    config = as_config(config)
+    config, strategy = as_config(config), as_strategy(strategy)
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
     if not sites:
         raise ConfigError("A sequence needs at least one site.", where="train_sequence(sites=...)")
     for site in sites:
         task.cases("train", site=site)  # an unknown site is an error before anything is written
     regularizers = as_regularizers(regularizer)
+    as_regularizers([*regularizers, *strategy.regularizers()])  # a clash of names is an error now
     objective = default_objective() if objective is None else objective
     path = default_path(task, regularizers) if out is None else Path(out)
     if (path / RECORD).exists():
@@ -163,6 +197,7 @@ def train_sequence(
     }
     save_weights(unwrap(model), path / INITIAL)
     record = {"sites": list(sites), "config": config.to_dict(), "taps": dict(taps or {}), "objects": objects}
+    record["strategy"] = {"name": strategy.name, "arguments": dataclasses.asdict(strategy)}
     write_json(path / RECORD, record)
     given = {"model": model, "task": task, "objective": objective, "regularizers": regularizers}
     return _carry_on(path, record, given, progress)
@@ -211,27 +246,26 @@ def _carry_on(path: Path, record: Mapping[str, Any], objects: Mapping[str, Any],
     model, task = objects["model"], objects["task"]
     load_weights(unwrap(model), path / INITIAL)
     initial = copy.deepcopy(unwrap(model))
+    strategy, sites = as_strategy(record.get("strategy", "sequential")), tuple(record["sites"])
+    regularizers = as_regularizers([*objects["regularizers"], *strategy.regularizers()])
+    names, config = sites, dict(record["config"])
+    if strategy.one_stage:
+        names, config["steps"] = (strategy.name,), config["steps"] * len(sites)
     runs: list[Run] = []
-    for stage, site in enumerate(record["sites"]):
-        folder = path / f"stage-{stage}-{re.sub(r'[^A-Za-z0-9.+-]+', '_', site)}"
-        common = {
-            "regularizer": objects["regularizers"],
-            "objective": objects["objective"],
-            "progress": progress,
-        }
+    for stage, name in enumerate(names):
+        folder = path / f"stage-{stage}-{re.sub(r'[^A-Za-z0-9.+-]+', '_', name)}"
+        data, where = strategy.data(task, sites, stage)
+        common = {"regularizer": regularizers, "objective": objects["objective"], "progress": progress}
         if RunDirectory(folder).exists():
-            run = resume(folder, model, task, **common)
+            run = resume(folder, model, data, **common)  # brings back what the strategy had kept
         else:
+            if not strategy.carries_on:
+                load_weights(unwrap(model), path / INITIAL)
+            if runs:
+                strategy.remember(regularizers, runs[-1])
             run = train(
-                model,
-                task,
-                config=record["config"],
-                out=folder,
-                taps=record["taps"],
-                site=site,
-                stage=stage,
-                **common,
+                model, data, config=config, out=folder, taps=record["taps"], site=where, stage=stage, **common
             )
-        last = stage == len(record["sites"]) - 1
+        last = stage == len(names) - 1
         runs.append(run if last else dataclasses.replace(run, model=copy.deepcopy(unwrap(model))))
-    return Stages(path, runs, tuple(record["sites"]), initial)
+    return Stages(path, runs, sites, initial, strategy)

@@ -1,0 +1,142 @@
+"""Studies: paired arms, resumption, executors, and the comparison they end in."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from toolkit.data.task import Task
+from toolkit.errors import ConfigError
+from toolkit.models.unet import unet
+from toolkit.regularizers.segreg import SegReg
+from toolkit.regularizers.selfreg import SelfReg
+from toolkit.results import load_result
+from toolkit.training.checkpoint import read
+from toolkit.training.config import TrainConfig
+from toolkit.training.directory import RunDirectory
+from toolkit.training.study import Study, compare
+
+CONFIG = TrainConfig(steps=2, batch_size=4, checkpoint_every=0, validate_every=0, select="last", log_every=1)
+ARMS: dict[str, Any] = {
+    "plain": None,
+    "segreg": SegReg(samples=128, directions=8),
+    "zero": SelfReg(scr=0, ifd=0),
+}
+
+
+class Elsewhere(Executor):
+    """Runs what it is given as another process would: after pickling it, there and back."""
+
+    def __init__(self) -> None:
+        self.submitted = 0
+
+    def submit(self, function: Any, /, *arguments: Any, **keywords: Any) -> Future[Any]:
+        self.submitted += 1
+        future: Future[Any] = Future()
+        result = pickle.loads(pickle.dumps(function))(*arguments, **keywords)
+        future.set_result(pickle.loads(pickle.dumps(result)))
+        return future
+
+
+def factory() -> nn.Module:
+    return unet(1, 2, channels=(4, 8, 8))
+
+
+@pytest.fixture
+def study(two_sites: Task, tmp_path: Path) -> Callable[..., Study]:
+    def start(name: str = "a", arms: Any = None, **options: Any) -> Study:
+        keywords = {"model": factory, "config": CONFIG, "seeds": (0, 3), "progress": False, **options}
+        return compare(arms or ARMS, task=two_sites, out=tmp_path / name, **keywords)
+
+    return start
+
+
+def test_arms_are_paired_and_the_comparison_is_that_of_their_scores(study: Callable[..., Study]) -> None:
+    before = torch.get_rng_state()
+    result = study()
+    assert torch.equal(torch.get_rng_state(), before)
+    table = result.table().set_index("method")
+    assert list(table.index) == ["plain", "segreg", "zero"]
+    assert (result.baseline, table.loc["plain", "verdict"]) == ("plain", "baseline")
+    assert table.loc["zero", "difference"] == 0.0, (
+        "no weight: bit for bit the plain training, so all is paired"
+    )
+    assert table.loc["segreg", "difference"] != 0.0
+    start = {
+        seed: [read(RunDirectory(runs[seed]).checkpoints, 0).weights for runs in result.runs.values()]
+        for seed in ("0", "3")
+    }
+    for first, *others in start.values():
+        assert all(torch.equal(first[k], other[k]) for other in others for k in first)
+    assert not torch.equal(start["0"][0]["head.weight"], start["3"][0]["head.weight"])
+    mine = result.scores[(result.scores["method"] == "segreg") & (result.scores["status"] != "both_absent")]
+    per_patient = mine.groupby(["seed", "subject"])["value"].mean()
+    assert table.loc["segreg", "mean"] == pytest.approx(per_patient.mean())
+
+
+def test_a_finished_study_is_read_and_a_stopped_one_goes_on(
+    study: Callable[..., Study], tmp_path: Path
+) -> None:
+    first = study()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    removed = tmp_path / "b" / "seed-3" / "segreg"
+    shutil.rmtree(removed)
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "b").rglob("weights.safetensors")}
+    again = study("b")
+    np.testing.assert_array_equal(again.scores["value"], first.scores["value"])
+    assert removed.is_dir()
+    assert all(p.stat().st_mtime_ns == time for p, time in times.items()), "nothing was trained twice"
+    more = study("b", {**ARMS, "strong": SegReg(weight=1.0, samples=128, directions=8)})
+    assert len(more.table()) == 4
+    assert set(json.loads((tmp_path / "b" / "study.json").read_text())["arms"]) == {*ARMS, "strong"}
+
+
+def test_an_executor_gives_the_same_numbers(study: Callable[..., Study]) -> None:
+    arms = {"plain": None, "segreg": ARMS["segreg"]}
+    executor = Elsewhere()
+    spread = study("c", arms, seeds=(0, 1), executor=executor)
+    assert executor.submitted == 4
+    np.testing.assert_array_equal(spread.scores["value"], study("d", arms, seeds=(0, 1)).scores["value"])
+
+
+def test_a_study_is_a_result(study: Callable[..., Study], tmp_path: Path) -> None:
+    result = study(seeds=(0,), arms={"plain": None, "segreg": ARMS["segreg"]})
+    assert result.table()["verdict"].iloc[1].startswith("inconclusive")
+    again = load_result(result.save(tmp_path / "study.zip"))
+    assert isinstance(again, Study)
+    assert again.runs == result.runs
+    np.testing.assert_allclose(again.scores["value"], result.scores["value"], rtol=1e-13)
+    assert again.settings["arms"]["segreg"][0]["name"] == "segreg"
+    assert again.provenance["parameters"]["seeds"] == [0]
+    assert len(result.plot().data) > 0
+    assert result.figure(tmp_path / "study.pdf").stat().st_size > 1000
+
+
+def test_what_cannot_be_compared(study: Callable[..., Study]) -> None:
+    kept = factory()
+    for message, options in {
+        "another network each time": {"model": lambda: kept},
+        "different seeds": {"seeds": (1, 1)},
+        "no arm 'none'": {"baseline": "none"},
+        "different names": {"arms": {"a b": None, "a_b": None}},
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            study("x", **options)
+    one = {"plain": None}
+    study("e", one, seeds=(0,))
+    with pytest.raises(ConfigError, match="other settings: config"):
+        study("e", one, seeds=(0,), config=CONFIG.replace(steps=3))
+    with pytest.raises(ConfigError, match="arms plain"):
+        study("e", {"plain": SegReg()}, seeds=(0,))
+    with pytest.raises(ConfigError, match="weights 0"):
+        study("e", one, seeds=(0,), model=lambda: unet(1, 2, channels=(4, 8, 16)))
