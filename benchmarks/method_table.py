@@ -1,0 +1,200 @@
+"""Table of the methods, made by running one training step of each: docs/methods.md.
+
+    python benchmarks/method_table.py                # what runs where, extra parameters and passes
+    python benchmarks/method_table.py --measure      # and the step time and, beside it, the plain step's; needs a quiet machine
+
+A method counts as running in 2D, 3D, on a convolutional network, on a transformer or in mixed precision (bf16) if a step
+of it there gives a finite loss and finite gradients. Extra parameters and passes are counted, not stated: passes by how
+often the first layer of a network runs, of earlier networks too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from interleave import CLOCKS, machine, medians
+from torch import nn
+
+from toolkit.errors import ToolkitError
+from toolkit.models.fast_slow import fast_slow_network
+from toolkit.models.swin_unet import swin_unet
+from toolkit.models.unet import unet
+from toolkit.objectives.base import Objective
+from toolkit.objectives.cooperative import FastSlowObjective
+from toolkit.objectives.segmentation import SegmentationObjective
+from toolkit.regularizers.base import Regularizer
+from toolkit.regularizers.continual import ElasticWeights, LearningWithoutForgetting
+from toolkit.regularizers.dispersive import Dispersive
+from toolkit.regularizers.latent_augmentation import LatentAugmentation
+from toolkit.regularizers.segreg import SegReg
+from toolkit.regularizers.selfreg import SelfReg
+from toolkit.training.step import TrainingStep
+
+OUT = Path(__file__).parents[1] / "docs" / "methods.md"
+CLASSES = 3
+NETWORKS: dict[str, Callable[[bool], nn.Module]] = {
+    "2D": lambda large: unet(1, CLASSES, channels=(16, 32, 64, 128) if large else (4, 8, 8)),
+    "3D": lambda large: unet(1, CLASSES, channels=(4, 8, 8), dims=3),
+    "transformer": lambda large: swin_unet(1, CLASSES, width=12, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4),
+    "codes": lambda large: fast_slow_network(1, CLASSES, width=16 if large else 2),
+    "codes 3D": lambda large: fast_slow_network(1, CLASSES, width=2, dims=3),
+}  # fmt: skip
+
+
+def elastic(network: nn.Module) -> Regularizer:
+    regularizer = ElasticWeights()
+    regularizer.remember(network, {name: torch.ones_like(p) for name, p in network.named_parameters()})
+    return regularizer
+
+
+def earlier(network: nn.Module) -> Regularizer:
+    regularizer = LearningWithoutForgetting()
+    regularizer.remember(network)
+    return regularizer
+
+
+def taught(network: nn.Module) -> Regularizer:
+    return SelfReg(groups=getattr(network, "selfreg_groups", None))
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A regularizer made for a network; `codes` if it needs a network with codes."""
+
+    name: str
+    make: Callable[[nn.Module], Regularizer]
+    codes: bool = False
+
+    def kinds(self) -> dict[str, str]:
+        """Column of the table: network it is tried on."""
+        if self.codes:
+            return {"2D": "codes", "3D": "codes 3D", "CNN": "codes", "transformer": "transformer"}
+        return {"2D": "2D", "3D": "3D", "CNN": "2D", "transformer": "transformer"}
+
+
+METHODS = (
+    Method("SegReg", lambda network: SegReg()),
+    Method("SelfReg", taught),
+    Method("latent augmentation", lambda network: LatentAugmentation(), codes=True),
+    Method("dispersive", lambda network: Dispersive()),
+    Method("EWC", elastic),
+    Method("LwF, one earlier task", earlier),
+)
+
+
+def batch(dims: int, side: int, images: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (images, 1, *[side] * dims)
+    label = torch.randint(0, CLASSES, shape, generator=generator)
+    return {"image": (label + torch.rand(shape, generator=generator)) / CLASSES, "label": label}
+
+
+def prepared(kind: str, method: Method | None, large: bool = False) -> tuple[nn.Module, TrainingStep]:
+    torch.manual_seed(0)
+    network = NETWORKS[kind](large)
+    objective: Objective = FastSlowObjective() if kind.startswith("codes") else SegmentationObjective()
+    return network, TrainingStep(network, objective, () if method is None else (method.make(network),))
+
+
+def one_step(step: TrainingStep, data: dict[str, torch.Tensor], mixed: bool = False) -> float:
+    """Forward and backward of every part; the loss."""
+    loss = 0.0
+    for part in range(step.parts(0)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            total = step(data, part=part).total
+        total.backward()
+        loss += total.item()
+    return loss
+
+
+def runs(method: Method, kind: str, mixed: bool = False) -> bool:
+    """Whether a step of the method there is finite; a network it refuses does not count as an error."""
+    dims = 3 if kind.endswith("3D") else 2
+    try:
+        network, step = prepared(kind, method)
+        loss = one_step(step, batch(dims, 16 if dims == 3 else 64 if kind == "transformer" else 32, 2), mixed)
+    except ToolkitError:
+        return False
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return bool(torch.isfinite(torch.tensor(loss))) and all(g.isfinite().all() for g in gradients)
+
+
+def extra_parameters(method: Method) -> int:
+    """Parameters of the step that are not the network's."""
+    network, step = prepared(method.kinds()["2D"], method)
+    return sum(p.numel() for p in step.parameters()) - sum(p.numel() for p in network.parameters())
+
+
+def first_layer_runs(kind: str, method: Method | None) -> int:
+    """How often the first convolution runs in a step, in copies of the network too (hooks are copied with them)."""
+    network, step = prepared(kind, method)
+    count = [0]
+    first = next(m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
+    first.register_forward_hook(lambda *_: count.__setitem__(0, count[0] + 1))
+    one_step(step, batch(2, 32, 2))
+    return count[0]
+
+
+def overhead(method: Method, rounds: int, clock: str) -> float:
+    """Step time over the plain step's, same network and batch, in turns; the network of the 2D column, 96 x 96."""
+    kind, data, arms = method.kinds()["2D"], batch(2, 96, 16), {}
+    for name, given in (("plain", None), ("method", method)):
+        _, step = prepared(kind, given, large=True)
+        arms[name] = lambda step=step: (step.zero_grad(), one_step(step, data))
+    seconds = medians(arms, rounds, clock)
+    return seconds["method"] / seconds["plain"]
+
+
+def table(measure: bool, rounds: int, clock: str) -> list[str]:
+    """Lines of the Markdown table."""
+    places = ["2D", "3D", "CNN", "transformer"]
+    head = ["method", *places, "mixed precision", "extra parameters", "extra passes", "step time"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for method in METHODS:
+        kinds = method.kinds()
+        cells: list[Any] = ["yes" if runs(method, kinds[place]) else "no" for place in places]
+        cells.append("yes" if runs(method, kinds["2D"], mixed=True) else "no")
+        cells.append(extra_parameters(method))
+        cells.append(first_layer_runs(kinds["2D"], method) - first_layer_runs(kinds["2D"], None))
+        times = [overhead(method, rounds, clock) for _ in range(3)] if measure else []
+        cells.append(f"{statistics.median(times):.2f}" if times else "not measured")
+        lines.append("| " + " | ".join(map(str, [method.name, *cells])) + " |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = ", ".join(f"{key} {value}" for key, value in machine(options.threads, options.clock).items())
+    lines = [
+        "# Methods",
+        "",
+        "Written by `python benchmarks/method_table.py`; every cell is the outcome of a training step that was run.",
+        "Step time is a multiple of the plain step on the same network; the passes are forward passes besides the plain one.",
+        "SegReg's loss is our inference from the public parts of the paper.",
+        "",
+        *table(options.measure, options.rounds, options.clock),
+        "",
+        f"{found}.",
+    ]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
