@@ -139,3 +139,26 @@ def test_strategies_by_name_and_settings(sequence: Callable[..., Stages], tmp_pa
         Rehearsal(share=0)
     assert not (tmp_path / "s").exists()
     assert Distillation(temperature=1.0).regularizers()[0].temperature == 1.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("strategy", ["rehearsal", "ewc", "lwf"])
+def test_a_third_stage_resumes_with_what_two_have_left(
+    two_sites: Task, network: UNet, tmp_path: Path, strategy: str
+) -> None:
+    stages = train_sequence(
+        network, two_sites, ["left", "right", "left"], config=CONFIG, out=tmp_path / "t", strategy=strategy,
+        progress=False,
+    )  # fmt: skip
+    folder = shutil.copytree(stages.path, tmp_path / "stopped")
+    shutil.rmtree(folder / "stage-2-left")
+    again = resume_sequence(folder, task=two_sites, progress=False)
+    assert equal(again.model.state_dict(), stages.model.state_dict())
+    finished = resume_sequence(folder, task=two_sites, progress=False)
+    assert equal(finished.model.state_dict(), stages.model.state_dict())
+    if strategy == "lwf":
+        state = read(stages.stages[2].directory.checkpoints, 2).state["regularizers"]
+        kept = state["learning_without_forgetting"]
+        assert {name.split("/")[0] for name in kept} == {"0", "1"}
+        assert equal(
+            {k[2:]: v for k, v in kept.items() if k.startswith("1/")}, stages.stages[1].model.state_dict()
+        )
