@@ -1,4 +1,4 @@
-"""Commands: `python -m toolkit demo`, `python -m toolkit gpu-check`, `python -m toolkit report RUN`."""
+"""Commands: `python -m toolkit demo`, `python -m toolkit gpu-check`, `python -m toolkit report RUN`, `python -m toolkit data`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
     report = each.add_parser("report", help="write a report on a finished or running training")
     report.add_argument("run", help="run directory")
     report.add_argument("--out", help="the .html file (default: report.html in the run directory)")
+    from toolkit.data.command import add_parser
+
+    add_parser(each)
     return commands
 
 
@@ -51,6 +54,10 @@ def _run(options: argparse.Namespace) -> int:
         from toolkit.show.gpu_check import gpu_check
 
         return gpu_check()
+    if options.command == "data":
+        from toolkit.data import command
+
+        return command.run(options)
     if options.command == "report":
         from pathlib import Path
 

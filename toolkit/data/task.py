@@ -186,6 +186,20 @@ class Task:
 
         return verify(self)
 
+    def usable(self, table: pd.DataFrame | None = None) -> Task:
+        """This task without the cases that `verify` does not call `ok` (see `toolkit.data.verify.usable`)."""
+        from toolkit.data.verify import usable
+
+        return usable(self, table)
+
+    def restricted(self, cases: Sequence[Case]) -> Task:
+        """A task of some of these cases with the same settings; it cannot be rebuilt from its name."""
+        return Task(
+            self.name, cases, dims=self.dims, channels=self.channels, classes=self.classes,
+            patch_size=self.patch_size, normalisation=self.normalisation, sites=self.sites, flips=self.flips,
+            manifest=self.manifest, licence=self.licence, citation=self.citation,
+        )  # fmt: skip
+
     def __len__(self) -> int:
         return len(self._cases)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from toolkit.data.case import Case
 from toolkit.data.generated import GeneratedSource, index_rows
-from toolkit.data.source import Source, file_sha256
+from toolkit.data.source import Pair, Source, file_sha256
 from toolkit.errors import DataError, ToolkitError
 
 if TYPE_CHECKING:
@@ -16,43 +20,163 @@ if TYPE_CHECKING:
     from toolkit.data.task import Task
 
 
+COLUMNS = (
+    "case", "verdict", "checksum", "detail", "source", "site", "split", "shape", "spacing", "classes", "low", "high",
+    "notes",
+)  # fmt: skip
+_TINY = 10
+_COMPANIONS = (".md", ".txt", ".csv", ".json", ".cfg", ".pdf", ".sha256", ".raw", ".zraw", ".xlsx")
+_COMPANION_NAMES = ("SHA256SUMS", "LICENSE", "README")
+
+
 def verify(task: Task) -> pd.DataFrame:
     """Read and check all data of a task; nothing is raised, every finding is a row.
 
     Returns:
-        DataFrame with one row per volume or picture: `case` (the volume), `verdict` (`ok`, `missing`, `changed`,
-        `wrong`), `checksum` (`matches`, `differs`, `none` where none is recorded), `detail`, `source`.
+        DataFrame with one row per volume or picture and one per file that does not belong. `case` is the volume;
+        `verdict`: `ok`, `missing`, `changed` (other bytes than recorded), `wrong` (cannot be trusted), `duplicate`
+        (the same image is in another split), `foreign` (no case uses the file); `checksum`: `matches`, `differs`,
+        `none` where none is recorded; `detail`, `source`, `site`, `split`, `shape`, `spacing` in mm; `classes` that
+        occur; `low` and `high`, the range of the stored intensities; `notes`: what is worth a look but no error
+        (slices without foreground, classes that are absent or tiny, the same image again in one split).
     """
     import pandas as pd
 
     recorded = _recorded(task.manifest) if task.manifest else {}
+    rows: list[dict[str, Any]] = []
+    first: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
-    rows = []
     for case in task.cases():
-        if id(case.reader) not in seen:
-            seen.add(id(case.reader))
-            rows.append(
-                [
-                    case.volume if case.index is not None else case.id,
-                    *_verdict(case.reader, recorded),
-                    case.source,
-                ]
-            )
-    return pd.DataFrame(rows, columns=["case", "verdict", "checksum", "detail", "source"])
+        if id(case.reader) in seen:
+            continue
+        seen.add(id(case.reader))
+        row = dict.fromkeys(COLUMNS, "") | _row(case, recorded, task)
+        twin = first.setdefault(row.pop("print"), row) if row.get("print") else row
+        if twin is not row:
+            _mark_twins(twin, row)
+        rows.append(row)
+    rows += [
+        dict.fromkeys(COLUMNS, "")
+        | {
+            "verdict": "foreign",
+            "checksum": "none",
+            "source": str(path),
+            "detail": "No case uses this file.",
+        }
+        for path in _foreign(task)
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _verdict(reader: Source, recorded: dict[str, str]) -> tuple[str, str, str]:
+def usable(task: Task, table: pd.DataFrame | None = None) -> Task:
+    """The task without every case that `verify` does not call `ok`; of duplicates across splits none is kept.
+
+    Args:
+        task: any task.
+        table: result of `verify`; default it is made now.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    table = verify(task) if table is None else table
+    good = set(table.case[table.verdict == "ok"])
+    return task.restricted([case for case in task.cases() if _name(case) in good])
+
+
+def _name(case: Case) -> str:
+    return case.volume if case.index is not None else case.id
+
+
+def _mark_twins(twin: dict[str, Any], row: dict[str, Any]) -> None:
+    for one, other in ((row, twin), (twin, row)):
+        if twin["split"] != row["split"]:
+            if one["verdict"] == "ok":
+                one["verdict"] = "duplicate"
+            one["detail"] = f"The image of {other['case']} in {other['split']} is the same."
+        else:
+            one["notes"] = "; ".join(filter(None, (one["notes"], f"same image as {other['case']}")))
+
+
+def _row(case: Case, recorded: dict[str, str], task: Task) -> dict[str, Any]:
+    reader = case.reader
+    row: dict[str, Any] = {
+        "case": _name(case), "source": case.source, "site": case.site, "split": case.split,
+        "spacing": "" if case.spacing is None else " x ".join(f"{mm:.4g}" for mm in case.spacing),
+    }  # fmt: skip
     missing = [str(path) for path in reader.files() if not path.is_file()]
     if missing:
-        return "missing", "none", f"no such file: {', '.join(missing)}"
-    checksum = _checksum(reader, recorded)
+        return row | {
+            "verdict": "missing",
+            "checksum": "none",
+            "detail": f"no such file: {', '.join(missing)}",
+        }
+    row["checksum"] = _checksum(reader, recorded)
     try:
-        reader.read_raw()
+        pair = reader.read_raw()
+        if case.index is not None:
+            expected = sum(other.reader is reader for other in task.cases())
+            if pair.image.shape[1] != expected:
+                raise DataError(f"The index has {expected} slices, the file {pair.image.shape[1]}.")
+        if pair.image.shape[0] != task.channels:
+            raise DataError(f"The image has {pair.image.shape[0]} channels, the task {task.channels}.")
     except ToolkitError as error:
-        return "wrong", checksum, f"{error.what} {error.fix}".strip()
-    if checksum == "differs":
-        return "changed", checksum, "The bytes are not those that the manifest records."
-    return "ok", checksum, ""
+        return row | {"verdict": "wrong", "detail": f"{error.what} {error.fix}".strip()}
+    row |= _content(pair, task)
+    if row["checksum"] == "differs":
+        return row | {"verdict": "changed", "detail": "The bytes are not those that the manifest records."}
+    return row | {"verdict": "ok"}
+
+
+def _content(pair: Pair, task: Task) -> dict[str, Any]:
+    image = np.ascontiguousarray(pair.image)
+    low, high = float(image.min()), float(image.max())
+    notes = ["every voxel has one value"] if low == high else []
+    present = ""
+    if pair.label is None:
+        notes.append("no label")
+    else:
+        counts = np.bincount(pair.label.ravel(), minlength=len(task.classes))
+        present = " ".join(str(index) for index in np.flatnonzero(counts))
+        named = [(name, int(counts[index])) for index, name in task.classes.items() if index]
+        notes += [f"no {name}" for name, count in named if not count]
+        notes += [f"{name}: {count} voxels" for name, count in named if 0 < count < _TINY]
+        if task.dims == 2 and pair.label.ndim == 3:
+            empty = int((~(pair.label > 0).any(axis=(1, 2))).sum())
+            notes += [f"{empty} of {len(pair.label)} slices without foreground"] if empty else []
+    digest = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
+    shape = " x ".join(map(str, image.shape[1:]))
+    return {
+        "shape": shape,
+        "classes": present,
+        "low": low,
+        "high": high,
+        "notes": "; ".join(notes),
+        "print": digest,
+    }
+
+
+def _foreign(task: Task) -> list[Path]:
+    """Files in the data folder that neither a case nor a companion (a text, a table, a licence) accounts for."""
+    if task.manifest is None or task.manifest.layout.kind == "generated":
+        return []
+    from toolkit.data.catalogue import data_folders
+    from toolkit.data.discovery import discovered_rows
+
+    folder = next((folder for folder in data_folders(task.manifest.name) if folder.is_dir()), None)
+    if folder is None:
+        return []
+    own = {path.resolve() for case in task.cases() for path in case.reader.files()}
+    if task.manifest.layout.rows != "table":  # a split list may leave out cases that belong all the same
+        found = discovered_rows(task.manifest, folder)
+        own |= {(folder / row[kind]).resolve() for row in found for kind in ("image", "label") if row[kind]}
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.resolve() not in own
+        and not path.name.lower().endswith(_COMPANIONS)
+        and path.stem not in _COMPANION_NAMES
+    ]
 
 
 def _checksum(reader: Source, recorded: dict[str, str]) -> str:
