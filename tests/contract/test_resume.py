@@ -161,12 +161,17 @@ def test_an_interrupt_ends_the_step_and_says_how_to_go_on(
             os.kill(os.getpid(), signal.SIGINT)
         return whole(self, index)
 
-    handler = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patched:
-        patched.setattr(Loader, "batch", batch)
-        with pytest.raises(KeyboardInterrupt, match=r"after step 9 .*toolkit\.resume"):
-            program.begin(tmp_path / "run")
-    assert signal.getsignal(signal.SIGINT) is handler
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background shell starts us with it ignored
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(Loader, "batch", batch)
+            with pytest.raises(KeyboardInterrupt, match=r"after step 9 .*toolkit\.resume"):
+                program.begin(tmp_path / "run")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert json.loads((tmp_path / "run" / "state.json").read_text())["state"] == "interrupted"
     program.carry_on(tmp_path / "run")
     assert_same_run(tmp_path / "run", reference, program.STEPS)
