@@ -1,9 +1,10 @@
-"""Read every case of the public packs ($TOOLKIT_DATA) and store what `verify` found, one row per pack and finding."""
+"""Read every case of the public packs ($TOOLKIT_DATA) and store what `verify` found, one entry per pack (names as arguments: only these)."""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from toolkit.data import list_tasks, load_task
 OUT = Path(__file__).parent / "results" / "data_verify.json"
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     table = list_tasks()
-    packs = {}
-    for name in table.name[table.ready & (table.access != "embedded")]:
+    packs = json.loads(OUT.read_text()) if OUT.is_file() else {}
+    for name in names or table.name[table.ready & (table.access != "embedded")]:
         begun = time.perf_counter()
         rows = load_task(name).verify()
         notes: dict[str, int] = {}
@@ -34,9 +35,9 @@ def main() -> None:
             "not_ok": [f"{case}: {verdict}. {detail}" for case, verdict, detail in odd[["case", "verdict", "detail"]].to_numpy()][:20],
             "seconds": round(time.perf_counter() - begun, 1),
         }  # fmt: skip
-        print(name, packs[name])
-    OUT.write_text(json.dumps(packs, indent=1) + "\n")
+        print(name, packs[name], flush=True)
+        OUT.write_text(json.dumps(dict(sorted(packs.items())), indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
