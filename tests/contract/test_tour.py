@@ -147,7 +147,7 @@ def test_sequence_and_report(task: Any, tmp_path: Path) -> None:
     assert len(stages.stages) == 2
     check_result(stages.transfer(), tmp_path / "transfer")
     page = Path(tk.report(stages.stages[-1], tmp_path / "report.html"))
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert "<html" in text
     assert not re.search(
         r"<(script|link|img|iframe)[^>]*(src|href)=[\"']?https?:", text
