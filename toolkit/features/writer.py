@@ -179,7 +179,7 @@ def is_store(path: Path) -> bool:
     import json
 
     try:
-        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return isinstance(attributes, dict) and attributes.get("kind") == FORMAT["kind"]

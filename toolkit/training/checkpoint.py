@@ -115,7 +115,7 @@ def read_record(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged or of another format.
     """
     try:
-        record = json.loads((path / RECORD).read_text())
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         known = record["format"] == FORMAT
         complete = isinstance(record["step"], int) and isinstance(record["sha256"], dict) and "run" in record
         record.setdefault("best", None)

@@ -64,7 +64,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         checkpoints.sweep(self.checkpoints)
         checkpoints.write(self.checkpoints, first)
-        self.history.write_text("")
+        self.history.write_text("", encoding="utf-8")
         write_json(self.record_file, {"format": FORMAT, "run": first.run, **record})
 
     def await_creation(self, seconds: float = 300.0) -> None:
@@ -81,7 +81,7 @@ class RunDirectory:
 
     def remove_if_untrained(self) -> None:
         """Take a run away whose very first step failed: there is nothing in it to continue."""
-        if checkpoints.steps_on_disk(self.checkpoints) == [0] and not self.history.read_text().strip():
+        if checkpoints.steps_on_disk(self.checkpoints) == [0] and not self.history.read_text(encoding="utf-8").strip():
             shutil.rmtree(self.checkpoints)
             for file in (self.record_file, self.history, self.state_file):
                 file.unlink(missing_ok=True)
