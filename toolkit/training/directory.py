@@ -81,7 +81,10 @@ class RunDirectory:
 
     def remove_if_untrained(self) -> None:
         """Take a run away whose very first step failed: there is nothing in it to continue."""
-        if checkpoints.steps_on_disk(self.checkpoints) == [0] and not self.history.read_text(encoding="utf-8").strip():
+        if (
+            checkpoints.steps_on_disk(self.checkpoints) == [0]
+            and not self.history.read_text(encoding="utf-8").strip()
+        ):
             shutil.rmtree(self.checkpoints)
             for file in (self.record_file, self.history, self.state_file):
                 file.unlink(missing_ok=True)
