@@ -35,6 +35,7 @@ class Loader:
         flips: axes that may be mirrored.
         shuffle: False keeps the order of `cases` in every epoch.
         foreground: share of crops that are placed on foreground (default 0.5).
+        limits: values that augmented images are clipped to, for normalisations with a fixed range; None = not.
 
     Raises:
         ConfigError: no cases, or a setting that cannot work.
@@ -52,6 +53,7 @@ class Loader:
         flips: Sequence[int] = (),
         shuffle: bool = True,
         foreground: float | None = None,
+        limits: tuple[float, float] | None = None,
     ) -> None:
         if not cases:
             raise ConfigError("A loader needs at least one case.")
@@ -65,6 +67,7 @@ class Loader:
         self.augmentation = checked_augmentation(augmentation)
         self.flips, self.shuffle = tuple(flips), shuffle
         self.foreground = 0.5 if foreground is None else float(foreground)
+        self.limits = limits
         self.next_epoch = 0
         self._order: tuple[int, np.ndarray] | None = None
         self._points: dict[str, np.ndarray] = {}
@@ -112,6 +115,8 @@ class Loader:
                 self.augmentation, images, labels, np.stack(numbers), np.stack(noises) if noises else None,
                 self.patch_size, np.asarray(spacing), self.flips,
             )  # fmt: skip
+            if self.limits is not None:
+                images = images.clamp(*self.limits)
         return {"image": images, "label": labels.long(), "case": [case.id for case in cases]}
 
     def _permutation(self, epoch: int) -> np.ndarray:

@@ -61,6 +61,11 @@ def normalise(array: np.ndarray, rule: str = DEFAULT) -> np.ndarray:
     return image
 
 
+def fixed_range(rule: str) -> tuple[float, float] | None:
+    """The range that a rule brings every image into, or None: networks and losses may rely on [0, 1]."""
+    return (0.0, 1.0) if rule.startswith(("range", "window:")) else None
+
+
 def _normalise_channel(channel: np.ndarray, rule: str) -> None:
     if rule.startswith("window:"):
         low, high = _limits(rule)

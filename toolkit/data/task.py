@@ -11,7 +11,7 @@ from toolkit.data.augment import Augmentation
 from toolkit.data.case import Case
 from toolkit.data.labels import checked_classes
 from toolkit.data.loader import Loader
-from toolkit.data.normalise import DEFAULT, check_rule
+from toolkit.data.normalise import DEFAULT, check_rule, fixed_range
 from toolkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class Task:
             flips=self.flips,
             shuffle=shuffle,
             foreground=foreground,
+            limits=fixed_range(self.normalisation),
         )
 
     def content_hash(self) -> str:

@@ -215,6 +215,20 @@ def test_no_strength_leaves_the_image_alone(striped):
     assert same(striped().loader("train", batch_size=4, augmentation=nothing).batch(1), plain)
 
 
+@pytest.mark.parametrize(
+    ("rule", "kept"), [("range", True), ("range:2,98", True), ("window:0,3", True), ("zscore-clip", False)]
+)
+def test_augmentation_keeps_a_fixed_range(rule, kept):
+    images = np.linspace(0, 3, 8 * 256, dtype=np.float32).reshape(8, 1, 16, 16)[:, :, ::-1].copy()
+    labels = [np.eye(16, dtype=np.uint8)] * 8
+    task = task_from_arrays(
+        images, labels, classes={0: "background", 1: "line"}, normalisation=rule, splits=["train"] * 8
+    )
+    strong = Augmentation(noise=0.5, offset=0.5)
+    image = task.loader("train", batch_size=8, patch_size=(16, 16), augmentation=strong).batch(0)["image"]
+    assert bool(image.min() >= 0 and image.max() <= 1) is kept
+
+
 def test_wrong_settings_say_what_there_is(striped):
     task = striped(sites=["north"] * 6 + ["south"] * 4)
     with pytest.raises(ConfigError, match="north, south"):
