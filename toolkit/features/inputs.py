@@ -209,6 +209,7 @@ def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | Non
     if image.ndim == dims:
         image = image[None]
     elif image.ndim == dims + 1 and channels == 1 and image.shape[0] != 1:
+        _refuse_channels_last(image, dims)
         image = image[:, None]  # a stack of one-channel images
     if image.ndim == dims + 1:
         yield _item(image, label, fields, dims, str(ids[0] if isinstance(ids, (list, tuple)) else ids), None)
@@ -224,6 +225,16 @@ def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | Non
         known = isinstance(ids, (list, tuple))
         name = str(ids[i]) if known else f"{ids}/{i:03d}" if len(image) > 1 else str(ids)
         yield _item(image[i], None if label is None else label[i], fields, dims, name, i)
+
+
+def _refuse_channels_last(image: Tensor, dims: int) -> None:
+    """A colour picture (H, W, 3) would otherwise pass for a stack of H very narrow one-channel images."""
+    shape = tuple(image.shape)
+    if dims == 2 and shape[2] in (3, 4) and min(shape[:2]) >= 16:
+        raise DataError(
+            f"An array of shape {shape} looks like a colour picture with its channels last.",
+            fix="Images are channel-first and this network takes one channel: average the colours, pass (1, H, W).",
+        )
 
 
 def _item(

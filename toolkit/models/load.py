@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -152,7 +153,7 @@ def restricted_load(stream: Any, where: str) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             "The file holds more than tensors and plain values; it was not loaded, because it could run code.",
-            where=f"{where}: {str(error).splitlines()[0]}",
+            where=f"{where}{_foreign_class(error)}",
             fix="Ask for a safetensors file, or export the state dictionary alone.",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, TypeError) as error:
@@ -160,6 +161,12 @@ def restricted_load(stream: Any, where: str) -> Any:
             f"The file is damaged or not a PyTorch file ({type(error).__name__}).", where=where,
             fix="Copy or export it again.",
         ) from error  # fmt: skip
+
+
+def _foreign_class(error: Exception) -> str:
+    """What the file asked for, without torch's advice on how to load it all the same."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f" (it asks for {found[1]})" if found else ""
 
 
 def load_weights(model: nn.Module, file: str | os.PathLike[str], strict: bool = True) -> WeightsReport:

@@ -111,6 +111,7 @@ def test_files(tmp_path: Path) -> None:
         (torch.full((1, 8, 8), float("nan")), "NaN"), (3.0, "not understood"), ({"img": 1}, "key 'image'"),
         (np.array(["a"]), "not an image"), ({"image": torch.zeros(1, 8, 8), "label": torch.zeros(4, 4)}, "The label has"),
         ({"image": torch.zeros(2, 1, 8, 8), "label": torch.zeros(1, 8, 8)}, "2 images and 1 labels"),
+        (np.zeros((32, 32, 3)), "channels last"),
     ],
 )  # fmt: skip
 def test_wrong_inputs_are_refused(inputs: object, message: str) -> None:

@@ -91,8 +91,12 @@ def test_files_that_want_to_run_code_are_refused(network: UNet, tmp_path: Path, 
         torch.save(network, path)
     else:
         path.write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
-    with pytest.raises(CheckpointError, match=r"run code|safetensors"):
+    with pytest.raises(CheckpointError, match=r"run code|safetensors") as caught:
         load_weights(network, path)
+    assert "weights_only" not in str(caught.value), (
+        "torch's advice to switch its protection off is not passed on"
+    )
+    assert ("asks for toolkit.models.unet.UNet" in str(caught.value)) == (kind == "module")
     assert not (tmp_path / "executed").exists()
 
 
