@@ -38,7 +38,11 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.objectives.cooperative": ("FastSlowObjective",),
     "toolkit.objectives.med_disseg": ("MedDisSegObjective", "MedDisSegStageOneObjective"),
     "toolkit.objectives.segmentation": ("SegmentationObjective",),
+    "toolkit.regularizers.augment_image": ("augment_image",),
     "toolkit.regularizers.dispersive": ("Dispersive",),
+    "toolkit.regularizers.image_baselines": (
+        "AdversarialBias", "AdversarialNoise", "RandomConvolution", "RandomWindows",
+    ),
     "toolkit.regularizers.latent_augmentation": ("LatentAugmentation",),
     "toolkit.regularizers.segreg": ("SegReg",),
     "toolkit.regularizers.selfreg": ("SelfReg",),

@@ -21,6 +21,7 @@ from toolkit.features.masks import dropout_mask, targeted_mask
 from toolkit.models.batch_norm import frozen_batch_norm
 from toolkit.registry import register
 from toolkit.regularizers.base import Regularizer, StepContext
+from toolkit.regularizers.hard_pass import IMAGE_TERMS, hard_pass
 
 __all__ = ["Draw", "LatentAugmentation", "dropout_mask", "targeted_mask"]
 
@@ -110,14 +111,20 @@ class LatentAugmentation(Regularizer):
 
     def weights(self, step: int) -> dict[str, float]:
         """One weight for all terms."""
-        terms = ["hard_segmentation", "hard_reconstruction", "hard_shape_prediction"]
-        return dict.fromkeys([*terms, "hard_shape_corrupted"] if self.shape_schemes else terms, self.weight)
+        terms = [*IMAGE_TERMS, "hard_shape_corrupted"] if self.shape_schemes else IMAGE_TERMS
+        return dict.fromkeys(terms, self.weight)
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
         """Make the hard examples, run the hard pass on them, and return the terms."""
         self._last.clear()
         image_hat, logits_hat = self.hard_examples(context)
-        return self._hard_pass(context, image_hat, logits_hat)
+        terms, codes, _ = hard_pass(
+            context, image_hat, logits_hat, freeze=self.preset != "first", separate_training=self.separate_training,
+            factor=1.0 if self.preset == "literal" else 0.5,
+        )  # fmt: skip
+        if context.logging:
+            self._last["codes"] = codes
+        return terms
 
     def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
         """The standard pass's codes for the objective, the hard pass's codes for its own loss."""
@@ -188,31 +195,6 @@ class LatentAugmentation(Regularizer):
         )  # fmt: skip
         with torch.no_grad(), self._frozen(network):
             return image_hat, network.decode_segmentation(shape_code * mask).detach()
-
-    def _hard_pass(
-        self, context: StepContext, image_hat: Tensor, logits_hat: Tensor | None
-    ) -> dict[str, Tensor]:
-        network: Any = context.model
-        image, label = context.batch["image"].float(), context.batch["label"][:, 0].long()
-        with self._frozen(network):
-            image_code = network.encode(image_hat)
-            shape_code = network.decouple(image_code)
-            logits = network.decode_segmentation(shape_code)
-            repaired = None if logits_hat is None else network.refine(logits_hat)
-            refined = network.refine(logits.detach() if self.separate_training else logits)
-        # The image decoder alone is not frozen here: its statistics and affine parameters learn from hard images.
-        reconstruction = network.decode_image(image_code)
-        if context.logging:
-            self._last["codes"] = [image_code, shape_code]
-        factor = 1.0 if self.preset == "literal" else 0.5
-        terms = {
-            "hard_segmentation": functional.cross_entropy(logits.float(), label),
-            "hard_reconstruction": factor * functional.mse_loss(reconstruction.float(), image),
-            "hard_shape_prediction": functional.cross_entropy(refined.float(), label),
-        }
-        if repaired is not None:
-            terms["hard_shape_corrupted"] = functional.cross_entropy(repaired.float(), label)
-        return terms
 
     def _frozen(self, network: Any) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self.preset == "first" else frozen_batch_norm(network)
