@@ -120,3 +120,61 @@ class Dropping(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         skip = self.drop(self.norm(self.conv(x)).relu())
         return self.head(torch.cat((skip, self.up(self.down(skip).relu())), 1))
+
+
+class Awkward(nn.Module):
+    """Every habit at once.
+
+    In-place activations, a reused convolution, frozen layers, a checkpointed block, tokens with an attention map that is
+    kept on the module, a block that returns a dict, and deep supervision: a stack in training mode, a list in a dict
+    otherwise.
+    """
+
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+            self.act = nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            fine = self.act(self.norm(self.conv(x)))
+            return {"fine": fine, "coarse": F.max_pool2d(fine, 4)}
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(6)
+            self.query = nn.Linear(6, 6)
+            self.drop = nn.Dropout(0.1)
+            self.kept: list[Tensor] = []
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            query = self.query(self.norm(tokens))
+            weights = (query @ tokens.transpose(1, 2) / 6**0.5).softmax(-1)
+            self.kept.append(weights)
+            self.last = weights
+            return tokens + self.drop(weights @ tokens)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = self.Stem()
+        self.shared = nn.Conv2d(6, 6, 3, padding=1)
+        self.act = nn.LeakyReLU(0.1, inplace=True)
+        self.attention = self.Attention()
+        self.block = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.InstanceNorm2d(6), nn.ReLU(inplace=True))
+        self.heads = nn.ModuleList(nn.Conv2d(6, 3, 1) for _ in range(2))
+        for parameter in self.shared.parameters():
+            parameter.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, list[Tensor]]:
+        scales = self.stem(x)
+        coarse = self.act(self.shared(self.act(self.shared(scales["coarse"]))))
+        tokens = self.attention(coarse.flatten(2).transpose(1, 2))
+        deep = tokens.transpose(1, 2).unflatten(2, coarse.shape[2:])
+        fine = F.interpolate(deep, scale_factor=4)
+        fine += scales["fine"]
+        fine = checkpoint(self.block, fine, use_reentrant=False)
+        low, high = self.heads[0](deep), self.heads[1](fine)
+        if self.training:
+            return torch.stack([high, F.interpolate(low, size=high.shape[2:])], dim=1)
+        return {"logits": [low, high]}

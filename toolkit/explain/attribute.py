@@ -17,8 +17,8 @@ from toolkit.features.capture import capture
 from toolkit.features.inputs import InputBatch, as_batches
 from toolkit.features.modules import eager, named, parse, unwrap
 from toolkit.features.names import resolve
+from toolkit.features.outputs import forward, logits_of
 from toolkit.features.provenance import DataHash, provenance
-from toolkit.features.trace import main_output
 from toolkit.features.untouched import untouched
 
 METHODS = (
@@ -96,7 +96,7 @@ def attribute(
     ):
         module = None if layer is None else _layer_module(network, layer, batch, taps)
         with torch.no_grad():
-            frozen = freeze(wanted, main_output(unwrap(network)(batch.image.clone())), batch)
+            frozen = freeze(wanted, logits_of(network, batch.image.clone()), batch)
         if not bool(frozen.region.any()):
             raise DataError(
                 f"The region of {wanted} is empty in every image.",
@@ -214,7 +214,7 @@ def _layer_module(
     handle = module.register_forward_hook(count)
     try:
         with torch.no_grad(), capture(network, names):
-            unwrap(network)(batch.image[:1].clone())
+            forward(network, batch.image[:1].clone())
     finally:
         handle.remove()
     if calls != 1:

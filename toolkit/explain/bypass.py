@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from toolkit.errors import LayerError
 from toolkit.features.capture import capture
 from toolkit.features.modules import LayerName, eager, is_container, named, parse, unwrap
-from toolkit.features.trace import main_output
+from toolkit.features.outputs import logits_of
 
 Place = tuple[str, int, int]  # module path, call, position among the tensors it returned
 
@@ -58,7 +58,7 @@ class Bypass:
 
         # `capture` checks the name and that the layer runs, with its own error messages
         with capture(self.network, [str(self.layer)], detach=True, clone=False), self._hooks(keep, cut):
-            return main_output(self.network(image))
+            return logits_of(self.network, image)
 
     def replay(self, image: Tensor, code: Tensor, change: Callable[[Place, Tensor], Tensor]) -> Tensor:
         """Run again with `code` at the layer and `change(place, recorded)` around it."""
@@ -67,7 +67,7 @@ class Bypass:
             return change(place, self.around[place])
 
         with self._hooks(put_back, lambda _: code.clone()):
-            return main_output(self.network(image))
+            return logits_of(self.network, image)
 
     @contextlib.contextmanager
     def _hooks(

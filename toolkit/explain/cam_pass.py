@@ -15,8 +15,7 @@ from toolkit.explain.targets import NormalisedClassSum, Target
 from toolkit.features.capture import Tape, capture
 from toolkit.features.inputs import InputBatch
 from toolkit.features.layout import to_maps
-from toolkit.features.modules import unwrap
-from toolkit.features.trace import main_output
+from toolkit.features.outputs import logits_of
 from toolkit.features.untouched import untouched
 
 
@@ -43,7 +42,7 @@ def explain_batch(
             batch.image.detach().clone().requires_grad_().clone()
         )  # not a leaf: networks may change it in place
         with capture(network, layers, taps=taps) as tape:
-            logits = main_output(unwrap(network)(image))
+            logits = logits_of(network, image)
         scene = scene_of(logits, batch)
         require_gradients(tape)
         score, region = target.score(scene)

@@ -17,7 +17,7 @@ from toolkit.explain.targets import NormalisedClassSum, Target
 from toolkit.features.capture import capture
 from toolkit.features.inputs import InputBatch
 from toolkit.features.modules import unwrap
-from toolkit.features.trace import main_output
+from toolkit.features.outputs import logits_of
 from toolkit.features.untouched import untouched
 
 Window = tuple[slice, ...]
@@ -94,7 +94,7 @@ def _stitched_logits(network: nn.Module, image: Tensor, windows: list[Window], w
     with torch.no_grad():
         for window in windows:
             inside: Any = (..., *window)
-            logits = main_output(unwrap(network)(image[inside].clone())).float()
+            logits = logits_of(network, image[inside].clone()).float()
             if logits.shape[2:] != weight.shape:
                 raise LayerError(
                     f"The network gives logits of size {tuple(logits.shape[2:])} for a window of {tuple(weight.shape)}.",
@@ -124,7 +124,7 @@ def _accumulate(
         with torch.enable_grad():
             x = image[inside].detach().clone().requires_grad_().clone()
             with capture(network, layers, taps=taps) as tape:
-                logits = main_output(unwrap(network)(x))
+                logits = logits_of(network, x)
             require_gradients(tape)
             for position, part in enumerate(frozen):
                 score = (part.weights[inside] * logits).sum()

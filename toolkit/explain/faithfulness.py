@@ -18,9 +18,8 @@ from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.frozen import FixedScore, Frozen, freeze
 from toolkit.explain.targets import Target, as_target
 from toolkit.features.inputs import InputBatch, as_batches, device_of
-from toolkit.features.modules import unwrap
+from toolkit.features.outputs import logits_of
 from toolkit.features.provenance import provenance, weights_hash
-from toolkit.features.trace import main_output
 from toolkit.features.untouched import untouched
 from toolkit.results import Result
 
@@ -94,7 +93,7 @@ def faithfulness(
     batch = _batch_of(result, model)
     with untouched(model, "eval") as network, torch.inference_mode(False):
         with torch.no_grad():
-            frozen = freeze(wanted, main_output(unwrap(network)(batch.image.clone())), batch)
+            frozen = freeze(wanted, logits_of(network, batch.image.clone()), batch)
         for index, case in enumerate(result.cases):
             image, base = (
                 batch.image[index : index + 1],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolkit.explain.targets import Scene, Target
 from toolkit.features.inputs import InputBatch
 from toolkit.features.modules import unwrap
-from toolkit.features.trace import main_output
+from toolkit.features.outputs import logits_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class FixedScore:
         self.network, self.frozen = unwrap(network), frozen
 
     def __call__(self, image: Tensor) -> Tensor:
-        return self.frozen.of(main_output(self.network(image.clone())))  # networks may change it in place
+        return self.frozen.of(logits_of(self.network, image.clone()))  # networks may change it in place
 
     def in_batches(self, images: Tensor, size: int) -> Tensor:
         """(n,) scores without a graph, at most `size` images a pass."""

@@ -28,7 +28,7 @@ class MaskedLatent(Result):
         label: (B, 1, *S) reference, -1 = padding, or None.
         cases: names of the images.
         classes: class names by index.
-        scheme: "channel", "spatial" or "dropout".
+        scheme: "channel", "spatial", "dropout", or "by hand" for a mask of one's own.
         fraction: share of the entries masked (dropout: probability), one value for the whole batch.
         soft: whether masked entries keep a random share below one half (dropout: no effect).
         skips: "keep", "mask", "zero", or "none" for a network without any.
@@ -37,6 +37,7 @@ class MaskedLatent(Result):
             picture shows over- or under-segmentation.
         temperature: T above.
         against: what the targeted masks attack: the "reference" label, or the network's own clean "prediction".
+        loss: mean cross-entropy of each image (B,) with what `against` names; None in results of earlier versions.
     """
 
     input: Tensor
@@ -56,6 +57,7 @@ class MaskedLatent(Result):
     bn_mode: str
     temperature: float
     against: str
+    loss: tuple[Tensor, Tensor] | None = None
     kind: ClassVar[str] = "masked_latent"
 
     def table(self) -> pd.DataFrame:

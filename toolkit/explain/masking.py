@@ -19,8 +19,8 @@ from toolkit.features.layout import channel_axis
 from toolkit.features.masks import dropout_mask, targeted_mask
 from toolkit.features.modules import unwrap
 from toolkit.features.names import resolve
+from toolkit.features.outputs import main_output
 from toolkit.features.provenance import DataHash, provenance
-from toolkit.features.trace import main_output
 from toolkit.features.untouched import untouched
 
 _SCHEMES = ("channel", "spatial", "dropout")
@@ -36,12 +36,14 @@ class _Settings:
     skips: str
     score: str
     temperature: float
+    by_hand: Tensor | None = dataclasses.field(default=None, repr=False)
 
 
 def mask_latent(
     net: nn.Module, image: Any, scheme: str = "channel", fraction: float | tuple[float, float] = 0.3, soft: bool = True,
     seed: int = 0, skips: str = "keep", layer: str = "bottleneck", *, label: Any = None, mode: str = "eval",
     score: str = "signed", temperature: float | None = None, taps: Mapping[str, str] | None = None,
+    mask: Tensor | None = None,
 ) -> MaskedLatent:  # fmt: skip
     """Mask part of a latent code and decode it; the network is left untouched.
 
@@ -68,9 +70,12 @@ def mask_latent(
         temperature: of the probabilities in the entropy; None = a fast/slow network's own
             (the paper's is 2), and 1 for others.
         taps: overrides of aliases.
+        mask: a multiplier of one's own that broadcasts to the code, for example (1, C, 1, 1) for channels; `scheme` and
+            `fraction` then only apply to what goes around the layer (`skips="mask"`). Both codes of a fast/slow network
+            get it.
 
     Raises:
-        ConfigError: unknown scheme, skips or score, or a fraction outside 0 to 1.
+        ConfigError: unknown scheme, skips or score, a fraction outside 0 to 1, or a mask that does not fit the code.
         LayerError: a layer that does not exist, never runs, or that the output does not depend on.
         DataError: no image, or images of several sizes.
     """
@@ -80,7 +85,7 @@ def mask_latent(
     )
     settings = _Settings(
         scheme, _drawn_fraction(fraction, seed), soft, seed, "none" if structured else skips, score,
-        temperature if temperature is not None else getattr(network, "temperature", 2.0) if structured else 1.0,
+        temperature if temperature is not None else getattr(network, "temperature", 2.0) if structured else 1.0, mask,
     )  # fmt: skip
     _check(settings, skips)
     batch = _one_batch(image, net, label)
@@ -110,7 +115,7 @@ def _cut(network: nn.Module, x: Tensor, batch: InputBatch, settings: _Settings, 
     at_code, at_rest = gradients(_segmentation_loss(logits, batch.label), bypass)
     code = bypass.code
     assert code is not None
-    mask = _mask(code.detach(), at_code, settings, size, layer)
+    mask = _code_mask(code.detach(), at_code, settings, size, layer)
 
     def change(place: Place, tensor: Tensor) -> Tensor:
         if settings.skips == "zero":
@@ -135,7 +140,7 @@ def _structured(network: Any, x: Tensor, batch: InputBatch, settings: _Settings)
     code = shape_code.detach().clone().requires_grad_()
     logits = main_output(network.decode_segmentation(code.clone()))
     (gradient,) = torch.autograd.grad(_segmentation_loss(logits, batch.label), code)
-    mask = _mask(code.detach(), gradient, settings, size, "shape code")
+    mask = _code_mask(code.detach(), gradient, settings, size, "shape code")
     with torch.no_grad():
         masked = main_output(network.decode_segmentation(code.detach() * mask))
     outputs = _Outputs(logits.detach(), masked, mask)
@@ -143,10 +148,30 @@ def _structured(network: Any, x: Tensor, batch: InputBatch, settings: _Settings)
         code = image_code.detach().clone().requires_grad_()
         decoded = network.decode_image(code.clone())
         (gradient,) = torch.autograd.grad(F.mse_loss(decoded, x), code)
-        outputs.image_mask = _mask(code.detach(), gradient, settings, size, "image code")
+        outputs.image_mask = _code_mask(code.detach(), gradient, settings, size, "image code")
         with torch.no_grad():
             outputs.image = decoded.detach(), network.decode_image(code.detach() * outputs.image_mask)
     return outputs
+
+
+def _code_mask(
+    code: Tensor, gradient: Tensor, settings: _Settings, size: tuple[int, ...], name: str
+) -> Tensor:
+    """The mask given by hand if there is one, else that of the scheme.
+
+    Raises:
+        ConfigError: the mask given does not broadcast to the code.
+    """
+    if settings.by_hand is None:
+        return _mask(code, gradient, settings, size, name)
+    mask = settings.by_hand.detach().to(code)
+    fits = mask.ndim == code.ndim and all(m in (1, c) for m, c in zip(mask.shape, code.shape, strict=True))
+    if not fits:
+        raise ConfigError(
+            f"A mask of shape {tuple(mask.shape)} does not fit the code {tuple(code.shape)}.",
+            where="mask_latent(mask=...)", fix="Every axis of the mask has the code's size, or 1.",
+        )  # fmt: skip
+    return mask
 
 
 def _mask(code: Tensor, gradient: Tensor, settings: _Settings, size: tuple[int, ...], name: str) -> Tensor:
@@ -168,6 +193,20 @@ def _mask(code: Tensor, gradient: Tensor, settings: _Settings, size: tuple[int, 
 
 def _segmentation_loss(logits: Tensor, label: Tensor | None) -> Tensor:
     """Cross-entropy with the label at the logits' size, or with the network's own prediction."""
+    return _cross_entropy(logits, label, "mean")
+
+
+def _losses(logits: Tensor, label: Tensor | None, clean: Tensor) -> Tensor:
+    """(B,) mean cross-entropy of each image, with the label or with the clean prediction."""
+    if label is None:
+        label = (clean > 0).long() if clean.shape[1] == 1 else clean.argmax(1, keepdim=True)
+    each = _cross_entropy(logits, label, "none").flatten(1)  # 0 where padded
+    if label.shape[2:] != logits.shape[2:]:
+        return each.mean(1)
+    return each.sum(1) / (label.flatten(1) >= 0).sum(1).clamp_min(1)
+
+
+def _cross_entropy(logits: Tensor, label: Tensor | None, reduction: str) -> Tensor:
     if label is None:
         wanted = (logits > 0).long() if logits.shape[1] == 1 else logits.argmax(1, keepdim=True)
     elif label.shape[2:] != logits.shape[2:]:
@@ -181,7 +220,7 @@ def _segmentation_loss(logits: Tensor, label: Tensor | None) -> Tensor:
             f"The label holds class {int(wanted.max())}, the network gives {logits.shape[1]} classes.",
             fix="Use the label of the task that the network was trained on, or no label.",
         )
-    return F.cross_entropy(logits.float(), wanted[:, 0], ignore_index=-1)
+    return F.cross_entropy(logits.float(), wanted[:, 0], ignore_index=-1, reduction=reduction)
 
 
 def _probabilities(logits: Tensor, temperature: float) -> Tensor:
@@ -204,6 +243,8 @@ def _result(
     segmentation = tuple(_probabilities(logits, 1.0).argmax(1).cpu() for logits in pair)
     entropy = tuple(entropy_map(_probabilities(logits, settings.temperature)).cpu() for logits in pair)
     image = outputs.image
+    by_hand = settings.by_hand
+    record = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "by_hand"}
     return MaskedLatent(
         input=batch.image.detach().cpu(),
         image=None if image is None else (image[0].cpu(), image[1].cpu()),
@@ -214,15 +255,26 @@ def _result(
         label=None if batch.label is None else batch.label.cpu(),
         cases=batch.ids,
         classes=dict(batch.classes or {}),
-        scheme=settings.scheme,
-        fraction=settings.fraction,
+        scheme=settings.scheme if by_hand is None else "by hand",
+        fraction=settings.fraction if by_hand is None else float((by_hand < 1).float().mean()),
         soft=settings.soft,
         skips=settings.skips,
         layer=layer,
         bn_mode=mode,
         temperature=settings.temperature,
         against="prediction" if batch.label is None else "reference",
-        provenance=provenance(net, data.hexdigest(), layer=layer, mode=mode, **dataclasses.asdict(settings)),
+        loss=(
+            _losses(outputs.clean, batch.label, outputs.clean).cpu(),
+            _losses(outputs.masked, batch.label, outputs.clean).cpu(),
+        ),
+        provenance=provenance(
+            net,
+            data.hexdigest(),
+            layer=layer,
+            mode=mode,
+            **record,
+            **({} if by_hand is None else {"by_hand": True}),
+        ),
     )
 
 

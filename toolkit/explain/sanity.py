@@ -123,13 +123,29 @@ def randomised_weights(
 
 def shuffled(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
     """A copy of the network with the entries of every parameter permuted."""
-    network = copy.deepcopy(unwrap(model))
+    network = _copy(unwrap(model))
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             order = keyed_random("shuffled weights", seed, draw, name).permutation(parameter.numel())
             flat = parameter.flatten()
             parameter.copy_(flat[torch.from_numpy(order).to(flat.device)].view_as(parameter))
     return network
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    """A deep copy, also of a network that keeps tensors with a graph from its last pass, which torch refuses to copy."""
+    known: dict[int, Any] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor) and not value.is_leaf:
+            known[id(value)] = value.detach().clone()
+        elif isinstance(value, (list, tuple, dict)):
+            for item in value.values() if isinstance(value, dict) else value:
+                visit(item)
+
+    for module in network.modules():
+        visit(vars(module))
+    return copy.deepcopy(network, known)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:

@@ -15,6 +15,7 @@ from toolkit.features.capture import observe
 from toolkit.features.inputs import InputBatch, as_batches, device_of
 from toolkit.features.modules import named, unwrap
 from toolkit.features.names import AliasUnknown, find_requests
+from toolkit.features.outputs import forward
 from toolkit.features.pooling import Pooler, check_pool
 from toolkit.features.provenance import DataHash, provenance
 from toolkit.features.store import Features
@@ -112,7 +113,7 @@ class _Stream:
     def run(self, network: nn.Module, batch: InputBatch, pooler: Pooler) -> None:
         """Run the network on one batch."""
         self.pooler = pooler
-        unwrap(network)(batch.image)
+        forward(network, batch.image)
         self.writer.add_rows(pooler.plan.table)
         self.writer.add_images(
             {

@@ -11,6 +11,7 @@ from torch import nn
 
 from toolkit.errors import LayerError
 from toolkit.features.modules import LayerName, glob_match, is_container, is_glob, named, parse, unwrap
+from toolkit.features.outputs import failure_explained
 from toolkit.features.trace import Trace, cached_trace, trace_calls
 
 if TYPE_CHECKING:
@@ -214,4 +215,6 @@ def closest(name: str, names: Sequence[str]) -> str:
 def _trace_example(model: nn.Module, example: Any) -> Trace:
     from toolkit.features.inputs import example_input
 
-    return trace_calls(model, [example_input(model, example)])
+    image = example_input(model, example)
+    with failure_explained(model, image):
+        return trace_calls(model, [image])

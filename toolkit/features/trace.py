@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.features.modules import LayerName, eager, named, unwrap
+from toolkit.features.outputs import main_output
 from toolkit.features.untouched import untouched
 
 _CONVOLUTIONS = (
@@ -79,34 +80,11 @@ def trace_calls(
         finally:
             for handle in handles:
                 handle.remove()
-    shape = tuple(main_output(output).shape)
+    image = next((one for one in (*inputs, *(keywords or {}).values()) if isinstance(one, Tensor)), None)
+    shape = tuple(main_output(output, image).shape)
     trace = Trace(calls, shape, _find_aliases(calls, shape))
     _TRACES[network] = (_fingerprint(network), trace)
     return trace
-
-
-def main_output(output: Any) -> Tensor:
-    """The tensor that counts in a list, tuple or dict of outputs: the one of the highest resolution, the first of equals.
-
-    Raises:
-        TypeError: no floating-point tensor anywhere in the output.
-    """
-    tensors = _tensors(output)
-    if not tensors:
-        raise TypeError(f"the network returned {type(output).__name__} without a floating-point tensor")
-    return max(tensors, key=lambda t: t.shape[2:].numel() if t.ndim > 2 else 0)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        output = output.values()
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        output = [getattr(output, field.name) for field in dataclasses.fields(output)]
-    elif not isinstance(output, (list, tuple)):
-        return []
-    return [tensor for item in output for tensor in _tensors(item)]
 
 
 def _observe(path: str, module: nn.Module, calls: list[Call], clock: list[int]) -> list[Any]:

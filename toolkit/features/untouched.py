@@ -22,14 +22,18 @@ _HOOK_TABLES = (
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
+_OWN_TABLES = frozenset(
+    vars(nn.Module())
+)  # parameters, buffers, submodules and hooks are restored one by one
 
 
 @contextlib.contextmanager
 def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
     """Guard a network: everything listed below is as before when the block ends, also after an exception.
 
-    Guarded: train/eval mode of every module, buffers (values and objects), `.grad`, `requires_grad`, hooks, and the
-    global random state of torch (CPU and CUDA), NumPy and Python.
+    Guarded: train/eval mode of every module, buffers (values and objects), `.grad`, `requires_grad`, hooks, tensors that
+    a forward pass leaves in plain attributes or lists of a module, and the global random state of torch (CPU and CUDA),
+    NumPy and Python.
 
     Args:
         model: the network; changed to `mode` inside the block.
@@ -47,6 +51,7 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
     hooks = [{name: dict(getattr(module, name, {})) for name in _HOOK_TABLES} for module in modules]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     buffers = [_remember(module, name) for module in modules for name in module._buffers]
+    kept = [_kept_tensors(module) for module in modules]
     state = random_state()
     try:
         for parameter, _, _ in parameters:
@@ -63,6 +68,8 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
             parameter.grad = gradient
         for entry in buffers:
             _restore_buffer(*entry)
+        for module, before in zip(modules, kept, strict=True):
+            _restore_kept(module, before)
         set_random_state(state)
 
 
@@ -102,6 +109,43 @@ def _restore_buffer(module: nn.Module, name: str, buffer: Tensor | None, value: 
             buffer.copy_(value)
     if module._buffers.get(name) is not buffer:
         module._buffers[name] = buffer
+
+
+def _kept_tensors(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Plain attributes that hold tensors or could: the object, and what it contained if it is a list or dict."""
+    return {
+        name: (value, value.copy() if isinstance(value, (list, dict)) else None)
+        for name, value in vars(module).items()
+        if name not in _OWN_TABLES and (value is None or isinstance(value, (Tensor, list, tuple, dict)))
+    }
+
+
+def _restore_kept(module: nn.Module, before: dict[str, tuple[Any, Any]]) -> None:
+    # networks that keep outputs of a pass (deep supervision heads, attention maps) would hold its graph for ever
+    for name, value in list(vars(module).items()):
+        if name not in before and name not in _OWN_TABLES and _holds_tensor(value):
+            object.__delattr__(module, name)
+    for name, (value, content) in before.items():
+        if vars(module).get(name, before) is not value:
+            object.__setattr__(module, name, value)
+        if content is None or _same_objects(value, content):
+            continue
+        value.clear()
+        value.extend(content) if isinstance(value, list) else value.update(content)
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_tensor, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, Tensor)
+
+
+def _same_objects(first: Any, second: Any) -> bool:
+    if isinstance(first, dict):
+        return list(first) == list(second) and _same_objects([*first.values()], [*second.values()])
+    return len(first) == len(second) and all(a is b for a, b in zip(first, second, strict=True))
 
 
 def _restore_hooks(module: nn.Module, tables: dict[str, dict[int, Any]]) -> None:

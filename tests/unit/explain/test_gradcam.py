@@ -18,7 +18,7 @@ from toolkit.explain.cam_maps import displayed, normalised_sum, raw_map, stretch
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import ClassSum, NormalisedClassSum, Region, Target
-from toolkit.features.trace import main_output
+from toolkit.features.outputs import main_output
 from toolkit.models.unet import unet
 
 
