@@ -42,7 +42,7 @@ def test_default_dice_by_hand() -> None:
     label = torch.tensor([[[0, 1], [1, 2]], [[0, 0], [0, 1]]])
     logits = torch.zeros(2, 3, 2, 2)
     # Every p is 1/3: class 1 has 3 pixels of 8, class 2 has 1.
-    overlap, predicted = torch.tensor([1.0, 1 / 3]), 8 / 3
+    overlap, predicted = torch.tensor([1.0, 1 / 3]), 8 / 9
     expected = (1 - 2 * overlap / (predicted + torch.tensor([3.0, 1.0]))).mean()
     terms = SegmentationObjective()(logits, {"label": label.unsqueeze(1)})
     assert float(terms["dice"]) == pytest.approx(float(expected), abs=1e-5)
