@@ -2,86 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
-import nibabel
 import numpy as np
+import official_pictures  # fills BUILDERS with the picture sets
 import SimpleITK
-from PIL import Image
-
-Written = dict[str, np.ndarray]
-Builder = Callable[[Path], Written]
-BUILDERS: dict[str, Builder] = {}
-
-# Oblique: turned by 20 degrees about the first axis, stored feet first, with a shift.
-TURN = np.deg2rad(20)
-OBLIQUE = np.array(
-    [
-        [-1.5, 0, 0, 30],
-        [0, 1.25 * np.cos(TURN), -8 * np.sin(TURN), -12],
-        [0, 1.25 * np.sin(TURN), 8 * np.cos(TURN), 7],
-        [0, 0, 0, 1],
-    ]
+from layout_writing import (
+    BUILDERS,
+    OBLIQUE,
+    Written,
+    as_read,
+    builder,
+    picture_pair,
+    random_image,
+    random_label,
+    save_nifti,
+    save_picture,
+    volume_pair,
 )
 
-
-def builder(name: str) -> Callable[[Builder], Builder]:
-    def keep(build: Builder) -> Builder:
-        BUILDERS[name] = build
-        return build
-
-    return keep
-
-
-def random_label(shape: tuple[int, ...], classes: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, classes, shape).astype(np.uint8)
-
-
-def random_image(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    return np.random.default_rng(seed + 1000).integers(0, 900, shape).astype(np.int16)
-
-
-def save_nifti(path: Path, array: np.ndarray, affine: np.ndarray = OBLIQUE) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nibabel.Nifti1Image(array, affine)
-    image.set_sform(affine, 1)
-    image.set_qform(affine, 1)
-    image.header.set_xyzt_units("mm")
-    nibabel.save(image, path)
-
-
-def as_read(stored: np.ndarray) -> np.ndarray:
-    """What a file with the oblique affine must be read as: the first axis points left and is turned round."""
-    return stored[::-1]
-
-
-def volume_pair(image: Path, label: Path, shape: tuple[int, ...], classes: int, seed: int) -> np.ndarray:
-    stored = random_label(shape, classes, seed)
-    save_nifti(image, random_image(shape, seed))
-    save_nifti(label, stored)
-    return as_read(stored)
-
-
-def save_picture(path: Path, array: np.ndarray, **options: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **options)
-
-
-def picture_pair(
-    image: Path, mask: Path, shape: tuple[int, int], seed: int, coding: str = "255"
-) -> np.ndarray:
-    """An RGB picture and a mask of two rectangles in one of several codings; returns the classes."""
-    truth = np.zeros(shape, np.uint8)
-    truth[: shape[0] // 2, : shape[1] // 2] = 1
-    truth[-8:, -8 - seed :] = 1
-    save_picture(image, random_image((*shape, 3), seed).astype(np.uint8))
-    numbered = truth.copy()
-    numbered[-8:, -8 - seed :] = 2
-    stored = {"255": truth * 255, "numbered": numbered, "jpeg": np.stack([truth * 255] * 3, -1)}[coding]
-    save_picture(mask, stored, **({"quality": 100, "subsampling": 0} if coding == "jpeg" else {}))
-    return truth
+__all__ = [
+    "BUILDERS", "OBLIQUE", "as_read", "itk_as_read", "official_pictures", "picture_pair", "random_image", "save_h5",
+    "save_itk", "save_nifti", "save_picture", "save_series",
+]  # fmt: skip
 
 
 @builder("acdc")
@@ -306,111 +250,3 @@ def acdc_c(folder: Path) -> Written:
         )
         written |= {f"{site}/patient007_ED_0/slice{index:02d}": label[index] for index in range(2)}
     return written
-
-
-@builder("glas")
-def glas(folder: Path) -> Written:
-    return {
-        stem: picture_pair(folder / f"{stem}.bmp", folder / f"{stem}_anno.bmp", (33, 41), number, "numbered")
-        for number, stem in enumerate(["train_1", "train_2", "testA_1", "testB_1"])
-    }
-
-
-@builder("monuseg")
-def monuseg(folder: Path) -> Written:
-    written = {}
-    for number, (name, place, outlines) in enumerate(
-        [("TCGA-18-5592-01Z-00-DX1", "train/Tissue Images", "train/Annotations"), ("TCGA-AA-1111-01Z-00-DX1", "test", "test")]
-    ):  # fmt: skip
-        save_picture(folder / place / f"{name}.tif", random_image((30, 40, 3), number).astype(np.uint8))
-        corners = [(5, 4), (15, 4), (15, 12), (5, 12)]
-        triangle = [(20.0, 20.0), (30.0, 20.0), (20.0, 30.0)]
-        regions = "".join(
-            f'<Region Id="{i}"><Vertices>' + "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in shape) + "</Vertices></Region>"
-            for i, shape in enumerate((corners, triangle), start=1)
-        )  # fmt: skip
-        (folder / outlines).mkdir(parents=True, exist_ok=True)
-        (folder / outlines / f"{name}.xml").write_text(
-            f"<Annotations><Annotation><Regions>{regions}</Regions></Annotation></Annotations>"
-        )
-        truth = np.zeros((30, 40), np.uint8)
-        truth[4:12, 5:15] = 1
-        for row in range(10):  # centres (x, y) with x + y < 50
-            truth[20 + row, 20 : 20 + 9 - row] = 1
-        written[name] = truth
-    return written
-
-
-@builder("kvasir_seg")
-def kvasir_seg(folder: Path) -> Written:
-    written = {
-        stem: picture_pair(
-            folder / "images" / f"{stem}.jpg", folder / "masks" / f"{stem}.jpg", (48, 40), number, "jpeg"
-        )
-        for number, stem in enumerate(["cju0", "cju1", "cju2"])
-    }
-    (folder / "train.txt").write_text("cju0.jpg\ncju2.jpg\n")
-    (folder / "val.txt").write_text("cju1.jpg\n")
-    return written
-
-
-@builder("kvasir_sessile")
-def kvasir_sessile(folder: Path) -> Written:
-    written = kvasir_seg(folder)
-    (folder / "train.txt").write_text("cju0\n")
-    (folder / "test.txt").write_text("cju2\n")
-    return written
-
-
-@builder("isic_2016")
-def isic_2016(folder: Path) -> Written:
-    written = {}
-    for number, part in enumerate(["Training", "Test"]):
-        root = folder / f"ISBI2016_ISIC_Part1_{part}_Data"
-        masks = folder / f"ISBI2016_ISIC_Part1_{part}_GroundTruth"
-        name = f"ISIC_000000{number}"
-        written[name] = picture_pair(
-            root / f"{name}.jpg", masks / f"{name}_Segmentation.png", (35, 50), number
-        )
-    return written
-
-
-@builder("isic_2017")
-def isic_2017(folder: Path) -> Written:
-    written = {}
-    for number, part in enumerate(["Training", "Validation", "Test_v2"]):
-        root, masks = folder / f"ISIC-2017_{part}_Data", folder / f"ISIC-2017_{part}_Part1_GroundTruth"
-        name = f"ISIC_000000{number}"
-        written[name] = picture_pair(
-            root / f"{name}.jpg", masks / f"{name}_segmentation.png", (35, 50), number
-        )
-        save_picture(root / f"{name}_superpixels.png", np.zeros((35, 50, 3), np.uint8))
-    return written
-
-
-@builder("digestpath_wsi")
-def digestpath_wsi(folder: Path) -> Written:
-    return {
-        stem: picture_pair(
-            folder / "images" / f"{stem}.jpg", folder / "masks" / f"{stem}_mask.jpg", (40, 48), number, "jpeg"
-        )
-        for number, stem in enumerate(["a", "b", "c"])
-    }
-
-
-@builder("digestpath_patch")
-def digestpath_patch(folder: Path) -> Written:
-    return {
-        stem: picture_pair(
-            folder / "images" / f"{stem}.png", folder / "masks" / f"{stem}.png", (32, 32), number
-        )
-        for number, stem in enumerate(["a__0_0", "a__0_32", "b__0_0", "c__64_0"])
-    }
-
-
-@builder("ebhi_seg")
-def ebhi_seg(folder: Path) -> Written:
-    return {
-        f"{group}/{name}": picture_pair(folder / group / "image" / f"{name}.png", folder / group / "label" / f"{name}.png", (32, 32), number)
-        for number, (group, name) in enumerate([("Adenocarcinoma", "x1"), ("Normal", "x1"), ("Polyp", "x2")])
-    }  # fmt: skip
