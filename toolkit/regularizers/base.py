@@ -118,11 +118,16 @@ def as_regularizers(value: Regularizer | Sequence[Regularizer] | None) -> list[R
     Raises:
         ConfigError: something that is not a regularizer, or two with one name (their terms would collide).
     """
-    items = [] if value is None else [value] if isinstance(value, Regularizer) else list(value)
+    if value is None:
+        return []
+    items = list(value) if isinstance(value, Sequence) else [value]
     for item in items:
         if not isinstance(item, Regularizer):
+            name = getattr(item, "__name__", "")
+            called = f"Call the class first: toolkit.{name}()." if isinstance(item, type) else ""
             raise ConfigError(
-                f"{item!r} is not a regularizer.", fix="Pass a toolkit regularizer, a list of them, or None."
+                f"{item!r} is not a regularizer.",
+                fix=called or "Pass a toolkit regularizer, a list of them, or None.",
             )
     seen = [item.name for item in items]
     if len(set(seen)) < len(seen):

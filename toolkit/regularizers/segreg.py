@@ -25,7 +25,8 @@ from toolkit.regularizers.epps_pulley import (
     sliced_epps_pulley,
     unit_directions,
 )
-from toolkit.regularizers.sampling import POOLING, SAMPLING, RowSample, choose_rows, labels_at, rows_at
+from toolkit.regularizers.ranks import labels_of_all, process, rows_of_all
+from toolkit.regularizers.sampling import POOLING, SAMPLING, RowSample, choose_rows, labels_at
 from toolkit.regularizers.segreg_presets import PRESETS
 
 __all__ = ["SegReg", "epps_pulley_by_direction", "null_expectation", "sliced_epps_pulley", "unit_directions"]
@@ -38,6 +39,7 @@ class SegReg(Regularizer):
 
     Term: the name of the divergence, `epps_pulley` by default. Each step draws the rows, then the directions, from one generator keyed by (seed, step), tap
     by tap, so augmentation is untouched and resuming is exact. Needs 2 C rows, else the tap is left out that step.
+    Under distributed training rows are drawn from the whole batch: W processes of B images equal one of W * B.
 
     Args:
         weight: factor on the N-free statistic (try 0.01 to 1).
@@ -176,7 +178,7 @@ class SegReg(Regularizer):
         if not usable:
             self._last[name] = _Record([], samples, directions)
             return torch.zeros((), device=feature.device)
-        rows = [rows_at(feature, sample.index) for sample in usable]
+        rows = [rows_of_all(feature, sample.index) for sample in usable]
         values = [
             divergence(self, z, sample, directions, context.generator) * (len(sample) if self.scaled else 1)
             for z, sample in zip(rows, usable, strict=True)
@@ -189,9 +191,9 @@ class SegReg(Regularizer):
         if self.sampling == "class_balanced" or self.ignore_label is not None or self._by_class:
             if "label" not in context.batch:
                 raise ConfigError("This SegReg setting needs batch['label'].", where="SegReg")
-            labels = labels_at(context.batch["label"], feature.shape[2:])
+            labels = labels_of_all(labels_at(context.batch["label"], feature.shape[2:]), feature.device)
         return choose_rows(
-            feature.shape[0], feature[0, 0].numel(), self.samples, context.generator,
+            feature.shape[0] * process()[1], feature[0, 0].numel(), self.samples, context.generator,
             sampling=self.sampling, pooling=self.pooling, labels=labels, ignore_label=self.ignore_label,
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.errors import ConfigError
+from toolkit.regularizers.ranks import mean_of_all
 
 _POOL: dict[int, Any] = {
     1: functional.adaptive_avg_pool1d, 2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d
@@ -126,7 +127,8 @@ def internal_distillation(features: Tensor, order: str = "score", stop_gradient:
 
     Args:
         features: (B, C, *S).
-        order: "score" (descending `channel_score`, ties by index; the authors' code) or "index" (the paper's text).
+        order: "score" (descending `channel_score`, under distributed training its mean over processes, ties by index; the
+            authors' code) or "index" (the paper's text).
         stop_gradient: "none" or "top", which keeps the first half fixed.
 
     Raises:
@@ -146,7 +148,7 @@ def internal_distillation(features: Tensor, order: str = "score", stop_gradient:
         if half == 0:
             return values.sum() * 0.0
         if order == "score":
-            ranking = channel_score(values).argsort(descending=True, stable=True)
+            ranking = mean_of_all(channel_score(values)).argsort(descending=True, stable=True)
         else:
             ranking = torch.arange(channels, device=values.device)
         distance: Tensor = _PairedDistance.apply(
