@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -51,10 +52,12 @@ def find_manifest(name: str) -> Manifest:
         path = folder / f"{name}.toml"
         if path.is_file():
             return read_manifest(path)
+    near = difflib.get_close_matches(name, manifest_names(), n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
     raise ConfigError(
         f"There is no task called {name!r}.",
         where="load_task",
-        fix=f"Known: {', '.join(manifest_names()) or 'none (no manifests were found)'}. For one's own data: "
+        fix=f"{hint}Known: {', '.join(manifest_names()) or 'none (no manifests were found)'}. For one's own data: "
         "toolkit.task_from_folder(images, labels, classes=...).",
     )
 

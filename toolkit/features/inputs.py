@@ -183,7 +183,8 @@ def _items(
     else:
         raise DataError(
             f"An input of type {type(inputs).__name__} is not understood.",
-            fix="Pass a case, a tensor or array, a NIfTI, PNG or NPY path, a dict with 'image', or a list of these.",
+            fix="Pass a case, a tensor or array, a NIfTI, PNG or NPY path, a dict with 'image', or a list of these; "
+            "of a task, its cases: task.cases('test').",
         )
 
 

@@ -208,6 +208,7 @@ def _may_be_alias(pattern: str) -> bool:
 
 def closest(name: str, names: Sequence[str]) -> str:
     """The names most like `name`, comma separated, for error messages."""
+    names = list(dict.fromkeys(names))
     near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
     return ", ".join(near or list(names)[:8]) or "the network has no submodules"
 

@@ -219,6 +219,12 @@ def _network(model: Callable[[], nn.Module], seed: int) -> nn.Module:
     Raises:
         ConfigError: the factory does not depend on the seed alone, or gives a network it keeps.
     """
+    if isinstance(model, nn.Module):
+        raise ConfigError(
+            "compare needs a function that builds a network: every arm starts from new weights.",
+            where="compare(model=...)",
+            fix="Pass model=lambda: toolkit.unet(1, 4), or a function that builds your own network.",
+        )
     made = []
     for _ in range(2):
         with seeded(seed):
