@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +41,10 @@ class AttributionResult(Result):
         target: what was explained.
         method: captum's method.
         settings: its parameters.
+        affine: 4x4 matrix or None, per image.
+        volumes: stack that each image belongs to.
+        positions: index of the image in its stack, or None.
+        geometry: fields of `toolkit.data.geometry.Geometry`, or None, per image: how to write a map as NIfTI.
     """
 
     attributions: dict[str, Tensor]
@@ -53,6 +61,10 @@ class AttributionResult(Result):
     target: str
     method: str
     settings: dict[str, Any]
+    affine: list[np.ndarray | None] = dataclasses.field(default_factory=list)
+    volumes: list[str] = dataclasses.field(default_factory=list)
+    positions: list[int | None] = dataclasses.field(default_factory=list)
+    geometry: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
     kind: ClassVar[str] = "attribution"
 
     def __getitem__(self, name: str) -> Tensor:
@@ -81,6 +93,29 @@ class AttributionResult(Result):
         """The map at the image's size (B, 1, *S), linear with half-pixel centres."""
         self[name]
         return resized(self.maps[name], self.image.shape[2:])
+
+    def save_nifti(
+        self, folder: str | os.PathLike[str], names: Sequence[str] | None = None
+    ) -> dict[str, list[Path]]:
+        """Write every map as NIfTI on the grid, axes and affine of its image's file, so that viewers overlay them.
+
+        Values are raw and signed, summed over channels and cut from padding; maps of a layer are resized by linear
+        interpolation. Slices of one stack become one volume; slices that were not explained are 0. Images without a
+        file or an affine get a header that says that their place is unknown.
+
+        Args:
+            folder: made if missing; files are called `<volume>_<name>.nii.gz`.
+            names: which attributions; None = all.
+
+        Returns:
+            The files of each name.
+
+        Raises:
+            LayerError: no attribution of a name.
+        """
+        from toolkit.explain.cam_files import write_maps
+
+        return write_maps(self, Path(folder), list(self.attributions if names is None else names))
 
     def table(self) -> pd.DataFrame:
         """One row per name and image.

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ResultError
-from toolkit.explain.attribute import Settings, baseline_of, explain_one
+from toolkit.explain.attribute_methods import Question, Settings, baseline_of, explain_one
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.frozen import FixedScore, Frozen, freeze
 from toolkit.explain.targets import Target, as_target
+from toolkit.explain.windows import Tiling, score_of, whole_logits
 from toolkit.features.inputs import InputBatch, as_batches, device_of
-from toolkit.features.outputs import logits_of
 from toolkit.features.provenance import provenance, weights_hash
 from toolkit.features.untouched import untouched
 from toolkit.results import Result
@@ -91,15 +91,16 @@ def faithfulness(
     wanted, rows = as_target(target), []
     curves: dict[str, Tensor] = {}
     batch = _batch_of(result, model)
+    tiling = _tiling(result, batch, model)
     with untouched(model, "eval") as network, torch.inference_mode(False):
         with torch.no_grad():
-            frozen = freeze(wanted, logits_of(network, batch.image.clone()), batch)
+            frozen = freeze(wanted, whole_logits(network, batch.image, tiling), batch)
         for index, case in enumerate(result.cases):
             image, base = (
                 batch.image[index : index + 1],
                 baseline_of(batch.image, baseline)[index : index + 1],
             )
-            score = FixedScore(network, frozen.select(index))
+            score = score_of(network, frozen.select(index), tiling, image)
 
             def run(
                 order: Tensor, i: Tensor = image, b: Tensor = base, s: FixedScore = score
@@ -115,7 +116,9 @@ def faithfulness(
                 curves[f"{name}/{case}/deletion"], curves[f"{name}/{case}/insertion"] = deleted, inserted
                 rows.append(
                     {"name": name, "case": case, **_areas(deleted, inserted, chance)}
-                    | _captum_checks(network, result, name, index, frozen, image, perturbations, radius, seed)
+                    | _captum_checks(
+                        network, result, name, index, frozen, image, perturbations, radius, seed, tiling
+                    )
                 )
     return Faithfulness(
         numbers=pd.DataFrame(rows),
@@ -179,14 +182,14 @@ def _areas(deleted: Tensor, inserted: Tensor, chance: list[list[Tensor]]) -> dic
 
 def _captum_checks(
     network: nn.Module, result: Any, name: str, index: int, frozen: Frozen, image: Tensor, perturbations: int,
-    radius: float, seed: int,
+    radius: float, seed: int, tiling: Tiling | None,
 ) -> dict[str, float]:  # fmt: skip
     """Infidelity and largest sensitivity of an attribution to the input; NaN for anything else."""
     if not isinstance(result, AttributionResult) or name != "input" or perturbations < 1:
         return {"infidelity": math.nan, "sensitivity": math.nan}
     from captum.metrics import infidelity, sensitivity_max
 
-    score, settings = FixedScore(network, frozen.select(index)), Settings(**result.settings)
+    score, settings = score_of(network, frozen.select(index), tiling, image), Settings(**result.settings)
     random = keyed_random("infidelity", seed, result.cases[index])
     label = None if result.label is None else result.label[index : index + 1].to(image.device)
 
@@ -194,16 +197,16 @@ def _captum_checks(
         noise = torch.from_numpy(random.normal(0, 10 * radius, tuple(x.shape))).to(x)
         return noise, x - noise
 
-    def disturb_a_little(x: Any, *_: Any) -> tuple[Tensor, ...]:
-        return tuple(
-            one + torch.from_numpy(random.uniform(-radius, radius, tuple(one.shape))).to(one) for one in x
-        )
+    def disturb_a_little(x: Tensor) -> Tensor:
+        return x + torch.from_numpy(random.uniform(-radius, radius, tuple(x.shape))).to(x)
 
-    def explain(x: Any, **_: Any) -> tuple[Tensor, ...]:
+    def explain(x: Tensor | tuple[Tensor], **_: Any) -> tuple[Tensor]:
         def of(one: Tensor) -> Tensor:
-            return explain_one(network, frozen.select(index), one, result.method, settings, None, label)
+            question = Question(one, baseline_of(one, settings.baseline), label)
+            return explain_one(network, frozen.select(index), question, result.method, settings, tiling)
 
-        return tuple(torch.cat([of(one) for one in images.split(1)]) for images in x)
+        images = x if isinstance(x, Tensor) else x[0]  # captum hands them over bare or in a tuple
+        return (torch.cat([of(one) for one in images.split(1)]),)
 
     values = result["input"][index : index + 1].to(image)
     with torch.enable_grad():
@@ -213,6 +216,14 @@ def _captum_checks(
         )  # fmt: skip
         moved = sensitivity_max(explain, image, disturb_a_little, n_perturb_samples=perturbations)
     return {"infidelity": float(wrong), "sensitivity": float(moved)}
+
+
+def _tiling(result: GradCamResult | AttributionResult, batch: InputBatch, model: nn.Module) -> Tiling | None:
+    """The windows that the result was made with."""
+    asked = result.provenance.get("parameters", {})
+    if asked.get("patch_size") is None:
+        return None
+    return Tiling.of(batch.image, model, asked["patch_size"], asked["overlap"], "faithfulness")
 
 
 def _batch_of(result: GradCamResult | AttributionResult, model: nn.Module) -> InputBatch:

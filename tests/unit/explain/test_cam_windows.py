@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, LayerError
-from toolkit.explain.cam_windows import gaussian
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import BoundaryBand, ClassSum, LesionComponent, NormalisedClassSum, Region, Voxel
+from toolkit.explain.windows import gaussian
 from toolkit.models.unet import unet
 
 

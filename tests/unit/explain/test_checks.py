@@ -11,6 +11,7 @@ from networks import Inplace
 from scipy import stats
 from torch import Tensor, nn
 
+from toolkit.data.randomness import keyed_random
 from toolkit.errors import ResultError
 from toolkit.explain.attribute import attribute
 from toolkit.explain.faithfulness import Faithfulness, area, deletion_insertion, faithfulness
@@ -57,6 +58,23 @@ def test_the_exact_attribution_is_the_most_faithful() -> None:
     assert exact["sensitivity"].tolist() == pytest.approx([0, 0], abs=1e-6)
     assert (table["infidelity"] > 1e-3).all()
     assert (table["sensitivity"] > 0).all()
+
+
+def test_sensitivity_is_the_largest_relative_change() -> None:
+    torch.manual_seed(0)
+    net, image = unet(2, 3, channels=(4, 8)).eval(), noise(1, 2, 8, 8)
+    own = attribute(net, image, "saliency", ClassSum(1))
+    found = faithfulness(net, own, ClassSum(1), steps=1, orders=1, perturbations=3, radius=0.1, seed=5)
+    random = keyed_random("infidelity", 5, "image0000")
+    random.normal(0, 1.0, (3, 2, 8, 8))  # infidelity draws first
+    moved = image + torch.from_numpy(random.uniform(-0.1, 0.1, (3, 2, 8, 8))).float()
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(net(x)[:, 1].sum(), x)[0]
+
+    change = (gradient(moved) - gradient(image)).flatten(1).norm(dim=1) / gradient(image).norm()
+    assert found.table()["sensitivity"][0] == pytest.approx(float(change.max()), rel=1e-4)
 
 
 def test_maps_of_layers(tmp_path: Path) -> None:

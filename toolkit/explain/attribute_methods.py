@@ -1,0 +1,185 @@
+"""Captum's methods on one image: plain, or on logits stitched from windows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import ConfigError, DataError, LayerError
+from toolkit.explain.frozen import FixedScore, Frozen
+from toolkit.explain.windows import Tiling, score_of
+from toolkit.features.layout import to_maps
+
+METHODS = (
+    "integrated_gradients", "occlusion", "saliency", "input_x_gradient", "layer_conductance", "feature_ablation",
+)  # fmt: skip
+BASELINES = ("minimum", "mean", "zero")
+FEATURES = ("grid", "prediction", "reference")
+_PERTURBING = ("occlusion", "feature_ablation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a method is run; see `toolkit.attribute`."""
+
+    steps: int = 32
+    window: int = 8
+    stride: int | None = None
+    baseline: str | float = "minimum"
+    features: str = "grid"
+    layer: str | None = None
+    batch_size: int = 8
+    patch_size: Sequence[int] | None = None
+    overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.features not in FEATURES:
+            raise ConfigError(f"Unknown features {self.features!r}.", fix=f"Use {', '.join(FEATURES)}.")
+        if isinstance(self.baseline, str) and self.baseline not in BASELINES:
+            raise ConfigError(
+                f"Unknown baseline {self.baseline!r}.", fix=f"Use a number, {', '.join(BASELINES)}."
+            )
+        if min(self.steps, self.window, self.batch_size, self.stride or 1) < 1:
+            raise ConfigError("steps, window, stride and batch_size are at least 1.", where="attribute")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Question:
+    """One image and what is asked about it.
+
+    Attributes:
+        image: (1, C, *S).
+        base: (1, C, *S) the image without information.
+        label: (1, 1, *S) reference, for ablating its classes.
+        layer: module, and whether its input is meant, for layer conductance.
+    """
+
+    image: Tensor
+    base: Tensor
+    label: Tensor | None = None
+    layer: tuple[nn.Module, bool] | None = None
+
+
+def explain_one(
+    network: nn.Module, frozen: Frozen, question: Question, method: str, settings: Settings, tiling: Tiling | None = None
+) -> Tensor:  # fmt: skip
+    """Raw attributions (1, C, *S) of one image, or (1, *layer size) of a layer's units as captum returns them.
+
+    With windows, gradients and path integrals are taken window by window and added up, which is exact because the score
+    of the stitched logits is the sum of the windows' scores; boxes are taken out of the whole image. The units of a
+    layer are spread evenly over the voxels that they stand for: (1, 1, *S), with the same sum.
+
+    Args:
+        network: in evaluation mode.
+        frozen: the target on this image.
+        question: the image, its baseline, label and layer.
+        method: one of `METHODS`.
+        settings: parameters.
+        tiling: windows, or None for the whole image at once.
+    """
+    if method in _PERTURBING:
+        score = score_of(network, frozen, tiling, question.image)
+        return _perturbed(score, frozen, question, method, settings)
+    if tiling is None:
+        return _by_gradients(FixedScore(network, frozen), question, method, settings)
+    channels = 1 if question.layer is not None else question.image.shape[1]
+    total = torch.zeros_like(question.image[:, :1]).repeat(1, channels, *[1] * (question.image.ndim - 2))
+    for inside, part in tiling.parts(frozen):
+        piece = dataclasses.replace(question, image=question.image[inside], base=question.base[inside])
+        found = _by_gradients(FixedScore(network, part), piece, method, settings)
+        total[inside] += found if question.layer is None else _spread(found, piece.image, settings.layer)
+    return total
+
+
+def baseline_of(image: Tensor, baseline: str | float) -> Tensor:
+    """The image without information, of the image's shape (B, C, *S)."""
+    if isinstance(baseline, str):
+        flat = image.flatten(2)
+        level = {"minimum": flat.amin(2), "mean": flat.mean(2), "zero": torch.zeros_like(flat[:, :, 0])}[
+            baseline
+        ]
+        return level.reshape(*image.shape[:2], *[1] * (image.ndim - 2)).expand_as(image).clone()
+    return torch.full_like(image, float(baseline))
+
+
+def _by_gradients(score: FixedScore, question: Question, method: str, settings: Settings) -> Tensor:
+    from captum import attr as captum
+
+    x = question.image.clone().requires_grad_()
+    path: dict[str, Any] = {
+        "baselines": question.base, "n_steps": settings.steps, "internal_batch_size": settings.batch_size,
+    }  # fmt: skip
+    if method == "integrated_gradients":
+        values = captum.IntegratedGradients(score).attribute(x, **path)
+    elif method == "saliency":
+        values = captum.Saliency(score).attribute(x, abs=False)
+    elif method == "input_x_gradient":
+        values = captum.InputXGradient(score).attribute(x)
+    else:
+        assert question.layer is not None
+        module, at_input = question.layer
+        values = captum.LayerConductance(score, module).attribute(
+            x, attribute_to_layer_input=at_input, **path
+        )
+    if not isinstance(values, Tensor):
+        raise LayerError(f"The layer {settings.layer!r} does not return one tensor.")
+    return values.detach()
+
+
+def _perturbed(
+    score: FixedScore, frozen: Frozen, question: Question, method: str, settings: Settings
+) -> Tensor:
+    from captum import attr as captum
+
+    image = question.image
+    options: dict[str, Any] = {"baselines": question.base, "perturbations_per_eval": settings.batch_size}
+    with torch.no_grad():
+        if method == "feature_ablation":
+            mask = _feature_mask(image, frozen, settings, question.label)
+            return captum.FeatureAblation(score).attribute(image, feature_mask=mask, **options).detach()
+        sides = [min(settings.window, side) for side in image.shape[2:]]
+        stride = settings.stride or max(1, settings.window // 2)
+        strides = (image.shape[1], *[min(stride, side) for side in sides])
+        return captum.Occlusion(score).attribute(image, (image.shape[1], *sides), strides, **options).detach()
+
+
+def _spread(values: Tensor, image: Tensor, layer: str | None) -> Tensor:
+    """Units of a layer, summed over channels, spread over the voxels (1, 1, *S) that they stand for; the sum stays."""
+    maps = to_maps(values, image.shape[2:], layer or "").sum(1, keepdim=True)
+    for axis, side in enumerate(image.shape[2:], 2):
+        units = maps.shape[axis]
+        index = torch.arange(side, device=maps.device) * units // side
+        shape = [-1 if a == axis else 1 for a in range(maps.ndim)]
+        if units > side:  # finer than the image: the units of a voxel are added up
+            home = torch.arange(units, device=maps.device) * side // units
+            zeros = maps.new_zeros([side if a == axis else n for a, n in enumerate(maps.shape)])
+            maps = zeros.index_add(axis, home, maps)
+            continue
+        count = torch.bincount(index, minlength=units).to(maps.dtype)
+        maps = (maps / count.reshape(shape)).index_select(axis, index)
+    return maps
+
+
+def _feature_mask(image: Tensor, frozen: Frozen, settings: Settings, label: Tensor | None) -> Tensor:
+    """(1, 1, *S) index of the feature that each voxel belongs to."""
+    if settings.features == "grid":
+        mask = torch.zeros(image.shape[2:], dtype=torch.long, device=image.device)
+        for axis, side in enumerate(image.shape[2:]):
+            cells = torch.arange(side, device=image.device) // settings.window
+            mask = mask * (int(cells[-1]) + 1) + cells.reshape(
+                [-1 if a == axis else 1 for a in range(mask.ndim)]
+            )
+        return mask[None, None]
+    if settings.features == "prediction":
+        chosen = frozen.prediction[:, None]
+    elif label is None:
+        raise DataError("There is no reference label to ablate by.", fix="Use features='prediction'.")
+    else:
+        chosen = label
+    if chosen.shape[2:] != image.shape[2:]:
+        raise ConfigError("The output is not of the image's size; use features='grid'.", where="attribute")
+    return torch.unique(chosen, return_inverse=True)[1]
