@@ -79,14 +79,15 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.show.report": ("report",),
 }  # fmt: skip
 
-_SUBMODULES = ("recipes",)  # rooms that are used by their own name: toolkit.recipes.segreg(task)
+# Rooms that are used by their own name: toolkit.recipes.segreg(task), toolkit.widgets.cam_explorer(model, task).
+_SUBMODULES = {"recipes": "toolkit.recipes", "widgets": "toolkit.show.widgets"}
 _HOME = {name: module for module, public in _ROOMS.items() for name in public}
 __all__ = sorted([*_HOME, *_SUBMODULES])
 
 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
-        return importlib.import_module(f"toolkit.{name}")
+        return importlib.import_module(_SUBMODULES[name])
     if name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value

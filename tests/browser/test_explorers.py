@@ -1,0 +1,121 @@
+"""Each explorer of the notebook, moved with the mouse and with the keyboard, in a real JupyterLab.
+
+What changed is read from the page: the bytes behind the picture, or the data of the Plotly figure. With
+TOOLKIT_SCREENSHOTS=1 the pictures of the documentation are taken anew.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+PICTURES = Path(__file__).parents[2] / "docs" / "images"
+DIGEST = """async image => {
+  const bytes = await (await fetch(image.src)).arrayBuffer();
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return [Array.from(hash).map(b => b.toString(16).padStart(2, "0")).join(""), bytes.byteLength, image.naturalWidth];
+}"""
+
+
+class Shown:
+    """One explorer on the page."""
+
+    def __init__(self, page: Any, title: str) -> None:
+        self.page = page
+        self.box = page.locator(".toolkit-explorer", has=page.locator(f"b:text-is('{title}')")).first
+        self.box.scroll_into_view_if_needed()
+        self.picture = self.box.locator("img.toolkit-picture").first
+
+    def digest(self) -> str:
+        """Hash of the picture's bytes; it is a picture, and a small one."""
+        digest, size, width = self.picture.evaluate(DIGEST)
+        assert 1_000 < size < 500_000
+        assert width > 300
+        return str(digest)
+
+    def wait_for_change(self, before: str) -> str:
+        """Hash of the picture once it differs and stays the same for a while."""
+        now = before
+        for _ in range(300):
+            now = self.digest()
+            if now != before:
+                self.page.wait_for_timeout(400)
+                if self.digest() == now:
+                    return now
+            self.page.wait_for_timeout(100)
+        raise AssertionError("The picture did not change.")
+
+    def press(self, name: str, key: str) -> None:
+        """A key on the handle of a slider."""
+        handle = self.box.locator(f".toolkit-{name} .noUi-handle").first
+        handle.focus()
+        self.page.keyboard.press(key)
+
+    def drag(self, name: str, by: int) -> None:
+        """Drag the handle of a slider so many pixels to the right."""
+        handle = self.box.locator(f".toolkit-{name} .noUi-handle").first
+        handle.scroll_into_view_if_needed()
+        place = handle.bounding_box()
+        x, y = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + by, y, steps=4)
+        self.page.mouse.up()
+
+    def click(self, across: float, down: float) -> None:
+        """A click at a place of the picture, as a share of its width and height."""
+        self.picture.scroll_into_view_if_needed()
+        box = self.picture.bounding_box()
+        self.picture.click(position={"x": across * box["width"], "y": down * box["height"]})
+
+    def screenshot(self, name: str) -> None:
+        """A picture for the documentation, if asked for."""
+        if os.environ.get("TOOLKIT_SCREENSHOTS") == "1":
+            self.page.mouse.move(5, 5)
+            self.box.screenshot(path=str(PICTURES / f"explorer_{name}.png"))
+
+
+def test_every_cell_ran(opened: Any) -> None:
+    failed = opened.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
+    assert failed.count() == 0, failed.all_inner_texts()
+
+
+def test_cam_explorer(opened: Any) -> None:
+    shown = Shown(opened.page, "Class activation maps")
+    first = shown.digest()
+    shown.press("slice", "ArrowRight")
+    second = shown.wait_for_change(first)
+    shown.drag("opacity", -60)
+    third = shown.wait_for_change(second)
+    shown.click(0.08, 0.63)  # the first picture of the strip
+    fourth = shown.wait_for_change(third)
+    assert shown.box.locator(".toolkit-layer select").evaluate("s => s.selectedOptions[0].text") == "encoder.1"
+    shown.page.keyboard.press("ArrowRight")  # the picture has the focus now
+    shown.wait_for_change(fourth)
+    assert shown.box.locator(".toolkit-layer select").evaluate("s => s.selectedOptions[0].text") == "encoder.2"
+    shown.screenshot("cam")
+
+
+def test_mask_explorer(opened: Any) -> None:
+    shown = Shown(opened.page, "Masked latent code")
+    first = shown.digest()
+    shown.drag("fraction", 60)
+    second = shown.wait_for_change(first)
+    shown.press("seed", "ArrowRight")
+    third = shown.wait_for_change(second)
+    shown.click(0.03, 0.53)  # the first cells of the code
+    fourth = shown.wait_for_change(third)
+    shown.page.keyboard.press("ArrowRight")
+    fifth = shown.wait_for_change(fourth)
+    shown.page.keyboard.press("Enter")
+    shown.wait_for_change(fifth)
+    shown.screenshot("mask")
+
+
+def test_the_console_is_quiet(opened: Any) -> None:
+    assert not opened.errors

@@ -1,0 +1,14 @@
+"""Explorers for notebooks: thin interactive views over the public analysis calls.
+
+Each call returns an explorer whose state is plain Python: read it with `explorer.state`, change it with
+`explorer.set(...)`, take the current picture with `explorer.compose()`. Shown as the last line of a cell it draws its
+controls and the picture, and below them a static copy that stays readable when the notebook is reopened without a kernel.
+"""
+
+from __future__ import annotations
+
+from toolkit.show.widgets.cam import CamExplorer, cam_explorer
+from toolkit.show.widgets.mask import MaskExplorer, mask_explorer
+from toolkit.show.widgets.state import Control, Explorer
+
+__all__ = ["CamExplorer", "Control", "Explorer", "MaskExplorer", "cam_explorer", "mask_explorer"]

@@ -1,0 +1,340 @@
+"""`cam_explorer`: where a network looks, by case, slice, layer, class, target and method; two networks side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from toolkit.errors import ConfigError, DataError
+from toolkit.explain import attribute as attribution
+from toolkit.explain.attribute import attribute
+from toolkit.explain.cam_maps import METHODS as CAM_METHODS
+from toolkit.explain.cam_result import GradCamResult
+from toolkit.explain.gradcam import grad_cam
+from toolkit.explain.targets import BoundaryBand, ClassSum, Region, Target
+from toolkit.show.colours import FAINT
+from toolkit.show.slices import View
+from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, fitted, grey, heated, outlined
+from toolkit.show.widgets.shelf import Page, Shelf, default_layers, view_of
+from toolkit.show.widgets.state import Control, Explorer, Remembered
+
+INPUT_METHODS = tuple(name for name in attribution.METHODS if name != "layer_conductance")
+TARGETS = (
+    ("inside the prediction", "prediction"), ("inside the reference", "reference"), ("whole image", "image"),
+    ("boundary of the prediction", "boundary"),
+)  # fmt: skip
+NAMES = {
+    "grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++", "hires_cam": "HiResCAM", "layer_cam": "LayerCAM",
+    **{name: name.replace("_", " ").capitalize() for name in INPUT_METHODS},
+}  # fmt: skip
+SCALES = (("own scale for each map", "layer"), ("one shared scale", "shared"))
+_LARGE, _SMALL, _GAP, _LEFT, _WIDTH = 290, 104, 12, 14, 980
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """What one network says about one slice, cut to 2D.
+
+    Attributes:
+        view: the slice.
+        picture: (H, W) or (H, W, 3) image.
+        contours: (H, W) label map: the network's prediction.
+        reference: (H, W) label map, or None.
+        maps: layer (or "input") -> (h, w) raw signed map.
+        status: layer -> "ok" or what is wrong.
+        limits: layer -> largest absolute value over the whole map (in a volume: of all its slices).
+    """
+
+    view: View
+    picture: np.ndarray
+    contours: np.ndarray
+    reference: np.ndarray | None
+    maps: dict[str, np.ndarray]
+    status: dict[str, str]
+    limits: dict[str, float]
+
+
+class CamExplorer(Explorer):
+    """State of `cam_explorer`; see there.
+
+    Args:
+        models: network by name, one or two.
+        shelf: the images.
+        layers: layers of every network, in order of the strip.
+        options: further arguments of `grad_cam`.
+        attribution_options: further arguments of `attribute`.
+    """
+
+    title = "Class activation maps"
+
+    def __init__(
+        self, models: Mapping[str, nn.Module], shelf: Shelf, layers: Mapping[str, Sequence[str]],
+        options: Mapping[str, Any], attribution_options: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.models, self.shelf, self.options = dict(models), shelf, dict(options)
+        self.attribution_options = dict(attribution_options)
+        self.layers = {name: list(names) for name, names in layers.items()}
+        self.memory = Remembered(200)
+        first = next(iter(self.layers.values()))
+        stack = next(iter(shelf.stacks))
+        classes = shelf.foreground()
+        self._values = {
+            "case": stack, "slice": shelf.fullest(stack), "layer": first[min(len(first) - 1, len(first) // 2)],
+            "target_class": classes[-1][0], "target": "prediction", "method": "grad_cam", "opacity": 1.0, "scale": "layer",
+            "contours": True,
+        }  # fmt: skip
+
+    def controls(self) -> list[Control]:
+        """See `Explorer`."""
+        stacks = tuple((name, name) for name in self.shelf.stacks)
+        classes = tuple((name, index) for index, name in self.shelf.foreground())
+        strip = tuple((name, name) for name in next(iter(self.layers.values())))
+        methods = tuple((NAMES[name], name) for name in (*CAM_METHODS, *INPUT_METHODS))
+        last = len(self.shelf.stacks[self._values["case"]]) - 1
+        return [
+            Control("case", "case", "choice", stacks),
+            Control("slice", "slice", "integer", low=0, high=last, hint="also arrow up and down on the picture"),
+            Control("layer", "layer", "choice", strip, hint="also a click on the strip, arrow left and right on the picture"),
+            Control("target_class", "class", "choice", classes),
+            Control("target", "target", "choice", TARGETS),
+            Control("method", "method", "choice", methods, hint="the last five are captum's, of the input"),
+            Control("opacity", "opacity", "real", low=0, high=1, step=0.05),
+            Control("scale", "colours", "choice", SCALES),
+            Control("contours", "contours", "switch"),
+        ]  # fmt: skip
+
+    def adapt(self, changed: set[str]) -> None:
+        """See `Explorer`: another stack opens at its fullest slice."""
+        if "case" in changed:
+            self._values["slice"] = self.shelf.fullest(self._values["case"])
+
+    def picked(self, area: str, row: int, column: int) -> None:
+        """See `Explorer`: a click on the strip chooses the layer."""
+        if area.startswith("layer:"):
+            self.set(layer=area.removeprefix("layer:"))
+
+    def pressed(self, key: str) -> None:
+        """See `Explorer`: left and right walk along the layers, up and down through the slices."""
+        moves = {
+            "ArrowLeft": ("layer", -1),
+            "ArrowRight": ("layer", 1),
+            "ArrowUp": ("slice", 1),
+            "ArrowDown": ("slice", -1),
+        }
+        if key in moves:
+            self.shift(*moves[key])
+
+    def target(self) -> Target:
+        """The target of the current state."""
+        index, where = self._values["target_class"], self._values["target"]
+        if where == "image":
+            return ClassSum(index)
+        return BoundaryBand(index) if where == "boundary" else Region(index, where)
+
+    def result(self, name: str) -> Any:
+        """The `GradCamResult` or `AttributionResult` of one network; all layers come from one pass, kept for later.
+
+        Raises:
+            DataError: the region is empty on this item.
+        """
+        page, target, method = self._page(), self.target(), self._values["method"]
+        if method in INPUT_METHODS:
+            key = (name, page.key, repr(target), method)
+            return self.memory.get(key, lambda: attribute(
+                self.models[name], [page.item], method, target, **{"steps": 16, "window": 16, **self.attribution_options}
+            ))  # fmt: skip
+        key = (name, page.key, repr(target), method)
+        return self.memory.get(
+            key,
+            lambda: grad_cam(
+                self.models[name], [page.item], self.layers[name], target, method=method, **self.options
+            ),
+        )
+
+    def maps(self, name: str) -> Maps:
+        """The result of one network, cut to the current slice.
+
+        Raises:
+            DataError: the region is empty on this item.
+        """
+        result, page = self.result(name), self._page()
+        view = view_of(page, result.image.shape[2:], result.spacing[0])
+        raw = result.maps if isinstance(result, GradCamResult) else None
+        status = {layer: words[0] for layer, words in result.status.items()} if raw is not None else {}
+        if raw is None:  # captum's: summed over the image's channels
+            raw = {"input": result.attributions["input"].sum(1, keepdim=True)}
+        planes = {
+            layer: view.coarse(
+                np.asarray(one[0, 0], dtype=float),
+                lambda layer=layer: result.resized(layer)[0].sum(
+                    0
+                ),  # sum over the input's channels, one for a layer
+            )
+            for layer, one in raw.items()
+        }
+        return Maps(
+            view=view, picture=view.picture(result.image[0]), contours=view.plane(result.prediction[0]),
+            reference=None if result.label is None else np.clip(view.plane(result.label[0, 0]), 0, None),
+            maps=planes, status=status, limits={layer: float(one.abs().max()) or 1.0 for layer, one in raw.items()},
+        )  # fmt: skip
+
+    def _page(self) -> Page:
+        return self.shelf.page(self._values["case"], self._values["slice"])
+
+    def draw(self) -> Canvas:
+        """See `Explorer`."""
+        found: dict[str, Maps | str] = {}
+        for name in self.models:
+            try:
+                found[name] = self.maps(name)
+            except (DataError, ConfigError) as error:
+                found[name] = str(error).splitlines()[0]
+        height = 66 + _LARGE + len(self.models) * (_SMALL + 44)
+        canvas = Canvas(_WIDTH, height)
+        self._heading(canvas)
+        shown = [one for one in found.values() if isinstance(one, Maps)]
+        self._image(canvas, shown[0] if shown else None)
+        shared = max((limit for one in shown for limit in one.limits.values()), default=1.0)
+        for place, (name, one) in enumerate(found.items()):
+            self._main(canvas, place, name, one, shared)
+            self._strip(canvas, 66 + _LARGE + place * (_SMALL + 44), name, one, shared)
+        return canvas
+
+    def _heading(self, canvas: Canvas) -> None:
+        state = self._values
+        words = {value: label for label, value in TARGETS}[state["target"]]
+        name = self.shelf.classes[state["target_class"]]
+        canvas.text(_LEFT, 6, f"{NAMES[state['method']]} of {name}, {words}", size=15, bold=True)
+        canvas.text(_LEFT, 26, "Raw signed maps at their own resolution: red raises the score, blue lowers it.", size=12,
+                    colour=FAINT)  # fmt: skip
+        canvas.key(640, 26, self.shelf.foreground())
+
+    def _image(self, canvas: Canvas, one: Maps | None) -> None:
+        page = self._page()
+        if one is None:
+            canvas.text(_LEFT, 100, "Nothing to show for this slice.", colour=FAINT)
+            return
+        size = fitted(one.picture.shape[:2], one.view.aspect, _LARGE)
+        labels = one.contours if one.reference is None else one.reference
+        tile = (
+            outlined(_tile(one.picture, size), labels)
+            if self._values["contours"]
+            else _tile(one.picture, size)
+        )
+        which = "prediction" if one.reference is None else "reference"
+        slice_ = f", slice {page.position}" if page.position is not None else ""
+        canvas.text(_LEFT, 46, f"{page.key}{slice_}: {which}", size=12, width=_LARGE)
+        canvas.paste(tile, _LEFT, 64)
+
+    def _main(self, canvas: Canvas, place: int, name: str, one: Maps | str, shared: float) -> None:
+        left = _LEFT + (place + 1) * (_LARGE + 30)
+        if isinstance(one, str):
+            canvas.text(left, 46, name, size=12, bold=True, width=_LARGE)
+            _paragraph(canvas, left, 70, one)
+            return
+        layer = self._layer(name, one)
+        limit = shared if self._values["scale"] == "shared" else one.limits[layer]
+        size = fitted(one.picture.shape[:2], one.view.aspect, _LARGE - 42)
+        tile = heated(grey(one.picture), one.maps[layer], (-limit, limit), size, self._values["opacity"])
+        if self._values["contours"]:
+            tile = outlined(tile, one.contours)
+        status = one.status.get(layer, "ok")
+        note = f"{name}: {layer}" + (f" ({status})" if status != "ok" else "")
+        canvas.text(left, 46, note, size=12, bold=True, width=_LARGE)
+        canvas.paste(tile, left, 64)
+        canvas.bar(left + size[1] + 6, 64, size[0], (-limit, limit), "diverging_overlay")
+        shape = "x".join(map(str, one.maps[layer].shape))
+        canvas.text(left, 66 + size[0], f"prediction outlined; map of {shape}", size=11, colour=FAINT)
+
+    def _strip(self, canvas: Canvas, top: int, name: str, one: Maps | str, shared: float) -> None:
+        if isinstance(one, str) or len(one.maps) < 2:
+            return
+        canvas.text(_LEFT, top, name, size=12, bold=True)
+        layers = list(one.maps)
+        side = min(_SMALL, (_WIDTH - 2 * _LEFT) // max(len(layers), 1) - _GAP)
+        size, ground = fitted(one.picture.shape[:2], one.view.aspect, side), grey(one.picture)
+        for place, layer in enumerate(layers):
+            left = _LEFT + place * (side + _GAP)
+            limit = shared if self._values["scale"] == "shared" else one.limits[layer]
+            tile = heated(ground, one.maps[layer], (-limit, limit), size, self._values["opacity"])
+            canvas.paste(tile, left, top + 18)
+            canvas.text(left, top + 20 + size[0], layer, size=11, width=side + _GAP - 2)
+            if layer == self._layer(name, one):
+                canvas.frame(left, top + 18, size[1], size[0], ACCENT, 3)
+            if layer in self.layers[next(iter(self.layers))]:
+                canvas.area(Area(f"layer:{layer}", left, top + 18, size[1], size[0] + 16))
+
+    def _layer(self, name: str, one: Maps) -> str:
+        """The chosen layer; in a network of other names the one at the same place of the strip."""
+        chosen, first = self._values["layer"], next(iter(self.layers.values()))
+        if chosen in one.maps:
+            return str(chosen)
+        names = list(one.maps)
+        return names[min(first.index(chosen) * len(names) // len(first), len(names) - 1)]
+
+
+def cam_explorer(
+    model: nn.Module, task_or_cases: Any, compare: nn.Module | Mapping[str, nn.Module] | None = None, *,
+    layers: str | Sequence[str] | None = None, name: str = "network", split: str = "test",
+    attribution_options: Mapping[str, Any] | None = None, **options: Any,
+) -> CamExplorer:  # fmt: skip
+    """Explore class activation maps and captum's attributions: every block of a network, slice by slice.
+
+    All layers' maps of a case and target come from one pass and are kept, so that walking along the layers and slices
+    is quick. captum's perturbing methods (occlusion, feature ablation, integrated gradients) take longer the first time.
+
+    Args:
+        model: any network.
+        task_or_cases: a task (its cases of `split`), cases, or anything that `toolkit.grad_cam` takes.
+        compare: a second network, or {name: network}, shown beside the first.
+        layers: names, globs or aliases of the strip; None = the outermost blocks of each network.
+        name: what to call the first network.
+        split: of a task.
+        attribution_options: further arguments of `toolkit.attribute`, for example {"steps": 64, "window": 8}.
+        options: further arguments of `toolkit.grad_cam`, for example `patch_size`.
+
+    Returns:
+        The explorer: `.state`, `.set(...)`, `.compose()`; the last line of a cell shows it.
+
+    Raises:
+        DataError: there are no images.
+        LayerError: a layer that does not exist.
+        ConfigError: more than one network to compare with.
+    """
+    from toolkit.features.names import resolve
+
+    models = {name: model}
+    if compare is not None:
+        others = dict(compare) if isinstance(compare, Mapping) else {"compared network": compare}
+        if len(others) != 1 or name in others:
+            raise ConfigError(
+                "Compare with exactly one network of another name.", where="cam_explorer(compare=...)"
+            )
+        models |= others
+    shelf = Shelf(task_or_cases, model, split)
+    example = [next(iter(shelf.items.values()))]
+    chosen = {
+        key: default_layers(one, example)
+        if layers is None
+        else resolve(one, layers, example, options.get("taps"))
+        for key, one in models.items()
+    }
+    return CamExplorer(models, shelf, chosen, options, attribution_options or {})
+
+
+def _tile(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    from toolkit.show.widgets.canvas import enlarged
+
+    return enlarged(grey(picture), size)
+
+
+def _paragraph(canvas: Canvas, left: int, top: int, words: str, width: int = 42) -> None:
+    import textwrap
+
+    for place, line in enumerate(textwrap.wrap(words, width)[:8]):
+        canvas.text(left, top + 18 * place, line, size=12, colour="#a33")

@@ -1,0 +1,306 @@
+"""`mask_explorer`: mask a latent code by scheme or by hand, and watch image, segmentation, entropy and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from toolkit.explain.masking import mask_latent
+from toolkit.show.colours import FAINT
+from toolkit.show.widgets.canvas import (
+    ACCENT,
+    Area,
+    Canvas,
+    coloured,
+    enlarged,
+    fitted,
+    grey,
+    heated,
+    outlined,
+)
+from toolkit.show.widgets.shelf import Page, Shelf, view_of
+from toolkit.show.widgets.state import Control, Explorer, Remembered
+
+SCHEMES = (
+    ("channels, targeted", "channel"),
+    ("positions, targeted", "spatial"),
+    ("channels, dropout", "dropout"),
+)
+SKIPS = (("keep the skip connections", "keep"), ("mask them too", "mask"), ("set them to zero", "zero"))
+NORMS = (("running statistics", "eval"), ("statistics of this image", "train"))
+_SIDE, _GAP, _LEFT = 215, 22, 14
+
+
+class MaskExplorer(Explorer):
+    """State of `mask_explorer`; see there. Beside the controls' values it has `by_hand`: entry -> multiplier.
+
+    Args:
+        net: the network.
+        shelf: the images.
+        layer: where the code is.
+        structured: the network has codes of its own (no skip connections to choose about).
+        options: further arguments of `mask_latent`.
+    """
+
+    title = "Masked latent code"
+
+    def __init__(
+        self, net: nn.Module, shelf: Shelf, layer: str, structured: bool, options: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.net, self.shelf, self.layer, self.structured = net, shelf, layer, structured
+        self.options, self.memory = dict(options), Remembered(64)
+        self.by_hand: dict[int, float] = {}
+        self.cursor: int | None = None
+        stack = next(iter(shelf.stacks))
+        self._values = {
+            "case": stack, "slice": shelf.fullest(stack), "scheme": "channel", "fraction": 0.3, "soft": True, "seed": 0,
+            "mode": "eval", "skips": "keep", "filled": False,
+        }  # fmt: skip
+        if structured:
+            del self._values["skips"]
+
+    def controls(self) -> list[Control]:
+        """See `Explorer`."""
+        stacks = tuple((name, name) for name in self.shelf.stacks)
+        last = len(self.shelf.stacks[self._values["case"]]) - 1
+        highest = 0.95 if self._values["scheme"] == "dropout" else 1.0
+        controls = [
+            Control("case", "case", "choice", stacks),
+            Control("slice", "slice", "integer", low=0, high=last),
+            Control("scheme", "mask", "choice", SCHEMES),
+            Control("fraction", "fraction", "real", low=0, high=highest, step=0.05),
+            Control("soft", "soft mask", "switch", hint="masked entries keep a random share below one half"),
+            Control("seed", "seed", "integer", low=0, high=99),
+            Control("mode", "batch norm", "choice", NORMS),
+            Control("skips", "skips", "choice", SKIPS),
+            Control("filled", "fill the classes", "switch"),
+        ]
+        return [control for control in controls if control.name in self._values]
+
+    def adapt(self, changed: set[str]) -> None:
+        """See `Explorer`: a hand-made mask ends when the code or its scheme changes."""
+        if "case" in changed:
+            self._values["slice"] = self.shelf.fullest(self._values["case"])
+        if self._values["scheme"] == "dropout":
+            self._values["fraction"] = min(self._values["fraction"], 0.95)
+        if changed - {"filled"}:
+            self.by_hand = {}
+        if "scheme" in changed:
+            self.cursor = None
+
+    def toggle(self, *entries: int) -> MaskExplorer:
+        """Mask entries (channels, or positions in row-major order) that are kept, and keep those that are masked.
+
+        Raises:
+            IndexError: there is no such entry.
+        """
+        multipliers = self.multipliers()
+        for entry in entries:
+            if not 0 <= entry < len(multipliers):
+                raise IndexError(f"There is no entry {entry}; the code has {len(multipliers)}.")
+            now = self.by_hand.get(entry, float(multipliers[entry]))
+            self.by_hand[entry] = 0.0 if now >= 1 else float(max(1.0, multipliers.max()))
+        self.changed()
+        return self
+
+    def picked(self, area: str, row: int, column: int) -> None:
+        """See `Explorer`: a click on the code masks or unmasks an entry."""
+        entries = len(self.multipliers())
+        entry = row * self._columns(entries) + column
+        if area == "code" and entry < entries:
+            self.cursor = entry
+            self.toggle(entry)
+
+    def pressed(self, key: str) -> None:
+        """See `Explorer`: arrows move over the code, Enter or space masks and unmasks."""
+        entries = len(self.multipliers())
+        columns, cursor = self._columns(entries), self.cursor or 0
+        moves = {"ArrowLeft": -1, "ArrowRight": 1, "ArrowUp": -columns, "ArrowDown": columns}
+        if key in moves:
+            target = cursor + moves[key] if self.cursor is not None else 0
+            self.cursor = target if 0 <= target < entries else cursor
+            self.changed()
+        elif key in ("Enter", " "):
+            self.cursor = cursor
+            self.toggle(cursor)
+
+    def base(self) -> Any:
+        """The `MaskedLatent` of the scheme alone, kept for later."""
+        page, values = self._page(), self._values
+        arguments = {
+            "scheme": values["scheme"], "fraction": values["fraction"], "soft": values["soft"], "seed": values["seed"],
+            "mode": values["mode"], "skips": values.get("skips", "keep"), "layer": self.layer, **self.options,
+        }  # fmt: skip
+        key = (page.key, tuple(sorted((name, repr(value)) for name, value in arguments.items())))
+        return self.memory.get(key, lambda: mask_latent(self.net, [page.item], **arguments))
+
+    def result(self) -> Any:
+        """The `MaskedLatent` of the current state, with what was clicked."""
+        base = self.base()
+        if not self.by_hand:
+            return base
+        values = self._values
+        return mask_latent(
+            self.net, [self._page().item], scheme=values["scheme"], fraction=values["fraction"], soft=values["soft"],
+            seed=values["seed"], mode=values["mode"], skips=values.get("skips", "keep"), layer=self.layer,
+            mask=self.mask(), **self.options,
+        )  # fmt: skip
+
+    def mask(self) -> Tensor:
+        """The multiplier of the code: the scheme's, with the entries that were clicked."""
+        mask = self.base().mask.clone()
+        flat = mask.reshape(-1)
+        for entry, value in self.by_hand.items():
+            flat[entry] = value
+        return flat.reshape(mask.shape)
+
+    def multipliers(self) -> np.ndarray:
+        """One multiplier per entry of the scheme's mask."""
+        return np.asarray(self.base().mask, dtype=float).ravel()
+
+    def _columns(self, entries: int) -> int:
+        """Entries in one row of the drawn code: a plane's own width, or a grid that is nearly square."""
+        shape = tuple(self.base().mask.shape)
+        if self._values["scheme"] == "spatial" and len(shape) >= 4:
+            return int(shape[-1])
+        rows = max((d for d in range(1, int(entries**0.5) + 1) if entries % d == 0), default=1)
+        return -(-entries // rows) if rows > 1 else -(-entries // max(1, int(entries**0.5)))
+
+    def _page(self) -> Page:
+        return self.shelf.page(self._values["case"], self._values["slice"])
+
+    def draw(self) -> Canvas:
+        """See `Explorer`."""
+        result, page = self.result(), self._page()
+        spacing = getattr(page.item, "spacing", None)
+        view = view_of(page, result.input.shape[2:], spacing)
+        picture = grey(view.picture(result.input[0]))
+        size = fitted(picture.shape[:2], view.aspect, _SIDE)
+        columns = 4 if result.image is not None else 3
+        canvas = Canvas(2 * _LEFT + columns * (_SIDE + _GAP) + 30, 2 * (size[0] + 24) + 132)
+        self._heading(canvas, result)
+        most = max(float(one.max()) for one in result.entropy) or 1.0
+        for row, name in enumerate(("clean", "masked")):
+            top = 66 + row * (size[0] + 24)
+            labels, entropy = view.plane(result.segmentation[row][0]), view.plane(result.entropy[row][0])
+            ground = enlarged(picture, size)
+            seen = outlined(ground, labels, fill=0.5 if self._values["filled"] else 0.0)
+            tiles = [(f"{name}: segmentation", seen),
+                     (f"{name}: entropy, mean {entropy.mean():.3f} bit",
+                      heated(picture, entropy, (0.0, most), size, 0.85, "sequential"))]  # fmt: skip
+            if result.image is not None:
+                tiles.append(
+                    (f"{name}: decoded image", enlarged(grey(view.picture(result.image[row][0])), size))
+                )
+            for place, (title, tile) in enumerate(tiles, start=1):
+                self._put(canvas, place, top, title, tile)
+        self._put(canvas, 0, 66, f"{page.key}: {'reference' if result.label is not None else 'image'}",
+                  enlarged(picture, size) if result.label is None
+                  else outlined(enlarged(picture, size), np.clip(view.plane(result.label[0, 0]), 0, None)))  # fmt: skip
+        self._code(canvas, 66 + size[0] + 24, size, result)
+        canvas.bar(_LEFT + columns * (_SIDE + _GAP) - _GAP + 6, 66, size[0], (0.0, most), "sequential")
+        self._numbers(canvas, 66 + 2 * (size[0] + 24), result)
+        return canvas
+
+    def _heading(self, canvas: Canvas, result: Any) -> None:
+        soft = "soft" if self._values["soft"] and self._values["scheme"] != "dropout" else "hard"
+        scheme = {value: label for label, value in SCHEMES}[self._values["scheme"]]
+        hand = f", {len(self.by_hand)} by hand" if self.by_hand else ""
+        canvas.text(
+            _LEFT,
+            6,
+            f"{self._values['fraction']:.0%} of {result.layer}: {scheme}, {soft}{hand}",
+            size=15,
+            bold=True,
+        )
+        before, after = (float(one[0]) for one in result.loss)
+        canvas.text(_LEFT, 27, f"cross-entropy {before:.3f} clean, {after:.3f} masked ({after - before:+.3f}), against the "
+                    f"{result.against}; batch norm: {result.bn_mode}", size=12, colour=FAINT)  # fmt: skip
+
+    def _put(self, canvas: Canvas, column: int, top: int, title: str, tile: np.ndarray) -> None:
+        left = _LEFT + column * (_SIDE + _GAP)
+        canvas.text(left, top - 18, title, size=12, width=_SIDE + _GAP - 4)
+        canvas.paste(tile, left, top)
+
+    def _code(self, canvas: Canvas, top: int, size: tuple[int, int], result: Any) -> None:
+        """The multipliers of the code as a grid of cells that can be clicked."""
+        values = np.asarray(result.mask, dtype=float).ravel()
+        columns = self._columns(len(values))
+        rows = -(-len(values) // columns)
+        grid = np.full(rows * columns, np.nan)
+        grid[: len(values)] = values
+        cell = max(2, min(size[1] // columns, size[0] // rows))
+        height, width = rows * cell, columns * cell
+        what = "positions" if self._values["scheme"] == "spatial" else "channels"
+        kept = float((values >= 1).mean())
+        canvas.text(_LEFT, top - 18, f"code: {kept:.0%} of {len(values)} {what} kept", size=12, width=_SIDE)
+        limits = (0.0, max(1.0, float(values.max())))
+        canvas.paste(coloured(grid.reshape(rows, columns), limits, (height, width), "sequential"), _LEFT, top)
+        canvas.area(Area("code", _LEFT, top, width, height, rows, columns))
+        for entry in self.by_hand:
+            canvas.frame(
+                _LEFT + entry % columns * cell + 2,
+                top + entry // columns * cell + 2,
+                cell - 4,
+                cell - 4,
+                "white",
+            )
+        if self.cursor is not None:
+            canvas.frame(
+                _LEFT + self.cursor % columns * cell,
+                top + self.cursor // columns * cell,
+                cell,
+                cell,
+                ACCENT,
+                2,
+            )
+
+    def _numbers(self, canvas: Canvas, top: int, result: Any) -> None:
+        """Voxels of every class, clean and masked, in one line each; and what the colours mean."""
+        canvas.key(_LEFT, top - 2, self.shelf.foreground())
+        foreground = result.segmentation
+        words = []
+        for index, name in self.shelf.foreground():
+            counts = [int((one == index).sum()) for one in foreground]
+            words.append(f"{name} {counts[0]} to {counts[1]}")
+        changed = float((foreground[0] != foreground[1]).float().mean())
+        canvas.text(_LEFT, top + 16, f"voxels, clean to masked: {', '.join(words)}; {changed:.1%} of the image changed",
+                    size=12, colour=FAINT, width=canvas.size[0] - 2 * _LEFT)  # fmt: skip
+        canvas.text(_LEFT, top + 34, "Click a cell of the code to mask or keep it (arrow keys and Enter do the same). "
+                    "Dark cells are masked.", size=11, colour=FAINT, width=canvas.size[0] - 2 * _LEFT)  # fmt: skip
+
+
+def mask_explorer(
+    net: nn.Module, task: Any, *, layer: str = "bottleneck", split: str = "test", **options: Any
+) -> MaskExplorer:
+    """Explore what a network depends on: mask its latent code by a scheme or by hand.
+
+    Args:
+        net: any network; one with `encode` and `decode_segmentation` has its own codes masked.
+        task: a task (its cases of `split`), cases, or anything that `toolkit.mask_latent` takes.
+        layer: where to mask a network without codes of its own.
+        split: of a task.
+        options: further arguments of `toolkit.mask_latent`: `score`, `temperature`, `taps`.
+
+    Returns:
+        The explorer: `.state`, `.set(...)`, `.toggle(entry, ...)`, `.compose()`; the last line of a cell shows it.
+
+    Raises:
+        DataError: there are no images.
+        LayerError: a layer that does not exist.
+    """
+    from toolkit.features.modules import unwrap
+
+    network = unwrap(net)
+    structured = callable(getattr(network, "encode", None)) and callable(
+        getattr(network, "decode_segmentation", None)
+    )
+    explorer = MaskExplorer(net, Shelf(task, net, split), layer, structured, options)
+    with torch.no_grad():
+        explorer.base()  # a wrong layer is reported here, not by the page
+    return explorer

@@ -1,0 +1,168 @@
+"""The images of an explorer, by stack and slice, whatever form they came in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from toolkit.errors import DataError
+from toolkit.features.inputs import as_batches
+from toolkit.features.names import layers as list_layers
+from toolkit.features.outputs import logits_of
+from toolkit.features.untouched import untouched
+from toolkit.show.slices import View, choose_view
+
+FEWEST_LAYERS, MOST_LAYERS = 6, 14
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """One slice: the item that the network takes, and where the slice lies in it.
+
+    Attributes:
+        item: a case or a dict with "image".
+        key: name of the item, unique on the shelf.
+        position: index along the first axis of a volume; None for a 2D item.
+    """
+
+    item: Any
+    key: str
+    position: int | None
+
+
+class Shelf:
+    """Stacks of slices in the order in which they came.
+
+    Args:
+        source: a task (its test cases), a case, a list of cases, or anything that `features.inputs.as_batches` takes.
+        model: says how many axes an image has.
+        split: of a task.
+
+    Raises:
+        DataError: there is nothing, or only 1D data.
+    """
+
+    def __init__(self, source: Any, model: nn.Module, split: str = "test") -> None:
+        self.stacks: dict[str, list[Page]] = {}
+        self.classes: dict[int, str] = {}
+        self.items: dict[str, Any] = {}
+        for item, key, stack, size in _items(source, model, split):
+            pages = self.stacks.setdefault(stack, [])
+            positions: Sequence[int | None] = [None] if len(size) == 2 else range(size[0])
+            pages += [Page(item, key, position) for position in positions]
+            self.items[key] = item
+            self.classes = self.classes or dict(
+                getattr(item, "classes", None) or _field(item, "classes") or {}
+            )
+        if not self.stacks:
+            raise DataError("There are no images to explore.", fix="Pass a task, cases or arrays.")
+        self.classes = self.classes or _numbered_classes(model, next(iter(self.stacks.values()))[0].item)
+
+    def page(self, stack: str, number: int) -> Page:
+        """One slice."""
+        return self.stacks[stack][number]
+
+    def fullest(self, stack: str) -> int:
+        """The slice with the most foreground in the reference, or the middle one."""
+        pages = self.stacks[stack]
+        counts = []
+        for page in pages:
+            label = label_of(page.item)
+            plane = None if label is None else label if page.position is None else label[page.position]
+            counts.append(0 if plane is None else int((plane > 0).sum()))
+        return int(np.argmax(counts)) if any(counts) else len(pages) // 2
+
+    def foreground(self) -> list[tuple[int, str]]:
+        """(index, name) of every class but the background."""
+        return [(index, name) for index, name in sorted(self.classes.items()) if index > 0]
+
+
+def view_of(page: Page, padded: Sequence[int], spacing: tuple[float, ...] | None) -> View:
+    """The slice of an image as a `View`, at full resolution."""
+    size = (
+        tuple(np.asarray(_image(page.item)).shape[1:])
+        if _is_case(page.item)
+        else tuple(page.item["image"].shape[1:])
+    )
+    return choose_view(size, tuple(padded), position=page.position, spacing=spacing, largest=10**6)
+
+
+def label_of(item: Any) -> np.ndarray | None:
+    """Reference (*S) of an item, or None."""
+    if _is_case(item):
+        return np.asarray(item.label) if getattr(item, "has_label", True) else None
+    label = item.get("label")
+    return None if label is None else np.asarray(label)
+
+
+def default_layers(model: nn.Module, example: Any) -> list[str]:
+    """The blocks of a network: its outermost called modules, opened up while they are fewer than six."""
+    table = list_layers(model, example)
+    dims = 4 if table["shape"].map(len).max() < 5 else 5
+    names = [
+        n
+        for n, shape in zip(table["name"], table["shape"], strict=True)
+        if len(shape) in (3, dims) and "#" not in n
+    ]
+    order = {name: place for place, name in enumerate(names)}
+
+    def inside(outer: str) -> list[str]:
+        below = [n for n in names if n.startswith(f"{outer}.")]
+        return [n for n in below if not any(n.startswith(f"{other}.") for other in below)]
+
+    chosen = [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
+    while len(chosen) < FEWEST_LAYERS:
+        grown = list(chosen)
+        for name in sorted(chosen, key=lambda one: -len([n for n in names if n.startswith(f"{one}.")])):
+            children = inside(name)
+            if children and len(grown) - 1 + len(children) <= MOST_LAYERS:
+                grown = [n for n in grown if n != name] + children
+        if len(grown) == len(chosen):
+            break
+        chosen = grown
+    return sorted(chosen, key=lambda name: order[name])[:MOST_LAYERS]
+
+
+def _is_case(item: Any) -> bool:
+    return hasattr(item, "image") and hasattr(item, "id")
+
+
+def _image(item: Any) -> Any:
+    return item.image_array() if hasattr(item, "image_array") else item.image
+
+
+def _field(item: Any, name: str) -> Any:
+    return item.get(name) if isinstance(item, dict) else None
+
+
+def _items(source: Any, model: nn.Module, split: str) -> Any:
+    """(item, key, stack, spatial size) of everything in a source."""
+    if callable(getattr(source, "cases", None)):
+        source = source.cases(split)
+    if _is_case(source):
+        source = [source]
+    if isinstance(source, Sequence) and not isinstance(source, str) and all(_is_case(one) for one in source):
+        for case in source:
+            yield case, case.id, case.volume or case.id, tuple(_image(case).shape[1:])
+        return
+    for batch in as_batches(source, model, batch_size=1):
+        size = batch.sizes[0]
+        inside = (0, slice(None), *(slice(side) for side in size))
+        item = {"image": batch.image[inside].cpu(), "id": batch.ids[0], "spacing": batch.spacing[0]}
+        if batch.label is not None:
+            item["label"] = batch.label[inside][0].cpu()
+        if batch.classes:
+            item["classes"] = batch.classes
+        yield item, batch.ids[0], batch.volumes[0], size
+
+
+def _numbered_classes(model: nn.Module, item: Any) -> dict[int, str]:
+    batch = next(iter(as_batches([item], model, batch_size=1)))
+    with untouched(model, "eval") as network, torch.no_grad():
+        outputs = logits_of(network, batch.image.clone()).shape[1]
+    return {index: f"class {index}" for index in range(max(2, outputs))}

@@ -1,0 +1,217 @@
+"""`Explorer`: the state of an explorer in plain Python, and what may be changed about it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from toolkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from toolkit.show.widgets.canvas import Canvas
+
+Value = TypeVar("Value")
+KINDS = ("choice", "integer", "real", "switch", "several")
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """One thing that can be set.
+
+    Attributes:
+        name: key in the state.
+        label: what the page calls it.
+        kind: "choice" (one of `options`), "several" (any of `options`, a tuple), "integer" or "real" (from `low` to
+            `high`), or "switch" (True or False).
+        options: (label, value) pairs.
+        low: smallest number.
+        high: largest number.
+        step: of a slider.
+        animated: the page offers a play button.
+        hint: tooltip.
+    """
+
+    name: str
+    label: str
+    kind: str
+    options: tuple[tuple[str, Any], ...] = ()
+    low: float = 0
+    high: float = 1
+    step: float = 1
+    animated: bool = False
+    hint: str = ""
+
+    def checked(self, value: Any) -> Any:
+        """The value, as the type it has in the state.
+
+        Raises:
+            ConfigError: it is not one of the options or not in the range.
+        """
+        values = [one for _, one in self.options]
+        if self.kind == "choice" and value in values:
+            return value
+        if self.kind == "several" and not isinstance(value, str) and all(one in values for one in value):
+            return tuple(one for one in values if one in value)
+        if self.kind == "switch" and isinstance(value, bool):
+            return value
+        if self.kind in ("integer", "real") and not isinstance(value, (bool, str)):
+            number = int(value) if self.kind == "integer" else float(value)
+            if number == value and self.low <= number <= self.high:
+                return number
+        known = ", ".join(map(str, values)) if values else f"a number from {self.low:g} to {self.high:g}"
+        raise ConfigError(
+            f"{value!r} is no value of {self.name}.", where=f"explorer.set({self.name}=...)",
+            fix="Use True or False." if self.kind == "switch" else f"Use {known}.",
+        )  # fmt: skip
+
+
+class Explorer:
+    """Base of all explorers.
+
+    A subclass names its controls, composes the picture of the current state, and says what clicks and keys mean.
+    `state` holds one value per control.
+    """
+
+    title = "Explorer"
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._listeners: list[Callable[[], None]] = []
+        self._view: Any = None
+        self._canvas: Canvas | None = None
+
+    def controls(self) -> list[Control]:
+        """What can be set now; options may depend on the state."""
+        raise NotImplementedError
+
+    def draw(self) -> Canvas:
+        """Compose the picture of the current state."""
+        raise NotImplementedError
+
+    def adapt(self, changed: set[str]) -> None:
+        """Bring the rest of the state into line after a change; called before anybody is told."""
+
+    def picked(self, area: str, row: int, column: int) -> None:
+        """React to a click on a cell of an area of the picture."""
+
+    def pressed(self, key: str) -> None:
+        """React to a key pressed while the picture has the focus: an arrow key, "Enter" or " "."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """A copy of the state: one value per control."""
+        return dict(self._values)
+
+    def set(self, **changes: Any) -> Self:
+        """Change the state; the page follows.
+
+        Args:
+            changes: new values by name of the control.
+
+        Raises:
+            ConfigError: an unknown name or value; then nothing is changed.
+        """
+        before = dict(self._values)
+        try:
+            unknown = set(changes) - {control.name for control in self.controls()}
+            if unknown:
+                raise ConfigError(
+                    f"This explorer has no {', '.join(sorted(unknown))}.", where="explorer.set(...)",
+                    fix=f"It has {', '.join(control.name for control in self.controls())}.",
+                )  # fmt: skip
+            for name in [control.name for control in self.controls() if control.name in changes]:
+                (control,) = [one for one in self.controls() if one.name == name]
+                value = control.checked(changes[name])
+                if value != self._values.get(name):
+                    self._values[name] = value
+                    self.adapt({name})
+        except BaseException:
+            self._values = before
+            raise
+        if self._values != before:
+            self.changed()
+        return self
+
+    def changed(self) -> None:
+        """Forget the picture and tell the page."""
+        self._canvas = None
+        for listener in list(self._listeners):
+            listener()
+
+    def compose(self) -> Canvas:
+        """The picture of the current state; composed once per state."""
+        if self._canvas is None:
+            self._canvas = self.draw()
+        return self._canvas
+
+    def click(self, x: float, y: float) -> Self:
+        """A click on the picture, in its pixels."""
+        found = self.compose().hit(x, y)
+        if found is not None:
+            self.picked(*found)
+        return self
+
+    def key(self, key: str) -> Self:
+        """A key pressed while the picture has the focus."""
+        self.pressed(key)
+        return self
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call a function after every change."""
+        self._listeners.append(listener)
+
+    def shift(self, name: str, by: int) -> None:
+        """Move a choice or a number by so many places, staying within its bounds."""
+        (control,) = [one for one in self.controls() if one.name == name]
+        if control.kind == "choice":
+            values = [value for _, value in control.options]
+            place = values.index(self._values[name]) + by
+            self.set(**{name: values[min(max(place, 0), len(values) - 1)]})
+        else:
+            number = self._values[name] + by * control.step
+            self.set(**{name: min(max(number, control.low), control.high)})
+
+    @property
+    def view(self) -> Any:
+        """The ipywidgets box of this explorer, built on first use."""
+        if self._view is None:
+            from toolkit.show.widgets.view import build_view
+
+            self._view = build_view(self)
+        return self._view
+
+    def extra_views(self) -> list[Any]:
+        """Widgets that stand below the picture, such as a Plotly figure."""
+        return []
+
+    def _ipython_display_(self) -> None:
+        from toolkit.show.widgets.view import show
+
+        show(self)
+
+
+class Remembered:
+    """Results of expensive calls by key; the oldest are dropped.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int = 128) -> None:
+        self.most = most
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value of a key, made on first use."""
+        if key in self._values:
+            self._values.move_to_end(key)
+        else:
+            self._values[key] = make()
+            if len(self._values) > self.most:
+                self._values.popitem(last=False)
+        return self._values[key]  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        return len(self._values)

@@ -1,0 +1,155 @@
+"""From an explorer's controls and picture to ipywidgets, and back from the page to its state."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from toolkit.errors import ToolkitError
+from toolkit.show.widgets.picture_widget import picture_widget
+from toolkit.show.widgets.state import Control, Explorer
+
+KEYBOARD = "Tab reaches every control and the picture; sliders, lists and the picture follow the arrow keys."
+
+
+class ExplorerView:
+    """The page of one explorer: controls above the picture, in step with the explorer's state both ways.
+
+    Args:
+        explorer: whose state it shows.
+    """
+
+    def __init__(self, explorer: Explorer) -> None:
+        import ipywidgets
+
+        self.explorer = explorer
+        self._following = False
+        self.controls: dict[str, Any] = {control.name: self._made(control) for control in explorer.controls()}
+        value, form = explorer.compose().encode()
+        self.picture = picture_widget(value, form, explorer.title)
+        self.picture.on_msg(self._from_picture)
+        self.message = ipywidgets.HTML()
+        rows = [self._row(control) for control in explorer.controls()]
+        self.box = ipywidgets.VBox([
+            ipywidgets.HTML(f"<b>{html.escape(explorer.title)}</b> <small>{KEYBOARD}</small>"),
+            ipywidgets.Box(rows, layout={"flex_flow": "row wrap", "width": "100%"}),
+            self.message, self.picture, *explorer.extra_views(),
+        ])  # fmt: skip
+        self.box.add_class("toolkit-explorer")
+        explorer.listen(self.follow)
+
+    def _row(self, control: Control) -> Any:
+        import ipywidgets
+
+        widget = self.controls[control.name]
+        if not control.animated:
+            return widget
+        play = ipywidgets.Play(min=0, max=10**6, interval=150, show_repeat=False)
+        ipywidgets.dlink((play, "value"), (widget, "value"), lambda tick: self._looped(control.name, tick))
+        return ipywidgets.HBox([play, widget])
+
+    def _looped(self, name: str, tick: int) -> float:
+        """Value of an animated slider at a tick of its play button: up to the end, then from the start again."""
+        widget = self.controls[name]
+        if tick == 0:
+            return float(widget.value)
+        following = widget.value + widget.step
+        return float(widget.min if following > widget.max + 1e-9 else following)
+
+    def _made(self, control: Control) -> Any:
+        import ipywidgets
+
+        value = self.explorer.state[control.name]
+        common: dict[str, Any] = {
+            "description": control.label, "tooltip": control.hint or control.label, "style": {"description_width": "initial"},
+        }  # fmt: skip
+        slim = {"width": "auto", "min_width": "150px", "max_width": "330px", "margin": "2px 12px 2px 2px"}
+        if control.kind == "choice":
+            widget: Any = ipywidgets.Dropdown(
+                options=list(control.options), value=value, layout=slim, **common
+            )
+        elif control.kind == "several":
+            rows = min(5, max(2, len(control.options)))
+            widget = ipywidgets.SelectMultiple(
+                options=list(control.options), value=value, rows=rows, layout=slim, **common
+            )
+        elif control.kind == "switch":
+            widget = ipywidgets.Checkbox(value=value, indent=False, layout=slim, **common)
+        else:
+            kind = ipywidgets.IntSlider if control.kind == "integer" else ipywidgets.FloatSlider
+            widget = kind(
+                value=value, min=control.low, max=control.high, step=control.step, layout={**slim, "width": "300px"},
+                **common,
+            )  # fmt: skip
+        widget.add_class(f"toolkit-{control.name}")
+        widget.observe(lambda change: self._from_control(control.name, change["new"]), "value")
+        return widget
+
+    def _from_control(self, name: str, value: Any) -> None:
+        if not self._following:
+            self._guarded(lambda: self.explorer.set(**{name: value}))
+
+    def _from_picture(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        if content.get("kind") == "click":
+            self._guarded(lambda: self.explorer.click(float(content["x"]), float(content["y"])))
+        elif content.get("kind") == "key":
+            self._guarded(lambda: self.explorer.key(str(content["key"])))
+
+    def _guarded(self, action: Any) -> None:
+        """Run what the page asked for; an error of the toolkit becomes a line above the picture."""
+        try:
+            self.message.value = ""
+            action()
+        except ToolkitError as error:
+            self.message.value = f"<span style='color:#a33'>{html.escape(str(error))}</span>"
+            self._sync()
+
+    def follow(self) -> None:
+        """Bring controls and picture into line with the explorer."""
+        self._sync()
+        value, form = self.explorer.compose().encode()
+        if value != self.picture.value:
+            with self.picture.hold_sync():
+                self.picture.format = form
+                self.picture.value = value
+
+    def _sync(self) -> None:
+        self._following = True
+        try:
+            for control in self.explorer.controls():
+                self._match(self.controls[control.name], control, self.explorer.state[control.name])
+        finally:
+            self._following = False
+
+    @staticmethod
+    def _match(widget: Any, control: Control, value: Any) -> None:
+        if control.kind in ("choice", "several"):
+            if tuple(widget.options) != control.options:
+                widget.options = list(control.options)
+        elif control.kind != "switch" and (widget.min, widget.max) != (control.low, control.high):
+            if control.low > widget.max:
+                widget.max, widget.min = control.high, control.low
+            else:
+                widget.min, widget.max = control.low, control.high
+        if widget.value != value:
+            widget.value = value
+
+
+def build_view(explorer: Explorer) -> Any:
+    """The ipywidgets box of an explorer."""
+    view = ExplorerView(explorer)
+    view.box.explorer_view = view  # keeps it alive as long as the box
+    return view.box
+
+
+def show(explorer: Explorer) -> None:
+    """Display the explorer, and below it the picture as it is now, which outlives the kernel."""
+    from IPython.display import HTML, Image, display
+
+    display(explorer.view)
+    canvas = explorer.compose()
+    display(HTML(
+        f"<small>{html.escape(explorer.title)}: the picture when this cell was run. It stays when the notebook is reopened "
+        "without a kernel.</small>"
+    ))  # fmt: skip
+    display(Image(canvas.png(), format="png", width=min(canvas.size[0], 700)))
