@@ -19,13 +19,13 @@ class MaskedLatent(Result):
     """Outputs with the clean and with the masked code; pairs are (clean, masked).
 
     Attributes:
-        input: (B, C, *S) as the network saw it.
+        input: (B, C, *S), without the padding that the network needed.
         image: decoded images (B, C, *S), or None if the network has no image decoder.
         segmentation: most likely class (B, *S) int64.
         entropy: entropy of the class probabilities (B, *S) in bits, -sum q log2(q + 1e-7), q = softmax(logits / T).
         mask: multiplier of the code the segmentation is made from; per channel or per position of the code.
         image_mask: multiplier of the code the image is made from, or None.
-        label: (B, 1, *S) reference, -1 = padding, or None.
+        label: (B, 1, *S) reference, or None.
         cases: names of the images.
         classes: class names by index.
         scheme: "channel", "spatial", "dropout", or "by hand" for a mask of one's own.

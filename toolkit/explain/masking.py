@@ -239,20 +239,24 @@ def _result(
 ) -> MaskedLatent:
     data = DataHash()
     data.update(batch.ids, batch.image, batch.label)
+
+    def shown(tensor: Tensor) -> Tensor:
+        return _without_padding(tensor.detach().cpu(), batch)
+
     pair = (outputs.clean, outputs.masked)
-    segmentation = tuple(_probabilities(logits, 1.0).argmax(1).cpu() for logits in pair)
-    entropy = tuple(entropy_map(_probabilities(logits, settings.temperature)).cpu() for logits in pair)
+    segmentation = tuple(shown(_probabilities(logits, 1.0).argmax(1)) for logits in pair)
+    entropy = tuple(shown(entropy_map(_probabilities(logits, settings.temperature))) for logits in pair)
     image = outputs.image
     by_hand = settings.by_hand
     record = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "by_hand"}
     return MaskedLatent(
-        input=batch.image.detach().cpu(),
-        image=None if image is None else (image[0].cpu(), image[1].cpu()),
+        input=shown(batch.image),
+        image=None if image is None else (shown(image[0]), shown(image[1])),
         segmentation=(segmentation[0], segmentation[1]),
         entropy=(entropy[0], entropy[1]),
         mask=outputs.mask.cpu(),
         image_mask=None if outputs.image_mask is None else outputs.image_mask.cpu(),
-        label=None if batch.label is None else batch.label.cpu(),
+        label=None if batch.label is None else shown(batch.label),
         cases=batch.ids,
         classes=dict(batch.classes or {}),
         scheme=settings.scheme if by_hand is None else "by hand",
@@ -276,6 +280,14 @@ def _result(
             **({} if by_hand is None else {"by_hand": True}),
         ),
     )
+
+
+def _without_padding(tensor: Tensor, batch: InputBatch) -> Tensor:
+    """Cut maps of the padded image's size back to the image; maps of another size stay as they are."""
+    spatial = batch.image.shape[2:]
+    if tensor.shape[-len(spatial) :] != spatial:
+        return tensor
+    return tensor[(..., *(slice(side) for side in batch.sizes[0]))]
 
 
 def _one_batch(image: Any, net: nn.Module, label: Any) -> InputBatch:

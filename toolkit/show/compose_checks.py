@@ -11,7 +11,7 @@ from toolkit.show.compose_explain import target_text
 from toolkit.show.panels import Bars, Figure, Lines, Panel, Series
 
 
-def faithfulness(result: Any, *, note: str = "", most: int = 6) -> Figure:
+def faithfulness(result: Any, *, note: str = "", most: int = 7) -> Figure:
     """Mean deletion and insertion curves of every map, one panel each.
 
     Args:
@@ -19,7 +19,8 @@ def faithfulness(result: Any, *, note: str = "", most: int = 6) -> Figure:
         note: sentence for the caption.
         most: maps drawn at most.
     """
-    names = list(dict.fromkeys(result.numbers["name"]))[:most]
+    every = list(dict.fromkeys(result.numbers["name"]))
+    names = every[:most]
     panels: list[Panel | None] = []
     for kind, meaning in (("deletion", "lower is better"), ("insertion", "higher is better")):
         series = []
@@ -40,7 +41,8 @@ def faithfulness(result: Any, *, note: str = "", most: int = 6) -> Figure:
         )  # fmt: skip
     return Figure(
         title=f"Faithfulness of maps of {target_text(result.target)}",
-        subtitle="Voxels are removed from the image, or put into the baseline, from the map's highest value to its lowest.",
+        subtitle="Voxels are removed from the image, or put into the baseline, from the map's highest value to its lowest."
+        + (f" The first {most} of {len(every)} maps." if len(every) > most else ""),
         rows=[panels],
         caption=caption(result.provenance, note),
     )

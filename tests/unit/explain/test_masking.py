@@ -272,3 +272,14 @@ def test_random_layers_run_the_same_way_twice(tmp_path: Path) -> None:
 def test_entropy_map_of_the_reference() -> None:
     numbers = golden_case("latent_augmentation", "entropy_map").tensors()
     torch.testing.assert_close(entropy_map(numbers["probabilities"]), numbers["entropy"], rtol=0, atol=1e-5)
+
+
+def test_the_padding_is_not_part_of_the_result(net: UNet) -> None:
+    generator = torch.Generator().manual_seed(2)
+    image = torch.randn(1, 1, 14, 11, generator=generator)  # the network needs multiples of 4
+    label = torch.randint(0, 3, (1, 14, 11), generator=generator)
+    result = mask_latent(net, {"image": image[0], "label": label[0]}, fraction=0.5)
+    assert torch.equal(result.input, image)
+    assert result.label is not None
+    assert torch.equal(result.label[:, 0].long(), label)
+    assert {tuple(t.shape) for t in (*result.segmentation, *result.entropy)} == {(1, 14, 11)}
