@@ -29,7 +29,7 @@ METHODS: dict[str, Callable[[], Any]] = {"plain": lambda: None, "segreg": lambda
 ACDC = tk.TrainConfig(
     steps=900, batch_size=12, precision="bf16", learning_rate=1e-2, validate_every=225, checkpoint_every=150
 )
-HIPPOCAMPUS = ACDC.replace(steps=400, batch_size=4, validate_every=100, checkpoint_every=200)
+HIPPOCAMPUS = ACDC.replace(steps=800, batch_size=4, validate_every=200, checkpoint_every=200)
 STAGE = ACDC.replace(steps=150, validate_every=75, checkpoint_every=75)
 CARDIAC = {
     "in_channels": 1,
