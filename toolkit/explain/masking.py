@@ -287,7 +287,8 @@ def _without_padding(tensor: Tensor, batch: InputBatch) -> Tensor:
     spatial = batch.image.shape[2:]
     if tensor.shape[-len(spatial) :] != spatial:
         return tensor
-    return tensor[(..., *(slice(side) for side in batch.sizes[0]))]
+    place: Any = (..., *(slice(side) for side in batch.sizes[0]))
+    return tensor[place]
 
 
 def _one_batch(image: Any, net: nn.Module, label: Any) -> InputBatch:
