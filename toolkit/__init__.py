@@ -18,6 +18,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "toolkit.results": ("Result", "load_result"),
     "toolkit.data.arrays": ("task_from_arrays",),
+    "toolkit.data.artefacts": ("with_artefacts",),
     "toolkit.data.augment": ("Augmentation",),
     "toolkit.data.case": ("Case",),
     "toolkit.data.catalogue": ("list_tasks", "load_task"),

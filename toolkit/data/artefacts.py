@@ -1,0 +1,218 @@
+"""Simulated MR artefacts on whole volumes: the corrupted test sets of the latent-augmentation paper ("ACDC-C").
+
+The arithmetic is TorchIO's (below version 2); the parameters are drawn here, keyed by seed, artefact, volume and copy, so
+that the same volume gets the same corruption in any order, and so that they can be read afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit import registry
+from toolkit.data.case import Case
+from toolkit.data.crop import crop_or_pad, put_back
+from toolkit.data.randomness import keyed_random
+from toolkit.data.source import Pair, Source
+from toolkit.data.task import Task
+from toolkit.errors import ConfigError, DataError
+from toolkit.registry import register
+
+ARTEFACTS = ("bias", "ghosting", "motion", "spike")
+SIDE = 192
+
+
+def draw_artefact(name: str, *key: int | str) -> dict[str, Any]:
+    """Parameters of one artefact, by the published ranges, as plain numbers.
+
+    "bias": 20 coefficients U(-0.5, 0.5) of a polynomial of order 3. "ghosting": 4 to 10 ghosts along one of the three
+    axes, intensity U(0.5, 1). "motion": two movements of U(-30, 30) degrees and U(-10, 10) voxels about all axes, at
+    times 1/3 and 2/3, each moved by U(-0.1, 0.1). "spike": one spike anywhere in k-space, U(1, 3) times the maximum.
+
+    Args:
+        name: one of `ARTEFACTS`.
+        key: what the draw is for.
+
+    Raises:
+        ConfigError: no such artefact.
+    """
+    random = keyed_random("artefact", name, *key)
+    if name == "bias":
+        return {"order": 3, "coefficients": random.uniform(-0.5, 0.5, 20).tolist()}
+    if name == "ghosting":
+        ghosts, axis = int(random.integers(4, 11)), int(random.integers(3))
+        return {"num_ghosts": ghosts, "axis": axis, "intensity": float(random.uniform(0.5, 1))}
+    if name == "motion":
+        return {
+            "degrees": random.uniform(-30, 30, (2, 3)).tolist(),
+            "translation": random.uniform(-10, 10, (2, 3)).tolist(),
+            "times": (np.array([1, 2]) / 3 + random.uniform(-0.1, 0.1, 2)).tolist(),
+        }
+    if name == "spike":
+        return {"position": random.uniform(0, 1, 3).tolist(), "intensity": float(random.uniform(1, 3))}
+    raise ConfigError(f"There is no artefact {name!r}.", fix=f"Artefacts: {', '.join(ARTEFACTS)}.")
+
+
+def apply_artefact(stack: np.ndarray, name: str, parameters: Mapping[str, Any]) -> np.ndarray:
+    """The artefact on a stack (slices, rows, columns) or (C, slices, rows, columns), float32, voxels taken as cubes.
+
+    Raises:
+        ConfigError: no such artefact.
+        DataError: TorchIO is not installed.
+    """
+    import torch
+
+    volume = torch.from_numpy(np.ascontiguousarray(stack, dtype=np.float32))
+    made = _transform(name, parameters)(volume if volume.ndim == 4 else volume.unsqueeze(0)).numpy()
+    return np.asarray(made.reshape(stack.shape), dtype=np.float32)
+
+
+def _transform(name: str, parameters: Mapping[str, Any]) -> Any:
+    try:
+        import torchio
+    except ImportError as error:
+        raise DataError(
+            "Simulated artefacts need TorchIO, which is not installed.", fix='pip install "torchio<2"'
+        ) from error
+    if name == "bias":
+        return torchio.BiasField(coefficients=list(parameters["coefficients"]), order=parameters["order"])
+    if name == "ghosting":
+        wanted = {key: parameters[key] for key in ("num_ghosts", "axis", "intensity")}
+        return torchio.Ghosting(**wanted, restore=None)
+    if name == "motion":
+        moves = {key: np.asarray(parameters[key], np.float32) for key in ("degrees", "translation", "times")}
+        return torchio.Motion(**moves, image_interpolation="linear")
+    if name == "spike":
+        place = np.asarray(parameters["position"]).reshape(1, 3)
+        return torchio.Spike(spikes_positions=place, intensity=parameters["intensity"])
+    raise ConfigError(f"There is no artefact {name!r}.", fix=f"Artefacts: {', '.join(ARTEFACTS)}.")
+
+
+def slices_to_unit_range(stack: np.ndarray) -> np.ndarray:
+    """Every slice (the last two axes) to [0, 1] by its own extremes; a constant slice becomes 0."""
+    low, high = stack.min((-2, -1), keepdims=True), stack.max((-2, -1), keepdims=True)
+    return (stack - low) / np.where(high > low, high - low, 1)
+
+
+def corrupted(image: np.ndarray, name: str, parameters: Mapping[str, Any], side: int = SIDE) -> np.ndarray:
+    """A volume (C, slices, rows, columns) with an artefact, as the published sets were made.
+
+    The centre of `side` x `side` (padded where it is smaller), slices to [0, 1], the artefact on the whole stack, slices
+    to [0, 1] again, back into zeros of the original size.
+    """
+    cut, offsets = crop_or_pad(image, (side, side))
+    made = slices_to_unit_range(apply_artefact(slices_to_unit_range(cut), name, parameters))
+    return put_back(made, offsets, image.shape[-2:])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArtefactSource(Source):
+    """A volume of another reader, corrupted; labels are unchanged.
+
+    Args:
+        inner: what reads the clean volume.
+        artefact: one of `ARTEFACTS`.
+        parameters: drawn by `draw_artefact`.
+    """
+
+    inner: Source = dataclasses.field(default_factory=Source)
+    artefact: str = ARTEFACTS[0]
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def read_raw(self) -> Pair:
+        """The corrupted volume, every slice in [0, 1]."""
+        clean = self.inner.pair()
+        if clean.image.ndim != 4:
+            raise DataError("Artefacts need whole volumes, not single pictures.", where=self.where)
+        return Pair(corrupted(clean.image, self.artefact, self.parameters), clean.label)
+
+    @property
+    def where(self) -> str:
+        return f"{self.inner.where} + {self.artefact} {json.dumps(dict(self.parameters))}"
+
+    @property
+    def label_where(self) -> str:
+        return self.inner.label_where
+
+    def files(self) -> tuple[Path, ...]:
+        return self.inner.files()
+
+    def fingerprint(self) -> str:
+        return f"{self.inner.fingerprint()} + {self.artefact} {json.dumps(dict(self.parameters))}"
+
+
+@register("task", "with_artefacts")
+def with_artefacts(
+    task: Task | Mapping[str, Any], artefacts: Sequence[str] = ARTEFACTS, *, copies: int = 3, split: str = "test",
+    seed: int = 0,
+) -> Task:  # fmt: skip
+    """The volumes of one split under simulated MR artefacts, each artefact a site: for tables of robustness.
+
+    Made when a case is read, with TorchIO. Every slice of a corrupted volume is in [0, 1]; where the task's rule gives
+    that range too, it stays so, as published, otherwise the rule is applied to the corrupted volume. The parameters
+    stand in each case's `source`. Subjects keep their names, so that intervals over patients count each once.
+
+    Args:
+        task: stacks of slices, or volumes; or its stored configuration.
+        artefacts: of "bias", "ghosting", "motion", "spike"; see `draw_artefact`.
+        copies: corruptions of every volume with every artefact (3 as published).
+        split: whose volumes.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: no such artefact or split, fewer than one copy, or a split without cases.
+    """
+    base = task if isinstance(task, Task) else registry.build("task", dict(task))
+    unknown = [name for name in artefacts if name not in ARTEFACTS]
+    if unknown or not artefacts or copies < 1:
+        raise ConfigError(
+            f"Unknown artefacts {unknown}, none at all, or {copies} copies.",
+            where="with_artefacts", fix=f"Artefacts: {', '.join(ARTEFACTS)}; copies is at least 1.",
+        )  # fmt: skip
+    chosen = base.cases(split)
+    if not chosen:
+        raise ConfigError(f"The split {split!r} of {base.name!r} has no cases.", where="with_artefacts")
+    unit = base.normalisation.startswith(("range", "window:", "none"))
+    cases = [
+        one
+        for name in artefacts
+        for copy in range(copies)
+        for one in _corrupted_cases(chosen, name, copy, seed, "none" if unit else base.normalisation)
+    ]
+    arguments = {"artefacts": list(artefacts), "copies": copies, "split": split, "seed": seed}
+    recipe = registry.describe(base)
+    return Task(
+        f"{base.name}_c", cases, dims=base.dims, channels=base.channels, classes=base.classes,
+        patch_size=base.patch_size, normalisation=base.normalisation, sites=tuple(artefacts), flips=base.flips,
+        licence=base.licence, citation=base.citation,
+        toolkit_config=None if recipe is None else {"name": "with_artefacts", "arguments": {"task": recipe, **arguments}},
+    )  # fmt: skip
+
+
+def _corrupted_cases(cases: Sequence[Case], name: str, copy: int, seed: int, rule: str) -> list[Case]:
+    readers: dict[int, ArtefactSource] = {}
+    made = []
+    for case in cases:
+        if id(case.reader) not in readers:
+            readers[id(case.reader)] = ArtefactSource(
+                normalisation=rule, label_values=case.reader.label_values, classes=case.reader.classes,
+                inner=case.reader, artefact=name, parameters=draw_artefact(name, seed, case.volume, copy),
+            )  # fmt: skip
+        reader = readers[id(case.reader)]
+        volume = f"{name}/{case.volume}_{copy}"
+        made.append(
+            dataclasses.replace(
+                case,
+                id=case.id.replace(case.volume, volume, 1),
+                volume=volume,
+                site=name,
+                reader=reader,
+                source=reader.where,
+            )
+        )
+    return made
