@@ -14,7 +14,7 @@ from toolkit.show.panels import Figure, Intervals, Panel, Series
 if TYPE_CHECKING:
     import pandas as pd
 
-_NAMES = {
+MEASURE_NAMES = {
     "centroid_shift": "centroid shift (relative)",
     "frechet": "Fréchet distance, squared",
     "sliced_w2": "sliced Wasserstein-2",
@@ -51,7 +51,7 @@ def drifts(
     """
     tables = {name: _drawable(result.table()) for result, name in zip(results, names, strict=True)}
     first = next(iter(tables.values()))
-    found = [m for m in measures or _NAMES if (first["measure"] == m).any()]
+    found = [m for m in measures or MEASURE_NAMES if (first["measure"] == m).any()]
     if not found:
         raise ResultError("The results hold none of these measures.", where=str(measures))
     panels: list[Panel | None] = [_panel(measure, tables) for measure in found]
@@ -111,7 +111,7 @@ def _panel(measure: str, tables: dict[str, pd.DataFrame]) -> Intervals:
         0.0, float(np.nanmin([np.nanmin(np.asarray(one.low, dtype=float)) for one in [*series, *nulls]]))
     )
     return Intervals(
-        title=_NAMES.get(measure, measure), note=str(kind), series=[*series, *nulls], x_label="value",
+        title=MEASURE_NAMES.get(measure, measure), note=str(kind), series=[*series, *nulls], x_label="value",
         x_range=(bottom * 1.05, top * 1.08 or 1.0), width=230, height=40 + 34 * len(classes),
     )  # fmt: skip
 

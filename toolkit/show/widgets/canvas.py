@@ -104,6 +104,11 @@ class Canvas:
             self._draw.rectangle((left - step, top - step, left + width + step - 1, top + height + step - 1),
                                  outline=colour)  # fmt: skip
 
+    def fill(self, left: int, top: int, width: int, height: int, colour: str) -> None:
+        """A filled rectangle; nothing if it has no extent."""
+        if width > 0 and height > 0:
+            self._draw.rectangle((left, top, left + width - 1, top + height - 1), fill=colour)
+
     def bar(
         self, left: int, top: int, height: int, limits: tuple[float, float], scale: str, unit: str = ""
     ) -> None:

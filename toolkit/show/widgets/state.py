@@ -186,6 +186,10 @@ class Explorer:
         """Widgets that stand below the picture, such as a Plotly figure."""
         return []
 
+    def static_pictures(self) -> list[bytes]:
+        """PNGs of the current state that stay readable without a kernel."""
+        return [self.compose().png()]
+
     def _ipython_display_(self) -> None:
         from toolkit.show.widgets.view import show
 

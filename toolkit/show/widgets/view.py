@@ -147,9 +147,21 @@ def show(explorer: Explorer) -> None:
     from IPython.display import HTML, Image, display
 
     display(explorer.view)
-    canvas = explorer.compose()
     display(HTML(
         f"<small>{html.escape(explorer.title)}: the picture when this cell was run. It stays when the notebook is reopened "
         "without a kernel.</small>"
     ))  # fmt: skip
-    display(Image(canvas.png(), format="png", width=min(canvas.size[0], 700)))
+    for picture in explorer.static_pictures():
+        pixels = int.from_bytes(picture[16:20], "big")  # IHDR: the width is the first field of a PNG
+        display(Image(picture, format="png", width=min(pixels, 700)))
+
+
+def static_png(result: Any, **options: Any) -> bytes:
+    """The static twin of a result's figure."""
+    import tempfile
+    from pathlib import Path
+
+    from toolkit.show.draw import static_figure
+
+    with tempfile.TemporaryDirectory() as folder:
+        return static_figure(result, Path(folder) / "figure.png", dpi=90, **options).read_bytes()

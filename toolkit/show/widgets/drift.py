@@ -1,0 +1,237 @@
+"""`drift_explorer`: the features of one layer over training stages, with their voxels on the image and drift numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.errors import ConfigError, ResultError
+from toolkit.features.store import Features
+from toolkit.measure.drift import drift
+from toolkit.measure.projection import Projection, project
+from toolkit.show.colours import FAINT, class_colour
+from toolkit.show.slices import choose_view
+from toolkit.show.widgets.canvas import Canvas, enlarged, fitted, grey
+from toolkit.show.widgets.shelf import label_of
+from toolkit.show.widgets.state import Control, Explorer, Remembered
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROJECTIONS = (("PCA", "pca"), ("UMAP", "umap"), ("Fisher's discriminants", "lda"))
+BASES = (("all stages", "shared"), ("first stage", "stage1"), ("each stage, aligned", "per_stage"))
+MOST_POINTS, MOST_IMAGES = 1500, 4
+_SIDE, _LEFT = 210, 14
+
+
+class DriftExplorer(Explorer):
+    """State of `drift_explorer`; see there. Beside the controls' values it has `selected`: rows of the features.
+
+    Args:
+        features: one store per stage, of the same rows.
+        cases: case by id.
+        stages: name of every stage.
+        bootstrap: replicates of the intervals.
+    """
+
+    title = "Drift of the features"
+
+    def __init__(
+        self, features: Sequence[Features], cases: dict[str, Any], stages: Sequence[str], bootstrap: int
+    ) -> None:
+        super().__init__()
+        self.features, self.cases, self.stages, self.bootstrap = (
+            list(features),
+            cases,
+            list(stages),
+            bootstrap,
+        )
+        self.rows: pd.DataFrame = self.features[0].cases
+        if any(len(one.cases) != len(self.rows) for one in self.features):
+            raise ResultError(
+                "The stages hold different rows.",
+                fix="Extract the same cases with the same seed at every stage.",
+            )
+        self.memory = Remembered(24)
+        self.shown = np.unique(
+            np.linspace(0, len(self.rows) - 1, min(MOST_POINTS, len(self.rows))).astype(int)
+        )
+        classes = tuple(sorted({int(index) for index in self.rows["class"]}))
+        self.selected: tuple[int, ...] = tuple(np.flatnonzero(self.rows["case"] == self.rows["case"].iloc[0]))
+        self._values = {
+            "stage": 1.0, "layer": self.features[0].layers[0], "method": "pca", "basis": "shared", "classes": classes,
+            "sites": tuple(dict.fromkeys(map(str, self.rows["site"]))),
+        }  # fmt: skip
+        self._everything = dict(self._values)
+
+    def controls(self) -> list[Control]:
+        """See `Explorer`."""
+        named = self.rows.groupby("class", sort=True)["class_name"].first()
+        classes = tuple((str(name), int(str(index))) for index, name in named.items())
+        sites = tuple((name or "unknown", name) for name in self._everything["sites"])
+        bases = BASES if self._values["method"] != "umap" else BASES[:2]
+        return [
+            Control("stage", "stage", "real", low=1, high=len(self.features), step=0.1, animated=True,
+                    hint="positions between two stages are interpolated, for the eye only"),
+            Control("layer", "layer", "choice", tuple((name, name) for name in self.features[0].layers)),
+            Control("method", "projection", "choice", PROJECTIONS, hint="the first UMAP of a session takes half a minute"),
+            Control("basis", "axes from", "choice", bases),
+            Control("classes", "classes", "several", classes),
+            Control("sites", "sites", "several", sites),
+        ]  # fmt: skip
+
+    def adapt(self, changed: set[str]) -> None:
+        """See `Explorer`: UMAP has no axes of each stage."""
+        if self._values["method"] == "umap" and self._values["basis"] == "per_stage":
+            self._values["basis"] = "stage1"
+
+    def select(self, rows: Iterable[int]) -> DriftExplorer:
+        """Show the voxels of these rows on their images.
+
+        Raises:
+            ConfigError: a row that does not exist.
+        """
+        chosen = tuple(sorted({int(row) for row in rows}))
+        if chosen and not (chosen[0] >= 0 and chosen[-1] < len(self.rows)):
+            raise ConfigError(f"Rows go from 0 to {len(self.rows) - 1}.", where="explorer.select(rows)")
+        if chosen != self.selected:
+            self.selected = chosen
+            self.changed()
+        return self
+
+    def pressed(self, key: str) -> None:
+        """See `Explorer`: left and right walk from case to case."""
+        names = list(dict.fromkeys(self.rows["case"]))
+        step = {"ArrowLeft": -1, "ArrowRight": 1}.get(key)
+        if step is not None:
+            now = self.rows["case"].iloc[self.selected[0]] if self.selected else names[0]
+            name = names[(names.index(now) + step) % len(names)]
+            self.select(np.flatnonzero(self.rows["case"] == name))
+
+    def projection(self) -> Projection:
+        """The `Projection` of the current state, kept for later."""
+        layer, method, basis = (self._values[name] for name in ("layer", "method", "basis"))
+        return self.memory.get((layer, method, basis), lambda: project(self.features, layer, method, basis))
+
+    def numbers(self) -> pd.DataFrame:
+        """`drift(...)` of the current layer: all rows pooled, one row per measure and pair of stages."""
+        layer = self._values["layer"]
+        table = self.memory.get(
+            ("drift", layer),
+            lambda: drift(self.features, layer, bootstrap=self.bootstrap, null_splits=self.bootstrap).table(),
+        )
+        return table[(table["class"] == "pooled") & (table["from"] > 0) & table["value"].notna()]
+
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, positions (n, 2)) of the points that the filters leave, at the current stage."""
+        values = self._values
+        keep = self.rows["class"].isin(values["classes"]) & self.rows["site"].astype(str).isin(
+            values["sites"]
+        )
+        rows = self.shown[keep.to_numpy()[self.shown]]
+        return rows, self.positions()[rows]
+
+    def positions(self) -> np.ndarray:
+        """(N, 2) of all rows at the current stage, between two stages on the straight line."""
+        coordinates = self.projection().coordinates
+        first = min(int(self._values["stage"]) - 1, len(coordinates) - 1)
+        share = self._values["stage"] - 1 - first
+        here = np.asarray(coordinates[first], dtype=float)[:, :2]
+        if share <= 1e-9:
+            return here
+        return here * (1 - share) + np.asarray(coordinates[first + 1], dtype=float)[:, :2] * share
+
+    def stage_name(self) -> str:
+        """Name of the current stage, or what it lies between."""
+        first = int(self._values["stage"]) - 1
+        share = self._values["stage"] - 1 - first
+        if share <= 1e-9:
+            return self.stages[first]
+        return f"{share:.0%} of the way from {self.stages[first]} to {self.stages[first + 1]} (interpolated)"
+
+    def draw(self) -> Canvas:
+        """See `Explorer`: the images of the selected points, most points first."""
+        canvas = Canvas(2 * _LEFT + MOST_IMAGES * (_SIDE + 14), _SIDE + 70)
+        chosen = self.rows.iloc[list(self.selected)]
+        counts = chosen.groupby("case", sort=False).size().sort_values(ascending=False, kind="stable")
+        canvas.text(_LEFT, 6, f"{len(chosen)} selected points of {len(counts)} cases", size=15, bold=True)
+        canvas.text(_LEFT, 27, "Select points with the mouse in the figure, or walk from case to case with the arrow keys here.",
+                    size=12, colour=FAINT)  # fmt: skip
+        for place, name in enumerate(counts.index[:MOST_IMAGES]):
+            self._voxels(canvas, _LEFT + place * (_SIDE + 14), str(name), chosen[chosen["case"] == name])
+        return canvas
+
+    def _voxels(self, canvas: Canvas, left: int, name: str, rows: pd.DataFrame) -> None:
+        canvas.text(left, 48, f"{name}: {len(rows)}", size=12, width=_SIDE)
+        case = self.cases.get(name)
+        if case is None:
+            canvas.text(left, 90, "pass cases=... to see the image", size=12, colour=FAINT)
+            return
+        image, flat, classes = np.asarray(case.image), rows["index"].to_numpy(), rows["class"].to_numpy()
+        size = image.shape[1:]
+        label = label_of(case)
+        if (flat >= 0).all():
+            places = np.stack(np.unravel_index(flat, size), axis=1)
+        else:  # pooled rows: every voxel of the class
+            inside = np.isin(label, classes) if label is not None else np.ones(size, dtype=bool)
+            places = np.argwhere(inside)
+            classes = np.asarray(label)[inside] if label is not None else np.zeros(len(places), dtype=int)
+        position = None
+        if len(size) == 3:
+            position = int(np.bincount(places[:, 0]).argmax())
+            keep = places[:, 0] == position
+            places, classes = places[keep], classes[keep]
+        view = choose_view(tuple(size), tuple(size), position=position, spacing=case.spacing, largest=10**6)
+        picture = grey(view.picture(image))
+        for (row, column), index in zip(places[:, -2:], classes, strict=True):
+            picture[row, column] = class_colour(int(index)) if index > 0 else (150, 150, 150)
+        canvas.paste(enlarged(picture, fitted(picture.shape[:2], view.aspect, _SIDE)), left, 66)
+
+    def extra_views(self) -> list[Any]:
+        """See `Explorer`: the scatter and the numbers beside it."""
+        from toolkit.show.widgets.scatter import ScatterView
+
+        return [ScatterView(self).box]
+
+    def static_pictures(self) -> list[bytes]:
+        """See `Explorer`: the images of the selection, and the projection of all stages."""
+        from toolkit.show.widgets.view import static_png
+
+        return [static_png(self.projection(), stages=self.stages), *super().static_pictures()]
+
+
+def drift_explorer(
+    features: Sequence[Features],
+    cases: Any = None,
+    *,
+    stages: Sequence[str] | None = None,
+    bootstrap: int = 100,
+) -> DriftExplorer:
+    """Explore how features move over training stages: a projection with a stage slider, its voxels, and drift numbers.
+
+    Distances in a projection can mislead; the numbers beside it are measured in the full feature space.
+
+    Args:
+        features: one store per stage, of the same rows (same cases, same seed).
+        cases: a task or the cases the features come from, for the images of selected points.
+        stages: names of the stages.
+        bootstrap: replicates of the intervals of the drift numbers.
+
+    Returns:
+        The explorer: `.state`, `.set(...)`, `.select(rows)`, `.numbers()`, `.compose()`.
+
+    Raises:
+        ConfigError: fewer than two stages, or names that do not fit.
+        ResultError: stages of different rows.
+    """
+    stores = list(features)
+    names = [f"stage {index + 1}" for index in range(len(stores))] if stages is None else list(stages)
+    if len(stores) < 2 or len(names) != len(stores):
+        raise ConfigError(
+            f"There are {len(stores)} stages and {len(names)} names.", where="drift_explorer",
+            fix="Pass two stages or more, and one name for each.",
+        )  # fmt: skip
+    known = cases.cases() if callable(getattr(cases, "cases", None)) else cases or []
+    return DriftExplorer(stores, {case.id: case for case in known}, names, bootstrap)

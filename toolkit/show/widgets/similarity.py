@@ -1,0 +1,275 @@
+"""`similarity_explorer`: layers against layers, channels against channels, and the maps of a pair of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import ConfigError, LayerError
+from toolkit.features.capture import capture
+from toolkit.features.extract import extract
+from toolkit.features.inputs import as_batches
+from toolkit.features.layout import to_maps
+from toolkit.features.modules import unwrap
+from toolkit.features.store import Features
+from toolkit.features.untouched import untouched
+from toolkit.measure.layer_similarity import layer_similarity
+from toolkit.measure.similarity import FORMS, channel_similarity
+from toolkit.show.colours import FAINT
+from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, enlarged, fitted, grey
+from toolkit.show.widgets.shelf import Shelf, default_layers, view_of
+from toolkit.show.widgets.state import Control, Explorer, Remembered
+
+MEASURES = {"linear_cka": "linear CKA", "rbf_cka": "RBF CKA", "procrustes": "Procrustes", "rsa": "RSA"}
+_SIDE, _LEFT, _NAMES, _MAPS = 270, 14, 84, 200
+
+
+class SimilarityExplorer(Explorer):
+    """State of `similarity_explorer`; see there.
+
+    Args:
+        features: the stored features.
+        model: the network whose maps are shown, or None.
+        shelf: images for the maps, or None.
+    """
+
+    title = "Similarity of layers and channels"
+
+    def __init__(self, features: Features, model: nn.Module | None, shelf: Shelf | None) -> None:
+        super().__init__()
+        self.features, self.model, self.shelf = features, model, shelf
+        self.memory, self.maps_memory = Remembered(64), Remembered(16)
+        middle = len(features.layers) // 2
+        self._values = {
+            "measure": "linear_cka", "form": "cosine", "layer_a": features.layers[middle], "layer_b": features.layers[middle],
+            "pair_of": "a", "channel_i": 0, "channel_j": 1,
+        }  # fmt: skip
+        if shelf is not None:
+            stack = next(iter(shelf.stacks))
+            self._values |= {"case": stack, "slice": shelf.fullest(stack)}
+
+    def controls(self) -> list[Control]:
+        """See `Explorer`."""
+        layers = tuple((name, name) for name in self.features.layers)
+        last = self._channels(self._pair_layer()) - 1
+        found = [
+            Control(
+                "measure", "layers by", "choice", tuple((label, name) for name, label in MEASURES.items())
+            ),
+            Control("form", "channels by", "choice", tuple((name, name) for name in FORMS)),
+            Control("layer_a", "layer A", "choice", layers),
+            Control("layer_b", "layer B", "choice", layers),
+            Control("pair_of", "pair from", "choice", (("layer A", "a"), ("layer B", "b"))),
+            Control("channel_i", "channel i", "integer", low=0, high=last),
+            Control("channel_j", "channel j", "integer", low=0, high=last),
+        ]
+        if self.shelf is not None:
+            stacks = tuple((name, name) for name in self.shelf.stacks)
+            slices = len(self.shelf.stacks[self._values["case"]]) - 1
+            found += [
+                Control("case", "case", "choice", stacks),
+                Control("slice", "slice", "integer", low=0, high=slices),
+            ]
+        return found
+
+    def adapt(self, changed: set[str]) -> None:
+        """See `Explorer`: channels stay within the layer they are of."""
+        if "case" in changed and self.shelf is not None:
+            self._values["slice"] = self.shelf.fullest(self._values["case"])
+        last = self._channels(self._pair_layer()) - 1
+        for name in ("channel_i", "channel_j"):
+            self._values[name] = min(self._values[name], last)
+
+    def picked(self, area: str, row: int, column: int) -> None:
+        """See `Explorer`: a cell of the layer map opens two layers, a cell of a channel matrix a pair of channels."""
+        if area == "layers":
+            self.set(layer_a=self.features.layers[row], layer_b=self.features.layers[column])
+        else:
+            side = area.removeprefix("channels ")
+            alive = self.channels(side).channels
+            self.set(pair_of=side).set(channel_i=int(alive[row]), channel_j=int(alive[column]))
+
+    def pressed(self, key: str) -> None:
+        """See `Explorer`: the arrow keys move over the layer map."""
+        moves = {
+            "ArrowUp": ("layer_a", -1),
+            "ArrowDown": ("layer_a", 1),
+            "ArrowLeft": ("layer_b", -1),
+            "ArrowRight": ("layer_b", 1),
+        }
+        if key in moves:
+            self.shift(*moves[key])
+
+    def layers(self) -> Any:
+        """The `LayerSimilarity` of the current measure, kept for later."""
+        measure = self._values["measure"]
+        return self.memory.get(("layers", measure), lambda: layer_similarity(self.features, method=measure))
+
+    def channels(self, side: str) -> Any:
+        """The `ChannelSimilarity` of layer "a" or "b", kept for later; it holds all forms."""
+        layer = self._values[f"layer_{side}"]
+        return self.memory.get(("channels", layer), lambda: channel_similarity(self.features, layer))
+
+    def _pair_layer(self) -> str:
+        return str(self._values[f"layer_{self._values['pair_of']}"])
+
+    def _channels(self, layer: str) -> int:
+        return int(self.memory.get(("count", layer), lambda: self.features.rows(layer).shape[1]))
+
+    def activations(self) -> tuple[Any, dict[str, Tensor]]:
+        """(image batch, layer -> (C, *size) activations) of the current slice; all layers from one pass."""
+        shelf, model = self.shelf, self.model
+        assert shelf is not None
+        assert model is not None
+        page = shelf.page(self._values["case"], self._values["slice"])
+
+        def run() -> tuple[Any, dict[str, Tensor]]:
+            batch = next(iter(as_batches([page.item], model, batch_size=1)))
+            with (
+                untouched(model, "eval") as network,
+                torch.no_grad(),
+                capture(network, self.features.layers) as tape,
+            ):
+                unwrap(network)(batch.image.clone())
+            size = tuple(batch.image.shape[2:])
+            return batch, {name: to_maps(tape[name], size, name)[0].cpu() for name in self.features.layers}
+
+        return self.maps_memory.get(page.key, run)
+
+    def draw(self) -> Canvas:
+        """See `Explorer`."""
+        canvas = Canvas(
+            2 * _LEFT + _NAMES + 3 * (_SIDE + 44), 66 + _SIDE + 46 + (_MAPS + 20 if self.shelf else 0)
+        )
+        values = self._values
+        canvas.text(_LEFT, 6, f"{MEASURES[values['measure']]} of the layers, {values['form']} similarity of the channels",
+                    size=15, bold=True)  # fmt: skip
+        canvas.text(_LEFT, 27, "Click a cell of the layer map, then a cell of a channel matrix. Arrow keys move over the layer "
+                    "map. Only living channels are drawn.", size=12, colour=FAINT)  # fmt: skip
+        self._layer_map(canvas, _LEFT + _NAMES, 66)
+        self._matrix(canvas, _LEFT + _NAMES + _SIDE + 44, 66, "a")
+        if values["layer_a"] != values["layer_b"]:
+            self._matrix(canvas, _LEFT + _NAMES + 2 * (_SIDE + 44), 66, "b")
+        if self.shelf is not None:
+            self._pair(canvas, 66 + _SIDE + 46)
+        return canvas
+
+    def _layer_map(self, canvas: Canvas, left: int, top: int) -> None:
+        found, names = self.layers(), self.features.layers
+        cell = max(1, _SIDE // len(names))
+        side = cell * len(names)
+        matrix = np.asarray(found.matrix, dtype=float)
+        row, column = names.index(self._values["layer_a"]), names.index(self._values["layer_b"])
+        canvas.text(left, top - 18, f"A: {names[row]}, B: {names[column]}: {matrix[row, column]:.3f}", size=12, bold=True,
+                    width=_SIDE + 20)  # fmt: skip
+        canvas.paste(coloured(matrix, (0.0, 1.0), (side, side), "sequential"), left, top)
+        for place, name in enumerate(names):
+            canvas.text(left - 4, top + (place + 0.5) * cell, name, size=11, anchor="rm", width=_NAMES - 4)
+        canvas.frame(left + column * cell, top + row * cell, cell, cell, ACCENT, 3)
+        canvas.bar(left + side + 6, top, side, (0.0, 1.0), "sequential")
+        canvas.text(left, top + side + 4, "columns in the same order; B is the column", size=11, colour=FAINT)
+        canvas.area(Area("layers", left, top, side, side, len(names), len(names)))
+
+    def _matrix(self, canvas: Canvas, left: int, top: int, side: str) -> None:
+        found, form = self.channels(side), self._values["form"]
+        matrix = np.asarray(found.matrices[form], dtype=float)
+        limits, scale = ((0.0, 1.0), "sequential") if form == "absolute" else ((-1.0, 1.0), "diverging")
+        length = _SIDE // len(matrix) * len(matrix) if len(matrix) <= _SIDE else _SIDE
+        canvas.text(
+            left,
+            top - 18,
+            f"{side.upper()}: {found.layer}, {len(matrix)} channels",
+            size=12,
+            bold=True,
+            width=_SIDE,
+        )
+        canvas.paste(coloured(matrix, limits, (length, length), scale), left, top)
+        canvas.bar(left + length + 6, top, length, limits, scale)
+        redundancy = found.scores[form]["all"]
+        mean = float(redundancy[torch.isfinite(redundancy)].mean())
+        canvas.text(left, top + length + 4, f"redundancy {mean:.3f}; {len(found.dead)} channels are zero everywhere", size=11,
+                    colour=FAINT)  # fmt: skip
+        canvas.area(Area(f"channels {side}", left, top, length, length, len(matrix), len(matrix)))
+        if side == self._values["pair_of"]:
+            alive = found.channels.tolist()
+            if self._values["channel_i"] in alive and self._values["channel_j"] in alive:
+                step = length / len(matrix)
+                row, column = alive.index(self._values["channel_i"]), alive.index(self._values["channel_j"])
+                x, y, cell = int(left + column * step), int(top + row * step), max(4, int(step))
+                canvas.frame(x - 2, y - 2, cell + 4, cell + 4, ACCENT, 2)
+
+    def _pair(self, canvas: Canvas, top: int) -> None:
+        """The image and the maps of the two chosen channels, on one scale."""
+        shelf = self.shelf
+        assert shelf is not None
+        batch, tape = self.activations()
+        page, layer = shelf.page(self._values["case"], self._values["slice"]), self._pair_layer()
+        view = view_of(page, batch.image.shape[2:], batch.spacing[0])
+        picture = view.picture(batch.image[0].cpu())
+        size = fitted(picture.shape[:2], view.aspect, _MAPS - 20)
+        left = _LEFT + _NAMES
+        canvas.text(left, top - 18, f"{page.key}", size=12)
+        canvas.paste(enlarged(grey(picture), size), left, top)
+        pair = [tape[layer][self._values[name]] for name in ("channel_i", "channel_j")]
+        flat = [one.flatten().double() for one in pair]
+        norms = float(flat[0].norm() * flat[1].norm())
+        cosine = float(flat[0] @ flat[1]) / norms if norms > 0 else float("nan")
+        limit = max(float(one.abs().max()) for one in pair) or 1.0
+        for place, (name, one) in enumerate(zip("ij", pair, strict=True), start=1):
+            plane = np.asarray(one, dtype=float)
+            if view.position is not None:
+                plane = plane[min(len(plane) - 1, int((view.position + 0.5) * len(plane) / view.padded[0]))]
+            x = left + place * (size[1] + 60)
+            canvas.text(
+                x,
+                top - 18,
+                f"{layer}, channel {name} = {self._values[f'channel_{name}']}",
+                size=12,
+                width=size[1] + 56,
+            )
+            canvas.paste(coloured(plane, (-limit, limit), size, "diverging"), x, top)
+        x = left + 2 * (size[1] + 60)
+        canvas.bar(x + size[1] + 6, top, size[0], (-limit, limit), "diverging")
+        canvas.text(x + size[1] + 60, top, f"cosine on this image: {cosine:.3f}", size=12)
+
+
+def similarity_explorer(
+    source: Features | nn.Module, cases: Any = None, *, layers: str | Sequence[str] | None = None,
+    model: nn.Module | None = None, split: str = "test", extraction: Mapping[str, Any] | None = None,
+) -> SimilarityExplorer:  # fmt: skip
+    """Explore how alike layers and channels are: a layer map, channel matrices, and the maps of a pair of channels.
+
+    Args:
+        source: stored features with moments, or a network, whose features are then extracted from `cases`.
+        cases: a task (its cases of `split`) or cases; with stored features they are only used for the maps.
+        layers: of a network: names, globs or aliases; None = its outermost blocks.
+        model: with stored features: the network they come from, for the maps.
+        split: of a task.
+        extraction: further arguments of `toolkit.extract`; the default takes 16 voxels per class and case.
+
+    Returns:
+        The explorer: `.state`, `.set(...)`, `.compose()`; the last line of a cell shows it.
+
+    Raises:
+        ConfigError: a network without cases.
+        LayerError: a layer that does not exist, or no maps can be captured from the network.
+    """
+    if isinstance(source, nn.Module):
+        if cases is None:
+            raise ConfigError(
+                "A network needs cases.", where="similarity_explorer(cases=...)", fix="Pass a task or cases."
+            )
+        model, shelf = source, Shelf(cases, source, split)
+        chosen = default_layers(source, [next(iter(shelf.items.values()))]) if layers is None else layers
+        settings = {"pool": "voxels", "samples": 16, **(extraction or {})}
+        return SimilarityExplorer(
+            extract(source, list(shelf.items.values()), chosen, **settings), source, shelf
+        )
+    shelf = None if model is None or cases is None else Shelf(cases, model, split)
+    if len(source.layers) < 1:
+        raise LayerError("The features hold no layer.")
+    return SimilarityExplorer(source, model, shelf)
