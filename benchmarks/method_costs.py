@@ -1,0 +1,231 @@
+"""Step time and peak memory of each method against the plain step on the same network, with the bars they must keep.
+
+    scripts/launch python benchmarks/method_costs.py [--threads 1] [--clock cpu] [--rounds 5] [--only selfreg]
+
+One process, arms in turns, medians; a step is forward and backward of every part, without the optimizer, so a method's
+share is not watered down. Memory is the peak of what torch allocates on top of the parameters during one step. Written
+to `benchmarks/results/method_costs.json`; `method_table.py` prints it. On a busy machine use the CPU clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from interleave import CLOCKS, machine, medians
+from segreg_step import direct_formula, peak_bytes
+from torch import nn
+
+from toolkit.models.fast_slow import fast_slow_network
+from toolkit.models.med_disseg import med_disseg
+from toolkit.models.self_reg_unet import self_reg_unet
+from toolkit.models.swin_unet import swin_unet
+from toolkit.models.unet import unet
+from toolkit.objectives.base import Objective
+from toolkit.objectives.cooperative import FastSlowObjective
+from toolkit.objectives.med_disseg import MedDisSegObjective
+from toolkit.objectives.segmentation import SegmentationObjective
+from toolkit.regularizers.base import Regularizer
+from toolkit.regularizers.dispersive import Dispersive
+from toolkit.regularizers.image_baselines import (
+    AdversarialBias,
+    AdversarialNoise,
+    RandomConvolution,
+    RandomWindows,
+)
+from toolkit.regularizers.latent_augmentation import LatentAugmentation
+from toolkit.regularizers.segreg import SegReg, sliced_epps_pulley, unit_directions
+from toolkit.regularizers.selfreg import SelfReg
+from toolkit.training.step import TrainingStep
+
+RESULTS = Path(__file__).parent / "results" / "method_costs.json"
+CLASSES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Methods on one network; `bars` are the largest allowed multiples of the plain step's time."""
+
+    network: Callable[[], nn.Module]
+    objective: Callable[[], Objective]
+    methods: dict[str, Callable[[nn.Module], Regularizer]]
+    images: int
+    side: int
+    setting: str
+    bars: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def taught(network: nn.Module) -> Regularizer:
+    return SelfReg(groups=getattr(network, "selfreg_groups", None))
+
+
+def masked(scheme: str) -> Callable[[nn.Module], Regularizer]:
+    return lambda network: LatentAugmentation(image_schemes=(scheme,), shape_schemes=(scheme,))
+
+
+COMPARISONS = {
+    "selfreg": Comparison(
+        lambda: self_reg_unet(1, CLASSES), SegmentationObjective, {"SelfReg (SCR + IFD)": taught}, 1, 224,
+        "SelfReg-UNet's U-Net, width 64, 224 x 224, batch 1", {"SelfReg (SCR + IFD)": 1.10},
+    ),
+    "selfreg_swin": Comparison(
+        lambda: swin_unet(1, CLASSES), SegmentationObjective, {"SelfReg (SCR + IFD), Swin": taught}, 1, 224,
+        "Swin-Unet, width 96, 224 x 224, batch 1",
+    ),
+    "segreg": Comparison(
+        lambda: unet(1, CLASSES), SegmentationObjective,
+        {"SegReg, K 64": lambda _: SegReg(directions=64), "SegReg, K 256": lambda _: SegReg()}, 12, 160,
+        "U-Net 16-32-64-128, 160 x 160, batch 12, N 4096", {"SegReg, K 64": 1.10},
+    ),
+    "dispersive": Comparison(
+        lambda: unet(1, CLASSES), SegmentationObjective, {"dispersive, pooled": lambda _: Dispersive()}, 16, 96,
+        "U-Net 16-32-64-128, 96 x 96, batch 16", {"dispersive, pooled": 1.02},
+    ),
+    "dispersive_med_disseg": Comparison(
+        lambda: med_disseg(3, 2, encoder_width=16, width=32), MedDisSegObjective,
+        {"dispersive, pooled, Med-DisSeg": lambda _: Dispersive(tap="layer3", weight=0.6)}, 4, 128,
+        "Med-DisSeg stage 2, a quarter of its width, 128 x 128, batch 4", {"dispersive, pooled, Med-DisSeg": 1.02},
+    ),
+    "cooperative": Comparison(
+        lambda: fast_slow_network(1, CLASSES), FastSlowObjective,
+        {
+            "cooperative, both targeted": masked("channel"), "cooperative, both dropout": masked("dropout"),
+            "random windows": lambda _: RandomWindows(), "random convolution": lambda _: RandomConvolution(),
+            "adversarial noise": lambda _: AdversarialNoise(), "adversarial bias": lambda _: AdversarialBias(),
+        },
+        2, 192, "fast/slow network, width 16, 192 x 192, batch 2; plain = standard training",
+        {"cooperative, both targeted": 2.4, "cooperative, both dropout": 2.4},
+    ),
+}  # fmt: skip
+
+
+def batch(case: Comparison) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    classes = 2 if case.objective is MedDisSegObjective else CLASSES
+    label = torch.randint(0, classes, (case.images, 1, case.side, case.side), generator=generator)
+    image = (label + torch.rand(label.shape, generator=generator)) / classes
+    return {"image": image.expand(-1, 3, -1, -1) if classes == 2 else image, "label": label}
+
+
+def arm(case: Comparison, make: Callable[[nn.Module], Regularizer] | None) -> Callable[[], None]:
+    torch.manual_seed(0)
+    network = case.network()
+    step = TrainingStep(network, case.objective(), () if make is None else (make(network),))
+    data = batch(case)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # gradients are no part of the peak, in any arm
+
+    def run() -> None:
+        for part in range(step.parts(0)):
+            total = step(data, part=part).total
+            assert total is not None
+            total.backward()
+
+    return run
+
+
+def compared(case: Comparison, rounds: int, clock: str) -> list[dict[str, Any]]:
+    arms = {"plain": arm(case, None), **{name: arm(case, make) for name, make in case.methods.items()}}
+    seconds = medians(arms, rounds, clock)
+    memory = {name: peak_bytes(run) for name, run in arms.items()}
+    rows = []
+    for name in case.methods:
+        ratio, bar = seconds[name] / seconds["plain"], case.bars.get(name)
+        rows.append(
+            {
+                "method": name, "setting": case.setting, "step_time": round(ratio, 3), "bar": bar,
+                "passed": None if bar is None else ratio <= bar,
+                "peak_memory": round(memory[name] / memory["plain"], 3),
+                "seconds": round(seconds[name], 4), "plain_seconds": round(seconds["plain"], 4),
+                "megabytes": round(memory[name] / 1e6, 1), "plain_megabytes": round(memory["plain"] / 1e6, 1),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def statistic(rounds: int, clock: str) -> list[dict[str, Any]]:
+    """SegReg's statistic, forward and backward, against the formula as it is written."""
+    z = torch.randn(4096, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    directions = unit_directions(32, 256, torch.Generator().manual_seed(1))
+    arms = {
+        "direct": lambda: direct_formula(z, directions).backward(),
+        "ours": lambda: sliced_epps_pulley(z, directions).backward(),
+    }
+    seconds = medians(arms, rounds, clock)
+    memory = {name: peak_bytes(run) for name, run in arms.items()}
+    found = {
+        "times faster": (seconds["direct"] / seconds["ours"], 3.0),
+        "times smaller": (memory["direct"] / memory["ours"], 8.0),
+    }
+    setting = "sliced Epps-Pulley, N 4096, C 32, K 256, M 17, against its direct formula"
+    return [
+        {"method": f"SegReg's statistic, {name}", "setting": setting, "factor": round(value, 2), "bar": bar,
+         "passed": value >= bar}
+        for name, (value, bar) in found.items()
+    ]  # fmt: skip
+
+
+def measure(only: list[str] | None, rounds: int, clock: str, threads: int) -> dict[str, Any]:
+    """Measure, and put the rows into the file of all."""
+    torch.set_num_threads(threads)
+    content = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    for name in only or [*COMPARISONS, "statistic"]:
+        rows = statistic(rounds, clock) if name == "statistic" else compared(COMPARISONS[name], rounds, clock)
+        content[name] = {**machine(threads, clock), "rounds": rounds, "rows": rows}
+        for one in rows:
+            print(json.dumps(one), flush=True)
+        RESULTS.parent.mkdir(exist_ok=True)
+        temporary = RESULTS.with_name(f".{RESULTS.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(RESULTS)
+    return content
+
+
+def lines() -> list[str]:
+    """The measured costs as Markdown, or nothing if none were measured."""
+    if not RESULTS.is_file():
+        return []
+    content = json.loads(RESULTS.read_text(encoding="utf-8"))
+    found = ["| method | step time | bar | peak memory | on |", "|---|---|---|---|---|"]
+    for one in (row for entry in content.values() for row in entry["rows"]):
+        bar = "" if one["bar"] is None else f"{'>=' if 'factor' in one else '<='} {one['bar']:g}"
+        bar += "" if one["passed"] in (True, None) else ", missed"
+        if "factor" in one:
+            found.append(f"| {one['method']} | {one['factor']:.1f} | {bar} | | {one['setting']} |")
+        else:
+            cells = [
+                one["method"],
+                f"{one['step_time']:.2f}",
+                bar,
+                f"{one['peak_memory']:.2f}",
+                one["setting"],
+            ]
+            found.append("| " + " | ".join(cells) + " |")
+    kinds = {(e["threads"], e["clock"], e["torch"], e["rounds"]) for e in content.values()}
+    return [
+        *found,
+        "",
+        "; ".join(f"threads {t}, clock {c}, torch {v}, {r} rounds" for t, c, v, r in sorted(kinds)) + ".",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=[*COMPARISONS, "statistic"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    measure(options.only, options.rounds, options.clock, options.threads)
+
+
+if __name__ == "__main__":
+    main()
