@@ -19,6 +19,10 @@ from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import ClassSum, NormalisedClassSum, Region, Target
 from toolkit.features.outputs import main_output
+from toolkit.models.fast_slow import fast_slow_network
+from toolkit.models.med_disseg import med_disseg
+from toolkit.models.self_reg_unet import self_reg_unet
+from toolkit.models.swin_unet import swin_unet
 from toolkit.models.unet import unet
 
 
@@ -37,6 +41,13 @@ def monai_network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         return nets.DynUNet(
             3, 1, 3, kernels, strides, strides[1:], filters=[4, 8, 8], deep_supervision=True
         ), (16,) * 3
+    if name == "monai_swinunetr":
+        return nets.SwinUNETR(1, 3, feature_size=12, spatial_dims=2, depths=(1,) * 4, num_heads=(1,) * 4), (
+            64,
+            64,
+        )
+    if name == "monai_unet_3d":
+        return nets.UNet(3, 1, 3, (4, 8), (2,)), (8, 8, 8)
     return nets.SegResNet(
         2, init_filters=8, in_channels=1, out_channels=3, blocks_down=(1, 1), blocks_up=(1,)
     ), (16, 16)
@@ -53,12 +64,24 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] 
     "checkpointed": (lambda: Checkpointed(reentrant=False), (10, 10), ["stem", "block"]),
     "monai_unet": (lambda: monai_network("monai_unet")[0], (16, 16), ["model.0", "model.1"]),
     "monai_dynunet_3d": (lambda: monai_network("monai_dynunet_3d")[0], (16,) * 3, ["input_block", "bottleneck", "upsamples.*"]),
+    "monai_unet_3d": (lambda: monai_network("monai_unet_3d")[0], (8, 8, 8), ["model.0", "model.1"]),
+    "monai_swinunetr": (lambda: monai_network("monai_swinunetr")[0], (64, 64), ["encoder1", "encoder4", "decoder1"]),
+    "swin_unet": (
+        lambda: swin_unet(1, 3, width=12, depths=(1,) * 4, heads=(1,) * 4, window=2), (64, 64), ["encoder.*", "bottleneck", "decoder.*"],
+    ),
+    "fast_slow": (lambda: fast_slow_network(1, 3, width=4), (16, 16), ["image_encoder.down2", "decoupler", "segmentation_decoder.up2"]),
+    "med_disseg": (lambda: med_disseg(in_channels=1, width=16, encoder_width=4), (32, 32), ["layer0", "layer2", "layer3"]),
+    "self_reg_unet": (lambda: self_reg_unet(1, 3, width=2), (16, 16), ["encoder.*", "bottleneck", "decoder.*"]),
     "monai_segresnet": (lambda: monai_network("monai_segresnet")[0], (16, 16), ["convInit", "up_layers.0"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n.startswith("monai") else ()) for n in NETWORKS]
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n.startswith(("monai", "swin", "med", "fast")) else ())
+        for n in NETWORKS
+    ],
 )
 def test_maps_equal_captums_at_every_layer(name: str) -> None:
     torch.manual_seed(0)
