@@ -1,0 +1,168 @@
+"""Figures of a sequence of tasks: forward transfer by task, scatter of transfer against Dice, refitted classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from toolkit.errors import ResultError
+from toolkit.show.captions import SEGREG_NOTE
+from toolkit.show.panels import Bars, Figure, Lines, Panel, Scatter, Series, number_text, range_note
+
+Pairs = Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
+
+
+def forward_transfer(
+    pairs: Pairs, *, method: str = "SegReg", metric: str = "fwt_single_task", note: str = ""
+) -> Figure:
+    """Forward transfer by task, dashed without and solid with the method (SegReg, Fig. 2a).
+
+    Args:
+        pairs: per base method, the `Transfer`s without and with the method, one a seed.
+        method: name of what is added.
+        metric: convention of forward transfer, see `toolkit.measure.transfer.FORWARD`.
+        note: sentence for the caption.
+
+    Raises:
+        ResultError: the transfers do not hold the metric, or are of different tasks.
+    """
+    tasks = _tasks(pairs)
+    later = list(range(2, len(tasks) + 1))
+    series: list[Series] = []
+    for base, arms in pairs.items():
+        for dash, name, transfers in zip(
+            (1, 0), (f"{base}, without", f"{base} + {method}"), arms, strict=True
+        ):
+            values = np.array([[one.value(metric, tasks[i - 1]) for i in later] for one in transfers])
+            mean, spread = values.mean(axis=0), values.std(axis=0)
+            band = len(transfers) > 1
+            series.append(Series(
+                name=name, x=np.array(later), y=mean, low=mean - spread if band else None,
+                high=mean + spread if band else None, colour=base, dash=dash,
+            ))  # fmt: skip
+    seeds = {len(transfers) for arms in pairs.values() for transfers in arms}
+    numbers = np.concatenate([np.asarray(one.y, dtype=float) for one in series])
+    panel = Lines(
+        title=metric.replace("_", " "), note=range_note(numbers), series=series, y_label="Dice difference",
+        x_label="task: " + ", ".join(f"{i} = {tasks[i - 1]}" for i in later), x_range=(1.85, len(tasks) + 0.15),
+        width=420, height=250,
+    )  # fmt: skip
+    return Figure(
+        title="Forward transfer by task",
+        subtitle=f"Dashed without, solid with {method}; bands are the deviation over seeds ({_counted(seeds)}).",
+        rows=[[panel]],
+        caption=_caption(method, note),
+    )
+
+
+def transfer_scatter(pairs: Pairs, *, method: str = "SegReg", note: str = "") -> Figure:
+    """Final mean Dice against mean forward and mean backward transfer (SegReg, Fig. 2b and 2c).
+
+    A line leads from each base method (1) to the same with the method added (2); towards the top right is better.
+
+    Args:
+        pairs: per base method (and anatomy), the `Transfer`s without and with the method, one a seed.
+        method: name of what is added.
+        note: sentence for the caption.
+
+    Raises:
+        ResultError: the transfers are of different tasks.
+    """
+    _tasks(pairs)
+    panels: list[Panel | None] = []
+    for metric, title in (("fwt_single_task", "mean forward transfer"), ("bwt", "mean backward transfer")):
+        series = []
+        for base, arms in pairs.items():
+            points = [
+                [float(np.mean([one.value(name) for one in transfers])) for transfers in arms]
+                for name in (metric, "mean_dice")
+            ]
+            series.append(
+                Series(
+                    name=base, x=np.array(points[0]), y=np.array(points[1]), size=9, text=["without", "with"]
+                )
+            )
+        panels.append(
+            Scatter(
+                title=title, note=f"1 = without, 2 = with {method}", series=series, x_label=title,
+                y_label="final mean Dice", joined=True, legend=metric == "bwt", width=350, height=250,
+                x_range=_limits(series, "x"), y_range=_limits(series, "y"),
+            )
+        )  # fmt: skip
+    return Figure(
+        title="Transfer against accuracy",
+        subtitle="Better is towards the top right. Means over seeds; one seed decides nothing.",
+        rows=[panels],
+        caption=_caption(method, note),
+    )
+
+
+def classifier_variabilities(results: Sequence[Any], names: Sequence[str], *, note: str = "") -> Figure:
+    """Refitted heads of several networks side by side (SegReg, Fig. 1, as a measurement).
+
+    Args:
+        results: one `ClassifierVariability` a network.
+        names: names of the networks.
+        note: sentence for the caption.
+    """
+    classes = results[0].class_names
+    angles = [
+        Series(name=name, x=classes, y=np.asarray(one.angles))
+        for one, name in zip(results, names, strict=True)
+    ]
+    where = ["source", "target"]
+    disagreement, accuracy = (
+        [
+            Series(name=name, x=where, y=[getattr(one, f"source_{field}"), getattr(one, f"target_{field}")])
+            for one, name in zip(results, names, strict=True)
+        ]
+        for field in ("disagreement", "accuracy")
+    )
+    mean = ", ".join(
+        f"{name} {number_text(float(one.angles.mean()))}" for one, name in zip(results, names, strict=True)
+    )
+    panels: list[Panel | None] = [
+        Bars(
+            title="angle between heads", note=f"degrees; mean {mean}", series=angles, legend=False, width=300
+        ),
+        Bars(title="disagreement", note="share of rows", series=disagreement, legend=False, width=200),
+        Bars(
+            title="balanced accuracy", note="mean over heads", series=accuracy, y_range=(0.0, 1.0), width=200
+        ),
+    ]
+    return Figure(
+        title=f"Variability of a classifier refitted on {results[0].layer}",
+        subtitle="Linear heads fitted on bootstraps of class-balanced features of the source site: how far apart they are, "
+        "and how often two of them disagree, at home and on another site.",
+        rows=[panels],
+        caption=_caption(" ".join(names), note),
+    )
+
+
+def _tasks(pairs: Pairs) -> list[str]:
+    tasks = [list(one.tasks) for arms in pairs.values() for transfers in arms for one in transfers]
+    if not tasks or any(other != tasks[0] for other in tasks):
+        raise ResultError("The transfers must be of the same tasks in the same order.", where=str(tasks[:2]))
+    if len(tasks[0]) < 2:
+        raise ResultError("Transfer needs a sequence of at least two tasks.")
+    return tasks[0]
+
+
+def _limits(series: Sequence[Series], axis: str) -> tuple[float, float]:
+    """Range of an axis with a margin of a fifth, so that markers and numbers are not cut."""
+    values = np.concatenate([np.asarray(getattr(one, axis), dtype=float) for one in series])
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    margin = 0.2 * (high - low) or 0.05
+    return low - margin, high + margin
+
+
+def _counted(seeds: set[int]) -> str:
+    if seeds == {1}:
+        return "none here: a single seed"
+    return f"{', '.join(map(str, sorted(seeds)))} seeds"
+
+
+def _caption(method: str, note: str) -> str:
+    return "\n".join(filter(None, (note, SEGREG_NOTE if "segreg" in method.lower() else "")))
