@@ -1,13 +1,18 @@
-"""How hard phantom-cardiac is: a plain U-Net trained on one site or on all, Dice per test site, several seeds.
+"""How hard an embedded task is: a plain U-Net trained on one site or on all, Dice per test site, several seeds.
 
-Writes benchmarks/results/phantom_difficulty.json. Example: scripts/launch python benchmarks/phantom_difficulty.py
+    scripts/launch python benchmarks/phantom_difficulty.py phantom-hippocampus [--seeds 3] [--arms A joint] [--steps 300]
+
+Writes benchmarks/results/phantom_difficulty_<task>.json (phantom_difficulty.json for phantom-cardiac).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
+import importlib
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -18,42 +23,58 @@ from typing import Any
 
 import numpy as np
 import torch
+from phantom_speed import slices_per_second
 
 from toolkit.data.catalogue import load_task
-from toolkit.data.phantoms.cardiac import SITES, SUBJECTS, generate
+from toolkit.data.generated import GENERATORS
 from toolkit.models.unet import unet
 from toolkit.training.config import TrainConfig
 from toolkit.training.evaluate import evaluate
 from toolkit.training.start import train
 
-
-def slices_per_second(stacks: int = 3) -> float:
-    """Slices generated in a second of processor time on one core, over all sites."""
-    generate("A", 0)
-    start, made = time.process_time(), 0
-    for site in SITES:
-        made += sum(len(generate(site, subject).image) for subject in range(stacks))
-    return made / (time.process_time() - start)
+RESULTS = Path(__file__).parent / "results"
+# What a site's shift has to cost on the worst other site, and what training on all sites has to reach.
+SHIFT_FLOOR, JOINT_FLOOR = 0.15, 0.85
 
 
-def population_hash() -> str:
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How a task is trained: small enough for minutes on one core, long enough to converge."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    steps: int = 300
+
+
+SETTINGS = {
+    "phantom-cardiac": Setting(),
+    "phantom-glands": Setting(batch_size=8),
+    "phantom-hippocampus": Setting(channels=(16, 32, 64), batch_size=2, learning_rate=1e-2),
+    "phantom-prostate": Setting(channels=(16, 32, 64), batch_size=2, learning_rate=1e-2),
+}
+
+
+def population_hash(module: Any) -> str:
     """SHA-256 over the bytes of every subject, in order: the same while the pictures are the same."""
     digest = hashlib.sha256()
-    for site in SITES:
-        for split in SUBJECTS[site].values():
+    for site in module.SITES:
+        for split in module.SUBJECTS[site].values():
             for subject in split:
-                phantom = generate(site, subject)
+                phantom = module.generate(site, subject)
                 digest.update(phantom.image.tobytes() + phantom.label.tobytes())
     return digest.hexdigest()
 
 
-def trained_scores(task: Any, sites: list[str], config: TrainConfig) -> dict[str, dict[str, float]]:
+def trained_scores(
+    task: Any, sites: list[str], setting: Setting, config: TrainConfig
+) -> dict[str, dict[str, float]]:
     """Mean test Dice over volumes, per test site and class, of a network trained on `sites`."""
     torch.manual_seed(config.seed)
-    network = unet(1, len(task.classes))
+    network = unet(task.channels, len(task.classes), channels=setting.channels, dims=task.dims)
     with tempfile.TemporaryDirectory() as folder:
         train(network, task, config=config, out=f"{folder}/run", site=sites, progress=False)
-    table = evaluate(network, task.cases("test"), metrics=["dice"])
+    table = evaluate(network, task.cases("test"), metrics=["dice"], batch_size=4)
     table = table[table["metric"] == "dice"]
     scores = {}
     for site, rows in table.groupby("site"):
@@ -63,20 +84,28 @@ def trained_scores(task: Any, sites: list[str], config: TrainConfig) -> dict[str
     return scores
 
 
-def measure(task: Any, arms: dict[str, list[str]], seeds: int, steps: int) -> Iterator[dict[str, Any]]:
+def measure(
+    task: Any, arms: dict[str, list[str]], seeds: list[int], setting: Setting
+) -> Iterator[dict[str, Any]]:
     """One record per training, as they end."""
-    for seed in range(seeds):
+    for seed in seeds:
         for name, sites in arms.items():
             config = TrainConfig(
-                steps=steps, batch_size=16, learning_rate=2e-3, seed=seed, device="cpu", checkpoint_every=0,
-                validate_every=0, select="last", augmentation="standard",
+                steps=setting.steps, batch_size=setting.batch_size, learning_rate=setting.learning_rate, seed=seed,
+                device="cpu", checkpoint_every=0, validate_every=0, select="last", augmentation="standard",
             )  # fmt: skip
-            start = time.perf_counter()
-            scores = trained_scores(task, sites, config)
-            seconds = time.perf_counter() - start
+            start = time.process_time()
+            scores = trained_scores(task, sites, setting, config)
+            seconds = time.process_time() - start
             means = "  ".join(f"{site} {scores[site]['mean']:.3f}" for site in task.sites)
-            print(f"seed {seed}  trained on {name:6s}  {means}  ({seconds:.0f} s)", flush=True)
-            yield {"arm": name, "sites": sites, "seed": seed, "seconds": round(seconds, 1), "dice": scores}
+            print(f"seed {seed}  trained on {name:6s}  {means}  ({seconds:.0f} CPU s)", flush=True)
+            yield {
+                "arm": name,
+                "sites": sites,
+                "seed": seed,
+                "cpu_seconds": round(seconds, 1),
+                "dice": scores,
+            }
 
 
 def summary(runs: list[dict[str, Any]], sites: list[str]) -> dict[str, Any]:
@@ -98,41 +127,71 @@ def summary(runs: list[dict[str, Any]], sites: list[str]) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=300)
+def verdict(result: dict[str, Any]) -> dict[str, bool]:
+    """Whether the measured means reach what an embedded task promises."""
+    verdicts = {}
+    for arm, values in result.items():
+        if arm == "joint":
+            verdicts["joint training reaches 0.85"] = values["mean"] >= JOINT_FLOOR
+        else:
+            verdicts[f"training on {arm} costs 0.15"] = values["worst_loss_mean"] >= SHIFT_FLOOR
+    return verdicts
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", nargs="?", default="phantom-cardiac", choices=sorted(GENERATORS))
+    parser.add_argument("--steps", type=int, help="default: the task's own")
+    parser.add_argument("--learning-rate", type=float, help="default: the task's own")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument(
         "--arms", nargs="+", default=["A", "joint"], help="site names, and joint for all of them"
     )
-    parser.add_argument("--out", default="benchmarks/results/phantom_difficulty.json")
-    options = parser.parse_args()
-    task = load_task("phantom-cardiac")
-    arms = {name: list(task.sites) if name == "joint" else [name] for name in options.arms}
-    report = {
-        "question": "Dice lost by training on one site; Dice reached by training on all (phantom-cardiac, test split)",
-        "network": "unet(1, 4, channels=(16, 32, 64, 128))",
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def description(task: Any, setting: Setting, seeds: list[int]) -> dict[str, Any]:
+    """Everything that decides the numbers."""
+    module = importlib.import_module(GENERATORS[task.name])
+    return {
+        "question": f"Dice lost by training on one site; Dice reached by training on all ({task.name}, test split)",
+        "network": f"unet({task.channels}, {len(task.classes)}, channels={setting.channels}, dims={task.dims})",
         "training": {
-            "steps": options.steps, "batch_size": 16, "patch": [96, 96], "optimizer": "adamw", "learning_rate": 2e-3,
+            **dataclasses.asdict(setting), "patch": list(task.patch_size), "optimizer": "adamw",
             "schedule": "one_cycle", "augmentation": "standard", "precision": "32", "selection": "last step",
-            "objective": "cross-entropy + soft Dice", "seeds": list(range(options.seeds)),
+            "objective": "cross-entropy + soft Dice (squared denominator)", "seeds": seeds,
         },
-        "data": {"task": "phantom-cardiac", "bytes_sha256": population_hash()},
-        "slices_per_cpu_second": round(slices_per_second(), 1),
+        "data": {"task": task.name, "bytes_sha256": population_hash(module)},
+        "slices_per_cpu_second": round(slices_per_second(module), 1),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "threads": torch.get_num_threads(),
     }  # fmt: skip
-    runs: list[dict[str, Any]] = []
-    path = Path(options.out)
+
+
+def main() -> None:
+    options = _options()
+    task, setting = load_task(options.task), SETTINGS[options.task]
+    changed = {"steps": options.steps, "learning_rate": options.learning_rate}
+    setting = dataclasses.replace(setting, **{name: value for name, value in changed.items() if value})
+    seeds = list(range(options.first_seed, options.first_seed + options.seeds))
+    arms = {name: list(task.sites) if name == "joint" else [name] for name in options.arms}
+    ending = "" if task.name == "phantom-cardiac" else f"_{task.name.removeprefix('phantom-')}"
+    path = options.out or RESULTS / f"phantom_difficulty{ending}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    for run in measure(task, arms, options.seeds, options.steps):
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    report, runs = description(task, setting, seeds), []
+    for run in measure(task, arms, seeds, setting):
         # Written after every training, so that an interrupted measurement keeps what it has.
         runs.append(run)
-        report |= {"summary": summary(runs, list(task.sites)), "runs": runs}
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
+        result = summary(runs, list(task.sites))
+        report |= {"summary": result, "verdict": verdict(result), "runs": runs}
+        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         temporary.replace(path)
-    print(json.dumps(report["summary"], indent=1))
+    print(json.dumps({"summary": report["summary"], "verdict": report["verdict"]}, indent=1))
     print(path)
 
 
