@@ -174,7 +174,7 @@ def statistic(rounds: int, clock: str) -> list[dict[str, Any]]:
 def measure(only: list[str] | None, rounds: int, clock: str, threads: int) -> dict[str, Any]:
     """Measure, and put the rows into the file of all."""
     torch.set_num_threads(threads)
-    content = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    content = stored()
     for name in only or [*COMPARISONS, "statistic"]:
         rows = statistic(rounds, clock) if name == "statistic" else compared(COMPARISONS[name], rounds, clock)
         content[name] = {**machine(threads, clock), "rounds": rounds, "rows": rows}
@@ -187,11 +187,22 @@ def measure(only: list[str] | None, rounds: int, clock: str, threads: int) -> di
     return content
 
 
+def stored() -> dict[str, Any]:
+    """What was measured last, by comparison."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+
+
+def step_times() -> dict[str, str]:
+    """Multiple of the plain step's time by method, as far as measured."""
+    rows = [row for entry in stored().values() for row in entry["rows"]]
+    return {row["method"]: f"{row['step_time']:.2f}" for row in rows if "step_time" in row}
+
+
 def lines() -> list[str]:
     """The measured costs as Markdown, or nothing if none were measured."""
-    if not RESULTS.is_file():
+    content = stored()
+    if not content:
         return []
-    content = json.loads(RESULTS.read_text(encoding="utf-8"))
     found = ["| method | step time | bar | peak memory | on |", "|---|---|---|---|---|"]
     for one in (row for entry in content.values() for row in entry["rows"]):
         bar = "" if one["bar"] is None else f"{'>=' if 'factor' in one else '<='} {one['bar']:g}"

@@ -1,7 +1,7 @@
 """Table of the methods, made by running one training step of each: docs/methods.md.
 
     python benchmarks/method_table.py                # what runs where, extra parameters and passes
-    python benchmarks/method_table.py --measure      # and the step time and, beside it, the plain step's; needs a quiet machine
+    python benchmarks/method_table.py --measure      # and first what they cost (method_costs.py); needs a quiet machine
 
 A method counts as running in 2D, 3D, on a convolutional network, on a transformer or in mixed precision (bf16) if a step
 of it there gives a finite loss and finite gradients. Extra parameters and passes are counted, not stated: passes by how
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from interleave import CLOCKS, machine, medians
+from interleave import CLOCKS, machine
+from method_costs import lines as cost_lines
+from method_costs import measure, step_times, taught
 from torch import nn
 
 from toolkit.errors import ToolkitError
@@ -31,12 +32,19 @@ from toolkit.objectives.segmentation import SegmentationObjective
 from toolkit.regularizers.base import Regularizer
 from toolkit.regularizers.continual import ElasticWeights, LearningWithoutForgetting
 from toolkit.regularizers.dispersive import Dispersive
+from toolkit.regularizers.image_baselines import (
+    AdversarialBias,
+    AdversarialNoise,
+    RandomConvolution,
+    RandomWindows,
+)
 from toolkit.regularizers.latent_augmentation import LatentAugmentation
 from toolkit.regularizers.segreg import SegReg
-from toolkit.regularizers.selfreg import SelfReg
 from toolkit.training.step import TrainingStep
 
 OUT = Path(__file__).parents[1] / "docs" / "methods.md"
+README = OUT.parents[1] / "README.md"
+MARKS = ("<!-- methods: made by benchmarks/method_table.py -->", "<!-- end of methods -->")
 CLASSES = 3
 NETWORKS: dict[str, Callable[[bool], nn.Module]] = {
     "2D": lambda large: unet(1, CLASSES, channels=(16, 32, 64, 128) if large else (4, 8, 8)),
@@ -59,10 +67,6 @@ def earlier(network: nn.Module) -> Regularizer:
     return regularizer
 
 
-def taught(network: nn.Module) -> Regularizer:
-    return SelfReg(groups=getattr(network, "selfreg_groups", None))
-
-
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A regularizer made for a network; `codes` if it needs a network with codes."""
@@ -70,6 +74,7 @@ class Method:
     name: str
     make: Callable[[nn.Module], Regularizer]
     codes: bool = False
+    cost: str = ""  # its row in method_costs
 
     def kinds(self) -> dict[str, str]:
         """Column of the table: network it is tried on."""
@@ -79,10 +84,19 @@ class Method:
 
 
 METHODS = (
-    Method("SegReg", lambda network: SegReg()),
-    Method("SelfReg", taught),
-    Method("latent augmentation", lambda network: LatentAugmentation(), codes=True),
-    Method("dispersive", lambda network: Dispersive()),
+    Method("SegReg", lambda network: SegReg(), cost="SegReg, K 256"),
+    Method("SelfReg", taught, cost="SelfReg (SCR + IFD)"),
+    Method(
+        "latent augmentation",
+        lambda network: LatentAugmentation(),
+        codes=True,
+        cost="cooperative, both targeted",
+    ),
+    Method("random windows", lambda network: RandomWindows(), codes=True, cost="random windows"),
+    Method("random convolution", lambda network: RandomConvolution(), codes=True, cost="random convolution"),
+    Method("adversarial noise", lambda network: AdversarialNoise(), codes=True, cost="adversarial noise"),
+    Method("adversarial bias", lambda network: AdversarialBias(), codes=True, cost="adversarial bias"),
+    Method("dispersive", lambda network: Dispersive(), cost="dispersive, pooled"),
     Method("EWC", elastic),
     Method("LwF, one earlier task", earlier),
 )
@@ -141,31 +155,32 @@ def first_layer_runs(kind: str, method: Method | None) -> int:
     return count[0]
 
 
-def overhead(method: Method, rounds: int, clock: str) -> float:
-    """Step time over the plain step's, same network and batch, in turns; the network of the 2D column, 96 x 96."""
-    kind, data, arms = method.kinds()["2D"], batch(2, 96, 16), {}
-    for name, given in (("plain", None), ("method", method)):
-        _, step = prepared(kind, given, large=True)
-        arms[name] = lambda step=step: (step.zero_grad(), one_step(step, data))
-    seconds = medians(arms, rounds, clock)
-    return seconds["method"] / seconds["plain"]
-
-
-def table(measure: bool, rounds: int, clock: str) -> list[str]:
+def table() -> list[str]:
     """Lines of the Markdown table."""
     places = ["2D", "3D", "CNN", "transformer"]
     head = ["method", *places, "mixed precision", "extra parameters", "extra passes", "step time"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    times = step_times()
     for method in METHODS:
         kinds = method.kinds()
         cells: list[Any] = ["yes" if runs(method, kinds[place]) else "no" for place in places]
         cells.append("yes" if runs(method, kinds["2D"], mixed=True) else "no")
         cells.append(extra_parameters(method))
         cells.append(first_layer_runs(kinds["2D"], method) - first_layer_runs(kinds["2D"], None))
-        times = [overhead(method, rounds, clock) for _ in range(3)] if measure else []
-        cells.append(f"{statistics.median(times):.2f}" if times else "not measured")
+        cells.append(times.get(method.cost, "not measured"))
         lines.append("| " + " | ".join(map(str, [method.name, *cells])) + " |")
     return lines
+
+
+def put_into(path: Path, table_lines: list[str]) -> None:
+    """Replace what stands between the marks in a page; a page without marks is left alone."""
+    text = path.read_text(encoding="utf-8")
+    if all(mark in text for mark in MARKS):
+        before, rest = text.split(MARKS[0], 1)
+        _, after = rest.split(MARKS[1], 1)
+        path.write_text(
+            "\n".join([f"{before}{MARKS[0]}", *table_lines, f"{MARKS[1]}{after}"]), encoding="utf-8"
+        )
 
 
 def main() -> None:
@@ -173,26 +188,39 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--measure", action="store_true")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.measure:
+        measure(None, options.rounds, options.clock, options.threads)
     found = ", ".join(f"{key} {value}" for key, value in machine(options.threads, options.clock).items())
+    costs, methods = cost_lines(), table()
     lines = [
         "# Methods",
         "",
         "Written by `python benchmarks/method_table.py`; every cell is the outcome of a training step that was run.",
-        "Step time is a multiple of the plain step on the same network; the passes are forward passes besides the plain one.",
+        "Step time: multiples of the plain step on the same network, see below. Passes are runs of the first layer besides the plain step's, of searches and of earlier networks too.",
+        "Latent augmentation and the four image-space methods need a network with codes, as `toolkit.fast_slow_network`.",
         "SegReg's loss is our inference from the public parts of the paper.",
         "",
-        *table(options.measure, options.rounds, options.clock),
+        *methods,
         "",
         f"{found}.",
+        "",
+        "## What they cost",
+        "",
+        "Written by `python benchmarks/method_table.py --measure`: multiples of the plain step on the same network, forward and",
+        "backward without the optimizer, all arms in turns in one process. Numbers: `benchmarks/results/method_costs.json`.",
+        "",
+        *(costs or ["Not measured yet."]),
     ]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if options.out == OUT:
+        put_into(README, methods)
     print("\n".join(lines))
 
 
