@@ -11,7 +11,7 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.show import colours, layout
-from toolkit.show.panels import Axes, Bars, Figure, Heatmap, Image, Intervals, Scatter, Series
+from toolkit.show.panels import Axes, Bars, Boxes, Figure, Heatmap, Image, Intervals, Scatter, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Canvas
@@ -252,6 +252,8 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
         if isinstance(panel, Intervals):
             rows = rows or [str(name) for name in one.y]
             _interval_rows(canvas, one, index, len(panel.series), colour)
+        elif isinstance(panel, Boxes):
+            _box_group(canvas, one, panel.categories(), index, len(panel.series), colour)
         elif isinstance(panel, Bars):
             _bar_group(canvas, one, index, len(panel.series), colour)
         elif isinstance(panel, Scatter):
@@ -266,6 +268,9 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
     if isinstance(panel, Bars) and panel.series:
         canvas.set_xticks(range(len(panel.series[0].x)), [str(name) for name in panel.series[0].x])
         canvas.grid(False, axis="x")
+    if isinstance(panel, Boxes):
+        canvas.set_xticks(range(len(panel.categories())), panel.categories())
+        canvas.grid(False, axis="x")
     for x, text in panel.marks:
         canvas.axvline(x, color=colours.FAINT, linewidth=0.8, linestyle=":")
         canvas.text(
@@ -277,6 +282,9 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
             va="top",
             color=colours.FAINT,
         )
+    curves = not isinstance(panel, Bars | Boxes | Intervals | Scatter)
+    if curves and panel.series and all(np.asarray(one.x).dtype.kind in "iu" for one in panel.series):
+        canvas.xaxis.get_major_locator().set_params(integer=True)  # no task two and a half
     if panel.x_range is not None:
         canvas.set_xlim(*panel.x_range)
     if panel.y_range is not None:
@@ -334,6 +342,21 @@ def _bar_group(canvas: Canvas, one: Series, index: int, count: int, colour: str)
         canvas.errorbar(
             centres, values, yerr=spread, fmt="none", ecolor=colours.TEXT, elinewidth=0.9, capsize=2
         )
+
+
+def _box_group(
+    canvas: Canvas, one: Series, categories: list[str], index: int, count: int, colour: str
+) -> None:
+    width = 0.8 / count
+    values, names = np.asarray(one.y, dtype=float), np.asarray([str(name) for name in one.x])
+    groups = [values[(names == name) & np.isfinite(values)] for name in categories]
+    drawn = canvas.boxplot(
+        groups, positions=np.arange(len(categories)) - 0.4 + width * (index + 0.5), widths=width * 0.8, patch_artist=True,
+        manage_ticks=False, boxprops={"facecolor": colour, "alpha": 0.55, "edgecolor": colour},
+        medianprops={"color": colours.TEXT, "linewidth": 1.4}, whiskerprops={"color": colour}, capprops={"color": colour},
+        flierprops={"marker": "o", "markersize": 2.5, "markeredgecolor": colour},
+    )  # fmt: skip
+    drawn["boxes"][0].set_label(one.name)
 
 
 def _interval_rows(canvas: Canvas, one: Series, index: int, count: int, colour: str) -> None:

@@ -194,6 +194,18 @@ class Bars(Axes):
 
 
 @dataclasses.dataclass(kw_only=True)
+class Boxes(Axes):
+    """Grouped box plots: a series' `x` names the category of every value in its `y`.
+
+    Boxes span the quartiles (linear interpolation), whiskers the values within 1.5 box heights, points lie beyond.
+    """
+
+    def categories(self) -> list[str]:
+        """Categories of all series in order of appearance."""
+        return list(dict.fromkeys(str(name) for one in self.series for name in one.x))
+
+
+@dataclasses.dataclass(kw_only=True)
 class Intervals(Axes):
     """Values with intervals, one row each: `x` holds the values, `y` the row names (strings)."""
 

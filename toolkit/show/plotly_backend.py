@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.show import colours, layout
-from toolkit.show.panels import Axes, Bars, Figure, Heatmap, Image, Intervals, Scatter, Series
+from toolkit.show.panels import Axes, Bars, Boxes, Figure, Heatmap, Image, Intervals, Scatter, Series
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -39,7 +39,7 @@ def draw(figure: Figure) -> go.Figure:
     result = go.Figure(data=page.traces)
     result.update_layout(
         width=plan.width, height=plan.height, margin={"l": 0, "r": 0, "t": 0, "b": 0}, annotations=page.notes,
-        shapes=page.shapes, plot_bgcolor="white", paper_bgcolor="white", barmode="group", hovermode="closest",
+        shapes=page.shapes, plot_bgcolor="white", paper_bgcolor="white", barmode="group", boxmode="group", hovermode="closest",
         font={"family": _FONT, "size": layout.TICK_SIZE, "color": colours.TEXT}, meta={"title": figure.title},
         template=None, bargap=0.2, **page.axes,
     )  # fmt: skip
@@ -198,7 +198,7 @@ class _Page:
         if isinstance(panel, Intervals) and panel.series:
             names = [str(name) for name in panel.series[0].y]
             up.update(tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.5, -0.5])
-        if isinstance(panel, Bars):
+        if isinstance(panel, (Bars, Boxes)):
             across.update(type="category", showgrid=False)
         if panel.log_y:
             up.update(type="log", dtick=1 if panel.decades() > 2 else None, exponentformat="power")
@@ -228,6 +228,11 @@ class _Page:
             return go.Bar(
                 x=[str(v) for v in one.x], y=_small(one.y), name=one.name, marker={"color": colour},
                 error_y=_errors(one.y, one.low, one.high), offsetgroup=str(index),
+            )  # fmt: skip
+        if isinstance(panel, Boxes):
+            return go.Box(
+                x=[str(v) for v in one.x], y=_small(one.y), name=one.name, marker={"color": colour, "size": 3},
+                quartilemethod="linear", offsetgroup=str(index), line={"width": 1.3},
             )  # fmt: skip
         if isinstance(panel, Intervals):
             height = (index - (len(panel.series) - 1) / 2) * min(0.28, 0.8 / len(panel.series))

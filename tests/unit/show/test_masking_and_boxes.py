@@ -1,0 +1,140 @@
+"""Figures of many masked latents, galleries, box plots and the robustness table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from toolkit.errors import ConfigError, ResultError
+from toolkit.explain.masking import mask_latent
+from toolkit.models.fast_slow import fast_slow_network
+from toolkit.show.compose_masking import gallery, masked_grid, masking_curves, masking_summary
+from toolkit.show.compose_robustness import score_boxes, score_means, score_table, volume_scores
+from toolkit.show.draw import plotly_figure, static_figure
+from toolkit.show.panels import Boxes, Figure, Image, Series
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, list]:
+    torch.manual_seed(0)
+    net = fast_slow_network(1, 3, width=1)
+    batch = {"image": torch.rand(2, 1, 32, 32), "label": torch.randint(3, (2, 1, 32, 32))}
+    return {
+        scheme: [mask_latent(net, batch, scheme, fraction) for fraction in (0.0, 0.5)]
+        for scheme in ("channel", "spatial")
+    }
+
+
+def table(values: dict[str, list[float]]) -> pd.DataFrame:
+    rows = [
+        {"case": case, "class": index, "metric": "dice", "value": value}
+        for case, several in values.items()
+        for index, value in enumerate(several)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_grid_has_a_row_a_quantity_and_a_column_a_fraction(results: dict[str, list]) -> None:
+    figure = masked_grid(results, index=1)
+    assert [len(row) for row in figure.rows] == [3, 3, 3, 3]
+    head, clean, masked = figure.rows[0]
+    assert isinstance(head, Image)
+    assert isinstance(clean, Image)
+    assert isinstance(masked, Image)
+    assert np.array_equal(head.pixels, results["channel"][0].label[1, 0])
+    assert np.array_equal(masked.pixels, results["channel"][1].segmentation[1][1])
+    assert clean.limits == masked.limits == (0.0, 2.0), "a missing class does not shift the greys"
+    assert figure.rows[1][0] is None
+    assert "eval" in figure.subtitle
+
+
+def test_a_grid_of_images_shows_what_was_decoded(results: dict[str, list]) -> None:
+    panel = masked_grid({"spatial": results["spatial"]}, show=["image"]).rows[0][2]
+    assert isinstance(panel, Image)
+    assert np.allclose(panel.pixels, results["spatial"][1].image[1][0, 0])
+
+
+def test_a_grid_refuses_what_it_cannot_show(results: dict[str, list]) -> None:
+    with pytest.raises(ConfigError, match="mask"):
+        masked_grid(results, show=["mask"])
+    with pytest.raises(ResultError):
+        masked_grid(results, index=7)
+    with pytest.raises(ResultError):
+        masked_grid({})
+
+
+def test_the_summary_counts_pixels(results: dict[str, list]) -> None:
+    result = results["channel"][1]
+    masked, truth = np.asarray(result.segmentation[1]) > 0, np.asarray(result.label[:, 0]) > 0
+    summary = masking_summary(result)
+    assert summary["ratio"] == pytest.approx(masked.sum() / truth.sum())
+    assert summary["over"] == pytest.approx((masked & ~truth).sum() / truth.sum())
+    assert summary["under"] == pytest.approx((truth & ~masked).sum() / truth.sum())
+    assert summary["ratio"] == pytest.approx(1 + summary["over"] - summary["under"])
+    assert summary["entropy"] == pytest.approx(float(result.entropy[1].mean()), rel=1e-5)
+
+
+def test_curves_have_one_series_a_scheme_and_mode(results: dict[str, list]) -> None:
+    figure = masking_curves([result for row in results.values() for result in row])
+    panel = figure.panels()[0]
+    assert [one.name for one in panel.series] == ["channel, eval", "spatial, eval"]  # type: ignore[attr-defined]
+    assert list(panel.series[0].x) == [0.0, 0.5]  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="colour"):
+        masking_curves(results["channel"], quantities=["colour"])
+    with pytest.raises(ResultError):
+        masking_curves([])
+
+
+def test_a_gallery_shows_differences_from_the_first_in_one_range() -> None:
+    original = np.zeros((8, 8))
+    figure = gallery({"original": original, "brighter": original + 0.5, "darker": original - 2.0})
+    change = figure.rows[1][1]
+    assert isinstance(change, Image)
+    assert change.overlay is not None
+    assert (change.overlay == 0.5).all()
+    assert change.overlay_limits == (-2.0, 2.0)
+    with pytest.raises(ResultError):
+        gallery({"original": original})
+
+
+def test_scores_are_means_over_classes_then_volumes() -> None:
+    frame = table({"a": [0.2, 0.4], "b": [1.0, float("nan")]})
+    assert volume_scores(frame).tolist() == pytest.approx([0.3, 1.0])
+    scores = {"plain": {"home": frame, "away": table({"c": [0.1, 0.1]})}}
+    means = score_means(scores)
+    assert means.loc["plain"].tolist() == pytest.approx([0.65, 0.1, 0.375])
+    with pytest.raises(ResultError):
+        score_means({"plain": {"home": frame}, "other": {"away": frame}})
+    with pytest.raises(ResultError, match="iou"):
+        volume_scores(frame, "iou")
+
+
+def test_boxes_hold_every_volume_and_both_backends_draw_quartiles(tmp_path: Path) -> None:
+    scores = {
+        name: {"home": table({str(i): [i / 10] for i in range(9)}), "away": table({"z": [0.5]})}
+        for name in ("plain", "method")
+    }
+    figure = score_boxes(scores)
+    (panel,) = figure.panels()
+    assert isinstance(panel, Boxes)
+    assert panel.categories() == ["home", "away"]
+    drawn = plotly_figure(figure)
+    assert [trace.type for trace in drawn.data] == ["box", "box"]
+    assert drawn.layout.boxmode == "group"
+    assert sorted(drawn.data[0].y) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.6, 0.7, 0.8])
+    assert static_figure(figure, tmp_path / "boxes.png").stat().st_size > 2000
+    assert static_figure(score_table(scores), tmp_path / "table.png").stat().st_size > 2000
+
+
+def test_the_static_box_spans_the_quartiles() -> None:
+    from toolkit.show import matplotlib_backend
+
+    values = np.array([0.0, 1.0, 2.0, 3.0, 10.0])
+    page = matplotlib_backend.draw(Figure("t", [[Boxes(series=[Series(name="s", x=["a"] * 5, y=values)])]]))
+    corners = page.axes[0].patches[0].get_path().vertices[:, 1]
+    assert corners.min() == pytest.approx(np.quantile(values, 0.25))
+    assert corners.max() == pytest.approx(np.quantile(values, 0.75))

@@ -1,0 +1,138 @@
+"""Figures of the dispersive loss: distances against its reach, collapse of several networks, contours of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.errors import ResultError
+from toolkit.regularizers.dispersive import ACTIVE_BAND
+from toolkit.regularizers.preset_check import preset_distances
+from toolkit.show.captions import caption, captions
+from toolkit.show.panels import Figure, Image, Intervals, Lines, Panel, Series, number_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_RANKS = ("effective_rank", "participation_ratio")
+
+
+def active_band(
+    features: Any, table: pd.DataFrame, *, title: str = "Distances and reach of the dispersive loss", note: str = "",
+    provenance: Mapping[str, Any] | None = None, bins: int = 24,
+) -> Figure:  # fmt: skip
+    """Per preset, how far pairs of images lie apart in units of tau; the mark is where the loss's reach ends.
+
+    Args:
+        features: (B, C, *S) of one batch.
+        table: `preset_check(features)`.
+        title: of the figure.
+        note: sentence for the caption.
+        provenance: what the features were made from.
+        bins: of the histograms.
+    """
+    panels: list[Panel | None] = []
+    for row in table.to_dict("records"):
+        distances = np.asarray(preset_distances(features, row["preset"]), dtype=float)
+        top = 1.1 * max(ACTIVE_BAND, float(distances.max()))
+        counts, edges = np.histogram(distances, bins, (0.0, top))
+        panels.append(Lines(
+            title=f"{row['preset']}: {row['status']}",
+            note=f"loss {row['loss']:.5f}, gradient {number_text(row['gradient_norm'])}, {row['active_pairs']:.0%} of pairs in reach",
+            series=[Series(name="pairs", x=(edges[1:] + edges[:-1]) / 2, y=counts / counts.sum())],
+            marks=[(ACTIVE_BAND, "end of reach")], x_label="distance / tau", y_label="share of pairs", legend=False,
+            x_range=(0.0, top), y_range=(0.0, 1.05), width=250, height=190,
+        ))  # fmt: skip
+    return Figure(
+        title=title,
+        subtitle=f"A pair farther apart than {ACTIVE_BAND} tau adds less than 1e-8 to the mean inside the logarithm. Every "
+        "panel has its own axis.",
+        rows=[panels],
+        caption=caption(provenance or {}, note),
+    )
+
+
+def collapses(results: Sequence[Any], names: Sequence[str], *, note: str = "") -> Figure:
+    """Collapse diagnostics of several networks: distances between rows, and every diagnostic within -1 and 1.
+
+    Raises:
+        ResultError: results of different layers, or none.
+    """
+    if not results or len({result.layer for result in results}) != 1 or len(results) != len(names):
+        raise ResultError("These are not the diagnostics of one layer in several named networks.")
+    histograms, numbers = [], []
+    for result, name in zip(results, names, strict=True):
+        counts, edges = np.asarray(result.histogram, dtype=float), np.asarray(result.edges, dtype=float)
+        histograms.append(
+            Series(name=name, x=(edges[1:] + edges[:-1]) / 2, y=counts / max(1.0, counts.sum()))
+        )
+        shares = {
+            f"{key} / channels" if key in _RANKS else key: value / result.channels if key in _RANKS else value
+            for key, value in result.values.items()
+        }  # fmt: skip
+        numbers.append(
+            {key: value for key, value in shares.items() if np.isfinite(value) and -1 <= value <= 1.000001}
+        )
+    kept = [key for key in numbers[0] if all(key in one for one in numbers)]
+    low = min(0.0, *(one[key] for one in numbers for key in kept))
+    series = [
+        Series(name=name, x=[one[key] for key in kept], y=[key.replace("_", " ") for key in kept])
+        for name, one in zip(names, numbers, strict=True)
+    ]
+    uniform = ", ".join(
+        f"{n} {number_text(float(r.values['uniformity']))}" for n, r in zip(names, results, strict=True)
+    )
+    first = results[0]
+    return Figure(
+        title=f"Collapse diagnostics of {first.layer}",
+        subtitle=f"{first.rows} rows of {first.channels} channels each. A collapsed space has small distances, cosines near 1 and a "
+        "rank near 1. Distances are in each network's own units.",
+        rows=[[
+            Lines(title="distances between rows", note="histograms of all pairs", series=histograms, legend=False,
+                  x_label="Euclidean distance", y_label="share of pairs", width=280, height=260),
+            Intervals(title="diagnostics", note=f"uniformity: {uniform}", series=series, x_label="value",
+                      x_range=(low - 0.03, 1.05), width=280, height=260),
+        ]],
+        caption=captions(results, names, note),
+    )  # fmt: skip
+
+
+def qualitative(
+    cases: Sequence[Any], predictions: Mapping[str, Sequence[Any]], *, note: str = "", side: int = 130,
+    provenance: Mapping[str, Any] | None = None,
+) -> Figure:  # fmt: skip
+    """One row a case: the image, the contours of every network's prediction, and those of the reference.
+
+    Args:
+        cases: 2D cases with labels.
+        predictions: per network, one label map (H, W) a case.
+        note: sentence for the caption.
+        side: longer edge of a picture in pixels.
+        provenance: what the networks and the data are.
+
+    Raises:
+        ResultError: a network without one map a case.
+    """
+    if any(len(maps) != len(cases) for maps in predictions.values()):
+        raise ResultError("Every network needs one label map a case.", where="qualitative(predictions=...)")
+    rows: list[list[Panel | None]] = []
+    for index, case in enumerate(cases):
+        image, label = np.asarray(case.image, dtype=float), np.asarray(case.label)
+        picture = np.moveaxis(image, 0, -1) if len(image) == 3 else image[0]
+        row: list[Panel | None] = [Image(title=str(case.id), pixels=picture).fit(side)]
+        for name, maps in predictions.items():
+            made = np.asarray(maps[index])
+            shared, total = ((made > 0) & (label > 0)).sum(), (made > 0).sum() + (label > 0).sum()
+            score = f"Dice {2 * shared / total:.2f}" if total else "nothing to find"
+            row.append(Image(title=name, note=score, pixels=picture, labels=made).fit(side))
+        row.append(Image(title="reference", pixels=picture, labels=label).fit(side))
+        rows.append(row)
+    return Figure(
+        title="Predictions beside the reference",
+        subtitle="Contours of the most likely class; Dice of this image over all foreground. The cases are "
+        f"{', '.join(str(case.id) for case in cases)}.",
+        rows=rows,
+        caption=caption(provenance or {}, note),
+    )

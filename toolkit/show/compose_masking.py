@@ -1,0 +1,212 @@
+"""Figures of many masked latents: a grid over fractions, curves over fractions, and pictures beside one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from toolkit.errors import ConfigError, ResultError
+from toolkit.show.captions import caption
+from toolkit.show.panels import Figure, Image, Lines, Panel, Series, range_note, symmetric_limits
+from toolkit.show.slices import choose_view
+
+SHOWN = ("image", "segmentation", "entropy")
+_QUANTITIES = {
+    "ratio": ("foreground / reference", "1 = as large as the reference; above: over-segmentation"),
+    "over": ("outside the reference", "share of the reference's area"),
+    "under": ("missed of the reference", "share of the reference's area"),
+    "entropy": ("mean entropy", "bits, over the whole image"),
+}
+
+
+def masked_grid(
+    rows: Mapping[str, Sequence[Any]], *, show: Sequence[str] = ("segmentation", "entropy"), index: int = 0, title: str = "",
+    note: str = "", side: int = 110,
+) -> Figure:  # fmt: skip
+    """One row (or one a quantity) for every entry, one column for every fraction; the input and its reference first.
+
+    Label maps are grey with one range for all (0 to the highest class), entropies share the range 0 to log2(classes),
+    decoded images have their own range, which is written above them: a class that vanishes changes no other grey.
+
+    Args:
+        rows: per row name, `MaskedLatent` results of the same image at rising fractions.
+        show: any of "image", "segmentation" and "entropy".
+        index: which image of the batch.
+        title: of the figure.
+        note: sentence for the caption.
+        side: longer edge of a picture in pixels.
+
+    Raises:
+        ConfigError: something else to show.
+        ResultError: no rows, an unknown image, or no decoded image in a result.
+    """
+    unknown = [what for what in show if what not in SHOWN]
+    if unknown or not show:
+        raise ConfigError(f"Cannot show {unknown or 'nothing'}.", fix=f"Choose from {', '.join(SHOWN)}.")
+    results = [result for row in rows.values() for result in row]
+    if not results or any(not -len(r.cases) <= index < len(r.cases) for r in results):
+        raise ResultError("A grid needs results that all hold the image.", where=f"index={index}")
+    if "image" in show and any(result.image is None for result in results):
+        raise ResultError("This network decodes no image.", fix='Leave "image" out of `show`.')
+    grid = [_row(name, row, what, index, side) for name, row in rows.items() for what in show]
+    first = results[0]
+    modes = sorted({result.bn_mode for result in results})
+    return Figure(
+        title=title or f"Masked latent of {first.layer}",
+        subtitle=f"Columns: share of the code that is masked. Batch statistics: {', '.join(modes)}; skip connections: "
+        f"{first.skips}. {_READING[show[0]] if len(show) == 1 else _READING['several']}",
+        rows=grid,
+        caption=caption(first.provenance, "; ".join(filter(None, (f"case {first.cases[index]}", note)))),
+    )
+
+
+_READING = {
+    "image": "Each picture has its own grey range, stated above it.",
+    "segmentation": "Label maps: black is background; one grey range for all.",
+    "entropy": "Entropies share one range.",
+    "several": "Label maps share one grey range, entropies another; decoded images have their own.",
+}
+
+
+def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> list[Panel | None]:
+    first = row[0]
+    size = tuple(first.input.shape[2:])
+    reference = first.segmentation[0][index] if first.label is None else first.label[index, 0]
+    view = choose_view(size, size, focus=np.asarray(reference) > 0)
+    classes = max(2, len(first.classes), 1 + max(int(result.segmentation[0].max()) for result in row))
+    limits = {"segmentation": (0.0, classes - 1.0), "entropy": (0.0, float(np.log2(classes)))}.get(what)
+    label = np.clip(view.plane(reference), 0, None)
+    head: Panel | None = {
+        "image": Image(title=f"{name}: input", note=range_note(view.picture(first.input[index])), pixels=view.picture(first.input[index])),
+        "segmentation": Image(title=f"{name}: {'reference' if first.label is not None else 'clean'}", pixels=label, limits=limits),
+        "entropy": None,
+    }[what]  # fmt: skip
+    panels: list[Panel | None] = [None if head is None else head.fit(side)]  # type: ignore[attr-defined]
+    for result in row:
+        part = 0 if result.fraction == 0 else 1
+        source = {"image": result.image, "segmentation": result.segmentation, "entropy": result.entropy}[what]
+        pixels = view.picture(source[part][index]) if what == "image" else view.plane(source[part][index])
+        shown: dict[str, Any] = {"pixels": pixels, "limits": limits}
+        if what == "entropy":
+            shown = {"pixels": view.picture(result.input[index]), "overlay": pixels, "overlay_limits": limits, "overlay_scale": "sequential"}  # fmt: skip
+        panels.append(
+            Image(title=f"{result.fraction:.0%}", note=_about(what, pixels, label), **shown).fit(side)
+        )
+    return panels
+
+
+def _about(what: str, pixels: np.ndarray, label: np.ndarray) -> str:
+    if what == "segmentation":
+        return f"{(np.asarray(pixels) > 0).sum() / max(1, (label > 0).sum()):.2f} × reference"
+    return f"mean {np.mean(pixels):.2f} bits" if what == "entropy" else range_note(np.asarray(pixels))
+
+
+def masking_curves(
+    results: Sequence[Any], *, note: str = "", quantities: Sequence[str] = tuple(_QUANTITIES)
+) -> Figure:
+    """How much is over- and under-segmented, and how uncertain the network is, by masked fraction.
+
+    One colour a scheme, solid with running batch statistics ("eval") and dashed with those of the images ("train").
+    Ratios are of summed areas, entropies means over the images.
+
+    Args:
+        results: `MaskedLatent` of the same images over schemes, fractions and batch-norm modes.
+        note: sentence for the caption.
+        quantities: any of "ratio", "over", "under", "entropy".
+
+    Raises:
+        ResultError: no results.
+        ConfigError: an unknown quantity.
+    """
+    if not results:
+        raise ResultError("There is nothing to draw.", where="masking_curves(results=[])")
+    if unknown := [name for name in quantities if name not in _QUANTITIES]:
+        raise ConfigError(f"Unknown quantities {unknown}.", fix=f"Choose from {', '.join(_QUANTITIES)}.")
+    groups: dict[tuple[str, bool, str], list[Any]] = {}
+    for result in results:
+        groups.setdefault((result.scheme, bool(result.soft), result.bn_mode), []).append(result)
+    both = len({soft for _, soft, _ in groups}) > 1
+    panels: list[Panel | None] = []
+    for position, name in enumerate(quantities):
+        title, reading = _QUANTITIES[name]
+        series = [_curve(name, key, sorted(group, key=lambda r: r.fraction), both) for key, group in groups.items()]  # fmt: skip
+        panels.append(Lines(
+            title=title, note=reading, series=series, x_label="fraction masked", y_label=title, width=250, height=210,
+            legend=position + 1 == len(quantities),
+        ))  # fmt: skip
+    return Figure(
+        title="Over- and under-segmentation by masked fraction",
+        subtitle="Solid: running batch statistics (eval); dashed: statistics of these images (train). The direction depends "
+        "on the mode.",
+        rows=[panels],
+        caption=caption(results[0].provenance, note),
+    )
+
+
+def _curve(quantity: str, key: tuple[str, bool, str], group: Sequence[Any], both: bool) -> Series:
+    scheme, soft, mode = key
+    name = " ".join((("soft " if soft else "hard ") if both else "", scheme)).strip()
+    return Series(
+        name=f"{name}, {mode}", colour=name, dash=0 if mode == "eval" else 1, x=[result.fraction for result in group],
+        y=[masking_summary(result)[quantity] for result in group],
+    )  # fmt: skip
+
+
+def masking_summary(result: Any) -> dict[str, float]:
+    """Over all images of a `MaskedLatent`: foreground relative to the reference, excess, deficit, mean entropy."""
+    table = result.table()
+    rows = table[table["class_name"] == "foreground"]
+    total = float(rows["reference_voxels"].sum())
+    masked, reference = result.segmentation[1] > 0, result.segmentation[0] > 0
+    if result.label is not None:
+        reference = result.label[:, 0] > 0
+    return {
+        "ratio": float(rows["masked_voxels"].sum()) / total if total else float("nan"),
+        "over": int((masked & ~reference).sum()) / total if total else float("nan"),
+        "under": int((reference & ~masked).sum()) / total if total else float("nan"),
+        "entropy": float(rows["entropy_masked"].mean()),
+    }
+
+
+def gallery(
+    pictures: Mapping[str, Any], *, title: str = "Ways to corrupt an image", note: str = "", side: int = 150,
+    provenance: Mapping[str, Any] | None = None,
+) -> Figure:  # fmt: skip
+    """The pictures in a row and, below, how each differs from the first, in one symmetric range.
+
+    Args:
+        pictures: (H, W) arrays of one size by name; the first is the original.
+        title: of the figure.
+        note: sentence for the caption.
+        side: longer edge of a picture in pixels.
+        provenance: what the pictures were made from.
+
+    Raises:
+        ResultError: fewer than two pictures, or of several sizes.
+    """
+    arrays = {name: np.asarray(one, dtype=float) for name, one in pictures.items()}
+    if len(arrays) < 2 or len({one.shape for one in arrays.values()}) != 1:
+        raise ResultError("A gallery needs an original and at least one picture of the same size.")
+    (_, original), *rest = arrays.items()
+    limits = symmetric_limits(np.stack([one - original for _, one in rest]))
+    above: list[Panel | None] = [
+        Image(title=name, note=range_note(one), pixels=one).fit(side) for name, one in arrays.items()
+    ]
+    below: list[Panel | None] = [None]
+    for _, one in rest:
+        change = one - original
+        below.append(Image(
+            title="difference", note=f"root mean square {np.sqrt((change**2).mean()):.2g}", pixels=np.zeros_like(one),
+            limits=(-1.0, 1.0), overlay=change, overlay_limits=limits, overlay_scale="diverging",
+        ).fit(side))  # fmt: skip
+    last = below[-1]
+    assert isinstance(last, Image)
+    last.bar = True
+    return Figure(
+        title=title,
+        subtitle="Above: each picture in its own grey range. Below: the difference from the first, all in one range.",
+        rows=[above, below],
+        caption=caption(provenance or {}, note),
+    )

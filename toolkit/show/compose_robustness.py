@@ -1,0 +1,110 @@
+"""Figures of robustness: scores of several networks on several test sets, as boxes and as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.errors import ResultError
+from toolkit.show.captions import caption
+from toolkit.show.panels import Boxes, Figure, Heatmap, Series
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Scores = Mapping[str, Mapping[str, "pd.DataFrame"]]
+
+
+def score_boxes(
+    evaluations: Scores, *, metric: str = "dice", note: str = "", provenance: Mapping[str, Any] | None = None
+) -> Figure:
+    """Boxes of the volumes' scores: one group a test set, one box a network.
+
+    A volume's score is the mean over its classes; a missed or spurious class counts as 0, a class absent from both
+    maps is left out.
+
+    Args:
+        evaluations: per network and test set, the table of `toolkit.evaluate`.
+        metric: "dice" or "iou".
+        note: sentence for the caption.
+        provenance: what the networks and the data are.
+
+    Raises:
+        ResultError: a table without this metric.
+    """
+    series, counts = [], set()
+    for name, sets in evaluations.items():
+        places: list[str] = []
+        values: list[float] = []
+        for place, table in sets.items():
+            scores = volume_scores(table, metric)
+            places += [place] * len(scores)
+            values += scores.tolist()
+            counts.add(len(scores))
+        series.append(Series(name=name, x=places, y=values))
+    most = len(next(iter(evaluations.values())))
+    volumes = "/".join(str(count) for count in sorted(counts))
+    panel = Boxes(
+        title=f"{metric} of every volume", note=f"{volumes} volumes a test set; box: quartiles, line: median, whiskers: within 1.5 box heights, points: beyond",
+        series=series, y_label=metric.capitalize(), y_range=(0.0, 1.0), width=max(420, 40 + 34 * most * len(series)), height=300,
+    )  # fmt: skip
+    return Figure(
+        title="Robustness: scores on every test set",
+        subtitle="A volume's score is the mean over its classes; missed and spurious classes count as 0.",
+        rows=[[panel]],
+        caption=caption(provenance or {}, note),
+    )
+
+
+def score_table(
+    evaluations: Scores, *, metric: str = "dice", note: str = "", provenance: Mapping[str, Any] | None = None
+) -> Figure:
+    """Mean score of every network (rows) on every test set (columns) and their mean over the sets.
+
+    Args:
+        evaluations: per network and test set, the table of `toolkit.evaluate`.
+        metric: "dice" or "iou".
+        note: sentence for the caption.
+        provenance: what the networks and the data are.
+
+    Raises:
+        ResultError: a table without this metric, or networks scored on different sets.
+    """
+    table = score_means(evaluations, metric)
+    panel = Heatmap(
+        title=f"mean {metric} of the volumes", note="colours run from 0 to 1", values=table.to_numpy(), annotate=True,
+        row_names=list(table.index), column_names=[_broken(str(name)) for name in table.columns],
+        width=66 * table.shape[1], height=36 * table.shape[0] + 8,
+    )  # fmt: skip
+    return Figure(
+        title="Robustness table", subtitle="The last column is the mean over the test sets, each weighing the same.",
+        rows=[[panel]], caption=caption(provenance or {}, note),
+    )  # fmt: skip
+
+
+def score_means(evaluations: Scores, metric: str = "dice") -> pd.DataFrame:
+    """One row a network, one column a test set, and last "mean" over the sets."""
+    import pandas as pd
+
+    if len({tuple(sets) for sets in evaluations.values()}) != 1:
+        raise ResultError("The networks were scored on different test sets, or there is none.")
+    means = {
+        name: {place: float(np.mean(volume_scores(table, metric))) for place, table in sets.items()}
+        for name, sets in evaluations.items()
+    }
+    table = pd.DataFrame(means).T
+    return table.assign(mean=table.mean(axis=1))
+
+
+def volume_scores(table: pd.DataFrame, metric: str = "dice") -> np.ndarray:
+    """One number a volume: the mean of the metric over the classes it holds or was given."""
+    rows = table[(table["metric"] == metric) & table["value"].notna()]
+    if not len(rows):
+        raise ResultError(f"A table has no rows of the metric {metric!r}.")
+    return rows.groupby("case", sort=True)["value"].mean().to_numpy(dtype=float)
+
+
+def _broken(name: str) -> str:
+    return name if len(name) < 10 else name.replace(" ", "\n", 1)
