@@ -16,7 +16,7 @@ export PYTHONUNBUFFERED := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
 
-.PHONY: help setup demo test lint lab notebooks gpu-check benchmarks clean
+.PHONY: help setup demo test lint lab notebooks browser gpu-check benchmarks clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ lab: $(READY) ## JupyterLab on the notebooks
 
 notebooks: $(READY) ## run every notebook from top to bottom in its quick form
 	FAST=1 $(LAUNCH) "$(BIN)/python" -m pytest -q -p nbmake.pytest_plugin --nbmake --nbmake-timeout=300 notebooks $(OPTIONS)
+
+browser: $(READY) ## the explorers in a real JupyterLab and a headless chromium (needs: apt-get install -y chromium)
+	OMP_NUM_THREADS=1 $(LAUNCH) "$(BIN)/python" -m pytest -q tests/browser $(OPTIONS)
 
 gpu-check: $(READY) ## train and extract on CUDA in fp32 and bf16 and compare with the CPU
 	@$(LAUNCH) "$(BIN)/python" -m toolkit gpu-check $(OPTIONS)

@@ -283,3 +283,50 @@ def test_the_padding_is_not_part_of_the_result(net: UNet) -> None:
     assert result.label is not None
     assert torch.equal(result.label[:, 0].long(), label)
     assert {tuple(t.shape) for t in (*result.segmentation, *result.entropy)} == {(1, 14, 11)}
+
+
+def test_a_mask_by_hand_and_the_loss(net: UNet, scan: dict[str, Tensor]) -> None:
+    mask = torch.ones(1, 16, 1, 1)
+    mask[:, [2, 5]] = torch.tensor([0.0, 0.25]).reshape(1, 2, 1, 1)
+    result = mask_latent(net, scan, mask=mask)
+    with torch.no_grad():
+        first, second, code = parts(net, scan["image"])
+        pair = decode(net, first, second, code), decode(net, first, second, code * mask)
+    assert torch.equal(result.mask, mask)
+    assert result.loss is not None
+    for logits, segmentation, loss in zip(pair, result.segmentation, result.loss, strict=True):
+        assert torch.equal(segmentation, logits.argmax(1))
+        wanted = [
+            F.cross_entropy(one[None], label[None]) for one, label in zip(logits, scan["label"], strict=True)
+        ]
+        torch.testing.assert_close(loss, torch.stack(wanted))
+    assert result.scheme == "by hand"
+    assert result.fraction == pytest.approx(2 / 16)
+
+
+def test_both_codes_get_the_mask_by_hand() -> None:
+    network = fast_slow_network(1, 3, width=2).eval()
+    mask = torch.ones(1, 16, 1, 1)
+    mask[:, 3] = 0
+    result = mask_latent(network, torch.rand(1, 1, 32, 32), mask=mask)
+    assert torch.equal(result.mask, mask)
+    assert result.image_mask is not None
+    assert torch.equal(result.image_mask, mask)
+
+
+def test_a_mask_that_does_not_fit_is_refused(net: UNet, scan: dict[str, Tensor]) -> None:
+    with pytest.raises(ConfigError, match="does not fit"):
+        mask_latent(net, scan, mask=torch.ones(1, 7, 1, 1))
+    with pytest.raises(ConfigError, match="does not fit"):
+        mask_latent(net, scan, mask=torch.ones(16))
+
+
+def test_the_loss_leaves_padding_out() -> None:
+    torch.manual_seed(0)
+    network = unet(1, 3, channels=(4, 8, 16)).eval()
+    image, label = torch.randn(1, 1, 14, 14), torch.randint(0, 3, (1, 14, 14))
+    result = mask_latent(network, {"image": image, "label": label}, fraction=0.0)
+    with torch.no_grad():
+        logits = network(F.pad(image, (0, 2, 0, 2), value=float(image.min())))[..., :14, :14]
+    assert result.loss is not None
+    torch.testing.assert_close(result.loss[0], F.cross_entropy(logits, label)[None])

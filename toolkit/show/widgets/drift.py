@@ -156,7 +156,13 @@ class DriftExplorer(Explorer):
         canvas = Canvas(2 * _LEFT + MOST_IMAGES * (_SIDE + 14), _SIDE + 70)
         chosen = self.rows.iloc[list(self.selected)]
         counts = chosen.groupby("case", sort=False).size().sort_values(ascending=False, kind="stable")
-        canvas.text(_LEFT, 6, f"{len(chosen)} selected points of {len(counts)} cases", size=15, bold=True)
+        canvas.text(
+            _LEFT,
+            6,
+            f"{len(chosen)} selected points of {len(counts)} case{'s' * (len(counts) != 1)}",
+            size=15,
+            bold=True,
+        )
         canvas.text(_LEFT, 27, "Select points with the mouse in the figure, or walk from case to case with the arrow keys here.",
                     size=12, colour=FAINT)  # fmt: skip
         for place, name in enumerate(counts.index[:MOST_IMAGES]):
@@ -185,9 +191,14 @@ class DriftExplorer(Explorer):
             places, classes = places[keep], classes[keep]
         view = choose_view(tuple(size), tuple(size), position=position, spacing=case.spacing, largest=10**6)
         picture = grey(view.picture(image))
+        tile = fitted(picture.shape[:2], view.aspect, _SIDE)
+        canvas.paste(enlarged(picture, tile), left, 66)
+        side = max(3, round(tile[0] / picture.shape[0]) + 2)
         for (row, column), index in zip(places[:, -2:], classes, strict=True):
-            picture[row, column] = class_colour(int(index)) if index > 0 else (150, 150, 150)
-        canvas.paste(enlarged(picture, fitted(picture.shape[:2], view.aspect, _SIDE)), left, 66)
+            x = left + round((column + 0.5) * tile[1] / picture.shape[1]) - side // 2
+            y = 66 + round((row + 0.5) * tile[0] / picture.shape[0]) - side // 2
+            red, green, blue = class_colour(int(index)) if index > 0 else (190, 190, 190)
+            canvas.fill(x, y, side, side, f"#{red:02x}{green:02x}{blue:02x}")
 
     def extra_views(self) -> list[Any]:
         """See `Explorer`: the scatter and the numbers beside it."""

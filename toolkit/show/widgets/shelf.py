@@ -17,7 +17,7 @@ from toolkit.features.outputs import logits_of
 from toolkit.features.untouched import untouched
 from toolkit.show.slices import View, choose_view
 
-FEWEST_LAYERS, MOST_LAYERS = 6, 14
+FEWEST_LAYERS, MOST_LAYERS = 4, 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def label_of(item: Any) -> np.ndarray | None:
 
 
 def default_layers(model: nn.Module, example: Any) -> list[str]:
-    """The blocks of a network: its outermost called modules, opened up while they are fewer than six."""
+    """The blocks of a network: its outermost called modules, opened up while they are fewer than four."""
     table = list_layers(model, example)
     dims = 4 if table["shape"].map(len).max() < 5 else 5
     names = [

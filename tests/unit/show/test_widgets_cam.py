@@ -1,0 +1,142 @@
+"""`cam_explorer` without a browser: the maps are `grad_cam`'s, one pass a slice, and the picture stays small."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import toolkit as tk
+from toolkit.errors import ConfigError, DataError
+from toolkit.show.widgets.shelf import Shelf, default_layers
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return tk.unet(in_channels=1, out_channels=3, channels=(4, 8))
+
+
+@pytest.fixture(scope="module")
+def task() -> tk.Task:
+    random = np.random.default_rng(0)
+    images = [random.normal(size=(32, 32)).astype(np.float32) for _ in range(3)]
+    labels = [np.zeros((32, 32), dtype=np.uint8) for _ in range(3)]
+    for k, label in enumerate(labels):
+        label[8:20, 8:20], label[12:16, 12 : 14 + k] = 1, 2
+    return tk.task_from_arrays(
+        images, labels, classes={0: "background", 1: "wall", 2: "cavity"}, splits=["test"] * 3
+    )
+
+
+def count_calls(model: torch.nn.Module) -> list[int]:
+    calls = [0]
+    model.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    return calls
+
+
+def test_the_default_layers_are_the_blocks() -> None:
+    example = torch.zeros(1, 1, 32, 32)
+    assert default_layers(tk.unet(1, 3, channels=(4, 8, 16)), example) == [
+        "encoder.1", "encoder.2", "bottleneck", "decoder.2", "decoder.1", "head",
+    ]  # fmt: skip
+    opened = default_layers(
+        tk.fast_slow_network(1, 3, width=4), example
+    )  # three outermost modules are too few
+    assert "decoupler" in opened
+    assert "image_encoder.down1" in opened
+    assert "segmentation_decoder.head" in opened
+    assert len(opened) == 12
+
+
+def test_the_maps_are_those_of_grad_cam(model: torch.nn.Module, task: tk.Task) -> None:
+    explorer = tk.widgets.cam_explorer(model, task).set(target="reference", target_class=2)
+    case = task.cases("test")[0]
+    expected = tk.grad_cam(
+        model, case, ["encoder.1", "bottleneck", "decoder.1", "head"], tk.Region(2, "reference")
+    )
+    for layer, plane in explorer.maps("network").maps.items():
+        torch.testing.assert_close(torch.from_numpy(plane).float(), expected[layer][0, 0])
+
+
+def test_all_layers_come_from_one_pass_and_are_kept(task: tk.Task) -> None:
+    model = tk.unet(1, 3, channels=(4, 8))
+    explorer = tk.widgets.cam_explorer(model, task)
+    explorer.set(target="image")
+    calls = count_calls(model)
+    explorer.changed()
+    explorer.compose()
+    before = calls[0]
+    for _, layer in explorer.controls()[2].options:
+        explorer.set(layer=layer).compose()
+    explorer.set(opacity=0.3, scale="shared", contours=False).compose()
+    assert calls[0] == before
+
+
+def test_clicks_and_keys_walk_over_the_strip(model: torch.nn.Module, task: tk.Task) -> None:
+    explorer = tk.widgets.cam_explorer(model, task).set(target="image")
+    explorer.click(*explorer.compose().find("layer:head").centre())
+    assert explorer.state["layer"] == "head"
+    canvas = explorer.compose()
+    assert explorer.key("ArrowLeft").state["layer"] == "decoder.1"
+    assert explorer.compose().encode() != canvas.encode()
+
+
+def test_an_empty_region_is_said_in_the_picture(model: torch.nn.Module) -> None:
+    image = np.random.default_rng(0).normal(size=(1, 32, 32)).astype(np.float32)
+    explorer = tk.widgets.cam_explorer(
+        model, {"image": image, "label": np.zeros((32, 32), dtype=np.int64), "id": "empty"}
+    ).set(target="reference")
+    with pytest.raises(DataError):
+        explorer.maps("network")
+    assert explorer.compose().size[0] > 500
+
+
+def test_two_networks_side_by_side(model: torch.nn.Module, task: tk.Task) -> None:
+    other = tk.unet(1, 3, channels=(4, 8, 16))
+    explorer = tk.widgets.cam_explorer(model, task, compare={"deeper": other}).set(
+        target="image", layer="head"
+    )
+    explorer.compose()
+    assert list(explorer.maps("deeper").maps)[-1] == "head"
+    explorer.set(layer="encoder.1")
+    with pytest.raises(ConfigError, match="exactly one"):
+        tk.widgets.cam_explorer(model, task, compare={"a": other, "b": other})
+
+
+@pytest.mark.parametrize("method", ["saliency", "input_x_gradient"])
+def test_captum_methods_are_those_of_attribute(model: torch.nn.Module, task: tk.Task, method: str) -> None:
+    explorer = tk.widgets.cam_explorer(model, task).set(target="image", target_class=1, method=method)
+    expected = tk.attribute(model, task.cases("test")[0], method, tk.ClassSum(1))
+    found = torch.from_numpy(explorer.maps("network").maps["input"]).float()
+    torch.testing.assert_close(found, expected.attributions["input"][0].sum(0))
+    assert explorer.compose().size[1] > 300
+
+
+def test_volumes_are_cut_at_the_slice() -> None:
+    model = tk.unet(1, 2, channels=(4, 8), dims=3)
+    image = torch.randn(1, 8, 16, 16)
+    explorer = tk.widgets.cam_explorer(model, image).set(target="image")
+    assert explorer.controls()[1].high == 7
+    explorer.set(layer="bottleneck", slice=5)
+    whole = tk.grad_cam(model, image, "bottleneck", tk.ClassSum(1))["bottleneck"][0, 0]
+    plane = torch.from_numpy(explorer.maps("network").maps["bottleneck"]).float()
+    torch.testing.assert_close(plane, whole[int(5.5 * len(whole) / 8)])
+    explorer.compose()
+
+
+def test_a_large_slice_is_a_small_picture(model: torch.nn.Module) -> None:
+    explorer = tk.widgets.cam_explorer(model, torch.rand(1, 1, 512, 512)).set(target="image", opacity=0.5)
+    assert len(explorer.compose().encode()[0]) < 500_000
+
+
+def test_a_shelf_opens_at_the_fullest_slice(task: tk.Task, model: torch.nn.Module) -> None:
+    shelf = Shelf(task, model)
+    assert list(shelf.foreground()) == [(1, "wall"), (2, "cavity")]
+    with pytest.raises(DataError):
+        Shelf([], model)
+    volume = np.zeros((8, 16, 16), dtype=np.int64)
+    volume[3, :5], volume[6, :2] = 1, 1
+    item = {"image": np.zeros((1, 8, 16, 16), dtype=np.float32), "label": volume}
+    stacked = Shelf(item, tk.unet(1, 2, channels=(4, 8), dims=3))
+    assert stacked.fullest(next(iter(stacked.stacks))) == 3

@@ -1,0 +1,176 @@
+"""`similarity_explorer` and `drift_explorer` without a browser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import toolkit as tk
+from toolkit.errors import ConfigError, ResultError
+from toolkit.show.widgets.drift import DriftExplorer
+from toolkit.show.widgets.similarity import SimilarityExplorer
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Any]:
+    random = np.random.default_rng(0)
+    images = [random.normal(size=(32, 32)).astype(np.float32) for _ in range(6)]
+    labels = [np.zeros((32, 32), dtype=np.uint8) for _ in range(6)]
+    for label in labels:
+        label[8:20, 8:20] = 1
+    task = tk.task_from_arrays(
+        images, labels, classes={0: "background", 1: "wall"}, splits=["test"] * 6, sites=["A"] * 3 + ["B"] * 3
+    )
+    return task.cases("test")
+
+
+@pytest.fixture(scope="module")
+def models() -> list[torch.nn.Module]:
+    made = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        made.append(tk.unet(1, 2, channels=(4, 8)))
+    return made
+
+
+@pytest.fixture
+def similar(models: list[torch.nn.Module], cases: list[Any]) -> SimilarityExplorer:
+    return tk.widgets.similarity_explorer(models[0], cases)
+
+
+@pytest.fixture
+def drifting(models: list[torch.nn.Module], cases: list[Any]) -> DriftExplorer:
+    stages = [
+        tk.extract(model, cases, ["bottleneck", "head_input"], pool="voxels", samples=6) for model in models
+    ]
+    return tk.widgets.drift_explorer(stages, cases, bootstrap=20)
+
+
+def test_the_layer_map_is_that_of_layer_similarity(similar: SimilarityExplorer) -> None:
+    assert torch.equal(similar.layers().matrix, tk.layer_similarity(similar.features).matrix)
+    similar.set(measure="procrustes")
+    assert torch.equal(
+        similar.layers().matrix, tk.layer_similarity(similar.features, method="procrustes").matrix
+    )
+
+
+def test_a_cell_of_the_map_opens_two_layers_and_a_cell_of_a_matrix_a_pair(
+    similar: SimilarityExplorer,
+) -> None:
+    names = similar.features.layers
+    similar.click(*similar.compose().find("layers").centre(0, 2))
+    assert (similar.state["layer_a"], similar.state["layer_b"]) == (names[0], names[2])
+    similar.key("ArrowDown")
+    assert similar.state["layer_a"] == names[1]
+    similar.click(*similar.compose().find("channels b").centre(1, 3))
+    assert [similar.state[name] for name in ("pair_of", "channel_i", "channel_j")] == ["b", 1, 3]
+    similar.set(layer_b=names[2], layer_a="head").set(pair_of="a")
+    assert max(similar.state["channel_i"], similar.state["channel_j"]) <= 1  # the head has two channels
+    similar.compose()
+
+
+def test_the_maps_are_the_activations(
+    similar: SimilarityExplorer, models: list[torch.nn.Module], cases: list[Any]
+) -> None:
+    _, tape = similar.activations()
+    page = similar.shelf.page(similar.state["case"], similar.state["slice"])
+    model = models[0].eval()
+    with torch.no_grad():
+        logits = model(page.item.image[None])
+    torch.testing.assert_close(tape["head"], logits[0])
+
+
+def test_features_alone_are_enough(similar: SimilarityExplorer, models: list[torch.nn.Module]) -> None:
+    alone = tk.widgets.similarity_explorer(similar.features)
+    assert "case" not in alone.state
+    assert alone.compose().size[1] < similar.compose().size[1]
+    with pytest.raises(ConfigError):
+        tk.widgets.similarity_explorer(models[0])
+
+
+def test_stages_and_what_lies_between(drifting: DriftExplorer) -> None:
+    coordinates = [one.double().numpy() for one in drifting.projection().coordinates]
+    np.testing.assert_allclose(drifting.positions(), coordinates[0])
+    np.testing.assert_allclose(drifting.set(stage=2.5).positions(), (coordinates[1] + coordinates[2]) / 2)
+    assert "interpolated" in drifting.stage_name()
+    np.testing.assert_allclose(drifting.set(stage=3).positions(), coordinates[2])
+    assert drifting.stage_name() == "stage 3"
+    expected = tk.project(drifting.features, "bottleneck", "lda", "stage1").coordinates[2]
+    np.testing.assert_allclose(
+        drifting.set(method="lda", basis="stage1").positions(), expected.double().numpy()
+    )
+
+
+def test_filters_leave_the_rows_they_name(drifting: DriftExplorer) -> None:
+    drifting.set(classes=[1], sites=["B"])
+    rows, places = drifting.points()
+    part = drifting.rows.iloc[rows]
+    assert set(part["class"]) == {1}
+    assert set(part["site"]) == {"B"}
+    assert len(places) == len(rows) == 3 * 6
+    assert len(drifting.set(sites=[]).points()[0]) == 0
+
+
+def test_selected_rows_are_drawn_on_their_image(drifting: DriftExplorer) -> None:
+    first = drifting.compose().encode()
+    assert drifting.select([]).compose().encode() != first
+    before = drifting.compose()
+    drifting.key("ArrowRight")
+    names = drifting.rows["case"].iloc[list(drifting.selected)]
+    assert set(names) == {list(dict.fromkeys(drifting.rows["case"]))[1]}
+    assert len(names) == 2 * 6
+    assert drifting.compose().encode() != before.encode()
+    with pytest.raises(ConfigError):
+        drifting.select([10**6])
+
+
+def test_the_numbers_are_those_of_drift(drifting: DriftExplorer) -> None:
+    found = drifting.numbers().set_index(["measure", "from", "to"])["value"]
+    expected = tk.drift(drifting.features, "bottleneck", bootstrap=20, null_splits=20).table()
+    expected = expected[(expected["class"] == "pooled") & (expected["from"] > 0)].set_index(
+        ["measure", "from", "to"]
+    )["value"]
+    assert len(found) > 5
+    np.testing.assert_allclose(found, expected.loc[found.index])
+
+
+def test_umap_has_no_axes_of_each_stage(drifting: DriftExplorer) -> None:
+    drifting.set(basis="per_stage")
+    drifting._values["method"] = "umap"
+    drifting.adapt({"method"})
+    assert drifting.state["basis"] == "stage1"
+    assert [value for _, value in drifting.controls()[3].options] == ["shared", "stage1"]
+
+
+def test_stages_of_other_rows_are_refused(
+    drifting: DriftExplorer, models: list[torch.nn.Module], cases: list[Any]
+) -> None:
+    fewer = tk.extract(models[0], cases[:3], ["bottleneck", "head_input"], pool="voxels", samples=6)
+    with pytest.raises(ResultError):
+        tk.widgets.drift_explorer([drifting.features[0], fewer])
+    with pytest.raises(ConfigError):
+        tk.widgets.drift_explorer(drifting.features[:1])
+
+
+def test_the_scatter_follows_and_selects(drifting: DriftExplorer) -> None:
+    from plotly.callbacks import Points
+
+    (box,) = drifting.extra_views()
+    figure = box.children[0]
+    np.testing.assert_allclose(figure.data[0].x, drifting.points()[1][:, 0])
+    drifting.set(stage=2.0)
+    np.testing.assert_allclose(figure.data[0].x, drifting.points()[1][:, 0])
+    for callback in figure.data[0]._select_callbacks:
+        callback(figure.data[0], Points(point_inds=[2, 5]), None)
+    assert drifting.selected == (2, 5)
+    assert list(figure.data[0].selectedpoints) == [2, 5]
+    assert "toolkit-numbers" in box.children[1].value
+
+
+def test_static_pictures(drifting: DriftExplorer, similar: SimilarityExplorer) -> None:
+    pictures = [*drifting.static_pictures(), *similar.static_pictures()]
+    assert len(pictures) == 3
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)

@@ -1,0 +1,116 @@
+"""The ipywidgets page of an explorer, driven as the browser drives it, and the monitor of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import toolkit as tk
+from toolkit.errors import CheckpointError
+from toolkit.show.widgets.mask import MaskExplorer
+
+
+@pytest.fixture
+def explorer() -> MaskExplorer:
+    torch.manual_seed(0)
+    return tk.widgets.mask_explorer(tk.unet(1, 3, channels=(4, 8)), torch.randn(3, 1, 32, 32))
+
+
+def test_the_page_follows_python(explorer: MaskExplorer) -> None:
+    view = explorer.view.explorer_view
+    before = view.picture.value
+    explorer.set(fraction=0.9, soft=False, scheme="spatial")
+    assert view.controls["fraction"].value == 0.9
+    assert view.controls["scheme"].value == "spatial"
+    assert view.controls["soft"].value is False
+    assert view.picture.value != before
+    assert view.picture.value == explorer.compose().encode()[0]
+
+
+def test_python_follows_the_page(explorer: MaskExplorer) -> None:
+    view = explorer.view.explorer_view
+    view.controls["seed"].value = 7
+    view.controls["case"].value = view.controls["case"].options[1][1]
+    assert explorer.state["seed"] == 7
+    assert explorer.state["case"] == view.controls["case"].value
+
+
+def test_clicks_and_keys_come_through(explorer: MaskExplorer) -> None:
+    explorer.set(fraction=0.0)
+    view = explorer.view.explorer_view
+    x, y = explorer.compose().find("code").centre(0, 1)
+    view._from_picture(None, {"kind": "click", "x": x, "y": y}, [])
+    assert explorer.by_hand == {1: 0.0}
+    view._from_picture(None, {"kind": "key", "key": "ArrowRight"}, [])
+    view._from_picture(None, {"kind": "key", "key": " "}, [])
+    assert explorer.by_hand == {1: 0.0, 2: 0.0}
+
+
+def test_an_error_becomes_a_line_and_the_control_goes_back(explorer: MaskExplorer) -> None:
+    view = explorer.view.explorer_view
+    view._guarded(lambda: explorer.set(seed=1000))
+    assert "no value of seed" in view.message.value
+    assert view.controls["seed"].value == explorer.state["seed"] == 0
+    view.controls["seed"].value = 3
+    assert view.message.value == ""
+
+
+def test_the_stop_of_a_slider_follows_the_state(explorer: MaskExplorer) -> None:
+    view = explorer.view.explorer_view
+    explorer.set(fraction=1.0).set(scheme="dropout")
+    assert view.controls["fraction"].max == 0.95
+    assert view.controls["fraction"].value == 0.95
+
+
+def test_one_page_for_one_explorer(explorer: MaskExplorer) -> None:
+    assert explorer.view is explorer.view
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """Folder of a run of two steps on arrays."""
+    task = tk.task_from_arrays(
+        [torch.randn(16, 16).numpy() for _ in range(4)], [torch.ones(16, 16, dtype=torch.uint8).numpy() for _ in range(4)],
+        classes={0: "background", 1: "all"}, splits=["train", "train", "val", "val"],
+    )  # fmt: skip
+    config = tk.TrainConfig(
+        steps=2, batch_size=2, validate_every=2, checkpoint_every=2, log_every=1, augmentation="none"
+    )
+    tk.train(tk.unet(1, 2, channels=(4, 8)), task, config=config, out=tmp_path / "run", progress=False)
+    return tmp_path / "run"
+
+
+def test_the_monitor_reads_what_is_written(run_folder: Path) -> None:
+    monitor = tk.widgets.training_monitor(run_folder)
+    assert (monitor.condition, monitor.step, monitor.running) == ("finished", 2, False)
+    box = monitor.extra_views()[0]
+    button, figure = box.children
+    assert button.disabled
+    assert button.description == "Finished"
+    logged = [
+        json.loads(line) for line in (run_folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    total = [row["total"] for row in logged if "total" in row]
+    assert list(figure.data[0].y) == pytest.approx(total)
+    monitor.refresh()
+    assert monitor.refresh() is False
+    with (run_folder / "history.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({**logged[0], "step": 3, "total": 0.5}) + "\n")
+    assert monitor.refresh() is True
+    assert figure.data[0].y[-1] == 0.5
+    monitor.set(logarithmic=True, parts=["scores"])
+    assert figure.layout.yaxis.type == "log"
+    assert [trace.visible for trace in figure.data] == [
+        trace.name.startswith("dice") for trace in figure.data
+    ]
+    assert len(monitor.static_pictures()) == 2
+    monitor.stop()  # nobody trains it: nothing happens
+    assert monitor.condition == "finished"
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run"):
+        tk.widgets.training_monitor(tmp_path)
