@@ -7,6 +7,7 @@ other hosts are the point here, and the download packages leave them out or add 
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import socket
 import time
@@ -180,10 +181,29 @@ def fetch_all(manifest: Manifest, folder: Path, **options: Any) -> list[Path]:
     for source in manifest.access.files:
         if source.unpack:
             fetched.append(path := fetch(source, store, **options))
-            unpack(path, folder)
+            record = path.with_name(f".{path.name}.{source.sha256[:12]}.files")
+            if not _all_there(record, folder):
+                _note(record, unpack(path, folder), folder)
         else:
             fetched.append(fetch(source, folder, **options))
     return fetched
+
+
+def _all_there(record: Path, folder: Path) -> bool:
+    """Whether every file that an archive was unpacked to is still there, with its size."""
+    try:
+        entries: list[tuple[str, int]] = json.loads(record.read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in entries)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _note(record: Path, names: list[str], folder: Path) -> None:
+    """Keep the names and sizes of what an archive was unpacked to, beside the archive."""
+    temporary = record.with_name(f"{record.name}.{os.getpid()}")
+    entries = [(name, (folder / name).stat().st_size) for name in names]
+    temporary.write_text(json.dumps(entries), encoding="utf-8")
+    temporary.replace(record)
 
 
 def _failed(source: Download, what: str) -> DataError:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import socket
 import stat
 import tarfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
+from bad_server import CONTENT, HASH, serving
 
 from toolkit.data.archive import Limits, unpack
 from toolkit.data.catalogue import find_manifest
@@ -24,132 +21,12 @@ from toolkit.data.download import fetch, fetch_all
 from toolkit.data.manifest import Download
 from toolkit.errors import DataError
 
-CONTENT = np.random.default_rng(0).bytes(200_000)
-HASH = hashlib.sha256(CONTENT).hexdigest()
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves CONTENT; the first part of the path says how; `asked` notes the ranges asked for."""
-
-    asked: list[str | None]
-    ends: threading.Event
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        way = self.path.split("/")[1]
-        self.asked.append(self.headers.get("Range"))
-        getattr(self, way)()
-
-    def answer(self, body: bytes, status: int = 200, length: int | None = None, **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def start(self) -> int:
-        return int((self.headers.get("Range") or "bytes=0-")[6:-1])
-
-    def part(self, body: bytes, start: int) -> None:
-        self.answer(
-            body, 206, len(CONTENT) - start, Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
-        )
-
-    def good(self) -> None:
-        self.answer(CONTENT)
-
-    def truncating(self) -> None:  # sends 60 000 bytes of what is left, each time
-        start = self.start()
-        self.part(CONTENT[start : start + 60_000], start) if start else self.answer(
-            CONTENT[:60_000], length=len(CONTENT)
-        )
-
-    def without_ranges(self) -> None:
-        self.answer(CONTENT[:60_000] if len(self.asked) == 1 else CONTENT, length=len(CONTENT))
-
-    def wrong_place(self) -> None:
-        if self.start():
-            self.answer(
-                CONTENT[:10],
-                206,
-                len(CONTENT) - self.start(),
-                Content_Range=f"bytes 7-{len(CONTENT)}/{len(CONTENT)}",
-            )
-        else:
-            self.answer(CONTENT[:60_000], length=len(CONTENT))
-
-    def corrupting(self) -> None:
-        self.answer(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
-
-    def stalling(self) -> None:
-        self.answer(CONTENT[:1000], length=len(CONTENT))
-        self.wfile.flush()
-        self.ends.wait(20)
-
-    def dripping(self) -> None:
-        self.answer(b"", length=len(CONTENT))
-        for index in range(200):
-            if self.ends.wait(0.05):
-                break
-            try:
-                self.wfile.write(CONTENT[index : index + 1])
-                self.wfile.flush()
-            except OSError:
-                break
-
-    def longer(self) -> None:
-        self.answer(CONTENT + b"more", length=len(CONTENT) + 4)
-
-    def endless(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        try:
-            for _ in range(100):
-                self.wfile.write(CONTENT)
-        except OSError:
-            pass
-
-    def shorter(self) -> None:
-        self.answer(CONTENT[:500])
-
-    def error_page(self) -> None:
-        self.answer(b"<html>please log in</html>", Content_Type="text/html")
-
-    def missing(self) -> None:
-        self.answer(b"no", 404)
-
-    def elsewhere(self) -> None:
-        self.answer(b"", 302, Location="http://localhost:9/good/file.bin")
-
-    def to_file(self) -> None:
-        self.answer(b"", 302, Location="file:///etc/passwd")
-
-    def loop(self) -> None:
-        self.answer(b"", 302, Location="/loop/file.bin")
-
-    def moved(self) -> None:
-        self.answer(b"", 302, Location="/good/file.bin")
-
-    def hanging_up(self) -> None:
-        self.connection.shutdown(socket.SHUT_RDWR)
-
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[tuple[str, list[str | None]]]:
     monkeypatch.setenv("no_proxy", "*")
-    Handler.asked, Handler.ends = [], threading.Event()
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    running.daemon_threads = True
-    running.handle_error = lambda *a: None  # a client that hangs up is what some tests want
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{running.server_port}", Handler.asked
-    Handler.ends.set()
-    running.shutdown()
-    running.server_close()
+    with serving() as running:
+        yield running
 
 
 def get(server: str, way: str, folder: Path, **options: object) -> Path:
