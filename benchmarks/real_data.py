@@ -30,7 +30,7 @@ ACDC = tk.TrainConfig(
     steps=900, batch_size=12, precision="bf16", learning_rate=1e-2, validate_every=225, checkpoint_every=150
 )
 HIPPOCAMPUS = ACDC.replace(steps=800, batch_size=4, validate_every=200, checkpoint_every=200)
-STAGE = ACDC.replace(steps=150, validate_every=75, checkpoint_every=75)
+STAGE = ACDC.replace(steps=100, validate_every=50, checkpoint_every=50)
 CARDIAC = {
     "in_channels": 1,
     "channels": (16, 32, 64, 128, 256),
