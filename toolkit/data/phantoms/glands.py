@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from toolkit.data.phantoms.appearance import Scanner, shading
 from toolkit.data.phantoms.fields import average_down, blur, paint, smooth_field, soft_inside, stamp_disc
 from toolkit.data.phantoms.heart import direction
-from toolkit.data.phantoms.phantom import check_request, split_of, spread
+from toolkit.data.phantoms.phantom import numbered, split_of, spread, streams
 from toolkit.data.phantoms.stream import Stream
 
 Floats = NDArray[np.float64]
@@ -100,10 +100,7 @@ _SITES = {
 
 SITES: tuple[str, ...] = tuple(_SITES)
 DESCRIPTIONS: dict[str, str] = {name: site.description for name, site in _SITES.items()}
-_SPLITS = {"train": range(40), "val": range(40, 48), "test": range(48, 68)}
-SUBJECTS: dict[str, dict[str, list[int]]] = {
-    name: {split: list(numbers) for split, numbers in _SPLITS.items()} for name in SITES
-}
+SUBJECTS: dict[str, dict[str, list[int]]] = {name: numbered(40, 8, 20) for name in SITES}
 
 
 def group_of(site: str, subject: int) -> str:
@@ -122,18 +119,51 @@ def generate(site: str, subject: int, seed: int = 0) -> Tile:
     Raises:
         DataError: for an unknown site or a negative number.
     """
-    check_request("phantom-glands", SITES, site, subject, seed)
+    anatomy, drawing, noise = streams("phantom-glands", _TASK_KEY, SITES, site, subject, seed)
     settings, group = _SITES[site], group_of(site, subject)
-    key = (seed, _TASK_KEY, SITES.index(site), subject)
-    distance, owner, wall = _pack(Stream(*key, 0), settings, group == "malignant")
-    nuclear, tissue = _stain(Stream(*key, 1), settings, distance, wall)
+    distance, owner, wall = _pack(anatomy, settings, group == "malignant")
+    nuclear, tissue = _stain(drawing, settings, distance, wall)
     inside = average_down(distance, (_FINE, _FINE)) < 0.0
     label = inside.astype(np.uint8)
     return Tile(
-        image=_photograph(Stream(*key, 2), settings, nuclear, tissue), label=label,
+        image=_photograph(noise, settings, nuclear, tissue), label=label,
         instances=np.where(inside, owner[::_FINE, ::_FINE], 0).astype(np.uint8),
         group=group, split=split_of(SUBJECTS[site], subject), site=site, subject=subject,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """One gland: lengths in points of the fine grid.
+
+    Attributes:
+        size: mean radius across.
+        aspect: length over width.
+        along: cosine and sine of the long axis.
+        waves: relative strength of three waves around the outline.
+        thickness: of the epithelium.
+    """
+
+    size: float
+    aspect: float
+    along: tuple[float, float]
+    waves: tuple[float, float, float]
+    thickness: float
+
+    def reach(self, margin: float) -> float:
+        """Beyond this distance from the centre every point is more than the margin outside."""
+        return self.aspect * (self.size * (1.0 + sum(map(abs, self.waves))) + margin)
+
+    def distance(self, dy: Floats, dx: Floats) -> Floats:
+        """Signed distance to the wavy outline, negative inside."""
+        c, s = self.along
+        along, across = (c * dx + s * dy) * (1.0 / self.aspect), c * dy - s * dx
+        radius = np.sqrt(along * along + across * across) + 1e-6
+        u, v = along / radius, across / radius
+        u2, v2 = u * u - v * v, 2.0 * u * v
+        outline = self.waves[0] * (u * u2 - v * v2) + self.waves[1] * (v * u2 + u * v2)
+        outline = outline + self.waves[2] * (u2 * u2 - v2 * v2)
+        return radius - self.size * (1.0 + outline)
 
 
 def _pack(stream: Stream, site: Site, malignant: bool) -> tuple[Floats, NDArray[np.uint8], Floats]:
@@ -151,40 +181,34 @@ def _pack(stream: Stream, site: Site, malignant: bool) -> tuple[Floats, NDArray[
         column = (place % count - 1.0 + 0.55 * (column - 0.5)) * step + offset[1]
         if luck < 0.12:
             continue  # a gap in the crowd
-        rows, columns = (_reach(centre, 1.5 * step, side) for centre in (row, column))
-        distance, thickness = _gland(
-            stream, at[rows, None] - row, at[None, columns] - column, step, malignant
-        )
+        gland = _sample(stream, step, malignant)
         number += 1
+        # Farther than a few pixels outside, a distance changes neither a label nor a colour.
+        rows, columns = (_window(centre, gland.reach(4.0 * _FINE), side) for centre in (row, column))
+        distance = gland.distance(at[rows, None] - row, at[None, columns] - column)
         here = (rows, columns)
         closer = distance < nearest[here]
         second[here] = np.where(closer, nearest[here], np.minimum(second[here], distance))
-        owner[here][closer], wall[here][closer] = number, thickness
+        owner[here][closer], wall[here][closer] = number, gland.thickness
         nearest[here] = np.where(closer, distance, nearest[here])
     # Half a gap of stroma on either side of the line where two glands would touch.
     gap = 1.3 * _FINE
     return np.maximum(nearest, gap - (second - nearest)) / _FINE, owner, wall / _FINE
 
 
-def _reach(centre: float, reach: float, side: int) -> slice:
+def _window(centre: float, reach: float, side: int) -> slice:
     """Grid points within reach of a centre."""
     return slice(min(max(0, int(centre - reach)), side), max(0, min(side, int(centre + reach) + 1)))
 
 
-def _gland(stream: Stream, dy: Floats, dx: Floats, step: float, malignant: bool) -> tuple[Floats, float]:
-    """Signed distance to one gland with a wavy outline, and the thickness of its epithelium."""
+def _sample(stream: Stream, step: float, malignant: bool) -> _Outline:
     size = step * stream.uniform(0.40, 0.62)
     aspect = stream.uniform(1.0, 1.7 if malignant else 1.35)
-    c, s = direction(stream.uniform(-90.0, 90.0))
-    along, across = (c * dx + s * dy) * (1.0 / aspect), c * dy - s * dx
-    radius = np.sqrt(along * along + across * across) + 1e-6
-    u, v = along / radius, across / radius
+    along = direction(stream.uniform(-90.0, 90.0))
     wave = 0.14 if malignant else 0.05
-    u2, v2 = u * u - v * v, 2.0 * u * v
-    outline = stream.normal(0.0, wave) * (u * u2 - v * v2) + stream.normal(0.0, wave) * (v * u2 + u * v2)
-    outline = outline + stream.normal(0.0, 0.6 * wave) * (u2 * u2 - v2 * v2)
+    waves = (stream.normal(0.0, wave), stream.normal(0.0, wave), stream.normal(0.0, 0.6 * wave))
     thickness = size * (stream.uniform(0.5, 0.9) if malignant else stream.uniform(0.32, 0.48))
-    return radius - size * (1.0 + outline), thickness
+    return _Outline(size, aspect, along, waves, thickness)
 
 
 def _stain(stream: Stream, site: Site, distance: Floats, wall: Floats) -> tuple[Floats, Floats]:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from toolkit.data.phantoms.appearance import Scanner, acquire, shading
 from toolkit.data.phantoms.fields import average_down, paint, smooth_field, smooth_step, soft_inside
-from toolkit.data.phantoms.phantom import Phantom, check_request, split_of, spread
+from toolkit.data.phantoms.phantom import Phantom, numbered, spread, streams
 from toolkit.data.phantoms.stream import Stream
+from toolkit.data.phantoms.volume import centred_axes, finished
 
 Floats = NDArray[np.float64]
 
-SOURCES = ("appearance.py", "fields.py", "hippocampus.py", "phantom.py", "stream.py")
+SOURCES = ("appearance.py", "fields.py", "hippocampus.py", "phantom.py", "stream.py", "volume.py")
 CLASSES = {0: "background", 1: "anterior", 2: "posterior"}
 SHAPE = (24, 48, 48)
 _FINE = (2, 2, 2)
@@ -63,10 +64,7 @@ _SITES = {
 
 SITES: tuple[str, ...] = tuple(_SITES)
 DESCRIPTIONS: dict[str, str] = {name: site.description for name, site in _SITES.items()}
-_SPLITS = {"train": range(20), "val": range(20, 24), "test": range(24, 32)}
-SUBJECTS: dict[str, dict[str, list[int]]] = {
-    name: {split: list(numbers) for split, numbers in _SPLITS.items()} for name in SITES
-}
+SUBJECTS: dict[str, dict[str, list[int]]] = {name: numbered(20, 4, 8) for name in SITES}
 
 
 @dataclass(frozen=True)
@@ -107,32 +105,21 @@ def generate(site: str, subject: int, seed: int = 0) -> Phantom:
     Raises:
         DataError: for an unknown site or a negative number.
     """
-    check_request("phantom-hippocampus", SITES, site, subject, seed)
+    stream, drawing, noise = streams("phantom-hippocampus", _TASK_KEY, SITES, site, subject, seed)
     settings, group = _SITES[site], group_of(site, subject)
-    key = (seed, _TASK_KEY, SITES.index(site), subject)
-    stream = Stream(*key, 0)
     shape = _sample(stream, group)
     signals = {name: stream.near(value, 0.06) for name, value in settings.signals.items()}
     along, across, up = _coordinates(settings, shape)
-    canvas, distance = _draw(
-        Stream(*key, 1), shape, signals, settings.spacing / _FINE[1], (along, across, up)
-    )
+    canvas, distance = _draw(drawing, shape, signals, settings.spacing / _FINE[1], (along, across, up))
     label = np.zeros(SHAPE, dtype=np.uint8)
     inside = average_down(distance, _FINE) < 0.0
     front = average_down(np.broadcast_to(along, distance.shape), _FINE) >= shape.border
     label[inside & front] = 1
     label[inside & ~front] = 2
-    image = acquire(
-        Stream(*key, 2),
-        average_down(canvas, _FINE),
-        shading(stream, SHAPE, settings.scanner),
-        settings.scanner,
-    )
-    return Phantom(
-        image=image, label=label, spacing=(settings.spacing, settings.spacing), group=group,
-        split=split_of(SUBJECTS[site], subject),
-        slice_spacing=settings.slice_spacing, site=site, subject=subject,
-    )  # fmt: skip
+    field = shading(stream, SHAPE, settings.scanner)
+    image = acquire(noise, average_down(canvas, _FINE), field, settings.scanner)
+    spacing = (settings.spacing, settings.slice_spacing)
+    return finished(image, label, spacing, group, SUBJECTS[site], site, subject)
 
 
 def _sample(stream: Stream, group: str) -> _Shape:
@@ -154,10 +141,7 @@ def _sample(stream: Stream, group: str) -> _Shape:
 
 def _coordinates(site: Site, shape: _Shape) -> tuple[Floats, Floats, Floats]:
     """Position along the axis, across it (medial positive) and above it, mm, on the fine grid."""
-    axes: list[Floats] = [
-        (np.arange(n * f, dtype=np.float64) + 0.5 - 0.5 * n * f) * (step / f)
-        for n, f, step in zip(SHAPE, _FINE, (site.slice_spacing, site.spacing, site.spacing), strict=True)
-    ]
+    axes = centred_axes(SHAPE, _FINE, (site.slice_spacing, site.spacing, site.spacing))
     along: Floats = axes[0][:, None, None]
     across = axes[2][None, None, :] * (-1.0 if shape.mirrored else 1.0)
     back = np.clip(along - 6.0, None, 0.0)

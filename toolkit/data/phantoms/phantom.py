@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.data.phantoms.stream import Stream
 from toolkit.errors import DataError
 
 
@@ -46,6 +47,28 @@ def check_request(task: str, sites: Sequence[str], site: str, subject: int, seed
         raise DataError(f"There is no site {site!r}.", where=task, fix=f"Use one of {list(sites)}.")
     if subject < 0 or seed < 0:
         raise DataError(f"Subject and seed must be 0 or more, not {subject} and {seed}.", where=task)
+
+
+def streams(
+    task: str, task_key: int, sites: Sequence[str], site: str, subject: int, seed: int
+) -> tuple[Stream, Stream, Stream]:
+    """A subject's keyed draws: of its anatomy, of the drawing, and of the noise.
+
+    Raises:
+        DataError: for an unknown site or a negative number.
+    """
+    check_request(task, sites, site, subject, seed)
+    key = (seed, task_key, sites.index(site), subject)
+    return Stream(*key, 0), Stream(*key, 1), Stream(*key, 2)
+
+
+def numbered(train: int, val: int, test: int) -> dict[str, list[int]]:
+    """Subject numbers of each split: consecutive, training first."""
+    return {
+        "train": list(range(train)),
+        "val": list(range(train, train + val)),
+        "test": list(range(train + val, train + val + test)),
+    }
 
 
 def split_of(subjects: Mapping[str, Sequence[int]], subject: int) -> str:

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from toolkit.data.phantoms.appearance import Scanner, acquire, shading
 from toolkit.data.phantoms.fields import average_down, paint, smooth_field, soft_inside
-from toolkit.data.phantoms.phantom import Phantom, check_request, split_of, spread
+from toolkit.data.phantoms.phantom import Phantom, numbered, spread, streams
 from toolkit.data.phantoms.stream import Stream
+from toolkit.data.phantoms.volume import centred_axes, finished
 
 Floats = NDArray[np.float64]
 
-SOURCES = ("appearance.py", "fields.py", "phantom.py", "prostate.py", "stream.py")
+SOURCES = ("appearance.py", "fields.py", "phantom.py", "prostate.py", "stream.py", "volume.py")
 CLASSES = {0: "background", 1: "peripheral zone", 2: "transition zone"}
 SHAPE = (16, 64, 64)
 _FINE = (2, 2, 2)
@@ -105,17 +106,7 @@ _SITES = {
 
 SITES: tuple[str, ...] = tuple(_SITES)
 DESCRIPTIONS: dict[str, str] = {name: f"like {site.description}" for name, site in _SITES.items()}
-
-
-def _numbered(counts: tuple[int, int, int]) -> dict[str, list[int]]:
-    starts = (0, counts[0], counts[0] + counts[1])
-    splits = ("train", "val", "test")
-    return {
-        name: list(range(low, low + count)) for name, low, count in zip(splits, starts, counts, strict=True)
-    }
-
-
-SUBJECTS: dict[str, dict[str, list[int]]] = {name: _numbered(site.counts) for name, site in _SITES.items()}
+SUBJECTS: dict[str, dict[str, list[int]]] = {name: numbered(*site.counts) for name, site in _SITES.items()}
 
 
 @dataclass(frozen=True)
@@ -152,24 +143,20 @@ def generate(site: str, subject: int, seed: int = 0) -> Phantom:
     Raises:
         DataError: for an unknown site or a negative number.
     """
-    check_request("phantom-prostate", SITES, site, subject, seed)
+    stream, drawing, noise = streams("phantom-prostate", _TASK_KEY, SITES, site, subject, seed)
     settings, group = _SITES[site], group_of(site, subject)
-    key = (seed, _TASK_KEY, SITES.index(site), subject)
-    stream = Stream(*key, 0)
     gland = _sample(stream, group)
     signals = {name: stream.near(value, 0.06) for name, value in settings.signals.items()}
-    canvas, outer, inner = _draw(Stream(*key, 1), settings, gland, signals)
+    canvas, outer, inner = _draw(drawing, settings, gland, signals)
     whole = average_down(outer, _FINE) < 0.0
     core = average_down(inner, _FINE) < 0.0
     label = np.zeros(SHAPE, dtype=np.uint8)
     label[whole] = 1
     label[whole & core] = 2
     field = shading(stream, SHAPE, settings.scanner) * _flare(settings, gland)
-    image = acquire(Stream(*key, 2), average_down(canvas, _FINE), field, settings.scanner)
-    return Phantom(
-        image=image, label=label, spacing=(settings.spacing, settings.spacing), group=group,
-        slice_spacing=settings.slice_spacing, split=split_of(SUBJECTS[site], subject), site=site, subject=subject,
-    )  # fmt: skip
+    image = acquire(noise, average_down(canvas, _FINE), field, settings.scanner)
+    spacing = (settings.spacing, settings.slice_spacing)
+    return finished(image, label, spacing, group, SUBJECTS[site], site, subject)
 
 
 def _sample(stream: Stream, group: str) -> _Gland:
@@ -189,11 +176,13 @@ def _sample(stream: Stream, group: str) -> _Gland:
 def _axes(site: Site, gland: _Gland, factors: tuple[int, int, int]) -> tuple[Floats, Floats, Floats]:
     """Upwards (towards the bladder), backwards and sideways from the gland's middle, mm."""
     steps = (site.slice_spacing, site.spacing, site.spacing)
-    axes = [
-        (np.arange(n * f, dtype=np.float64) + 0.5 - 0.5 * n * f) * (step / f) - middle
-        for n, f, step, middle in zip(SHAPE, factors, steps, gland.centre, strict=True)
-    ]
-    return axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None, :]
+    up, back, side = centred_axes(SHAPE, factors, steps)
+    middle = gland.centre
+    return (
+        (up - middle[0])[:, None, None],
+        (back - middle[1])[None, :, None],
+        (side - middle[2])[None, None, :],
+    )
 
 
 def _flare(site: Site, gland: _Gland) -> Floats:
