@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import importlib
 import json
 import os
 import platform
@@ -23,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from phantom_speed import slices_per_second
 
 from toolkit.data.catalogue import load_task
 from toolkit.data.generated import GENERATORS
@@ -53,17 +50,6 @@ SETTINGS = {
     "phantom-hippocampus": Setting(channels=(16, 32, 64), batch_size=2, learning_rate=1e-2),
     "phantom-prostate": Setting(channels=(16, 32, 64), batch_size=2, learning_rate=1e-2),
 }
-
-
-def population_hash(module: Any) -> str:
-    """SHA-256 over the bytes of every subject, in order: the same while the pictures are the same."""
-    digest = hashlib.sha256()
-    for site in module.SITES:
-        for split in module.SUBJECTS[site].values():
-            for subject in split:
-                phantom = module.generate(site, subject)
-                digest.update(phantom.image.tobytes() + phantom.label.tobytes())
-    return digest.hexdigest()
 
 
 def trained_scores(
@@ -156,7 +142,6 @@ def _options() -> argparse.Namespace:
 
 def description(task: Any, setting: Setting, seeds: list[int]) -> dict[str, Any]:
     """Everything that decides the numbers."""
-    module = importlib.import_module(GENERATORS[task.name])
     return {
         "question": f"Dice lost by training on one site; Dice reached by training on all ({task.name}, test split)",
         "network": f"unet({task.channels}, {len(task.classes)}, channels={setting.channels}, dims={task.dims})",
@@ -165,8 +150,7 @@ def description(task: Any, setting: Setting, seeds: list[int]) -> dict[str, Any]
             "schedule": "one_cycle", "augmentation": "standard", "precision": "32", "selection": "last step",
             "objective": "cross-entropy + soft Dice (squared denominator)", "seeds": seeds,
         },
-        "data": {"task": task.name, "bytes_sha256": population_hash(module)},
-        "slices_per_cpu_second": round(slices_per_second(module), 1),
+        "data": {"task": task.name, "content_hash": task.content_hash()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "threads": torch.get_num_threads(),
     }  # fmt: skip
