@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from toolkit.data.randomness import keyed_random
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import Target
-from toolkit.features.modules import unwrap
+from toolkit.features.inputs import device_of
+from toolkit.features.modules import named, unwrap
 from toolkit.features.provenance import provenance
+from toolkit.features.trace import trace_calls
 from toolkit.results import Result
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ class RandomisedWeights(Result):
     """Similarity of maps to those of the same network with shuffled weights.
 
     Attributes:
-        numbers: one row per layer, image and draw, see `randomised_weights`.
+        numbers: one row per layer, image, draw and, for a cascade, step; see `randomised_weights`.
         target: what was explained.
         method: "grad_cam" or a variant.
     """
@@ -42,13 +45,16 @@ class RandomisedWeights(Result):
     def table(self) -> pd.DataFrame:
         """One row per layer: mean and largest similarity over images and draws, and the verdict.
 
-        The verdict is "passes" if the mean of |rank correlation| is at most 0.5, else "fails: the map shows the image,
+        A cascade has a row per layer and step; its last step has all weights shuffled. The verdict is "passes" if the mean of |rank correlation| is at most 0.5, else "fails: the map shows the image,
         not the network"; "undefined" if a map is constant.
         """
         import pandas as pd
 
         rows = []
-        for layer, part in self.numbers.groupby("layer", sort=False):
+        cascade = "shuffled_down_to" in self.numbers
+        keys = ["layer", "shuffled_down_to"] if cascade else ["layer"]
+        for names, part in self.numbers.groupby(keys, sort=False):
+            layer = names[0]
             known = part["rank_correlation"].abs().dropna()
             mean = float(known.mean()) if len(known) else math.nan
             verdict = "undefined" if math.isnan(mean) else "passes"
@@ -57,6 +63,7 @@ class RandomisedWeights(Result):
             rows.append(
                 {
                     "layer": layer,
+                    **({"shuffled_down_to": names[1]} if cascade else {}),
                     "similarity": mean,
                     "largest": float(known.max()) if len(known) else math.nan,
                     "maps": len(known),
@@ -68,7 +75,7 @@ class RandomisedWeights(Result):
 
 def randomised_weights(
     model: nn.Module, inputs: Any, layers: str | Sequence[str], target: Target | int | str, *, draws: int = 3,
-    seed: int = 0, method: str = "grad_cam", label: Any = None, batch_size: int = 8,
+    seed: int = 0, method: str = "grad_cam", label: Any = None, batch_size: int = 8, cascade: int = 0,
 ) -> RandomisedWeights:  # fmt: skip
     """Compare Grad-CAM maps with those of copies whose weights are shuffled (Adebayo et al. 2018).
 
@@ -86,9 +93,12 @@ def randomised_weights(
         method: as for `toolkit.grad_cam`.
         label: label map(s) for bare arrays or paths.
         batch_size: images per pass.
+        cascade: shuffle in this many steps from the output down to the input, each step on top of those before
+            (Adebayo's cascading randomisation); 0 shuffles everything at once.
 
     Returns:
-        `numbers`: layer, case, draw, rank_correlation (Spearman, of the raw maps; NaN if one is constant).
+        `numbers`: layer, case, draw, rank_correlation (Spearman, of the raw maps; NaN if one is constant), and for a
+        cascade shuffled_down_to, the module nearest the input whose weights are shuffled.
 
     Raises:
         As `toolkit.grad_cam`.
@@ -99,8 +109,9 @@ def randomised_weights(
     inputs = inputs if hasattr(inputs, "shape") or not hasattr(inputs, "__iter__") else _kept(inputs)
     own = grad_cam(model, inputs, layers, target, **options)
     rows = []
-    for draw in range(draws):
-        other = grad_cam(shuffled(model, seed, draw), inputs, list(own), target, **options)
+    groups = _cascade(model, own.image[:1], cascade) if cascade else [(None, "")]
+    for draw, (modules, down_to) in itertools.product(range(draws), groups):
+        other = grad_cam(shuffled(model, seed, draw, modules), inputs, list(own), target, **options)
         for layer in own:
             for case, one, two in zip(own.cases, own[layer], other[layer], strict=True):
                 rows.append(
@@ -108,6 +119,7 @@ def randomised_weights(
                         "layer": layer,
                         "case": case,
                         "draw": draw,
+                        **({"shuffled_down_to": down_to} if cascade else {}),
                         "rank_correlation": rank_correlation(one, two),
                     }
                 )
@@ -116,20 +128,37 @@ def randomised_weights(
         target=own.target,
         method=method,
         provenance=provenance(
-            model, own.provenance.get("data"), layers=own.layers, target=own.target, method=method, draws=draws, seed=seed
+            model, own.provenance.get("data"), layers=own.layers, target=own.target, method=method, draws=draws, seed=seed,
+            cascade=cascade,
         ),
     )  # fmt: skip
 
 
-def shuffled(model: nn.Module, seed: int = 0, draw: int = 0) -> nn.Module:
-    """A copy of the network with the entries of every parameter permuted."""
+def shuffled(
+    model: nn.Module, seed: int = 0, draw: int = 0, modules: Collection[str] | None = None
+) -> nn.Module:
+    """A copy of the network with the entries of every parameter permuted (of the modules named, or of all)."""
     network = _copy(unwrap(model))
     with torch.no_grad():
         for name, parameter in network.named_parameters():
+            if modules is not None and name.rpartition(".")[0] not in modules:
+                continue
             order = keyed_random("shuffled weights", seed, draw, name).permutation(parameter.numel())
             flat = parameter.flatten()
             parameter.copy_(flat[torch.from_numpy(order).to(flat.device)].view_as(parameter))
     return network
+
+
+def _cascade(model: nn.Module, image: Tensor, steps: int) -> list[tuple[set[str], str]]:
+    """Growing sets of modules with weights, from the last one that runs to the first, and the name of the newest."""
+    network = unwrap(model)
+    modules = {**named(network), "": network}
+    owners = [n for n, module in modules.items() if any(True for _ in module.parameters(recurse=False))]
+    calls = trace_calls(model, [image.to(device_of(model))]).calls
+    last = {str(call.name.path): call.end for call in calls}
+    order = sorted(owners, key=lambda name: -last.get(name, -1))
+    cuts = sorted({math.ceil(len(order) * step / steps) for step in range(1, steps + 1)} - {0})
+    return [(set(order[:cut]), order[cut - 1] or type(network).__name__) for cut in cuts]
 
 
 def _copy(network: nn.Module) -> nn.Module:

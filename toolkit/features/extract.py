@@ -27,6 +27,7 @@ def extract(
     model: nn.Module, inputs: Any, layers: str | Sequence[str], pool: str = "per-class", samples: int = 256, seed: int = 0,
     *, batch_size: int = 8, device: torch.device | str | None = None, moments: bool = True,
     out: str | os.PathLike[str] | None = None, taps: Mapping[str, str] | None = None, mode: str = "eval", label: Any = None,
+    resume: bool = True,
 ) -> Features:  # fmt: skip
     """Features of any network at any layers; the network is left untouched.
 
@@ -44,20 +45,31 @@ def extract(
         batch_size: images per pass.
         device: the network's own device; another one is refused, because moving the network would change it.
         moments: also keep each image's Gram matrix, channel sums and number of positions, per layer.
-        out: write to this .zarr folder while running, instead of keeping the rows in memory.
+        out: write to this .zarr folder while running, instead of keeping the rows in memory. The folder appears when it
+            is complete; after a kill or an interrupt the same call goes on where it was, to the same bytes.
         taps: overrides of aliases.
         mode: "eval" (running statistics) or "train"; statistics are restored afterwards.
         label: label map(s) for bare arrays or paths.
+        resume: False starts anew even if an unfinished extraction of the same weights, layers and settings is found.
 
     Raises:
         LayerError: a layer that does not exist, never ran, or gives no map.
         DataError: an input that the network cannot take, or no label for "per-class".
         ConfigError: unknown pool, or a foreign device.
-        ResultError: `out` exists and is not a feature store.
+        ResultError: `out` exists and is not a feature store, or holds an unfinished extraction of other inputs.
     """
     check_pool(pool, samples)
     _check_device(model, device)
-    writer: FeatureWriter = MemoryWriter() if out is None else StoreWriter(out)
+    settings: dict[str, Any] = {
+        "pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode,
+    }  # fmt: skip
+    writer: FeatureWriter = MemoryWriter()
+    if out is not None:
+        names = [layers] if isinstance(layers, str) else list(layers)
+        request = provenance(
+            model, None, layers=names, taps=dict(taps or {}), batch_size=batch_size, **settings
+        )
+        writer = StoreWriter(out, request, resume)
     data = DataHash()
     try:
         with untouched(model, mode) as network, torch.no_grad():
@@ -66,16 +78,22 @@ def extract(
             first = next(batches, None)
             if first is not None:
                 with observe(network, layers, stream.consume, taps=taps):
-                    for batch in itertools.chain([first], batches):
+                    for number, batch in enumerate(itertools.chain([first], batches)):
+                        if number > writer.done:
+                            writer.checkpoint(number, data.hexdigest)
                         data.update(batch.ids, batch.image, batch.label)
-                        stream.run(network, batch, Pooler(batch, pool, samples, seed))
+                        stream.run(
+                            network, batch, Pooler(batch, pool, samples, seed), known=number < writer.done
+                        )
+                        writer.check_inputs(number + 1, data.hexdigest)
+                    if number < writer.done:  # a checkpoint is made only when another batch is at hand
+                        writer.check_inputs(writer.done, lambda: "")
         if not writer.layers:
             raise DataError("There are no inputs to extract features from.", where="extract(inputs=...)")
-        record = provenance(
-            model, data.hexdigest(), layers=writer.layers, pool=pool, samples=samples, seed=seed, moments=moments,
-            mode=mode,
-        )  # fmt: skip
+        record = provenance(model, data.hexdigest(), layers=writer.layers, **settings)
         return writer.finish(record, *head_of(model, taps))
+    except (KeyboardInterrupt, SystemExit):
+        raise  # what is on disk is kept, and the same call goes on from there
     except BaseException:
         writer.abort()
         raise
@@ -110,10 +128,11 @@ class _Stream:
             for kind, value in zip(("gram", "sum", "count"), values, strict=True):
                 self.writer.add(name, kind, value)
 
-    def run(self, network: nn.Module, batch: InputBatch, pooler: Pooler) -> None:
-        """Run the network on one batch."""
+    def run(self, network: nn.Module, batch: InputBatch, pooler: Pooler, known: bool = False) -> None:
+        """Run the network on one batch, unless its features are known from before a kill."""
         self.pooler = pooler
-        forward(network, batch.image)
+        if not known:
+            forward(network, batch.image)
         self.writer.add_rows(pooler.plan.table)
         self.writer.add_images(
             {

@@ -99,12 +99,14 @@ class DataHash:
         self._digest = hashlib.sha256()
 
     def update(self, ids: Iterable[str], *tensors: Tensor | None) -> None:
-        """Add images (and labels) with their names."""
-        self._digest.update("|".join(ids).encode())
-        for tensor in tensors:
-            if tensor is not None:
-                self._digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                self._digest.update(_bytes(tensor))
+        """Add images (and labels) with their names, one by one: the hash does not depend on how they were batched."""
+        for index, name in enumerate(ids):
+            self._digest.update(f"{name}|".encode())
+            for tensor in tensors:
+                if tensor is not None:
+                    one = tensor[index]
+                    self._digest.update(f"{one.dtype} {tuple(one.shape)}".encode())
+                    self._digest.update(_bytes(one))
 
     def hexdigest(self) -> str:
         """The hash of everything added so far."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,17 +14,26 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError
+from toolkit.features.partial import cut, partial_folder, read_progress, remove_progress, write_progress
 from toolkit.features.store import Features, MemoryArrays
 
 FORMAT = {"kind": "toolkit-features", "format": 1}
 _BUFFER = 8 * 2**20  # bytes kept per array before they are written
 _CHUNK = 2**20  # bytes per chunk
+CHECKPOINT_SECONDS = 10.0  # longest work that a kill can cost, besides one batch
 
 
 class FeatureWriter(Protocol):
     """What `extract` writes to."""
 
     layers: list[str]
+    done: int
+
+    def checkpoint(self, batches: int, data: Callable[[], str]) -> None:
+        """`batches` batches are in, and `data()` is the hash of their inputs; a good moment to make that last."""
+
+    def check_inputs(self, batches: int, data: Callable[[], str]) -> None:
+        """Refuse inputs other than those of the unfinished store that is going on."""
 
     def add(self, layer: str, kind: str, values: Tensor) -> None:
         """Append to one array of one layer."""
@@ -43,6 +53,8 @@ class FeatureWriter(Protocol):
 
 class MemoryWriter:
     """Keeps everything in memory."""
+
+    done = 0
 
     def __init__(self) -> None:
         self.layers: list[str] = []
@@ -72,6 +84,12 @@ class MemoryWriter:
         """See `FeatureWriter`."""
         self._parts.clear()
 
+    def checkpoint(self, batches: int, data: Callable[[], str]) -> None:
+        """Nothing to do in memory."""
+
+    def check_inputs(self, batches: int, data: Callable[[], str]) -> None:
+        """Nothing to compare with in memory."""
+
 
 class StoreWriter(MemoryWriter):
     """Writes a zarr 3 store: one group per layer, the tables as parquet beside them, provenance in the attributes.
@@ -79,11 +97,19 @@ class StoreWriter(MemoryWriter):
     Everything goes to a hidden folder next to `path`, which is renamed when complete; an existing feature store is
     replaced only then.
 
+    Args:
+        path: the store.
+        request: what is being extracted. With it the hidden folder outlives a kill, and a writer with the same request
+            goes on where it was: `done` batches need not be run again.
+        resume: go on with an unfinished store; False starts anew.
+
     Raises:
         ResultError: `path` exists and is not a feature store.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], request: dict[str, Any] | None = None, resume: bool = True
+    ) -> None:
         super().__init__()
         import zarr
 
@@ -95,11 +121,19 @@ class StoreWriter(MemoryWriter):
                 fix="Choose another name, usually ending in .zarr.",
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._request = request
         self._folder = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._root: Any = zarr.open_group(str(self._folder), mode="w", zarr_format=3)
+        if request is not None:
+            self._folder = partial_folder(self.path)
         self._arrays: dict[tuple[str, str], Any] = {}
         self._hashes: dict[tuple[str, str], Any] = {}
+        self._keep = False
+        self._data, self._saved = "", time.monotonic()
+        if request is None or not resume or not self._reopen(request):
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._root: Any = zarr.open_group(str(self._folder), mode="w", zarr_format=3)
+            if request is not None:
+                write_progress(self._folder, request, batches=0)
 
     def add(self, layer: str, kind: str, values: Tensor) -> None:
         """See `FeatureWriter`."""
@@ -107,6 +141,35 @@ class StoreWriter(MemoryWriter):
         parts = self._parts[layer, kind]
         if sum(part.numel() for part in parts) * 4 >= _BUFFER:
             self._flush(layer, kind)
+
+    def checkpoint(self, batches: int, data: Callable[[], str]) -> None:
+        """Make what is in so far outlive a kill, at most every `CHECKPOINT_SECONDS`."""
+        if self._request is None or time.monotonic() - self._saved < CHECKPOINT_SECONDS:
+            return
+        for layer, kind in list(self._parts):
+            self._flush(layer, kind)
+        arrays = [
+            [layer, kind, int(array.shape[0]), self._hashes[layer, kind].hexdigest()]
+            for (layer, kind), array in self._arrays.items()
+        ]
+        write_progress(
+            self._folder, self._request, batches=batches, data=data(), layers=self.layers, arrays=arrays
+        )
+        self._saved = time.monotonic()
+
+    def check_inputs(self, batches: int, data: Callable[[], str]) -> None:
+        """Called while batches that are in already pass by again.
+
+        Raises:
+            ResultError: other inputs than those the unfinished store was made from.
+        """
+        if batches == self.done and batches and data() != self._data:
+            self._keep = True
+            raise ResultError(
+                "An unfinished extraction to this path was made from other inputs.",
+                where=str(self.path),
+                fix="Pass the same inputs in the same order to go on, or resume=False to start anew.",
+            )
 
     def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Features:
         """See `FeatureWriter`."""
@@ -137,7 +200,8 @@ class StoreWriter(MemoryWriter):
     def abort(self) -> None:
         """See `FeatureWriter`."""
         super().abort()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if not self._keep:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _flush(self, layer: str, kind: str) -> None:
         parts = self._parts[layer, kind]
@@ -164,7 +228,31 @@ class StoreWriter(MemoryWriter):
         pd.DataFrame(self._tables[name]).to_parquet(file)
         return {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "rows": len(self._tables[name])}
 
+    def _reopen(self, request: dict[str, Any]) -> bool:
+        """Go on with an unfinished store of the same request, if there is one and it is whole."""
+        import zarr
+
+        progress = read_progress(self._folder, request)
+        if progress is None:
+            return False
+        try:
+            self._root = zarr.open_group(str(self._folder), mode="r+")
+            for layer, kind, length, digest in progress["arrays"]:
+                array = self._root[f"layer{progress['layers'].index(layer)}/{kind}"]
+                running = cut(array, length, digest)
+                if running is None:
+                    raise ValueError("the arrays are not what was recorded")
+                self._arrays[layer, kind], self._hashes[layer, kind] = array, running
+        except Exception:  # whatever is wrong with a leftover: it is only a leftover
+            self._arrays.clear()
+            self._hashes.clear()
+            return False
+        self.layers, self.done, self._data = progress["layers"], progress["batches"], progress["data"]
+        self._parts = {key: [] for key in self._arrays}
+        return True
+
     def _publish(self) -> None:
+        remove_progress(self._folder)
         if not self.path.exists():
             self._folder.rename(self.path)
             return

@@ -17,6 +17,7 @@ import torch
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
 from toolkit.features.store import Features
+from toolkit.measure.normalised_margin import median_margin
 from toolkit.measure.pairing import rows_of
 from toolkit.results import Result
 
@@ -39,6 +40,9 @@ class ClassifierVariability(Result):
         target_disagreement: the same on the target's rows; NaN without a target.
         source_accuracy: balanced accuracy on all source rows, mean over heads.
         target_accuracy: the same on the target.
+        source_margin: median margin of the source rows, normalised by the distance of the two class vectors and by the
+            k-variance of the classes, mean over heads; see `toolkit.measure.normalised_margin`.
+        target_margin: the same on the target's rows and their own k-variance; NaN without a target.
     """
 
     layer: str
@@ -51,10 +55,12 @@ class ClassifierVariability(Result):
     target_disagreement: float
     source_accuracy: float
     target_accuracy: float
+    source_margin: float = math.nan
+    target_margin: float = math.nan
     kind: ClassVar[str] = "classifier_variability"
 
     def table(self) -> pd.DataFrame:
-        """One row per measure: mean angle per class and over classes, disagreement, balanced accuracy."""
+        """One row per measure: mean angle per class and over classes, disagreement, balanced accuracy, margin."""
         import pandas as pd
 
         rows: list[tuple[str, str, float]] = [
@@ -66,6 +72,8 @@ class ClassifierVariability(Result):
             ("disagreement", "target", self.target_disagreement),
             ("balanced accuracy", "source", self.source_accuracy),
             ("balanced accuracy", "target", self.target_accuracy),
+            ("normalised margin", "source", self.source_margin),
+            ("normalised margin", "target", self.target_margin),
         ]
         return pd.DataFrame(rows, columns=["measure", "of", "value"]).assign(layer=self.layer)
 
@@ -107,7 +115,7 @@ def classifier_variability(
     fitted = [_fit(values, labels, known, rows, penalty, (seed, draw)) for draw in range(bootstraps)]
     weights, biases = (np.stack(part) for part in zip(*fitted, strict=True))
     own = _answers(values, weights, biases)
-    accuracy, disagreement = math.nan, math.nan
+    accuracy, disagreement, margin = math.nan, math.nan, math.nan
     if target is not None:
         there, there_labels = rows_of(target, layer).numpy(), target.cases["class"].to_numpy()
         if there.shape[1] != values.shape[1]:
@@ -116,6 +124,7 @@ def classifier_variability(
             )
         answers = _answers(there, weights, biases)
         accuracy, disagreement = _accuracy(answers, there_labels, known), _disagreement(answers)
+        margin = median_margin(there, there_labels, known, (weights, biases), seed)
     table = source.cases.drop_duplicates("class").set_index("class")
     return ClassifierVariability(
         layer=layer,
@@ -128,6 +137,8 @@ def classifier_variability(
         target_disagreement=disagreement,
         source_accuracy=_accuracy(own, labels, known),
         target_accuracy=accuracy,
+        source_margin=median_margin(values, labels, known, (weights, biases), seed),
+        target_margin=margin,
         provenance={
             **source.provenance,
             "layer": layer,

@@ -70,7 +70,10 @@ class StreamingMoments:
 
     def _require_rows(self, number: int) -> None:
         if self.count < number or self.weight <= 0:
-            raise ResultError(f"{self.count} rows are too few: at least {number} are needed.")
+            raise ResultError(
+                f"{self.count} rows are too few: at least {number} are needed.",
+                fix="Extract more images, or pool='voxels' with more samples.",
+            )
 
 
 def moments(rows: Tensor, weights: Tensor | None = None) -> StreamingMoments:

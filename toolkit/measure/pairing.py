@@ -183,6 +183,7 @@ def row_order(first_store: Features, other_store: Features, where: str) -> Tenso
     if lacking or not keys:
         raise ResultError(f"The row tables differ: {lacking or 'case'} is missing.", where=where)
     left, right = first[keys].fillna(-1), other[keys].fillna(-1)
+    _require_same_data(first_store, other_store, where)
     if len(left) == len(right) and (left.to_numpy() == right.to_numpy()).all():
         return None
     left_order = left.sort_values(keys, kind="stable").index
@@ -196,6 +197,20 @@ def row_order(first_store: Features, other_store: Features, where: str) -> Tenso
         f"The stores cannot be paired: {_difference(first, other, first_store, other_store)}.",
         where=where,
         fix="Extract all stages with the same data, layers, pool, samples and seed, or pass paired=False.",
+    )
+
+
+def _require_same_data(first: Features, other: Features, where: str) -> None:
+    """Cases of one name can be other images: another normalisation, other labels, an edited file."""
+    hashes = [str(store.provenance.get("data", "")) for store in (first, other)]
+    cases = [list(store.images["case"]) if len(store.images) else None for store in (first, other)]
+    if "" in hashes or hashes[0] == hashes[1] or cases[0] != cases[1]:
+        return
+    raise ResultError(
+        f"The stores were made from other data: the cases have the same names, but the hash of their images and labels "
+        f"is {hashes[0][:12]} there and {hashes[1][:12]} here.",
+        where=where,
+        fix="Extract all stages from the same images and labels, or pass paired=False.",
     )
 
 

@@ -56,7 +56,10 @@ def randomised_weights(result: Any, *, note: str = "") -> Figure:
         note: sentence for the caption.
     """
     table = result.table()
-    bars = Series(name="trained against shuffled", x=list(table["layer"]), y=table["similarity"].to_numpy())
+    names = list(table["layer"])
+    if "shuffled_down_to" in table:
+        names = [f"{layer} | {down}" for layer, down in zip(names, table["shuffled_down_to"], strict=True)]
+    bars = Series(name="trained against shuffled", x=names, y=table["similarity"].to_numpy())
     return Figure(
         title=f"Randomised-weights check of {target_text(result.target)}",
         subtitle="Mean |rank correlation| of the maps with those of copies with shuffled weights; high values mean that "

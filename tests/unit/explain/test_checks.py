@@ -116,6 +116,26 @@ def test_shuffling_keeps_the_values_and_the_original() -> None:
     assert all(torch.equal(a, b) for a, b in zip(copy.parameters(), again.parameters(), strict=True))
 
 
+def test_a_cascade_goes_from_the_output_to_the_input() -> None:
+    torch.manual_seed(0)
+    net, image = unet(1, 2, channels=(4, 8)), noise(1, 1, 16, 16)
+    found = randomised_weights(net, image, ["bottleneck", "encoder.1"], ClassSum(1), draws=2, cascade=3)
+    steps = found.numbers["shuffled_down_to"].unique().tolist()
+    assert len(steps) == 3
+    assert steps[-1] == "encoder.1.conv1"
+    assert len(found.table()) == 6
+    whole = randomised_weights(net, image, ["bottleneck", "encoder.1"], ClassSum(1), draws=2)
+    last = found.numbers[found.numbers["shuffled_down_to"] == steps[-1]]["rank_correlation"].tolist()
+    assert last == pytest.approx(whole.numbers["rank_correlation"].tolist())
+    head = shuffled(net, modules={"head"})
+    changed = [
+        n
+        for (n, a), b in zip(net.named_parameters(), head.parameters(), strict=True)
+        if not torch.equal(a, b)
+    ]
+    assert {name.rpartition(".")[0] for name in changed} == {"head"}
+
+
 class Edges(nn.Module):
     """Its layer is the image and nothing learnt lies before it, so the map shows the image whatever the weights."""
 

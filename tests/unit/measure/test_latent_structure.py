@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import integrate
+from scipy import integrate, stats
 
+from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
 from toolkit.measure.classifier_variability import ClassifierVariability, classifier_variability
 from toolkit.measure.gaussianity import Gaussianity, effective_rows, gaussianity
+from toolkit.measure.normalised_margin import k_variance, normalised_margins
 from toolkit.measure.regularizer_health import RegularizerHealth, regularizer_health
 
 LAYER = "head_input"
@@ -132,3 +134,38 @@ def test_health_of_regularizers(tmp_path: Path) -> None:
     assert result.figure(tmp_path / "health.png").stat().st_size > 1000
     with pytest.raises(ResultError, match="no gradient ratio"):
         regularizer_health(history[["step", "event"]])
+
+
+def test_k_variance_is_the_transport_distance_of_two_halves() -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 1))
+    chosen = keyed_random("k-variance", "a").choice(40, 40, replace=False)
+    expected = stats.wasserstein_distance(rows[chosen[:20], 0], rows[chosen[20:], 0])
+    assert k_variance(rows, ("a",)) == pytest.approx(expected)
+    assert k_variance(rows * 3, ("a",)) == pytest.approx(3 * expected)
+    assert math.isnan(k_variance(rows[:1], ("a",)))
+    assert k_variance(np.zeros((9, 3)), ("a",)) == 0
+
+
+def test_margins_by_hand_and_their_scale() -> None:
+    weights, biases = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0]]), np.array([0.0, 0.0, -10.0])
+    values, places = np.array([[2.0, 0.0], [0.5, 0.0], [-3.0, 1.0]]), np.array([0, 1, 1])
+    # scores: (2, -2, -10), (.5, -.5, -10), (-3, 3, -8); the two first weight vectors are 2 apart
+    found = normalised_margins(values, places, weights, biases, spread=0.5)
+    assert found.tolist() == pytest.approx([4 / 1, -1 / 1, 6 / 1])
+    scaled = normalised_margins(values * 7, places, weights / 7 * 3, biases * 3, spread=3.5)
+    assert scaled.tolist() == pytest.approx(found.tolist())
+
+
+def test_tighter_classes_have_a_larger_margin(make_store: Callable[..., Any]) -> None:
+    labels = torch.arange(600) // 10 % 3
+    centres = 3 * torch.eye(3)[labels]
+    found = [
+        classifier_variability(
+            make_store(centres + sd * normal(600, 3), classes=3), LAYER, bootstraps=3, rows=300
+        )
+        for sd in (0.3, 1.5)
+    ]
+    assert found[0].source_margin > 2 * found[1].source_margin > 0
+    table = found[0].table().set_index(["measure", "of"])["value"]
+    assert table["normalised margin", "source"] == found[0].source_margin
+    assert math.isnan(table["normalised margin", "target"])
