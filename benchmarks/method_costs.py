@@ -2,7 +2,7 @@
 
     scripts/launch python benchmarks/method_costs.py [--threads 1] [--clock cpu] [--rounds 5] [--only selfreg]
 
-One process, arms in turns, medians; a step is forward and backward of every part, without the optimizer, so a method's
+One process, arms in turns, the fastest of the rounds (other programs only ever slow a step down); a step is forward and backward of every part, without the optimizer, so a method's
 share is not watered down. Memory is the peak of what torch allocates on top of the parameters during one step. Written
 to `benchmarks/results/method_costs.json`; `method_table.py` prints it. On a busy machine use the CPU clock.
 """
@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from interleave import CLOCKS, machine, medians
+from interleave import CLOCKS, machine
 from segreg_step import direct_formula, peak_bytes
 from torch import nn
 
@@ -130,9 +131,21 @@ def arm(case: Comparison, make: Callable[[nn.Module], Regularizer] | None) -> Ca
     return run
 
 
+def fastest(arms: Mapping[str, Callable[[], None]], rounds: int, clock: str) -> dict[str, float]:
+    """Smallest seconds of every arm over the rounds, after one round to warm up; in each round every arm runs once."""
+    now, seconds = CLOCKS[clock], dict.fromkeys(arms, math.inf)
+    for turn in range(rounds + 1):
+        for name, run in arms.items():
+            start = now()
+            run()
+            if turn:
+                seconds[name] = min(seconds[name], now() - start)
+    return seconds
+
+
 def compared(case: Comparison, rounds: int, clock: str) -> list[dict[str, Any]]:
     arms = {"plain": arm(case, None), **{name: arm(case, make) for name, make in case.methods.items()}}
-    seconds = medians(arms, rounds, clock)
+    seconds = fastest(arms, rounds, clock)
     memory = {name: peak_bytes(run) for name, run in arms.items()}
     rows = []
     for name in case.methods:
@@ -157,7 +170,7 @@ def statistic(rounds: int, clock: str) -> list[dict[str, Any]]:
         "direct": lambda: direct_formula(z, directions).backward(),
         "ours": lambda: sliced_epps_pulley(z, directions).backward(),
     }
-    seconds = medians(arms, rounds, clock)
+    seconds = fastest(arms, rounds, clock)
     memory = {name: peak_bytes(run) for name, run in arms.items()}
     found = {
         "times faster": (seconds["direct"] / seconds["ours"], 3.0),
@@ -171,20 +184,18 @@ def statistic(rounds: int, clock: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def measure(only: list[str] | None, rounds: int, clock: str, threads: int) -> dict[str, Any]:
+def measure(only: list[str] | None, rounds: int, clock: str, threads: int) -> None:
     """Measure, and put the rows into the file of all."""
     torch.set_num_threads(threads)
-    content = stored()
     for name in only or [*COMPARISONS, "statistic"]:
         rows = statistic(rounds, clock) if name == "statistic" else compared(COMPARISONS[name], rounds, clock)
-        content[name] = {**machine(threads, clock), "rounds": rounds, "rows": rows}
+        content = {**stored(), name: {**machine(threads, clock), "rounds": rounds, "rows": rows}}
         for one in rows:
             print(json.dumps(one), flush=True)
         RESULTS.parent.mkdir(exist_ok=True)
         temporary = RESULTS.with_name(f".{RESULTS.name}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         temporary.replace(RESULTS)
-    return content
 
 
 def stored() -> dict[str, Any]:

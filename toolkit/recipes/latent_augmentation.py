@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit import registry
+from toolkit.errors import ConfigError
 from toolkit.recipes.recipe import Recipe, Setting, Stage, replaced
+from toolkit.training.objects import load_registry
 
 PAPER = "Chen et al., Cooperative Training and Latent Space Data Augmentation, MICCAI 2021, as last released"
 RULE = "range:2,98"
+BASELINES = ("random_windows", "random_convolution", "adversarial_noise", "adversarial_bias")
 
 
 def latent_augmentation(
-    task: Any, *, cooperative: bool = True, preset: str = "final", network: dict[str, Any] | None = None, **config: Any
+    task: Any, *, cooperative: bool = True, preset: str = "final", baseline: str | None = None,
+    network: dict[str, Any] | None = None, **config: Any,
 ) -> Recipe:  # fmt: skip
     """The fast and slow network with hard examples from masked codes.
 
@@ -25,9 +29,21 @@ def latent_augmentation(
         cooperative: False is the standard training of the paper's comparison: the same networks and losses without
             the hard examples.
         preset: of `LatentAugmentation`.
+        baseline: instead of masked codes one of the paper's image-space baselines: "random_windows",
+            "random_convolution", "adversarial_noise" or "adversarial_bias", under the same training settings.
         network: arguments of `toolkit.fast_slow_network` to change.
         config: fields of `TrainConfig` to change, for example `steps=500`.
+
+    Raises:
+        ConfigError: no such baseline.
     """
+    if baseline is not None and baseline not in BASELINES:
+        raise ConfigError(
+            f"There is no baseline {baseline!r}.",
+            where="recipes.latent_augmentation",
+            fix=f"Baselines: {', '.join(BASELINES)}.",
+        )
+    regularizer = baseline or ("latent_augmentation" if cooperative else None)
     task, unit_range = in_unit_range(task)
     source = "latent_augmentation 4.4" if unit_range else "ours"
     why = "" if unit_range else f"images are normalised by {task.normalisation!r}, not to [0, 1]"
@@ -42,8 +58,7 @@ def latent_augmentation(
         Setting("objective", "noise", 0.05, "latent_augmentation 4.1"),
         Setting("objective", "clip", unit_range, source, why),
         Setting("objective", "reconstruction_factor", 0.5, "latent_augmentation 2.1"),
-        *(_MASKS if cooperative else []),
-        *([Setting("regularizer", "preset", preset, "latent_augmentation 7")] if cooperative else []),
+        *_regularizer(regularizer, preset),
         Setting("epochs", "epochs", 600, "latent_augmentation 4.2"),
         *_CONFIG,
     ]  # fmt: skip
@@ -51,10 +66,24 @@ def latent_augmentation(
         settings.append(Setting("config", "patch_size", (192, 192), "latent_augmentation 4.4"))
     settings = replaced(replaced(settings, "model", network or {}), "config", config)
     stage = Stage(
-        "latent_augmentation" if cooperative else "standard", task, settings, model="fast_slow_network",
-        objective="fast_slow", regularizer="latent_augmentation" if cooperative else None,
+        regularizer or "standard", task, settings, model="fast_slow_network", objective="fast_slow",
+        regularizer=regularizer,
     )  # fmt: skip
     return Recipe("latent_augmentation", PAPER, (stage,))
+
+
+def _regularizer(name: str | None, preset: str) -> list[Setting]:
+    """The settings of the method, of a baseline (its defaults), or none."""
+    if name is None:
+        return []
+    if name == "latent_augmentation":
+        return [*_MASKS, Setting("regularizer", "preset", preset, "latent_augmentation 7")]
+    load_registry()
+    known = registry.describe(registry.build("regularizer", {"name": name})) or {}
+    return [
+        Setting("regularizer", key, value, "latent_augmentation 5.6")
+        for key, value in known["arguments"].items()
+    ]
 
 
 def in_unit_range(task: Any) -> tuple[Any, bool]:

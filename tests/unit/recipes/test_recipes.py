@@ -149,3 +149,18 @@ def test_what_cannot_be(grey: Task) -> None:
         recipes.segreg(grey, step=5)
     with pytest.raises(ConfigError, match="belongs to one of"):
         Setting("optimizer", "lr", 1, "segreg 1")
+
+
+def test_latent_augmentations_baselines(unit: Task) -> None:
+    for name in ("random_windows", "random_convolution", "adversarial_noise", "adversarial_bias"):
+        recipe = recipes.latent_augmentation(unit, baseline=name)
+        stage = recipe.stages[0]
+        assert stage.regularizer is not None
+        assert stage.regularizer.name == stage.name == name
+        method = recipes.latent_augmentation(unit).stages[0]
+        assert stage.config == method.config
+        assert stage.objective == method.objective
+        rows = recipe.table().query("part == 'regularizer'")
+        assert set(rows["source"]) == {"latent_augmentation 5.6"}
+    with pytest.raises(ConfigError, match="no baseline 'cutout'"):
+        recipes.latent_augmentation(unit, baseline="cutout")
