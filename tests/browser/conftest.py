@@ -62,7 +62,7 @@ class Lab:
         }  # fmt: skip
         command = [
             sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={self.port}",
-            "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={self.root}",
+            "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={self.root}",
         ]  # fmt: skip
         with (folder / "server.log").open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -115,6 +115,10 @@ class Lab:
             except Exception:  # the click was lost
                 continue
         page.wait_for_function(f"({prompts}).every(t => /\\[\\d+\\]/.test(t))", timeout=PATIENCE)
+
+    def save(self, page: Any) -> None:
+        """Save the notebook with its outputs."""
+        page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
 
     def shut_down_kernels(self) -> None:
         """End every session."""

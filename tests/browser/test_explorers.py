@@ -73,6 +73,44 @@ class Shown:
         box = self.picture.bounding_box()
         self.picture.click(position={"x": across * box["width"], "y": down * box["height"]})
 
+    def figure(self) -> Any:
+        """The Plotly figure of the explorer."""
+        return self.box.locator(".js-plotly-plot").first.element_handle()
+
+    def wait_for_curve(self) -> None:
+        """Wait until the figure holds points."""
+        self.box.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+        self.page.wait_for_function(
+            "gd => gd._fullData && gd._fullData.length && gd._fullData[0].x && gd._fullData[0].x.length > 1",
+            arg=self.figure(), timeout=300_000,
+        )  # fmt: skip
+
+    def curve(self) -> list[float]:
+        """x of the first trace, as the page holds it."""
+        return list(self.figure().evaluate("gd => Array.from(gd._fullData[0].x)"))
+
+    def wait_for_points(self, before: list[float]) -> list[float]:
+        """x of the first trace once it differs."""
+        for _ in range(300):
+            now = self.curve()
+            if now != before:
+                return now
+            self.page.wait_for_timeout(100)
+        raise AssertionError("The points did not move.")
+
+    def lasso(self) -> None:
+        """Draw a loop around the middle of the figure."""
+        plot = self.box.locator(".js-plotly-plot .nsewdrag").first
+        plot.scroll_into_view_if_needed()
+        box = plot.bounding_box()
+        corners = [(0.1, 0.1), (0.9, 0.1), (0.9, 0.9), (0.1, 0.9), (0.1, 0.12)]
+        places = [(box["x"] + a * box["width"], box["y"] + b * box["height"]) for a, b in corners]
+        self.page.mouse.move(*places[0])
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.page.mouse.move(*place, steps=8)
+        self.page.mouse.up()
+
     def screenshot(self, name: str) -> None:
         """A picture for the documentation, if asked for."""
         if os.environ.get("TOOLKIT_SCREENSHOTS") == "1":
@@ -85,6 +123,24 @@ def test_every_cell_ran(opened: Any) -> None:
     assert failed.count() == 0, failed.all_inner_texts()
 
 
+def test_training_monitor(opened: Any) -> None:
+    shown = Shown(opened.page, "Training")
+    shown.wait_for_curve()
+    first = shown.curve()
+    shown.page.wait_for_function(
+        f"gd => gd._fullData[0].x.length > {len(first)}", arg=shown.figure(), timeout=300_000
+    )
+    shown.box.locator(".toolkit-logarithmic input").focus()
+    shown.page.keyboard.press("Space")
+    shown.page.wait_for_function("gd => gd.layout.yaxis.type === 'log'", arg=shown.figure(), timeout=60_000)
+    shown.screenshot("training")
+    shown.box.get_by_role("button", name="Stop after this step").click()
+    shown.page.wait_for_function(
+        "box => box.querySelector('button.widget-button, button.jupyter-button').textContent.includes('Interrupted')",
+        arg=shown.box.element_handle(), timeout=300_000,
+    )  # fmt: skip
+
+
 def test_cam_explorer(opened: Any) -> None:
     shown = Shown(opened.page, "Class activation maps")
     first = shown.digest()
@@ -94,10 +150,14 @@ def test_cam_explorer(opened: Any) -> None:
     third = shown.wait_for_change(second)
     shown.click(0.08, 0.63)  # the first picture of the strip
     fourth = shown.wait_for_change(third)
-    assert shown.box.locator(".toolkit-layer select").evaluate("s => s.selectedOptions[0].text") == "encoder.1"
+    assert (
+        shown.box.locator(".toolkit-layer select").evaluate("s => s.selectedOptions[0].text") == "encoder.1"
+    )
     shown.page.keyboard.press("ArrowRight")  # the picture has the focus now
     shown.wait_for_change(fourth)
-    assert shown.box.locator(".toolkit-layer select").evaluate("s => s.selectedOptions[0].text") == "encoder.2"
+    assert (
+        shown.box.locator(".toolkit-layer select").evaluate("s => s.selectedOptions[0].text") == "encoder.2"
+    )
     shown.screenshot("cam")
 
 
@@ -117,5 +177,56 @@ def test_mask_explorer(opened: Any) -> None:
     shown.screenshot("mask")
 
 
+def test_similarity_explorer(opened: Any) -> None:
+    shown = Shown(opened.page, "Similarity of layers and channels")
+    first = shown.digest()
+    shown.click(0.13, 0.2)  # a cell of the layer map
+    second = shown.wait_for_change(first)
+    shown.page.keyboard.press("ArrowRight")
+    third = shown.wait_for_change(second)
+    shown.click(0.5, 0.3)  # a cell of the channel matrix of layer A
+    fourth = shown.wait_for_change(third)
+    shown.press("channel_i", "ArrowRight")
+    shown.wait_for_change(fourth)
+    shown.screenshot("similarity")
+
+
+def test_drift_explorer(opened: Any) -> None:
+    shown = Shown(opened.page, "Drift of the features")
+    shown.wait_for_curve()
+    first = shown.curve()
+    shown.press("stage", "ArrowRight")
+    second = shown.wait_for_points(first)
+    shown.box.locator(".jupyter-widgets.widget-play button, .widget-play button").first.click()
+    third = shown.wait_for_points(second)
+    shown.box.locator(".jupyter-widgets.widget-play button, .widget-play button").first.click()
+    assert len(third) == len(first)
+    picture = shown.digest()
+    shown.lasso()
+    picture = shown.wait_for_change(picture)
+    shown.screenshot("drift")
+    shown.picture.focus()
+    shown.page.keyboard.press("ArrowRight")
+    shown.wait_for_change(picture)
+    assert shown.box.locator(".toolkit-numbers tr").count() > 5
+
+
 def test_the_console_is_quiet(opened: Any) -> None:
     assert not opened.errors
+
+
+def test_the_notebook_is_readable_without_a_kernel(lab: Any, opened: Any, browser: Any) -> None:
+    lab.save(opened.page)
+    name = "reopened.ipynb"
+    (lab.root / name).write_bytes((lab.root / "80_explorers.ipynb").read_bytes())
+    opened.page.close()
+    page = browser.new_page()
+    lab.open(page, name)
+    lab.shut_down_kernels()
+    pictures = page.locator(".jp-RenderedImage img")
+    pictures.nth(4).wait_for(state="attached")
+    widths = pictures.evaluate_all("all => all.map(image => image.naturalWidth)")
+    assert len(widths) >= 6, "one static picture an explorer, two for the drift"
+    assert min(widths) > 300
+    assert page.get_by_text("It stays when the notebook is reopened without a kernel").count() >= 5
+    assert page.locator("img.toolkit-picture").count() == 0, "the live pictures need a kernel"

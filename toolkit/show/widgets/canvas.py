@@ -76,7 +76,8 @@ class Canvas:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height)."""
-        return self.image.size  # type: ignore[no-any-return]
+        width, height = self.image.size
+        return int(width), int(height)
 
     def paste(self, pixels: np.ndarray, left: int, top: int) -> None:
         """Put an (h, w, 3) uint8 array."""

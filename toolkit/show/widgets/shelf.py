@@ -152,7 +152,7 @@ def _items(source: Any, model: nn.Module, split: str) -> Any:
         return
     for batch in as_batches(source, model, batch_size=1):
         size = batch.sizes[0]
-        inside = (0, slice(None), *(slice(side) for side in size))
+        inside: Any = (0, slice(None), *(slice(side) for side in size))
         item = {"image": batch.image[inside].cpu(), "id": batch.ids[0], "spacing": batch.spacing[0]}
         if batch.label is not None:
             item["label"] = batch.label[inside][0].cpu()

@@ -263,12 +263,11 @@ def similarity_explorer(
             raise ConfigError(
                 "A network needs cases.", where="similarity_explorer(cases=...)", fix="Pass a task or cases."
             )
-        model, shelf = source, Shelf(cases, source, split)
-        chosen = default_layers(source, [next(iter(shelf.items.values()))]) if layers is None else layers
+        images = Shelf(cases, source, split)
+        items = list(images.items.values())
+        chosen = default_layers(source, items[:1]) if layers is None else layers
         settings = {"pool": "voxels", "samples": 16, **(extraction or {})}
-        return SimilarityExplorer(
-            extract(source, list(shelf.items.values()), chosen, **settings), source, shelf
-        )
+        return SimilarityExplorer(extract(source, items, chosen, **settings), source, images)
     shelf = None if model is None or cases is None else Shelf(cases, model, split)
     if len(source.layers) < 1:
         raise LayerError("The features hold no layer.")

@@ -215,7 +215,8 @@ class Remembered:
             self._values[key] = make()
             if len(self._values) > self.most:
                 self._values.popitem(last=False)
-        return self._values[key]  # type: ignore[no-any-return]
+        value: Value = self._values[key]
+        return value
 
     def __len__(self) -> int:
         return len(self._values)
