@@ -16,7 +16,7 @@ export PYTHONUNBUFFERED := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
 
-.PHONY: help setup demo test lint lab notebooks browser gpu-check benchmarks clean
+.PHONY: help setup demo test lint lab notebooks browser workshop gpu-check benchmarks clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ demo: $(READY) ## train, analyse and write runs/demo/report.html (under 6 minute
 	@$(LAUNCH) "$(BIN)/python" -m toolkit demo $(OPTIONS)
 
 test: lint ## lint, types, and the unit, contract and golden tests (under 15 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(LAUNCH) "$(BIN)/python" -m pytest -q -p xdist -n 2 tests/unit tests/contract tests/golden $(OPTIONS)
+	OMP_NUM_THREADS=1 $(LAUNCH) "$(BIN)/python" -m pytest -q -p xdist -n 2 tests/unit tests/contract tests/golden tests/notebooks $(OPTIONS)
 
 lint: $(READY) ## ruff (rules and format) and mypy
 	"$(BIN)/ruff" check .
@@ -48,6 +48,9 @@ lab: $(READY) ## JupyterLab on the notebooks
 
 notebooks: $(READY) ## run every notebook from top to bottom in its quick form
 	FAST=1 $(LAUNCH) "$(BIN)/python" -m pytest -q -p nbmake.pytest_plugin --nbmake --nbmake-timeout=300 notebooks $(OPTIONS)
+
+workshop: $(READY) ## write dist/workshop: notebooks, data, small trained networks, features; for use without a network connection
+	@$(LAUNCH) "$(BIN)/python" -m toolkit workshop --out dist/workshop --notebooks notebooks $(OPTIONS)
 
 browser: $(READY) ## the explorers in a real JupyterLab and a headless chromium (needs: apt-get install -y chromium)
 	OMP_NUM_THREADS=1 $(LAUNCH) "$(BIN)/python" -m pytest -q tests/browser $(OPTIONS)

@@ -1,4 +1,4 @@
-"""Commands: `python -m toolkit demo`, `python -m toolkit gpu-check`, `python -m toolkit report RUN`, `python -m toolkit data`."""
+"""Commands, as in `python -m toolkit demo`: demo, gpu-check, report RUN, workshop, data."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ def parser() -> argparse.ArgumentParser:
     report = each.add_parser("report", help="write a report on a finished or running training")
     report.add_argument("run", help="run directory")
     report.add_argument("--out", help="the .html file (default: report.html in the run directory)")
+    workshop = each.add_parser("workshop", help="write the offline bundle of the workshop")
+    workshop.add_argument("--out", default="dist/workshop", help="folder of the bundle")
+    workshop.add_argument("--notebooks", help="folder of the notebooks to take along")
+    workshop.add_argument("--small", action="store_true", help="networks that are hardly trained, in seconds")
     from toolkit.data.command import add_parser
 
     add_parser(each)
@@ -58,6 +62,12 @@ def _run(options: argparse.Namespace) -> int:
         from toolkit.data import command
 
         return command.run(options)
+    if options.command == "workshop":
+        from toolkit.show.workshop import BundleSettings, build_bundle
+
+        settings = BundleSettings.small() if options.small else BundleSettings()
+        print(build_bundle(options.out, settings, notebooks=options.notebooks))
+        return 0
     if options.command == "report":
         from pathlib import Path
 
@@ -69,8 +79,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     from toolkit.show.demo import DemoSettings, run_demo
 
-    settings = {key: value for key, value in vars(options).items() if key != "command"}
-    run_demo(DemoSettings(**{**settings, "sites": tuple(options.sites) if options.sites else None}))
+    given = {key: value for key, value in vars(options).items() if key != "command"}
+    run_demo(DemoSettings(**{**given, "sites": tuple(options.sites) if options.sites else None}))
     return 0
 
 
