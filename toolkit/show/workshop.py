@@ -253,7 +253,7 @@ def _write_data(task: Task, settings: BundleSettings, folder: Path) -> None:
         )
     for site, arrays in stacks.items():
         np.savez_compressed(folder / f"site_{site}.npz", **arrays)  # type: ignore[arg-type]
-    pd.DataFrame(rows, columns=["subject", "site", "split", "group"]).to_csv(
+    pd.DataFrame(rows, columns=["subject", "site", "split", "group", *_SPACING]).to_csv(
         folder / "cases.csv", index=False
     )
     known = {
