@@ -39,6 +39,7 @@ def acdc(folder: Path) -> Written:
         (home / "Info.cfg").write_text(
             "ED: 1\nES: 12\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n"
         )
+        save_nifti(home / f"{patient}_4d.nii.gz", random_image((*shape, 3), number))
         for phase, frame in (("ED", "01"), ("ES", "12")):
             stem = home / f"{patient}_frame{frame}"
             label = volume_pair(
@@ -81,6 +82,7 @@ def decathlon(folder: Path, stem: str, channels: int, classes: int) -> Written:
             f'{{"image": "./imagesTr/{stem}_{number:03d}.nii.gz", "label": "./labelsTr/{stem}_{number:03d}.nii.gz"}}'
         )
         written[f"{stem}_{number:03d}"] = as_read(label)
+    save_nifti(folder / "imagesTs" / f"{stem}_002.nii.gz", random_image((6, 7, 5), 2))
     (folder / "imagesTr" / f"._{stem}_001.nii.gz").write_bytes(b"Mac OS X")
     (folder / "dataset.json").write_text(f'{{"name": "x", "training": [{", ".join(entries)}], "test": []}}')
     return written

@@ -10,10 +10,18 @@ from layout_writing import Written, builder, picture_pair, random_image, save_pi
 
 @builder("glas")
 def glas(folder: Path) -> Written:
-    return {
+    written = {
         stem: picture_pair(folder / f"{stem}.bmp", folder / f"{stem}_anno.bmp", (33, 41), number, "numbered")
         for number, stem in enumerate(["train_1", "train_2", "testA_1", "testB_1"])
     }
+    # Blanks after the commas, as in the release.
+    (folder / "Grade.csv").write_text(
+        "name,patient ID, grade (GlaS), grade (Sirinukunwattana et al. 2015)\n"
+        "testA_1,4, benign, adenomatous\ntestB_1,5, benign, healthy\n"
+        "train_1,2, malignant, moderately differentiated\ntrain_2,4, benign, healthy\n",
+        encoding="utf-8",
+    )
+    return written
 
 
 @builder("monuseg")
@@ -90,22 +98,24 @@ def isic_2017(folder: Path) -> Written:
 
 @builder("digestpath_wsi")
 def digestpath_wsi(folder: Path) -> Written:
+    save_picture(folder / "negatives" / "d.jpg", random_image((40, 48, 3), 9).astype(np.uint8))
     return {
         stem: picture_pair(
             folder / "images" / f"{stem}.jpg", folder / "masks" / f"{stem}_mask.jpg", (40, 48), number, "jpeg"
         )
         for number, stem in enumerate(["a", "b", "c"])
-    }
+    } | {"d": np.zeros((40, 48), np.uint8)}
 
 
 @builder("digestpath_patch")
 def digestpath_patch(folder: Path) -> Written:
+    save_picture(folder / "negatives" / "d__0_32.png", random_image((32, 32, 3), 9).astype(np.uint8))
     return {
         stem: picture_pair(
             folder / "images" / f"{stem}.png", folder / "masks" / f"{stem}.png", (32, 32), number
         )
         for number, stem in enumerate(["a__0_0", "a__0_32", "b__0_0", "c__64_0"])
-    }
+    } | {"d__0_32": np.zeros((32, 32), np.uint8)}
 
 
 @builder("ebhi_seg")

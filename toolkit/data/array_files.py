@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.source import Pair, Source, checked_pair, read_npz, require_file
+from toolkit.data.source import Pair, Source, checked_pair, incomplete_file, read_npz, require_file
 from toolkit.errors import DataError
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -120,7 +120,5 @@ def _dataset(file: Any, key: str, path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"The file is not a readable HDF5 file ({type(error).__name__}: {str(error)[:120]}).",
-        where=str(path), fix="Copy or download it again; check it with task.verify().",
-    )  # fmt: skip
+    fix = "Copy or download it again; check it with task.verify()."
+    return incomplete_file(path, "a readable HDF5 file", error, fix)

@@ -20,7 +20,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     fetch.add_argument("name")
     fetch.add_argument("--archive", help="unpack this archive, downloaded by hand, into the data folder")
     verify = each.add_parser(
-        "verify", help="read and check every case; exit status 1 if one cannot be trusted"
+        "verify",
+        help="read and check every case; exit status 1 if one cannot be trusted or files are missing",
     )
     verify.add_argument("name")
     verify.add_argument("--out", help="write the table as CSV")
@@ -99,12 +100,13 @@ def _verify(options: argparse.Namespace) -> int:
         temporary.replace(path)
     odd = table[(table.verdict != "ok") | (table.notes != "")]
     if len(odd):
+        odd = odd.assign(case=odd.case.where(odd.case != "", odd.source))
         print(odd[["case", "verdict", "checksum", "detail", "notes"]].to_string(index=False))
     print(
         f"{len(table)} rows: "
         + ", ".join(f"{count} {what}" for what, count in table.verdict.value_counts().items())
     )
-    return 0 if set(table.verdict) <= {"ok", "foreign"} else 1
+    return 0 if set(table.verdict) <= {"ok", "foreign", "surplus"} else 1
 
 
 def _montage(options: argparse.Namespace) -> int:

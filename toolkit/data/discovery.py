@@ -12,6 +12,7 @@ from typing import Any
 
 from toolkit.data.manifest import Columns, Manifest, Pattern, filled
 from toolkit.data.randomness import keyed_random
+from toolkit.data.side_table import with_side_table
 from toolkit.data.source import require_file
 from toolkit.data.splits import assign_splits
 from toolkit.errors import DataError
@@ -60,7 +61,8 @@ def split_rows(manifest: Manifest, rows: list[Row], chosen: str | None = None) -
     if manifest.layout.rows == "table":
         return rows
     if all(row.get("split") for row in rows):
-        _hold_out(manifest, rows, subjects)
+        units = [filled(manifest.hold_out_by or columns.subject, row, manifest) for row in rows]
+        _hold_out(manifest, rows, units)
         return rows
     sites = [filled(columns.site, row, manifest) if columns.site else "" for row in rows]
     assigned = assign_splits(subjects, subjects, sites, None)
@@ -78,15 +80,15 @@ def checked_columns(manifest: Manifest) -> Columns:
     return manifest.columns
 
 
-def _hold_out(manifest: Manifest, rows: list[Row], subjects: Sequence[str]) -> None:
-    """Move a share of the training subjects to `val`, drawn in a fixed way, where nobody published which."""
+def _hold_out(manifest: Manifest, rows: list[Row], units: Sequence[str]) -> None:
+    """Move a share of the training subjects (or of what else stays together) to `val`, drawn in a fixed way, where nobody published which."""
     if not manifest.validation_share or any(row["split"] == "val" for row in rows):
         return
-    own = sorted({s for row, s in zip(rows, subjects, strict=True) if row["split"] == "train"})
+    own = sorted({unit for row, unit in zip(rows, units, strict=True) if row["split"] == "train"})
     count = round(manifest.validation_share * len(own))
     drawn = {own[i] for i in keyed_random("validation", manifest.name).permutation(len(own))[:count]}
-    for row, subject in zip(rows, subjects, strict=True):
-        if row["split"] == "train" and subject in drawn:
+    for row, unit in zip(rows, units, strict=True):
+        if row["split"] == "train" and unit in drawn:
             row["split"] = "val"
 
 
@@ -126,8 +128,12 @@ def _pattern_rows(manifest: Manifest, folder: Path) -> list[Row]:
             if match := compiled.fullmatch(path):
                 row = {**match.groupdict(), **pattern.values}
                 stem = path.rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]
+                row["background"] = "yes" if pattern.background else ""
                 label = _label(manifest, pattern, row, lowered, folder)
                 rows.append({**row, "stem": stem, "image": path, "label": label})
+    if (table := manifest.layout.side_table) is not None:
+        beside = folder / table.file
+        rows = with_side_table(table, _text(beside) if beside.is_file() else None, rows, beside)
     return _listed_rows(manifest, folder, rows)
 
 

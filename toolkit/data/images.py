@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.data.source import Pair, Source, checked_pair, require_file
+from toolkit.data.source import FileSource, Pair, checked_pair, incomplete_file, require_file
 from toolkit.errors import DataError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
@@ -19,7 +19,7 @@ _ORIENTATION_TAG = 0x0112
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PictureSource(Source):
+class PictureSource(FileSource):
     """A picture and the picture of its label.
 
     Args:
@@ -28,18 +28,19 @@ class PictureSource(Source):
         foreground: every label value above 0 is class 1 (numbered objects).
         threshold: label values from here on (mean of the colours) are class 1, the rest class 0: for soft, 0/255,
             colour and JPEG masks.
+        background: an image without label file is background everywhere.
     """
 
     image: Path = Path()
-    label: Path | None = None
     channels: int | None = None
     foreground: bool = False
     threshold: int | None = None
+    background: bool = False
 
     def read_raw(self) -> Pair:
         """Read both pictures: image (C, H, W), label (H, W)."""
         image = with_channels(read_picture(self.image), self.channels, self.image)
-        label = None
+        label = np.zeros(image.shape[1:], np.uint8) if self.background else None
         if self.label is not None:
             label = self._label(self.label, (int(image.shape[1]), int(image.shape[2])))
             label = (label > 0).astype(np.uint8) if self.foreground else label
@@ -54,16 +55,8 @@ class PictureSource(Source):
             return read_label_picture(path)
         return (read_picture(path).mean(axis=0) >= self.threshold).astype(np.uint8)
 
-    @property
-    def where(self) -> str:
-        return ", ".join(str(path) for path in self.files())
-
-    @property
-    def label_where(self) -> str:
-        return str(self.label)
-
-    def files(self) -> tuple[Path, ...]:
-        return (self.image,) if self.label is None else (self.image, self.label)
+    def image_files(self) -> tuple[Path, ...]:
+        return (self.image,)
 
 
 def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
@@ -196,8 +189,5 @@ def _refuse(picture: object, path: Path) -> None:
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:
-    return DataError(
-        f"The file is not a complete picture ({type(error).__name__}: {str(error)[:120]}).",
-        where=str(path),
-        fix=f"It is truncated, damaged or of another format; readable are {', '.join(_FORMATS)}.",
-    )
+    fix = f"It is truncated, damaged or of another format; readable are {', '.join(_FORMATS)}."
+    return incomplete_file(path, "a complete picture", error, fix)

@@ -59,12 +59,28 @@ class Pattern:
     Attributes:
         image: path of an image below the data folder, `{name}` for what varies; ends in `/` for a folder (DICOM).
         label: path of its label with the same names; upper and lower case may differ; empty = none, or inside.
+        background: these images have no label file because nothing in them belongs to a class.
         values: further columns that all these images share.
     """
 
     image: str
     label: str = ""
+    background: bool = False
     values: dict[str, str] = dataclasses.field(default_factory=dict)
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SideTable:
+    """A table beside the images: column `key` names an image's stem, `columns` maps our names to its own.
+
+    `otherwise` gives the columns where the file is not there, as templates over the row.
+    """
+
+    file: str
+    key: str
+    columns: dict[str, str]
+    otherwise: dict[str, str]
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
 
@@ -81,7 +97,9 @@ class Layout:
         fields: column -> regular expression that its values match in full (default: anything without `/`).
         rename: column -> value found -> value used.
         split_files: split -> text file of file names, one per line, for pattern rows; without them it is derived.
+        side_table: a table beside the images with further columns, for pattern rows.
         expects: file pattern -> how many files the complete data set has (0 = at least one).
+        also: patterns of files that the release has besides and that are no cases.
         frame: index along the fourth axis of an image, for 4-D files.
         label_frame: the same for labels.
         threshold: label values from here on (mean of the colours) are class 1, the rest class 0.
@@ -102,7 +120,9 @@ class Layout:
     fields: dict[str, str] = dataclasses.field(default_factory=dict)
     rename: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     split_files: dict[str, str] = dataclasses.field(default_factory=dict)
+    side_table: SideTable | None = None
     expects: dict[str, int] = dataclasses.field(default_factory=dict)
+    also: tuple[str, ...] = ()
     frame: str = ""
     label_frame: str = ""
     threshold: int | None = None
@@ -160,6 +180,7 @@ class Manifest:
         split_lists: name -> split -> subjects; subjects that a list does not name are left out.
         default_split: the list that `load_task(name)` takes; empty = the split of the files, else a derived one.
         validation_share: share of the training subjects that become `val` where no validation split is published.
+        hold_out_by: template of what then stays together; default the subject.
         label_coding: how labels are stored and what is easily mistaken about them.
         unconfirmed: fact -> what is not confirmed about it; facts that are not named here are confirmed.
         notes: what a user of these data has to know.
@@ -189,6 +210,7 @@ class Manifest:
     split_lists: dict[str, dict[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     default_split: str = ""
     validation_share: float = 0.0
+    hold_out_by: str = ""
     label_coding: str = ""
     unconfirmed: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -288,6 +310,10 @@ def _layout_problems(manifest: Manifest) -> list[str]:
     layout, problems = manifest.layout, []
     if (layout.rows == "pattern") != bool(layout.patterns):
         problems.append('layout.patterns: go with rows = "pattern"')
+    if layout.side_table and layout.side_table.columns.keys() != layout.side_table.otherwise.keys():
+        problems.append("layout.side_table: columns and otherwise name the same columns")
+    if any(bool(pattern.label) and pattern.background for pattern in layout.patterns):
+        problems.append("layout.patterns: background images have no label")
     if layout.rows != "table" and not layout.expects:
         problems.append("layout.expects: names the files that there must be")
     for column, expression in layout.fields.items():

@@ -58,7 +58,7 @@ def open_source(manifest: Manifest, folder: Path, row: dict[str, str]) -> Opened
     channels = 3 if manifest.channel_rule == "grey-to-rgb" else None
     picture = PictureSource(
         image=image, label=label, channels=channels, foreground=layout.foreground, threshold=layout.threshold,
-        **common,
+        background=row.get("background") == "yes", **common,
     )  # fmt: skip
     return Opened(picture, slices)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+
 from toolkit.data.catalogue import find_manifest
+from toolkit.data.generated import GENERATORS
 from toolkit.data.manifest import FACTS, Manifest, manifest_names
 
 _HEAD = """# Data sets
@@ -13,6 +16,10 @@ confirmed unless the manifest names a doubt about it; there are {count} facts: {
 | data set | dims | classes | access | files | confirmed | not confirmed | layout proved by |
 |---|---|---|---|---|---|---|---|
 """
+_EMBEDDED = """Drawn by the toolkit, the same bytes on every machine; no person was scanned. Rows are sites, with (subjects in training /
+validation / test); outlines are the reference labels. `benchmarks/phantom_difficulty.py TASK` measures what a site's
+shift costs, `benchmarks/phantom_speed.py` how quickly they are drawn.
+"""
 
 
 def page() -> str:
@@ -20,7 +27,22 @@ def page() -> str:
     manifests = [find_manifest(name) for name in manifest_names()]
     head = _HEAD.format(count=len(FACTS), facts=", ".join(FACTS).replace("_", " "))
     doubts = "".join(_doubts(manifest) for manifest in manifests if manifest.unconfirmed)
-    return head + "".join(_line(manifest) for manifest in manifests) + "\n## Doubts\n" + doubts
+    table = "".join(_line(manifest) for manifest in manifests)
+    embedded = "".join(_sheet(manifest) for manifest in manifests if manifest.layout.kind == "generated")
+    return f"{head}{table}\n## Embedded tasks\n\n{_EMBEDDED}{embedded}\n## Doubts\n{doubts}"
+
+
+def _sheet(manifest: Manifest) -> str:
+    """Picture, sites and splits of a generated task."""
+    module = importlib.import_module(GENERATORS[manifest.layout.generator])
+    sites = []
+    for site in manifest.sites:
+        counts = " / ".join(str(len(numbers)) for numbers in module.SUBJECTS[site].values())
+        sites.append(f"* {site} ({counts}): {module.DESCRIPTIONS[site]}.\n")
+    picture = f"images/{manifest.name.replace('-', '_')}.png"
+    return (
+        f"\n### `{manifest.name}`\n\n{manifest.title}.\n\n![{manifest.name}]({picture})\n\n{''.join(sites)}"
+    )
 
 
 def _line(manifest: Manifest) -> str:

@@ -87,6 +87,32 @@ class Source:
         return found
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileSource(Source):
+    """Base of the readers whose label is a file of its own. Subclasses define `read_raw` and `image_files`.
+
+    Args:
+        label: file of the label, or None.
+    """
+
+    label: Path | None = None
+
+    def image_files(self) -> tuple[Path, ...]:
+        """Files of the image, in the order of its channels."""
+        raise NotImplementedError
+
+    @property
+    def where(self) -> str:
+        return ", ".join(str(path) for path in self.files())
+
+    @property
+    def label_where(self) -> str:
+        return self.where if self.label is None else str(self.label)
+
+    def files(self) -> tuple[Path, ...]:
+        return self.image_files() if self.label is None else (*self.image_files(), self.label)
+
+
 class Memory:
     """Least-recently-used store of read volumes, bounded in bytes and shared by all tasks of the process."""
 
@@ -232,6 +258,12 @@ def require_file(path: Path) -> None:
         )
     if path.stat().st_size == 0:
         raise DataError("The file is empty (0 bytes).", where=str(path), fix="Copy or download it again.")
+
+
+def incomplete_file(path: Path, what: str, error: BaseException, fix: str) -> DataError:
+    """The error for a file that a decoder gave up on: `what` it is not, and the first line of the decoder's reason."""
+    reason = next(iter(str(error).splitlines()), "")[:120] or "no text"
+    return DataError(f"The file is not {what} ({type(error).__name__}: {reason}).", where=str(path), fix=fix)
 
 
 def file_sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.data.case import Case
+from toolkit.data.completeness import counts, foreign
 from toolkit.data.generated import GeneratedSource, index_rows
 from toolkit.data.source import Pair, Source, file_sha256
 from toolkit.errors import DataError, ToolkitError
@@ -25,17 +26,16 @@ COLUMNS = (
     "notes",
 )  # fmt: skip
 _TINY = 10
-_COMPANIONS = (".md", ".txt", ".csv", ".json", ".cfg", ".pdf", ".sha256", ".raw", ".zraw", ".xlsx")
-_COMPANION_NAMES = ("SHA256SUMS", "LICENSE", "README")
 
 
 def verify(task: Task) -> pd.DataFrame:
     """Read and check all data of a task; nothing is raised, every finding is a row.
 
     Returns:
-        DataFrame with one row per volume or picture and one per file that does not belong. `case` is the volume;
-        `verdict`: `ok`, `missing`, `changed` (other bytes than recorded), `wrong` (cannot be trusted), `duplicate`
-        (the same image is in another split), `foreign` (no case uses the file); `checksum`: `matches`, `differs`,
+        DataFrame with one row per volume or picture, then rows about files. `case` is the volume, empty in a row
+        about files; `verdict`: `ok`, `missing`, `changed` (other bytes than recorded), `wrong` (cannot be trusted),
+        `duplicate` (the same image is in another split); of files `incomplete` and `surplus` (fewer or more of a
+        pattern than the manifest expects), `foreign` (no case uses the file); `checksum`: `matches`, `differs`,
         `none` where none is recorded; `detail`, `source`, `site`, `split`, `shape`, `spacing` in mm; `classes` that
         occur; `low` and `high`, the range of the stored intensities; `notes`: what is worth a look but no error
         (slices without foreground, classes that are absent or tiny, the same image again in one split).
@@ -55,16 +55,7 @@ def verify(task: Task) -> pd.DataFrame:
         if twin is not row:
             _mark_twins(twin, row)
         rows.append(row)
-    rows += [
-        dict.fromkeys(COLUMNS, "")
-        | {
-            "verdict": "foreign",
-            "checksum": "none",
-            "source": str(path),
-            "detail": "No case uses this file.",
-        }
-        for path in _foreign(task)
-    ]
+    rows += _about_the_folder(task)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -155,28 +146,26 @@ def _content(pair: Pair, task: Task) -> dict[str, Any]:
     }
 
 
-def _foreign(task: Task) -> list[Path]:
-    """Files in the data folder that neither a case nor a companion (a text, a table, a licence) accounts for."""
+def _about_the_folder(task: Task) -> list[dict[str, Any]]:
+    """Rows about files rather than cases: too few or too many of a pattern, and files that do not belong."""
     if task.manifest is None or task.manifest.layout.kind == "generated":
         return []
     from toolkit.data.catalogue import data_folders
-    from toolkit.data.discovery import discovered_rows
 
     folder = next((folder for folder in data_folders(task.manifest.name) if folder.is_dir()), None)
     if folder is None:
         return []
-    own = {path.resolve() for case in task.cases() for path in case.reader.files()}
-    if task.manifest.layout.rows != "table":  # a split list may leave out cases that belong all the same
-        found = discovered_rows(task.manifest, folder)
-        own |= {(folder / row[kind]).resolve() for row in found for kind in ("image", "label") if row[kind]}
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and path.resolve() not in own
-        and not path.name.lower().endswith(_COMPANIONS)
-        and path.stem not in _COMPANION_NAMES
+    rows = [
+        {"verdict": count.verdict, "source": str(folder / count.pattern), "detail": count.detail}
+        for count in counts(task.manifest, folder)
+        if count.verdict != "ok"
     ]
+    used = (path for case in task.cases() for path in case.reader.files())
+    rows += [
+        {"verdict": "foreign", "source": str(path), "detail": "No case uses this file."}
+        for path in foreign(task.manifest, folder, used)
+    ]
+    return [dict.fromkeys(COLUMNS, "") | {"checksum": "none"} | row for row in rows]
 
 
 def _checksum(reader: Source, recorded: dict[str, str]) -> str:

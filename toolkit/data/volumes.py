@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.geometry import Geometry, largest_shift
-from toolkit.data.source import Pair, Source, checked_image, checked_pair, require_file
+from toolkit.data.source import FileSource, Pair, checked_image, checked_pair, incomplete_file, require_file
 from toolkit.errors import ConfigError, DataError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -23,7 +23,7 @@ _MOST_VOXELS = 2**33
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NiftiSource(Source):
+class NiftiSource(FileSource):
     """A volume in one NIfTI file per channel, with its label in another (or none).
 
     In a 2D task the volume is read as a stack with its slices first. `frame` and `label_frame` choose one volume
@@ -31,7 +31,6 @@ class NiftiSource(Source):
     """
 
     images: tuple[Path, ...] = ()
-    label: Path | None = None
     dims: int = 3
     frame: int | None = None
     label_frame: int | None = None
@@ -54,16 +53,8 @@ class NiftiSource(Source):
             labels = geometry.arrange(_numbers(stored, self.label))
         return checked_pair(np.stack(arrays), labels, self)
 
-    @property
-    def where(self) -> str:
-        return ", ".join(str(path) for path in self.files())
-
-    @property
-    def label_where(self) -> str:
-        return str(self.label)
-
-    def files(self) -> tuple[Path, ...]:
-        return self.images if self.label is None else (*self.images, self.label)
+    def image_files(self) -> tuple[Path, ...]:
+        return self.images
 
 
 def read_volume(
@@ -333,11 +324,8 @@ def _numbers(image: Any, path: Path) -> np.ndarray:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"The file is not a complete NIfTI volume ({type(error).__name__}: {str(error).splitlines()[0][:120] or 'no text'}).",
-        where=str(path),
-        fix="It is truncated, damaged or of another format: copy or export it again.",
-    )
+    fix = "It is truncated, damaged or of another format: copy or export it again."
+    return incomplete_file(path, "a complete NIfTI volume", error, fix)
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

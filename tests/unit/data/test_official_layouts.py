@@ -172,4 +172,27 @@ def test_patches_of_a_section_stay_together(place):
     official.BUILDERS["digestpath_patch"](place / "digestpath_patch")
     cases = load_task("digestpath_patch").cases()
     assert len({c.split for c in cases if c.subject == "a"}) == 1
-    assert {c.subject for c in cases} == {"a", "b", "c"}
+    assert {c.subject for c in cases} == {"a", "b", "c", "d"}
+
+
+def test_persons_of_glas_are_held_out_together(place):
+    folder = place / "glas"
+    lines = ["name,patient ID, grade (GlaS), grade (Sirinukunwattana et al. 2015)"]
+    for number in range(30):
+        stem = f"train_{number}"
+        official.picture_pair(folder / f"{stem}.bmp", folder / f"{stem}_anno.bmp", (16, 16), 0, "numbered")
+        lines.append(f"{stem},{number % 10}, {'benign' if number % 2 else 'malignant'}, healthy")
+    (folder / "Grade.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    task = load_task("glas")
+    held = {int(case.id.removeprefix("train_")) for case in task.cases("val")}
+    assert len(held) == 3  # one person of ten
+    assert len({number % 10 for number in held}) == 1
+    assert {case.id: case.group for case in task.cases()}["train_4"] == "malignant"
+
+
+def test_images_without_lesion_are_background_everywhere(place):
+    official.BUILDERS["digestpath_wsi"](place / "digestpath_wsi")
+    task = load_task("digestpath_wsi")
+    groups = {case.id: case.group for case in task.cases()}
+    assert groups == {"a": "positive", "b": "positive", "c": "positive", "d": "negative"}
+    assert task.verify().set_index("case").notes["d"] == "no lesion"

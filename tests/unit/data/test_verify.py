@@ -29,8 +29,16 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def glas(place):
+def glas(place, monkeypatch):
+    """Four images in the layout of GlaS, and a manifest to which four are all."""
     official.BUILDERS["glas"](place / "glas")
+    text = (ROOT / "data_manifests" / "glas.toml").read_text(encoding="utf-8")
+    assert text.count("= 170") == text.count("= 160") == 1
+    (place / "manifests").mkdir()
+    (place / "manifests" / "glas.toml").write_text(
+        text.replace("= 170", "= 4").replace("= 160", "= 4"), encoding="utf-8"
+    )
+    monkeypatch.setenv("TOOLKIT_MANIFESTS", str(place / "manifests"))
     return place / "glas"
 
 
@@ -76,9 +84,12 @@ def test_damage_missing_and_foreign_files(glas):
     task = load_task("glas")
     (glas / "testB_1.bmp").unlink()
     table = task.verify()
-    assert dict(zip(table.case, table.verdict, strict=True)) == {
-        "train_1": "ok", "train_2": "wrong", "testA_1": "ok", "testB_1": "missing", "": "foreign",
-    }  # fmt: skip
+    assert list(zip(table.case, table.verdict, strict=True)) == [
+        ("train_1", "ok"), ("train_2", "wrong"), ("testA_1", "ok"), ("testB_1", "missing"), ("", "incomplete"),
+        ("", "foreign"),
+    ]  # fmt: skip
+    assert table.source.iloc[-2].endswith("test?_*.bmp")
+    assert table.detail.iloc[-2] == "3 files found, 4 are expected."
     assert table.source.iloc[-1].endswith("stray.bin")
     assert [case.id for case in task.usable(table).cases()] == ["train_1", "testA_1"]
     with pytest.raises(DataError, match="not a complete picture"):
@@ -86,7 +97,7 @@ def test_damage_missing_and_foreign_files(glas):
 
 
 def test_nothing_usable_is_an_error(glas):
-    for path in glas.iterdir():
+    for path in glas.glob("*.bmp"):
         path.write_bytes(b"x")
     with pytest.raises(DataError, match="no cases"):
         load_task("glas").usable()
@@ -117,8 +128,9 @@ def test_a_file_with_more_slices_than_its_index(place):
 def test_patients_that_a_list_leaves_out_are_not_foreign(place):
     official.BUILDERS["acdc"](place / "acdc")
     table = load_task("acdc", split_list="ten_subjects_0").verify()
-    assert set(table.verdict) == {"ok"}
-    assert {case[:10] for case in table.case} == {"patient001", "patient007"}
+    assert dict(zip(table.verdict, table.source.str[-10:], strict=True))["incomplete"] == "*/Info.cfg"
+    assert {case[:10] for case in table.case[table.verdict == "ok"]} == {"patient001", "patient007"}
+    assert set(table.verdict) == {"ok", "incomplete"}
 
 
 def test_command_line(glas, tmp_path, capsys):
