@@ -126,7 +126,8 @@ def comparison(result: Any, *, note: str = "") -> Figure:
     means = Bars(
         title=result.metric, note=range_note(table["mean"].to_numpy(dtype=float)),
         series=[Series(name="mean", x=methods, y=table["mean"], low=table["low"], high=table["high"])], y_label=result.metric,
-        y_range=(0.0, 1.0) if result.metric in ("dice", "iou") else None, legend=False, width=60 + 70 * len(methods),
+        y_range=(0.0, 1.0) if result.metric in ("dice", "iou") else None, legend=False,
+        width=60 + max(70, 7 * max(map(len, methods))) * len(methods),
         height=210,
     )  # fmt: skip
     others = table[table["method"].astype(str) != str(result.baseline)]
