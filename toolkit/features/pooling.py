@@ -109,12 +109,11 @@ class Pooler:
         return self._masks[size]
 
     def _voxels(self, maps: Tensor, places: Tensor) -> Tensor:
-        flat = maps.flatten(2).transpose(1, 2)  # (B, positions, C)
+        flat = maps.flatten(2)  # (B, C, positions); rows are picked without laying out the whole map anew
         index = torch.zeros(len(places), dtype=torch.int64)
         for axis, (side, whole) in enumerate(zip(maps.shape[2:], self.size, strict=True)):
             index = index * side + torch.div(places[:, axis] * side, whole, rounding_mode="floor")
-        index = index + self.plan.images * flat.shape[1]
-        return flat.reshape(-1, flat.shape[2]).index_select(0, index.to(flat.device)).cpu()
+        return flat[self.plan.images.to(flat.device), :, index.to(flat.device)].cpu()
 
 
 def check_pool(pool: str, samples: int) -> None:

@@ -106,11 +106,19 @@ class DataHash:
                 if tensor is not None:
                     one = tensor[index]
                     self._digest.update(f"{one.dtype} {tuple(one.shape)}".encode())
-                    self._digest.update(_bytes(one))
+                    self._digest.update(_bytes(_narrow(one)))
 
     def hexdigest(self) -> str:
         """The hash of everything added so far."""
         return self._digest.hexdigest()
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    """Labels as 16-bit numbers if they fit: a quarter of the bytes to hash."""
+    if tensor.dtype != torch.int64:
+        return tensor
+    small = tensor.to(torch.int16)
+    return small if torch.equal(small.long(), tensor) else tensor
 
 
 def _bytes(tensor: Tensor) -> Any:
