@@ -100,6 +100,7 @@ def test_the_monitor_reads_what_is_written(run_folder: Path) -> None:
     with (run_folder / "history.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({**logged[0], "step": 3, "total": 0.5}) + "\n")
     assert monitor.refresh() is True
+    figure = box.children[1]
     assert figure.data[0].y[-1] == 0.5
     monitor.set(logarithmic=True, parts=["scores"])
     assert figure.layout.yaxis.type == "log"

@@ -230,7 +230,7 @@ def outlined(pixels: np.ndarray, labels: np.ndarray, *, fill: float = 0.0) -> np
     edge[:-1] |= edge[1:].copy()  # two pixels thick
     edge[:, :-1] |= edge[:, 1:].copy()
     drawn = pixels.copy()
-    for label in np.unique(wide):
+    for label in np.unique(labels):
         if label <= 0:
             continue
         inside, colour = wide == label, np.asarray(class_colour(int(label)))

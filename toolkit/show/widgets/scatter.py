@@ -25,12 +25,19 @@ class ScatterView:
         import ipywidgets
         import plotly.graph_objects as go
 
-        self.explorer, self._limits_of, self._numbers_of = explorer, None, ""
-        self.rows = np.empty(0, dtype=int)
+        self.explorer, self._numbers_of = explorer, ""
+        self.rows, places = explorer.points()
+        start = {
+            "x": places[:, 0],
+            "y": places[:, 1],
+            "text": self._texts(),
+            "marker": {"size": 6, "color": self._colours()},
+        }
+        # made with its points: what is sent before the page has loaded the figure's script is lost
         self.figure: Any = go.FigureWidget(
-            go.Scatter(mode="markers", marker={"size": 6}, hovertemplate="%{text}<extra></extra>"),
+            go.Scatter(mode="markers", hovertemplate="%{text}<extra></extra>", **start),
             layout={"width": 620, "height": 460, "dragmode": "lasso", "template": "plotly_white", "showlegend": False,
-                    "margin": {"l": 50, "r": 10, "t": 60, "b": 40}},
+                    "margin": {"l": 50, "r": 10, "t": 60, "b": 40}, "title": {"text": self._title()}, **self._axes()},
         )  # fmt: skip
         self.figure.data[0].on_selection(self._from_page)
         self.figure.data[0].on_click(self._from_page)
@@ -45,37 +52,40 @@ class ScatterView:
     def follow(self) -> None:
         """Bring the figure and the table into line with the explorer."""
         rows, places = self.explorer.points()
-        projection, values = self.explorer.projection(), self.explorer.state
-        table = self.explorer.rows
         chosen = set(self.explorer.selected)
         inside = [place for place, row in enumerate(rows) if row in chosen]
         with self.figure.batch_update():
             trace = self.figure.data[0]
-            if not np.array_equal(rows, self.rows) or trace.x is None:
+            if not np.array_equal(rows, self.rows):
                 self.rows = rows
-                indices = table["class"].to_numpy()[rows]
-                trace.marker.color = [category(int(index) - 1 if index > 0 else GREY) for index in indices]
-                part = table.iloc[rows]
-                trace.text = [f"{c}, {n}" for c, n in zip(part["case"], part["class_name"], strict=True)]
+                trace.marker.color, trace.text = self._colours(), self._texts()
             trace.x, trace.y = places[:, 0], places[:, 1]
             trace.selectedpoints = inside or None
-            self.figure.layout.title.text = (
-                f"{values['layer']}, {projection.method.upper()}<br><sub>{html.escape(self.explorer.stage_name())}; "
-                f"{len(rows)} of {len(table)} points</sub>"
-            )
-            self._fix_axes(projection)
+            self.figure.layout.title.text = self._title()
+            self.figure.update_layout(**self._axes())
         self._write_numbers()
 
-    def _fix_axes(self, projection: Any) -> None:
+    def _colours(self) -> list[str]:
+        indices = self.explorer.rows["class"].to_numpy()[self.rows]
+        return [category(int(index) - 1 if index > 0 else GREY) for index in indices]
+
+    def _texts(self) -> list[str]:
+        part = self.explorer.rows.iloc[self.rows]
+        return [f"{case}, {name}" for case, name in zip(part["case"], part["class_name"], strict=True)]
+
+    def _title(self) -> str:
+        values, stage = self.explorer.state, html.escape(self.explorer.stage_name())
+        points = f"{len(self.rows)} of {len(self.explorer.rows)} points"
+        return f"{values['layer']}, {values['method'].upper()}<br><sub>{stage}; {points}</sub>"
+
+    def _axes(self) -> dict[str, Any]:
         """The same range at every stage, or movement could not be seen."""
-        if self._limits_of is projection:
-            return
-        self._limits_of = projection
+        projection = self.explorer.projection()
         everything = np.concatenate([np.asarray(one, dtype=float)[:, :2] for one in projection.coordinates])
         low, high = everything.min(0), everything.max(0)
         margin = 0.05 * (high - low) + 1e-9
-        self.figure.layout.xaxis.range = [low[0] - margin[0], high[0] + margin[0]]
-        self.figure.layout.yaxis.range = [low[1] - margin[1], high[1] + margin[1]]
+        ends = [[float(a), float(b)] for a, b in zip(low - margin, high + margin, strict=True)]
+        return {"xaxis": {"range": ends[0]}, "yaxis": {"range": ends[1]}}
 
     def _write_numbers(self) -> None:
         layer = self.explorer.state["layer"]
