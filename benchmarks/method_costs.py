@@ -184,12 +184,15 @@ def statistic(rounds: int, clock: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def measure(only: list[str] | None, rounds: int, clock: str, threads: int) -> None:
+def measure(only: list[str] | None, rounds: int, clock: str, threads: int, note: str = "") -> None:
     """Measure, and put the rows into the file of all."""
     torch.set_num_threads(threads)
     for name in only or [*COMPARISONS, "statistic"]:
         rows = statistic(rounds, clock) if name == "statistic" else compared(COMPARISONS[name], rounds, clock)
-        content = {**stored(), name: {**machine(threads, clock), "rounds": rounds, "rows": rows}}
+        content = {
+            **stored(),
+            name: {**machine(threads, clock), "rounds": rounds, "note": note, "rows": rows},
+        }
         for one in rows:
             print(json.dumps(one), flush=True)
         RESULTS.parent.mkdir(exist_ok=True)
@@ -245,8 +248,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--note", default="", help="circumstances, printed below the table")
     options = parser.parse_args()
-    measure(options.only, options.rounds, options.clock, options.threads)
+    measure(options.only, options.rounds, options.clock, options.threads, options.note)
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def put_into(path: Path, table_lines: list[str]) -> None:
         before, rest = text.split(MARKS[0], 1)
         _, after = rest.split(MARKS[1], 1)
         path.write_text(
-            "\n".join([f"{before}{MARKS[0]}", *table_lines, f"{MARKS[1]}{after}"]), encoding="utf-8"
+            "\n".join([f"{before}{MARKS[0]}", "", *table_lines, "", f"{MARKS[1]}{after}"]), encoding="utf-8"
         )
 
 

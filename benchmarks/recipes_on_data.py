@@ -65,7 +65,7 @@ TRIALS = {
     ),
     "segreg": Trial("hippocampus_msd04", tk.recipes.segreg, {"channels": [12, 24, 48, 96]}, {}),
     "med_disseg": Trial(
-        "nuclei_dsb2018", tk.recipes.med_disseg, {"encoder_width": 16, "width": 32},
+        "nuclei_dsb2018", tk.recipes.med_disseg, {"encoder_width": 8, "width": 16},
         {"patch_size": (128, 128), "batch_size": 4},
     ),
 }  # fmt: skip
