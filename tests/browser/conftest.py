@@ -58,7 +58,7 @@ class Lab:
             **os.environ, "JUPYTER_CONFIG_DIR": str(config), "JUPYTER_DATA_DIR": str(folder / "data"),
             "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "JUPYTERLAB_SETTINGS_DIR": str(settings),
             "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"), "JUPYTER_PREFER_ENV_PATH": "1",
-            "FAST": "0" if os.environ.get("TOOLKIT_SCREENSHOTS") == "1" else "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+            "FAST": os.environ.get("FAST", "0" if os.environ.get("TOOLKIT_SCREENSHOTS") == "1" else "1"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         command = [
             sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={self.port}",

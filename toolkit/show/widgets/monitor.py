@@ -144,9 +144,9 @@ class TrainingMonitor(Explorer):
         canvas.frame(_LEFT, 32, _WIDTH - 2 * _LEFT, 14)
         canvas.fill(_LEFT, 32, round(share * (_WIDTH - 2 * _LEFT)), 14, category(0))
         newest = [
-            f"{name} {values[-1]:.3g}"
-            for part in self.curves().values()
-            for name, _, values in part
+            f"{name}{' gradient ratio' if part == 'ratios' else ''} {values[-1]:.3g}"
+            for part, found in self.curves().items()
+            for name, _, values in found
             if values
         ]
         canvas.text(_LEFT, 54, ", ".join(newest) or "nothing is logged yet", size=12, colour=TEXT if newest else FAINT,
