@@ -42,12 +42,12 @@ def active_band(
             title=f"{row['preset']}: {row['status']}",
             note=f"loss {row['loss']:.5f}, gradient {number_text(row['gradient_norm'])}, {row['active_pairs']:.0%} of pairs in reach",
             series=[Series(name="pairs", x=(edges[1:] + edges[:-1]) / 2, y=counts / counts.sum())],
-            marks=[(ACTIVE_BAND, "end of reach")], x_label="distance / tau", y_label="share of pairs", legend=False,
+            marks=[(ACTIVE_BAND, "")], x_label="distance / tau", y_label="share of pairs", legend=False,
             x_range=(0.0, top), y_range=(0.0, 1.05), width=250, height=190,
         ))  # fmt: skip
     return Figure(
         title=title,
-        subtitle=f"A pair farther apart than {ACTIVE_BAND} tau adds less than 1e-8 to the mean inside the logarithm. Every "
+        subtitle=f"A pair farther apart than {ACTIVE_BAND} tau adds less than 1e-8 to the mean inside the logarithm (dotted line). Every "
         "panel has its own axis.",
         rows=[panels],
         caption=caption(provenance or {}, note),

@@ -59,13 +59,15 @@ def score_boxes(
 
 
 def score_table(
-    evaluations: Scores, *, metric: str = "dice", note: str = "", provenance: Mapping[str, Any] | None = None
-) -> Figure:
+    evaluations: Scores, *, metric: str = "dice", title: str = "Robustness table", note: str = "",
+    provenance: Mapping[str, Any] | None = None,
+) -> Figure:  # fmt: skip
     """Mean score of every network (rows) on every test set (columns) and their mean over the sets.
 
     Args:
         evaluations: per network and test set, the table of `toolkit.evaluate`.
         metric: "dice" or "iou".
+        title: of the figure.
         note: sentence for the caption.
         provenance: what the networks and the data are.
 
@@ -79,7 +81,7 @@ def score_table(
         width=66 * table.shape[1], height=36 * table.shape[0] + 8,
     )  # fmt: skip
     return Figure(
-        title="Robustness table", subtitle="The last column is the mean over the test sets, each weighing the same.",
+        title=title, subtitle="The last column is the mean over the test sets, each weighing the same.",
         rows=[[panel]], caption=caption(provenance or {}, note),
     )  # fmt: skip
 
