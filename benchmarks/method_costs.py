@@ -232,12 +232,11 @@ def lines() -> list[str]:
                 one["setting"],
             ]
             found.append("| " + " | ".join(cells) + " |")
-    kinds = {(e["threads"], e["clock"], e["torch"], e["rounds"]) for e in content.values()}
-    return [
-        *found,
-        "",
-        "; ".join(f"threads {t}, clock {c}, torch {v}, {r} rounds" for t, c, v, r in sorted(kinds)) + ".",
+    circumstances = [
+        f"* {name}: threads {e['threads']}, clock {e['clock']}, torch {e['torch']}, {e['rounds']} rounds. {e['note']}".strip()
+        for name, e in content.items()
     ]
+    return [*found, "", *circumstances]
 
 
 def main() -> None:
