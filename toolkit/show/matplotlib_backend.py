@@ -284,7 +284,7 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
         )
     curves = not isinstance(panel, Bars | Boxes | Intervals | Scatter)
     if curves and panel.series and all(np.asarray(one.x).dtype.kind in "iu" for one in panel.series):
-        canvas.xaxis.get_major_locator().set_params(integer=True)  # no task two and a half
+        canvas.locator_params(axis="x", integer=True)  # no task two and a half
     if panel.x_range is not None:
         canvas.set_xlim(*panel.x_range)
     if panel.y_range is not None:
