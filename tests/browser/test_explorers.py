@@ -7,6 +7,7 @@ TOOLKIT_SCREENSHOTS=1 the pictures of the documentation are taken anew.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,19 @@ class Shown:
         """The Plotly figure of the explorer."""
         return self.box.locator(".js-plotly-plot").first.element_handle()
 
+    def wait_until(self, expression: str, seconds: float = 300) -> None:
+        """Wait until a function of the figure is true; the figure is looked up each time, as it may be made anew."""
+        deadline = time.monotonic() + seconds
+        while not self.figure().evaluate(expression):
+            assert time.monotonic() < deadline, f"never true: {expression}"
+            self.page.wait_for_timeout(200)
+
     def wait_for_curve(self) -> None:
         """Wait until the figure holds points."""
         self.box.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
-        self.page.wait_for_function(
-            "gd => gd._fullData && gd._fullData.length && gd._fullData[0].x && gd._fullData[0].x.length > 1",
-            arg=self.figure(), timeout=300_000,
-        )  # fmt: skip
+        self.wait_until(
+            "gd => Boolean(gd._fullData && gd._fullData.length && gd._fullData[0].x && gd._fullData[0].x.length > 1)"
+        )
 
     def curve(self) -> list[float]:
         """x of the first trace, as the page holds it."""
@@ -127,12 +134,12 @@ def test_training_monitor(opened: Any) -> None:
     shown = Shown(opened.page, "Training")
     shown.wait_for_curve()
     first = shown.curve()
-    shown.page.wait_for_function(
-        f"gd => gd._fullData[0].x.length > {len(first)}", arg=shown.figure(), timeout=300_000
+    shown.wait_until(
+        f"gd => Boolean(gd._fullData && gd._fullData.length && gd._fullData[0].x.length > {len(first)})"
     )
     shown.box.locator(".toolkit-logarithmic input").focus()
     shown.page.keyboard.press("Space")
-    shown.page.wait_for_function("gd => gd.layout.yaxis.type === 'log'", arg=shown.figure(), timeout=60_000)
+    shown.wait_until("gd => Boolean(gd.layout && gd.layout.yaxis && gd.layout.yaxis.type === 'log')", 60)
     shown.screenshot("training")
     shown.box.get_by_role("button", name="Stop after this step").click()
     shown.page.wait_for_function(
