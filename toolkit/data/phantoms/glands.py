@@ -157,13 +157,34 @@ class _Outline:
     def distance(self, dy: Floats, dx: Floats) -> Floats:
         """Signed distance to the wavy outline, negative inside."""
         c, s = self.along
-        along, across = (c * dx + s * dy) * (1.0 / self.aspect), c * dy - s * dx
-        radius = np.sqrt(along * along + across * across) + 1e-6
-        u, v = along / radius, across / radius
-        u2, v2 = u * u - v * v, 2.0 * u * v
-        outline = self.waves[0] * (u * u2 - v * v2) + self.waves[1] * (v * u2 + u * v2)
-        outline = outline + self.waves[2] * (u2 * u2 - v2 * v2)
-        return radius - self.size * (1.0 + outline)
+        u, v = c * dx + s * dy, c * dy - s * dx
+        u *= 1.0 / self.aspect
+        radius = u * u
+        radius += v * v
+        np.sqrt(radius, out=radius)
+        radius += 1e-6
+        u /= radius
+        v /= radius
+        u2 = u * u
+        u2 -= v * v
+        v2 = 2.0 * u
+        v2 *= v
+        outline = u * u2
+        outline -= v * v2
+        outline *= self.waves[0]
+        v *= u2
+        u *= v2
+        v += u
+        v *= self.waves[1]
+        outline += v
+        u2 *= u2
+        v2 *= v2
+        u2 -= v2
+        u2 *= self.waves[2]
+        outline += u2
+        outline += 1.0
+        outline *= self.size
+        return np.subtract(radius, outline, out=radius)
 
 
 def _pack(stream: Stream, site: Site, malignant: bool) -> tuple[Floats, NDArray[np.uint8], Floats]:
@@ -186,11 +207,12 @@ def _pack(stream: Stream, site: Site, malignant: bool) -> tuple[Floats, NDArray[
         # Farther than a few pixels outside, a distance changes neither a label nor a colour.
         rows, columns = (_window(centre, gland.reach(4.0 * _FINE), side) for centre in (row, column))
         distance = gland.distance(at[rows, None] - row, at[None, columns] - column)
-        here = (rows, columns)
-        closer = distance < nearest[here]
-        second[here] = np.where(closer, nearest[here], np.minimum(second[here], distance))
-        owner[here][closer], wall[here][closer] = number, gland.thickness
-        nearest[here] = np.where(closer, distance, nearest[here])
+        first, next_one = nearest[rows, columns], second[rows, columns]
+        closer = distance < first
+        np.copyto(owner[rows, columns], number, where=closer)
+        np.copyto(wall[rows, columns], gland.thickness, where=closer)
+        np.minimum(next_one, np.maximum(first, distance), out=next_one)
+        np.minimum(first, distance, out=first)
     # Half a gap of stroma on either side of the line where two glands would touch.
     gap = 1.3 * _FINE
     return np.maximum(nearest, gap - (second - nearest)) / _FINE, owner, wall / _FINE
