@@ -14,6 +14,7 @@ import argparse
 import collections
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "bad_inputs.json"
+_PORT = re.compile(r"127\.0\.0\.1:\d+")  # another one in every run
 # Kind of input -> the parametrised tests that hand it over; one case of a test is one bad input.
 FAMILIES = {
     "volume files": ["test_volumes.py::test_bad_file_is_refused"],
@@ -81,7 +83,8 @@ class Recorder:
             error = self._met[0]
             hide = str(folder) if folder is not None else "\0"
             said = {
-                name: str(getattr(error, name)).replace(hide, "FOLDER") for name in ("what", "where", "fix")
+                name: _PORT.sub("127.0.0.1:PORT", str(getattr(error, name)).replace(hide, "FOLDER"))
+                for name in ("what", "where", "fix")
             }
             row |= {"error": type(error).__name__, **said}
         self.rows.append(row | {"left_behind": [path.name for path in left]})
