@@ -1,6 +1,6 @@
 """How quickly the phantoms are generated: slices (or tiles) in a second of processor time on one core.
 
-    OMP_NUM_THREADS=1 python benchmarks/phantom_speed.py
+    OMP_NUM_THREADS=1 scripts/launch python benchmarks/phantom_speed.py
 
 Writes benchmarks/results/phantom_speed.json. Processor time, so that other programs on the machine count little.
 """
