@@ -77,6 +77,10 @@ class Regularizer:
         """Weight of every term at this step; if all are 0 the regularizer is skipped: no pass, no draw."""
         raise NotImplementedError
 
+    def in_later_stage(self) -> Regularizer:
+        """The regularizer of a sequence's later stages: the same, unless its weight warms up, which it does once."""
+        return self
+
     def objective_weight(self, step: int) -> float:
         """Factor on the objective (1 except for convex combinations)."""
         return 1.0

@@ -109,6 +109,10 @@ class Dispersive(Regularizer):
         stopped = self.stop_step is not None and step >= self.stop_step
         return {"loss": 0.0 if stopped else self.weight * linear_warm_up(step, self.warm_up_steps)}
 
+    def in_later_stage(self) -> Dispersive:
+        """Without the warm-up, which belongs to the first stage."""
+        return dataclasses.replace(self, warm_up_steps=0)
+
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
         if self._bank.get("stage", context.stage) != context.stage:
             self._bank.clear()  # representations of another stage's network

@@ -56,7 +56,7 @@ class SegReg(Regularizer):
         scaled: multiply by the number of rows (the form of LeJEPA); a sensible weight is then about N times smaller.
         convex: the objective is multiplied by (1 - weight).
         null_centred: max(value - E0, 0), E0 the expectation for exactly normal rows at the effective sample size.
-        warm_up: steps over which the weight rises linearly.
+        warm_up: steps over which the weight rises linearly; in a sequence of sites, in the first stage only.
         divergence: "epps_pulley", or for comparison "sliced_wasserstein", "gaussian_kl", "covariance" (rows sketched
             to 64 columns if there are more), "variance_covariance", "gaussian_kernel", "nearest_neighbour" (an
             entropy, no reference) or "class_conditional" (Epps-Pulley to one Gaussian a class; needs `classes`).
@@ -134,6 +134,10 @@ class SegReg(Regularizer):
     def weights(self, step: int) -> dict[str, float]:
         """The ramped weight of the one term."""
         return {self.divergence: self.weight * linear_warm_up(step, self.warm_up)}
+
+    def in_later_stage(self) -> SegReg:
+        """Without the warm-up: in the first stage the weight has arrived, and it stays."""
+        return dataclasses.replace(self, warm_up=0)
 
     def objective_weight(self, step: int) -> float:
         """1, or 1 - weight in the convex form."""

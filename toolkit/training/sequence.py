@@ -255,6 +255,8 @@ def _carry_on(path: Path, record: Mapping[str, Any], objects: Mapping[str, Any],
     for stage, name in enumerate(names):
         folder = path / f"stage-{stage}-{re.sub(r'[^A-Za-z0-9.+-]+', '_', name)}"
         data, where = strategy.data(task, sites, stage)
+        if stage == 1 and strategy.carries_on:
+            regularizers = [one.in_later_stage() for one in regularizers]
         common = {"regularizer": regularizers, "objective": objects["objective"], "progress": progress}
         if RunDirectory(folder).exists():
             run = resume(folder, model, data, **common)  # brings back what the strategy had kept

@@ -13,6 +13,7 @@ import torch
 from toolkit.data.task import Task
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.unet import UNet
+from toolkit.regularizers.segreg import SegReg
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
 from toolkit.training.sequence import Stages, resume_sequence, train_sequence
@@ -94,3 +95,21 @@ def test_what_cannot_work(
     assert not (tmp_path / "new").exists()
     with pytest.raises(CheckpointError, match="no readable"):
         resume_sequence(tmp_path)
+
+
+def test_a_warm_up_belongs_to_the_first_stage(
+    two_sites: Task, network: UNet, short: TrainConfig, tmp_path: Path
+) -> None:
+    segreg = SegReg(weight=0.03, warm_up=3, samples=32, directions=4)
+    config = short.replace(log_every=1)
+    stages = train_sequence(
+        network, two_sites, ["left", "right"], segreg, config, out=tmp_path / "s", progress=False
+    )
+    weights = [run.history["segreg/epps_pulley/weight"].dropna().tolist() for run in stages.stages]
+    assert weights[0][:4] == pytest.approx([0.01, 0.02, 0.03, 0.03])
+    assert weights[1] == pytest.approx([0.03] * len(weights[1]))
+    alone = train_sequence(
+        network, two_sites, ["left", "right"], segreg, config, out=tmp_path / "a", progress=False,
+        strategy="single_task",
+    )  # fmt: skip
+    assert alone.stages[1].history["segreg/epps_pulley/weight"].dropna().iloc[0] == pytest.approx(0.01)
