@@ -31,7 +31,11 @@ def asymmetric_supervision() -> bytes:
         arrowprops={"arrowstyle": "->", "color": colours.category(1), "lw": 2},
     )  # fmt: skip
     axes.text(
-        -0.85, 3.5, "darker = nearer to the labels along the backward path without skips", fontsize=8.5, color=colours.FAINT
+        -0.85,
+        3.5,
+        "darker = nearer to the labels along the backward path without skips",
+        fontsize=8.5,
+        color=colours.FAINT,
     )
     return finish()
 
