@@ -119,7 +119,7 @@ def sequence(out: Path, seeds: Sequence[int], score: bool) -> tuple[list[pd.Data
         )  # fmt: skip
         print(f"sequence {method} {seed}: done", flush=True)
         if score:
-            tables.append(stages.evaluate("test").assign(method=method, seed=seed))
+            tables.append(stages.evaluate("test", metrics=("dice",)).assign(method=method, seed=seed))
     return tables, {"task": task.name, "sites": list(task.sites), "config": STAGE.to_dict()}
 
 
