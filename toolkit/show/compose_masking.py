@@ -53,10 +53,11 @@ def masked_grid(
     grid = [_row(name, row, what, index, side) for name, row in rows.items() for what in show]
     first = results[0]
     modes = sorted({result.bn_mode for result in results})
+    skips = sorted({result.skips for result in results})
     return Figure(
         title=title or f"Masked latent of {first.layer}",
         subtitle=f"Columns: share of the code that is masked. Batch statistics: {', '.join(modes)}; skip connections: "
-        f"{first.skips}. {_READING[show[0]] if len(show) == 1 else _READING['several']}",
+        f"{', '.join(skips)}. {_READING[show[0]] if len(show) == 1 else _READING['several']}",
         rows=grid,
         caption=caption(first.provenance, "; ".join(filter(None, (f"case {first.cases[index]}", note)))),
     )
@@ -85,9 +86,8 @@ def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> lis
     }[what]  # fmt: skip
     panels: list[Panel | None] = [None if head is None else head.fit(side)]  # type: ignore[attr-defined]
     for result in row:
-        part = 0 if result.fraction == 0 else 1
         source = {"image": result.image, "segmentation": result.segmentation, "entropy": result.entropy}[what]
-        pixels = view.picture(source[part][index]) if what == "image" else view.plane(source[part][index])
+        pixels = view.picture(source[1][index]) if what == "image" else view.plane(source[1][index])
         shown: dict[str, Any] = {"pixels": pixels, "limits": limits}
         if what == "entropy":
             shown = {"pixels": view.picture(result.input[index]), "overlay": pixels, "overlay_limits": limits, "overlay_scale": "sequential"}  # fmt: skip
