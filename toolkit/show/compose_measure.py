@@ -107,10 +107,13 @@ def projections(
         "stage1": "axes fitted on stage 1 and frozen",
         "per_stage": "axes fitted on each stage and rotated onto stage 1: rotations are hidden, drift cannot be read off",
     }[first.basis]
+    limit = "A plane shows part of the variance only: drift is measured in the full space."
+    if first.method in ("umap", "tsne"):
+        basis = basis.replace("axes", "map")
+        limit = "The map keeps neighbours, not distances: drift is measured in the full space."
     return Figure(
         title=f"{first.method.upper()} of the features of {first.layer}",
-        subtitle=f"One point is one voxel; {basis}; large markers are class centroids. The stages of a row share limits. "
-        "A plane shows part of the variance only: drift is measured in the full space.",
+        subtitle=f"One point is one voxel; {basis}; large markers are class centroids. The stages of a row share limits. {limit}",
         rows=rows,
         caption=captions(results, names, note),
     )
