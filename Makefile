@@ -47,7 +47,7 @@ lab: $(READY) ## JupyterLab on the notebooks
 	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(OPTIONS)
 
 notebooks: $(READY) ## run every notebook from top to bottom in its quick form
-	FAST=1 $(LAUNCH) "$(BIN)/python" -m pytest -q -p nbmake.pytest_plugin --nbmake --nbmake-timeout=300 notebooks $(OPTIONS)
+	FAST=1 $(LAUNCH) "$(BIN)/python" -m pytest -q -p nbmake.pytest_plugin --nbmake --nbmake-timeout=900 notebooks $(OPTIONS)
 
 workshop: $(READY) ## write dist/workshop: notebooks, data, small trained networks, features; for use without a network connection
 	@$(LAUNCH) "$(BIN)/python" -m toolkit workshop --out dist/workshop --notebooks notebooks $(OPTIONS)
