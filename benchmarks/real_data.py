@@ -113,10 +113,13 @@ def sequence(out: Path, seeds: Sequence[int], score: bool) -> tuple[list[pd.Data
     task = lv_task()
     tables = []
     for method, seed in arms(seeds):
-        stages = tk.train_sequence(
-            network(seed, out_channels=2, **CARDIAC), task, sites=list(task.sites),
-            regularizer=METHODS[method](), config=STAGE.replace(seed=seed), out=out / f"sequence_{method}_{seed}",
-        )  # fmt: skip
+        folder, model = out / f"sequence_{method}_{seed}", network(seed, out_channels=2, **CARDIAC)
+        if folder.exists():
+            stages = tk.resume_sequence(folder, model, task)
+        else:
+            stages = tk.train_sequence(
+                model, task, list(task.sites), METHODS[method](), STAGE.replace(seed=seed), out=folder
+            )
         print(f"sequence {method} {seed}: done", flush=True)
         if score:
             tables.append(stages.evaluate("test", metrics=("dice",)).assign(method=method, seed=seed))
