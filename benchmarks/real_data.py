@@ -122,7 +122,11 @@ def sequence(out: Path, seeds: Sequence[int], score: bool) -> tuple[list[pd.Data
             )
         print(f"sequence {method} {seed}: done", flush=True)
         if score:
-            tables.append(stages.evaluate("test", metrics=("dice",)).assign(method=method, seed=seed))
+            for stage, run in enumerate(stages.stages):
+                scores = run.evaluate("test", list(task.sites), metrics=("dice",))
+                tables.append(
+                    scores.assign(stage=stage, trained_on=task.sites[stage], method=method, seed=seed)
+                )
     return tables, {"task": task.name, "sites": list(task.sites), "config": STAGE.to_dict()}
 
 
