@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ from toolkit.training.config import TrainConfig
 from toolkit.training.start import train
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(240, exit=True)  # a process that hangs says where
     torch.set_num_threads(1)
     drawn = np.random.default_rng(0)
     images = drawn.standard_normal((12, 16, 16)).astype(np.float32)

@@ -116,9 +116,11 @@ class Loop:
         return bool(self.fabric.strategy.reduce_boolean_decision(self.plan.stop.requested, all=False))
 
     def close(self) -> None:
-        """End the group of processes, if there are several."""
+        """End the group of processes, if there are several; no step can be taken afterwards."""
         if self.fabric.world_size > 1:
             self.fabric.barrier()
+            # DDP goes first: ending a group's threads from its destructor, which holds Python's lock, can hang.
+            del self.module
             torch.distributed.destroy_process_group()
 
     def _one_step(self, index: int) -> dict[str, Any] | None:
@@ -222,6 +224,8 @@ class Loop:
         started = time.perf_counter()
         scores = self.plan.validate(self.plan.step.network)
         value = scores[SCORE]
+        if self.fabric.world_size > 1:  # batch statistics differ by rank; all must save at the same steps
+            value = self.fabric.broadcast(value)
         if math.isfinite(value) and (self.best is None or value > self.best["value"]):
             self.best = {"step": self.done, "value": value}
         row = {"step": self.done, "event": "validation", "stage": self.plan.stage, **scores}
