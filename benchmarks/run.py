@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from interleave import CLOCKS, machine
 
-BENCHMARKS = ("grad_cam", "extraction", "analysis", "segreg_rows", "launcher")
+BENCHMARKS = ("grad_cam", "extraction", "analysis", "umap_first_fit", "segreg_rows", "launcher")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -53,6 +53,33 @@ class Result:
         """Write the static twin of `plot` (PDF, SVG or PNG by suffix) with matplotlib; no browser is needed."""
         return importlib.import_module(_DRAWING_ROOM).static_figure(self, Path(path), **options)
 
+    def write_table(self, path: str | os.PathLike[str], digits: int = 4) -> Path:
+        """Write `table()` as CSV (all digits) or as a LaTeX tabular, by suffix (.csv or .tex).
+
+        Args:
+            path: file to write.
+            digits: significant digits of numbers in LaTeX.
+
+        Raises:
+            ResultError: another suffix.
+        """
+        path = Path(path)
+        if path.suffix not in (".csv", ".tex"):
+            raise ResultError(
+                f"Tables are not written as {path.suffix or 'files without a suffix'}.",
+                where=str(path), fix="Name the file .csv or .tex.",
+            )  # fmt: skip
+        table = self.table()
+        text = table.to_csv(index=False) if path.suffix == ".csv" else latex_table(table, digits)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result as one zip of .npy arrays and a JSON header; `toolkit.load_result` reads it back."""
         path = Path(path)
@@ -89,6 +116,37 @@ class Result:
                 f"This file holds a {type(result).__name__}, not a {cls.__name__}.", where=str(path)
             )
         return result
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+          ">": r"\textgreater{}", "|": r"\textbar{}", **{sign: "\\" + sign for sign in "&%$#_{}"}}  # fmt: skip
+
+
+def latex_table(table: pd.DataFrame, digits: int = 4) -> str:
+    """A table as a LaTeX tabular that needs no package; numbers to the right, missing ones as a dash."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, (float, np.floating)):
+            return f"{value:.{digits}g}" if np.isfinite(value) else "--"
+        return "--" if value is None else "".join(_LATEX.get(sign, sign) for sign in str(value))
+
+    numbers = set(table.select_dtypes("number").columns)
+    rows = [[cell(str(name)) for name in table.columns]]
+    rows += [[cell(value) for value in row] for row in table.itertuples(index=False)]
+    lines = [" & ".join(row) + r" \\" for row in rows]
+    layout = "".join("r" if name in numbers else "l" for name in table.columns)
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{layout}}}",
+            r"\hline",
+            lines[0],
+            r"\hline",
+            *lines[1:],
+            r"\hline",
+            r"\end{tabular}",
+            "",
+        ]
+    )
 
 
 def load_result(path: str | os.PathLike[str]) -> Result:

@@ -30,6 +30,8 @@ class Augmentation:
         offset: brightness shift within ± offset, in units of the normalised image.
         gamma: exponent within exp(± gamma), on the image scaled to [0, 1] between its extremes.
         noise: standard deviation of Gaussian noise between 0 and this, in units of the normalised image.
+        label_before: batches also hold `label_before` (B, 1, *P), the label as it was before it was moved: only
+            there to repeat a published mistake.
     """
 
     rotation: float = 15.0
@@ -40,6 +42,7 @@ class Augmentation:
     offset: float = 0.10
     gamma: float = 0.30
     noise: float = 0.10
+    label_before: bool = False
 
     @property
     def spatial(self) -> bool:
@@ -59,6 +62,7 @@ PRESETS: dict[str, Augmentation | None] = {
     "none": None,
     "standard": Augmentation(),
     "geometry": Augmentation(gain=0, offset=0, gamma=0, noise=0),
+    "geometry-label-before": Augmentation(gain=0, offset=0, gamma=0, noise=0, label_before=True),
     "intensity": Augmentation(rotation=0, scale=0, translation=0, flips=False),
 }
 

@@ -110,14 +110,20 @@ class Loader:
                     shape = (self.channels, *self.patch_size)
                     noises.append(window_of_noise(random, shape))
         images, labels = torch.from_numpy(image), torch.from_numpy(label)
+        more = {}
         if self.augmentation:
+            if self.augmentation.label_before:
+                inner = [
+                    slice(extra, extra + side) for extra, side in zip(margin, self.patch_size, strict=True)
+                ]
+                more["label_before"] = labels[(slice(None), slice(None), *inner)].long()
             images, labels = apply(
                 self.augmentation, images, labels, np.stack(numbers), np.stack(noises) if noises else None,
                 self.patch_size, np.asarray(spacing), self.flips,
             )  # fmt: skip
             if self.limits is not None:
                 images = images.clamp(*self.limits)
-        return {"image": images, "label": labels.long(), "case": [case.id for case in cases]}
+        return {"image": images, "label": labels.long(), "case": [case.id for case in cases], **more}
 
     def _permutation(self, epoch: int) -> np.ndarray:
         held = self._order

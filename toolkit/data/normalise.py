@@ -12,7 +12,13 @@ _RULES = {
     "zscore": "subtract the mean, divide by the standard deviation",
     "range": "clip to the 0.5 and 99.5 percentiles, scale to [0, 1]",
     "none": "leave the values as they are",
+    "imagenet": "red, green, blue from 0 to 255: over 255, minus ImageNet's means, over its deviations",
+    "bgr": "red, green, blue from 0 to 255: over 255, in the order blue, green, red",
 }
+_MEANS, _DEVIATIONS = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet, as pre-trained networks expect
 
 
 def check_rule(rule: str) -> str:
@@ -42,15 +48,18 @@ def normalise(array: np.ndarray, rule: str = DEFAULT) -> np.ndarray:
 
     Args:
         array: image of one volume, or of one slice where the source holds single slices; any real type.
-        rule: `zscore-clip` (default), `zscore`, `range`, `range:LOW,HIGH` (percentiles), `window:LOW,HIGH` or `none`.
+        rule: `zscore-clip` (default), `zscore`, `range`, `range:LOW,HIGH` (percentiles), `window:LOW,HIGH`, `none`;
+            for colours `imagenet` (what pre-trained weights expect) or `bgr` (what OpenCV hands over, scaled).
 
     Returns:
         float32 array of the same shape.
 
     Raises:
-        ConfigError: unknown rule.
+        ConfigError: unknown rule, or a rule for colours and no three channels from 0 to 255.
     """
     check_rule(rule)
+    if rule in ("imagenet", "bgr"):
+        return _colours(array, rule)
     if array.shape[0] > 1 and array.strides[0] == 0:  # one channel that is only repeated stays so
         return np.broadcast_to(normalise(array[:1], rule), array.shape)
     image = np.array(array, dtype=np.float32)
@@ -63,7 +72,23 @@ def normalise(array: np.ndarray, rule: str = DEFAULT) -> np.ndarray:
 
 def fixed_range(rule: str) -> tuple[float, float] | None:
     """The range that a rule brings every image into, or None: networks and losses may rely on [0, 1]."""
-    return (0.0, 1.0) if rule.startswith(("range", "window:")) else None
+    return (0.0, 1.0) if rule == "bgr" or rule.startswith(("range", "window:")) else None
+
+
+def _colours(array: np.ndarray, rule: str) -> np.ndarray:
+    low, high = float(array.min()), float(array.max())
+    if array.shape[0] != 3 or low < 0 or high > 255 or (high <= 1 and (array % 1).any()):
+        raise ConfigError(
+            f"The rule {rule!r} needs three channels from 0 to 255, not {array.shape[0]} from {low:g} to {high:g}.",
+            where="normalisation", fix="Use 'zscore-clip' or 'range' for other images.",
+        )  # fmt: skip
+    image = np.asarray(array, dtype=np.float32) / np.float32(255)
+    if rule == "bgr":
+        return np.ascontiguousarray(image[::-1])
+    means, deviations = (
+        np.reshape(np.float32(v), (3, *[1] * (image.ndim - 1))) for v in (_MEANS, _DEVIATIONS)
+    )
+    return np.asarray((image - means) / deviations, dtype=np.float32)
 
 
 def _normalise_channel(channel: np.ndarray, rule: str) -> None:

@@ -199,7 +199,7 @@ def _segmentation_loss(logits: Tensor, label: Tensor | None) -> Tensor:
 def _losses(logits: Tensor, label: Tensor | None, clean: Tensor) -> Tensor:
     """(B,) mean cross-entropy of each image, with the label or with the clean prediction."""
     if label is None:
-        label = (clean > 0).long() if clean.shape[1] == 1 else clean.argmax(1, keepdim=True)
+        label = (clean > 0).long() if clean.shape[1] == 1 else clean.max(1, keepdim=True).indices
     each = _cross_entropy(logits, label, "none").flatten(1)  # 0 where padded
     if label.shape[2:] != logits.shape[2:]:
         return each.mean(1)
@@ -208,7 +208,7 @@ def _losses(logits: Tensor, label: Tensor | None, clean: Tensor) -> Tensor:
 
 def _cross_entropy(logits: Tensor, label: Tensor | None, reduction: str) -> Tensor:
     if label is None:
-        wanted = (logits > 0).long() if logits.shape[1] == 1 else logits.argmax(1, keepdim=True)
+        wanted = (logits > 0).long() if logits.shape[1] == 1 else logits.max(1, keepdim=True).indices
     elif label.shape[2:] != logits.shape[2:]:
         wanted = F.interpolate(label.float(), size=logits.shape[2:], mode="nearest-exact").long()
     else:
@@ -244,7 +244,7 @@ def _result(
         return _without_padding(tensor.detach().cpu(), batch)
 
     pair = (outputs.clean, outputs.masked)
-    segmentation = tuple(shown(_probabilities(logits, 1.0).argmax(1)) for logits in pair)
+    segmentation = tuple(shown(_probabilities(logits, 1.0).max(1).indices) for logits in pair)
     entropy = tuple(shown(entropy_map(_probabilities(logits, settings.temperature))) for logits in pair)
     image = outputs.image
     by_hand = settings.by_hand

@@ -38,9 +38,11 @@ def extract(
         model: any network; compiled ones run eagerly.
         inputs: cases, arrays, paths, dicts or a loader; see `toolkit.features.inputs.as_batches`.
         layers: names, globs or aliases, see `toolkit.layers`.
-        pool: "per-class" (one row per class present in each image: the mean over its voxels), "global" (one row per
-            image) or "voxels" (raw vectors of voxels drawn per class and image, the same for every network).
-        samples: voxels per class and image for "voxels".
+        pool: "per-class" (one row per class present in each image: the mean over its voxels), "per-region" (one row per
+            connected component of a class other than 0), "grid" (one row per cell of a grid of 4 along each axis),
+            "global" (one row per image), "voxels" (raw vectors of voxels drawn per class and image, the same for every
+            network) or "boundary" (such voxels at most 3 from one of another class).
+        samples: voxels per class and image for "voxels" and "boundary".
         seed: of the voxel draw.
         batch_size: images per pass.
         device: the network's own device; another one is refused, because moving the network would change it.
@@ -54,7 +56,7 @@ def extract(
 
     Raises:
         LayerError: a layer that does not exist, never ran, or gives no map.
-        DataError: an input that the network cannot take, or no label for "per-class".
+        DataError: an input that the network cannot take, or no label for a pool that needs one.
         ConfigError: unknown pool, or a foreign device.
         ResultError: `out` exists and is not a feature store, or holds an unfinished extraction of other inputs.
     """

@@ -1,4 +1,4 @@
-"""From feature maps to rows: one vector per class, per image, or per sampled voxel; and second moments per image."""
+"""From feature maps to rows: one vector per area or per sampled voxel of an image; and second moments per image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from toolkit.errors import ConfigError, DataError
 from toolkit.features.inputs import InputBatch
 from toolkit.features.layout import to_maps
 
-POOLS = ("per-class", "global", "voxels")
+POOLS = ("per-class", "per-region", "grid", "global", "voxels", "boundary")
+VOXELS = ("voxels", "boundary")  # rows are voxels; of the others, means over areas
+BAND = 3  # voxels from a boundary, for "boundary"
+CELLS = 4  # along each axis, for "grid"
 
 
 @dataclasses.dataclass
@@ -26,13 +29,15 @@ class RowPlan:
     Attributes:
         table: one dict per row: case, volume, subject, site, class, class_name, count, index.
         images: position in the batch of each row's image.
-        classes: class of each row, -1 for all classes.
-        places: (rows, d) voxel coordinates in the image, for pool "voxels".
+        areas: number of each row's area in `maps`.
+        maps: (B, 1, *S) area of every voxel, -1 outside, for pools of areas.
+        places: (rows, d) voxel coordinates in the image, for pools of voxels.
     """
 
     table: list[dict[str, Any]]
     images: Tensor
-    classes: Tensor
+    areas: Tensor
+    maps: Tensor | None
     places: Tensor | None
 
 
@@ -42,18 +47,20 @@ class Pooler:
     Args:
         batch: the images and labels.
         pool: "per-class" (mean over the voxels of each class present, every voxel of the label counted: a position of a
-            coarse map weighs as much as its share of the class), "global" (mean over the image) or "voxels".
-        samples: voxels per class and image for "voxels".
+            coarse map weighs as much as its share of the class), "per-region" (the same over every connected component
+            of a class other than 0), "grid" (over every cell of a grid of 4 along each axis), "global" (mean over the
+            image), "voxels" or "boundary" (voxels at most 3 from one of another class).
+        samples: voxels per class and image for "voxels" and "boundary".
         seed: base of the voxel draw, which is keyed by (seed, case, class).
     """
 
     def __init__(self, batch: InputBatch, pool: str, samples: int, seed: int) -> None:
         check_pool(pool, samples)
-        if pool == "per-class" and batch.label is None:
+        if pool in ("per-class", "per-region", "boundary") and batch.label is None:
             raise DataError(
-                "Pooling per class needs a label for every image.",
+                f"Pooling by {pool!r} needs a label for every image.",
                 where=", ".join(batch.ids[:4]),
-                fix="Pass cases with labels, or use pool='global' or pool='voxels'.",
+                fix="Pass cases with labels, or use pool='global', pool='grid' or pool='voxels'.",
             )
         self.batch, self.pool = batch, pool
         self.size = tuple(batch.image.shape[2:])
@@ -73,9 +80,11 @@ class Pooler:
             mask = self._mask(size)
             means = flat.mean(2) if mask is None else (flat * mask).sum(2) / mask.sum(2)
             return means.cpu()
-        weights = self._class_weights(size)
+        if not len(self.plan.areas):
+            return flat.new_zeros((0, flat.shape[1]), device="cpu")
+        weights = self._area_weights(size)
         means = torch.bmm(weights, flat.transpose(1, 2)) / weights.sum(2, keepdim=True).clamp_min(1e-12)
-        return means[self.plan.images.to(means.device), self.plan.classes.to(means.device)].cpu()
+        return means[self.plan.images.to(means.device), self.plan.areas.to(means.device)].cpu()
 
     def moments(self, activation: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """Per image over the positions of the map: Gram matrices (B, C, C), sums (B, C), counts (B), on the CPU."""
@@ -86,14 +95,15 @@ class Pooler:
             flat, count = flat * mask, mask.sum((1, 2)).cpu()
         return torch.bmm(flat, flat.transpose(1, 2)).cpu(), flat.sum(2).cpu(), count
 
-    def _class_weights(self, size: tuple[int, ...]) -> Tensor:
-        """(B, classes, positions): the share of each position's field that belongs to the class."""
+    def _area_weights(self, size: tuple[int, ...]) -> Tensor:
+        """(B, areas, positions): the share of each position's field that belongs to the area."""
         if not self._planes:
-            label = self.batch.label
-            assert label is not None
-            number = int(label.max().clamp_min(0)) + 1
-            classes = torch.arange(number, device=label.device).reshape(-1, *[1] * len(self.size))
-            self._planes[self.size] = (label == classes).float()
+            maps = self.plan.maps
+            assert maps is not None
+            maps = maps.to(self.batch.image.device)
+            number = int(maps.max().clamp_min(0)) + 1
+            areas = torch.arange(number, device=maps.device).reshape(-1, *[1] * len(self.size))
+            self._planes[self.size] = (maps == areas).float()
         if size not in self._planes:
             # a mean of equal means is the mean, so the smallest known multiple will do
             known = [s for s in self._planes if all(a % b == 0 for a, b in zip(s, size, strict=True))]
@@ -139,45 +149,119 @@ def _shrink(planes: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _plan(batch: InputBatch, pool: str, samples: int, seed: int) -> RowPlan:
+    if pool in VOXELS:
+        return _plan_of_voxels(batch, pool, samples, seed)
+    if pool == "global":
+        table = [_row(batch, k, -1, math.prod(size)) for k, size in enumerate(batch.sizes)]
+        return RowPlan(
+            table, torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64), None, None
+        )
+    if pool == "per-class":
+        assert batch.label is not None
+        labels = batch.label[:, 0].cpu().numpy()
+        table, images = [], []
+        for position, size in enumerate(batch.sizes):
+            counts = _counts(labels[position][tuple(slice(side) for side in size)].ravel())
+            table += [_row(batch, position, index, count) for index, count in counts.items()]
+            images += [position] * len(counts)
+        areas = torch.tensor([row["class"] for row in table], dtype=torch.int64)
+        return RowPlan(table, torch.tensor(images, dtype=torch.int64), areas, batch.label, None)
+    return _plan_of_areas(batch, pool)
+
+
+def _plan_of_areas(batch: InputBatch, pool: str) -> RowPlan:
+    """Areas that are not the classes themselves: regions of the label, or cells of a grid."""
+    maps = np.full((len(batch), *batch.image.shape[2:]), -1, dtype=np.int64)
     table: list[dict[str, Any]] = []
     images: list[int] = []
-    places: list[np.ndarray] = []
-    labels = None if batch.label is None or pool == "global" else batch.label[:, 0].cpu().numpy()
-    for position in range(len(batch)):
-        size = batch.sizes[position]
-        label = None if labels is None else labels[position][tuple(slice(side) for side in size)].ravel()
-        counts = {-1: math.prod(size)} if label is None else _counts(label)
+    areas: list[int] = []
+    for position, size in enumerate(batch.sizes):
+        inside = tuple(slice(side) for side in size)
+        if pool == "grid":
+            maps[position][inside], owners = _cells(size), {}
+        else:
+            assert batch.label is not None
+            maps[position][inside], owners = _regions(batch.label[position, 0].cpu().numpy()[inside])
+        for area, count in _counts(maps[position][inside].ravel()).items():
+            table.append({**_row(batch, position, owners.get(area, -1), count), "index": area})
+            images.append(position)
+            areas.append(area)
+    return RowPlan(
+        table, torch.tensor(images, dtype=torch.int64), torch.tensor(areas, dtype=torch.int64),
+        torch.from_numpy(maps).unsqueeze(1), None,
+    )  # fmt: skip
+
+
+def _cells(size: tuple[int, ...]) -> np.ndarray:
+    """Number of the grid cell of every voxel, in row-major order."""
+    cells = np.zeros((1,) * len(size), dtype=np.int64)
+    for axis, side in enumerate(size):
+        along = np.arange(side) * CELLS // side
+        cells = cells * CELLS + along.reshape(-1, *[1] * (len(size) - axis - 1))
+    return cells
+
+
+def _regions(label: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
+    """Connected components (corners connect) of every class but 0, numbered as they appear, and their classes."""
+    from scipy import ndimage
+
+    maps, owners = np.full(label.shape, -1, dtype=np.int64), {}
+    for index in [value for value in _counts(label.ravel()) if value > 0]:
+        parts, number = ndimage.label(label == index, np.ones((3,) * label.ndim))
+        maps[parts > 0] = parts[parts > 0] - 1 + len(owners)
+        owners |= dict.fromkeys(range(len(owners), len(owners) + number), index)
+    return maps, owners
+
+
+def _plan_of_voxels(batch: InputBatch, pool: str, samples: int, seed: int) -> RowPlan:
+    table: list[dict[str, Any]] = []
+    images: list[int] = []
+    places: list[np.ndarray] = [np.zeros((0, batch.image.ndim - 2), dtype=np.int64)]
+    labels = None if batch.label is None else batch.label[:, 0].cpu().numpy()
+    for position, size in enumerate(batch.sizes):
+        label = None if labels is None else labels[position][tuple(slice(side) for side in size)]
+        if label is not None and pool == "boundary":
+            label = _band(label)
+        flat = None if label is None else label.ravel()
+        counts = {-1: math.prod(size)} if flat is None else _counts(flat)
         for index, count in counts.items():
-            names = batch.classes or {}
-            row = {
-                "case": batch.ids[position],
-                "volume": batch.volumes[position],
-                "subject": batch.subjects[position],
-                "site": batch.sites[position],
-                "class": index,
-                "class_name": "all" if index < 0 else str(names.get(index, index)),
-                "count": count,
-                "index": -1,
-            }
-            if pool != "voxels":
-                table.append(row)
-                images.append(position)
-                continue
-            drawn = _draw(label, index, count, samples, (seed, batch.ids[position], index))
-            table += [{**row, "index": int(i)} for i in drawn]
+            drawn = _draw(flat, index, count, samples, (seed, batch.ids[position], index))
+            table += [{**_row(batch, position, index, count), "index": int(i)} for i in drawn]
             images += [position] * len(drawn)
             places.append(np.stack(np.unravel_index(drawn, size), axis=1))
+    none = torch.zeros(len(table), dtype=torch.int64)
     return RowPlan(
-        table,
-        torch.tensor(images, dtype=torch.int64),
-        torch.tensor([row["class"] for row in table], dtype=torch.int64),
-        torch.from_numpy(np.concatenate(places)) if pool == "voxels" else None,
+        table, torch.tensor(images, dtype=torch.int64), none, None, torch.from_numpy(np.concatenate(places))
     )
 
 
+def _band(label: np.ndarray) -> np.ndarray:
+    """The label where another class is at most `BAND` voxels away (along each axis), -1 elsewhere."""
+    from scipy import ndimage
+
+    side = 2 * BAND + 1
+    high, low = ndimage.maximum_filter(label, side), ndimage.minimum_filter(label, side)
+    return np.where(high != low, label.astype(np.int64), -1)
+
+
+def _row(batch: InputBatch, position: int, index: int, count: int) -> dict[str, Any]:
+    """What the table says of one row; `index` is a class, or -1 for all."""
+    names = batch.classes or {}
+    return {
+        "case": batch.ids[position],
+        "volume": batch.volumes[position],
+        "subject": batch.subjects[position],
+        "site": batch.sites[position],
+        "class": index,
+        "class_name": "all" if index < 0 else str(names.get(index, index)),
+        "count": count,
+        "index": -1,
+    }
+
+
 def _counts(label: np.ndarray) -> dict[int, int]:
-    values, counts = np.unique(label, return_counts=True)
-    return {int(value): int(count) for value, count in zip(values, counts, strict=True) if value >= 0}
+    known = label if label.min(initial=0) >= 0 else label[label >= 0]
+    return {value: int(count) for value, count in enumerate(np.bincount(known)) if count}  # no sorting
 
 
 def _draw(

@@ -85,7 +85,8 @@ def collapse(
     logistic regression on standardised rows, folds made of cases.
 
     Compare models on stores of the same images, samples and seed: the same rows are then drawn. Extract with
-    pool="global" for one row per image, with pool="voxels" for positions.
+    pool="global" for one row per image, with pool="voxels" for positions, with pool="boundary" for positions at class
+    boundaries only, where separation is hardest.
 
     Args:
         features: store.

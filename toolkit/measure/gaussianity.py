@@ -15,7 +15,7 @@ from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
 from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectation, unit_directions
 from toolkit.features.store import Features
-from toolkit.measure.pairing import class_members, cluster_codes, rows_of
+from toolkit.measure.pairing import CLUSTERS, class_members, cluster_codes, rows_of
 from toolkit.results import Result
 
 if TYPE_CHECKING:
@@ -50,12 +50,16 @@ def gaussianity(
 ) -> Gaussianity:  # fmt: skip
     """Sliced Epps-Pulley distance of stored rows to N(0, I), with what exactly normal rows would give.
 
-    Neighbouring voxels of one image are not independent, so the N-scaled statistic must not be read as a test on
-    voxels. N_eff is the number of rows divided by the design effect 1 + (m - 1) r of equally large clusters (m rows a
-    case, r the intraclass correlation, averaged over channels, at least 0). `null` and `null_95` are those of
-    independent normal rows, `null_eff` the expectation at N_eff: values up to about that are what a normal latent
-    space gives. Random directions hardly see structure that lies in a few dimensions (in 32 channels, three classes
-    in a plane look normal), which is why the largest direction stands beside the mean.
+    Voxels of one patient are not independent, so the N-scaled statistic must not be read as a test on voxels. N_eff is
+    the number of rows divided by the design effect 1 + (m - 1) r of equally large clusters (m rows a patient, or
+    volume, or case: the coarsest that is known; r the intraclass correlation, averaged over channels, at least 0). It
+    is an estimate: from few patients r is uncertain, and with one alone its slices count as independent, which makes
+    N_eff an upper bound. The statistic averages bounded waves, which are less alike than the values themselves, so
+    with many patients N_eff is rather too small. `null` and `null_95` are those of independent normal rows,
+    `null_eff` the expectation at N_eff: values up to about that are what a normal latent space gives.
+
+    Random directions hardly see structure that lies in a few dimensions (in 32 channels, three classes in a plane look
+    normal), which is why the largest direction stands beside the mean.
 
     Args:
         features: store, best with pool="voxels".
@@ -93,7 +97,9 @@ def gaussianity(
     if standardise:
         rows = (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-12)
     table = features.cases.reset_index(drop=True)
-    codes, _ = cluster_codes(table, "case")
+    codes, _ = cluster_codes(
+        table, next((n for n in CLUSTERS if n in table and table[n].nunique() > 1), "case")
+    )
     generator = torch.Generator().manual_seed(int(keyed_random("gaussianity", seed).integers(2**62)))
     axes = unit_directions(channels, directions, generator)
     grid = {"t_max": t_max, "points": points}

@@ -153,13 +153,15 @@ class MedDisSegObjective(Objective):
 
     Terms `mask`, `foreground`, `background`, `complementary`, in float32. The network must offer
     `forward_with_auxiliaries(image)`. The background target is 1 - foreground of the labels the batch carries, so it
-    is aligned with the augmented image (the released data code built it before the augmentation). With more than two
-    classes the mask term is `multiclass_loss`, and foreground means any class but 0.
+    is aligned with the augmented image; the released data code built it before the augmentation and did not move it,
+    which `aligned_background=False` repeats on batches that carry `label_before` (the loader's augmentation
+    "geometry-label-before"). With more than two classes the mask term is `multiclass_loss`, and foreground means any class but 0.
 
     Args:
         auxiliary: weight of the foreground and background terms (published: 1).
         complementary: weight of the complementary term (published: 1).
         detach_balance: keep the gradient out of beta (published: not detached).
+        aligned_background: take the background from the labels that the network is trained on (released code: not).
     """
 
     name: ClassVar[str] = "med_disseg"
@@ -167,6 +169,7 @@ class MedDisSegObjective(Objective):
     auxiliary: float = 1.0
     complementary: float = 1.0
     detach_balance: bool = False
+    aligned_background: bool = True
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -184,7 +187,7 @@ class MedDisSegObjective(Objective):
             truth = (batch["label"] > 0).to(foreground.dtype)
             parts = {
                 "foreground": (foreground, truth, auxiliaries[0]),
-                "background": (background, 1 - truth, auxiliaries[1]),
+                "background": (background, self._background(batch, truth), auxiliaries[1]),
             }
             terms = {"mask": _mask_loss(_single_or_all(mask), batch["label"])}
             for name, (probability, target, before) in parts.items():
@@ -192,6 +195,16 @@ class MedDisSegObjective(Objective):
                 terms[name] = self.auxiliary * beta * dice_cross_entropy(probability, target, before)
             terms["complementary"] = self.complementary * complementary(foreground, background, uncertain)
             return terms
+
+    def _background(self, batch: Mapping[str, Any], truth: Tensor) -> Tensor:
+        if self.aligned_background:
+            return 1 - truth
+        if "label_before" not in batch:
+            raise ConfigError(
+                "aligned_background=False needs batches with `label_before`.", where="med_disseg",
+                fix='Train with TrainConfig(augmentation="geometry-label-before").',
+            )  # fmt: skip
+        return 1 - (batch["label_before"] > 0).to(truth.dtype)
 
     def logits(self, outputs: Any) -> Tensor:
         return outputs if isinstance(outputs, Tensor) else outputs[0]

@@ -8,6 +8,7 @@ from typing import Any
 from toolkit import registry
 from toolkit.errors import ConfigError
 from toolkit.models.med_disseg import load_backbone
+from toolkit.models.med_disseg.backbone import ENCODER
 from toolkit.recipes.recipe import Recipe, Setting, Stage, replaced
 from toolkit.regularizers.dispersive import Dispersive
 
@@ -16,7 +17,7 @@ PAPER = "Med-DisSeg, arXiv 2605.14579, after ConDSeg, arXiv 2412.08345"
 
 def med_disseg(
     task: Any, preset: str = "default", *, backbone: str | os.PathLike[str] | None = None,
-    network: dict[str, Any] | None = None, **config: Any,
+    backbone_sha256: str | None = None, legacy: bool = False, network: dict[str, Any] | None = None, **config: Any,
 ) -> Recipe:  # fmt: skip
     """Both stages; the second one takes over the encoder of the first.
 
@@ -24,26 +25,39 @@ def med_disseg(
         task: 2D images, binary as published, or with several classes.
         preset: of `Dispersive.from_preset`: "default", "default-cosine", "original", or "released" (whose loss
             has no gradient: it is there to show that).
-        backbone: file with ResNet-50 weights; None = from scratch.
+        backbone: file with ResNet-50 weights, never downloaded; None = from scratch. A task of the catalogue with
+            colours is then loaded with the normalisation that such weights expect.
+        backbone_sha256: what the file's SHA-256 begins with, or all of it; None = not checked.
+        legacy: data and rates as the released code has them: blue, green, red over 255; in stage 2 a background
+            target that the augmentation does not move, and one learning rate for encoder and decoder.
         network: arguments of both networks to change, for example `encoder_width=8`; `width` serves the second.
         config: fields of `TrainConfig` to change in both stages, for example `steps=500`.
 
     Raises:
-        ConfigError: volumes.
+        ConfigError: volumes, or `legacy` for a task that cannot be loaded in the released colours.
     """
     if task.dims != 2:
         raise ConfigError("Med-DisSeg takes images, not volumes.", fix="Give a 2D task.")
+    task, colours = _colours(task, legacy, backbone is not None)
     changes = dict(network or {})
     first = replaced(
-        [*_network(task), *_stage_one(), *_dispersive(preset, 1), *_CONFIG], "model",
+        [*_network(task), colours, *_stage_one(), *_dispersive(preset, 1), *_CONFIG], "model",
         {name: value for name, value in changes.items() if name in ("in_channels", "out_channels", "encoder_width")},
     )  # fmt: skip
-    second = replaced([*_network(task), *_stage_two(), *_dispersive(preset, 2), *_CONFIG], "model", changes)
+    second = [
+        *_network(task),
+        colours,
+        *_stage_two(),
+        *_dispersive(preset, 2),
+        *_CONFIG,
+        *_data_and_rates(legacy),
+    ]
+    second = replaced(second, "model", changes)
     stages = (
         Stage(
             "encoder", task, replaced(first, "config", config), model="med_disseg_stage_one",
             objective="med_disseg_stage_one", regularizer="dispersive",
-            prepare=None if backbone is None else lambda model: load_backbone(model, backbone),
+            prepare=None if backbone is None else lambda model: load_backbone(model, backbone, backbone_sha256),
         ),
         Stage(
             "network", task, replaced(second, "config", config), model="med_disseg", objective="med_disseg",
@@ -66,6 +80,7 @@ def _stage_one() -> list[Setting]:
         Setting("objective", "consistency", 1.0, "med_disseg 5.1"),
         Setting("objective", "strong_view", {}, "med_disseg 5.2", "jitter (.3, .3, .3, .1), grey .5, blur .1 to 3"),
         Setting("epochs", "epochs", 600, "med_disseg 5.2", "at most; the source stops after 200 without gain"),
+        Setting("config", "augmentation", "geometry", "ours", "the source rotates, flips and cuts holes"),
     ]  # fmt: skip
 
 
@@ -73,7 +88,36 @@ def _stage_two() -> list[Setting]:
     return [
         Setting("model", "width", 128, "med_disseg 4.4"),
         Setting("epochs", "epochs", 300, "med_disseg 5.2", "at most; the source stops after 100 without gain"),
-        Setting("not taken over", "encoder learning rate", 1e-5, "med_disseg 8.1", "1e-4 for all, as the released code"),
+    ]  # fmt: skip
+
+
+def _colours(task: Any, legacy: bool, pretrained: bool) -> tuple[Any, Setting]:
+    """The task in the colours that are asked for, and the row of the table that says so."""
+    rule = "bgr" if legacy else "imagenet" if pretrained and task.channels == 3 else task.normalisation
+    recipe = task.toolkit_config
+    if rule != task.normalisation and recipe is not None and recipe["name"] == "load_task":
+        arguments = {**recipe["arguments"], "normalisation": rule}
+        task = registry.build("task", {**recipe, "arguments": arguments})
+    elif legacy and rule != task.normalisation:
+        raise ConfigError(
+            f"The images of {task.name!r} are normalised by {task.normalisation!r}, not as the released code has them.",
+            where="recipes.med_disseg(legacy=True)", fix='Make the task with normalisation="bgr".',
+        )  # fmt: skip
+    note = "the released code: BGR over 255, although its weights were trained on ImageNet's RGB"
+    return task, Setting(
+        "task", "normalisation", task.normalisation, "med_disseg 8.1" if legacy else "ours", note
+    )
+
+
+def _data_and_rates(legacy: bool) -> list[Setting]:
+    """What stage 2 corrects, or repeats: the background target and the encoder's learning rate."""
+    return [
+        Setting("objective", "aligned_background", not legacy, "med_disseg 8.1",
+                "the released code builds the background target before the augmentation and does not move it"),
+        Setting("config", "augmentation", "geometry-label-before" if legacy else "geometry", "ours",
+                "the source rotates, flips and cuts holes"),
+        Setting("config", "rate_factors", {} if legacy else {f"{layer}.*": 0.1 for layer in ENCODER}, "med_disseg 8.1",
+                "1e-5 for the encoder; the released code: 1e-4 for all"),
     ]  # fmt: skip
 
 
@@ -100,9 +144,6 @@ _CONFIG = [
     Setting("config", "batch_size", 8, "med_disseg 5.2"),
     Setting("config", "seed", 0, "med_disseg 5.2", "random in the source's stage 1"),
     Setting("config", "patch_size", (256, 256), "med_disseg 5.2"),
-    Setting("config", "augmentation", "geometry", "ours", "the source rotates, flips and cuts holes"),
     Setting("config", "select", "best", "med_disseg 5.2", "by mean Dice on the validation split; the source: mean IoU"),
-    Setting("not taken over", "images", "BGR over 255, without ImageNet statistics", "med_disseg 8.1",
-            "RGB in the task's normalisation"),
     Setting("not taken over", "coarse dropout", "10 holes of 32 x 32, p 0.3", "med_disseg 5.2"),
 ]  # fmt: skip

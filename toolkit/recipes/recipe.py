@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # What a stage takes over from the one before it, by name.
 TRANSFERS: dict[str, Callable[[nn.Module, nn.Module], Any]] = {"encoder": transfer_encoder}
-PARTS = ("model", "objective", "regularizer", "config", "epochs", "not taken over")
+PARTS = ("task", "model", "objective", "regularizer", "config", "epochs", "not taken over")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Setting:
     """One value of a recipe.
 
     Attributes:
-        part: "model", "objective", "regularizer" (of the stage's only one), "config", "epochs" (its name is then
+        part: "task" (what it was loaded with), "model", "objective", "regularizer" (of the stage's only one), "config", "epochs" (its name is then
             "epochs"), or "not taken over" for what the source does and the toolkit does otherwise.
         name: argument of that part.
         value: what the source uses; the toolkit's own value where `source` says so.

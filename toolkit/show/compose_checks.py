@@ -8,7 +8,7 @@ import numpy as np
 
 from toolkit.show.captions import caption
 from toolkit.show.compose_explain import target_text
-from toolkit.show.panels import Bars, Figure, Lines, Panel, Series
+from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series
 
 
 def faithfulness(result: Any, *, note: str = "", most: int = 7) -> Figure:
@@ -49,30 +49,45 @@ def faithfulness(result: Any, *, note: str = "", most: int = 7) -> Figure:
 
 
 def randomised_weights(result: Any, *, note: str = "") -> Figure:
-    """Similarity of maps of the trained and of the shuffled network, one bar a layer.
+    """Similarity of maps of the trained and of the shuffled network: one bar a layer, or for a cascade a table of steps.
 
     Args:
         result: a `RandomisedWeights`.
         note: sentence for the caption.
     """
     table = result.table()
-    names = list(table["layer"])
+    subtitle = (
+        "Mean |rank correlation| of the maps with those of copies with shuffled weights; high values mean that "
+        "the map shows the image, not what the network learnt."
+    )
     if "shuffled_down_to" in table:
-        names = [f"{layer} | {down}" for layer, down in zip(names, table["shuffled_down_to"], strict=True)]
-    bars = Series(name="trained against shuffled", x=names, y=table["similarity"].to_numpy())
+        panel: Panel = _cascade(table)
+        subtitle += " Weights are shuffled from the output on, row by row down to the input."
+    else:
+        bars = Series(
+            name="trained against shuffled", x=list(table["layer"]), y=table["similarity"].to_numpy()
+        )
+        panel = Bars(
+            title="similarity", note=f"passes up to 0.5; {int(table['maps'].sum())} maps", series=[bars], y_range=(0.0, 1.0),
+            legend=False, width=max(300, 60 * len(table)),
+        )  # fmt: skip
     return Figure(
         title=f"Randomised-weights check of {target_text(result.target)}",
-        subtitle="Mean |rank correlation| of the maps with those of copies with shuffled weights; high values mean that "
-        "the map shows the image, not what the network learnt.",
-        rows=[
-            [
-                Bars(
-                    title="similarity", note=f"passes up to 0.5; {int(table['maps'].sum())} maps", series=[bars], y_range=(0.0, 1.0),
-                    legend=False, width=max(300, 60 * len(table)),
-                )
-            ]
-        ],
+        subtitle=subtitle,
+        rows=[[panel]],
         caption=caption(result.provenance, note),
+    )
+
+
+def _cascade(table: Any) -> Heatmap:
+    """Rows: steps from the output to the input; columns: layers of the maps."""
+    steps, layers = (list(dict.fromkeys(table[name])) for name in ("shuffled_down_to", "layer"))
+    grid = table.pivot(index="shuffled_down_to", columns="layer", values="similarity").loc[steps, layers]
+    longest = max(len(name) for name in layers)
+    return Heatmap(
+        title="similarity", note=f"passes up to 0.5 in the last row; {int(table['maps'].iloc[0])} maps a cell",
+        values=grid.to_numpy(dtype=float), row_names=steps, column_names=layers, annotate=True, y_label="shuffled down to",
+        x_label="layer of the map", width=max(300, (16 + 7 * longest) * len(layers)), height=max(120, 30 * len(steps)),
     )  # fmt: skip
 
 
@@ -89,8 +104,8 @@ def gaussianity(result: Any, *, note: str = "") -> Figure:
         Series(name=label, x=groups, y=table[column].to_numpy())
         for label, column in (
             ("this layer", "T_over_N"),
-            ("normal, N_eff", "null_eff"),
-            ("normal, 95 %", "null_95"),
+            ("normal, at N_eff", "null_eff"),
+            ("normal, 95 % of independent rows", "null_95"),
         )
     ]
     eigenvalues = np.asarray(result.eigenvalues)
@@ -101,7 +116,8 @@ def gaussianity(result: Any, *, note: str = "") -> Figure:
     ]
     return Figure(
         title=f"Gaussianity of {result.layer}",
-        subtitle="Sliced Epps-Pulley distance to N(0, I), the statistic of our reading of SegReg; low is closer to normal.",
+        subtitle="Sliced Epps-Pulley distance to N(0, I), the statistic of our reading of SegReg; low is closer to normal. "
+        "Rows of one patient are not independent; N_eff estimates how many are (with few patients, roughly).",
         rows=[
             [
                 Bars(title="distance to N(0, I)", note=f"{int(table['rows'].iloc[0])} rows", series=values),

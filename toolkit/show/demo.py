@@ -163,7 +163,9 @@ def _missing_steps(path: Path, settings: DemoSettings, sites: tuple[str, ...]) -
     if not (path / RECORD).is_file():
         return total
     record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-    if record["config"] != settings.config().to_dict() or tuple(record["sites"]) != tuple(sites):
+    if {**TrainConfig().to_dict(), **record["config"]} != settings.config().to_dict() or tuple(
+        record["sites"]
+    ) != tuple(sites):
         raise ConfigError(
             "This folder holds a demo with other settings.", where=str(path),
             fix=f"Choose another folder with --out, or delete {path.parent}.",

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from toolkit.errors import ConfigError
@@ -46,6 +46,8 @@ class TrainConfig(metaclass=_SuggestNearest):
         keep_checkpoints: how many of the newest checkpoints stay on disk (the best one stays besides).
         optimizer: "adamw", "adam" or "sgd" (Nesterov).
         learning_rate: the highest rate of the schedule.
+        rate_factors: parts of the network that learn faster or slower: patterns of parameter names with the factor
+            on the learning rate, for example {"encoder.*": 0.1}; 0 holds a part still. The first match counts.
         weight_decay: decoupled for adamw, L2 for the others.
         momentum: of sgd.
         betas: of adam and adamw.
@@ -75,6 +77,7 @@ class TrainConfig(metaclass=_SuggestNearest):
     keep_checkpoints: int = 2
     optimizer: str = "adamw"
     learning_rate: float = 2e-3
+    rate_factors: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
     weight_decay: float = 1e-2
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
@@ -105,6 +108,7 @@ class TrainConfig(metaclass=_SuggestNearest):
         if self.clip_norm is not None:
             _check_real("clip_norm", self.clip_norm, 0.0)
         self._check_betas()
+        self._check_rate_factors()
         self._check_patch_size()
         self._check_names()
 
@@ -113,6 +117,16 @@ class TrainConfig(metaclass=_SuggestNearest):
         if len(betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas):
             raise _bad("betas", self.betas, "Give two numbers in [0, 1), for example (0.9, 0.999).")
         object.__setattr__(self, "betas", betas)
+
+    def _check_rate_factors(self) -> None:
+        given = self.rate_factors
+        rows = given.items() if isinstance(given, Mapping) else given
+        pairs = tuple(map(tuple, rows)) if isinstance(rows, Iterable) else (("", ()),)
+        for pair in pairs:
+            if len(pair) != 2 or not isinstance(pair[0], str) or isinstance(pair[1], bool):
+                raise _bad("rate_factors", given, 'Give patterns with factors: {"encoder.*": 0.1}.')
+            _check_real("rate_factors", pair[1], -1e-300)
+        object.__setattr__(self, "rate_factors", pairs)
 
     def _check_patch_size(self) -> None:
         if self.patch_size is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Opti
     Raises:
         ConfigError: see `parameter_groups`.
     """
-    groups: Any = parameter_groups(step)
+    groups: Any = with_rate_factors(parameter_groups(step), step.network, config)
     rate, decay = learning_rate(config, 0), config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(
@@ -52,6 +53,42 @@ def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Opti
         )
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=rate, weight_decay=decay, betas=config.betas)
+
+
+def with_rate_factors(
+    groups: list[dict[str, Any]], network: nn.Module, config: TrainConfig
+) -> list[dict[str, Any]]:
+    """The groups, each split by the first pattern of `config.rate_factors` that a parameter's name matches.
+
+    A factor multiplies the scale that a group has of its own. The name of a split group tells the pattern.
+
+    Raises:
+        ConfigError: a pattern that matches no parameter of the network.
+    """
+    factors: dict[str, float] = dict(config.rate_factors)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    chosen = {
+        key: next((pattern for pattern in factors if fnmatchcase(name, pattern)), None)
+        for key, name in names.items()
+    }
+    for pattern in factors:
+        if not any(fnmatchcase(name, pattern) for name in names.values()):
+            raise ConfigError(
+                f"No parameter matches {pattern!r}.", where="TrainConfig(rate_factors=...)",
+                fix=f"Names begin with {', '.join(sorted({name.split('.')[0] for name in names.values()}))}.",
+            )  # fmt: skip
+    split = []
+    for group in groups:
+        for pattern in (None, *factors):
+            params = [p for p in group["params"] if chosen.get(id(p)) == pattern]
+            if params and pattern is None:
+                split.append({**group, "params": params})
+            elif params:
+                scale = group.get(_RATE_SCALE, 1.0) * factors[pattern]
+                split.append(
+                    {**group, "params": params, "name": f"{group['name']}: {pattern}", _RATE_SCALE: scale}
+                )
+    return split
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

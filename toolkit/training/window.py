@@ -105,7 +105,7 @@ def labels_of(logits: Tensor) -> Tensor:
     """Class indices (B, *S) uint8 of logits: argmax, or the sign of a single channel."""
     if logits.shape[1] == 1:
         return (logits[:, 0] > 0).to(torch.uint8)
-    return logits.argmax(1).to(torch.uint8)
+    return logits.max(1).indices.to(torch.uint8)  # the first of equals, and several times faster than argmax
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -71,24 +73,46 @@ def _stage(inputs: int, width: int, units: int, stride: int) -> nn.Sequential:
     )
 
 
-def load_backbone(network: nn.Module, weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> list[str]:
+def load_backbone(
+    network: nn.Module, weights: str | os.PathLike[str] | Mapping[str, Tensor], sha256: str | None = None
+) -> list[str]:
     """Put ResNet-50 weights into the encoder of a Med-DisSeg network; nothing is ever downloaded.
 
     Args:
         network: a stage-1 or stage-2 network of width 64 with 1 or 3 image channels.
         weights: file (safetensors or PyTorch) or state dictionary with the usual ResNet names (`conv1.weight`,
             `bn1.*`, `layer1.0.conv1.weight`, …). The fourth stage and the classifier are left out.
+        sha256: of the file, all of it or at least its first 8 digits (names such as `resnet50-0676ba61.pth` carry
+            those); None = the file is not checked against anything but names and shapes.
 
     Returns:
         The encoder tensors that were filled: all of them.
 
     Raises:
-        CheckpointError: unreadable file, or tensors that are missing or of another shape; nothing is changed then.
+        CheckpointError: unreadable file, another hash, or tensors that are missing or of another shape; nothing is
+            changed then.
     """
+    if sha256 is not None:
+        _check_hash(weights, sha256)
     where = "weights" if isinstance(weights, Mapping) else str(weights)
     tensors = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
     renamed = {_encoder_name(name): value for name, value in tensors.items() if not name.startswith(_UNUSED)}
     return copy_encoder(network, renamed, where)
+
+
+def _check_hash(weights: str | os.PathLike[str] | Mapping[str, Tensor], expected: str) -> None:
+    if isinstance(weights, Mapping) or not re.fullmatch(r"[0-9a-fA-F]{8,64}", expected):
+        raise CheckpointError(
+            "sha256 needs a file and 8 to 64 hexadecimal digits.", where=f"sha256={expected!r}"
+        )
+    if not os.path.isfile(weights):
+        raise CheckpointError("There is no such weights file.", where=str(weights))
+    with open(weights, "rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found.startswith(expected.lower()):
+        raise CheckpointError(
+            f"The file's SHA-256 is {found}, not {expected}.", where=str(weights), fix="Get the file again."
+        )
 
 
 def transfer_encoder(
