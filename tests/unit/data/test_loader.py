@@ -251,3 +251,16 @@ def test_cases_without_labels_cannot_be_trained_on():
     assert not task.cases()[0].has_label
     with pytest.raises(DataError, match="has no label"):
         task.loader("train", batch_size=2).batch(0)
+
+
+def test_the_label_before_the_augmentation_is_the_plain_crop(striped):
+    task = striped(size=(32, 32), flips=(0, 1))
+    settings = {"batch_size": 4, "patch_size": (16, 16), "seed": 3}
+    moved = task.loader("train", augmentation="geometry", **settings).batch(2)
+    both = task.loader("train", augmentation="geometry-label-before", **settings).batch(2)
+    plain = task.loader("train", augmentation="none", **settings).batch(2)
+    assert same(moved, both)
+    assert "label_before" not in moved
+    assert torch.equal(both["label_before"], plain["label"])
+    assert both["label_before"].dtype == torch.int64
+    assert not torch.equal(both["label_before"], both["label"])

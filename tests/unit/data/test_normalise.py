@@ -74,3 +74,28 @@ def test_percentiles_of_a_volume_and_extremes_of_a_slice_as_published() -> None:
 def test_percentiles_that_cannot_be(rule: str) -> None:
     with pytest.raises(ConfigError, match="range:2,98"):
         normalise(np.zeros((1, 3, 3)), rule)
+
+
+def test_rules_for_colours_follow_torchvision_and_opencv():
+    colours = np.random.default_rng(1).integers(0, 256, (3, 5, 6)).astype(np.float32)
+    # What torchvision documents for its pre-trained weights: mean and std of values in [0, 1].
+    for channel, mean, deviation, seen in zip(
+        colours, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), normalise(colours, "imagenet"), strict=True
+    ):
+        np.testing.assert_allclose(seen, (channel / 255 - mean) / deviation, rtol=1e-5, atol=1e-6)
+    bgr = normalise(colours, "bgr")
+    assert bgr.flags["C_CONTIGUOUS"]
+    np.testing.assert_allclose(bgr, np.stack([colours[2], colours[1], colours[0]]) / 255, rtol=1e-6)
+    grey = np.broadcast_to(colours[:1], (3, 5, 6))  # a grey picture whose channel is only repeated
+    assert len({float(channel[0, 0]) for channel in normalise(grey, "imagenet")}) == 3
+    assert normalise(np.zeros((3, 2, 2), np.float32), "bgr").max() == 0
+
+
+@pytest.mark.parametrize("rule", ["imagenet", "bgr"])
+@pytest.mark.parametrize(
+    "image",
+    [np.ones((1, 4, 4)), np.full((3, 4, 4), 300.0), np.full((3, 4, 4), -1.0), np.full((3, 4, 4), 0.25)],
+)
+def test_rules_for_colours_refuse_other_images(rule, image):
+    with pytest.raises(ConfigError, match="three channels from 0 to 255"):
+        normalise(image, rule)

@@ -1,5 +1,6 @@
 """The Med-DisSeg networks: the acceptance list 9.2, weights from files, stage transfer, and use by the toolkit."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -243,6 +244,42 @@ def test_a_resnet50_file_fills_the_encoder(tmp_path: Path) -> None:
     assert torch.equal(own["layer1.1.2.conv3.weight"], state["layer1.2.conv3.weight"])
     assert torch.equal(own["layer3.0.downsample.1.bias"], state["layer3.0.downsample.1.bias"])
     assert set(filled) == {k for k in own if k.startswith(ENCODER) and not k.endswith("num_batches_tracked")}
+
+
+def test_the_hash_of_a_weights_file_is_checked_before_it_is_read(tmp_path: Path) -> None:
+    state = resnet50()
+    path = save_weights(StateHolder(state), tmp_path / "resnet50.safetensors")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    network = med_disseg_stage_one()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    other = ("0" if digest[0] != "0" else "1") + digest[1:]
+    for wrong, message in (
+        (other, f"is {digest}"),
+        (other[:8], f"is {digest}"),
+        ("abc", "8 to 64"),
+        ("z" * 64, "8 to 64"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_backbone(network, path, wrong)
+    with pytest.raises(CheckpointError, match="no such"):
+        load_backbone(network, tmp_path / "absent.pth", digest)
+    with pytest.raises(CheckpointError, match="needs a file"):
+        load_backbone(network, state, digest)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    for right in (digest, digest[:8].upper()):
+        assert "layer0.0.weight" in load_backbone(network, path, right)
+    assert torch.equal(network.state_dict()["layer0.0.weight"], state["conv1.weight"])
+
+
+class StateHolder(nn.Module):
+    """A module whose state dictionary is the given one."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.held = state
+
+    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        return self.held
 
 
 @pytest.mark.parametrize("damage", ["missing", "shape", "other"])

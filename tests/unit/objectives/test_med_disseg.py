@@ -236,3 +236,20 @@ def test_strong_views_that_cannot_work(settings: dict) -> None:
         StrongView(**settings)
     with pytest.raises(ConfigError, match="Unknown settings"):
         MedDisSegStageOneObjective(strong_view={"sharpen": 1})
+
+
+def test_the_released_background_target_is_not_moved_with_the_image() -> None:
+    outputs = MedDisSegOutput(random(2, 2, 4, 4), *(random(2, 1, 4, 4, seed=k) for k in (1, 2, 3)))
+    label, before = (hard(2, 1, 4, 4, seed=k).long() for k in (4, 5))
+    batch = {"image": outputs[0], "label": label, "label_before": before}
+    sound, released = (MedDisSegObjective(aligned_background=flag)(outputs, batch) for flag in (True, False))
+    for name, term in sound.items():
+        assert torch.equal(term, released[name]) is (name != "background")
+    p = outputs[2].sigmoid()
+    for terms, target in ((sound, 1 - label.float()), (released, 1 - before.float())):
+        cross = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
+        dice = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
+        torch.testing.assert_close(terms["background"], (cross + dice) / (p.sum() / 16).tanh())
+    del batch["label_before"]
+    with pytest.raises(ConfigError, match="label_before"):
+        MedDisSegObjective(aligned_background=False)(outputs, batch)

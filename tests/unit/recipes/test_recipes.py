@@ -12,9 +12,11 @@ import torch
 import toolkit
 from toolkit import recipes
 from toolkit.data.task import Task
-from toolkit.errors import ConfigError
+from toolkit.errors import CheckpointError, ConfigError
 from toolkit.recipes.recipe import Recipe, Setting
 from toolkit.training.checkpoint import read
+from toolkit.training.optimizer import build_optimizer
+from toolkit.training.step import TrainingStep
 
 SHORT: dict[str, Any] = {
     "steps": 2, "batch_size": 4, "validate_every": 2, "patch_size": (32, 32), "seed": 0, "log_every": 2,
@@ -164,3 +166,72 @@ def test_latent_augmentations_baselines(unit: Task) -> None:
         assert set(rows["source"]) == {"latent_augmentation 5.6"}
     with pytest.raises(ConfigError, match="no baseline 'cutout'"):
         recipes.latent_augmentation(unit, baseline="cutout")
+
+
+def setting(recipe: Recipe, stage: str, part: str, name: str) -> Any:
+    rows = recipe.table()
+    row = rows[(rows["stage"] == stage) & (rows["part"] == part) & (rows["name"] == name)]
+    assert len(row) == 1, (stage, part, name)
+    return row.iloc[0]
+
+
+def test_med_disseg_corrects_the_released_data_code_unless_it_is_asked_to_repeat_it() -> None:
+    glands = toolkit.load_task("phantom-glands")
+    options: dict[str, Any] = {**SMALL["med_disseg"], **SHORT}
+    sound, legacy = (recipes.med_disseg(glands, legacy=flag, **options) for flag in (False, True))
+    for recipe, rule, aligned, augmentation, factor in (
+        (sound, "zscore-clip", True, "geometry", 0.1), (legacy, "bgr", False, "geometry-label-before", 1.0),
+    ):  # fmt: skip
+        first, second = recipe.stages
+        assert {stage.task.normalisation for stage in recipe.stages} == {rule}
+        assert first.config.augmentation == "geometry"
+        assert first.config.rate_factors == ()
+        assert second.config.augmentation == augmentation
+        assert second.objective.aligned_background is aligned  # type: ignore[attr-defined]
+        optimizer = build_optimizer(TrainingStep(second.model, second.objective), second.config)
+        scales = {
+            name: group.get("learning_rate_scale", 1.0)
+            for group in optimizer.param_groups
+            for name, parameter in second.model.named_parameters()
+            if any(parameter is one for one in group["params"])
+        }
+        for name in ("layer0.0.weight", "layer3.5.bn3.bias"):
+            assert scales[name] == factor
+        assert {v for k, v in scales.items() if not k.startswith("layer")} == {1.0}
+        assert setting(recipe, "network", "objective", "aligned_background")["value"] == aligned
+        assert setting(recipe, "network", "task", "normalisation")["value"] == rule
+        assert "1e-4 for all" in setting(recipe, "network", "config", "rate_factors")["note"]
+    image, stored = (recipe.stages[0].task.cases("train")[0].image for recipe in (legacy, sound))
+    raw = toolkit.load_task("phantom-glands", normalisation="none").cases("train")[0].image
+    torch.testing.assert_close(image, raw.flip(0) / 255)
+    assert image.shape == stored.shape
+
+
+def test_the_legacy_recipe_trains_on_a_background_that_is_not_moved(tmp_path: Path) -> None:
+    glands = toolkit.load_task("phantom-glands")
+    recipe = recipes.med_disseg(glands, legacy=True, **SMALL["med_disseg"], **SHORT)
+    stage = recipe.stages[1]
+    batch = stage.task.loader(
+        "train", batch_size=2, patch_size=(32, 32), augmentation=stage.config.augmentation
+    ).batch(0)
+    terms = TrainingStep(stage.model, stage.objective)(batch).terms
+    assert all(bool(value.isfinite()) for value in terms.values())
+    run = toolkit.train(**{**stage, "config": stage.config.replace(validate_every=0, select="last")},
+                        out=tmp_path / "run", progress=False)  # fmt: skip
+    assert run.finished
+    assert toolkit.load_run(run.path).config == run.config  # patterns and factors survive the record
+
+
+def test_what_med_dissegs_legacy_and_pretrained_recipes_ask_of_a_task(colour: Task, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not as the released code"):
+        recipes.med_disseg(colour, legacy=True)
+    assert recipes.med_disseg(colour).stages[0].task is colour
+    glands = toolkit.load_task("phantom-glands")
+    file = tmp_path / "resnet50.pth"
+    recipe = recipes.med_disseg(glands, backbone=file, backbone_sha256="0" * 64, **SHORT)
+    assert {stage.task.normalisation for stage in recipe.stages} == {"imagenet"}
+    with pytest.raises(CheckpointError, match="no such weights file"):
+        recipe.stages[0].build()
+    file.write_bytes(b"not these")
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        recipe.stages[0].build()

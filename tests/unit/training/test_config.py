@@ -33,7 +33,8 @@ def test_an_unknown_setting_suggests_the_nearest(given: str, meant: str) -> None
      ("optimizer", "AdamW"), ("schedule", "step"), ("select", "test"), ("learning_rate", 0.0), ("learning_rate", "1e-3"),
      ("learning_rate", float("nan")), ("weight_decay", -0.1), ("clip_norm", 0.0), ("patch_size", 96), ("patch_size", (96, -1)),
      ("patch_size", (96.0, 96.0)), ("device", "gpu"), ("device", "cuda:x"), ("betas", (0.9, 1.0)), ("betas", 0.9),
-     ("threads", 0), ("validation_cases", 0), ("augmentation", None), ("log_every", 0), ("seed", -1)],
+     ("rate_factors", 3), ("rate_factors", "ab"), ("rate_factors", {"encoder.*": -1.0}), ("rate_factors", [("encoder.*",)]),
+     ("rate_factors", {3: 1.0}), ("rate_factors", {"encoder.*": "slow"}), ("threads", 0), ("validation_cases", 0), ("augmentation", None), ("log_every", 0), ("seed", -1)],
 )  # fmt: skip
 def test_values_that_cannot_work_are_named(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name) as caught:
@@ -64,3 +65,12 @@ def test_as_config_takes_mappings_and_nothing_else() -> None:
     assert as_config(None) == TrainConfig()
     with pytest.raises(ConfigError, match="must be a TrainConfig"):
         as_config(3)  # type: ignore[arg-type]
+
+
+def test_rate_factors_survive_json_and_keep_the_config_hashable() -> None:
+    config = TrainConfig(rate_factors={"encoder.*": 0.1, "*": 2})
+    assert config.rate_factors == (("encoder.*", 0.1), ("*", 2))
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert hash(config) == hash(config.replace(steps=config.steps))
+    old = {k: v for k, v in config.to_dict().items() if k != "rate_factors"}  # a run of an earlier version
+    assert TrainConfig.from_dict(old).rate_factors == ()
