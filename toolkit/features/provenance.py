@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 import weakref
@@ -138,6 +139,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+@functools.cache  # reading the metadata takes 2 ms
 def _toolkit_version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 

@@ -18,6 +18,7 @@ import numpy as np
 from toolkit.show.colours import FAINT, GRID, TEXT, class_colour, rgba
 
 LARGEST_BYTES = 450_000  # of one picture; a larger PNG is sent as JPEG
+BUSY_BYTES = 200_000  # a JPEG of more shows a picture whose PNG takes longer to pack than to draw
 ACCENT = "#D55E00"
 
 
@@ -153,23 +154,25 @@ class Canvas:
         raise KeyError(name)
 
     def encode(self, most: int = LARGEST_BYTES) -> tuple[bytes, str]:
-        """(bytes, "png"), or (bytes, "jpeg") if the PNG would exceed `most` bytes."""
+        """(bytes, "png"), or (bytes, "jpeg") if the picture is so busy that its PNG would be large and slow."""
+        draft = self._packed("JPEG", quality=90, subsampling=0)  # full colour: thin contours stay sharp
+        if len(draft) <= BUSY_BYTES:
+            exact = self._packed("PNG", compress_level=1)
+            if len(exact) <= most:
+                return exact, "png"
+        for quality in (75, 50):
+            if len(draft) > most:
+                draft = self._packed("JPEG", quality=quality)
+        return draft, "jpeg"
+
+    def _packed(self, form: str, **options: Any) -> bytes:
         stream = io.BytesIO()
-        self.image.save(stream, "PNG", compress_level=1)
-        if stream.tell() <= most:
-            return stream.getvalue(), "png"
-        for quality in (90, 75, 50):
-            stream = io.BytesIO()
-            self.image.save(stream, "JPEG", quality=quality)
-            if stream.tell() <= most:
-                break
-        return stream.getvalue(), "jpeg"
+        self.image.save(stream, form, **options)
+        return stream.getvalue()
 
     def png(self) -> bytes:
         """The picture as a well compressed PNG, whatever its size."""
-        stream = io.BytesIO()
-        self.image.save(stream, "PNG", optimize=True)
-        return stream.getvalue()
+        return self._packed("PNG", optimize=True)
 
 
 def fitted(shape: tuple[int, int], aspect: float, side: int) -> tuple[int, int]:
