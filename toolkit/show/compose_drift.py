@@ -112,7 +112,7 @@ def _panel(measure: str, tables: dict[str, pd.DataFrame]) -> Intervals:
     )
     return Intervals(
         title=MEASURE_NAMES.get(measure, measure), note=str(kind), series=[*series, *nulls], x_label="value",
-        x_range=(bottom * 1.05, top * 1.08 or 1.0), width=230, height=40 + 34 * len(classes),
+        x_range=(bottom * 1.05, top * 1.08 or 1.0), width=230, height=40 + max(34, 8 * len(series + nulls)) * len(classes),
     )  # fmt: skip
 
 

@@ -151,10 +151,10 @@ def _tasks(pairs: Pairs) -> list[str]:
 
 
 def _limits(series: Sequence[Series], axis: str) -> tuple[float, float]:
-    """Range of an axis with a margin of a fifth, so that markers and numbers are not cut."""
+    """Range of an axis with a margin, so that nothing is cut and a difference of a thousandth does not fill the panel."""
     values = np.concatenate([np.asarray(getattr(one, axis), dtype=float) for one in series])
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    margin = 0.2 * (high - low) or 0.05
+    margin = max(0.2 * (high - low), 0.02)
     return low - margin, high + margin
 
 

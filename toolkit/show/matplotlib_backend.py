@@ -289,16 +289,30 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
         canvas.set_xlim(*panel.x_range)
     if panel.y_range is not None:
         canvas.set_ylim(*panel.y_range)
+    if not isinstance(panel, Bars | Boxes):
+        _thin_ticks(canvas, panel.width)
     canvas.set_xlabel(panel.x_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
     canvas.set_ylabel(panel.y_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
     if panel.legend and any(one.name for one in panel.series):
         _legend(canvas, None, 1.0 + 10 / panel.width)
 
 
+def _thin_ticks(canvas: Canvas, width: int) -> None:
+    """Fewer numbers on the horizontal axis where they would run into each other."""
+    low, high = sorted(canvas.get_xlim())
+    ticks = [tick for tick in canvas.xaxis.get_majorticklocs() if low <= tick <= high]
+    texts = canvas.xaxis.get_major_formatter().format_ticks(ticks)
+    needed = max(map(len, texts), default=0) * layout.TICK_SIZE * 0.64 + 8
+    if needed * len(texts) > width:
+        canvas.locator_params(axis="x", nbins=max(2, int(width / needed) - 1))
+
+
 def _legend(canvas: Canvas, handles: list[Any] | None, left: float) -> None:
+    named = [line for line in canvas.get_lines() if not str(line.get_label()).startswith("_")]
+    broken = any(line.get_linestyle() not in ("-", "None") for line in named)
     style: dict[str, Any] = {
         "loc": "upper left", "bbox_to_anchor": (left, 1.02), "frameon": False, "borderaxespad": 0.0,
-        "fontsize": layout.NOTE_SIZE * _POINTS, "handlelength": 1.6, "labelcolor": colours.TEXT,
+        "fontsize": layout.NOTE_SIZE * _POINTS, "handlelength": 3.0 if broken else 1.6, "labelcolor": colours.TEXT,
     }  # fmt: skip
     if handles is not None:
         style["handles"] = handles

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from toolkit.errors import ResultError
 from toolkit.show import matplotlib_backend, plotly_backend
 from toolkit.show.draw import plotly_figure, static_figure
 from toolkit.show.layout import place
-from toolkit.show.panels import Figure, Heatmap, Image, Lines, Series
+from toolkit.show.panels import Figure, Heatmap, Image, Lines, Scatter, Series
 
 
 def test_the_suffix_chooses_the_format(tmp_path: Path) -> None:
@@ -124,3 +125,25 @@ def test_gaps_in_curves_are_drawn_as_gaps() -> None:
     figure = plotly_figure(Figure("t", [[Lines(series=[series])]]))
     assert figure.data[0].connectgaps is not True
     assert np.isnan(np.asarray(figure.data[0].y, dtype=float)[1])
+
+
+@pytest.mark.parametrize("x", [[-0.2318, -0.2289], [0.0, 12.5], [1e-5, 3e-5]])
+def test_numbers_on_the_axis_do_not_run_into_each_other(x: list[float]) -> None:
+    panel = Scatter(series=[Series(name="a", x=x, y=[0.0, 1.0])], width=240, x_range=(x[0], x[1]))
+    page = matplotlib_backend.draw(Figure("t", [[panel]]))
+    page.canvas.draw()
+    (canvas,) = page.axes
+    boxes = [one.get_window_extent() for one in canvas.get_xticklabels() if one.get_text()]
+    shown = sorted((b for b in boxes if 0 <= b.x0 < page.bbox.x1), key=lambda b: b.x0)
+    assert len(shown) >= 2
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(shown))
+
+
+def test_the_legend_shows_a_dashed_line_as_dashed() -> None:
+    """Two dashes beside the marker, so that it can be told from the solid one."""
+    series = [
+        Series(name=name, x=[0, 1], y=[0, 1], dash=dash) for name, dash in (("with", 0), ("without", 1))
+    ]
+    (canvas,) = matplotlib_backend.draw(Figure("t", [[Lines(series=series)]])).axes
+    (solid,) = matplotlib_backend.draw(Figure("t", [[Lines(series=series[:1])]])).axes
+    assert canvas.get_legend().handlelength > 1.5 * solid.get_legend().handlelength

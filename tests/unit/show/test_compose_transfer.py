@@ -66,6 +66,14 @@ def test_scatter_by_hand() -> None:
     assert forward.x_range[0] < min(forward.series[0].x) < max(forward.series[0].x) < forward.x_range[1]
 
 
+def test_a_difference_of_a_thousandth_does_not_fill_the_panel() -> None:
+    alike = {"sequential": ([transfer()], [transfer(0.001)])}
+    for panel in transfer_scatter(alike).panels():
+        assert isinstance(panel, Scatter)
+        assert panel.y_range is not None
+        assert panel.y_range[1] - panel.y_range[0] > 0.03
+
+
 def test_other_tasks_are_refused() -> None:
     with pytest.raises(ResultError, match="same tasks"):
         forward_transfer({"sequential": ([transfer()], [transfer(tasks=["A", "C", "B"])])})
