@@ -55,6 +55,10 @@ def mask_latent(
     In a network with skip connections the code is not the only way to the output, so masking it may change little:
     `skips` says what happens to everything that goes around the layer.
 
+    The same call gives the same bits. Other images in the batch, or another number of threads, round an image's own
+    gradient and output differently (about 1e-6 in float32), and two scores that are equal to that precision may then
+    change places at the mask's cut. With `mode="train"` the other images matter for good: they set the statistics.
+
     Args:
         net: any network.
         image: one image or several of one size: a case, array, path or dict; see `features.inputs.as_batches`.

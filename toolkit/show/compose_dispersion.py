@@ -126,6 +126,8 @@ def qualitative(
             made = np.asarray(maps[index])
             shared, total = ((made > 0) & (label > 0)).sum(), (made > 0).sum() + (label > 0).sum()
             score = f"Dice {2 * shared / total:.2f}" if total else "nothing to find"
+            if total and (made > 0).all():  # a map without any contour
+                score += ", all foreground"
             row.append(Image(title=name, note=score, pixels=picture, labels=made).fit(side))
         row.append(Image(title="reference", pixels=picture, labels=label).fit(side))
         rows.append(row)

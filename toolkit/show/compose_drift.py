@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ MEASURE_NAMES = {
     "linear_cka": "1 \N{MINUS SIGN} linear CKA",
     "procrustes": "Procrustes disparity",
 }
+_NULLS = "Grey: the same measure between two random halves of stage 1 (no drift). "
 
 
 def drift(result: Any, *, note: str = "", name: str = "", measures: Sequence[str] | None = None) -> Figure:
@@ -55,13 +57,16 @@ def drifts(
     if not found:
         raise ResultError("The results hold none of these measures.", where=str(measures))
     panels: list[Panel | None] = [_panel(measure, tables) for measure in found]
+    tallest = max(panel.height for panel in panels if panel is not None)
     for index, panel in enumerate(panels):
         assert isinstance(panel, Intervals)
         panel.legend = index + 1 == min(columns, len(panels))
+        panel.height = tallest
     return Figure(
         title=f"Drift of {results[0].layer}",
-        subtitle="Measured in the full feature space; bars are bootstrap intervals over patients. Grey: the same measure "
-        "between two random halves of stage 1 (no drift). Raw measures see rotations, rotation-free ones do not.",
+        subtitle="Measured in the full feature space; bars are bootstrap intervals over patients. "
+        + (_NULLS if any(table["null_high"].notna().any() for table in tables.values()) else "")
+        + "Raw measures see rotations, rotation-free ones do not.",
         rows=[panels[start : start + columns] for start in range(0, len(panels), columns)],
         caption=captions(results, names, note),
     )
@@ -102,6 +107,8 @@ def _panel(measure: str, tables: dict[str, pd.DataFrame]) -> Intervals:
                     colour="null",
                 )
             )
+    if len(nulls) > 1 and all(_same_interval(one, nulls[0]) for one in nulls):
+        nulls = [dataclasses.replace(nulls[0], name="null")]  # all networks are compared with one stage 1
     kind = next(iter(chosen.values()))["kind"].iloc[0]
     everything = np.concatenate(
         [np.asarray(part, dtype=float) for one in [*series, *nulls] for part in (one.x, one.high)]
@@ -114,6 +121,13 @@ def _panel(measure: str, tables: dict[str, pd.DataFrame]) -> Intervals:
         title=MEASURE_NAMES.get(measure, measure), note=str(kind), series=[*series, *nulls], x_label="value",
         x_range=(bottom * 1.05, top * 1.08 or 1.0), width=230, height=40 + max(34, 8 * len(series + nulls)) * len(classes),
     )  # fmt: skip
+
+
+def _same_interval(one: Series, other: Series) -> bool:
+    return all(
+        np.allclose(np.asarray(a, dtype=float), np.asarray(b, dtype=float), equal_nan=True)
+        for a, b in ((one.low, other.low), (one.high, other.high))
+    )
 
 
 def _series(

@@ -62,7 +62,7 @@ def score_table(
     evaluations: Scores, *, metric: str = "dice", title: str = "Robustness table", note: str = "",
     provenance: Mapping[str, Any] | None = None,
 ) -> Figure:  # fmt: skip
-    """Mean score of every network (rows) on every test set (columns) and their mean over the sets.
+    """Mean score of every network (rows) on every test set (columns) and, of several sets, their mean.
 
     Args:
         evaluations: per network and test set, the table of `toolkit.evaluate`.
@@ -75,13 +75,16 @@ def score_table(
         ResultError: a table without this metric, or networks scored on different sets.
     """
     table = score_means(evaluations, metric)
+    several = table.shape[1] > 2
+    table = table if several else table.drop(columns="mean")
     panel = Heatmap(
         title=f"mean {metric} of the volumes", note="colours run from 0 to 1", values=table.to_numpy(), annotate=True,
         row_names=list(table.index), column_names=[_broken(str(name)) for name in table.columns],
-        width=66 * table.shape[1], height=36 * table.shape[0] + 8,
+        width=max(150, 66 * table.shape[1]), height=36 * table.shape[0] + 8,
     )  # fmt: skip
     return Figure(
-        title=title, subtitle="The last column is the mean over the test sets, each weighing the same.",
+        title=title,
+        subtitle="The last column is the mean over the test sets, each weighing the same." if several else "",
         rows=[[panel]], caption=caption(provenance or {}, note),
     )  # fmt: skip
 

@@ -52,6 +52,10 @@ def training_curves(
     panels = [
         _term_panel(term, frames, marks if len(starts) > 1 else []) for term in curve_columns(frames.values())
     ]
+    if len(starts) > 1:  # one step axis for all: a term of one stage alone shows when that was
+        last = max(float(frame["step"].max()) for frame in frames.values())
+        for panel in panels:
+            panel.x_range = (-0.02 * last, 1.04 * last)
     for index, panel in enumerate(panels):
         panel.legend = index + 1 == min(columns, len(panels))
     return Figure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import textwrap
 from itertools import zip_longest
 
@@ -41,13 +42,26 @@ class Layout:
 
 
 def wrap(text: str, width: float, size: float) -> tuple[str, ...]:
-    """Lines that fit into `width` pixels at a font size; existing line breaks are kept."""
+    """Lines that fit into `width` pixels at a font size; existing line breaks are kept, long names break after / or _."""
     characters = max(8, int(width / (size * _GLYPH)))
     return tuple(
         line
         for part in text.splitlines()
-        for line in textwrap.wrap(part, characters, break_on_hyphens=False) or [""]
+        for line in textwrap.wrap(_in_pieces(part, characters), characters, break_on_hyphens=False) or [""]
     )
+
+
+def _in_pieces(text: str, characters: int) -> str:
+    """Words longer than a line with spaces where they may break; no two pieces fit on one line together."""
+    words = []
+    for word in text.split(" "):
+        pieces = [""]
+        for part in re.split(r"(?<=[/_])", word) if len(word) > characters else [word]:
+            if pieces[-1] and len(pieces[-1]) + len(part) > characters:
+                pieces.append("")
+            pieces[-1] += part
+        words += pieces
+    return " ".join(words)
 
 
 def lines_height(lines: tuple[str, ...], size: float) -> float:

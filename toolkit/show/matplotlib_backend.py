@@ -161,8 +161,8 @@ def _image(page: Page, canvas: Canvas, panel: Image, one: layout.Placed, plan: l
             if 0 < mask.mean() < 1:
                 canvas.contour(mask, levels=[0.5], colors=[(red, green, blue)], linewidths=1.3)
     canvas.set(xticks=[], yticks=[], xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
-    for spine in canvas.spines.values():
-        spine.set_visible(False)
+    for spine in canvas.spines.values():  # a white picture would be lost on the page
+        spine.set(visible=True, edgecolor=colours.GRID, linewidth=0.6)
     right = one.left + one.width + 6
     if panel.bar:
         limits = panel.overlay_limits if panel.overlay is not None else panel.limits or (0.0, 1.0)

@@ -127,6 +127,10 @@ class _Page:
                     layout.NOTE_SIZE,
                     colour=f"rgb({red},{green},{blue})",
                 )
+        self.shapes.append({
+            "type": "rect", "xref": axes["xaxis"], "yref": axes["yaxis"], "x0": -0.5, "x1": columns - 0.5, "y0": -0.5,
+            "y1": rows - 0.5, "line": {"color": colours.GRID, "width": 0.6},
+        })  # fmt: skip
         across.update(visible=False, range=[-0.5, columns - 0.5], constrain="domain")
         up.update(
             visible=False, range=[rows - 0.5, -0.5], scaleanchor=f"x{suffix}", scaleratio=panel.aspect, constrain="domain"

@@ -264,6 +264,23 @@ def test_drift_leaves_the_distance_to_the_reference_out() -> None:
         drifts([drift_result()], [""], measures=["mmd2"])
 
 
+def test_a_null_that_all_networks_share_is_drawn_once() -> None:
+    nulls = [
+        [s.name for s in drifts(pair, ["a", "b"]).panels()[0].series if "null" in s.name]  # type: ignore[attr-defined]
+        for pair in ([drift_result(), drift_result()], [drift_result(), drift_result(2.0)])
+    ]
+    assert nulls == [["null"], ["a null", "b null"]]
+
+
+def test_drift_panels_have_one_height_and_room_for_every_row() -> None:
+    names = [f"network {k}" for k in range(6)]
+    figure = drifts([drift_result(float(k)) for k in range(1, 7)], names)
+    raw, rotation_free = figure.panels()
+    assert isinstance(raw, Intervals)
+    assert raw.height == rotation_free.height
+    assert raw.height >= 6 * len(raw.series) * len(raw.series[0].y)
+
+
 def history(segreg: bool) -> pd.DataFrame:
     rows = [
         {"step": step, "event": "train", "total": 1.0 / step, "segmentation/dice": 0.5 / step, "learning_rate": 1e-3,
@@ -292,6 +309,9 @@ def test_stages_are_laid_end_to_end_with_a_gap() -> None:
     steps = np.asarray(total.series[0].x, dtype=float)
     assert np.array_equal(steps, [1, 2, 3, np.nan, 4, 5, 6], equal_nan=True)
     assert list(total.marks) == [(0.0, "A"), (3.0, "B")]
+    ranges = {panel.x_range for panel in figure.panels() if isinstance(panel, Lines)}
+    assert len(ranges) == 1, "one step axis for all"
+    assert ranges != {None}
     assert [s.name for s in total.series] == ["plain", "SegReg"]
     assert SEGREG_NOTE in figure.caption
     assert SEGREG_NOTE not in training_curves({"plain": history(False)}).caption

@@ -126,6 +126,12 @@ def test_qualitative_shows_every_prediction_with_its_dice() -> None:
     assert "one, two" in figure.subtitle
 
 
+def test_a_prediction_without_a_contour_says_so() -> None:
+    everywhere = qualitative([case("one")], {"plain": [np.ones((12, 16), dtype=int)]}).rows[0][1]
+    assert isinstance(everywhere, Image)
+    assert everywhere.note.endswith(", all foreground")
+
+
 def test_nothing_to_find_has_no_dice_and_missing_maps_are_refused() -> None:
     blank = case("blank")
     blank.label[:] = 0

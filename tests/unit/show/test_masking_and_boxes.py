@@ -130,6 +130,22 @@ def test_boxes_hold_every_volume_and_both_backends_draw_quartiles(tmp_path: Path
     assert static_figure(score_table(scores), tmp_path / "table.png").stat().st_size > 2000
 
 
+def test_the_table_of_one_test_set_has_no_mean() -> None:
+    panel = score_table({"plain": {"home": table({"a": [0.2, 0.4]})}}).panels()[0]
+    assert panel.column_names == ["home"]  # type: ignore[attr-defined]
+    assert panel.values.tolist() == [[pytest.approx(0.3)]]  # type: ignore[attr-defined]
+
+
+def test_a_picture_has_a_frame_in_both_backends() -> None:
+    from toolkit.show import matplotlib_backend, plotly_backend
+
+    figure = Figure("t", [[Image(pixels=np.ones((4, 4)), limits=(0.0, 1.0))]])
+    spines = matplotlib_backend.draw(figure).axes[0].spines.values()
+    assert all(spine.get_visible() for spine in spines)
+    (frame,) = plotly_backend.draw(figure).layout.shapes
+    assert (frame.x0, frame.x1, frame.y0, frame.y1) == (-0.5, 3.5, -0.5, 3.5)
+
+
 def test_the_static_box_spans_the_quartiles() -> None:
     from toolkit.show import matplotlib_backend
 

@@ -144,6 +144,15 @@ def test_wrap_keeps_every_word_and_line_break() -> None:
     assert max(map(len, lines)) <= 13
 
 
+def test_a_long_name_breaks_between_its_parts() -> None:
+    name = "latent_augmentation/hard_segmentation"
+    lines = wrap(f"the {name} term", width=120, size=10)
+    assert "".join(lines).replace(" ", "") == f"the{name}term"
+    assert max(map(len, lines)) <= 20
+    assert "hard_segmentation" in " ".join(lines), "no word of the name is cut"
+    assert wrap(name, width=400, size=10) == (name,)
+
+
 def test_decades() -> None:
     panel = Lines(series=[Series(name="a", x=[0, 1], y=[0.01, 10.0]), Series(name="b", x=[0], y=[np.nan])])
     assert panel.decades() == pytest.approx(3.0)
