@@ -49,6 +49,25 @@ def monuseg(folder: Path) -> Written:
     return written
 
 
+@builder("dsb2018")
+def dsb2018(folder: Path) -> Written:
+    written = {}
+    for number, (stem, channels) in enumerate([("a1" * 32, 1), ("b2" * 32, 3), ("c3" * 32, 1)]):
+        home = folder / "stage1_train" / stem
+        grey = random_image((30, 40), number).astype(np.uint8)
+        colours = [grey] * 3 if channels == 1 else [np.roll(grey, k, 0) for k in range(3)]
+        opaque = np.full_like(grey, 255)  # the release stores all images with a constant alpha
+        save_picture(home / "images" / f"{stem}.png", np.stack([*colours, opaque], axis=-1))
+        truth = np.zeros((30, 40), np.uint8)
+        for nucleus in range(number + 1):
+            mask = np.zeros((30, 40), np.uint8)
+            mask[4 + 7 * nucleus : 12 + 7 * nucleus, 5:15] = 255  # neighbours share a row
+            save_picture(home / "masks" / f"{nucleus}f.png", mask)
+            truth[mask > 0] = 1
+        written[stem[:12]] = truth
+    return written
+
+
 @builder("kvasir_seg")
 def kvasir_seg(folder: Path) -> Written:
     written = {

@@ -20,9 +20,11 @@ _ORIENTATION_TAG = 0x0112
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PictureSource(FileSource):
-    """A picture and the picture of its label.
+    """A picture and the picture of its label, or a folder with a picture of every object.
 
     Args:
+        label: of a folder, every picture is the mask of one object: they are numbered in the order of their names, and
+            where two overlap the first one counts.
         channels: 1 or 3: what every image is brought to by the task's channel rule (grey is repeated, equal colour
             channels are merged); None keeps what the file holds.
         foreground: every label value above 0 is class 1 (numbered objects).
@@ -51,12 +53,50 @@ class PictureSource(FileSource):
             from toolkit.data.polygons import read_polygons
 
             return read_polygons(path, shape)
+        if path.is_dir():
+            return self._objects(shape)
         if self.threshold is None:
             return read_label_picture(path)
         return (read_picture(path).mean(axis=0) >= self.threshold).astype(np.uint8)
 
+    def _objects(self, shape: tuple[int, int]) -> np.ndarray:
+        label = np.zeros(shape, np.int32)
+        for number, path in enumerate(self.label_files(), start=1):
+            mask = read_label_picture(path)
+            if mask.shape != shape:
+                raise DataError(
+                    f"The image has shape {shape} and the mask of an object {mask.shape}.", where=str(path),
+                    fix="Get the file again, or move the image away.",
+                )  # fmt: skip
+            label[(mask > 0) & (label == 0)] = number
+        return label
+
     def image_files(self) -> tuple[Path, ...]:
         return (self.image,)
+
+    def label_files(self) -> tuple[Path, ...]:
+        """The files of the label: one, or those of its folder.
+
+        Raises:
+            DataError: a folder without pictures.
+        """
+        if self.label is None or not self.label.is_dir():
+            return () if self.label is None else (self.label,)
+        found = tuple(sorted(path for path in self.label.iterdir() if path.suffix.lower() in SUFFIXES))
+        if not found:
+            raise DataError(
+                "The folder holds no mask.",
+                where=str(self.label),
+                fix="Complete the data set, or move the image away.",
+            )
+        return found
+
+    @property
+    def where(self) -> str:
+        return ", ".join(str(path) for path in (self.image, self.label) if path is not None)
+
+    def files(self) -> tuple[Path, ...]:
+        return (*self.image_files(), *self.label_files())
 
 
 def read_picture(path: str | os.PathLike[str]) -> np.ndarray:

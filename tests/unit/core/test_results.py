@@ -61,6 +61,27 @@ def test_round_trip_keeps_every_field(measured: Measured, tmp_path: Path) -> Non
     assert back.provenance == {"seed": 3, "parameters": {"layer": "encoder.1"}}
 
 
+class Tabled(Measured):
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(
+            {"a_b": ["x & y", "50 %", None], "value": [1 / 3, float("nan"), 12345.678], "n": [1, 2, 3]}
+        )
+
+
+def test_tables_are_written_as_csv_and_latex(measured: Measured, tmp_path: Path) -> None:
+    result = Tabled(**{field.name: getattr(measured, field.name) for field in dataclasses.fields(measured)})
+    back = pd.read_csv(result.write_table(tmp_path / "deep" / "table.csv"))
+    pd.testing.assert_frame_equal(back, result.table(), check_dtype=False)
+    text = result.write_table(tmp_path / "table.tex", digits=3).read_text(encoding="utf-8")
+    assert text.splitlines() == [
+        r"\begin{tabular}{lrr}", r"\hline", r"a\_b & value & n \\", r"\hline", r"x \& y & 0.333 & 1 \\",
+        r"50 \% & -- & 2 \\", r"-- & 1.23e+04 & 3 \\", r"\hline", r"\end{tabular}",
+    ]  # fmt: skip
+    with pytest.raises(ResultError, match=r"\.xlsx"):
+        result.write_table(tmp_path / "table.xlsx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "table.tex"]
+
+
 def test_saving_leaves_only_the_file(measured: Measured, tmp_path: Path) -> None:
     measured.save(tmp_path / "result.zip")
     assert [p.name for p in tmp_path.iterdir()] == ["result.zip"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import official_layouts as official
 import pytest
 
+import toolkit
 from toolkit.data import load_task
 from toolkit.data.catalogue import find_manifest
 from toolkit.data.manifest import manifest_names
@@ -102,6 +104,27 @@ def test_published_acdc_lists(place):
     second = manifest.split_lists["ten_subjects_1"]
     assert {"patient002", "patient022"} <= set(second["train"])
     assert second["val"] == ("patient011", "patient071", "patient095")
+
+
+def test_the_corrupted_hearts_are_made_by_the_line_that_is_told(place):
+    """The line in the message of `load_task("acdc_c")` gives the case names and sites that its manifest states."""
+    official.BUILDERS["acdc"](place / "acdc")
+    with pytest.raises(DataError) as caught:
+        load_task("acdc_c")
+    line = re.search(r"toolkit\.with_artefacts\(.*\)", str(caught.value))[0]
+    task, stated = eval(line, {"toolkit": toolkit}), find_manifest("acdc_c")
+    assert task.sites == stated.sites
+    assert task.classes == stated.classes
+    stems = [f"patient007_{phase}_{copy}" for phase in ("ED", "ES") for copy in range(3)]
+    assert {c.volume for c in task.cases()} == {f"{site}/{stem}" for site in task.sites for stem in stems}
+    official.BUILDERS["acdc_c"](place / "acdc_c")
+    assert {c.id for c in load_task("acdc_c").cases()} <= {c.id for c in task.cases()}
+    clean = {c.id: c for c in load_task("acdc").cases("test")}
+    for case in task.cases(site="spike")[:5]:
+        image = case.image.numpy()
+        assert 0 <= image.min() < image.max() <= 1  # the extremes may lie in the padding to 192 x 192
+        twin = re.sub(r"spike/(.*)_\d(/.*)", r"\1\2", case.id)
+        np.testing.assert_array_equal(case.label.numpy(), clean[twin].label.numpy())
 
 
 def test_acdc_lists_are_the_published_ones(golden):

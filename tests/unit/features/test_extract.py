@@ -226,7 +226,7 @@ def test_nothing_is_left_behind_when_extraction_fails(
 
 def test_wrong_calls_say_what_is_wrong(net: UNet, scans: dict[str, torch.Tensor]) -> None:
     image = scans["image"]
-    with pytest.raises(ConfigError, match="per-class, global, voxels"):
+    with pytest.raises(ConfigError, match="per-class, per-region, grid, global, voxels, boundary"):
         extract(net, image, "bottleneck", pool="mean")
     with pytest.raises(DataError, match="needs a label"):
         extract(net, image, "bottleneck")

@@ -28,7 +28,7 @@ def normal(n: int, channels: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_normal_rows_lie_at_the_null(make_store: Callable[..., Any]) -> None:
-    found = gaussianity(make_store(normal(2000, 8)), LAYER, null_draws=100).table().iloc[0]
+    found = gaussianity(make_store(normal(2000, 8), cases=200), LAYER, null_draws=100).table().iloc[0]
     assert found["T"] == pytest.approx(1.05246, rel=0.5)
     assert found["T_over_N"] < found["null_95"]
     assert found["null"] * 2000 == pytest.approx(1.05246, rel=1e-4)
@@ -58,6 +58,28 @@ def test_effective_rows() -> None:
     half = (same + normal(1000, 4, seed=1)) / 2**0.5
     assert effective_rows(half, clusters) == pytest.approx(1000 / (1 + 19 * 0.5), rel=0.2)
     assert effective_rows(normal(30, 2), torch.arange(30)) == 30
+
+
+def test_rows_of_one_patient_are_one_cluster_however_many_slices_it_has(
+    make_store: Callable[..., Any],
+) -> None:
+    """Ten patients of two slices, all rows of a patient equal: worth ten rows, not the twenty of its slices."""
+    case = np.arange(400) % 20
+    rows = normal(10, 4)[case // 2]
+    table = pd.DataFrame(
+        {
+            "case": [f"slice{c}" for c in case],
+            "volume": [f"scan{c // 2}" for c in case],
+            "subject": [f"patient{c // 2}" for c in case],
+            "class": 0, "class_name": "background", "index": np.arange(400),
+        }
+    )  # fmt: skip
+    found = gaussianity(make_store(rows, table=table), LAYER, null_draws=1, directions=8).table().iloc[0]
+    assert found["n_eff"] == pytest.approx(10)
+    for column in ("subject", "volume"):  # without patients volumes count, without those the cases
+        table[column] = ""
+    found = gaussianity(make_store(rows, table=table), LAYER, null_draws=1, directions=8).table().iloc[0]
+    assert 10 < found["n_eff"] <= 20.0001
 
 
 def test_groups_and_round_trip(make_store: Callable[..., Any], tmp_path: Path) -> None:

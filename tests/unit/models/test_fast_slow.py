@@ -67,7 +67,7 @@ def test_encoder_with_decoupler(mode: str) -> None:
     check_block(expected, fast, run, mode)
 
 
-def test_what_the_slow_network_reads() -> None:
+def test_16_what_the_slow_network_reads() -> None:
     case = read_case("stn_input")
     logits = case["logits"].clone().requires_grad_()
     probabilities = soft_shape(logits)
@@ -101,7 +101,7 @@ def test_elementary_losses() -> None:
     torch.testing.assert_close(gradient, mse["grad"], rtol=1e-5, atol=1e-9)
 
 
-def test_parameter_counts_and_code_shapes() -> None:
+def test_17_parameter_counts_and_code_shapes() -> None:
     network = fast_slow_network(1, 4)
     counts = {n: sum(p.numel() for p in m.parameters()) for n, m in network.named_children()}
     assert counts == {

@@ -1,4 +1,4 @@
-"""Latent augmentation: draws, gradient routes, batch-norm rules, presets; acceptance properties 5 to 16."""
+"""Latent augmentation: draws, gradient routes, batch-norm rules, presets; acceptance properties 5 to 14."""
 
 from __future__ import annotations
 
