@@ -45,8 +45,9 @@ class RandomisedWeights(Result):
     def table(self) -> pd.DataFrame:
         """One row per layer: mean and largest similarity over images and draws, and the verdict.
 
-        A cascade has a row per layer and step; its last step has all weights shuffled. The verdict is "passes" if the mean of |rank correlation| is at most 0.5, else "fails: the map shows the image,
-        not the network"; "undefined" if a map is constant.
+        A cascade has a row per layer and step; its last step has all weights shuffled, and only there is a verdict. It
+        is "passes" if the mean of |rank correlation| is at most 0.5, else "fails: the map shows the image, not the
+        network"; "undefined" if a map is constant.
         """
         import pandas as pd
 
@@ -60,6 +61,8 @@ class RandomisedWeights(Result):
             verdict = "undefined" if math.isnan(mean) else "passes"
             if mean > WARN_ABOVE:
                 verdict = "fails: the map shows the image, not the network"
+            if cascade and names[1] != self.numbers["shuffled_down_to"].iloc[-1]:
+                verdict = ""
             rows.append(
                 {
                     "layer": layer,

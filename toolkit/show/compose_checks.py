@@ -87,7 +87,7 @@ def _cascade(table: Any) -> Heatmap:
     return Heatmap(
         title="similarity", note=f"passes up to 0.5 in the last row; {int(table['maps'].iloc[0])} maps a cell",
         values=grid.to_numpy(dtype=float), row_names=steps, column_names=layers, annotate=True, y_label="shuffled down to",
-        x_label="layer of the map", width=max(300, (16 + 7 * longest) * len(layers)), height=max(120, 30 * len(steps)),
+        x_label="layer of the map", width=max(360, (16 + 7 * longest) * len(layers)), height=max(120, 30 * len(steps)),
     )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def gaussianity(result: Any, *, note: str = "") -> Figure:
         for label, column in (
             ("this layer", "T_over_N"),
             ("normal, at N_eff", "null_eff"),
-            ("normal, 95 % of independent rows", "null_95"),
+            ("normal, 95 %", "null_95"),
         )
     ]
     eigenvalues = np.asarray(result.eigenvalues)

@@ -178,3 +178,31 @@ def test_the_label_is_named_where_the_label_is_wrong(tmp_path):
         bad_label_values(tmp_path)
     assert caught.value.where == str(tmp_path / "mask.png")
     assert "label_values={0: 0, 255: 1}" in caught.value.fix
+
+
+def test_a_folder_of_masks_is_one_label_with_numbered_objects(tmp_path):
+    image, masks = saved(tmp_path / "i.png", COLOUR), tmp_path / "masks"
+    masks.mkdir()
+    for name, columns in (("b.png", slice(2, 6)), ("a.png", slice(0, 3))):  # they overlap in column 2
+        mask = np.zeros((6, 8), np.uint8)
+        mask[1:4, columns] = 255
+        saved(masks / name, mask)
+    (masks / "notes.txt").write_text("not a mask")
+    source = PictureSource(image=image, label=masks, foreground=True, classes=(0, 1))
+    expected = np.zeros((6, 8), np.uint8)
+    expected[1:4, 0:6] = 1
+    np.testing.assert_array_equal(source.read_raw().label, expected)
+    assert source.files() == (image, masks / "a.png", masks / "b.png")
+    assert source.where == f"{image}, {masks}"
+    numbered = PictureSource(image=image, label=masks, classes=(0, 1, 2)).read_raw().label
+    np.testing.assert_array_equal(numbered[1, :7], [1, 1, 1, 2, 2, 2, 0])
+    before = source.fingerprint()
+    saved(masks / "c.png", np.eye(6, 8, dtype=np.uint8))
+    assert PictureSource(image=image, label=masks).fingerprint() != before
+    saved(masks / "d.png", GREY[:, :5])
+    with pytest.raises(DataError, match="mask of an object"):
+        source.read_raw()
+    for path in masks.glob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match="holds no mask"):
+        source.read_raw()

@@ -19,6 +19,8 @@ from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.sanity import RandomisedWeights, randomised_weights, rank_correlation, shuffled
 from toolkit.explain.targets import ClassSum, Region
 from toolkit.models.unet import unet
+from toolkit.show.draw import compose
+from toolkit.show.panels import Heatmap
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -124,6 +126,23 @@ def test_a_cascade_goes_from_the_output_to_the_input() -> None:
     assert len(steps) == 3
     assert steps[-1] == "encoder.1.conv1"
     assert len(found.table()) == 6
+    verdicts = found.table().groupby("shuffled_down_to")["verdict"].agg(set)
+    assert verdicts[steps[0]] == verdicts[steps[1]] == {""}
+    assert all(verdicts[steps[2]])
+    panel = compose(found).rows[0][0]  # steps from top to bottom, one column a layer of the map
+    assert isinstance(panel, Heatmap)
+    assert (list(panel.row_names or ()), list(panel.column_names or ())) == (
+        steps,
+        found.numbers["layer"].unique().tolist(),
+    )
+    means = (
+        found.numbers["rank_correlation"]
+        .abs()
+        .groupby([found.numbers["shuffled_down_to"], found.numbers["layer"]])
+        .mean()
+    )
+    for (step, layer), mean in means.items():
+        assert panel.values[steps.index(step), list(panel.column_names).index(layer)] == pytest.approx(mean)
     whole = randomised_weights(net, image, ["bottleneck", "encoder.1"], ClassSum(1), draws=2)
     last = found.numbers[found.numbers["shuffled_down_to"] == steps[-1]]["rank_correlation"].tolist()
     assert last == pytest.approx(whole.numbers["rank_correlation"].tolist())
