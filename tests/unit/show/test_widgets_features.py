@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plotly.callbacks import Points
 
 import toolkit as tk
 from toolkit.errors import ConfigError, ResultError
 from toolkit.show.widgets.drift import DriftExplorer
+from toolkit.show.widgets.scatter import ScatterView
 from toolkit.show.widgets.similarity import SimilarityExplorer
 
 
@@ -174,3 +176,35 @@ def test_static_pictures(drifting: DriftExplorer, similar: SimilarityExplorer) -
     pictures = [*drifting.static_pictures(), *similar.static_pictures()]
     assert len(pictures) == 3
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+
+
+def drawn_around(view: ScatterView, places: list[int]) -> None:
+    """What the page sends for a lasso: first the points, then its outline."""
+    view.figure.data[0]._dispatch_on_selection(Points(point_inds=places), None)
+    view.figure.plotly_relayout({"selections": [{"type": "path", "path": "M0,0L1,0L1,1Z"}]})
+
+
+def outlines(view: ScatterView) -> int:
+    return len(view.figure._layout.get("selections", []))
+
+
+def test_an_old_outline_goes_when_something_else_is_shown(drifting: DriftExplorer) -> None:
+    view = ScatterView(drifting)
+    drawn_around(view, [2, 5])
+    rows = tuple(sorted(int(row) for row in view.rows[[2, 5]]))
+    assert drifting.selected == rows
+    assert outlines(view) == 1, "the outline of the points that are shown stays"
+    drifting.set(layer="head_input")
+    assert outlines(view) == 0
+    assert drifting.selected == rows
+    assert sorted(int(view.rows[place]) for place in view.figure.data[0].selectedpoints) == list(rows)
+    view.figure.data[0]._dispatch_on_selection(Points(point_inds=[]), None)  # the page's echo of that
+    assert drifting.selected == rows
+    drawn_around(view, [1])
+    view.figure.data[0]._dispatch_on_click(Points(point_inds=[3]), None)
+    assert outlines(view) == 0
+    assert drifting.selected == (int(view.rows[3]),)
+    drawn_around(view, [1])
+    drifting.select([])
+    assert outlines(view) == 0
+    assert view.figure.data[0].selectedpoints is None

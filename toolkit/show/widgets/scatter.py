@@ -39,7 +39,8 @@ class ScatterView:
             layout={"width": 620, "height": 460, "dragmode": "lasso", "template": "plotly_white", "showlegend": False,
                     "margin": {"l": 50, "r": 10, "t": 60, "b": 40}, "title": {"text": self._title()}, **self._axes()},
         )  # fmt: skip
-        self.figure.data[0].on_selection(self._from_page)
+        self._outline = self._outlining = False
+        self.figure.data[0].on_selection(self._outlined)
         self.figure.data[0].on_click(self._from_page)
         self.numbers = ipywidgets.HTML()
         self.box = ipywidgets.HBox([self.figure, self.numbers], layout={"align_items": "flex-start"})
@@ -47,15 +48,29 @@ class ScatterView:
         explorer.listen(self.follow)
 
     def _from_page(self, _: Any, points: Any, *__: Any) -> None:
-        self.explorer.select(self.rows[list(points.point_inds)])
+        if points.point_inds:  # the page also reports an empty selection when an outline is taken away
+            self.explorer.select(self.rows[list(points.point_inds)])
+
+    def _outlined(self, *message: Any) -> None:
+        """A lasso or a box was drawn: its outline stays until something else is selected or shown."""
+        self._outlining = True
+        self._outline = bool(message[1].point_inds)
+        try:
+            self._from_page(*message)
+        finally:
+            self._outlining = False
 
     def follow(self) -> None:
         """Bring the figure and the table into line with the explorer."""
         rows, places = self.explorer.points()
         chosen = set(self.explorer.selected)
         inside = [place for place, row in enumerate(rows) if row in chosen]
+        trace = self.figure.data[0]
+        if self._outline and not self._outlining:
+            self._outline = False
+            self.figure.plotly_relayout({"selections": []})
+            trace.selectedpoints = None  # the page forgets them with the outline, and only changes are sent
         with self.figure.batch_update():
-            trace = self.figure.data[0]
             if not np.array_equal(rows, self.rows):
                 self.rows = rows
                 trace.marker.color, trace.text = self._colours(), self._texts()
