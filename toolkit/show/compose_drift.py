@@ -23,6 +23,8 @@ MEASURE_NAMES = {
     "linear_cka": "1 \N{MINUS SIGN} linear CKA",
     "procrustes": "Procrustes disparity",
 }
+_INTERVALS = "bars are bootstrap intervals over patients. "
+_NO_INTERVALS = "there are too few patients for intervals. "
 _NULLS = "Grey: the same measure between two random halves of stage 1 (no drift). "
 
 
@@ -64,7 +66,8 @@ def drifts(
         panel.height = tallest
     return Figure(
         title=f"Drift of {results[0].layer}",
-        subtitle="Measured in the full feature space; bars are bootstrap intervals over patients. "
+        subtitle="Measured in the full feature space; "
+        + (_INTERVALS if any(table["low"].notna().any() for table in tables.values()) else _NO_INTERVALS)
         + (_NULLS if any(table["null_high"].notna().any() for table in tables.values()) else "")
         + "Raw measures see rotations, rotation-free ones do not.",
         rows=[panels[start : start + columns] for start in range(0, len(panels), columns)],

@@ -9,7 +9,17 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.show.captions import SEGREG_NOTE
-from toolkit.show.panels import Bars, Figure, Lines, Panel, Scatter, Series, number_text, range_note
+from toolkit.show.panels import (
+    Bars,
+    Figure,
+    Intervals,
+    Lines,
+    Panel,
+    Scatter,
+    Series,
+    number_text,
+    range_note,
+)
 
 Pairs = Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
 
@@ -30,28 +40,24 @@ def forward_transfer(
     """
     tasks = _tasks(pairs)
     later = list(range(2, len(tasks) + 1))
-    series: list[Series] = []
-    for base, arms in pairs.items():
-        for dash, name, transfers in zip(
-            (1, 0), (f"{base}, without", f"{base} + {method}"), arms, strict=True
-        ):
-            values = np.array([[one.value(metric, tasks[i - 1]) for i in later] for one in transfers])
-            mean, spread = values.mean(axis=0), values.std(axis=0)
-            band = len(transfers) > 1
-            series.append(Series(
-                name=name, x=np.array(later), y=mean, low=mean - spread if band else None,
-                high=mean + spread if band else None, colour=base, dash=dash,
-            ))  # fmt: skip
+    series = _curves(pairs, tasks, metric, method)
     seeds = {len(transfers) for arms in pairs.values() for transfers in arms}
     numbers = np.concatenate([np.asarray(one.y, dtype=float) for one in series])
-    panel = Lines(
-        title=metric.replace("_", " "), note=range_note(numbers), series=series, y_label="Dice difference",
+    title, note_, marks = metric.replace("_", " "), range_note(numbers), "Dashed without, solid with"
+    panel: Panel = Lines(
+        title=title, note=note_, series=series, y_label="Dice difference",
         x_label="task: " + ", ".join(f"{i} = {tasks[i - 1]}" for i in later), x_range=(1.85, len(tasks) + 0.15),
         width=420, height=250,
     )  # fmt: skip
+    if len(later) == 1:  # no line to draw: two marks a base method
+        marks = "One mark without, one with"
+        panel = Intervals(
+            title=title, note=note_, series=_as_rows(series, list(pairs), method), x_label=f"Dice difference on {tasks[1]}",
+            width=420, height=40 + 50 * len(pairs),
+        )  # fmt: skip
     return Figure(
         title="Forward transfer by task",
-        subtitle=f"Dashed without, solid with {method}; bands are the deviation over seeds ({_counted(seeds)}).",
+        subtitle=f"{marks} {method}; bands are the deviation over seeds ({_counted(seeds)}).",
         rows=[[panel]],
         caption=_caption(method, note),
     )
@@ -139,6 +145,39 @@ def classifier_variabilities(results: Sequence[Any], names: Sequence[str], *, no
         rows=[panels],
         caption=_caption(" ".join(names), note),
     )
+
+
+def _curves(pairs: Pairs, tasks: Sequence[str], metric: str, method: str) -> list[Series]:
+    """Per base method the curve without, then the one with the method, over all tasks but the first."""
+    later = list(range(2, len(tasks) + 1))
+    series: list[Series] = []
+    for base, arms in pairs.items():
+        for dash, name, transfers in zip(
+            (1, 0), (f"{base}, without", f"{base} + {method}"), arms, strict=True
+        ):
+            values = np.array([[one.value(metric, tasks[i - 1]) for i in later] for one in transfers])
+            mean, spread = values.mean(axis=0), values.std(axis=0)
+            band = len(transfers) > 1
+            series.append(Series(
+                name=name, x=np.array(later), y=mean, low=mean - spread if band else None,
+                high=mean + spread if band else None, colour=base, dash=dash,
+            ))  # fmt: skip
+    return series
+
+
+def _as_rows(series: Sequence[Series], bases: Sequence[str], method: str) -> list[Series]:
+    """Curves of one point as two series with one row a base method: without, and with the method."""
+    halves = [("without", series[0::2]), (f"with {method}", series[1::2])]
+    return [
+        Series(
+            name=name,
+            x=[one.y[0] for one in half],
+            y=list(bases),
+            low=None if half[0].low is None else [one.low[0] for one in half if one.low is not None],
+            high=None if half[0].high is None else [one.high[0] for one in half if one.high is not None],
+        )
+        for name, half in halves
+    ]
 
 
 def _tasks(pairs: Pairs) -> list[str]:

@@ -281,6 +281,13 @@ def test_drift_panels_have_one_height_and_room_for_every_row() -> None:
     assert raw.height >= 6 * len(raw.series) * len(raw.series[0].y)
 
 
+def test_drift_without_intervals_does_not_speak_of_them() -> None:
+    bare = drift_result()
+    bare.numbers[["low", "high"]] = np.nan
+    assert "bootstrap intervals" in drifts([drift_result()], [""]).subtitle
+    assert "too few patients for intervals" in drifts([bare], [""]).subtitle
+
+
 def history(segreg: bool) -> pd.DataFrame:
     rows = [
         {"step": step, "event": "train", "total": 1.0 / step, "segmentation/dice": 0.5 / step, "learning_rate": 1e-3,

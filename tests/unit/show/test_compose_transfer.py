@@ -16,7 +16,7 @@ from toolkit.show.captions import SEGREG_NOTE
 from toolkit.show.compose_together import stacked
 from toolkit.show.compose_transfer import classifier_variabilities, forward_transfer, transfer_scatter
 from toolkit.show.draw import plotly_figure, static_figure
-from toolkit.show.panels import Bars, Image, Lines, Scatter
+from toolkit.show.panels import Bars, Image, Intervals, Lines, Scatter
 
 SITES = ["A", "B", "C"]
 
@@ -52,6 +52,25 @@ def test_one_seed_has_no_band_and_says_so() -> None:
     assert all(one.low is None for one in panel.series)
     assert "single seed" in figure.subtitle
     assert SEGREG_NOTE not in figure.caption
+
+
+def test_two_sites_are_rows_and_not_a_line_of_one_point() -> None:
+    def two(lift: float) -> Transfer:
+        return transfer_metrics(np.array([[0.8, 0.5], [0.7, 0.8]]) + lift, ["A", "B"], single_task=[0.8, 0.9])
+
+    figure = forward_transfer({"sequential": ([two(0.0), two(0.02)], [two(0.1), two(0.1)])})
+    (panel,) = figure.panels()
+    assert isinstance(panel, Intervals)
+    assert [(one.name, list(one.y)) for one in panel.series] == [
+        ("without", ["sequential"]),
+        ("with SegReg", ["sequential"]),
+    ]
+    # 0.5 - 0.9 and 0.52 - 0.9: mean -0.39, deviation 0.01; with 0.1 added -0.3
+    np.testing.assert_allclose([panel.series[0].x[0], panel.series[1].x[0]], [-0.39, -0.3])
+    assert panel.series[0].low is not None
+    np.testing.assert_allclose(panel.series[0].low, [-0.4])
+    assert "Dashed" not in figure.subtitle
+    assert plotly_figure(figure).data
 
 
 def test_scatter_by_hand() -> None:
