@@ -85,9 +85,8 @@ def _colours(array: np.ndarray, rule: str) -> np.ndarray:
     image = np.asarray(array, dtype=np.float32) / np.float32(255)
     if rule == "bgr":
         return np.ascontiguousarray(image[::-1])
-    means, deviations = (
-        np.reshape(np.float32(v), (3, *[1] * (image.ndim - 1))) for v in (_MEANS, _DEVIATIONS)
-    )
+    shape = (3, *[1] * (image.ndim - 1))
+    means, deviations = (np.array(values, np.float32).reshape(shape) for values in (_MEANS, _DEVIATIONS))
     return np.asarray((image - means) / deviations, dtype=np.float32)
 
 

@@ -175,6 +175,7 @@ def _plan_of_areas(batch: InputBatch, pool: str) -> RowPlan:
     table: list[dict[str, Any]] = []
     images: list[int] = []
     areas: list[int] = []
+    owners: dict[int, int] = {}
     for position, size in enumerate(batch.sizes):
         inside = tuple(slice(side) for side in size)
         if pool == "grid":
@@ -205,7 +206,8 @@ def _regions(label: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
     """Connected components (corners connect) of every class but 0, numbered as they appear, and their classes."""
     from scipy import ndimage
 
-    maps, owners = np.full(label.shape, -1, dtype=np.int64), {}
+    maps = np.full(label.shape, -1, dtype=np.int64)
+    owners: dict[int, int] = {}
     for index in [value for value in _counts(label.ravel()) if value > 0]:
         parts, number = ndimage.label(label == index, np.ones((3,) * label.ndim))
         maps[parts > 0] = parts[parts > 0] - 1 + len(owners)

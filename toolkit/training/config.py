@@ -54,6 +54,8 @@ class TrainConfig(metaclass=_SuggestNearest):
         schedule: "one_cycle" (cosine up over the first 30 %, cosine down), "constant", "polynomial" (power 0.9),
             "polynomial_delayed" (the same one step late, as SelfReg-UNet ran it) or "cosine".
         clip_norm: largest norm of the whole gradient; None = no clipping.
+        split_backward: losses that make passes of their own (latent augmentation) are back-propagated apart, which
+            halves the memory of activations and gives the same gradients to rounding; False = one backward of the sum.
         patch_size: size that the network sees, one number a spatial axis; None = the task's own.
         augmentation: name of the loader's augmentation.
         validate_every: steps between validations on the val split; 0 = never.
@@ -83,6 +85,7 @@ class TrainConfig(metaclass=_SuggestNearest):
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: str = "one_cycle"
     clip_norm: float | None = None
+    split_backward: bool = True
     patch_size: tuple[int, ...] | None = None
     augmentation: str = "standard"
     validate_every: int = 100
@@ -137,6 +140,8 @@ class TrainConfig(metaclass=_SuggestNearest):
         object.__setattr__(self, "patch_size", sides)
 
     def _check_names(self) -> None:
+        if not isinstance(self.split_backward, bool) or (not self.split_backward and self.devices > 1):
+            raise _bad("split_backward", self.split_backward, "Give True, or False on a single device.")
         if not isinstance(self.augmentation, str):
             raise _bad("augmentation", self.augmentation, 'Give its name, for example "standard" or "none".')
         kind, _, number = str(self.device).partition(":")

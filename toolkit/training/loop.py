@@ -151,14 +151,19 @@ class Loop:
 
     def _backward(self, batch: dict[str, Any], index: int, logging: bool) -> list[PartialLoss]:
         count = self.plan.step.parts(index)
-        parts = []
+        parts, together = [], []
         for part in range(count):
             with self.fabric.no_backward_sync(self.module, enabled=part < count - 1):
                 result = self.module(batch, part=part, step=index, logging=logging, stage=self.plan.stage)
                 if result.total is not None:
-                    self.fabric.backward(result.total)
+                    if self.config.split_backward:
+                        self.fabric.backward(result.total)
+                    else:
+                        together.append(result.total)
                     result.total = result.total.detach()
             parts.append(result)
+        if together:
+            self.fabric.backward(torch.stack(together).sum())
         return parts
 
     def _row(self, parts: list[PartialLoss], rate: float) -> dict[str, Any]:

@@ -79,12 +79,12 @@ def with_rate_factors(
             )  # fmt: skip
     split = []
     for group in groups:
-        for pattern in (None, *factors):
+        rest = [p for p in group["params"] if chosen.get(id(p)) is None]
+        split += [{**group, "params": rest}] if rest else []
+        for pattern, factor in factors.items():
             params = [p for p in group["params"] if chosen.get(id(p)) == pattern]
-            if params and pattern is None:
-                split.append({**group, "params": params})
-            elif params:
-                scale = group.get(_RATE_SCALE, 1.0) * factors[pattern]
+            if params:
+                scale = group.get(_RATE_SCALE, 1.0) * factor
                 split.append(
                     {**group, "params": params, "name": f"{group['name']}: {pattern}", _RATE_SCALE: scale}
                 )

@@ -33,7 +33,7 @@ def test_an_unknown_setting_suggests_the_nearest(given: str, meant: str) -> None
      ("optimizer", "AdamW"), ("schedule", "step"), ("select", "test"), ("learning_rate", 0.0), ("learning_rate", "1e-3"),
      ("learning_rate", float("nan")), ("weight_decay", -0.1), ("clip_norm", 0.0), ("patch_size", 96), ("patch_size", (96, -1)),
      ("patch_size", (96.0, 96.0)), ("device", "gpu"), ("device", "cuda:x"), ("betas", (0.9, 1.0)), ("betas", 0.9),
-     ("rate_factors", 3), ("rate_factors", "ab"), ("rate_factors", {"encoder.*": -1.0}), ("rate_factors", [("encoder.*",)]),
+     ("split_backward", 1), ("rate_factors", 3), ("rate_factors", "ab"), ("rate_factors", {"encoder.*": -1.0}), ("rate_factors", [("encoder.*",)]),
      ("rate_factors", {3: 1.0}), ("rate_factors", {"encoder.*": "slow"}), ("threads", 0), ("validation_cases", 0), ("augmentation", None), ("log_every", 0), ("seed", -1)],
 )  # fmt: skip
 def test_values_that_cannot_work_are_named(name: str, value: object) -> None:

@@ -360,6 +360,35 @@ def test_rate_factors_multiply_the_rate_of_the_layers_that_they_name(trained: Tr
         torch.testing.assert_close(scaled, factor * plain, rtol=1e-3, atol=1e-6)
 
 
+def test_one_backward_of_the_sum_gives_the_gradients_of_two(
+    trained: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of plain SGD: the change of a weight is the rate times its gradient."""
+    options: dict[str, Any] = {
+        "steps": 1, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "select": "last",
+    }  # fmt: skip
+    calls: list[int] = []
+    backward = Tensor.backward
+    monkeypatch.setattr(Tensor, "backward", lambda *args, **kw: (calls.append(1), backward(*args, **kw))[1])
+    start, moved = weights_of(layered()), []
+    for split in (True, False):
+        model = layered()
+        before = len(calls)
+        regularizer = Pull(weight=0.5, deferred=True)
+        run = trained(
+            model=model, regularizer=regularizer, taps={"head_input": "4:input"}, split_backward=split,
+            name=f"split-{split}", **options,
+        )  # fmt: skip
+        assert len(calls) - before == 1 + split
+        assert run.config.split_backward is split
+        moved.append([after - old for after, old in zip(weights_of(model), start, strict=True)])
+    for apart, together in zip(*moved, strict=True):
+        assert float(apart.abs().max()) > 0
+        torch.testing.assert_close(apart, together, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ConfigError, match="single device"):
+        TrainConfig(split_backward=False, devices=2)
+
+
 def test_rate_factors_split_the_groups_that_a_network_has() -> None:
     class Grouped(nn.Sequential):
         def parameter_groups(self) -> list[dict[str, Any]]:
