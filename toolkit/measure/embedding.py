@@ -97,6 +97,7 @@ def umap_pictures(
 def fit_umap(rows: Tensor, neighbours: tuple[Tensor, Tensor], options: UmapOptions, seed: int) -> Tensor:
     """umap-learn's layout (N, 2) of rows whose exact neighbours are known, so that none are searched for."""
     index, distances = (part.numpy() for part in neighbours)
+    threads = torch.get_num_threads()  # numba sets those of the whole process, and last bits depend on them
     with warnings.catch_warnings():
         # that tensorflow is not there, that a seed means one thread, that transform will not work
         warnings.simplefilter("ignore")
@@ -111,7 +112,10 @@ def fit_umap(rows: Tensor, neighbours: tuple[Tensor, Tensor], options: UmapOptio
             precomputed_knn=(index.astype("int32"), distances.astype("float32")),
             force_approximation_algorithm=True,
         )
-        return torch.from_numpy(model.fit_transform(rows.float().numpy()).astype("float32"))
+        try:
+            return torch.from_numpy(model.fit_transform(rows.float().numpy()).astype("float32"))
+        finally:
+            torch.set_num_threads(threads)
 
 
 def tsne_pictures(rows: list[Tensor], options: TsneOptions) -> tuple[list[Tensor], dict[str, Any]]:

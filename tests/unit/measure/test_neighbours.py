@@ -106,7 +106,9 @@ def test_umap_is_fitted_once_and_later_stages_are_placed(make_store: Callable[..
     first, later = blobs(240), blobs(240, seed=5)
     stages = [make_store(rows, classes=3) for rows in (first, later)]
     state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    threads = torch.get_num_threads()
     result = project(stages, LAYER, method="umap", epochs=60, stability_seeds=1)
+    assert torch.get_num_threads() == threads  # numba has its own idea of the process's threads
     assert torch.equal(torch.get_rng_state(), state[0])
     assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
     assert random.getstate() == state[2]
