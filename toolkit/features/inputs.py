@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -279,7 +280,7 @@ def _check(item: _Item, dims: int | None, channels: int | None) -> None:
             fix="Images are channel-first: (C, *S).",
         )
     # NaN and infinities survive a sum, which is quicker to look at than every value
-    if not torch.isfinite(item.image.sum()) and not torch.isfinite(item.image).all():
+    if not math.isfinite(item.image.sum().item()) and not torch.isfinite(item.image).all():
         raise DataError(
             "The image holds NaN or infinite values.", where=item.id, fix="Clean or normalise it first."
         )

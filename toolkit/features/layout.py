@@ -47,6 +47,8 @@ def channel_axis(activation: Tensor, image_size: Sequence[int]) -> int:
     """1 for channel-first maps, -1 for channel-last maps and tokens; the rules of `to_maps`."""
     if activation.ndim == len(image_size) + 2:
         first, last = tuple(activation.shape[2:]), tuple(activation.shape[1:-1])
+        if first == tuple(image_size):
+            return 1  # nothing fits better
         return -1 if _fit(last, image_size) > _fit(first, image_size) else 1
     return -1 if activation.ndim == 3 and len(image_size) > 1 else 1
 

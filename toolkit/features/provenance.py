@@ -101,25 +101,32 @@ class DataHash:
 
     def update(self, ids: Iterable[str], *tensors: Tensor | None) -> None:
         """Add images (and labels) with their names, one by one: the hash does not depend on how they were batched."""
+        known = [
+            (f"{tensor.dtype} {tuple(tensor.shape[1:])}".encode(), _narrow(tensor))
+            for tensor in tensors
+            if tensor is not None
+        ]
         for index, name in enumerate(ids):
             self._digest.update(f"{name}|".encode())
-            for tensor in tensors:
-                if tensor is not None:
-                    one = tensor[index]
-                    self._digest.update(f"{one.dtype} {tuple(one.shape)}".encode())
-                    self._digest.update(_bytes(_narrow(one)))
+            for kind, images in known:
+                self._digest.update(kind)
+                self._digest.update(images[index])
 
     def hexdigest(self) -> str:
         """The hash of everything added so far."""
         return self._digest.hexdigest()
 
 
-def _narrow(tensor: Tensor) -> Tensor:
-    """Labels as 16-bit numbers if they fit: a quarter of the bytes to hash."""
-    if tensor.dtype != torch.int64:
-        return tensor
-    small = tensor.to(torch.int16)
-    return small if torch.equal(small.long(), tensor) else tensor
+def _narrow(tensor: Tensor) -> Any:
+    """What is hashed of every image: its bytes; of labels those of 16-bit numbers if they fit, a quarter as many."""
+    if tensor.dtype == torch.int64:
+        small = tensor.to(torch.int16)
+        if torch.equal(small.long(), tensor):
+            tensor = small
+        elif len(tensor) > 1:  # decided image by image, whatever the neighbours hold
+            return [_narrow(one[None])[0] for one in tensor]
+    flat = tensor.detach().cpu().contiguous().reshape(len(tensor), -1)
+    return flat.view(torch.uint8).numpy() if flat.numel() else [b""] * len(tensor)
 
 
 def _bytes(tensor: Tensor) -> Any:
