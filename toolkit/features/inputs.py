@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -142,9 +143,8 @@ def dims_and_channels(model: nn.Module) -> tuple[int | None, int | None]:
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter or buffer; the CPU for a network without any."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def example_input(model: nn.Module, example: Any = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,9 +100,9 @@ def _double_centred(kernel: Tensor) -> Tensor:
 
 def median(values: Tensor) -> Tensor:
     """The median as usual: the mean of the two middle values of an even number."""
-    number = values.numel()
-    upper = values.kthvalue(number // 2 + 1).values
-    return upper if number % 2 else (upper + values.kthvalue(number // 2).values) / 2
+    middle = sorted({(values.numel() - 1) // 2, values.numel() // 2})
+    parted = np.partition(values.cpu().numpy(), middle)  # both at once, in less time than one `kthvalue`
+    return torch.from_numpy(parted[middle]).mean().to(values.device)
 
 
 def _check_rows(first: Tensor, second: Tensor, minimum: int) -> None:

@@ -114,12 +114,11 @@ def layer_similarity(
     if method in ("linear_cka", "rbf_cka"):
         matrix = _minibatch_cka(first, second, method, min(batch, number), seed)
     elif method == "procrustes":
-        matrix = torch.tensor([[1 - float(distances.procrustes(a, b)) for b in second] for a in first])
+        matrix = _procrustes(first, second)
     else:
         keep = subsample(number, max_rows, "rsa", seed)
-        matrix = _representational(
-            [r.index_select(0, keep) for r in first], [r.index_select(0, keep) for r in second]
-        )
+        profiles = [_profiles(side, keep) for side in ([first] if second is first else [first, second])]
+        matrix = profiles[0] @ profiles[-1].T
     settings: dict[str, Any] = {"method": method, "batch": batch, "seed": seed}
     return LayerSimilarity(
         method=method,
@@ -155,9 +154,19 @@ def _kernel(rows: Tensor, method: str) -> Tensor:
     return centred @ centred.T
 
 
-def _representational(first: list[Tensor], second: list[Tensor]) -> Tensor:
-    profiles = [torch.stack([_ranked_dissimilarity(rows) for rows in side]) for side in (first, second)]
-    return profiles[0] @ profiles[1].T
+def _procrustes(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    matrix = torch.empty(len(first), len(second), dtype=torch.float64)
+    for i, one in enumerate(first):
+        for j, other in enumerate(second):
+            if second is first and j < i:
+                matrix[i, j] = matrix[j, i]  # the disparity is symmetric
+            else:
+                matrix[i, j] = 1 - distances.procrustes(one, other)
+    return matrix
+
+
+def _profiles(layers: list[Tensor], keep: Tensor) -> Tensor:
+    return torch.stack([_ranked_dissimilarity(rows.index_select(0, keep)) for rows in layers])
 
 
 def _ranked_dissimilarity(rows: Tensor) -> Tensor:
