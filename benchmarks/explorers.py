@@ -1,16 +1,19 @@
-"""Milliseconds from a change of an explorer's control to the bytes of the new picture, and the size of that picture.
+"""Milliseconds that the page of an explorer waits after a change of a control, and the size of the new picture.
 
     scripts/launch python benchmarks/explorers.py [--rounds 3]
 
 Every control of every explorer is moved through its values on the embedded task (96 x 96, U-Net 16-32-64-128), one or
-two networks. New results (another case, slice, class, method) count with their computation. Written to
-`benchmarks/results/explorers.json`: per control the median and the slowest of what was tried, against the 100 ms that
-a hand on a slider does not notice. captum's perturbing methods pass the network many times and have a row of their own.
+two networks, from an event loop as in a notebook. New results (another case, slice, class, method) count with their
+computation. A callback ends with the new picture's bytes or, where those are expected to take longer than 100 ms, with
+an announcement on the page that they follow. Written to `benchmarks/results/explorers.json`: per control the median and
+the slowest callback against the 100 ms that a hand on a slider does not notice, how many were announced, and the
+median and the longest time until the announced pictures were there.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import statistics
@@ -25,7 +28,6 @@ import torch
 from interleave import machine
 
 import toolkit as tk
-from toolkit.show.widgets.cam import INPUT_METHODS
 
 RESULT = Path(__file__).parent / "results" / "explorers.json"
 BUDGET_MS, BUDGET_BYTES = 100.0, 500_000
@@ -64,22 +66,38 @@ def values(control: Any) -> list[Any]:
 
 def moves(explorer: Any, rounds: int) -> Iterator[dict[str, Any]]:
     """Per control: milliseconds of every change that was tried."""
+    page = explorer.view.explorer_view  # follows every change, Plotly figures too
     for name in [control.name for control in explorer.controls()]:
-        quick, slow, largest = [], [], 0
+        callbacks, followed, largest = [], [], 0
         for _ in range(rounds):
             (control,) = [one for one in explorer.controls() if one.name == name]
             home = explorer.state[name]
             for value in [one for one in values(control) if one != home] + [home]:
                 start = time.perf_counter()
                 explorer.set(**{name: value})
-                picture, _ = explorer.compose().encode()
-                spent = 1e3 * (time.perf_counter() - start)
-                largest = max(largest, len(picture))
-                (slow if value in INPUT_METHODS else quick).append(spent)
-        for kind, times in (("", quick), (", captum's methods", slow)):
-            if times:
-                yield {"control": name + kind, "changes": len(times), "median_ms": round(statistics.median(times), 1),
-                       "slowest_ms": round(max(times), 1), "largest_bytes": largest}  # fmt: skip
+                callbacks.append(1e3 * (time.perf_counter() - start))
+                if explorer.waiting:
+                    explorer.catch_up()
+                    followed.append(1e3 * (time.perf_counter() - start))
+                largest = max(largest, len(page.picture.value))
+        row = {"control": name, "changes": len(callbacks), "median_ms": round(statistics.median(callbacks), 1),
+               "slowest_ms": round(max(callbacks), 1), "largest_bytes": largest, "announced": len(followed)}  # fmt: skip
+        if followed:
+            row |= {
+                "followed_median_ms": round(statistics.median(followed), 1),
+                "followed_longest_ms": round(max(followed), 1),
+            }
+        yield row
+
+
+async def measured(rounds: int) -> list[dict[str, Any]]:
+    """One row per control of every explorer."""
+    rows = []
+    for name, explorer in explorers():
+        for found in moves(explorer, rounds):
+            rows.append({"explorer": name, **found})
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
 
 
 def main() -> int:
@@ -89,12 +107,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1, help="a second round finds results that are kept")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows = []
-    for name, explorer in explorers():
-        assert explorer.view is not None  # its page follows every change, Plotly figures too
-        for found in moves(explorer, options.rounds):
-            rows.append({"explorer": name, **found})
-            print(json.dumps(rows[-1]), flush=True)
+    rows = asyncio.run(measured(options.rounds))
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     content = {
         "benchmark": "explorers", **machine(threads, "wall"), "budget_ms": BUDGET_MS, "budget_bytes": BUDGET_BYTES,
@@ -103,7 +116,7 @@ def main() -> int:
     temporary = RESULT.with_name(f".{RESULT.name}.{os.getpid()}")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(RESULT)
-    return int(any(row["median_ms"] > BUDGET_MS and "captum" not in row["control"] for row in rows))
+    return int(any(row["slowest_ms"] > BUDGET_MS for row in rows))
 
 
 if __name__ == "__main__":

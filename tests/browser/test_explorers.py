@@ -168,6 +168,22 @@ def test_cam_explorer(opened: Any) -> None:
     shown.screenshot("cam")
 
 
+def test_long_work_is_announced(opened: Any) -> None:
+    shown = Shown(opened.page, "Class activation maps")
+    shown.box.evaluate("""box => {
+      window.announced = [];
+      new MutationObserver(() => {
+        const words = box.querySelector(".toolkit-announced");
+        if (words) window.announced.push(words.textContent);
+      }).observe(box, {subtree: true, childList: true});
+    }""")
+    before = shown.digest()
+    shown.box.locator(".toolkit-method select").select_option(label="Occlusion")
+    shown.wait_for_change(before)
+    assert any("Computing" in words for words in shown.page.evaluate("window.announced"))
+    assert shown.box.locator(".toolkit-announced").count() == 0
+
+
 def test_mask_explorer(opened: Any) -> None:
     shown = Shown(opened.page, "Masked latent code")
     first = shown.digest()

@@ -8,7 +8,8 @@ import pytest
 
 from toolkit.errors import ConfigError
 from toolkit.show.widgets.canvas import Area, Canvas
-from toolkit.show.widgets.state import Control, Explorer, Remembered
+from toolkit.show.widgets.memory import Remembered
+from toolkit.show.widgets.state import Control, Explorer
 
 
 class Counting(Explorer):
@@ -112,7 +113,7 @@ def test_memory_keeps_what_was_used_last() -> None:
     memory, made = Remembered(2), []
 
     def value(key: str) -> str:
-        return memory.get(key, lambda: made.append(key) or key.upper())
+        return memory.get((key,), lambda: made.append(key) or key.upper())
 
     assert [value(key) for key in "aabac"] == ["A", "A", "B", "A", "C"]
     assert made == ["a", "b", "c"]

@@ -19,8 +19,9 @@ from toolkit.explain.targets import BoundaryBand, ClassSum, Region, Target
 from toolkit.show.colours import FAINT
 from toolkit.show.slices import View
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, fitted, grey, heated, outlined
+from toolkit.show.widgets.memory import Key, Remembered
 from toolkit.show.widgets.shelf import Page, Shelf, default_layers, view_of
-from toolkit.show.widgets.state import Control, Explorer, Remembered
+from toolkit.show.widgets.state import Control, Explorer
 
 INPUT_METHODS = tuple(name for name in attribution.METHODS if name != "layer_conductance")
 TARGETS = (
@@ -79,7 +80,8 @@ class CamExplorer(Explorer):
         self.models, self.shelf, self.options = dict(models), shelf, dict(options)
         self.attribution_options = dict(attribution_options)
         self.layers = {name: list(names) for name, names in layers.items()}
-        self.memory = Remembered(200)
+        # captum's methods pass the network many times: they are announced from the first time on
+        self.memory = Remembered(200, {(name, method): 1.0 for name in models for method in INPUT_METHODS})
         first = next(iter(self.layers.values()))
         stack = next(iter(shelf.stacks))
         classes = shelf.foreground()
@@ -144,17 +146,24 @@ class CamExplorer(Explorer):
         """
         page, target, method = self._page(), self.target(), self._values["method"]
         if method in INPUT_METHODS:
-            key = (name, page.key, repr(target), method)
-            return self.memory.get(key, lambda: attribute(
+            return self.memory.get(self._key(name), lambda: attribute(
                 self.models[name], [page.item], method, target, **{"steps": 16, "window": 16, **self.attribution_options}
             ))  # fmt: skip
-        key = (name, page.key, repr(target), method)
         return self.memory.get(
-            key,
+            self._key(name),
             lambda: grad_cam(
                 self.models[name], [page.item], self.layers[name], target, method=method, **self.options
             ),
         )
+
+    def wanted(self) -> list[tuple[Remembered, Key]]:
+        """See `Explorer`."""
+        return [(self.memory, self._key(name)) for name in self.models]
+
+    def _key(self, name: str) -> Key:
+        method = self._values["method"]
+        kind = (name, method if method in INPUT_METHODS else "maps")  # all CAM methods take about as long
+        return kind, self._page().key, repr(self.target()), method
 
     def maps(self, name: str) -> Maps:
         """The result of one network, cut to the current slice.

@@ -14,8 +14,9 @@ from toolkit.measure.projection import Projection, project
 from toolkit.show.colours import FAINT, class_colour
 from toolkit.show.slices import choose_view
 from toolkit.show.widgets.canvas import Canvas, enlarged, fitted, grey
+from toolkit.show.widgets.memory import Key, Remembered
 from toolkit.show.widgets.shelf import label_of
-from toolkit.show.widgets.state import Control, Explorer, Remembered
+from toolkit.show.widgets.state import Control, Explorer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +55,7 @@ class DriftExplorer(Explorer):
                 "The stages hold different rows.",
                 fix="Extract the same cases with the same seed at every stage.",
             )
-        self.memory = Remembered(24)
+        self.memory = Remembered(24, {("projection", "umap"): 10.0})  # mostly compiling, the first time
         self.shown = np.unique(
             np.linspace(0, len(self.rows) - 1, min(MOST_POINTS, len(self.rows))).astype(int)
         )
@@ -113,7 +114,14 @@ class DriftExplorer(Explorer):
     def projection(self) -> Projection:
         """The `Projection` of the current state, kept for later."""
         layer, method, basis = (self._values[name] for name in ("layer", "method", "basis"))
-        return self.memory.get((layer, method, basis), lambda: project(self.features, layer, method, basis))
+        return self.memory.get(
+            (("projection", method), layer, basis), lambda: project(self.features, layer, method, basis)
+        )
+
+    def wanted(self) -> list[tuple[Remembered, Key]]:
+        """See `Explorer`."""
+        layer, method, basis = (self._values[name] for name in ("layer", "method", "basis"))
+        return [(self.memory, (("projection", method), layer, basis)), (self.memory, ("drift", layer))]
 
     def numbers(self) -> pd.DataFrame:
         """`drift(...)` of the current layer: all rows pooled, one row per measure and pair of stages."""

@@ -22,8 +22,9 @@ from toolkit.show.widgets.canvas import (
     heated,
     outlined,
 )
+from toolkit.show.widgets.memory import Key, Remembered
 from toolkit.show.widgets.shelf import Page, Shelf, view_of
-from toolkit.show.widgets.state import Control, Explorer, Remembered
+from toolkit.show.widgets.state import Control, Explorer
 
 SCHEMES = (
     ("channels, targeted", "channel"),
@@ -131,25 +132,34 @@ class MaskExplorer(Explorer):
 
     def base(self) -> Any:
         """The `MaskedLatent` of the scheme alone, kept for later."""
-        page, values = self._page(), self._values
-        arguments = {
-            "scheme": values["scheme"], "fraction": values["fraction"], "soft": values["soft"], "seed": values["seed"],
-            "mode": values["mode"], "skips": values.get("skips", "keep"), "layer": self.layer, **self.options,
-        }  # fmt: skip
-        key = (page.key, tuple(sorted((name, repr(value)) for name, value in arguments.items())))
-        return self.memory.get(key, lambda: mask_latent(self.net, [page.item], **arguments))
+        return self.memory.get(
+            self._key(), lambda: mask_latent(self.net, [self._page().item], **self._arguments())
+        )
 
     def result(self) -> Any:
         """The `MaskedLatent` of the current state, with what was clicked."""
-        base = self.base()
         if not self.by_hand:
-            return base
+            return self.base()
+        return self.memory.get(
+            self._key(by_hand=True),
+            lambda: mask_latent(self.net, [self._page().item], mask=self.mask(), **self._arguments()),
+        )
+
+    def wanted(self) -> list[tuple[Remembered, Key]]:
+        """See `Explorer`."""
+        return [(self.memory, self._key()), (self.memory, self._key(by_hand=True))]
+
+    def _arguments(self) -> dict[str, Any]:
         values = self._values
-        return mask_latent(
-            self.net, [self._page().item], scheme=values["scheme"], fraction=values["fraction"], soft=values["soft"],
-            seed=values["seed"], mode=values["mode"], skips=values.get("skips", "keep"), layer=self.layer,
-            mask=self.mask(), **self.options,
-        )  # fmt: skip
+        return {
+            "scheme": values["scheme"], "fraction": values["fraction"], "soft": values["soft"], "seed": values["seed"],
+            "mode": values["mode"], "skips": values.get("skips", "keep"), "layer": self.layer, **self.options,
+        }  # fmt: skip
+
+    def _key(self, by_hand: bool = False) -> Key:
+        arguments = tuple(sorted((name, repr(value)) for name, value in self._arguments().items()))
+        clicked = tuple(sorted(self.by_hand.items())) if by_hand else ()
+        return "mask", self._page().key, arguments, clicked
 
     def mask(self) -> Tensor:
         """The multiplier of the code: the scheme's, with the entries that were clicked."""

@@ -21,10 +21,12 @@ from toolkit.measure.layer_similarity import layer_similarity
 from toolkit.measure.similarity import FORMS, channel_similarity
 from toolkit.show.colours import FAINT
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, enlarged, fitted, grey
-from toolkit.show.widgets.shelf import Shelf, default_layers, view_of
-from toolkit.show.widgets.state import Control, Explorer, Remembered
+from toolkit.show.widgets.memory import Key, Remembered
+from toolkit.show.widgets.shelf import Page, Shelf, default_layers, view_of
+from toolkit.show.widgets.state import Control, Explorer
 
 MEASURES = {"linear_cka": "linear CKA", "rbf_cka": "RBF CKA", "procrustes": "Procrustes", "rsa": "RSA"}
+RSA_ROWS = 300  # it ranks every pair of rows
 _SIDE, _LEFT, _NAMES, _MAPS = 270, 14, 84, 200
 
 
@@ -42,7 +44,7 @@ class SimilarityExplorer(Explorer):
     def __init__(self, features: Features, model: nn.Module | None, shelf: Shelf | None) -> None:
         super().__init__()
         self.features, self.model, self.shelf = features, model, shelf
-        self.memory, self.maps_memory = Remembered(64), Remembered(16)
+        self.memory, self.maps_memory = Remembered(64, {"layers by rsa": 0.5}), Remembered(16)
         middle = len(features.layers) // 2
         self._values = {
             "measure": "linear_cka", "form": "cosine", "layer_a": features.layers[middle], "layer_b": features.layers[middle],
@@ -107,12 +109,25 @@ class SimilarityExplorer(Explorer):
     def layers(self) -> Any:
         """The `LayerSimilarity` of the current measure, kept for later."""
         measure = self._values["measure"]
-        return self.memory.get(("layers", measure), lambda: layer_similarity(self.features, method=measure))
+        return self.memory.get(
+            (f"layers by {measure}",),
+            lambda: layer_similarity(self.features, method=measure, max_rows=RSA_ROWS),
+        )
 
     def channels(self, side: str) -> Any:
         """The `ChannelSimilarity` of layer "a" or "b", kept for later; it holds all forms."""
         layer = self._values[f"layer_{side}"]
         return self.memory.get(("channels", layer), lambda: channel_similarity(self.features, layer))
+
+    def wanted(self) -> list[tuple[Remembered, Key]]:
+        """See `Explorer`."""
+        keys: list[tuple[Remembered, Key]] = [(self.memory, (f"layers by {self._values['measure']}",))]
+        keys += [(self.memory, ("channels", self._values[f"layer_{side}"])) for side in "ab"]
+        return keys + ([(self.maps_memory, ("maps", self._page().key))] if self.shelf is not None else [])
+
+    def _page(self) -> Page:
+        assert self.shelf is not None
+        return self.shelf.page(self._values["case"], self._values["slice"])
 
     def _pair_layer(self) -> str:
         return str(self._values[f"layer_{self._values['pair_of']}"])
@@ -122,10 +137,8 @@ class SimilarityExplorer(Explorer):
 
     def activations(self) -> tuple[Any, dict[str, Tensor]]:
         """(image batch, layer -> (C, *size) activations) of the current slice; all layers from one pass."""
-        shelf, model = self.shelf, self.model
-        assert shelf is not None
+        page, model = self._page(), self.model
         assert model is not None
-        page = shelf.page(self._values["case"], self._values["slice"])
 
         def run() -> tuple[Any, dict[str, Tensor]]:
             batch = next(iter(as_batches([page.item], model, batch_size=1)))
@@ -138,7 +151,7 @@ class SimilarityExplorer(Explorer):
             size = tuple(batch.image.shape[2:])
             return batch, {name: to_maps(tape[name], size, name)[0].cpu() for name in self.features.layers}
 
-        return self.maps_memory.get(page.key, run)
+        return self.maps_memory.get(("maps", page.key), run)
 
     def draw(self) -> Canvas:
         """See `Explorer`."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.show.widgets.memory import Key, Remembered, seconds_of
 
 if TYPE_CHECKING:
     from toolkit.show.widgets.canvas import Canvas
 
-Value = TypeVar("Value")
+AT_ONCE = 0.09  # s; what is expected to take longer is announced, and follows
+PAUSE = 0.03  # s after an announcement: the page shows it, and the next change of a moving slider replaces it
 KINDS = ("choice", "integer", "real", "switch", "several")
 
 
@@ -79,6 +81,9 @@ class Explorer:
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self._listeners: list[Callable[[], None]] = []
+        self._announcers: list[Callable[[str, bool], None]] = []
+        self._due: asyncio.TimerHandle | None = None
+        self._drawing = 0.0
         self._view: Any = None
         self._canvas: Canvas | None = None
 
@@ -89,6 +94,10 @@ class Explorer:
     def draw(self) -> Canvas:
         """Compose the picture of the current state."""
         raise NotImplementedError
+
+    def wanted(self) -> list[tuple[Remembered, Key]]:
+        """The remembered results that the picture of the current state is made from."""
+        return []
 
     def adapt(self, changed: set[str]) -> None:
         """Bring the rest of the state into line after a change; called before anybody is told."""
@@ -135,15 +144,58 @@ class Explorer:
         return self
 
     def changed(self) -> None:
-        """Forget the picture and tell the page."""
+        """Forget the picture and tell the page: at once, or after an announcement if that takes long.
+
+        Of several changes announced in a row only the last is computed.
+        """
         self._canvas = None
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        seconds = self.expected()
+        loop = _running_loop() if self._announcers and seconds > AT_ONCE else None
+        if loop is None:
+            self._tell()
+            return
+        self._announce(f"Computing, about {seconds:.2g} s …")
+        self._due = loop.call_later(PAUSE, self.catch_up)
+
+    def expected(self) -> float:
+        """Seconds until the picture of the current state will be there, judged by the last result of each kind."""
+        return self._drawing + sum(memory.expected(key) for memory, key in dict.fromkeys(self.wanted()))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the page was told to wait for the picture of the current state."""
+        return self._due is not None
+
+    def catch_up(self) -> None:
+        """Compute what was announced, now. An error of the toolkit goes to the page."""
+        if self._due is None:
+            return
+        self._due.cancel()
+        self._due = None
+        try:
+            self._tell()
+        except ToolkitError as error:
+            self._announce(str(error), failed=True)
+
+    def _tell(self) -> None:
         for listener in list(self._listeners):
             listener()
+
+    def _announce(self, words: str, failed: bool = False) -> None:
+        for announcer in list(self._announcers):
+            announcer(words, failed)
 
     def compose(self) -> Canvas:
         """The picture of the current state; composed once per state."""
         if self._canvas is None:
-            self._canvas = self.draw()
+            missing = [key for memory, key in self.wanted() if key not in memory]
+            canvas, seconds = seconds_of(self.draw)
+            if not missing:
+                self._drawing = seconds
+            self._canvas = canvas
         return self._canvas
 
     def click(self, x: float, y: float) -> Self:
@@ -158,9 +210,19 @@ class Explorer:
         self.pressed(key)
         return self
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call a function after every change."""
+    def listen(
+        self, listener: Callable[[], None], announcer: Callable[[str, bool], None] | None = None
+    ) -> None:
+        """Call a function after every change.
+
+        Args:
+            listener: called when the picture may be asked for.
+            announcer: called with words before work that takes long, and with (words, True) if that work failed. In a
+                program that runs an event loop, such as a notebook, the work then follows from the loop.
+        """
         self._listeners.append(listener)
+        if announcer is not None:
+            self._announcers.append(announcer)
 
     def shift(self, name: str, by: int) -> None:
         """Move a choice or a number by so many places, staying within its bounds."""
@@ -196,27 +258,8 @@ class Explorer:
         show(self)
 
 
-class Remembered:
-    """Results of expensive calls by key; the oldest are dropped.
-
-    Args:
-        most: how many are kept.
-    """
-
-    def __init__(self, most: int = 128) -> None:
-        self.most = most
-        self._values: OrderedDict[Hashable, Any] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of a key, made on first use."""
-        if key in self._values:
-            self._values.move_to_end(key)
-        else:
-            self._values[key] = make()
-            if len(self._values) > self.most:
-                self._values.popitem(last=False)
-        value: Value = self._values[key]
-        return value
-
-    def __len__(self) -> int:
-        return len(self._values)
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

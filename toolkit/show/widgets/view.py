@@ -28,7 +28,7 @@ class ExplorerView:
         value, form = explorer.compose().encode()
         self.picture = picture_widget(value, form, explorer.title)
         self.picture.on_msg(self._from_picture)
-        self.message = ipywidgets.HTML()
+        self.message = ipywidgets.HTML(layout={"min_height": "20px"})  # nothing moves when it speaks
         rows = [self._row(control) for control in explorer.controls()]
         self.box = ipywidgets.VBox([
             ipywidgets.HTML(f"<b>{html.escape(explorer.title)}</b> <small>{KEYBOARD}</small>"),
@@ -36,7 +36,7 @@ class ExplorerView:
             self.message, self.picture, *explorer.extra_views(),
         ])  # fmt: skip
         self.box.add_class("toolkit-explorer")
-        explorer.listen(self.follow)
+        explorer.listen(self.follow, self.announce)
 
     def _row(self, control: Control) -> Any:
         import ipywidgets
@@ -104,6 +104,14 @@ class ExplorerView:
             self.message.value = f"<span style='color:#a33'>{html.escape(str(error))}</span>"
             self._sync()
 
+    def announce(self, words: str, failed: bool) -> None:
+        """Say what the page waits for, or why that did not work out."""
+        colour = "#a33" if failed else "#666"
+        self.message.value = (
+            f"<span class='toolkit-announced' style='color:{colour}'>{html.escape(words)}</span>"
+        )
+        self._sync()
+
     def follow(self) -> None:
         """Bring controls and picture into line with the explorer."""
         self._sync()
@@ -112,6 +120,8 @@ class ExplorerView:
             with self.picture.hold_sync():
                 self.picture.format = form
                 self.picture.value = value
+        if "toolkit-announced" in self.message.value:
+            self.message.value = ""
 
     def _sync(self) -> None:
         self._following = True
