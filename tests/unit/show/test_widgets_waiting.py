@@ -38,6 +38,8 @@ class Slow(Explorer):
         number = self._values["number"]
         if number == 9:
             raise DataError("Nine is too many.")
+        if number == 8:
+            raise ZeroDivisionError("eight")
         self.memory.get(("square", number), lambda: self.made.append(number) or time.sleep(self.seconds))
         return number
 
@@ -108,6 +110,18 @@ def test_an_error_of_announced_work_goes_to_the_page() -> None:
     asyncio.run(page())
     assert explorer.words[-1] == ("Nine is too many.", True)
     assert not explorer.waiting
+
+
+def test_an_error_that_is_not_ours_is_shown_and_raised() -> None:
+    explorer = Slow().with_page()
+
+    async def page() -> None:
+        explorer.set(number=8)
+        with pytest.raises(ZeroDivisionError):
+            explorer.catch_up()
+
+    asyncio.run(page())
+    assert explorer.words[-1] == ("ZeroDivisionError: eight", True)
 
 
 def test_without_an_event_loop_or_a_page_everything_comes_at_once() -> None:

@@ -77,7 +77,7 @@ class DriftExplorer(Explorer):
             Control("stage", "stage", "real", low=1, high=len(self.features), step=0.1, animated=True,
                     hint="positions between two stages are interpolated, for the eye only"),
             Control("layer", "layer", "choice", tuple((name, name) for name in self.features[0].layers)),
-            Control("method", "projection", "choice", PROJECTIONS, hint="the first UMAP of a session takes half a minute"),
+            Control("method", "projection", "choice", PROJECTIONS, hint="the first UMAP of a session is compiled before it runs"),
             Control("basis", "axes from", "choice", bases),
             Control("classes", "classes", "several", classes),
             Control("sites", "sites", "several", sites),

@@ -170,7 +170,7 @@ class Explorer:
         return self._due is not None
 
     def catch_up(self) -> None:
-        """Compute what was announced, now. An error of the toolkit goes to the page."""
+        """Compute what was announced, now. An error goes to the page; one that is not the toolkit's is also raised."""
         if self._due is None:
             return
         self._due.cancel()
@@ -179,6 +179,9 @@ class Explorer:
             self._tell()
         except ToolkitError as error:
             self._announce(str(error), failed=True)
+        except Exception as error:
+            self._announce(f"{type(error).__name__}: {error}", failed=True)
+            raise
 
     def _tell(self) -> None:
         for listener in list(self._listeners):
