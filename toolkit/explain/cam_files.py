@@ -11,6 +11,7 @@ from torch import Tensor
 
 from toolkit.data.geometry import Geometry
 from toolkit.data.volumes import write_nifti
+from toolkit.errors import ResultError
 
 
 class Mapped(Protocol):
@@ -43,6 +44,12 @@ def write_maps(result: Mapped, folder: Path, layers: list[str]) -> dict[str, lis
 
 def _write(result: Mapped, maps: np.ndarray, folder: Path, name: str, layer: str, indices: list[int]) -> Path:
     first = indices[0]
+    if result.positions[first] is None and len(indices) > 1:
+        raise ResultError(
+            f"{len(indices)} images are called {name!r} and would overwrite each other.",
+            where="save_nifti",
+            fix="Give every image an id of its own.",
+        )
     fields = result.geometry[first]
     geometry = None if fields is None else Geometry(**fields)
     cut = [maps[index][tuple(slice(side) for side in result.sizes[index])] for index in indices]

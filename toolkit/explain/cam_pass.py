@@ -83,8 +83,10 @@ def require_gradients(tape: Tape) -> None:
     """Refuse layers whose part of the network records no gradient.
 
     Raises:
-        LayerError: names them.
+        LayerError: names them; or there is no layer at all.
     """
+    if not len(tape):
+        raise LayerError("No layer was named.", where="layers=[]", fix="Name at least one: see toolkit.layers(model).")
     frozen = [name for name, tensor in tape.items() if not tensor.requires_grad]
     if frozen:
         raise LayerError(

@@ -11,6 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from toolkit.errors import DataError
 from toolkit.explain.targets import Scene, Target
 from toolkit.features.inputs import InputBatch
 from toolkit.features.modules import unwrap
@@ -44,7 +45,17 @@ class Frozen:
 
 
 def scene_of(logits: Tensor, batch: InputBatch) -> Scene:
-    """What a target may look at, at the logits' size."""
+    """What a target may look at, at the logits' size.
+
+    Raises:
+        DataError: logits that are not numbers, which no map could tell from an empty one.
+    """
+    if bool(torch.isnan(logits.detach().sum())) and bool(torch.isnan(logits.detach()).any()):
+        raise DataError(
+            "The network's output holds NaN.",
+            where=", ".join(batch.ids[:4]),
+            fix="Look for diverged weights, or for values too large for half precision.",
+        )
     return Scene(logits, label_at(batch.label, logits), batch.classes, batch.ids, sizes_at(batch, logits))
 
 

@@ -25,7 +25,7 @@ class MaskedLatent(Result):
         entropy: entropy of the class probabilities (B, *S) in bits, -sum q log2(q + 1e-7), q = softmax(logits / T).
         mask: multiplier of the code the segmentation is made from; per channel or per position of the code.
         image_mask: multiplier of the code the image is made from, or None.
-        label: (B, 1, *S) reference, or None.
+        label: (B, 1, *S) reference at the segmentation's size, or None.
         cases: names of the images.
         classes: class names by index.
         scheme: "channel", "spatial", "dropout", or "by hand" for a mask of one's own.

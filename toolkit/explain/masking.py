@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, DataError
 from toolkit.explain.bypass import Bypass, Place, gradients
+from toolkit.explain.frozen import label_at
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.features.inputs import InputBatch, as_batches
 from toolkit.features.layout import channel_axis
 from toolkit.features.masks import dropout_mask, targeted_mask
 from toolkit.features.modules import unwrap
 from toolkit.features.names import resolve
-from toolkit.features.outputs import main_output
+from toolkit.features.outputs import in_own_precision, main_output
 from toolkit.features.provenance import DataHash, provenance
 from toolkit.features.untouched import untouched
 
@@ -135,7 +136,7 @@ def _cut(network: nn.Module, x: Tensor, batch: InputBatch, settings: _Settings, 
 
 def _structured(network: Any, x: Tensor, batch: InputBatch, settings: _Settings) -> _Outputs:
     """Mask the image code and the shape code of a fast/slow network, independently of each other."""
-    size = tuple(x.shape[2:])
+    size, x = tuple(x.shape[2:]), in_own_precision(network, x)
     with torch.no_grad():
         image_code = network.encode(x)
         shape_code = (
@@ -224,7 +225,8 @@ def _cross_entropy(logits: Tensor, label: Tensor | None, reduction: str) -> Tens
             f"The label holds class {int(wanted.max())}, the network gives {logits.shape[1]} classes.",
             fix="Use the label of the task that the network was trained on, or no label.",
         )
-    return F.cross_entropy(logits.float(), wanted[:, 0], ignore_index=-1, reduction=reduction)
+    wanted = wanted[:, 0].clamp_min(-1)  # -1 is padding, and other negative values mark voxels to ignore
+    return F.cross_entropy(logits.float(), wanted, ignore_index=-1, reduction=reduction)
 
 
 def _probabilities(logits: Tensor, temperature: float) -> Tensor:
@@ -250,7 +252,7 @@ def _result(
     pair = (outputs.clean, outputs.masked)
     segmentation = tuple(shown(_probabilities(logits, 1.0).max(1).indices) for logits in pair)
     entropy = tuple(shown(entropy_map(_probabilities(logits, settings.temperature))) for logits in pair)
-    image = outputs.image
+    image, label = outputs.image, label_at(batch.label, outputs.clean)
     by_hand = settings.by_hand
     record = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "by_hand"}
     return MaskedLatent(
@@ -260,7 +262,7 @@ def _result(
         entropy=(entropy[0], entropy[1]),
         mask=outputs.mask.cpu(),
         image_mask=None if outputs.image_mask is None else outputs.image_mask.cpu(),
-        label=None if batch.label is None else shown(batch.label),
+        label=None if label is None else shown(label),
         cases=batch.ids,
         classes=dict(batch.classes or {}),
         scheme=settings.scheme if by_hand is None else "by hand",

@@ -17,6 +17,7 @@ from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import Target
 from toolkit.features.inputs import device_of
 from toolkit.features.modules import named, unwrap
+from toolkit.features.outputs import in_own_precision
 from toolkit.features.provenance import provenance
 from toolkit.features.trace import trace_calls
 from toolkit.results import Result
@@ -141,8 +142,8 @@ def shuffled(
     model: nn.Module, seed: int = 0, draw: int = 0, modules: Collection[str] | None = None
 ) -> nn.Module:
     """A copy of the network with the entries of every parameter permuted (of the modules named, or of all)."""
-    network = _copy(unwrap(model))
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
+        network = _copy(unwrap(model))
         for name, parameter in network.named_parameters():
             if modules is not None and name.rpartition(".")[0] not in modules:
                 continue
@@ -157,7 +158,7 @@ def _cascade(model: nn.Module, image: Tensor, steps: int) -> list[tuple[set[str]
     network = unwrap(model)
     modules = {**named(network), "": network}
     owners = [n for n, module in modules.items() if any(True for _ in module.parameters(recurse=False))]
-    calls = trace_calls(model, [image.to(device_of(model))]).calls
+    calls = trace_calls(model, [in_own_precision(model, image.to(device_of(model)))]).calls
     last = {str(call.name.path): call.end for call in calls}
     order = sorted(owners, key=lambda name: -last.get(name, -1))
     cuts = sorted({math.ceil(len(order) * step / steps) for step in range(1, steps + 1)} - {0})
@@ -191,5 +192,5 @@ def rank_correlation(first: Tensor, second: Tensor) -> float:
 
 
 def _kept(inputs: Any) -> Any:
-    """An iterator can be read once only; everything else is given back as it is."""
-    return list(inputs) if hasattr(inputs, "__next__") else inputs
+    """An iterator can be read once only, and a loader may shuffle anew; everything else is given back as it is."""
+    return inputs if hasattr(inputs, "__getitem__") else list(inputs)

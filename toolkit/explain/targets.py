@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -44,7 +45,9 @@ class Scene:
         number = max(outputs, 2)
         names = self.classes or {}
         index = (
-            wanted if isinstance(wanted, int) else next((i for i, n in names.items() if n == wanted), None)
+            int(wanted)
+            if isinstance(wanted, Integral)
+            else next((i for i, n in names.items() if n == wanted), None)
         )
         if index is None or not 0 <= index < number or (outputs == 1 and index != 1):
             known = ", ".join(f"{i}: {names.get(i, 'unnamed')}" for i in range(outputs == 1, number))
@@ -279,8 +282,8 @@ def as_target(value: Target | int | str) -> Target:
     """
     if isinstance(value, Target):
         return value
-    if isinstance(value, (int, str)) and not isinstance(value, bool):
-        return ClassSum(value)
+    if isinstance(value, (Integral, str)) and not isinstance(value, bool):  # NumPy's integers are not int
+        return ClassSum(value if isinstance(value, str) else int(value))
     raise ConfigError(
         f"{value!r} is not a target.", fix="Use ClassSum(2), Region('LV'), Voxel((40, 52)), ... or a class."
     )

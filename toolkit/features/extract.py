@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import ConfigError, DataError, LayerError
 from toolkit.features.capture import observe
 from toolkit.features.inputs import InputBatch, as_batches, device_of
 from toolkit.features.modules import named, unwrap
@@ -62,14 +62,18 @@ def extract(
     """
     check_pool(pool, samples)
     _check_device(model, device)
+    layers = [layers] if isinstance(layers, str) else list(layers)
+    if not layers:
+        raise LayerError(
+            "No layer was named.", where="extract(layers=[])", fix="Name at least one: see toolkit.layers(model)."
+        )
     settings: dict[str, Any] = {
         "pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode,
     }  # fmt: skip
     writer: FeatureWriter = MemoryWriter()
     if out is not None:
-        names = [layers] if isinstance(layers, str) else list(layers)
         request = provenance(
-            model, None, layers=names, taps=dict(taps or {}), batch_size=batch_size, **settings
+            model, None, layers=layers, taps=dict(taps or {}), batch_size=batch_size, **settings
         )
         writer = StoreWriter(out, request, resume)
     data = DataHash()

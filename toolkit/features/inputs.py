@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.data.geometry import Geometry
-from toolkit.errors import DataError
+from toolkit.errors import ConfigError, DataError
 from toolkit.features.modules import unwrap
 
 _DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -103,16 +103,21 @@ def as_batches(
 
     Args:
         inputs: a case; a tensor or array (*S) of a one-channel network, (C, *S) or (B, C, *S); a dict with "image" and
-            perhaps "label", "id", "site", "spacing"; a NIfTI, PNG or NPY path; or an iterable of any of these, such as
-            a list of cases or a task's loader.
+            perhaps "label", "id", "site", "spacing"; a NIfTI, PNG or NPY path; a pair (image, label) of a
+            floating-point and an integer array of one size; or an iterable of any of these, such as a list of cases, a
+            task's loader or torch's DataLoader.
         model: the network; says dims and channels (its first convolution), device and divisor.
         batch_size: most images per batch.
         device: where to put the batch; None is the network's device.
         label: label map(s) for a bare array or path.
 
     Raises:
-        DataError: an input that is not understood, has another size or channel count, or holds NaN.
+        DataError: an input that is not understood, has another size or channel count, or holds NaN; a label that is not
+            made of whole numbers, or another number of labels than of inputs.
+        ConfigError: a batch size below 1.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
     network = unwrap(model)
     dims, channels = dims_and_channels(network)
     device = torch.device(device) if device is not None else device_of(network)
@@ -177,9 +182,10 @@ def _items(
         yield from _from_array({"label": label, "id": name, **inputs}, dims, channels)
     elif hasattr(inputs, "image") and hasattr(inputs, "id"):
         yield _from_case(inputs)
+    elif label is None and _is_pair(inputs, dims):
+        yield from _from_array({"image": inputs[0], "label": inputs[1], "id": name}, dims, channels)
     elif isinstance(inputs, Iterable):
-        for position, one in enumerate(inputs):
-            one_label = None if label is None else label[position]
+        for position, (one, one_label) in enumerate(_with_labels(inputs, label)):
             yield from _items(one, dims, channels, one_label, index + position)
     else:
         raise DataError(
@@ -187,6 +193,41 @@ def _items(
             fix="Pass a case, a tensor or array, a NIfTI, PNG or NPY path, a dict with 'image', or a list of these; "
             "of a task, its cases: task.cases('test').",
         )
+
+
+def _is_pair(inputs: Any, dims: int | None) -> bool:
+    """Whether two arrays are an image and its label, as data loaders yield them, and not two images."""
+    arrays = isinstance(inputs, (list, tuple)) and all(
+        isinstance(one, (Tensor, np.ndarray)) for one in inputs
+    )
+    if not arrays or len(inputs) != 2 or dims is None:
+        return False
+    image, label = inputs
+    whole = not (torch.is_floating_point(label) if isinstance(label, Tensor) else label.dtype.kind == "f")
+    real = torch.is_floating_point(image) if isinstance(image, Tensor) else image.dtype.kind == "f"
+    return (
+        real and whole and min(image.ndim, label.ndim) >= dims and image.shape[-dims:] == label.shape[-dims:]
+    )
+
+
+def _with_labels(inputs: Iterable[Any], labels: Any) -> Iterator[tuple[Any, Any]]:
+    """Every input with its label, None if there are none at all."""
+    if labels is None:
+        yield from ((one, None) for one in inputs)
+        return
+    if not isinstance(labels, Iterable) or isinstance(labels, (str, os.PathLike)):
+        raise DataError(
+            "Several inputs need one label each.", fix="Pass label=[...], in the order of the inputs."
+        )
+    try:
+        yield from zip(inputs, labels, strict=True)
+    except ValueError as error:
+        if "zip()" not in str(error):
+            raise  # of the user's own generator
+        raise DataError(
+            f"There are not as many labels as inputs ({error}).",
+            fix="Pass one label per input, in the same order.",
+        ) from error
 
 
 def _from_case(case: Any) -> _Item:
@@ -204,7 +245,7 @@ def _from_case(case: Any) -> _Item:
 def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | None) -> Iterator[_Item]:
     """Items of a dict of arrays: one image, or a batch of them with one entry per image in every list."""
     image = _tensor(fields["image"]).float()
-    label = None if fields.get("label") is None else _tensor(fields["label"]).long()
+    label = None if fields.get("label") is None else _whole(_tensor(fields["label"]), fields)
     ids = fields.get("case", fields.get("id"))
     if dims is None:
         dims = image.ndim - 2
@@ -251,7 +292,21 @@ def _item(
             value = value[position]
         if value is not None:
             known[key] = value
-    return _Item(image, label, name, classes=fields.get("classes"), **known)
+    classes = fields.get("classes")
+    if isinstance(classes, (list, tuple)):
+        classes = dict(enumerate(classes))
+    return _Item(image, label, name, classes=classes, **known)
+
+
+def _whole(label: Tensor, fields: Mapping[str, Any]) -> Tensor:
+    """The label as integers; fractions would be cut to another class without a word, NaN to none."""
+    if label.is_floating_point() and not torch.equal(label, label.round()):  # NaN is unequal to itself
+        raise DataError(
+            "The label holds values that are not whole numbers.",
+            where=str(fields.get("id", "")),
+            fix="Labels are integer maps: pass class indices, not probabilities or interpolated values.",
+        )
+    return label.long()
 
 
 def _tensor(value: Any) -> Tensor:
@@ -279,6 +334,8 @@ def _check(item: _Item, dims: int | None, channels: int | None) -> None:
             where=item.id,
             fix="Images are channel-first: (C, *S).",
         )
+    if not item.image.numel():
+        raise DataError(f"An image of shape {shape} holds no voxel.", where=item.id, fix="Leave it out.")
     # NaN and infinities survive a sum, which is quicker to look at than every value
     if not math.isfinite(item.image.sum().item()) and not torch.isfinite(item.image).all():
         raise DataError(
@@ -296,11 +353,13 @@ def _collate(items: list[_Item], divisor: int, device: torch.device) -> InputBat
     size = tuple(items[0].image.shape[1:])
     extra = [-side % divisor for side in size]
     labels = [item.label for item in items]
+    with torch.inference_mode(False):  # a caller's inference mode would make tensors that no gradient may use
+        image = torch.stack([_pad(item.image, extra, float(item.image.min())) for item in items]).to(device)
+        known = [_pad(label[None], extra, -1) for label in labels if label is not None]
+        label = torch.stack(known).to(device) if len(known) == len(items) else None
     return InputBatch(
-        image=torch.stack([_pad(item.image, extra, float(item.image.min())) for item in items]).to(device),
-        label=None
-        if any(label is None for label in labels)
-        else torch.stack([_pad(label[None], extra, -1) for label in labels if label is not None]).to(device),
+        image=image,
+        label=label,
         sizes=[size] * len(items),
         ids=[item.id for item in items],
         sites=[item.site for item in items],

@@ -63,17 +63,27 @@ def named(network: nn.Module) -> dict[str, nn.Module]:
         LayerError: a TorchScript module, whose hooks would never fire.
     """
     modules: dict[str, nn.Module] = {}
+    refuse_scripted(network)
     for path, module in network.named_modules(remove_duplicate=False):
+        clean = ".".join(part for part in path.split(".") if part != _WRAPPER)
+        modules[clean] = module  # for a compiled part the inner module comes last and wins
+    modules.pop("", None)
+    return modules
+
+
+def refuse_scripted(network: nn.Module) -> None:
+    """Refuse a network with TorchScript in it.
+
+    Raises:
+        LayerError: names the first such module.
+    """
+    for path, module in network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise LayerError(
                 "The layers of a TorchScript module cannot be observed: its hooks never fire.",
                 where=path or type(network).__name__,
                 fix="Pass the original torch.nn.Module that was scripted or traced.",
             )
-        clean = ".".join(part for part in path.split(".") if part != _WRAPPER)
-        modules[clean] = module  # for a compiled part the inner module comes last and wins
-    modules.pop("", None)
-    return modules
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 
 from toolkit.errors import LayerError
 from toolkit.features.modules import LayerName, glob_match, is_container, is_glob, named, parse, unwrap
-from toolkit.features.outputs import failure_explained
+from toolkit.features.outputs import failure_explained, in_own_precision
 from toolkit.features.trace import Trace, cached_trace, trace_calls
 
 if TYPE_CHECKING:
@@ -218,4 +218,4 @@ def _trace_example(model: nn.Module, example: Any) -> Trace:
 
     image = example_input(model, example)
     with failure_explained(model, image):
-        return trace_calls(model, [image])
+        return trace_calls(model, [in_own_precision(model, image)])

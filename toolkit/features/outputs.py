@@ -17,11 +17,19 @@ from toolkit.features.modules import unwrap
 def forward(network: nn.Module, image: Tensor) -> Any:
     """What the network returns for a batch (B, C, *S).
 
+    A network in double or half precision gets the image in its own.
+
     Raises:
         DataError: the network itself fails on this input; says with which words, and on which size.
     """
     with failure_explained(network, image):
-        return unwrap(network)(image)
+        return unwrap(network)(in_own_precision(network, image))
+
+
+def in_own_precision(network: nn.Module, image: Tensor) -> Tensor:
+    """The image in the precision of the network's first floating-point parameter."""
+    kinds = (parameter.dtype for parameter in unwrap(network).parameters())
+    return image.to(next((kind for kind in kinds if kind.is_floating_point), image.dtype))
 
 
 @contextlib.contextmanager
@@ -32,22 +40,27 @@ def failure_explained(network: nn.Module, image: Tensor) -> Iterator[None]:
     except (ToolkitError, NotImplementedError, torch.OutOfMemoryError):
         raise
     except (ValueError, RuntimeError, TypeError, IndexError, AssertionError) as error:
+        fix = (
+            "Call the network on this input yourself. Often the size is at fault: a side that the network cannot "
+            "halve as often as it wants, or that leaves one voxel for an instance norm at the bottom."
+        )
+        if isinstance(error, TypeError) and "forward() missing" in str(error):
+            fix = "A network is called with the image alone: wrap yours in a module that holds its other inputs."
         raise DataError(
             f"The network failed on an input of shape {tuple(image.shape)}: {type(error).__name__}: {error}",
             where=type(unwrap(network)).__name__,
-            fix="Call the network on this input yourself. Often the size is at fault: a side that the network cannot "
-            "halve as often as it wants, or that leaves one voxel for an instance norm at the bottom.",
+            fix=fix,
         ) from error
 
 
 def logits_of(network: nn.Module, image: Tensor) -> Tensor:
-    """The main output (B, K, *S) for a batch.
+    """The main output (B, K, *S) for a batch, in single precision: sums of many half-precision logits would be coarse.
 
     Raises:
         DataError: the network fails on this input.
         LayerError: it returns no floating-point tensor.
     """
-    return main_output(forward(network, image), image)
+    return main_output(forward(network, image), image).float()
 
 
 def main_output(output: Any, image: Tensor | None = None) -> Tensor:

@@ -17,6 +17,10 @@ from toolkit.results import Result
 if TYPE_CHECKING:
     import pandas as pd
 
+COLUMNS = {
+    "cases": ("case", "volume", "subject", "site", "class", "class_name", "count", "index"),
+    "images": ("case", "volume", "subject", "site"),
+}
 _MOMENTS = ("gram", "sum", "count")
 
 
@@ -185,7 +189,8 @@ class MemoryArrays:
         """See `Arrays`."""
         import pandas as pd
 
-        return pd.DataFrame(self.tables[name])
+        records = self.tables[name]
+        return pd.DataFrame(records, columns=None if records else list(COLUMNS[name]))
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError
+from toolkit.features.modules import refuse_scripted
 
 _HOOK_TABLES = (
     "_forward_pre_hooks",
@@ -41,11 +42,13 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
 
     Raises:
         ConfigError: unknown mode.
+        LayerError: a TorchScript module, which can neither be observed nor guarded.
     """
     if mode not in ("eval", "train", "keep"):
         raise ConfigError(
             f"mode must be 'eval', 'train' or 'keep', not {mode!r}.", where="untouched(mode=...)"
         )
+    refuse_scripted(model)
     modules = list(model.modules())
     training = [module.training for module in modules]
     hooks = [{name: dict(getattr(module, name, {})) for name in _HOOK_TABLES} for module in modules]
@@ -64,12 +67,23 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
             module.training = was_training
             _restore_hooks(module, tables)
         for parameter, needs_gradient, gradient in parameters:
-            parameter.requires_grad_(needs_gradient)
+            if parameter.requires_grad != needs_gradient:  # tensors made in inference mode refuse even to be told
+                parameter.requires_grad_(needs_gradient)
             parameter.grad = gradient
         for entry in buffers:
             _restore_buffer(*entry)
         for module, before in zip(modules, kept, strict=True):
             _restore_kept(module, before)
+        set_random_state(state)
+
+
+@contextlib.contextmanager
+def own_random_state() -> Iterator[None]:
+    """Give the global random state back at the end: libraries draw from it, some when they are first imported."""
+    state = random_state()
+    try:
+        yield
+    finally:
         set_random_state(state)
 
 

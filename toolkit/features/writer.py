@@ -15,7 +15,7 @@ from torch import Tensor
 
 from toolkit.errors import ResultError
 from toolkit.features.partial import cut, partial_folder, read_progress, remove_progress, write_progress
-from toolkit.features.store import Features, MemoryArrays
+from toolkit.features.store import COLUMNS, Features, MemoryArrays
 
 FORMAT = {"kind": "toolkit-features", "format": 1}
 _BUFFER = 8 * 2**20  # bytes kept per array before they are written
@@ -225,7 +225,8 @@ class StoreWriter(MemoryWriter):
         import pandas as pd
 
         file = self._folder / f"{name}.parquet"
-        pd.DataFrame(self._tables[name]).to_parquet(file)
+        records = self._tables[name]
+        pd.DataFrame(records, columns=None if records else list(COLUMNS[name])).to_parquet(file)
         return {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "rows": len(self._tables[name])}
 
     def _reopen(self, request: dict[str, Any]) -> bool:

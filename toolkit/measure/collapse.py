@@ -100,7 +100,14 @@ def collapse(
         LayerError: no such layer.
         DataError: NaN features.
         ResultError: fewer than 3 rows.
+        ConfigError: a setting that cannot work.
     """
+    if not tau > 0 or max_rows < 3 or bins < 1:
+        raise ConfigError(
+            "These settings cannot work.",
+            where=f"collapse({tau=}, {max_rows=}, {bins=})",
+            fix="tau is positive, at least 3 rows and 1 bin are needed.",
+        )
     rows = rows_of(features, layer)
     table = features.cases.reset_index(drop=True)
     keep = _evenly(table, max_rows, seed)
@@ -115,11 +122,13 @@ def collapse(
     top = float(distance.max()) or 1.0
     active = float((distance / tau < ACTIVE_BAND).double().mean())
     normalised = float((square / rows.shape[1] / tau < ACTIVE_BAND).double().mean())
+    with own_random_state():
+        separation = _separation(rows, table)
     values = {
         **_spread(rows),
         "active_pairs": active,
         "active_pairs_normalised": normalised,
-        **_separation(rows, table),
+        **separation,
     }
     return Collapse(
         layer=layer,

@@ -120,7 +120,7 @@ def drift(
     """
     import pandas as pd
 
-    features = list(features)
+    features = [features] if isinstance(features, Features) else list(features)
     if len(features) < 2:
         raise ResultError(f"Drift needs at least two stages; there are {len(features)}.")
     if not 0 < confidence < 1 or min(bootstrap, null_splits) < 0 or min(max_rows, directions) < 2:

@@ -65,10 +65,13 @@ def umap_pictures(
 
     Raises:
         ResultError: too few rows for the neighbourhood.
+        ConfigError: a neighbourhood of less than 2.
     """
     pool = torch.cat([rows[s] for s in fitted_on])
     chosen = balanced_sample(torch.cat([labels[s] for s in fitted_on]), options.fit_rows, options.seed)
     base = pool.index_select(0, chosen)
+    if options.neighbours < 2:
+        raise ConfigError(f"UMAP needs at least 2 neighbours, not {options.neighbours}.", where="neighbours")
     if len(base) <= options.neighbours:
         raise ResultError(f"{len(base)} rows are too few for {options.neighbours} neighbours.")
     neighbours = nearest(base, base, options.neighbours)

@@ -62,7 +62,12 @@ class ChannelSimilarity(Result):
 
         `part` is "all" (compare a shallow with a deep layer) or "first half" / "second half" (of one layer, in
         index order): the two readings of the paper's "shallow" and "deep" channels.
+
+        Raises:
+            ConfigError: no such part.
         """
+        if part not in PARTS:
+            raise ConfigError(f"There is no part {part!r}.", fix=f"Known: {', '.join(PARTS)}.")
         chosen = _halves(len(self.channels) + len(self.dead))
         keep = torch.isin(self.channels, chosen[part]).nonzero()[:count, 0]
         return self.matrix.index_select(0, keep).index_select(1, keep).clamp(0, 1)

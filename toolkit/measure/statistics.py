@@ -191,19 +191,34 @@ def compare_scores(
 
     Raises:
         ResultError: shapes differ, NaN, fewer than 2 patients.
-        ConfigError: no such baseline.
+        ConfigError: no such baseline, or a setting that cannot work.
     """
     import pandas as pd
 
+    if not 0 < confidence < 1 or bootstrap < 1:
+        raise ConfigError(
+            "These settings cannot work.",
+            where=f"{confidence=}, {bootstrap=}",
+            fix="confidence lies in (0, 1), for example 0.95, and at least one replicate is drawn.",
+        )
     if baseline not in scores:
         raise ConfigError(f"There is no method {baseline!r}.", fix=f"Methods: {', '.join(scores)}.")
     base = np.asarray(scores[baseline], dtype=float)
-    rows = []
+    if base.ndim != 2 or len(base) < 2 or not base.shape[1]:
+        raise ResultError(
+            f"The scores of {baseline!r} have the shape {base.shape}; they are (patients, seeds) of at least 2 patients.",
+            fix="One training gives one column: scores[:, None].",
+        )
     for name, values in scores.items():
         own = np.asarray(values, dtype=float)
         if own.shape != base.shape:
             raise ResultError(
                 f"{name!r} has scores {own.shape}, the baseline {base.shape} (patients, seeds)."
+            )
+        if not np.isfinite(own).all():
+            raise ResultError(
+                f"{int((~np.isfinite(own)).sum())} scores of {name!r} are NaN or infinite.",
+                fix="Fill them with a penalty, or leave those patients out of all methods.",
             )
         rows.append(_row(name, own, None if name == baseline else base, confidence, bootstrap, seed))
     tests = np.array([[row["p_mean"], row["p_seeds"], row["p_wilcoxon"]] for row in rows])

@@ -159,7 +159,7 @@ class SimilarityExplorer(Explorer):
             2 * _LEFT + _NAMES + 3 * (_SIDE + 44), 66 + _SIDE + 46 + (_MAPS + 20 if self.shelf else 0)
         )
         values = self._values
-        canvas.text(_LEFT, 6, f"{MEASURES[values['measure']]} of the layers, {values['form']} similarity of the channels",
+        canvas.text(_LEFT, 6, f"{MEASURES[values['measure']]} of the layers ({self.layers().rows} rows), {values['form']} similarity of the channels",
                     size=15, bold=True)  # fmt: skip
         canvas.text(_LEFT, 27, "Click a cell of the layer map, then a cell of a channel matrix. Arrow keys move over the layer "
                     "map. Only living channels are drawn.", size=12, colour=FAINT)  # fmt: skip
