@@ -14,7 +14,7 @@ from toolkit.explain.attribute_methods import METHODS, Question, Settings, basel
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.frozen import Frozen, freeze
 from toolkit.explain.targets import Target, as_target
-from toolkit.explain.windows import Tiling, score_of, whole_logits
+from toolkit.explain.windows import Tiling, score_of, sides_of, whole_logits
 from toolkit.features.capture import capture
 from toolkit.features.inputs import InputBatch, as_batches
 from toolkit.features.modules import eager, named, parse, unwrap
@@ -64,7 +64,7 @@ def attribute(
     """
     settings = Settings(
         steps, window, stride, baseline, features, layer, batch_size,
-        None if patch_size is None else tuple(patch_size), overlap,
+        None if patch_size is None else sides_of(patch_size, "attribute"), overlap,
     )  # fmt: skip
     _check_method(method, settings)
     wanted = as_target(target)

@@ -86,7 +86,9 @@ def require_gradients(tape: Tape) -> None:
         LayerError: names them; or there is no layer at all.
     """
     if not len(tape):
-        raise LayerError("No layer was named.", where="layers=[]", fix="Name at least one: see toolkit.layers(model).")
+        raise LayerError(
+            "No layer was named.", where="layers=[]", fix="Name at least one: see toolkit.layers(model)."
+        )
     frozen = [name for name, tensor in tape.items() if not tensor.requires_grad]
     if frozen:
         raise LayerError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -146,10 +147,27 @@ def gaussian(patch: Sequence[int], device: torch.device | None = None) -> Tensor
     return weight.clamp_min(1e-3)
 
 
+def sides_of(patch_size: Sequence[int], where: str) -> tuple[int, ...]:
+    """The sides of a window as integers.
+
+    Raises:
+        ConfigError: not a sequence of whole numbers.
+    """
+    try:
+        return tuple(operator.index(side) for side in patch_size)
+    except TypeError as error:
+        raise ConfigError(
+            f"patch_size={patch_size!r} is not a window.",
+            where=f"{where}(patch_size=...)",
+            fix="Give one whole number per spatial axis, for example (96, 96).",
+        ) from error
+
+
 def _places(
     size: tuple[int, ...], divisor: int, patch_size: Sequence[int], overlap: float, where: str
 ) -> tuple[list[Window], tuple[int, ...]]:
     """Windows that cover the image, and their size."""
+    patch_size = sides_of(patch_size, where)
     if len(patch_size) != len(size) or any(side < 1 or side % divisor for side in patch_size):
         raise ConfigError(
             f"patch_size {tuple(patch_size)} does not fit an image of size {size}.",

@@ -65,7 +65,9 @@ def extract(
     layers = [layers] if isinstance(layers, str) else list(layers)
     if not layers:
         raise LayerError(
-            "No layer was named.", where="extract(layers=[])", fix="Name at least one: see toolkit.layers(model)."
+            "No layer was named.",
+            where="extract(layers=[])",
+            fix="Name at least one: see toolkit.layers(model).",
         )
     settings: dict[str, Any] = {
         "pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode,

@@ -28,7 +28,8 @@ def forward(network: nn.Module, image: Tensor) -> Any:
 
 def in_own_precision(network: nn.Module, image: Tensor) -> Tensor:
     """The image in the precision of the network's first floating-point parameter."""
-    kinds = (parameter.dtype for parameter in unwrap(network).parameters())
+    parameters = getattr(unwrap(network), "parameters", tuple)  # a plain function has none
+    kinds = (parameter.dtype for parameter in parameters())
     return image.to(next((kind for kind in kinds if kind.is_floating_point), image.dtype))
 
 

@@ -67,7 +67,9 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
             module.training = was_training
             _restore_hooks(module, tables)
         for parameter, needs_gradient, gradient in parameters:
-            if parameter.requires_grad != needs_gradient:  # tensors made in inference mode refuse even to be told
+            if (
+                parameter.requires_grad != needs_gradient
+            ):  # tensors made in inference mode refuse even to be told
                 parameter.requires_grad_(needs_gradient)
             parameter.grad = gradient
         for entry in buffers:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from toolkit.errors import ResultError
+from toolkit.errors import ConfigError, ResultError
 from toolkit.features.store import Features
+from toolkit.features.untouched import own_random_state
 from toolkit.measure.cka import centred, squared_distances
 from toolkit.measure.drift_samples import subsample
 from toolkit.measure.pairing import rows_of

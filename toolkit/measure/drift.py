@@ -130,6 +130,10 @@ def drift(
             fix="confidence lies in (0, 1), counts are not negative, at least 2 rows and directions.",
         )
     stages = paired_rows(features, layer, paired=paired)
+    if not all(len(rows) for rows in stages.rows):
+        raise ResultError(
+            "A stage without any row has no drift.", where=layer, fix="Extract cases that hold a class."
+        )
     members = _groups(stages)
     clusters, number, unit = _joint_clusters(stages, cluster)
     plan = _plan(stages, clusters, number, members, bootstrap, null_splits, max_rows, directions, seed)

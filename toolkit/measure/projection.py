@@ -11,6 +11,7 @@ from torch import Tensor
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.features.store import Features
+from toolkit.features.untouched import own_random_state
 from toolkit.measure.embedding import TsneOptions, UmapOptions, balanced_sample, tsne_pictures, umap_pictures
 from toolkit.measure.moments import StreamingMoments, balanced_weights
 from toolkit.measure.pairing import PairedRows, paired_rows
@@ -140,7 +141,8 @@ def project(
         heads = [store.head_weights for store in stores]
         shown = _linear(pairs, heads, method, basis, components, balanced, standardise)
     else:
-        pairs, shown = _curved(pairs, method, basis, components, standardise, options)
+        with own_random_state():
+            pairs, shown = _curved(pairs, method, basis, components, standardise, options)
     case_names, cases = _case_codes(pairs)
     return Projection(
         layer=layer,

@@ -209,6 +209,7 @@ def compare_scores(
             f"The scores of {baseline!r} have the shape {base.shape}; they are (patients, seeds) of at least 2 patients.",
             fix="One training gives one column: scores[:, None].",
         )
+    rows = []
     for name, values in scores.items():
         own = np.asarray(values, dtype=float)
         if own.shape != base.shape:

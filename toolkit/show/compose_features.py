@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.errors import ResultError
 from toolkit.show.captions import caption
 from toolkit.show.panels import Figure, Heatmap, Panel, symmetric_limits
 
@@ -31,6 +32,8 @@ def features(result: Any, *, note: str = "", layers: list[str] | None = None, co
 
 def _class_means(result: Any, layer: str) -> Heatmap:
     rows = np.asarray(result.rows(layer), dtype=float)
+    if not len(rows):
+        raise ResultError("There are no rows to draw.", where=layer, fix="Extract images that hold a class.")
     labels, names = result.cases["class"].to_numpy(), result.cases["class_name"]
     spread = rows.std(axis=0)
     scaled = (rows - rows.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
