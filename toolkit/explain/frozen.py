@@ -7,11 +7,12 @@ logits, so its gradient with respect to the logits holds every coefficient of th
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, ToolkitWarning
 from toolkit.explain.targets import Scene, Target
 from toolkit.features.inputs import InputBatch
 from toolkit.features.modules import unwrap
@@ -48,15 +49,32 @@ def scene_of(logits: Tensor, batch: InputBatch) -> Scene:
     """What a target may look at, at the logits' size.
 
     Raises:
-        DataError: logits that are not numbers, which no map could tell from an empty one.
+        DataError: logits that are not numbers.
     """
-    if bool(torch.isnan(logits.detach().sum())) and bool(torch.isnan(logits.detach()).any()):
+    check_logits(logits, batch)
+    return Scene(logits, label_at(batch.label, logits), batch.classes, batch.ids, sizes_at(batch, logits))
+
+
+def check_logits(logits: Tensor, batch: InputBatch) -> None:
+    """Refuse NaN, which no map could tell from an empty one; warn of one channel of probabilities.
+
+    Raises:
+        DataError: the output holds NaN.
+    """
+    values = logits.detach()
+    if bool(torch.isnan(values.sum())) and bool(torch.isnan(values).any()):
         raise DataError(
             "The network's output holds NaN.",
             where=", ".join(batch.ids[:4]),
             fix="Look for diverged weights, or for values too large for half precision.",
         )
-    return Scene(logits, label_at(batch.label, logits), batch.classes, batch.ids, sizes_at(batch, logits))
+    if values.shape[1] == 1 and float(values.min()) >= 0 and 0 < float(values.max()) <= 1:
+        warnings.warn(
+            "The network's one output channel lies between 0 and 1, like a probability. It is read as a logit, so every "
+            "voxel above 0 counts as foreground: take the sigmoid off the network.",
+            ToolkitWarning,
+            stacklevel=2,
+        )
 
 
 def freeze(target: Target, logits: Tensor, batch: InputBatch) -> Frozen:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, DataError
 from toolkit.explain.bypass import Bypass, Place, gradients
-from toolkit.explain.frozen import label_at
+from toolkit.explain.frozen import check_logits, label_at
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.features.inputs import InputBatch, as_batches
 from toolkit.features.layout import channel_axis
@@ -116,6 +116,7 @@ def _cut(network: nn.Module, x: Tensor, batch: InputBatch, settings: _Settings, 
     """Mask one layer of any network, and what goes around it as asked."""
     bypass = Bypass(network, layer)
     logits = bypass.record(x.requires_grad_().clone())
+    check_logits(logits, batch)
     size = tuple(x.shape[2:])
     at_code, at_rest = gradients(_segmentation_loss(logits, batch.label), bypass)
     code = bypass.code
@@ -144,6 +145,7 @@ def _structured(network: Any, x: Tensor, batch: InputBatch, settings: _Settings)
         )
     code = shape_code.detach().clone().requires_grad_()
     logits = main_output(network.decode_segmentation(code.clone()))
+    check_logits(logits, batch)
     (gradient,) = torch.autograd.grad(_segmentation_loss(logits, batch.label), code)
     mask = _code_mask(code.detach(), gradient, settings, size, "shape code")
     with torch.no_grad():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from toolkit.data.arrays import task_from_arrays
-from toolkit.errors import DataError
+from toolkit.errors import ConfigError, DataError
 from toolkit.features.inputs import as_batches, dims_and_channels
 from toolkit.features.provenance import provenance, weights_hash
 from toolkit.models.unet import unet
@@ -150,3 +151,48 @@ def test_weights_are_hashed_once_until_they_change(monkeypatch: pytest.MonkeyPat
     assert record["parameters"] == {"layers": ["a"], "fraction": 0.5}
     assert record["versions"]["torch"] == torch.__version__
     assert record["threads"] == torch.get_num_threads()
+
+
+def test_a_data_loader_of_pairs_gives_labels_and_not_twice_as_many_images() -> None:
+    net = unet(1, 2, channels=(4, 8))
+    pairs = list(zip(IMAGES, LABELS, strict=True))
+    for inputs in (
+        DataLoader(pairs, batch_size=2),
+        pairs,
+        (IMAGES, LABELS),
+        (IMAGES.numpy(), LABELS.numpy()),
+    ):
+        batches = list(as_batches(inputs, net, batch_size=2))
+        assert torch.equal(torch.cat([batch.image for batch in batches]), IMAGES)
+        assert torch.equal(
+            torch.cat([batch.label[:, 0] for batch in batches if batch.label is not None]), LABELS
+        )
+    (two_images,) = as_batches([IMAGES[0], IMAGES[1]], net)
+    assert two_images.label is None
+    assert len(two_images) == 2
+
+
+def test_labels_are_whole_numbers_and_as_many_as_images() -> None:
+    net = unet(1, 2, channels=(4, 8))
+    for label in (LABELS * 0.5, LABELS.float() * torch.nan):
+        with pytest.raises(DataError, match="whole numbers"):
+            list(as_batches({"image": IMAGES, "label": label}, net))
+    (batch,) = as_batches({"image": IMAGES, "label": LABELS.float()}, net)
+    assert batch.label is not None
+    assert torch.equal(batch.label[:, 0], LABELS)
+    for labels in (LABELS[:2], [*LABELS, LABELS[0]], (one for one in LABELS[:1])):
+        with pytest.raises(DataError, match="not as many labels as inputs"):
+            list(as_batches(list(IMAGES), net, label=labels))
+    (batch,) = as_batches(iter(IMAGES), net, label=iter(LABELS))
+    assert batch.label is not None
+    assert torch.equal(batch.label[:, 0], LABELS)
+
+
+def test_class_names_may_be_a_list_and_nothing_is_no_image() -> None:
+    net = unet(1, 2, channels=(4, 8))
+    (batch,) = as_batches({"image": IMAGES, "classes": ["background", "line"]}, net)
+    assert batch.classes == {0: "background", 1: "line"}
+    with pytest.raises(DataError, match="no voxel"):
+        list(as_batches(IMAGES[:, :, :0], net))
+    with pytest.raises(ConfigError, match="batch_size"):
+        list(as_batches(IMAGES, net, batch_size=0))
