@@ -183,6 +183,7 @@ def _result_class(header: dict[str, Any]) -> type[Result]:
 
 def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     if isinstance(value, torch.Tensor):
+        value = value.float() if value.dtype == torch.bfloat16 else value  # which NumPy does not have
         arrays[name] = value.detach().cpu().numpy()
         return {"tensor": name}
     if isinstance(value, np.ndarray):
@@ -190,7 +191,12 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> dict[str, A
         return {"array": name}
     if type(value).__name__ == "DataFrame":
         types = [str(dtype) for dtype in value.dtypes]  # an empty column would come back as another type
-        return {"table": json.loads(value.to_json(orient="split", double_precision=15)), "types": types}
+        exact = {}  # JSON has no infinity and rounds the last digits
+        for position in [i for i, dtype in enumerate(value.dtypes) if str(dtype) in ("float64", "float32")]:
+            exact[str(position)] = f"{name}/column{position}"
+            arrays[exact[str(position)]] = value.iloc[:, position].to_numpy()
+        split = json.loads(value.to_json(orient="split", double_precision=15))
+        return {"table": split, "types": types, "exact": exact}
     if isinstance(value, dict):
         pairs = [[key, _encode(item, f"{name}/{i}", arrays)] for i, (key, item) in enumerate(value.items())]
         return {"dict": pairs}
@@ -209,7 +215,8 @@ def _decode(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     if kind == "array":
         return arrays[value]
     if kind == "table":
-        return _decode_table(value, entry["types"])
+        columns = {int(i): arrays[name] for i, name in entry.get("exact", {}).items()}
+        return _decode_table(value, entry["types"], columns)
     if kind == "dict":
         return {key: _decode(item, arrays) for key, item in value}
     if kind in ("list", "tuple"):
@@ -218,10 +225,12 @@ def _decode(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     return value
 
 
-def _decode_table(split: dict[str, Any], types: list[str]) -> pd.DataFrame:
+def _decode_table(split: dict[str, Any], types: list[str], exact: dict[int, np.ndarray]) -> pd.DataFrame:
     import pandas as pd
 
     table = pd.DataFrame(**split)
     for column, type_name in zip(table.columns, types, strict=True):
         table[column] = table[column].astype(type_name)  # type: ignore[call-overload]
+    for position, values in exact.items():
+        table.isetitem(position, values)
     return table

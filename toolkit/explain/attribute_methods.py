@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -42,6 +44,12 @@ class Settings:
         if isinstance(self.baseline, str) and self.baseline not in BASELINES:
             raise ConfigError(
                 f"Unknown baseline {self.baseline!r}.", fix=f"Use a number, {', '.join(BASELINES)}."
+            )
+        if not isinstance(self.baseline, str) and not (
+            isinstance(self.baseline, Real) and math.isfinite(self.baseline)
+        ):
+            raise ConfigError(
+                f"baseline={self.baseline!r} is no level.", fix=f"Use a number, {', '.join(BASELINES)}."
             )
         if min(self.steps, self.window, self.batch_size, self.stride or 1) < 1:
             raise ConfigError("steps, window, stride and batch_size are at least 1.", where="attribute")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.data.randomness import keyed_random
-from toolkit.errors import ResultError
+from toolkit.errors import ConfigError, ResultError
 from toolkit.explain.attribute_methods import Question, Settings, baseline_of, explain_one
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
@@ -79,9 +79,15 @@ def faithfulness(
 
     Raises:
         ResultError: the network has other weights than the one that was explained.
+        ConfigError: a setting that cannot work.
     """
     import pandas as pd
 
+    if steps < 1 or min(orders, perturbations) < 0:
+        raise ConfigError(
+            "These settings cannot work.", where=f"faithfulness({steps=}, {orders=}, {perturbations=})",
+            fix="At least one step is taken; the other two are 0 or more.",
+        )  # fmt: skip
     if result.provenance.get("weights") != weights_hash(model):
         raise ResultError(
             "These maps were made with other weights.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.data.randomness import keyed_random
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import ConfigError, DataError, LayerError
 from toolkit.explain.bypass import Bypass, Place, gradients
 from toolkit.explain.frozen import check_logits, label_at
 from toolkit.explain.mask_result import MaskedLatent
@@ -80,8 +81,9 @@ def mask_latent(
             get it.
 
     Raises:
-        ConfigError: unknown scheme, skips or score, a fraction outside 0 to 1, or a mask that does not fit the code.
-        LayerError: a layer that does not exist, never runs, or that the output does not depend on.
+        ConfigError: unknown scheme, skips or score, a fraction outside 0 to 1, a temperature that is not positive, or a
+            mask that does not fit the code.
+        LayerError: a layer that does not exist, never runs, or that the output does not depend on; or several layers.
         DataError: no image, or images of several sizes.
     """
     network = unwrap(net)
@@ -94,13 +96,20 @@ def mask_latent(
     )  # fmt: skip
     _check(settings, skips)
     batch = _one_batch(image, net, label)
-    at = "codes" if structured else resolve(net, layer, batch.image, taps)[0]
+    at = "codes" if structured else _one_layer(net, layer, batch, taps)
     with untouched(net, mode), torch.inference_mode(False), torch.enable_grad():
         x = batch.image.detach().clone()
         reached = (
             _structured(network, x, batch, settings) if structured else _cut(network, x, batch, settings, at)
         )
     return _result(net, batch, settings, at, mode, reached)
+
+
+def _one_layer(net: nn.Module, layer: str, batch: InputBatch, taps: Mapping[str, str] | None) -> str:
+    names = resolve(net, layer, batch.image, taps)
+    if len(names) != 1:
+        raise LayerError(f"{layer!r} matches {len(names)} layers.", fix=f"Name one: {', '.join(names[:8])}.")
+    return names[0]
 
 
 @dataclasses.dataclass
@@ -178,6 +187,8 @@ def _code_mask(
             f"A mask of shape {tuple(mask.shape)} does not fit the code {tuple(code.shape)}.",
             where="mask_latent(mask=...)", fix="Every axis of the mask has the code's size, or 1.",
         )  # fmt: skip
+    if not bool(torch.isfinite(mask).all()):
+        raise ConfigError("The mask holds NaN or infinite values.", where="mask_latent(mask=...)")
     return mask
 
 
@@ -308,8 +319,14 @@ def _one_batch(image: Any, net: nn.Module, label: Any) -> InputBatch:
 
 
 def _drawn_fraction(fraction: float | tuple[float, float], seed: int) -> float:
-    if isinstance(fraction, (int, float)):
+    if isinstance(fraction, Real):
         return float(fraction)
+    if not isinstance(fraction, (tuple, list)) or len(fraction) != 2:
+        raise ConfigError(
+            f"fraction={fraction!r} is neither a number nor a range.",
+            where="mask_latent",
+            fix="Write 0.3 or (0.1, 0.5).",
+        )
     low, high = fraction
     return float(low + (high - low) * keyed_random("mask_latent fraction", seed).random())
 
@@ -321,6 +338,8 @@ def _check(settings: _Settings, skips: str) -> None:
         )
     if skips not in _SKIPS:
         raise ConfigError(f"Unknown skips {skips!r}.", where="mask_latent", fix=f"Use {', '.join(_SKIPS)}.")
+    if not settings.temperature > 0:
+        raise ConfigError(f"temperature must be above 0, not {settings.temperature}.", where="mask_latent")
     if not 0 <= settings.fraction <= 1 or (settings.scheme == "dropout" and settings.fraction == 1):
         raise ConfigError(
             f"fraction must be between 0 and 1 (dropout: below 1), not {settings.fraction}.",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.data.randomness import keyed_random
+from toolkit.errors import ConfigError
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import Target
 from toolkit.features.inputs import device_of
@@ -105,10 +106,15 @@ def randomised_weights(
         cascade shuffled_down_to, the module nearest the input whose weights are shuffled.
 
     Raises:
-        As `toolkit.grad_cam`.
+        As `toolkit.grad_cam`, and ConfigError for less than one draw.
     """
     import pandas as pd
 
+    if draws < 1 or cascade < 0:
+        raise ConfigError(
+            "randomised_weights needs draws >= 1 and cascade >= 0.", where=f"{draws=}, {cascade=}"
+        )
+    label = list(label) if hasattr(label, "__next__") else label
     options: dict[str, Any] = {"method": method, "label": label, "batch_size": batch_size}
     inputs = inputs if hasattr(inputs, "shape") or not hasattr(inputs, "__iter__") else _kept(inputs)
     own = grad_cam(model, inputs, layers, target, **options)

@@ -211,6 +211,8 @@ class LesionComponent(Target):
 
     def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
         """See `Target`."""
+        if self.component < 0:
+            raise ConfigError(f"component counts from 0, not {self.component}.", where="LesionComponent")
         index, channel = scene.channel(self.index)
         region = scene.inside(index, self.inside)
         mask = torch.stack([_component(image[0], self.component)[None] for image in region])

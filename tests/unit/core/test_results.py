@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -161,3 +162,14 @@ def test_a_file_cannot_make_us_import_a_foreign_module(measured: Measured, tmp_p
     with pytest.raises(ResultError, match="result file"):
         load_result(path)
     assert "antigravity" not in sys.modules
+
+
+def test_tables_come_back_to_the_bit_with_infinities(measured: Measured, tmp_path: Path) -> None:
+    values = [0.1 + 0.2, math.inf, -math.inf, math.nan, -0.0, 1e-310, 1e300]
+    table = pd.DataFrame(
+        {"value": values, "name": ["\u00e9", None, "", "a", "b", "c", "d"], "count": range(7)}
+    )
+    loaded = load_result(dataclasses.replace(measured, rows=table).save(tmp_path / "table.zip"))
+    assert isinstance(loaded, Measured)
+    pd.testing.assert_frame_equal(loaded.rows, table, check_exact=True)
+    assert math.copysign(1, loaded.rows["value"][4]) == -1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import nibabel
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,12 +14,14 @@ from torch.utils.data import DataLoader
 
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError, ToolkitWarning
 from toolkit.explain.attribute import attribute
+from toolkit.explain.faithfulness import faithfulness
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.masking import mask_latent
 from toolkit.explain.sanity import randomised_weights
-from toolkit.explain.targets import Region
+from toolkit.explain.targets import LesionComponent, Region
 from toolkit.features.extract import extract
 from toolkit.features.names import layers
+from toolkit.results import load_result
 
 IMAGES = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 LABELS = torch.zeros(2, 16, 16, dtype=torch.long)
@@ -163,12 +167,12 @@ def test_voxels_to_ignore_take_no_part_in_masking(net: Coarse) -> None:
     assert torch.equal(one.mask, two.mask)
 
 
-def test_images_of_one_name_do_not_overwrite_each_other(net: Coarse, tmp_path: object) -> None:
+def test_images_of_one_name_do_not_overwrite_each_other(net: Coarse, tmp_path: Path) -> None:
     twins = [{"image": image, "id": "twin"} for image in IMAGES]
     with pytest.raises(ResultError, match="2 images are called 'twin'"):
-        grad_cam(net, twins, "bottleneck", 1).save_nifti(str(tmp_path))
-    (file,) = grad_cam(net, twins[:1], "bottleneck", 1).save_nifti(str(tmp_path))["bottleneck"]
-    assert nibabel.load(file).shape[:2] == (16, 16)  # type: ignore[attr-defined]
+        grad_cam(net, twins, "bottleneck", 1).save_nifti(tmp_path)
+    (file,) = grad_cam(net, twins[:1], "bottleneck", 1).save_nifti(tmp_path)["bottleneck"]
+    assert nibabel.load(file).shape[:2] == (16, 16)
 
 
 def test_a_loader_that_shuffles_is_read_once(net: Coarse) -> None:
@@ -186,3 +190,30 @@ def test_a_loader_that_shuffles_is_read_once(net: Coarse) -> None:
     loader = DataLoader(Counted(), batch_size=1, shuffle=True, generator=torch.Generator())
     randomised_weights(net, loader, "bottleneck", 1, draws=3)
     assert read == 2
+
+
+def test_settings_that_cannot_work_are_named(net: Coarse) -> None:
+    maps = grad_cam(net, SCAN, "bottleneck", 1)
+    for call, word in (
+        (lambda: mask_latent(net, SCAN, fraction=(0.1, 0.2, 0.3)), "range"),  # type: ignore[arg-type]
+        (lambda: mask_latent(net, SCAN, temperature=0), "temperature"),
+        (lambda: mask_latent(net, SCAN, mask=torch.full((1, 8, 1, 1), torch.nan)), "NaN"),
+        (lambda: attribute(net, SCAN, baseline=None), "baseline=None"),  # type: ignore[arg-type]
+        (lambda: attribute(net, SCAN, baseline=float("nan")), "baseline=nan"),
+        (lambda: faithfulness(net, maps, 1, steps=0), "steps=0"),
+        (lambda: randomised_weights(net, SCAN, "bottleneck", 1, draws=0), "draws=0"),
+        (lambda: grad_cam(net, SCAN, "bottleneck", LesionComponent(1, -1)), "from 0"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            call()
+        assert word in str(error.value)
+    with pytest.raises(LayerError, match="matches 2 layers"):
+        mask_latent(net, SCAN, layer="[fh]*")
+    one, two = (mask_latent(net, SCAN, fraction=kind(0.5)) for kind in (float, np.float32))
+    assert torch.equal(one.mask, two.mask)
+
+
+def test_results_of_a_half_precision_network_are_saved(net: Coarse, tmp_path: Path) -> None:
+    result = mask_latent(net.bfloat16(), SCAN)
+    loaded = load_result(result.save(tmp_path / "half.zip"))
+    torch.testing.assert_close(loaded.mask, result.mask.float(), rtol=0, atol=0)
