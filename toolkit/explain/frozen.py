@@ -12,7 +12,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import DataError, ToolkitWarning
+from toolkit.errors import DataError, LayerError, ToolkitWarning
 from toolkit.explain.targets import Scene, Target
 from toolkit.features.inputs import InputBatch
 from toolkit.features.modules import unwrap
@@ -60,8 +60,16 @@ def check_logits(logits: Tensor, batch: InputBatch) -> None:
 
     Raises:
         DataError: the output holds NaN.
+        LayerError: it is no map of the image's dimension.
     """
     values = logits.detach()
+    if values.ndim != batch.image.ndim:
+        raise LayerError(
+            f"The network's output has the shape {tuple(values.shape)}; a segmentation has (B, classes, *S) with "
+            f"{batch.image.ndim - 2} spatial axes.",
+            where="output",
+            fix="Wrap the network so that it gives logits of every class at every voxel.",
+        )
     if bool(torch.isnan(values.sum())) and bool(torch.isnan(values).any()):
         raise DataError(
             "The network's output holds NaN.",
@@ -99,7 +107,14 @@ class FixedScore:
         self.network, self.frozen = unwrap(network), frozen
 
     def __call__(self, image: Tensor) -> Tensor:
-        return self.frozen.of(logits_of(self.network, image.clone()))  # networks may change it in place
+        logits = logits_of(self.network, image.clone())  # networks may change it in place
+        if torch.is_grad_enabled() and image.requires_grad and not logits.requires_grad:
+            raise LayerError(
+                "No gradient reaches the image.",
+                where=type(self.network).__name__,
+                fix="The network runs under no_grad or inference_mode: take that out, or use occlusion.",
+            )
+        return self.frozen.of(logits)
 
     def in_batches(self, images: Tensor, size: int) -> Tensor:
         """(n,) scores without a graph, at most `size` images a pass."""

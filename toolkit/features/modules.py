@@ -89,7 +89,10 @@ def refuse_scripted(network: nn.Module) -> None:
 @contextlib.contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
     """Run compiled code eagerly inside the block, because hooks added after compilation are skipped in silence."""
-    if any(type(module).__name__ == "OptimizedModule" for module in model.modules()):
+    if any(
+        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    ):  # by torch.compile(module), or in place by module.compile()
         with torch.compiler.set_stance("force_eager"):
             yield
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -217,3 +218,43 @@ def test_results_of_a_half_precision_network_are_saved(net: Coarse, tmp_path: Pa
     result = mask_latent(net.bfloat16(), SCAN)
     loaded = load_result(result.save(tmp_path / "half.zip"))
     torch.testing.assert_close(loaded.mask, result.mask.float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_a_network_that_records_no_gradient_says_so(net: Coarse, guard: type) -> None:
+    net.forward = guard()(net.forward)  # type: ignore[method-assign]
+    for call in (
+        lambda: grad_cam(net, SCAN, "bottleneck", 1),
+        lambda: mask_latent(net, SCAN),
+        lambda: attribute(net, SCAN, steps=2),
+        lambda: attribute(net, SCAN, "layer_conductance", layer="bottleneck", steps=2),
+    ):
+        with pytest.raises(LayerError, match="No gradient reaches"):
+            call()
+    assert set(attribute(net, SCAN, "occlusion", 1).table()["status"]) == {"ok"}
+
+
+def test_an_output_that_is_no_map_of_classes_is_refused(net: Coarse) -> None:
+    mean = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for call in (
+        lambda: grad_cam(mean, SCAN, "0", 1),
+        lambda: mask_latent(mean, SCAN, layer="0.bottleneck"),
+        lambda: attribute(mean, SCAN, "saliency", 1),
+    ):
+        with pytest.raises(LayerError, match=r"shape \(2, 3\)"):
+            call()
+
+
+def test_a_network_compiled_in_place_runs_eagerly(net: Coarse) -> None:
+    expected = extract(net, SCAN, "bottleneck").rows("bottleneck")
+    compiled: list[int] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        compiled.append(1)
+        return graph.forward
+
+    net.compile(backend=backend)
+    assert torch.equal(extract(net, SCAN, "bottleneck").rows("bottleneck"), expected)
+    grad_cam(net, SCAN, "bottleneck", 1)
+    mask_latent(net, SCAN)
+    assert not compiled
