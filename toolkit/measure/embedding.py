@@ -126,10 +126,16 @@ def tsne_pictures(rows: list[Tensor], options: TsneOptions) -> tuple[list[Tensor
 
     Raises:
         ConfigError: a perplexity that the number of rows does not allow.
+        ResultError: all rows are the same; scikit-learn would divide by their spread and end the process.
     """
     from sklearn.manifold import TSNE
 
     union = torch.cat(rows)
+    if not bool((union != union[:1]).any()):
+        raise ResultError(
+            f"All {len(union)} rows are the same: there is nothing to map.",
+            fix="Look at toolkit.collapse for this layer, or take another one.",
+        )
     if not 1 <= options.perplexity < len(union):
         raise ConfigError(f"A perplexity of {options.perplexity:g} needs more than {len(union)} rows.")
     model = TSNE(perplexity=options.perplexity, init="pca", random_state=options.seed)

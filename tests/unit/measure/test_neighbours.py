@@ -99,6 +99,8 @@ def test_wrong_pictures(make_store: Callable[..., Any]) -> None:
         project(store, LAYER, method="tsne", perplexity=90.0)
     with pytest.raises(ResultError, match="15 neighbours"):
         project(make_store(blobs(12)), LAYER, method="umap")
+    with pytest.raises(ResultError, match="same"):  # scikit-learn 1.x ends the process on these
+        project(make_store(torch.ones(60, 4)), LAYER, method="tsne", perplexity=5.0)
 
 
 @pytest.mark.slow
