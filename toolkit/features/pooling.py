@@ -70,6 +70,8 @@ class Pooler:
         self.size = tuple(batch.image.shape[2:])
         self.valid = batch.valid()
         self.plan = _plan(batch, pool, samples, seed)
+        # only areas that occur get a plane: a label of 255 is one class, not the last of 256
+        self._areas, self._columns = torch.unique(self.plan.areas, return_inverse=True)
         self._planes: dict[tuple[int, ...], Tensor] = {}
         self._shares: dict[tuple[int, ...], Tensor] = {}
         self._masks: dict[tuple[int, ...], Tensor | None] = {}
@@ -89,7 +91,7 @@ class Pooler:
             return flat.new_zeros((0, flat.shape[1]), device="cpu")
         weights = self._area_weights(size)
         means = _products(weights, flat.transpose(1, 2)) / self._shares[size]
-        return means[self.plan.images.to(means.device), self.plan.areas.to(means.device)].cpu()
+        return means[self.plan.images.to(means.device), self._columns.to(means.device)].cpu()
 
     def moments(self, activation: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """Per image over the positions of the map: Gram matrices (B, C, C), sums (B, C), counts (B), on the CPU."""
@@ -105,11 +107,12 @@ class Pooler:
         if not self._planes:
             maps = self.plan.maps
             assert maps is not None
-            number = int(self.plan.areas.max()) + 1
             maps = maps[:, 0].to(self.batch.image.device).float()  # exact for any number of areas below 2^24
-            planes = maps.new_empty(len(maps), number, *self.size)
-            for area in range(number):
-                torch.eq(maps, area, out=planes[:, area])  # four times faster than comparing integers at once
+            planes = maps.new_empty(len(maps), len(self._areas), *self.size)
+            for column, area in enumerate(self._areas.tolist()):
+                torch.eq(
+                    maps, area, out=planes[:, column]
+                )  # four times faster than comparing integers at once
             self._planes[self.size] = planes
         if size not in self._planes:
             # a mean of equal means is the mean, so the smallest known multiple will do

@@ -67,9 +67,8 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
             module.training = was_training
             _restore_hooks(module, tables)
         for parameter, needs_gradient, gradient in parameters:
-            if (
-                parameter.requires_grad != needs_gradient
-            ):  # tensors made in inference mode refuse even to be told
+            # tensors made in inference mode refuse even to be told what they are
+            if parameter.requires_grad != needs_gradient:
                 parameter.requires_grad_(needs_gradient)
             parameter.grad = gradient
         for entry in buffers:

@@ -57,6 +57,15 @@ def test_per_class_rows_are_means_over_the_voxels_of_the_class(
     assert counts["image0000/001", 1] == 28
 
 
+def test_a_class_far_from_the_others_changes_nothing(net: UNet) -> None:
+    images = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+    labels = torch.arange(2 * 16 * 16).reshape(2, 16, 16) % 3
+    near = extract(net, images, "bottleneck", label=labels)
+    far = extract(net, images, "bottleneck", label=torch.where(labels == 2, 255, labels))
+    assert torch.equal(near.rows("bottleneck"), far.rows("bottleneck"))
+    assert far.cases["class"].tolist() == [0, 1, 255, 0, 1, 255]
+
+
 def test_global_rows_and_moments(net: UNet, scans: dict[str, torch.Tensor]) -> None:
     features = extract(net, scans["image"], ["encoder.2", "head_input"], pool="global", batch_size=3)
     for layer in ("encoder.2", "head_input"):
