@@ -10,6 +10,7 @@ import torch
 
 import toolkit as tk
 from toolkit.errors import DataError
+from toolkit.show.widgets import state
 from toolkit.show.widgets.canvas import Canvas
 from toolkit.show.widgets.memory import Key, Remembered
 from toolkit.show.widgets.state import AT_ONCE, PAUSE, Control, Explorer
@@ -151,7 +152,8 @@ def test_python_need_not_wait_for_the_page() -> None:
     assert (explorer.made, explorer.heard) == ([4], [4])
 
 
-def test_the_page_of_the_maps_says_that_captum_takes_long() -> None:
+def test_the_page_of_the_maps_says_that_captum_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "AT_ONCE", 0.5)  # a busy machine may need a tenth of a second to draw
     torch.manual_seed(0)
     explorer = tk.widgets.cam_explorer(tk.unet(1, 3, channels=(4, 8)), torch.randn(2, 1, 32, 32))
     view = explorer.view.explorer_view
