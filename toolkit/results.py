@@ -191,11 +191,12 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> dict[str, A
         return {"array": name}
     if type(value).__name__ == "DataFrame":
         types = [str(dtype) for dtype in value.dtypes]  # an empty column would come back as another type
-        exact = {}  # JSON has no infinity and rounds the last digits
+        exact, rest = {}, value.copy()  # JSON has no infinity and rounds the last digits
         for position in [i for i, dtype in enumerate(value.dtypes) if str(dtype) in ("float64", "float32")]:
             exact[str(position)] = f"{name}/column{position}"
             arrays[exact[str(position)]] = value.iloc[:, position].to_numpy()
-        split = json.loads(value.to_json(orient="split", double_precision=15))
+            rest.isetitem(position, 0.0)  # the numbers are in the array alone
+        split = json.loads(rest.to_json(orient="split", double_precision=15))
         return {"table": split, "types": types, "exact": exact}
     if isinstance(value, dict):
         pairs = [[key, _encode(item, f"{name}/{i}", arrays)] for i, (key, item) in enumerate(value.items())]

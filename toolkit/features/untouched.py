@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError
 from toolkit.features.modules import refuse_scripted
+from toolkit.features.process_state import random_state, set_random_state
 
 _HOOK_TABLES = (
     "_forward_pre_hooks",
@@ -76,37 +75,6 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
         for module, before in zip(modules, kept, strict=True):
             _restore_kept(module, before)
         set_random_state(state)
-
-
-@contextlib.contextmanager
-def own_random_state() -> Iterator[None]:
-    """Give the global random state back at the end: libraries draw from it, some when they are first imported."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
-
-
-def random_state() -> dict[str, Any]:
-    """The global random state of torch (CPU and, if in use, CUDA), NumPy and Python."""
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),  # noqa: NPY002 - the legacy global state is what user code may draw from
-        "python": random.getstate(),
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put a state from `random_state` back."""
-    torch.set_rng_state(state["torch"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    random.setstate(state["python"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 _Buffer = tuple[nn.Module, str, Tensor | None, Tensor | None]

@@ -16,8 +16,8 @@ import torch
 
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
+from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
-from toolkit.features.untouched import own_random_state
 from toolkit.measure.normalised_margin import median_margin
 from toolkit.measure.pairing import rows_of
 from toolkit.results import Result
@@ -113,7 +113,7 @@ def classifier_variability(
         )
     if bootstraps < 2 or rows < len(known):
         raise ConfigError("bootstraps is at least 2, rows at least the number of classes.")
-    with own_random_state():
+    with guarded_random_state():
         fitted = [_fit(values, labels, known, rows, penalty, (seed, draw)) for draw in range(bootstraps)]
     weights, biases = (np.stack(part) for part in zip(*fitted, strict=True))
     own = _answers(values, weights, biases)

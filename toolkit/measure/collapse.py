@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError, ResultError
+from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
-from toolkit.features.untouched import own_random_state
 from toolkit.measure.cka import centred, squared_distances
 from toolkit.measure.drift_samples import subsample
 from toolkit.measure.pairing import rows_of
@@ -123,7 +123,7 @@ def collapse(
     top = float(distance.max()) or 1.0
     active = float((distance / tau < ACTIVE_BAND).double().mean())
     normalised = float((square / rows.shape[1] / tau < ACTIVE_BAND).double().mean())
-    with own_random_state():
+    with guarded_random_state():
         separation = _separation(rows, table)
     values = {
         **_spread(rows),

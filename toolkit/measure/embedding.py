@@ -11,6 +11,7 @@ from torch import Tensor
 
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
+from toolkit.features.process_state import thread_count
 from toolkit.measure.neighbours import nearest, neighbour_overlap, place, trustworthiness
 
 _CHECKED = 1500  # rows on which trustworthiness and stability are measured
@@ -100,8 +101,8 @@ def umap_pictures(
 def fit_umap(rows: Tensor, neighbours: tuple[Tensor, Tensor], options: UmapOptions, seed: int) -> Tensor:
     """umap-learn's layout (N, 2) of rows whose exact neighbours are known, so that none are searched for."""
     index, distances = (part.numpy() for part in neighbours)
-    threads = torch.get_num_threads()  # numba sets those of the whole process, and last bits depend on them
-    with warnings.catch_warnings():
+    # numba sets the threads of the whole process, and last bits depend on them
+    with thread_count(None), warnings.catch_warnings():
         # that tensorflow is not there, that a seed means one thread, that transform will not work
         warnings.simplefilter("ignore")
         import umap
@@ -115,10 +116,7 @@ def fit_umap(rows: Tensor, neighbours: tuple[Tensor, Tensor], options: UmapOptio
             precomputed_knn=(index.astype("int32"), distances.astype("float32")),
             force_approximation_algorithm=True,
         )
-        try:
-            return torch.from_numpy(model.fit_transform(rows.float().numpy()).astype("float32"))
-        finally:
-            torch.set_num_threads(threads)
+        return torch.from_numpy(model.fit_transform(rows.float().numpy()).astype("float32"))
 
 
 def tsne_pictures(rows: list[Tensor], options: TsneOptions) -> tuple[list[Tensor], dict[str, Any]]:

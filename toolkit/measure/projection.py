@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError, ResultError
+from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
-from toolkit.features.untouched import own_random_state
 from toolkit.measure.embedding import TsneOptions, UmapOptions, balanced_sample, tsne_pictures, umap_pictures
 from toolkit.measure.moments import StreamingMoments, balanced_weights
 from toolkit.measure.pairing import PairedRows, paired_rows
@@ -141,7 +141,7 @@ def project(
         heads = [store.head_weights for store in stores]
         shown = _linear(pairs, heads, method, basis, components, balanced, standardise)
     else:
-        with own_random_state():
+        with guarded_random_state():
             pairs, shown = _curved(pairs, method, basis, components, standardise, options)
     case_names, cases = _case_codes(pairs)
     return Projection(

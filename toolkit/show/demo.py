@@ -16,11 +16,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from toolkit.errors import ConfigError
+from toolkit.features.process_state import guarded_random_state
 from toolkit.models.unet import unet
 from toolkit.regularizers.base import Regularizer
 from toolkit.regularizers.segreg import SegReg
 from toolkit.training.config import TrainConfig
-from toolkit.training.seeding import guarded_random_state, seed_step
+from toolkit.training.seeding import seed_step
 from toolkit.training.sequence import RECORD, Stages, resume_sequence, train_sequence
 
 if TYPE_CHECKING:

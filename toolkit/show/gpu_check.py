@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from toolkit.features.extract import extract
+from toolkit.features.process_state import guarded_random_state
 from toolkit.models.unet import UNet, unet
 from toolkit.regularizers.segreg import SegReg
 from toolkit.training.config import TrainConfig
-from toolkit.training.seeding import guarded_random_state, seed_step
+from toolkit.training.seeding import seed_step
 from toolkit.training.start import train
 
 if TYPE_CHECKING:

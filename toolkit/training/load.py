@@ -9,6 +9,7 @@ from torch import nn
 
 from toolkit.errors import CheckpointError
 from toolkit.features.modules import unwrap
+from toolkit.features.process_state import guarded_random_state
 from toolkit.features.provenance import mark_trained_with
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
@@ -17,7 +18,6 @@ from toolkit.training.loop import restore_step
 from toolkit.training.objects import restore
 from toolkit.training.opening import check_fit, open_run
 from toolkit.training.run import Run
-from toolkit.training.seeding import guarded_random_state
 
 
 def load_model(

@@ -11,6 +11,7 @@ from torch import nn
 
 from toolkit.errors import CheckpointError, ToolkitWarning
 from toolkit.features.modules import unwrap
+from toolkit.features.process_state import guarded_random_state
 from toolkit.models.load import compare_weights, tensors_of
 from toolkit.objectives.base import Objective
 from toolkit.regularizers.base import Regularizer
@@ -20,7 +21,6 @@ from toolkit.training.directory import RunDirectory
 from toolkit.training.environment import content_hash
 from toolkit.training.objects import restore
 from toolkit.training.run import Run
-from toolkit.training.seeding import guarded_random_state
 from toolkit.training.step import TrainingStep
 
 

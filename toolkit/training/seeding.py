@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from toolkit.features.untouched import random_state, set_random_state
+from toolkit.features.process_state import guarded_random_state
 from toolkit.regularizers.base import keyed_generator
 
 
@@ -26,16 +26,6 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
 
 
 @contextlib.contextmanager
-def guarded_random_state() -> Iterator[None]:
-    """Give the global generators back as they were."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
-
-
-@contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators inside the block, so that a network built there has the seed's weights."""
     with guarded_random_state():
@@ -43,16 +33,3 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.seed(seed % 2**32)  # noqa: NPY002 - a user's factory may draw from the legacy global state
         random.seed(seed)
         yield
-
-
-@contextlib.contextmanager
-def thread_count(threads: int | None) -> Iterator[None]:
-    """Use `threads` CPU threads inside the block (None = leave them) and restore the count."""
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        if threads is not None:
-            torch.set_num_threads(before)

@@ -15,6 +15,7 @@ from torch import nn
 
 from toolkit.errors import CheckpointError, ConfigError, ResultError
 from toolkit.features.modules import unwrap
+from toolkit.features.process_state import guarded_random_state
 from toolkit.measure.segmentation import METRICS
 from toolkit.measure.transfer import Transfer, transfer_metrics
 from toolkit.models.load import load_weights, save_weights
@@ -25,7 +26,6 @@ from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, write_json
 from toolkit.training.objects import describe, restore
 from toolkit.training.run import Run
-from toolkit.training.seeding import guarded_random_state
 from toolkit.training.start import default_objective, default_path, resume, train
 from toolkit.training.strategies import Strategy, as_strategy
 

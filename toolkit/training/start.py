@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from toolkit.errors import ConfigError, ToolkitWarning
+from toolkit.features.process_state import guarded_random_state, thread_count
 from toolkit.objectives.base import Objective
 from toolkit.regularizers.base import Regularizer, as_regularizers
 from toolkit.training import background as child
@@ -31,7 +32,6 @@ from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
 from toolkit.training.objects import describe
 from toolkit.training.opening import open_run
 from toolkit.training.run import Run
-from toolkit.training.seeding import guarded_random_state, thread_count
 from toolkit.training.step import TrainingStep
 
 SELECTION_RULES = {
