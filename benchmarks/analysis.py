@@ -52,44 +52,55 @@ def _pca(clock: str, rounds: int) -> list[dict[str, Any]]:
         stream.update(chunk + step * 1e-3)
     growth = (psutil.Process().memory_info().rss - before) / 1e6
     return [
-        row("streaming PCA of 1e6 x 64, scikit-learn's best solver against ours", seconds["scikit-learn"] / seconds["ours"],
-            1.0, seconds=seconds["ours"], sklearn_seconds=seconds["scikit-learn"], explained_apart=apart),
-        {"name": "streaming PCA, growth of the process over 1e7 rows (MB)", "ratio": round(growth, 1), "floor": None,
-         "passed": growth < 60, "rows": stream.count},
-    ]  # fmt: skip
+        row(
+            "streaming PCA of 1e6 x 64, scikit-learn's best solver against ours",
+            seconds["scikit-learn"] / seconds["ours"],
+            1.0,
+            seconds=seconds["ours"],
+            sklearn_seconds=seconds["scikit-learn"],
+            explained_apart=apart,
+        ),
+        {
+            "name": "streaming PCA, growth of the process over 1e7 rows (MB)",
+            "ratio": round(growth, 1),
+            "floor": None,
+            "passed": growth < 60,
+            "rows": stream.count,
+        },
+    ]
 
 
 def _cka(clock: str, rounds: int) -> list[dict[str, Any]]:
     random = torch.Generator().manual_seed(0)
     names = [f"layer{i}" for i in range(12)]
     first = torch.randn(2048, 64, generator=random)
-    store = _store(
-        {n: first + 0.3 * i * torch.randn(2048, 64, generator=random) for i, n in enumerate(names)}, 64
-    )
+    store = _store({n: first + 0.3 * i * torch.randn(2048, 64, generator=random) for i, n in enumerate(names)}, 64)
 
     def together() -> torch.Tensor:
         return layer_similarity(store).matrix
 
     def by_pairs() -> torch.Tensor:
-        pairs = [
-            [float(layer_similarity(store, layers_a=[a], layers_b=[b]).matrix) for b in names] for a in names
-        ]
+        pairs = [[float(layer_similarity(store, layers_a=[a], layers_b=[b]).matrix) for b in names] for a in names]
         return torch.tensor(pairs, dtype=torch.float64)
 
     seconds = medians({"together": together, "pairs": by_pairs}, max(2, rounds // 2), clock)
     apart = float((together() - by_pairs()).abs().max())
     return [
-        row("minibatch CKA of all pairs of 12 layers, pair by pair against one pass", seconds["pairs"] / seconds["together"],
-            5.0, seconds=seconds["together"], pair_seconds=seconds["pairs"], apart=apart),
-    ]  # fmt: skip
+        row(
+            "minibatch CKA of all pairs of 12 layers, pair by pair against one pass",
+            seconds["pairs"] / seconds["together"],
+            5.0,
+            seconds=seconds["together"],
+            pair_seconds=seconds["pairs"],
+            apart=apart,
+        )
+    ]
 
 
 def _drift(clock: str) -> dict[str, Any]:
     random = torch.Generator().manual_seed(0)
     first = torch.randn(100_000, 64, generator=random)
-    stages = [
-        _store({"layer": first + 0.1 * s * torch.randn(1, 64, generator=random)}, 100) for s in range(3)
-    ]
+    stages = [_store({"layer": first + 0.1 * s * torch.randn(1, 64, generator=random)}, 100) for s in range(3)]
     now = CLOCKS[clock]
     start = now()
     result = drift(stages, "layer")
@@ -102,15 +113,11 @@ def _store(values: dict[str, torch.Tensor], cases: int) -> Features:
     number = len(next(iter(values.values())))
     index = np.arange(number)
     label = index // cases % 3
-    table = pd.DataFrame(
-        {"case": [f"case{i % cases:03d}" for i in index], "class": label, "index": index, "count": 1}
-    )
+    table = pd.DataFrame({"case": [f"case{i % cases:03d}" for i in index], "class": label, "index": index, "count": 1})
     table["class_name"] = [("background", "RV", "LV")[one] for one in label]
     for column in ("volume", "subject"):
         table[column] = table["case"]
-    arrays = MemoryArrays(
-        {(name, "rows"): value for name, value in values.items()}, {"cases": [], "images": []}
-    )
+    arrays = MemoryArrays({(name, "rows"): value for name, value in values.items()}, {"cases": [], "images": []})
     features = Features(list(values), arrays, {"parameters": {}})
     features._tables["cases"] = table
     return features

@@ -38,8 +38,11 @@ FAMILIES = {
         "test_fetch.py::test_only_https_is_fetched",
     ],
     "archives": ["test_download.py::test_archives_that_attack_leave_nothing"],
-    "servers": ["test_download.py::test_bad_servers_leave_nothing", "test_fetch.py::test_bad_servers_leave_no_data_set"],
-}  # fmt: skip
+    "servers": [
+        "test_download.py::test_bad_servers_leave_nothing",
+        "test_fetch.py::test_bad_servers_leave_no_data_set",
+    ],
+}
 
 
 class Recorder:
@@ -73,9 +76,7 @@ class Recorder:
             return
         folder = getattr(item, "funcargs", {}).get("tmp_path")
         left = (
-            []
-            if folder is None
-            else [path for path in folder.rglob("*") if path.is_file() and _partial(path, folder)]
+            [] if folder is None else [path for path in folder.rglob("*") if path.is_file() and _partial(path, folder)]
         )
         row = {"kind": self.families[item.nodeid.partition("[")[0].rpartition("/")[2]], "input": item.name}
         row |= {"verdict": "refused" if outcome.get_result().passed else "failed"}
@@ -97,9 +98,7 @@ def _partial(path: Path, folder: Path) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     recorder = Recorder({node: family for family, nodes in FAMILIES.items() for node in nodes})
@@ -108,9 +107,7 @@ def main() -> int:
         ["-q", "--no-header", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *nodes], plugins=[recorder]
     )
     rows = recorder.rows
-    silent = [
-        row["input"] for row in rows if "error" not in row or not row["what"] or row["verdict"] != "refused"
-    ]
+    silent = [row["input"] for row in rows if "error" not in row or not row["what"] or row["verdict"] != "refused"]
     report = {
         "question": "What is said to each bad input, and what is left behind",
         "inputs": len(rows),

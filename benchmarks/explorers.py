@@ -45,9 +45,7 @@ def explorers() -> Iterator[tuple[str, Any]]:
     yield "cam_explorer, two networks", tk.widgets.cam_explorer(networks[0], cases, compare=networks[1])
     yield "mask_explorer", tk.widgets.mask_explorer(networks[0], cases)
     yield "similarity_explorer", tk.widgets.similarity_explorer(networks[0], cases)
-    features = [
-        tk.extract(one, cases, ["head_input", "bottleneck"], pool="voxels", samples=8) for one in networks
-    ]
+    features = [tk.extract(one, cases, ["head_input", "bottleneck"], pool="voxels", samples=8) for one in networks]
     yield "drift_explorer", tk.widgets.drift_explorer(features, cases, bootstrap=50)
 
 
@@ -80,8 +78,14 @@ def moves(explorer: Any, rounds: int) -> Iterator[dict[str, Any]]:
                     explorer.catch_up()
                     followed.append(1e3 * (time.perf_counter() - start))
                 largest = max(largest, len(page.picture.value))
-        row = {"control": name, "changes": len(callbacks), "median_ms": round(statistics.median(callbacks), 1),
-               "slowest_ms": round(max(callbacks), 1), "largest_bytes": largest, "announced": len(followed)}  # fmt: skip
+        row = {
+            "control": name,
+            "changes": len(callbacks),
+            "median_ms": round(statistics.median(callbacks), 1),
+            "slowest_ms": round(max(callbacks), 1),
+            "largest_bytes": largest,
+            "announced": len(followed),
+        }
         if followed:
             row |= {
                 "followed_median_ms": round(statistics.median(followed), 1),
@@ -101,18 +105,19 @@ async def measured(rounds: int) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1, help="a second round finds results that are kept")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     rows = asyncio.run(measured(options.rounds))
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     content = {
-        "benchmark": "explorers", **machine(threads, "wall"), "budget_ms": BUDGET_MS, "budget_bytes": BUDGET_BYTES,
+        "benchmark": "explorers",
+        **machine(threads, "wall"),
+        "budget_ms": BUDGET_MS,
+        "budget_bytes": BUDGET_BYTES,
         "rows": rows,
-    }  # fmt: skip
+    }
     temporary = RESULT.with_name(f".{RESULT.name}.{os.getpid()}")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(RESULT)

@@ -54,13 +54,14 @@ def rows(threads: int, clock: str, rounds: int) -> list[dict[str, Any]]:
         arms["per class with moments"]()
     growth = resident_megabytes() - before
     table = [
-        row(f"extraction, {name}, against a bare forward pass", seconds["bare forward"] / seconds[name],
-            0.95 if name == "per class" else None, seconds=seconds[name], bare_seconds=seconds["bare forward"])
+        row(
+            f"extraction, {name}, against a bare forward pass",
+            seconds["bare forward"] / seconds[name],
+            0.95 if name == "per class" else None,
+            seconds=seconds[name],
+            bare_seconds=seconds["bare forward"],
+        )
         for name in list(arms)[1:]
-    ]  # fmt: skip
-    flat = {
-        "name": "extraction, growth of the process over 20 passes (MB)",
-        "ratio": round(growth, 1),
-        "floor": None,
-    }
+    ]
+    flat = {"name": "extraction, growth of the process over 20 passes (MB)", "ratio": round(growth, 1), "floor": None}
     return [*table, {**flat, "passed": growth < 30}]

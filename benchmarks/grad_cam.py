@@ -33,8 +33,7 @@ def captum_maps(model: torch.nn.Module, images: Tensor) -> dict[str, Tensor]:
         return model(x).sum((2, 3))
 
     return {
-        name: LayerGradCam(score, model.get_submodule(name)).attribute(images, target=CLASS).detach()
-        for name in LAYERS
+        name: LayerGradCam(score, model.get_submodule(name)).attribute(images, target=CLASS).detach() for name in LAYERS
     }
 
 
@@ -100,9 +99,7 @@ def rows(threads: int, clock: str, rounds: int) -> list[dict[str, Any]]:
     }
     for name, difference in differences.items():
         if difference > 1e-5:
-            raise SystemExit(
-                f"The maps differ from {name}'s by {difference:.2g} of their range: nothing to compare."
-            )
+            raise SystemExit(f"The maps differ from {name}'s by {difference:.2g} of their range: nothing to compare.")
     arms: dict[str, Any] = {
         "toolkit": lambda: toolkit_maps(model, images),
         "captum, nine calls": lambda: captum_maps(model, images),
@@ -116,22 +113,33 @@ def rows(threads: int, clock: str, rounds: int) -> list[dict[str, Any]]:
         arms["pytorch-grad-cam, one pass"] = other
     seconds = medians(arms, rounds, clock)
     floors = {
-        "captum, nine calls": 6.0, "MONAI GradCAM, nine calls": 10.0, "MONAI ModelWithHooks, one pass": 1.2,
+        "captum, nine calls": 6.0,
+        "MONAI GradCAM, nine calls": 10.0,
+        "MONAI ModelWithHooks, one pass": 1.2,
         "pytorch-grad-cam, one pass": 1.2,
-    }  # fmt: skip
+    }
     table = [
-        row(f"nine-layer Grad-CAM against {name}", seconds[name] / seconds["toolkit"], floor, seconds=seconds[name],
-            toolkit_seconds=seconds["toolkit"], largest_relative_difference=differences[name.split(",")[0].split(" ")[0]])
+        row(
+            f"nine-layer Grad-CAM against {name}",
+            seconds[name] / seconds["toolkit"],
+            floor,
+            seconds=seconds[name],
+            toolkit_seconds=seconds["toolkit"],
+            largest_relative_difference=differences[name.split(",")[0].split(" ")[0]],
+        )
         for name, floor in floors.items()
         if name in seconds and name.split(",")[0].split(" ")[0] in differences
-    ]  # fmt: skip
+    ]
     table.append(
-        row(f"{bare}, as a share of nine-layer Grad-CAM", seconds[bare] / seconds["toolkit"], round(1 / 1.15, 3),
-            seconds=seconds[bare], toolkit_seconds=seconds["toolkit"])
-    )  # fmt: skip
+        row(
+            f"{bare}, as a share of nine-layer Grad-CAM",
+            seconds[bare] / seconds["toolkit"],
+            round(1 / 1.15, 3),
+            seconds=seconds[bare],
+            toolkit_seconds=seconds["toolkit"],
+        )
+    )
     if other is not None:
         name = "pytorch-grad-cam, one pass"
-        table.append(
-            row(f"nine-layer Grad-CAM against {name}", seconds[name] / seconds["toolkit"], floors[name])
-        )
+        table.append(row(f"nine-layer Grad-CAM against {name}", seconds[name] / seconds["toolkit"], floors[name]))
     return table

@@ -42,6 +42,10 @@ def machine(threads: int, clock: str) -> dict[str, Any]:
     import toolkit
 
     return {
-        "toolkit": toolkit.__version__, "torch": torch.__version__, "python": platform.python_version(),
-        "processor": platform.machine(), "threads": threads, "clock": clock,
-    }  # fmt: skip
+        "toolkit": toolkit.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "threads": threads,
+        "clock": clock,
+    }

@@ -65,9 +65,10 @@ def trial(root: Path, index: int, drawn: random.Random, reference: dict[str, Any
     subprocess.run([sys.executable, str(PROGRAM), str(folder), "--resume"], check=True, env=ENVIRONMENT)
     result = contents(folder)
     return {
-        "killed_after_step": killed_at, "resumed_from": checkpoint,
+        "killed_after_step": killed_at,
+        "resumed_from": checkpoint,
         **{name: result[name] == reference[name] for name in reference},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -89,9 +90,14 @@ def main() -> None:
     print(f"{agreed} of {len(trials)} killed and resumed runs equal the uninterrupted one byte for byte")
     if options.out:
         record = {
-            "agreed": agreed, "count": len(trials), "seed": options.seed, "steps": STEPS, "trials": trials,
-            "versions": {"torch": torch.__version__, "python": platform.python_version()}, "threads": 1,
-        }  # fmt: skip
+            "agreed": agreed,
+            "count": len(trials),
+            "seed": options.seed,
+            "steps": STEPS,
+            "trials": trials,
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "threads": 1,
+        }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -60,10 +60,12 @@ def rows(threads: int, clock: str, rounds: int) -> list[dict[str, Any]]:
     middle = {name: statistics.median(values) for name, values in speeds.items()}
     return [
         row(
-            "training at 192 x 192 through the launcher against a bare python", middle["launcher"] / middle["bare"],
-            1.4, images_per_second=middle,
+            "training at 192 x 192 through the launcher against a bare python",
+            middle["launcher"] / middle["bare"],
+            1.4,
+            images_per_second=middle,
         )
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

@@ -34,12 +34,7 @@ from toolkit.objectives.med_disseg import MedDisSegObjective
 from toolkit.objectives.segmentation import SegmentationObjective
 from toolkit.regularizers.base import Regularizer
 from toolkit.regularizers.dispersive import Dispersive
-from toolkit.regularizers.image_baselines import (
-    AdversarialBias,
-    AdversarialNoise,
-    RandomConvolution,
-    RandomWindows,
-)
+from toolkit.regularizers.image_baselines import AdversarialBias, AdversarialNoise, RandomConvolution, RandomWindows
 from toolkit.regularizers.latent_augmentation import LatentAugmentation
 from toolkit.regularizers.segreg import SegReg, sliced_epps_pulley, unit_directions
 from toolkit.regularizers.selfreg import SelfReg
@@ -72,38 +67,66 @@ def masked(scheme: str) -> Callable[[nn.Module], Regularizer]:
 
 COMPARISONS = {
     "selfreg": Comparison(
-        lambda: self_reg_unet(1, CLASSES), SegmentationObjective, {"SelfReg (SCR + IFD)": taught}, 1, 224,
-        "SelfReg-UNet's U-Net, width 64, 224 x 224, batch 1", {"SelfReg (SCR + IFD)": 1.10},
+        lambda: self_reg_unet(1, CLASSES),
+        SegmentationObjective,
+        {"SelfReg (SCR + IFD)": taught},
+        1,
+        224,
+        "SelfReg-UNet's U-Net, width 64, 224 x 224, batch 1",
+        {"SelfReg (SCR + IFD)": 1.10},
     ),
     "selfreg_swin": Comparison(
-        lambda: swin_unet(1, CLASSES), SegmentationObjective, {"SelfReg (SCR + IFD), Swin": taught}, 1, 224,
+        lambda: swin_unet(1, CLASSES),
+        SegmentationObjective,
+        {"SelfReg (SCR + IFD), Swin": taught},
+        1,
+        224,
         "Swin-Unet, width 96, 224 x 224, batch 1",
     ),
     "segreg": Comparison(
-        lambda: unet(1, CLASSES), SegmentationObjective,
-        {"SegReg, K 64": lambda _: SegReg(directions=64), "SegReg, K 256": lambda _: SegReg()}, 12, 160,
-        "U-Net 16-32-64-128, 160 x 160, batch 12, N 4096", {"SegReg, K 64": 1.10},
+        lambda: unet(1, CLASSES),
+        SegmentationObjective,
+        {"SegReg, K 64": lambda _: SegReg(directions=64), "SegReg, K 256": lambda _: SegReg()},
+        12,
+        160,
+        "U-Net 16-32-64-128, 160 x 160, batch 12, N 4096",
+        {"SegReg, K 64": 1.10},
     ),
     "dispersive": Comparison(
-        lambda: unet(1, CLASSES), SegmentationObjective, {"dispersive, pooled": lambda _: Dispersive()}, 16, 96,
-        "U-Net 16-32-64-128, 96 x 96, batch 16", {"dispersive, pooled": 1.02},
+        lambda: unet(1, CLASSES),
+        SegmentationObjective,
+        {"dispersive, pooled": lambda _: Dispersive()},
+        16,
+        96,
+        "U-Net 16-32-64-128, 96 x 96, batch 16",
+        {"dispersive, pooled": 1.02},
     ),
     "dispersive_med_disseg": Comparison(
-        lambda: med_disseg(3, 2, encoder_width=16, width=32), MedDisSegObjective,
-        {"dispersive, pooled, Med-DisSeg": lambda _: Dispersive(tap="layer3", weight=0.6)}, 4, 128,
-        "Med-DisSeg stage 2, a quarter of its width, 128 x 128, batch 4", {"dispersive, pooled, Med-DisSeg": 1.02},
+        lambda: med_disseg(3, 2, encoder_width=16, width=32),
+        MedDisSegObjective,
+        {"dispersive, pooled, Med-DisSeg": lambda _: Dispersive(tap="layer3", weight=0.6)},
+        4,
+        128,
+        "Med-DisSeg stage 2, a quarter of its width, 128 x 128, batch 4",
+        {"dispersive, pooled, Med-DisSeg": 1.02},
     ),
     "cooperative": Comparison(
-        lambda: fast_slow_network(1, CLASSES), FastSlowObjective,
+        lambda: fast_slow_network(1, CLASSES),
+        FastSlowObjective,
         {
-            "cooperative, both targeted": masked("channel"), "cooperative, both dropout": masked("dropout"),
-            "random windows": lambda _: RandomWindows(), "random convolution": lambda _: RandomConvolution(),
-            "adversarial noise": lambda _: AdversarialNoise(), "adversarial bias": lambda _: AdversarialBias(),
+            "cooperative, both targeted": masked("channel"),
+            "cooperative, both dropout": masked("dropout"),
+            "random windows": lambda _: RandomWindows(),
+            "random convolution": lambda _: RandomConvolution(),
+            "adversarial noise": lambda _: AdversarialNoise(),
+            "adversarial bias": lambda _: AdversarialBias(),
         },
-        2, 192, "fast/slow network, width 16, 192 x 192, batch 2; plain = standard training",
+        2,
+        192,
+        "fast/slow network, width 16, 192 x 192, batch 2; plain = standard training",
         {"cooperative, both targeted": 2.4, "cooperative, both dropout": 2.4},
     ),
-}  # fmt: skip
+}
 
 
 def batch(case: Comparison) -> dict[str, torch.Tensor]:
@@ -152,13 +175,18 @@ def compared(case: Comparison, rounds: int, clock: str) -> list[dict[str, Any]]:
         ratio, bar = seconds[name] / seconds["plain"], case.bars.get(name)
         rows.append(
             {
-                "method": name, "setting": case.setting, "step_time": round(ratio, 3), "bar": bar,
+                "method": name,
+                "setting": case.setting,
+                "step_time": round(ratio, 3),
+                "bar": bar,
                 "passed": None if bar is None else ratio <= bar,
                 "peak_memory": round(memory[name] / memory["plain"], 3),
-                "seconds": round(seconds[name], 4), "plain_seconds": round(seconds["plain"], 4),
-                "megabytes": round(memory[name] / 1e6, 1), "plain_megabytes": round(memory["plain"] / 1e6, 1),
+                "seconds": round(seconds[name], 4),
+                "plain_seconds": round(seconds["plain"], 4),
+                "megabytes": round(memory[name] / 1e6, 1),
+                "plain_megabytes": round(memory["plain"] / 1e6, 1),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -178,10 +206,15 @@ def statistic(rounds: int, clock: str) -> list[dict[str, Any]]:
     }
     setting = "sliced Epps-Pulley, N 4096, C 32, K 256, M 17, against its direct formula"
     return [
-        {"method": f"SegReg's statistic, {name}", "setting": setting, "factor": round(value, 2), "bar": bar,
-         "passed": value >= bar}
+        {
+            "method": f"SegReg's statistic, {name}",
+            "setting": setting,
+            "factor": round(value, 2),
+            "bar": bar,
+            "passed": value >= bar,
+        }
         for name, (value, bar) in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def measure(only: list[str] | None, rounds: int, clock: str, threads: int, note: str = "") -> None:
@@ -189,10 +222,7 @@ def measure(only: list[str] | None, rounds: int, clock: str, threads: int, note:
     torch.set_num_threads(threads)
     for name in only or [*COMPARISONS, "statistic"]:
         rows = statistic(rounds, clock) if name == "statistic" else compared(COMPARISONS[name], rounds, clock)
-        content = {
-            **stored(),
-            name: {**machine(threads, clock), "rounds": rounds, "note": note, "rows": rows},
-        }
+        content = {**stored(), name: {**machine(threads, clock), "rounds": rounds, "note": note, "rows": rows}}
         for one in rows:
             print(json.dumps(one), flush=True)
         RESULTS.parent.mkdir(exist_ok=True)
@@ -224,13 +254,7 @@ def lines() -> list[str]:
         if "factor" in one:
             found.append(f"| {one['method']} | {one['factor']:.1f} | {bar} | | {one['setting']} |")
         else:
-            cells = [
-                one["method"],
-                f"{one['step_time']:.2f}",
-                bar,
-                f"{one['peak_memory']:.2f}",
-                one["setting"],
-            ]
+            cells = [one["method"], f"{one['step_time']:.2f}", bar, f"{one['peak_memory']:.2f}", one["setting"]]
             found.append("| " + " | ".join(cells) + " |")
     circumstances = [
         f"* {name}: threads {e['threads']}, clock {e['clock']}, torch {e['torch']}, {e['rounds']} rounds. {e['note']}".strip()
@@ -240,9 +264,7 @@ def lines() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*COMPARISONS, "statistic"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu")

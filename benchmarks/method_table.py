@@ -32,12 +32,7 @@ from toolkit.objectives.segmentation import SegmentationObjective
 from toolkit.regularizers.base import Regularizer
 from toolkit.regularizers.continual import ElasticWeights, LearningWithoutForgetting
 from toolkit.regularizers.dispersive import Dispersive
-from toolkit.regularizers.image_baselines import (
-    AdversarialBias,
-    AdversarialNoise,
-    RandomConvolution,
-    RandomWindows,
-)
+from toolkit.regularizers.image_baselines import AdversarialBias, AdversarialNoise, RandomConvolution, RandomWindows
 from toolkit.regularizers.latent_augmentation import LatentAugmentation
 from toolkit.regularizers.segreg import SegReg
 from toolkit.training.step import TrainingStep
@@ -52,7 +47,7 @@ NETWORKS: dict[str, Callable[[bool], nn.Module]] = {
     "transformer": lambda large: swin_unet(1, CLASSES, width=12, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4),
     "codes": lambda large: fast_slow_network(1, CLASSES, width=16 if large else 2),
     "codes 3D": lambda large: fast_slow_network(1, CLASSES, width=2, dims=3),
-}  # fmt: skip
+}
 
 
 def elastic(network: nn.Module) -> Regularizer:
@@ -86,12 +81,7 @@ class Method:
 METHODS = (
     Method("SegReg", lambda network: SegReg(), cost="SegReg, K 256"),
     Method("SelfReg", taught, cost="SelfReg (SCR + IFD)"),
-    Method(
-        "latent augmentation",
-        lambda network: LatentAugmentation(),
-        codes=True,
-        cost="cooperative, both targeted",
-    ),
+    Method("latent augmentation", lambda network: LatentAugmentation(), codes=True, cost="cooperative, both targeted"),
     Method("random windows", lambda network: RandomWindows(), codes=True, cost="random windows"),
     Method("random convolution", lambda network: RandomConvolution(), codes=True, cost="random convolution"),
     Method("adversarial noise", lambda network: AdversarialNoise(), codes=True, cost="adversarial noise"),
@@ -184,9 +174,7 @@ def put_into(path: Path, table_lines: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu")

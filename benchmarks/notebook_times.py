@@ -66,9 +66,7 @@ def _cell_seconds(cell: Any) -> float:
 def measure(path: Path, timeout: int) -> dict[str, Any]:
     """Run one notebook in a process of its own, so that the numbers of its kernel are its own."""
     command = [sys.executable, __file__, "--one", str(path), "--timeout", str(timeout)]
-    done = subprocess.run(
-        command, env={**os.environ, "FAST": "1"}, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, env={**os.environ, "FAST": "1"}, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"notebook": path.name, "error": done.stderr.strip().splitlines()[-1]}
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -76,9 +74,7 @@ def measure(path: Path, timeout: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all")
     parser.add_argument("--timeout", type=int, default=600, help="seconds that one cell may take")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)

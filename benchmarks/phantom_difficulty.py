@@ -52,9 +52,7 @@ SETTINGS = {
 }
 
 
-def trained_scores(
-    task: Any, sites: list[str], setting: Setting, config: TrainConfig
-) -> dict[str, dict[str, float]]:
+def trained_scores(task: Any, sites: list[str], setting: Setting, config: TrainConfig) -> dict[str, dict[str, float]]:
     """Mean test Dice over volumes, per test site and class, of a network trained on `sites`."""
     torch.manual_seed(config.seed)
     network = unet(task.channels, len(task.classes), channels=setting.channels, dims=task.dims)
@@ -70,28 +68,27 @@ def trained_scores(
     return scores
 
 
-def measure(
-    task: Any, arms: dict[str, list[str]], seeds: list[int], setting: Setting
-) -> Iterator[dict[str, Any]]:
+def measure(task: Any, arms: dict[str, list[str]], seeds: list[int], setting: Setting) -> Iterator[dict[str, Any]]:
     """One record per training, as they end."""
     for seed in seeds:
         for name, sites in arms.items():
             config = TrainConfig(
-                steps=setting.steps, batch_size=setting.batch_size, learning_rate=setting.learning_rate, seed=seed,
-                device="cpu", checkpoint_every=0, validate_every=0, select="last", augmentation="standard",
-            )  # fmt: skip
+                steps=setting.steps,
+                batch_size=setting.batch_size,
+                learning_rate=setting.learning_rate,
+                seed=seed,
+                device="cpu",
+                checkpoint_every=0,
+                validate_every=0,
+                select="last",
+                augmentation="standard",
+            )
             start = time.process_time()
             scores = trained_scores(task, sites, setting, config)
             seconds = time.process_time() - start
             means = "  ".join(f"{site} {scores[site]['mean']:.3f}" for site in task.sites)
             print(f"seed {seed}  trained on {name:6s}  {means}  ({seconds:.0f} CPU s)", flush=True)
-            yield {
-                "arm": name,
-                "sites": sites,
-                "seed": seed,
-                "cpu_seconds": round(seconds, 1),
-                "dice": scores,
-            }
+            yield {"arm": name, "sites": sites, "seed": seed, "cpu_seconds": round(seconds, 1), "dice": scores}
 
 
 def summary(runs: list[dict[str, Any]], sites: list[str]) -> dict[str, Any]:
@@ -103,9 +100,7 @@ def summary(runs: list[dict[str, Any]], sites: list[str]) -> dict[str, Any]:
         result[arm] = {"dice": means}
         if arm == "joint":
             result[arm]["mean"] = round(statistics.mean(means.values()), 4)
-            result[arm]["lowest_seed_mean"] = min(
-                round(statistics.mean(d[s]["mean"] for s in sites), 4) for d in mine
-            )
+            result[arm]["lowest_seed_mean"] = min(round(statistics.mean(d[s]["mean"] for s in sites), 4) for d in mine)
         else:
             drops = [d[arm]["mean"] - min(d[s]["mean"] for s in sites if s != arm) for d in mine]
             result[arm]["worst_loss_mean"] = round(statistics.mean(drops), 4)
@@ -125,17 +120,13 @@ def verdict(result: dict[str, Any]) -> dict[str, bool]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", nargs="?", default="phantom-cardiac", choices=sorted(GENERATORS))
     parser.add_argument("--steps", type=int, help="default: the task's own")
     parser.add_argument("--learning-rate", type=float, help="default: the task's own")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument(
-        "--arms", nargs="+", default=["A", "joint"], help="site names, and joint for all of them"
-    )
+    parser.add_argument("--arms", nargs="+", default=["A", "joint"], help="site names, and joint for all of them")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -146,14 +137,20 @@ def description(task: Any, setting: Setting, seeds: list[int]) -> dict[str, Any]
         "question": f"Dice lost by training on one site; Dice reached by training on all ({task.name}, test split)",
         "network": f"unet({task.channels}, {len(task.classes)}, channels={setting.channels}, dims={task.dims})",
         "training": {
-            **dataclasses.asdict(setting), "patch": list(task.patch_size), "optimizer": "adamw",
-            "schedule": "one_cycle", "augmentation": "standard", "precision": "32", "selection": "last step",
-            "objective": "cross-entropy + soft Dice (squared denominator)", "seeds": seeds,
+            **dataclasses.asdict(setting),
+            "patch": list(task.patch_size),
+            "optimizer": "adamw",
+            "schedule": "one_cycle",
+            "augmentation": "standard",
+            "precision": "32",
+            "selection": "last step",
+            "objective": "cross-entropy + soft Dice (squared denominator)",
+            "seeds": seeds,
         },
         "data": {"task": task.name, "content_hash": task.content_hash()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

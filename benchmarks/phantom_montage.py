@@ -45,13 +45,15 @@ class Sheet:
 
 SHEETS = {
     "cardiac": Sheet(
-        levels=(0.0, 0.3, 0.6, 0.95), outlined=(1, 5), colours={1: "#46c5dd", 2: "#f2c14e", 3: "#e4572e"},
+        levels=(0.0, 0.3, 0.6, 0.95),
+        outlined=(1, 5),
+        colours={1: "#46c5dd", 2: "#f2c14e", 3: "#e4572e"},
         subjects={"A": (25, 1), "B": (4, 28), "C": (1, 25), "D": (0, 27)},
     ),
     "glands": Sheet(levels=(0.0,), outlined=(1, 3, 5, 7), colours={1: "#00c853"}, count=4),
     "hippocampus": Sheet(levels=(0.3, 0.45, 0.6, 0.75), outlined=(1, 3, 5, 7), colours={1: "#46c5dd", 2: "#e4572e"}),
     "prostate": Sheet(levels=(0.25, 0.45, 0.65, 0.85), outlined=(1, 3, 5, 7), colours={1: "#46c5dd", 2: "#e4572e"}),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +156,7 @@ def draw(name: str, folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=sorted(SHEETS), default=sorted(SHEETS))
     parser.add_argument("--folder", type=Path, default=IMAGES)
     options = parser.parse_args()

@@ -43,16 +43,16 @@ def measured(rounds: int) -> dict[str, Any]:
         subjects = 12 if name == "phantom-glands" else 3
         rates = sorted(round(slices_per_second(module, subjects), 1) for _ in range(rounds))
         tasks[name] = {
-            "unit": "tiles" if name == "phantom-glands" else "slices", "per_cpu_second": rates[len(rates) // 2],
-            "rounds": rates, "passed": rates[len(rates) // 2] >= FLOOR,
-        }  # fmt: skip
+            "unit": "tiles" if name == "phantom-glands" else "slices",
+            "per_cpu_second": rates[len(rates) // 2],
+            "rounds": rates,
+            "passed": rates[len(rates) // 2] >= FLOOR,
+        }
     return tasks
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()

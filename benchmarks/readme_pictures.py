@@ -31,10 +31,7 @@ def main(folder: Path) -> None:
     cams = [grad_cam(s.model, case, list(BLOCKS), Region("LV", inside="reference")) for s in trained.values()]
     write(grad_cams(cams, list(trained)), IMAGES / "grad_cam.png", dpi=110)
     moved = [
-        drift(
-            [extract(run.model, cases, [PENULTIMATE], pool="voxels", samples=16) for run in s.stages],
-            PENULTIMATE,
-        )
+        drift([extract(run.model, cases, [PENULTIMATE], pool="voxels", samples=16) for run in s.stages], PENULTIMATE)
         for s in trained.values()
     ]
     write(drifts(moved, list(trained)), IMAGES / "drift.png", dpi=110)

@@ -43,8 +43,7 @@ def stage_features(path: Path, task: Any, cases: list[Any], seed: int) -> list[A
     """Penultimate features of the same voxels after each stage."""
     stages = tk.resume_sequence(path, network(seed, out_channels=2, **CARDIAC), task, progress=False)
     return [
-        tk.extract(run.model, cases, ["head_input"], pool="voxels", samples=16, moments=False)
-        for run in stages.stages
+        tk.extract(run.model, cases, ["head_input"], pool="voxels", samples=16, moments=False) for run in stages.stages
     ]
 
 

@@ -31,10 +31,7 @@ ACDC = tk.TrainConfig(
 )
 HIPPOCAMPUS = ACDC.replace(steps=800, batch_size=4, validate_every=200, checkpoint_every=200)
 STAGE = ACDC.replace(steps=100, validate_every=50, checkpoint_every=50)
-CARDIAC = {
-    "in_channels": 1,
-    "channels": (16, 32, 64, 128, 256),
-}  # five levels: the right ventricle needs the context
+CARDIAC = {"in_channels": 1, "channels": (16, 32, 64, 128, 256)}  # five levels: the right ventricle needs the context
 
 
 def arms(seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
@@ -62,15 +59,16 @@ def acdc(out: Path, seeds: Sequence[int], score: bool) -> tuple[list[pd.DataFram
     """Four classes on ACDC; the left ventricle also at the other site, never seen in training."""
     task, other = tk.load_task("cardiac_acdc"), tk.load_task("cardiac_sunnybrook")
     label = next(number for number, name in task.classes.items() if name == "LV")
-    elsewhere = [
-        dataclasses.replace(case, classes=task.classes, relabel=(0, label)) for case in other.cases("test")
-    ]
+    elsewhere = [dataclasses.replace(case, classes=task.classes, relabel=(0, label)) for case in other.cases("test")]
     tables, validation = [], {}
     for method, seed in arms(seeds):
         run = trained(
-            network(seed, out_channels=4, **CARDIAC), task, method, ACDC.replace(seed=seed),
+            network(seed, out_channels=4, **CARDIAC),
+            task,
+            method,
+            ACDC.replace(seed=seed),
             out / f"acdc_{method}_{seed}",
-        )  # fmt: skip
+        )
         validation[f"{method} seed {seed}"] = best_validation(run)
         print(f"acdc {method} {seed}: validation {validation[f'{method} seed {seed}']:.4f}", flush=True)
         if not score:
@@ -88,18 +86,12 @@ def hippocampus(out: Path, seeds: Sequence[int], score: bool) -> tuple[list[pd.D
     tables, validation = [], {}
     for method, seed in arms(seeds):
         model = network(seed, in_channels=1, out_channels=3, channels=(8, 16, 32, 64), dims=3)
-        run = trained(
-            model, task, method, HIPPOCAMPUS.replace(seed=seed), out / f"hippocampus_{method}_{seed}"
-        )
+        run = trained(model, task, method, HIPPOCAMPUS.replace(seed=seed), out / f"hippocampus_{method}_{seed}")
         best = validation[f"{method} seed {seed}"] = best_validation(run)
         print(f"hippocampus {method} {seed}: validation {best:.4f}", flush=True)
         if score:
             tables.append(run.evaluate("test").assign(method=method, seed=seed))
-    return tables, {
-        "task": task.name,
-        "config": HIPPOCAMPUS.to_dict(),
-        "validation_dice": validation,
-    }
+    return tables, {"task": task.name, "config": HIPPOCAMPUS.to_dict(), "validation_dice": validation}
 
 
 def lv_task() -> Any:
@@ -124,9 +116,7 @@ def sequence(out: Path, seeds: Sequence[int], score: bool) -> tuple[list[pd.Data
         if score:
             for stage, run in enumerate(stages.stages):
                 scores = run.evaluate("test", list(task.sites), metrics=("dice",))
-                tables.append(
-                    scores.assign(stage=stage, trained_on=task.sites[stage], method=method, seed=seed)
-                )
+                tables.append(scores.assign(stage=stage, trained_on=task.sites[stage], method=method, seed=seed))
     return tables, {"task": task.name, "sites": list(task.sites), "config": STAGE.to_dict()}
 
 
@@ -143,9 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiments", nargs="+", choices=list(EXPERIMENTS))
     parser.add_argument("--out", type=Path, default=Path("runs/real"))
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=SEEDS, help="fewer only train: no test score, no table"
-    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="fewer only train: no test score, no table")
     arguments = parser.parse_args()
     for name in arguments.experiments:
         started = time.perf_counter()
@@ -153,15 +141,9 @@ def main() -> None:
         tables, record = EXPERIMENTS[name](arguments.out, arguments.seeds, complete)
         if not complete:
             continue
-        record |= {
-            "seeds": list(SEEDS),
-            "methods": list(METHODS),
-            "seconds": round(time.perf_counter() - started),
-        }
+        record |= {"seeds": list(SEEDS), "methods": list(METHODS), "seconds": round(time.perf_counter() - started)}
         record |= {"environment": environment(tk.TrainConfig.from_dict(record["config"]))}
-        record["note"] = (
-            "The SegReg loss is inferred from the public parts of its paper, not taken from its code."
-        )
+        record["note"] = "The SegReg loss is inferred from the public parts of its paper, not taken from its code."
         RESULTS.mkdir(exist_ok=True)
         pd.concat(tables).to_csv(RESULTS / f"real_{name}.csv", index=False, float_format="%.6g")
         (RESULTS / f"real_{name}.json").write_text(json.dumps(record, indent=1) + "\n")

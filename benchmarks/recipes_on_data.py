@@ -45,9 +45,12 @@ class Trial:
     def build(self, steps: int) -> Recipe:
         # Logged steps cost a gradient ratio; nothing is selected in a trial, so nothing is validated.
         rhythm = {
-            "steps": steps, "log_every": max(1, steps // 75), "checkpoint_every": max(1, steps // 3), "validate_every": 0,
+            "steps": steps,
+            "log_every": max(1, steps // 75),
+            "checkpoint_every": max(1, steps // 3),
+            "validate_every": 0,
             "select": "last",
-        }  # fmt: skip
+        }
         return self.recipe(
             tk.load_task(self.pack), **self.options, network=dict(self.network), **{**rhythm, **self.config}
         )
@@ -57,18 +60,18 @@ TRIALS = {
     "self_reg_unet": Trial(
         "cardiac_acdc", tk.recipes.self_reg_unet, {"width": 24}, {"patch_size": (128, 128), "batch_size": 4}
     ),
-    "self_reg_swin": Trial(
-        "cardiac_acdc", tk.recipes.self_reg_unet, {"width": 48}, {"batch_size": 2}, {"swin": True}
-    ),
+    "self_reg_swin": Trial("cardiac_acdc", tk.recipes.self_reg_unet, {"width": 48}, {"batch_size": 2}, {"swin": True}),
     "latent_augmentation": Trial(
         "cardiac_acdc", tk.recipes.latent_augmentation, {"width": 8}, {"patch_size": (128, 128), "batch_size": 8}
     ),
     "segreg": Trial("hippocampus_msd04", tk.recipes.segreg, {"channels": [12, 24, 48, 96]}, {}),
     "med_disseg": Trial(
-        "nuclei_dsb2018", tk.recipes.med_disseg, {"encoder_width": 8, "width": 16},
+        "nuclei_dsb2018",
+        tk.recipes.med_disseg,
+        {"encoder_width": 8, "width": 16},
         {"patch_size": (128, 128), "batch_size": 4},
     ),
-}  # fmt: skip
+}
 
 
 def changed(stage: Stage) -> dict[str, Any]:
@@ -79,29 +82,20 @@ def changed(stage: Stage) -> dict[str, Any]:
 def terms(stage: Stage, history: pd.DataFrame) -> dict[str, dict[str, float]]:
     """First and last values of every loss term of a stage."""
     found: dict[str, dict[str, float]] = {}
-    wanted = (
-        [f"{stage.regularizer.name}/{t}" for t in stage.regularizer.weights(10**6)]
-        if stage.regularizer
-        else []
-    )
+    wanted = [f"{stage.regularizer.name}/{t}" for t in stage.regularizer.weights(10**6)] if stage.regularizer else []
     prefix = f"{stage.objective.name}/"
     for column in history.columns:
         name = str(column)
         own = name.startswith(prefix) and not name.endswith(("gradient_norm", "weight"))
         if own or name in wanted:
             values = history[column].dropna()
-            found[name] = {
-                "first": float(values.head(LOGGED).mean()),
-                "last": float(values.tail(LOGGED).mean()),
-            }
+            found[name] = {"first": float(values.head(LOGGED).mean()), "last": float(values.tail(LOGGED).mean())}
     return found
 
 
 def record(stage: Stage, run: Run) -> dict[str, Any]:
     history = run.history
-    seconds = (
-        history["seconds/step"].dropna() if "seconds/step" in history.columns else pd.Series(dtype=float)
-    )
+    seconds = history["seconds/step"].dropna() if "seconds/step" in history.columns else pd.Series(dtype=float)
     return {
         "stage": stage.name,
         "task": stage.task.name,
@@ -125,9 +119,7 @@ def write(name: str, entry: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", choices=["all", *TRIALS])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run directories")
@@ -141,13 +133,9 @@ def main() -> None:
         runs = recipe.train(options.out / name, progress=False)
         stages = [record(stage, run) for stage, run in zip(recipe.stages, runs, strict=True)]
         seconds = round(time.perf_counter() - started, 1)
-        write(
-            name, {**machine(options.threads, "wall"), "seconds": seconds, "stages": stages}, options.results
-        )
+        write(name, {**machine(options.threads, "wall"), "seconds": seconds, "stages": stages}, options.results)
         for stage in stages:
-            print(
-                f"{name} {stage['stage']}: {stage['steps']} steps, {stage['seconds_per_step']:.2f} s a step"
-            )
+            print(f"{name} {stage['stage']}: {stage['steps']} steps, {stage['seconds_per_step']:.2f} s a step")
             for term, value in stage["terms"].items():
                 print(f"  {term:<44} {value['first']:>10.4f} -> {value['last']:>10.4f}", flush=True)
 

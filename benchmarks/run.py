@@ -22,9 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu")
@@ -35,12 +33,7 @@ def main() -> int:
     for name in options.only:
         torch.set_num_threads(options.threads)
         rows = importlib.import_module(name).rows(options.threads, options.clock, options.rounds)
-        content = {
-            "benchmark": name,
-            **machine(options.threads, options.clock),
-            "rounds": options.rounds,
-            "rows": rows,
-        }
+        content = {"benchmark": name, **machine(options.threads, options.clock), "rounds": options.rounds, "rows": rows}
         RESULTS.mkdir(exist_ok=True)
         temporary = RESULTS / f".{name}.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -58,9 +58,7 @@ def direct_formula(z: Tensor, directions: Tensor, t_max: float = 3.0, points: in
     return (distance * rule * window).sum(-1).mean()
 
 
-def medians(
-    arms: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]
-) -> dict[str, float]:
+def medians(arms: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]) -> dict[str, float]:
     """Median seconds of every arm, the arms taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(repeats + 2):
@@ -75,9 +73,7 @@ def medians(
 def peak_bytes(run: Callable[[], None]) -> int:
     """Largest sum of tensor memory allocated during one call, from the allocator's own events."""
     gc.collect()
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     now = peak = 0
     assert profile.profiler is not None

@@ -109,11 +109,16 @@ def main() -> None:
         times = [{name: timed(block) / BLOCK for name, block in loops.items()} for _ in range(options.pairs)]
     ratio = statistics.median(pair["toolkit"] / pair["by hand"] for pair in times)
     record = {
-        "side": options.side, "batch": options.batch, "channels": options.channels, "ratio": round(ratio, 4),
+        "side": options.side,
+        "batch": options.batch,
+        "channels": options.channels,
+        "ratio": round(ratio, 4),
         "ms_by_hand": round(1e3 * statistics.median(p["by hand"] for p in times), 2),
         "ms_toolkit": round(1e3 * statistics.median(p["toolkit"] for p in times), 2),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine(),
-    }  # fmt: skip
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
     print(json.dumps(record, indent=1))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

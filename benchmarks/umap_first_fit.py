@@ -42,9 +42,7 @@ def ours(values: np.ndarray) -> np.ndarray:
 def peer(values: np.ndarray) -> np.ndarray:
     import umap
 
-    return np.asarray(
-        umap.UMAP(n_neighbors=NEIGHBOURS, n_epochs=EPOCHS, random_state=0).fit_transform(values)
-    )
+    return np.asarray(umap.UMAP(n_neighbors=NEIGHBOURS, n_epochs=EPOCHS, random_state=0).fit_transform(values))
 
 
 def one(arm: str, clock: str) -> dict[str, float]:
@@ -58,11 +56,7 @@ def one(arm: str, clock: str) -> dict[str, float]:
     start = now()
     fit(values)
     second = now() - start
-    return {
-        "first": first,
-        "second": second,
-        "trust": float(trustworthiness(values, picture, n_neighbors=15)),
-    }
+    return {"first": first, "second": second, "trust": float(trustworthiness(values, picture, n_neighbors=15))}
 
 
 def measured(arm: str, clock: str) -> dict[str, float]:
@@ -79,16 +73,22 @@ def rows(threads: int, clock: str, rounds: int) -> list[dict[str, Any]]:
     del threads, rounds  # numba's threads are set by the environment; one process an arm
     measured("ours", clock)  # both libraries' files are in the system's cache before either is timed
     result = {arm: measured(arm, clock) for arm in ("umap-learn", "ours")}
-    told = {
-        f"{arm}_{key}": round(value, 4) for arm, values in result.items() for key, value in values.items()
-    }
+    told = {f"{arm}_{key}": round(value, 4) for arm, values in result.items() for key, value in values.items()}
     apart = result["ours"]["trust"] - result["umap-learn"]["trust"]
     return [
-        row("first UMAP of 5 000 x 64 in a new process, umap-learn alone against ours",
-            result["umap-learn"]["first"] / result["ours"]["first"], 4.0, **told),
-        {"name": "trustworthiness of ours minus umap-learn's", "ratio": round(apart, 4), "floor": None,
-         "passed": apart > -0.01},
-    ]  # fmt: skip
+        row(
+            "first UMAP of 5 000 x 64 in a new process, umap-learn alone against ours",
+            result["umap-learn"]["first"] / result["ours"]["first"],
+            4.0,
+            **told,
+        ),
+        {
+            "name": "trustworthiness of ours minus umap-learn's",
+            "ratio": round(apart, 4),
+            "floor": None,
+            "passed": apart > -0.01,
+        },
+    ]
 
 
 if __name__ == "__main__":

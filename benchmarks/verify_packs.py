@@ -32,9 +32,12 @@ def main(names: list[str]) -> None:
             "lowest": float(rows.low.replace("", float("nan")).astype(float).min()),
             "highest": float(rows.high.replace("", float("nan")).astype(float).max()),
             "notes": dict(sorted(notes.items())),
-            "not_ok": [f"{case}: {verdict}. {detail}" for case, verdict, detail in odd[["case", "verdict", "detail"]].to_numpy()][:20],
+            "not_ok": [
+                f"{case}: {verdict}. {detail}"
+                for case, verdict, detail in odd[["case", "verdict", "detail"]].to_numpy()
+            ][:20],
             "seconds": round(time.perf_counter() - begun, 1),
-        }  # fmt: skip
+        }
         print(name, packs[name], flush=True)
         OUT.write_text(json.dumps(dict(sorted(packs.items())), indent=1) + "\n")
 

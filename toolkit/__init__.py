@@ -13,8 +13,15 @@ __version__ = "0.1.0"
 
 _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.errors": (
-        "CheckpointError", "ConfigError", "DataError", "LayerError", "ProtocolError", "RegularizerWarning",
-        "ResultError", "ToolkitError", "ToolkitWarning",
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "LayerError",
+        "ProtocolError",
+        "RegularizerWarning",
+        "ResultError",
+        "ToolkitError",
+        "ToolkitWarning",
     ),
     "toolkit.results": ("Result", "load_result"),
     "toolkit.data.arrays": ("task_from_arrays",),
@@ -42,7 +49,10 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.regularizers.augment_image": ("augment_image",),
     "toolkit.regularizers.dispersive": ("Dispersive",),
     "toolkit.regularizers.image_baselines": (
-        "AdversarialBias", "AdversarialNoise", "RandomConvolution", "RandomWindows",
+        "AdversarialBias",
+        "AdversarialNoise",
+        "RandomConvolution",
+        "RandomWindows",
     ),
     "toolkit.regularizers.latent_augmentation": ("LatentAugmentation",),
     "toolkit.regularizers.segreg": ("SegReg",),
@@ -53,7 +63,13 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.explain.masking": ("mask_latent",),
     "toolkit.explain.sanity": ("randomised_weights",),
     "toolkit.explain.targets": (
-        "BoundaryBand", "ClassSum", "ErrorRegion", "LesionComponent", "NormalisedClassSum", "Region", "Voxel",
+        "BoundaryBand",
+        "ClassSum",
+        "ErrorRegion",
+        "LesionComponent",
+        "NormalisedClassSum",
+        "Region",
+        "Voxel",
     ),
     "toolkit.measure.classifier_variability": ("classifier_variability",),
     "toolkit.measure.collapse": ("collapse",),
@@ -78,7 +94,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.training.step": ("TrainingStep",),
     "toolkit.training.study": ("Study", "compare"),
     "toolkit.show.report": ("report",),
-}  # fmt: skip
+}
 
 # Rooms that are used by their own name: toolkit.recipes.segreg(task), toolkit.widgets.cam_explorer(model, task).
 _SUBMODULES = {"recipes": "toolkit.recipes", "widgets": "toolkit.show.widgets"}

@@ -16,9 +16,7 @@ def parser() -> argparse.ArgumentParser:
     demo = each.add_parser("demo", help="train two networks on the embedded task and write a report")
     demo.add_argument("--out", default="runs/demo", help="folder of the runs and the report")
     demo.add_argument("--task", default="phantom-cardiac", help="a 2D task with at least two sites")
-    demo.add_argument(
-        "--sites", nargs="+", help="sites to train on, in order (default: the task's first two)"
-    )
+    demo.add_argument("--sites", nargs="+", help="sites to train on, in order (default: the task's first two)")
     demo.add_argument("--steps", type=int, default=200, help="optimizer steps on each site")
     demo.add_argument("--batch-size", type=int, default=16)
     demo.add_argument("--size", type=int, help="edge of the training patches in pixels")

@@ -14,9 +14,7 @@ class ToolkitError(ValueError):
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
-        super().__init__(
-            "\n".join(filter(None, (what, where and f"  where: {where}", fix and f"  fix:   {fix}")))
-        )
+        super().__init__("\n".join(filter(None, (what, where and f"  where: {where}", fix and f"  fix:   {fix}"))))
 
 
 class DataError(ToolkitError):

@@ -57,9 +57,7 @@ def build(kind: str, config: dict[str, Any]) -> Any:
     name = config.get("name", "")
     factory = _FACTORIES.get(kind, {}).get(name)
     if factory is None:
-        raise ConfigError(
-            f"There is no {kind} called {name!r}.", fix=f"Known: {', '.join(names(kind)) or 'none'}."
-        )
+        raise ConfigError(f"There is no {kind} called {name!r}.", fix=f"Known: {', '.join(names(kind)) or 'none'}.")
     try:
         return factory(**config.get("arguments", {}))
     except TypeError as error:

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _CLASSES: dict[str, type[Result]] = {}
-_DRAWING_ROOM = (
-    "toolkit.show.draw"  # a name, not an import: results are computed and stored without the drawing code
-)
+_DRAWING_ROOM = "toolkit.show.draw"  # a name, not an import: results are computed and stored without the drawing code
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -67,8 +65,9 @@ class Result:
         if path.suffix not in (".csv", ".tex"):
             raise ResultError(
                 f"Tables are not written as {path.suffix or 'files without a suffix'}.",
-                where=str(path), fix="Name the file .csv or .tex.",
-            )  # fmt: skip
+                where=str(path),
+                fix="Name the file .csv or .tex.",
+            )
         table = self.table()
         text = table.to_csv(index=False) if path.suffix == ".csv" else latex_table(table, digits)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,8 +86,11 @@ class Result:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         arrays: dict[str, np.ndarray] = {}
         header: dict[str, Any] = {
-            "class": type(self).__name__, "module": type(self).__module__, "format": 1, "fields": {},
-        }  # fmt: skip
+            "class": type(self).__name__,
+            "module": type(self).__module__,
+            "format": 1,
+            "fields": {},
+        }
         for field in dataclasses.fields(self):
             header["fields"][field.name] = _encode(getattr(self, field.name), field.name, arrays)
         try:
@@ -112,14 +114,19 @@ class Result:
         """
         result = load_result(path)
         if not isinstance(result, cls):
-            raise ResultError(
-                f"This file holds a {type(result).__name__}, not a {cls.__name__}.", where=str(path)
-            )
+            raise ResultError(f"This file holds a {type(result).__name__}, not a {cls.__name__}.", where=str(path))
         return result
 
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-          ">": r"\textgreater{}", "|": r"\textbar{}", **{sign: "\\" + sign for sign in "&%$#_{}"}}  # fmt: skip
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    **{sign: "\\" + sign for sign in "&%$#_{}"},
+}
 
 
 def latex_table(table: pd.DataFrame, digits: int = 4) -> str:
@@ -136,16 +143,7 @@ def latex_table(table: pd.DataFrame, digits: int = 4) -> str:
     lines = [" & ".join(row) + r" \\" for row in rows]
     layout = "".join("r" if name in numbers else "l" for name in table.columns)
     return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{layout}}}",
-            r"\hline",
-            lines[0],
-            r"\hline",
-            *lines[1:],
-            r"\hline",
-            r"\end{tabular}",
-            "",
-        ]
+        [rf"\begin{{tabular}}{{{layout}}}", r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}", ""]
     )
 
 

@@ -22,9 +22,15 @@ NOTEBOOK = ROOT / "notebooks" / "80_explorers.ipynb"
 TOKEN = "browser-test"
 PATIENCE = 600_000  # ms for all cells to run; a busy machine takes ten times as long as a quiet one
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
 
 
 def chromium() -> str:
@@ -47,23 +53,39 @@ class Lab:
             self.port = probe.getsockname()[1]
         config = folder / "config"
         # one news toast would hide what is below it, and cells outside the window would not be drawn
-        _write(config / "labconfig" / "page_config.json",
-               {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}})  # fmt: skip
+        _write(
+            config / "labconfig" / "page_config.json",
+            {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}},
+        )
         settings = folder / "settings"
         _write(
-            settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings",
-            {"windowingMode": "none"},
+            settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings", {"windowingMode": "none"}
         )
         environment = {
-            **os.environ, "JUPYTER_CONFIG_DIR": str(config), "JUPYTER_DATA_DIR": str(folder / "data"),
-            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "JUPYTERLAB_SETTINGS_DIR": str(settings),
-            "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"), "JUPYTER_PREFER_ENV_PATH": "1",
-            "FAST": os.environ.get("FAST", "0" if os.environ.get("TOOLKIT_SCREENSHOTS") == "1" else "1"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-        }  # fmt: skip
+            **os.environ,
+            "JUPYTER_CONFIG_DIR": str(config),
+            "JUPYTER_DATA_DIR": str(folder / "data"),
+            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+            "JUPYTERLAB_SETTINGS_DIR": str(settings),
+            "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+            "JUPYTER_PREFER_ENV_PATH": "1",
+            "FAST": os.environ.get("FAST", "0" if os.environ.get("TOOLKIT_SCREENSHOTS") == "1" else "1"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
         command = [
-            sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={self.port}",
-            "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={self.root}",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--allow-root",
+            "--ip=127.0.0.1",
+            f"--port={self.port}",
+            "--ServerApp.port_retries=0",
+            "--LabApp.expose_app_in_browser=True",
+            f"--IdentityProvider.token={TOKEN}",
+            f"--ServerApp.root_dir={self.root}",
+        ]
         with (folder / "server.log").open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 180
@@ -152,9 +174,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            str(tmp_path_factory.mktemp("profile")), headless=True, executable_path=chromium(), args=FLAGS,
+            str(tmp_path_factory.mktemp("profile")),
+            headless=True,
+            executable_path=chromium(),
+            args=FLAGS,
             viewport={"width": 1500, "height": 1250},
-        )  # fmt: skip
+        )
         context.set_default_timeout(60_000)
         yield context
         context.close()
@@ -166,9 +191,7 @@ class Opened:
     def __init__(self, page: Any) -> None:
         self.page = page
         self.errors: list[str] = []
-        page.on(
-            "console", lambda message: self.errors.append(message.text) if message.type == "error" else None
-        )
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
 

@@ -134,9 +134,7 @@ def test_training_monitor(opened: Any) -> None:
     shown = Shown(opened.page, "Training")
     shown.wait_for_curve()
     first = shown.curve()
-    shown.wait_until(
-        f"gd => Boolean(gd._fullData && gd._fullData.length && gd._fullData[0].x.length > {len(first)})"
-    )
+    shown.wait_until(f"gd => Boolean(gd._fullData && gd._fullData.length && gd._fullData[0].x.length > {len(first)})")
     shown.box.locator(".toolkit-logarithmic input").focus()
     shown.page.keyboard.press("Space")
     shown.wait_until("gd => Boolean(gd.layout && gd.layout.yaxis && gd.layout.yaxis.type === 'log')", 60)
@@ -144,8 +142,9 @@ def test_training_monitor(opened: Any) -> None:
     shown.box.get_by_role("button", name="Stop after this step").click()
     shown.page.wait_for_function(
         "box => box.querySelector('button.widget-button, button.jupyter-button').textContent.includes('Interrupted')",
-        arg=shown.box.element_handle(), timeout=300_000,
-    )  # fmt: skip
+        arg=shown.box.element_handle(),
+        timeout=300_000,
+    )
 
 
 def test_cam_explorer(opened: Any) -> None:
@@ -157,14 +156,10 @@ def test_cam_explorer(opened: Any) -> None:
     third = shown.wait_for_change(second)
     shown.click(0.08, 0.63)  # the first picture of the strip
     fourth = shown.wait_for_change(third)
-    assert (
-        shown.box.locator(".toolkit-layer select").evaluate("s => s.selectedOptions[0].text") == "encoder.1"
-    )
+    assert shown.box.locator(".toolkit-layer select").evaluate("s => s.selectedOptions[0].text") == "encoder.1"
     shown.page.keyboard.press("ArrowRight")  # the picture has the focus now
     shown.wait_for_change(fourth)
-    assert (
-        shown.box.locator(".toolkit-layer select").evaluate("s => s.selectedOptions[0].text") == "encoder.2"
-    )
+    assert shown.box.locator(".toolkit-layer select").evaluate("s => s.selectedOptions[0].text") == "encoder.2"
     shown.screenshot("cam")
 
 

@@ -47,9 +47,16 @@ def awkward_network() -> nn.Module:
     torch.manual_seed(5)
     shared = nn.Conv2d(8, 8, 3, padding=1)
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), shared, nn.Dropout2d(0.3), nn.ReLU(), shared,
-        nn.ReLU(), nn.Conv2d(8, 2, 1),
-    )  # fmt: skip
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        shared,
+        nn.Dropout2d(0.3),
+        nn.ReLU(),
+        shared,
+        nn.ReLU(),
+        nn.Conv2d(8, 2, 1),
+    )
 
 
 class AwkwardRegularizer(Regularizer):
@@ -83,24 +90,14 @@ class AwkwardRegularizer(Regularizer):
 def begin(folder: Path, config: TrainConfig = CONFIG) -> Run:
     """Train from the start."""
     return train(
-        awkward_network(),
-        disc_task(),
-        regularizer=AwkwardRegularizer(),
-        config=config,
-        out=folder,
-        progress=False,
+        awkward_network(), disc_task(), regularizer=AwkwardRegularizer(), config=config, out=folder, progress=False
     )
 
 
 def carry_on(folder: Path, **options: Any) -> Run:
     """Resume, all foreign objects passed again."""
     return resume(
-        folder,
-        model=awkward_network(),
-        task=disc_task(),
-        regularizer=AwkwardRegularizer(),
-        progress=False,
-        **options,
+        folder, model=awkward_network(), task=disc_task(), regularizer=AwkwardRegularizer(), progress=False, **options
     )
 
 

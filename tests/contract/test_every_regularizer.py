@@ -28,8 +28,13 @@ from toolkit.training.start import resume, train
 from toolkit.training.step import TrainingStep
 
 CONFIG: dict[str, Any] = {
-    "steps": 5, "batch_size": 4, "validate_every": 5, "checkpoint_every": 2, "log_every": 1, "select": "last",
-}  # fmt: skip
+    "steps": 5,
+    "batch_size": 4,
+    "validate_every": 5,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "select": "last",
+}
 
 
 def one_step(
@@ -80,13 +85,16 @@ class Crash(BaseException):
 
 def trained(regularizer: Regularizer, folder: Path) -> Run:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RegularizerWarning
-        )  # that it is dead, or dominant, in these few steps
+        warnings.simplefilter("ignore", RegularizerWarning)  # that it is dead, or dominant, in these few steps
         return train(
-            every.network_for(regularizer), every.task(), every.objective_for(regularizer), regularizer=regularizer,
-            config=CONFIG, out=folder, progress=False,
-        )  # fmt: skip
+            every.network_for(regularizer),
+            every.task(),
+            every.objective_for(regularizer),
+            regularizer=regularizer,
+            config=CONFIG,
+            out=folder,
+            progress=False,
+        )
 
 
 def timeless(folder: Path) -> list[dict[str, Any]]:
@@ -114,9 +122,13 @@ def test_resuming_is_exact_and_the_gradient_ratio_is_reported(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RegularizerWarning)
         resume(
-            tmp_path / "broken", model=every.network_for(again), task=every.task(), regularizer=again,
-            objective=every.objective_for(again), progress=False,
-        )  # fmt: skip
+            tmp_path / "broken",
+            model=every.network_for(again),
+            task=every.task(),
+            regularizer=again,
+            objective=every.objective_for(again),
+            progress=False,
+        )
     ends = [read(tmp_path / label / "checkpoints", CONFIG["steps"]).sha256 for label in ("whole", "broken")]
     assert ends[0] == ends[1]
     assert timeless(tmp_path / "whole") == timeless(tmp_path / "broken")
@@ -144,14 +156,7 @@ def test_the_released_dispersive_loss_is_reported_dead_with_its_number(tmp_path:
                 module.weight.mul_(20)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", RegularizerWarning)
-        run = train(
-            network,
-            every.task(),
-            regularizer=regularizer,
-            config=CONFIG,
-            out=tmp_path / "run",
-            progress=False,
-        )
+        run = train(network, every.task(), regularizer=regularizer, config=CONFIG, out=tmp_path / "run", progress=False)
     assert any("is dead: value -18.4207, gradient norm 0." in str(one.message) for one in said)
     assert run.history["dispersive/loss"].dropna().tolist() == pytest.approx([math.log(1e-8)] * 5, abs=1e-4)
     assert run.history["dispersive/gradient_ratio"].dropna().tolist() == [0.0] * 5

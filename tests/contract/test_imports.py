@@ -38,9 +38,24 @@ ALLOWED: dict[str, set[str]] = {
 ABOVE = {"__init__", "__main__"}
 CHEAP = {"torch", "numpy"} | set(sys.stdlib_module_names)
 HEAVY = (
-    "pandas", "monai", "plotly", "matplotlib", "lightning_fabric", "zarr", "pydantic", "sklearn", "scipy",
-    "nibabel", "umap", "numba", "captum", "ipywidgets", "PIL", "tqdm", "safetensors",
-)  # fmt: skip
+    "pandas",
+    "monai",
+    "plotly",
+    "matplotlib",
+    "lightning_fabric",
+    "zarr",
+    "pydantic",
+    "sklearn",
+    "scipy",
+    "nibabel",
+    "umap",
+    "numba",
+    "captum",
+    "ipywidgets",
+    "PIL",
+    "tqdm",
+    "safetensors",
+)
 
 
 def modules() -> list[Path]:
@@ -138,9 +153,7 @@ def test_importing_toolkit_loads_nothing_heavy() -> None:
         "import torch, sys; before = set(sys.modules); import toolkit; "
         "print('\\n'.join(sorted({m.split('.')[0] for m in set(sys.modules) - before})))"
     )
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(output.stdout.split())
     assert "toolkit" in loaded
     assert not loaded & set(HEAVY)

@@ -61,7 +61,7 @@ LARGER: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "bottleneck",
     ),
     "MONAI SegResNet": (lambda: monai_nets().SegResNet(2, 8, 1, 3, blocks_down=(1, 1), blocks_up=(1,)), "bottleneck"),
-}  # fmt: skip
+}
 SIDES = {"Swin-Unet": 64, "Med-DisSeg": 32, "MONAI SwinUNETR": 64}
 
 
@@ -92,9 +92,7 @@ def checked(net: nn.Module, inputs: dict[str, Any], layer: str) -> None:
 
 
 def conductance(net: nn.Module, inputs: dict[str, Any], layer: str) -> None:
-    with contextlib.suppress(
-        LayerError
-    ):  # captum cannot explain a module that runs twice: refused, and untouched
+    with contextlib.suppress(LayerError):  # captum cannot explain a module that runs twice: refused, and untouched
         attribute(net, inputs, "layer_conductance", ClassSum(1), layer=layer, steps=2)
 
 
@@ -102,13 +100,17 @@ CALLS: dict[str, Callable[[nn.Module, dict[str, Any], str], Any]] = {
     "layers": lambda net, x, _: layers(net, x["image"]),
     "resolve": lambda net, x, _: resolve(net, ["head_input", "bottleneck"], x["image"]),
     "extract": lambda net, x, layer: extract(net, x, layer),
-    "extract in training mode": lambda net, x, layer: extract(net, x, [layer, "head_input"], pool="voxels", mode="train"),
+    "extract in training mode": lambda net, x, layer: extract(
+        net, x, [layer, "head_input"], pool="voxels", mode="train"
+    ),
     "grad_cam": lambda net, x, layer: grad_cam(net, x["image"], layer, 1),
     "grad_cam in training mode": lambda net, x, layer: grad_cam(net, x, layer, Region(1, "reference"), mode="train"),
     "grad_cam of all classes": lambda net, x, layer: grad_cam(net, x, layer, NormalisedClassSum()),
     "grad_cam by window": lambda net, x, layer: grad_cam(net, x, layer, 1, patch_size=x["image"].shape[2:]),
     "mask_latent": lambda net, x, layer: mask_latent(net, x, layer=layer, skips="mask"),
-    "mask_latent in training mode": lambda net, x, layer: mask_latent(net, x["image"], "dropout", layer=layer, mode="train"),
+    "mask_latent in training mode": lambda net, x, layer: mask_latent(
+        net, x["image"], "dropout", layer=layer, mode="train"
+    ),
     "attribute by a path": lambda net, x, _: attribute(net, x, "integrated_gradients", Region(1, "reference"), steps=2),
     "attribute by occlusion": lambda net, x, _: attribute(net, x, "occlusion", 1, window=8, stride=8),
     "attribute by classes": lambda net, x, _: attribute(net, x, "feature_ablation", 1, features="grid", window=8),
@@ -118,7 +120,7 @@ CALLS: dict[str, Callable[[nn.Module, dict[str, Any], str], Any]] = {
     "a failing call": lambda net, x, _: failing(extract, net, x, "no such layer"),
     "a call that fails inside": lambda net, x, layer: failing(grad_cam, net, x["image"], layer, 99),
     "an attribution that fails inside": lambda net, x, _: failing(attribute, net, x["image"], "saliency", 99),
-}  # fmt: skip
+}
 
 
 def snapshot(net: nn.Module) -> dict[str, Any]:
@@ -205,9 +207,7 @@ def test_capture_and_replaced_leave_no_hook(network: str) -> None:
     with torch.no_grad(), replaced(net, {layer: lambda tensor: tensor * 2}):
         net(image)
     after = snapshot(net)
-    after["kept"] = before[
-        "kept"
-    ]  # the passes are the caller's own: what the network keeps of them is its business
+    after["kept"] = before["kept"]  # the passes are the caller's own: what the network keeps of them is its business
     assert same(before, after)
 
 

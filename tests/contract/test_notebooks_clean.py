@@ -36,9 +36,7 @@ def test_no_outputs_or_widget_state(notebook: dict[str, Any]) -> None:
 
 def test_the_kernel_is_python3(notebook: dict[str, Any]) -> None:
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
-    assert "execution" not in notebook["metadata"], (
-        "a timeout here would override the one of the command line"
-    )
+    assert "execution" not in notebook["metadata"], "a timeout here would override the one of the command line"
 
 
 def test_one_parameters_cell_with_a_quick_form(notebook: dict[str, Any]) -> None:

@@ -47,9 +47,7 @@ def test_every_requirement_is_pinned_within_its_bounds() -> None:
     pinned = pins()
     for name, requirement in declared().items():
         assert name in pinned, f"{name} has no pin"
-        assert requirement.specifier.contains(pinned[name]), (
-            f"{name} {pinned[name]} is not {requirement.specifier}"
-        )
+        assert requirement.specifier.contains(pinned[name]), f"{name} {pinned[name]} is not {requirement.specifier}"
 
 
 def test_the_torch_pin_leaves_the_build_open() -> None:

@@ -18,23 +18,17 @@ from toolkit.results import Result
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "toolkit"
-MOST_POSITIONAL = (
-    9  # names of the public calls are a contract; a caller who goes further must write the keyword
-)
+MOST_POSITIONAL = 9  # names of the public calls are a contract; a caller who goes further must write the keyword
 MOST_LINES, MEDIAN_LINES = 400, 180
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "tools"}
 
 
 def public_functions() -> dict[str, Callable[..., Any]]:
-    return {
-        name: getattr(toolkit, name) for name in toolkit.__all__ if inspect.isfunction(getattr(toolkit, name))
-    }
+    return {name: getattr(toolkit, name) for name in toolkit.__all__ if inspect.isfunction(getattr(toolkit, name))}
 
 
 def public_classes() -> dict[str, type]:
-    return {
-        name: getattr(toolkit, name) for name in toolkit.__all__ if inspect.isclass(getattr(toolkit, name))
-    }
+    return {name: getattr(toolkit, name) for name in toolkit.__all__ if inspect.isclass(getattr(toolkit, name))}
 
 
 def python_files() -> list[Path]:
@@ -80,9 +74,7 @@ def test_positional_parameters_are_few_and_never_flags(name: str) -> None:
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     assert len(positional) <= MOST_POSITIONAL
     assert sum(p.default is inspect.Parameter.empty for p in positional) <= 4
-    assert not [p.name for p in positional[:2] if isinstance(p.default, bool)], (
-        "a flag is not a main argument"
-    )
+    assert not [p.name for p in positional[:2] if isinstance(p.default, bool)], "a flag is not a main argument"
 
 
 @pytest.mark.parametrize("name", sorted(public_classes()))
@@ -113,9 +105,7 @@ def test_every_result_can_be_drawn(one: type[Result]) -> None:
 
 
 def test_modules_are_small() -> None:
-    lines = {
-        p: len(p.read_text(encoding="utf-8").splitlines()) for p in python_files() if p.name != "__init__.py"
-    }
+    lines = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in python_files() if p.name != "__init__.py"}
     assert not {str(p.relative_to(ROOT)): n for p, n in lines.items() if n > MOST_LINES}
     assert sorted(lines.values())[len(lines) // 2] <= MEDIAN_LINES
 
@@ -132,9 +122,7 @@ def test_no_module_is_a_drawer() -> None:
 
 def prints_in(tree: ast.Module) -> list[int]:
     """Lines that print, outside of `if __name__ == "__main__"` blocks."""
-    body = [
-        node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.dump(node.test))
-    ]
+    body = [node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.dump(node.test))]
     return [
         node.lineno
         for part in body
@@ -197,8 +185,6 @@ def test_nothing_tracked_names_a_machine_or_the_workshop() -> None:
     pattern = re.compile(r"/(home|Users|root|work)/\w|\bissue #?\d|\bthis session\b", flags=re.IGNORECASE)
     texts = [*ROOT.glob("*.md"), *ROOT.glob("notebooks/*.ipynb"), *python_files(), ROOT / "Makefile"]
     named = [
-        f"{p.relative_to(ROOT)}: {m.group()}"
-        for p in texts
-        for m in pattern.finditer(p.read_text(encoding="utf-8"))
+        f"{p.relative_to(ROOT)}: {m.group()}" for p in texts for m in pattern.finditer(p.read_text(encoding="utf-8"))
     ]
     assert not named

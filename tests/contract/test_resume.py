@@ -58,15 +58,12 @@ def assert_same_run(folder: Path, reference: Path, steps: int) -> None:
     assert weights_of(folder, steps) == weights_of(reference, steps)
     assert timeless_history(folder) == timeless_history(reference)
     states = [
-        torch.load(f / "checkpoints" / f"{steps:08d}" / "state.pt", weights_only=True)
-        for f in (folder, reference)
+        torch.load(f / "checkpoints" / f"{steps:08d}" / "state.pt", weights_only=True) for f in (folder, reference)
     ]
     for key, moments in states[0]["optimizer"]["state"].items():
         for name, value in moments.items():
             assert torch.equal(value, states[1]["optimizer"]["state"][key][name])
-    assert torch.equal(
-        states[0]["regularizers"]["awkward"]["average"], states[1]["regularizers"]["awkward"]["average"]
-    )
+    assert torch.equal(states[0]["regularizers"]["awkward"]["average"], states[1]["regularizers"]["awkward"]["average"])
     state = json.loads((folder / "state.json").read_text())
     assert state["state"] == "finished"
     assert state["selected_step"] == json.loads((reference / "state.json").read_text())["selected_step"]
@@ -111,9 +108,7 @@ def test_a_crash_while_a_checkpoint_is_written_leaves_the_older_one_in_force(
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "_write_through", write_half)
-        patched.setattr(
-            checkpoints.shutil, "rmtree", lambda *_, **__: None
-        )  # a killed process cleans nothing up
+        patched.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
         with pytest.raises(Crash):
             program.begin(tmp_path / "run")
     program.carry_on(tmp_path / "run")
@@ -124,9 +119,7 @@ def test_a_crash_while_a_checkpoint_is_written_leaves_the_older_one_in_force(
 @pytest.mark.slow
 def test_kill_9_three_times_then_resume(program: ModuleType, reference: Path, tmp_path: Path) -> None:
     folder, drawn = tmp_path / "run", random.Random(0)
-    for start, target in zip(
-        ("", "--resume", "--resume"), sorted(drawn.sample(range(1, 22), 3)), strict=True
-    ):
+    for start, target in zip(("", "--resume", "--resume"), sorted(drawn.sample(range(1, 22), 3)), strict=True):
         kill_at(folder, target, start)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, PROGRAM, folder, "--resume"], check=True, timeout=60, env=environment)
@@ -161,9 +154,7 @@ def test_an_interrupt_ends_the_step_and_says_how_to_go_on(
             os.kill(os.getpid(), signal.SIGINT)
         return whole(self, index)
 
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a background shell starts us with it ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with it ignored
     try:
         with monkeypatch.context() as patched:
             patched.setattr(Loader, "batch", batch)
@@ -269,9 +260,18 @@ def damage(kind: str, folder: Path, reference: Path, marker: Path) -> None:
 
 
 DAMAGE = (
-    "one bit", "truncated", "truncated, hash made to fit", "empty state", "missing file", "no record", "torn record",
-    "another run's", "malicious state", "malicious plain pickle", "malicious weights",
-)  # fmt: skip
+    "one bit",
+    "truncated",
+    "truncated, hash made to fit",
+    "empty state",
+    "missing file",
+    "no record",
+    "torn record",
+    "another run's",
+    "malicious state",
+    "malicious plain pickle",
+    "malicious weights",
+)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -306,8 +306,10 @@ def test_missing_objects_are_listed_and_wrong_ones_refused(program: ModuleType, 
     assert all(word in str(caught.value) for word in ("model=", "task=", "regularizer=", "Sequential"))
     wrong = {"model": torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1))}
     right = {
-        "model": program.awkward_network(), "task": program.disc_task(), "regularizer": program.AwkwardRegularizer(),
-    }  # fmt: skip
+        "model": program.awkward_network(),
+        "task": program.disc_task(),
+        "regularizer": program.AwkwardRegularizer(),
+    }
     before = snapshot(stopped)
     with pytest.raises(CheckpointError, match="does not fit") as caught:
         resume(stopped, **{**right, **wrong}, progress=False)

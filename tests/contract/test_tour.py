@@ -31,16 +31,19 @@ def run(task: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")
         return tk.train(
-            model, task, regularizer=tk.SegReg(weight=0.1, samples=256, directions=16), config=config, out=path,
-            site=task.sites[0], progress=False,
-        )  # fmt: skip
+            model,
+            task,
+            regularizer=tk.SegReg(weight=0.1, samples=256, directions=16),
+            config=config,
+            out=path,
+            site=task.sites[0],
+            progress=False,
+        )
 
 
 def test_tasks_are_listed_with_what_a_user_needs() -> None:
     table = tk.list_tasks()
-    assert {"name", "anatomy", "modality", "dims", "classes", "sites", "licence", "access", "ready"} <= set(
-        table
-    )
+    assert {"name", "anatomy", "modality", "dims", "classes", "sites", "licence", "access", "ready"} <= set(table)
     assert bool(table.set_index("name").loc["phantom-cardiac", "ready"])
 
 
@@ -66,23 +69,17 @@ def test_a_run_explains_itself(run: Any, task: Any, tmp_path: Path) -> None:
     assert again.finished
     image = task.cases("test")[0].image
     loaded = tk.load_model(run.path)
-    assert torch.equal(
-        torch.as_tensor(tk.predict(loaded, image)), torch.as_tensor(tk.predict(run.model, image))
-    )
+    assert torch.equal(torch.as_tensor(tk.predict(loaded, image)), torch.as_tensor(tk.predict(run.model, image)))
 
 
 def test_features_similarity_projection_and_drift(run: Any, task: Any, tmp_path: Path) -> None:
     cases = task.cases("test", site=task.sites[0])[:6]
     listed = tk.layers(run.model, cases[0].image)
     assert {"name", "aliases", "kind", "shape"} <= set(listed)
-    features = tk.extract(
-        run.model, cases, layers=["encoder.*", "bottleneck", "head_input"], pool="per-class"
-    )
+    features = tk.extract(run.model, cases, layers=["encoder.*", "bottleneck", "head_input"], pool="per-class")
     features.save(tmp_path / "feats.zarr")
     stored = tk.open_features(tmp_path / "feats.zarr")
-    assert torch.equal(
-        torch.as_tensor(stored.rows("bottleneck")), torch.as_tensor(features.rows("bottleneck"))
-    )
+    assert torch.equal(torch.as_tensor(stored.rows("bottleneck")), torch.as_tensor(features.rows("bottleneck")))
     other = tk.extract(tk.unet(1, 4, channels=(8, 16, 32)), cases, layers=["bottleneck", "head_input"])
     third = tk.extract(run.model, cases, layers=["bottleneck", "head_input"])
     results = [
@@ -141,26 +138,27 @@ def test_sequence_and_report(task: Any, tmp_path: Path) -> None:
     config = tk.TrainConfig(steps=2, batch_size=4, validate_every=0, checkpoint_every=0, select="last")
     model = tk.unet(1, 4, channels=(4, 8))
     stages = tk.train_sequence(
-        model, task, sites=list(task.sites[:2]), regularizer=tk.SegReg(samples=128, directions=8), config=config,
-        out=tmp_path / "sequence", progress=False,
-    )  # fmt: skip
+        model,
+        task,
+        sites=list(task.sites[:2]),
+        regularizer=tk.SegReg(samples=128, directions=8),
+        config=config,
+        out=tmp_path / "sequence",
+        progress=False,
+    )
     assert len(stages.stages) == 2
     check_result(stages.transfer(), tmp_path / "transfer")
     page = Path(tk.report(stages.stages[-1], tmp_path / "report.html"))
     text = page.read_text(encoding="utf-8")
     assert "<html" in text
-    assert not re.search(
-        r"<(script|link|img|iframe)[^>]*(src|href)=[\"']?https?:", text
-    )  # nothing is fetched
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=[\"']?https?:", text)  # nothing is fetched
 
 
 def test_one_s_own_arrays_need_no_manifest(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     images = [generator.normal(size=(32, 32)).astype(np.float32) for _ in range(6)]
     labels = [(image > 0.5).astype(np.uint8) for image in images]
-    task = tk.task_from_arrays(
-        images, labels, classes={0: "background", 1: "bright"}, spacing=None, sites=None
-    )
+    task = tk.task_from_arrays(images, labels, classes={0: "background", 1: "bright"}, spacing=None, sites=None)
     config = tk.TrainConfig(steps=2, batch_size=2, validate_every=0, checkpoint_every=0, select="last")
     run = tk.train(tk.unet(1, 2, channels=(4, 8)), task, config=config, out=tmp_path / "own", progress=False)
     assert run.finished

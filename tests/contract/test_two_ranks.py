@@ -31,6 +31,4 @@ def test_gradients_of_two_ranks_are_those_of_one(tmp_path: Path) -> None:
         whole, halves = (torch.cat([g.flatten() for g in found[name].values()]) for found in (one, two))
         assert float((whole - halves).norm() / whole.norm()) < 1e-12, name
         if name != "plain":
-            assert float((whole - plain).norm()) > 0.01 * float(plain.norm()), (
-                f"{name} is too weak to be tested"
-            )
+            assert float((whole - plain).norm()) > 0.01 * float(plain.norm()), f"{name} is too weak to be tested"

@@ -29,10 +29,7 @@ class TwoViews(Objective):
     def __call__(self, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         foreground = (batch["label"][:, 0] > 0).long()
         first, second = outputs
-        return {
-            "image": soft_dice_loss(first, foreground),
-            "complement": soft_dice_loss(second, 1 - foreground),
-        }
+        return {"image": soft_dice_loss(first, foreground), "complement": soft_dice_loss(second, 1 - foreground)}
 
     def logits(self, outputs: Any) -> Tensor:
         return outputs[0] if isinstance(outputs, tuple) else outputs
@@ -45,15 +42,10 @@ def batch(step: int) -> dict[str, Tensor]:
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     distance = ((y - centre[:, :1]) ** 2 + (x - centre[:, 1:]) ** 2).sqrt()
     label = (distance < 5).long() + (distance < 2.5).long()
-    return {
-        "image": 0.1 + 0.4 * label.float() + 0.05 * torch.randn(4, 1, 16, 16, generator=generator),
-        "label": label,
-    }
+    return {"image": 0.1 + 0.4 * label.float() + 0.05 * torch.randn(4, 1, 16, 16, generator=generator), "label": label}
 
 
-def train(
-    network: nn.Module, objective: Objective, regularizers: list[Regularizer], stage: int
-) -> list[float]:
+def train(network: nn.Module, objective: Objective, regularizers: list[Regularizer], stage: int) -> list[float]:
     step = TrainingStep(network, objective, regularizers, seed=stage)
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
     totals = []
@@ -89,9 +81,7 @@ def test_two_stages_with_two_views_and_a_weight_transfer() -> None:
             assert context.stage == 0
             return super().__call__(context)
 
-    losses = train(
-        first, TwoViews(), [Watched(weight=0.01, tap="bottleneck", samples=256, directions=16)], stage=0
-    )
+    losses = train(first, TwoViews(), [Watched(weight=0.01, tap="bottleneck", samples=256, directions=16)], stage=0)
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert seen["bottleneck"].shape[0] == 8, "the tap sees both views of the batch of four"
 
@@ -125,6 +115,5 @@ def test_regularizers_of_both_kinds_share_one_step() -> None:
     assert "segreg/epps_pulley" in parts[0].terms
     assert all(name.startswith("latent_augmentation/") for name in parts[1].terms)
     assert all(
-        float(part.gradients[owner]) > 0
-        for part, owner in zip(parts, ("segreg", "latent_augmentation"), strict=True)
+        float(part.gradients[owner]) > 0 for part, owner in zip(parts, ("segreg", "latent_augmentation"), strict=True)
     )

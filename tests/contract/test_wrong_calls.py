@@ -94,13 +94,9 @@ def test_stores_that_differ_say_in_what(store: Callable[..., Features]) -> None:
     assert "holds no layer" in said(lambda: tk.drift([store("encoder.1"), store()], "bottleneck")).replace(
         "hold no", "holds no"
     )
-    assert "samples is 6 there and 5 here" in said(
-        lambda: tk.drift([store(), store(samples=5)], "bottleneck")
-    )
+    assert "samples is 6 there and 5 here" in said(lambda: tk.drift([store(), store(samples=5)], "bottleneck"))
     assert "seed is 0 there and 1 here" in said(lambda: tk.drift([store(), store(seed=1)], "bottleneck"))
-    assert "pool is 'voxels' there" in said(
-        lambda: tk.drift([store(), store(pool="per-class")], "bottleneck")
-    )
+    assert "pool is 'voxels' there" in said(lambda: tk.drift([store(), store(pool="per-class")], "bottleneck"))
     for call in (
         lambda: tk.drift([store(), store(scale=2.0)], "bottleneck"),
         lambda: tk.layer_similarity(store(), store(scale=2.0)),

@@ -52,10 +52,7 @@ def trained(model: nn.Module, regularizer: Regularizer | None, folder: Path) -> 
 def rows(run: Run) -> list[dict[str, Any]]:
     from toolkit.training.history import read_rows
 
-    return [
-        {k: v for k, v in row.items() if not k.startswith("seconds")}
-        for row in read_rows(run.directory.history)
-    ]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in read_rows(run.directory.history)]
 
 
 @pytest.mark.parametrize("name", ["meddler", *every.NAMES])

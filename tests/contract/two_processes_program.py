@@ -23,10 +23,18 @@ if __name__ == "__main__":
     task = task_from_arrays(list(images), list(labels), classes={0: "background", 1: "bright"})
     torch.manual_seed(0)
     config = TrainConfig(
-        steps=4, batch_size=4, devices=int(sys.argv[2]), device="cpu", optimizer="sgd", learning_rate=0.1,
-        schedule="constant", augmentation="none", validate_every=2, checkpoint_every=2, select="last", log_every=1,
-    )  # fmt: skip
-    objective = SegmentationObjective(
-        batch_dice=False
-    )  # a mean over images, so shares of a batch average exactly
+        steps=4,
+        batch_size=4,
+        devices=int(sys.argv[2]),
+        device="cpu",
+        optimizer="sgd",
+        learning_rate=0.1,
+        schedule="constant",
+        augmentation="none",
+        validate_every=2,
+        checkpoint_every=2,
+        select="last",
+        log_every=1,
+    )
+    objective = SegmentationObjective(batch_dice=False)  # a mean over images, so shares of a batch average exactly
     train(unet(1, 2, channels=(4, 8)), task, objective, config=config, out=sys.argv[1], progress=False)

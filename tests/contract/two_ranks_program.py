@@ -64,9 +64,12 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if size > 1:
         distributed.init_process_group(
-            "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size,
+            "gloo",
+            init_method=f"file://{rendezvous}",
+            rank=rank,
+            world_size=size,
             timeout=datetime.timedelta(seconds=200),
-        )  # fmt: skip
+        )
     found = {name: gradients(regularizer, rank, size) for name, regularizer in SETTINGS.items()}
     found["plain"] = gradients(SegReg(weight=0.0), rank, size)
     if rank == 0:

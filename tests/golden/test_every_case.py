@@ -16,9 +16,7 @@ DOORS = {"golden_case", "golden_file"}
 
 @functools.cache
 def postponed() -> dict[tuple[str, str], str]:
-    rows = re.findall(
-        r"^\| `(\w+)` \| `([\w.]+)` \| (.+?) \|$", (TESTS / "golden" / "POSTPONED.md").read_text(), re.M
-    )
+    rows = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \| (.+?) \|$", (TESTS / "golden" / "POSTPONED.md").read_text(), re.M)
     assert len({(method, name) for method, name, _ in rows}) == len(rows)
     return {(method, name): reason for method, name, reason in rows}
 
@@ -60,9 +58,7 @@ def used_in(sources: dict[str, str]) -> set[tuple[str, str]]:
         for method in methods:
             used |= {(method, word) for word in words & set(golden_manifest(method))}
         for method, file in files:
-            used |= {
-                (method, name) for name, case in golden_manifest(method).items() if case.entry["file"] == file
-            }
+            used |= {(method, name) for name, case in golden_manifest(method).items() if case.entry["file"] == file}
     return used
 
 
@@ -85,9 +81,7 @@ def test_the_manifests_hold_the_known_number_of_cases() -> None:
 
 @pytest.mark.parametrize(("method", "name"), ALL, ids=lambda value: value)
 def test_case_is_used_or_postponed(method: str, name: str) -> None:
-    assert ((method, name) in used()) != ((method, name) in postponed()), (
-        "used, or on the list: one of the two"
-    )
+    assert ((method, name) in used()) != ((method, name) in postponed()), "used, or on the list: one of the two"
     if (method, name) in used():
         assert golden_manifest(method)[name].path.is_file()
 

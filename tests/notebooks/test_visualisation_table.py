@@ -47,9 +47,7 @@ def test_what_the_paper_did_not_publish_is_called_an_extension(notebook: str, ta
 
 
 def test_umap_is_one_of_the_pictures(notebook: str) -> None:
-    assert any("umap" in source for source in tagged(notebook, "umap")), (
-        f"{notebook}: no UMAP in the cell tagged so"
-    )
+    assert any("umap" in source for source in tagged(notebook, "umap")), f"{notebook}: no UMAP in the cell tagged so"
 
 
 def test_segreg_s_loss_is_called_an_inference() -> None:

@@ -45,17 +45,14 @@ def assigned(source: str, name: str) -> list[ast.expr]:
     return [
         node.value
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Assign)
-        and any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
     ]
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    return build_bundle(
-        tmp_path_factory.mktemp("dist") / "workshop", TINY, notebooks=NOTEBOOKS, progress=False
-    )
+    return build_bundle(tmp_path_factory.mktemp("dist") / "workshop", TINY, notebooks=NOTEBOOKS, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +97,22 @@ def wrong_answers(workshop: Workshop) -> list[tuple[int, Any]]:
     sum_of_class = tk.grad_cam(network, case, ["bottleneck"], tk.ClassSum(1))
     elsewhere = tk.grad_cam(network, case, ["head"], tk.ClassSum(1))
     return [
-        (1, slices), (2, "head"), (2, "no such layer"), (3, 1.0), (3, sum_of_class), (3, elsewhere), (4, "best"),
-        (5, tk.drift(stages, "head_input")), (5, tk.drift(workshop.features["segreg"], "bottleneck")),
+        (1, slices),
+        (2, "head"),
+        (2, "no such layer"),
+        (3, 1.0),
+        (3, sum_of_class),
+        (3, elsewhere),
+        (4, "best"),
+        (5, tk.drift(stages, "head_input")),
+        (5, tk.drift(workshop.features["segreg"], "bottleneck")),
         (5, tk.drift(workshop.features["segreg"][::-1], "head_input")),
-        (6, tk.project(stages, "head_input", basis="per_stage")), (6, tk.project(stages[0], "head_input")),
+        (6, tk.project(stages, "head_input", basis="per_stage")),
+        (6, tk.project(stages[0], "head_input")),
         (7, tk.mask_latent(network, case, fraction=0.5, soft=False)),
-        (7, tk.mask_latent(network, case, fraction=0.3, soft=False, skips="zero")), (8, "better"),
-    ]  # fmt: skip
+        (7, tk.mask_latent(network, case, fraction=0.3, soft=False, skips="zero")),
+        (8, "better"),
+    ]
 
 
 @pytest.mark.slow
@@ -167,13 +173,9 @@ def test_the_data_are_those_of_the_embedded_task(bundle: Path, workshop: Worksho
 @pytest.mark.slow
 def test_the_same_settings_give_the_same_files(bundle: Path, tmp_path: Path) -> None:
     again = build_bundle(tmp_path / "again", TINY, progress=False)
-    first, second = (
-        json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"] for path in (bundle, again)
-    )
+    first, second = (json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"] for path in (bundle, again))
     first = {name: known for name, known in first.items() if not name.startswith("notebooks/")}
-    assert {name: known["bytes"] for name, known in first.items()} == {
-        n: k["bytes"] for n, k in second.items()
-    }
+    assert {name: known["bytes"] for name, known in first.items()} == {n: k["bytes"] for n, k in second.items()}
     differing = [name for name in first if first[name] != second[name]]
     assert all(name.endswith(".npz") for name in differing), "only zip archives carry a time"
 

@@ -7,8 +7,16 @@ from pathlib import Path
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "60_your_own_model.ipynb"
 CALLS = (
-    "load_weights", "layers", "extract", "grad_cam", "channel_similarity", "project", "drift", "mask_latent", "report",
-)  # fmt: skip
+    "load_weights",
+    "layers",
+    "extract",
+    "grad_cam",
+    "channel_similarity",
+    "project",
+    "drift",
+    "mask_latent",
+    "report",
+)
 
 
 def sources() -> list[str]:

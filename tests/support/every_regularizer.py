@@ -43,11 +43,7 @@ def weight_arguments(name: str) -> dict[str, float]:
     factory: Any = registry._FACTORIES["regularizer"][name]
     terms = factory().weights(10**6)
     parameters = inspect.signature(factory).parameters
-    return {
-        n: float(parameters[n].default)
-        for n in parameters
-        if n == "weight" or n.endswith("_weight") or n in terms
-    }
+    return {n: float(parameters[n].default) for n in parameters if n == "weight" or n.endswith("_weight") or n in terms}
 
 
 def made(name: str, scale: float = 1.0, *, remembering: bool = True, dims: int = 2) -> Regularizer:
@@ -79,9 +75,11 @@ def task() -> Task:
     """Twelve random pictures in [0, 1] with a bright class."""
     images = np.random.default_rng(2).random((12, 32, 32)).astype(np.float32)
     return task_from_arrays(
-        list(images), list((images > 0.8).astype(np.uint8)), classes={0: "background", 1: "bright"},
+        list(images),
+        list((images > 0.8).astype(np.uint8)),
+        classes={0: "background", 1: "bright"},
         normalisation="none",
-    )  # fmt: skip
+    )
 
 
 def batch(dims: int = 2, images: int = 3) -> dict[str, Tensor]:

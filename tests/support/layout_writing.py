@@ -67,9 +67,7 @@ def save_picture(path: Path, array: np.ndarray, **options: object) -> None:
     Image.fromarray(array).save(path, **options)
 
 
-def picture_pair(
-    image: Path, mask: Path, shape: tuple[int, int], seed: int, coding: str = "255"
-) -> np.ndarray:
+def picture_pair(image: Path, mask: Path, shape: tuple[int, int], seed: int, coding: str = "255") -> np.ndarray:
     """An RGB picture and a mask of two rectangles in one of several codings; returns the classes."""
     truth = np.zeros(shape, np.uint8)
     truth[: shape[0] // 2, : shape[1] // 2] = 1

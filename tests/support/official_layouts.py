@@ -23,9 +23,19 @@ from layout_writing import (
 )
 
 __all__ = [
-    "BUILDERS", "OBLIQUE", "as_read", "itk_as_read", "official_pictures", "picture_pair", "random_image", "save_h5",
-    "save_itk", "save_nifti", "save_picture", "save_series",
-]  # fmt: skip
+    "BUILDERS",
+    "OBLIQUE",
+    "as_read",
+    "itk_as_read",
+    "official_pictures",
+    "picture_pair",
+    "random_image",
+    "save_h5",
+    "save_itk",
+    "save_nifti",
+    "save_picture",
+    "save_series",
+]
 
 
 @builder("acdc")
@@ -36,15 +46,11 @@ def acdc(folder: Path) -> Written:
     ):
         home = folder / "training" / patient
         home.mkdir(parents=True)
-        (home / "Info.cfg").write_text(
-            "ED: 1\nES: 12\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n"
-        )
+        (home / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n")
         save_nifti(home / f"{patient}_4d.nii.gz", random_image((*shape, 3), number))
         for phase, frame in (("ED", "01"), ("ES", "12")):
             stem = home / f"{patient}_frame{frame}"
-            label = volume_pair(
-                Path(f"{stem}.nii.gz"), Path(f"{stem}_gt.nii.gz"), shape, 4, 2 * number + int(frame)
-            )
+            label = volume_pair(Path(f"{stem}.nii.gz"), Path(f"{stem}_gt.nii.gz"), shape, 4, 2 * number + int(frame))
             for index in range(shape[2]):
                 written[f"{patient}_{phase}/slice{index:02d}"] = label[:, :, index]
     return written
@@ -106,8 +112,12 @@ def prostate_saml(folder: Path) -> Written:
             word = "Segmentation" if site == "BMC" and case else "segmentation"
             home = folder / site
             label = volume_pair(
-                home / f"Case{case:02d}.nii.gz", home / f"Case{case:02d}_{word}.nii.gz", (6, 5, 4), 3 if number < 2 else 2, number + 9 * case
-            )  # fmt: skip
+                home / f"Case{case:02d}.nii.gz",
+                home / f"Case{case:02d}_{word}.nii.gz",
+                (6, 5, 4),
+                3 if number < 2 else 2,
+                number + 9 * case,
+            )
             written[f"{site}_{case:02d}"] = (label > 0).astype(np.uint8)
     return written
 
@@ -116,25 +126,39 @@ def prostate_saml(folder: Path) -> Written:
 def btcv(folder: Path) -> Written:
     home = folder / "RawData" / "Training"
     return {
-        f"case{number}": volume_pair(home / "img" / f"img{number}.nii.gz", home / "label" / f"label{number}.nii.gz", (6, 7, 5), 14, int(number))
+        f"case{number}": volume_pair(
+            home / "img" / f"img{number}.nii.gz", home / "label" / f"label{number}.nii.gz", (6, 7, 5), 14, int(number)
+        )
         for number in ("0001", "0005")
-    }  # fmt: skip
+    }
 
 
 @builder("harp")
 def harp(folder: Path) -> Written:
     return {
-        f"s{number}": volume_pair(folder / site / "images" / f"s{number}.nii.gz", folder / site / "labels" / f"s{number}.nii.gz", (6, 7, 5), 2, number)
+        f"s{number}": volume_pair(
+            folder / site / "images" / f"s{number}.nii.gz",
+            folder / site / "labels" / f"s{number}.nii.gz",
+            (6, 7, 5),
+            2,
+            number,
+        )
         for number, site in enumerate(("1.5T", "1.5T", "3T"))
-    }  # fmt: skip
+    }
 
 
 @builder("hisub25")
 def hisub25(folder: Path) -> Written:
     return {
-        f"S{number:02d}": volume_pair(folder / "images" / f"S{number:02d}.nii.gz", folder / "labels" / f"S{number:02d}.nii.gz", (6, 7, 5), 4, number)
+        f"S{number:02d}": volume_pair(
+            folder / "images" / f"S{number:02d}.nii.gz",
+            folder / "labels" / f"S{number:02d}.nii.gz",
+            (6, 7, 5),
+            4,
+            number,
+        )
         for number in range(3)
-    }  # fmt: skip
+    }
 
 
 def save_itk(path: Path, array: np.ndarray) -> None:
@@ -174,10 +198,15 @@ def save_series(folder: Path, array: np.ndarray, skip: int | None = None) -> Non
         image.SetSpacing((0.5, 0.6, 3.0))
         position = (4.0, -5.0, 6.0 + 3.0 * index)
         tags = {
-            "0008|0060": "MR", "0020|000d": "1.2.3", "0020|000e": "1.2.3.4", "0020|0032": "\\".join(map(str, position)),
-            "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0013": str(index), "0008|0018": f"1.2.3.4.{index}",
+            "0008|0060": "MR",
+            "0020|000d": "1.2.3",
+            "0020|000e": "1.2.3.4",
+            "0020|0032": "\\".join(map(str, position)),
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0020|0013": str(index),
+            "0008|0018": f"1.2.3.4.{index}",
             "0018|0050": "3.0",
-        }  # fmt: skip
+        }
         for tag, value in tags.items():
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{(index * 7 + 3) % 100:03d}.dcm"))
@@ -187,9 +216,7 @@ def save_series(folder: Path, array: np.ndarray, skip: int | None = None) -> Non
 @builder("nci_isbi")
 def nci_isbi(folder: Path) -> Written:
     written = {}
-    for number, (stem, site) in enumerate(
-        {"Prostate3T-01-0001": "RUNMC", "ProstateDx-01-0002": "BMC"}.items()
-    ):
+    for number, (stem, site) in enumerate({"Prostate3T-01-0001": "RUNMC", "ProstateDx-01-0002": "BMC"}.items()):
         label = random_label((6, 5, 4), 3, number)
         save_series(folder / "images" / stem, random_image((6, 5, 4), number))
         save_itk(folder / "labels" / f"{stem}.nrrd", label)
@@ -214,13 +241,9 @@ def synapse(folder: Path) -> Written:
             image=random_image((12, 9), index) / 900.0,
             label=label.astype(np.float32),
         )
-        written[f"case0005_slice{index:03d}"] = label  # fmt: skip
+        written[f"case0005_slice{index:03d}"] = label
     label = random_label((3, 12, 9), 9, 77)
-    save_h5(
-        folder / "test_vol_h5" / "case0001.npy.h5",
-        random_image((3, 12, 9), 5) / 900.0,
-        label.astype(np.float32),
-    )
+    save_h5(folder / "test_vol_h5" / "case0001.npy.h5", random_image((3, 12, 9), 5) / 900.0, label.astype(np.float32))
     return {**written, **{f"case0001/slice{index:02d}": label[index] for index in range(3)}}
 
 
@@ -233,9 +256,7 @@ def acdc_slices(folder: Path) -> Written:
         save_h5(folder / "ACDC_training_slices" / f"{stem}.h5", random_image((9, 8), position) / 900.0, label)
         written[stem] = label
     label = random_label((2, 9, 8), 4, 7)
-    save_h5(
-        folder / "ACDC_training_volumes" / "patient007_frame02.h5", random_image((2, 9, 8), 7) / 900.0, label
-    )
+    save_h5(folder / "ACDC_training_volumes" / "patient007_frame02.h5", random_image((2, 9, 8), 7) / 900.0, label)
     return {**written, **{f"patient007_frame02/slice{index:02d}": label[index] for index in range(2)}}
 
 
@@ -246,9 +267,7 @@ def acdc_c(folder: Path) -> Written:
         (folder / site).mkdir(parents=True)
         label = random_label((2, 9, 8), 4, number)
         np.savez(
-            folder / site / "patient007_ED_0.npz",
-            image=random_image((2, 9, 8), number) / np.float32(900),
-            label=label,
+            folder / site / "patient007_ED_0.npz", image=random_image((2, 9, 8), number) / np.float32(900), label=label
         )
         written |= {f"{site}/patient007_ED_0/slice{index:02d}": label[index] for index in range(2)}
     return written

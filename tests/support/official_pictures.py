@@ -28,15 +28,20 @@ def glas(folder: Path) -> Written:
 def monuseg(folder: Path) -> Written:
     written = {}
     for number, (name, place, outlines) in enumerate(
-        [("TCGA-18-5592-01Z-00-DX1", "train/Tissue Images", "train/Annotations"), ("TCGA-AA-1111-01Z-00-DX1", "test", "test")]
-    ):  # fmt: skip
+        [
+            ("TCGA-18-5592-01Z-00-DX1", "train/Tissue Images", "train/Annotations"),
+            ("TCGA-AA-1111-01Z-00-DX1", "test", "test"),
+        ]
+    ):
         save_picture(folder / place / f"{name}.tif", random_image((30, 40, 3), number).astype(np.uint8))
         corners = [(5, 4), (15, 4), (15, 12), (5, 12)]
         triangle = [(20.0, 20.0), (30.0, 20.0), (20.0, 30.0)]
         regions = "".join(
-            f'<Region Id="{i}"><Vertices>' + "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in shape) + "</Vertices></Region>"
+            f'<Region Id="{i}"><Vertices>'
+            + "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in shape)
+            + "</Vertices></Region>"
             for i, shape in enumerate((corners, triangle), start=1)
-        )  # fmt: skip
+        )
         (folder / outlines).mkdir(parents=True, exist_ok=True)
         (folder / outlines / f"{name}.xml").write_text(
             f"<Annotations><Annotation><Regions>{regions}</Regions></Annotation></Annotations>"
@@ -96,9 +101,7 @@ def isic_2016(folder: Path) -> Written:
         root = folder / f"ISBI2016_ISIC_Part1_{part}_Data"
         masks = folder / f"ISBI2016_ISIC_Part1_{part}_GroundTruth"
         name = f"ISIC_000000{number}"
-        written[name] = picture_pair(
-            root / f"{name}.jpg", masks / f"{name}_Segmentation.png", (35, 50), number
-        )
+        written[name] = picture_pair(root / f"{name}.jpg", masks / f"{name}_Segmentation.png", (35, 50), number)
     return written
 
 
@@ -108,9 +111,7 @@ def isic_2017(folder: Path) -> Written:
     for number, part in enumerate(["Training", "Validation", "Test_v2"]):
         root, masks = folder / f"ISIC-2017_{part}_Data", folder / f"ISIC-2017_{part}_Part1_GroundTruth"
         name = f"ISIC_000000{number}"
-        written[name] = picture_pair(
-            root / f"{name}.jpg", masks / f"{name}_segmentation.png", (35, 50), number
-        )
+        written[name] = picture_pair(root / f"{name}.jpg", masks / f"{name}_segmentation.png", (35, 50), number)
         save_picture(root / f"{name}_superpixels.png", np.zeros((35, 50, 3), np.uint8))
     return written
 
@@ -130,9 +131,7 @@ def digestpath_wsi(folder: Path) -> Written:
 def digestpath_patch(folder: Path) -> Written:
     save_picture(folder / "negatives" / "d__0_32.png", random_image((32, 32, 3), 9).astype(np.uint8))
     return {
-        stem: picture_pair(
-            folder / "images" / f"{stem}.png", folder / "masks" / f"{stem}.png", (32, 32), number
-        )
+        stem: picture_pair(folder / "images" / f"{stem}.png", folder / "masks" / f"{stem}.png", (32, 32), number)
         for number, stem in enumerate(["a__0_0", "a__0_32", "b__0_0", "c__64_0"])
     } | {"d__0_32": np.zeros((32, 32), np.uint8)}
 
@@ -140,6 +139,8 @@ def digestpath_patch(folder: Path) -> Written:
 @builder("ebhi_seg")
 def ebhi_seg(folder: Path) -> Written:
     return {
-        f"{group}/{name}": picture_pair(folder / group / "image" / f"{name}.png", folder / group / "label" / f"{name}.png", (32, 32), number)
+        f"{group}/{name}": picture_pair(
+            folder / group / "image" / f"{name}.png", folder / group / "label" / f"{name}.png", (32, 32), number
+        )
         for number, (group, name) in enumerate([("Adenocarcinoma", "x1"), ("Normal", "x1"), ("Polyp", "x2")])
-    }  # fmt: skip
+    }

@@ -35,9 +35,7 @@ class _Entry:
     handle: Any
 
 
-def unpack(
-    archive: str | os.PathLike[str], folder: str | os.PathLike[str], limits: Limits | None = None
-) -> list[str]:
+def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], limits: Limits | None = None) -> list[str]:
     """Unpack a `.zip` or `.tar` archive (also `.gz`, `.bz2`, `.xz`) into a folder, all of it or nothing.
 
     Everything is checked before and while it is written to a hidden folder beside the target; only a complete and
@@ -61,9 +59,7 @@ def unpack(
         except DataError:
             raise
         except Exception as error:  # decoders of damaged archives raise anything
-            raise _bad(
-                archive, f"cannot be read to its end ({type(error).__name__}: {str(error)[:120]})"
-            ) from error
+            raise _bad(archive, f"cannot be read to its end ({type(error).__name__}: {str(error)[:120]})") from error
         _move(hidden, folder, names, archive)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -88,8 +84,7 @@ def _write_all(archive: Path, hidden: Path, limits: Limits) -> list[str]:
             target.parent.mkdir(parents=True, exist_ok=True)
             if written + entry.size > allowed:
                 raise _bad(
-                    archive,
-                    f"would unpack to more than {allowed} bytes (its own size: {archive.stat().st_size})",
+                    archive, f"would unpack to more than {allowed} bytes (its own size: {archive.stat().st_size})"
                 )
             with _stream(opened, entry) as source, target.open("xb") as sink:
                 while block := source.read(_BLOCK):  # what is declared may be a lie: count what comes
@@ -126,9 +121,7 @@ def _entries(opened: Any, archive: Path) -> Iterator[_Entry]:
 
 
 def _stream(opened: Any, entry: _Entry) -> IO[bytes]:
-    return (
-        opened.open(entry.handle) if isinstance(opened, zipfile.ZipFile) else opened.extractfile(entry.handle)
-    )
+    return opened.open(entry.handle) if isinstance(opened, zipfile.ZipFile) else opened.extractfile(entry.handle)
 
 
 def _safe(name: str, archive: Path) -> PurePosixPath:
@@ -136,11 +129,7 @@ def _safe(name: str, archive: Path) -> PurePosixPath:
     outside = path.is_absolute() or windows.drive or windows.root or ".." in (*path.parts, *windows.parts)
     if outside or (not path.parts and name not in (".", "./")):
         raise _bad(archive, f"holds {name!r}, which lies outside its folder")
-    if (
-        "\\" in name
-        or any(ord(letter) < 32 for letter in name)
-        or any(len(part) > 240 for part in path.parts)
-    ):
+    if "\\" in name or any(ord(letter) < 32 for letter in name) or any(len(part) > 240 for part in path.parts):
         raise _bad(archive, f"holds {name!r}, which is no portable name")
     return path
 
@@ -150,8 +139,9 @@ def _move(hidden: Path, folder: Path, names: list[str], archive: Path) -> None:
     if there:
         raise DataError(
             f"{len(there)} files of the archive are already there, for example {there[0]}.",
-            where=str(folder), fix=f"Move them away if {archive.name} shall replace them; nothing was changed.",
-        )  # fmt: skip
+            where=str(folder),
+            fix=f"Move them away if {archive.name} shall replace them; nothing was changed.",
+        )
     if not folder.exists():
         hidden.rename(folder)
         folder.chmod(0o755)
@@ -171,6 +161,7 @@ def _move(hidden: Path, folder: Path, names: list[str], archive: Path) -> None:
 
 def _bad(archive: Path, what: str) -> DataError:
     return DataError(
-        f"The archive {what}.", where=str(archive),
+        f"The archive {what}.",
+        where=str(archive),
         fix="Nothing was unpacked. Get the archive from its publisher again, and do not use it if this stays.",
-    )  # fmt: skip
+    )

@@ -30,8 +30,9 @@ class ArrayFileSource(Source):
         if image.ndim not in (2, 3):
             raise DataError(
                 f"The array {self.image_key!r} has shape {image.shape}, neither a slice nor a stack of slices.",
-                where=str(self.path), fix="Store rows x columns, or slices x rows x columns.",
-            )  # fmt: skip
+                where=str(self.path),
+                fix="Store rows x columns, or slices x rows x columns.",
+            )
         return checked_pair(image[None], arrays[self.label_key], self)
 
     @property
@@ -79,9 +80,10 @@ class _opened:
             import h5py
         except ImportError as error:
             raise DataError(
-                "HDF5 files need the package h5py, which is not installed.", where=str(self.path),
+                "HDF5 files need the package h5py, which is not installed.",
+                where=str(self.path),
                 fix="pip install h5py",
-            ) from error  # fmt: skip
+            ) from error
         try:
             self.file = h5py.File(self.path, "r")
         except OSError as error:
@@ -99,23 +101,20 @@ def _dataset(file: Any, key: str, path: Path) -> Any:
 
     if key not in file:
         raise DataError(
-            f"The file has no array called {key}.", where=str(path),
+            f"The file has no array called {key}.",
+            where=str(path),
             fix=f"It holds {', '.join(file) or 'nothing'}; name the arrays accordingly.",
-        )  # fmt: skip
+        )
     link = file.get(key, getlink=True)
     dataset = None if isinstance(link, h5py.ExternalLink) else file[key]
     if dataset is None or (isinstance(dataset, h5py.Dataset) and (dataset.external or dataset.is_virtual)):
         raise DataError(
-            f"The array {key} lies in another file.",
-            where=str(path),
-            fix="Store it in this file: links are refused.",
+            f"The array {key} lies in another file.", where=str(path), fix="Store it in this file: links are refused."
         )
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "buif":
         raise DataError(f"{key} is no array of numbers.", where=str(path), fix="Store plain number arrays.")
     if dataset.size > _MOST_VOXELS:
-        raise DataError(
-            f"The header gives {key} the shape {dataset.shape}.", where=str(path), fix="It is damaged."
-        )
+        raise DataError(f"The header gives {key} the shape {dataset.shape}.", where=str(path), fix="It is damaged.")
     return dataset
 
 

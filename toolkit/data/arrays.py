@@ -74,35 +74,46 @@ def task_from_arrays(
     for index in range(count):
         image, label, axes = _channel_first(images[index], labels[index], dims, ids[index])
         reader = ArraySource(
-            normalisation=normalisation, label_values=values, classes=tuple(named), image=image, label=label,
+            normalisation=normalisation,
+            label_values=values,
+            classes=tuple(named),
+            image=image,
+            label=label,
             name=f"array {ids[index]}",
-        )  # fmt: skip
+        )
         reader.read_raw()  # every array is checked now rather than in the middle of a training
         volumes.append((reader, axes, spacings[index]))
     dims = volumes[0][1] if dims is None else dims
     cases: list[Case] = []
     for index, (reader, axes, mm) in enumerate(volumes):
         details = {
-            "site": str(sites[index]), "split": assigned[index], "subject": subjects[index],
-            "group": groups[index], "classes": named, "affine": None, "source": reader.where, "reader": reader,
-        }  # fmt: skip
+            "site": str(sites[index]),
+            "split": assigned[index],
+            "subject": subjects[index],
+            "group": groups[index],
+            "classes": named,
+            "affine": None,
+            "source": reader.where,
+            "reader": reader,
+        }
         cases += cases_of_volume(ids[index], details, reader.image.shape[1:], axes, dims, mm)
     channels = volumes[0][0].image.shape[0]
     _check_channels(cases, channels)
     sizes = [case.reader.image.shape[-dims:] for case in cases]  # type: ignore[attr-defined]
     return Task(
-        name, cases, dims=dims, channels=channels, classes=named,
-        patch_size=patch_size or default_patch(sizes), normalisation=normalisation, flips=flips,
-    )  # fmt: skip
+        name,
+        cases,
+        dims=dims,
+        channels=channels,
+        classes=named,
+        patch_size=patch_size or default_patch(sizes),
+        normalisation=normalisation,
+        flips=flips,
+    )
 
 
 def cases_of_volume(
-    name: str,
-    details: Mapping[str, Any],
-    shape: Sequence[int],
-    axes: int,
-    dims: int,
-    spacing: Sequence[float] | None,
+    name: str, details: Mapping[str, Any], shape: Sequence[int], axes: int, dims: int, spacing: Sequence[float] | None
 ) -> list[Case]:
     """One case for a volume or image, or one per slice where a stack (Z, H, W) is cut for a 2D task.
 
@@ -110,9 +121,7 @@ def cases_of_volume(
         DataError: an image with too few or too many axes, or a spacing for another number of axes.
     """
     if axes != dims and (axes, dims) != (3, 2):
-        raise DataError(
-            f"{name!r} has {axes} spatial axes, the task has {dims}.", where=str(details["source"])
-        )
+        raise DataError(f"{name!r} has {axes} spatial axes, the task has {dims}.", where=str(details["source"]))
     if spacing is not None and len(spacing) not in {axes, dims}:
         raise DataError(
             f"{name!r} has {axes} spatial axes but a spacing of {len(spacing)} numbers.",
@@ -121,19 +130,22 @@ def cases_of_volume(
         )
     mm = None if spacing is None else tuple(float(value) for value in spacing)
     if mm is not None and not all(0 < value < float("inf") for value in mm):
-        raise DataError(
-            f"The spacing of {name!r} is {mm}.", where=str(details["source"]), fix="Use mm, above 0."
-        )
+        raise DataError(f"The spacing of {name!r} is {mm}.", where=str(details["source"]), fix="Use mm, above 0.")
     if axes == dims:
         return [Case(id=name, volume=name, position=None, spacing=mm, slice_spacing=None, **details)]
     between = mm[0] if mm is not None and len(mm) == 3 else None
     return [
         Case(
-            id=f"{name}/slice{index:02d}", volume=name, position=index, index=index,
-            spacing=None if mm is None else mm[-2:], slice_spacing=between, **details,
+            id=f"{name}/slice{index:02d}",
+            volume=name,
+            position=index,
+            index=index,
+            spacing=None if mm is None else mm[-2:],
+            slice_spacing=between,
+            **details,
         )
         for index in range(shape[0])
-    ]  # fmt: skip
+    ]
 
 
 def default_patch(sizes: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -148,9 +148,13 @@ class ArtefactSource(Source):
 
 @register("task", "with_artefacts")
 def with_artefacts(
-    task: Task | Mapping[str, Any], artefacts: Sequence[str] = ARTEFACTS, *, copies: int = 3, split: str = "test",
+    task: Task | Mapping[str, Any],
+    artefacts: Sequence[str] = ARTEFACTS,
+    *,
+    copies: int = 3,
+    split: str = "test",
     seed: int = 0,
-) -> Task:  # fmt: skip
+) -> Task:
     """The volumes of one split under simulated MR artefacts, each artefact a site: for tables of robustness.
 
     Made when a case is read, with TorchIO. Every slice of a corrupted volume is in [0, 1]; where the task's rule gives
@@ -172,8 +176,9 @@ def with_artefacts(
     if unknown or not artefacts or copies < 1:
         raise ConfigError(
             f"Unknown artefacts {unknown}, none at all, or {copies} copies.",
-            where="with_artefacts", fix=f"Artefacts: {', '.join(ARTEFACTS)}; copies is at least 1.",
-        )  # fmt: skip
+            where="with_artefacts",
+            fix=f"Artefacts: {', '.join(ARTEFACTS)}; copies is at least 1.",
+        )
     chosen = base.cases(split)
     if not chosen:
         raise ConfigError(f"The split {split!r} of {base.name!r} has no cases.", where="with_artefacts")
@@ -187,11 +192,21 @@ def with_artefacts(
     arguments = {"artefacts": list(artefacts), "copies": copies, "split": split, "seed": seed}
     recipe = registry.describe(base)
     return Task(
-        f"{base.name}_c", cases, dims=base.dims, channels=base.channels, classes=base.classes,
-        patch_size=base.patch_size, normalisation=base.normalisation, sites=tuple(artefacts), flips=base.flips,
-        licence=base.licence, citation=base.citation,
-        toolkit_config=None if recipe is None else {"name": "with_artefacts", "arguments": {"task": recipe, **arguments}},
-    )  # fmt: skip
+        f"{base.name}_c",
+        cases,
+        dims=base.dims,
+        channels=base.channels,
+        classes=base.classes,
+        patch_size=base.patch_size,
+        normalisation=base.normalisation,
+        sites=tuple(artefacts),
+        flips=base.flips,
+        licence=base.licence,
+        citation=base.citation,
+        toolkit_config=None
+        if recipe is None
+        else {"name": "with_artefacts", "arguments": {"task": recipe, **arguments}},
+    )
 
 
 def _corrupted_cases(cases: Sequence[Case], name: str, copy: int, seed: int, rule: str) -> list[Case]:
@@ -200,9 +215,13 @@ def _corrupted_cases(cases: Sequence[Case], name: str, copy: int, seed: int, rul
     for case in cases:
         if id(case.reader) not in readers:
             readers[id(case.reader)] = ArtefactSource(
-                normalisation=rule, label_values=case.reader.label_values, classes=case.reader.classes,
-                inner=case.reader, artefact=name, parameters=draw_artefact(name, seed, case.volume, copy),
-            )  # fmt: skip
+                normalisation=rule,
+                label_values=case.reader.label_values,
+                classes=case.reader.classes,
+                inner=case.reader,
+                artefact=name,
+                parameters=draw_artefact(name, seed, case.volume, copy),
+            )
         reader = readers[id(case.reader)]
         volume = f"{name}/{case.volume}_{copy}"
         made.append(

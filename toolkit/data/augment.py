@@ -169,9 +169,7 @@ def _rotations(angles: np.ndarray, dims: int) -> np.ndarray:
     return result
 
 
-def _intensity(
-    augmentation: Augmentation, image: Tensor, numbers: np.ndarray, noise: np.ndarray | None
-) -> Tensor:
+def _intensity(augmentation: Augmentation, image: Tensor, numbers: np.ndarray, noise: np.ndarray | None) -> Tensor:
     shape = (len(image), 1) + (1,) * (image.ndim - 2)
     signed = torch.from_numpy((2.0 * numbers - 1.0).astype(np.float32))
     if augmentation.gamma:

@@ -89,9 +89,7 @@ class Case:
         """
         label = self.reader.pair().label
         if label is None:
-            raise DataError(
-                f"The case {self.id!r} has no label.", where=self.source, fix="Use cases that have one."
-            )
+            raise DataError(f"The case {self.id!r} has no label.", where=self.source, fix="Use cases that have one.")
         if self.index is not None:
             label = label[self._checked_index(label.shape[0])]
         return label if self.relabel is None else np.asarray(self.relabel, dtype=np.uint8)[label]

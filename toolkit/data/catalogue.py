@@ -92,8 +92,9 @@ def load_task(name: str, normalisation: str | None = None, split_list: str | Non
     if split_list is not None and split_list not in manifest.split_lists:
         raise ConfigError(
             f"{name!r} has no split list {split_list!r}.",
-            where="load_task", fix=f"It has: {', '.join(manifest.split_lists) or 'none; leave split_list out'}.",
-        )  # fmt: skip
+            where="load_task",
+            fix=f"It has: {', '.join(manifest.split_lists) or 'none; leave split_list out'}.",
+        )
     if manifest.layout.kind == "generated":
         return layouts.generated_task(manifest, config)
     folder = next((folder for folder in data_folders(name) if folder.is_dir()), None)
@@ -117,9 +118,18 @@ def list_tasks() -> pd.DataFrame:
         ready = manifest.layout.kind == "generated" or any(folder.is_dir() for folder in data_folders(name))
         classes = ", ".join(label for index, label in sorted(manifest.classes.items()) if index)
         rows.append(
-            [name, manifest.anatomy, manifest.modality, manifest.dims, classes, ", ".join(manifest.sites),
-             manifest.licence, manifest.access.kind, ready]
-        )  # fmt: skip
+            [
+                name,
+                manifest.anatomy,
+                manifest.modality,
+                manifest.dims,
+                classes,
+                ", ".join(manifest.sites),
+                manifest.licence,
+                manifest.access.kind,
+                ready,
+            ]
+        )
     columns = ["name", "anatomy", "modality", "dims", "classes", "sites", "licence", "access", "ready"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -140,18 +150,10 @@ def steps(manifest: Manifest) -> list[str]:
     name, folder = manifest.name, data_folders(manifest.name)[0]
     files = expected_files(manifest)
     if manifest.layout.rows == "table":
-        known = (
-            f" (listed with their sha256 in {manifest.checksum_path})"
-            if manifest.checksum_path.is_file()
-            else ""
-        )
-        listing = (
-            f"Lay the files out as {folder}{os.sep}{files[0]} and so on: {len(files)} files in all{known}."
-        )
+        known = f" (listed with their sha256 in {manifest.checksum_path})" if manifest.checksum_path.is_file() else ""
+        listing = f"Lay the files out as {folder}{os.sep}{files[0]} and so on: {len(files)} files in all{known}."
     else:
-        counts = [
-            f"{path} ({count or 'any number of'} files)" for path, count in manifest.layout.expects.items()
-        ]
+        counts = [f"{path} ({count or 'any number of'} files)" for path, count in manifest.layout.expects.items()]
         listing = f"Below {folder} there must then be: {'; '.join(counts)}."
     fetch = [f"Or let it be fetched: python -m toolkit data fetch {name}"] if manifest.access.files else []
     doubts = [f"{fact}: {what}" for fact, what in manifest.unconfirmed.items()]

@@ -20,8 +20,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     fetch.add_argument("name")
     fetch.add_argument("--archive", help="unpack this archive, downloaded by hand, into the data folder")
     verify = each.add_parser(
-        "verify",
-        help="read and check every case; exit status 1 if one cannot be trusted or files are missing",
+        "verify", help="read and check every case; exit status 1 if one cannot be trusted or files are missing"
     )
     verify.add_argument("name")
     verify.add_argument("--out", help="write the table as CSV")
@@ -35,14 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Run one of the actions; returns the exit status."""
-    actions = {
-        "list": _list,
-        "show": _show,
-        "fetch": _fetch,
-        "verify": _verify,
-        "montage": _montage,
-        "table": _table,
-    }
+    actions = {"list": _list, "show": _show, "fetch": _fetch, "verify": _verify, "montage": _montage, "table": _table}
     return actions[options.action](options)
 
 
@@ -102,10 +94,7 @@ def _verify(options: argparse.Namespace) -> int:
     if len(odd):
         odd = odd.assign(case=odd.case.where(odd.case != "", odd.source))
         print(odd[["case", "verdict", "checksum", "detail", "notes"]].to_string(index=False))
-    print(
-        f"{len(table)} rows: "
-        + ", ".join(f"{count} {what}" for what, count in table.verdict.value_counts().items())
-    )
+    print(f"{len(table)} rows: " + ", ".join(f"{count} {what}" for what, count in table.verdict.value_counts().items()))
     return 0 if set(table.verdict) <= {"ok", "foreign", "surplus"} else 1
 
 

@@ -81,6 +81,5 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
     return [
         path
         for path in folder.glob(pattern)
-        if path.is_file()
-        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+        if path.is_file() and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
     ]

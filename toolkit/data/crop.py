@@ -22,9 +22,7 @@ def crop_or_pad(stack: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, tup
         DataError: fewer than two axes, or a size that is not two positive numbers.
     """
     if stack.ndim < 2 or len(size) != 2 or min(size) < 1:
-        raise DataError(
-            f"Cannot cut {stack.shape} to {tuple(size)}.", fix="Give (..., rows, columns) and two sides."
-        )
+        raise DataError(f"Cannot cut {stack.shape} to {tuple(size)}.", fix="Give (..., rows, columns) and two sides.")
     missing = [max(target - side, 0) for side, target in zip(stack.shape[-2:], size, strict=True)]
     padding = [(0, 0)] * (stack.ndim - 2) + [((extra + 1) // 2, extra // 2) for extra in missing]
     padded = np.pad(stack, padding)

@@ -31,9 +31,10 @@ def discovered_rows(manifest: Manifest, folder: Path) -> list[Row]:
     rows = readers[manifest.layout.rows](manifest, folder)
     if not rows:
         raise DataError(
-            f"No image of {manifest.name!r} was found.", where=str(folder),
+            f"No image of {manifest.name!r} was found.",
+            where=str(folder),
             fix=f"Expected: {', '.join(manifest.layout.expects)}. {' '.join(manifest.access.steps)}",
-        )  # fmt: skip
+        )
     for column, names in manifest.layout.rename.items():
         for row in rows:
             row[column] = names.get(row.get(column, ""), row.get(column, ""))
@@ -54,9 +55,10 @@ def split_rows(manifest: Manifest, rows: list[Row], chosen: str | None = None) -
         kept = [{**row, "split": split_of[s]} for row, s in zip(rows, subjects, strict=True) if s in split_of]
         if not kept:
             raise DataError(
-                "None of the subjects of the split list is there.", where=manifest.name,
+                "None of the subjects of the split list is there.",
+                where=manifest.name,
                 fix=f"It names {', '.join(list(split_of)[:3])}; found: {', '.join(subjects[:3])}.",
-            )  # fmt: skip
+            )
         return kept
     if manifest.layout.rows == "table":
         return rows
@@ -147,16 +149,15 @@ def _listed_rows(manifest: Manifest, folder: Path, rows: list[Row]) -> list[Row]
         for name in filter(None, (line.strip() for line in _text(path).splitlines())):
             if split_of.setdefault(name, split) != split:
                 raise DataError(
-                    f"{name} is in {split_of[name]} and in {split}.",
-                    where=str(path),
-                    fix="Get the lists again.",
+                    f"{name} is in {split_of[name]} and in {split}.", where=str(path), fix="Get the lists again."
                 )
     names = [row["image"].rsplit("/", 1)[-1] for row in rows]
     if missing := sorted(split_of.keys() - {*names, *(row["stem"] for row in rows)}):
         raise DataError(
             f"The lists name {len(missing)} images that are not there, for example {missing[0]}.",
-            where=str(folder), fix="Complete the data set, or get the lists again.",
-        )  # fmt: skip
+            where=str(folder),
+            fix="Complete the data set, or get the lists again.",
+        )
     chosen = [split_of.get(name) or split_of.get(row["stem"]) for name, row in zip(names, rows, strict=True)]
     return [{**row, "split": split} for row, split in zip(rows, chosen, strict=True) if split]
 
@@ -168,18 +169,17 @@ def _label(manifest: Manifest, pattern: Pattern, row: Row, lowered: dict[str, st
     found = lowered.get(wanted.lower())
     if found is None:
         raise DataError(
-            f"An image has no label: {wanted} is missing.", where=str(folder),
+            f"An image has no label: {wanted} is missing.",
+            where=str(folder),
             fix="Complete the data set, or move the image away.",
-        )  # fmt: skip
+        )
     return found
 
 
 def _text(path: Path) -> str:
     require_file(path)
     if path.stat().st_size > 2**26:
-        raise DataError(
-            "The table is larger than 64 MiB.", where=str(path), fix="It is not the expected file."
-        )
+        raise DataError("The table is larger than 64 MiB.", where=str(path), fix="It is not the expected file.")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -197,16 +197,20 @@ def _acdc_rows(manifest: Manifest, folder: Path) -> list[Row]:
             frame = known.get(phase, "")
             if not frame.isdecimal():
                 raise DataError(
-                    f"Info.cfg names no frame for {phase}.",
-                    where=str(info),
-                    fix="Get the file again (ED: 1).",
+                    f"Info.cfg names no frame for {phase}.", where=str(info), fix="Get the file again (ED: 1)."
                 )
             stem = f"{where}/{info.parent.name}_frame{int(frame):02d}"
             image, label = (_one_of(folder, stem + end, info) for end in ("", "_gt"))
             rows.append(
-                {"patient": info.parent.name, "phase": phase, "group": known.get("Group", ""), "image": image,
-                 "label": label, "part": where.split("/")[0]}
-            )  # fmt: skip
+                {
+                    "patient": info.parent.name,
+                    "phase": phase,
+                    "group": known.get("Group", ""),
+                    "image": image,
+                    "label": label,
+                    "part": where.split("/")[0],
+                }
+            )
     return rows
 
 
@@ -215,22 +219,19 @@ def _one_of(folder: Path, stem: str, table: Path) -> str:
         if (folder / (stem + end)).is_file():
             return stem + end
     raise DataError(
-        f"{stem}.nii.gz is missing, which {table.name} names.",
-        where=str(folder),
-        fix="Complete the data set.",
+        f"{stem}.nii.gz is missing, which {table.name} names.", where=str(folder), fix="Complete the data set."
     )
 
 
 def _mnms_rows(manifest: Manifest, folder: Path) -> list[Row]:
     """The two labelled frames of every subject in the table of M&Ms, of those whose labels are there."""
-    tables = [
-        path for path in sorted(folder.glob("*.csv")) if "External code" in _text(path).split("\n", 1)[0]
-    ]
+    tables = [path for path in sorted(folder.glob("*.csv")) if "External code" in _text(path).split("\n", 1)[0]]
     if len(tables) != 1:
         raise DataError(
-            f"There are {len(tables)} tables with a column 'External code'.", where=str(folder),
+            f"There are {len(tables)} tables with a column 'External code'.",
+            where=str(folder),
             fix="Put the table of the data set (..._opendataset.csv) beside Training, Validation and Testing.",
-        )  # fmt: skip
+        )
     names = {path.rsplit("/", 1)[-1]: path for path in paths_below(folder) if path.endswith("_sa_gt.nii.gz")}
     rows = []
     for number, entry in enumerate(csv.DictReader(io.StringIO(_text(tables[0]))), start=2):
@@ -245,17 +246,20 @@ def _mnms_rows(manifest: Manifest, folder: Path) -> list[Row]:
             frame = (entry.get(phase) or "").strip()
             if not frame.isdecimal():
                 raise DataError(
-                    f"Row {number} names no frame for {phase}.",
-                    where=str(tables[0]),
-                    fix="Get the table again.",
+                    f"Row {number} names no frame for {phase}.", where=str(tables[0]), fix="Get the table again."
                 )
-            known = {
-                name.lower(): (entry.get(name) or "").strip() for name in ("Vendor", "Centre", "Pathology")
-            }
+            known = {name.lower(): (entry.get(name) or "").strip() for name in ("Vendor", "Centre", "Pathology")}
             rows.append(
-                {"patient": code, "phase": phase, "frame": frame, "image": image, "label": label,
-                 "part": label.split("/")[0], **known}
-            )  # fmt: skip
+                {
+                    "patient": code,
+                    "phase": phase,
+                    "frame": frame,
+                    "image": image,
+                    "label": label,
+                    "part": label.split("/")[0],
+                    **known,
+                }
+            )
     return rows
 
 
@@ -267,23 +271,20 @@ def _decathlon_rows(manifest: Manifest, folder: Path) -> list[Row]:
         pairs = [(str(case["image"]), str(case["label"])) for case in table["training"]]
     except (json.JSONDecodeError, RecursionError, KeyError, TypeError) as error:
         raise DataError(
-            f"dataset.json cannot be read ({type(error).__name__}: {error}).", where=str(path),
+            f"dataset.json cannot be read ({type(error).__name__}: {error}).",
+            where=str(path),
             fix="Unpack the archive again.",
-        ) from error  # fmt: skip
+        ) from error
     rows = []
     for pair in pairs:
         image, label = (PurePosixPath(name) for name in pair)
         if any(name.is_absolute() or ".." in name.parts for name in (image, label)):
-            raise DataError(
-                f"dataset.json names a file elsewhere: {image}.", where=str(path), fix="Do not use it."
-            )
+            raise DataError(f"dataset.json names a file elsewhere: {image}.", where=str(path), fix="Do not use it.")
         for name in (image, label):
             if not (folder / name).is_file():
                 raise DataError(f"{name} is missing.", where=str(folder), fix="Unpack the archive again.")
         case = image.name.removesuffix(".gz").removesuffix(".nii")
         rows.append({"case": case, "image": image.as_posix(), "label": label.as_posix()})
     if len({row["image"] for row in rows}) < len(rows):
-        raise DataError(
-            "dataset.json names an image twice.", where=str(path), fix="Unpack the archive again."
-        )
+        raise DataError("dataset.json names an image twice.", where=str(path), fix="Unpack the archive again.")
     return rows

@@ -34,16 +34,23 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
         if (old.scheme, old.netloc) != (new.scheme, new.netloc):
             fp.close()
             raise DataError(
-                f"The server sends us elsewhere: {new.scheme}://{new.netloc}.", where=req.full_url,
+                f"The server sends us elsewhere: {new.scheme}://{new.netloc}.",
+                where=req.full_url,
                 fix="Check the address of the data set at its publisher; it may have moved.",
-            )  # fmt: skip
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def fetch(
-    source: Download, folder: str | os.PathLike[str], *, timeout: float = 30.0, attempts: int = 4, progress: bool = True,
-    slowest: float = 256.0, pause: float = 1.0,
-) -> Path:  # fmt: skip
+    source: Download,
+    folder: str | os.PathLike[str],
+    *,
+    timeout: float = 30.0,
+    attempts: int = 4,
+    progress: bool = True,
+    slowest: float = 256.0,
+    pause: float = 1.0,
+) -> Path:
     """Fetch one file into a folder.
 
     Args:
@@ -69,8 +76,9 @@ def fetch(
             return target
         raise DataError(
             "A file of this name is there, with other content than the manifest records.",
-            where=str(target), fix="Move it away and fetch again.",
-        )  # fmt: skip
+            where=str(target),
+            fix="Move it away and fetch again.",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     reason = ""
     for attempt in range(attempts):
@@ -117,29 +125,27 @@ def _continue(source: Download, partial: Path, timeout: float, slowest: float, p
         if announced.isdecimal() and start + int(announced) != source.bytes:
             raise DataError(
                 f"The server announces {start + int(announced)} bytes; the manifest records {source.bytes}.",
-                where=source.url, fix="The file has changed at its source, or an error page is sent in its place.",
-            )  # fmt: skip
+                where=source.url,
+                fix="The file has changed at its source, or an error page is sent in its place.",
+            )
         with partial.open("ab" if continued else "wb") as sink:
             _copy(answer, sink, source, start, (timeout, slowest), progress)
 
 
-def _copy(
-    answer: Any, sink: Any, source: Download, start: int, pace: tuple[float, float], progress: bool
-) -> None:
+def _copy(answer: Any, sink: Any, source: Download, start: int, pace: tuple[float, float], progress: bool) -> None:
     from tqdm import tqdm
 
     timeout, slowest = pace
     total, since, mark = start, time.monotonic(), start
-    with tqdm(
-        total=source.bytes, initial=start, unit="B", unit_scale=True, disable=not progress, leave=False
-    ) as bar:
+    with tqdm(total=source.bytes, initial=start, unit="B", unit_scale=True, disable=not progress, leave=False) as bar:
         while block := answer.read1(_BLOCK):
             total += len(block)
             if total > source.bytes:
                 raise DataError(
                     f"The server sends more than the {source.bytes} bytes that the manifest records.",
-                    where=source.url, fix="The file has changed at its source; nothing of it was kept.",
-                )  # fmt: skip
+                    where=source.url,
+                    fix="The file has changed at its source; nothing of it was kept.",
+                )
             sink.write(block)
             bar.update(len(block))
             elapsed = time.monotonic() - since
@@ -155,8 +161,9 @@ def _accept(source: Download, partial: Path, target: Path) -> Path:
         partial.unlink()
         raise DataError(
             f"The file has the SHA-256 {found}; the manifest records {source.sha256}.",
-            where=source.url, fix="It was damaged or exchanged; it was deleted. Fetch again; if this stays, do not use it.",
-        )  # fmt: skip
+            where=source.url,
+            fix="It was damaged or exchanged; it was deleted. Fetch again; if this stays, do not use it.",
+        )
     partial.replace(target)
     return target
 
@@ -174,8 +181,9 @@ def fetch_all(manifest: Manifest, folder: Path, **options: Any) -> list[Path]:
         numbered = "".join(f"\n    {number}. {step}" for number, step in enumerate(steps(manifest), start=1))
         raise DataError(
             f"{manifest.name!r} cannot be fetched by a program ({manifest.access.kind}).",
-            where=manifest.access.page or manifest.name, fix=f"to do{numbered}",
-        )  # fmt: skip
+            where=manifest.access.page or manifest.name,
+            fix=f"to do{numbered}",
+        )
     store = folder.parent / ".downloads" / manifest.name
     fetched = []
     for source in manifest.access.files:
@@ -208,14 +216,16 @@ def _note(record: Path, names: list[str], folder: Path) -> None:
 
 def _failed(source: Download, what: str) -> DataError:
     return DataError(
-        f"{what}.", where=source.url,
+        f"{what}.",
+        where=source.url,
         fix="Run the same command again: it continues where this one stopped. Or download the file by hand.",
-    )  # fmt: skip
+    )
 
 
 def _offline(source: Download, cause: BaseException) -> DataError:
     host = urllib.parse.urlsplit(source.url).netloc
     return DataError(
-        f"There is no connection to {host} ({cause}).", where=source.url,
+        f"There is no connection to {host} ({cause}).",
+        where=source.url,
         fix="Connect to the internet (or set https_proxy), or download the file elsewhere and put it in place.",
-    )  # fmt: skip
+    )

@@ -82,31 +82,50 @@ def task_from_folder(
     subject_of = [_name_of(subjects, case, case) for case in ids]
     split_of = assign_splits(ids, subject_of, site_of, splits)
     common: dict[str, Any] = {
-        "normalisation": normalisation, "label_values": checked_values(label_values, named), "classes": tuple(named),
-    }  # fmt: skip
+        "normalisation": normalisation,
+        "label_values": checked_values(label_values, named),
+        "classes": tuple(named),
+    }
     dims = dims or _dims_of(next(iter(found.values()))[0][0])
     cases: list[Case] = []
     for index, (case, (files, label)) in enumerate(found.items()):
         details = {
-            "site": site_of[index], "split": split_of[index], "subject": subject_of[index], "group": None,
+            "site": site_of[index],
+            "split": split_of[index],
+            "subject": subject_of[index],
+            "group": None,
             "classes": named,
-        }  # fmt: skip
+        }
         cases += _cases(case, files, label, dims, channels, details, common)
     counted = _checked_channels(cases, check)
     sizes = [_size(case, dims) for case in cases]
     arguments = {
-        "images": str(root), "labels": None if label_root is None else str(label_root), "classes": named,
-        "sites": dict(zip(ids, site_of, strict=True)), "subjects": dict(zip(ids, subject_of, strict=True)),
-        "splits": split_of, "dims": dims, "channels": channels,
+        "images": str(root),
+        "labels": None if label_root is None else str(label_root),
+        "classes": named,
+        "sites": dict(zip(ids, site_of, strict=True)),
+        "subjects": dict(zip(ids, subject_of, strict=True)),
+        "splits": split_of,
+        "dims": dims,
+        "channels": channels,
         "label_values": None if label_values is None else {str(k): int(v) for k, v in label_values.items()},
-        "normalisation": normalisation, "patch_size": None if patch_size is None else list(patch_size),
-        "flips": list(flips), "name": name, "check": False,
-    }  # fmt: skip
+        "normalisation": normalisation,
+        "patch_size": None if patch_size is None else list(patch_size),
+        "flips": list(flips),
+        "name": name,
+        "check": False,
+    }
     return Task(
-        name or root.parent.name or root.name, cases, dims=dims, channels=counted, classes=named,
-        patch_size=patch_size or default_patch(sizes), normalisation=normalisation, flips=flips,
+        name or root.parent.name or root.name,
+        cases,
+        dims=dims,
+        channels=counted,
+        classes=named,
+        patch_size=patch_size or default_patch(sizes),
+        normalisation=normalisation,
+        flips=flips,
         toolkit_config={"name": "task_from_folder", "arguments": arguments},
-    )  # fmt: skip
+    )
 
 
 def _folder(path: str | os.PathLike[str], what: str) -> Path:
@@ -114,22 +133,17 @@ def _folder(path: str | os.PathLike[str], what: str) -> Path:
     if not folder.is_dir():
         raise DataError(
             f"The folder of the {what} does not exist." if not folder.exists() else f"The {what} are not a folder.",
-            where=str(folder), fix=f"Pass the folder that holds the {what}.",
-        )  # fmt: skip
+            where=str(folder),
+            fix=f"Pass the folder that holds the {what}.",
+        )
     return folder
 
 
 def _pairs(root: Path, label_root: Path | None) -> dict[str, tuple[tuple[Path, ...], Path | None]]:
     """Image files (one per channel) and label file of every case, sorted by case."""
     images = _files(root)
-    labels = (
-        {}
-        if label_root is None
-        else {_ENDINGS.sub("", stem): path for stem, path in _files(label_root).items()}
-    )
-    numbered = (
-        bool(images) and all(_CHANNEL.search(stem) for stem in images) and not set(images) <= set(labels)
-    )
+    labels = {} if label_root is None else {_ENDINGS.sub("", stem): path for stem, path in _files(label_root).items()}
+    numbered = bool(images) and all(_CHANNEL.search(stem) for stem in images) and not set(images) <= set(labels)
     grouped: dict[str, list[Path]] = {}
     for stem, path in images.items():
         grouped.setdefault(_CHANNEL.sub("", stem) if numbered else stem, []).append(path)
@@ -153,9 +167,7 @@ def _files(root: Path) -> dict[str, Path]:
     kinds: set[str] = set()
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
-        suffix = next(
-            (end for end in sorted(known, key=len, reverse=True) if path.name.lower().endswith(end)), None
-        )
+        suffix = next((end for end in sorted(known, key=len, reverse=True) if path.name.lower().endswith(end)), None)
         if not path.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
         if suffix is None:
@@ -165,20 +177,18 @@ def _files(root: Path) -> dict[str, Path]:
         if stem in found:
             raise DataError(
                 f"Two files are called {stem!r}: {found[stem].name} and {path.name}.",
-                where=str(root), fix="Keep one of them.",
-            )  # fmt: skip
+                where=str(root),
+                fix="Keep one of them.",
+            )
         found[stem] = path
     if not found:
         others = f" It holds {', '.join(sorted(kinds))} files." if kinds else " It is empty."
         raise DataError(
-            f"The folder has no images that can be read.{others}",
-            where=str(root), fix=f"Readable: {', '.join(known)}.",
-        )  # fmt: skip
+            f"The folder has no images that can be read.{others}", where=str(root), fix=f"Readable: {', '.join(known)}."
+        )
     volumetric = {path.name.lower().endswith(volumes.SUFFIXES) for path in found.values()}
     if len(volumetric) > 1:
-        raise DataError(
-            "The folder mixes NIfTI volumes and pictures.", where=str(root), fix="Use one folder for each."
-        )
+        raise DataError("The folder mixes NIfTI volumes and pictures.", where=str(root), fix="Use one folder for each.")
     return found
 
 
@@ -196,21 +206,22 @@ def _name_of(names: Names | str, case: str, default: str) -> str:
     if callable(names):
         return str(names(case))
     if case not in names:
-        raise ConfigError(
-            f"The case {case!r} has no entry.", where="sites or subjects", fix="Name every case."
-        )
+        raise ConfigError(f"The case {case!r} has no entry.", where="sites or subjects", fix="Name every case.")
     return str(names[case])
 
 
 def _cases(
-    name: str, files: tuple[Path, ...], label: Path | None, dims: int, channels: int | None,
-    details: Mapping[str, Any], common: Mapping[str, Any],
-) -> list[Case]:  # fmt: skip
+    name: str,
+    files: tuple[Path, ...],
+    label: Path | None,
+    dims: int,
+    channels: int | None,
+    details: Mapping[str, Any],
+    common: Mapping[str, Any],
+) -> list[Case]:
     if not files[0].name.lower().endswith(volumes.SUFFIXES):
         if len(files) > 1:
-            raise DataError(
-                f"The picture {name!r} has several channel files.", where=str(files[0]), fix="Use NIfTI."
-            )
+            raise DataError(f"The picture {name!r} has several channel files.", where=str(files[0]), fix="Use NIfTI.")
         reader: Source = PictureSource(image=files[0], label=label, channels=channels, **common)
         shape: tuple[int, ...] = pictures.picture_shape(files[0])
         whole = {**details, "reader": reader, "source": reader.where, "affine": None}
@@ -219,9 +230,7 @@ def _cases(
     if label is not None:
         volumes.require_same_grid(geometry, read_geometry(label, dims), files[0], label)
     reader = NiftiSource(images=files, label=label, dims=dims, **common)
-    whole = {
-        **details, "reader": reader, "source": reader.where, "affine": geometry.affine, "geometry": geometry,
-    }  # fmt: skip
+    whole = {**details, "reader": reader, "source": reader.where, "affine": geometry.affine, "geometry": geometry}
     if dims == 3:
         return cases_of_volume(name, whole, geometry.shape, 3, 3, geometry.spacing)
     in_plane, between = geometry.slice_spacings()
@@ -266,8 +275,4 @@ def _size(case: Case, dims: int) -> tuple[int, ...]:
     if case.geometry is None:
         return pictures.picture_shape(case.reader.files()[0])
     sides = case.geometry.shape
-    return (
-        sides
-        if dims == 3
-        else tuple(side for axis, side in enumerate(sides) if axis != case.geometry.slice_axis)
-    )
+    return sides if dims == 3 else tuple(side for axis, side in enumerate(sides) if axis != case.geometry.slice_axis)

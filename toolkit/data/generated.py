@@ -32,18 +32,7 @@ GENERATORS = {
     "phantom-hippocampus": "toolkit.data.phantoms.hippocampus",
     "phantom-prostate": "toolkit.data.phantoms.prostate",
 }
-_COLUMNS = (
-    "site",
-    "subject",
-    "split",
-    "group",
-    "slices",
-    "row_mm",
-    "column_mm",
-    "slice_mm",
-    "sha256",
-    "generator",
-)
+_COLUMNS = ("site", "subject", "split", "group", "slices", "row_mm", "column_mm", "slice_mm", "sha256", "generator")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,11 +66,7 @@ class Stack:
         temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
         try:
             np.savez_compressed(
-                temporary,
-                image=image,
-                label=self.label,
-                spacing=np.asarray(self.spacing),
-                group=np.asarray(self.group),
+                temporary, image=image, label=self.label, spacing=np.asarray(self.spacing), group=np.asarray(self.group)
             )
             temporary.replace(path)
         finally:
@@ -165,11 +150,20 @@ def generated_cases(manifest: Manifest) -> Iterator[Case]:
         mm = tuple(float(row[key]) for key in ("slice_mm", "row_mm", "column_mm") if row[key])
         stack = manifest.dims == 2 and len(mm) == 3
         case = Case(
-            id=name, site=row["site"], split=row["split"], subject=name, volume=name, position=None,
-            group=row["group"] or None, classes=dict(sorted(manifest.classes.items())),
-            spacing=(mm[1:] if stack else mm) or None, slice_spacing=mm[0] if stack else None,
-            affine=None, source=reader.where, reader=reader,
-        )  # fmt: skip
+            id=name,
+            site=row["site"],
+            split=row["split"],
+            subject=name,
+            volume=name,
+            position=None,
+            group=row["group"] or None,
+            classes=dict(sorted(manifest.classes.items())),
+            spacing=(mm[1:] if stack else mm) or None,
+            slice_spacing=mm[0] if stack else None,
+            affine=None,
+            source=reader.where,
+            reader=reader,
+        )
         if not stack:
             yield case
             continue
@@ -201,9 +195,7 @@ def made_rows(manifest: Manifest) -> list[dict[str, str]]:
                 source = _source(manifest, row)
                 stack = source.stack()
                 names = ("slice_mm", "row_mm", "column_mm")
-                row |= dict.fromkeys(names, "") | dict(
-                    zip(names, map("{:g}".format, stack.spacing), strict=False)
-                )
+                row |= dict.fromkeys(names, "") | dict(zip(names, map("{:g}".format, stack.spacing), strict=False))
                 row |= {"group": stack.group, "slices": str(len(stack.label)) if stack.spacing else ""}
                 row["sha256"] = stack.sha256()
                 rows.append(row)
@@ -212,18 +204,20 @@ def made_rows(manifest: Manifest) -> list[dict[str, str]]:
 
 def _source(manifest: Manifest, row: dict[str, str]) -> GeneratedSource:
     return GeneratedSource(
-        normalisation=manifest.normalisation, classes=tuple(sorted(manifest.classes)),
-        generator=manifest.layout.generator, site=row["site"], subject=int(row["subject"]), version=row["generator"],
+        normalisation=manifest.normalisation,
+        classes=tuple(sorted(manifest.classes)),
+        generator=manifest.layout.generator,
+        site=row["site"],
+        subject=int(row["subject"]),
+        version=row["generator"],
         sha256=row.get("sha256", ""),
-    )  # fmt: skip
+    )
 
 
 def _module(name: str) -> Any:
     if name not in GENERATORS:
         raise DataError(
-            f"There is no generator {name!r}.",
-            where="layout.generator",
-            fix=f"Known: {', '.join(GENERATORS)}.",
+            f"There is no generator {name!r}.", where="layout.generator", fix=f"Known: {', '.join(GENERATORS)}."
         )
     return importlib.import_module(GENERATORS[name])
 

@@ -65,9 +65,10 @@ class PictureSource(FileSource):
             mask = read_label_picture(path)
             if mask.shape != shape:
                 raise DataError(
-                    f"The image has shape {shape} and the mask of an object {mask.shape}.", where=str(path),
+                    f"The image has shape {shape} and the mask of an object {mask.shape}.",
+                    where=str(path),
                     fix="Get the file again, or move the image away.",
-                )  # fmt: skip
+                )
             label[(mask > 0) & (label == 0)] = number
         return label
 
@@ -85,9 +86,7 @@ class PictureSource(FileSource):
         found = tuple(sorted(path for path in self.label.iterdir() if path.suffix.lower() in SUFFIXES))
         if not found:
             raise DataError(
-                "The folder holds no mask.",
-                where=str(self.label),
-                fix="Complete the data set, or move the image away.",
+                "The folder holds no mask.", where=str(self.label), fix="Complete the data set, or move the image away."
             )
         return found
 
@@ -121,17 +120,13 @@ def read_label_picture(path: str | os.PathLike[str]) -> np.ndarray:
     path = Path(path)
     if path.suffix.lower() in (".jpg", ".jpeg"):
         raise DataError(
-            "A label is stored as JPEG, which changes values at edges.",
-            where=str(path),
-            fix="Export labels as PNG.",
+            "A label is stored as JPEG, which changes values at edges.", where=str(path), fix="Export labels as PNG."
         )
     array = _decoded(path, palette=True)
     if array.ndim == 3:
         if (array != array[..., :1]).any():
             raise DataError(
-                "The label is a colour picture.",
-                where=str(path),
-                fix="Save class numbers 0, 1, 2, ... in one channel.",
+                "The label is a colour picture.", where=str(path), fix="Save class numbers 0, 1, 2, ... in one channel."
             )
         array = array[..., 0]
     return array
@@ -196,16 +191,12 @@ def _decoded(path: Path, *, palette: bool) -> np.ndarray:
     if mode in ("RGBA", "LA", "PA"):
         if (array[..., -1] != array[..., -1].flat[0]).any():
             raise DataError(
-                "The picture is partly transparent.",
-                where=str(path),
-                fix="Flatten it onto a background first.",
+                "The picture is partly transparent.", where=str(path), fix="Flatten it onto a background first."
             )
         array = array[..., :-1]
         array = array[..., 0] if array.shape[-1] == 1 else array
     elif mode not in ("1", "L", "P", "I", "F", "RGB") and not mode.startswith("I;16"):
-        raise DataError(
-            f"The picture has the colour mode {mode}.", where=str(path), fix="Convert it to grey or RGB."
-        )
+        raise DataError(f"The picture has the colour mode {mode}.", where=str(path), fix="Convert it to grey or RGB.")
     return array.astype(np.uint8) if array.dtype == np.bool_ else array
 
 
@@ -213,19 +204,19 @@ def _refuse(picture: object, path: Path) -> None:
     if getattr(picture, "n_frames", 1) > 1:
         raise DataError(
             f"The file holds {picture.n_frames} pages.",  # type: ignore[attr-defined]
-            where=str(path), fix="Save each page as its own file, or the stack as NIfTI.",
-        )  # fmt: skip
+            where=str(path),
+            fix="Save each page as its own file, or the stack as NIfTI.",
+        )
     width, height = picture.size  # type: ignore[attr-defined]
     if width * height > _MOST_PIXELS:
-        raise DataError(
-            f"The picture has {width} x {height} pixels.", where=str(path), fix="Cut it into tiles."
-        )
+        raise DataError(f"The picture has {width} x {height} pixels.", where=str(path), fix="Cut it into tiles.")
     turned = picture.getexif().get(_ORIENTATION_TAG, 1)  # type: ignore[attr-defined]
     if turned != 1:
         raise DataError(
             f"The picture carries a rotation tag ({turned}) that viewers follow and label files do not.",
-            where=str(path), fix="Save it upright without the tag (Pillow: ImageOps.exif_transpose).",
-        )  # fmt: skip
+            where=str(path),
+            fix="Save it upright without the tag (Pillow: ImageOps.exif_transpose).",
+        )
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:

@@ -60,14 +60,16 @@ def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1][-160:] if str(error).strip() else "no text"
         raise DataError(
-            f"SimpleITK cannot read this ({reason}).", where=str(path),
+            f"SimpleITK cannot read this ({reason}).",
+            where=str(path),
             fix="It is missing, truncated, damaged or of another format: copy or export it again.",
-        ) from error  # fmt: skip
+        ) from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise DataError(
             f"The image has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} channels.",
-            where=str(path), fix="Save one number per voxel and one 3D file per time point.",
-        )  # fmt: skip
+            where=str(path),
+            fix="Save one number per voxel and one 3D file per time point.",
+        )
     stored = np.transpose(itk.GetArrayFromImage(image))  # to x, y, z, as NIfTI stores it
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(image.GetDirection()).reshape(3, 3) * np.asarray(image.GetSpacing())
@@ -87,8 +89,9 @@ def simple_itk(path: Path) -> Any:
     except ImportError as error:
         raise DataError(
             "DICOM series, MetaImage (.mhd, .mha) and NRRD files need the package SimpleITK, which is not installed.",
-            where=str(path), fix="pip install SimpleITK, or convert the images to NIfTI (.nii.gz).",
-        ) from error  # fmt: skip
+            where=str(path),
+            fix="pip install SimpleITK, or convert the images to NIfTI (.nii.gz).",
+        ) from error
     return SimpleITK
 
 
@@ -96,9 +99,7 @@ def _series(itk: Any, folder: Path) -> Any:
     found = itk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(found) != 1:
         raise DataError(
-            f"The folder holds {len(found)} DICOM series.",
-            where=str(folder),
-            fix="Keep one series in a folder.",
+            f"The folder holds {len(found)} DICOM series.", where=str(folder), fix="Keep one series in a folder."
         )
     names = itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), found[0])
     _check_steps(itk, names, folder)
@@ -118,6 +119,7 @@ def _check_steps(itk: Any, names: tuple[str, ...], folder: Path) -> None:
     steps = np.linalg.norm(np.diff(np.asarray(positions), axis=0), axis=1)
     if len(steps) and steps.max() - steps.min() > 0.05 * max(float(np.median(steps)), 1e-6):
         raise DataError(
-            f"Neighbouring slices are {steps.min():.3g} to {steps.max():.3g} mm apart.", where=str(folder),
+            f"Neighbouring slices are {steps.min():.3g} to {steps.max():.3g} mm apart.",
+            where=str(folder),
             fix="A slice is missing or there twice: export the series again.",
-        )  # fmt: skip
+        )

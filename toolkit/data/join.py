@@ -49,9 +49,7 @@ def join_tasks(
     for task in loaded:
         renamed = {site: f"{task.name}/{site}" if crowd.count(site) > 1 else site for site in task.sites}
         sites += renamed.values()
-        cases += [
-            _joined(case, task.name, renamed[case.site], named, tables[task.name]) for case in task.cases()
-        ]
+        cases += [_joined(case, task.name, renamed[case.site], named, tables[task.name]) for case in task.cases()]
     configs = [registry.describe(task) for task in loaded]
     arguments = {"tasks": configs, "classes": _plain(classes), "name": name, "patch_size": patch_size}
     return Task(
@@ -60,8 +58,7 @@ def join_tasks(
         dims=loaded[0].dims,
         channels=loaded[0].channels,
         classes=named,
-        patch_size=patch_size
-        or tuple(max(sides) for sides in zip(*(t.patch_size for t in loaded), strict=True)),
+        patch_size=patch_size or tuple(max(sides) for sides in zip(*(t.patch_size for t in loaded), strict=True)),
         normalisation=loaded[0].normalisation,
         sites=sites,
         flips=[axis for axis in loaded[0].flips if all(axis in task.flips for task in loaded)],
@@ -113,9 +110,7 @@ def _members(value: ClassOf) -> Iterable[int | str]:
 
 def _plain(classes: Mapping[str, Mapping[str, ClassOf]]) -> dict[str, dict[str, Any]]:
     return {
-        name: {
-            task: value if isinstance(value, (int, str)) else list(value) for task, value in members.items()
-        }
+        name: {task: value if isinstance(value, (int, str)) else list(value) for task, value in members.items()}
         for name, members in classes.items()
     }
 
@@ -125,14 +120,10 @@ def _check_fit(tasks: Sequence[Task]) -> None:
         raise ConfigError("Joining takes at least two tasks.", where="join_tasks")
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
-        raise ConfigError(
-            f"Two tasks share a name: {names}.", where="join_tasks", fix="Give each its own name."
-        )
+        raise ConfigError(f"Two tasks share a name: {names}.", where="join_tasks", fix="Give each its own name.")
     for what in ("dims", "channels", "normalisation"):
         values = {task.name: getattr(task, what) for task in tasks}
         if len(set(values.values())) > 1:
             raise ConfigError(
-                f"The tasks differ in {what}: {values}.",
-                where="join_tasks",
-                fix=f"Load them with the same {what}.",
+                f"The tasks differ in {what}: {values}.", where="join_tasks", fix=f"Load them with the same {what}."
             )

@@ -47,8 +47,7 @@ def checked_values(
     unknown = sorted({target for _, target in pairs} - set(classes))
     if unknown:
         raise ConfigError(
-            f"label_values leads to the classes {unknown}, which do not exist.",
-            fix=f"Known: {sorted(classes)}.",
+            f"label_values leads to the classes {unknown}, which do not exist.", fix=f"Known: {sorted(classes)}."
         )
     return pairs
 
@@ -68,9 +67,7 @@ def class_indices(
         DataError: float labels, values that no class has (0/255 masks among them).
     """
     if label.dtype.kind not in "buif":
-        raise DataError(
-            f"The label holds {label.dtype} values, not numbers.", where=where, fix="Export it again."
-        )
+        raise DataError(f"The label holds {label.dtype} values, not numbers.", where=where, fix="Export it again.")
     if values is not None:
         return _recoded(label, values, where)
     present = np.unique(label)

@@ -24,9 +24,7 @@ def expected_files(manifest: Manifest) -> list[str]:
     return list(dict.fromkeys(filled(template, row, manifest) for row in rows for template in templates))
 
 
-def file_task(
-    manifest: Manifest, folder: Path, config: Mapping[str, Any], split_list: str | None = None
-) -> Task:
+def file_task(manifest: Manifest, folder: Path, config: Mapping[str, Any], split_list: str | None = None) -> Task:
     """The task whose files lie in `folder`.
 
     Args:

@@ -58,9 +58,7 @@ class Loader:
         if not cases:
             raise ConfigError("A loader needs at least one case.")
         if int(batch_size) < 1:
-            raise ConfigError(
-                f"batch_size must be at least 1, not {batch_size!r}.", where="loader(batch_size=...)"
-            )
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size!r}.", where="loader(batch_size=...)")
         self.cases = list(cases)
         self.channels, self.batch_size, self.seed = channels, int(batch_size), seed
         self.patch_size = tuple(int(side) for side in patch_size)
@@ -93,9 +91,7 @@ class Loader:
         first = place * self.batch_size
         chosen = self._permutation(epoch)[first : first + self.batch_size]
         cases = [self.cases[index] for index in chosen]
-        margin = (
-            self.augmentation.margin(self.patch_size) if self.augmentation else (0,) * len(self.patch_size)
-        )
+        margin = self.augmentation.margin(self.patch_size) if self.augmentation else (0,) * len(self.patch_size)
         size = tuple(side + 2 * extra for side, extra in zip(self.patch_size, margin, strict=True))
         image = np.empty((len(cases), self.channels, *size), dtype=np.float32)
         label = np.zeros((len(cases), 1, *size), dtype=np.float32 if self.augmentation else np.int64)
@@ -113,14 +109,18 @@ class Loader:
         more = {}
         if self.augmentation:
             if self.augmentation.label_before:
-                inner = [
-                    slice(extra, extra + side) for extra, side in zip(margin, self.patch_size, strict=True)
-                ]
+                inner = [slice(extra, extra + side) for extra, side in zip(margin, self.patch_size, strict=True)]
                 more["label_before"] = labels[(slice(None), slice(None), *inner)].long()
             images, labels = apply(
-                self.augmentation, images, labels, np.stack(numbers), np.stack(noises) if noises else None,
-                self.patch_size, np.asarray(spacing), self.flips,
-            )  # fmt: skip
+                self.augmentation,
+                images,
+                labels,
+                np.stack(numbers),
+                np.stack(noises) if noises else None,
+                self.patch_size,
+                np.asarray(spacing),
+                self.flips,
+            )
             if self.limits is not None:
                 images = images.clamp(*self.limits)
         return {"image": images, "label": labels.long(), "case": [case.id for case in cases], **more}
@@ -139,12 +139,7 @@ class Loader:
         return held[1]
 
     def _fill(
-        self,
-        case: Case,
-        image: np.ndarray,
-        label: np.ndarray,
-        margin: Sequence[int],
-        random: np.random.Generator,
+        self, case: Case, image: np.ndarray, label: np.ndarray, margin: Sequence[int], random: np.random.Generator
     ) -> None:
         """Write one crop, with its margin, into the rows of the batch."""
         pixels, classes = case.image_array(), case.label_array()
@@ -184,9 +179,7 @@ class Loader:
             starts.append(low + int(draws[3 + axis] * (high - low + 1)))
         return starts
 
-    def _foreground_point(
-        self, case: Case, classes: np.ndarray, which: float, where: float
-    ) -> np.ndarray | None:
+    def _foreground_point(self, case: Case, classes: np.ndarray, which: float, where: float) -> np.ndarray | None:
         """A voxel of a random foreground class of the case, or None if it has none."""
         points = self._points.get(case.id)
         if points is None:
@@ -204,9 +197,7 @@ def _sampled_foreground(classes: np.ndarray, name: str, limit: int = 500) -> np.
     for value in np.unique(classes[classes > 0]):
         places = np.flatnonzero(classes == value)
         if len(places) > limit:
-            places = places[
-                np.sort(keyed_random("points", name, int(value)).permutation(len(places))[:limit])
-            ]
+            places = places[np.sort(keyed_random("points", name, int(value)).permutation(len(places))[:limit])]
         position = np.stack(np.unravel_index(places, classes.shape), axis=1)
         rows.append(np.concatenate([position, np.full((len(places), 1), value)], axis=1).astype(np.int32))
     return np.concatenate(rows)

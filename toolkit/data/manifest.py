@@ -15,8 +15,18 @@ from toolkit.errors import DataError
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 FACTS = (
-    "source", "citation", "licence", "access", "layout", "classes", "label_coding", "sites", "splits", "cases", "spacing",
-)  # fmt: skip
+    "source",
+    "citation",
+    "licence",
+    "access",
+    "layout",
+    "classes",
+    "label_coding",
+    "sites",
+    "splits",
+    "cases",
+    "spacing",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,9 +274,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
             f"The manifest cannot be read: {error}.", where=str(path), fix="Write it as TOML in UTF-8."
         ) from error
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}" for problem in error.errors()
-        ]
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}" for problem in error.errors()]
         raise DataError(
             "The manifest has wrong keys.",
             where=f"{path}: " + "; ".join(problems),
@@ -297,9 +305,7 @@ def _check_consistency(manifest: Manifest, path: Path) -> None:
     if not manifest.sites:
         problems.append("sites: at least one")
     problems += [
-        f"unconfirmed.{fact}: is none of {', '.join(FACTS)}"
-        for fact in manifest.unconfirmed
-        if fact not in FACTS
+        f"unconfirmed.{fact}: is none of {', '.join(FACTS)}" for fact in manifest.unconfirmed if fact not in FACTS
     ]
     problems += _layout_problems(manifest)
     if problems:
@@ -328,9 +334,7 @@ def _layout_problems(manifest: Manifest) -> list[str]:
         if twice := sorted({subject for subject in listed if listed.count(subject) > 1}):
             problems.append(f"split_lists.{name}: names {', '.join(twice)} twice")
         problems += [
-            f"split_lists.{name}: {split} is no split"
-            for split in lists
-            if split not in ("train", "val", "test")
+            f"split_lists.{name}: {split} is no split" for split in lists if split not in ("train", "val", "test")
         ]
     if not 0 <= manifest.validation_share < 1:
         problems.append("validation_share: from 0 to below 1")
@@ -357,8 +361,9 @@ def read_table(manifest: Manifest) -> list[dict[str, str]]:
     except OSError as error:
         raise DataError(
             f"The index table of {manifest.name!r} cannot be read: {error.strerror}.",
-            where=str(path), fix="It belongs beside the manifest; install the toolkit again.",
-        ) from error  # fmt: skip
+            where=str(path),
+            fix="It belongs beside the manifest; install the toolkit again.",
+        ) from error
     if not rows:
         raise DataError("The index table has no rows.", where=str(path))
     cine = manifest.layout.cine
@@ -382,5 +387,6 @@ def filled(template: str, row: dict[str, str], manifest: Manifest) -> str:
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         raise DataError(
             f"The template {template!r} cannot be filled: {error}.",
-            where=str(manifest.table_path), fix=f"Columns: {', '.join(row)}.",
-        ) from error  # fmt: skip
+            where=str(manifest.table_path),
+            fix=f"Columns: {', '.join(row)}.",
+        ) from error

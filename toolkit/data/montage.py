@@ -13,15 +13,7 @@ from toolkit.data.task import Task
 from toolkit.errors import ConfigError
 
 _COLOURS = np.asarray(
-    [
-        [230, 159, 0],
-        [86, 180, 233],
-        [0, 158, 115],
-        [240, 228, 66],
-        [213, 94, 0],
-        [0, 114, 178],
-        [204, 121, 167],
-    ]
+    [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [213, 94, 0], [0, 114, 178], [204, 121, 167]]
 )
 
 
@@ -36,9 +28,7 @@ def montage(task: Task, out: str | os.PathLike[str], *, columns: int = 6, size: 
 
     path = Path(out)
     if columns < 1 or size < 8 or path.suffix.lower() != ".png":
-        raise ConfigError(
-            f"A montage needs columns, a size and a .png name, not {columns}, {size}, {path.name!r}."
-        )
+        raise ConfigError(f"A montage needs columns, a size and a .png name, not {columns}, {size}, {path.name!r}.")
     sheet = np.full((len(task.sites) * size, columns * size, 3), 255, np.uint8)
     for row, site in enumerate(task.sites):
         for column, case in enumerate(_spread(task.cases(site=site), columns)):
@@ -58,9 +48,7 @@ def montage(task: Task, out: str | os.PathLike[str], *, columns: int = 6, size: 
 
 def _spread(cases: Sequence[Case], count: int) -> list[Case]:
     chosen = (
-        np.unique(np.linspace(0, len(cases) - 1, min(count, len(cases))).round().astype(int)).tolist()
-        if cases
-        else []
+        np.unique(np.linspace(0, len(cases) - 1, min(count, len(cases))).round().astype(int)).tolist() if cases else []
     )
     return [cases[index] for index in chosen]
 
@@ -80,9 +68,11 @@ def _drawn(case: Case) -> np.ndarray:
     picture = np.moveaxis(picture, 0, -1).copy()
     inner = np.zeros(label.shape, bool)
     inner[1:-1, 1:-1] = (
-        (label[1:-1, 1:-1] == label[:-2, 1:-1]) & (label[1:-1, 1:-1] == label[2:, 1:-1])
-        & (label[1:-1, 1:-1] == label[1:-1, :-2]) & (label[1:-1, 1:-1] == label[1:-1, 2:])
-    )  # fmt: skip
+        (label[1:-1, 1:-1] == label[:-2, 1:-1])
+        & (label[1:-1, 1:-1] == label[2:, 1:-1])
+        & (label[1:-1, 1:-1] == label[1:-1, :-2])
+        & (label[1:-1, 1:-1] == label[1:-1, 2:])
+    )
     outline = (label > 0) & ~inner
     picture[outline] = _COLOURS[(label[outline].astype(int) - 1) % len(_COLOURS)]
     return picture

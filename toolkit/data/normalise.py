@@ -15,10 +15,7 @@ _RULES = {
     "imagenet": "red, green, blue from 0 to 255: over 255, minus ImageNet's means, over its deviations",
     "bgr": "red, green, blue from 0 to 255: over 255, in the order blue, green, red",
 }
-_MEANS, _DEVIATIONS = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of ImageNet, as pre-trained networks expect
+_MEANS, _DEVIATIONS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of ImageNet, as pre-trained networks expect
 
 
 def check_rule(rule: str) -> str:
@@ -80,8 +77,9 @@ def _colours(array: np.ndarray, rule: str) -> np.ndarray:
     if array.shape[0] != 3 or low < 0 or high > 255 or (high <= 1 and (array % 1).any()):
         raise ConfigError(
             f"The rule {rule!r} needs three channels from 0 to 255, not {array.shape[0]} from {low:g} to {high:g}.",
-            where="normalisation", fix="Use 'zscore-clip' or 'range' for other images.",
-        )  # fmt: skip
+            where="normalisation",
+            fix="Use 'zscore-clip' or 'range' for other images.",
+        )
     image = np.asarray(array, dtype=np.float32) / np.float32(255)
     if rule == "bgr":
         return np.ascontiguousarray(image[::-1])

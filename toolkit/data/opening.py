@@ -57,15 +57,18 @@ def open_source(manifest: Manifest, folder: Path, row: dict[str, str]) -> Opened
         return Opened(arrays, shape[0] if len(shape) == 3 and manifest.dims == 2 else None)
     channels = 3 if manifest.channel_rule == "grey-to-rgb" else None
     picture = PictureSource(
-        image=image, label=label, channels=channels, foreground=layout.foreground, threshold=layout.threshold,
-        background=row.get("background") == "yes", **common,
-    )  # fmt: skip
+        image=image,
+        label=label,
+        channels=channels,
+        foreground=layout.foreground,
+        threshold=layout.threshold,
+        background=row.get("background") == "yes",
+        **common,
+    )
     return Opened(picture, slices)
 
 
-def _volume(
-    manifest: Manifest, image: Path, label: Path | None, row: dict[str, str], common: dict[str, Any]
-) -> Opened:
+def _volume(manifest: Manifest, image: Path, label: Path | None, row: dict[str, str], common: dict[str, Any]) -> Opened:
     layout, dims = manifest.layout, manifest.dims
     reader: Source
     if layout.kind == "itk-pairs":
@@ -74,9 +77,7 @@ def _volume(
         frame = _number(layout.frame, row, manifest)
         label_frame = _number(layout.label_frame, row, manifest)
         geometry = read_geometry(image, dims, frame)
-        reader = NiftiSource(
-            images=(image,), label=label, dims=dims, frame=frame, label_frame=label_frame, **common
-        )
+        reader = NiftiSource(images=(image,), label=label, dims=dims, frame=frame, label_frame=label_frame, **common)
     if dims == 3:
         return Opened(reader, None, geometry, geometry.spacing)
     in_plane, between = geometry.slice_spacings()
@@ -91,6 +92,7 @@ def _number(template: str, row: dict[str, str], manifest: Manifest) -> int | Non
         return int(text)
     except ValueError as error:
         raise DataError(
-            f"The index has {text!r} where a whole number is needed.", where=f"{manifest.name}: {template}",
+            f"The index has {text!r} where a whole number is needed.",
+            where=f"{manifest.name}: {template}",
             fix="Get the table of the data set again.",
-        ) from error  # fmt: skip
+        ) from error

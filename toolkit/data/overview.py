@@ -40,23 +40,14 @@ def _sheet(manifest: Manifest) -> str:
         counts = " / ".join(str(len(numbers)) for numbers in module.SUBJECTS[site].values())
         sites.append(f"* {site} ({counts}): {module.DESCRIPTIONS[site]}.\n")
     picture = f"images/{manifest.name.replace('-', '_')}.png"
-    return (
-        f"\n### `{manifest.name}`\n\n{manifest.title}.\n\n![{manifest.name}]({picture})\n\n{''.join(sites)}"
-    )
+    return f"\n### `{manifest.name}`\n\n{manifest.title}.\n\n![{manifest.name}]({picture})\n\n{''.join(sites)}"
 
 
 def _line(manifest: Manifest) -> str:
     confirmed = f"{len(FACTS) - len(manifest.unconfirmed)} of {len(FACTS)}"
     doubts = ", ".join(fact.replace("_", " ") for fact in manifest.unconfirmed) or "-"
     classes = str(len(manifest.classes) - 1)
-    cells = [
-        f"`{manifest.name}`",
-        str(manifest.dims),
-        classes,
-        manifest.access.kind,
-        manifest.layout.kind,
-        confirmed,
-    ]
+    cells = [f"`{manifest.name}`", str(manifest.dims), classes, manifest.access.kind, manifest.layout.kind, confirmed]
     return f"| {' | '.join([*cells, doubts, _proof(manifest)])} |\n"
 
 

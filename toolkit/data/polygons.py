@@ -30,8 +30,9 @@ def read_polygons(path: Path, shape: tuple[int, int]) -> np.ndarray:
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content or b"\x00" in content:
         raise DataError(
             "The XML file declares a document type or entities, which outlines do not need and which are unsafe.",
-            where=str(path), fix="Take the file as it was published.",
-        )  # fmt: skip
+            where=str(path),
+            fix="Take the file as it was published.",
+        )
     try:
         root = ElementTree.fromstring(content)
         outlines = [
@@ -41,12 +42,11 @@ def read_polygons(path: Path, shape: tuple[int, int]) -> np.ndarray:
     except (ElementTree.ParseError, KeyError, ValueError) as error:
         raise DataError(
             f"The XML file cannot be read as outlines ({type(error).__name__}: {error}).",
-            where=str(path), fix="Take the file as it was published.",
-        ) from error  # fmt: skip
+            where=str(path),
+            fix="Take the file as it was published.",
+        ) from error
     if not outlines:
-        raise DataError(
-            "The XML file has no regions.", where=str(path), fix="Check that it belongs to the image."
-        )
+        raise DataError("The XML file has no regions.", where=str(path), fix="Check that it belongs to the image.")
     objects = np.zeros(shape, np.uint16)
     for number, outline in enumerate(outlines, start=1):
         _check_outline(outline, shape, number, path)
@@ -75,12 +75,14 @@ def _check_outline(outline: np.ndarray, shape: tuple[int, int], number: int, pat
     if len(outline) < 3 or not np.isfinite(outline).all():
         raise DataError(
             f"Region {number} has {len(outline)} corners or corners that are no numbers.",
-            where=str(path), fix="Take the file as it was published.",
-        )  # fmt: skip
+            where=str(path),
+            fix="Take the file as it was published.",
+        )
     # Annotators click a little beyond the border; a whole picture further is another picture's file.
     reach = np.asarray((shape[1], shape[0]))
     if (outline < -reach).any() or (outline > 2 * reach).any() or number > np.iinfo(np.uint16).max:
         raise DataError(
             f"Region {number} lies outside the picture of {shape[0]} x {shape[1]} pixels.",
-            where=str(path), fix="The outlines belong to another picture.",
-        )  # fmt: skip
+            where=str(path),
+            fix="The outlines belong to another picture.",
+        )

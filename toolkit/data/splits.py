@@ -10,9 +10,7 @@ from toolkit.errors import ConfigError
 Splits = Mapping[str, Sequence[str]] | Sequence[str] | str | None
 
 
-def assign_splits(
-    ids: Sequence[str], subjects: Sequence[str], sites: Sequence[str], splits: Splits
-) -> list[str]:
+def assign_splits(ids: Sequence[str], subjects: Sequence[str], sites: Sequence[str], splits: Splits) -> list[str]:
     """The split of every case.
 
     Args:
@@ -58,9 +56,7 @@ def _listed(ids: Sequence[str], subjects: Sequence[str], splits: Mapping[str, Se
     for split, members in splits.items():
         for member in members:
             if named.setdefault(str(member), split) != split:
-                raise ConfigError(
-                    f"{member!r} is listed in {named[str(member)]} and in {split}.", where="splits"
-                )
+                raise ConfigError(f"{member!r} is listed in {named[str(member)]} and in {split}.", where="splits")
     unknown = sorted(set(named) - set(ids) - set(subjects))
     if unknown:
         raise ConfigError(

@@ -89,9 +89,7 @@ class Task:
         """
         if split is not None and split not in SPLITS:
             raise ConfigError(
-                f"There is no split {split!r}.",
-                where=f"task {self.name!r}",
-                fix=f"Use one of {', '.join(SPLITS)}.",
+                f"There is no split {split!r}.", where=f"task {self.name!r}", fix=f"Use one of {', '.join(SPLITS)}."
             )
         wanted = set(self.checked_sites(site))
         return [case for case in self._cases if split in (None, case.split) and case.site in wanted]
@@ -158,15 +156,7 @@ class Task:
             for case in self._cases:
                 key = id(case.reader)
                 prints[key] = prints.get(key) or case.reader.fingerprint()
-                identity = [
-                    case.id,
-                    case.site,
-                    case.split,
-                    case.subject,
-                    case.index,
-                    case.relabel,
-                    prints[key],
-                ]
+                identity = [case.id, case.site, case.split, case.subject, case.index, case.relabel, prints[key]]
                 digest.update(json.dumps(identity).encode())
             rules = [self.name, self.normalisation, list(self.classes.items())]
             digest.update(json.dumps(rules).encode())
@@ -196,10 +186,19 @@ class Task:
     def restricted(self, cases: Sequence[Case]) -> Task:
         """A task of some of these cases with the same settings; it cannot be rebuilt from its name."""
         return Task(
-            self.name, cases, dims=self.dims, channels=self.channels, classes=self.classes,
-            patch_size=self.patch_size, normalisation=self.normalisation, sites=self.sites, flips=self.flips,
-            manifest=self.manifest, licence=self.licence, citation=self.citation,
-        )  # fmt: skip
+            self.name,
+            cases,
+            dims=self.dims,
+            channels=self.channels,
+            classes=self.classes,
+            patch_size=self.patch_size,
+            normalisation=self.normalisation,
+            sites=self.sites,
+            flips=self.flips,
+            manifest=self.manifest,
+            licence=self.licence,
+            citation=self.citation,
+        )
 
     def __len__(self) -> int:
         return len(self._cases)
@@ -224,30 +223,26 @@ def checked_patch(size: Sequence[int], dims: int) -> tuple[int, ...]:
         raise ConfigError(f"patch_size must be {dims} numbers, not {size!r}.") from error
     if len(patch) != dims or min(patch) < 1:
         raise ConfigError(
-            f"patch_size must be {dims} positive numbers, not {patch}.",
-            fix="For example (96, 96) or (32, 48, 32).",
+            f"patch_size must be {dims} positive numbers, not {patch}.", fix="For example (96, 96) or (32, 48, 32)."
         )
     return patch
 
 
 def _check_cases(name: str, cases: Sequence[Case], sites: Sequence[str]) -> None:
     if not cases:
-        raise DataError(
-            "The task has no cases.", where=f"task {name!r}", fix="Check the folders or lists given."
-        )
+        raise DataError("The task has no cases.", where=f"task {name!r}", fix="Check the folders or lists given.")
     ids: set[str] = set()
     split_of: dict[str, str] = {}
     for case in cases:
         if case.id in ids:
-            raise DataError(
-                f"Two cases are called {case.id!r}.", where=f"task {name!r}", fix="Give each its own id."
-            )
+            raise DataError(f"Two cases are called {case.id!r}.", where=f"task {name!r}", fix="Give each its own id.")
         ids.add(case.id)
         if case.split not in SPLITS:
             raise DataError(
                 f"The case {case.id!r} is in the split {case.split!r}.",
-                where=f"task {name!r}", fix=f"Use one of {', '.join(SPLITS)}.",
-            )  # fmt: skip
+                where=f"task {name!r}",
+                fix=f"Use one of {', '.join(SPLITS)}.",
+            )
         if split_of.setdefault(case.subject, case.split) != case.split:
             raise DataError(
                 f"The subject {case.subject!r} is in two splits: {split_of[case.subject]} and {case.split}.",
@@ -257,5 +252,6 @@ def _check_cases(name: str, cases: Sequence[Case], sites: Sequence[str]) -> None
         if case.site not in sites:
             raise DataError(
                 f"The case {case.id!r} is from the site {case.site!r}, which is not listed.",
-                where=f"task {name!r}", fix=f"Listed: {', '.join(sites)}.",
-            )  # fmt: skip
+                where=f"task {name!r}",
+                fix=f"Listed: {', '.join(sites)}.",
+            )

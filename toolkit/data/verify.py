@@ -22,9 +22,20 @@ if TYPE_CHECKING:
 
 
 COLUMNS = (
-    "case", "verdict", "checksum", "detail", "source", "site", "split", "shape", "spacing", "classes", "low", "high",
+    "case",
+    "verdict",
+    "checksum",
+    "detail",
+    "source",
+    "site",
+    "split",
+    "shape",
+    "spacing",
+    "classes",
+    "low",
+    "high",
     "notes",
-)  # fmt: skip
+)
 _TINY = 10
 
 
@@ -91,16 +102,15 @@ def _mark_twins(twin: dict[str, Any], row: dict[str, Any]) -> None:
 def _row(case: Case, recorded: dict[str, str], task: Task) -> dict[str, Any]:
     reader = case.reader
     row: dict[str, Any] = {
-        "case": _name(case), "source": case.source, "site": case.site, "split": case.split,
+        "case": _name(case),
+        "source": case.source,
+        "site": case.site,
+        "split": case.split,
         "spacing": "" if case.spacing is None else " x ".join(f"{mm:.4g}" for mm in case.spacing),
-    }  # fmt: skip
+    }
     missing = [str(path) for path in reader.files() if not path.is_file()]
     if missing:
-        return row | {
-            "verdict": "missing",
-            "checksum": "none",
-            "detail": f"no such file: {', '.join(missing)}",
-        }
+        return row | {"verdict": "missing", "checksum": "none", "detail": f"no such file: {', '.join(missing)}"}
     row["checksum"] = _checksum(reader, recorded)
     try:
         pair = reader.read_raw()
@@ -136,14 +146,7 @@ def _content(pair: Pair, task: Task) -> dict[str, Any]:
             notes += [f"{empty} of {len(pair.label)} slices without foreground"] if empty else []
     digest = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
     shape = " x ".join(map(str, image.shape[1:]))
-    return {
-        "shape": shape,
-        "classes": present,
-        "low": low,
-        "high": high,
-        "notes": "; ".join(notes),
-        "print": digest,
-    }
+    return {"shape": shape, "classes": present, "low": low, "high": high, "notes": "; ".join(notes), "print": digest}
 
 
 def _about_the_folder(task: Task) -> list[dict[str, Any]]:

@@ -57,9 +57,7 @@ class NiftiSource(FileSource):
         return self.images
 
 
-def read_volume(
-    path: str | os.PathLike[str], dims: int = 3, frame: int | None = None
-) -> tuple[np.ndarray, Geometry]:
+def read_volume(path: str | os.PathLike[str], dims: int = 3, frame: int | None = None) -> tuple[np.ndarray, Geometry]:
     """Read one NIfTI volume as float32 (*S) in the axes closest to right-anterior-superior.
 
     Args:
@@ -76,9 +74,7 @@ def read_volume(
     array = checked_image(geometry.arrange(_numbers(image, path)), str(path))
     if array.size > 1 and array.min() == array.max():
         raise DataError(
-            f"Every voxel is {array.flat[0]:g}.",
-            where=str(path),
-            fix="The export failed: export the image again.",
+            f"Every voxel is {array.flat[0]:g}.", where=str(path), fix="The export failed: export the image again."
         )
     return array, geometry
 
@@ -104,9 +100,13 @@ def geometry_of(affine: np.ndarray, shape: tuple[int, ...], path: Path, dims: in
 
 
 def write_nifti(
-    path: str | os.PathLike[str], array: np.ndarray, geometry: Geometry | None = None, *,
-    affine: np.ndarray | None = None, spacing: tuple[float, ...] | None = None,
-) -> Path:  # fmt: skip
+    path: str | os.PathLike[str],
+    array: np.ndarray,
+    geometry: Geometry | None = None,
+    *,
+    affine: np.ndarray | None = None,
+    spacing: tuple[float, ...] | None = None,
+) -> Path:
     """Write a volume atomically, in the axes, shape and coordinates of the file that `geometry` was read from.
 
     Args:
@@ -160,17 +160,16 @@ def require_same_grid(first: Geometry, second: Geometry, image: Path, other: Pat
     if first.shape != second.shape or first.stored_shape[:3] != second.stored_shape[:3]:
         raise DataError(
             f"Two files of one case have different shapes: {first.stored_shape} and {second.stored_shape}.",
-            where=where, fix=fix,
-        )  # fmt: skip
+            where=where,
+            fix=fix,
+        )
     if (first.affine is None) != (second.affine is None):
         raise DataError(
             "One file of the case says where it lies in the world, the other does not.", where=where, fix=fix
         )
     if first.affine is None or second.affine is None:
         if first.spacing != second.spacing:
-            raise DataError(
-                f"Voxel spacings differ: {first.spacing} and {second.spacing} mm.", where=where, fix=fix
-            )
+            raise DataError(f"Voxel spacings differ: {first.spacing} and {second.spacing} mm.", where=where, fix=fix)
         return
     smallest = min(first.spacing or (1.0,))
     shift = largest_shift(first.affine, second.affine, first.shape)
@@ -211,22 +210,26 @@ def _one_frame(image: Any, frame: int, path: Path) -> Any:
     if len(image.shape) != 4 or not 0 <= frame < image.shape[3]:
         raise DataError(
             f"Frame {frame} was asked for, but the file has the shape {tuple(image.shape)}.",
-            where=str(path), fix="The table of the data set and the file disagree: get both again.",
-        )  # fmt: skip
+            where=str(path),
+            fix="The table of the data set and the file disagree: get both again.",
+        )
     return image.slicer[..., frame]
 
 
 def _geometry(
-    path: Path, shape: tuple[int, ...], codes: tuple[int, int], forms: tuple[np.ndarray, np.ndarray],
-    zooms: tuple[float, ...], unit: str, dims: int,
-) -> Geometry:  # fmt: skip
+    path: Path,
+    shape: tuple[int, ...],
+    codes: tuple[int, int],
+    forms: tuple[np.ndarray, np.ndarray],
+    zooms: tuple[float, ...],
+    unit: str,
+    dims: int,
+) -> Geometry:
     scale = _MM.get(unit, 1.0)
     volume = (*shape, 1, 1)[:3]
     mm = tuple(float(zoom) * scale for zoom in (*zooms, 1.0, 1.0)[:3])
     if not all(0 < value < float("inf") for value in mm):
-        raise DataError(
-            f"The header gives a voxel size of {mm} mm.", where=str(path), fix="Correct the header."
-        )
+        raise DataError(f"The header gives a voxel size of {mm} mm.", where=str(path), fix="Correct the header.")
     stored = forms[1] if codes[1] > 0 else forms[0] if codes[0] > 0 else None
     if stored is None:
         # Codes 0, no unit and size 1 is what a program writes that knew nothing; anything else is a statement.
@@ -239,15 +242,14 @@ def _geometry(
     if flat or not np.isfinite(stored).all():
         raise DataError(
             "The header's affine is singular or not finite: it maps the volume to a plane or to nowhere.",
-            where=str(path), fix="Restore the affine from the original image.",
-        )  # fmt: skip
+            where=str(path),
+            fix="Restore the affine from the original image.",
+        )
     _check_forms(path, codes, forms, volume, float(lengths.min()))
     return _placed(stored, shape, codes, scale, dims)
 
 
-def _placed(
-    stored: np.ndarray, shape: tuple[int, ...], codes: tuple[int, int], scale: float, dims: int
-) -> Geometry:
+def _placed(stored: np.ndarray, shape: tuple[int, ...], codes: tuple[int, int], scale: float, dims: int) -> Geometry:
     """Geometry in the axes closest to right, anterior, superior."""
     from nibabel.orientations import inv_ornt_aff, io_orientation
 
@@ -275,11 +277,7 @@ def _slice_axis(shape: tuple[int, ...], spacing: tuple[float, ...] | None, dims:
 
 
 def _check_forms(
-    path: Path,
-    codes: tuple[int, int],
-    forms: tuple[np.ndarray, np.ndarray],
-    shape: tuple[int, ...],
-    voxel: float,
+    path: Path, codes: tuple[int, int], forms: tuple[np.ndarray, np.ndarray], shape: tuple[int, ...], voxel: float
 ) -> None:
     if min(codes) <= 0:
         return

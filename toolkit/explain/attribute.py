@@ -25,11 +25,23 @@ from toolkit.features.untouched import untouched
 
 
 def attribute(
-    model: nn.Module, image: Any, method: str = "integrated_gradients", target: Target | int | str = 1, *,
-    layer: str | None = None, label: Any = None, baseline: str | float = "minimum", steps: int = 32, window: int = 8,
-    stride: int | None = None, features: str = "grid", taps: Mapping[str, str] | None = None, batch_size: int = 8,
-    patch_size: Sequence[int] | None = None, overlap: float = 0.5,
-) -> AttributionResult:  # fmt: skip
+    model: nn.Module,
+    image: Any,
+    method: str = "integrated_gradients",
+    target: Target | int | str = 1,
+    *,
+    layer: str | None = None,
+    label: Any = None,
+    baseline: str | float = "minimum",
+    steps: int = 32,
+    window: int = 8,
+    stride: int | None = None,
+    features: str = "grid",
+    taps: Mapping[str, str] | None = None,
+    batch_size: int = 8,
+    patch_size: Sequence[int] | None = None,
+    overlap: float = 0.5,
+) -> AttributionResult:
     """Attribute a target's score to the input voxels, or to the units of a layer, with captum.
 
     The target's region is fixed on the unchanged image and stays where it is while a method perturbs the image. The
@@ -63,18 +75,20 @@ def attribute(
         LayerError: a layer that does not exist, runs more than once, or does not return one tensor.
     """
     settings = Settings(
-        steps, window, stride, baseline, features, layer, batch_size,
-        None if patch_size is None else sides_of(patch_size, "attribute"), overlap,
-    )  # fmt: skip
+        steps,
+        window,
+        stride,
+        baseline,
+        features,
+        layer,
+        batch_size,
+        None if patch_size is None else sides_of(patch_size, "attribute"),
+        overlap,
+    )
     _check_method(method, settings)
     wanted = as_target(target)
     batch = _one_batch(image, model, label)
-    with (
-        untouched(model, "eval") as network,
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        eager(network),
-    ):
+    with untouched(model, "eval") as network, torch.inference_mode(False), torch.enable_grad(), eager(network):
         tiling = tiling_of(batch, network, settings)
         corner: Any = ... if tiling is None else (..., *tiling.windows[0])
         module = None if layer is None else _layer_module(network, layer, batch.image[:1][corner], taps)
@@ -88,16 +102,12 @@ def attribute(
             )
         baselines = baseline_of(batch.image, settings.baseline)
         values, at_baseline = [], []
-        for i, (image_i, base) in enumerate(
-            zip(batch.image.detach().split(1), baselines.split(1), strict=True)
-        ):
+        for i, (image_i, base) in enumerate(zip(batch.image.detach().split(1), baselines.split(1), strict=True)):
             question = Question(image_i, base, batch.label_of(i), module)
             values.append(explain_one(network, frozen.select(i), question, method, settings, tiling))
             score = score_of(network, frozen.select(i), tiling, image_i)
             at_baseline.append(score.in_batches(base, 1))
-    return _result(
-        model, batch, frozen, torch.cat(at_baseline), torch.cat(values), repr(wanted), method, settings
-    )
+    return _result(model, batch, frozen, torch.cat(at_baseline), torch.cat(values), repr(wanted), method, settings)
 
 
 def tiling_of(batch: InputBatch, network: nn.Module, settings: Settings) -> Tiling | None:
@@ -157,9 +167,15 @@ def _one_batch(image: Any, model: nn.Module, label: Any) -> InputBatch:
 
 
 def _result(
-    model: nn.Module, batch: InputBatch, frozen: Frozen, at_baseline: Tensor, values: Tensor, target: str, method: str,
+    model: nn.Module,
+    batch: InputBatch,
+    frozen: Frozen,
+    at_baseline: Tensor,
+    values: Tensor,
+    target: str,
+    method: str,
     settings: Settings,
-) -> AttributionResult:  # fmt: skip
+) -> AttributionResult:
     data = DataHash()
     data.update(batch.ids, batch.image, batch.label)
     chosen = dataclasses.asdict(settings)

@@ -16,9 +16,7 @@ from toolkit.explain.frozen import FixedScore, Frozen
 from toolkit.explain.windows import Tiling, score_of
 from toolkit.features.layout import to_maps
 
-METHODS = (
-    "integrated_gradients", "occlusion", "saliency", "input_x_gradient", "layer_conductance", "feature_ablation",
-)  # fmt: skip
+METHODS = ("integrated_gradients", "occlusion", "saliency", "input_x_gradient", "layer_conductance", "feature_ablation")
 BASELINES = ("minimum", "mean", "zero")
 FEATURES = ("grid", "prediction", "reference")
 _PERTURBING = ("occlusion", "feature_ablation")
@@ -42,15 +40,11 @@ class Settings:
         if self.features not in FEATURES:
             raise ConfigError(f"Unknown features {self.features!r}.", fix=f"Use {', '.join(FEATURES)}.")
         if isinstance(self.baseline, str) and self.baseline not in BASELINES:
-            raise ConfigError(
-                f"Unknown baseline {self.baseline!r}.", fix=f"Use a number, {', '.join(BASELINES)}."
-            )
+            raise ConfigError(f"Unknown baseline {self.baseline!r}.", fix=f"Use a number, {', '.join(BASELINES)}.")
         if not isinstance(self.baseline, str) and not (
             isinstance(self.baseline, Real) and math.isfinite(self.baseline)
         ):
-            raise ConfigError(
-                f"baseline={self.baseline!r} is no level.", fix=f"Use a number, {', '.join(BASELINES)}."
-            )
+            raise ConfigError(f"baseline={self.baseline!r} is no level.", fix=f"Use a number, {', '.join(BASELINES)}.")
         if min(self.steps, self.window, self.batch_size, self.stride or 1) < 1:
             raise ConfigError("steps, window, stride and batch_size are at least 1.", where="attribute")
 
@@ -73,8 +67,13 @@ class Question:
 
 
 def explain_one(
-    network: nn.Module, frozen: Frozen, question: Question, method: str, settings: Settings, tiling: Tiling | None = None
-) -> Tensor:  # fmt: skip
+    network: nn.Module,
+    frozen: Frozen,
+    question: Question,
+    method: str,
+    settings: Settings,
+    tiling: Tiling | None = None,
+) -> Tensor:
     """Raw attributions (1, C, *S) of one image, or (1, *layer size) of a layer's units as captum returns them.
 
     With windows, gradients and path integrals are taken window by window and added up, which is exact because the score
@@ -107,9 +106,7 @@ def baseline_of(image: Tensor, baseline: str | float) -> Tensor:
     """The image without information, of the image's shape (B, C, *S)."""
     if isinstance(baseline, str):
         flat = image.flatten(2)
-        level = {"minimum": flat.amin(2), "mean": flat.mean(2), "zero": torch.zeros_like(flat[:, :, 0])}[
-            baseline
-        ]
+        level = {"minimum": flat.amin(2), "mean": flat.mean(2), "zero": torch.zeros_like(flat[:, :, 0])}[baseline]
         return level.reshape(*image.shape[:2], *[1] * (image.ndim - 2)).expand_as(image).clone()
     return torch.full_like(image, float(baseline))
 
@@ -119,8 +116,10 @@ def _by_gradients(score: FixedScore, question: Question, method: str, settings: 
 
     x = question.image.clone().requires_grad_()
     path: dict[str, Any] = {
-        "baselines": question.base, "n_steps": settings.steps, "internal_batch_size": settings.batch_size,
-    }  # fmt: skip
+        "baselines": question.base,
+        "n_steps": settings.steps,
+        "internal_batch_size": settings.batch_size,
+    }
     if method == "integrated_gradients":
         values = captum.IntegratedGradients(score).attribute(x, **path)
     elif method == "saliency":
@@ -130,17 +129,13 @@ def _by_gradients(score: FixedScore, question: Question, method: str, settings: 
     else:
         assert question.layer is not None
         module, at_input = question.layer
-        values = captum.LayerConductance(score, module).attribute(
-            x, attribute_to_layer_input=at_input, **path
-        )
+        values = captum.LayerConductance(score, module).attribute(x, attribute_to_layer_input=at_input, **path)
     if not isinstance(values, Tensor):
         raise LayerError(f"The layer {settings.layer!r} does not return one tensor.")
     return values.detach()
 
 
-def _perturbed(
-    score: FixedScore, frozen: Frozen, question: Question, method: str, settings: Settings
-) -> Tensor:
+def _perturbed(score: FixedScore, frozen: Frozen, question: Question, method: str, settings: Settings) -> Tensor:
     from captum import attr as captum
 
     image = question.image
@@ -178,9 +173,7 @@ def _feature_mask(image: Tensor, frozen: Frozen, settings: Settings, label: Tens
         mask = torch.zeros(image.shape[2:], dtype=torch.long, device=image.device)
         for axis, side in enumerate(image.shape[2:]):
             cells = torch.arange(side, device=image.device) // settings.window
-            mask = mask * (int(cells[-1]) + 1) + cells.reshape(
-                [-1 if a == axis else 1 for a in range(mask.ndim)]
-            )
+            mask = mask * (int(cells[-1]) + 1) + cells.reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
         return mask[None, None]
     if settings.features == "prediction":
         chosen = frozen.prediction[:, None]

@@ -75,8 +75,7 @@ class AttributionResult(Result):
         """
         if name not in self.attributions:
             raise LayerError(
-                f"There is no attribution of {name!r}.",
-                fix=f"There is one of {', '.join(self.attributions)}.",
+                f"There is no attribution of {name!r}.", fix=f"There is one of {', '.join(self.attributions)}."
             )
         return self.attributions[name]
 
@@ -84,19 +83,14 @@ class AttributionResult(Result):
     def maps(self) -> dict[str, Tensor]:
         """Signed maps (B, 1, *size): attributions summed over channels."""
         size = self.image.shape[2:]
-        return {
-            name: to_maps(values, size, name).sum(1, keepdim=True)
-            for name, values in self.attributions.items()
-        }
+        return {name: to_maps(values, size, name).sum(1, keepdim=True) for name, values in self.attributions.items()}
 
     def resized(self, name: str) -> Tensor:
         """The map at the image's size (B, 1, *S), linear with half-pixel centres."""
         self[name]
         return resized(self.maps[name], self.image.shape[2:])
 
-    def save_nifti(
-        self, folder: str | os.PathLike[str], names: Sequence[str] | None = None
-    ) -> dict[str, list[Path]]:
+    def save_nifti(self, folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> dict[str, list[Path]]:
         """Write every map as NIfTI on the grid, axes and affine of its image's file, so that viewers overlay them.
 
         Values are raw and signed, summed over channels and cut from padding; maps of a layer are resized by linear
@@ -132,14 +126,19 @@ class AttributionResult(Result):
                 change = float(self.score[index] - self.baseline_score[index])
                 rows.append(
                     {
-                        "name": name, "case": self.cases[index], "status": self._status(one, index),
-                        "min": float(one.min()), "max": float(one.max()), "sum": float(one.sum()),
-                        "inside": self._inside(name, index), "score": float(self.score[index]),
+                        "name": name,
+                        "case": self.cases[index],
+                        "status": self._status(one, index),
+                        "min": float(one.min()),
+                        "max": float(one.max()),
+                        "sum": float(one.sum()),
+                        "inside": self._inside(name, index),
+                        "score": float(self.score[index]),
                         "baseline_score": float(self.baseline_score[index]),
                         "completeness_gap": float(one.double().sum()) - change,
                         "region_voxels": int(self.region[index].sum()),
                     }
-                )  # fmt: skip
+                )
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:

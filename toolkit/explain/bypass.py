@@ -70,9 +70,7 @@ class Bypass:
             return logits_of(self.network, image)
 
     @contextlib.contextmanager
-    def _hooks(
-        self, before: Callable[[Place, Tensor], Tensor], at_layer: Callable[[Tensor], Tensor]
-    ) -> Iterator[None]:
+    def _hooks(self, before: Callable[[Place, Tensor], Tensor], at_layer: Callable[[Tensor], Tensor]) -> Iterator[None]:
         self._reached = False
         self._calls.clear()
         self._inputs.clear()
@@ -109,9 +107,7 @@ class Bypass:
             call = self._calls[path] = self._calls.get(path, 0) + 1
             if LayerName(path, call=call) == self.layer:
                 self._reached = True
-                return (
-                    at_layer(output) if isinstance(output, Tensor) else None
-                )  # `capture` refuses the latter
+                return at_layer(output) if isinstance(output, Tensor) else None  # `capture` refuses the latter
             position = iter(range(10**6))
             return _mapped(output, lambda tensor: before((path, call, next(position)), tensor))
 

@@ -33,14 +33,17 @@ class Piece:
 
 
 def explain_batch(
-    model: nn.Module, batch: InputBatch, layers: str | Sequence[str], target: Target, method: str,
-    taps: Mapping[str, str] | None, mode: str,
-) -> Piece:  # fmt: skip
+    model: nn.Module,
+    batch: InputBatch,
+    layers: str | Sequence[str],
+    target: Target,
+    method: str,
+    taps: Mapping[str, str] | None,
+    mode: str,
+) -> Piece:
     """Maps of every layer from one forward pass and one backward pass per part of the target."""
     with untouched(model, mode) as network, torch.inference_mode(False), torch.enable_grad():
-        image = (
-            batch.image.detach().clone().requires_grad_().clone()
-        )  # not a leaf: networks may change it in place
+        image = batch.image.detach().clone().requires_grad_().clone()  # not a leaf: networks may change it in place
         with capture(network, layers, taps=taps) as tape:
             logits = logits_of(network, image)
         scene = scene_of(logits, batch)
@@ -64,14 +67,17 @@ def explain_batch(
             for name, found in maps.items()
         }
     return Piece(
-        batch, {name: found.cpu() for name, found in combined.items()}, connected, score.detach().cpu(), region.cpu(),
-        ~region.flatten(1).any(1).cpu(), scene.prediction()[:, 0].cpu(),
-    )  # fmt: skip
+        batch,
+        {name: found.cpu() for name, found in combined.items()},
+        connected,
+        score.detach().cpu(),
+        region.cpu(),
+        ~region.flatten(1).any(1).cpu(),
+        scene.prediction()[:, 0].cpu(),
+    )
 
 
-def map_of(
-    activation: Tensor, gradient: Tensor | None, size: Sequence[int], name: str, method: str
-) -> Tensor:
+def map_of(activation: Tensor, gradient: Tensor | None, size: Sequence[int], name: str, method: str) -> Tensor:
     """Raw map (B, 1, *layer size) of one layer; zeros where the score does not depend on it."""
     features = to_maps(activation.detach(), size, name).float()
     if gradient is None:
@@ -86,9 +92,7 @@ def require_gradients(tape: Tape) -> None:
         LayerError: names them; or there is no layer at all.
     """
     if not len(tape):
-        raise LayerError(
-            "No layer was named.", where="layers=[]", fix="Name at least one: see toolkit.layers(model)."
-        )
+        raise LayerError("No layer was named.", where="layers=[]", fix="Name at least one: see toolkit.layers(model).")
     frozen = [name for name, tensor in tape.items() if not tensor.requires_grad]
     if frozen:
         raise LayerError(

@@ -76,9 +76,7 @@ class GradCamResult(Result):
             LayerError: no map of this layer.
         """
         if layer not in self.maps:
-            raise LayerError(
-                f"There is no map of {layer!r}.", fix=f"There are maps of {', '.join(self.maps)}."
-            )
+            raise LayerError(f"There is no map of {layer!r}.", fix=f"There are maps of {', '.join(self.maps)}.")
         return self.maps[layer]
 
     def __iter__(self) -> Iterator[str]:
@@ -110,9 +108,7 @@ class GradCamResult(Result):
         """The map as it is usually drawn: rectified, resized to the image, scaled to [0, 1]."""
         return displayed(self[layer], self.image.shape[2:])
 
-    def save_nifti(
-        self, folder: str | os.PathLike[str], layers: Sequence[str] | None = None
-    ) -> dict[str, list[Path]]:
+    def save_nifti(self, folder: str | os.PathLike[str], layers: Sequence[str] | None = None) -> dict[str, list[Path]]:
         """Write every map as NIfTI on the grid, axes and affine of its image's file, so that viewers overlay them.
 
         Values are raw and signed, resized to the image by linear interpolation and cut from padding. Slices of one
@@ -142,12 +138,18 @@ class GradCamResult(Result):
             for index, one in enumerate(maps):
                 rows.append(
                     {
-                        "layer": layer, "case": self.cases[index], "status": self.status[layer][index],
-                        "min": float(one.min()), "max": float(one.max()), "mean": float(one.mean()),
-                        "positive": float((one > 0).float().mean()), "size": tuple(one.shape[1:]),
-                        "score": float(self.score[index]), "region_voxels": int(self.region[index].sum()),
+                        "layer": layer,
+                        "case": self.cases[index],
+                        "status": self.status[layer][index],
+                        "min": float(one.min()),
+                        "max": float(one.max()),
+                        "mean": float(one.mean()),
+                        "positive": float((one > 0).float().mean()),
+                        "size": tuple(one.shape[1:]),
+                        "score": float(self.score[index]),
+                        "region_voxels": int(self.region[index].sum()),
                     }
-                )  # fmt: skip
+                )
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:

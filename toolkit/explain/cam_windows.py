@@ -20,9 +20,17 @@ from toolkit.features.untouched import untouched
 
 
 def explain_windows(
-    model: nn.Module, batch: InputBatch, layers: str | Sequence[str], target: Target, method: str,
-    taps: Mapping[str, str] | None, mode: str, *, patch_size: Sequence[int], overlap: float,
-) -> Piece:  # fmt: skip
+    model: nn.Module,
+    batch: InputBatch,
+    layers: str | Sequence[str],
+    target: Target,
+    method: str,
+    taps: Mapping[str, str] | None,
+    mode: str,
+    *,
+    patch_size: Sequence[int],
+    overlap: float,
+) -> Piece:
     """Maps of every layer at the image's size (B, 1, *S); see `toolkit.grad_cam`.
 
     Raises:
@@ -44,15 +52,25 @@ def explain_windows(
         for name, found in maps.items()
     }
     return Piece(
-        batch, {name: found.cpu() for name, found in combined.items()}, connected, whole.score.cpu(),
-        whole.region.cpu(), ~whole.region.flatten(1).any(1).cpu(), whole.prediction.cpu(),
-    )  # fmt: skip
+        batch,
+        {name: found.cpu() for name, found in combined.items()},
+        connected,
+        whole.score.cpu(),
+        whole.region.cpu(),
+        ~whole.region.flatten(1).any(1).cpu(),
+        whole.prediction.cpu(),
+    )
 
 
 def _accumulate(
-    network: nn.Module, image: Tensor, layers: str | Sequence[str], frozen: list[Frozen], method: str,
-    taps: Mapping[str, str] | None, tiling: Tiling,
-) -> tuple[dict[str, list[Tensor]], dict[str, bool]]:  # fmt: skip
+    network: nn.Module,
+    image: Tensor,
+    layers: str | Sequence[str],
+    frozen: list[Frozen],
+    method: str,
+    taps: Mapping[str, str] | None,
+    tiling: Tiling,
+) -> tuple[dict[str, list[Tensor]], dict[str, bool]]:
     """Weighted mean over windows of the maps of every layer and part, and whether any score reached a layer."""
     totals: dict[str, list[Tensor]] = {}
     connected: dict[str, bool] = {}

@@ -48,10 +48,18 @@ class Faithfulness(Result):
 
 
 def faithfulness(
-    model: nn.Module, result: GradCamResult | AttributionResult, target: Target | int | str, *, steps: int = 16,
-    orders: int = 5, baseline: str | float = "minimum", perturbations: int = 10, radius: float = 0.02, seed: int = 0,
+    model: nn.Module,
+    result: GradCamResult | AttributionResult,
+    target: Target | int | str,
+    *,
+    steps: int = 16,
+    orders: int = 5,
+    baseline: str | float = "minimum",
+    perturbations: int = 10,
+    radius: float = 0.02,
+    seed: int = 0,
     batch_size: int = 8,
-) -> Faithfulness:  # fmt: skip
+) -> Faithfulness:
     """How faithful maps are, by changing the image and looking at the target's score; the network is left untouched.
 
     Deletion replaces voxels by the baseline from the highest value of the map to the lowest, insertion puts them into
@@ -85,14 +93,13 @@ def faithfulness(
 
     if steps < 1 or min(orders, perturbations) < 0:
         raise ConfigError(
-            "These settings cannot work.", where=f"faithfulness({steps=}, {orders=}, {perturbations=})",
+            "These settings cannot work.",
+            where=f"faithfulness({steps=}, {orders=}, {perturbations=})",
             fix="At least one step is taken; the other two are 0 or more.",
-        )  # fmt: skip
+        )
     if result.provenance.get("weights") != weights_hash(model):
         raise ResultError(
-            "These maps were made with other weights.",
-            where="faithfulness",
-            fix="Explain this network first.",
+            "These maps were made with other weights.", where="faithfulness", fix="Explain this network first."
         )
     wanted, rows = as_target(target), []
     curves: dict[str, Tensor] = {}
@@ -102,15 +109,10 @@ def faithfulness(
         with torch.no_grad():
             frozen = freeze(wanted, whole_logits(network, batch.image, tiling), batch)
         for index, case in enumerate(result.cases):
-            image, base = (
-                batch.image[index : index + 1],
-                baseline_of(batch.image, baseline)[index : index + 1],
-            )
+            image, base = (batch.image[index : index + 1], baseline_of(batch.image, baseline)[index : index + 1])
             score = score_of(network, frozen.select(index), tiling, image)
 
-            def run(
-                order: Tensor, i: Tensor = image, b: Tensor = base, s: FixedScore = score
-            ) -> list[Tensor]:
+            def run(order: Tensor, i: Tensor = image, b: Tensor = base, s: FixedScore = score) -> list[Tensor]:
                 return deletion_insertion(lambda x: s.in_batches(x, batch_size), i, b, order, steps)
 
             keys = [keyed_random("faithfulness", seed, case, k) for k in range(orders)]
@@ -122,19 +124,24 @@ def faithfulness(
                 curves[f"{name}/{case}/deletion"], curves[f"{name}/{case}/insertion"] = deleted, inserted
                 rows.append(
                     {"name": name, "case": case, **_areas(deleted, inserted, chance)}
-                    | _captum_checks(
-                        network, result, name, index, frozen, image, perturbations, radius, seed, tiling
-                    )
+                    | _captum_checks(network, result, name, index, frozen, image, perturbations, radius, seed, tiling)
                 )
     return Faithfulness(
         numbers=pd.DataFrame(rows),
         curves=curves,
         target=repr(wanted),
         provenance=provenance(
-            model, result.provenance.get("data"), target=repr(wanted), steps=steps, orders=orders, baseline=baseline,
-            perturbations=perturbations, radius=radius, seed=seed,
+            model,
+            result.provenance.get("data"),
+            target=repr(wanted),
+            steps=steps,
+            orders=orders,
+            baseline=baseline,
+            perturbations=perturbations,
+            radius=radius,
+            seed=seed,
         ),
-    )  # fmt: skip
+    )
 
 
 def deletion_insertion(
@@ -171,9 +178,7 @@ def area(curve: Tensor) -> float:
 
 def _areas(deleted: Tensor, inserted: Tensor, chance: list[list[Tensor]]) -> dict[str, float]:
     own = area(deleted), area(inserted)
-    random = torch.tensor([[area(one) for one in pair] for pair in chance], dtype=torch.float64).reshape(
-        -1, 2
-    )
+    random = torch.tensor([[area(one) for one in pair] for pair in chance], dtype=torch.float64).reshape(-1, 2)
     known = math.isfinite(own[0]) and len(random) > 0
     better = ((random[:, 0] <= own[0]).sum(), (random[:, 1] >= own[1]).sum())
     return {
@@ -187,9 +192,17 @@ def _areas(deleted: Tensor, inserted: Tensor, chance: list[list[Tensor]]) -> dic
 
 
 def _captum_checks(
-    network: nn.Module, result: Any, name: str, index: int, frozen: Frozen, image: Tensor, perturbations: int,
-    radius: float, seed: int, tiling: Tiling | None,
-) -> dict[str, float]:  # fmt: skip
+    network: nn.Module,
+    result: Any,
+    name: str,
+    index: int,
+    frozen: Frozen,
+    image: Tensor,
+    perturbations: int,
+    radius: float,
+    seed: int,
+    tiling: Tiling | None,
+) -> dict[str, float]:
     """Infidelity and largest sensitivity of an attribution to the input; NaN for anything else."""
     if not isinstance(result, AttributionResult) or name != "input" or perturbations < 1:
         return {"infidelity": math.nan, "sensitivity": math.nan}
@@ -217,9 +230,14 @@ def _captum_checks(
     values = result["input"][index : index + 1].to(image)
     with torch.enable_grad():
         wrong = infidelity(
-            score, disturb, image, values, n_perturb_samples=perturbations, normalize=True,
+            score,
+            disturb,
+            image,
+            values,
+            n_perturb_samples=perturbations,
+            normalize=True,
             max_examples_per_batch=min(settings.batch_size, perturbations),
-        )  # fmt: skip
+        )
         moved = sensitivity_max(explain, image, disturb_a_little, n_perturb_samples=perturbations)
     return {"infidelity": float(wrong), "sensitivity": float(moved)}
 

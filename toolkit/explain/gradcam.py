@@ -20,10 +20,19 @@ from toolkit.features.provenance import DataHash, provenance
 
 
 def grad_cam(
-    model: nn.Module, inputs: Any, layers: str | Sequence[str], target: Target | int | str, *, method: str = "grad_cam",
-    label: Any = None, taps: Mapping[str, str] | None = None, batch_size: int = 8, mode: str = "eval",
-    patch_size: Sequence[int] | None = None, overlap: float = 0.5,
-) -> GradCamResult:  # fmt: skip
+    model: nn.Module,
+    inputs: Any,
+    layers: str | Sequence[str],
+    target: Target | int | str,
+    *,
+    method: str = "grad_cam",
+    label: Any = None,
+    taps: Mapping[str, str] | None = None,
+    batch_size: int = 8,
+    mode: str = "eval",
+    patch_size: Sequence[int] | None = None,
+    overlap: float = 0.5,
+) -> GradCamResult:
     """Heat maps of a score at one or many layers; the network is left untouched.
 
     All layers share one forward and one backward pass per batch, and no weight gradients are computed. Maps are raw
@@ -57,9 +66,7 @@ def grad_cam(
             images.
     """
     if method not in METHODS:
-        raise ConfigError(
-            f"Unknown method {method!r}.", where="grad_cam(method=...)", fix=f"Use {', '.join(METHODS)}."
-        )
+        raise ConfigError(f"Unknown method {method!r}.", where="grad_cam(method=...)", fix=f"Use {', '.join(METHODS)}.")
     wanted = as_target(target)
     data = DataHash()
     pieces: list[Piece] = []
@@ -88,9 +95,14 @@ def grad_cam(
         )
     names = list(pieces[0].maps)
     record = provenance(
-        model, data.hexdigest(), layers=names, target=repr(wanted), method=method, mode=mode,
+        model,
+        data.hexdigest(),
+        layers=names,
+        target=repr(wanted),
+        method=method,
+        mode=mode,
         **({} if patch_size is None else {"patch_size": patch_size, "overlap": overlap}),
-    )  # fmt: skip
+    )
     return _collect(pieces, names, wanted, method, record)
 
 
@@ -123,9 +135,7 @@ def _collect(
         affine=[matrix for batch in batches for matrix in batch.affine],
         volumes=[name for batch in batches for name in batch.volumes],
         positions=[position for batch in batches for position in batch.positions],
-        geometry=[
-            None if one is None else dataclasses.asdict(one) for batch in batches for one in batch.geometries
-        ],
+        geometry=[None if one is None else dataclasses.asdict(one) for batch in batches for one in batch.geometries],
         classes=dict(batches[0].classes or {}),
         target=repr(target),
         method=method,

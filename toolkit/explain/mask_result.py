@@ -87,8 +87,7 @@ class MaskedLatent(Result):
             }
             for index in [*found, -1]:
                 planes = [
-                    (m[position] > 0) if index < 0 else (m[position] == index)
-                    for m in (reference, clean, masked)
+                    (m[position] > 0) if index < 0 else (m[position] == index) for m in (reference, clean, masked)
                 ]
                 name = "foreground" if index < 0 else str(self.classes.get(index, index))
                 row = {"case": case, "class": index, "class_name": name}

@@ -42,11 +42,22 @@ class _Settings:
 
 
 def mask_latent(
-    net: nn.Module, image: Any, scheme: str = "channel", fraction: float | tuple[float, float] = 0.3, soft: bool = True,
-    seed: int = 0, skips: str = "keep", layer: str = "bottleneck", *, label: Any = None, mode: str = "eval",
-    score: str = "signed", temperature: float | None = None, taps: Mapping[str, str] | None = None,
+    net: nn.Module,
+    image: Any,
+    scheme: str = "channel",
+    fraction: float | tuple[float, float] = 0.3,
+    soft: bool = True,
+    seed: int = 0,
+    skips: str = "keep",
+    layer: str = "bottleneck",
+    *,
+    label: Any = None,
+    mode: str = "eval",
+    score: str = "signed",
+    temperature: float | None = None,
+    taps: Mapping[str, str] | None = None,
     mask: Tensor | None = None,
-) -> MaskedLatent:  # fmt: skip
+) -> MaskedLatent:
     """Mask part of a latent code and decode it; the network is left untouched.
 
     Works on any network at any named layer, and on a network with `encode`, `decode_segmentation` and perhaps
@@ -87,21 +98,23 @@ def mask_latent(
         DataError: no image, or images of several sizes.
     """
     network = unwrap(net)
-    structured = callable(getattr(network, "encode", None)) and callable(
-        getattr(network, "decode_segmentation", None)
-    )
+    structured = callable(getattr(network, "encode", None)) and callable(getattr(network, "decode_segmentation", None))
     settings = _Settings(
-        scheme, _drawn_fraction(fraction, seed), soft, seed, "none" if structured else skips, score,
-        temperature if temperature is not None else getattr(network, "temperature", 2.0) if structured else 1.0, mask,
-    )  # fmt: skip
+        scheme,
+        _drawn_fraction(fraction, seed),
+        soft,
+        seed,
+        "none" if structured else skips,
+        score,
+        temperature if temperature is not None else getattr(network, "temperature", 2.0) if structured else 1.0,
+        mask,
+    )
     _check(settings, skips)
     batch = _one_batch(image, net, label)
     at = "codes" if structured else _one_layer(net, layer, batch, taps)
     with untouched(net, mode), torch.inference_mode(False), torch.enable_grad():
         x = batch.image.detach().clone()
-        reached = (
-            _structured(network, x, batch, settings) if structured else _cut(network, x, batch, settings, at)
-        )
+        reached = _structured(network, x, batch, settings) if structured else _cut(network, x, batch, settings, at)
     return _result(net, batch, settings, at, mode, reached)
 
 
@@ -149,9 +162,7 @@ def _structured(network: Any, x: Tensor, batch: InputBatch, settings: _Settings)
     size, x = tuple(x.shape[2:]), in_own_precision(network, x)
     with torch.no_grad():
         image_code = network.encode(x)
-        shape_code = (
-            network.decouple(image_code) if callable(getattr(network, "decouple", None)) else image_code
-        )
+        shape_code = network.decouple(image_code) if callable(getattr(network, "decouple", None)) else image_code
     code = shape_code.detach().clone().requires_grad_()
     logits = main_output(network.decode_segmentation(code.clone()))
     check_logits(logits, batch)
@@ -170,9 +181,7 @@ def _structured(network: Any, x: Tensor, batch: InputBatch, settings: _Settings)
     return outputs
 
 
-def _code_mask(
-    code: Tensor, gradient: Tensor, settings: _Settings, size: tuple[int, ...], name: str
-) -> Tensor:
+def _code_mask(code: Tensor, gradient: Tensor, settings: _Settings, size: tuple[int, ...], name: str) -> Tensor:
     """The mask given by hand if there is one, else that of the scheme.
 
     Raises:
@@ -185,8 +194,9 @@ def _code_mask(
     if not fits:
         raise ConfigError(
             f"A mask of shape {tuple(mask.shape)} does not fit the code {tuple(code.shape)}.",
-            where="mask_latent(mask=...)", fix="Every axis of the mask has the code's size, or 1.",
-        )  # fmt: skip
+            where="mask_latent(mask=...)",
+            fix="Every axis of the mask has the code's size, or 1.",
+        )
     if not bool(torch.isfinite(mask).all()):
         raise ConfigError("The mask holds NaN or infinite values.", where="mask_latent(mask=...)")
     return mask
@@ -203,9 +213,7 @@ def _mask(code: Tensor, gradient: Tensor, settings: _Settings, size: tuple[int, 
     entries = first.shape[1] if settings.scheme == "channel" else first.shape[2:].numel()
     uniform = torch.from_numpy(random.random((len(first), entries))).to(first)
     annealing = 0.5 * uniform if settings.soft else None
-    mask = targeted_mask(
-        slope, settings.scheme, settings.fraction, annealing, score=settings.score, code=first
-    )
+    mask = targeted_mask(slope, settings.scheme, settings.fraction, annealing, score=settings.score, code=first)
     return mask.movedim(1, axis)
 
 
@@ -291,12 +299,7 @@ def _result(
             _losses(outputs.masked, batch.label, outputs.clean).cpu(),
         ),
         provenance=provenance(
-            net,
-            data.hexdigest(),
-            layer=layer,
-            mode=mode,
-            **record,
-            **({} if by_hand is None else {"by_hand": True}),
+            net, data.hexdigest(), layer=layer, mode=mode, **record, **({} if by_hand is None else {"by_hand": True})
         ),
     )
 
@@ -342,6 +345,5 @@ def _check(settings: _Settings, skips: str) -> None:
         raise ConfigError(f"temperature must be above 0, not {settings.temperature}.", where="mask_latent")
     if not 0 <= settings.fraction <= 1 or (settings.scheme == "dropout" and settings.fraction == 1):
         raise ConfigError(
-            f"fraction must be between 0 and 1 (dropout: below 1), not {settings.fraction}.",
-            where="mask_latent",
+            f"fraction must be between 0 and 1 (dropout: below 1), not {settings.fraction}.", where="mask_latent"
         )

@@ -79,9 +79,18 @@ class RandomisedWeights(Result):
 
 
 def randomised_weights(
-    model: nn.Module, inputs: Any, layers: str | Sequence[str], target: Target | int | str, *, draws: int = 3,
-    seed: int = 0, method: str = "grad_cam", label: Any = None, batch_size: int = 8, cascade: int = 0,
-) -> RandomisedWeights:  # fmt: skip
+    model: nn.Module,
+    inputs: Any,
+    layers: str | Sequence[str],
+    target: Target | int | str,
+    *,
+    draws: int = 3,
+    seed: int = 0,
+    method: str = "grad_cam",
+    label: Any = None,
+    batch_size: int = 8,
+    cascade: int = 0,
+) -> RandomisedWeights:
     """Compare Grad-CAM maps with those of copies whose weights are shuffled (Adebayo et al. 2018).
 
     In a copy the entries of every parameter tensor are permuted, which keeps their distribution and destroys what was
@@ -111,9 +120,7 @@ def randomised_weights(
     import pandas as pd
 
     if draws < 1 or cascade < 0:
-        raise ConfigError(
-            "randomised_weights needs draws >= 1 and cascade >= 0.", where=f"{draws=}, {cascade=}"
-        )
+        raise ConfigError("randomised_weights needs draws >= 1 and cascade >= 0.", where=f"{draws=}, {cascade=}")
     label = list(label) if hasattr(label, "__next__") else label
     options: dict[str, Any] = {"method": method, "label": label, "batch_size": batch_size}
     inputs = inputs if hasattr(inputs, "shape") or not hasattr(inputs, "__iter__") else _kept(inputs)
@@ -138,15 +145,19 @@ def randomised_weights(
         target=own.target,
         method=method,
         provenance=provenance(
-            model, own.provenance.get("data"), layers=own.layers, target=own.target, method=method, draws=draws, seed=seed,
+            model,
+            own.provenance.get("data"),
+            layers=own.layers,
+            target=own.target,
+            method=method,
+            draws=draws,
+            seed=seed,
             cascade=cascade,
         ),
-    )  # fmt: skip
+    )
 
 
-def shuffled(
-    model: nn.Module, seed: int = 0, draw: int = 0, modules: Collection[str] | None = None
-) -> nn.Module:
+def shuffled(model: nn.Module, seed: int = 0, draw: int = 0, modules: Collection[str] | None = None) -> nn.Module:
     """A copy of the network with the entries of every parameter permuted (of the modules named, or of all)."""
     with torch.inference_mode(False), torch.no_grad():
         network = _copy(unwrap(model))

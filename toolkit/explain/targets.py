@@ -45,9 +45,7 @@ class Scene:
         number = max(outputs, 2)
         names = self.classes or {}
         index = (
-            int(wanted)
-            if isinstance(wanted, Integral)
-            else next((i for i, n in names.items() if n == wanted), None)
+            int(wanted) if isinstance(wanted, Integral) else next((i for i, n in names.items() if n == wanted), None)
         )
         if index is None or not 0 <= index < number or (outputs == 1 and index != 1):
             known = ", ".join(f"{i}: {names.get(i, 'unnamed')}" for i in range(outputs == 1, number))
@@ -189,9 +187,7 @@ class ErrorRegion(Target):
         predicted, true = scene.inside(index, "prediction"), scene.inside(index, "reference")
         regions = {"all": predicted ^ true, "missed": true & ~predicted, "spurious": predicted & ~true}
         if self.kind not in regions:
-            raise ConfigError(
-                f"kind must be one of {', '.join(regions)}, not {self.kind!r}.", where="ErrorRegion"
-            )
+            raise ConfigError(f"kind must be one of {', '.join(regions)}, not {self.kind!r}.", where="ErrorRegion")
         return _masked_sum(scene.logits, channel, regions[self.kind])
 
 
@@ -235,12 +231,8 @@ class Voxel(Target):
         """See `Target`."""
         size = scene.logits.shape[2:]
         position = tuple(int(i) for i in self.position)
-        if len(position) != len(size) or any(
-            not 0 <= i < side for i, side in zip(position, size, strict=True)
-        ):
-            raise ConfigError(
-                f"There is no voxel {position} in an image of size {tuple(size)}.", where="Voxel"
-            )
+        if len(position) != len(size) or any(not 0 <= i < side for i, side in zip(position, size, strict=True)):
+            raise ConfigError(f"There is no voxel {position} in an image of size {tuple(size)}.", where="Voxel")
         mask = torch.zeros_like(scene.logits[:, :1], dtype=torch.bool)
         place: Any = (slice(None), slice(None), *position)
         mask[place] = True

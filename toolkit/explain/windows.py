@@ -34,9 +34,7 @@ class Tiling:
     covered: Tensor
 
     @classmethod
-    def of(
-        cls, image: Tensor, model: nn.Module, patch_size: Sequence[int], overlap: float, where: str
-    ) -> Self:
+    def of(cls, image: Tensor, model: nn.Module, patch_size: Sequence[int], overlap: float, where: str) -> Self:
         """Windows of an image (B, C, *S).
 
         Raises:
@@ -61,10 +59,7 @@ class Tiling:
             weights = frozen.weights[inside] * self.share(window)
             if bool(weights.any()):
                 prediction, region = frozen.prediction[inside], frozen.region[inside]
-                yield (
-                    inside,
-                    dataclasses.replace(frozen, weights=weights, region=region, prediction=prediction),
-                )
+                yield (inside, dataclasses.replace(frozen, weights=weights, region=region, prediction=prediction))
 
     def logits(self, network: nn.Module, image: Tensor) -> Tensor:
         """Stitched logits (B, K, *S), without a graph.

@@ -17,9 +17,7 @@ from toolkit.features.trace import trace_calls
 class Tape(Mapping[str, Tensor]):
     """Captured tensors by the name asked for (globs: by full path), of the network's latest forward pass."""
 
-    def __init__(
-        self, tensors: Mapping[str, Tensor] | None = None, patterns: Mapping[str, str] | None = None
-    ):
+    def __init__(self, tensors: Mapping[str, Tensor] | None = None, patterns: Mapping[str, str] | None = None):
         self._tensors: dict[str, Tensor] = dict(tensors or {})
         self._patterns: dict[str, str] = dict(patterns or {})
 
@@ -64,9 +62,13 @@ class Tape(Mapping[str, Tensor]):
 
 @contextlib.contextmanager
 def capture(
-    model: nn.Module, patterns: str | Sequence[str], *, taps: Mapping[str, str] | None = None, detach: bool = False,
+    model: nn.Module,
+    patterns: str | Sequence[str],
+    *,
+    taps: Mapping[str, str] | None = None,
+    detach: bool = False,
     clone: bool = True,
-) -> Iterator[Tape]:  # fmt: skip
+) -> Iterator[Tape]:
     """Record activations while the network runs inside the block.
 
     The recorded tensor is the one the network goes on with, so losses on it reach the layers before it and
@@ -102,9 +104,12 @@ def capture(
 
 @contextlib.contextmanager
 def observe(
-    model: nn.Module, patterns: str | Sequence[str], consume: Callable[[str, Tensor], None], *,
+    model: nn.Module,
+    patterns: str | Sequence[str],
+    consume: Callable[[str, Tensor], None],
+    *,
     taps: Mapping[str, str] | None = None,
-) -> Iterator[None]:  # fmt: skip
+) -> Iterator[None]:
     """Hand each activation to `consume(name, tensor)` the moment it exists; nothing is copied or kept.
 
     For streaming: memory stays flat however many layers are watched. Names, errors and unwrapping as in `capture`.
@@ -253,9 +258,14 @@ class _Taping(Recorder):
     """Hooks that keep activations on a tape."""
 
     def __init__(
-        self, network: nn.Module, wanted: list[str], taps: Mapping[str, str] | None, tape: Tape, detach: bool,
+        self,
+        network: nn.Module,
+        wanted: list[str],
+        taps: Mapping[str, str] | None,
+        tape: Tape,
+        detach: bool,
         clone: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(network, wanted, taps)
         self.tape, self.detach, self.clone = tape, detach, clone
 
@@ -282,9 +292,12 @@ class _Observer(Recorder):
     """Hooks that pass activations on instead of keeping them."""
 
     def __init__(
-        self, network: nn.Module, patterns: str | Sequence[str], taps: Mapping[str, str] | None,
+        self,
+        network: nn.Module,
+        patterns: str | Sequence[str],
+        taps: Mapping[str, str] | None,
         consume: Callable[[str, Tensor], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(network, [patterns] if isinstance(patterns, str) else list(patterns), taps)
         self.consume = consume
 

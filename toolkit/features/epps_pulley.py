@@ -107,12 +107,7 @@ def _fill_powers(angles: Tensor, small: Tensor, large: Tensor) -> None:
 
 
 def statistic_and_gradient(
-    z: Tensor,
-    directions: Tensor,
-    row_weights: Tensor | None,
-    t_max: float,
-    points: int,
-    gradient: bool = True,
+    z: Tensor, directions: Tensor, row_weights: Tensor | None, t_max: float, points: int, gradient: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """Statistic of every direction (K,) and the gradient (N, C) of their mean; no autograd graph.
 
@@ -140,9 +135,7 @@ def statistic_and_gradient(
         if slope is not None:
             factor = 2 / total * grid.weights * grid.knots
             of_cosine, of_sine = factor * sine, -factor * cosine
-            coefficients = torch.cat(
-                (torch.cat((of_cosine, of_sine), 2), torch.cat((of_sine, -of_cosine), 2)), 1
-            )
+            coefficients = torch.cat((torch.cat((of_cosine, of_sine), 2), torch.cat((of_sine, -of_cosine), 2)), 1)
             torch.bmm(coefficients, v, out=y).mul_(u)
             slope.addmm_(y.sum(1).T, axes.T)
     if slope is not None:
@@ -155,9 +148,7 @@ class _SlicedEppsPulley(torch.autograd.Function):
     def forward(
         ctx: Any, z: Tensor, directions: Tensor, row_weights: Tensor | None, t_max: float, points: int
     ) -> Tensor:
-        statistic, gradient = statistic_and_gradient(
-            z, directions, row_weights, t_max, points, ctx.needs_input_grad[0]
-        )
+        statistic, gradient = statistic_and_gradient(z, directions, row_weights, t_max, points, ctx.needs_input_grad[0])
         ctx.save_for_backward(gradient)
         return statistic.mean()
 
@@ -188,9 +179,14 @@ def _prepared(z: Tensor, directions: Tensor, weights: Tensor | None) -> tuple[Te
 
 
 def sliced_epps_pulley(
-    z: Tensor, directions: Tensor, *, t_max: float = 3.0, points: int = 17, weights: Tensor | None = None,
+    z: Tensor,
+    directions: Tensor,
+    *,
+    t_max: float = 3.0,
+    points: int = 17,
+    weights: Tensor | None = None,
     scaled: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Mean over directions of the Epps-Pulley distance of the projected rows to N(0, 1); a differentiable scalar.
 
     E_k = sum_m w_m [(c_mk - phi_m)^2 + s_mk^2] with c, s the (weighted) means of cos(t_m <z_n, a_k>) and sin(...);
@@ -217,9 +213,14 @@ def sliced_epps_pulley(
 
 
 def epps_pulley_by_direction(
-    z: Tensor, directions: Tensor, *, t_max: float = 3.0, points: int = 17, weights: Tensor | None = None,
+    z: Tensor,
+    directions: Tensor,
+    *,
+    t_max: float = 3.0,
+    points: int = 17,
+    weights: Tensor | None = None,
     scaled: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The same statistic, one value a direction (K,), without a graph: for diagnostics and tests of single axes."""
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         rows, axes, row_weights = _prepared(z, directions, weights)

@@ -24,11 +24,22 @@ from toolkit.features.writer import FeatureWriter, MemoryWriter, StoreWriter
 
 
 def extract(
-    model: nn.Module, inputs: Any, layers: str | Sequence[str], pool: str = "per-class", samples: int = 256, seed: int = 0,
-    *, batch_size: int = 8, device: torch.device | str | None = None, moments: bool = True,
-    out: str | os.PathLike[str] | None = None, taps: Mapping[str, str] | None = None, mode: str = "eval", label: Any = None,
+    model: nn.Module,
+    inputs: Any,
+    layers: str | Sequence[str],
+    pool: str = "per-class",
+    samples: int = 256,
+    seed: int = 0,
+    *,
+    batch_size: int = 8,
+    device: torch.device | str | None = None,
+    moments: bool = True,
+    out: str | os.PathLike[str] | None = None,
+    taps: Mapping[str, str] | None = None,
+    mode: str = "eval",
+    label: Any = None,
     resume: bool = True,
-) -> Features:  # fmt: skip
+) -> Features:
     """Features of any network at any layers; the network is left untouched.
 
     Activations are pooled on the device inside the forward pass and dropped, so memory does not grow with the data
@@ -65,18 +76,12 @@ def extract(
     layers = [layers] if isinstance(layers, str) else list(layers)
     if not layers:
         raise LayerError(
-            "No layer was named.",
-            where="extract(layers=[])",
-            fix="Name at least one: see toolkit.layers(model).",
+            "No layer was named.", where="extract(layers=[])", fix="Name at least one: see toolkit.layers(model)."
         )
-    settings: dict[str, Any] = {
-        "pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode,
-    }  # fmt: skip
+    settings: dict[str, Any] = {"pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode}
     writer: FeatureWriter = MemoryWriter()
     if out is not None:
-        request = provenance(
-            model, None, layers=layers, taps=dict(taps or {}), batch_size=batch_size, **settings
-        )
+        request = provenance(model, None, layers=layers, taps=dict(taps or {}), batch_size=batch_size, **settings)
         writer = StoreWriter(out, request, resume)
     data = DataHash()
     try:
@@ -90,9 +95,7 @@ def extract(
                         if number > writer.done:
                             writer.checkpoint(number, data.hexdigest)
                         data.update(batch.ids, batch.image, batch.label)
-                        stream.run(
-                            network, batch, Pooler(batch, pool, samples, seed), known=number < writer.done
-                        )
+                        stream.run(network, batch, Pooler(batch, pool, samples, seed), known=number < writer.done)
                         writer.check_inputs(number + 1, data.hexdigest)
                     if number < writer.done:  # a checkpoint is made only when another batch is at hand
                         writer.check_inputs(writer.done, lambda: "")
@@ -143,12 +146,7 @@ class _Stream:
             forward(network, batch.image)
         self.writer.add_rows(pooler.plan.table)
         self.writer.add_images(
-            {
-                "case": batch.ids[i],
-                "volume": batch.volumes[i],
-                "subject": batch.subjects[i],
-                "site": batch.sites[i],
-            }
+            {"case": batch.ids[i], "volume": batch.volumes[i], "subject": batch.subjects[i], "site": batch.sites[i]}
             for i in range(len(batch))
         )
 

@@ -19,9 +19,7 @@ from toolkit.errors import ConfigError, DataError
 from toolkit.features.modules import unwrap
 
 _DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-_PER_ITEM = (
-    "id", "site", "subject", "volume", "group", "spacing", "affine", "source", "geometry", "position",
-)  # fmt: skip
+_PER_ITEM = ("id", "site", "subject", "volume", "group", "spacing", "affine", "source", "geometry", "position")
 
 
 @dataclasses.dataclass
@@ -98,7 +96,7 @@ class _Item:
 
 def as_batches(
     inputs: Any, model: nn.Module, *, batch_size: int = 8, device: torch.device | str | None = None, label: Any = None
-) -> Iterator[InputBatch]:  # fmt: skip
+) -> Iterator[InputBatch]:
     """Iterate over any kind of input in batches; neighbours of one size share a batch.
 
     Args:
@@ -165,9 +163,7 @@ def example_input(model: nn.Module, example: Any = None) -> Tensor:
     return torch.zeros(1, channels, *([64 if dims < 3 else 32] * dims), device=device_of(model))
 
 
-def _items(
-    inputs: Any, dims: int | None, channels: int | None, label: Any, index: int = 0
-) -> Iterator[_Item]:
+def _items(inputs: Any, dims: int | None, channels: int | None, label: Any, index: int = 0) -> Iterator[_Item]:
     name = f"image{index:04d}"
     if isinstance(inputs, (Tensor, np.ndarray)):
         yield from _from_array({"image": inputs, "label": label, "id": name}, dims, channels)
@@ -197,17 +193,13 @@ def _items(
 
 def _is_pair(inputs: Any, dims: int | None) -> bool:
     """Whether two arrays are an image and its label, as data loaders yield them, and not two images."""
-    arrays = isinstance(inputs, (list, tuple)) and all(
-        isinstance(one, (Tensor, np.ndarray)) for one in inputs
-    )
+    arrays = isinstance(inputs, (list, tuple)) and all(isinstance(one, (Tensor, np.ndarray)) for one in inputs)
     if not arrays or len(inputs) != 2 or dims is None:
         return False
     image, label = inputs
     whole = not (torch.is_floating_point(label) if isinstance(label, Tensor) else label.dtype.kind == "f")
     real = torch.is_floating_point(image) if isinstance(image, Tensor) else image.dtype.kind == "f"
-    return (
-        real and whole and min(image.ndim, label.ndim) >= dims and image.shape[-dims:] == label.shape[-dims:]
-    )
+    return real and whole and min(image.ndim, label.ndim) >= dims and image.shape[-dims:] == label.shape[-dims:]
 
 
 def _with_labels(inputs: Iterable[Any], labels: Any) -> Iterator[tuple[Any, Any]]:
@@ -216,17 +208,14 @@ def _with_labels(inputs: Iterable[Any], labels: Any) -> Iterator[tuple[Any, Any]
         yield from ((one, None) for one in inputs)
         return
     if not isinstance(labels, Iterable) or isinstance(labels, (str, os.PathLike)):
-        raise DataError(
-            "Several inputs need one label each.", fix="Pass label=[...], in the order of the inputs."
-        )
+        raise DataError("Several inputs need one label each.", fix="Pass label=[...], in the order of the inputs.")
     try:
         yield from zip(inputs, labels, strict=True)
     except ValueError as error:
         if "zip()" not in str(error):
             raise  # of the user's own generator
         raise DataError(
-            f"There are not as many labels as inputs ({error}).",
-            fix="Pass one label per input, in the same order.",
+            f"There are not as many labels as inputs ({error}).", fix="Pass one label per input, in the same order."
         ) from error
 
 
@@ -338,9 +327,7 @@ def _check(item: _Item, dims: int | None, channels: int | None) -> None:
         raise DataError(f"An image of shape {shape} holds no voxel.", where=item.id, fix="Leave it out.")
     # NaN and infinities survive a sum, which is quicker to look at than every value
     if not math.isfinite(item.image.sum().item()) and not torch.isfinite(item.image).all():
-        raise DataError(
-            "The image holds NaN or infinite values.", where=item.id, fix="Clean or normalise it first."
-        )
+        raise DataError("The image holds NaN or infinite values.", where=item.id, fix="Clean or normalise it first.")
     if item.label is not None and item.label.shape != item.image.shape[1:]:
         raise DataError(
             f"The label has the shape {tuple(item.label.shape)}, the image {shape[1:]}.",

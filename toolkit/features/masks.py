@@ -17,9 +17,15 @@ _SCORES = ("signed", "negated", "absolute", "product")
 
 
 def targeted_mask(
-    gradient: Tensor, axis: str = "channel", fraction: float = 0.5, annealing: Tensor | float | None = None, *,
-    score: str = "signed", code: Tensor | None = None, inclusive: bool = False,
-) -> Tensor:  # fmt: skip
+    gradient: Tensor,
+    axis: str = "channel",
+    fraction: float = 0.5,
+    annealing: Tensor | float | None = None,
+    *,
+    score: str = "signed",
+    code: Tensor | None = None,
+    inclusive: bool = False,
+) -> Tensor:
     """Mask the channels or positions whose mean gradient is largest.
 
     With n entries (channels, or positions in row-major order) the cut of a sample is the value of rank
@@ -45,13 +51,9 @@ def targeted_mask(
         ConfigError: unknown axis or score, fraction outside 0 to 1, or shapes that do not fit.
     """
     if axis not in ("channel", "spatial"):
-        raise ConfigError(
-            f"axis must be 'channel' or 'spatial', not {axis!r}.", where="targeted_mask(axis=...)"
-        )
+        raise ConfigError(f"axis must be 'channel' or 'spatial', not {axis!r}.", where="targeted_mask(axis=...)")
     if not 0 <= fraction <= 1:
-        raise ConfigError(
-            f"fraction must be between 0 and 1, not {fraction}.", where="targeted_mask(fraction=...)"
-        )
+        raise ConfigError(f"fraction must be between 0 and 1, not {fraction}.", where="targeted_mask(fraction=...)")
     if gradient.ndim < 3:
         raise ConfigError(f"The gradient must be (N, C, *S), not {tuple(gradient.shape)}.")
     values = _score(gradient.detach(), score, code)
@@ -97,9 +99,7 @@ def _score(gradient: Tensor, score: str, code: Tensor | None) -> Tensor:
         raise ConfigError(f"Unknown score {score!r}.", fix=f"Use one of {', '.join(_SCORES)}.")
     if score == "product":
         if code is None or code.shape != gradient.shape:
-            raise ConfigError(
-                "The score 'product' needs the code, of the gradient's shape.", where="targeted_mask"
-            )
+            raise ConfigError("The score 'product' needs the code, of the gradient's shape.", where="targeted_mask")
         return -gradient * code.detach()
     return {"signed": gradient, "negated": -gradient, "absolute": gradient.abs()}[score]
 

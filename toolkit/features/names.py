@@ -89,10 +89,7 @@ def layers(model: nn.Module, example: Any = None, *, taps: Mapping[str, str] | N
 
 
 def resolve(
-    model: nn.Module,
-    patterns: str | Sequence[str],
-    example: Any = None,
-    taps: Mapping[str, str] | None = None,
+    model: nn.Module, patterns: str | Sequence[str], example: Any = None, taps: Mapping[str, str] | None = None
 ) -> list[str]:
     """Full layer names of paths, globs and aliases, in the order asked for, without repeats.
 
@@ -127,9 +124,7 @@ def find_requests(
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     aliases = known_aliases(network, taps, None)
     trace = None
-    if any(
-        _may_be_alias(pattern) and pattern not in aliases and pattern not in modules for pattern in wanted
-    ):
+    if any(_may_be_alias(pattern) and pattern not in aliases and pattern not in modules for pattern in wanted):
         trace = cached_trace(network)
         aliases = known_aliases(network, taps, trace)
     found: dict[str, Request] = {}
@@ -144,9 +139,7 @@ def known_aliases(network: nn.Module, taps: Mapping[str, str] | None, trace: Tra
     return {**(trace.aliases if trace else {}), **getattr(network, "toolkit_taps", {}), **(taps or {})}
 
 
-def _match(
-    pattern: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], observed: bool
-) -> list[Request]:
+def _match(pattern: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], observed: bool) -> list[Request]:
     if pattern in aliases:
         layer = parse(aliases[pattern])
         if layer.path not in modules:
@@ -174,11 +167,7 @@ def _match(
 
 
 def _match_glob(
-    pattern: str,
-    layer: LayerName,
-    modules: Mapping[str, nn.Module],
-    aliases: Mapping[str, str],
-    observed: bool,
+    pattern: str, layer: LayerName, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], observed: bool
 ) -> list[Request]:
     paths = [p for p, module in modules.items() if glob_match(p, layer.path) and not is_container(module)]
     found = [dataclasses.replace(layer, path=path) for path in paths]
@@ -192,13 +181,9 @@ def _match_glob(
     return [Request(str(name), name, pattern, False) for name in found]
 
 
-def _unknown(
-    name: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], where: str = ""
-) -> LayerError:
+def _unknown(name: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], where: str = "") -> LayerError:
     return LayerError(
-        f"No layer matches {name!r}.",
-        where=where,
-        fix=f"Closest names: {closest(name, [*aliases, *modules])}.",
+        f"No layer matches {name!r}.", where=where, fix=f"Closest names: {closest(name, [*aliases, *modules])}."
     )
 
 

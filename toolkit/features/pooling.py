@@ -22,8 +22,10 @@ VOXELS = ("voxels", "boundary")  # rows are voxels; of the others, means over ar
 BAND = 3  # voxels from a boundary, for "boundary"
 CELLS = 4  # along each axis, for "grid"
 _ADAPTIVE: dict[int, Callable[..., Tensor]] = {
-    1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d,
-}  # fmt: skip
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
 
 
 @dataclasses.dataclass
@@ -110,9 +112,7 @@ class Pooler:
             maps = maps[:, 0].to(self.batch.image.device).float()  # exact for any number of areas below 2^24
             planes = maps.new_empty(len(maps), len(self._areas), *self.size)
             for column, area in enumerate(self._areas.tolist()):
-                torch.eq(
-                    maps, area, out=planes[:, column]
-                )  # four times faster than comparing integers at once
+                torch.eq(maps, area, out=planes[:, column])  # four times faster than comparing integers at once
             self._planes[self.size] = planes
         if size not in self._planes:
             # a mean of equal means is the mean, so the smallest known multiple will do
@@ -126,9 +126,7 @@ class Pooler:
 
     def _mask(self, size: tuple[int, ...]) -> Tensor | None:
         if size not in self._masks:
-            self._masks[size] = (
-                None if self.valid is None else (_shrink(self.valid, size) > 0.5).float().flatten(2)
-            )
+            self._masks[size] = None if self.valid is None else (_shrink(self.valid, size) > 0.5).float().flatten(2)
         return self._masks[size]
 
     def _voxels(self, maps: Tensor, places: Tensor) -> Tensor:
@@ -146,9 +144,7 @@ def check_pool(pool: str, samples: int) -> None:
         ConfigError: see above.
     """
     if pool not in POOLS:
-        raise ConfigError(
-            f"Unknown pool {pool!r}.", where="extract(pool=...)", fix=f"Use one of {', '.join(POOLS)}."
-        )
+        raise ConfigError(f"Unknown pool {pool!r}.", where="extract(pool=...)", fix=f"Use one of {', '.join(POOLS)}.")
     if samples < 1:
         raise ConfigError(f"samples must be at least 1, not {samples}.", where="extract(samples=...)")
 
@@ -179,9 +175,7 @@ def _plan(batch: InputBatch, pool: str, samples: int, seed: int) -> RowPlan:
         return _plan_of_voxels(batch, pool, samples, seed)
     if pool == "global":
         table = [_row(batch, k, -1, math.prod(size)) for k, size in enumerate(batch.sizes)]
-        return RowPlan(
-            table, torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64), None, None
-        )
+        return RowPlan(table, torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64), None, None)
     if pool == "per-class":
         assert batch.label is not None
         labels = batch.label[:, 0].cpu().numpy()
@@ -214,9 +208,12 @@ def _plan_of_areas(batch: InputBatch, pool: str) -> RowPlan:
             images.append(position)
             areas.append(area)
     return RowPlan(
-        table, torch.tensor(images, dtype=torch.int64), torch.tensor(areas, dtype=torch.int64),
-        torch.from_numpy(maps).unsqueeze(1), None,
-    )  # fmt: skip
+        table,
+        torch.tensor(images, dtype=torch.int64),
+        torch.tensor(areas, dtype=torch.int64),
+        torch.from_numpy(maps).unsqueeze(1),
+        None,
+    )
 
 
 def _cells(size: tuple[int, ...]) -> np.ndarray:
@@ -259,9 +256,7 @@ def _plan_of_voxels(batch: InputBatch, pool: str, samples: int, seed: int) -> Ro
             images += [position] * len(drawn)
             places.append(np.stack(np.unravel_index(drawn, size), axis=1))
     none = torch.zeros(len(table), dtype=torch.int64)
-    return RowPlan(
-        table, torch.tensor(images, dtype=torch.int64), none, None, torch.from_numpy(np.concatenate(places))
-    )
+    return RowPlan(table, torch.tensor(images, dtype=torch.int64), none, None, torch.from_numpy(np.concatenate(places)))
 
 
 def _band(label: np.ndarray) -> np.ndarray:
@@ -293,9 +288,7 @@ def _counts(label: np.ndarray) -> dict[int, int]:
     return {value: int(count) for value, count in enumerate(np.bincount(known)) if count}  # no sorting
 
 
-def _draw(
-    label: np.ndarray | None, index: int, count: int, samples: int, key: tuple[int | str, ...]
-) -> np.ndarray:
+def _draw(label: np.ndarray | None, index: int, count: int, samples: int, key: tuple[int | str, ...]) -> np.ndarray:
     """Sorted flat voxel indices, without replacement, the same for every network that sees this case."""
     chosen = keyed_random(*key).choice(count, size=min(samples, count), replace=False)
     chosen.sort()

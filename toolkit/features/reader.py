@@ -39,15 +39,10 @@ def open_features(path: str | os.PathLike[str]) -> Features:
         root: Any = zarr.open_group(str(folder), mode="r")
         attributes = root.attrs.asdict()
         if attributes["format"] != FORMAT["format"]:
-            raise ResultError(
-                f"This store has format {attributes['format']}; this toolkit reads 1.", where=str(folder)
-            )
+            raise ResultError(f"This store has format {attributes['format']}; this toolkit reads 1.", where=str(folder))
         arrays = StoredArrays(folder, root, attributes)
         layers = [entry["name"] for entry in attributes["layers"]]
-        head = [
-            torch.from_numpy(np.asarray(root[n][:])) if n in root else None
-            for n in ("head_weights", "head_bias")
-        ]
+        head = [torch.from_numpy(np.asarray(root[n][:])) if n in root else None for n in ("head_weights", "head_bias")]
         return Features(layers, arrays, attributes["provenance"], *head)
     except ResultError:
         raise
@@ -86,9 +81,7 @@ class StoredArrays:
         except Exception as error:
             raise _damaged(self.folder, error, f"{kind} of layer {layer!r}") from error
         if hashlib.sha256(values.data).hexdigest() != entry["arrays"][kind]["sha256"]:
-            raise ResultError(
-                f"{kind} of layer {layer!r} is not what was written.", where=str(self.folder), fix=_FIX
-            )
+            raise ResultError(f"{kind} of layer {layer!r} is not what was written.", where=str(self.folder), fix=_FIX)
         return torch.from_numpy(values)
 
     def table(self, name: str) -> pd.DataFrame:
@@ -102,9 +95,7 @@ class StoredArrays:
         file = self.folder / f"{name}.parquet"
         try:
             if hashlib.sha256(file.read_bytes()).hexdigest() != self.tables[name]["sha256"]:
-                raise ResultError(
-                    f"The table {file.name} is not what was written.", where=str(file), fix=_FIX
-                )
+                raise ResultError(f"The table {file.name} is not what was written.", where=str(file), fix=_FIX)
             return pd.read_parquet(file)
         except ResultError:
             raise
@@ -113,6 +104,4 @@ class StoredArrays:
 
 
 def _damaged(folder: Path, error: Exception, part: str = "The store") -> ResultError:
-    return ResultError(
-        f"{part} cannot be read ({type(error).__name__}: {error}).", where=str(folder), fix=_FIX
-    )
+    return ResultError(f"{part} cannot be read ({type(error).__name__}: {error}).", where=str(folder), fix=_FIX)

@@ -15,7 +15,7 @@ from toolkit.features.names import Request
 @contextlib.contextmanager
 def replaced(
     model: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]], *, taps: Mapping[str, str] | None = None
-) -> Iterator[None]:  # fmt: skip
+) -> Iterator[None]:
     """Replace activations while the network runs inside the block; the hooks are gone afterwards.
 
     Args:
@@ -40,9 +40,12 @@ class _Replacer(Recorder):
     """Hooks that hand the network something else."""
 
     def __init__(
-        self, network: nn.Module, wanted: list[str], taps: Mapping[str, str] | None,
+        self,
+        network: nn.Module,
+        wanted: list[str],
+        taps: Mapping[str, str] | None,
         changes: Mapping[str, Callable[[Tensor], Tensor]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(network, wanted, taps)
         self.changes = changes
 

@@ -62,9 +62,13 @@ class Features(Result):
     kind: ClassVar[str] = "features"
 
     def __init__(
-        self, layers: list[str], arrays: Arrays, provenance: dict[str, Any], head_weights: Tensor | None = None,
+        self,
+        layers: list[str],
+        arrays: Arrays,
+        provenance: dict[str, Any],
+        head_weights: Tensor | None = None,
         head_bias: Tensor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.layers = list(layers)
         self.provenance = provenance
         self.head_weights, self.head_bias = head_weights, head_bias
@@ -121,10 +125,14 @@ class Features(Result):
                 part = rows[torch.tensor(members.to_numpy())]
                 records.append(
                     {
-                        "layer": layer, "class": index, "class_name": class_name, "rows": len(part),
-                        "channels": part.shape[1], "mean_norm": float(part.norm(dim=1).mean()),
+                        "layer": layer,
+                        "class": index,
+                        "class_name": class_name,
+                        "rows": len(part),
+                        "channels": part.shape[1],
+                        "mean_norm": float(part.norm(dim=1).mean()),
                     }
-                )  # fmt: skip
+                )
         return pd.DataFrame(records)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -162,9 +170,7 @@ class Features(Result):
 
     def _checked(self, layer: str) -> str:
         if layer not in self.layers:
-            raise LayerError(
-                f"The features hold no layer {layer!r}.", fix=f"They hold: {', '.join(self.layers)}."
-            )
+            raise LayerError(f"The features hold no layer {layer!r}.", fix=f"They hold: {', '.join(self.layers)}.")
         return layer
 
     def _table(self, name: str) -> pd.DataFrame:
@@ -176,9 +182,7 @@ class Features(Result):
 class MemoryArrays:
     """Numbers that are in memory."""
 
-    def __init__(
-        self, values: Mapping[tuple[str, str], Tensor], tables: Mapping[str, list[dict[str, Any]]]
-    ) -> None:
+    def __init__(self, values: Mapping[tuple[str, str], Tensor], tables: Mapping[str, list[dict[str, Any]]]) -> None:
         self.values, self.tables = dict(values), dict(tables)
 
     def read(self, layer: str, kind: str) -> Tensor | None:

@@ -14,9 +14,7 @@ from toolkit.features.modules import LayerName, eager, named, unwrap
 from toolkit.features.outputs import main_output
 from toolkit.features.untouched import untouched
 
-_CONVOLUTIONS = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
-)  # fmt: skip
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 _NORMALISATION = ("BatchNorm", "InstanceNorm", "GroupNorm", "LayerNorm", "RMSNorm")
 
 
@@ -102,17 +100,7 @@ def _observe(path: str, module: nn.Module, calls: list[Call], clock: list[int]) 
         if isinstance(output, Tensor):
             size = output.numel() * output.element_size() / 1e6
             name = LayerName(path, call=count[0])
-            calls.append(
-                Call(
-                    name,
-                    type(module).__name__,
-                    start,
-                    clock[0],
-                    tuple(output.shape),
-                    size,
-                    _kernel(module),
-                )
-            )
+            calls.append(Call(name, type(module).__name__, start, clock[0], tuple(output.shape), size, _kernel(module)))
 
     return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
 
@@ -142,9 +130,7 @@ def _find_aliases(calls: list[Call], output: tuple[int, ...]) -> dict[str, str]:
     bottleneck = _last_before_growth(maps, smallest)
     aliases["bottleneck"] = str(bottleneck.name)
     last: dict[tuple[int, ...], Call] = {
-        call.shape[2:]: call
-        for call in maps
-        if call.end > bottleneck.end and call.shape[2:] in sizes - {smallest}
+        call.shape[2:]: call for call in maps if call.end > bottleneck.end and call.shape[2:] in sizes - {smallest}
     }
     finest_first = sorted(last.values(), key=lambda call: -torch.Size(call.shape[2:]).numel())
     aliases |= {f"decoder_{k}": str(call.name) for k, call in enumerate(finest_first, 1)}
@@ -167,9 +153,7 @@ def _is_head(call: Call, output: tuple[int, ...]) -> bool:
 
 def _find_head(calls: list[Call], output: tuple[int, ...]) -> Call | None:
     """Last convolution that makes the output's channels; kernel 1 and the output's own shape are preferred in turn."""
-    makers = [
-        call for call in calls if call.kernel is not None and output[1] in (call.shape[1], call.shape[-1])
-    ]
+    makers = [call for call in calls if call.kernel is not None and output[1] in (call.shape[1], call.shape[-1])]
     for pool in (
         [call for call in makers if call.kernel == 1 and call.shape == output],
         [call for call in makers if call.kernel == 1],

@@ -22,9 +22,7 @@ _HOOK_TABLES = (
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
-_OWN_TABLES = frozenset(
-    vars(nn.Module())
-)  # parameters, buffers, submodules and hooks are restored one by one
+_OWN_TABLES = frozenset(vars(nn.Module()))  # parameters, buffers, submodules and hooks are restored one by one
 
 
 @contextlib.contextmanager
@@ -44,9 +42,7 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
         LayerError: a TorchScript module, which can neither be observed nor guarded.
     """
     if mode not in ("eval", "train", "keep"):
-        raise ConfigError(
-            f"mode must be 'eval', 'train' or 'keep', not {mode!r}.", where="untouched(mode=...)"
-        )
+        raise ConfigError(f"mode must be 'eval', 'train' or 'keep', not {mode!r}.", where="untouched(mode=...)")
     refuse_scripted(model)
     modules = list(model.modules())
     training = [module.training for module in modules]

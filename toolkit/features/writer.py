@@ -152,9 +152,7 @@ class StoreWriter(MemoryWriter):
             [layer, kind, int(array.shape[0]), self._hashes[layer, kind].hexdigest()]
             for (layer, kind), array in self._arrays.items()
         ]
-        write_progress(
-            self._folder, self._request, batches=batches, data=data(), layers=self.layers, arrays=arrays
-        )
+        write_progress(self._folder, self._request, batches=batches, data=data(), layers=self.layers, arrays=arrays)
         self._saved = time.monotonic()
 
     def check_inputs(self, batches: int, data: Callable[[], str]) -> None:

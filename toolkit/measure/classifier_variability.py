@@ -80,9 +80,15 @@ class ClassifierVariability(Result):
 
 
 def classifier_variability(
-    source: Features, layer: str, target: Features | None = None, *, bootstraps: int = 50, rows: int = 4000,
-    penalty: float = 1e-3, seed: int = 0,
-) -> ClassifierVariability:  # fmt: skip
+    source: Features,
+    layer: str,
+    target: Features | None = None,
+    *,
+    bootstraps: int = 50,
+    rows: int = 4000,
+    penalty: float = 1e-3,
+    seed: int = 0,
+) -> ClassifierVariability:
     """Refit a linear head on bootstraps of class-balanced features; how far apart are the heads and their answers.
 
     Multinomial logistic regression with L2 penalty on features as they are stored, intercept free. Weight vectors are
@@ -107,9 +113,7 @@ def classifier_variability(
     known = np.unique(labels)
     if len(known) < 2:
         raise ResultError(
-            "A classifier needs rows of two classes.",
-            where=layer,
-            fix="Extract with pool='voxels' and labels.",
+            "A classifier needs rows of two classes.", where=layer, fix="Extract with pool='voxels' and labels."
         )
     if bootstraps < 2 or rows < len(known):
         raise ConfigError("bootstraps is at least 2, rows at least the number of classes.")
@@ -121,9 +125,7 @@ def classifier_variability(
     if target is not None:
         there, there_labels = rows_of(target, layer).numpy(), target.cases["class"].to_numpy()
         if there.shape[1] != values.shape[1]:
-            raise ResultError(
-                f"The target has {there.shape[1]} channels, the source {values.shape[1]}.", where=layer
-            )
+            raise ResultError(f"The target has {there.shape[1]} channels, the source {values.shape[1]}.", where=layer)
         answers = _answers(there, weights, biases)
         accuracy, disagreement = _accuracy(answers, there_labels, known), _disagreement(answers)
         margin = median_margin(there, there_labels, known, (weights, biases), seed)
@@ -184,11 +186,7 @@ def _disagreement(answers: np.ndarray) -> float:
 
 
 def _accuracy(answers: np.ndarray, labels: np.ndarray, known: np.ndarray) -> float:
-    shares = [
-        (answers[:, labels == one] == place).mean()
-        for place, one in enumerate(known)
-        if (labels == one).any()
-    ]
+    shares = [(answers[:, labels == one] == place).mean() for place, one in enumerate(known) if (labels == one).any()]
     return float(np.mean(shares)) if shares else math.nan
 
 

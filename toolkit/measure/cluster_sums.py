@@ -40,7 +40,7 @@ class ClusterSums:
 
     def __init__(
         self, rows: Sequence[Tensor], clusters: Sequence[Tensor], number: int, pairs: Sequence[tuple[int, int]]
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.number, self.channels = number, rows[0].shape[1]
         self.shift = rows[0].double().mean(0)
         self.counts = [torch.bincount(codes, minlength=number).double() for codes in clusters]
@@ -65,8 +65,7 @@ class ClusterSums:
         counts = [weights @ count for count in self.counts]
         means = [weights @ total / n[:, None] for total, n in zip(self.sums, counts, strict=True)]
         covariances = [
-            self._covariance(weights, gram, means[s], means[s], counts[s])
-            for s, gram in enumerate(self.grams)
+            self._covariance(weights, gram, means[s], means[s], counts[s]) for s, gram in enumerate(self.grams)
         ]
         crosses = {
             (i, j): self._covariance(weights, gram, means[i], means[j], counts[i])
@@ -74,9 +73,7 @@ class ClusterSums:
         }
         return MomentBatch([mean + self.shift for mean in means], covariances, crosses)
 
-    def _covariance(
-        self, weights: Tensor, gram: Tensor, mean_a: Tensor, mean_b: Tensor, count: Tensor
-    ) -> Tensor:
+    def _covariance(self, weights: Tensor, gram: Tensor, mean_a: Tensor, mean_b: Tensor, count: Tensor) -> Tensor:
         second = (weights @ gram.flatten(1)).unflatten(1, gram.shape[1:])
         n = count[:, None, None]
         return (second - n * mean_a[:, :, None] * mean_b[:, None, :]) / (n - 1).clamp_min(1)
@@ -84,9 +81,7 @@ class ClusterSums:
 
 def bootstrap_weights(number: int, replicates: int, seed: int) -> Tensor:
     """How often each of K patients is drawn in each replicate (B, K); the first row is all ones (no resampling)."""
-    drawn = keyed_random("bootstrap", seed, number).multinomial(
-        number, [1 / number] * number, size=replicates
-    )
+    drawn = keyed_random("bootstrap", seed, number).multinomial(number, [1 / number] * number, size=replicates)
     return torch.cat((torch.ones(1, number, dtype=torch.float64), torch.from_numpy(drawn).double()))
 
 

@@ -114,9 +114,7 @@ def collapse(
     keep = _evenly(table, max_rows, seed)
     rows, table = rows.index_select(0, keep).double(), table.iloc[keep.numpy()].reset_index(drop=True)
     if len(rows) < 3:
-        raise ResultError(
-            f"{len(rows)} rows are too few for these diagnostics; at least 3 are needed.", where=layer
-        )
+        raise ResultError(f"{len(rows)} rows are too few for these diagnostics; at least 3 are needed.", where=layer)
     upper = torch.triu_indices(len(rows), len(rows), 1)
     square = squared_distances(rows, rows)[upper[0], upper[1]]
     distance = square.sqrt()
@@ -125,12 +123,7 @@ def collapse(
     normalised = float((square / rows.shape[1] / tau < ACTIVE_BAND).double().mean())
     with guarded_random_state():
         separation = _separation(rows, table)
-    values = {
-        **_spread(rows),
-        "active_pairs": active,
-        "active_pairs_normalised": normalised,
-        **separation,
-    }
+    values = {**_spread(rows), "active_pairs": active, "active_pairs_normalised": normalised, **separation}
     return Collapse(
         layer=layer,
         values=values,

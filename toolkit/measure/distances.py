@@ -61,9 +61,7 @@ def maximum_mean_discrepancy(
     """
     x, y = first.double(), second.double()
     s2 = bandwidth if bandwidth is not None else median_squared_distance(torch.cat((x, y)))
-    own_x, own_y, cross = (
-        torch.exp(-squared_distances(a, b) / (2 * s2)) for a, b in ((x, x), (y, y), (x, y))
-    )
+    own_x, own_y, cross = (torch.exp(-squared_distances(a, b) / (2 * s2)) for a, b in ((x, x), (y, y), (x, y)))
     if biased:
         return own_x.mean() + own_y.mean() - 2 * cross.mean()
     own = [(kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1)) for kernel in (own_x, own_y)]

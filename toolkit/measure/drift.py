@@ -131,9 +131,7 @@ def drift(
         )
     stages = paired_rows(features, layer, paired=paired)
     if not all(len(rows) for rows in stages.rows):
-        raise ResultError(
-            "A stage without any row has no drift.", where=layer, fix="Extract cases that hold a class."
-        )
+        raise ResultError("A stage without any row has no drift.", where=layer, fix="Extract cases that hold a class.")
     members = _groups(stages)
     clusters, number, unit = _joint_clusters(stages, cluster)
     plan = _plan(stages, clusters, number, members, bootstrap, null_splits, max_rows, directions, seed)
@@ -148,11 +146,17 @@ def drift(
         numbers=pd.DataFrame(numbers),
         means=pd.DataFrame(means),
         settings={
-            "bootstrap": bootstrap, "null_splits": null_splits, "cluster": unit, "max_rows": max_rows,
-            "directions": directions, "seed": seed, "confidence": confidence, "paired": paired,
+            "bootstrap": bootstrap,
+            "null_splits": null_splits,
+            "cluster": unit,
+            "max_rows": max_rows,
+            "directions": directions,
+            "seed": seed,
+            "confidence": confidence,
+            "paired": paired,
         },
         provenance={"layer": layer, "measure": "drift", "stages": stages.provenance},
-    )  # fmt: skip
+    )
 
 
 class _Group:
@@ -241,9 +245,16 @@ class _Group:
 
 
 def _plan(
-    stages: PairedRows, clusters: list[Tensor], number: int, members: dict[str, list[Tensor]], bootstrap: int,
-    null_splits: int, max_rows: int, directions: int, seed: int,
-) -> _Plan:  # fmt: skip
+    stages: PairedRows,
+    clusters: list[Tensor],
+    number: int,
+    members: dict[str, list[Tensor]],
+    bootstrap: int,
+    null_splits: int,
+    max_rows: int,
+    directions: int,
+    seed: int,
+) -> _Plan:
     count = len(stages.rows)
     consecutive = [(s, s + 1) for s in range(count - 1)]
     pairs = consecutive + [(0, s) for s in range(2, count)]

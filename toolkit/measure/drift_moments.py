@@ -71,9 +71,7 @@ class MomentMeasures:
         root = gaussians.root_from_eigen(*eigen[i])
         values = {
             "centroid_shift": shift / (self.scale * channels**0.5),
-            "frechet": gaussians.frechet_from_root(
-                batch.means[i], root, batch.means[j], batch.covariances[j]
-            ),
+            "frechet": gaussians.frechet_from_root(batch.means[i], root, batch.means[j], batch.covariances[j]),
         }
         for k in self.subspaces:
             angles = gaussians.principal_angles(eigen[i][1][..., -k:], eigen[j][1][..., -k:])
@@ -82,9 +80,7 @@ class MomentMeasures:
         return values
 
 
-def debiased_cka(
-    first: Tensor, second: Tensor, clusters: Tensor, weights: Tensor, blocks: int = 20
-) -> Tensor:
+def debiased_cka(first: Tensor, second: Tensor, clusters: Tensor, weights: Tensor, blocks: int = 20) -> Tensor:
     """1 - debiased linear CKA for every weighting of the patients (B, K), the first of which is all ones.
 
     Rows that a bootstrap draws twice would count as agreeing pairs, so the replicates are linear in the weights,

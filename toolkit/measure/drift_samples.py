@@ -78,11 +78,7 @@ class KernelBlocks:
         """Unbiased MMD^2 for every weighting (B, K); a row is never paired with its own copies."""
         own_x = _form(weights, self.own_x, weights) / _form(weights, self.pairs_x, weights)
         own_y = _form(weights, self.own_y, weights) / _form(weights, self.pairs_y, weights)
-        return (
-            own_x
-            + own_y
-            - 2 * _form(weights, self.cross, weights) / _form(weights, self.pairs_cross, weights)
-        )
+        return own_x + own_y - 2 * _form(weights, self.cross, weights) / _form(weights, self.pairs_cross, weights)
 
     def between_halves(self, halves: Tensor) -> Tensor:
         """Unbiased MMD^2 between two halves of the patients of the first set, for every split (S, K) -> (S,)."""

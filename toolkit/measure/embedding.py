@@ -81,18 +81,14 @@ def umap_pictures(
     starts = torch.tensor([0, *(len(rows[s]) for s in fitted_on)]).cumsum(0)
     for start, stage in zip(starts, fitted_on, strict=False):
         inside = (chosen >= start) & (chosen < start + len(rows[stage]))
-        pictures[stage][chosen[inside] - start] = embedding[
-            inside
-        ]  # rows of the fit stay where the fit put them
+        pictures[stage][chosen[inside] - start] = embedding[inside]  # rows of the fit stay where the fit put them
     some = torch.arange(0, len(base), max(1, len(base) // _CHECKED))
     measured = {
         "rows_in_fit": len(base),
         "trustworthiness": trustworthiness(base[some], embedding[some], options.neighbours),
     }
     if options.stability_seeds:
-        others = [
-            fit_umap(base, neighbours, options, options.seed + 1 + k) for k in range(options.stability_seeds)
-        ]
+        others = [fit_umap(base, neighbours, options, options.seed + 1 + k) for k in range(options.stability_seeds)]
         overlaps = [neighbour_overlap(embedding[some], other[some], options.neighbours) for other in others]
         measured["stability"] = sum(overlaps) / len(overlaps)
     return pictures, {**dataclasses.asdict(options), **measured}

@@ -45,9 +45,16 @@ class Gaussianity(Result):
 
 
 def gaussianity(
-    features: Features, layer: str, *, directions: int = 256, t_max: float = 3.0, points: int = 17, seed: int = 0,
-    null_draws: int = 200, standardise: bool = False,
-) -> Gaussianity:  # fmt: skip
+    features: Features,
+    layer: str,
+    *,
+    directions: int = 256,
+    t_max: float = 3.0,
+    points: int = 17,
+    seed: int = 0,
+    null_draws: int = 200,
+    standardise: bool = False,
+) -> Gaussianity:
     """Sliced Epps-Pulley distance of stored rows to N(0, I), with what exactly normal rows would give.
 
     Voxels of one patient are not independent, so the N-scaled statistic must not be read as a test on voxels. N_eff is
@@ -97,9 +104,7 @@ def gaussianity(
     if standardise:
         rows = (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-12)
     table = features.cases.reset_index(drop=True)
-    codes, _ = cluster_codes(
-        table, next((n for n in CLUSTERS if n in table and table[n].nunique() > 1), "case")
-    )
+    codes, _ = cluster_codes(table, next((n for n in CLUSTERS if n in table and table[n].nunique() > 1), "case"))
     generator = torch.Generator().manual_seed(int(keyed_random("gaussianity", seed).integers(2**62)))
     axes = unit_directions(channels, directions, generator)
     grid = {"t_max": t_max, "points": points}
@@ -144,9 +149,7 @@ def effective_rows(rows: Tensor, clusters: Tensor) -> float:
     return total / (1 + (mean_size - 1) * float(correlation.mean().clamp(0, 1)))
 
 
-def _row(
-    rows: Tensor, clusters: Tensor, axes: Tensor, grid: dict[str, Any], scaled_null_95: float
-) -> dict[str, float]:
+def _row(rows: Tensor, clusters: Tensor, axes: Tensor, grid: dict[str, Any], scaled_null_95: float) -> dict[str, float]:
     found = epps_pulley_by_direction(rows, axes, **grid)
     n, effective = len(rows), effective_rows(rows, clusters)
     expectation = null_expectation(grid["t_max"], grid["points"])

@@ -31,7 +31,11 @@ def image_scores(probability: Tensor, target: Tensor, threshold: float = 0.5) ->
     recall, precision = ratio(hit, wanted), ratio(hit, positives)
     accuracy = (predicted == truth).double().mean(dim=1)
     columns = [
-        ratio(hit, positives + wanted - hit), ratio(2 * hit, positives + wanted), recall, precision, accuracy,
+        ratio(hit, positives + wanted - hit),
+        ratio(2 * hit, positives + wanted),
+        recall,
+        precision,
+        accuracy,
         5 * precision * recall / (4 * precision + recall + epsilon),
-    ]  # fmt: skip
+    ]
     return torch.stack(columns, dim=1)

@@ -33,9 +33,7 @@ class StreamingMoments:
             DataError: NaN or infinite rows, or another number of channels.
         """
         if rows.ndim != 2 or rows.shape[1] != len(self._sum):
-            raise DataError(
-                f"Expected rows with {len(self._sum)} channels, got the shape {tuple(rows.shape)}."
-            )
+            raise DataError(f"Expected rows with {len(self._sum)} channels, got the shape {tuple(rows.shape)}.")
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK].detach()
             part = part if part.dtype in (torch.float32, torch.float64) else part.float()

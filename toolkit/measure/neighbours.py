@@ -22,9 +22,7 @@ def nearest(queries: Tensor, base: Tensor, number: int) -> tuple[Tensor, Tensor]
         ResultError: fewer rows than neighbours.
     """
     if len(base) < number:
-        raise ResultError(
-            f"{len(base)} rows do not have {number} neighbours.", fix="Ask for fewer neighbours."
-        )
+        raise ResultError(f"{len(base)} rows do not have {number} neighbours.", fix="Ask for fewer neighbours.")
     candidates = min(len(base), number + 8)
     square = (base**2).sum(1)
     found, lengths = [], []

@@ -70,7 +70,5 @@ def median_margin(
         return math.nan
     places = np.searchsorted(known, labels)
     return float(
-        np.mean(
-            [np.median(normalised_margins(values, places, w, b, spread)) for w, b in zip(*heads, strict=True)]
-        )
+        np.mean([np.median(normalised_margins(values, places, w, b, spread)) for w, b in zip(*heads, strict=True)])
     )

@@ -134,9 +134,7 @@ def moments_of(features: Features | Tensor, layer: str = "") -> tuple[Tensor, Te
         rows_of(features, layer)  # raises, naming the closest layers
     moments = features.moments(layer)
     if moments is None:
-        raise ResultError(
-            "These features hold no second moments.", where=layer, fix="Extract again with moments=True."
-        )
+        raise ResultError("These features hold no second moments.", where=layer, fix="Extract again with moments=True.")
     return moments.gram, moments.sum, moments.count.double(), dict(features.provenance)
 
 
@@ -166,8 +164,7 @@ def class_members(table: pd.DataFrame) -> dict[str, Tensor]:
     if len(first) < 2:
         return {}
     return {
-        str(name): torch.from_numpy((table["class"] == label).to_numpy().nonzero()[0])
-        for label, name in first.items()
+        str(name): torch.from_numpy((table["class"] == label).to_numpy().nonzero()[0]) for label, name in first.items()
     }
 
 
@@ -214,15 +211,11 @@ def _require_same_data(first: Features, other: Features, where: str) -> None:
     )
 
 
-def _difference(
-    first: pd.DataFrame, other: pd.DataFrame, first_store: Features, other_store: Features
-) -> str:
+def _difference(first: pd.DataFrame, other: pd.DataFrame, first_store: Features, other_store: Features) -> str:
     one, two = set(first["case"]), set(other["case"])
     found = []
     if one != two:
-        found.append(
-            f"cases differ (only in the first: {sorted(one - two)[:3]}, only here: {sorted(two - one)[:3]})"
-        )
+        found.append(f"cases differ (only in the first: {sorted(one - two)[:3]}, only here: {sorted(two - one)[:3]})")
     settings = [_settings(store) for store in (first_store, other_store)]
     changed = {
         name: (settings[0].get(name), settings[1].get(name))

@@ -92,9 +92,7 @@ def inconsistent_overlap(
     Returns:
         One row per violation: the keys, dice, iou, bound.
     """
-    dice, iou = (
-        aggregated[aggregated["metric"] == name].set_index(list(keys))["value"] for name in ("dice", "iou")
-    )
+    dice, iou = (aggregated[aggregated["metric"] == name].set_index(list(keys))["value"] for name in ("dice", "iou"))
     both = dice.to_frame("dice").join(iou.rename("iou"), how="inner")
     both["bound"] = 2 * both["iou"] / (1 + both["iou"])
     return both[both["dice"] > both["bound"] + tolerance].reset_index()

@@ -60,16 +60,12 @@ def discriminant_plane(rows: Tensor, labels: Tensor, components: int = 2, ridge:
     """
     classes = torch.unique(labels)
     if len(classes) < 2:
-        raise ResultError(
-            "Discriminants need rows of at least two classes.", fix="Extract with pool='per-class'."
-        )
+        raise ResultError("Discriminants need rows of at least two classes.", fix="Extract with pool='per-class'.")
     per_class = [moments(rows[labels == label]) for label in classes]
     means = torch.stack([part.mean for part in per_class])
     within = torch.stack([part.covariance(unbiased=False) for part in per_class]).mean(0)
     centred = means - means.mean(0)
-    within = within + torch.eye(len(within), dtype=within.dtype) * ridge * within.diagonal().mean().clamp_min(
-        1e-30
-    )
+    within = within + torch.eye(len(within), dtype=within.dtype) * ridge * within.diagonal().mean().clamp_min(1e-30)
     root = torch.linalg.cholesky(within)
     whitened = torch.linalg.solve_triangular(root, centred.T, upper=False)
     vectors, _, _ = torch.linalg.svd(whitened, full_matrices=False)

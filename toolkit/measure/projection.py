@@ -62,13 +62,7 @@ class Projection(Result):
         import pandas as pd
 
         rows = [
-            {
-                "layer": self.layer,
-                "method": self.method,
-                "basis": self.basis,
-                "stage": stage + 1,
-                "axis": axis + 1,
-            }
+            {"layer": self.layer, "method": self.method, "basis": self.basis, "stage": stage + 1, "axis": axis + 1}
             | {"explained_variance": float(self.explained[stage, axis]), "rows": len(self.coordinates[stage])}
             for stage in range(len(self.coordinates))
             for axis in range(self.coordinates[stage].shape[1])
@@ -82,9 +76,7 @@ class Projection(Result):
         frames = []
         for stage, coordinates in enumerate(self.coordinates):
             labels = self.classes[stage].tolist()
-            frame = pd.DataFrame(
-                coordinates.numpy(), columns=[f"x{i + 1}" for i in range(coordinates.shape[1])]
-            )
+            frame = pd.DataFrame(coordinates.numpy(), columns=[f"x{i + 1}" for i in range(coordinates.shape[1])])
             frame.insert(0, "class_name", [self.class_names.get(label, str(label)) for label in labels])
             frame.insert(0, "class", labels)
             frame.insert(0, "case", [self.case_names[code] for code in self.cases[stage].tolist()])
@@ -193,9 +185,7 @@ def _curved(
     unknown = sorted(set(options) - {field.name for field in dataclasses.fields(known)})
     if unknown or components != 2:
         names = ", ".join(field.name for field in dataclasses.fields(known))
-        raise ConfigError(
-            f"{method} gives 2 components and takes no option {unknown}.", fix=f"Options: {names}."
-        )
+        raise ConfigError(f"{method} gives 2 components and takes no option {unknown}.", fix=f"Options: {names}.")
     if basis == "per_stage" or (method == "tsne" and basis == "stage1"):
         raise ConfigError(
             f"{method} cannot be drawn with the basis {basis!r}.",
@@ -252,9 +242,7 @@ class _Fit:
                 "The features do not hold the weights of the segmentation head.",
                 fix="Extract the layer that feeds the head (head_input), or use another method.",
             )
-        centred = [
-            head.double().flatten(1) - head.double().flatten(1).mean(0) for head in heads if head is not None
-        ]
+        centred = [head.double().flatten(1) - head.double().flatten(1).mean(0) for head in heads if head is not None]
         if any(head.shape[1] != self.pairs.channels for head in centred):
             raise ResultError(
                 f"The head reads {centred[0].shape[1]} channels, this layer has {self.pairs.channels}.",

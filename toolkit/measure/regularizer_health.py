@@ -84,9 +84,7 @@ def regularizer_health(history: pd.DataFrame) -> RegularizerHealth:
     ]
     if not rows:
         raise ResultError("No step of this history has a gradient ratio.", where="regularizer_health")
-    return RegularizerHealth(
-        ratios=pd.DataFrame(rows), provenance={"measure": "regularizer health", "parameters": {}}
-    )
+    return RegularizerHealth(ratios=pd.DataFrame(rows), provenance={"measure": "regularizer health", "parameters": {}})
 
 
 def status(ratio: float) -> str:

@@ -21,11 +21,7 @@ STATUSES = ("ok", "missed", "spurious", "both_absent")
 
 # What a paper's own script writes when a mask is empty: status -> (dice, iou, hd95, assd); absent = as computed.
 LEGACY_RULES: dict[str, dict[str, tuple[float, float, float, float]]] = {
-    "selfreg": {
-        "missed": (0.0, 0.0, 0.0, 0.0),
-        "spurious": (1.0, 1.0, 0.0, 0.0),
-        "both_absent": (0.0, 0.0, 0.0, 0.0),
-    },
+    "selfreg": {"missed": (0.0, 0.0, 0.0, 0.0), "spurious": (1.0, 1.0, 0.0, 0.0), "both_absent": (0.0, 0.0, 0.0, 0.0)},
     "latent_augmentation": {"both_absent": (0.0, 0.0, math.nan, math.nan)},
     "med_disseg": {"both_absent": (1.0, 1.0, math.nan, math.nan)},
 }
@@ -136,8 +132,7 @@ def aggregate(table: pd.DataFrame, penalty: str | float = "diagonal", by: Sequen
         head = dict(zip([*by, "metric"], key, strict=True))
         named = "" if head["metric"] not in DISTANCES else policy
         parts = [
-            {**head, "class": name, **_summary(part)}
-            for name, part in group.groupby("class", sort=False, dropna=False)
+            {**head, "class": name, **_summary(part)} for name, part in group.groupby("class", sort=False, dropna=False)
         ]
         means = [part["value"] for part in parts if part["cases"]]
         total = {name: sum(part[name] for part in parts) for name in ("cases", *STATUSES)}
@@ -174,9 +169,7 @@ def _class_metrics(
     return (dice, iou, hd95, float(both.mean())), "ok"
 
 
-def surface_distances(
-    first: np.ndarray, second: np.ndarray, spacing: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
+def surface_distances(first: np.ndarray, second: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Distances from each border voxel of one mask to the nearest border voxel of the other, and back.
 
     Args:
@@ -231,9 +224,7 @@ def _foreground(
         return {label: label for label in found if label != 0}
     named = dict(classes) if isinstance(classes, Mapping) else {label: label for label in classes}
     if not all(isinstance(label, (int, np.integer)) for label in named):
-        raise ConfigError(
-            "Classes are given by their integer label.", where=str(named), fix='For example {1: "LV"}.'
-        )
+        raise ConfigError("Classes are given by their integer label.", where=str(named), fix='For example {1: "LV"}.')
     unknown = [label for label in found if label not in named]
     if 0 in named and unknown:
         raise DataError(
@@ -260,7 +251,5 @@ def _legacy_rule(legacy: bool | str) -> str | None:
     if legacy is False or legacy is True:
         return "selfreg" if legacy else None
     if legacy not in LEGACY_RULES:
-        raise ConfigError(
-            f"There is no legacy rule called {legacy!r}.", fix=f"Known: {', '.join(LEGACY_RULES)}."
-        )
+        raise ConfigError(f"There is no legacy rule called {legacy!r}.", fix=f"Known: {', '.join(LEGACY_RULES)}.")
     return legacy

@@ -93,9 +93,7 @@ class ChannelSimilarity(Result):
         return pd.DataFrame(rows)
 
 
-def channel_similarity(
-    features: Features | Tensor, layer: str = "", form: str = "cosine"
-) -> ChannelSimilarity:
+def channel_similarity(features: Features | Tensor, layer: str = "", form: str = "cosine") -> ChannelSimilarity:
     """Similarity between the channels of one layer and its redundancy score (SelfReg-UNet, Fig. 1c).
 
     For an image with the map F (C, *S) and v_i channel i laid out flat, the cosine form is
@@ -143,10 +141,7 @@ def channel_similarity(
         layer=layer,
         form=form,
         matrices={name: (sums[name] / seen[name])[keep][:, keep] for name in FORMS},
-        scores={
-            name: {p: torch.tensor(v, dtype=torch.float64) for p, v in s.items()}
-            for name, s in scores.items()
-        },
+        scores={name: {p: torch.tensor(v, dtype=torch.float64) for p, v in s.items()} for name, s in scores.items()},
         channels=keep,
         dead=(~alive_anywhere).nonzero()[:, 0],
         dead_per_image=torch.tensor(dead_per_image),

@@ -22,10 +22,24 @@ INCONCLUSIVE = "inconclusive"
 # p <= 0.05, which is the level itself give or take the simulation's error, and at most 4.3 % at p <= 0.04.
 CAUTION = 0.8
 _COLUMNS = (
-    "method", "mean", "low", "high", "difference", "difference_low", "difference_high", "bootstrap_low",
-    "bootstrap_high", "p_mean", "p_seeds", "p_wilcoxon", "p_holm", "smallest_detectable", "patients", "seeds",
+    "method",
+    "mean",
+    "low",
+    "high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "bootstrap_low",
+    "bootstrap_high",
+    "p_mean",
+    "p_seeds",
+    "p_wilcoxon",
+    "p_holm",
+    "smallest_detectable",
+    "patients",
+    "seeds",
     "verdict",
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -77,8 +91,7 @@ class MeanDifference:
     def smallest_detectable(self, level: float = 0.05, power: float = 0.8) -> float:
         """The true difference that this design would call significant with about the given probability."""
         return max(
-            (_student(freedom, 1 - level / 2) + _student(freedom, power)) * error
-            for error, freedom in self.errors
+            (_student(freedom, 1 - level / 2) + _student(freedom, power)) * error for error, freedom in self.errors
         )
 
 
@@ -98,9 +111,7 @@ def mean_difference(differences: np.ndarray) -> MeanDifference:
     """
     d = np.asarray(differences, dtype=float)
     if d.ndim != 2 or len(d) < 2 or not np.isfinite(d).all():
-        raise ResultError(
-            f"Paired differences are (patients, seeds) with at least 2 patients, got {d.shape} or NaN."
-        )
+        raise ResultError(f"Paired differences are (patients, seeds) with at least 2 patients, got {d.shape} or NaN.")
     patients, seeds = d.shape
     by_patient = float(d.mean(1).var(ddof=1)) / patients
     if seeds == 1:
@@ -118,9 +129,7 @@ def patient_bootstrap(
     """Percentile interval of the mean of values (patients, seeds) with patients drawn anew."""
     per_patient = np.asarray(values, dtype=float).mean(1)
     number = len(per_patient)
-    weights = keyed_random("patients", seed, number).multinomial(
-        number, [1 / number] * number, size=replicates
-    )
+    weights = keyed_random("patients", seed, number).multinomial(number, [1 / number] * number, size=replicates)
     low, high = np.quantile(weights @ per_patient / number, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
@@ -213,9 +222,7 @@ def compare_scores(
     for name, values in scores.items():
         own = np.asarray(values, dtype=float)
         if own.shape != base.shape:
-            raise ResultError(
-                f"{name!r} has scores {own.shape}, the baseline {base.shape} (patients, seeds)."
-            )
+            raise ResultError(f"{name!r} has scores {own.shape}, the baseline {base.shape} (patients, seeds).")
         if not np.isfinite(own).all():
             raise ResultError(
                 f"{int((~np.isfinite(own)).sum())} scores of {name!r} are NaN or infinite.",
@@ -227,9 +234,7 @@ def compare_scores(
     for row, p in zip(rows, adjusted, strict=True):
         is_base = row["method"] == baseline
         row["p_holm"] = float(p)
-        row["verdict"] = (
-            "baseline" if is_base else _verdict(row, CAUTION * (1 - confidence), higher_is_better)
-        )
+        row["verdict"] = "baseline" if is_base else _verdict(row, CAUTION * (1 - confidence), higher_is_better)
     parameters = {"baseline": baseline, "confidence": confidence, "bootstrap": bootstrap, "seed": seed}
     return Comparison(
         baseline=baseline,
@@ -239,9 +244,7 @@ def compare_scores(
     )
 
 
-def patient_scores(
-    table: pd.DataFrame, metric: str = "dice", patient: str | None = None
-) -> dict[str, np.ndarray]:
+def patient_scores(table: pd.DataFrame, metric: str = "dice", patient: str | None = None) -> dict[str, np.ndarray]:
     """Per method, a complete (patients, seeds) array of scores averaged over classes, then over a patient's cases.
 
     A class absent from the reference counts 1 (Dice, IoU) or 0 (distances) for a method that leaves it absent if any

@@ -102,23 +102,16 @@ def transfer_metrics(
         raise ResultError(f"{len(names)} task names for {count} tasks.")
     rows: list[dict[str, Any]] = []
     for metric, values, mean in _per_task(matrix, given):
-        rows += [
-            {"metric": metric, "task": names[j], "value": value, "sd": math.nan}
-            for j, value in values.items()
-        ]
+        rows += [{"metric": metric, "task": names[j], "value": value, "sd": math.nan} for j, value in values.items()]
         finite = np.array([value for value in values.values() if math.isfinite(value)])
         if mean is None or not len(finite):
             mean = float(finite.mean()) if len(finite) else math.nan
         spread = float(finite.std()) if len(finite) else math.nan
         rows.append({"metric": metric, "task": "mean", "value": mean, "sd": spread})
-    return Transfer(
-        tasks=names, scores=matrix, numbers=pd.DataFrame(rows), provenance={"measure": "transfer"}
-    )
+    return Transfer(tasks=names, scores=matrix, numbers=pd.DataFrame(rows), provenance={"measure": "transfer"})
 
 
-def score_matrix(
-    evaluations: Sequence[pd.DataFrame], tasks: Sequence[str], metric: str = "dice"
-) -> np.ndarray:
+def score_matrix(evaluations: Sequence[pd.DataFrame], tasks: Sequence[str], metric: str = "dice") -> np.ndarray:
     """R (stages, tasks) from one evaluation table per stage.
 
     A score is averaged over the classes within a case, then over the cases; a class absent from reference and
@@ -144,9 +137,7 @@ def score_matrix(
     return matrix
 
 
-def _per_task(
-    r: np.ndarray, given: dict[str, np.ndarray]
-) -> Iterator[tuple[str, dict[int, float], float | None]]:
+def _per_task(r: np.ndarray, given: dict[str, np.ndarray]) -> Iterator[tuple[str, dict[int, float], float | None]]:
     """Metric, value per task (index), and the mean if it is not that of these values."""
     count = len(r)
     last, diagonal = r[-1], np.diag(r)
@@ -175,11 +166,7 @@ def _per_task(
         yield "fwt_plasticity", {i: float(diagonal[i] - plain[i]) for i in later}, None
         yield "fwt_relative_final", {i: float((last[i] - plain[i]) / plain[i]) for i in earlier}, None
     above = [float(r[i, j]) for j in later for i in range(j)]
-    yield (
-        "fwt_zero_shot",
-        {j: float(r[:j, j].mean()) for j in later},
-        float(np.mean(above)) if above else None,
-    )
+    yield ("fwt_zero_shot", {j: float(r[:j, j].mean()) for j in later}, float(np.mean(above)) if above else None)
 
 
 def _array(value: Any, name: str, dims: int, shape: tuple[int, ...] | None = None) -> np.ndarray:

@@ -119,37 +119,56 @@ class FastSlowNetwork(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, width: int = 16, dims: int = 2, image_activation: str = "sigmoid",
-        decoupler_bias: bool = True, temperature: float = 2.0, refined: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 16,
+        dims: int = 2,
+        image_activation: str = "sigmoid",
+        decoupler_bias: bool = True,
+        temperature: float = 2.0,
+        refined: bool = False,
+    ) -> None:
         super().__init__()
         self.toolkit_config: dict[str, Any] = {
             "name": "fast_slow_network",
             "arguments": {
-                "in_channels": in_channels, "out_channels": out_channels, "width": width, "dims": dims,
-                "image_activation": image_activation, "decoupler_bias": decoupler_bias, "temperature": temperature,
+                "in_channels": in_channels,
+                "out_channels": out_channels,
+                "width": width,
+                "dims": dims,
+                "image_activation": image_activation,
+                "decoupler_bias": decoupler_bias,
+                "temperature": temperature,
                 "refined": refined,
             },
-        }  # fmt: skip
+        }
         _check_arguments(in_channels, out_channels, width, dims, image_activation, temperature)
         self.dims, self.in_channels, self.out_channels, self.width = dims, in_channels, out_channels, width
         self.temperature, self.refined = temperature, refined
         code, convolution, norm = 8 * width, _CONVOLUTION[dims], _BATCH_NORM[dims]
         self.image_encoder = CodeEncoder(in_channels, width, dims)
         self.decoupler = nn.Sequential(
-            convolution(code, code, 3, padding=1, bias=decoupler_bias), norm(code), nn.LeakyReLU(_SLOPE),
-            convolution(code, code, 3, padding=1, bias=decoupler_bias), norm(code), nn.ReLU(),
-        )  # fmt: skip
+            convolution(code, code, 3, padding=1, bias=decoupler_bias),
+            norm(code),
+            nn.LeakyReLU(_SLOPE),
+            convolution(code, code, 3, padding=1, bias=decoupler_bias),
+            norm(code),
+            nn.ReLU(),
+        )
         self.image_decoder = CodeDecoder(in_channels, width, "transposed", dims)
         self.image_activation = nn.Sigmoid() if image_activation == "sigmoid" else nn.Identity()
         self.segmentation_decoder = CodeDecoder(out_channels, width, "nearest", dims)
         self.shape_encoder = CodeEncoder(out_channels, width, dims)
         self.shape_decoder = CodeDecoder(out_channels, width, "nearest", dims)
         self.toolkit_taps: dict[str, str] = {
-            "image_code": "image_encoder", "shape_code": "decoupler", "bottleneck": "decoupler",
-            "head_input": "segmentation_decoder.head:input", "pre_activation": "segmentation_decoder.up4.pair.norm2",
+            "image_code": "image_encoder",
+            "shape_code": "decoupler",
+            "bottleneck": "decoupler",
+            "head_input": "segmentation_decoder.head:input",
+            "pre_activation": "segmentation_decoder.up4.pair.norm2",
             **{f"decoder_{k}": f"segmentation_decoder.up{5 - k}" for k in range(1, 5)},
-        }  # fmt: skip
+        }
         self._initialise()
 
     @property
@@ -237,9 +256,15 @@ def _check_arguments(
 
 @register("model", "fast_slow_network")
 def fast_slow_network(
-    in_channels: int, out_channels: int, width: int = 16, dims: int = 2, image_activation: str = "sigmoid",
-    decoupler_bias: bool = True, temperature: float = 2.0, refined: bool = False,
-) -> FastSlowNetwork:  # fmt: skip
+    in_channels: int,
+    out_channels: int,
+    width: int = 16,
+    dims: int = 2,
+    image_activation: str = "sigmoid",
+    decoupler_bias: bool = True,
+    temperature: float = 2.0,
+    refined: bool = False,
+) -> FastSlowNetwork:
     """Build a `FastSlowNetwork`; its docstring lists the layers.
 
     Args:

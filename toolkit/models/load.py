@@ -129,9 +129,10 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
         return weights_from_bytes(path.read_bytes(), str(path))
     if path.suffix not in _PICKLED:
         raise CheckpointError(
-            f"Weights are not read from {path.suffix or 'files without a suffix'}.", where=str(path),
+            f"Weights are not read from {path.suffix or 'files without a suffix'}.",
+            where=str(path),
             fix=f"Known: .safetensors, {', '.join(_PICKLED)}.",
-        )  # fmt: skip
+        )
     with path.open("rb") as stream:
         content = restricted_load(stream, str(path))
     tensors = _find_tensors(content)
@@ -158,9 +159,10 @@ def restricted_load(stream: Any, where: str) -> Any:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, TypeError) as error:
         raise CheckpointError(
-            f"The file is damaged or not a PyTorch file ({type(error).__name__}).", where=where,
+            f"The file is damaged or not a PyTorch file ({type(error).__name__}).",
+            where=where,
             fix="Copy or export it again.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _foreign_class(error: Exception) -> str:
@@ -188,9 +190,10 @@ def load_weights(model: nn.Module, file: str | os.PathLike[str], strict: bool = 
     report = compare_weights(own, tensors)
     if not report.loaded or (strict and not report.complete):
         raise CheckpointError(
-            f"The weights do not fit this {type(model).__name__}.\n{report}", where=str(file),
+            f"The weights do not fit this {type(model).__name__}.\n{report}",
+            where=str(file),
             fix="Build the network with the settings of the file, or load what matches with strict=False.",
-        )  # fmt: skip
+        )
     with torch.no_grad():
         for name in report.loaded:
             own[name].copy_(tensors[name])

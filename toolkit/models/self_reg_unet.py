@@ -105,23 +105,19 @@ class SelfRegUNet(nn.Module):
         self.head = _CONVOLUTION[dims](width, out_channels, 1)
         self.toolkit_config: dict[str, Any] = {
             "name": "self_reg_unet",
-            "arguments": {
-                "in_channels": in_channels, "out_channels": out_channels, "width": width, "dims": dims,
-            },
-        }  # fmt: skip
+            "arguments": {"in_channels": in_channels, "out_channels": out_channels, "width": width, "dims": dims},
+        }
         self.toolkit_taps: dict[str, str] = {
-            "head_input": "head:input", "pre_activation": "decoder.1.conv.norm2", "bottleneck": "bottleneck",
+            "head_input": "head:input",
+            "pre_activation": "decoder.1.conv.norm2",
+            "bottleneck": "bottleneck",
             **{f"decoder_{k}": f"decoder.{k}" for k in (1, 2, 3, 4)},
-        }  # fmt: skip
+        }
 
     @property
     def attention_layers(self) -> tuple[str, ...]:
         """The nine layers of the paper's Figure 1b: encoder 1-4, bottleneck, decoder 4-1."""
-        return (
-            *(f"encoder.{k}" for k in (1, 2, 3, 4)),
-            "bottleneck",
-            *(f"decoder.{k}" for k in (4, 3, 2, 1)),
-        )
+        return (*(f"encoder.{k}" for k in (1, 2, 3, 4)), "bottleneck", *(f"decoder.{k}" for k in (4, 3, 2, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""

@@ -127,8 +127,7 @@ class SwinStage(nn.Module):
     def __init__(self, channels: int, heads: int, window: int, drop_paths: Sequence[float]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            SwinBlock(channels, heads, window, window // 2 if k % 2 else 0, rate)
-            for k, rate in enumerate(drop_paths)
+            SwinBlock(channels, heads, window, window // 2 if k % 2 else 0, rate) for k, rate in enumerate(drop_paths)
         )
 
     def forward(self, x: Tensor) -> Tensor:

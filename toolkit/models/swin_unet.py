@@ -44,16 +44,20 @@ class SwinUnet(nn.Module):
     divisor = 32
 
     def __init__(
-        self, in_channels: int = 1, out_channels: int = 9, width: int = 96, depths: Sequence[int] = (2, 2, 2, 2),
-        heads: Sequence[int] = (3, 6, 12, 24), window: int = 7, drop_path: float = 0.2,
-    ) -> None:  # fmt: skip
+        self,
+        in_channels: int = 1,
+        out_channels: int = 9,
+        width: int = 96,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        heads: Sequence[int] = (3, 6, 12, 24),
+        window: int = 7,
+        drop_path: float = 0.2,
+    ) -> None:
         super().__init__()
         _check_settings(in_channels, out_channels, width, depths, heads, window, drop_path)
         self.in_channels, self.out_channels, self.dims = in_channels, out_channels, 2
         rates = [drop_path * k / max(sum(depths) - 1, 1) for k in range(sum(depths))]
-        stages = [
-            (width * 2**k, heads[k], window, rates[sum(depths[:k]) : sum(depths[: k + 1])]) for k in range(4)
-        ]
+        stages = [(width * 2**k, heads[k], window, rates[sum(depths[:k]) : sum(depths[: k + 1])]) for k in range(4)]
         self.embed = PatchEmbedding(3 if in_channels == 1 else in_channels, width, 4)
         self.encoder = nn.ModuleDict({str(k + 1): SwinStage(*stages[k]) for k in range(3)})
         self.merge = nn.ModuleDict({str(k + 1): PatchMerging(stages[k][0]) for k in range(3)})
@@ -68,14 +72,22 @@ class SwinUnet(nn.Module):
         self.toolkit_config: dict[str, Any] = {
             "name": "swin_unet",
             "arguments": {
-                "in_channels": in_channels, "out_channels": out_channels, "width": width, "depths": list(depths),
-                "heads": list(heads), "window": window, "drop_path": drop_path,
+                "in_channels": in_channels,
+                "out_channels": out_channels,
+                "width": width,
+                "depths": list(depths),
+                "heads": list(heads),
+                "window": window,
+                "drop_path": drop_path,
             },
-        }  # fmt: skip
+        }
         self.toolkit_taps: dict[str, str] = {
-            "head_input": "head:input", "pre_activation": "final.norm", "bottleneck": "bottleneck",
-            "decoder_1": "final", **{f"decoder_{k + 1}": f"decoder.{k}" for k in (1, 2, 3)},
-        }  # fmt: skip
+            "head_input": "head:input",
+            "pre_activation": "final.norm",
+            "bottleneck": "bottleneck",
+            "decoder_1": "final",
+            **{f"decoder_{k + 1}": f"decoder.{k}" for k in (1, 2, 3)},
+        }
 
     @property
     def selfreg_groups(self) -> list[dict[str, list[str]]]:
@@ -174,9 +186,14 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _check_settings(
-    in_channels: int, out_channels: int, width: int, depths: Sequence[int], heads: Sequence[int], window: int,
+    in_channels: int,
+    out_channels: int,
+    width: int,
+    depths: Sequence[int],
+    heads: Sequence[int],
+    window: int,
     drop_path: float,
-) -> None:  # fmt: skip
+) -> None:
     if in_channels < 1 or out_channels < 2:
         raise ConfigError(
             f"Swin-Unet needs in_channels >= 1 and out_channels >= 2, not {in_channels} and {out_channels}.",
@@ -184,22 +201,24 @@ def _check_settings(
         )
     if len(depths) != 4 or len(heads) != 4 or min(depths) < 1 or min(heads) < 1:
         raise ConfigError(
-            f"depths and heads must be four positive numbers each, not {depths} and {heads}.",
-            where="swin_unet(...)",
+            f"depths and heads must be four positive numbers each, not {depths} and {heads}.", where="swin_unet(...)"
         )
     if any(width * 2**k % head for k, head in enumerate(heads)):
-        raise ConfigError(
-            f"Widths {[width * 2**k for k in range(4)]} must be divisible by heads {tuple(heads)}."
-        )
+        raise ConfigError(f"Widths {[width * 2**k for k in range(4)]} must be divisible by heads {tuple(heads)}.")
     if window < 2 or not 0 <= drop_path < 1:
         raise ConfigError(f"window must be at least 2 and drop_path in [0, 1), not {window} and {drop_path}.")
 
 
 @register("model", "swin_unet")
 def swin_unet(
-    in_channels: int = 1, out_channels: int = 9, width: int = 96, depths: Sequence[int] = (2, 2, 2, 2),
-    heads: Sequence[int] = (3, 6, 12, 24), window: int = 7, drop_path: float = 0.2,
-) -> SwinUnet:  # fmt: skip
+    in_channels: int = 1,
+    out_channels: int = 9,
+    width: int = 96,
+    depths: Sequence[int] = (2, 2, 2, 2),
+    heads: Sequence[int] = (3, 6, 12, 24),
+    window: int = 7,
+    drop_path: float = 0.2,
+) -> SwinUnet:
     """Build a Swin-Unet, a `SwinUnet` (see there for the stages).
 
     Args:

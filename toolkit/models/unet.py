@@ -75,9 +75,13 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, channels: Sequence[int] = (16, 32, 64, 128), dims: int = 2,
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = (16, 32, 64, 128),
+        dims: int = 2,
         norm: str = "instance",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         if dims not in (2, 3):
             raise ConfigError(f"dims must be 2 or 3, not {dims!r}.", where="unet(dims=...)")
@@ -95,31 +99,30 @@ class UNet(nn.Module):
         block: dict[str, Any] = {"dims": dims, "norm": norm}
         inputs = (in_channels, *widths)
         self.encoder = nn.ModuleDict(
-            {
-                str(k): ConvolutionBlock(inputs[k - 1], widths[k - 1], stride=min(k, 2), **block)
-                for k in levels
-            }
+            {str(k): ConvolutionBlock(inputs[k - 1], widths[k - 1], stride=min(k, 2), **block) for k in levels}
         )
         self.bottleneck = ConvolutionBlock(widths[-1], deepest, stride=2, **block)
         above = (*widths[1:], deepest)
         self.decoder = nn.ModuleDict(
-            {
-                str(k): DecoderBlock(above[k - 1], widths[k - 1], widths[k - 1], **block)
-                for k in reversed(levels)
-            }
+            {str(k): DecoderBlock(above[k - 1], widths[k - 1], widths[k - 1], **block) for k in reversed(levels)}
         )
         self.head = _CONVOLUTIONS[dims](widths[0], out_channels, 1)
         self.toolkit_config: dict[str, Any] = {
             "name": "unet",
             "arguments": {
-                "in_channels": in_channels, "out_channels": out_channels, "channels": list(self.channels),
-                "dims": dims, "norm": norm,
+                "in_channels": in_channels,
+                "out_channels": out_channels,
+                "channels": list(self.channels),
+                "dims": dims,
+                "norm": norm,
             },
-        }  # fmt: skip
+        }
         self.toolkit_taps: dict[str, str] = {
-            "head_input": "head:input", "pre_activation": "decoder.1.conv.norm2", "bottleneck": "bottleneck",
+            "head_input": "head:input",
+            "pre_activation": "decoder.1.conv.norm2",
+            "bottleneck": "bottleneck",
             **{f"decoder_{k}": f"decoder.{k}" for k in levels},
-        }  # fmt: skip
+        }
 
     @property
     def divisor(self) -> int:
@@ -153,9 +156,12 @@ class UNet(nn.Module):
 
 @register("model", "unet")
 def unet(
-    in_channels: int, out_channels: int, channels: Sequence[int] = (16, 32, 64, 128), dims: int = 2,
+    in_channels: int,
+    out_channels: int,
+    channels: Sequence[int] = (16, 32, 64, 128),
+    dims: int = 2,
     norm: str = "instance",
-) -> UNet:  # fmt: skip
+) -> UNet:
     """Build a `UNet`; its docstring names the blocks.
 
     Args:

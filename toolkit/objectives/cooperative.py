@@ -65,9 +65,7 @@ class FastSlowObjective(Objective):
         """Additive noise of the image's shape."""
         return self.noise * torch.randn(image.shape, generator=generator).to(image)
 
-    def forward_pass(
-        self, model: Any, batch: Mapping[str, Any], generator: torch.Generator
-    ) -> FastSlowOutputs:
+    def forward_pass(self, model: Any, batch: Mapping[str, Any], generator: torch.Generator) -> FastSlowOutputs:
         """The standard pass, in this order: encode, decouple, segment, reconstruct, correct label, refine."""
         clean = batch["image"]
         image = clean + self.draw_noise(clean, generator) if self.noise else clean

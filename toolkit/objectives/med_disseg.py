@@ -59,9 +59,15 @@ def balance(probability: Tensor) -> Tensor:
 
 
 def multiclass_loss(
-    logits: Tensor, target: Tensor, *, cross_entropy: float = 0.5, dice: float = 0.5,
-    class_weights: Sequence[float] | None = None, ignore_label: int | None = None, include_background: bool = False,
-) -> Tensor:  # fmt: skip
+    logits: Tensor,
+    target: Tensor,
+    *,
+    cross_entropy: float = 0.5,
+    dice: float = 0.5,
+    class_weights: Sequence[float] | None = None,
+    ignore_label: int | None = None,
+    include_background: bool = False,
+) -> Tensor:
     """The released multi-organ loss: weighted cross-entropy and 1 - mean soft Dice over classes.
 
     Dice of a class is (2 sum p g + 1) / (sum p + sum g + 1) with softmax probabilities and sums over batch and
@@ -80,14 +86,10 @@ def multiclass_loss(
     if cross_entropy:
         weights = None if class_weights is None else logits.new_tensor(class_weights)
         ignored = -100 if ignore_label is None else ignore_label
-        total = total + cross_entropy * functional.cross_entropy(
-            logits, target, weights, ignore_index=ignored
-        )
+        total = total + cross_entropy * functional.cross_entropy(logits, target, weights, ignore_index=ignored)
     if dice:
         classes = torch.arange(logits.shape[1], device=logits.device).view(1, -1, *[1] * (target.ndim - 1))
-        counted = (
-            torch.ones_like(target, dtype=torch.bool) if ignore_label is None else target != ignore_label
-        )
+        counted = torch.ones_like(target, dtype=torch.bool) if ignore_label is None else target != ignore_label
         probability = logits.softmax(dim=1) * counted.unsqueeze(1)
         truth = ((target.unsqueeze(1) == classes) & counted.unsqueeze(1)).to(logits.dtype)
         axes = [0, *range(2, logits.ndim)]
@@ -201,9 +203,10 @@ class MedDisSegObjective(Objective):
             return 1 - truth
         if "label_before" not in batch:
             raise ConfigError(
-                "aligned_background=False needs batches with `label_before`.", where="med_disseg",
+                "aligned_background=False needs batches with `label_before`.",
+                where="med_disseg",
                 fix='Train with TrainConfig(augmentation="geometry-label-before").',
-            )  # fmt: skip
+            )
         return 1 - (batch["label_before"] > 0).to(truth.dtype)
 
     def logits(self, outputs: Any) -> Tensor:
@@ -224,9 +227,7 @@ def _single_or_all(logits: Tensor) -> Tensor:
 
 def _mask_loss(maps: Tensor, label: Tensor) -> Tensor:
     if label.shape[2:] != maps.shape[2:] or label.shape[0] != maps.shape[0]:
-        raise ConfigError(
-            f"Labels {tuple(label.shape)} do not fit maps {tuple(maps.shape)}.", where="batch['label']"
-        )
+        raise ConfigError(f"Labels {tuple(label.shape)} do not fit maps {tuple(maps.shape)}.", where="batch['label']")
     if maps.shape[1] == 1:
         return dice_cross_entropy(maps.sigmoid(), (label > 0).to(maps.dtype), maps)
     return multiclass_loss(maps, label[:, 0].long())

@@ -84,16 +84,27 @@ class SegmentationObjective(Objective):
             )
         if self.dice:
             terms["dice"] = self.dice * soft_dice_loss(
-                logits, target, include_background=self.include_background, squared=self.squared,
-                batch_dice=self.batch_dice, smooth=self.smooth, ignore_label=self.ignore_label,
-            )  # fmt: skip
+                logits,
+                target,
+                include_background=self.include_background,
+                squared=self.squared,
+                batch_dice=self.batch_dice,
+                smooth=self.smooth,
+                ignore_label=self.ignore_label,
+            )
         return terms
 
 
 def soft_dice_loss(
-    logits: Tensor, label: Tensor, *, include_background: bool = False, squared: bool = False,
-    batch_dice: bool = True, smooth: float = 1e-5, ignore_label: int | None = None,
-) -> Tensor:  # fmt: skip
+    logits: Tensor,
+    label: Tensor,
+    *,
+    include_background: bool = False,
+    squared: bool = False,
+    batch_dice: bool = True,
+    smooth: float = 1e-5,
+    ignore_label: int | None = None,
+) -> Tensor:
     """Mean over classes (and images, unless `batch_dice`) of 1 - (2 sum p y + e) / (sum p + sum y + e).
 
     Args:

@@ -46,15 +46,11 @@ class StrongView:
 
     def __post_init__(self) -> None:
         if not all(0 <= v <= 1 for v in (self.brightness, self.contrast, self.saturation, self.grey)):
-            raise ConfigError(
-                "brightness, contrast, saturation and grey must lie in [0, 1].", where="strong_view"
-            )
+            raise ConfigError("brightness, contrast, saturation and grey must lie in [0, 1].", where="strong_view")
         if not 0 <= self.hue <= 0.5:
             raise ConfigError(f"hue must lie in [0, 0.5], not {self.hue}.", where="strong_view")
         if self.blur is not None and not 0 < self.blur[0] <= self.blur[1]:
-            raise ConfigError(
-                f"blur must be a range of positive numbers, not {self.blur}.", where="strong_view"
-            )
+            raise ConfigError(f"blur must be a range of positive numbers, not {self.blur}.", where="strong_view")
 
     @classmethod
     def of(cls, settings: StrongView | Mapping[str, Any]) -> StrongView:
@@ -68,9 +64,7 @@ class StrongView:
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(settings) - set(known))
         if unknown:
-            raise ConfigError(
-                f"Unknown settings {unknown} of the strong view.", fix=f"Known: {', '.join(known)}."
-            )
+            raise ConfigError(f"Unknown settings {unknown} of the strong view.", fix=f"Known: {', '.join(known)}.")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         return cls(**given)
 
@@ -103,9 +97,7 @@ class StrongView:
         batch, channels, height, width = x.shape
         offsets = torch.arange(-3, 4, device=x.device, dtype=x.dtype)
         kernel = torch.exp(-0.5 * (offsets / sigma[:, None]).square())
-        kernel = (
-            (kernel / kernel.sum(dim=1, keepdim=True)).expand(batch, 7).repeat_interleave(channels, dim=0)
-        )
+        kernel = (kernel / kernel.sum(dim=1, keepdim=True)).expand(batch, 7).repeat_interleave(channels, dim=0)
         flat = x.reshape(1, batch * channels, height, width)
         for vertical in (True,) if self.vertical_only else (True, False):
             shape, pad = ((-1, 1, 7, 1), (0, 0, 3, 3)) if vertical else ((-1, 1, 1, 7), (3, 3, 0, 0))

@@ -11,6 +11,4 @@ from toolkit.recipes.recipe import Recipe, Setting, Stage
 from toolkit.recipes.segreg import segreg
 from toolkit.recipes.self_reg_unet import self_reg_unet
 
-__all__ = [
-    "Recipe", "Setting", "Stage", "latent_augmentation", "med_disseg", "segreg", "self_reg_unet",
-]  # fmt: skip
+__all__ = ["Recipe", "Setting", "Stage", "latent_augmentation", "med_disseg", "segreg", "self_reg_unet"]

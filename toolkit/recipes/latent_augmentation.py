@@ -15,9 +15,14 @@ BASELINES = ("random_windows", "random_convolution", "adversarial_noise", "adver
 
 
 def latent_augmentation(
-    task: Any, *, cooperative: bool = True, preset: str = "final", baseline: str | None = None,
-    network: dict[str, Any] | None = None, **config: Any,
-) -> Recipe:  # fmt: skip
+    task: Any,
+    *,
+    cooperative: bool = True,
+    preset: str = "final",
+    baseline: str | None = None,
+    network: dict[str, Any] | None = None,
+    **config: Any,
+) -> Recipe:
     """The fast and slow network with hard examples from masked codes.
 
     The method needs images in [0, 1]. A task of the catalogue is loaded again with the published normalisation; for
@@ -54,21 +59,27 @@ def latent_augmentation(
         Setting("model", "width", 16, "latent_augmentation 1.3"),
         Setting("model", "temperature", 2.0, "latent_augmentation 2.2"),
         Setting("model", "image_activation", "sigmoid" if unit_range else "none", source, why),
-        Setting("model", "refined", True, "latent_augmentation 4.2", "the slow network's result is scored and selected"),
+        Setting(
+            "model", "refined", True, "latent_augmentation 4.2", "the slow network's result is scored and selected"
+        ),
         Setting("objective", "noise", 0.05, "latent_augmentation 4.1"),
         Setting("objective", "clip", unit_range, source, why),
         Setting("objective", "reconstruction_factor", 0.5, "latent_augmentation 2.1"),
         *_regularizer(regularizer, preset),
         Setting("epochs", "epochs", 600, "latent_augmentation 4.2"),
         *_CONFIG,
-    ]  # fmt: skip
+    ]
     if task.dims == 2:
         settings.append(Setting("config", "patch_size", (192, 192), "latent_augmentation 4.4"))
     settings = replaced(replaced(settings, "model", network or {}), "config", config)
     stage = Stage(
-        regularizer or "standard", task, settings, model="fast_slow_network", objective="fast_slow",
+        regularizer or "standard",
+        task,
+        settings,
+        model="fast_slow_network",
+        objective="fast_slow",
         regularizer=regularizer,
-    )  # fmt: skip
+    )
     return Recipe("latent_augmentation", PAPER, (stage,))
 
 
@@ -80,10 +91,7 @@ def _regularizer(name: str | None, preset: str) -> list[Setting]:
         return [*_MASKS, Setting("regularizer", "preset", preset, "latent_augmentation 7")]
     load_registry()
     known = registry.describe(registry.build("regularizer", {"name": name})) or {}
-    return [
-        Setting("regularizer", key, value, "latent_augmentation 5.6")
-        for key, value in known["arguments"].items()
-    ]
+    return [Setting("regularizer", key, value, "latent_augmentation 5.6") for key, value in known["arguments"].items()]
 
 
 def in_unit_range(task: Any) -> tuple[Any, bool]:
@@ -93,9 +101,7 @@ def in_unit_range(task: Any) -> tuple[Any, bool]:
     recipe = task.toolkit_config
     if recipe is None or recipe["name"] != "load_task":
         return task, False
-    return registry.build(
-        "task", {**recipe, "arguments": {**recipe["arguments"], "normalisation": RULE}}
-    ), True
+    return registry.build("task", {**recipe, "arguments": {**recipe["arguments"], "normalisation": RULE}}), True
 
 
 _MASKS = [
@@ -114,9 +120,19 @@ _CONFIG = [
     Setting("config", "batch_size", 20, "latent_augmentation 4.2"),
     Setting("config", "augmentation", "standard", "ours"),
     Setting("config", "select", "best", "latent_augmentation 4.2", "by mean Dice; the source takes mean IoU"),
-    Setting("not taken over", "batch", "10 augmented slices and the same 10 unaugmented", "latent_augmentation 4.1",
-            "all 20 are augmented"),
-    Setting("not taken over", "augmentation", "eight turns of 45 degrees, elastic deformation", "latent_augmentation 4.4",
-            "the toolkit's standard augmentation"),
+    Setting(
+        "not taken over",
+        "batch",
+        "10 augmented slices and the same 10 unaugmented",
+        "latent_augmentation 4.1",
+        "all 20 are augmented",
+    ),
+    Setting(
+        "not taken over",
+        "augmentation",
+        "eight turns of 45 degrees, elastic deformation",
+        "latent_augmentation 4.4",
+        "the toolkit's standard augmentation",
+    ),
     Setting("not taken over", "resampling", "1.36719 mm in the plane", "latent_augmentation 4.4", "images as they are"),
-]  # fmt: skip
+]

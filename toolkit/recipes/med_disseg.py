@@ -16,9 +16,15 @@ PAPER = "Med-DisSeg, arXiv 2605.14579, after ConDSeg, arXiv 2412.08345"
 
 
 def med_disseg(
-    task: Any, preset: str = "default", *, backbone: str | os.PathLike[str] | None = None,
-    backbone_sha256: str | None = None, legacy: bool = False, network: dict[str, Any] | None = None, **config: Any,
-) -> Recipe:  # fmt: skip
+    task: Any,
+    preset: str = "default",
+    *,
+    backbone: str | os.PathLike[str] | None = None,
+    backbone_sha256: str | None = None,
+    legacy: bool = False,
+    network: dict[str, Any] | None = None,
+    **config: Any,
+) -> Recipe:
     """Both stages; the second one takes over the encoder of the first.
 
     Args:
@@ -41,29 +47,33 @@ def med_disseg(
     task, colours = _colours(task, legacy, backbone is not None)
     changes = dict(network or {})
     first = replaced(
-        [*_network(task), colours, *_stage_one(), *_dispersive(preset, 1), *_CONFIG], "model",
+        [*_network(task), colours, *_stage_one(), *_dispersive(preset, 1), *_CONFIG],
+        "model",
         {name: value for name, value in changes.items() if name in ("in_channels", "out_channels", "encoder_width")},
-    )  # fmt: skip
-    second = [
-        *_network(task),
-        colours,
-        *_stage_two(),
-        *_dispersive(preset, 2),
-        *_CONFIG,
-        *_data_and_rates(legacy),
-    ]
+    )
+    second = [*_network(task), colours, *_stage_two(), *_dispersive(preset, 2), *_CONFIG, *_data_and_rates(legacy)]
     second = replaced(second, "model", changes)
     stages = (
         Stage(
-            "encoder", task, replaced(first, "config", config), model="med_disseg_stage_one",
-            objective="med_disseg_stage_one", regularizer="dispersive",
+            "encoder",
+            task,
+            replaced(first, "config", config),
+            model="med_disseg_stage_one",
+            objective="med_disseg_stage_one",
+            regularizer="dispersive",
             prepare=None if backbone is None else lambda model: load_backbone(model, backbone, backbone_sha256),
         ),
         Stage(
-            "network", task, replaced(second, "config", config), model="med_disseg", objective="med_disseg",
-            regularizer="dispersive", index=1, transfer="encoder",
+            "network",
+            task,
+            replaced(second, "config", config),
+            model="med_disseg",
+            objective="med_disseg",
+            regularizer="dispersive",
+            index=1,
+            transfer="encoder",
         ),
-    )  # fmt: skip
+    )
     return Recipe("med_disseg", PAPER, stages)
 
 
@@ -81,14 +91,14 @@ def _stage_one() -> list[Setting]:
         Setting("objective", "strong_view", {}, "med_disseg 5.2", "jitter (.3, .3, .3, .1), grey .5, blur .1 to 3"),
         Setting("epochs", "epochs", 600, "med_disseg 5.2", "at most; the source stops after 200 without gain"),
         Setting("config", "augmentation", "geometry", "ours", "the source rotates, flips and cuts holes"),
-    ]  # fmt: skip
+    ]
 
 
 def _stage_two() -> list[Setting]:
     return [
         Setting("model", "width", 128, "med_disseg 4.4"),
         Setting("epochs", "epochs", 300, "med_disseg 5.2", "at most; the source stops after 100 without gain"),
-    ]  # fmt: skip
+    ]
 
 
 def _colours(task: Any, legacy: bool, pretrained: bool) -> tuple[Any, Setting]:
@@ -101,24 +111,38 @@ def _colours(task: Any, legacy: bool, pretrained: bool) -> tuple[Any, Setting]:
     elif legacy and rule != task.normalisation:
         raise ConfigError(
             f"The images of {task.name!r} are normalised by {task.normalisation!r}, not as the released code has them.",
-            where="recipes.med_disseg(legacy=True)", fix='Make the task with normalisation="bgr".',
-        )  # fmt: skip
+            where="recipes.med_disseg(legacy=True)",
+            fix='Make the task with normalisation="bgr".',
+        )
     note = "the released code: BGR over 255, although its weights were trained on ImageNet's RGB"
-    return task, Setting(
-        "task", "normalisation", task.normalisation, "med_disseg 8.1" if legacy else "ours", note
-    )
+    return task, Setting("task", "normalisation", task.normalisation, "med_disseg 8.1" if legacy else "ours", note)
 
 
 def _data_and_rates(legacy: bool) -> list[Setting]:
     """What stage 2 corrects, or repeats: the background target and the encoder's learning rate."""
     return [
-        Setting("objective", "aligned_background", not legacy, "med_disseg 8.1",
-                "the released code builds the background target before the augmentation and does not move it"),
-        Setting("config", "augmentation", "geometry-label-before" if legacy else "geometry", "ours",
-                "the source rotates, flips and cuts holes"),
-        Setting("config", "rate_factors", {} if legacy else {f"{layer}.*": 0.1 for layer in ENCODER}, "med_disseg 8.1",
-                "1e-5 for the encoder; the released code: 1e-4 for all"),
-    ]  # fmt: skip
+        Setting(
+            "objective",
+            "aligned_background",
+            not legacy,
+            "med_disseg 8.1",
+            "the released code builds the background target before the augmentation and does not move it",
+        ),
+        Setting(
+            "config",
+            "augmentation",
+            "geometry-label-before" if legacy else "geometry",
+            "ours",
+            "the source rotates, flips and cuts holes",
+        ),
+        Setting(
+            "config",
+            "rate_factors",
+            {} if legacy else {f"{layer}.*": 0.1 for layer in ENCODER},
+            "med_disseg 8.1",
+            "1e-5 for the encoder; the released code: 1e-4 for all",
+        ),
+    ]
 
 
 def _dispersive(preset: str, stage: int) -> list[Setting]:
@@ -146,4 +170,4 @@ _CONFIG = [
     Setting("config", "patch_size", (256, 256), "med_disseg 5.2"),
     Setting("config", "select", "best", "med_disseg 5.2", "by mean Dice on the validation split; the source: mean IoU"),
     Setting("not taken over", "coarse dropout", "10 holes of 32 x 32, p 0.3", "med_disseg 5.2"),
-]  # fmt: skip
+]

@@ -74,10 +74,18 @@ class Stage(Mapping[str, Any]):
     """
 
     def __init__(
-        self, name: str, task: Any, settings: Sequence[Setting], *, model: str, objective: str,
-        regularizer: str | None, index: int = 0, transfer: str | None = None,
+        self,
+        name: str,
+        task: Any,
+        settings: Sequence[Setting],
+        *,
+        model: str,
+        objective: str,
+        regularizer: str | None,
+        index: int = 0,
+        transfer: str | None = None,
         prepare: Callable[[nn.Module], Any] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         load_registry()
         self.name, self.task, self.index, self.transfer = name, task, index, transfer
         self.settings = tuple(settings)
@@ -121,7 +129,9 @@ class Stage(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         regularizer = None if self.regularizer is None else self.regularizer.name
-        return f"Stage({self.name!r}, model={self._model_name!r}, regularizer={regularizer!r}, steps={self.config.steps})"
+        return (
+            f"Stage({self.name!r}, model={self._model_name!r}, regularizer={regularizer!r}, steps={self.config.steps})"
+        )
 
     def _arguments(self, part: str) -> dict[str, Any]:
         return {setting.name: setting.value for setting in self.settings if setting.part == part}
@@ -158,9 +168,7 @@ class Recipe:
         import pandas as pd
 
         rows = [
-            {"stage": stage.name, **dataclasses.asdict(setting)}
-            for stage in self.stages
-            for setting in stage.settings
+            {"stage": stage.name, **dataclasses.asdict(setting)} for stage in self.stages for setting in stage.settings
         ]
         return pd.DataFrame(rows, columns=["stage", "part", "name", "value", "source", "note"])
 
@@ -182,9 +190,7 @@ class Recipe:
             network = stage.build()
             if RunDirectory(folder).exists():
                 regularizers = as_regularizers(stage.regularizer)
-                runs.append(
-                    resume(folder, network, stage.task, regularizers, stage.objective, progress=progress)
-                )
+                runs.append(resume(folder, network, stage.task, regularizers, stage.objective, progress=progress))
                 continue
             if stage.transfer is not None:
                 TRANSFERS[stage.transfer](unwrap(runs[-1].model), network)

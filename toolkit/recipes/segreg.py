@@ -38,9 +38,14 @@ def segreg(
         Setting("objective", "dice", 1.0, "segreg 3.1"),
         Setting("objective", "include_background", False, "segreg 3.1"),
         Setting("objective", "smooth", 1e-5, "segreg 3.1"),
-        *(Setting("regularizer", name, value, "segreg 2.10", _NOTES.get(name, "")) for name, value in arguments.items()),
+        *(
+            Setting("regularizer", name, value, "segreg 2.10", _NOTES.get(name, ""))
+            for name, value in arguments.items()
+        ),
         Setting("config", "steps", EPOCHS * STEPS_PER_EPOCH, "segreg 3.1", "1000 epochs of 250 iterations"),
-        Setting("config", "batch_size", 12 if task.dims == 2 else 2, "segreg 2.3", "nnU-Net's plans choose it; 2 in 3D"),
+        Setting(
+            "config", "batch_size", 12 if task.dims == 2 else 2, "segreg 2.3", "nnU-Net's plans choose it; 2 in 3D"
+        ),
         Setting("config", "optimizer", "sgd", "segreg 3.1", "Nesterov"),
         Setting("config", "momentum", 0.99, "segreg 3.1"),
         Setting("config", "learning_rate", 1e-2, "segreg 3.1"),
@@ -50,10 +55,15 @@ def segreg(
         Setting("config", "select", "last", "continual_learning 1", "nothing is chosen on data of a later task"),
         Setting("config", "checkpoint_every", 250, "ours"),
         Setting("config", "validate_every", 2500, "ours", "for the history only"),
-        Setting("not taken over", "network", "nnU-Net's planned network with deep supervision", "segreg 3.1",
-                "the toolkit's U-Net has one output"),
+        Setting(
+            "not taken over",
+            "network",
+            "nnU-Net's planned network with deep supervision",
+            "segreg 3.1",
+            "the toolkit's U-Net has one output",
+        ),
         Setting("not taken over", "augmentation", "nnU-Net's", "segreg 3.4", "the toolkit's standard augmentation"),
-    ]  # fmt: skip
+    ]
     settings = replaced(replaced(settings, "model", network or {}), "config", config)
     stage = Stage("segreg", task, settings, model="unet", objective="segmentation", regularizer="segreg")
     assert isinstance(stage.config, TrainConfig)

@@ -42,27 +42,27 @@ def self_reg_unet(
         Setting("objective", "smooth", 1e-5, "selfreg 4"),
         Setting("regularizer", "mode", "code", "selfreg 7", "the text differs in six points: mode='paper_literal'"),
         *_SHARED,
-    ]  # fmt: skip
+    ]
     if swin and data == "synapse":
         settings = [*settings]
         for name in ("scr", "ifd"):
             place = next(i for i, s in enumerate(settings) if (s.part, s.name) == ("regularizer", name))
-            settings[place] = Setting(
-                "regularizer", name, 0.010, "selfreg 4", "the documented Swin-Unet command"
-            )
+            settings[place] = Setting("regularizer", name, 0.010, "selfreg 4", "the documented Swin-Unet command")
     if task.dims == 2:
         settings.append(Setting("config", "patch_size", (224, 224), "selfreg 5.3"))
     settings = replaced(settings, "model", network or {})
     if swin:
         arguments = {s.name: s.value for s in settings if s.part == "model"}
         groups = swin_unet(**arguments).selfreg_groups
-        settings.append(
-            Setting("regularizer", "groups", groups, "selfreg 2.3", "last and first block of every stage")
-        )
+        settings.append(Setting("regularizer", "groups", groups, "selfreg 2.3", "last and first block of every stage"))
     stage = Stage(
-        "self_reg_unet", task, replaced(settings, "config", config), model="swin_unet" if swin else "self_reg_unet",
-        objective="segmentation", regularizer="selfreg",
-    )  # fmt: skip
+        "self_reg_unet",
+        task,
+        replaced(settings, "config", config),
+        model="swin_unet" if swin else "self_reg_unet",
+        objective="segmentation",
+        regularizer="selfreg",
+    )
     return Recipe("self_reg_unet", PAPER, (stage,))
 
 
@@ -87,33 +87,61 @@ _SWIN = [
     Setting("model", "window", 7, "selfreg 5.2"),
     Setting("model", "drop_path", 0.2, "selfreg 5.2"),
     Setting("not taken over", "weights", "ImageNet Swin-T", "selfreg 5.2", "toolkit.load_swin(model, file) loads them"),
-]  # fmt: skip
+]
 _SETTINGS: dict[str, list[Setting]] = {
     "acdc": [
         *_losses(0.3, 0.7, 0.1),
         Setting("epochs", "epochs", 400, "selfreg 5.3"),
-        *_optimizer("selfreg 5.3", optimizer="adamw", learning_rate=1e-4, weight_decay=1e-4, schedule="constant",
-                    batch_size=12, seed=2222),
+        *_optimizer(
+            "selfreg 5.3",
+            optimizer="adamw",
+            learning_rate=1e-4,
+            weight_decay=1e-4,
+            schedule="constant",
+            batch_size=12,
+            seed=2222,
+        ),
     ],
     "synapse": [
         *_losses(0.4, 0.6, 0.015),
         Setting("epochs", "epochs", 150, "selfreg 5.3"),
-        *_optimizer("selfreg 5.3", optimizer="sgd", learning_rate=0.05, weight_decay=1e-4, momentum=0.9,
-                    batch_size=24, seed=1234),
+        *_optimizer(
+            "selfreg 5.3",
+            optimizer="sgd",
+            learning_rate=0.05,
+            weight_decay=1e-4,
+            momentum=0.9,
+            batch_size=24,
+            seed=1234,
+        ),
         Setting("config", "schedule", "polynomial_delayed", "selfreg 5.3", "steps 0 and 1 share the base rate"),
-        Setting("not taken over", "optimizer", "SGD without Nesterov", "selfreg 5.3", "the toolkit's SGD is Nesterov's"),
+        Setting(
+            "not taken over", "optimizer", "SGD without Nesterov", "selfreg 5.3", "the toolkit's SGD is Nesterov's"
+        ),
     ],
     "histology": [
         *_losses(0.5, 0.5, 0.015, "0.5 Dice + 0.5 balanced cross-entropy of a sigmoid, unverified"),
         Setting("epochs", "epochs", 2000, "selfreg 5.3", "at most; the source stops early"),
-        *_optimizer("selfreg 5.3", "unverified for this paper", optimizer="adam", learning_rate=1e-3, weight_decay=0.0,
-                    batch_size=4, seed=666),
+        *_optimizer(
+            "selfreg 5.3",
+            "unverified for this paper",
+            optimizer="adam",
+            learning_rate=1e-3,
+            weight_decay=0.0,
+            batch_size=4,
+            seed=666,
+        ),
         Setting("config", "schedule", "cosine", "selfreg 5.3", "one half period; the source restarts every 10 epochs"),
     ],
-}  # fmt: skip
+}
 _SHARED = [
     Setting("config", "augmentation", "geometry", "selfreg 5.3", "the toolkit's rotations, flips, shifts and zooms"),
-    Setting("not taken over", "augmentation", "quarter turns with a flip, else rotation up to 20 degrees",
-            "selfreg 5.3", "and no shift or zoom"),
+    Setting(
+        "not taken over",
+        "augmentation",
+        "quarter turns with a flip, else rotation up to 20 degrees",
+        "selfreg 5.3",
+        "and no shift or zoom",
+    ),
     Setting("config", "select", "best", "ours", "on the validation split; the source also kept the best test score"),
-]  # fmt: skip
+]

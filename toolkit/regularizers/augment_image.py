@@ -8,12 +8,7 @@ from torch import Tensor, nn
 from toolkit.errors import ConfigError
 from toolkit.features.untouched import untouched
 from toolkit.regularizers.base import keyed_generator
-from toolkit.regularizers.image_space import (
-    adversarial_bias,
-    adversarial_noise,
-    random_convolution,
-    random_windows,
-)
+from toolkit.regularizers.image_space import adversarial_bias, adversarial_noise, random_convolution, random_windows
 
 RANDOM = {"random_windows": random_windows, "random_convolution": random_convolution}
 ADVERSARIAL = ("adversarial_noise", "adversarial_bias")
@@ -43,15 +38,14 @@ def augment_image(image: Tensor, method: str, model: nn.Module | None = None, *,
     if image.ndim not in (4, 5):
         raise ConfigError(
             f"Expected (B, C, H, W) or (B, C, D, H, W), not {tuple(image.shape)}.",
-            where="augment_image", fix="Add the batch and channel axes.",
-        )  # fmt: skip
+            where="augment_image",
+            fix="Add the batch and channel axes.",
+        )
     generator = keyed_generator(seed, "augment_image", method)
     if method in RANDOM:
         return RANDOM[method](image.float(), generator)
     if model is None:
-        raise ConfigError(
-            f"{method!r} is searched against a network.", where="augment_image", fix="Pass model=..."
-        )
+        raise ConfigError(f"{method!r} is searched against a network.", where="augment_image", fix="Pass model=...")
     with untouched(model, mode="eval"), torch.autocast(image.device.type, enabled=False):
         if method == "adversarial_noise":
             return adversarial_noise(model, image.float(), generator, probe=1.0)

@@ -51,9 +51,16 @@ def class_frame(channels: int, classes: int, radius: float | None = None) -> tup
 
 
 def class_conditional_epps_pulley(
-    z: Tensor, labels: Tensor, directions: Tensor, classes: int, *, radius: float | None = None, t_max: float = 3.0,
-    points: int = 17, null: float = 0.0,
-) -> Tensor:  # fmt: skip
+    z: Tensor,
+    labels: Tensor,
+    directions: Tensor,
+    classes: int,
+    *,
+    radius: float | None = None,
+    t_max: float = 3.0,
+    points: int = 17,
+    null: float = 0.0,
+) -> Tensor:
     """Mean over the classes with at least 64 rows of the statistic of their whitened rows ("R7"); 0 if there is none.
 
     Args:

@@ -35,9 +35,7 @@ class ElasticWeights(Regularizer):
     name: ClassVar[str] = "elastic_weights"
 
     weight: float = 0.4
-    _memory: dict[str, Tensor] = dataclasses.field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _memory: dict[str, Tensor] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.weight < 0:
@@ -55,11 +53,7 @@ class ElasticWeights(Regularizer):
             anchor, curvature = parameter.detach().cpu().double(), fisher[name].detach().cpu().double()
             before = self._memory.get(f"curvature/{name}")
             if before is None:
-                before, centre, base = (
-                    torch.zeros_like(curvature),
-                    anchor,
-                    torch.zeros((), dtype=torch.float64),
-                )
+                before, centre, base = (torch.zeros_like(curvature), anchor, torch.zeros((), dtype=torch.float64))
             else:
                 before, centre = before.double(), self._memory[f"centre/{name}"].double()
                 base = self._memory[f"base/{name}"].double()
@@ -96,9 +90,7 @@ class ElasticWeights(Regularizer):
         self._memory.update(state)
 
 
-def distillation(
-    logits: Tensor, teacher: Tensor, temperature: float = 2.0, reduction: str = "mean"
-) -> Tensor:
+def distillation(logits: Tensor, teacher: Tensor, temperature: float = 2.0, reduction: str = "mean") -> Tensor:
     """KL(softmax(teacher / tau) || softmax(logits / tau)) over the classes of (B, K, *S) logits.
 
     Args:
@@ -114,8 +106,9 @@ def distillation(
     if reduction not in ("mean", "batchmean") or logits.shape != teacher.shape:
         raise ConfigError(
             f"reduction must be 'mean' or 'batchmean', and the logits of one shape, not {reduction!r}, "
-            f"{tuple(logits.shape)} and {tuple(teacher.shape)}.", where="distillation",
-        )  # fmt: skip
+            f"{tuple(logits.shape)} and {tuple(teacher.shape)}.",
+            where="distillation",
+        )
     now = (logits / temperature).log_softmax(1)
     then = (teacher / temperature).log_softmax(1)
     divergence = (then.exp() * (then - now)).sum(1)
@@ -141,12 +134,8 @@ class LearningWithoutForgetting(Regularizer):
     weight: float = 1.0
     temperature: float = 2.0
     reduction: str = "mean"
-    _memory: list[dict[str, Tensor]] = dataclasses.field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
-    _teachers: list[nn.Module] = dataclasses.field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
+    _memory: list[dict[str, Tensor]] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
+    _teachers: list[nn.Module] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.weight < 0 or not self.temperature > 0 or self.reduction not in ("mean", "batchmean"):
@@ -212,7 +201,8 @@ def _logits(outputs: Any) -> Tensor:
         return _logits(outputs[0])
     if not isinstance(outputs, Tensor):
         raise ConfigError(
-            f"LwF finds no logits in a {type(outputs).__name__}.", where="LearningWithoutForgetting",
+            f"LwF finds no logits in a {type(outputs).__name__}.",
+            where="LearningWithoutForgetting",
             fix="Use an objective whose forward pass returns logits.",
-        )  # fmt: skip
+        )
     return outputs

@@ -96,9 +96,12 @@ class Dispersive(Regularizer):
             raise ConfigError(what, fix=f"Presets: {', '.join(PRESETS)}; stages: 1, 2.")
         known = PRESETS[preset]
         settings: dict[str, Any] = {
-            "preset": preset, "weight": known.weights[stage - 1], "tau": known.tau, "layout": known.layout,
+            "preset": preset,
+            "weight": known.weights[stage - 1],
+            "tau": known.tau,
+            "layout": known.layout,
             "variant": known.variant or "infonce_l2",
-        }  # fmt: skip
+        }
         return cls(**(settings | changes))
 
     @property

@@ -48,9 +48,7 @@ def divergence(
         if sample.labels is None:
             raise ConfigError("Class references need labels.", where="SegReg")
         null = null_expectation(**grid) if settings.null_centred else 0.0
-        return class_conditional_epps_pulley(
-            rows, sample.labels, directions, settings.classes, null=null, **grid
-        )
+        return class_conditional_epps_pulley(rows, sample.labels, directions, settings.classes, null=null, **grid)
     if settings.divergence == "epps_pulley":
         value = sliced_epps_pulley(rows, directions, weights=sample.weights, **grid)
     else:

@@ -12,6 +12,10 @@ from toolkit.features.epps_pulley import (
 )
 
 __all__ = [
-    "epps_pulley_by_direction", "null_expectation", "quadrature", "sliced_epps_pulley", "statistic_and_gradient",
+    "epps_pulley_by_direction",
+    "null_expectation",
+    "quadrature",
+    "sliced_epps_pulley",
+    "statistic_and_gradient",
     "unit_directions",
-]  # fmt: skip
+]

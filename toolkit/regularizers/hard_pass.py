@@ -15,9 +15,14 @@ IMAGE_TERMS = ("hard_segmentation", "hard_reconstruction", "hard_shape_predictio
 
 
 def hard_pass(
-    context: StepContext, image_hat: Tensor, logits_hat: Tensor | None = None, *, freeze: bool = True,
-    separate_training: bool = False, factor: float = 0.5,
-) -> tuple[dict[str, Tensor], list[Tensor], Tensor]:  # fmt: skip
+    context: StepContext,
+    image_hat: Tensor,
+    logits_hat: Tensor | None = None,
+    *,
+    freeze: bool = True,
+    separate_training: bool = False,
+    factor: float = 0.5,
+) -> tuple[dict[str, Tensor], list[Tensor], Tensor]:
     """Terms on a corrupted image (and on corrupted logits, if given), the pass's two codes, and its logits.
 
     Args:

@@ -148,15 +148,13 @@ class _Adversarial(_HardImage):
         with _evaluation(network), torch.autocast(image.device.type, enabled=False):
             return self._search(
                 lambda x: network.decode_segmentation(network.decouple(network.encode(x))),
-                image.float(), context.generator, reference.float(),
-            )  # fmt: skip
+                image.float(),
+                context.generator,
+                reference.float(),
+            )
 
     def _search(
-        self,
-        predict: Callable[[Tensor], Tensor],
-        image: Tensor,
-        generator: torch.Generator,
-        reference: Tensor,
+        self, predict: Callable[[Tensor], Tensor], image: Tensor, generator: torch.Generator, reference: Tensor
     ) -> Tensor:
         raise NotImplementedError
 
@@ -188,15 +186,9 @@ class AdversarialNoise(_Adversarial):
         checked_size(self.probe, self.name)
 
     def _search(
-        self,
-        predict: Callable[[Tensor], Tensor],
-        image: Tensor,
-        generator: torch.Generator,
-        reference: Tensor,
+        self, predict: Callable[[Tensor], Tensor], image: Tensor, generator: torch.Generator, reference: Tensor
     ) -> Tensor:
-        return adversarial_noise(
-            predict, image, generator, reference=reference, size=self.size, probe=self.probe
-        )
+        return adversarial_noise(predict, image, generator, reference=reference, size=self.size, probe=self.probe)
 
 
 @register("regularizer", "adversarial_bias")
@@ -227,15 +219,9 @@ class AdversarialBias(_Adversarial):
         return self.contours
 
     def _search(
-        self,
-        predict: Callable[[Tensor], Tensor],
-        image: Tensor,
-        generator: torch.Generator,
-        reference: Tensor,
+        self, predict: Callable[[Tensor], Tensor], image: Tensor, generator: torch.Generator, reference: Tensor
     ) -> Tensor:
-        return adversarial_bias(
-            predict, image, generator, reference=reference, size=self.size, contour=self.contours
-        )
+        return adversarial_bias(predict, image, generator, reference=reference, size=self.size, contour=self.contours)
 
 
 @register("regularizer", "random_convolution")
@@ -264,8 +250,7 @@ class RandomConvolution(_HardImage):
         super().__post_init__()
         if self.views < 2 or self.noise < 0 or self.divergence < 0:
             raise ConfigError(
-                "Random convolution needs at least two views, noise >= 0 and divergence >= 0.",
-                where=self.name,
+                "Random convolution needs at least two views, noise >= 0 and divergence >= 0.", where=self.name
             )
 
     def weights(self, step: int) -> dict[str, float]:

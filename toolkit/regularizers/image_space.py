@@ -30,9 +30,7 @@ def _per_image(values: Tensor, image: Tensor) -> Tensor:
 def unit_range(image: Tensor) -> Tensor:
     """Every image mapped linearly to [0, 1] by its own extremes; a constant image becomes 0."""
     low, high = image.flatten(1).amin(1), image.flatten(1).amax(1)
-    return (image - _per_image(low, image)) / _per_image(
-        (high - low).clamp_min(torch.finfo(image.dtype).tiny), image
-    )
+    return (image - _per_image(low, image)) / _per_image((high - low).clamp_min(torch.finfo(image.dtype).tiny), image)
 
 
 def window_mask(images: int, sides: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -115,9 +113,14 @@ def _unit(direction: Tensor) -> Tensor:
 
 
 def adversarial_noise(
-    predict: Callable[[Tensor], Tensor], image: Tensor, generator: torch.Generator, *, reference: Tensor | None = None,
-    size: float = 0.1, probe: float = 1e-6,
-) -> Tensor:  # fmt: skip
+    predict: Callable[[Tensor], Tensor],
+    image: Tensor,
+    generator: torch.Generator,
+    *,
+    reference: Tensor | None = None,
+    size: float = 0.1,
+    probe: float = 1e-6,
+) -> Tensor:
     """One power iteration towards the noise that changes the prediction most, added and clipped to the batch's range.
 
     `size` scales a direction of unit norm over the whole image, so the change of one pixel is tiny (about size / H).
@@ -160,14 +163,12 @@ def bias_field(control_points: Tensor, sides: Sequence[int], *, size: float = 0.
         shape = lines.shape
         made = _SPREAD[1](
             lines.reshape(-1, 1, shape[-1]), kernel.reshape(1, 1, -1), stride=stride, padding=(len(kernel) - 1) // 2
-        )  # fmt: skip
+        )
         excess = count - (stride * -(-count // stride) - (stride - 1))  # pixels beyond the inner knots
         first = stride - (excess // 2 + excess % 2)
         made = made[..., first : first + count]
         field = made.reshape(*shape[:-1], count).movedim(-1, axis)
-    field = functional.interpolate(
-        field, size=tuple(sides), mode=_INTERPOLATION[len(half)], align_corners=False
-    )
+    field = functional.interpolate(field, size=tuple(sides), mode=_INTERPOLATION[len(half)], align_corners=False)
     return field.exp().clamp(1 - size, 1 + size)
 
 
@@ -222,9 +223,14 @@ def prediction_distance(logits: Tensor, reference: Tensor, contour: float = 0.0)
 
 
 def adversarial_bias(
-    predict: Callable[[Tensor], Tensor], image: Tensor, generator: torch.Generator, *, reference: Tensor | None = None,
-    size: float = 0.4, contour: float = 0.5,
-) -> Tensor:  # fmt: skip
+    predict: Callable[[Tensor], Tensor],
+    image: Tensor,
+    generator: torch.Generator,
+    *,
+    reference: Tensor | None = None,
+    size: float = 0.4,
+    contour: float = 0.5,
+) -> Tensor:
     """The image under a smooth bias field that one ascent step made harder for the network.
 
     Args:

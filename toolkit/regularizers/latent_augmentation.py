@@ -95,9 +95,7 @@ class LatentAugmentation(Regularizer):
                 fix=f"Schemes are {SCHEMES}, presets {PRESETS}.",
             )
         if not 0 < self.max_fraction < 1 or not 0 <= self.dropout_rate < 1 or self.weight < 0:
-            raise ConfigError(
-                "LatentAugmentation needs 0 < max_fraction < 1, 0 <= dropout_rate < 1 and weight >= 0."
-            )
+            raise ConfigError("LatentAugmentation needs 0 < max_fraction < 1, 0 <= dropout_rate < 1 and weight >= 0.")
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -119,9 +117,13 @@ class LatentAugmentation(Regularizer):
         self._last.clear()
         image_hat, logits_hat = self.hard_examples(context)
         terms, codes, _ = hard_pass(
-            context, image_hat, logits_hat, freeze=self.preset != "first", separate_training=self.separate_training,
+            context,
+            image_hat,
+            logits_hat,
+            freeze=self.preset != "first",
+            separate_training=self.separate_training,
             factor=1.0 if self.preset == "literal" else 0.5,
-        )  # fmt: skip
+        )
         if context.logging:
             self._last["codes"] = codes
         return terms
@@ -155,9 +157,13 @@ class LatentAugmentation(Regularizer):
         return Draw(scheme, fraction, 0.5 * torch.rand(code.shape[0], entries, generator=generator))
 
     def mask(
-        self, which: str, code: Tensor, decode: Callable[[Tensor], Tensor], loss: Callable[[Tensor], Tensor],
+        self,
+        which: str,
+        code: Tensor,
+        decode: Callable[[Tensor], Tensor],
+        loss: Callable[[Tensor], Tensor],
         generator: torch.Generator,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """The mask of one code; a targeted one costs a normal pass of its decoder and the gradient at the code."""
         draw = self.draw(which, code, generator)
         if draw.mask is not None:
@@ -167,9 +173,14 @@ class LatentAugmentation(Regularizer):
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(loss(decode(tracked)), tracked)
             mask = targeted_mask(
-                gradient, draw.scheme, draw.fraction, draw.factors, score=self.score, code=code,
+                gradient,
+                draw.scheme,
+                draw.fraction,
+                draw.factors,
+                score=self.score,
+                code=code,
                 inclusive=self.preset == "literal",
-            )  # fmt: skip
+            )
         self._last[f"{which}_scheme"] = SCHEMES.index(draw.scheme)
         self._last[f"{which}_masked"] = (mask < 1).float().mean()
         return mask
@@ -182,17 +193,23 @@ class LatentAugmentation(Regularizer):
         # A power of two: exact, and keeps small gradients representable under half precision.
         scale = 2.0 ** math.floor(math.log2(image[0].numel()))
         mask = self.mask(
-            "image", image_code, network.decode_image,
-            lambda made: scale * functional.mse_loss(made.float(), image.float()), context.generator,
-        )  # fmt: skip
+            "image",
+            image_code,
+            network.decode_image,
+            lambda made: scale * functional.mse_loss(made.float(), image.float()),
+            context.generator,
+        )
         with torch.no_grad(), self._frozen(network):
             image_hat = network.decode_image(image_code * mask).detach()
         if not self.shape_schemes:
             return image_hat, None
         mask = self.mask(
-            "shape", shape_code, network.decode_segmentation,
-            lambda made: scale * functional.cross_entropy(made.float(), label), context.generator,
-        )  # fmt: skip
+            "shape",
+            shape_code,
+            network.decode_segmentation,
+            lambda made: scale * functional.cross_entropy(made.float(), label),
+            context.generator,
+        )
         with torch.no_grad(), self._frozen(network):
             return image_hat, network.decode_segmentation(shape_code * mask).detach()
 

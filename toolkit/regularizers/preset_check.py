@@ -59,10 +59,18 @@ def preset_check(features: Tensor) -> pd.DataFrame:
             (gradient,) = torch.autograd.grad(loss, leaf)
         distances = preset_distances(features, name)
         norm = float(gradient.norm())
-        rows.append({
-            "preset": name, "layout": settings.layout, "tau": settings.tau, "numbers": vectors.shape[1],
-            "loss": float(loss.detach()), "gradient_norm": norm, "smallest": float(distances.min()),
-            "median": float(distances.median()), "active_pairs": float((distances < ACTIVE_BAND).float().mean()),
-            "status": "dead" if norm < 1e-8 else "ok",
-        })  # fmt: skip
+        rows.append(
+            {
+                "preset": name,
+                "layout": settings.layout,
+                "tau": settings.tau,
+                "numbers": vectors.shape[1],
+                "loss": float(loss.detach()),
+                "gradient_norm": norm,
+                "smallest": float(distances.min()),
+                "median": float(distances.median()),
+                "active_pairs": float((distances < ACTIVE_BAND).float().mean()),
+                "status": "dead" if norm < 1e-8 else "ok",
+            }
+        )
     return pd.DataFrame(rows)

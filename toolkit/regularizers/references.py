@@ -78,9 +78,7 @@ def covariance_distance(
         z = _full(z)
         rows = z if sketch is None else z @ sketch.detach().to(z).T
         mean, covariance = _moments(rows, weights, unbiased=True)
-        distance = torch.linalg.matrix_norm(
-            covariance - torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
-        )
+        distance = torch.linalg.matrix_norm(covariance - torch.eye(len(mean), dtype=mean.dtype, device=mean.device))
         return distance + mean @ mean if with_mean else distance
 
 

@@ -106,9 +106,14 @@ def _unit_rows(rows: Tensor, preset: str) -> Tensor:
 
 
 def dispersive_loss(
-    z: Tensor, variant: str = "infonce_l2", tau: float | str = 0.5, preset: str = "default", *, margin: float = 1.0,
+    z: Tensor,
+    variant: str = "infonce_l2",
+    tau: float | str = 0.5,
+    preset: str = "default",
+    *,
+    margin: float = 1.0,
     bank: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Repulsion between the rows of a batch; a scalar with gradient, 0 without gradient for a batch of one.
 
     With d the distance of a pair, P the counted pairs and delta the preset's floor:

@@ -46,9 +46,16 @@ def rows_at(feature: Tensor, index: Tensor) -> Tensor:
 
 
 def choose_rows(
-    images: int, positions: int, samples: int, generator: torch.Generator, *, sampling: str = "uniform",
-    pooling: str = "pooled", labels: Tensor | None = None, ignore_label: int | None = None,
-) -> list[RowSample]:  # fmt: skip
+    images: int,
+    positions: int,
+    samples: int,
+    generator: torch.Generator,
+    *,
+    sampling: str = "uniform",
+    pooling: str = "pooled",
+    labels: Tensor | None = None,
+    ignore_label: int | None = None,
+) -> list[RowSample]:
     """Draw rows from `images` maps of `positions` each: one sample of the pooled batch, or one an image.
 
     `samples` is the total; per image each image gets samples // images. "class_balanced" draws equally many rows of

@@ -116,9 +116,7 @@ class SegReg(Regularizer):
         """
         if name not in PRESETS:
             raise ConfigError(
-                f"There is no preset {name!r}.",
-                where="SegReg.from_preset",
-                fix=f"Presets: {', '.join(PRESETS)}.",
+                f"There is no preset {name!r}.", where="SegReg.from_preset", fix=f"Presets: {', '.join(PRESETS)}."
             )
         return cls(**{**PRESETS[name], **changes})
 
@@ -197,9 +195,15 @@ class SegReg(Regularizer):
                 raise ConfigError("This SegReg setting needs batch['label'].", where="SegReg")
             labels = labels_of_all(labels_at(context.batch["label"], feature.shape[2:]), feature.device)
         return choose_rows(
-            feature.shape[0] * process()[1], feature[0, 0].numel(), self.samples, context.generator,
-            sampling=self.sampling, pooling=self.pooling, labels=labels, ignore_label=self.ignore_label,
-        )  # fmt: skip
+            feature.shape[0] * process()[1],
+            feature[0, 0].numel(),
+            self.samples,
+            context.generator,
+            sampling=self.sampling,
+            pooling=self.pooling,
+            labels=labels,
+            ignore_label=self.ignore_label,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,8 +234,4 @@ def _moments(rows: Tensor, weights: Tensor) -> dict[str, float]:
     mean = weights @ rows
     centred = rows - mean
     eigenvalues = torch.linalg.eigvalsh((centred * weights.unsqueeze(1)).T @ centred)
-    return {
-        "mean_norm": float(mean.norm()),
-        "eig_min": float(eigenvalues[0]),
-        "eig_max": float(eigenvalues[-1]),
-    }
+    return {"mean_norm": float(mean.norm()), "eig_min": float(eigenvalues[0]), "eig_max": float(eigenvalues[-1])}

@@ -20,9 +20,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "segreg_sw": {**_COMMON, "tap": "pre_activation", "divergence": "sliced_wasserstein", "weight": 0.1},
         "segreg_kl": {**_COMMON, "tap": "pre_activation", "divergence": "gaussian_kl", "weight": 0.05},
         "segreg_classcond": {
-            **_COMMON, "tap": "head_input", "divergence": "class_conditional", "sampling": "class_balanced",
+            **_COMMON,
+            "tap": "head_input",
+            "divergence": "class_conditional",
+            "sampling": "class_balanced",
             "weight": 0.1,
         },
         "baseline": {**_COMMON, "tap": "head_input", "weight": 0.0},
     }
-)  # fmt: skip
+)

@@ -27,26 +27,41 @@ from toolkit.regularizers.selfreg_terms import (
 )
 
 __all__ = [
-    "SelfReg", "channel_score", "draw_channels", "expected_semantic_consistency", "internal_distillation",
+    "SelfReg",
+    "channel_score",
+    "draw_channels",
+    "expected_semantic_consistency",
+    "internal_distillation",
     "semantic_consistency",
-]  # fmt: skip
+]
 
 _MODES: dict[str, dict[str, Any]] = {
     "code": {
-        "scr_draw": "both", "ifd_order": "score", "ifd_stop_gradient": "none", "grouping": "code",
-        "include_first_encoder_block": False, "include_final_in_ifd": False,
+        "scr_draw": "both",
+        "ifd_order": "score",
+        "ifd_stop_gradient": "none",
+        "grouping": "code",
+        "include_first_encoder_block": False,
+        "include_final_in_ifd": False,
     },
     "paper_literal": {
-        "scr_draw": "student", "ifd_order": "index", "ifd_stop_gradient": "top", "grouping": "global_mean",
-        "include_first_encoder_block": True, "include_final_in_ifd": True,
+        "scr_draw": "student",
+        "ifd_order": "index",
+        "ifd_stop_gradient": "top",
+        "grouping": "global_mean",
+        "include_first_encoder_block": True,
+        "include_final_in_ifd": True,
     },
-}  # fmt: skip
+}
 _MODES["expected"] = _MODES["code"] | {"scr_draw": "expected"}
 _CHOICES = {
-    "scr_draw": ("both", "student", "expected"), "ifd_order": ("score", "index"),
-    "ifd_stop_gradient": ("none", "top"), "grouping": ("code", "global_mean"),
-    "include_first_encoder_block": (True, False), "include_final_in_ifd": (True, False),
-}  # fmt: skip
+    "scr_draw": ("both", "student", "expected"),
+    "ifd_order": ("score", "index"),
+    "ifd_stop_gradient": ("none", "top"),
+    "grouping": ("code", "global_mean"),
+    "include_first_encoder_block": (True, False),
+    "include_final_in_ifd": (True, False),
+}
 
 
 @register("regularizer", "selfreg")
@@ -110,9 +125,7 @@ class SelfReg(Regularizer):
         """The blocks, then the teacher."""
         if self.groups is None:
             return ("encoder.*", "bottleneck", "decoder.*", self.teacher)
-        named = [
-            tap for group in self.groups for part in ("encoder", "decoder") for tap in group.get(part, ())
-        ]
+        named = [tap for group in self.groups for part in ("encoder", "decoder") for tap in group.get(part, ())]
         return (*dict.fromkeys(named), self.teacher)
 
     def taps_on(self, network: nn.Module) -> tuple[str, ...]:
@@ -162,14 +175,9 @@ class SelfReg(Regularizer):
                 for group in self.groups
             ]
         else:
-            encoder = [
-                f for name, f in features.items() if name.startswith("encoder.") or name == "bottleneck"
-            ]
+            encoder = [f for name, f in features.items() if name.startswith("encoder.") or name == "bottleneck"]
             found = [
-                {
-                    "encoder": encoder,
-                    "decoder": [f for name, f in features.items() if name.startswith("decoder.")],
-                }
+                {"encoder": encoder, "decoder": [f for name, f in features.items() if name.startswith("decoder.")]}
             ]
         if not all(group["encoder"] or group["decoder"] for group in found):
             raise ProtocolError(
@@ -197,13 +205,9 @@ class SelfReg(Regularizer):
         chosen = draw_channels(student.shape[1], teacher.shape[1], generator, draw)
         return semantic_consistency(student, teacher, *chosen)
 
-    def _internal_distillation(
-        self, layers: Sequence[Mapping[str, Sequence[Tensor]]], teacher: Tensor
-    ) -> Tensor:
+    def _internal_distillation(self, layers: Sequence[Mapping[str, Sequence[Tensor]]], teacher: Tensor) -> Tensor:
         def term(feature: Tensor) -> Tensor:
-            return internal_distillation(
-                feature, self.setting("ifd_order"), self.setting("ifd_stop_gradient")
-            )
+            return internal_distillation(feature, self.setting("ifd_order"), self.setting("ifd_stop_gradient"))
 
         final = [teacher] if self.setting("include_final_in_ifd") else []
         parts = [[term(f) for f in maps] for group in layers for maps in group.values()]

@@ -12,8 +12,10 @@ from toolkit.errors import ConfigError
 from toolkit.regularizers.ranks import mean_of_all
 
 _POOL: dict[int, Any] = {
-    1: functional.adaptive_avg_pool1d, 2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d
-}  # fmt: skip
+    1: functional.adaptive_avg_pool1d,
+    2: functional.adaptive_avg_pool2d,
+    3: functional.adaptive_avg_pool3d,
+}
 
 
 def pool_to(feature: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -58,9 +60,12 @@ def draw_channels(
 
 
 def semantic_consistency(
-    student: Tensor, teacher: Tensor, student_channels: Tensor | None = None,
-    teacher_channels: Tensor | None = None, generator: torch.Generator | None = None,
-) -> Tensor:  # fmt: skip
+    student: Tensor,
+    teacher: Tensor,
+    student_channels: Tensor | None = None,
+    teacher_channels: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Mean squared difference of drawn student channels to drawn channels of the detached teacher.
 
     The larger map is average-pooled to the smaller one, per axis. Computed in float32 (float64 stays).

@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SEGREG_NOTE = "SegReg: the loss is our inference from the public parts of the paper (its own loss and code are not public)."
+SEGREG_NOTE = (
+    "SegReg: the loss is our inference from the public parts of the paper (its own loss and code are not public)."
+)
 _HASH = re.compile(r"\b[0-9a-f]{16,128}\b")
 _ABSOLUTE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\)")
 

@@ -22,9 +22,7 @@ _NAMES = {
 }
 
 
-def attribution(
-    result: Any, *, index: int = 0, position: int | None = None, note: str = "", side: int = 260
-) -> Figure:
+def attribution(result: Any, *, index: int = 0, position: int | None = None, note: str = "", side: int = 260) -> Figure:
     """The image with the target's region, then the signed attribution summed over channels.
 
     Args:
@@ -41,25 +39,38 @@ def attribution(
         raise ResultError(f"There is no image {index}; the result holds {len(result.cases)}.", where="index")
     padded = tuple(result.image.shape[2:])
     view = choose_view(
-        tuple(result.sizes[index]), padded, focus=result.region[index, 0] if _fits(result) else None, position=position,
+        tuple(result.sizes[index]),
+        padded,
+        focus=result.region[index, 0] if _fits(result) else None,
+        position=position,
         spacing=result.spacing[index],
-    )  # fmt: skip
+    )
     picture = view.picture(result.image[index])
     region = view.plane(np.asarray(result.region[index, 0], dtype=int)) if _fits(result) else None
     slice_ = f", slice {view.position}" if view.position is not None else ""
     panels: list[Panel | None] = [
         Image(
-            title="image", note=f"the region that is scored{slice_}; {range_note(picture)}", pixels=picture, labels=region,
+            title="image",
+            note=f"the region that is scored{slice_}; {range_note(picture)}",
+            pixels=picture,
+            labels=region,
             aspect=view.aspect,
         ).fit(side)
-    ]  # fmt: skip
+    ]
     for name, maps in result.maps.items():
         raw = np.asarray(maps[index, 0], dtype=float)
         shown = view.coarse(raw, lambda name=name: result.resized(name)[index, 0])
-        panels.append(Image(
-            title=name, note=range_note(raw), pixels=picture, overlay=shown, overlay_limits=symmetric_limits(raw),
-            aspect=view.aspect, bar=True,
-        ).fit(side))  # fmt: skip
+        panels.append(
+            Image(
+                title=name,
+                note=range_note(raw),
+                pixels=picture,
+                overlay=shown,
+                overlay_limits=symmetric_limits(raw),
+                aspect=view.aspect,
+                bar=True,
+            ).fit(side)
+        )
     return Figure(
         title=f"{_NAMES.get(result.method, result.method)} of {target_text(result.target)}",
         subtitle="Raw signed values, summed over channels, on a symmetric colour range: red adds to the score.",

@@ -35,10 +35,13 @@ def faithfulness(result: Any, *, note: str = "", most: int = 7) -> Figure:
         chance = float(result.numbers[f"{kind}_random"].mean())
         panels.append(
             Lines(
-                title=kind, note=f"{meaning}; area of random orders {chance:.2f}", series=series,
-                x_label="share of the voxels", y_label="score of the region (image 1, baseline 0)",
+                title=kind,
+                note=f"{meaning}; area of random orders {chance:.2f}",
+                series=series,
+                x_label="share of the voxels",
+                y_label="score of the region (image 1, baseline 0)",
             )
-        )  # fmt: skip
+        )
     return Figure(
         title=f"Faithfulness of maps of {target_text(result.target)}",
         subtitle="Voxels are removed from the image, or put into the baseline, from the map's highest value to its lowest."
@@ -64,13 +67,15 @@ def randomised_weights(result: Any, *, note: str = "") -> Figure:
         panel: Panel = _cascade(table)
         subtitle += " Weights are shuffled from the output on, row by row down to the input."
     else:
-        bars = Series(
-            name="trained against shuffled", x=list(table["layer"]), y=table["similarity"].to_numpy()
-        )
+        bars = Series(name="trained against shuffled", x=list(table["layer"]), y=table["similarity"].to_numpy())
         panel = Bars(
-            title="similarity", note=f"passes up to 0.5; {int(table['maps'].sum())} maps", series=[bars], y_range=(0.0, 1.0),
-            legend=False, width=max(300, 60 * len(table)),
-        )  # fmt: skip
+            title="similarity",
+            note=f"passes up to 0.5; {int(table['maps'].sum())} maps",
+            series=[bars],
+            y_range=(0.0, 1.0),
+            legend=False,
+            width=max(300, 60 * len(table)),
+        )
     return Figure(
         title=f"Randomised-weights check of {target_text(result.target)}",
         subtitle=subtitle,
@@ -85,10 +90,17 @@ def _cascade(table: Any) -> Heatmap:
     grid = table.pivot(index="shuffled_down_to", columns="layer", values="similarity").loc[steps, layers]
     longest = max(len(name) for name in layers)
     return Heatmap(
-        title="similarity", note=f"passes up to 0.5 in the last row; {int(table['maps'].iloc[0])} maps a cell",
-        values=grid.to_numpy(dtype=float), row_names=steps, column_names=layers, annotate=True, y_label="shuffled down to",
-        x_label="layer of the map", width=max(360, (16 + 7 * longest) * len(layers)), height=max(120, 30 * len(steps)),
-    )  # fmt: skip
+        title="similarity",
+        note=f"passes up to 0.5 in the last row; {int(table['maps'].iloc[0])} maps a cell",
+        values=grid.to_numpy(dtype=float),
+        row_names=steps,
+        column_names=layers,
+        annotate=True,
+        y_label="shuffled down to",
+        x_label="layer of the map",
+        width=max(360, (16 + 7 * longest) * len(layers)),
+        height=max(120, 30 * len(steps)),
+    )
 
 
 def gaussianity(result: Any, *, note: str = "") -> Figure:
@@ -102,11 +114,7 @@ def gaussianity(result: Any, *, note: str = "") -> Figure:
     groups = list(table["group"])
     values = [
         Series(name=label, x=groups, y=table[column].to_numpy())
-        for label, column in (
-            ("this layer", "T_over_N"),
-            ("normal, at N_eff", "null_eff"),
-            ("normal, 95 %", "null_95"),
-        )
+        for label, column in (("this layer", "T_over_N"), ("normal, at N_eff", "null_eff"), ("normal, 95 %", "null_95"))
     ]
     eigenvalues = np.asarray(result.eigenvalues)
     place = np.arange(1, len(eigenvalues) + 1)
@@ -136,11 +144,7 @@ def classifier_variability(result: Any, *, note: str = "") -> Figure:
         note: sentence for the caption.
     """
     shares = [
-        Series(
-            name="disagreement",
-            x=["source", "target"],
-            y=[result.source_disagreement, result.target_disagreement],
-        )
+        Series(name="disagreement", x=["source", "target"], y=[result.source_disagreement, result.target_disagreement])
     ]
     angles = [Series(name="angle", x=result.class_names, y=np.asarray(result.angles))]
     return Figure(
@@ -148,9 +152,7 @@ def classifier_variability(result: Any, *, note: str = "") -> Figure:
         subtitle="Linear heads fitted on bootstraps of class-balanced features: how far apart they are, and how often two disagree.",
         rows=[
             [
-                Bars(
-                    title="angle between heads", note="degrees, mean over pairs", series=angles, legend=False
-                ),
+                Bars(title="angle between heads", note="degrees, mean over pairs", series=angles, legend=False),
                 Bars(title="disagreement", note="share of rows", series=shares, legend=False),
             ]
         ],

@@ -20,9 +20,14 @@ _RANKS = ("effective_rank", "participation_ratio")
 
 
 def active_band(
-    features: Any, table: pd.DataFrame, *, title: str = "Distances and reach of the dispersive loss", note: str = "",
-    provenance: Mapping[str, Any] | None = None, bins: int = 24,
-) -> Figure:  # fmt: skip
+    features: Any,
+    table: pd.DataFrame,
+    *,
+    title: str = "Distances and reach of the dispersive loss",
+    note: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    bins: int = 24,
+) -> Figure:
     """Per preset, how far pairs of images lie apart in units of tau; the mark is where the loss's reach ends.
 
     Args:
@@ -38,13 +43,21 @@ def active_band(
         distances = np.asarray(preset_distances(features, row["preset"]), dtype=float)
         top = 1.1 * max(ACTIVE_BAND, float(distances.max()))
         counts, edges = np.histogram(distances, bins, (0.0, top))
-        panels.append(Lines(
-            title=f"{row['preset']}: {row['status']}",
-            note=f"loss {row['loss']:.5f}, gradient {number_text(row['gradient_norm'])}, {row['active_pairs']:.0%} of pairs in reach",
-            series=[Series(name="pairs", x=(edges[1:] + edges[:-1]) / 2, y=counts / counts.sum())],
-            marks=[(ACTIVE_BAND, "")], x_label="distance / tau", y_label="share of pairs", legend=False,
-            x_range=(0.0, top), y_range=(0.0, 1.05), width=250, height=190,
-        ))  # fmt: skip
+        panels.append(
+            Lines(
+                title=f"{row['preset']}: {row['status']}",
+                note=f"loss {row['loss']:.5f}, gradient {number_text(row['gradient_norm'])}, {row['active_pairs']:.0%} of pairs in reach",
+                series=[Series(name="pairs", x=(edges[1:] + edges[:-1]) / 2, y=counts / counts.sum())],
+                marks=[(ACTIVE_BAND, "")],
+                x_label="distance / tau",
+                y_label="share of pairs",
+                legend=False,
+                x_range=(0.0, top),
+                y_range=(0.0, 1.05),
+                width=250,
+                height=190,
+            )
+        )
     return Figure(
         title=title,
         subtitle=f"A pair farther apart than {ACTIVE_BAND} tau adds less than 1e-8 to the mean inside the logarithm (dotted line). Every "
@@ -65,16 +78,12 @@ def collapses(results: Sequence[Any], names: Sequence[str], *, note: str = "") -
     histograms, numbers = [], []
     for result, name in zip(results, names, strict=True):
         counts, edges = np.asarray(result.histogram, dtype=float), np.asarray(result.edges, dtype=float)
-        histograms.append(
-            Series(name=name, x=(edges[1:] + edges[:-1]) / 2, y=counts / max(1.0, counts.sum()))
-        )
+        histograms.append(Series(name=name, x=(edges[1:] + edges[:-1]) / 2, y=counts / max(1.0, counts.sum())))
         shares = {
             f"{key} / channels" if key in _RANKS else key: value / result.channels if key in _RANKS else value
             for key, value in result.values.items()
-        }  # fmt: skip
-        numbers.append(
-            {key: value for key, value in shares.items() if np.isfinite(value) and -1 <= value <= 1.000001}
-        )
+        }
+        numbers.append({key: value for key, value in shares.items() if np.isfinite(value) and -1 <= value <= 1.000001})
     kept = [key for key in numbers[0] if all(key in one for one in numbers)]
     low = min(0.0, *(one[key] for one in numbers for key in kept))
     series = [
@@ -89,20 +98,41 @@ def collapses(results: Sequence[Any], names: Sequence[str], *, note: str = "") -
         title=f"Collapse diagnostics of {first.layer}",
         subtitle=f"{first.rows} rows of {first.channels} channels each. A collapsed space has small distances, cosines near 1 and a "
         "rank near 1. Distances are in each network's own units.",
-        rows=[[
-            Lines(title="distances between rows", note="histograms of all pairs", series=histograms, legend=False,
-                  x_label="Euclidean distance", y_label="share of pairs", width=280, height=260),
-            Intervals(title="diagnostics", note=f"uniformity: {uniform}", series=series, x_label="value",
-                      x_range=(low - 0.03, 1.05), width=280, height=260),
-        ]],
+        rows=[
+            [
+                Lines(
+                    title="distances between rows",
+                    note="histograms of all pairs",
+                    series=histograms,
+                    legend=False,
+                    x_label="Euclidean distance",
+                    y_label="share of pairs",
+                    width=280,
+                    height=260,
+                ),
+                Intervals(
+                    title="diagnostics",
+                    note=f"uniformity: {uniform}",
+                    series=series,
+                    x_label="value",
+                    x_range=(low - 0.03, 1.05),
+                    width=280,
+                    height=260,
+                ),
+            ]
+        ],
         caption=captions(results, names, note),
-    )  # fmt: skip
+    )
 
 
 def qualitative(
-    cases: Sequence[Any], predictions: Mapping[str, Sequence[Any]], *, note: str = "", side: int = 130,
+    cases: Sequence[Any],
+    predictions: Mapping[str, Sequence[Any]],
+    *,
+    note: str = "",
+    side: int = 130,
     provenance: Mapping[str, Any] | None = None,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """One row a case: the image, the contours of every network's prediction, and those of the reference.
 
     Args:

@@ -101,14 +101,7 @@ def _panel(measure: str, tables: dict[str, pd.DataFrame]) -> Intervals:
         if null["null_high"].notna().any():
             middle = (null["null_low"] + null["null_high"]) / 2
             nulls.append(
-                _series(
-                    f"{name} null".strip(),
-                    classes,
-                    middle,
-                    null["null_low"],
-                    null["null_high"],
-                    colour="null",
-                )
+                _series(f"{name} null".strip(), classes, middle, null["null_low"], null["null_high"], colour="null")
             )
     if len(nulls) > 1 and all(_same_interval(one, nulls[0]) for one in nulls):
         nulls = [dataclasses.replace(nulls[0], name="null")]  # all networks are compared with one stage 1
@@ -117,13 +110,16 @@ def _panel(measure: str, tables: dict[str, pd.DataFrame]) -> Intervals:
         [np.asarray(part, dtype=float) for one in [*series, *nulls] for part in (one.x, one.high)]
     )
     top = float(np.nanmax(everything)) if np.isfinite(everything).any() else 1.0
-    bottom = min(
-        0.0, float(np.nanmin([np.nanmin(np.asarray(one.low, dtype=float)) for one in [*series, *nulls]]))
-    )
+    bottom = min(0.0, float(np.nanmin([np.nanmin(np.asarray(one.low, dtype=float)) for one in [*series, *nulls]])))
     return Intervals(
-        title=MEASURE_NAMES.get(measure, measure), note=str(kind), series=[*series, *nulls], x_label="value",
-        x_range=(bottom * 1.05, top * 1.08 or 1.0), width=230, height=40 + max(34, 8 * len(series + nulls)) * len(classes),
-    )  # fmt: skip
+        title=MEASURE_NAMES.get(measure, measure),
+        note=str(kind),
+        series=[*series, *nulls],
+        x_label="value",
+        x_range=(bottom * 1.05, top * 1.08 or 1.0),
+        width=230,
+        height=40 + max(34, 8 * len(series + nulls)) * len(classes),
+    )
 
 
 def _same_interval(one: Series, other: Series) -> bool:
@@ -133,12 +129,15 @@ def _same_interval(one: Series, other: Series) -> bool:
     )
 
 
-def _series(
-    name: str, classes: list[str], value: Any, low: Any, high: Any, colour: str | None = None
-) -> Series:
+def _series(name: str, classes: list[str], value: Any, low: Any, high: Any, colour: str | None = None) -> Series:
     middle = np.asarray(value, dtype=float)
     lower, upper = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
     return Series(
-        name=name, x=middle, y=classes, low=np.where(np.isfinite(lower), lower, middle),
-        high=np.where(np.isfinite(upper), upper, middle), colour=colour, symbol=6 if colour == "null" else 0,
-    )  # fmt: skip
+        name=name,
+        x=middle,
+        y=classes,
+        low=np.where(np.isfinite(lower), lower, middle),
+        high=np.where(np.isfinite(upper), upper, middle),
+        colour=colour,
+        symbol=6 if colour == "null" else 0,
+    )

@@ -18,9 +18,16 @@ SCALES = ("layer", "shared")
 
 
 def grad_cam(
-    result: Any, *, index: int = 0, scale: str = "layer", position: int | None = None, note: str = "", side: int = 150,
-    columns: int = 5, name: str = "",
-) -> Figure:  # fmt: skip
+    result: Any,
+    *,
+    index: int = 0,
+    scale: str = "layer",
+    position: int | None = None,
+    note: str = "",
+    side: int = 150,
+    columns: int = 5,
+    name: str = "",
+) -> Figure:
     """The image with its contours, then the raw signed map of every layer over the image.
 
     Args:
@@ -48,9 +55,15 @@ def grad_cam(
 
 
 def grad_cams(
-    results: Sequence[Any], names: Sequence[str], *, index: int = 0, scale: str = "layer", position: int | None = None,
-    note: str = "", side: int = 104,
-) -> Figure:  # fmt: skip
+    results: Sequence[Any],
+    names: Sequence[str],
+    *,
+    index: int = 0,
+    scale: str = "layer",
+    position: int | None = None,
+    note: str = "",
+    side: int = 104,
+) -> Figure:
     """Several networks on one image: one row a network, one column a layer.
 
     Raises:
@@ -85,12 +98,7 @@ def target_text(target: str) -> str:
     return f"{found[1].strip(chr(39))} over the whole image" if found else target
 
 
-_METHODS = {
-    "grad_cam": "Grad-CAM",
-    "grad_cam++": "Grad-CAM++",
-    "hires_cam": "HiResCAM",
-    "layer_cam": "LayerCAM",
-}
+_METHODS = {"grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++", "hires_cam": "HiResCAM", "layer_cam": "LayerCAM"}
 
 
 def _name_classes(panel: Panel | None, classes: Any) -> None:
@@ -125,9 +133,12 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
         raise ResultError(f"There is no image {index}; the result holds {len(result.cases)}.", where="index")
     padded = tuple(result.image.shape[2:])
     view = choose_view(
-        tuple(result.sizes[index]), padded, focus=result.region[index, 0], position=position,
+        tuple(result.sizes[index]),
+        padded,
+        focus=result.region[index, 0],
+        position=position,
         spacing=result.spacing[index],
-    )  # fmt: skip
+    )
     picture = view.picture(result.image[index])
     panels: list[Panel | None] = [_contour_panel(result, index, view, picture, side)]
     shared = symmetric_limits(np.concatenate([np.asarray(m[index]).ravel() for m in result.maps.values()]))
@@ -135,10 +146,16 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
         raw = np.asarray(maps[index, 0], dtype=float)
         shown = view.coarse(raw, lambda layer=layer: result.resized(layer)[index, 0])
         status = result.status[layer][index]
-        panels.append(Image(
-            title=layer, note=range_note(raw) if status == "ok" else f"{status}: {range_note(raw)}", pixels=picture,
-            overlay=shown, overlay_limits=shared if scale == "shared" else symmetric_limits(raw), aspect=view.aspect,
-        ).fit(side))  # fmt: skip
+        panels.append(
+            Image(
+                title=layer,
+                note=range_note(raw) if status == "ok" else f"{status}: {range_note(raw)}",
+                pixels=picture,
+                overlay=shown,
+                overlay_limits=shared if scale == "shared" else symmetric_limits(raw),
+                aspect=view.aspect,
+            ).fit(side)
+        )
     return panels
 
 
@@ -148,9 +165,13 @@ def _contour_panel(result: Any, index: int, view: View, picture: np.ndarray, sid
     which = "reference" if known else "prediction"
     slice_ = f", slice {view.position}" if view.position is not None else ""
     return Image(
-        title="image", note=f"{which}{slice_}; {range_note(picture)}", pixels=picture, labels=np.clip(labels, 0, None),
-        class_names=result.classes or {}, aspect=view.aspect,
-    ).fit(side)  # fmt: skip
+        title="image",
+        note=f"{which}{slice_}; {range_note(picture)}",
+        pixels=picture,
+        labels=np.clip(labels, 0, None),
+        class_names=result.classes or {},
+        aspect=view.aspect,
+    ).fit(side)
 
 
 def masked_latent(
@@ -180,21 +201,28 @@ def masked_latent(
         labels = view.plane(result.segmentation[line][index])
         entropy = view.plane(result.entropy[line][index])
         row: list[Panel | None] = [
-            _reference_panel(result, index, view, picture, side) if line == 0 else _mask_panel(result, index, view, side),
+            _reference_panel(result, index, view, picture, side)
+            if line == 0
+            else _mask_panel(result, index, view, side),
             Image(
-                title=f"{name} code: segmentation", note=_changed(result, index) if line else "contours of the prediction",
-                pixels=picture, labels=labels,
+                title=f"{name} code: segmentation",
+                note=_changed(result, index) if line else "contours of the prediction",
+                pixels=picture,
+                labels=labels,
             ).fit(side),
             Image(
-                title=f"{name} code: entropy", note=f"{range_note(entropy)} bits, mean {entropy.mean():.2g}", pixels=picture,
-                overlay=entropy, overlay_limits=(0.0, most or 1.0), overlay_scale="sequential", bar=True,
+                title=f"{name} code: entropy",
+                note=f"{range_note(entropy)} bits, mean {entropy.mean():.2g}",
+                pixels=picture,
+                overlay=entropy,
+                overlay_limits=(0.0, most or 1.0),
+                overlay_scale="sequential",
+                bar=True,
             ).fit(side),
-        ]  # fmt: skip
+        ]
         if result.image is not None:
             decoded = view.picture(result.image[line][index])
-            row.insert(
-                2, Image(title=f"{name} code: image", note=range_note(decoded), pixels=decoded).fit(side)
-            )
+            row.insert(2, Image(title=f"{name} code: image", note=range_note(decoded), pixels=decoded).fit(side))
         rows.append(row)
     _name_classes(rows[0][-1], result.classes)
     softness = "soft" if result.soft and result.scheme != "dropout" else "hard"
@@ -204,7 +232,7 @@ def masked_latent(
         "Both entropy maps share one colour range.",
         rows=rows,
         caption=caption(result.provenance, _join(f"case {result.cases[index]}", note)),
-    )  # fmt: skip
+    )
 
 
 def _reference_panel(result: Any, index: int, view: View, picture: np.ndarray, side: int) -> Image:
@@ -212,7 +240,7 @@ def _reference_panel(result: Any, index: int, view: View, picture: np.ndarray, s
     labels = np.clip(view.plane(result.label[index, 0]), 0, None) if known else None
     return Image(
         title="image", note=f"{'reference; ' if known else ''}{range_note(picture)}", pixels=picture, labels=labels
-    ).fit(side)  # fmt: skip
+    ).fit(side)
 
 
 def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:
@@ -220,19 +248,22 @@ def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:
     kept = f"{(mask >= 1).mean():.0%} kept"
     if mask.size == len(mask):  # one multiplier a channel: laid out row by row
         values = mask.ravel()
-        lines = max(
-            divisor for divisor in range(1, int(len(values) ** 0.5) + 1) if len(values) % divisor == 0
-        )
+        lines = max(divisor for divisor in range(1, int(len(values) ** 0.5) + 1) if len(values) % divisor == 0)
         return Image(
-            title="mask of the channels", note=f"{kept}; {range_note(values)}, row by row", pixels=values.reshape(lines, -1),
+            title="mask of the channels",
+            note=f"{kept}; {range_note(values)}, row by row",
+            pixels=values.reshape(lines, -1),
             limits=(0.0, max(1.0, float(values.max()))),
-        ).fit(side)  # fmt: skip
+        ).fit(side)
     plane = mask[0]
     if plane.ndim == 3 and view.position is not None:
         plane = plane[min(len(plane) - 1, int((view.position + 0.5) * len(plane) / view.padded[0]))]
     return Image(
-        title="mask of the positions", note=f"{kept}; {range_note(plane)}", pixels=plane, limits=(0.0, max(1.0, plane.max()))
-    ).fit(side)  # fmt: skip
+        title="mask of the positions",
+        note=f"{kept}; {range_note(plane)}",
+        pixels=plane,
+        limits=(0.0, max(1.0, plane.max())),
+    ).fit(side)
 
 
 def _changed(result: Any, index: int) -> str:

@@ -40,7 +40,13 @@ def _class_means(result: Any, layer: str) -> Heatmap:
     present = np.unique(labels)
     means = np.stack([scaled[labels == label].mean(axis=0) for label in present])
     return Heatmap(
-        title=layer, note=f"{len(rows)} rows, {rows.shape[1]} channels, means {means.min():.2f} to {means.max():.2f} sd",
-        values=means, limits=symmetric_limits(means), scale="diverging", x_label="channel", width=340,
-        height=26 * len(present) + 12, row_names=[str(names[labels == label].iloc[0]) for label in present],
-    )  # fmt: skip
+        title=layer,
+        note=f"{len(rows)} rows, {rows.shape[1]} channels, means {means.min():.2f} to {means.max():.2f} sd",
+        values=means,
+        limits=symmetric_limits(means),
+        scale="diverging",
+        x_label="channel",
+        width=340,
+        height=26 * len(present) + 12,
+        row_names=[str(names[labels == label].iloc[0]) for label in present],
+    )

@@ -22,9 +22,14 @@ _QUANTITIES = {
 
 
 def masked_grid(
-    rows: Mapping[str, Sequence[Any]], *, show: Sequence[str] = ("segmentation", "entropy"), index: int = 0, title: str = "",
-    note: str = "", side: int = 110,
-) -> Figure:  # fmt: skip
+    rows: Mapping[str, Sequence[Any]],
+    *,
+    show: Sequence[str] = ("segmentation", "entropy"),
+    index: int = 0,
+    title: str = "",
+    note: str = "",
+    side: int = 110,
+) -> Figure:
     """One row (or one a quantity) for every entry, one column for every fraction; the input and its reference first.
 
     Label maps are grey with one range for all (0 to the highest class), entropies share the range 0 to log2(classes),
@@ -80,20 +85,29 @@ def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> lis
     limits = {"segmentation": (0.0, classes - 1.0), "entropy": (0.0, float(np.log2(classes)))}.get(what)
     label = np.clip(view.plane(reference), 0, None)
     head: Panel | None = {
-        "image": Image(title=f"{name}: input", note=range_note(view.picture(first.input[index])), pixels=view.picture(first.input[index])),
-        "segmentation": Image(title=f"{name}: {'reference' if first.label is not None else 'clean'}", pixels=label, limits=limits),
+        "image": Image(
+            title=f"{name}: input",
+            note=range_note(view.picture(first.input[index])),
+            pixels=view.picture(first.input[index]),
+        ),
+        "segmentation": Image(
+            title=f"{name}: {'reference' if first.label is not None else 'clean'}", pixels=label, limits=limits
+        ),
         "entropy": None,
-    }[what]  # fmt: skip
+    }[what]
     panels: list[Panel | None] = [None if head is None else head.fit(side)]  # type: ignore[attr-defined]
     for result in row:
         source = {"image": result.image, "segmentation": result.segmentation, "entropy": result.entropy}[what]
         pixels = view.picture(source[1][index]) if what == "image" else view.plane(source[1][index])
         shown: dict[str, Any] = {"pixels": pixels, "limits": limits}
         if what == "entropy":
-            shown = {"pixels": view.picture(result.input[index]), "overlay": pixels, "overlay_limits": limits, "overlay_scale": "sequential"}  # fmt: skip
-        panels.append(
-            Image(title=f"{result.fraction:.0%}", note=_about(what, pixels, label), **shown).fit(side)
-        )
+            shown = {
+                "pixels": view.picture(result.input[index]),
+                "overlay": pixels,
+                "overlay_limits": limits,
+                "overlay_scale": "sequential",
+            }
+        panels.append(Image(title=f"{result.fraction:.0%}", note=_about(what, pixels, label), **shown).fit(side))
     return panels
 
 
@@ -103,9 +117,7 @@ def _about(what: str, pixels: np.ndarray, label: np.ndarray) -> str:
     return f"mean {np.mean(pixels):.2f} bits" if what == "entropy" else range_note(np.asarray(pixels))
 
 
-def masking_curves(
-    results: Sequence[Any], *, note: str = "", quantities: Sequence[str] = tuple(_QUANTITIES)
-) -> Figure:
+def masking_curves(results: Sequence[Any], *, note: str = "", quantities: Sequence[str] = tuple(_QUANTITIES)) -> Figure:
     """How much is over- and under-segmented, and how uncertain the network is, by masked fraction.
 
     One colour a scheme, solid with running batch statistics ("eval") and dashed with those of the images ("train").
@@ -131,11 +143,19 @@ def masking_curves(
     panels: list[Panel | None] = []
     for position, name in enumerate(quantities):
         title, reading = _QUANTITIES[name]
-        series = [_curve(name, key, sorted(group, key=lambda r: r.fraction), both) for key, group in groups.items()]  # fmt: skip
-        panels.append(Lines(
-            title=title, note=reading, series=series, x_label="fraction masked", y_label=title, width=250, height=210,
-            legend=position + 1 == len(quantities),
-        ))  # fmt: skip
+        series = [_curve(name, key, sorted(group, key=lambda r: r.fraction), both) for key, group in groups.items()]
+        panels.append(
+            Lines(
+                title=title,
+                note=reading,
+                series=series,
+                x_label="fraction masked",
+                y_label=title,
+                width=250,
+                height=210,
+                legend=position + 1 == len(quantities),
+            )
+        )
     return Figure(
         title="Over- and under-segmentation by masked fraction",
         subtitle="Solid: running batch statistics (eval); dashed: statistics of these images (train). The direction depends "
@@ -149,9 +169,12 @@ def _curve(quantity: str, key: tuple[str, bool, str], group: Sequence[Any], both
     scheme, soft, mode = key
     name = " ".join((("soft " if soft else "hard ") if both else "", scheme)).strip()
     return Series(
-        name=f"{name}, {mode}", colour=name, dash=0 if mode == "eval" else 1, x=[result.fraction for result in group],
+        name=f"{name}, {mode}",
+        colour=name,
+        dash=0 if mode == "eval" else 1,
+        x=[result.fraction for result in group],
         y=[masking_summary(result)[quantity] for result in group],
-    )  # fmt: skip
+    )
 
 
 def masking_summary(result: Any) -> dict[str, float]:
@@ -171,9 +194,13 @@ def masking_summary(result: Any) -> dict[str, float]:
 
 
 def gallery(
-    pictures: Mapping[str, Any], *, title: str = "Ways to corrupt an image", note: str = "", side: int = 150,
+    pictures: Mapping[str, Any],
+    *,
+    title: str = "Ways to corrupt an image",
+    note: str = "",
+    side: int = 150,
     provenance: Mapping[str, Any] | None = None,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """The pictures in a row and, below, how each differs from the first, in one symmetric range.
 
     Args:
@@ -197,10 +224,17 @@ def gallery(
     below: list[Panel | None] = [None]
     for _, one in rest:
         change = one - original
-        below.append(Image(
-            title="difference", note=f"root mean square {np.sqrt((change**2).mean()):.2g}", pixels=np.zeros_like(one),
-            limits=(-1.0, 1.0), overlay=change, overlay_limits=limits, overlay_scale="diverging",
-        ).fit(side))  # fmt: skip
+        below.append(
+            Image(
+                title="difference",
+                note=f"root mean square {np.sqrt((change**2).mean()):.2g}",
+                pixels=np.zeros_like(one),
+                limits=(-1.0, 1.0),
+                overlay=change,
+                overlay_limits=limits,
+                overlay_scale="diverging",
+            ).fit(side)
+        )
     last = below[-1]
     assert isinstance(last, Image)
     last.bar = True

@@ -44,8 +44,7 @@ def channel_similarities(
         raise ResultError(f"{len(results)} rows of matrices need as many names, not {len(names)}.")
     signed = any(_signed(result) for row in results for result in row)
     rows: list[list[Panel | None]] = [
-        [_matrix(result, side, name, signed) for result in row]
-        for row, name in zip(results, names, strict=True)
+        [_matrix(result, side, name, signed) for result in row] for row, name in zip(results, names, strict=True)
     ]
     return Figure(
         title="Channel similarity",
@@ -67,11 +66,15 @@ def _matrix(result: Any, side: int, name: str, signed: bool) -> Heatmap:
     dead = f", {len(result.dead)} dead" if len(result.dead) else ""
     return Heatmap(
         title=f"{name}: {result.layer}" if name else result.layer,
-        note=f"{result.form}, redundancy {result.redundancy:.2f}, "
-        f"off-diagonal {range_note(off)}{dead}",
-        values=values, limits=(-1.0, 1.0) if signed else (0.0, 1.0), scale="diverging" if signed else "sequential",
-        width=side, height=side, x_label="channel", y_label="channel",
-    )  # fmt: skip
+        note=f"{result.form}, redundancy {result.redundancy:.2f}, off-diagonal {range_note(off)}{dead}",
+        values=values,
+        limits=(-1.0, 1.0) if signed else (0.0, 1.0),
+        scale="diverging" if signed else "sequential",
+        width=side,
+        height=side,
+        x_label="channel",
+        y_label="channel",
+    )
 
 
 def projection(result: Any, *, note: str = "", name: str = "", stages: Sequence[str] = ()) -> Figure:
@@ -86,9 +89,7 @@ def projection(result: Any, *, note: str = "", name: str = "", stages: Sequence[
     return projections([result], [name], note=note, stages=stages)
 
 
-def projections(
-    results: Sequence[Any], names: Sequence[str], *, note: str = "", stages: Sequence[str] = ()
-) -> Figure:
+def projections(results: Sequence[Any], names: Sequence[str], *, note: str = "", stages: Sequence[str] = ()) -> Figure:
     """Several projections: one row a network, one column a stage, and last the path of the class centroids."""
     rows: list[list[Panel | None]] = []
     for result, name in zip(results, names, strict=True):
@@ -138,9 +139,7 @@ def _axis_labels(result: Any, stage: int | None) -> tuple[str, str]:
     prefix = _AXES.get(result.method, result.method)
     if stage is None or not len(result.explained) or np.isnan(float(result.explained[stage, 0])):
         return f"{prefix} 1", f"{prefix} 2"
-    return tuple(
-        f"{prefix} {axis + 1} ({100 * float(result.explained[stage, axis]):.0f} %)" for axis in range(2)
-    )  # type: ignore[return-value]
+    return tuple(f"{prefix} {axis + 1} ({100 * float(result.explained[stage, axis]):.0f} %)" for axis in range(2))  # type: ignore[return-value]
 
 
 def _cloud(result: Any, stage: int, name: str, stages: Sequence[str], limits: Any) -> Scatter:
@@ -153,36 +152,57 @@ def _cloud(result: Any, stage: int, name: str, stages: Sequence[str], limits: An
         series.append(Series(name=title, x=points[rows, 0], y=points[rows, 1], size=3.5))
     for label in _classes(result):
         centre = points[labels == label, :2].mean(axis=0) if (labels == label).any() else np.full(2, np.nan)
-        series.append(
-            Series(name="", colour=_class_name(result, label), x=centre[:1], y=centre[1:], size=10, symbol=2)
-        )
+        series.append(Series(name="", colour=_class_name(result, label), x=centre[:1], y=centre[1:], size=10, symbol=2))
     where = stages[stage] if stage < len(stages) else f"stage {stage + 1}"
     x_label, y_label = _axis_labels(result, stage)
     return Scatter(
         title=f"{name}: {where}" if name else where,
         note=f"{len(keep)} of {len(points)} rows",
-        series=series, x_label=x_label, y_label=y_label, x_range=limits[0], y_range=limits[1], width=240, height=240,
-    )  # fmt: skip
+        series=series,
+        x_label=x_label,
+        y_label=y_label,
+        x_range=limits[0],
+        y_range=limits[1],
+        width=240,
+        height=240,
+    )
 
 
 def _paths(result: Any, name: str) -> Scatter:
     series, everything = [], []
     for label in _classes(result):
-        centres = np.array([
-            np.asarray(c)[np.asarray(k) == label, :2].mean(axis=0) if (np.asarray(k) == label).any() else np.full(2, np.nan)
-            for c, k in zip(result.coordinates, result.classes, strict=True)
-        ])  # fmt: skip
+        centres = np.array(
+            [
+                np.asarray(c)[np.asarray(k) == label, :2].mean(axis=0)
+                if (np.asarray(k) == label).any()
+                else np.full(2, np.nan)
+                for c, k in zip(result.coordinates, result.classes, strict=True)
+            ]
+        )
         everything.append(centres)
-        series.append(Series(
-            name=_class_name(result, label), x=centres[:, 0], y=centres[:, 1], size=9, symbol=2,
-            text=[f"stage {s + 1}" for s in range(len(centres))],
-        ))  # fmt: skip
+        series.append(
+            Series(
+                name=_class_name(result, label),
+                x=centres[:, 0],
+                y=centres[:, 1],
+                size=9,
+                symbol=2,
+                text=[f"stage {s + 1}" for s in range(len(centres))],
+            )
+        )
     x_label, y_label = _axis_labels(result, None)
     low, high = np.nanmin(np.concatenate(everything), axis=0), np.nanmax(np.concatenate(everything), axis=0)
     half = 0.65 * max(float((high - low).max()), 1e-9)
     limits = [(float(m) - half, float(m) + half) for m in (low + high) / 2]
     return Scatter(
-        title=f"{name}: centroids" if name else "centroids", note="by stage, own limits",
-        series=series, x_label=x_label, y_label=y_label, x_range=limits[0], y_range=limits[1], width=240, height=240,
+        title=f"{name}: centroids" if name else "centroids",
+        note="by stage, own limits",
+        series=series,
+        x_label=x_label,
+        y_label=y_label,
+        x_range=limits[0],
+        y_range=limits[1],
+        width=240,
+        height=240,
         joined=True,
-    )  # fmt: skip
+    )

@@ -47,9 +47,14 @@ def score_boxes(
     most = len(next(iter(evaluations.values())))
     volumes = "/".join(str(count) for count in sorted(counts))
     panel = Boxes(
-        title=f"{metric} of every volume", note=f"{volumes} volumes a test set; box: quartiles, line: median, whiskers: within 1.5 box heights, points: beyond",
-        series=series, y_label=metric.capitalize(), y_range=(0.0, 1.0), width=max(420, 40 + 34 * most * len(series)), height=300,
-    )  # fmt: skip
+        title=f"{metric} of every volume",
+        note=f"{volumes} volumes a test set; box: quartiles, line: median, whiskers: within 1.5 box heights, points: beyond",
+        series=series,
+        y_label=metric.capitalize(),
+        y_range=(0.0, 1.0),
+        width=max(420, 40 + 34 * most * len(series)),
+        height=300,
+    )
     return Figure(
         title="Robustness: scores on every test set",
         subtitle="A volume's score is the mean over its classes; missed and spurious classes count as 0.",
@@ -59,9 +64,13 @@ def score_boxes(
 
 
 def score_table(
-    evaluations: Scores, *, metric: str = "dice", title: str = "Robustness table", note: str = "",
+    evaluations: Scores,
+    *,
+    metric: str = "dice",
+    title: str = "Robustness table",
+    note: str = "",
     provenance: Mapping[str, Any] | None = None,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Mean score of every network (rows) on every test set (columns) and, of several sets, their mean.
 
     Args:
@@ -78,15 +87,21 @@ def score_table(
     several = table.shape[1] > 2
     table = table if several else table.drop(columns="mean")
     panel = Heatmap(
-        title=f"mean {metric} of the volumes", note="colours run from 0 to 1", values=table.to_numpy(), annotate=True,
-        row_names=list(table.index), column_names=[_broken(str(name)) for name in table.columns],
-        width=max(150, 66 * table.shape[1]), height=36 * table.shape[0] + 8,
-    )  # fmt: skip
+        title=f"mean {metric} of the volumes",
+        note="colours run from 0 to 1",
+        values=table.to_numpy(),
+        annotate=True,
+        row_names=list(table.index),
+        column_names=[_broken(str(name)) for name in table.columns],
+        width=max(150, 66 * table.shape[1]),
+        height=36 * table.shape[0] + 8,
+    )
     return Figure(
         title=title,
         subtitle="The last column is the mean over the test sets, each weighing the same." if several else "",
-        rows=[[panel]], caption=caption(provenance or {}, note),
-    )  # fmt: skip
+        rows=[[panel]],
+        caption=caption(provenance or {}, note),
+    )
 
 
 def score_means(evaluations: Scores, metric: str = "dice") -> pd.DataFrame:

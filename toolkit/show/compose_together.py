@@ -36,8 +36,5 @@ def stacked(results: Sequence[Any], names: Sequence[str], *, note: str = "", **o
             head = None if first is None else dataclasses.replace(first, title=f"{name}: {first.title}")
             rows.append([head, *row[1:]])
     return Figure(
-        title=figures[0].title,
-        subtitle=figures[0].subtitle,
-        rows=rows,
-        caption=captions(results, names, note),
+        title=figures[0].title, subtitle=figures[0].subtitle, rows=rows, caption=captions(results, names, note)
     )

@@ -15,11 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _DIAGNOSTICS = ("gradient_status", "weight")
-_TEXTS = {
-    "total": "total loss (weighted sum)",
-    "learning_rate": "learning rate",
-    "gradient_ratio": "gradient ratio",
-}
+_TEXTS = {"total": "total loss (weighted sum)", "learning_rate": "learning rate", "gradient_ratio": "gradient ratio"}
 
 
 def training_curves(
@@ -49,9 +45,7 @@ def training_curves(
     starts = max((pair[1] for pair in joined.values()), key=len)
     marks = [(start, stages[i] if i < len(stages) else f"stage {i + 1}") for i, start in enumerate(starts)]
     frames = {name: pair[0] for name, pair in joined.items()}
-    panels = [
-        _term_panel(term, frames, marks if len(starts) > 1 else []) for term in curve_columns(frames.values())
-    ]
+    panels = [_term_panel(term, frames, marks if len(starts) > 1 else []) for term in curve_columns(frames.values())]
     if len(starts) > 1:  # one step axis for all: a term of one stage alone shows when that was
         last = max(float(frame["step"].max()) for frame in frames.values())
         for panel in panels:
@@ -87,8 +81,7 @@ def curve_columns(frames: Any) -> list[str]:
                 found[column] = None
     order = {"total": 0, "validation": 3}
     return sorted(
-        found,
-        key=lambda c: (order.get(c.split("/")[0], 2 if c.endswith("gradient_ratio") else 1), "segreg" in c),
+        found, key=lambda c: (order.get(c.split("/")[0], 2 if c.endswith("gradient_ratio") else 1), "segreg" in c)
     )
 
 
@@ -123,9 +116,15 @@ def _term_panel(term: str, frames: Mapping[str, pd.DataFrame], marks: Sequence[t
     return Lines(
         title=f"validation: {name}" if score else term,
         note=f"{values.min():.3g} to {values.max():.3g}" + (", log scale" if spread and not score else ""),
-        series=series, x_label="step", y_label=_TEXTS.get(term.split("/")[-1], "Dice" if score else "loss term"),
-        log_y=spread and not score, y_range=(0.0, 1.0) if score else None, marks=marks, width=280, height=180,
-    )  # fmt: skip
+        series=series,
+        x_label="step",
+        y_label=_TEXTS.get(term.split("/")[-1], "Dice" if score else "loss term"),
+        log_y=spread and not score,
+        y_range=(0.0, 1.0) if score else None,
+        marks=marks,
+        width=280,
+        height=180,
+    )
 
 
 def _broken(x: np.ndarray, y: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -193,19 +192,21 @@ def _score_panel(
         triples = [_interval(chosen[chosen["site"] == site], len(classes) > 1) for site in sites]
         series.append(
             Series(
-                name=name,
-                x=sites,
-                y=[t[0] for t in triples],
-                low=[t[1] for t in triples],
-                high=[t[2] for t in triples],
+                name=name, x=sites, y=[t[0] for t in triples], low=[t[1] for t in triples], high=[t[2] for t in triples]
             )
         )
         status = chosen["status"].value_counts()
         counts.append(f"{name}: {status.get('missed', 0)} missed, {status.get('spurious', 0)} spurious")
     return Bars(
-        title=title, note="; ".join(counts), series=series, x_label="site", y_label=metric.capitalize(),
-        y_range=(0.0, 1.0), width=max(170, 34 * len(sites) * max(1, len(tables)) // 2 + 60), height=190,
-    )  # fmt: skip
+        title=title,
+        note="; ".join(counts),
+        series=series,
+        x_label="site",
+        y_label=metric.capitalize(),
+        y_range=(0.0, 1.0),
+        width=max(170, 34 * len(sites) * max(1, len(tables)) // 2 + 60),
+        height=190,
+    )
 
 
 def _interval(rows: pd.DataFrame, several: bool) -> tuple[float, float, float]:
@@ -223,18 +224,28 @@ def _interval(rows: pd.DataFrame, several: bool) -> tuple[float, float, float]:
 
 
 def transfer_matrices(
-    matrices: Mapping[str, np.ndarray], sites: Sequence[str], *, stages: Sequence[str] = (), note: str = "",
+    matrices: Mapping[str, np.ndarray],
+    sites: Sequence[str],
+    *,
+    stages: Sequence[str] = (),
+    note: str = "",
     provenance: Mapping[str, Any] | None = None,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Score on every site after every stage, one matrix a network: rows are stages, columns the tested sites."""
     panels: list[Panel | None] = [
         Heatmap(
-            title=name, note=f"{np.nanmin(values):.2f} to {np.nanmax(values):.2f}", values=np.asarray(values, dtype=float),
-            row_names=[f"after {stage}" for stage in stages] or None, column_names=list(sites), annotate=True,
-            x_label="tested on", width=52 * len(sites), height=max(60, 44 * len(values)),
+            title=name,
+            note=f"{np.nanmin(values):.2f} to {np.nanmax(values):.2f}",
+            values=np.asarray(values, dtype=float),
+            row_names=[f"after {stage}" for stage in stages] or None,
+            column_names=list(sites),
+            annotate=True,
+            x_label="tested on",
+            width=52 * len(sites),
+            height=max(60, 44 * len(values)),
         )
         for name, values in matrices.items()
-    ]  # fmt: skip
+    ]
     return Figure(
         title="Mean Dice on every site after every stage",
         subtitle="A column that falls from one row to the next is forgetting; all colours run from 0 to 1.",

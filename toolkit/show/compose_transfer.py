@@ -9,17 +9,7 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.show.captions import SEGREG_NOTE
-from toolkit.show.panels import (
-    Bars,
-    Figure,
-    Intervals,
-    Lines,
-    Panel,
-    Scatter,
-    Series,
-    number_text,
-    range_note,
-)
+from toolkit.show.panels import Bars, Figure, Intervals, Lines, Panel, Scatter, Series, number_text, range_note
 
 Pairs = Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
 
@@ -45,16 +35,25 @@ def forward_transfer(
     numbers = np.concatenate([np.asarray(one.y, dtype=float) for one in series])
     title, note_, marks = metric.replace("_", " "), range_note(numbers), "Dashed without, solid with"
     panel: Panel = Lines(
-        title=title, note=note_, series=series, y_label="Dice difference",
-        x_label="task: " + ", ".join(f"{i} = {tasks[i - 1]}" for i in later), x_range=(1.85, len(tasks) + 0.15),
-        width=420, height=250,
-    )  # fmt: skip
+        title=title,
+        note=note_,
+        series=series,
+        y_label="Dice difference",
+        x_label="task: " + ", ".join(f"{i} = {tasks[i - 1]}" for i in later),
+        x_range=(1.85, len(tasks) + 0.15),
+        width=420,
+        height=250,
+    )
     if len(later) == 1:  # no line to draw: two marks a base method
         marks = "One mark without, one with"
         panel = Intervals(
-            title=title, note=note_, series=_as_rows(series, list(pairs), method), x_label=f"Dice difference on {tasks[1]}",
-            width=420, height=40 + 50 * len(pairs),
-        )  # fmt: skip
+            title=title,
+            note=note_,
+            series=_as_rows(series, list(pairs), method),
+            x_label=f"Dice difference on {tasks[1]}",
+            width=420,
+            height=40 + 50 * len(pairs),
+        )
     return Figure(
         title="Forward transfer by task",
         subtitle=f"{marks} {method}; bands are the deviation over seeds ({_counted(seeds)}).",
@@ -86,17 +85,23 @@ def transfer_scatter(pairs: Pairs, *, method: str = "SegReg", note: str = "") ->
                 for name in (metric, "mean_dice")
             ]
             series.append(
-                Series(
-                    name=base, x=np.array(points[0]), y=np.array(points[1]), size=9, text=["without", "with"]
-                )
+                Series(name=base, x=np.array(points[0]), y=np.array(points[1]), size=9, text=["without", "with"])
             )
         panels.append(
             Scatter(
-                title=title, note=f"1 = without, 2 = with {method}", series=series, x_label=title,
-                y_label="final mean Dice", joined=True, legend=metric == "bwt", width=350, height=250,
-                x_range=_limits(series, "x"), y_range=_limits(series, "y"),
+                title=title,
+                note=f"1 = without, 2 = with {method}",
+                series=series,
+                x_label=title,
+                y_label="final mean Dice",
+                joined=True,
+                legend=metric == "bwt",
+                width=350,
+                height=250,
+                x_range=_limits(series, "x"),
+                y_range=_limits(series, "y"),
             )
-        )  # fmt: skip
+        )
     return Figure(
         title="Transfer against accuracy",
         subtitle="Better is towards the top right. Means over seeds; one seed decides nothing.",
@@ -114,10 +119,7 @@ def classifier_variabilities(results: Sequence[Any], names: Sequence[str], *, no
         note: sentence for the caption.
     """
     classes = results[0].class_names
-    angles = [
-        Series(name=name, x=classes, y=np.asarray(one.angles))
-        for one, name in zip(results, names, strict=True)
-    ]
+    angles = [Series(name=name, x=classes, y=np.asarray(one.angles)) for one, name in zip(results, names, strict=True)]
     where = ["source", "target"]
     disagreement, accuracy = (
         [
@@ -130,13 +132,9 @@ def classifier_variabilities(results: Sequence[Any], names: Sequence[str], *, no
         f"{name} {number_text(float(one.angles.mean()))}" for one, name in zip(results, names, strict=True)
     )
     panels: list[Panel | None] = [
-        Bars(
-            title="angle between heads", note=f"degrees; mean {mean}", series=angles, legend=False, width=300
-        ),
+        Bars(title="angle between heads", note=f"degrees; mean {mean}", series=angles, legend=False, width=300),
         Bars(title="disagreement", note="share of rows", series=disagreement, legend=False, width=200),
-        Bars(
-            title="balanced accuracy", note="mean over heads", series=accuracy, y_range=(0.0, 1.0), width=200
-        ),
+        Bars(title="balanced accuracy", note="mean over heads", series=accuracy, y_range=(0.0, 1.0), width=200),
     ]
     return Figure(
         title=f"Variability of a classifier refitted on {results[0].layer}",
@@ -152,16 +150,21 @@ def _curves(pairs: Pairs, tasks: Sequence[str], metric: str, method: str) -> lis
     later = list(range(2, len(tasks) + 1))
     series: list[Series] = []
     for base, arms in pairs.items():
-        for dash, name, transfers in zip(
-            (1, 0), (f"{base}, without", f"{base} + {method}"), arms, strict=True
-        ):
+        for dash, name, transfers in zip((1, 0), (f"{base}, without", f"{base} + {method}"), arms, strict=True):
             values = np.array([[one.value(metric, tasks[i - 1]) for i in later] for one in transfers])
             mean, spread = values.mean(axis=0), values.std(axis=0)
             band = len(transfers) > 1
-            series.append(Series(
-                name=name, x=np.array(later), y=mean, low=mean - spread if band else None,
-                high=mean + spread if band else None, colour=base, dash=dash,
-            ))  # fmt: skip
+            series.append(
+                Series(
+                    name=name,
+                    x=np.array(later),
+                    y=mean,
+                    low=mean - spread if band else None,
+                    high=mean + spread if band else None,
+                    colour=base,
+                    dash=dash,
+                )
+            )
     return series
 
 

@@ -64,10 +64,17 @@ class DemoSettings:
     def config(self) -> TrainConfig:
         """Settings of every stage."""
         return TrainConfig(
-            steps=self.steps, batch_size=self.batch_size, seed=self.seed, precision=self.precision, device=self.device,
-            patch_size=None if self.size is None else (self.size, self.size), checkpoint_every=max(1, self.steps // 2),
-            validate_every=max(1, self.steps // 4), log_every=max(1, self.steps // 40), keep_checkpoints=1,
-        )  # fmt: skip
+            steps=self.steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            precision=self.precision,
+            device=self.device,
+            patch_size=None if self.size is None else (self.size, self.size),
+            checkpoint_every=max(1, self.steps // 2),
+            validate_every=max(1, self.steps // 4),
+            log_every=max(1, self.steps // 40),
+            keep_checkpoints=1,
+        )
 
 
 def run_demo(settings: DemoSettings | None = None) -> Path:
@@ -103,8 +110,7 @@ def run_demo(settings: DemoSettings | None = None) -> Path:
     started = time.perf_counter()
     with _progress(sum(missing.values()) + ANALYSIS_UNITS) as bar:
         trained = {
-            name: _train(name, regularizer, task, sites, settings, bar)
-            for name, regularizer in networks.items()
+            name: _train(name, regularizer, task, sites, settings, bar) for name, regularizer in networks.items()
         }
         write_demo_report(trained, task, report, bar, ANALYSIS_UNITS)
     stamp.write_text(json.dumps({"key": key}), encoding="utf-8")
@@ -123,8 +129,13 @@ def _progress(total: int) -> Iterator[tqdm[Any]]:
 
 
 def _train(
-    name: str, regularizer: Regularizer | None, task: Task, sites: tuple[str, ...], settings: DemoSettings, bar: tqdm[Any]
-) -> Stages:  # fmt: skip
+    name: str,
+    regularizer: Regularizer | None,
+    task: Task,
+    sites: tuple[str, ...],
+    settings: DemoSettings,
+    bar: tqdm[Any],
+) -> Stages:
     path = Path(settings.out) / name.lower()
     with guarded_random_state():
         seed_step(settings.seed, 0)
@@ -168,9 +179,10 @@ def _missing_steps(path: Path, settings: DemoSettings, sites: tuple[str, ...]) -
         record["sites"]
     ) != tuple(sites):
         raise ConfigError(
-            "This folder holds a demo with other settings.", where=str(path),
+            "This folder holds a demo with other settings.",
+            where=str(path),
             fix=f"Choose another folder with --out, or delete {path.parent}.",
-        )  # fmt: skip
+        )
     done = [
         max(checkpoints.steps_on_disk(RunDirectory(folder).checkpoints), default=0)
         for folder in sorted(path.glob("stage-*"))

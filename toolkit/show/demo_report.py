@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 PENULTIMATE, SHALLOW, DEEP = "head_input", "encoder.1", "bottleneck"
 
 
-def write_demo_report(
-    trained: Mapping[str, Stages], task: Task, path: Path, bar: tqdm[Any], units: int
-) -> Path:
+def write_demo_report(trained: Mapping[str, Stages], task: Task, path: Path, bar: tqdm[Any], units: int) -> Path:
     """Analyse the trained sequences and write the page.
 
     Args:
@@ -78,8 +76,9 @@ def _training(trained: Mapping[str, Stages]) -> Section:
     first = next(iter(trained.values()))
     curves = training_curves(
         {name: [run.history for run in stages.stages] for name, stages in trained.items()},
-        stages=first.sites, provenance=_records(trained),
-    )  # fmt: skip
+        stages=first.sites,
+        provenance=_records(trained),
+    )
     import pandas as pd
 
     columns = [
@@ -108,13 +107,15 @@ def _scores(trained: Mapping[str, Stages], task: Task) -> list[Section]:
             [
                 scores_by_site(tables, provenance=_records(trained)),
                 transfer_matrices(
-                    {name: matrix.to_numpy() for name, matrix in matrices.items()}, first.sites, stages=rows,
+                    {name: matrix.to_numpy() for name, matrix in matrices.items()},
+                    first.sites,
+                    stages=rows,
                     provenance=_records(trained),
                 ),
             ],
             [("Dice: mean over test volumes", _summary(tables))],
         )
-    ]  # fmt: skip
+    ]
 
 
 def _in_order(table: pd.DataFrame, sites: tuple[str, ...]) -> pd.DataFrame:
@@ -139,12 +140,8 @@ def _similarity_and_drift(trained: Mapping[str, Stages], task: Task) -> list[Sec
     first = next(iter(trained.values()))
     site, names = first.sites[0], list(trained)
     cases = task.cases("test", site=site)
-    stores = {
-        name: [_features(run.model, cases) for run in stages.stages] for name, stages in trained.items()
-    }
-    similar = [
-        [channel_similarity(found[-1], layer) for layer in (SHALLOW, DEEP)] for found in stores.values()
-    ]
+    stores = {name: [_features(run.model, cases) for run in stages.stages] for name, stages in trained.items()}
+    similar = [[channel_similarity(found[-1], layer) for layer in (SHALLOW, DEEP)] for found in stores.values()]
     projected = [project(found, PENULTIMATE, method="pca", basis="shared") for found in stores.values()]
     drifted = [drift(found, PENULTIMATE) for found in stores.values()]
     stages = [f"after {one}" for one in first.sites]
@@ -163,7 +160,7 @@ def _similarity_and_drift(trained: Mapping[str, Stages], task: Task) -> list[Sec
             [projections(projected, names, stages=stages), drifts(drifted, names)],
             [("Drift, all classes pooled", _pooled(drifted, names))],
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _features(model: Any, cases: list[Case]) -> Features:
@@ -174,35 +171,18 @@ def _named(tables: list[pd.DataFrame], names: list[str]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.concat(
-        [t.assign(network=n)[["network", *t.columns]] for t, n in zip(tables, names, strict=True)],
-        ignore_index=True,
+        [t.assign(network=n)[["network", *t.columns]] for t, n in zip(tables, names, strict=True)], ignore_index=True
     )
 
 
 def _redundancy(similar: list[list[Any]], names: list[str]) -> pd.DataFrame:
-    table = _named(
-        [one.table() for row in similar for one in row], [name for name in names for _ in (SHALLOW, DEEP)]
-    )
-    return table[table["part"] == "all"][
-        ["network", "layer", "form", "redundancy", "sd", "images", "channels", "dead"]
-    ]
+    table = _named([one.table() for row in similar for one in row], [name for name in names for _ in (SHALLOW, DEEP)])
+    return table[table["part"] == "all"][["network", "layer", "form", "redundancy", "sd", "images", "channels", "dead"]]
 
 
 def _pooled(drifted: list[Any], names: list[str]) -> pd.DataFrame:
     table = _named([one.table() for one in drifted], names)
-    columns = [
-        "network",
-        "measure",
-        "kind",
-        "from",
-        "to",
-        "value",
-        "low",
-        "high",
-        "null_low",
-        "null_high",
-        "status",
-    ]
+    columns = ["network", "measure", "kind", "from", "to", "value", "low", "high", "null_low", "null_high", "status"]
     return table[table["class"] == "pooled"][columns]
 
 
@@ -217,9 +197,7 @@ def _maps(trained: Mapping[str, Stages], task: Task) -> list[Section]:
     first = next(iter(trained.values()))
     case = explained_case(task, first.sites[0])
     target = list(task.classes.values())[-1]
-    cams = [
-        grad_cam(s.model, case, list(BLOCKS), Region(target, inside="reference")) for s in trained.values()
-    ]
+    cams = [grad_cam(s.model, case, list(BLOCKS), Region(target, inside="reference")) for s in trained.values()]
     return [
         Section(
             "Grad-CAM of every block",

@@ -30,9 +30,13 @@ def cooperative_training() -> bytes:
         axes.annotate("", (11.52, y), (11.17, y), arrowprops={"arrowstyle": "->", "color": shade, "lw": 1.3})
     axes.text(-0.7, 4.75, "standard pass: four losses", fontsize=9.5, color=colours.TEXT)
     axes.text(
-        -0.7, 1.75, "hard examples: masked codes,\ndecoded, then constants", fontsize=9, va="center",
+        -0.7,
+        1.75,
+        "hard examples: masked codes,\ndecoded, then constants",
+        fontsize=9,
+        va="center",
         color=colours.category(_HARD),
-    )  # fmt: skip
+    )
     return finish()
 
 
@@ -61,12 +65,23 @@ _COOPERATIVE: Boxes = {
     "hard image": (12.1, 0.6, r"C($\bar{p}$)", _OUTPUT),
 }
 _COOPERATIVE_ARROWS: Sequence[Arrow] = (
-    ("image", "encoder", _DATA), ("encoder", "z_i", _DATA), ("z_i", "decoupler", _DATA), ("decoupler", "z_s", _DATA),
-    ("z_s", "decoder", _DATA), ("decoder", "p", _DATA), ("z_i", "image decoder", _DATA),
-    ("image decoder", "x'", _DATA), ("z_s", "masked shape", _HARD), ("masked shape", "decoder again", _HARD),
-    ("decoder again", "p hat", _HARD), ("z_i", "masked image", _HARD), ("masked image", "image decoder again", _HARD),
-    ("image decoder again", "x hat", _HARD), ("x hat", "fast network", _HARD), ("fast network", "p bar", _HARD),
-)  # fmt: skip
+    ("image", "encoder", _DATA),
+    ("encoder", "z_i", _DATA),
+    ("z_i", "decoupler", _DATA),
+    ("decoupler", "z_s", _DATA),
+    ("z_s", "decoder", _DATA),
+    ("decoder", "p", _DATA),
+    ("z_i", "image decoder", _DATA),
+    ("image decoder", "x'", _DATA),
+    ("z_s", "masked shape", _HARD),
+    ("masked shape", "decoder again", _HARD),
+    ("decoder again", "p hat", _HARD),
+    ("z_i", "masked image", _HARD),
+    ("masked image", "image decoder again", _HARD),
+    ("image decoder again", "x hat", _HARD),
+    ("x hat", "fast network", _HARD),
+    ("fast network", "p bar", _HARD),
+)
 
 
 def med_disseg_stages() -> bytes:
@@ -79,18 +94,9 @@ def med_disseg_stages() -> bytes:
     axes.text(-0.7, 5.45, "stage 1", fontsize=10, color=colours.TEXT)
     axes.text(-0.7, 2.75, "stage 2", fontsize=10, color=colours.TEXT)
     axes.text(0.88, 3.6, "weights of\nthe blocks", fontsize=8.5, color=colours.FAINT, ha="right", va="center")
-    axes.annotate(
-        "", (1.0, 2.5), (1.0, 4.6), arrowprops={"arrowstyle": "->", "color": colours.FAINT, "lw": 1.2}
-    )
+    axes.annotate("", (1.0, 2.5), (1.0, 4.6), arrowprops={"arrowstyle": "->", "color": colours.FAINT, "lw": 1.2})
     axes.text(10.9, 1.1, "training only", fontsize=8.5, color=colours.FAINT, va="center")
-    axes.text(
-        8.75,
-        0.45,
-        "foreground and background\nguide every CDFA",
-        fontsize=8.5,
-        color=colours.FAINT,
-        va="center",
-    )
+    axes.text(8.75, 0.45, "foreground and background\nguide every CDFA", fontsize=8.5, color=colours.FAINT, va="center")
     return finish()
 
 
@@ -115,17 +121,26 @@ _STAGES: Boxes = {
     "auxiliary": (9.95, 1.1, "three maps", _OUTPUT),
 }
 _STAGE_ARROWS: Sequence[Arrow] = (
-    ("views", "first 1", _DATA), ("image", "second 1", _DATA),
+    ("views", "first 1", _DATA),
+    ("image", "second 1", _DATA),
     *((f"{stage} {k}", f"{stage} {k + 1}", _DATA) for stage in ("first", "second") for k in (1, 2, 3)),
     *((f"first {k}", f"elat {k}", _DATA) for k in (1, 2, 3, 4)),
     *((f"second {k}", f"dilated {k}", _DATA) for k in (1, 2, 3, 4)),
     *((f"dilated {k}", f"cdfa {k}", _DATA) for k in (1, 2, 3, 4)),
     *((f"cdfa {k + 1}", f"cdfa {k}", _DATA) for k in (1, 2, 3)),
-    ("cdfa 1", "small", _DATA), ("cdfa 2", "small", _DATA), ("cdfa 2", "middle", _DATA), ("cdfa 3", "middle", _DATA),
-    ("cdfa 3", "large", _DATA), ("cdfa 4", "large", _DATA), ("joined", "mask", _DATA), ("first 4", "first loss", _HARD),
-    ("second 4", "second loss", _HARD), ("second 4", "decoupled", _DATA), ("decoupled", "auxiliary", _DATA),
+    ("cdfa 1", "small", _DATA),
+    ("cdfa 2", "small", _DATA),
+    ("cdfa 2", "middle", _DATA),
+    ("cdfa 3", "middle", _DATA),
+    ("cdfa 3", "large", _DATA),
+    ("cdfa 4", "large", _DATA),
+    ("joined", "mask", _DATA),
+    ("first 4", "first loss", _HARD),
+    ("second 4", "second loss", _HARD),
+    ("second 4", "decoupled", _DATA),
+    ("decoupled", "auxiliary", _DATA),
     ("decoupled", "cdfa 4", _DATA),
-)  # fmt: skip
+)
 
 
 def _boxes(axes: Axes, boxes: Boxes) -> None:
@@ -158,6 +173,4 @@ def _gathered(axes: Axes, boxes: Boxes, names: Sequence[str], target: str) -> No
     ends = [boxes[names[0]][0], boxes[target][0]]
     axes.plot(ends, [below, below], color=colours.FAINT, lw=1.3)
     end = (boxes[target][0], boxes[target][1] - _SIZE[1] / 2)
-    axes.annotate(
-        "", end, (end[0], below), arrowprops={"arrowstyle": "->", "color": colours.FAINT, "lw": 1.3}
-    )
+    axes.annotate("", end, (end[0], below), arrowprops={"arrowstyle": "->", "color": colours.FAINT, "lw": 1.3})

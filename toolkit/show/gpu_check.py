@@ -56,9 +56,7 @@ def gpu_check(steps: int = 30) -> int:
     task = load_task("phantom-cardiac")
     checks = [*_extraction(task), *_training(task, steps)]
     for check in checks:
-        print(
-            f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.found:.3g} (limit {check.limit:.3g})"
-        )
+        print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.found:.3g} (limit {check.limit:.3g})")
     return 0 if all(check.passed for check in checks) else 1
 
 
@@ -89,10 +87,14 @@ def _extraction(task: Task) -> list[Check]:
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
     return [
-        Check(f"features of {layer}, {name} against CPU fp32", relative_difference(found.rows(layer), on_cpu.rows(layer)), limit)
+        Check(
+            f"features of {layer}, {name} against CPU fp32",
+            relative_difference(found.rows(layer), on_cpu.rows(layer)),
+            limit,
+        )
         for name, found, limit in (("fp32", on_gpu, 1e-4), ("bf16", mixed, 0.03))
         for layer in LAYERS
-    ]  # fmt: skip
+    ]
 
 
 def _training(task: Task, steps: int) -> list[Check]:
@@ -101,9 +103,15 @@ def _training(task: Task, steps: int) -> list[Check]:
     losses: dict[tuple[str, str], list[float]] = {}
     for device, precision in (("cpu", "32"), ("cuda", "32"), ("cuda", "bf16")):
         config = TrainConfig(
-            steps=steps, batch_size=16, precision=precision, device=device, log_every=1, validate_every=0,
-            checkpoint_every=0, select="last",
-        )  # fmt: skip
+            steps=steps,
+            batch_size=16,
+            precision=precision,
+            device=device,
+            log_every=1,
+            validate_every=0,
+            checkpoint_every=0,
+            select="last",
+        )
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             run = train(_network(task), task, None, SegReg(), config, Path(folder) / "run", progress=False)

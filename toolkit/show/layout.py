@@ -88,11 +88,14 @@ def place(figure: Figure, minimum_width: int = 480) -> Layout:
     placed: list[Placed] = []
     for row, cells in zip(rows, columns, strict=True):
         texts = [
-            (wrap(panel.title, panel.width + panel.padding()[1], PANEL_SIZE * BOLD), wrap(panel.note, panel.width + 8, NOTE_SIZE))
+            (
+                wrap(panel.title, panel.width + panel.padding()[1], PANEL_SIZE * BOLD),
+                wrap(panel.note, panel.width + 8, NOTE_SIZE),
+            )
             if panel is not None
             else ((), ())
             for panel in row
-        ]  # fmt: skip
+        ]
         head = max(lines_height(t, PANEL_SIZE) + lines_height(n, NOTE_SIZE) for t, n in texts) + 5
         bottom = 0.0
         for index, panel in enumerate(row):

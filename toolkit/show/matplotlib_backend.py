@@ -52,9 +52,7 @@ def render(figure: Figure, kind: str, *, dpi: int = 200, where: str = "") -> byt
     """The bytes of a figure as `pdf`, `svg` or `png`; equal figures give equal bytes."""
     if kind not in FORMATS:
         raise ResultError(
-            f"A figure cannot be written as {kind!r}.",
-            where=where,
-            fix="Use a path ending in .pdf, .svg or .png.",
+            f"A figure cannot be written as {kind!r}.", where=where, fix="Use a path ending in .pdf, .svg or .png."
         )
     import matplotlib
 
@@ -81,9 +79,7 @@ def draw(figure: Figure) -> Page:
         canvas = page.add_axes(_box(plan, one.left, one.top, one.width, one.height))
         _style(canvas)
         _panel(page, canvas, one, plan, names)
-        head = layout.lines_height(one.title, layout.PANEL_SIZE) + layout.lines_height(
-            one.note, layout.NOTE_SIZE
-        )
+        head = layout.lines_height(one.title, layout.PANEL_SIZE) + layout.lines_height(one.note, layout.NOTE_SIZE)
         end = _text(page, plan, one.title, one.left, one.top - head - 4, layout.PANEL_SIZE, weight="bold")
         _text(page, plan, one.note, one.left, end, layout.NOTE_SIZE, color=colours.FAINT)
     foot = plan.height - layout.lines_height(plan.caption, layout.CAPTION_SIZE) - layout.MARGIN * 0.6
@@ -94,31 +90,15 @@ def draw(figure: Figure) -> Page:
 def _box(
     plan: layout.Layout, left: float, top: float, width: float, height: float
 ) -> tuple[float, float, float, float]:
-    return (
-        left / plan.width, 1 - (top + height) / plan.height, width / plan.width, height / plan.height
-    )  # fmt: skip
+    return (left / plan.width, 1 - (top + height) / plan.height, width / plan.width, height / plan.height)
 
 
 def _text(
-    page: Page,
-    plan: layout.Layout,
-    lines: tuple[str, ...],
-    left: float,
-    top: float,
-    size: float,
-    **style: Any,
+    page: Page, plan: layout.Layout, lines: tuple[str, ...], left: float, top: float, size: float, **style: Any
 ) -> float:
     style.setdefault("color", colours.TEXT)
     for line in lines:
-        page.text(
-            left / plan.width,
-            1 - top / plan.height,
-            line,
-            fontsize=size * _POINTS,
-            va="top",
-            ha="left",
-            **style,
-        )
+        page.text(left / plan.width, 1 - top / plan.height, line, fontsize=size * _POINTS, va="top", ha="left", **style)
         top += size * layout.LINE
     return top
 
@@ -131,9 +111,7 @@ def _style(canvas: Canvas) -> None:
         spine.set_visible(side in ("left", "bottom"))
 
 
-def _panel(
-    page: Page, canvas: Canvas, one: layout.Placed, plan: layout.Layout, names: dict[str, int]
-) -> None:
+def _panel(page: Page, canvas: Canvas, one: layout.Placed, plan: layout.Layout, names: dict[str, int]) -> None:
     panel = one.panel
     if isinstance(panel, Image):
         _image(page, canvas, panel, one, plan)
@@ -182,13 +160,8 @@ def _image(page: Page, canvas: Canvas, panel: Image, one: layout.Placed, plan: l
 
 def _heatmap(page: Page, canvas: Canvas, panel: Heatmap, one: layout.Placed, plan: layout.Layout) -> None:
     rows, columns = panel.values.shape
-    canvas.imshow(
-        colours.rgba(panel.values, *panel.limits, panel.scale), aspect="auto", interpolation="nearest"
-    )
-    for axis, names, count in (
-        (canvas.xaxis, panel.column_names, columns),
-        (canvas.yaxis, panel.row_names, rows),
-    ):
+    canvas.imshow(colours.rgba(panel.values, *panel.limits, panel.scale), aspect="auto", interpolation="nearest")
+    for axis, names, count in ((canvas.xaxis, panel.column_names, columns), (canvas.yaxis, panel.row_names, rows)):
         if names is not None:
             axis.set_ticks(range(count), list(names))
         else:
@@ -199,9 +172,7 @@ def _heatmap(page: Page, canvas: Canvas, panel: Heatmap, one: layout.Placed, pla
     for spine in canvas.spines.values():
         spine.set_visible(False)
     if panel.annotate:
-        shade = colours.rgba(panel.values, *panel.limits, panel.scale)[..., :3] @ np.array(
-            [0.299, 0.587, 0.114]
-        )
+        shade = colours.rgba(panel.values, *panel.limits, panel.scale)[..., :3] @ np.array([0.299, 0.587, 0.114])
         for row in range(rows):
             for column in range(columns):
                 ink = "black" if shade[row, column] > 140 else "white"
@@ -212,13 +183,7 @@ def _heatmap(page: Page, canvas: Canvas, panel: Heatmap, one: layout.Placed, pla
 
 
 def _bar(
-    page: Page,
-    plan: layout.Layout,
-    left: float,
-    top: float,
-    height: float,
-    limits: tuple[float, float],
-    scale: str,
+    page: Page, plan: layout.Layout, left: float, top: float, height: float, limits: tuple[float, float], scale: str
 ) -> None:
     bar = page.add_axes(_box(plan, left, top, 10, height))
     _style(bar)
@@ -274,13 +239,7 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
     for x, text in panel.marks:
         canvas.axvline(x, color=colours.FAINT, linewidth=0.8, linestyle=":")
         canvas.text(
-            x,
-            1.0,
-            f" {text}",
-            transform=canvas.get_xaxis_transform(),
-            fontsize=7.5,
-            va="top",
-            color=colours.FAINT,
+            x, 1.0, f" {text}", transform=canvas.get_xaxis_transform(), fontsize=7.5, va="top", color=colours.FAINT
         )
     curves = not isinstance(panel, Bars | Boxes | Intervals | Scatter)
     if curves and panel.series and all(np.asarray(one.x).dtype.kind in "iu" for one in panel.series):
@@ -311,9 +270,14 @@ def _legend(canvas: Canvas, handles: list[Any] | None, left: float) -> None:
     named = [line for line in canvas.get_lines() if not str(line.get_label()).startswith("_")]
     broken = any(line.get_linestyle() not in ("-", "None") for line in named)
     style: dict[str, Any] = {
-        "loc": "upper left", "bbox_to_anchor": (left, 1.02), "frameon": False, "borderaxespad": 0.0,
-        "fontsize": layout.NOTE_SIZE * _POINTS, "handlelength": 3.0 if broken else 1.6, "labelcolor": colours.TEXT,
-    }  # fmt: skip
+        "loc": "upper left",
+        "bbox_to_anchor": (left, 1.02),
+        "frameon": False,
+        "borderaxespad": 0.0,
+        "fontsize": layout.NOTE_SIZE * _POINTS,
+        "handlelength": 3.0 if broken else 1.6,
+        "labelcolor": colours.TEXT,
+    }
     if handles is not None:
         style["handles"] = handles
     canvas.legend(**style)
@@ -322,28 +286,39 @@ def _legend(canvas: Canvas, handles: list[Any] | None, left: float) -> None:
 def _curve(canvas: Canvas, one: Series, colour: str) -> None:
     marker = "o" if len(one.x) < 15 else None
     canvas.plot(
-        one.x, one.y, color=colour, linestyle=_DASHES[one.dash % 4], linewidth=1.5, label=one.name, marker=marker,
+        one.x,
+        one.y,
+        color=colour,
+        linestyle=_DASHES[one.dash % 4],
+        linewidth=1.5,
+        label=one.name,
+        marker=marker,
         markersize=3,
-    )  # fmt: skip
+    )
     if one.low is not None and one.high is not None:
         canvas.fill_between(one.x, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _points(canvas: Canvas, one: Series, colour: str) -> None:
     canvas.scatter(
-        one.x, one.y, s=(one.size * _POINTS) ** 2, c=colour, marker=_MARKERS[one.symbol % len(_MARKERS)], alpha=0.65 if one.size < 8 else 1.0,
-        linewidths=0.8 if one.size >= 8 else 0, edgecolors="black" if one.size >= 8 and one.symbol % 6 != 4 else None,
-        label=one.name, rasterized=len(one.x) > 2000,
-    )  # fmt: skip
+        one.x,
+        one.y,
+        s=(one.size * _POINTS) ** 2,
+        c=colour,
+        marker=_MARKERS[one.symbol % len(_MARKERS)],
+        alpha=0.65 if one.size < 8 else 1.0,
+        linewidths=0.8 if one.size >= 8 else 0,
+        edgecolors="black" if one.size >= 8 and one.symbol % 6 != 4 else None,
+        label=one.name,
+        rasterized=len(one.x) > 2000,
+    )
 
 
 def _join(canvas: Canvas, one: Series, colour: str) -> None:
     canvas.plot(one.x, one.y, color=colour, linewidth=1.2)
     for number, (x, y) in enumerate(zip(one.x, one.y, strict=True), 1):
         if np.isfinite(x) and np.isfinite(y):
-            canvas.annotate(
-                str(number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7.5, clip_on=True
-            )
+            canvas.annotate(str(number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7.5, clip_on=True)
 
 
 def _bar_group(canvas: Canvas, one: Series, index: int, count: int, colour: str) -> None:
@@ -353,23 +328,25 @@ def _bar_group(canvas: Canvas, one: Series, index: int, count: int, colour: str)
     canvas.bar(centres, values, width=width * 0.92, color=colour, label=one.name, linewidth=0)
     if one.low is not None and one.high is not None:
         spread = np.abs(np.stack([values - np.asarray(one.low), np.asarray(one.high) - values]))
-        canvas.errorbar(
-            centres, values, yerr=spread, fmt="none", ecolor=colours.TEXT, elinewidth=0.9, capsize=2
-        )
+        canvas.errorbar(centres, values, yerr=spread, fmt="none", ecolor=colours.TEXT, elinewidth=0.9, capsize=2)
 
 
-def _box_group(
-    canvas: Canvas, one: Series, categories: list[str], index: int, count: int, colour: str
-) -> None:
+def _box_group(canvas: Canvas, one: Series, categories: list[str], index: int, count: int, colour: str) -> None:
     width = 0.8 / count
     values, names = np.asarray(one.y, dtype=float), np.asarray([str(name) for name in one.x])
     groups = [values[(names == name) & np.isfinite(values)] for name in categories]
     drawn = canvas.boxplot(
-        groups, positions=np.arange(len(categories)) - 0.4 + width * (index + 0.5), widths=width * 0.8, patch_artist=True,
-        manage_ticks=False, boxprops={"facecolor": colour, "alpha": 0.55, "edgecolor": colour},
-        medianprops={"color": colours.TEXT, "linewidth": 1.4}, whiskerprops={"color": colour}, capprops={"color": colour},
+        groups,
+        positions=np.arange(len(categories)) - 0.4 + width * (index + 0.5),
+        widths=width * 0.8,
+        patch_artist=True,
+        manage_ticks=False,
+        boxprops={"facecolor": colour, "alpha": 0.55, "edgecolor": colour},
+        medianprops={"color": colours.TEXT, "linewidth": 1.4},
+        whiskerprops={"color": colour},
+        capprops={"color": colour},
         flierprops={"marker": "o", "markersize": 2.5, "markeredgecolor": colour},
-    )  # fmt: skip
+    )
     drawn["boxes"][0].set_label(one.name)
 
 
@@ -379,10 +356,15 @@ def _interval_rows(canvas: Canvas, one: Series, index: int, count: int, colour: 
     if one.low is not None and one.high is not None:
         spread = np.maximum(np.stack([values - np.asarray(one.low), np.asarray(one.high) - values]), 0)
         canvas.errorbar(
-            values, heights, xerr=spread, fmt=_MARKERS[one.symbol % len(_MARKERS)], color=colour, markersize=5,
-            elinewidth=1.6, capsize=2.5, label=one.name,
-        )  # fmt: skip
-    else:
-        canvas.plot(
-            values, heights, _MARKERS[one.symbol % len(_MARKERS)], color=colour, markersize=5, label=one.name
+            values,
+            heights,
+            xerr=spread,
+            fmt=_MARKERS[one.symbol % len(_MARKERS)],
+            color=colour,
+            markersize=5,
+            elinewidth=1.6,
+            capsize=2.5,
+            label=one.name,
         )
+    else:
+        canvas.plot(values, heights, _MARKERS[one.symbol % len(_MARKERS)], color=colour, markersize=5, label=one.name)

@@ -36,9 +36,7 @@ class Section:
     tables: Sequence[tuple[str, pd.DataFrame]] = ()
 
 
-def write_page(
-    title: str, summary: str, sections: Sequence[Section], path: Path, *, interactive: bool = True
-) -> Path:
+def write_page(title: str, summary: str, sections: Sequence[Section], path: Path, *, interactive: bool = True) -> Path:
     """Write the page at once; nothing half-written is ever seen.
 
     Args:
@@ -54,9 +52,14 @@ def write_page(
         for number, section in enumerate(sections, 1)
     )
     text = _PAGE.format(
-        title=html.escape(title), summary=_paragraphs(summary), links=links, body=body, style=_STYLE,
-        footer=html.escape(_footer()), scripts=_scripts() if interactive else "",
-    )  # fmt: skip
+        title=html.escape(title),
+        summary=_paragraphs(summary),
+        links=links,
+        body=body,
+        style=_STYLE,
+        footer=html.escape(_footer()),
+        scripts=_scripts() if interactive else "",
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -69,8 +72,7 @@ def write_page(
 
 def _section(section: Section, number: int, interactive: bool) -> str:
     figures = "\n".join(
-        _figure(figure, f"figure-{number}-{index}", interactive)
-        for index, figure in enumerate(section.figures, 1)
+        _figure(figure, f"figure-{number}-{index}", interactive) for index, figure in enumerate(section.figures, 1)
     )
     tables = "\n".join(_table(caption, table) for caption, table in section.tables)
     return (
@@ -113,8 +115,7 @@ def _width(figure: Figure) -> int:
 def _table(caption: str, table: pd.DataFrame) -> str:
     head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in table.columns)
     rows = "\n".join(
-        "<tr>" + "".join(_cell(value) for value in row) + "</tr>"
-        for row in table.itertuples(index=False, name=None)
+        "<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in table.itertuples(index=False, name=None)
     )
     return (
         f'<div class="table" tabindex="0" role="region" aria-label="{html.escape(caption, quote=True)}"><table>'

@@ -28,9 +28,7 @@ def draw(figure: Figure) -> go.Figure:
     top = page.write(plan.title, layout.MARGIN, top, layout.TITLE_SIZE, bold=True)
     page.write(plan.subtitle, layout.MARGIN, top + 2, layout.SUBTITLE_SIZE, colour=colours.FAINT)
     for one in plan.placed:
-        head = layout.lines_height(one.title, layout.PANEL_SIZE) + layout.lines_height(
-            one.note, layout.NOTE_SIZE
-        )
+        head = layout.lines_height(one.title, layout.PANEL_SIZE) + layout.lines_height(one.note, layout.NOTE_SIZE)
         end = page.write(one.title, one.left, one.top - head - 4, layout.PANEL_SIZE, bold=True)
         page.write(one.note, one.left, end, layout.NOTE_SIZE, colour=colours.FAINT)
         page.panel(one)
@@ -38,11 +36,22 @@ def draw(figure: Figure) -> go.Figure:
     page.write(plan.caption, layout.MARGIN, foot, layout.CAPTION_SIZE, colour=colours.FAINT)
     result = go.Figure(data=page.traces)
     result.update_layout(
-        width=plan.width, height=plan.height, margin={"l": 0, "r": 0, "t": 0, "b": 0}, annotations=page.notes,
-        shapes=page.shapes, plot_bgcolor="white", paper_bgcolor="white", barmode="group", boxmode="group", hovermode="closest",
-        font={"family": _FONT, "size": layout.TICK_SIZE, "color": colours.TEXT}, meta={"title": figure.title},
-        template=None, bargap=0.2, **page.axes,
-    )  # fmt: skip
+        width=plan.width,
+        height=plan.height,
+        margin={"l": 0, "r": 0, "t": 0, "b": 0},
+        annotations=page.notes,
+        shapes=page.shapes,
+        plot_bgcolor="white",
+        paper_bgcolor="white",
+        barmode="group",
+        boxmode="group",
+        hovermode="closest",
+        font={"family": _FONT, "size": layout.TICK_SIZE, "color": colours.TEXT},
+        meta={"title": figure.title},
+        template=None,
+        bargap=0.2,
+        **page.axes,
+    )
     return result
 
 
@@ -59,16 +68,32 @@ class _Page:
         self.legends = 0
 
     def write(
-        self, lines: tuple[str, ...], left: float, top: float, size: float, *, bold: bool = False,
+        self,
+        lines: tuple[str, ...],
+        left: float,
+        top: float,
+        size: float,
+        *,
+        bold: bool = False,
         colour: str = colours.TEXT,
-    ) -> float:  # fmt: skip
+    ) -> float:
         if lines:
             text = "<br>".join(line.replace("<", "&lt;") for line in lines)
-            self.notes.append({
-                "text": f"<b>{text}</b>" if bold else text, "x": left / self.plan.width, "y": 1 - top / self.plan.height,
-                "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "top", "align": "left",
-                "showarrow": False, "font": {"size": size, "color": colour}, "borderpad": 0,
-            })  # fmt: skip
+            self.notes.append(
+                {
+                    "text": f"<b>{text}</b>" if bold else text,
+                    "x": left / self.plan.width,
+                    "y": 1 - top / self.plan.height,
+                    "xref": "paper",
+                    "yref": "paper",
+                    "xanchor": "left",
+                    "yanchor": "top",
+                    "align": "left",
+                    "showarrow": False,
+                    "font": {"size": size, "color": colour},
+                    "borderpad": 0,
+                }
+            )
         return top + layout.lines_height(lines, size)
 
     def panel(self, one: layout.Placed) -> None:
@@ -76,12 +101,14 @@ class _Page:
         suffix = "" if self.count == 1 else str(self.count)
         across = {
             "domain": [one.left / self.plan.width, (one.left + one.width) / self.plan.width],
-            "anchor": f"y{suffix}", "zeroline": False,
-        }  # fmt: skip
+            "anchor": f"y{suffix}",
+            "zeroline": False,
+        }
         up = {
             "domain": [1 - (one.top + one.height) / self.plan.height, 1 - one.top / self.plan.height],
-            "anchor": f"x{suffix}", "zeroline": False,
-        }  # fmt: skip
+            "anchor": f"x{suffix}",
+            "zeroline": False,
+        }
         panel = one.panel
         if isinstance(panel, Image):
             self._image(panel, one, suffix, across, up)
@@ -93,14 +120,23 @@ class _Page:
 
     def _bar(self, left: float, one: layout.Placed, ticks: tuple[list[float], list[str]]) -> dict[str, Any]:
         return {
-            "x": left / self.plan.width, "y": 1 - one.top / self.plan.height, "xref": "paper", "yref": "paper",
-            "xanchor": "left", "yanchor": "top", "len": one.height, "lenmode": "pixels", "thickness": 10, "xpad": 0,
-            "ypad": 0, "outlinewidth": 0, "tickvals": ticks[0], "ticktext": ticks[1],
-        }  # fmt: skip
+            "x": left / self.plan.width,
+            "y": 1 - one.top / self.plan.height,
+            "xref": "paper",
+            "yref": "paper",
+            "xanchor": "left",
+            "yanchor": "top",
+            "len": one.height,
+            "lenmode": "pixels",
+            "thickness": 10,
+            "xpad": 0,
+            "ypad": 0,
+            "outlinewidth": 0,
+            "tickvals": ticks[0],
+            "ticktext": ticks[1],
+        }
 
-    def _image(
-        self, panel: Image, one: layout.Placed, suffix: str, across: dict[str, Any], up: dict[str, Any]
-    ) -> None:
+    def _image(self, panel: Image, one: layout.Placed, suffix: str, across: dict[str, Any], up: dict[str, Any]) -> None:
         import plotly.graph_objects as go
 
         rows, columns = panel.pixels.shape[:2]
@@ -109,11 +145,19 @@ class _Page:
         if panel.overlay is not None:
             low, high = panel.overlay_limits
             height, width = panel.overlay.shape
-            self.traces.append(go.Heatmap(
-                **_bytes(panel.overlay, low, high), colorscale=colours.plotly_scale(panel.overlay_scale), showscale=panel.bar,
-                x0=-0.5 + columns / width / 2, dx=columns / width, y0=-0.5 + rows / height / 2, dy=rows / height,
-                colorbar=self._bar(one.left + one.width + 6, one, _ticks(low, high)), **axes,
-            ))  # fmt: skip
+            self.traces.append(
+                go.Heatmap(
+                    **_bytes(panel.overlay, low, high),
+                    colorscale=colours.plotly_scale(panel.overlay_scale),
+                    showscale=panel.bar,
+                    x0=-0.5 + columns / width / 2,
+                    dx=columns / width,
+                    y0=-0.5 + rows / height / 2,
+                    dy=rows / height,
+                    colorbar=self._bar(one.left + one.width + 6, one, _ticks(low, high)),
+                    **axes,
+                )
+            )
         if panel.labels is not None:
             self._contours(panel, axes)
         if panel.legend:
@@ -121,20 +165,28 @@ class _Page:
             for line, (label, name) in enumerate((k, v) for k, v in panel.class_names.items() if k > 0):
                 red, green, blue = colours.class_colour(label)
                 self.write(
-                    (f"■ {name}",),
-                    left,
-                    one.top + 16 * line,
-                    layout.NOTE_SIZE,
-                    colour=f"rgb({red},{green},{blue})",
+                    (f"■ {name}",), left, one.top + 16 * line, layout.NOTE_SIZE, colour=f"rgb({red},{green},{blue})"
                 )
-        self.shapes.append({
-            "type": "rect", "xref": axes["xaxis"], "yref": axes["yaxis"], "x0": -0.5, "x1": columns - 0.5, "y0": -0.5,
-            "y1": rows - 0.5, "line": {"color": colours.GRID, "width": 0.6},
-        })  # fmt: skip
+        self.shapes.append(
+            {
+                "type": "rect",
+                "xref": axes["xaxis"],
+                "yref": axes["yaxis"],
+                "x0": -0.5,
+                "x1": columns - 0.5,
+                "y0": -0.5,
+                "y1": rows - 0.5,
+                "line": {"color": colours.GRID, "width": 0.6},
+            }
+        )
         across.update(visible=False, range=[-0.5, columns - 0.5], constrain="domain")
         up.update(
-            visible=False, range=[rows - 0.5, -0.5], scaleanchor=f"x{suffix}", scaleratio=panel.aspect, constrain="domain"
-        )  # fmt: skip
+            visible=False,
+            range=[rows - 0.5, -0.5],
+            scaleanchor=f"x{suffix}",
+            scaleratio=panel.aspect,
+            constrain="domain",
+        )
 
     def _contours(self, panel: Image, axes: dict[str, str]) -> None:
         import plotly.graph_objects as go
@@ -142,11 +194,18 @@ class _Page:
         assert panel.labels is not None
         for label in [int(v) for v in np.unique(panel.labels) if v > 0]:
             red, green, blue = colours.class_colour(label)
-            self.traces.append(go.Contour(
-                z=(panel.labels == label).astype(np.uint8), contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
-                line={"color": f"rgb({red},{green},{blue})", "width": 1.6}, showscale=False, showlegend=False, hoverinfo="skip",
-                name=panel.class_names.get(label, str(label)), **axes,
-            ))  # fmt: skip
+            self.traces.append(
+                go.Contour(
+                    z=(panel.labels == label).astype(np.uint8),
+                    contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
+                    line={"color": f"rgb({red},{green},{blue})", "width": 1.6},
+                    showscale=False,
+                    showlegend=False,
+                    hoverinfo="skip",
+                    name=panel.class_names.get(label, str(label)),
+                    **axes,
+                )
+            )
 
     def _heatmap(
         self, panel: Heatmap, one: layout.Placed, suffix: str, across: dict[str, Any], up: dict[str, Any]
@@ -155,15 +214,18 @@ class _Page:
 
         low, high = panel.limits
         annotate = {"text": _texts(panel.values), "texttemplate": "%{text}"} if panel.annotate else {}
-        self.traces.append(go.Heatmap(
-            **_bytes(panel.values, low, high), colorscale=colours.plotly_scale(panel.scale),
-            colorbar=self._bar(one.left + one.width + 8, one, _ticks(low, high)), xaxis=f"x{suffix}", yaxis=f"y{suffix}",
-            **annotate,
-        ))  # fmt: skip
-        rows, columns = panel.values.shape
-        across.update(
-            title={"text": panel.x_label, "standoff": 6}, range=[-0.5, columns - 0.5], showgrid=False
+        self.traces.append(
+            go.Heatmap(
+                **_bytes(panel.values, low, high),
+                colorscale=colours.plotly_scale(panel.scale),
+                colorbar=self._bar(one.left + one.width + 8, one, _ticks(low, high)),
+                xaxis=f"x{suffix}",
+                yaxis=f"y{suffix}",
+                **annotate,
+            )
         )
+        rows, columns = panel.values.shape
+        across.update(title={"text": panel.x_label, "standoff": 6}, range=[-0.5, columns - 0.5], showgrid=False)
         up.update(title={"text": panel.y_label, "standoff": 6}, range=[rows - 0.5, -0.5], showgrid=False)
         for axis, names in ((across, panel.column_names), (up, panel.row_names)):
             if names is not None:
@@ -171,32 +233,26 @@ class _Page:
             else:
                 axis.update(nticks=6, ticks="outside", ticklen=3)
 
-    def _axes(
-        self, panel: Axes, one: layout.Placed, suffix: str, across: dict[str, Any], up: dict[str, Any]
-    ) -> None:
+    def _axes(self, panel: Axes, one: layout.Placed, suffix: str, across: dict[str, Any], up: dict[str, Any]) -> None:
         legend = f"legend{'' if self.legends == 0 else self.legends + 1}"
         for index, series in enumerate(panel.series):
             trace = self._series(panel, series, index)
             trace.update(
-                xaxis=f"x{suffix}",
-                yaxis=f"y{suffix}",
-                showlegend=panel.legend and bool(series.name),
-                legend=legend,
+                xaxis=f"x{suffix}", yaxis=f"y{suffix}", showlegend=panel.legend and bool(series.name), legend=legend
             )
             self.traces.append(trace)
         if panel.legend:
             self.legends += 1
             self.axes[legend] = {
-                "x": (one.left + one.width + 8) / self.plan.width, "y": 1 - one.top / self.plan.height, "xanchor": "left",
-                "yanchor": "top", "bgcolor": "rgba(255,255,255,0)", "font": {"size": layout.NOTE_SIZE}, "tracegroupgap": 2,
-            }  # fmt: skip
-        style = {
-            "gridcolor": colours.GRID,
-            "linecolor": "#aab4bd",
-            "ticks": "outside",
-            "ticklen": 3,
-            "showline": True,
-        }
+                "x": (one.left + one.width + 8) / self.plan.width,
+                "y": 1 - one.top / self.plan.height,
+                "xanchor": "left",
+                "yanchor": "top",
+                "bgcolor": "rgba(255,255,255,0)",
+                "font": {"size": layout.NOTE_SIZE},
+                "tracegroupgap": 2,
+            }
+        style = {"gridcolor": colours.GRID, "linecolor": "#aab4bd", "ticks": "outside", "ticklen": 3, "showline": True}
         across.update(title={"text": panel.x_label, "standoff": 6}, **style)
         up.update(title={"text": panel.y_label, "standoff": 6}, **style)
         if isinstance(panel, Intervals) and panel.series:
@@ -209,19 +265,32 @@ class _Page:
         if panel.x_range is not None:
             across.update(range=list(panel.x_range))
         if panel.y_range is not None:
-            up.update(
-                range=[float(np.log10(v)) for v in panel.y_range] if panel.log_y else list(panel.y_range)
-            )
+            up.update(range=[float(np.log10(v)) for v in panel.y_range] if panel.log_y else list(panel.y_range))
         for x, text in panel.marks:
             reference = {"xref": f"x{suffix}", "yref": f"y{suffix} domain"}
-            self.shapes.append({
-                "type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": {"color": colours.FAINT, "width": 1, "dash": "dot"},
-                **reference,
-            })  # fmt: skip
-            self.notes.append({
-                "x": x, "y": 1, "text": text, "showarrow": False, "xanchor": "left", "yanchor": "top",
-                "font": {"size": 10, "color": colours.FAINT}, **reference,
-            })  # fmt: skip
+            self.shapes.append(
+                {
+                    "type": "line",
+                    "x0": x,
+                    "x1": x,
+                    "y0": 0,
+                    "y1": 1,
+                    "line": {"color": colours.FAINT, "width": 1, "dash": "dot"},
+                    **reference,
+                }
+            )
+            self.notes.append(
+                {
+                    "x": x,
+                    "y": 1,
+                    "text": text,
+                    "showarrow": False,
+                    "xanchor": "left",
+                    "yanchor": "top",
+                    "font": {"size": 10, "color": colours.FAINT},
+                    **reference,
+                }
+            )
 
     def _series(self, panel: Axes, one: Series, index: int) -> Any:
         import plotly.graph_objects as go
@@ -230,28 +299,36 @@ class _Page:
         symbol = colours.SYMBOLS[one.symbol % len(colours.SYMBOLS)]
         if isinstance(panel, Bars):
             return go.Bar(
-                x=[str(v) for v in one.x], y=_small(one.y), name=one.name, marker={"color": colour},
-                error_y=_errors(one.y, one.low, one.high), offsetgroup=str(index),
-            )  # fmt: skip
+                x=[str(v) for v in one.x],
+                y=_small(one.y),
+                name=one.name,
+                marker={"color": colour},
+                error_y=_errors(one.y, one.low, one.high),
+                offsetgroup=str(index),
+            )
         if isinstance(panel, Boxes):
             return go.Box(
-                x=[str(v) for v in one.x], y=_small(one.y), name=one.name, marker={"color": colour, "size": 3},
-                quartilemethod="linear", offsetgroup=str(index), line={"width": 1.3},
-            )  # fmt: skip
+                x=[str(v) for v in one.x],
+                y=_small(one.y),
+                name=one.name,
+                marker={"color": colour, "size": 3},
+                quartilemethod="linear",
+                offsetgroup=str(index),
+                line={"width": 1.3},
+            )
         if isinstance(panel, Intervals):
             height = (index - (len(panel.series) - 1) / 2) * min(0.28, 0.8 / len(panel.series))
             return go.Scatter(
-                x=_small(one.x), y=np.arange(len(one.y)) + height, name=one.name, mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": 7}, error_x=_errors(one.x, one.low, one.high),
-            )  # fmt: skip
+                x=_small(one.x),
+                y=np.arange(len(one.y)) + height,
+                name=one.name,
+                mode="markers",
+                marker={"color": colour, "symbol": symbol, "size": 7},
+                error_x=_errors(one.x, one.low, one.high),
+            )
         if isinstance(panel, Scatter):
             kind = go.Scattergl if len(one.x) > 5000 else go.Scatter
-            marker = {
-                "color": colour,
-                "symbol": symbol,
-                "size": one.size,
-                "opacity": 0.65 if one.size < 8 else 1.0,
-            }
+            marker = {"color": colour, "symbol": symbol, "size": one.size, "opacity": 0.65 if one.size < 8 else 1.0}
             if one.size >= 8:
                 marker["line"] = {"color": "black", "width": 0.8}
             joined: dict[str, Any] = {"mode": "markers", "hovertext": one.text}
@@ -266,16 +343,28 @@ class _Page:
             return kind(x=_small(one.x), y=_small(one.y), name=one.name, marker=marker, **joined)
         if one.low is not None and one.high is not None:
             band = np.concatenate([np.asarray(one.high), np.asarray(one.low)[::-1]])
-            self.traces.append(go.Scatter(
-                x=np.concatenate([np.asarray(one.x), np.asarray(one.x)[::-1]]), y=band, fill="toself", mode="none",
-                fillcolor=_faded(colour), showlegend=False, hoverinfo="skip",
-                xaxis=f"x{'' if self.count == 1 else self.count}", yaxis=f"y{'' if self.count == 1 else self.count}",
-            ))  # fmt: skip
+            self.traces.append(
+                go.Scatter(
+                    x=np.concatenate([np.asarray(one.x), np.asarray(one.x)[::-1]]),
+                    y=band,
+                    fill="toself",
+                    mode="none",
+                    fillcolor=_faded(colour),
+                    showlegend=False,
+                    hoverinfo="skip",
+                    xaxis=f"x{'' if self.count == 1 else self.count}",
+                    yaxis=f"y{'' if self.count == 1 else self.count}",
+                )
+            )
         mode = "lines+markers" if len(one.x) < 15 else "lines"
         return go.Scatter(
-            x=_small(one.x), y=_small(one.y), name=one.name, mode=mode, marker={"size": 4},
+            x=_small(one.x),
+            y=_small(one.y),
+            name=one.name,
+            mode=mode,
+            marker={"size": 4},
             line={"color": colour, "dash": colours.DASHES[one.dash % 4], "width": 1.8},
-        )  # fmt: skip
+        )
 
 
 def _png(shades: np.ndarray) -> str:
@@ -290,20 +379,23 @@ def _bytes(values: np.ndarray, low: float, high: float) -> dict[str, Any]:
     """Values as one byte each (four with gaps) with the colour limits and a hover text that gives the value back."""
     gaps = np.isnan(np.asarray(values, dtype=float))
     span = high - low if high > low else 1.0
-    steps = np.clip(np.nan_to_num((np.asarray(values, dtype=float) - low) / span, nan=0.0), 0, 1) * (
-        2 * _LEVELS
-    )
+    steps = np.clip(np.nan_to_num((np.asarray(values, dtype=float) - low) / span, nan=0.0), 0, 1) * (2 * _LEVELS)
     if low < 0 < high and abs(low + high) <= 1e-9 * span:
         coded = _with_gaps(np.round(steps - _LEVELS), gaps, np.int8)
         return {
-            "z": coded, "zmin": -_LEVELS, "zmax": _LEVELS, "hovertemplate": f"%{{z}}/{_LEVELS} of {high:.4g}<extra></extra>"
-        }  # fmt: skip
+            "z": coded,
+            "zmin": -_LEVELS,
+            "zmax": _LEVELS,
+            "hovertemplate": f"%{{z}}/{_LEVELS} of {high:.4g}<extra></extra>",
+        }
     coded = _with_gaps(np.round(steps), gaps, np.uint8)
     start = "" if low == 0 else f"{low:.4g} + "
     return {
-        "z": coded, "zmin": 0, "zmax": 2 * _LEVELS,
+        "z": coded,
+        "zmin": 0,
+        "zmax": 2 * _LEVELS,
         "hovertemplate": f"{start}%{{z}}/{2 * _LEVELS} of {span:.4g}<extra></extra>",
-    }  # fmt: skip
+    }
 
 
 def _with_gaps(coded: np.ndarray, gaps: np.ndarray, kind: type) -> np.ndarray:
@@ -331,9 +423,13 @@ def _errors(values: Any, low: Any, high: Any) -> dict[str, Any] | None:
         return None
     middle = np.asarray(values, dtype=float)
     return {
-        "type": "data", "symmetric": False, "array": np.maximum(np.asarray(high) - middle, 0),
-        "arrayminus": np.maximum(middle - np.asarray(low), 0), "thickness": 1.3, "width": 3,
-    }  # fmt: skip
+        "type": "data",
+        "symmetric": False,
+        "array": np.maximum(np.asarray(high) - middle, 0),
+        "arrayminus": np.maximum(middle - np.asarray(low), 0),
+        "thickness": 1.3,
+        "width": 3,
+    }
 
 
 def _faded(colour: str) -> str:

@@ -60,9 +60,7 @@ def report(
 def _title(item: Any) -> str:
     if isinstance(item, (Run, Stages)):
         return f"Report on {item.path.name}"
-    return (
-        item.title if isinstance(item, (Figure, Section)) else f"Report: {getattr(item, 'kind', 'results')}"
-    )
+    return item.title if isinstance(item, (Figure, Section)) else f"Report: {getattr(item, 'kind', 'results')}"
 
 
 def _sections(item: Any, split: str) -> list[Section]:
@@ -76,11 +74,7 @@ def _sections(item: Any, split: str) -> list[Section]:
         return [Section(item.title, figures=[item])]
     if isinstance(item, Result):
         figures = [compose(item)] if any(c.__name__ in COMPOSERS for c in type(item).__mro__) else []
-        return [
-            Section(
-                item.kind.replace("_", " ").capitalize(), figures=figures, tables=[("Numbers", item.table())]
-            )
-        ]
+        return [Section(item.kind.replace("_", " ").capitalize(), figures=figures, tables=[("Numbers", item.table())])]
     raise ResultError(
         f"A {type(item).__name__} cannot be reported on.",
         fix="Pass a run, a sequence, results, figures or toolkit.show.page.Section objects.",
@@ -92,16 +86,21 @@ def run_record(run: Run) -> dict[str, Any]:
     from toolkit.features.provenance import weights_hash
 
     record = run.directory.record()
-    config = {
-        key: record["config"][key] for key in ("steps", "batch_size", "seed", "precision", "learning_rate")
-    }
+    config = {key: record["config"][key] for key in ("steps", "batch_size", "seed", "precision", "learning_rate")}
     names = [regularizer.name for regularizer in run.regularizers] or ["none"]
     return {
-        "run": run.path.name, "weights": weights_hash(run.model), "data": record.get("data"), "regularizer": names,
-        "site": run.site or "all", **config, "selected step": run.selected_step, "selection": record["selection"]["rule"],
+        "run": run.path.name,
+        "weights": weights_hash(run.model),
+        "data": record.get("data"),
+        "regularizer": names,
+        "site": run.site or "all",
+        **config,
+        "selected step": run.selected_step,
+        "selection": record["selection"]["rule"],
         "versions": {key: record["environment"].get(key) for key in ("toolkit", "torch")},
-        "device": record["environment"].get("device"), "threads": record["environment"].get("threads"),
-    }  # fmt: skip
+        "device": record["environment"].get("device"),
+        "threads": record["environment"].get("threads"),
+    }
 
 
 def settings_table(record: dict[str, Any]) -> pd.DataFrame:
@@ -141,9 +140,7 @@ def _of_run(run: Run, split: str) -> list[Section]:
 
 def _of_stages(stages: Stages, split: str) -> list[Section]:
     record, name = run_record(stages.stages[-1]), stages.path.name
-    curves = training_curves(
-        {name: [run.history for run in stages.stages]}, stages=stages.sites, provenance=record
-    )
+    curves = training_curves({name: [run.history for run in stages.stages]}, stages=stages.sites, provenance=record)
     table = stages.dice(split).reset_index()
     last = stages.evaluate(split, metrics=("dice",))
     final = last[last["stage"] == len(stages.stages) - 1]

@@ -27,9 +27,14 @@ def asymmetric_supervision() -> bytes:
         _block(axes, name, alpha=0.12 + 0.75 * index / (len(order) - 1))
     _skeleton(axes)
     axes.annotate(
-        "labels", (4.0 + _WIDTH / 2, 3.0), (6.0, 3.0), va="center", fontsize=10, color=colours.category(1),
+        "labels",
+        (4.0 + _WIDTH / 2, 3.0),
+        (6.0, 3.0),
+        va="center",
+        fontsize=10,
+        color=colours.category(1),
         arrowprops={"arrowstyle": "->", "color": colours.category(1), "lw": 2},
-    )  # fmt: skip
+    )
     axes.text(
         -0.85,
         3.5,
@@ -98,9 +103,14 @@ def _rectangle(x: float, y: float, width: float, height: float, colour: int, alp
 
     face = colours.category(colour)
     return FancyBboxPatch(
-        (x, y), width, height, boxstyle="round,pad=0.0,rounding_size=0.06", linewidth=1.0, edgecolor=face,
+        (x, y),
+        width,
+        height,
+        boxstyle="round,pad=0.0,rounding_size=0.06",
+        linewidth=1.0,
+        edgecolor=face,
         facecolor=(*(int(face[i : i + 2], 16) / 255 for i in (1, 3, 5)), alpha),
-    )  # fmt: skip
+    )
 
 
 def _block(axes: Axes, name: str, *, colour: int = 0, alpha: float = 0.3) -> None:
@@ -133,9 +143,14 @@ def _skeleton(axes: Axes) -> None:
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
     axes.annotate(
-        "", end, start,
+        "",
+        end,
+        start,
         arrowprops={
-            "arrowstyle": "->", "color": colours.category(1), "lw": 1.0, "alpha": 0.8,
+            "arrowstyle": "->",
+            "color": colours.category(1),
+            "lw": 1.0,
+            "alpha": 0.8,
             "connectionstyle": "arc3,rad=0.12",
         },
-    )  # fmt: skip
+    )

@@ -55,9 +55,14 @@ class View:
 
 
 def choose_view(
-    size: tuple[int, ...], padded: tuple[int, ...], *, focus: Any = None, position: int | None = None,
-    spacing: tuple[float, ...] | None = None, largest: int = LARGEST,
-) -> View:  # fmt: skip
+    size: tuple[int, ...],
+    padded: tuple[int, ...],
+    *,
+    focus: Any = None,
+    position: int | None = None,
+    spacing: tuple[float, ...] | None = None,
+    largest: int = LARGEST,
+) -> View:
     """The slice to show: the given one, the one in which `focus` is largest, or the middle one.
 
     Raises:

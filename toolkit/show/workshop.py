@@ -119,8 +119,12 @@ def methods(settings: BundleSettings) -> dict[str, tuple[str, Objective | None, 
 
 
 def build_bundle(
-    out: str | Path, settings: BundleSettings | None = None, *, notebooks: str | Path | None = None, progress: bool = True
-) -> Path:  # fmt: skip
+    out: str | Path,
+    settings: BundleSettings | None = None,
+    *,
+    notebooks: str | Path | None = None,
+    progress: bool = True,
+) -> Path:
     """Train the networks and write the bundle; the folder appears whole or not at all.
 
     Args:
@@ -135,9 +139,7 @@ def build_bundle(
     settings = settings or BundleSettings()
     target = Path(out)
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
-        raise ConfigError(
-            "The folder holds something else.", where=str(target), fix="Name an empty or new one."
-        )
+        raise ConfigError("The folder holds something else.", where=str(target), fix="Name an empty or new one.")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".workshop-") as temporary:
         new = Path(temporary) / "bundle"
@@ -172,9 +174,7 @@ def open_bundle(path: str | Path) -> Workshop:
             networks.setdefault(name, []).append(network.eval())
             features.setdefault(name, []).append(open_features(folder / "features" / f"{name}_{stage}.zarr"))
     task, unit = (read_data(folder / "data", rule) for rule in (None, UNIT_RANGE))
-    return Workshop(
-        folder, task, unit, networks, features, pd.read_csv(folder / "scores.csv"), record["settings"]
-    )
+    return Workshop(folder, task, unit, networks, features, pd.read_csv(folder / "scores.csv"), record["settings"])
 
 
 def check_bundle(folder: Path) -> dict[str, Any]:
@@ -214,11 +214,18 @@ def read_data(folder: Path, normalisation: str | None = None) -> Task:
     return task_from_arrays(
         [stacks[site][f"{subject}_image"].astype(np.float32) for site, subject in pairs],
         [stacks[site][f"{subject}_label"] for site, subject in pairs],
-        classes={int(index): name for index, name in known["classes"].items()}, dims=2,
-        ids=list(table["subject"]), subjects=list(table["subject"]), sites=list(table["site"]),
-        splits=list(table["split"]), groups=list(table["group"]), spacing=table[_SPACING].to_numpy().tolist(),
-        normalisation=normalisation or known["normalisation"], patch_size=known["patch_size"], name=known["name"],
-    )  # fmt: skip
+        classes={int(index): name for index, name in known["classes"].items()},
+        dims=2,
+        ids=list(table["subject"]),
+        subjects=list(table["subject"]),
+        sites=list(table["site"]),
+        splits=list(table["split"]),
+        groups=list(table["group"]),
+        spacing=table[_SPACING].to_numpy().tolist(),
+        normalisation=normalisation or known["normalisation"],
+        patch_size=known["patch_size"],
+        name=known["name"],
+    )
 
 
 def _chosen(task: Task, settings: BundleSettings) -> list[Any]:
@@ -227,9 +234,7 @@ def _chosen(task: Task, settings: BundleSettings) -> list[Any]:
     counts: dict[tuple[str, str], int] = {}
     for case in task.cases():
         place = case.site, case.split
-        if case.volume in found or (
-            settings.subjects is not None and counts.get(place, 0) >= settings.subjects
-        ):
+        if case.volume in found or (settings.subjects is not None and counts.get(place, 0) >= settings.subjects):
             continue
         counts[place] = counts.get(place, 0) + 1
         found[case.volume] = case
@@ -248,18 +253,20 @@ def _write_data(task: Task, settings: BundleSettings, folder: Path) -> None:
         whole = bool(np.array_equal(image, np.round(image)) and image.min() >= 0 and image.max() < 2**16)
         stacks[case.site][f"{case.subject}_image"] = image.astype(np.uint16) if whole else image
         stacks[case.site][f"{case.subject}_label"] = np.asarray(pair.label, dtype=np.uint8)
-        rows.append(
-            [case.subject, case.site, case.split, case.group, case.slice_spacing, *(case.spacing or ())]
-        )
+        rows.append([case.subject, case.site, case.split, case.group, case.slice_spacing, *(case.spacing or ())])
     for site, arrays in stacks.items():
         np.savez_compressed(folder / f"site_{site}.npz", **arrays)  # type: ignore[arg-type]
     pd.DataFrame(rows, columns=["subject", "site", "split", "group", *_SPACING]).to_csv(
         folder / "cases.csv", index=False
     )
     known = {
-        "name": task.name, "classes": task.classes, "sites": list(task.sites), "patch_size": list(task.patch_size),
-        "normalisation": task.normalisation, "licence": task.licence,
-    }  # fmt: skip
+        "name": task.name,
+        "classes": task.classes,
+        "sites": list(task.sites),
+        "patch_size": list(task.patch_size),
+        "normalisation": task.normalisation,
+        "licence": task.licence,
+    }
     _write_json(folder / "task.json", known)
 
 
@@ -268,9 +275,14 @@ def _write_networks(settings: BundleSettings, folder: Path, runs: Path, progress
 
     plain, unit = (read_data(folder / "data", rule) for rule in (None, UNIT_RANGE))
     config = TrainConfig(
-        steps=settings.steps, batch_size=settings.batch_size, seed=settings.seed, patch_size=(settings.size,) * 2,
-        validate_every=0, checkpoint_every=0, select="last",
-    )  # fmt: skip
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        patch_size=(settings.size,) * 2,
+        validate_every=0,
+        checkpoint_every=0,
+        select="last",
+    )
     (folder / "networks").mkdir()
     configs, tables = {}, []
     for name, (kind, objective, regularizer) in methods(settings).items():
@@ -283,16 +295,27 @@ def _write_networks(settings: BundleSettings, folder: Path, runs: Path, progress
             )
         configs[name] = network.toolkit_config
         stages = train_sequence(
-            network, task, list(settings.sites), regularizer, config, runs / name, objective=objective,
+            network,
+            task,
+            list(settings.sites),
+            regularizer,
+            config,
+            runs / name,
+            objective=objective,
             progress=progress,
-        )  # fmt: skip
+        )
         cases = task.cases("test", settings.sites[0])
         for number, run in enumerate(stages.stages, start=1):
             save_weights(run.model, folder / "networks" / f"{name}_{number}.safetensors")
             extract(
-                run.model, cases, list(LAYERS[kind]), pool="voxels", samples=settings.samples, seed=settings.seed,
+                run.model,
+                cases,
+                list(LAYERS[kind]),
+                pool="voxels",
+                samples=settings.samples,
+                seed=settings.seed,
                 out=folder / "features" / f"{name}_{number}.zarr",
-            )  # fmt: skip
+            )
             scores = run.evaluate("test", list(settings.sites), metrics=("dice",))
             tables.append(scores.assign(method=name, stage=number)[_SCORES])
     pd.concat(tables, ignore_index=True).to_csv(folder / "scores.csv", index=False, float_format="%.5f")

@@ -33,9 +33,7 @@ def check_1(workshop: Workshop, answer: Any) -> None:
     hint = "a case is one slice; case.subject says whose it is, and a set holds everyone once."
     _given(1, answer, hint)
     cases = workshop.task.cases("test", workshop.settings["sites"][1])
-    _require(
-        1, answer == len({case.subject for case in cases}), f"{answer!r} is not the number of patients", hint
-    )
+    _require(1, answer == len({case.subject for case in cases}), f"{answer!r} is not the number of patients", hint)
 
 
 def check_2(workshop: Workshop, answer: Any) -> None:
@@ -56,10 +54,7 @@ def check_3(workshop: Workshop, answer: Any) -> None:
     _given(3, answer, hint)
     _require(3, isinstance(answer, GradCamResult), f"a {type(answer).__name__} is no Grad-CAM", hint)
     _require(3, "bottleneck" in answer, f"there are maps of {', '.join(answer)} only", hint)
-    wanted = answer.target in (
-        "Region(index='RV', inside='prediction')",
-        "Region(index=1, inside='prediction')",
-    )
+    wanted = answer.target in ("Region(index='RV', inside='prediction')", "Region(index=1, inside='prediction')")
     _require(3, wanted, f"the target is {answer.target}", hint)
 
 
@@ -69,23 +64,17 @@ def check_4(workshop: Workshop, answer: Any) -> None:
     _given(4, answer, hint)
     scores = {name: channel_similarity(workshop.features[name][0], "bottleneck").redundancy for name in UNETS}
     _require(4, answer in scores, f"{answer!r} is none of {', '.join(scores)}", hint)
-    _require(
-        4, answer == min(scores, key=lambda name: scores[name]), f"another method is below {answer}", hint
-    )
+    _require(4, answer == min(scores, key=lambda name: scores[name]), f"another method is below {answer}", hint)
 
 
 def check_5(workshop: Workshop, answer: Any) -> None:
     """Drift of the SegReg network's head input from the first to the second site."""
-    hint = (
-        "tk.drift takes a list of stores, oldest first: workshop.features['segreg'], and layer='head_input'."
-    )
+    hint = "tk.drift takes a list of stores, oldest first: workshop.features['segreg'], and layer='head_input'."
     _given(5, answer, hint)
     _require(5, isinstance(answer, Drift), f"a {type(answer).__name__} is no drift", hint)
     _require(5, answer.layer == "head_input", f"the layer is {answer.layer}", hint)
     stages = [store.provenance["weights"] for store in workshop.features["segreg"]]
-    _require(
-        5, _weights(answer) == stages, "these are not the two stages of the SegReg network in order", hint
-    )
+    _require(5, _weights(answer) == stages, "these are not the two stages of the SegReg network in order", hint)
 
 
 def check_6(workshop: Workshop, answer: Any) -> None:
@@ -111,12 +100,7 @@ def check_8(workshop: Workshop, answer: Any) -> None:
     """What may be said about a method that wins with one seed."""
     hint = "read the column `verdict` of tk.compare_scores(...).table() for the method, and answer with that text."
     _given(8, answer, hint)
-    _require(
-        8,
-        str(answer).strip().startswith("inconclusive"),
-        f"{answer!r} claims more than one seed can show",
-        hint,
-    )
+    _require(8, str(answer).strip().startswith("inconclusive"), f"{answer!r} claims more than one seed can show", hint)
 
 
 def _weights(result: Any) -> list[Any]:
@@ -136,5 +120,12 @@ def _require(number: int, holds: bool, found: str, hint: str) -> None:
 
 
 _CHECKS: tuple[Callable[[Workshop, Any], None], ...] = (
-    check_1, check_2, check_3, check_4, check_5, check_6, check_7, check_8,
-)  # fmt: skip
+    check_1,
+    check_2,
+    check_3,
+    check_4,
+    check_5,
+    check_6,
+    check_7,
+    check_8,
+)

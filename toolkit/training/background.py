@@ -31,10 +31,11 @@ def check_rebuildable(objects: Mapping[str, Any]) -> None:
     foreign = [f"{key}: {e['foreign']}" for key, many in entries.items() for e in many if "foreign" in e]
     if foreign:
         raise ConfigError(
-            f"A child process cannot rebuild these objects: {'; '.join(foreign)}.", where="train(background=True)",
+            f"A child process cannot rebuild these objects: {'; '.join(foreign)}.",
+            where="train(background=True)",
             fix="Train in this process (background=False), or register their classes (toolkit.registry.register) in a "
             "module that toolkit imports; a task needs a name that load_task knows.",
-        )  # fmt: skip
+        )
 
 
 def start(path: Path) -> subprocess.Popen[bytes]:
@@ -44,10 +45,12 @@ def start(path: Path) -> subprocess.Popen[bytes]:
     with (path / "background.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "toolkit.training.background", str(path)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, known)))},
             start_new_session=os.name == "posix",  # an interrupt of the notebook must not reach it
-        )  # fmt: skip
+        )
     RunDirectory(path).set_state("running", process.pid, step=0)
     return process
 
@@ -80,9 +83,7 @@ def wait(
         while is_running(path, process):
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"The run in {path} is still being trained after {timeout} s.")
-            done = (
-                max((row["step"] for row in read_rows(directory.history)[-1:]), default=0) if progress else 0
-            )
+            done = max((row["step"] for row in read_rows(directory.history)[-1:]), default=0) if progress else 0
             bar.update(max(0, done - bar.n))
             time.sleep(0.1)
         bar.update(directory.state().get("step", 0) - bar.n)
@@ -99,9 +100,10 @@ def _report(directory: RunDirectory, process: subprocess.Popen[bytes] | None) ->
     else:
         what = f"The training in the background ended without a word (exit status {status})."
     raise ToolkitError(
-        what, where=str(directory.path / "background.log"),
+        what,
+        where=str(directory.path / "background.log"),
         fix=f"Read the log; the run can be continued with toolkit.resume({str(directory.path)!r}).",
-    )  # fmt: skip
+    )
 
 
 def stop(path: Path, process: subprocess.Popen[bytes] | None) -> None:

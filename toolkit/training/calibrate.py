@@ -24,10 +24,18 @@ Calibrated = TypeVar("Calibrated", bound=Regularizer)
 
 
 def calibrate(
-    model: nn.Module, task: Any, regularizer: Calibrated, config: TrainConfig | Mapping[str, Any] | None = None,
-    *, ratio: float = 0.1, steps: int = 20, skip: int | None = None, objective: Objective | None = None, taps: Mapping[str, str] | None = None,
+    model: nn.Module,
+    task: Any,
+    regularizer: Calibrated,
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    *,
+    ratio: float = 0.1,
+    steps: int = 20,
+    skip: int | None = None,
+    objective: Objective | None = None,
+    taps: Mapping[str, str] | None = None,
     site: str | Sequence[str] | None = None,
-) -> Calibrated:  # fmt: skip
+) -> Calibrated:
     """The regularizer with the weight at which its gradient at the taps is `ratio` times the objective's.
 
     A copy of the network trains with the weight that the regularizer brings, and the mean of the gradient ratios
@@ -53,9 +61,10 @@ def calibrate(
     weight = getattr(regularizer, "weight", None)
     if not dataclasses.is_dataclass(regularizer) or not isinstance(weight, (int, float)) or weight <= 0:
         raise ConfigError(
-            f"{regularizer!r} has no weight above 0 to start from.", where="calibrate(regularizer=...)",
+            f"{regularizer!r} has no weight above 0 to start from.",
+            where="calibrate(regularizer=...)",
             fix="Give a regularizer with one weight, for example SegReg(weight=0.1).",
-        )  # fmt: skip
+        )
     if skip is None:
         skip = int(getattr(regularizer, "warm_up", 0) or getattr(regularizer, "warm_up_steps", 0))
     if not (math.isfinite(ratio) and ratio > 0) or steps < 1 or skip < 0:
@@ -63,19 +72,22 @@ def calibrate(
             f"ratio must be positive, steps at least 1 and skip not negative, not {ratio}, {steps}, {skip}."
         )
     config = as_config(config)
-    short = config.replace(
-        steps=skip + steps, log_every=1, validate_every=0, checkpoint_every=0, select="last"
-    )
+    short = config.replace(steps=skip + steps, log_every=1, validate_every=0, checkpoint_every=0, select="last")
     if config.schedule != "constant":  # the first steps of the long schedule, not the short one squeezed
         short = short.replace(schedule="constant", learning_rate=_first_rate(config, skip + steps))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RegularizerWarning
-        )  # the weight it starts from may well be out of place
+        warnings.simplefilter("ignore", RegularizerWarning)  # the weight it starts from may well be out of place
         run = train(
-            copy.deepcopy(unwrap(model)), task, objective, copy.deepcopy(regularizer), short,
-            Path(folder) / "calibration", taps=taps, site=site, progress=False,
-        )  # fmt: skip
+            copy.deepcopy(unwrap(model)),
+            task,
+            objective,
+            copy.deepcopy(regularizer),
+            short,
+            Path(folder) / "calibration",
+            taps=taps,
+            site=site,
+            progress=False,
+        )
         history = run.history
     ramped = [next(iter(regularizer.weights(step).values())) / weight for step in range(skip, skip + steps)]
     measured = history[f"{regularizer.name}/gradient_ratio"].iloc[skip:].to_numpy(dtype=float)
@@ -83,8 +95,9 @@ def calibrate(
     if not (math.isfinite(mean) and mean > 0):
         raise ConfigError(
             f"The gradient of {regularizer.name!r} is {mean} times the objective's, so no weight gives {ratio}.",
-            where="calibrate", fix="Check its taps and settings.",
-        )  # fmt: skip
+            where="calibrate",
+            fix="Check its taps and settings.",
+        )
     return dataclasses.replace(regularizer, weight=float(weight) * ratio / mean)
 
 

@@ -63,9 +63,12 @@ def write(root: Path, checkpoint: Checkpoint) -> Path:
     """
     weights, state = weights_bytes(checkpoint.weights), _state_bytes(checkpoint.state)
     record = {
-        "format": FORMAT, "run": checkpoint.run, "step": checkpoint.step, "best": checkpoint.best,
+        "format": FORMAT,
+        "run": checkpoint.run,
+        "step": checkpoint.step,
+        "best": checkpoint.best,
         "sha256": {WEIGHTS: _hash(weights), STATE: _hash(state)},
-    }  # fmt: skip
+    }
     files = {WEIGHTS: weights, STATE: state, RECORD: json.dumps(record, indent=1).encode()}
     target = folder(root, checkpoint.step)
     temporary = root / f".{target.name}.{os.getpid()}.tmp"
@@ -95,9 +98,10 @@ def read(root: Path, step: int, run: str | None = None) -> Checkpoint:
     record = read_record(path)
     if run is not None and record["run"] != run:
         raise CheckpointError(
-            "This checkpoint was written by another run.", where=str(path),
+            "This checkpoint was written by another run.",
+            where=str(path),
             fix="Remove the folder that was copied here, or resume the run it belongs to.",
-        )  # fmt: skip
+        )
     if record["step"] != step:
         raise CheckpointError(f"This checkpoint says it is step {record['step']}.", where=str(path))
     content = {name: _read_verified(path / name, record["sha256"].get(name, "")) for name in (WEIGHTS, STATE)}
@@ -132,9 +136,7 @@ def prune(root: Path, keep: int, always: Iterable[int] = ()) -> None:
     """Delete all but the newest `keep` checkpoints and those named in `always`."""
     steps = steps_on_disk(root)
     for step in set(steps[:-keep]) - set(always):
-        doomed = (
-            root / f".{step:08d}.{os.getpid()}.old"
-        )  # renamed first: a kill in between leaves no half folder
+        doomed = root / f".{step:08d}.{os.getpid()}.old"  # renamed first: a kill in between leaves no half folder
         folder(root, step).rename(doomed)
         shutil.rmtree(doomed)
 
@@ -153,9 +155,10 @@ def _state_bytes(state: dict[str, Any]) -> bytes:
         restricted_load(io.BytesIO(buffer.getvalue()), STATE)
     except CheckpointError as error:
         raise ConfigError(
-            "The training state holds something that cannot be read back safely.", where=error.where,
+            "The training state holds something that cannot be read back safely.",
+            where=error.where,
             fix="state_dict() of objectives and regularizers may return tensors, numbers, strings, lists and dictionaries.",
-        ) from error  # fmt: skip
+        ) from error
     return buffer.getvalue()
 
 
@@ -187,7 +190,8 @@ def _read_verified(path: Path, expected: str) -> bytes:
         raise CheckpointError("A file of the checkpoint is missing.", where=str(path)) from error
     if _hash(content) != expected:
         raise CheckpointError(
-            "The file is damaged or was changed: its hash is not the one recorded.", where=str(path),
+            "The file is damaged or was changed: its hash is not the one recorded.",
+            where=str(path),
             fix="Restore it from a copy, or continue from an older checkpoint with resume(..., fallback=True).",
-        )  # fmt: skip
+        )
     return content

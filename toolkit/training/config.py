@@ -169,9 +169,15 @@ class TrainConfig(metaclass=_SuggestNearest):
 
 
 _WHOLE = {
-    "steps": 1, "batch_size": 1, "seed": 0, "devices": 1, "checkpoint_every": 0, "keep_checkpoints": 1,
-    "validate_every": 0, "log_every": 1,
-}  # fmt: skip
+    "steps": 1,
+    "batch_size": 1,
+    "seed": 0,
+    "devices": 1,
+    "checkpoint_every": 0,
+    "keep_checkpoints": 1,
+    "validate_every": 0,
+    "log_every": 1,
+}
 _REAL = {"learning_rate": 0.0, "weight_decay": -1e-300, "momentum": -1e-300}
 
 
@@ -188,8 +194,7 @@ def as_config(value: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
     if isinstance(value, Mapping):
         return TrainConfig.from_dict(value)
     raise ConfigError(
-        f"config must be a TrainConfig, not {type(value).__name__}.",
-        fix="Pass toolkit.TrainConfig(steps=500).",
+        f"config must be a TrainConfig, not {type(value).__name__}.", fix="Pass toolkit.TrainConfig(steps=500)."
     )
 
 
@@ -199,8 +204,10 @@ def _unknown_field(name: str, fields: list[str]) -> ConfigError:
         near = [field for field in fields if name.lower() in field or field in name.lower()][:1]
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return ConfigError(
-        f"TrainConfig has no setting {name!r}.", where=f"TrainConfig({name}=...)", fix=f"{hint}Known: {', '.join(fields)}."
-    )  # fmt: skip
+        f"TrainConfig has no setting {name!r}.",
+        where=f"TrainConfig({name}=...)",
+        fix=f"{hint}Known: {', '.join(fields)}.",
+    )
 
 
 def _bad(name: str, value: object, fix: str) -> ConfigError:
@@ -213,12 +220,5 @@ def _check_whole(name: str, value: object, least: int) -> None:
 
 
 def _check_real(name: str, value: object, above: float) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or value <= above
-    ):
-        raise _bad(
-            name, value, "Give a positive number." if above == 0 else "Give a number that is not negative."
-        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= above:
+        raise _bad(name, value, "Give a positive number." if above == 0 else "Give a number that is not negative.")

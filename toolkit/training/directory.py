@@ -58,9 +58,10 @@ class RunDirectory:
         """
         if self.exists():
             raise ConfigError(
-                "There is a run in this folder already.", where=str(self.path),
+                "There is a run in this folder already.",
+                where=str(self.path),
                 fix=f"Continue it with toolkit.resume({str(self.path)!r}), or choose another `out`.",
-            )  # fmt: skip
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         checkpoints.sweep(self.checkpoints)
         checkpoints.write(self.checkpoints, first)
@@ -81,10 +82,7 @@ class RunDirectory:
 
     def remove_if_untrained(self) -> None:
         """Take a run away whose very first step failed: there is nothing in it to continue."""
-        if (
-            checkpoints.steps_on_disk(self.checkpoints) == [0]
-            and not self.history.read_text(encoding="utf-8").strip()
-        ):
+        if checkpoints.steps_on_disk(self.checkpoints) == [0] and not self.history.read_text(encoding="utf-8").strip():
             shutil.rmtree(self.checkpoints)
             for file in (self.record_file, self.history, self.state_file):
                 file.unlink(missing_ok=True)
@@ -99,9 +97,10 @@ class RunDirectory:
         """
         if not self.exists():
             raise CheckpointError(
-                "There is no run in this folder: it has no run.json.", where=str(self.path),
+                "There is no run in this folder: it has no run.json.",
+                where=str(self.path),
                 fix="Give the folder that was passed to toolkit.train(out=...).",
-            )  # fmt: skip
+            )
         try:
             record = json.loads(self.record_file.read_text(encoding="utf-8"))
             known = record["format"] == FORMAT and {"run", "config", "objects"} <= set(record)
@@ -131,9 +130,10 @@ class RunDirectory:
                     raise self._with_advice(error, [s for s in steps if s < step], run) from error
                 problems.append(f"step {step}: {error.what}")
         raise CheckpointError(
-            "This run has no intact checkpoint.", where="; ".join(problems) or str(self.checkpoints),
+            "This run has no intact checkpoint.",
+            where="; ".join(problems) or str(self.checkpoints),
             fix="Restore the folder from a copy, or train again.",
-        )  # fmt: skip
+        )
 
     def _with_advice(self, error: CheckpointError, older: list[int], run: str) -> CheckpointError:
         for step in reversed(older):
@@ -141,13 +141,9 @@ class RunDirectory:
                 checkpoints.read(self.checkpoints, step, run)
             except CheckpointError:
                 continue
-            advice = (
-                f"The checkpoint of step {step} is intact: resume(..., fallback=True) continues from there."
-            )
+            advice = f"The checkpoint of step {step} is intact: resume(..., fallback=True) continues from there."
             return CheckpointError(error.what, where=error.where, fix=advice)
-        return CheckpointError(
-            error.what, where=error.where, fix=error.fix or "No older checkpoint is intact."
-        )
+        return CheckpointError(error.what, where=error.where, fix=error.fix or "No older checkpoint is intact.")
 
     def set_aside_after(self, step: int) -> None:
         """Rename checkpoints newer than `step` (damaged ones that were passed over) so that none is in the way."""
@@ -182,9 +178,10 @@ class RunDirectory:
             return
         if is_alive(process, state.get("identity", "")):
             raise ConfigError(
-                f"Process {process} is training this run now.", where=str(self.path),
+                f"Process {process} is training this run now.",
+                where=str(self.path),
                 fix="Wait for it or stop it (run.stop()); then resume.",
-            )  # fmt: skip
+            )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -31,9 +31,7 @@ def build_fabric(config: TrainConfig, several_parts: bool = False) -> Fabric:
 
     device = resolve_device(config)
     if config.batch_size % config.devices:
-        raise ConfigError(
-            f"A batch of {config.batch_size} cannot be shared evenly by {config.devices} processes."
-        )
+        raise ConfigError(f"A batch of {config.batch_size} cannot be shared evenly by {config.devices} processes.")
     settings: dict[str, Any] = {"accelerator": device.type, "devices": config.devices}
     if config.devices > 1:
         settings["strategy"] = DDPStrategy(broadcast_buffers=False, find_unused_parameters=several_parts)
@@ -62,17 +60,14 @@ def resolve_device(config: TrainConfig) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ConfigError(
-            f"This machine has {torch.cuda.device_count()} CUDA devices.", where=f"device={config.device!r}",
+            f"This machine has {torch.cuda.device_count()} CUDA devices.",
+            where=f"device={config.device!r}",
             fix='Use device="auto" or "cpu".',
-        )  # fmt: skip
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(
-            "This machine has no Metal device.", where=f"device={config.device!r}", fix='Use "auto".'
         )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("This machine has no Metal device.", where=f"device={config.device!r}", fix='Use "auto".')
     if config.precision == "16" and device.type != "cuda":
         raise ConfigError("Half precision with loss scaling needs CUDA.", fix='Use precision="bf16" or "32".')
     return device

@@ -22,9 +22,7 @@ from toolkit.training.window import Select, autocast, labels_of, logits_of, wind
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = (
-    "case", "site", "class", "metric", "value", "status", "subject", "group", "unit", "diagonal", "rule",
-)  # fmt: skip
+COLUMNS = ("case", "site", "class", "metric", "value", "status", "subject", "group", "unit", "diagonal", "rule")
 
 
 def evaluate(
@@ -73,9 +71,7 @@ def evaluate(
     for volume, prediction in zip(_with_bar(volumes, progress), predictions, strict=True):
         first = volume[0]
         reference = stack([case.label_array() for case in volume], volume)
-        table = segmentation_metrics(
-            prediction, reference, volume_spacing(volume), first.classes, metrics=metrics
-        )
+        table = segmentation_metrics(prediction, reference, volume_spacing(volume), first.classes, metrics=metrics)
         identity = {"case": first.volume, "site": first.site, "subject": first.subject, "group": first.group}
         tables.append(table.assign(**identity))
     return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
@@ -127,11 +123,7 @@ def predict_volumes(
 
 
 def _predict_batch(
-    network: nn.Module,
-    batch: Sequence[Case],
-    patch_size: Sequence[int] | None,
-    precision: str,
-    select: Select,
+    network: nn.Module, batch: Sequence[Case], patch_size: Sequence[int] | None, precision: str, select: Select
 ) -> list[np.ndarray]:
     device = device_of(network)
     image = torch.from_numpy(np.stack([case.image_array() for case in batch])).to(device)

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     import pandas as pd
 
-TIME_PREFIX = (
-    "seconds"  # columns that start so are wall-clock times: the only ones that differ between equal runs
-)
+TIME_PREFIX = "seconds"  # columns that start so are wall-clock times: the only ones that differ between equal runs
 
 
 class HistoryWriter:

@@ -46,9 +46,14 @@ def load_model(
 
 
 def load_run(
-    path: str | os.PathLike[str], which: str | int = "selected", *, model: nn.Module | None = None, task: Any = None,
-    regularizer: Any = None, objective: Any = None,
-) -> Run:  # fmt: skip
+    path: str | os.PathLike[str],
+    which: str | int = "selected",
+    *,
+    model: nn.Module | None = None,
+    task: Any = None,
+    regularizer: Any = None,
+    objective: Any = None,
+) -> Run:
     """A run to look at, evaluate and predict with; it is neither continued nor changed.
 
     Args:
@@ -79,18 +84,14 @@ def choose(directory: RunDirectory, record: dict[str, Any], which: str | int) ->
     if isinstance(which, int):
         return checkpoints.read(directory.checkpoints, which, record["run"])
     if which not in ("selected", "last", "best"):
-        raise CheckpointError(
-            f"There are no {which!r} weights.", fix='Use "selected", "last", "best" or a step.'
-        )
+        raise CheckpointError(f"There are no {which!r} weights.", fix='Use "selected", "last", "best" or a step.')
     newest, _ = directory.newest(record["run"])
     if which == "last" or (which == "selected" and record["selection"]["rule"] == "last"):
         return newest
     if newest.best is None:
         if which == "selected":
             return newest
-        raise CheckpointError(
-            "This run has no validation yet, so nothing is best.", where=str(directory.path)
-        )
+        raise CheckpointError("This run has no validation yet, so nothing is best.", where=str(directory.path))
     return checkpoints.read(directory.checkpoints, newest.best["step"], record["run"])
 
 

@@ -91,9 +91,14 @@ class Loop:
         self.plan.step.train()
         with (
             HistoryWriter(self.plan.directory.history, active=first) as history,
-            tqdm(total=total, initial=self.done, desc=self.plan.caption, unit="step",
-                 disable=not (self.plan.progress and first)) as bar,
-        ):  # fmt: skip
+            tqdm(
+                total=total,
+                initial=self.done,
+                desc=self.plan.caption,
+                unit="step",
+                disable=not (self.plan.progress and first),
+            ) as bar,
+        ):
             while self.done < total:
                 row = self._one_step(self.done)
                 bar.update()
@@ -134,9 +139,7 @@ class Loop:
         set_learning_rate(self.optimizer, rate)
         parts = self._backward(batch, index, logging)
         if config.clip_norm is not None:
-            self.fabric.clip_gradients(
-                self.module, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
-            )
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.done = index + 1
@@ -175,20 +178,11 @@ class Loop:
                 tensors[f"total@{index}"] = part.total
             tensors |= part.terms | {f"gradient of {k}": v for k, v in part.gradients.items()}
             weights |= {f"{name}/weight": weight for name, weight in part.weights.items()}
-        values = dict(
-            zip(tensors, torch.stack([t.detach().float() for t in tensors.values()]).tolist(), strict=True)
-        )
+        values = dict(zip(tensors, torch.stack([t.detach().float() for t in tensors.values()]).tolist(), strict=True))
         total = sum(value for name, value in values.items() if name.startswith("total@"))
         self._check_finite(total)
         terms = {n: v for n, v in values.items() if not n.startswith(("total@", "gradient of "))}
-        row = {
-            "step": self.done,
-            "event": "train",
-            "stage": self.plan.stage,
-            "total": total,
-            **terms,
-            **weights,
-        }
+        row = {"step": self.done, "event": "train", "stage": self.plan.stage, "total": total, **terms, **weights}
         row |= self._gradients(values)
         row |= {
             f"{owner.name}/{name}": float(value)
@@ -201,9 +195,7 @@ class Loop:
     def _gradients(self, values: dict[str, float]) -> dict[str, Any]:
         objective = self.plan.step.objective.name
         ratios = {
-            r.name: gradient_ratio(
-                values[f"gradient of {r.name}"], values[f"gradient of {objective}@{r.name}"]
-            )
+            r.name: gradient_ratio(values[f"gradient of {r.name}"], values[f"gradient of {objective}@{r.name}"])
             for r in self.plan.step.regularizers
             if {f"gradient of {r.name}", f"gradient of {objective}@{r.name}"} <= set(values)
         }
@@ -213,13 +205,12 @@ class Loop:
         }
 
     def _check_finite(self, total: float) -> None:
-        if (
-            not math.isfinite(total) and self.config.precision != "16"
-        ):  # fp16 overflows are skipped by the scaler
+        if not math.isfinite(total) and self.config.precision != "16":  # fp16 overflows are skipped by the scaler
             raise ToolkitError(
-                f"The loss became {total} at step {self.done}.", where=str(self.plan.directory.path),
+                f"The loss became {total} at step {self.done}.",
+                where=str(self.plan.directory.path),
                 fix="Lower learning_rate, set clip_norm=1.0, or look at the last rows of history.jsonl for the term.",
-            )  # fmt: skip
+            )
 
     def _due(self, every: int) -> bool:
         return self.done == self.config.steps or (every > 0 and self.done % every == 0)
@@ -234,10 +225,7 @@ class Loop:
         if math.isfinite(value) and (self.best is None or value > self.best["value"]):
             self.best = {"step": self.done, "value": value}
         row = {"step": self.done, "event": "validation", "stage": self.plan.stage, **scores}
-        return row | {
-            "validation/best": self._improved(),
-            "seconds/validation": time.perf_counter() - started,
-        }
+        return row | {"validation/best": self._improved(), "seconds/validation": time.perf_counter() - started}
 
     def _improved(self) -> bool:
         return self.best is not None and self.best["step"] == self.done
@@ -248,9 +236,7 @@ class Loop:
             state = _network_state(self.plan.step)
             state |= {"optimizer": self.optimizer.state_dict(), "scaler": scaler_state(self.fabric)}
             root = self.plan.directory.checkpoints
-            checkpoints.write(
-                root, Checkpoint(self.done, self.plan.run, _weights(self.plan.step), state, self.best)
-            )
+            checkpoints.write(root, Checkpoint(self.done, self.plan.run, _weights(self.plan.step), state, self.best))
             kept = [self.best["step"]] if self.best is not None else []
             checkpoints.prune(root, self.config.keep_checkpoints, always=kept)
         self.fabric.barrier()
@@ -259,9 +245,10 @@ class Loop:
         for name, value in self.plan.step.network.named_parameters():
             if not torch.isfinite(value.detach().sum()):
                 raise ToolkitError(
-                    f"The weights are no longer finite after step {self.done}.", where=name,
+                    f"The weights are no longer finite after step {self.done}.",
+                    where=name,
                     fix="Lower learning_rate or set clip_norm=1.0, and train again; no such checkpoint was written.",
-                )  # fmt: skip
+                )
 
 
 def restore_step(step: TrainingStep, checkpoint: Checkpoint) -> None:

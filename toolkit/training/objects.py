@@ -49,7 +49,7 @@ def restore(
 
     Raises:
         CheckpointError: a foreign object was not passed (all missing ones are listed), or another one was.
-    """  # fmt: skip
+    """
     load_registry()
     missing = [
         f"{_ARGUMENTS[key]}={', '.join(_foreign(recorded[key]))}"
@@ -58,9 +58,10 @@ def restore(
     ]
     if missing:
         raise CheckpointError(
-            f"This run holds objects of your own, which must be passed again: {'; '.join(missing)}.", where=where,
+            f"This run holds objects of your own, which must be passed again: {'; '.join(missing)}.",
+            where=where,
             fix=f"toolkit.resume(path, {', '.join(m.split('=')[0] + '=...' for m in missing)})",
-        )  # fmt: skip
+        )
     return {key: _restore_one(key, recorded[key], given.get(key), where) for key in only}
 
 
@@ -73,9 +74,10 @@ def _restore_one(key: str, recorded: Any, given: Any, where: str) -> Any:
             return registry.build(kind, recorded)
         except ConfigError as error:
             raise CheckpointError(
-                f"The {kind} of this run cannot be rebuilt here: {error.what}", where=where,
+                f"The {kind} of this run cannot be rebuilt here: {error.what}",
+                where=where,
                 fix=f"Pass it: toolkit.resume(path, {kind}=...). {error.fix}",
-            ) from error  # fmt: skip
+            ) from error
     now = [describe(kind, item) for item in given] if isinstance(recorded, list) else describe(kind, given)
     if now != recorded:
         raise CheckpointError(

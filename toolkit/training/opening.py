@@ -58,15 +58,7 @@ def open_run(
             stacklevel=3,
         )
     regular = tuple(objects["regularizers"])
-    run = Run(
-        directory.path,
-        objects["model"],
-        objects["task"],
-        config,
-        objects["objective"],
-        regular,
-        record["site"],
-    )
+    run = Run(directory.path, objects["model"], objects["task"], config, objects["objective"], regular, record["site"])
     return run, step, newest, record
 
 
@@ -79,9 +71,10 @@ def check_fit(model: nn.Module, checkpoint: Checkpoint, where: str) -> None:
     report = compare_weights(tensors_of(unwrap(model)), checkpoint.weights)
     if not report.complete:
         raise CheckpointError(
-            f"The network does not fit the weights of this run.\n{report}", where=where,
+            f"The network does not fit the weights of this run.\n{report}",
+            where=where,
             fix="Pass the network that was trained: toolkit.resume(path, model=...).",
-        )  # fmt: skip
+        )
 
 
 def check_task(record: dict[str, Any], task: Any, where: str) -> None:

@@ -55,9 +55,7 @@ def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Opti
     return kind(groups, lr=rate, weight_decay=decay, betas=config.betas)
 
 
-def with_rate_factors(
-    groups: list[dict[str, Any]], network: nn.Module, config: TrainConfig
-) -> list[dict[str, Any]]:
+def with_rate_factors(groups: list[dict[str, Any]], network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The groups, each split by the first pattern of `config.rate_factors` that a parameter's name matches.
 
     A factor multiplies the scale that a group has of its own. The name of a split group tells the pattern.
@@ -68,15 +66,15 @@ def with_rate_factors(
     factors: dict[str, float] = dict(config.rate_factors)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     chosen = {
-        key: next((pattern for pattern in factors if fnmatchcase(name, pattern)), None)
-        for key, name in names.items()
+        key: next((pattern for pattern in factors if fnmatchcase(name, pattern)), None) for key, name in names.items()
     }
     for pattern in factors:
         if not any(fnmatchcase(name, pattern) for name in names.values()):
             raise ConfigError(
-                f"No parameter matches {pattern!r}.", where="TrainConfig(rate_factors=...)",
+                f"No parameter matches {pattern!r}.",
+                where="TrainConfig(rate_factors=...)",
                 fix=f"Names begin with {', '.join(sorted({name.split('.')[0] for name in names.values()}))}.",
-            )  # fmt: skip
+            )
     split = []
     for group in groups:
         rest = [p for p in group["params"] if chosen.get(id(p)) is None]
@@ -85,9 +83,7 @@ def with_rate_factors(
             params = [p for p in group["params"] if chosen.get(id(p)) == pattern]
             if params:
                 scale = group.get(_RATE_SCALE, 1.0) * factor
-                split.append(
-                    {**group, "params": params, "name": f"{group['name']}: {pattern}", _RATE_SCALE: scale}
-                )
+                split.append({**group, "params": params, "name": f"{group['name']}: {pattern}", _RATE_SCALE: scale})
     return split
 
 
@@ -99,14 +95,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def _check_cover(grouped: list[nn.Parameter], every: Iterable[nn.Parameter]) -> None:
     if not grouped:
-        raise ConfigError(
-            "The network has no parameter that requires a gradient.", fix="Unfreeze some of it."
-        )
+        raise ConfigError("The network has no parameter that requires a gradient.", fix="Unfreeze some of it.")
     if len({id(p) for p in grouped}) < len(grouped):
         raise ConfigError("A parameter is in two groups.", where="parameter_groups()")
     missing = [p for p in every if p.requires_grad and all(p is not q for q in grouped)]
     if missing:
         raise ConfigError(
-            f"{len(missing)} trainable parameters are in no group.", where="parameter_groups()",
+            f"{len(missing)} trainable parameters are in no group.",
+            where="parameter_groups()",
             fix="Return every parameter once, or freeze those that should not learn.",
-        )  # fmt: skip
+        )

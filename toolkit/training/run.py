@@ -121,9 +121,13 @@ class Run:
         unwrap(self.model).load_state_dict({**content.weights, **content.state["network"]})
 
     def evaluate(
-        self, split: str = "test", sites: str | Sequence[str] | None = None, *,
-        metrics: Sequence[str] = METRICS, progress: bool = False,
-    ) -> pd.DataFrame:  # fmt: skip
+        self,
+        split: str = "test",
+        sites: str | Sequence[str] | None = None,
+        *,
+        metrics: Sequence[str] = METRICS,
+        progress: bool = False,
+    ) -> pd.DataFrame:
         """Score the network on a split; the table is kept in the run's directory and read from there next time.
 
         Args:

@@ -35,17 +35,28 @@ def evaluate_run(
     if not cases:
         raise ConfigError(f"The split {split!r} has no cases there.", where=f"sites={sites!r}")
     made_by = provenance(
-        run.model, content_hash(run.task), split=split, sites=names, metrics=list(metrics),
-        patch_size=list(patch_size(run)), precision=run.config.precision,
-    )  # fmt: skip
+        run.model,
+        content_hash(run.task),
+        split=split,
+        sites=names,
+        metrics=list(metrics),
+        patch_size=list(patch_size(run)),
+        precision=run.config.precision,
+    )
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
     table_file = run.path / "evaluation" / f"{split}-{key}.csv"
     if table_file.is_file():
         return _read_table(table_file)
     table = evaluate(
-        run.model, cases, patch_size=patch_size(run), batch_size=run.config.batch_size, metrics=metrics,
-        precision=run.config.precision, select=run.objective.logits, progress=progress,
-    )  # fmt: skip
+        run.model,
+        cases,
+        patch_size=patch_size(run),
+        batch_size=run.config.batch_size,
+        metrics=metrics,
+        precision=run.config.precision,
+        select=run.objective.logits,
+        progress=progress,
+    )
     table_file.parent.mkdir(parents=True, exist_ok=True)
     temporary = table_file.with_name(f".{table_file.name}.{os.getpid()}.tmp")
     table.to_csv(temporary, index=False)
@@ -54,18 +65,20 @@ def evaluate_run(
     return _read_table(table_file)  # the same object on the first call and the next ones
 
 
-def predict_run(
-    run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | None, progress: bool
-) -> dict[str, Any]:
+def predict_run(run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | None, progress: bool) -> dict[str, Any]:
     """Label maps of cases by volume, as arrays or as NIfTI files in the geometry of their images."""
     from tqdm.auto import tqdm
 
     volumes = group_volumes(cases)
     names = _file_names(volumes)
     maps = predict_volumes(
-        run.model, volumes, patch_size=patch_size(run), batch_size=run.config.batch_size,
-        precision=run.config.precision, select=run.objective.logits,
-    )  # fmt: skip
+        run.model,
+        volumes,
+        patch_size=patch_size(run),
+        batch_size=run.config.batch_size,
+        precision=run.config.precision,
+        select=run.objective.logits,
+    )
     results: dict[str, Any] = {}
     for volume, name, labels in tqdm(
         zip(volumes, names, maps, strict=True), total=len(volumes), desc="predicting", disable=not progress
@@ -85,9 +98,10 @@ def _write(path: Path, labels: np.ndarray, volume: Sequence[Case]) -> Path:
         return write_nifti(path, labels, first.geometry, affine=first.affine, spacing=volume_spacing(volume))
     except DataError as error:
         raise DataError(
-            f"The prediction of {first.volume!r} does not fill its volume: {error.what}", where=str(path),
+            f"The prediction of {first.volume!r} does not fill its volume: {error.what}",
+            where=str(path),
             fix="Predict all slices of a volume: task.cases(...) without leaving any out.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _file_names(volumes: Sequence[Sequence[Case]]) -> list[str]:

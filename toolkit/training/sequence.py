@@ -97,9 +97,13 @@ class Stages:
         return [float(matrix[0 if self.strategy.one_stage else i, i]) for i in range(len(self.sites))]
 
     def transfer(
-        self, split: str = "test", *, single_task: Sequence[float] | Stages | None = None, sequential: Stages | None = None,
+        self,
+        split: str = "test",
+        *,
+        single_task: Sequence[float] | Stages | None = None,
+        sequential: Stages | None = None,
         progress: bool = False,
-    ) -> Transfer:  # fmt: skip
+    ) -> Transfer:
         """R matrix, mean Dice, backward and forward transfer in all conventions, forgetting.
 
         Args:
@@ -115,24 +119,26 @@ class Stages:
         if self.strategy.one_stage or not self.strategy.carries_on:
             raise ResultError(
                 f"The strategy {self.strategy.name!r} has no sequence, so nothing is transferred.",
-                where=str(self.path), fix="Its scores on the sites: .site_scores(); pass these to a sequence's transfer.",
-            )  # fmt: skip
+                where=str(self.path),
+                fix="Its scores on the sites: .site_scores(); pass these to a sequence's transfer.",
+            )
         if isinstance(single_task, Stages):
             single_task = single_task.site_scores(split, progress=progress)
         matrix = self.dice(split, progress=progress)[list(self.sites)]
         plain = None if sequential is None else sequential.dice(split, progress=progress)[list(self.sites)]
         return transfer_metrics(
-            matrix.drop(index=-1).to_numpy(), self.sites, untrained=matrix.loc[-1].to_numpy(),
-            single_task=single_task, sequential=None if plain is None else plain.drop(index=-1).to_numpy(),
-        )  # fmt: skip
+            matrix.drop(index=-1).to_numpy(),
+            self.sites,
+            untrained=matrix.loc[-1].to_numpy(),
+            single_task=single_task,
+            sequential=None if plain is None else plain.drop(index=-1).to_numpy(),
+        )
 
     def history(self) -> pd.DataFrame:
         """The histories of all stages, one below the other, with the site of each."""
         import pandas as pd
 
-        parts = [
-            run.history.assign(site=site) for run, site in zip(self.stages, self.trained_on, strict=True)
-        ]
+        parts = [run.history.assign(site=site) for run, site in zip(self.stages, self.trained_on, strict=True)]
         return pd.concat(parts, ignore_index=True)
 
     def _before(self) -> Run:
@@ -186,9 +192,10 @@ def train_sequence(
     path = default_path(task, regularizers) if out is None else Path(out)
     if (path / RECORD).exists():
         raise ConfigError(
-            "There is a sequence in this folder already.", where=str(path),
+            "There is a sequence in this folder already.",
+            where=str(path),
             fix=f"Continue it with toolkit.resume_sequence({str(path)!r}), or choose another `out`.",
-        )  # fmt: skip
+        )
     objects = {
         "model": describe("model", model),
         "task": describe("task", task),
@@ -265,9 +272,7 @@ def _carry_on(path: Path, record: Mapping[str, Any], objects: Mapping[str, Any],
                 load_weights(unwrap(model), path / INITIAL)
             if runs:
                 strategy.remember(regularizers, runs[-1])
-            run = train(
-                model, data, config=config, out=folder, taps=record["taps"], site=where, stage=stage, **common
-            )
+            run = train(model, data, config=config, out=folder, taps=record["taps"], site=where, stage=stage, **common)
         last = stage == len(names) - 1
         runs.append(run if last else dataclasses.replace(run, model=copy.deepcopy(unwrap(model))))
     return Stages(path, runs, sites, initial, strategy)

@@ -94,9 +94,7 @@ def train(
         "regularizers": [describe("regularizer", r) for r in regularizers],
     }
     if out is None and config.devices > 1:
-        raise ConfigError(
-            "Several processes need one `out` to agree on.", fix="Pass out=..., the same for all."
-        )
+        raise ConfigError("Several processes need one `out` to agree on.", fix="Pass out=..., the same for all.")
     directory = RunDirectory(default_path(task, regularizers) if out is None else out)
     rule = _selection_rule(task, config, site)
     record = {
@@ -165,12 +163,7 @@ def resume(
         ToolkitWarning: another thread count than recorded, or an older checkpoint was taken.
     """
     run, step, newest, record = open_run(
-        path,
-        model,
-        task,
-        None if regularizer is None else as_regularizers(regularizer),
-        objective,
-        fallback=fallback,
+        path, model, task, None if regularizer is None else as_regularizers(regularizer), objective, fallback=fallback
     )
     run.directory.check_not_running()
     if newest.step < run.config.steps:
@@ -181,9 +174,14 @@ def resume(
 
 
 def carry_on(
-    run: Run, step: TrainingStep, start: Checkpoint, record: Mapping[str, Any], *, progress: bool,
+    run: Run,
+    step: TrainingStep,
+    start: Checkpoint,
+    record: Mapping[str, Any],
+    *,
+    progress: bool,
     stop: StopRequest | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Train from a verified checkpoint to the end, select the weights and record how it ended.
 
     Args:
@@ -210,10 +208,17 @@ def carry_on(
     try:
         with guarded_random_state(), thread_count(config.threads), _stopping(stop) as request:
             plan = Plan(
-                directory=directory, run=start.run, step=step, loader=_loader(run.task, config, run.site),
-                config=config, validate=_validator(run, record), stop=request, stage=record["stage"],
-                progress=progress, caption=directory.path.name,
-            )  # fmt: skip
+                directory=directory,
+                run=start.run,
+                step=step,
+                loader=_loader(run.task, config, run.site),
+                config=config,
+                validate=_validator(run, record),
+                stop=request,
+                stage=record["stage"],
+                progress=progress,
+                caption=directory.path.name,
+            )
             loop = Loop(plan, start)
             finished = loop.run()
             loop.close()
@@ -274,9 +279,14 @@ def _validator(run: Run, record: Mapping[str, Any]) -> Callable[[nn.Module], dic
 
     def validate(network: nn.Module) -> dict[str, float]:
         table = evaluate(
-            network, cases, patch_size=patch_size, batch_size=config.batch_size, precision=config.precision,
-            metrics=("dice",), select=run.objective.logits,
-        )  # fmt: skip
+            network,
+            cases,
+            patch_size=patch_size,
+            batch_size=config.batch_size,
+            precision=config.precision,
+            metrics=("dice",),
+            select=run.objective.logits,
+        )
         return validation_scores(table)
 
     return validate
@@ -287,17 +297,19 @@ def _selection_rule(task: Any, config: TrainConfig, site: str | Sequence[str] | 
         return "last"
     if task.cases("val", site=site):
         return "best"
-    warnings.warn(
-        "The task has no val split here, so the last weights are selected.", ToolkitWarning, stacklevel=3
-    )
+    warnings.warn("The task has no val split here, so the last weights are selected.", ToolkitWarning, stacklevel=3)
     return "last"
 
 
 def _loader(task: Any, config: TrainConfig, site: str | Sequence[str] | None) -> Any:
     return task.loader(
-        "train", site=site, batch_size=config.batch_size, patch_size=config.patch_size, seed=config.seed,
+        "train",
+        site=site,
+        batch_size=config.batch_size,
+        patch_size=config.patch_size,
+        seed=config.seed,
         augmentation=config.augmentation,
-    )  # fmt: skip
+    )
 
 
 def default_objective() -> Objective:

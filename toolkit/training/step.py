@@ -57,9 +57,14 @@ class TrainingStep(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, objective: Objective, regularizers: Sequence[Regularizer] = (), *, seed: int = 0,
+        self,
+        network: nn.Module,
+        objective: Objective,
+        regularizers: Sequence[Regularizer] = (),
+        *,
+        seed: int = 0,
         taps: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.network = network
         self.objective = objective
@@ -102,9 +107,7 @@ class TrainingStep(nn.Module):
         generator = keyed_generator(self.seed, step, self.objective.name)
         with capture(self.network, wanted, taps=self.taps) as tape:
             outputs = self.objective.forward_pass(self.network, batch, generator)
-        context = StepContext(
-            batch=batch, model=self.network, outputs=outputs, step=step, logging=logging, stage=stage
-        )
+        context = StepContext(batch=batch, model=self.network, outputs=outputs, step=step, logging=logging, stage=stage)
         objective_terms = self.objective(outputs, batch)
         objective = torch.stack([term.float() for term in objective_terms.values()]).sum()
         scale = 1.0
@@ -112,9 +115,7 @@ class TrainingStep(nn.Module):
             scale *= regularizer.objective_weight(step)
         result = PartialLoss(
             total=objective * scale if scale != 1.0 else objective,
-            terms={
-                f"{self.objective.name}/{name}": value.detach() for name, value in objective_terms.items()
-            },
+            terms={f"{self.objective.name}/{name}": value.detach() for name, value in objective_terms.items()},
         )
         if scale != 1.0:
             result.weights[self.objective.name] = scale
@@ -138,9 +139,7 @@ class TrainingStep(nn.Module):
         return result
 
     def _context_for(self, regularizer: Regularizer, context: StepContext, tape: Tape) -> StepContext:
-        features = {
-            name: tensor for tap in self._wanted(regularizer) for name, tensor in tape.matching(tap).items()
-        }
+        features = {name: tensor for tap in self._wanted(regularizer) for name, tensor in tape.matching(tap).items()}
         generator = keyed_generator(self.seed, context.step, regularizer.name)
         return dataclasses.replace(context, features=features, generator=generator)
 
@@ -163,12 +162,7 @@ class TrainingStep(nn.Module):
         return torch.autocast(context.batch["image"].device.type, enabled=False)
 
     def _probe_objective(
-        self,
-        result: PartialLoss,
-        objective: Tensor,
-        active: Sequence[Regularizer],
-        context: StepContext,
-        tape: Tape,
+        self, result: PartialLoss, objective: Tensor, active: Sequence[Regularizer], context: StepContext, tape: Tape
     ) -> None:
         for regularizer in active:
             features = self._context_for(regularizer, context, tape).features

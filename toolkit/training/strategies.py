@@ -87,20 +87,28 @@ class Rehearsal(Strategy):
     def data(self, task: Any, sites: tuple[str, ...], stage: int) -> tuple[Any, Any]:
         """A task whose training cases are those; validation is the site's own, testing everything."""
         kept = [
-            case
-            for site in dict.fromkeys(sites[:stage])
-            if site != sites[stage]
-            for case in self.stored(task, site)
+            case for site in dict.fromkeys(sites[:stage]) if site != sites[stage] for case in self.stored(task, site)
         ]
         cases = [
-            *task.cases("train", site=sites[stage]), *kept, *task.cases("val", site=sites[stage]), *task.cases("test"),
-        ]  # fmt: skip
+            *task.cases("train", site=sites[stage]),
+            *kept,
+            *task.cases("val", site=sites[stage]),
+            *task.cases("test"),
+        ]
         names = [site for site in task.sites if any(case.site == site for case in cases)]
         view = Task(
-            f"{task.name}-rehearsal-{stage}", cases, dims=task.dims, channels=task.channels, classes=task.classes,
-            patch_size=task.patch_size, normalisation=task.normalisation, sites=names, flips=task.flips,
-            licence=task.licence, citation=task.citation,
-        )  # fmt: skip
+            f"{task.name}-rehearsal-{stage}",
+            cases,
+            dims=task.dims,
+            channels=task.channels,
+            classes=task.classes,
+            patch_size=task.patch_size,
+            normalisation=task.normalisation,
+            sites=names,
+            flips=task.flips,
+            licence=task.licence,
+            citation=task.citation,
+        )
         return view, None
 
     def stored(self, task: Any, site: str) -> list[Any]:
@@ -134,12 +142,7 @@ class ElasticWeightConsolidation(Strategy):
         """Add the stage's Fisher information."""
         network = unwrap(run.model)
         found = fisher_information(
-            network,
-            run.task,
-            run.objective,
-            site=run.site,
-            images=self.images,
-            patch_size=run.config.patch_size,
+            network, run.task, run.objective, site=run.site, images=self.images, patch_size=run.config.patch_size
         )
         for regularizer in regularizers:
             if isinstance(regularizer, ElasticWeights):
@@ -173,8 +176,7 @@ class Distillation(Strategy):
 
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    kind.name: kind
-    for kind in (Strategy, Joint, SingleTask, Rehearsal, ElasticWeightConsolidation, Distillation)
+    kind.name: kind for kind in (Strategy, Joint, SingleTask, Rehearsal, ElasticWeightConsolidation, Distillation)
 }
 
 
@@ -189,16 +191,16 @@ def as_strategy(value: Any) -> Strategy:
     name, settings = (value, {}) if isinstance(value, str) else (value["name"], value["arguments"])
     if name not in STRATEGIES:
         raise ConfigError(
-            f"There is no strategy {name!r}.", where="train_sequence(strategy=...)",
+            f"There is no strategy {name!r}.",
+            where="train_sequence(strategy=...)",
             fix=f"Known: {', '.join(STRATEGIES)}.",
-        )  # fmt: skip
+        )
     return STRATEGIES[name](**settings)
 
 
 def fisher_information(
-    network: nn.Module, task: Any, objective: Objective, *, site: Any = None, images: int = 200,
-    patch_size: Any = None,
-) -> dict[str, Tensor]:  # fmt: skip
+    network: nn.Module, task: Any, objective: Objective, *, site: Any = None, images: int = 200, patch_size: Any = None
+) -> dict[str, Tensor]:
     """Mean over training images of the squared gradient of the log-likelihood of their labels, by parameter.
 
     The log-likelihood of an image is the mean over its voxels, so that lambda does not depend on the patch. The network

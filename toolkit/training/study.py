@@ -77,18 +77,20 @@ class _Training:
         """Train, or continue, and score."""
         if RunDirectory(self.folder).exists():
             run = resume(
-                self.folder,
-                self.network,
-                self.task,
-                self.regularizers,
-                self.objective,
-                progress=self.progress,
+                self.folder, self.network, self.task, self.regularizers, self.objective, progress=self.progress
             )
         else:
             run = train(
-                self.network, self.task, self.objective, self.regularizers, self.config, self.folder,
-                taps=self.taps, site=self.site, progress=self.progress,
-            )  # fmt: skip
+                self.network,
+                self.task,
+                self.objective,
+                self.regularizers,
+                self.config,
+                self.folder,
+                taps=self.taps,
+                site=self.site,
+                progress=self.progress,
+            )
         table = run.evaluate(self.split, self.site, metrics=(self.metric,))
         return table.assign(method=self.method, seed=self.seed)
 
@@ -164,22 +166,35 @@ def compare(
     record = _recorded(path, record)
     trainings = [
         _Training(
-            method=arm, seed=seed, network=copy.deepcopy(networks[seed]), task=task, objective=copy.deepcopy(objective),
-            regularizers=copy.deepcopy(regularizers), config=config.replace(seed=seed),
-            folder=path / f"seed-{seed}" / _folder(arm), taps=dict(taps or {}), site=site, split=split, metric=metric,
+            method=arm,
+            seed=seed,
+            network=copy.deepcopy(networks[seed]),
+            task=task,
+            objective=copy.deepcopy(objective),
+            regularizers=copy.deepcopy(regularizers),
+            config=config.replace(seed=seed),
+            folder=path / f"seed-{seed}" / _folder(arm),
+            taps=dict(taps or {}),
+            site=site,
+            split=split,
+            metric=metric,
             progress=progress and executor is None,
         )
         for seed in seeds
         for arm, regularizers in chosen.items()
-    ]  # fmt: skip
+    ]
     tables = [training.run() for training in trainings] if executor is None else _spread(executor, trainings)
     return _judged(tables, trainings, _baseline(chosen, baseline), metric, path, record)
 
 
 def _judged(
-    tables: list[pd.DataFrame], trainings: list[_Training], baseline: str, metric: str, path: Path,
+    tables: list[pd.DataFrame],
+    trainings: list[_Training],
+    baseline: str,
+    metric: str,
+    path: Path,
     record: dict[str, Any],
-) -> Study:  # fmt: skip
+) -> Study:
     import pandas as pd
 
     scores = pd.concat(tables, ignore_index=True)[list(_SCORES)]
@@ -194,13 +209,22 @@ def _judged(
         "steps": trainings[0].config.steps,
     }
     return Study(
-        baseline=baseline, metric=metric, numbers=comparison.numbers, scores=scores, runs=runs, path=str(path),
-        settings=record, provenance={
-            "measure": "study", "data": record["data"], "parameters": {**comparison.provenance["parameters"], **design},
+        baseline=baseline,
+        metric=metric,
+        numbers=comparison.numbers,
+        scores=scores,
+        runs=runs,
+        path=str(path),
+        settings=record,
+        provenance={
+            "measure": "study",
+            "data": record["data"],
+            "parameters": {**comparison.provenance["parameters"], **design},
             "versions": {name: known[name] for name in ("toolkit", "torch", "numpy", "python")},
-            "threads": known["threads"], "device": known["device"],
+            "threads": known["threads"],
+            "device": known["device"],
         },
-    )  # fmt: skip
+    )
 
 
 def _spread(executor: Executor, trainings: list[_Training]) -> list[pd.DataFrame]:
@@ -285,8 +309,9 @@ def _recorded(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     if differing:
         raise ConfigError(
             f"This folder holds a study with other settings: {', '.join(differing)}.",
-            where=str(path), fix="Choose another `out`, or the settings of that study.",
-        )  # fmt: skip
+            where=str(path),
+            fix="Choose another `out`, or the settings of that study.",
+        )
     merged = {**record, **{key: {**known[key], **record[key]} for key in ("weights", "arms")}}
     write_json(file, merged)
     return merged

@@ -30,9 +30,7 @@ def test_a_network_describes_itself_and_is_rebuilt_with_the_same_shapes() -> Non
     config = registry.describe(network)
     assert config is not None
     again = registry.build("model", config)
-    assert {k: v.shape for k, v in again.state_dict().items()} == {
-        k: v.shape for k, v in network.state_dict().items()
-    }
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
 
 
 def test_a_foreign_object_has_no_description() -> None:

@@ -39,10 +39,7 @@ class Other(Result):
 @pytest.fixture
 def measured() -> Measured:
     return Measured(
-        maps={
-            "encoder.1": torch.arange(6.0).reshape(1, 2, 3),
-            "a/b": torch.tensor([1, 2], dtype=torch.int64),
-        },
+        maps={"encoder.1": torch.arange(6.0).reshape(1, 2, 3), "a/b": torch.tensor([1, 2], dtype=torch.int64)},
         values=np.array([0.1, np.nan, 1e-300]),
         rows=pd.DataFrame({"class": ["LV", "RV"], "dice": [0.5, 1 / 3]}),
         names=("x", "y"),
@@ -64,9 +61,7 @@ def test_round_trip_keeps_every_field(measured: Measured, tmp_path: Path) -> Non
 
 class Tabled(Measured):
     def table(self) -> pd.DataFrame:
-        return pd.DataFrame(
-            {"a_b": ["x & y", "50 %", None], "value": [1 / 3, float("nan"), 12345.678], "n": [1, 2, 3]}
-        )
+        return pd.DataFrame({"a_b": ["x & y", "50 %", None], "value": [1 / 3, float("nan"), 12345.678], "n": [1, 2, 3]})
 
 
 def test_tables_are_written_as_csv_and_latex(measured: Measured, tmp_path: Path) -> None:
@@ -75,9 +70,16 @@ def test_tables_are_written_as_csv_and_latex(measured: Measured, tmp_path: Path)
     pd.testing.assert_frame_equal(back, result.table(), check_dtype=False)
     text = result.write_table(tmp_path / "table.tex", digits=3).read_text(encoding="utf-8")
     assert text.splitlines() == [
-        r"\begin{tabular}{lrr}", r"\hline", r"a\_b & value & n \\", r"\hline", r"x \& y & 0.333 & 1 \\",
-        r"50 \% & -- & 2 \\", r"-- & 1.23e+04 & 3 \\", r"\hline", r"\end{tabular}",
-    ]  # fmt: skip
+        r"\begin{tabular}{lrr}",
+        r"\hline",
+        r"a\_b & value & n \\",
+        r"\hline",
+        r"x \& y & 0.333 & 1 \\",
+        r"50 \% & -- & 2 \\",
+        r"-- & 1.23e+04 & 3 \\",
+        r"\hline",
+        r"\end{tabular}",
+    ]
     with pytest.raises(ResultError, match=r"\.xlsx"):
         result.write_table(tmp_path / "table.xlsx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "table.tex"]
@@ -117,17 +119,13 @@ def _damage(path: Path, kind: str) -> None:
         buffer = io.BytesIO()
         np.save(buffer, np.array([_Payload()], dtype=object), allow_pickle=True)
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr(
-                "result.json", json.dumps({"class": "Other", "fields": {"value": {"array": "value"}}})
-            )
+            archive.writestr("result.json", json.dumps({"class": "Other", "fields": {"value": {"array": "value"}}}))
             archive.writestr("value.npy", buffer.getvalue())
     elif kind == "raw pickle":
         path.write_bytes(pickle.dumps(_Payload()))
 
 
-@pytest.mark.parametrize(
-    "kind", ["truncated", "empty", "text", "foreign zip", "unknown class", "pickle", "raw pickle"]
-)
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "foreign zip", "unknown class", "pickle", "raw pickle"])
 def test_a_damaged_file_is_refused_and_runs_nothing(
     measured: Measured, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,9 +164,7 @@ def test_a_file_cannot_make_us_import_a_foreign_module(measured: Measured, tmp_p
 
 def test_tables_come_back_to_the_bit_with_infinities(measured: Measured, tmp_path: Path) -> None:
     values = [0.1 + 0.2, math.inf, -math.inf, math.nan, -0.0, 1e-310, 1e300]
-    table = pd.DataFrame(
-        {"value": values, "name": ["\u00e9", None, "", "a", "b", "c", "d"], "count": range(7)}
-    )
+    table = pd.DataFrame({"value": values, "name": ["\u00e9", None, "", "a", "b", "c", "d"], "count": range(7)})
     loaded = load_result(dataclasses.replace(measured, rows=table).save(tmp_path / "table.zip"))
     assert isinstance(loaded, Measured)
     pd.testing.assert_frame_equal(loaded.rows, table, check_exact=True)

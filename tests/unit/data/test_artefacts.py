@@ -12,13 +12,7 @@ from scipy import stats
 
 from toolkit import registry
 from toolkit.data.arrays import task_from_arrays
-from toolkit.data.artefacts import (
-    ARTEFACTS,
-    apply_artefact,
-    draw_artefact,
-    slices_to_unit_range,
-    with_artefacts,
-)
+from toolkit.data.artefacts import ARTEFACTS, apply_artefact, draw_artefact, slices_to_unit_range, with_artefacts
 from toolkit.data.catalogue import load_task
 from toolkit.data.crop import crop_or_pad, put_back
 from toolkit.errors import ConfigError, DataError
@@ -93,9 +87,7 @@ def test_the_derived_task() -> None:
     assert {case.subject for case in made.cases()} == {case.subject for case in clean}
     assert len({case.volume for case in made.cases()}) == 4 * len({case.volume for case in clean})
     case = made.cases("test", site="ghosting")[0]
-    twin = next(
-        c for c in clean if case.volume.startswith(f"ghosting/{c.volume}_") and c.position == case.position
-    )
+    twin = next(c for c in clean if case.volume.startswith(f"ghosting/{c.volume}_") and c.position == case.position)
     assert np.array_equal(case.label, twin.label)
     assert case.image.shape == twin.image.shape
     assert not np.allclose(case.image, twin.image, atol=0.02)
@@ -118,7 +110,12 @@ def test_another_rule_is_applied_to_the_corrupted_volume() -> None:
 
 
 def test_what_cannot_be_corrupted() -> None:
-    pictures = task_from_arrays([np.zeros((32, 32), np.float32)] * 3, [np.zeros((32, 32), np.uint8)] * 3, classes={0: "a", 1: "b"}, splits="test")  # fmt: skip
+    pictures = task_from_arrays(
+        [np.zeros((32, 32), np.float32)] * 3,
+        [np.zeros((32, 32), np.uint8)] * 3,
+        classes={0: "a", 1: "b"},
+        splits="test",
+    )
     with pytest.raises(DataError, match="whole volumes"):
         with_artefacts(pictures, ["bias"]).cases()[0].image_array()
     for wrong in ({"artefacts": ["rain"]}, {"copies": 0}, {"split": "val"}):

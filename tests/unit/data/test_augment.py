@@ -41,9 +41,14 @@ def test_2d_rotation_zoom_and_shift_against_scipy(spacing):
     expected = ndimage.affine_transform(image, matrix, offset, output_shape=patch, order=1, mode="nearest")
     label = (image > 0).astype(np.float32)
     moved, classes = apply(
-        strength, torch.from_numpy(image)[None, None], torch.from_numpy(label)[None, None], numbers, None, patch,
+        strength,
+        torch.from_numpy(image)[None, None],
+        torch.from_numpy(label)[None, None],
+        numbers,
+        None,
+        patch,
         np.array([spacing]),
-    )  # fmt: skip
+    )
     assert margin == (6, 8)
     np.testing.assert_allclose(moved[0, 0].numpy(), expected, atol=2e-5)
     near = ndimage.affine_transform(label, matrix, offset, output_shape=patch, order=0, mode="nearest")
@@ -54,11 +59,7 @@ def test_3d_rotations_are_rotations():
     angles = np.random.default_rng(0).uniform(-1, 1, (5, 3))
     matrices = _rotations(angles, 3)
     for matrix, angle in zip(matrices, angles, strict=True):
-        about = [
-            np.array([1.0, 0, 0]) * angle[0],
-            np.array([0, -1.0, 0]) * angle[1],
-            np.array([0, 0, 1.0]) * angle[2],
-        ]
+        about = [np.array([1.0, 0, 0]) * angle[0], np.array([0, -1.0, 0]) * angle[1], np.array([0, 0, 1.0]) * angle[2]]
         expected = np.eye(3)
         for vector in about:
             expected = Rotation.from_rotvec(vector).as_matrix() @ expected
@@ -72,9 +73,14 @@ def test_3d_shift_moves_along_the_right_axes():
     numbers = np.full((1, strength.drawn(3)), 0.5)
     numbers[0, 4:7] = [1.0, 0.5, 0.0]  # + 0.1 x 20 along axis 0, - 0.1 x 30 along axis 2
     moved, _ = apply(
-        strength, torch.from_numpy(image)[None, None], torch.zeros(1, 1, 20, 24, 28), numbers, None, (20, 24, 30),
+        strength,
+        torch.from_numpy(image)[None, None],
+        torch.zeros(1, 1, 20, 24, 28),
+        numbers,
+        None,
+        (20, 24, 30),
         np.ones((1, 3)),
-    )  # fmt: skip
+    )
     place = np.argwhere(moved[0, 0].numpy() > 0.9)[0]
     np.testing.assert_array_equal(place, [8, 12, 18])
 
@@ -85,9 +91,7 @@ def test_intensity_follows_its_formula():
     numbers[:, -4:] = np.random.default_rng(2).random((3, 4))
     noise = np.random.default_rng(3).standard_normal((3, 2, 8, 8)).astype(np.float32)
     strength = Augmentation(rotation=0, scale=0, translation=0, flips=False)
-    changed, _ = apply(
-        strength, image.clone(), torch.zeros(3, 1, 8, 8), numbers, noise, (8, 8), np.ones((3, 2))
-    )
+    changed, _ = apply(strength, image.clone(), torch.zeros(3, 1, 8, 8), numbers, noise, (8, 8), np.ones((3, 2)))
     for row in range(3):
         gain, offset, gamma, noisy = numbers[row, -4:]
         for channel in range(2):

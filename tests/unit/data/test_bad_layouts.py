@@ -137,9 +137,7 @@ def saml_third_zone(folder: Path) -> None:
 
 
 def synapse_pickle(folder: Path) -> None:
-    np.savez(
-        folder / "train_npz/case0005_slice000.npz", image=np.array([{}], dtype=object), label=np.zeros((2, 2))
-    )
+    np.savez(folder / "train_npz/case0005_slice000.npz", image=np.array([{}], dtype=object), label=np.zeros((2, 2)))
 
 
 def synapse_no_hdf5(folder: Path) -> None:
@@ -273,33 +271,69 @@ def mhd_label_elsewhere(folder: Path) -> None:
 
 
 BAD = {
-    acdc_without_frame: "patient001_frame12.nii.gz is missing", acdc_without_label: "frame01_gt.nii.gz is missing",
-    acdc_without_phase: "names no frame for ES", acdc_words_for_frames: "names no frame for ES",
-    acdc_binary_info: "is no text", acdc_empty_info: "0 bytes", acdc_patients_of_no_list: "None of the subjects",
-    acdc_other_grid: "lie at different places", acdc_cut_off: "not a complete NIfTI",
-    mnms_without_table: "There are 0 tables", mnms_two_tables: "There are 2 tables",
-    mnms_frame_beyond: r"\(7, 8, 2, 5\)", mnms_no_frame: "Row 2 names no frame for ED",
-    mnms_unknown_vendor: "site 'Q', which is not listed", mnms_without_image: "A0S9V9_sa.nii.gz is missing",
-    decathlon_no_json: "dataset.json cannot be read", decathlon_deep_json: "dataset.json cannot be read",
-    decathlon_without_list: "cannot be read .KeyError", decathlon_outside: "names a file elsewhere",
-    decathlon_twice: "names an image twice", decathlon_file_gone: "is missing", decathlon_soft_label: "does not list: 0.5",
-    saml_without_label: "HK/Case01_segmentation.nii.gz is missing", saml_third_zone: "does not list: 3",
-    synapse_pickle: "pickled objects", synapse_no_hdf5: "not a readable HDF5", synapse_cut_off: "not a readable HDF5",
-    synapse_without_array: "no array called image", synapse_external_link: "lies in another file",
-    synapse_external_storage: "lies in another file", synapse_text_array: "no array of numbers",
-    synapse_giant: "gives image the shape", synapse_four_axes: "neither a slice nor a stack",
-    monuseg_entities: "document type or entities", monuseg_cut_off: "cannot be read as outlines",
-    monuseg_no_regions: "has no regions", monuseg_two_corners: "has 2 corners", monuseg_no_number: "cannot be read as outlines",
-    monuseg_nan: "no numbers", monuseg_other_picture: "lies outside the picture", monuseg_outline_gone: "xml is missing",
-    kvasir_missing_listed: "names? 1 images that are not there", kvasir_two_lists: "is in train and in val",
-    kvasir_other_size: "and its label", glas_without_mask: "train_1_anno.bmp is missing",
-    dicom_slice_missing: "3 to 6 mm apart", dicom_two_series: "2 DICOM series", dicom_none: "0 DICOM series",
-    mhd_without_raw: "SimpleITK cannot read", mhd_label_elsewhere: "different shapes",
-}  # fmt: skip
+    acdc_without_frame: "patient001_frame12.nii.gz is missing",
+    acdc_without_label: "frame01_gt.nii.gz is missing",
+    acdc_without_phase: "names no frame for ES",
+    acdc_words_for_frames: "names no frame for ES",
+    acdc_binary_info: "is no text",
+    acdc_empty_info: "0 bytes",
+    acdc_patients_of_no_list: "None of the subjects",
+    acdc_other_grid: "lie at different places",
+    acdc_cut_off: "not a complete NIfTI",
+    mnms_without_table: "There are 0 tables",
+    mnms_two_tables: "There are 2 tables",
+    mnms_frame_beyond: r"\(7, 8, 2, 5\)",
+    mnms_no_frame: "Row 2 names no frame for ED",
+    mnms_unknown_vendor: "site 'Q', which is not listed",
+    mnms_without_image: "A0S9V9_sa.nii.gz is missing",
+    decathlon_no_json: "dataset.json cannot be read",
+    decathlon_deep_json: "dataset.json cannot be read",
+    decathlon_without_list: "cannot be read .KeyError",
+    decathlon_outside: "names a file elsewhere",
+    decathlon_twice: "names an image twice",
+    decathlon_file_gone: "is missing",
+    decathlon_soft_label: "does not list: 0.5",
+    saml_without_label: "HK/Case01_segmentation.nii.gz is missing",
+    saml_third_zone: "does not list: 3",
+    synapse_pickle: "pickled objects",
+    synapse_no_hdf5: "not a readable HDF5",
+    synapse_cut_off: "not a readable HDF5",
+    synapse_without_array: "no array called image",
+    synapse_external_link: "lies in another file",
+    synapse_external_storage: "lies in another file",
+    synapse_text_array: "no array of numbers",
+    synapse_giant: "gives image the shape",
+    synapse_four_axes: "neither a slice nor a stack",
+    monuseg_entities: "document type or entities",
+    monuseg_cut_off: "cannot be read as outlines",
+    monuseg_no_regions: "has no regions",
+    monuseg_two_corners: "has 2 corners",
+    monuseg_no_number: "cannot be read as outlines",
+    monuseg_nan: "no numbers",
+    monuseg_other_picture: "lies outside the picture",
+    monuseg_outline_gone: "xml is missing",
+    kvasir_missing_listed: "names? 1 images that are not there",
+    kvasir_two_lists: "is in train and in val",
+    kvasir_other_size: "and its label",
+    glas_without_mask: "train_1_anno.bmp is missing",
+    dicom_slice_missing: "3 to 6 mm apart",
+    dicom_two_series: "2 DICOM series",
+    dicom_none: "0 DICOM series",
+    mhd_without_raw: "SimpleITK cannot read",
+    mhd_label_elsewhere: "different shapes",
+}
 SETS = {
-    "acdc": "acdc", "mnms": "mnms", "decathlon": "msd_hippocampus", "saml": "prostate_saml", "synapse": "synapse",
-    "monuseg": "monuseg", "kvasir": "kvasir_seg", "glas": "glas", "dicom": "nci_isbi", "mhd": "promise12",
-}  # fmt: skip
+    "acdc": "acdc",
+    "mnms": "mnms",
+    "decathlon": "msd_hippocampus",
+    "saml": "prostate_saml",
+    "synapse": "synapse",
+    "monuseg": "monuseg",
+    "kvasir": "kvasir_seg",
+    "glas": "glas",
+    "dicom": "nci_isbi",
+    "mhd": "promise12",
+}
 
 
 @pytest.mark.parametrize("spoil", BAD, ids=lambda make: make.__name__)

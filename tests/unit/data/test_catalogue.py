@@ -78,15 +78,20 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_pack_is_loaded(tiny):
     task = load_task("tiny")
     assert [case.id for case in task.cases()] == [
-        "ann/slice00", "ann/slice01", "ann/slice02", "bob/slice00", "bob/slice01",
-    ]  # fmt: skip
+        "ann/slice00",
+        "ann/slice01",
+        "ann/slice02",
+        "bob/slice00",
+        "bob/slice01",
+    ]
     assert task.sites == ("north", "south")
     assert task.cases("test")[1].spacing is None
     stored = np.load(tiny / "stacks" / "bob.npz")["label"]
     np.testing.assert_array_equal(task.cases("test")[1].label.numpy(), stored[1])
     assert task.verify()[["case", "verdict", "checksum"]].to_numpy().tolist() == [
-        ["ann", "ok", "matches"], ["bob", "ok", "matches"],
-    ]  # fmt: skip
+        ["ann", "ok", "matches"],
+        ["bob", "ok", "matches"],
+    ]
 
 
 def test_the_cache_is_looked_at_after_the_data_folder(tiny, monkeypatch, tmp_path):
@@ -102,9 +107,14 @@ def test_absent_data_give_a_to_do_list(tiny, monkeypatch, tmp_path):
         load_task("tiny")
     text = str(caught.value)
     for part in (
-        "1. Ask the curator", f"stacks{os.sep}ann.npz" if os.sep != "/" else "stacks/ann.npz", "2 files in all",
-        "TOOLKIT_DATA", "CC0 1.0", str(tmp_path / "elsewhere" / "tiny"), "verify()",
-    ):  # fmt: skip
+        "1. Ask the curator",
+        f"stacks{os.sep}ann.npz" if os.sep != "/" else "stacks/ann.npz",
+        "2 files in all",
+        "TOOLKIT_DATA",
+        "CC0 1.0",
+        str(tmp_path / "elsewhere" / "tiny"),
+        "verify()",
+    ):
         assert part in text
     assert list_tasks().set_index("name").ready.to_dict()["tiny"] is False
 
@@ -140,9 +150,7 @@ def bad_flipped_bit(path: Path) -> None:
 
 
 def bad_pickle(path: Path) -> None:
-    np.savez(
-        path, image=np.array([Payload(path.parent)], dtype=object), label=np.zeros((2, 20, 20), np.uint8)
-    )
+    np.savez(path, image=np.array([Payload(path.parent)], dtype=object), label=np.zeros((2, 20, 20), np.uint8))
 
 
 def test_the_payload_of_these_tests_would_run(tmp_path):
@@ -184,11 +192,19 @@ def bad_classes(path: Path) -> None:
 
 
 MESSAGES = {
-    bad_empty: "0 bytes", bad_truncated: "not a readable .npz", bad_flipped_bit: "not a readable .npz",
-    bad_pickle: "pickled objects", bad_raw_pickle: "pickled objects|not a readable", bad_array_file: "not a readable .npz",
-    bad_names: "no array called image", bad_axes: "not slices x rows x columns", bad_shapes: "and its label",
-    bad_slices: "slice 1 of a stack that has 1", bad_nan: "800 NaN", bad_classes: "no class: 4",
-}  # fmt: skip
+    bad_empty: "0 bytes",
+    bad_truncated: "not a readable .npz",
+    bad_flipped_bit: "not a readable .npz",
+    bad_pickle: "pickled objects",
+    bad_raw_pickle: "pickled objects|not a readable",
+    bad_array_file: "not a readable .npz",
+    bad_names: "no array called image",
+    bad_axes: "not slices x rows x columns",
+    bad_shapes: "and its label",
+    bad_slices: "slice 1 of a stack that has 1",
+    bad_nan: "800 NaN",
+    bad_classes: "no class: 4",
+}
 
 
 @pytest.mark.parametrize("spoil", MESSAGES, ids=lambda make: make.__name__)
@@ -243,9 +259,7 @@ def test_a_missing_table_is_named(tiny):
         load_task("tiny")
 
 
-@pytest.mark.parametrize(
-    "name", ["cardiac_acdc", "cardiac_sunnybrook", "hippocampus_msd04", "nuclei_dsb2018"]
-)
+@pytest.mark.parametrize("name", ["cardiac_acdc", "cardiac_sunnybrook", "hippocampus_msd04", "nuclei_dsb2018"])
 def test_manifests_are_complete(name):
     manifest = find_manifest(name)
     rows = read_table(manifest)
@@ -262,16 +276,7 @@ def test_list_tasks_needs_no_data(monkeypatch, tmp_path):
     monkeypatch.delenv("TOOLKIT_DATA", raising=False)
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path))
     table = list_tasks().set_index("name")
-    assert list(table.columns) == [
-        "anatomy",
-        "modality",
-        "dims",
-        "classes",
-        "sites",
-        "licence",
-        "access",
-        "ready",
-    ]
+    assert list(table.columns) == ["anatomy", "modality", "dims", "classes", "sites", "licence", "access", "ready"]
     assert {"cardiac_acdc", "acdc", "mnms", "glas", "synapse"} <= set(table.index[~table.ready])
     assert table.ready["phantom-cardiac"]
     assert list(table.ready) == list(table.access == "embedded")
@@ -293,9 +298,7 @@ def test_manifests_are_found_where_an_installed_package_has_them(monkeypatch, tm
 
     folder = tmp_path / "share" / "toolkit" / "data_manifests"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(
-        manifest, "__file__", str(tmp_path / "site-packages" / "toolkit" / "data" / "manifest.py")
-    )
+    monkeypatch.setattr(manifest, "__file__", str(tmp_path / "site-packages" / "toolkit" / "data" / "manifest.py"))
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     assert folder in manifest.manifest_folders()
 
@@ -304,12 +307,9 @@ def test_a_picture_pack_with_a_cine_rule(tiny, tmp_path):
     """Frames 5 and 25 with 20 frames per position: phase 04, positions 0 and 1."""
     folder = Path(os.environ["TOOLKIT_MANIFESTS"])
     text = MANIFEST.replace('"npz-stacks"', '"picture-pairs"').replace('name = "tiny"', 'name = "cine"')
+    text = text.replace('image = "stacks/{file}"\nslices = "{slices}"', 'image = "i/{file}"\nlabel = "l/{file}"')
     text = text.replace(
-        'image = "stacks/{file}"\nslices = "{slices}"', 'image = "i/{file}"\nlabel = "l/{file}"'
-    )
-    text = text.replace(
-        'case = "{who}"',
-        'case = "{who}_{phase}/{position}"\nvolume = "{who}_{phase}"\nposition = "{position}"',
+        'case = "{who}"', 'case = "{who}_{phase}/{position}"\nvolume = "{who}_{phase}"\nposition = "{position}"'
     )
     text += '\n[layout.cine]\ncolumn = "frame"\nframes = 20\n\n[reassign]\nval = ["bob"]\n'
     (folder / "cine.toml").write_text(text)
@@ -320,11 +320,11 @@ def test_a_picture_pack_with_a_cine_rule(tiny, tmp_path):
     for kind in "il":
         (pack / kind).mkdir(parents=True)
         for name in "abc":
-            Image.fromarray((np.arange(256).reshape(16, 16) % 2).astype(np.uint8)).save(
-                pack / kind / f"{name}.png"
-            )
+            Image.fromarray((np.arange(256).reshape(16, 16) % 2).astype(np.uint8)).save(pack / kind / f"{name}.png")
     cases = load_task("cine").cases()
     assert [(case.id, case.volume, case.position, case.split) for case in cases] == [
-        ("ann_04/0", "ann_04", 0, "train"), ("ann_04/1", "ann_04", 1, "train"), ("bob_05/0", "bob_05", 0, "val"),
-    ]  # fmt: skip
+        ("ann_04/0", "ann_04", 0, "train"),
+        ("ann_04/1", "ann_04", 1, "train"),
+        ("bob_05/0", "bob_05", 0, "val"),
+    ]
     assert read_manifest(folder / "cine.toml").reassign == {"val": ("bob",)}

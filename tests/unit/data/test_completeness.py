@@ -41,9 +41,7 @@ def test_every_data_set_is_counted_against_its_manifest(name, place):
         pattern = str(Path(source).relative_to(place / name))
         assert detail.startswith(f"{found[pattern]} file")
         assert f"{expects[pattern]} are expected" in detail
-    assert [Path(s).name for s in rows[rows.verdict == "foreign"].source] == (
-        [STRAY[name]] if name in STRAY else []
-    )
+    assert [Path(s).name for s in rows[rows.verdict == "foreign"].source] == ([STRAY[name]] if name in STRAY else [])
     assert set(rows.verdict) <= {"incomplete", "foreign"}
     assert set(table[table.case != ""].verdict) == {"ok"}
 
@@ -80,10 +78,7 @@ def test_complete_incomplete_and_surplus(slices, capsys):
     assert about_files() == [("incomplete", "*.h5")]
     capsys.readouterr()
     assert main(["data", "verify", "acdc_slices"]) == 1
-    assert (
-        "1 file found, 2 are expected. The number is not confirmed: Number of slices."
-        in capsys.readouterr().out
-    )
+    assert "1 file found, 2 are expected. The number is not confirmed: Number of slices." in capsys.readouterr().out
 
 
 def test_what_does_not_belong(slices):

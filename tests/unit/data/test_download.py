@@ -68,11 +68,17 @@ def test_a_redirect_on_the_same_host_is_followed(server, tmp_path):
 
 
 REFUSED = {
-    "corrupting": "has the SHA-256", "longer": "announces 200004 bytes", "endless": "more than the 200000 bytes",
-    "shorter": "announces 500 bytes", "error_page": "announces 26 bytes", "missing": "answers 404",
-    "elsewhere": "sends us elsewhere: http://localhost:9", "to_file": "answers|sends us elsewhere|broke off",
-    "loop": "answers 302", "hanging_up": "broke off 4 times",
-}  # fmt: skip
+    "corrupting": "has the SHA-256",
+    "longer": "announces 200004 bytes",
+    "endless": "more than the 200000 bytes",
+    "shorter": "announces 500 bytes",
+    "error_page": "announces 26 bytes",
+    "missing": "answers 404",
+    "elsewhere": "sends us elsewhere: http://localhost:9",
+    "to_file": "answers|sends us elsewhere|broke off",
+    "loop": "answers 302",
+    "hanging_up": "broke off 4 times",
+}
 
 
 @pytest.mark.parametrize("way", REFUSED)
@@ -84,9 +90,7 @@ def test_bad_servers_leave_nothing(way, server, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("way", "reason"), [("stalling", "timed out"), ("dripping", "less than 256 bytes per second")]
-)
+@pytest.mark.parametrize(("way", "reason"), [("stalling", "timed out"), ("dripping", "less than 256 bytes per second")])
 def test_waiting_is_bounded(way, reason, server, tmp_path):
     begun = time.monotonic()
     with pytest.raises(DataError, match=reason):
@@ -126,9 +130,7 @@ def test_data_that_cannot_be_fetched_give_the_list(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def zipped(
-    path: Path, entries: dict[str, bytes], change: Callable[[zipfile.ZipInfo], None] | None = None
-) -> Path:
+def zipped(path: Path, entries: dict[str, bytes], change: Callable[[zipfile.ZipInfo], None] | None = None) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
             info = zipfile.ZipInfo(name)
@@ -144,9 +146,13 @@ def tarred(path: Path, *members: tuple[str, bytes, str]) -> Path:
         for name, content, kind in members:
             info = tarfile.TarInfo(name)
             info.type = {
-                "file": tarfile.REGTYPE, "link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "fifo": tarfile.FIFOTYPE,
-                "device": tarfile.CHRTYPE, "folder": tarfile.DIRTYPE,
-            }[kind]  # fmt: skip
+                "file": tarfile.REGTYPE,
+                "link": tarfile.SYMTYPE,
+                "hard": tarfile.LNKTYPE,
+                "fifo": tarfile.FIFOTYPE,
+                "device": tarfile.CHRTYPE,
+                "folder": tarfile.DIRTYPE,
+            }[kind]
             info.linkname = content.decode() if kind in ("link", "hard") else ""
             info.size = len(content) if kind == "file" else 0
             archive.addfile(info, io.BytesIO(content))
@@ -182,10 +188,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "zip_empty": (lambda p: zipped(p / "a.zip", {}), "holds no files"),
     "tar_parent": (lambda p: tarred(p / "a.tgz", ("x/../../out.txt", b"x", "file")), "outside its folder"),
     "tar_absolute": (lambda p: tarred(p / "a.tgz", ("/tmp/out.txt", b"x", "file")), "outside its folder"),
-    "tar_link": (
-        lambda p: tarred(p / "a.tgz", ("l", b"/etc", "link"), ("l/out", b"x", "file")),
-        "a link or a device",
-    ),
+    "tar_link": (lambda p: tarred(p / "a.tgz", ("l", b"/etc", "link"), ("l/out", b"x", "file")), "a link or a device"),
     "tar_hard_link": (lambda p: tarred(p / "a.tgz", ("l", b"/etc/passwd", "hard")), "a link or a device"),
     "tar_fifo": (lambda p: tarred(p / "a.tgz", ("f", b"", "fifo")), "a link or a device"),
     "tar_device": (lambda p: tarred(p / "a.tgz", ("d", b"", "device")), "a link or a device"),

@@ -113,9 +113,7 @@ def offer(tmp_path, monkeypatch) -> Offer:
 def hidden_only(folder: Path) -> list[Path]:
     """Files below the data root that are no part of a hidden file or folder."""
     return [
-        p
-        for p in folder.rglob("*")
-        if p.is_file() and not any(q.startswith(".") for q in p.relative_to(folder).parts)
+        p for p in folder.rglob("*") if p.is_file() and not any(q.startswith(".") for q in p.relative_to(folder).parts)
     ]
 
 
@@ -136,8 +134,10 @@ def test_fetch_ends_in_a_task_that_loads(offer, capsys):
         assert "Licence of the data: CC0 1.0" in shown
         task = load_task("squares")
         assert sorted(case.id for case in task.cases()) == sorted(
-            f"{site}_{who}/slice{k:02d}" for site, who in (("north", "ann"), ("north", "bob"), ("south", "cem")) for k in range(3)
-        )  # fmt: skip
+            f"{site}_{who}/slice{k:02d}"
+            for site, who in (("north", "ann"), ("north", "bob"), ("south", "cem"))
+            for k in range(3)
+        )
         for name, content in FILES.items():
             assert (folder / name).read_bytes() == content
         assert set(task.verify().verdict) == {"ok"}
@@ -169,9 +169,7 @@ def test_several_files_unpacked_and_as_they_are(offer):
     with serving(north) as (one, _), serving(south) as (two, _):
         folder = offer(f"{one}/good/north.zip", content=north)
         path = folder.parents[1] / "manifests" / "squares.toml"
-        entry = FILE.format(
-            url=f"{two}/good/cem.npz", size=len(south), sha256=hashlib.sha256(south).hexdigest()
-        )
+        entry = FILE.format(url=f"{two}/good/cem.npz", size=len(south), sha256=hashlib.sha256(south).hexdigest())
         text = path.read_text(encoding="utf-8").replace("\n[layout]", f"{entry}unpack = false\n\n[layout]")
         path.write_text(text.replace('"south/*.npz" = 1', '"cem.npz" = 1'), encoding="utf-8")
         quick()
@@ -203,10 +201,15 @@ def test_a_broken_fetch_goes_on_where_it_stopped(offer):
 
 
 REFUSED = {
-    "corrupting": "has the SHA-256", "longer": "announces", "endless": "sends more than", "shorter": "announces 500 bytes",
-    "error_page": "announces 26 bytes", "missing": "answers 404", "elsewhere": "sends us elsewhere: http://localhost:9",
+    "corrupting": "has the SHA-256",
+    "longer": "announces",
+    "endless": "sends more than",
+    "shorter": "announces 500 bytes",
+    "error_page": "announces 26 bytes",
+    "missing": "answers 404",
+    "elsewhere": "sends us elsewhere: http://localhost:9",
     "hanging_up": "broke off 4 times",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", REFUSED)
@@ -253,9 +256,12 @@ def test_what_was_downloaded_by_hand_is_unpacked(offer, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"sha256": "0" * 63}, "files.0.sha256: is no SHA-256"), ({"size": 0}, "files.0: needs an https address"),
-     ({"size": -3}, "files.0: needs an https address")],
-)  # fmt: skip
+    [
+        ({"sha256": "0" * 63}, "files.0.sha256: is no SHA-256"),
+        ({"size": 0}, "files.0: needs an https address"),
+        ({"size": -3}, "files.0: needs an https address"),
+    ],
+)
 def test_a_manifest_that_cannot_be_checked_is_refused(changes, message, offer):
     offer("https://example.org/squares.zip", **changes)
     with pytest.raises(DataError, match=message):

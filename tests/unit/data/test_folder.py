@@ -106,9 +106,13 @@ def test_pictures_with_sites(pictures):
 
 def test_sites_subjects_and_splits_by_name(volumes):
     task = task_from_folder(
-        volumes / "images", volumes / "labels", classes=CLASSES, sites=lambda case: f"site{int(case[1]) % 2}",
-        subjects={f"p{index}": f"s{index // 2}" for index in range(6)}, splits={"train": ["s0", "s1"], "test": ["s2"]},
-    )  # fmt: skip
+        volumes / "images",
+        volumes / "labels",
+        classes=CLASSES,
+        sites=lambda case: f"site{int(case[1]) % 2}",
+        subjects={f"p{index}": f"s{index // 2}" for index in range(6)},
+        splits={"train": ["s0", "s1"], "test": ["s2"]},
+    )
     assert task.sites == ("site0", "site1")
     assert [case.id for case in task.cases("test")] == ["p4", "p5"]
     with pytest.raises(ConfigError, match="'p0' has no entry"):
@@ -127,17 +131,21 @@ def test_labels_coded_otherwise(pictures):
     with pytest.raises(DataError, match="4 of 4 cases cannot be used") as caught:
         task_from_folder(pictures / "images", pictures / "labels", classes=CLASSES)
     assert "label_values={0: 0, 255: 1}" in str(caught.value)
-    task = task_from_folder(
-        pictures / "images", pictures / "labels", classes=CLASSES, label_values={0: 0, 255: 1}
-    )
+    task = task_from_folder(pictures / "images", pictures / "labels", classes=CLASSES, label_values={0: 0, 255: 1})
     assert set(task.cases()[0].label.unique().tolist()) == {0, 1}
 
 
 def test_rebuilt_from_json(volumes):
     task = task_from_folder(
-        volumes / "images", volumes / "labels", classes=CLASSES, dims=2, sites=lambda case: case[:1],
-        label_values={0: 0, 1: 1}, patch_size=(16, 16), flips=(0,),
-    )  # fmt: skip
+        volumes / "images",
+        volumes / "labels",
+        classes=CLASSES,
+        dims=2,
+        sites=lambda case: case[:1],
+        label_values={0: 0, 1: 1},
+        patch_size=(16, 16),
+        flips=(0,),
+    )
     again = registry.build("task", json.loads(json.dumps(registry.describe(task))))
     assert again.content_hash() == task.content_hash()
     assert (again.patch_size, again.flips, again.sites) == (task.patch_size, task.flips, task.sites)
@@ -189,11 +197,16 @@ def bad_grid(root):
 
 
 MESSAGES = {
-    bad_no_folder: "does not exist", bad_empty_folder: "It is empty", bad_other_files: "holds .dcm files",
-    bad_no_label: "1 images have no label, for example p4", bad_no_image: "1 labels have no image, for example p4",
-    bad_mixture: "mixes NIfTI", bad_twice: "Two files are called 'p1'", bad_one_file: "not a complete NIfTI",
+    bad_no_folder: "does not exist",
+    bad_empty_folder: "It is empty",
+    bad_other_files: "holds .dcm files",
+    bad_no_label: "1 images have no label, for example p4",
+    bad_no_image: "1 labels have no image, for example p4",
+    bad_mixture: "mixes NIfTI",
+    bad_twice: "Two files are called 'p1'",
+    bad_one_file: "not a complete NIfTI",
     bad_grid: "different shapes",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("make", MESSAGES, ids=lambda make: make.__name__)
@@ -211,8 +224,13 @@ def test_verify_reports_every_file(volumes):
     volume(volumes / "labels" / "p2.nii.gz", np.full((18, 17, 9), 5, np.uint8))
     verdicts = task.verify().set_index("case")
     assert verdicts.verdict.to_dict() == {
-        "p0": "missing", "p1": "wrong", "p2": "wrong", "p3": "ok", "p4": "ok", "p5": "ok",
-    }  # fmt: skip
+        "p0": "missing",
+        "p1": "wrong",
+        "p2": "wrong",
+        "p3": "ok",
+        "p4": "ok",
+        "p5": "ok",
+    }
     assert "no class: 5" in verdicts.detail["p2"]
 
 

@@ -57,9 +57,7 @@ def test_generated_bytes_are_the_recorded_ones(name):
 
 
 def test_a_damaged_cache_is_made_again(tmp_path):
-    source = GeneratedSource(
-        generator="phantom-cardiac", site="A", subject=1, version="t", classes=(0, 1, 2, 3)
-    )
+    source = GeneratedSource(generator="phantom-cardiac", site="A", subject=1, version="t", classes=(0, 1, 2, 3))
     first = source.stack()
     (path,) = (tmp_path / "cache" / "phantom-cardiac" / "t").iterdir()
     whole = path.read_bytes()

@@ -50,15 +50,15 @@ def test_batches_are_the_same_in_another_process(striped, tmp_path):
     path.write_bytes(pickle.dumps(task))
     run = subprocess.run(
         [sys.executable, "-c", "import torch; torch.set_num_threads(1)\n" + SCRIPT, str(path)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     loader = task.loader("train", batch_size=3, patch_size=(16, 16), seed=5, augmentation="standard")
     lines = run.stdout.splitlines()
     for line, step in zip(lines, (7, 0), strict=True):
         batch = loader.batch(step)
-        digest = hashlib.sha256(
-            batch["image"].numpy().tobytes() + batch["label"].numpy().tobytes()
-        ).hexdigest()
+        digest = hashlib.sha256(batch["image"].numpy().tobytes() + batch["label"].numpy().tobytes()).hexdigest()
         assert line.split() == [digest, *batch["case"]]
 
 
@@ -208,9 +208,7 @@ def test_flips_only_where_they_are_allowed():
 
 
 def test_no_strength_leaves_the_image_alone(striped):
-    nothing = Augmentation(
-        rotation=0, scale=0, translation=0, flips=False, gain=0, offset=0, gamma=0, noise=0
-    )
+    nothing = Augmentation(rotation=0, scale=0, translation=0, flips=False, gain=0, offset=0, gamma=0, noise=0)
     plain = striped().loader("train", batch_size=4).batch(1)
     assert same(striped().loader("train", batch_size=4, augmentation=nothing).batch(1), plain)
 

@@ -25,9 +25,7 @@ def test_other_rules():
     expected = (wide - wide.mean((1, 2), keepdims=True)) / wide.std((1, 2), keepdims=True)
     np.testing.assert_allclose(normalise(IMAGE, "zscore"), expected, atol=1e-4)
     np.testing.assert_array_equal(normalise(IMAGE, "none"), IMAGE)
-    np.testing.assert_allclose(
-        normalise(IMAGE, "window:100,500"), (np.clip(wide, 100, 500) - 100) / 400, atol=1e-6
-    )
+    np.testing.assert_allclose(normalise(IMAGE, "window:100,500"), (np.clip(wide, 100, 500) - 100) / 400, atol=1e-6)
     scaled = normalise(IMAGE, "range")
     assert scaled.min() == 0
     assert scaled.max() == 1
@@ -93,8 +91,7 @@ def test_rules_for_colours_follow_torchvision_and_opencv():
 
 @pytest.mark.parametrize("rule", ["imagenet", "bgr"])
 @pytest.mark.parametrize(
-    "image",
-    [np.ones((1, 4, 4)), np.full((3, 4, 4), 300.0), np.full((3, 4, 4), -1.0), np.full((3, 4, 4), 0.25)],
+    "image", [np.ones((1, 4, 4)), np.full((3, 4, 4), 300.0), np.full((3, 4, 4), -1.0), np.full((3, 4, 4), 0.25)]
 )
 def test_rules_for_colours_refuse_other_images(rule, image):
     with pytest.raises(ConfigError, match="three channels from 0 to 255"):

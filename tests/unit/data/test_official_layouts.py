@@ -52,13 +52,7 @@ def test_absent_data_say_what_to_do(name, place):
     with pytest.raises(DataError) as caught:
         load_task(name)
     text = str(caught.value)
-    for part in (
-        *manifest.access.steps,
-        manifest.licence,
-        *manifest.layout.expects,
-        "TOOLKIT_DATA",
-        str(place / name),
-    ):
+    for part in (*manifest.access.steps, manifest.licence, *manifest.layout.expects, "TOOLKIT_DATA", str(place / name)):
         assert part in text
     for fact, doubt in manifest.unconfirmed.items():
         assert f"{fact}: {doubt}" in text
@@ -87,15 +81,14 @@ def test_published_acdc_lists(place):
     official.BUILDERS["acdc"](place / "acdc")
     task = load_task("acdc")
     assert {s: {c.subject for c in task.cases(s)} for s in task.splits} == {
-        "train": {"patient001"}, "val": {"patient005"}, "test": {"patient007"},
-    }  # fmt: skip
+        "train": {"patient001"},
+        "val": {"patient005"},
+        "test": {"patient007"},
+    }
     assert {c.group for c in task.cases()} == {"DCM"}
     few = load_task("acdc", split_list="ten_subjects_0")
     assert {c.subject: c.split for c in few.cases()} == {"patient001": "train", "patient007": "test"}
-    assert few.toolkit_config == {
-        "name": "load_task",
-        "arguments": {"name": "acdc", "split_list": "ten_subjects_0"},
-    }
+    assert few.toolkit_config == {"name": "load_task", "arguments": {"name": "acdc", "split_list": "ten_subjects_0"}}
     with pytest.raises(ConfigError, match=r"no split list 'twenty'.*\n.*\n.*ten_subjects_4"):
         load_task("acdc", split_list="twenty")
     large = manifest.split_lists["large"]
@@ -131,10 +124,7 @@ def test_acdc_lists_are_the_published_ones(golden):
     stored = json.loads((golden / "latent_augmentation" / "acdc_splits.json").read_text())
     lists = find_manifest("acdc").split_lists
     names = {"train": "train", "validate": "val", "test": "test"}
-    published = {
-        "large": stored["large"],
-        **{f"ten_subjects_{k}": s for k, s in stored["ten_subjects"].items()},
-    }
+    published = {"large": stored["large"], **{f"ten_subjects_{k}": s for k, s in stored["ten_subjects"].items()}}
     for name, parts in published.items():
         for theirs, ours in names.items():
             overlap = set(parts["train"]) if theirs == "validate" else set()
@@ -158,11 +148,7 @@ def test_sites_and_groups_of_mnms(place):
 def test_slices_of_one_scan_are_one_volume(place):
     official.BUILDERS["synapse"](place / "synapse")
     task = load_task("synapse")
-    assert [(c.volume, c.position) for c in task.cases("train")] == [
-        ("case0005", 0),
-        ("case0005", 1),
-        ("case0005", 10),
-    ]
+    assert [(c.volume, c.position) for c in task.cases("train")] == [("case0005", 0), ("case0005", 1), ("case0005", 10)]
     assert [(c.volume, c.position) for c in task.cases("test")] == [("case0001", i) for i in range(3)]
 
 
@@ -180,11 +166,7 @@ def test_dicom_slices_are_sorted_by_position_and_placed(place):
 def test_validation_is_held_out_of_training_by_subject(place):
     for number in range(20):
         official.picture_pair(
-            place / "glas" / f"train_{number}.bmp",
-            place / "glas" / f"train_{number}_anno.bmp",
-            (16, 16),
-            0,
-            "numbered",
+            place / "glas" / f"train_{number}.bmp", place / "glas" / f"train_{number}_anno.bmp", (16, 16), 0, "numbered"
         )
     task = load_task("glas")
     assert {split: len(task.cases(split)) for split in task.splits} == {"train": 18, "val": 2}

@@ -72,9 +72,7 @@ def test_bytes_are_pinned(site, subject, seed):
 
 def test_bytes_do_not_depend_on_the_instruction_set():
     """The same stack in a process whose NumPy may not use its vectorised loops."""
-    features = (
-        "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR AVX2 FMA3 X86_V3 X86_V4"
-    )
+    features = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR AVX2 FMA3 X86_V3 X86_V4"
     root = Path(toolkit.__file__).parents[1]
     environment = os.environ | {"NPY_DISABLE_CPU_FEATURES": features}
     code = (
@@ -84,9 +82,7 @@ def test_bytes_do_not_depend_on_the_instruction_set():
         "from toolkit.data.phantoms.cardiac import generate; p = generate('B', 7);"
         "print(hashlib.sha256(p.image.tobytes() + p.label.tobytes()).hexdigest()[:24])"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == PINNED["B", 7, 0]
 
 
@@ -160,9 +156,7 @@ def test_an_infarct_thins_one_segment_of_the_wall():
         steps = np.arange(0, 40, 0.25)
         depths = []
         for angle in np.linspace(0, 2 * np.pi, 72, endpoint=False):
-            at = (
-                np.rint([row + steps * np.sin(angle), column + steps * np.cos(angle)]).astype(int).clip(0, 95)
-            )
+            at = np.rint([row + steps * np.sin(angle), column + steps * np.cos(angle)]).astype(int).clip(0, 95)
             depths.append((label[at[0], at[1]] == 2).sum() / 4)
         return min(depths) / np.median(depths)
 
@@ -206,9 +200,7 @@ def test_sites_differ_in_contrast_noise_and_geometry(stacks):
         found = []
         for (name, _), p in stacks.items():
             if name == site:
-                row, column = np.argwhere(p.label == 1)[:, 1:].mean(0) - np.argwhere(p.label == 3)[
-                    :, 1:
-                ].mean(0)
+                row, column = np.argwhere(p.label == 1)[:, 1:].mean(0) - np.argwhere(p.label == 3)[:, 1:].mean(0)
                 found.append(np.rad2deg(np.arctan2(row, -column)))
         return float(np.mean(found))
 

@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 
 from toolkit.data.phantoms.appearance import Scanner, acquire, contrast_curve, rician, shading
-from toolkit.data.phantoms.fields import (
-    average_down,
-    blur,
-    paint,
-    smooth_field,
-    smooth_step,
-    soft_inside,
-    stamp_disc,
-)
+from toolkit.data.phantoms.fields import average_down, blur, paint, smooth_field, smooth_step, soft_inside, stamp_disc
 from toolkit.data.phantoms.stream import Stream
 
 

@@ -57,12 +57,14 @@ def test_atrophy_shrinks_the_hippocampus():
 def test_the_families_order_the_tissues_differently():
     """Hippocampus against the median of the view, which white matter dominates."""
     ratio = {
-        site: np.mean([
-            np.median(_held(site, n).image[_held(site, n).label > 0]) / np.median(_held(site, n).image)
-            for n in range(3)
-        ])
+        site: np.mean(
+            [
+                np.median(_held(site, n).image[_held(site, n).label > 0]) / np.median(_held(site, n).image)
+                for n in range(3)
+            ]
+        )
         for site in SITES
-    }  # fmt: skip
+    }
     assert ratio["A"] < 0.8
     assert ratio["A"] < ratio["B"] < 1.0
     assert ratio["C"] > 1.2

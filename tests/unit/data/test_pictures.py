@@ -50,9 +50,7 @@ def test_palette_labels_are_their_numbers(tmp_path):
 
 def test_channel_rule(tmp_path):
     label = saved(tmp_path / "l.png", (GREY > 20).astype(np.uint8))
-    grey = PictureSource(
-        image=saved(tmp_path / "g.png", GREY), label=label, channels=3, classes=(0, 1)
-    ).pair()
+    grey = PictureSource(image=saved(tmp_path / "g.png", GREY), label=label, channels=3, classes=(0, 1)).pair()
     assert grey.image.shape == (3, 6, 8)
     np.testing.assert_array_equal(grey.image[0], grey.image[2])
     equal = saved(tmp_path / "e.png", np.dstack([GREY] * 3))
@@ -63,9 +61,7 @@ def test_numbered_objects_become_foreground(tmp_path):
     numbers = np.zeros((6, 8), np.uint16)
     numbers[1, 1], numbers[4, 5] = 7, 700
     label = saved(tmp_path / "n.png", numbers)
-    reader = PictureSource(
-        image=saved(tmp_path / "g.png", GREY), label=label, foreground=True, classes=(0, 1)
-    )
+    reader = PictureSource(image=saved(tmp_path / "g.png", GREY), label=label, foreground=True, classes=(0, 1))
     np.testing.assert_array_equal(reader.read_raw().label, (numbers > 0).astype(np.uint8))
 
 
@@ -157,12 +153,23 @@ def bad_channels(path):
 
 
 MESSAGES = {
-    bad_missing: "does not exist", bad_folder: "not a file", bad_empty: "0 bytes", bad_truncated: "not a complete picture",
-    bad_text: "not a complete picture", bad_format: "not a complete picture", bad_pages: "3 pages",
-    bad_transparent: "partly transparent", bad_rotated: r"rotation tag \(6\)", bad_bomb: "not a complete picture|60000",
-    bad_cmyk: "colour mode CMYK", bad_label_jpeg: "JPEG", bad_label_colour: "colour picture",
-    bad_label_values: "0/255 mask", bad_label_size: r"\(6, 8\) and its label \(3, 8\)", bad_channels: "3 different channels",
-}  # fmt: skip
+    bad_missing: "does not exist",
+    bad_folder: "not a file",
+    bad_empty: "0 bytes",
+    bad_truncated: "not a complete picture",
+    bad_text: "not a complete picture",
+    bad_format: "not a complete picture",
+    bad_pages: "3 pages",
+    bad_transparent: "partly transparent",
+    bad_rotated: r"rotation tag \(6\)",
+    bad_bomb: "not a complete picture|60000",
+    bad_cmyk: "colour mode CMYK",
+    bad_label_jpeg: "JPEG",
+    bad_label_colour: "colour picture",
+    bad_label_values: "0/255 mask",
+    bad_label_size: r"\(6, 8\) and its label \(3, 8\)",
+    bad_channels: "3 different channels",
+}
 
 
 @pytest.mark.parametrize("make", MESSAGES, ids=lambda make: make.__name__)

@@ -39,8 +39,10 @@ def test_acdc(real_data: Path):
     task = load_task("cardiac_acdc")
     assert len(task) == 682
     assert {split: len({c.subject for c in task.cases(split)}) for split in task.splits} == {
-        "train": 20, "val": 5, "test": 10,
-    }  # fmt: skip
+        "train": 20,
+        "val": 5,
+        "test": 10,
+    }
     case = task.cases("test")[3]
     stored = np.load(real_data / "cardiac_acdc" / "volumes" / f"{case.volume}.npz")
     np.testing.assert_array_equal(case.label.numpy(), stored["label"][case.position])
@@ -94,9 +96,7 @@ def test_left_ventricle_across_sites(real_data: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["hippocampus_msd04", "cardiac_acdc", "cardiac_sunnybrook", "nuclei_dsb2018"]
-)
+@pytest.mark.parametrize("name", ["hippocampus_msd04", "cardiac_acdc", "cardiac_sunnybrook", "nuclei_dsb2018"])
 def test_every_file_is_the_recorded_one(real_data: Path, name: str):
     table = load_task(name).verify()
     assert set(table.verdict) == {"ok"}

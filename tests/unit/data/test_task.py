@@ -49,9 +49,7 @@ def test_derived_splits_keep_subjects_together_and_are_stable():
     images, labels = arrays(40)
     subjects = [f"person{index // 2}" for index in range(40)]
     sites = ["x"] * 20 + ["y"] * 20
-    tasks = [
-        task_from_arrays(images, labels, classes=CLASSES, subjects=subjects, sites=sites) for _ in range(2)
-    ]
+    tasks = [task_from_arrays(images, labels, classes=CLASSES, subjects=subjects, sites=sites) for _ in range(2)]
     where: dict[str, set[str]] = {}
     for case in tasks[0].cases():
         where.setdefault(case.subject, set()).add(case.split)
@@ -74,9 +72,12 @@ def test_a_subject_in_two_splits_is_refused():
     images, labels = arrays(4)
     with pytest.raises(DataError, match="'ann' is in two splits: train and test"):
         task_from_arrays(
-            images, labels, classes=CLASSES, subjects=["ann", "bob", "ann", "bob"],
+            images,
+            labels,
+            classes=CLASSES,
+            subjects=["ann", "bob", "ann", "bob"],
             splits=["train", "train", "test", "train"],
-        )  # fmt: skip
+        )
 
 
 def test_named_splits_must_fit():
@@ -165,9 +166,14 @@ def test_bad_arrays_are_refused_at_once(name):
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [({0: "a", 2: "b"}, "without gaps"), ({1: "a", 2: "b"}, "without gaps"), (["a", "a"], "share a name"),
-     ({"x": "a"}, "whole numbers"), (["a"], "without gaps")],
-)  # fmt: skip
+    [
+        ({0: "a", 2: "b"}, "without gaps"),
+        ({1: "a", 2: "b"}, "without gaps"),
+        (["a", "a"], "share a name"),
+        ({"x": "a"}, "whole numbers"),
+        (["a"], "without gaps"),
+    ],
+)
 def test_wrong_classes_are_refused(classes, message):
     images, labels = arrays(1)
     with pytest.raises(ConfigError, match=message):
@@ -220,13 +226,17 @@ def test_memory_is_bounded_and_freed(monkeypatch):
 
 def joinable() -> tuple[Task, Task]:
     images, labels = arrays(4)
-    first = task_from_arrays(
-        images, labels, classes=["background", "RV", "LV"], splits="train", name="one", sites="h1"
-    )
+    first = task_from_arrays(images, labels, classes=["background", "RV", "LV"], splits="train", name="one", sites="h1")
     second = task_from_arrays(
-        images, [(x == 1).astype(np.uint8) for x in labels], classes=["background", "LV"], splits="train",
-        spacing=(1.0, 1.0), name="two", sites="h2", patch_size=(32, 16),
-    )  # fmt: skip
+        images,
+        [(x == 1).astype(np.uint8) for x in labels],
+        classes=["background", "LV"],
+        splits="train",
+        spacing=(1.0, 1.0),
+        name="two",
+        sites="h2",
+        patch_size=(32, 16),
+    )
     return first, second
 
 
@@ -252,24 +262,22 @@ def test_join_can_merge_classes_and_be_joined_again():
     first, second = joinable()
     heart = join_tasks([first, second], classes={"heart": {"one": ["RV", "LV"], "two": 1}}, name="heart")
     np.testing.assert_array_equal(heart.cases()[0].label.numpy(), (first.cases()[0].label.numpy() > 0))
-    third = task_from_arrays(
-        *arrays(2), classes=["background", "x", "y"], splits="test", name="three", sites="h1"
-    )
+    third = task_from_arrays(*arrays(2), classes=["background", "x", "y"], splits="test", name="three", sites="h1")
     all_three = join_tasks([heart, third], classes={"organ": {"heart": "heart", "three": "y"}})
-    assert all_three.sites == ("heart/h1", "h2", "three/h1") or all_three.sites == (
-        "heart/h1",
-        "heart/h2",
-        "three/h1",
-    )
+    assert all_three.sites == ("heart/h1", "h2", "three/h1") or all_three.sites == ("heart/h1", "heart/h2", "three/h1")
     np.testing.assert_array_equal(all_three.cases()[0].label.numpy(), heart.cases()[0].label.numpy())
 
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [({"LV": {"one": 2}}, "no entry for the task 'two'"), ({"LV": {"one": 3, "two": 1}}, "cannot become"),
-     ({"LV": {"one": 0, "two": 1}}, "cannot become"), ({"LV": {"one": "MYO", "two": 1}}, "cannot become"),
-     ({"LV": {"one": 2, "two": 1}, "RV": {"one": 2, "two": 1}}, "cannot become")],
-)  # fmt: skip
+    [
+        ({"LV": {"one": 2}}, "no entry for the task 'two'"),
+        ({"LV": {"one": 3, "two": 1}}, "cannot become"),
+        ({"LV": {"one": 0, "two": 1}}, "cannot become"),
+        ({"LV": {"one": "MYO", "two": 1}}, "cannot become"),
+        ({"LV": {"one": 2, "two": 1}, "RV": {"one": 2, "two": 1}}, "cannot become"),
+    ],
+)
 def test_join_refuses_classes_that_are_not_shared(classes, message):
     with pytest.raises(ConfigError, match=message):
         join_tasks(joinable(), classes=classes)

@@ -58,12 +58,7 @@ def test_a_clean_data_set(glas):
 
 def test_the_same_image_in_two_splits(glas):
     shutil.copy(glas / "train_1.bmp", glas / "testA_1.bmp")
-    assert verdicts("glas") == {
-        "train_1": "duplicate",
-        "train_2": "ok",
-        "testA_1": "duplicate",
-        "testB_1": "ok",
-    }
+    assert verdicts("glas") == {"train_1": "duplicate", "train_2": "ok", "testA_1": "duplicate", "testB_1": "ok"}
     kept = load_task("glas").usable()
     assert [case.id for case in kept.cases()] == ["train_2", "testB_1"]
     assert len(kept.loader("train", batch_size=1, patch_size=(16, 16)).cases) == 1
@@ -85,9 +80,13 @@ def test_damage_missing_and_foreign_files(glas):
     (glas / "testB_1.bmp").unlink()
     table = task.verify()
     assert list(zip(table.case, table.verdict, strict=True)) == [
-        ("train_1", "ok"), ("train_2", "wrong"), ("testA_1", "ok"), ("testB_1", "missing"), ("", "incomplete"),
+        ("train_1", "ok"),
+        ("train_2", "wrong"),
+        ("testA_1", "ok"),
+        ("testB_1", "missing"),
+        ("", "incomplete"),
         ("", "foreign"),
-    ]  # fmt: skip
+    ]
     assert table.source.iloc[-2].endswith("test?_*.bmp")
     assert table.detail.iloc[-2] == "3 files found, 4 are expected."
     assert table.source.iloc[-1].endswith("stray.bin")
@@ -117,9 +116,7 @@ def test_a_file_with_more_slices_than_its_index(place):
     official.BUILDERS["acdc_slices"](place / "acdc_slices")
     task = load_task("acdc_slices")
     label = np.zeros((3, 9, 8), np.uint8)
-    official.save_h5(
-        place / "acdc_slices/ACDC_training_volumes/patient007_frame02.h5", np.ones((3, 9, 8)), label
-    )
+    official.save_h5(place / "acdc_slices/ACDC_training_volumes/patient007_frame02.h5", np.ones((3, 9, 8)), label)
     table = task.verify().set_index("case")
     assert table.verdict["patient007_frame02"] == "wrong"
     assert "2 slices, the file 3" in table.detail["patient007_frame02"]

@@ -193,9 +193,7 @@ def bad_colour(nifti, volume, tmp_path):
 def bad_forms(nifti, volume, tmp_path):
     moved = AFFINE.copy()
     moved[0, 3] += 1.0
-    return source(
-        nifti("forms.nii.gz", volume, AFFINE, sform=moved)
-    ), "q-form and s-form disagree by up to 1 mm"
+    return source(nifti("forms.nii.gz", volume, AFFINE, sform=moved)), "q-form and s-form disagree by up to 1 mm"
 
 
 def bad_singular(nifti, volume, tmp_path):

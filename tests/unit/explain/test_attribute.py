@@ -35,16 +35,12 @@ def linear() -> nn.Conv2d:
     return net
 
 
-@pytest.mark.parametrize(
-    "method", ["integrated_gradients", "occlusion", "input_x_gradient", "feature_ablation"]
-)
+@pytest.mark.parametrize("method", ["integrated_gradients", "occlusion", "input_x_gradient", "feature_ablation"])
 def test_a_linear_network_gives_weight_times_input(linear: nn.Conv2d, method: str) -> None:
     image, label = noise(2, 2, 5, 6), torch.zeros(2, 5, 6, dtype=torch.long)
     label[:, 1:3, 2:5] = 1
     options = {"window": 1, "stride": 1} if method in ("occlusion", "feature_ablation") else {}
-    result = attribute(
-        linear, image, method, Region(1, inside="reference"), label=label, baseline="zero", **options
-    )
+    result = attribute(linear, image, method, Region(1, inside="reference"), label=label, baseline="zero", **options)
     weight = torch.tensor([2.0, 3.0]).view(1, 2, 1, 1)
     expected = weight * image * (label[:, None] == 1)
     if options:  # both channels are removed at once, so each gets the sum
@@ -72,16 +68,12 @@ def test_path_methods_are_complete_and_equal_captum(dims: int) -> None:
         image.clone().requires_grad_(), n_steps=20
     )
     torch.testing.assert_close(own["input"], direct, atol=1e-4, rtol=1e-4)
-    layer = attribute(
-        net, image, "layer_conductance", ClassSum(2), layer="bottleneck", steps=20, baseline=0.0
-    )
+    layer = attribute(net, image, "layer_conductance", ClassSum(2), layer="bottleneck", steps=20, baseline=0.0)
     reference = captum.LayerConductance(lambda x: net(x)[:, 2].flatten(1).sum(1), net.bottleneck).attribute(
         image.clone().requires_grad_(), n_steps=20
     )
     torch.testing.assert_close(layer["bottleneck"], reference, atol=1e-4, rtol=1e-4)
-    net = unet(
-        1, 3, channels=(4, 8), dims=dims, norm="batch"
-    ).eval()  # instance norm has a pole at a flat image
+    net = unet(1, 3, channels=(4, 8), dims=dims, norm="batch").eval()  # instance norm has a pole at a flat image
     fine = attribute(net, image, "integrated_gradients", ClassSum(2), steps=128).table().iloc[0]
     assert abs(fine["completeness_gap"]) < 0.02 * abs(fine["score"] - fine["baseline_score"])
 
@@ -119,8 +111,7 @@ def test_the_region_stays_where_it_is_when_the_image_is_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "target",
-    [ClassSum(1), Region(2), BoundaryBand(1), Voxel((3, 3)), NormalisedClassSum(inside="prediction")],
+    "target", [ClassSum(1), Region(2), BoundaryBand(1), Voxel((3, 3)), NormalisedClassSum(inside="prediction")]
 )
 def test_a_frozen_target_gives_the_targets_own_score(target: object) -> None:
     torch.manual_seed(0)

@@ -41,9 +41,7 @@ def test_windows_change_nothing_for_a_network_of_single_voxels(method: str, dims
     if method not in ("occlusion", "feature_ablation", "layer_conductance"):
         options = {}
     whole = attribute(net, image, method, Region(0), steps=8, **options)
-    parts = attribute(
-        net, image, method, Region(0), steps=8, patch_size=[4, 3, 3][:dims], overlap=0.3, **options
-    )
+    parts = attribute(net, image, method, Region(0), steps=8, patch_size=[4, 3, 3][:dims], overlap=0.3, **options)
     for name, maps in whole.maps.items():
         torch.testing.assert_close(parts.maps[name], maps, atol=2e-5, rtol=1e-4)
     assert torch.equal(parts.region, whole.region)
@@ -74,7 +72,7 @@ def test_captum_on_the_stitched_logits(method: str) -> None:
 
     found = attribute(
         net, image, method, Region(1), baseline="zero", steps=8, window=4, stride=2, patch_size=(8, 8), overlap=0.5
-    )  # fmt: skip
+    )
     assert torch.equal(found.region[:, 0], region)
     if method == "integrated_gradients":
         expected = captum.IntegratedGradients(score).attribute(image, base, n_steps=8)
@@ -166,9 +164,7 @@ def test_attributions_lie_on_the_image(tmp_path: Path, dims: int) -> None:
     assert path.name == "scan_input.nii.gz"
     assert written.shape == image.shape
     np.testing.assert_allclose(written.affine, image.affine, atol=1e-6)
-    assert (
-        np.corrcoef(written.get_fdata().ravel(), image.get_fdata().ravel())[0, 1] > 0.98
-    )  # clipped outliers
+    assert np.corrcoef(written.get_fdata().ravel(), image.get_fdata().ravel())[0, 1] > 0.98  # clipped outliers
     with pytest.raises(LayerError, match="no attribution"):
         result.save_nifti(tmp_path / "none", ["tail"])
 

@@ -30,8 +30,7 @@ def pointwise(dims: int) -> nn.Sequential:
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(
-    "target",
-    [Region(0), LesionComponent(0), NormalisedClassSum((0, 1, 2), inside="prediction"), Voxel([5, 6, 7])],
+    "target", [Region(0), LesionComponent(0), NormalisedClassSum((0, 1, 2), inside="prediction"), Voxel([5, 6, 7])]
 )
 def test_local_maps_are_the_same_with_and_without_windows(dims: int, target: object) -> None:
     if isinstance(target, Voxel):
@@ -128,9 +127,7 @@ def test_maps_lie_on_the_image(tmp_path: Path, dims: int) -> None:
     image, written = nibabel.load(source), nibabel.load(files["copy"][0])
     assert written.shape == image.shape
     np.testing.assert_allclose(written.affine, image.affine, atol=1e-6)
-    assert (
-        np.corrcoef(written.get_fdata().ravel(), image.get_fdata().ravel())[0, 1] > 0.98
-    )  # clipped outliers
+    assert np.corrcoef(written.get_fdata().ravel(), image.get_fdata().ravel())[0, 1] > 0.98  # clipped outliers
     assert result.save_nifti(tmp_path / "one", ["copy"]).keys() == {"copy"}
     with pytest.raises(LayerError, match="no map"):
         result.save_nifti(tmp_path / "none", ["tail"])

@@ -36,9 +36,7 @@ def linear() -> nn.Conv2d:
 
 def test_curves_of_a_sum_by_hand() -> None:
     image, base = torch.tensor([[[[4.0, 3.0], [2.0, 1.0]]]]), torch.zeros(1, 1, 2, 2)
-    deleted, inserted = deletion_insertion(
-        lambda x: x.flatten(1).sum(1), image, base, torch.tensor([0, 1, 2, 3]), 4
-    )
+    deleted, inserted = deletion_insertion(lambda x: x.flatten(1).sum(1), image, base, torch.tensor([0, 1, 2, 3]), 4)
     assert deleted.tolist() == pytest.approx([1, 0.6, 0.3, 0.1, 0])
     assert inserted.tolist() == pytest.approx([0, 0.4, 0.7, 0.9, 1])
     assert area(deleted) == pytest.approx((0.5 + 0.6 + 0.3 + 0.1) / 4)
@@ -147,11 +145,7 @@ def test_a_cascade_goes_from_the_output_to_the_input() -> None:
     last = found.numbers[found.numbers["shuffled_down_to"] == steps[-1]]["rank_correlation"].tolist()
     assert last == pytest.approx(whole.numbers["rank_correlation"].tolist())
     head = shuffled(net, modules={"head"})
-    changed = [
-        n
-        for (n, a), b in zip(net.named_parameters(), head.parameters(), strict=True)
-        if not torch.equal(a, b)
-    ]
+    changed = [n for (n, a), b in zip(net.named_parameters(), head.parameters(), strict=True) if not torch.equal(a, b)]
     assert {name.rpartition(".")[0] for name in changed} == {"head"}
 
 

@@ -38,19 +38,15 @@ def monai_network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         return nets.UNet(2, 1, 3, (4, 8, 16), (2, 2), num_res_units=1), (16, 16)
     if name == "monai_dynunet_3d":
         kernels, strides = [3, 3, 3], [1, 2, 2]
-        return nets.DynUNet(
-            3, 1, 3, kernels, strides, strides[1:], filters=[4, 8, 8], deep_supervision=True
-        ), (16,) * 3
+        return nets.DynUNet(3, 1, 3, kernels, strides, strides[1:], filters=[4, 8, 8], deep_supervision=True), (16,) * 3
     if name == "monai_swinunetr":
-        return nets.SwinUNETR(1, 3, feature_size=12, spatial_dims=2, depths=(1,) * 4, num_heads=(1,) * 4), (
-            64,
-            64,
-        )
+        return nets.SwinUNETR(1, 3, feature_size=12, spatial_dims=2, depths=(1,) * 4, num_heads=(1,) * 4), (64, 64)
     if name == "monai_unet_3d":
         return nets.UNet(3, 1, 3, (4, 8), (2,)), (8, 8, 8)
-    return nets.SegResNet(
-        2, init_filters=8, in_channels=1, out_channels=3, blocks_down=(1, 1), blocks_up=(1,)
-    ), (16, 16)
+    return nets.SegResNet(2, init_filters=8, in_channels=1, out_channels=3, blocks_down=(1, 1), blocks_up=(1,)), (
+        16,
+        16,
+    )
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
@@ -63,17 +59,31 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] 
     "dict_output": (lambda: Outputs("dict"), (16, 16), ["pair.fine", "up"]),
     "checkpointed": (lambda: Checkpointed(reentrant=False), (10, 10), ["stem", "block"]),
     "monai_unet": (lambda: monai_network("monai_unet")[0], (16, 16), ["model.0", "model.1"]),
-    "monai_dynunet_3d": (lambda: monai_network("monai_dynunet_3d")[0], (16,) * 3, ["input_block", "bottleneck", "upsamples.*"]),
+    "monai_dynunet_3d": (
+        lambda: monai_network("monai_dynunet_3d")[0],
+        (16,) * 3,
+        ["input_block", "bottleneck", "upsamples.*"],
+    ),
     "monai_unet_3d": (lambda: monai_network("monai_unet_3d")[0], (8, 8, 8), ["model.0", "model.1"]),
     "monai_swinunetr": (lambda: monai_network("monai_swinunetr")[0], (64, 64), ["encoder1", "encoder4", "decoder1"]),
     "swin_unet": (
-        lambda: swin_unet(1, 3, width=12, depths=(1,) * 4, heads=(1,) * 4, window=2), (64, 64), ["encoder.*", "bottleneck", "decoder.*"],
+        lambda: swin_unet(1, 3, width=12, depths=(1,) * 4, heads=(1,) * 4, window=2),
+        (64, 64),
+        ["encoder.*", "bottleneck", "decoder.*"],
     ),
-    "fast_slow": (lambda: fast_slow_network(1, 3, width=4), (16, 16), ["image_encoder.down2", "decoupler", "segmentation_decoder.up2"]),
-    "med_disseg": (lambda: med_disseg(in_channels=1, width=16, encoder_width=4), (32, 32), ["layer0", "layer2", "layer3"]),
+    "fast_slow": (
+        lambda: fast_slow_network(1, 3, width=4),
+        (16, 16),
+        ["image_encoder.down2", "decoupler", "segmentation_decoder.up2"],
+    ),
+    "med_disseg": (
+        lambda: med_disseg(in_channels=1, width=16, encoder_width=4),
+        (32, 32),
+        ["layer0", "layer2", "layer3"],
+    ),
     "self_reg_unet": (lambda: self_reg_unet(1, 3, width=2), (16, 16), ["encoder.*", "bottleneck", "decoder.*"]),
     "monai_segresnet": (lambda: monai_network("monai_segresnet")[0], (16, 16), ["convInit", "up_layers.0"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -205,9 +215,7 @@ def test_batches_frozen_parameters_and_outer_no_grad_change_nothing() -> None:
     with torch.inference_mode():
         alone = [grad_cam(net, image, ["encoder.1", "decoder.1"], 1, batch_size=1) for image in images]
     for layer in together:
-        torch.testing.assert_close(
-            together[layer], torch.cat([cam[layer] for cam in alone]), rtol=1e-4, atol=1e-6
-        )
+        torch.testing.assert_close(together[layer], torch.cat([cam[layer] for cam in alone]), rtol=1e-4, atol=1e-6)
     split = grad_cam(net, images, "decoder.1", 1, batch_size=2)
     torch.testing.assert_close(split["decoder.1"], together["decoder.1"], rtol=1e-4, atol=1e-6)
     assert len(split.cases) == 3

@@ -45,9 +45,7 @@ def decode(net: UNet, first: Tensor, second: Tensor, code: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("scheme", ["channel", "spatial", "dropout"])
 @pytest.mark.parametrize("skips", ["keep", "zero"])
-def test_the_output_is_that_of_the_masked_code(
-    net: UNet, scan: dict[str, Tensor], scheme: str, skips: str
-) -> None:
+def test_the_output_is_that_of_the_masked_code(net: UNet, scan: dict[str, Tensor], scheme: str, skips: str) -> None:
     result = mask_latent(net, scan, scheme=scheme, fraction=0.5, skips=skips)
     with torch.no_grad():
         first, second, code = parts(net, scan["image"])
@@ -221,11 +219,24 @@ def test_the_table_counts_over_and_under_segmentation() -> None:
     masked[0, :3, :1], masked[0, 3, 3] = 1, 2  # 3 of class 1, one of them outside; 1 of class 2
     entropy = torch.full((1, 4, 4), 0.5)
     result = MaskedLatent(
-        input=torch.zeros(1, 1, 4, 4), image=None, segmentation=(clean, masked), entropy=(entropy, 2 * entropy),
-        mask=torch.ones(1, 2, 1, 1), image_mask=None, label=label[:, None], cases=["a"], classes={0: "b", 1: "LV", 2: "RV"},
-        scheme="channel", fraction=0.5, soft=True, skips="keep", layer="bottleneck", bn_mode="eval", temperature=1.0,
+        input=torch.zeros(1, 1, 4, 4),
+        image=None,
+        segmentation=(clean, masked),
+        entropy=(entropy, 2 * entropy),
+        mask=torch.ones(1, 2, 1, 1),
+        image_mask=None,
+        label=label[:, None],
+        cases=["a"],
+        classes={0: "b", 1: "LV", 2: "RV"},
+        scheme="channel",
+        fraction=0.5,
+        soft=True,
+        skips="keep",
+        layer="bottleneck",
+        bn_mode="eval",
+        temperature=1.0,
         against="reference",
-    )  # fmt: skip
+    )
     table = result.table().set_index("class_name")
     assert table.loc["LV", ["reference_voxels", "clean_voxels", "masked_voxels"]].tolist() == [4, 4, 3]
     assert table.loc["LV", ["ratio", "over", "under"]].tolist() == [0.75, 0.25, 0.5]
@@ -238,10 +249,12 @@ def test_the_table_counts_over_and_under_segmentation() -> None:
 def test_wrong_calls_say_what_is_wrong(net: UNet, scan: dict[str, Tensor]) -> None:
     image = scan["image"]
     for keywords, message in (
-        ({"scheme": "rows"}, "channel, spatial, dropout"), ({"skips": "drop"}, "keep, mask, zero"),
-        ({"fraction": 1.5}, "between 0 and 1"), ({"scheme": "dropout", "fraction": 1.0}, "below 1"),
+        ({"scheme": "rows"}, "channel, spatial, dropout"),
+        ({"skips": "drop"}, "keep, mask, zero"),
+        ({"fraction": 1.5}, "between 0 and 1"),
+        ({"scheme": "dropout", "fraction": 1.0}, "below 1"),
         ({"score": "best"}, "signed"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ConfigError, match=message):
             mask_latent(net, image, **keywords)
     with pytest.raises(LayerError, match="bottleneck"):
@@ -260,9 +273,7 @@ def test_random_layers_run_the_same_way_twice(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, image = Dropping(), torch.randn(2, 1, 8, 8)
     result = mask_latent(net, image, layer="down", fraction=0.0, mode="train")
-    assert torch.equal(
-        result.entropy[0], result.entropy[1]
-    )  # the dropout before the layer is not drawn again
+    assert torch.equal(result.entropy[0], result.entropy[1])  # the dropout before the layer is not drawn again
     again = MaskedLatent.load(result.save(tmp_path / "mask.zip"))
     assert torch.equal(again.mask, result.mask)
     assert again.table().equals(result.table())
@@ -296,9 +307,7 @@ def test_a_mask_by_hand_and_the_loss(net: UNet, scan: dict[str, Tensor]) -> None
     assert result.loss is not None
     for logits, segmentation, loss in zip(pair, result.segmentation, result.loss, strict=True):
         assert torch.equal(segmentation, logits.argmax(1))
-        wanted = [
-            F.cross_entropy(one[None], label[None]) for one, label in zip(logits, scan["label"], strict=True)
-        ]
+        wanted = [F.cross_entropy(one[None], label[None]) for one, label in zip(logits, scan["label"], strict=True)]
         torch.testing.assert_close(loss, torch.stack(wanted))
     assert result.scheme == "by hand"
     assert result.fraction == pytest.approx(2 / 16)

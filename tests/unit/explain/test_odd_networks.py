@@ -58,9 +58,7 @@ def net() -> Coarse:
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-4), (torch.bfloat16, 0.1)])
-def test_any_precision_gives_the_maps_of_single_precision(
-    net: Coarse, kind: torch.dtype, tolerance: float
-) -> None:
+def test_any_precision_gives_the_maps_of_single_precision(net: Coarse, kind: torch.dtype, tolerance: float) -> None:
     other = copy.deepcopy(net).to(kind)
     target = Region(1, inside="reference")
     for one, two in (

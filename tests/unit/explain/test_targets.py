@@ -42,12 +42,20 @@ def value_at(mask: Tensor) -> float:
 @pytest.mark.parametrize(
     ("target", "voxels"),
     [
-        (ClassSum("LV"), 72), (Region(1), 20), (Region("LV", inside="reference"), 16), (ErrorRegion(1), 12),
-        (ErrorRegion(1, "missed"), 4), (ErrorRegion(1, "spurious"), 8), (LesionComponent(1), 16),
-        (LesionComponent(1, component=1), 4), (LesionComponent(1, component=2), 0), (Voxel((2, 3), 1), 1),
-        (BoundaryBand(1, width=1, inside="reference"), 12 + 20), (Region(2), 0),
+        (ClassSum("LV"), 72),
+        (Region(1), 20),
+        (Region("LV", inside="reference"), 16),
+        (ErrorRegion(1), 12),
+        (ErrorRegion(1, "missed"), 4),
+        (ErrorRegion(1, "spurious"), 8),
+        (LesionComponent(1), 16),
+        (LesionComponent(1, component=1), 4),
+        (LesionComponent(1, component=2), 0),
+        (Voxel((2, 3), 1), 1),
+        (BoundaryBand(1, width=1, inside="reference"), 12 + 20),
+        (Region(2), 0),
     ],
-)  # fmt: skip
+)
 def test_regions_and_scores(target: Target, voxels: int) -> None:
     here = scene()
     score, mask = target.score(here)
@@ -84,9 +92,11 @@ def test_all_classes_are_parts_of_the_normalised_sum() -> None:
 def test_wrong_targets_are_refused() -> None:
     here = scene()
     for target, message in (
-        (ClassSum("atrium"), "0: background, 1: LV, 2: RV"), (Region(1, inside="truth"), "'prediction' or 'reference'"),
-        (ErrorRegion(1, "half"), "missed, spurious"), (BoundaryBand(1, width=0), "at least 1 voxel"),
-    ):  # fmt: skip
+        (ClassSum("atrium"), "0: background, 1: LV, 2: RV"),
+        (Region(1, inside="truth"), "'prediction' or 'reference'"),
+        (ErrorRegion(1, "half"), "missed, spurious"),
+        (BoundaryBand(1, width=0), "at least 1 voxel"),
+    ):
         with pytest.raises(ConfigError, match=message):
             target.score(here)
     assert as_target("LV") == ClassSum("LV")

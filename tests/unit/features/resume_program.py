@@ -37,6 +37,4 @@ def scans(pause: float = 0.0, mark: Path | None = None) -> Iterator[dict[str, ob
 if __name__ == "__main__":
     torch.set_num_threads(1)
     writer.CHECKPOINT_SECONDS = 0.0
-    extract(
-        network(), scans(60.0, Path(sys.argv[2])), LAYERS, pool="voxels", samples=5, batch_size=2, out=sys.argv[1]
-    )  # fmt: skip
+    extract(network(), scans(60.0, Path(sys.argv[2])), LAYERS, pool="voxels", samples=5, batch_size=2, out=sys.argv[1])

@@ -62,9 +62,7 @@ def test_regions_are_the_components_of_every_foreground_class(net: UNet, scans: 
     assert table["index"].tolist() == [0, 1, 2, 0, 0]
     for layer in LAYERS:
         maps = enlarged(net, scans["image"], layer)
-        wanted = torch.stack(
-            [maps[image][:, torch.from_numpy(region)].mean(1) for image, _, region in expected]
-        )
+        wanted = torch.stack([maps[image][:, torch.from_numpy(region)].mean(1) for image, _, region in expected])
         torch.testing.assert_close(features.rows(layer), wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -18,18 +18,20 @@ from toolkit.models.unet import unet
 
 
 def hooks_of(model: nn.Module) -> int:
-    return sum(
-        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()
-    )
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
 
 
 def test_in_place_activation_does_not_overwrite_what_was_captured() -> None:
     torch.manual_seed(0)
     net, x = Inplace().eval(), torch.randn(2, 1, 8, 8)
     expected = F.batch_norm(
-        F.conv2d(x, net.conv.weight, net.conv.bias, padding=1), net.norm.running_mean, net.norm.running_var,
-        net.norm.weight, net.norm.bias, eps=net.norm.eps,
-    )  # fmt: skip
+        F.conv2d(x, net.conv.weight, net.conv.bias, padding=1),
+        net.norm.running_mean,
+        net.norm.running_var,
+        net.norm.weight,
+        net.norm.bias,
+        eps=net.norm.eps,
+    )
     assert (expected < -0.05).any()
     for options in ({}, {"detach": True}):
         with capture(net, ["norm", "second"], **options) as tape:
@@ -128,8 +130,12 @@ def test_globs_stay_within_a_segment_and_skip_what_does_not_run() -> None:
         net(torch.randn(1, 1, 8, 8))
     assert set(tape.matching("encoder.*")) == {"encoder.1", "encoder.2"}
     assert set(tape.matching("**.norm2")) == {
-        "encoder.1.norm2", "encoder.2.norm2", "bottleneck.norm2", "decoder.2.conv.norm2", "decoder.1.conv.norm2",
-    }  # fmt: skip
+        "encoder.1.norm2",
+        "encoder.2.norm2",
+        "bottleneck.norm2",
+        "decoder.2.conv.norm2",
+        "decoder.1.conv.norm2",
+    }
     assert set(tape.matching("decoder_*")) == {"decoder_1", "decoder_2"}
     with capture(Reused(), []) as empty:
         pass

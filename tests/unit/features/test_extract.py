@@ -39,9 +39,7 @@ def maps_of(net: torch.nn.Module, image: torch.Tensor, layer: str) -> torch.Tens
     return tape[layer]
 
 
-def test_per_class_rows_are_means_over_the_voxels_of_the_class(
-    net: UNet, scans: dict[str, torch.Tensor]
-) -> None:
+def test_per_class_rows_are_means_over_the_voxels_of_the_class(net: UNet, scans: dict[str, torch.Tensor]) -> None:
     features = extract(net, scans, ["decoder.1", "bottleneck"], batch_size=2)
     assert features.layers == ["bottleneck", "decoder.1"]
     keys = features.cases[["case", "class"]].to_numpy().tolist()
@@ -69,9 +67,7 @@ def test_a_class_far_from_the_others_changes_nothing(net: UNet) -> None:
 def test_global_rows_and_moments(net: UNet, scans: dict[str, torch.Tensor]) -> None:
     features = extract(net, scans["image"], ["encoder.2", "head_input"], pool="global", batch_size=3)
     for layer in ("encoder.2", "head_input"):
-        flat = (
-            maps_of(net, scans["image"], "head:input" if layer == "head_input" else layer).flatten(2).double()
-        )
+        flat = maps_of(net, scans["image"], "head:input" if layer == "head_input" else layer).flatten(2).double()
         torch.testing.assert_close(features.rows(layer).double(), flat.mean(2), rtol=1e-5, atol=1e-6)
         moments = features.moments(layer)
         assert moments is not None
@@ -79,9 +75,7 @@ def test_global_rows_and_moments(net: UNet, scans: dict[str, torch.Tensor]) -> N
         torch.testing.assert_close(moments.sum.double(), flat.sum(2), rtol=1e-4, atol=1e-3)
         assert moments.count.tolist() == [flat.shape[2]] * 5
     assert list(features.cases["class"]) == [-1] * 5
-    assert (
-        extract(net, scans["image"], "bottleneck", pool="global", moments=False).moments("bottleneck") is None
-    )
+    assert extract(net, scans["image"], "bottleneck", pool="global", moments=False).moments("bottleneck") is None
     torch.testing.assert_close(features.head_weights, net.head.weight.detach().flatten(1))
 
 
@@ -98,9 +92,7 @@ def test_voxel_rows_are_the_vectors_at_the_recorded_places(net: UNet, scans: dic
             image, (y, x) = int(case.split("/")[1]), divmod(int(flat), 16)
             assert scans["label"][image, y, x] == index
             torch.testing.assert_close(row, maps[image, :, y // step, x // step])
-    other = extract(
-        unet(1, 3, channels=(4, 8)), scans, "decoder.1", pool="voxels", samples=6, seed=3, batch_size=1
-    )
+    other = extract(unet(1, 3, channels=(4, 8)), scans, "decoder.1", pool="voxels", samples=6, seed=3, batch_size=1)
     pd.testing.assert_frame_equal(other.cases, table)
     changed = extract(net, scans, "decoder.1", pool="voxels", samples=6, seed=4)
     assert changed.cases["index"].tolist() != table["index"].tolist()
@@ -113,9 +105,7 @@ def test_padding_counts_for_nothing(net: UNet) -> None:
     features = extract(net, {"image": image, "label": label}, ["encoder.1"])
     padded = F.pad(image, (0, 2, 0, 3), value=float(image.min()))[None]
     maps = maps_of(net, padded, "encoder.1")[0][:, :13, :10]
-    torch.testing.assert_close(
-        features.rows("encoder.1")[0], maps[:, label == 0].mean(1), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(features.rows("encoder.1")[0], maps[:, label == 0].mean(1), rtol=1e-4, atol=1e-5)
     moments = features.moments("encoder.1")
     assert moments is not None
     assert moments.count.tolist() == [130]
@@ -127,9 +117,7 @@ def test_in_place_layers_and_tokens(scans: dict[str, torch.Tensor]) -> None:
     torch.manual_seed(0)
     net = Inplace().eval()
     rows = extract(net, scans["image"], "norm", pool="global").rows("norm")
-    torch.testing.assert_close(
-        rows, net.norm(net.conv(scans["image"])).detach().mean((2, 3)), rtol=1e-4, atol=1e-6
-    )
+    torch.testing.assert_close(rows, net.norm(net.conv(scans["image"])).detach().mean((2, 3)), rtol=1e-4, atol=1e-6)
     tokens = Tokens().eval()
     features = extract(tokens, scans, ["plain", "norm_last"], pool="voxels", samples=3)
     with torch.no_grad(), capture(tokens, "plain", detach=True) as tape:
@@ -139,17 +127,11 @@ def test_in_place_layers_and_tokens(scans: dict[str, torch.Tensor]) -> None:
     torch.testing.assert_close(features.rows("plain")[0], tape["plain"][0, y // 4 * 4 + x // 4])
 
 
-def test_a_store_gives_the_same_features_back(
-    net: UNet, scans: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_a_store_gives_the_same_features_back(net: UNet, scans: dict[str, torch.Tensor], tmp_path: Path) -> None:
     memory = extract(net, scans, ["encoder.*", "head_input"], batch_size=2)
     streamed = extract(net, scans, ["encoder.*", "head_input"], batch_size=2, out=tmp_path / "streamed.zarr")
     memory.save(tmp_path / "saved.zarr")
-    for features in (
-        streamed,
-        open_features(tmp_path / "saved.zarr"),
-        type(memory).load(tmp_path / "streamed.zarr"),
-    ):
+    for features in (streamed, open_features(tmp_path / "saved.zarr"), type(memory).load(tmp_path / "streamed.zarr")):
         assert features.layers == memory.layers
         assert features.provenance == memory.provenance
         pd.testing.assert_frame_equal(features.cases, memory.cases)
@@ -158,18 +140,14 @@ def test_a_store_gives_the_same_features_back(
         for layer in memory.layers:
             assert torch.equal(features.rows(layer), memory.rows(layer))
             for kind in ("gram", "sum", "count"):
-                assert torch.equal(
-                    getattr(features.moments(layer), kind), getattr(memory.moments(layer), kind)
-                )
+                assert torch.equal(getattr(features.moments(layer), kind), getattr(memory.moments(layer), kind))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved.zarr", "streamed.zarr"]
     memory.save(tmp_path / "saved.zarr")  # an existing store is replaced
     table = memory.table()
     assert table.loc[table["layer"] == "encoder.1", "rows"].sum() == len(memory.cases)
 
 
-def test_a_store_can_be_read_without_the_toolkit(
-    net: UNet, scans: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_a_store_can_be_read_without_the_toolkit(net: UNet, scans: dict[str, torch.Tensor], tmp_path: Path) -> None:
     import zarr
 
     features = extract(net, scans, "bottleneck", out=tmp_path / "f.zarr")
@@ -179,9 +157,7 @@ def test_a_store_can_be_read_without_the_toolkit(
     assert len(pd.read_parquet(tmp_path / "f.zarr" / "cases.parquet")) == len(features.cases)
 
 
-def test_damaged_and_foreign_stores_are_refused(
-    net: UNet, scans: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_damaged_and_foreign_stores_are_refused(net: UNet, scans: dict[str, torch.Tensor], tmp_path: Path) -> None:
     def fresh(name: str) -> Path:
         path = tmp_path / name
         extract(net, scans, "bottleneck", out=path)
@@ -209,9 +185,7 @@ def test_damaged_and_foreign_stores_are_refused(
     with pytest.raises(ResultError, match=r"cases\.parquet"):
         _ = open_features(table).cases
     header = fresh("header.zarr")
-    (header / "zarr.json").write_text(
-        (header / "zarr.json").read_text().replace('"format": 1', '"format": 9')
-    )
+    (header / "zarr.json").write_text((header / "zarr.json").read_text().replace('"format": 1', '"format": 9'))
     with pytest.raises(ResultError, match="format 9"):
         open_features(header)
     group = fresh("group.zarr")

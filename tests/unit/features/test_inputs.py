@@ -23,11 +23,17 @@ LABELS = torch.randint(0, 2, (3, 8, 8), generator=torch.Generator().manual_seed(
 @pytest.mark.parametrize(
     "inputs",
     [
-        IMAGES, IMAGES.numpy(), IMAGES[:, 0], list(IMAGES), [image[0].numpy() for image in IMAGES],
-        {"image": IMAGES}, [{"image": IMAGES[:2]}, {"image": IMAGES[2]}], (image for image in IMAGES),
+        IMAGES,
+        IMAGES.numpy(),
+        IMAGES[:, 0],
+        list(IMAGES),
+        [image[0].numpy() for image in IMAGES],
+        {"image": IMAGES},
+        [{"image": IMAGES[:2]}, {"image": IMAGES[2]}],
+        (image for image in IMAGES),
         IMAGES.double(),
     ],
-)  # fmt: skip
+)
 def test_arrays_of_any_form(inputs: object) -> None:
     batches = list(as_batches(inputs, unet(1, 2, channels=(4, 8)), batch_size=2))
     torch.testing.assert_close(torch.cat([batch.image for batch in batches]), IMAGES)
@@ -43,9 +49,7 @@ def test_labels_travel_and_one_image_is_one_batch() -> None:
     assert batch.ids == ["image0000"]
     assert batch.label is not None
     assert batch.label.shape == (1, 1, 8, 8)
-    (batch,) = as_batches(
-        {"image": IMAGES, "label": LABELS[:, None], "case": ["a", "b", "c"], "site": "S"}, net
-    )
+    (batch,) = as_batches({"image": IMAGES, "label": LABELS[:, None], "case": ["a", "b", "c"], "site": "S"}, net)
     assert (batch.ids, batch.sites, batch.subjects) == (["a", "b", "c"], ["S"] * 3, ["a", "b", "c"])
     assert torch.equal(batch.label[:, 0], LABELS)
 
@@ -53,8 +57,11 @@ def test_labels_travel_and_one_image_is_one_batch() -> None:
 def test_cases_and_loaders_of_a_task() -> None:
     task = task_from_arrays(
         [np.random.default_rng(i).normal(size=(16, 16)).astype("f4") for i in range(6)],
-        [np.eye(16, dtype="u1")] * 6, classes={0: "background", 1: "line"}, spacing=(2.0, 3.0), sites=["A", "B"] * 3,
-    )  # fmt: skip
+        [np.eye(16, dtype="u1")] * 6,
+        classes={0: "background", 1: "line"},
+        spacing=(2.0, 3.0),
+        sites=["A", "B"] * 3,
+    )
     net = unet(1, 2, channels=(4, 8))
     cases = task.cases()
     (batch,) = as_batches(cases, net, batch_size=10)
@@ -97,9 +104,7 @@ def test_files(tmp_path: Path) -> None:
     assert whole.spacing == [(1.5, 1.5, 8.0)]
     Image.fromarray((np.arange(64).reshape(8, 8) * 3).astype("u1")).save(tmp_path / "cell.png")
     np.save(tmp_path / "cell.npy", np.arange(64.0).reshape(8, 8))
-    png, npy = (
-        next(as_batches(tmp_path / f"cell.{kind}", unet(1, 2, channels=(4, 8)))) for kind in ("png", "npy")
-    )
+    png, npy = (next(as_batches(tmp_path / f"cell.{kind}", unet(1, 2, channels=(4, 8)))) for kind in ("png", "npy"))
     torch.testing.assert_close(png.image, npy.image, rtol=1e-4, atol=1e-4)
     with pytest.raises(DataError, match="not an image file"):
         list(as_batches("notes.txt", unet(1, 2)))
@@ -108,13 +113,17 @@ def test_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (torch.zeros(2, 8, 8, 8, 8), "does not fit a 2D"), (torch.zeros(3, 2, 8, 8), "2 channels"),
-        (torch.full((1, 8, 8), float("nan")), "NaN"), (3.0, "not understood"), ({"img": 1}, "key 'image'"),
-        (np.array(["a"]), "not an image"), ({"image": torch.zeros(1, 8, 8), "label": torch.zeros(4, 4)}, "The label has"),
+        (torch.zeros(2, 8, 8, 8, 8), "does not fit a 2D"),
+        (torch.zeros(3, 2, 8, 8), "2 channels"),
+        (torch.full((1, 8, 8), float("nan")), "NaN"),
+        (3.0, "not understood"),
+        ({"img": 1}, "key 'image'"),
+        (np.array(["a"]), "not an image"),
+        ({"image": torch.zeros(1, 8, 8), "label": torch.zeros(4, 4)}, "The label has"),
         ({"image": torch.zeros(2, 1, 8, 8), "label": torch.zeros(1, 8, 8)}, "2 images and 1 labels"),
         (np.zeros((32, 32, 3)), "channels last"),
     ],
-)  # fmt: skip
+)
 def test_wrong_inputs_are_refused(inputs: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         list(as_batches(inputs, unet(1, 2, channels=(4, 8))))
@@ -156,17 +165,10 @@ def test_weights_are_hashed_once_until_they_change(monkeypatch: pytest.MonkeyPat
 def test_a_data_loader_of_pairs_gives_labels_and_not_twice_as_many_images() -> None:
     net = unet(1, 2, channels=(4, 8))
     pairs = list(zip(IMAGES, LABELS, strict=True))
-    for inputs in (
-        DataLoader(pairs, batch_size=2),
-        pairs,
-        (IMAGES, LABELS),
-        (IMAGES.numpy(), LABELS.numpy()),
-    ):
+    for inputs in (DataLoader(pairs, batch_size=2), pairs, (IMAGES, LABELS), (IMAGES.numpy(), LABELS.numpy())):
         batches = list(as_batches(inputs, net, batch_size=2))
         assert torch.equal(torch.cat([batch.image for batch in batches]), IMAGES)
-        assert torch.equal(
-            torch.cat([batch.label[:, 0] for batch in batches if batch.label is not None]), LABELS
-        )
+        assert torch.equal(torch.cat([batch.label[:, 0] for batch in batches if batch.label is not None]), LABELS)
     (two_images,) = as_batches([IMAGES[0], IMAGES[1]], net)
     assert two_images.label is None
     assert len(two_images) == 2

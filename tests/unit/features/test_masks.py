@@ -12,11 +12,23 @@ from toolkit.errors import ConfigError
 from toolkit.features.masks import dropout_mask, targeted_mask
 
 FRACTIONS = {
-    "mask_channel_mse_hard": 0.5, "mask_channel_mse_soft": 0.5, "mask_channel_ce_hard": 0.3, "mask_channel_ce_soft_random": 0.5,
-    "mask_channel_mse_soft_random": 0.5, "mask_channel_corr_hard": 1 / 3, "mask_channel_zero_fraction": 0.05, "mask_channel_ties": 0.5,
-    "mask_channel_ties_cut_inside": 0.34, "mask_spatial_mse_hard": 0.5, "mask_spatial_mse_soft_random": 0.5, "mask_spatial_ce_hard": 0.3,
-    "mask_spatial_ce_soft": 0.25, "mask_spatial_corr_hard": 1 / 3, "mask_decoder_channel_mse": 0.5, "mask_decoder_spatial_ce": 0.5,
-}  # fmt: skip
+    "mask_channel_mse_hard": 0.5,
+    "mask_channel_mse_soft": 0.5,
+    "mask_channel_ce_hard": 0.3,
+    "mask_channel_ce_soft_random": 0.5,
+    "mask_channel_mse_soft_random": 0.5,
+    "mask_channel_corr_hard": 1 / 3,
+    "mask_channel_zero_fraction": 0.05,
+    "mask_channel_ties": 0.5,
+    "mask_channel_ties_cut_inside": 0.34,
+    "mask_spatial_mse_hard": 0.5,
+    "mask_spatial_mse_soft_random": 0.5,
+    "mask_spatial_ce_hard": 0.3,
+    "mask_spatial_ce_soft": 0.25,
+    "mask_spatial_corr_hard": 1 / 3,
+    "mask_decoder_channel_mse": 0.5,
+    "mask_decoder_spatial_ce": 0.5,
+}
 
 
 def load(case: str) -> dict[str, Tensor]:
@@ -39,8 +51,7 @@ def test_targeted_mask_gives_the_reference_mask(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case",
-    ["mask_channel_ce_hard", "mask_spatial_ce_hard", "mask_spatial_mse_hard", "mask_channel_mse_hard"],
+    "case", ["mask_channel_ce_hard", "mask_spatial_ce_hard", "mask_spatial_mse_hard", "mask_channel_mse_hard"]
 )
 def test_gradient_of_the_stated_loss_gives_the_reference_mask(case: str) -> None:
     arrays = load(case)

@@ -21,9 +21,7 @@ def test_the_rule_finds_what_the_unet_states(dims: int, norm: str) -> None:
     stated = dict(net.toolkit_taps)
     del net.toolkit_taps
     table = layers(net, torch.zeros(1, 1, *[16] * dims))
-    found = {
-        alias: row["name"] for _, row in table.iterrows() for alias in row["aliases"].split(", ") if alias
-    }
+    found = {alias: row["name"] for _, row in table.iterrows() for alias in row["aliases"].split(", ") if alias}
     assert {alias: name.removesuffix(":input") for alias, name in stated.items()} == found
     assert resolve(net, list(stated)) == list(stated.values())
 
@@ -81,18 +79,24 @@ def test_taps_override_and_unknown_aliases_say_what_there_is() -> None:
 def test_resolve_gives_full_names_without_repeats() -> None:
     net = unet(1, 2, channels=(4, 8))
     assert resolve(net, ["head_input", "head:input", "encoder.*", "bottleneck"]) == [
-        "head:input", "encoder.1", "bottleneck",
-    ]  # fmt: skip
+        "head:input",
+        "encoder.1",
+        "bottleneck",
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "pattern", "expected"),
     [
-        ("decoder.1", "decoder.*", True), ("decoder.1.conv", "decoder.*", False), ("decoder.1.conv", "decoder.**", True),
-        ("a.b.c.norm", "**.norm", True), ("norm", "**.norm", True), ("encoder.12", "encoder.?", False),
+        ("decoder.1", "decoder.*", True),
+        ("decoder.1.conv", "decoder.*", False),
+        ("decoder.1.conv", "decoder.**", True),
+        ("a.b.c.norm", "**.norm", True),
+        ("norm", "**.norm", True),
+        ("encoder.12", "encoder.?", False),
         ("layer3", "layer[1-3]", True),
     ],
-)  # fmt: skip
+)
 def test_globs(name: str, pattern: str, expected: bool) -> None:
     assert glob_match(name, pattern) is expected
 
@@ -121,8 +125,14 @@ def test_tokens_and_channel_last_become_maps() -> None:
 
 @pytest.mark.parametrize(
     ("tokens", "size", "grid"),
-    [(49, (224, 224), (7, 7)), (24, (16, 24), (4, 6)), (64, (32, 32, 32), (4, 4, 4)), (50, (224, 224), (7, 7)), (9, (16, 24), (3, 3))],
-)  # fmt: skip
+    [
+        (49, (224, 224), (7, 7)),
+        (24, (16, 24), (4, 6)),
+        (64, (32, 32, 32), (4, 4, 4)),
+        (50, (224, 224), (7, 7)),
+        (9, (16, 24), (3, 3)),
+    ],
+)
 def test_token_grids(tokens: int, size: tuple[int, ...], grid: tuple[int, ...]) -> None:
     assert to_maps(torch.zeros(1, tokens, 2), size).shape == (1, 2, *grid)
 

@@ -32,10 +32,7 @@ def test_the_highest_resolution_counts_and_the_first_of_equals() -> None:
 
 
 def test_a_stack_of_deep_supervision_gives_its_first() -> None:
-    image, stack = (
-        torch.zeros(2, 1, 8, 8),
-        torch.arange(2 * 4 * 3.0).view(2, 4, 3, 1, 1).expand(-1, -1, -1, 8, 8),
-    )
+    image, stack = (torch.zeros(2, 1, 8, 8), torch.arange(2 * 4 * 3.0).view(2, 4, 3, 1, 1).expand(-1, -1, -1, 8, 8))
     assert torch.equal(main_output(stack, image), stack[:, 0])
     assert torch.equal(main_output([stack], image), stack[:, 0])
     assert torch.equal(main_output(stack.transpose(0, 1), image), stack[:, 0])
@@ -70,7 +67,4 @@ def test_a_network_that_fails_says_on_what() -> None:
     with pytest.raises(DataError, match=r"shape \(1, 1, 32, 32\): ValueError: Expected more than 1 spatial"):
         forward(net.train(), torch.zeros(1, 1, 32, 32))
     with pytest.raises(DataError, match=r"shape \(1, 1, 8, 8\).*[Ss]ize"):
-        layers(
-            nn.Sequential(nn.Conv2d(1, 2, 1), nn.Upsample(size=(4, 4)), nn.Conv2d(2, 1, 5)),
-            torch.zeros(1, 1, 8, 8),
-        )
+        layers(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Upsample(size=(4, 4)), nn.Conv2d(2, 1, 5)), torch.zeros(1, 1, 8, 8))

@@ -76,9 +76,7 @@ def test_killed_and_resumed_is_the_same_to_the_byte(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("often")
 def test_an_interrupt_at_any_batch_and_small_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        writer, "_CHUNK", 7 * 4 * 4
-    )  # rows of 4 channels: 7 a chunk, so batches end inside one
+    monkeypatch.setattr(writer, "_CHUNK", 7 * 4 * 4)  # rows of 4 channels: 7 a chunk, so batches end inside one
     run(tmp_path / "whole.zarr")
     for stop in (0, 1, 2, 5, 12):
         out = tmp_path / f"{stop}.zarr"

@@ -21,9 +21,7 @@ def row_table(n: int, cases: int = 10, classes: int = 1, start: int = 0) -> pd.D
     case, label = start + index % cases, (index // cases) % classes
     frame = pd.DataFrame({"case": [f"case{c:03d}" for c in case], "volume": [f"case{c:03d}" for c in case]})
     frame["subject"] = [f"subject{c // 2:03d}" for c in case]
-    return frame.assign(
-        site="A", **{"class": label}, class_name=[NAMES[c] for c in label], count=1, index=index
-    )
+    return frame.assign(site="A", **{"class": label}, class_name=[NAMES[c] for c in label], count=1, index=index)
 
 
 @pytest.fixture
@@ -31,9 +29,15 @@ def make_store() -> Callable[..., Features]:
     """make_store(rows or {layer: rows}, cases=10, classes=1, table=None, head=None, ...) -> Features."""
 
     def make(
-        rows: Any, cases: int = 10, classes: int = 1, *, table: pd.DataFrame | None = None, head: Any = None,
-        start: int = 0, **settings: Any,
-    ) -> Features:  # fmt: skip
+        rows: Any,
+        cases: int = 10,
+        classes: int = 1,
+        *,
+        table: pd.DataFrame | None = None,
+        head: Any = None,
+        start: int = 0,
+        **settings: Any,
+    ) -> Features:
         layers = rows if isinstance(rows, dict) else {"head_input": rows}
         values = {(name, "rows"): torch.as_tensor(value).float() for name, value in layers.items()}
         number = len(next(iter(values.values())))
@@ -58,8 +62,6 @@ def make_image_store() -> Callable[..., Features]:
                 values[name, "sum"] = flat.sum(2)
                 values[name, "count"] = torch.full((len(flat),), flat.shape[-1])
         table = row_table(len(next(iter(images.values()))))
-        return Features(
-            list(images), MemoryArrays(values, {"cases": table.to_dict("records"), "images": []}), {}
-        )
+        return Features(list(images), MemoryArrays(values, {"cases": table.to_dict("records"), "images": []}), {})
 
     return make

@@ -14,14 +14,7 @@ from scipy.spatial.distance import pdist
 from sklearn.metrics.pairwise import cosine_similarity
 
 from toolkit.errors import DataError, LayerError, ResultError
-from toolkit.measure.collapse import (
-    Collapse,
-    collapse,
-    effective_rank,
-    mean_cosine,
-    participation_ratio,
-    uniformity,
-)
+from toolkit.measure.collapse import Collapse, collapse, effective_rank, mean_cosine, participation_ratio, uniformity
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -53,9 +53,7 @@ def test_golden_cka() -> None:
     }
     for name, value in got.items():
         np.testing.assert_allclose(value, numbers[name], rtol=1e-8, atol=1e-10, err_msg=name)
-    np.testing.assert_allclose(
-        kernel_cka(a @ a.T, b @ b.T, debiased=True), numbers["linear_cka_debiased"], rtol=1e-8
-    )
+    np.testing.assert_allclose(kernel_cka(a @ a.T, b @ b.T, debiased=True), numbers["linear_cka_debiased"], rtol=1e-8)
 
 
 def test_unbiased_hsic_is_the_mean_over_distinct_quadruples() -> None:
@@ -90,9 +88,7 @@ def test_cka_invariances() -> None:
 def test_closed_forms() -> None:
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(4000, 5, generator=generator, dtype=torch.float64)
-    x = (x - x.mean(0)) @ torch.linalg.inv(
-        torch.linalg.cholesky(torch.cov(x.T))
-    ).T  # exactly N(0, I) in its moments
+    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T  # exactly N(0, I) in its moments
     assert float(distances.frechet_to_standard_normal(x)) == pytest.approx(0, abs=1e-9)
     assert float(distances.frechet(x, 3 * x + 1)) == pytest.approx(5 * 1 + 5 * (3 - 1) ** 2, rel=1e-6)
     assert float(distances.centroid_shift(x, x + 2, scale=1.0)) == pytest.approx(2)
@@ -102,9 +98,9 @@ def test_closed_forms() -> None:
     assert float(shifted) == pytest.approx(1.0, rel=0.05)  # E (d'1)^2 = |1|^2 / C
     one = directions[:, :1]
     reference = stats.wasserstein_distance((x @ one.double())[:, 0], (x @ one.double() + 0.3)[:, 0])
-    assert float(
-        distances.sliced_wasserstein(x @ one.double(), x @ one.double() + 0.3, torch.ones(1, 1))
-    ) == (pytest.approx(reference, rel=1e-9))
+    assert float(distances.sliced_wasserstein(x @ one.double(), x @ one.double() + 0.3, torch.ones(1, 1))) == (
+        pytest.approx(reference, rel=1e-9)
+    )
 
 
 def test_mmd_against_loops() -> None:

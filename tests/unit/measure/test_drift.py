@@ -66,14 +66,7 @@ def test_values_are_the_plain_distances(make_store: Callable[..., Any]) -> None:
         reference = values_of(result, name, 0, 2)["frechet"]
         assert reference == pytest.approx(float(distances.frechet_to_standard_normal(two)), rel=1e-6)
     table = result.table()
-    assert set(zip(table["from"], table["to"], strict=True)) == {
-        (0, 1),
-        (0, 2),
-        (0, 3),
-        (1, 2),
-        (2, 3),
-        (1, 3),
-    }
+    assert set(zip(table["from"], table["to"], strict=True)) == {(0, 1), (0, 2), (0, 3), (1, 2), (2, 3), (1, 3)}
     inside = table.dropna(subset=["low"])
     assert (inside["low"] <= inside["value"]).all()
     assert (inside["value"] <= inside["high"]).all()
@@ -144,9 +137,7 @@ def test_sliced_replicates_follow_resampling() -> None:
     got = one.distance(two, weights).numpy()
     exact = np.array(
         [
-            float(
-                distances.sliced_wasserstein(*(resampled(rows, clusters, w) for rows in (a, b)), directions)
-            )
+            float(distances.sliced_wasserstein(*(resampled(rows, clusters, w) for rows in (a, b)), directions))
             for w in weights
         ]
     )
@@ -205,14 +196,7 @@ def test_intervals_cover_the_truth(make_store: Callable[..., Any]) -> None:
         moved = torch.tensor([2.0, 0, 0]) + normal(24, 3, seed=1000 + simulation)
         stores = [make_store(rows, cases=24) for rows in (a, a + moved[patient])]
         result = drift(
-            stores,
-            LAYER,
-            bootstrap=150,
-            null_splits=0,
-            max_rows=8,
-            directions=2,
-            seed=simulation,
-            cluster="case",
+            stores, LAYER, bootstrap=150, null_splits=0, max_rows=8, directions=2, seed=simulation, cluster="case"
         )
         row = result.table().set_index(["measure", "from"]).loc[("centroid_shift", 1)]
         scale = float(stores[0].rows(LAYER).double().var(0).mean().sqrt()) * 3**0.5

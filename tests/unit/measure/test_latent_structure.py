@@ -41,9 +41,7 @@ def test_shifted_rows_have_the_closed_form(make_store: Callable[..., Any]) -> No
     """For N(m, 1) in one channel the characteristic function is e^{imt - t²/2}: E = ∫ w 2 (1 - cos mt) e^{-t²}."""
     rows = normal(20_000, 1) + 1.5
     found = gaussianity(make_store(rows), LAYER, null_draws=2).table().iloc[0]
-    expected = integrate.quad(
-        lambda t: math.exp(-t * t / 2) * math.exp(-t * t) * 2 * (1 - math.cos(1.5 * t)), -3, 3
-    )[0]
+    expected = integrate.quad(lambda t: math.exp(-t * t / 2) * math.exp(-t * t) * 2 * (1 - math.cos(1.5 * t)), -3, 3)[0]
     assert found["T_over_N"] == pytest.approx(expected, rel=0.03)
     assert found["mean_norm"] == pytest.approx(1.5, abs=0.03)
     shape = gaussianity(make_store(rows), LAYER, null_draws=2, standardise=True).table().iloc[0]
@@ -60,9 +58,7 @@ def test_effective_rows() -> None:
     assert effective_rows(normal(30, 2), torch.arange(30)) == 30
 
 
-def test_rows_of_one_patient_are_one_cluster_however_many_slices_it_has(
-    make_store: Callable[..., Any],
-) -> None:
+def test_rows_of_one_patient_are_one_cluster_however_many_slices_it_has(make_store: Callable[..., Any]) -> None:
     """Ten patients of two slices, all rows of a patient equal: worth ten rows, not the twenty of its slices."""
     case = np.arange(400) % 20
     rows = normal(10, 4)[case // 2]
@@ -71,9 +67,11 @@ def test_rows_of_one_patient_are_one_cluster_however_many_slices_it_has(
             "case": [f"slice{c}" for c in case],
             "volume": [f"scan{c // 2}" for c in case],
             "subject": [f"patient{c // 2}" for c in case],
-            "class": 0, "class_name": "background", "index": np.arange(400),
+            "class": 0,
+            "class_name": "background",
+            "index": np.arange(400),
         }
-    )  # fmt: skip
+    )
     found = gaussianity(make_store(rows, table=table), LAYER, null_draws=1, directions=8).table().iloc[0]
     assert found["n_eff"] == pytest.approx(10)
     for column in ("subject", "volume"):  # without patients volumes count, without those the cases
@@ -102,9 +100,7 @@ def clusters(n: int, spread: float, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(centres[(np.arange(n) // 10) % 3] + spread * rng.normal(size=(n, 6))).float()
 
 
-def test_noisier_features_give_a_more_variable_classifier(
-    make_store: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_noisier_features_give_a_more_variable_classifier(make_store: Callable[..., Any], tmp_path: Path) -> None:
     options = {"bootstraps": 6, "rows": 150}
     near, far = (make_store(clusters(600, spread), classes=3) for spread in (0.5, 3.0))
     clean = classifier_variability(near, LAYER, far, **options)
@@ -182,9 +178,7 @@ def test_tighter_classes_have_a_larger_margin(make_store: Callable[..., Any]) ->
     labels = torch.arange(600) // 10 % 3
     centres = 3 * torch.eye(3)[labels]
     found = [
-        classifier_variability(
-            make_store(centres + sd * normal(600, 3), classes=3), LAYER, bootstraps=3, rows=300
-        )
+        classifier_variability(make_store(centres + sd * normal(600, 3), classes=3), LAYER, bootstraps=3, rows=300)
         for sd in (0.3, 1.5)
     ]
     assert found[0].source_margin > 2 * found[1].source_margin > 0

@@ -29,18 +29,14 @@ def layers() -> dict[str, torch.Tensor]:
     return {"encoder.1": shallow, "encoder.2": deep, "bottleneck": deep @ normal(9, 4, seed=3)}
 
 
-def test_one_batch_is_the_full_estimate(
-    layers: dict[str, torch.Tensor], make_store: Callable[..., Any]
-) -> None:
+def test_one_batch_is_the_full_estimate(layers: dict[str, torch.Tensor], make_store: Callable[..., Any]) -> None:
     store = make_store(layers)
     rounded = [rows.float() for rows in layers.values()]
     expected = {
         "linear_cka": lambda a, b: linear_cka(a, b, debiased=True),
         "rbf_cka": lambda a, b: rbf_cka(a, b, debiased=True),
         "procrustes": lambda a, b: 1 - distances.procrustes(a, b),
-        "rsa": lambda a, b: (
-            spearmanr(pdist(a.double(), "correlation"), pdist(b.double(), "correlation")).statistic
-        ),
+        "rsa": lambda a, b: spearmanr(pdist(a.double(), "correlation"), pdist(b.double(), "correlation")).statistic,
     }
     for method, function in expected.items():
         result = layer_similarity(store, method=method, batch=10_000)
@@ -50,9 +46,7 @@ def test_one_batch_is_the_full_estimate(
         assert result.table().shape == (9, 4)
 
 
-def test_minibatches_agree_in_expectation(
-    layers: dict[str, torch.Tensor], make_store: Callable[..., Any]
-) -> None:
+def test_minibatches_agree_in_expectation(layers: dict[str, torch.Tensor], make_store: Callable[..., Any]) -> None:
     store = make_store(layers)
     full = layer_similarity(store, batch=200).matrix
     means = torch.stack([layer_similarity(store, batch=20, seed=seed).matrix for seed in range(30)])

@@ -23,9 +23,7 @@ def cloud(n: int, channels: int, seed: int = 0, classes: int = 1) -> torch.Tenso
     rng = np.random.default_rng(seed)
     mixing = rng.normal(size=(channels, channels)) * np.linspace(2, 0.1, channels)
     label = (np.arange(n) // 10) % classes
-    return torch.from_numpy(
-        rng.normal(size=(n, channels)) @ mixing.T + 3 * rng.normal(size=(classes, channels))[label]
-    )
+    return torch.from_numpy(rng.normal(size=(n, channels)) @ mixing.T + 3 * rng.normal(size=(classes, channels))[label])
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
@@ -46,9 +44,7 @@ def test_weights_are_repetitions() -> None:
     rows, times = cloud(40, 5), torch.arange(40) % 3 + 1
     repeated = rows.repeat_interleave(times, 0)
     np.testing.assert_allclose(
-        moments(rows, times).covariance(unbiased=False),
-        moments(repeated).covariance(unbiased=False),
-        rtol=1e-10,
+        moments(rows, times).covariance(unbiased=False), moments(repeated).covariance(unbiased=False), rtol=1e-10
     )
     weights = balanced_weights(torch.tensor([0, 0, 0, 1]))
     assert weights.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
@@ -91,9 +87,7 @@ def test_head_plane_by_hand(make_store: Callable[..., Any]) -> None:
 
 def test_bases_over_stages(make_store: Callable[..., Any]) -> None:
     rows = cloud(300, 6)
-    turn = torch.linalg.qr(
-        torch.randn(6, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    )[0]
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64))[0]
     stages = [make_store(rows), make_store(rows @ turn + 2)]
     aligned = project(stages, "head_input", basis="per_stage")
     one, two = (c - c.mean(0) for c in aligned.coordinates)
@@ -123,9 +117,7 @@ def test_balance_ignores_class_sizes(make_store: Callable[..., Any]) -> None:
     repeated = store.cases["class"].to_numpy() == 1
     index = np.concatenate([np.arange(300), np.flatnonzero(repeated)])
     more = make_store(rows[index], table=store.cases.iloc[index])
-    torch.testing.assert_close(
-        project(store, "head_input").axes, project(more, "head_input").axes, atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(project(store, "head_input").axes, project(more, "head_input").axes, atol=1e-5, rtol=0)
 
 
 def test_points_and_round_trip(make_store: Callable[..., Any], tmp_path: Path) -> None:

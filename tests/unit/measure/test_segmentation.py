@@ -57,12 +57,7 @@ def linear_percentile(numbers: np.ndarray, percent: float) -> float:
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
     ("shape", "spacing"),
-    [
-        ((9, 11), (1.0, 1.0)),
-        ((8, 10), (0.7, 2.5)),
-        ((4, 7, 6), (8.0, 1.25, 1.5)),
-        ((5, 5, 5), (1.0, 1.0, 3.0)),
-    ],
+    [((9, 11), (1.0, 1.0)), ((8, 10), (0.7, 2.5)), ((4, 7, 6), (8.0, 1.25, 1.5)), ((5, 5, 5), (1.0, 1.0, 3.0))],
 )
 def test_against_brute_force(seed: int, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
     rng = np.random.default_rng(seed)
@@ -81,9 +76,7 @@ def test_single_voxels_by_hand() -> None:
     prediction, reference = np.zeros((5, 9), int), np.zeros((5, 9), int)
     prediction[1, 1], reference[4, 5] = 2, 2
     table = segmentation_metrics(prediction, reference, (2.0, 0.5), {1: "RV", 2: "LV"})
-    assert values(table, "LV") == pytest.approx(
-        {"dice": 0, "iou": 0, "hd95": math.sqrt(36 + 4), "assd": math.sqrt(40)}
-    )
+    assert values(table, "LV") == pytest.approx({"dice": 0, "iou": 0, "hd95": math.sqrt(36 + 4), "assd": math.sqrt(40)})
     assert (table.loc[table["class"] == "RV", "status"] == "both_absent").all()
     assert table["value"][table["class"] == "RV"].isna().all()
     assert set(table.loc[table["metric"] == "hd95", "unit"]) == {"mm"}
@@ -117,14 +110,7 @@ def test_truth_table(in_prediction: bool, in_reference: bool, dims: int) -> None
 
 @pytest.mark.parametrize(
     "case",
-    [
-        "metric_overlap",
-        "metric_outlier",
-        "metric_perfect",
-        "metric_pred_only",
-        "metric_ref_only",
-        "metric_both_empty",
-    ],
+    ["metric_overlap", "metric_outlier", "metric_perfect", "metric_pred_only", "metric_ref_only", "metric_both_empty"],
 )
 def test_golden_selfreg_legacy(case: str) -> None:
     numbers = golden_case("selfreg", case).numbers()
@@ -159,9 +145,7 @@ def test_tensor_and_whole_floats_are_the_same() -> None:
     rng = np.random.default_rng(0)
     prediction, reference = rng.integers(0, 3, (2, 7, 8))
     expected = segmentation_metrics(prediction, reference)
-    pd.testing.assert_frame_equal(
-        expected, segmentation_metrics(torch.from_numpy(prediction), reference.astype(float))
-    )
+    pd.testing.assert_frame_equal(expected, segmentation_metrics(torch.from_numpy(prediction), reference.astype(float)))
     assert list(dict.fromkeys(expected["class"])) == [1, 2]
 
 
@@ -247,11 +231,7 @@ def test_mean_dice_is_bounded_by_mean_iou() -> None:
     tables = [segmentation_metrics(*rng.integers(0, 3, (2, 8, 8)), metrics=("dice", "iou")) for _ in range(6)]
     assert inconsistent_overlap(aggregate(pd.concat(tables)), tolerance=1e-12).empty
     published = pd.DataFrame(
-        {
-            "method": ["A", "A", "B", "B"],
-            "metric": ["dice", "iou", "dice", "iou"],
-            "value": [0.90, 0.80, 0.85, 0.80],
-        }
+        {"method": ["A", "A", "B", "B"], "metric": ["dice", "iou", "dice", "iou"], "value": [0.90, 0.80, 0.85, 0.80]}
     )
     found = inconsistent_overlap(published, keys=["method"])  # 2 * 0.8 / 1.8 = 0.889
     assert found["method"].tolist() == ["A"]

@@ -26,15 +26,7 @@ from toolkit.measure.statistics import (
 
 def long_table(scores: dict[str, np.ndarray], metric: str = "dice") -> pd.DataFrame:
     rows = [
-        {
-            "method": m,
-            "seed": s,
-            "case": f"p{p:03d}",
-            "class": "LV",
-            "metric": metric,
-            "value": v,
-            "status": "ok",
-        }
+        {"method": m, "seed": s, "case": f"p{p:03d}", "class": "LV", "metric": metric, "value": v, "status": "ok"}
         for m, array in scores.items()
         for (p, s), v in np.ndenumerate(array)
     ]
@@ -42,11 +34,7 @@ def long_table(scores: dict[str, np.ndarray], metric: str = "dice") -> pd.DataFr
 
 
 def study(
-    rng: np.random.Generator,
-    effects: dict[str, float],
-    patients: int = 20,
-    seeds: int = 3,
-    training: float = 0.02,
+    rng: np.random.Generator, effects: dict[str, float], patients: int = 20, seeds: int = 3, training: float = 0.02
 ) -> dict[str, np.ndarray]:
     """Scores (patients, seeds): trainings differ, patients are hard or easy and react differently to a method."""
     patient = 0.8 + 0.1 * rng.normal(size=(patients, 1))
@@ -100,9 +88,7 @@ def test_bootstrap_of_the_mean_is_near_the_normal_interval() -> None:
     values = np.random.default_rng(2).normal(size=(200, 1))
     low, high = patient_bootstrap(values, 4000)
     error = values.std(ddof=1) / 200**0.5
-    assert (low, high) == pytest.approx(
-        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.02
-    )
+    assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.02)
     assert patient_bootstrap(values, 50, seed=1) == patient_bootstrap(values, 50, seed=1)
 
 
@@ -114,8 +100,7 @@ def test_wilcoxon_is_scipys() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("seeds", "patients", "training"),
-    [(2, 30, 0.1), (3, 12, 0.02), (3, 30, 0.04), (5, 12, 0.1), (5, 30, 0.04)],
+    ("seeds", "patients", "training"), [(2, 30, 0.1), (3, 12, 0.02), (3, 30, 0.04), (5, 12, 0.1), (5, 30, 0.04)]
 )
 def test_equal_methods_rarely_pass_both_tests(seeds: int, patients: int, training: float) -> None:
     """The verdict's level leaves fewer than 5 % false winners, even without Wilcoxon's test as a third condition."""
@@ -164,9 +149,7 @@ def test_a_clear_effect_is_found_and_a_small_one_is_not() -> None:
     assert result.loc["same", "smallest_detectable"] > abs(result.loc["same", "difference"])
     worse = compare_methods(table, "plain", higher_is_better=False).table().set_index("method")
     assert worse.loc["good", "verdict"] == "worse"
-    assert (
-        compare_methods(table.assign(metric="hd95"), "plain", metric="hd95").table()["verdict"][1] == "worse"
-    )
+    assert compare_methods(table.assign(metric="hd95"), "plain", metric="hd95").table()["verdict"][1] == "worse"
     one_seed = compare_methods(table[table["seed"] == 0], "plain").table().set_index("method")
     assert one_seed.loc["good", "verdict"] == "inconclusive (one seed)"
     direct = compare_scores(scores, "plain").table()
@@ -187,19 +170,20 @@ def test_detectable_difference_is_detected_about_as_often_as_it_says() -> None:
 
 def test_scores_average_classes_then_cases_then_patients() -> None:
     rows = [
-        ("m", 0, "p1", "p1a", "LV", 0.8, "ok"), ("m", 0, "p1", "p1a", "RV", 0.6, "ok"),
-        ("m", 0, "p1", "p1b", "LV", 0.5, "ok"), ("m", 0, "p1", "p1b", "RV", math.nan, "both_absent"),
-        ("m", 0, "p2", "p2a", "LV", 0.9, "ok"), ("m", 0, "p2", "p2a", "RV", math.nan, "both_absent"),
-    ]  # fmt: skip
+        ("m", 0, "p1", "p1a", "LV", 0.8, "ok"),
+        ("m", 0, "p1", "p1a", "RV", 0.6, "ok"),
+        ("m", 0, "p1", "p1b", "LV", 0.5, "ok"),
+        ("m", 0, "p1", "p1b", "RV", math.nan, "both_absent"),
+        ("m", 0, "p2", "p2a", "LV", 0.9, "ok"),
+        ("m", 0, "p2", "p2a", "RV", math.nan, "both_absent"),
+    ]
     names = ["method", "seed", "subject", "case", "class", "value", "status"]
     table = pd.DataFrame(rows, columns=names).assign(metric="dice")
     np.testing.assert_allclose(patient_scores(table)["m"], [[0.6], [0.9]])
     alarm = table.assign(method="n")
     alarm.loc[5, ["value", "status"]] = [0.0, "spurious"]
     both = patient_scores(pd.concat([table, alarm]))
-    np.testing.assert_allclose(
-        both["m"], [[0.6], [0.95]]
-    )  # rightly absent: 1, because the other sees something
+    np.testing.assert_allclose(both["m"], [[0.6], [0.95]])  # rightly absent: 1, because the other sees something
     np.testing.assert_allclose(both["n"], [[0.6], [0.45]])
 
 

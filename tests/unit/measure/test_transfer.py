@@ -55,9 +55,7 @@ def test_golden(numbers: dict[str, np.ndarray]) -> None:
         ("bwt_relative", "lifelong_relative_bwt_mean_std"),
         ("fwt_relative_final", "lifelong_relative_fwt_as_coded_mean_std"),
     ):
-        np.testing.assert_allclose(
-            table.loc[(metric, "mean"), ["value", "sd"]].astype(float), numbers[name], rtol=1e-5
-        )
+        np.testing.assert_allclose(table.loc[(metric, "mean"), ["value", "sd"]].astype(float), numbers[name], rtol=1e-5)
 
 
 def test_by_hand() -> None:
@@ -102,10 +100,13 @@ def test_one_task_has_no_transfer(tmp_path: Path) -> None:
 def test_score_matrix_averages_classes_then_cases() -> None:
     def stage(offset: float) -> pd.DataFrame:
         rows = [
-            ("a1", "A", "LV", "dice", 0.5 + offset), ("a1", "A", "RV", "dice", 0.7 + offset),
-            ("a2", "A", "LV", "dice", 0.9 + offset), ("a2", "A", "RV", "dice", np.nan),
-            ("b1", "B", "LV", "dice", 0.2 + offset), ("b1", "B", "LV", "hd95", 9.0),
-        ]  # fmt: skip
+            ("a1", "A", "LV", "dice", 0.5 + offset),
+            ("a1", "A", "RV", "dice", 0.7 + offset),
+            ("a2", "A", "LV", "dice", 0.9 + offset),
+            ("a2", "A", "RV", "dice", np.nan),
+            ("b1", "B", "LV", "dice", 0.2 + offset),
+            ("b1", "B", "LV", "hd95", 9.0),
+        ]
         return pd.DataFrame(rows, columns=["case", "site", "class", "metric", "value"])
 
     matrix = score_matrix([stage(0.0), stage(0.05)], ["A", "B"])

@@ -25,7 +25,7 @@ SCORES = np.random.default_rng(0).normal(0.8, 0.05, (6, 3))
 @pytest.mark.parametrize(
     "scores",
     [SCORES[:, 0], SCORES[:1], SCORES[:0], SCORES[:, :0], np.where(SCORES > 0.8, np.nan, SCORES), SCORES * np.inf],
-)  # fmt: skip
+)
 def test_scores_that_no_mean_can_be_taken_of(scores: np.ndarray) -> None:
     for given in ({"plain": scores}, {"plain": scores, "other": scores}):
         with pytest.raises(ResultError) as error:

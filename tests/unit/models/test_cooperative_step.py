@@ -55,11 +55,7 @@ class GivenDraws(LatentAugmentation):
 
 
 def run_step(case: str, part_ended: Callable[[FastSlowNetwork], None] | None = None) -> Any:
-    common, expected, settings = (
-        read_case("step_common"),
-        read_case(case),
-        entry(case),
-    )
+    common, expected, settings = (read_case("step_common"), read_case(case), entry(case))
     hyper = settings["hyperparameters"]
     network = fast_slow_network(1, 4, width=2)
     network.load_state_dict(weights(common))
@@ -86,13 +82,15 @@ def run_step(case: str, part_ended: Callable[[FastSlowNetwork], None] | None = N
 def test_one_step_equals_the_reference(case: str) -> None:
     network, terms, gradients, made, expected, batch = run_step(case)
     names = {
-        "loss_seg": "fast_slow/segmentation", "loss_rec": "fast_slow/reconstruction",
-        "loss_shape_gt": "fast_slow/shape_label", "loss_shape_pred": "fast_slow/shape_prediction",
+        "loss_seg": "fast_slow/segmentation",
+        "loss_rec": "fast_slow/reconstruction",
+        "loss_shape_gt": "fast_slow/shape_label",
+        "loss_shape_pred": "fast_slow/shape_prediction",
         "hard_loss_seg": "latent_augmentation/hard_segmentation",
         "hard_loss_rec": "latent_augmentation/hard_reconstruction",
         "hard_loss_shape_pred": "latent_augmentation/hard_shape_prediction",
         "hard_loss_shape_corrupted": "latent_augmentation/hard_shape_corrupted",
-    }  # fmt: skip
+    }
     present = {ours: expected[theirs] for theirs, ours in names.items() if theirs in expected}
     assert set(present) == set(terms)
     for name, value in present.items():
@@ -106,9 +104,7 @@ def test_one_step_equals_the_reference(case: str) -> None:
     assert sorted(order) == sorted(gradients)
     norms = torch.stack([torch.zeros(()) if gradients[n] is None else gradients[n].norm() for n in order])
     meaningful = expected["grad_norms"] > 1e-5
-    torch.testing.assert_close(
-        norms[meaningful], expected["grad_norms"].float()[meaningful], rtol=1e-2, atol=1e-6
-    )
+    torch.testing.assert_close(norms[meaningful], expected["grad_norms"].float()[meaningful], rtol=1e-2, atol=1e-6)
     for key in (key for key in expected if key.startswith("grad/")):
         name = our_name(key.removeprefix("grad/"))
         if meaningful[order.index(name)]:
@@ -133,9 +129,11 @@ def compare_predictions(network: FastSlowNetwork, image: Tensor, expected: dict[
         network.refined = True
         refined = network(image)
     found = {
-        "after/fast_logits": fast, "after/refined_logits": refined,
-        "after/fast_logits_mean": fast.mean((2, 3)), "after/refined_logits_mean": refined.mean((2, 3)),
-    }  # fmt: skip
+        "after/fast_logits": fast,
+        "after/refined_logits": refined,
+        "after/fast_logits_mean": fast.mean((2, 3)),
+        "after/refined_logits_mean": refined.mean((2, 3)),
+    }
     compared = found.keys() & expected.keys()
     assert len(compared) == 2
     for name in compared:

@@ -37,10 +37,11 @@ def check_block(case: dict[str, Tensor], block: nn.Module, run: object, mode: st
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("block_residual_down", (3, 5, "down")), ("block_residual_up_nearest", (5, 3, "nearest")),
+        ("block_residual_down", (3, 5, "down")),
+        ("block_residual_up_nearest", (5, 3, "nearest")),
         ("block_residual_up_transposed", (5, 3, "transposed")),
     ],
-)  # fmt: skip
+)
 def test_residual_blocks(name: str, arguments: tuple[int, int, str], mode: str) -> None:
     case = read_case(name)
     block = ResidualBlock(*arguments, dims=2)
@@ -84,18 +85,14 @@ def test_elementary_losses() -> None:
     ce, mse = read_case("loss_cross_entropy"), read_case("loss_reconstruction")
     logits = ce["logits"].clone().requires_grad_()
     outputs = FastSlowOutputs(logits, logits.detach(), None, torch.zeros(2, 1, 5, 6))
-    terms = FastSlowObjective()(
-        outputs, {"image": torch.zeros(2, 1, 5, 6), "label": ce["labels"].unsqueeze(1)}
-    )
+    terms = FastSlowObjective()(outputs, {"image": torch.zeros(2, 1, 5, 6), "label": ce["labels"].unsqueeze(1)})
     torch.testing.assert_close(terms["segmentation"], ce["loss"], rtol=1e-5, atol=0)
     (gradient,) = torch.autograd.grad(terms["segmentation"], logits)
     torch.testing.assert_close(gradient, ce["grad"], rtol=1e-5, atol=1e-8)
     made = mse["reconstruction"].clone().requires_grad_()
     some = torch.zeros(2, 2, 6, 6)
     label = torch.zeros(2, 1, 6, 6, dtype=torch.long)
-    terms = FastSlowObjective()(
-        FastSlowOutputs(some, some, None, made), {"image": mse["target"], "label": label}
-    )
+    terms = FastSlowObjective()(FastSlowOutputs(some, some, None, made), {"image": mse["target"], "label": label})
     torch.testing.assert_close(terms["reconstruction"], mse["loss"], rtol=1e-5, atol=0)
     (gradient,) = torch.autograd.grad(terms["reconstruction"], made)
     torch.testing.assert_close(gradient, mse["grad"], rtol=1e-5, atol=1e-9)
@@ -105,9 +102,14 @@ def test_17_parameter_counts_and_code_shapes() -> None:
     network = fast_slow_network(1, 4)
     counts = {n: sum(p.numel() for p in m.parameters()) for n, m in network.named_children()}
     assert counts == {
-        "image_encoder": 830_208, "decoupler": 295_680, "image_decoder": 248_961, "image_activation": 0,
-        "segmentation_decoder": 161_732, "shape_encoder": 830_640, "shape_decoder": 161_732,
-    }  # fmt: skip
+        "image_encoder": 830_208,
+        "decoupler": 295_680,
+        "image_decoder": 248_961,
+        "image_activation": 0,
+        "segmentation_decoder": 161_732,
+        "shape_encoder": 830_640,
+        "shape_decoder": 161_732,
+    }
     assert sum(counts.values()) == 2_528_953
     with torch.no_grad():
         image_code = network.encode(torch.rand(1, 1, 64, 96))
@@ -131,9 +133,7 @@ def test_three_dimensions_and_description() -> None:
     network = fast_slow_network(2, 3, width=1, dims=3, image_activation="none", decoupler_bias=False)
     assert network(torch.rand(1, 2, 16, 32, 16)).shape == (1, 3, 16, 32, 16)
     rebuilt = registry.build("model", registry.describe(network))
-    assert {n: p.shape for n, p in rebuilt.named_parameters()} == {
-        n: p.shape for n, p in network.named_parameters()
-    }
+    assert {n: p.shape for n, p in rebuilt.named_parameters()} == {n: p.shape for n, p in network.named_parameters()}
 
 
 def test_taps_name_the_codes() -> None:
@@ -156,8 +156,7 @@ def test_initialisation() -> None:
     assert float(weight.std()) == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
     assert float(weight.mean().abs()) < 1e-3
     assert all(
-        float(d.head.bias.detach().abs().max()) == 0
-        for d in (network.image_decoder, network.segmentation_decoder)
+        float(d.head.bias.detach().abs().max()) == 0 for d in (network.image_decoder, network.segmentation_decoder)
     )
     scales = torch.cat([m.weight.detach() for m in network.modules() if isinstance(m, nn.BatchNorm2d)])
     assert float(scales.mean()) == pytest.approx(1.0, abs=0.003)

@@ -17,13 +17,7 @@ from toolkit.errors import ConfigError
 from toolkit.features.capture import capture
 from toolkit.features.names import layers
 from toolkit.models.load import save_weights
-from toolkit.models.med_disseg import (
-    MedDisSeg,
-    MedDisSegStageOne,
-    med_disseg,
-    med_disseg_stage_one,
-    transfer_encoder,
-)
+from toolkit.models.med_disseg import MedDisSeg, MedDisSegStageOne, med_disseg, med_disseg_stage_one, transfer_encoder
 from toolkit.models.med_disseg.blocks import (
     ChannelAttention,
     ConvolutionalAttention,
@@ -147,9 +141,7 @@ def test_9_2_telu_gradients_are_finite(dtype: torch.dtype) -> None:
     y.sum().backward()
     assert y.dtype == dtype
     assert torch.equal(y[4:].detach(), x[4:].detach())
-    torch.testing.assert_close(
-        x.grad, torch.tensor([0.0, 0, 0, 1, 1, 1, 1, 1], dtype=dtype), rtol=0, atol=2e-4
-    )
+    torch.testing.assert_close(x.grad, torch.tensor([0.0, 0, 0, 1, 1, 1, 1, 1], dtype=dtype), rtol=0, atol=2e-4)
 
 
 def test_9_2_attention_with_zero_weights() -> None:
@@ -172,9 +164,7 @@ def test_9_2_aggregation_with_zero_attention_is_window_averaging() -> None:
     expected = torch.zeros(1, 7, 8, 8, dtype=torch.float64)
     for i in range(5):
         for j in range(6):
-            expected[:, i : i + 3, j : j + 3] += padded[:, i : i + 3, j : j + 3].mean(dim=(1, 2))[
-                :, None, None
-            ]
+            expected[:, i : i + 3, j : j + 3] += padded[:, i : i + 3, j : j + 3].mean(dim=(1, 2))[:, None, None]
     torch.testing.assert_close(result, expected[:, 1:-1, 1:-1])
 
 
@@ -224,9 +214,7 @@ def test_two_class_logits_are_one_published_map(small: MedDisSeg) -> None:
 
 @pytest.mark.parametrize("name", ["med_disseg", "med_disseg_stage_one"])
 def test_it_is_rebuilt_from_its_description(name: str) -> None:
-    network = {"med_disseg": med_disseg, "med_disseg_stage_one": med_disseg_stage_one}[name](
-        1, 3, encoder_width=4
-    )
+    network = {"med_disseg": med_disseg, "med_disseg_stage_one": med_disseg_stage_one}[name](1, 3, encoder_width=4)
     stored = json.loads(json.dumps(registry.describe(network)))
     twin = registry.build("model", stored)
     twin.load_state_dict(network.state_dict())
@@ -248,17 +236,14 @@ def test_taps_name_layers_that_run(small: MedDisSeg, small_one: MedDisSegStageOn
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"),
-    [((1, 1, 32, 32), "takes"), ((3, 32, 32), "takes"), ((1, 3, 32, 40), "multiple of 16")],
+    ("shape", "message"), [((1, 1, 32, 32), "takes"), ((3, 32, 32), "takes"), ((1, 3, 32, 40), "multiple of 16")]
 )
 def test_images_that_do_not_fit(small: MedDisSeg, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         small(torch.zeros(shape))
 
 
-@pytest.mark.parametrize(
-    "settings", [{"out_channels": 1}, {"width": 24}, {"in_channels": 0}, {"encoder_width": 2}]
-)
+@pytest.mark.parametrize("settings", [{"out_channels": 1}, {"width": 24}, {"in_channels": 0}, {"encoder_width": 2}])
 def test_settings_that_cannot_work(settings: dict) -> None:
     with pytest.raises(ConfigError):
         med_disseg(**settings)

@@ -34,10 +34,13 @@ def resnet50(width: int = 64) -> dict[str, Tensor]:
         for unit in range(units):
             prefix = f"layer{stage + 1}.{unit}"
             state |= {
-                f"{prefix}.conv1.weight": (planes, inputs, 1, 1), **norm(f"{prefix}.bn1", planes),
-                f"{prefix}.conv2.weight": (planes, planes, 3, 3), **norm(f"{prefix}.bn2", planes),
-                f"{prefix}.conv3.weight": (4 * planes, planes, 1, 1), **norm(f"{prefix}.bn3", 4 * planes),
-            }  # fmt: skip
+                f"{prefix}.conv1.weight": (planes, inputs, 1, 1),
+                **norm(f"{prefix}.bn1", planes),
+                f"{prefix}.conv2.weight": (planes, planes, 3, 3),
+                **norm(f"{prefix}.bn2", planes),
+                f"{prefix}.conv3.weight": (4 * planes, planes, 1, 1),
+                **norm(f"{prefix}.bn3", 4 * planes),
+            }
             if unit == 0:
                 state |= {
                     f"{prefix}.downsample.0.weight": (4 * planes, inputs, 1, 1),
@@ -53,9 +56,7 @@ def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 def test_a_resnet50_file_fills_the_encoder(tmp_path: Path) -> None:
     state = resnet50()
-    assert (
-        sum(v.numel() for k, v in state.items() if "running" not in k) == 25_557_032
-    )  # the size of ResNet-50
+    assert sum(v.numel() for k, v in state.items() if "running" not in k) == 25_557_032  # the size of ResNet-50
     torch.save(state, tmp_path / "resnet50.pth")
     network = med_disseg_stage_one()
     filled = load_backbone(network, tmp_path / "resnet50.pth")

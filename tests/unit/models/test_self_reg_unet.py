@@ -64,8 +64,14 @@ def test_selfreg_finds_its_seven_students() -> None:
     regularizer = SelfReg()
     wanted = regularizer.taps_on(network)
     assert set(wanted) - {"head_input"} == {
-        "encoder.2", "encoder.3", "encoder.4", "bottleneck", "decoder.4", "decoder.3", "decoder.2",
-    }  # fmt: skip
+        "encoder.2",
+        "encoder.3",
+        "encoder.4",
+        "bottleneck",
+        "decoder.4",
+        "decoder.3",
+        "decoder.2",
+    }
     batch = {"image": random(2, 1, 32, 32), "label": torch.randint(0, 3, (2, 1, 32, 32))}
     result = TrainingStep(network, SegmentationObjective(), [regularizer])(batch)
     assert result.terms["selfreg/scr"] > 0

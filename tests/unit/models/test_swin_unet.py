@@ -72,8 +72,16 @@ def test_stages_blocks_and_figure_layers_have_the_stated_shapes() -> None:
     assert last["encoder"][0] == "encoder.1.blocks.1"
     assert first["decoder"][0] == "decoder.3.blocks.0"
     assert shapes(figure) == [
-        (96, 56), (192, 28), (384, 14), (768, 7), (384, 14), (384, 14), (192, 28), (96, 56), (96, 224),
-    ]  # fmt: skip
+        (96, 56),
+        (192, 28),
+        (384, 14),
+        (768, 7),
+        (384, 14),
+        (384, 14),
+        (192, 28),
+        (96, 56),
+        (96, 224),
+    ]
 
 
 @pytest.mark.parametrize(("side", "shift"), [(14, 0), (14, 3), (7, 3)])
@@ -89,9 +97,7 @@ def test_a_block_equals_monais(side: int, shift: int) -> None:
     x = random(2, 12, side, side)
     mask = compute_mask((side, side), (7, 7), (shift, shift), "cpu") if shift and side > 7 else None
     with torch.no_grad():
-        torch.testing.assert_close(
-            channels_last(ours(x)), theirs(channels_last(x), mask), rtol=1e-5, atol=1e-6
-        )
+        torch.testing.assert_close(channels_last(ours(x)), theirs(channels_last(x), mask), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width", "shift"), [(5, 7, 1), (6, 3, 1), (4, 2, 0), (2, 2, 1)])
@@ -115,11 +121,13 @@ def test_padded_and_shifted_windows_by_brute_force(height: int, width: int, shif
             mine = (cell(i, height), cell(j, width))
             near = [(k, m) for k, m in places if (cell(k, height), cell(m, width)) == mine]
             for head in range(2):
-                scores = torch.stack([
-                    qkv[i, j, 0, head] @ qkv[k, m, 1, head] / math.sqrt(2)
-                    + layer.relative_position_bias_table[(i - k + 2) * 5 + (j - m + 2), head]
-                    for k, m in near
-                ])  # fmt: skip
+                scores = torch.stack(
+                    [
+                        qkv[i, j, 0, head] @ qkv[k, m, 1, head] / math.sqrt(2)
+                        + layer.relative_position_bias_table[(i - k + 2) * 5 + (j - m + 2), head]
+                        for k, m in near
+                    ]
+                )
                 values = torch.stack([qkv[k, m, 2, head] for k, m in near])
                 expected[i, j, 2 * head : 2 * head + 2] = scores.softmax(0) @ values
         torch.testing.assert_close(result[0].permute(1, 2, 0), layer.proj(expected))
@@ -216,28 +224,45 @@ def test_taps_name_layers_that_run(small: SwinUnet) -> None:
         small(random(1, 1, 96, 64))
     sides = {name: tuple(tensor.shape[1:]) for name, tensor in tape.items()}
     assert sides == {
-        "head_input": (12, 96, 64), "pre_activation": (12, 96, 64), "bottleneck": (96, 3, 2),
-        "decoder_1": (12, 96, 64), "decoder_2": (12, 24, 16), "decoder_3": (24, 12, 8), "decoder_4": (48, 6, 4),
-    }  # fmt: skip
+        "head_input": (12, 96, 64),
+        "pre_activation": (12, 96, 64),
+        "bottleneck": (96, 3, 2),
+        "decoder_1": (12, 96, 64),
+        "decoder_2": (12, 24, 16),
+        "decoder_3": (24, 12, 8),
+        "decoder_4": (48, 6, 4),
+    }
 
 
 def official(width: int = 12, depths: tuple[int, ...] = (2, 2, 6, 2), window: int = 3) -> dict[str, Tensor]:
     """A state dictionary with the names and shapes of the official Swin release."""
     shapes: dict[str, tuple[int, ...]] = {
-        "patch_embed.proj.weight": (width, 3, 4, 4), "patch_embed.proj.bias": (width,),
-        "patch_embed.norm.weight": (width,), "patch_embed.norm.bias": (width,),
-        "norm.weight": (8 * width,), "norm.bias": (8 * width,), "head.weight": (1000, 8 * width),
-    }  # fmt: skip
+        "patch_embed.proj.weight": (width, 3, 4, 4),
+        "patch_embed.proj.bias": (width,),
+        "patch_embed.norm.weight": (width,),
+        "patch_embed.norm.bias": (width,),
+        "norm.weight": (8 * width,),
+        "norm.bias": (8 * width,),
+        "head.weight": (1000, 8 * width),
+    }
     for stage, depth in enumerate(depths):
         c, heads = width * 2**stage, 3 * 2**stage
         for block in range(depth):
             own = {
-                "norm1.weight": (c,), "norm1.bias": (c,), "norm2.weight": (c,), "norm2.bias": (c,),
+                "norm1.weight": (c,),
+                "norm1.bias": (c,),
+                "norm2.weight": (c,),
+                "norm2.bias": (c,),
                 "attn.relative_position_bias_table": ((2 * window - 1) ** 2, heads),
-                "attn.qkv.weight": (3 * c, c), "attn.qkv.bias": (3 * c,), "attn.proj.weight": (c, c),
-                "attn.proj.bias": (c,), "mlp.fc1.weight": (4 * c, c), "mlp.fc1.bias": (4 * c,),
-                "mlp.fc2.weight": (c, 4 * c), "mlp.fc2.bias": (c,),
-            }  # fmt: skip
+                "attn.qkv.weight": (3 * c, c),
+                "attn.qkv.bias": (3 * c,),
+                "attn.proj.weight": (c, c),
+                "attn.proj.bias": (c,),
+                "mlp.fc1.weight": (4 * c, c),
+                "mlp.fc1.bias": (4 * c,),
+                "mlp.fc2.weight": (c, 4 * c),
+                "mlp.fc2.bias": (c,),
+            }
             shapes |= {f"layers.{stage}.blocks.{block}.{name}": shape for name, shape in own.items()}
         if stage < 3:
             prefix = f"layers.{stage}.downsample"
@@ -274,8 +299,7 @@ def test_wrong_swin_files_change_nothing(small: SwinUnet) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"out_channels": 1}, {"depths": (2, 2)}, {"heads": (5, 6, 12, 24)}, {"window": 1}, {"drop_path": 1.0}],
+    "settings", [{"out_channels": 1}, {"depths": (2, 2)}, {"heads": (5, 6, 12, 24)}, {"window": 1}, {"drop_path": 1.0}]
 )
 def test_settings_that_cannot_work(settings: dict) -> None:
     with pytest.raises(ConfigError):

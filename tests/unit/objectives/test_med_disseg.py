@@ -204,9 +204,7 @@ def test_grey_and_blur_do_what_they_say() -> None:
     still = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
     grey = StrongView(**still, grey=1.0, blur=None)(image, keyed_generator(0))
     torch.testing.assert_close(grey[:, 0], grey[:, 1])
-    torch.testing.assert_close(
-        grey[:, 0], torch.einsum("bchw,c->bhw", image, torch.tensor([0.299, 0.587, 0.114]))
-    )
+    torch.testing.assert_close(grey[:, 0], torch.einsum("bchw,c->bhw", image, torch.tensor([0.299, 0.587, 0.114])))
     # a single bright pixel becomes the kernel itself, with weights exp(-k^2 / (2 sigma^2))
     dot = torch.zeros(1, 1, 15, 15)
     dot[0, 0, 7, 7] = 1

@@ -112,9 +112,7 @@ def test_stage_one_total(name: str, arrays: dict[str, np.ndarray]) -> None:
     terms = MedDisSegStageOneObjective()(outputs, batch)
     assert list(terms) == ["clean", "strong", "consistency"]
     dispersive = CASES[name]["inputs"]["dispersive_value_each_view"] or 0.0
-    total = (
-        torch.stack(list(terms.values())).sum() + CASES[name]["hyperparameters"]["lambda"] * 2 * dispersive
-    )
+    total = torch.stack(list(terms.values())).sum() + CASES[name]["hyperparameters"]["lambda"] * 2 * dispersive
     close(name, total, arrays)
     gradient_close(name, total, arrays, grad_view_a=clean, grad_view_b=strong)
 
@@ -148,7 +146,22 @@ def test_spatial_tokens(arrays: dict[str, np.ndarray]) -> None:
 
 def test_every_case_of_the_file_is_used() -> None:
     assert set(CASES) == {
-        "dicebce_mask", "dicebce_bg", "dice", "consistency", "complementary", "complementary_uniform",
-        "complementary_hard", "complementary_two_on", "stage1_total", "stage1_total_nodisp", "stage2_total",
-        "stage2_total_nodisp", "cedice", "cedice_w", "cedice_ignore2", "softdice", "metrics", "spatial_tokens",
-    }  # fmt: skip
+        "dicebce_mask",
+        "dicebce_bg",
+        "dice",
+        "consistency",
+        "complementary",
+        "complementary_uniform",
+        "complementary_hard",
+        "complementary_two_on",
+        "stage1_total",
+        "stage1_total_nodisp",
+        "stage2_total",
+        "stage2_total_nodisp",
+        "cedice",
+        "cedice_w",
+        "cedice_ignore2",
+        "softdice",
+        "metrics",
+        "spatial_tokens",
+    }

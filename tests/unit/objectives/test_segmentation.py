@@ -20,9 +20,7 @@ def test_selfreg_base_loss(case: str) -> None:
     settings = found.entry["hyperparameters"]
     data = {k.removeprefix(f"{case}__"): v for k, v in found.tensors().items() if k.startswith(f"{case}__")}
     weights = (settings["weight_ce"], settings["weight_dice"])
-    objective = SegmentationObjective(
-        *weights, include_background=True, squared=True, smooth=settings["smooth"]
-    )
+    objective = SegmentationObjective(*weights, include_background=True, squared=True, smooth=settings["smooth"])
     logits = data["logits"].clone().requires_grad_()
     terms = objective(logits, {"label": data["label"].unsqueeze(1)})
     close = {"rtol": 1e-5, "atol": 1e-7}
@@ -77,9 +75,7 @@ def test_ignored_pixels_change_nothing() -> None:
 
 def test_deep_supervision_weights_halve_and_sum_to_one() -> None:
     generator = torch.Generator().manual_seed(1)
-    label = (
-        torch.randint(0, 3, (2, 1, 4, 4), generator=generator).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    )
+    label = torch.randint(0, 3, (2, 1, 4, 4), generator=generator).repeat_interleave(2, 2).repeat_interleave(2, 3)
     fine, coarse = torch.randn(2, 3, 8, 8, generator=generator), torch.randn(2, 3, 4, 4, generator=generator)
     objective = SegmentationObjective()
     both = objective([fine, coarse], {"label": label})

@@ -19,8 +19,13 @@ from toolkit.training.optimizer import build_optimizer
 from toolkit.training.step import TrainingStep
 
 SHORT: dict[str, Any] = {
-    "steps": 2, "batch_size": 4, "validate_every": 2, "patch_size": (32, 32), "seed": 0, "log_every": 2,
-}  # fmt: skip
+    "steps": 2,
+    "batch_size": 4,
+    "validate_every": 2,
+    "patch_size": (32, 32),
+    "seed": 0,
+    "log_every": 2,
+}
 SMALL: dict[str, dict[str, Any]] = {
     "segreg": {"network": {"channels": [4, 8, 8]}},
     "self_reg_unet": {"network": {"width": 2}},
@@ -90,11 +95,7 @@ def test_the_second_stage_starts_from_the_encoder_of_the_first(colour: Task, tmp
     recipe = small("med_disseg", colour)
     fresh = {k: v.clone() for k, v in recipe.stages[1].build().state_dict().items()}
     runs = recipe.train(tmp_path, progress=False)
-    start = (
-        read(runs[1].directory.checkpoints, 0).weights
-        if (runs[1].path / "checkpoints/00000000").exists()
-        else None
-    )
+    start = read(runs[1].directory.checkpoints, 0).weights if (runs[1].path / "checkpoints/00000000").exists() else None
     assert recipe.stages[1].transfer == "encoder"
     assert [stage.regularizer.tap for stage in recipe.stages] == [("layer3", "layer3#2"), "layer3"]  # type: ignore[union-attr]
     assert [stage.regularizer.weight for stage in recipe.stages] == [0.2, 0.6]  # type: ignore[union-attr]
@@ -122,9 +123,7 @@ def test_published_values_of_selfreg(grey: Task) -> None:
     assert (synapse.regularizer.scr, synapse.config.schedule) == (0.015, "polynomial_delayed")  # type: ignore[union-attr]
     published = recipes.self_reg_unet(grey, network={"out_channels": 9}).stages[0].model
     assert sum(p.numel() for p in published.parameters()) == pytest.approx(17.26e6, rel=5e-4)
-    swin = recipes.self_reg_unet(
-        grey, "synapse", swin=True, network={"width": 12, "heads": [1, 2, 4, 8]}
-    ).stages[0]
+    swin = recipes.self_reg_unet(grey, "synapse", swin=True, network={"width": 12, "heads": [1, 2, 4, 8]}).stages[0]
     assert (swin.regularizer.scr, len(swin.regularizer.groups)) == (0.010, 2)  # type: ignore[union-attr]
     assert swin.model.toolkit_config["name"] == "swin_unet"  # type: ignore[index]
 
@@ -180,8 +179,9 @@ def test_med_disseg_corrects_the_released_data_code_unless_it_is_asked_to_repeat
     options: dict[str, Any] = {**SMALL["med_disseg"], **SHORT}
     sound, legacy = (recipes.med_disseg(glands, legacy=flag, **options) for flag in (False, True))
     for recipe, rule, aligned, augmentation, factor in (
-        (sound, "zscore-clip", True, "geometry", 0.1), (legacy, "bgr", False, "geometry-label-before", 1.0),
-    ):  # fmt: skip
+        (sound, "zscore-clip", True, "geometry", 0.1),
+        (legacy, "bgr", False, "geometry-label-before", 1.0),
+    ):
         first, second = recipe.stages
         assert {stage.task.normalisation for stage in recipe.stages} == {rule}
         assert first.config.augmentation == "geometry"
@@ -211,13 +211,16 @@ def test_the_legacy_recipe_trains_on_a_background_that_is_not_moved(tmp_path: Pa
     glands = toolkit.load_task("phantom-glands")
     recipe = recipes.med_disseg(glands, legacy=True, **SMALL["med_disseg"], **SHORT)
     stage = recipe.stages[1]
-    batch = stage.task.loader(
-        "train", batch_size=2, patch_size=(32, 32), augmentation=stage.config.augmentation
-    ).batch(0)
+    batch = stage.task.loader("train", batch_size=2, patch_size=(32, 32), augmentation=stage.config.augmentation).batch(
+        0
+    )
     terms = TrainingStep(stage.model, stage.objective)(batch).terms
     assert all(bool(value.isfinite()) for value in terms.values())
-    run = toolkit.train(**{**stage, "config": stage.config.replace(validate_every=0, select="last")},
-                        out=tmp_path / "run", progress=False)  # fmt: skip
+    run = toolkit.train(
+        **{**stage, "config": stage.config.replace(validate_every=0, select="last")},
+        out=tmp_path / "run",
+        progress=False,
+    )
     assert run.finished
     assert toolkit.load_run(run.path).config == run.config  # patterns and factors survive the record
 

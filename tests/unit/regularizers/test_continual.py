@@ -27,9 +27,7 @@ def test_distillation_of_the_reference() -> None:
     case = golden_case("segreg", "cl_losses")
     numbers, limits = case.tensors(), case.entry["tolerance"]
     logits = numbers["logits"].requires_grad_()
-    loss = distillation(
-        logits, numbers["teacher"], case.entry["hyperparameters"]["lwf_temperature"], "batchmean"
-    )
+    loss = distillation(logits, numbers["teacher"], case.entry["hyperparameters"]["lwf_temperature"], "batchmean")
     torch.testing.assert_close(loss.detach(), numbers["lwf_kl_T2_batchmean"], **limits)
     (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient, numbers["lwf_kl_T2_batchmean__grad"], **limits)

@@ -22,9 +22,14 @@ from toolkit.training.step import TrainingStep
 
 def context(step: int = 0, logging: bool = False, stage: int = 0, **features: Tensor) -> StepContext:
     return StepContext(
-        batch={}, model=nn.Identity(), features=features, step=step, logging=logging, stage=stage,
+        batch={},
+        model=nn.Identity(),
+        features=features,
+        step=step,
+        logging=logging,
+        stage=stage,
         generator=keyed_generator(0, step, "dispersive"),
-    )  # fmt: skip
+    )
 
 
 def feature_map(seed: int = 0, *shape: int) -> Tensor:
@@ -161,8 +166,7 @@ def test_the_bank_is_a_queue_and_survives_a_checkpoint() -> None:
     resumed.load_state_dict(regularizer.state_dict())
     features = feature_map(9)
     assert torch.equal(
-        resumed(context(step=3, bottleneck=features))["loss"],
-        regularizer(context(step=3, bottleneck=features))["loss"],
+        resumed(context(step=3, bottleneck=features))["loss"], regularizer(context(step=3, bottleneck=features))["loss"]
     )
 
 
@@ -177,10 +181,16 @@ def test_the_bank_is_cleared_with_the_stage_and_the_width() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"variant": "l2"}, {"preset": "paper"}, {"tau": -1}, {"layout": "tokens"}, {"reduction": "max"},
-        {"weight": -0.1}, {"samples": 1}, {"bank_size": -1},
+        {"variant": "l2"},
+        {"preset": "paper"},
+        {"tau": -1},
+        {"layout": "tokens"},
+        {"reduction": "max"},
+        {"weight": -0.1},
+        {"samples": 1},
+        {"bank_size": -1},
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_work(settings: dict) -> None:
     with pytest.raises(ConfigError):
         Dispersive(**settings)

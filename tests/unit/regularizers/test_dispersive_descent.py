@@ -44,11 +44,7 @@ def collapsed(kind: str) -> Tensor:
         return start + 1e-3 * torch.randn(16, 64, dtype=torch.float64, generator=generator)
     direction = torch.nn.functional.normalize(torch.randn(1, 64, dtype=torch.float64, generator=generator))
     along = torch.randn(16, 1, dtype=torch.float64, generator=generator)
-    return (
-        start
-        + 8e-3 * along @ direction
-        + 1e-6 * torch.randn(16, 64, dtype=torch.float64, generator=generator)
-    )
+    return start + 8e-3 * along @ direction + 1e-6 * torch.randn(16, 64, dtype=torch.float64, generator=generator)
 
 
 @pytest.mark.parametrize("kind", ["isotropic", "rank one"])

@@ -38,12 +38,7 @@ def value_and_gradient(z: Tensor, *arguments: object, **options: object) -> tupl
 
 def test_9_1_table_identical_rows() -> None:
     z = torch.full((6, 12), 0.7, dtype=torch.float64)
-    expected = {
-        "infonce_l2": math.log1p(DELTA),
-        "infonce_cosine": math.log1p(DELTA),
-        "hinge": 1.0,
-        "covariance": 0.0,
-    }
+    expected = {"infonce_l2": math.log1p(DELTA), "infonce_cosine": math.log1p(DELTA), "hinge": 1.0, "covariance": 0.0}
     for variant, value in expected.items():
         assert dispersive_loss(z, variant, preset="released").item() == pytest.approx(value, abs=1e-15)
     assert dispersive_loss(z, preset="original").item() == pytest.approx(0.0, abs=1e-15)
@@ -221,12 +216,7 @@ def test_9_1_8_underflow() -> None:
 
 @pytest.mark.parametrize(
     ("variant", "preset"),
-    [
-        ("infonce_l2", "released"),
-        ("infonce_l2", "original"),
-        ("infonce_l2", "default"),
-        ("infonce_cosine", "released"),
-    ],
+    [("infonce_l2", "released"), ("infonce_l2", "original"), ("infonce_l2", "default"), ("infonce_cosine", "released")],
 )
 def test_9_1_9_non_decreasing_in_tau(variant: str, preset: str) -> None:
     z = rows()
@@ -260,9 +250,7 @@ def test_9_1_11_central_differences(variant: str, preset: str) -> None:
             up, down = z.clone(), z.clone()
             up[i, j] += h
             down[i, j] -= h
-            difference = dispersive_loss(up, variant, 0.5, preset) - dispersive_loss(
-                down, variant, 0.5, preset
-            )
+            difference = dispersive_loss(up, variant, 0.5, preset) - dispersive_loss(down, variant, 0.5, preset)
             numeric[i, j] = difference / (2 * h)
     assert (numeric - gradient).norm() < 1e-6 * gradient.norm()
 
@@ -324,8 +312,7 @@ def test_9_1_13_median_rule_is_free_of_scale(variant: str, preset: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [{"variant": "l2"}, {"preset": "best"}, {"tau": 0.0}, {"tau": "mean"}, {"bank": torch.zeros(3, 5)}],
+    "arguments", [{"variant": "l2"}, {"preset": "best"}, {"tau": 0.0}, {"tau": "mean"}, {"bank": torch.zeros(3, 5)}]
 )
 def test_settings_that_cannot_work(arguments: dict) -> None:
     with pytest.raises(ConfigError):
@@ -335,7 +322,6 @@ def test_settings_that_cannot_work(arguments: dict) -> None:
 def test_default_cosine_is_cosine_whatever_the_variant() -> None:
     z = rows()
     assert torch.equal(
-        dispersive_loss(z, preset="default-cosine"),
-        dispersive_loss(z, "infonce_cosine", preset="default-cosine"),
+        dispersive_loss(z, preset="default-cosine"), dispersive_loss(z, "infonce_cosine", preset="default-cosine")
     )
     assert set(PRESETS) == {"released", "original", "default", "default-cosine"}

@@ -26,8 +26,7 @@ def value_and_gradient(x: Tensor, directions: Tensor, **options: object) -> tupl
 
 
 @pytest.mark.parametrize(
-    ("key", "t_max", "points"),
-    [("tmax3_n17", 3, 17), ("tmax5_n41", 5, 41), ("tmax1_n5", 1, 5), ("tmax3_n5", 3, 5)],
+    ("key", "t_max", "points"), [("tmax3_n17", 3, 17), ("tmax5_n41", 5, 41), ("tmax1_n5", 1, 5), ("tmax3_n5", 3, 5)]
 )
 def test_univariate(key: str, t_max: float, points: int) -> None:
     data, limits = load("epps_pulley_univariate"), tolerance("epps_pulley_univariate")
@@ -70,10 +69,7 @@ def test_sliced_batched() -> None:
 
 @pytest.mark.parametrize("knots", [5, 17])
 def test_two_sided_grid_is_the_folded_one(knots: int) -> None:
-    data, limits = (
-        load("sliced_epps_pulley_two_sided"),
-        tolerance("sliced_epps_pulley_two_sided"),
-    )
+    data, limits = (load("sliced_epps_pulley_two_sided"), tolerance("sliced_epps_pulley_two_sided"))
     value, gradient = value_and_gradient(data["x"], data["A"], points=(knots + 1) // 2, scaled=True)
     torch.testing.assert_close(value, data[f"num_t{knots}__value"], **limits)
     torch.testing.assert_close(gradient, data[f"num_t{knots}__grad"], **limits)
@@ -106,20 +102,12 @@ def normal_rows(scale: float = 1.0, mean: float = 0.0) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     ("key", "t_max", "points"),
-    [
-        ("tmax3_n17", 3, 17),
-        ("tmax5_n17", 5, 17),
-        ("tmax5_n41", 5, 41),
-        ("tmax3_n5", 3, 5),
-        ("tmax1_n5", 1, 5),
-    ],
+    [("tmax3_n17", 3, 17), ("tmax5_n17", 5, 17), ("tmax5_n41", 5, 41), ("tmax3_n5", 3, 5), ("tmax1_n5", 1, 5)],
 )
 def test_closed_form(key: str, t_max: float, points: int) -> None:
     data, limits = load("epps_pulley_closed_form"), tolerance("epps_pulley_closed_form")
     options = {"t_max": t_max, "points": points}
-    assert null_expectation(t_max, points) == pytest.approx(
-        float(data[f"{key}__null_expectation_of_T"]), rel=1e-10
-    )
+    assert null_expectation(t_max, points) == pytest.approx(float(data[f"{key}__null_expectation_of_T"]), rel=1e-10)
     one = torch.ones(1, 1, dtype=torch.float64)
     for i, shift in enumerate(data["mean_shifts"].tolist()):
         z, weights = normal_rows(mean=shift)

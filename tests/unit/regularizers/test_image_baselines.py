@@ -139,8 +139,6 @@ def test_settings() -> None:
         with pytest.raises(ConfigError):
             wrong()
     assert AdversarialNoise(weight=0.5, consistency=2).weights(0)["consistency"] == 1.0
-    assert RandomConvolution().weights(0) == {
-        "view_reconstruction": 1.0, "agreement": 10.0, "refined_agreement": 10.0,
-    }  # fmt: skip
+    assert RandomConvolution().weights(0) == {"view_reconstruction": 1.0, "agreement": 10.0, "refined_agreement": 10.0}
     for kind in ALL:
         assert registry.build("regularizer", registry.describe(kind())) == kind()

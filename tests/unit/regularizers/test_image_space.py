@@ -77,9 +77,7 @@ def test_windows_keep_to_their_sizes(sides: tuple[int, ...]) -> None:
     drawn = shares[shares > 0]
     assert float(drawn.min()) >= smallest - 1e-6
     assert float(drawn.max()) <= largest + 1e-6
-    assert 0.01 < float((shares == 0).float().mean()) < 0.12, (
-        "an image stops before its first window, 1 in 20"
-    )
+    assert 0.01 < float((shares == 0).float().mean()) < 0.12, "an image stops before its first window, 1 in 20"
     border = mask.any(0)[0]
     for axis in range(len(sides)):
         assert not border.movedim(axis, 0)[:3].any()

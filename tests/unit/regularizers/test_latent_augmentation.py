@@ -68,9 +68,7 @@ def touched(gradients: dict[str, Tensor | None], norm: bool = True) -> set[str]:
 
 def gradients_of(loss: Tensor, network: nn.Module) -> dict[str, Tensor | None]:
     names, parameters = zip(*network.named_parameters(), strict=True)
-    return dict(
-        zip(names, torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True), strict=True)
-    )
+    return dict(zip(names, torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True), strict=True))
 
 
 def test_05_soft_draws_share_the_support_and_hard_ones_are_identical() -> None:
@@ -82,11 +80,14 @@ def test_05_soft_draws_share_the_support_and_hard_ones_are_identical() -> None:
         regularizer = Fixed(image_schemes=("channel",), soft=soft)
         return [
             regularizer.mask(
-                "image", code, network.decode_image, lambda made: (made - batch["image"]).square().mean(),
+                "image",
+                code,
+                network.decode_image,
+                lambda made: (made - batch["image"]).square().mean(),
                 torch.Generator().manual_seed(seed),
             )
             for seed in (1, 2)
-        ]  # fmt: skip
+        ]
 
     first, second = masks(soft=True)
     assert torch.equal(first < 1, second < 1)
@@ -117,9 +118,7 @@ def test_06_and_08_schemes_and_fractions_are_uniform() -> None:
 
 
 def test_07_dropout_draws() -> None:
-    draw = LatentAugmentation(image_schemes=("dropout",)).draw(
-        "image", torch.zeros(8, 4000, 2, 2), torch.Generator()
-    )
+    draw = LatentAugmentation(image_schemes=("dropout",)).draw("image", torch.zeros(8, 4000, 2, 2), torch.Generator())
     assert draw.mask is not None
     assert sorted(draw.mask.unique().tolist()) == [0.0, 2.0]
     assert float((draw.mask > 0).float().mean()) == pytest.approx(0.5, abs=0.01)
@@ -143,9 +142,11 @@ def test_10_routes_of_the_standard_terms() -> None:
     fast = {"image_encoder", "decoupler", "segmentation_decoder"}
     slow = {"shape_encoder", "shape_decoder"}
     expected = {
-        "reconstruction": {"image_encoder", "image_decoder"}, "segmentation": fast,
-        "shape_prediction": fast | slow, "shape_label": slow,
-    }  # fmt: skip
+        "reconstruction": {"image_encoder", "image_decoder"},
+        "segmentation": fast,
+        "shape_prediction": fast | slow,
+        "shape_label": slow,
+    }
     objective = FastSlowObjective()
     terms = objective(objective.forward_pass(network, batch, torch.Generator()), batch)
     assert {name: touched(gradients_of(term, network)) for name, term in terms.items()} == expected
@@ -161,12 +162,17 @@ def test_11_routes_of_the_hard_terms() -> None:
     terms = LatentAugmentation()(contexts(network, batch))
     found = {name: gradients_of(term, network) for name, term in terms.items()}
     assert {name: touched(g) for name, g in found.items()} == {
-        "hard_reconstruction": {"image_encoder", "image_decoder"}, "hard_segmentation": fast,
-        "hard_shape_prediction": fast | slow, "hard_shape_corrupted": slow,
-    }  # fmt: skip
+        "hard_reconstruction": {"image_encoder", "image_decoder"},
+        "hard_segmentation": fast,
+        "hard_shape_prediction": fast | slow,
+        "hard_shape_corrupted": slow,
+    }
     affine = {
-        f"{name}.{p}" for name, m in network.named_modules() if isinstance(m, nn.BatchNorm2d) for p in ("weight", "bias")
-    }  # fmt: skip
+        f"{name}.{p}"
+        for name, m in network.named_modules()
+        if isinstance(m, nn.BatchNorm2d)
+        for p in ("weight", "bias")
+    }
     for gradients in found.values():
         moved = {n for n in affine if gradients[n] is not None}
         assert all(n.startswith("image_decoder") for n in moved)
@@ -212,13 +218,21 @@ def test_14_batch_norm_updates_a_step(schemes: tuple[str, str], preset: str) -> 
         step(batch, part=part)
     image, shape = (int(scheme != "dropout") for scheme in schemes)
     frozen = {
-        "image_encoder": 1, "decoupler": 1, "segmentation_decoder": 1 + shape, "image_decoder": 2 + image,
-        "shape_encoder": 2, "shape_decoder": 2,
-    }  # fmt: skip
+        "image_encoder": 1,
+        "decoupler": 1,
+        "segmentation_decoder": 1 + shape,
+        "image_decoder": 2 + image,
+        "shape_encoder": 2,
+        "shape_decoder": 2,
+    }
     every = {
-        "image_encoder": 2, "decoupler": 2, "segmentation_decoder": 3 + shape, "image_decoder": 3 + image,
-        "shape_encoder": 4, "shape_decoder": 4,
-    }  # fmt: skip
+        "image_encoder": 2,
+        "decoupler": 2,
+        "segmentation_decoder": 3 + shape,
+        "image_decoder": 3 + image,
+        "shape_encoder": 4,
+        "shape_decoder": 4,
+    }
     assert updates(network) == (frozen if preset == "final" else every)
 
 
@@ -240,9 +254,11 @@ def test_masking_the_image_code_only() -> None:
     network = build()
     regularizer = LatentAugmentation(shape_schemes=())
     terms = regularizer(contexts(network, batch_of()))
-    assert set(terms) == set(regularizer.weights(0)) == {
-        "hard_segmentation", "hard_reconstruction", "hard_shape_prediction",
-    }  # fmt: skip
+    assert (
+        set(terms)
+        == set(regularizer.weights(0))
+        == {"hard_segmentation", "hard_reconstruction", "hard_shape_prediction"}
+    )
 
 
 def test_gradient_ratio_is_taken_at_the_codes_of_each_pass() -> None:
@@ -283,9 +299,7 @@ def test_draws_are_keyed_and_the_global_state_is_untouched() -> None:
 @pytest.mark.parametrize("score", ["signed", "negated", "absolute", "product"])
 def test_every_score_runs_in_half_precision_and_three_dimensions(score: str) -> None:
     network, batch = build(width=1, dims=3), batch_of(16, 32, 16, images=2)
-    step = TrainingStep(
-        network, FastSlowObjective(), [LatentAugmentation(score=score, image_schemes=("spatial",))]
-    )
+    step = TrainingStep(network, FastSlowObjective(), [LatentAugmentation(score=score, image_schemes=("spatial",))])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         parts = [step(batch, part=number) for number in range(2)]
     for part in parts:
@@ -309,12 +323,7 @@ def test_images_outside_the_unit_range_are_refused() -> None:
 
 
 def test_impossible_settings_and_description() -> None:
-    for options in (
-        {"image_schemes": ()},
-        {"shape_schemes": ("rows",)},
-        {"preset": "last"},
-        {"max_fraction": 1.0},
-    ):
+    for options in ({"image_schemes": ()}, {"shape_schemes": ("rows",)}, {"preset": "last"}, {"max_fraction": 1.0}):
         with pytest.raises(ConfigError):
             LatentAugmentation(**options)
     original = LatentAugmentation(0.5, shape_schemes=("channel",), soft=False)
@@ -325,9 +334,7 @@ def test_impossible_settings_and_description() -> None:
 
 def test_inclusive_cut_masks_the_whole_tie() -> None:
     gradient = torch.tensor([5.0, 4.0, 4.0, 4.0, 1.0, 0.0, 0.0, 0.0]).view(1, 8, 1, 1)
-    strict, inclusive = (
-        targeted_mask(gradient, fraction=0.25, inclusive=flag).flatten() for flag in (False, True)
-    )
+    strict, inclusive = (targeted_mask(gradient, fraction=0.25, inclusive=flag).flatten() for flag in (False, True))
     assert strict.tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
     assert inclusive.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert targeted_mask(gradient, fraction=0.1, inclusive=True).min() == 1

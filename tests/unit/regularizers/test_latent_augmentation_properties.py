@@ -30,9 +30,7 @@ def scores(values: Tensor, axis: str) -> Tensor:
 
 @pytest.mark.parametrize("axis", ["channel", "spatial"])
 @pytest.mark.parametrize("fraction", [0.1, 0.34, 0.5])
-def test_01_exactly_the_floor_of_n_times_p_entries_are_masked_in_every_sample(
-    axis: str, fraction: float
-) -> None:
+def test_01_exactly_the_floor_of_n_times_p_entries_are_masked_in_every_sample(axis: str, fraction: float) -> None:
     entries = 6 if axis == "channel" else 12
     share = 0.5 * torch.rand(5, entries, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     hard, soft = targeted_mask(gradient(), axis, fraction), targeted_mask(gradient(), axis, fraction, share)
@@ -156,9 +154,7 @@ def trained() -> Trained:
     return network, {"image": images, "label": labels[:, 0]}, terms
 
 
-def masked(
-    trained: Trained, scheme: str, fraction: float, soft: bool = True, mode: str = "train"
-) -> MaskedLatent:
+def masked(trained: Trained, scheme: str, fraction: float, soft: bool = True, mode: str = "train") -> MaskedLatent:
     """All images in one batch: with mode "train" its statistics are the batch's."""
     return mask_latent(trained[0], trained[1], scheme, fraction, soft=soft, mode=mode)
 

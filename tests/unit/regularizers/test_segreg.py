@@ -18,11 +18,7 @@ from toolkit.regularizers.segreg import SegReg, null_expectation, sliced_epps_pu
 def context(features: dict[str, Tensor], step: int = 0, label: Tensor | None = None) -> StepContext:
     batch = {"image": torch.zeros(1)} | ({} if label is None else {"label": label})
     return StepContext(
-        batch=batch,
-        model=nn.Identity(),
-        features=features,
-        step=step,
-        generator=keyed_generator(0, step, "segreg"),
+        batch=batch, model=nn.Identity(), features=features, step=step, generator=keyed_generator(0, step, "segreg")
     )
 
 
@@ -42,9 +38,7 @@ def test_rows_are_drawn_first_then_directions() -> None:
 
 def test_same_step_same_value_other_step_other_value_and_global_state_untouched() -> None:
     f, before = feature(2, 5, 12, 10), torch.get_rng_state()
-    values = [
-        float(SegReg(samples=64, directions=7)(context({"t": f}, step=s))["epps_pulley"]) for s in (4, 4, 5)
-    ]
+    values = [float(SegReg(samples=64, directions=7)(context({"t": f}, step=s))["epps_pulley"]) for s in (4, 4, 5)]
     assert values[0] == values[1] != values[2]
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -171,10 +165,15 @@ def test_rebuilt_from_its_description_with_equal_settings() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"sampling": "random"}, {"pooling": "none"}, {"weight": -1.0}, {"weight": 2.0, "convex": True},
-        {"points": 1}, {"samples": 0}, {"tap_weights": (1.0, 2.0)},
+        {"sampling": "random"},
+        {"pooling": "none"},
+        {"weight": -1.0},
+        {"weight": 2.0, "convex": True},
+        {"points": 1},
+        {"samples": 0},
+        {"tap_weights": (1.0, 2.0)},
     ],
-)  # fmt: skip
+)
 def test_impossible_settings_are_refused(options: dict) -> None:
     with pytest.raises(ConfigError):
         SegReg(**options)
@@ -205,9 +204,7 @@ def test_p15_balanced_class_references_have_a_standard_marginal() -> None:
     frame, means, inside = class_frame(6, 4)
     torch.testing.assert_close(means.sum(0), torch.zeros(6, dtype=torch.float64), atol=1e-12, rtol=0)
     within = torch.eye(6, dtype=torch.float64) - (1 - inside) * frame @ frame.T
-    torch.testing.assert_close(
-        within + means.T @ means / 4, torch.eye(6, dtype=torch.float64), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(within + means.T @ means / 4, torch.eye(6, dtype=torch.float64), atol=1e-6, rtol=0)
     assert inside == pytest.approx(0.36)
 
 
@@ -226,24 +223,27 @@ def test_class_conditional_value_is_near_its_null_at_the_reference() -> None:
     assert float(few) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("divergence", "rows"), [("epps_pulley", 600), ("gaussian_kl", 600), ("gaussian_kernel", 600)]
-)
+@pytest.mark.parametrize(("divergence", "rows"), [("epps_pulley", 600), ("gaussian_kl", 600), ("gaussian_kernel", 600)])
 def test_null_centred_values_average_near_zero_before_the_hinge(divergence: str, rows: int) -> None:
     settings = SegReg(divergence=divergence, null_centred=True)
     plain = SegReg(divergence=divergence, directions=32, samples=rows)
     values = [
-        float(plain(context({"t": torch.randn(1, 4, 20, 30, generator=torch.Generator().manual_seed(s))}, step=s))[divergence])
+        float(
+            plain(context({"t": torch.randn(1, 4, 20, 30, generator=torch.Generator().manual_seed(s))}, step=s))[
+                divergence
+            ]
+        )
         for s in range(150)
-    ]  # fmt: skip
+    ]
     assert sum(values) / 150 == pytest.approx(null_value(settings, rows, 4), rel=0.1)
 
 
 def test_divergence_settings_are_checked() -> None:
     for options in (
-        {"divergence": "entropy"}, {"divergence": "class_conditional"},
+        {"divergence": "entropy"},
+        {"divergence": "class_conditional"},
         {"divergence": "sliced_wasserstein", "null_centred": True},
-    ):  # fmt: skip
+    ):
         with pytest.raises(ConfigError):
             SegReg(**options)
     with pytest.raises(ConfigError, match="radius"):

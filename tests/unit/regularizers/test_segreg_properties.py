@@ -45,28 +45,30 @@ def test_p01_null_mean_does_not_depend_on_the_number_of_rows(rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shift", "expected"),
-    [(0.1, 0.00482), (0.25, 0.02999), (0.5, 0.11812), (1, 0.44434), (2, 1.40837), (5, 2.84953)],
+    ("shift", "expected"), [(0.1, 0.00482), (0.25, 0.02999), (0.5, 0.11812), (1, 0.44434), (2, 1.40837), (5, 2.84953)]
 )
 def test_p02_mean_shift(shift: float, expected: float) -> None:
     z, weights = weighted_normal(mean=shift)
-    assert float(sliced_epps_pulley(z, torch.ones(1, 1), weights=weights)) == pytest.approx(
-        expected, abs=6e-6
-    )
+    assert float(sliced_epps_pulley(z, torch.ones(1, 1), weights=weights)) == pytest.approx(expected, abs=6e-6)
 
 
 @pytest.mark.parametrize(
     ("scale", "expected"),
     [
-        (0.01, 0.40189), (0.5, 0.15119), (0.8, 0.02180), (0.9, 0.00514), (1.1, 0.00450), (1.5, 0.08425),
-        (2, 0.23609), (5, 0.83341), (50, 1.25970),
+        (0.01, 0.40189),
+        (0.5, 0.15119),
+        (0.8, 0.02180),
+        (0.9, 0.00514),
+        (1.1, 0.00450),
+        (1.5, 0.08425),
+        (2, 0.23609),
+        (5, 0.83341),
+        (50, 1.25970),
     ],
-)  # fmt: skip
+)
 def test_p03_scale(scale: float, expected: float) -> None:
     z, weights = weighted_normal(scale=scale)
-    assert float(sliced_epps_pulley(z, torch.ones(1, 1), weights=weights)) == pytest.approx(
-        expected, abs=6e-6
-    )
+    assert float(sliced_epps_pulley(z, torch.ones(1, 1), weights=weights)) == pytest.approx(expected, abs=6e-6)
 
 
 def test_p04_joint_rotation() -> None:
@@ -76,9 +78,7 @@ def test_p04_joint_rotation() -> None:
         sliced_epps_pulley(z @ rotation, rotation.T @ a), sliced_epps_pulley(z, a), rtol=1e-5, atol=0
     )
     many = axes(12, 20000, seed=9)
-    torch.testing.assert_close(
-        sliced_epps_pulley(z @ rotation, many), sliced_epps_pulley(z, many), rtol=0.03, atol=0
-    )
+    torch.testing.assert_close(sliced_epps_pulley(z @ rotation, many), sliced_epps_pulley(z, many), rtol=0.03, atol=0)
 
 
 def test_p05_order_of_rows_images_and_positions() -> None:
@@ -100,9 +100,7 @@ def test_p06_sign_is_exact() -> None:
 def test_p07_channels_with_their_directions() -> None:
     z, a = seeded(400, 10) + 0.3, axes(10, 32)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(
-        sliced_epps_pulley(z[:, order], a[order]), sliced_epps_pulley(z, a), rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(sliced_epps_pulley(z[:, order], a[order]), sliced_epps_pulley(z, a), rtol=1e-12, atol=0)
 
 
 def test_p08_descent_moves_towards_the_reference() -> None:
@@ -124,17 +122,13 @@ def test_p09_gradient_against_autograd_and_differences() -> None:
     (ours,) = torch.autograd.grad(sliced_epps_pulley(z, a), z)
     (reference,) = torch.autograd.grad(direct(z, a), z)
     torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-13)
-    assert torch.autograd.gradcheck(
-        lambda x: sliced_epps_pulley(x, a, weights=weights), z, eps=1e-6, atol=1e-6
-    )
+    assert torch.autograd.gradcheck(lambda x: sliced_epps_pulley(x, a, weights=weights), z, eps=1e-6, atol=1e-6)
     (single,) = torch.autograd.grad(sliced_epps_pulley(z.float(), a), z)
     assert (single - reference).abs().max() <= 1e-5 * reference.abs().max()
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    seed=st.integers(0, 10**6), rows=st.integers(1, 40), scale=st.floats(0.01, 100), shift=st.floats(-20, 20),
-)  # fmt: skip
+@given(seed=st.integers(0, 10**6), rows=st.integers(1, 40), scale=st.floats(0.01, 100), shift=st.floats(-20, 20))
 def test_p10_gradient_is_bounded(seed: int, rows: int, scale: float, shift: float) -> None:
     z = (seeded(rows, 1, seed=seed) * scale + shift).requires_grad_()
     (gradient,) = torch.autograd.grad(sliced_epps_pulley(z, torch.ones(1, 1), scaled=True), z)
@@ -154,9 +148,7 @@ def test_p12_collapsed_rows() -> None:
 def test_p13_weights() -> None:
     z, a = seeded(90, 6) * 0.7, axes(6, 20)
     plain = sliced_epps_pulley(z, a)
-    torch.testing.assert_close(
-        sliced_epps_pulley(z, a, weights=torch.full((90,), 3.0)), plain, rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(sliced_epps_pulley(z, a, weights=torch.full((90,), 3.0)), plain, rtol=1e-6, atol=0)
     doubled = sliced_epps_pulley(torch.cat((z, z[:30])), a)
     weights = torch.ones(90)
     weights[:30] = 2

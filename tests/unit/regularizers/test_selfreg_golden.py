@@ -21,13 +21,26 @@ from toolkit.regularizers.selfreg import (
 from .golden_selfreg import assert_array, assert_scalar, read_case
 
 SCR = [
-    "scr_same_shape", "scr_more_student_channels", "scr_fewer_student_channels", "scr_student_larger",
-    "scr_nonint_ratio", "scr_rect_equal", "scr_single_channel", "scr_zero", "scr_rect_pool",
-]  # fmt: skip
+    "scr_same_shape",
+    "scr_more_student_channels",
+    "scr_fewer_student_channels",
+    "scr_student_larger",
+    "scr_nonint_ratio",
+    "scr_rect_equal",
+    "scr_single_channel",
+    "scr_zero",
+    "scr_rect_pool",
+]
 IFD = [
-    "ifd_basic", "ifd_relu", "ifd_two_channels", "ifd_rect", "ifd_dead_channel", "ifd_zero", "ifd_scaled",
+    "ifd_basic",
+    "ifd_relu",
+    "ifd_two_channels",
+    "ifd_rect",
+    "ifd_dead_channel",
+    "ifd_zero",
+    "ifd_scaled",
     "ifd_unscaled",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", SCR)
@@ -53,9 +66,7 @@ def test_internal_distillation(case: str) -> None:
     x = data["x"].clone().requires_grad_()
     loss = internal_distillation(x)
     assert_scalar(loss, data["loss"], entry)
-    assert internal_distillation(data["x"].double()).item() == pytest.approx(
-        data["loss_f64"].item(), rel=1e-12
-    )
+    assert internal_distillation(data["x"].double()).item() == pytest.approx(data["loss_f64"].item(), rel=1e-12)
     assert_array(channel_score(x), data["score"], entry)
     if "order" in data:
         assert torch.equal(channel_score(x).argsort(descending=True, stable=True), data["order"])
@@ -91,16 +102,13 @@ def test_expectation_over_draws() -> None:
     assert_scalar(loss, data["expected_loss"], entry)
     assert_array(torch.autograd.grad(loss, student)[0], data["expected_grad_student"], entry)
     alike = expected_semantic_consistency(
-        torch.nn.functional.adaptive_avg_pool2d(teacher, 5).mean(1, keepdim=True).expand(-1, 6, -1, -1),
-        teacher,
+        torch.nn.functional.adaptive_avg_pool2d(teacher, 5).mean(1, keepdim=True).expand(-1, 6, -1, -1), teacher
     )
     assert_scalar(alike, data["irreducible"], entry)
     assert abs(loss.item() - data["mc_mean"].item()) <= 5 * data["mc_standard_error"].item()
 
 
-@pytest.mark.parametrize(
-    ("case", "layers"), [("total_unet_small", (0,)), ("total_swin_small", (1, 0))]
-)  # fmt: skip
+@pytest.mark.parametrize(("case", "layers"), [("total_unet_small", (0,)), ("total_swin_small", (1, 0))])
 def test_totals_of_both_networks(case: str, layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     data, entry = read_case(case)
     names = [n for n in entry["inputs"] if n[:3] in ("enc", "dec")]

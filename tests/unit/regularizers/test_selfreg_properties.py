@@ -54,10 +54,13 @@ def test_scr_02_what_feeds_only_the_teacher_gets_no_gradient(mode: str) -> None:
     total = step(batch).total
     assert objective is not None
     assert total is not None
-    difference = dict(zip(
-        [n for n, _ in network.named_parameters()],
-        torch.autograd.grad(total - objective, list(network.parameters()), allow_unused=True), strict=True,
-    ))  # fmt: skip
+    difference = dict(
+        zip(
+            [n for n, _ in network.named_parameters()],
+            torch.autograd.grad(total - objective, list(network.parameters()), allow_unused=True),
+            strict=True,
+        )
+    )
     moved = {name for name, g in difference.items() if g is not None and float(g.abs().max()) > 1e-9}
     assert not any(name.startswith(("head", "decoder.1")) for name in moved)
     for block in ("encoder.1", "encoder.2", "bottleneck", "decoder.2"):
@@ -174,11 +177,7 @@ def test_total_15_and_16_weights(sides: tuple[int, ...]) -> None:
     def run(*regularizers: SelfReg) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         part = TrainingStep(network, SegmentationObjective(), regularizers)(batch, step=5)
         assert part.total is not None
-        return (
-            part.total.detach(),
-            part.terms,
-            list(torch.autograd.grad(part.total, list(network.parameters()))),
-        )
+        return (part.total.detach(), part.terms, list(torch.autograd.grad(part.total, list(network.parameters()))))
 
     plain, objective, gradients = run()
     silent, _, same = run(SelfReg(0.0, 0.0))
@@ -233,9 +232,7 @@ def test_normalised_maps_make_both_losses_scale_free() -> None:
     maps = {n: seeded(2, 4, 6, 6, seed=k) for k, n in enumerate(("bottleneck", "decoder.2", "head_input"))}
     scaled = {name: 7.0 * f for name, f in maps.items()}
     values = [
-        SelfReg(normalise=True)(
-            StepContext(batch={}, model=nn.Identity(), features=f, generator=keyed_generator(1))
-        )
+        SelfReg(normalise=True)(StepContext(batch={}, model=nn.Identity(), features=f, generator=keyed_generator(1)))
         for f in (maps, scaled)
     ]
     for name in ("scr", "ifd"):
@@ -245,8 +242,13 @@ def test_normalised_maps_make_both_losses_scale_free() -> None:
 def test_taps_on_the_unet_leave_out_the_first_and_the_last_block() -> None:
     network = unet(1, 2, channels=(2, 2, 2, 2))
     assert SelfReg().taps_on(network) == (
-        "encoder.2", "encoder.3", "bottleneck", "decoder.3", "decoder.2", "head_input",
-    )  # fmt: skip
+        "encoder.2",
+        "encoder.3",
+        "bottleneck",
+        "decoder.3",
+        "decoder.2",
+        "head_input",
+    )
     assert SelfReg(mode="paper_literal").taps_on(network)[0] == "encoder.1"
 
 

@@ -22,9 +22,7 @@ def test_as_published(test: str) -> None:
     value = TESTS[test](x)
     (gradient,) = torch.autograd.grad(value.sum(), x)
     expected = [arrays[f"{NAMES.get(test, test)}__{what}"].double() for what in ("stat", "grad_sum")]
-    if (
-        test == "anderson_darling"
-    ):  # the reference approximates log Phi beyond |x| = 3: its own note allows 0.5 %
+    if test == "anderson_darling":  # the reference approximates log Phi beyond |x| = 3: its own note allows 0.5 %
         inside = (x.detach().abs() < 3).all(0)
         assert int(inside.sum()) >= 2
         torch.testing.assert_close(value, expected[0], rtol=5e-3, atol=0)
@@ -43,9 +41,7 @@ def test_against_scipy() -> None:
     column = torch.from_numpy(standard).unsqueeze(1)
     third, fourth = (standard**3).mean(), (standard**4).mean()
     assert float(TESTS["mean_and_variance"](column)) == pytest.approx(0, abs=1e-20)
-    assert float(TESTS["extended_jarque_bera"](column)) == pytest.approx(
-        n / 6 * (third**2 + (fourth - 3) ** 2 / 4)
-    )
+    assert float(TESTS["extended_jarque_bera"](column)) == pytest.approx(n / 6 * (third**2 + (fourth - 3) ** 2 / 4))
     order, fit = stats.probplot(standard, fit=True)
     # Filliben's positions are close to these: the probability plot's correlation is the cosine of centred values.
     assert float(1 - TESTS["shapiro_wilk"](column)) == pytest.approx(fit[2], abs=2e-3)

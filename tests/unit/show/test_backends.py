@@ -141,9 +141,7 @@ def test_numbers_on_the_axis_do_not_run_into_each_other(x: list[float]) -> None:
 
 def test_the_legend_shows_a_dashed_line_as_dashed() -> None:
     """Two dashes beside the marker, so that it can be told from the solid one."""
-    series = [
-        Series(name=name, x=[0, 1], y=[0, 1], dash=dash) for name, dash in (("with", 0), ("without", 1))
-    ]
+    series = [Series(name=name, x=[0, 1], y=[0, 1], dash=dash) for name, dash in (("with", 0), ("without", 1))]
     (canvas,) = matplotlib_backend.draw(Figure("t", [[Lines(series=series)]])).axes
     (solid,) = matplotlib_backend.draw(Figure("t", [[Lines(series=series[:1])]])).axes
     assert canvas.get_legend().handlelength > 1.5 * solid.get_legend().handlelength

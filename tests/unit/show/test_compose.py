@@ -43,11 +43,22 @@ def cam_result(size: tuple[int, ...] = (16, 24), layers: int = 3, batch: int = 2
     label = torch.zeros(batch, 1, *size, dtype=torch.long)
     label[..., 4:8, 5:9] = 2
     return GradCamResult(
-        maps=maps, status={name: ["ok"] * batch for name in maps}, image=random(batch, 1, *size), label=label,
-        prediction=label[:, 0], region=label == 2, score=torch.ones(batch), cases=[f"case{i}" for i in range(batch)],
-        sizes=[size] * batch, spacing=[None] * batch, affine=[None] * batch, classes=CLASSES,
-        target="Region(index='LV', inside='reference')", method="grad_cam", provenance=PROVENANCE,
-    )  # fmt: skip
+        maps=maps,
+        status={name: ["ok"] * batch for name in maps},
+        image=random(batch, 1, *size),
+        label=label,
+        prediction=label[:, 0],
+        region=label == 2,
+        score=torch.ones(batch),
+        cases=[f"case{i}" for i in range(batch)],
+        sizes=[size] * batch,
+        spacing=[None] * batch,
+        affine=[None] * batch,
+        classes=CLASSES,
+        target="Region(index='LV', inside='reference')",
+        method="grad_cam",
+        provenance=PROVENANCE,
+    )
 
 
 def masked_result(mask: torch.Tensor, decoded: bool = False) -> MaskedLatent:
@@ -58,67 +69,136 @@ def masked_result(mask: torch.Tensor, decoded: bool = False) -> MaskedLatent:
     entropy = random(1, 16, 16).abs()
     image = (random(1, 1, 16, 16), random(1, 1, 16, 16)) if decoded else None
     return MaskedLatent(
-        input=random(1, 1, 16, 16), image=image, segmentation=(segmentation, changed), entropy=(entropy, 2 * entropy),
-        mask=mask, image_mask=None, label=segmentation[:, None], cases=["case0"], classes=CLASSES, scheme="channel",
-        fraction=0.3, soft=True, skips="keep", layer="bottleneck", bn_mode="eval", temperature=1.0, against="label",
+        input=random(1, 1, 16, 16),
+        image=image,
+        segmentation=(segmentation, changed),
+        entropy=(entropy, 2 * entropy),
+        mask=mask,
+        image_mask=None,
+        label=segmentation[:, None],
+        cases=["case0"],
+        classes=CLASSES,
+        scheme="channel",
+        fraction=0.3,
+        soft=True,
+        skips="keep",
+        layer="bottleneck",
+        bn_mode="eval",
+        temperature=1.0,
+        against="label",
         provenance=PROVENANCE,
-    )  # fmt: skip
+    )
 
 
 def similarity_result(form: str = "cosine", sign: float = 1.0) -> ChannelSimilarity:
     matrix = torch.eye(6, dtype=torch.float64) * (1 - 0.4 * sign) + 0.4 * sign
     return ChannelSimilarity(
-        layer="bottleneck", form=form, matrices={form: matrix}, scores={form: {"all": torch.tensor([0.4 * sign])}},
-        channels=torch.arange(6), dead=torch.tensor([6]), dead_per_image=torch.tensor([1]), provenance=PROVENANCE,
-    )  # fmt: skip
+        layer="bottleneck",
+        form=form,
+        matrices={form: matrix},
+        scores={form: {"all": torch.tensor([0.4 * sign])}},
+        channels=torch.arange(6),
+        dead=torch.tensor([6]),
+        dead_per_image=torch.tensor([1]),
+        provenance=PROVENANCE,
+    )
 
 
 def projection_result(basis: str = "shared", stages: int = 2) -> Projection:
     labels = torch.arange(60) % 3
     return Projection(
-        layer="head_input", method="pca", basis=basis, coordinates=[random(60, 2) + k for k in range(stages)],
-        classes=[labels] * stages, class_names=CLASSES, cases=[labels] * stages, case_names=["a", "b", "c"],
-        explained=torch.tensor([[0.6, 0.25]] * stages), axes=torch.zeros(stages, 2, 8), provenance=PROVENANCE,
-    )  # fmt: skip
+        layer="head_input",
+        method="pca",
+        basis=basis,
+        coordinates=[random(60, 2) + k for k in range(stages)],
+        classes=[labels] * stages,
+        class_names=CLASSES,
+        cases=[labels] * stages,
+        case_names=["a", "b", "c"],
+        explained=torch.tensor([[0.6, 0.25]] * stages),
+        axes=torch.zeros(stages, 2, 8),
+        provenance=PROVENANCE,
+    )
 
 
 def drift_result(value: float = 0.5) -> Drift:
     rows = [
-        {"measure": measure, "kind": kind, "class": name, "from": start, "to": end, "value": value, "low": value / 2,
-         "high": 2 * value, "null_low": 0.0, "null_high": value / 4 if kind == "raw" else np.nan, "rows": 9, "clusters": 3,
-         "status": "ok"}
+        {
+            "measure": measure,
+            "kind": kind,
+            "class": name,
+            "from": start,
+            "to": end,
+            "value": value,
+            "low": value / 2,
+            "high": 2 * value,
+            "null_low": 0.0,
+            "null_high": value / 4 if kind == "raw" else np.nan,
+            "rows": 9,
+            "clusters": 3,
+            "status": "ok",
+        }
         for measure, kind in (("frechet", "raw"), ("linear_cka", "rotation-free"))
         for name in ("pooled", "LV")
         for start, end in ((0, 1), (1, 2))
-    ]  # fmt: skip
+    ]
     return Drift(layer="head_input", numbers=pd.DataFrame(rows), means=pd.DataFrame(), provenance=PROVENANCE)
 
 
 def other_results() -> list[Any]:
-    numbers = pd.DataFrame({
-        "method": ["plain", "segreg"], "mean": [0.8, 0.82], "low": [0.7, 0.72], "high": [0.9, 0.92],
-        "difference": [np.nan, 0.02], "difference_low": [np.nan, -0.01], "difference_high": [np.nan, 0.05],
-    })  # fmt: skip
+    numbers = pd.DataFrame(
+        {
+            "method": ["plain", "segreg"],
+            "mean": [0.8, 0.82],
+            "low": [0.7, 0.72],
+            "high": [0.9, 0.92],
+            "difference": [np.nan, 0.02],
+            "difference_low": [np.nan, -0.01],
+            "difference_high": [np.nan, 0.05],
+        }
+    )
     transfer = pd.DataFrame(
         {"metric": ["bwt", "fwt_untrained"], "task": ["mean", "mean"], "value": [-0.1, np.nan], "sd": 0.0}
     )
     return [
-        LayerSimilarity(method="linear_cka", layers_a=["a", "b"], layers_b=["encoder.1.conv", "c"], matrix=torch.eye(2), rows=9,
-                        batch=9, provenance=PROVENANCE),
-        Collapse(layer="bottleneck", values={"mean_cosine": 0.2, "uniformity": -2.0, "effective_rank": 4.0, "silhouette": np.nan},
-                 histogram=torch.tensor([1.0, 3.0]), edges=torch.tensor([0.0, 1.0, 2.0]), tau=0.5, rows=9, channels=8,
-                 provenance=PROVENANCE),
+        LayerSimilarity(
+            method="linear_cka",
+            layers_a=["a", "b"],
+            layers_b=["encoder.1.conv", "c"],
+            matrix=torch.eye(2),
+            rows=9,
+            batch=9,
+            provenance=PROVENANCE,
+        ),
+        Collapse(
+            layer="bottleneck",
+            values={"mean_cosine": 0.2, "uniformity": -2.0, "effective_rank": 4.0, "silhouette": np.nan},
+            histogram=torch.tensor([1.0, 3.0]),
+            edges=torch.tensor([0.0, 1.0, 2.0]),
+            tau=0.5,
+            rows=9,
+            channels=8,
+            provenance=PROVENANCE,
+        ),
         Comparison(baseline="plain", metric="dice", numbers=numbers, provenance=PROVENANCE),
-        Transfer(tasks=["A", "B"], scores=np.array([[0.9, np.nan], [0.7, 0.9]]), numbers=transfer, provenance=PROVENANCE),
-    ]  # fmt: skip
+        Transfer(
+            tasks=["A", "B"], scores=np.array([[0.9, np.nan], [0.7, 0.9]]), numbers=transfer, provenance=PROVENANCE
+        ),
+    ]
 
 
 def every_result() -> list[Any]:
     return [
-        cam_result(), cam_result((8, 16, 16), layers=2), masked_result(torch.rand(1, 12, 1, 1, generator=GENERATOR)),
-        masked_result(torch.rand(1, 1, 4, 4, generator=GENERATOR), decoded=True), similarity_result(), projection_result(),
-        projection_result(stages=1), drift_result(), *other_results(),
-    ]  # fmt: skip
+        cam_result(),
+        cam_result((8, 16, 16), layers=2),
+        masked_result(torch.rand(1, 12, 1, 1, generator=GENERATOR)),
+        masked_result(torch.rand(1, 1, 4, 4, generator=GENERATOR), decoded=True),
+        similarity_result(),
+        projection_result(),
+        projection_result(stages=1),
+        drift_result(),
+        *other_results(),
+    ]
 
 
 @pytest.mark.parametrize("result", every_result(), ids=lambda result: type(result).__name__)
@@ -127,9 +207,7 @@ def test_every_result_is_drawn_twice_with_range_and_provenance(result: Any, tmp_
     assert "weights abababababab" in figure.caption
     assert SEGREG_NOTE in figure.caption
     for panel in figure.panels():
-        assert panel.note or isinstance(panel, (Intervals, Scatter)), (
-            f"{panel.title} does not state its range"
-        )
+        assert panel.note or isinstance(panel, (Intervals, Scatter)), f"{panel.title} does not state its range"
     texts = " ".join(note.text for note in plotly_figure(result).layout.annotations)
     assert "weights abababababab" in texts
     assert static_figure(result, tmp_path / "figure.png", dpi=60).stat().st_size > 2000
@@ -156,9 +234,7 @@ def test_grad_cam_draws_the_raw_maps_with_symmetric_limits() -> None:
 def test_grad_cam_on_a_shared_scale() -> None:
     result = cam_result()
     limits = {
-        panel.overlay_limits
-        for panel in grad_cam(result, scale="shared").panels()[1:]
-        if isinstance(panel, Image)
+        panel.overlay_limits for panel in grad_cam(result, scale="shared").panels()[1:] if isinstance(panel, Image)
     }
     assert len(limits) == 1
     with pytest.raises(ConfigError, match="layer, shared"):
@@ -290,21 +366,38 @@ def test_drift_without_intervals_does_not_speak_of_them() -> None:
 
 def history(segreg: bool) -> pd.DataFrame:
     rows = [
-        {"step": step, "event": "train", "total": 1.0 / step, "segmentation/dice": 0.5 / step, "learning_rate": 1e-3,
-         "seconds/step": 0.1}
-        | ({"segreg/epps_pulley": 0.3, "segreg/epps_pulley/weight": 0.1, "segreg/gradient_ratio": 0.2,
-            "segreg/gradient_status": "ok", "segreg/n_eff": 4096.0} if segreg else {})
+        {
+            "step": step,
+            "event": "train",
+            "total": 1.0 / step,
+            "segmentation/dice": 0.5 / step,
+            "learning_rate": 1e-3,
+            "seconds/step": 0.1,
+        }
+        | (
+            {
+                "segreg/epps_pulley": 0.3,
+                "segreg/epps_pulley/weight": 0.1,
+                "segreg/gradient_ratio": 0.2,
+                "segreg/gradient_status": "ok",
+                "segreg/n_eff": 4096.0,
+            }
+            if segreg
+            else {}
+        )
         for step in (1, 2, 3)
-    ]  # fmt: skip
-    return pd.DataFrame(
-        [*rows, {"step": 3, "event": "validation", "validation/dice": 0.7, "validation/best": True}]
-    )
+    ]
+    return pd.DataFrame([*rows, {"step": 3, "event": "validation", "validation/dice": 0.7, "validation/best": True}])
 
 
 def test_curves_are_losses_ratios_and_scores_and_nothing_else() -> None:
     assert curve_columns([history(True)]) == [
-        "total", "segmentation/dice", "segreg/epps_pulley", "segreg/gradient_ratio", "validation/dice",
-    ]  # fmt: skip
+        "total",
+        "segmentation/dice",
+        "segreg/epps_pulley",
+        "segreg/gradient_ratio",
+        "validation/dice",
+    ]
 
 
 def test_stages_are_laid_end_to_end_with_a_gap() -> None:
@@ -331,14 +424,7 @@ def test_an_empty_history_is_an_error() -> None:
 
 def scores() -> pd.DataFrame:
     rows = [
-        {
-            "case": f"{site}{case}",
-            "site": site,
-            "class": name,
-            "metric": "dice",
-            "value": value,
-            "status": status,
-        }
+        {"case": f"{site}{case}", "site": site, "class": name, "metric": "dice", "value": value, "status": status}
         for site, values in (("A", (0.8, 0.6)), ("B", (0.0, np.nan)))
         for case, value in enumerate(values)
         for name in ("RV", "LV")

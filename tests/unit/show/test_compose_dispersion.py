@@ -23,9 +23,15 @@ PAIR = torch.tensor([[[3.0, 5.0]], [[0.5, -0.1]]])  # two images of one channel 
 
 def result(layer: str = "bottleneck", **values: float) -> Collapse:
     return Collapse(
-        layer=layer, values={"effective_rank": 2.0, "mean_cosine": 0.9, "uniformity": -2.5, **values}, histogram=torch.tensor([1.0, 3.0]),
-        edges=torch.tensor([0.0, 2.0, 4.0]), tau=0.5, rows=4, channels=8, provenance={"weights": "ab" * 32},
-    )  # fmt: skip
+        layer=layer,
+        values={"effective_rank": 2.0, "mean_cosine": 0.9, "uniformity": -2.5, **values},
+        histogram=torch.tensor([1.0, 3.0]),
+        edges=torch.tensor([0.0, 2.0, 4.0]),
+        tau=0.5,
+        rows=4,
+        channels=8,
+        provenance={"weights": "ab" * 32},
+    )
 
 
 def case(name: str, channels: int = 1) -> Any:
@@ -53,10 +59,7 @@ def test_every_preset_has_a_panel_with_its_distances() -> None:
     panels = {panel.title.split(":")[0]: panel for panel in band().panels()}
     assert list(panels) == ["released", "original", "default", "default-cosine"]
     # whole maps differ by (2.5, 5.1), pooled ones by 3.8; both in units of tau = 0.5, the second squared
-    for name, distance, inside in (
-        ("released", math.hypot(2.5, 5.1) / 0.5, "100%"),
-        ("default", 3.8**2 / 0.5, "0%"),
-    ):
+    for name, distance, inside in (("released", math.hypot(2.5, 5.1) / 0.5, "100%"), ("default", 3.8**2 / 0.5, "0%")):
         panel = panels[name]
         assert isinstance(panel, Lines)
         (series,) = panel.series

@@ -105,10 +105,18 @@ def test_other_tasks_are_refused() -> None:
 
 def variability(angle: float) -> ClassifierVariability:
     return ClassifierVariability(
-        layer="head_input", weights=torch.zeros(2, 2, 3), biases=torch.zeros(2, 2), classes=[0, 1],
-        class_names=["background", "LV"], angles=torch.tensor([angle, 3 * angle]), source_disagreement=0.1,
-        target_disagreement=0.2, source_accuracy=0.9, target_accuracy=0.7, provenance={},
-    )  # fmt: skip
+        layer="head_input",
+        weights=torch.zeros(2, 2, 3),
+        biases=torch.zeros(2, 2),
+        classes=[0, 1],
+        class_names=["background", "LV"],
+        angles=torch.tensor([angle, 3 * angle]),
+        source_disagreement=0.1,
+        target_disagreement=0.2,
+        source_accuracy=0.9,
+        target_accuracy=0.7,
+        provenance={},
+    )
 
 
 def test_refitted_heads_side_by_side() -> None:
@@ -128,11 +136,25 @@ def masked(weights: str) -> MaskedLatent:
     label = torch.zeros(1, 8, 8, dtype=torch.long)
     label[:, 2:4, 2:4] = 1
     return MaskedLatent(
-        input=torch.ones(1, 1, 8, 8), image=None, segmentation=(label, label), entropy=(label.float(), label.float()),
-        mask=torch.ones(1, 4, 1, 1), image_mask=None, label=label[:, None], cases=["case"], classes={0: "background", 1: "LV"},
-        scheme="channel", fraction=0.3, soft=True, skips="keep", layer="bottleneck", bn_mode="eval", temperature=1.0,
-        against="label", provenance={"weights": weights},
-    )  # fmt: skip
+        input=torch.ones(1, 1, 8, 8),
+        image=None,
+        segmentation=(label, label),
+        entropy=(label.float(), label.float()),
+        mask=torch.ones(1, 4, 1, 1),
+        image_mask=None,
+        label=label[:, None],
+        cases=["case"],
+        classes={0: "background", 1: "LV"},
+        scheme="channel",
+        fraction=0.3,
+        soft=True,
+        skips="keep",
+        layer="bottleneck",
+        bn_mode="eval",
+        temperature=1.0,
+        against="label",
+        provenance={"weights": weights},
+    )
 
 
 def test_stacked_names_every_row_and_keeps_every_panel() -> None:

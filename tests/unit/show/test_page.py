@@ -47,9 +47,7 @@ class Reader(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     path = tmp_path_factory.mktemp("page") / "deep" / "report.html"
-    table = pd.DataFrame(
-        {"site": ["A", "<b>"], "dice": [0.81234, float("nan")], "file": ["/home/ann/x.nii.gz", "y"]}
-    )
+    table = pd.DataFrame({"site": ["A", "<b>"], "dice": [0.81234, float("nan")], "file": ["/home/ann/x.nii.gz", "y"]})
     sections = [
         Section("First & last", "One.\n\nTwo at /home/ann/scan.nii", [example()], [("Scores", table)]),
         Section("Second"),
@@ -68,15 +66,7 @@ def test_nothing_is_fetched(page: Reader) -> None:
 
 def test_it_reads_without_scripts(page: Reader) -> None:
     text = " ".join(page.text)
-    for part in (
-        "A page",
-        "What it shows.",
-        "First & last",
-        "How to read it.",
-        "weights 0123456789ab",
-        "0.812",
-        "<b>",
-    ):
+    for part in ("A page", "What it shows.", "First & last", "How to read it.", "weights 0123456789ab", "0.812", "<b>"):
         assert part in text
     assert page.tags.count("img") == 1
     assert "a range" in page.alternatives[0], "the alternative text names the panels and their ranges"
@@ -100,9 +90,13 @@ def test_the_static_page_is_small(tmp_path: Path) -> None:
 
 def test_caption_shortens_hashes_and_paths() -> None:
     record = {
-        "weights": "0123456789abcdef" * 4, "source": "/home/ann/data/scan.nii", "parameters": {"seed": 3, "rate": 0.25},
-        "stages": [{"weights": "f" * 64}, {"weights": "e" * 64}], "layers": list("abcdef"), "nothing": None,
-    }  # fmt: skip
+        "weights": "0123456789abcdef" * 4,
+        "source": "/home/ann/data/scan.nii",
+        "parameters": {"seed": 3, "rate": 0.25},
+        "stages": [{"weights": "f" * 64}, {"weights": "e" * 64}],
+        "layers": list("abcdef"),
+        "nothing": None,
+    }
     text = caption(record)
     assert text == (
         "weights 0123456789ab · source scan.nii · seed 3 · rate 0.25 · stage 1 weights ffffffffffff · "
@@ -120,8 +114,11 @@ def test_several_captions_carry_the_note_once() -> None:
     records = [{"weights": letter * 64, "data": "d" * 64} for letter in "ab"]
     text = captions([SimpleNamespace(provenance=record) for record in records], ["plain", "SegReg"])
     assert text.splitlines() == [
-        "plain: weights aaaaaaaaaaaa", "SegReg: weights bbbbbbbbbbbb", "data dddddddddddd", SEGREG_NOTE,
-    ]  # fmt: skip
+        "plain: weights aaaaaaaaaaaa",
+        "SegReg: weights bbbbbbbbbbbb",
+        "data dddddddddddd",
+        SEGREG_NOTE,
+    ]
     assert caption({"networks": dict(zip(("plain", "SegReg"), records, strict=True))}) == text
 
 

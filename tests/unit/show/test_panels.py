@@ -28,8 +28,12 @@ def example() -> Figure:
     picture = np.linspace(-1, 3, 64 * 48).reshape(64, 48)
     rows: list[list[Panel | None]] = [
         [
-            Image(title="a", note="range", pixels=picture, overlay=picture[::8, ::8], overlay_limits=(-3, 3), bar=True).fit(150),
-            Image(title="b", pixels=picture, labels=(picture > 1).astype(int), class_names={1: "organ"}, legend=True).fit(150),
+            Image(
+                title="a", note="range", pixels=picture, overlay=picture[::8, ::8], overlay_limits=(-3, 3), bar=True
+            ).fit(150),
+            Image(
+                title="b", pixels=picture, labels=(picture > 1).astype(int), class_names={1: "organ"}, legend=True
+            ).fit(150),
         ],
         [Heatmap(title="h", values=np.eye(5), row_names=list("abcde"), x_label="channel"), None],
         [
@@ -40,7 +44,7 @@ def example() -> Figure:
             Bars(series=[Series(name="plain", x=["A", "B"], y=[0.5, 0.75], low=[0.4, 0.7], high=[0.6, 0.8])]),
             Intervals(series=[Series(name="drift", x=[1.0, 2.0], y=["RV", "LV"], low=[0.5, 1.5], high=[1.5, 2.5])]),
         ],
-    ]  # fmt: skip
+    ]
     return Figure("Title", rows, subtitle="How to read it.", caption="weights 0123456789ab")
 
 
@@ -83,9 +87,7 @@ def test_colours_hit_the_ends_and_the_middle_of_a_scale() -> None:
     stops = colours.SCALES["diverging"]
     assert [tuple(c) for c in found[:, :3]] == [stops[0], stops[4], stops[8]]
     assert found[1, 3] == 255
-    assert colours.rgba(np.zeros(1), -1.0, 1.0, "diverging_overlay")[0, 3] == 0, (
-        "zero lets the picture through"
-    )
+    assert colours.rgba(np.zeros(1), -1.0, 1.0, "diverging_overlay")[0, 3] == 0, "zero lets the picture through"
 
 
 def test_sequential_scale_grows_in_lightness() -> None:
@@ -112,9 +114,11 @@ def test_panels_never_overlap_and_stay_on_the_page() -> None:
     for i, a in enumerate(plan.placed):
         for b in plan.placed[i + 1 :]:
             apart = (
-                a.left + a.width <= b.left or b.left + b.width <= a.left
-                or a.top + a.height <= b.top or b.top + b.height <= a.top
-            )  # fmt: skip
+                a.left + a.width <= b.left
+                or b.left + b.width <= a.left
+                or a.top + a.height <= b.top
+                or b.top + b.height <= a.top
+            )
             assert apart, (a, b)
 
 
@@ -127,10 +131,7 @@ def test_legends_and_bars_get_their_room() -> None:
 
 
 def test_columns_line_up_where_kinds_agree() -> None:
-    panels: list[list[Panel | None]] = [
-        [Lines(width=100), Lines(width=200)],
-        [Lines(width=150), Lines(width=120)],
-    ]
+    panels: list[list[Panel | None]] = [[Lines(width=100), Lines(width=200)], [Lines(width=150), Lines(width=120)]]
     placed = place(Figure("t", panels)).placed
     assert placed[0].left == placed[2].left
     assert placed[1].left == placed[3].left

@@ -40,32 +40,27 @@ def small_task() -> Any:
         images.append((label + 0.3 * rng.normal(size=label.shape)).astype(np.float32)[None])
         labels.append(label)
     return task_from_arrays(
-        images, labels, classes={0: "background", 1: "wall", 2: "core"}, sites=["A", "B"] * 12,
-        subjects=[f"p{i}" for i in range(24)], splits=["train", "train", "val", "val", "test", "test"] * 4,
-    )  # fmt: skip
+        images,
+        labels,
+        classes={0: "background", 1: "wall", 2: "core"},
+        sites=["A", "B"] * 12,
+        subjects=[f"p{i}" for i in range(24)],
+        splits=["train", "train", "val", "val", "test", "test"] * 4,
+    )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     torch.set_num_threads(1)
     model = unet(1, 3, channels=(4, 8))
-    config = TrainConfig(
-        steps=4, batch_size=4, validate_every=2, checkpoint_every=4, log_every=1, augmentation="none"
-    )
+    config = TrainConfig(steps=4, batch_size=4, validate_every=2, checkpoint_every=4, log_every=1, augmentation="none")
     folder = tmp_path_factory.mktemp("runs") / "small"
     return train(model, small_task(), None, SegReg(samples=256, directions=8), config, folder, progress=False)
 
 
 def test_a_report_on_a_run_shows_curves_scores_and_settings(run: Run, tmp_path: Path) -> None:
     text = report(run, tmp_path / "report.html", interactive=False).read_text(encoding="utf-8")
-    for part in (
-        "Training of small",
-        "Scores of small",
-        "segreg/epps_pulley",
-        "learning_rate",
-        "val",
-        SEGREG_NOTE,
-    ):
+    for part in ("Training of small", "Scores of small", "segreg/epps_pulley", "learning_rate", "val", SEGREG_NOTE):
         assert part in text
     assert run_record(run)["weights"][:12] in text
     assert str(run.path.parent) not in text
@@ -78,9 +73,7 @@ def test_a_report_does_not_look_at_the_test_split(run: Run, tmp_path: Path) -> N
 
 def test_a_report_takes_several_things(run: Run, tmp_path: Path) -> None:
     figure = Figure("A matrix", [[Heatmap(values=np.eye(3), note="0 to 1")]], caption="weights 0")
-    text = report([run, figure], tmp_path / "report.html", title="Mine", interactive=False).read_text(
-        encoding="utf-8"
-    )
+    text = report([run, figure], tmp_path / "report.html", title="Mine", interactive=False).read_text(encoding="utf-8")
     assert re.search("<title>Mine</title>", text)
     assert "A matrix" in text
 
@@ -119,9 +112,16 @@ def test_the_demo_writes_its_page_and_uses_it_again(
     assert "100%" in first.err
     text = page.read_text(encoding="utf-8")
     for part in (
-        "Dice per site and class", "Channel similarity", "PCA of the features", "Drift of head_input", "Grad-CAM of core",
-        "Masked latent", "decoder.3", "bottleneck", SEGREG_NOTE,
-    ):  # fmt: skip
+        "Dice per site and class",
+        "Channel similarity",
+        "PCA of the features",
+        "Drift of head_input",
+        "Grad-CAM of core",
+        "Masked latent",
+        "decoder.3",
+        "bottleneck",
+        SEGREG_NOTE,
+    ):
         assert part in text
     assert text.count("<figcaption>") == text.count("<img alt=") == 8
     assert "<figcaption></figcaption>" not in text
@@ -171,9 +171,7 @@ def test_checks_fail_on_nan_and_beyond_the_limit() -> None:
     assert Check("a", 0.1, 0.2).passed
     assert not Check("a", 0.3, 0.2).passed
     assert not Check("a", float("nan"), 0.2).passed
-    assert relative_difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.0])) == pytest.approx(
-        1 / 18**0.5
-    )
+    assert relative_difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.0])) == pytest.approx(1 / 18**0.5)
 
 
 def test_every_result_of_a_network_says_what_it_was_trained_with(run: Run, tmp_path: Path) -> None:

@@ -24,9 +24,7 @@ def task() -> tk.Task:
     labels = [np.zeros((32, 32), dtype=np.uint8) for _ in range(3)]
     for k, label in enumerate(labels):
         label[8:20, 8:20], label[12:16, 12 : 14 + k] = 1, 2
-    return tk.task_from_arrays(
-        images, labels, classes={0: "background", 1: "wall", 2: "cavity"}, splits=["test"] * 3
-    )
+    return tk.task_from_arrays(images, labels, classes={0: "background", 1: "wall", 2: "cavity"}, splits=["test"] * 3)
 
 
 def count_calls(model: torch.nn.Module) -> list[int]:
@@ -38,11 +36,14 @@ def count_calls(model: torch.nn.Module) -> list[int]:
 def test_the_default_layers_are_the_blocks() -> None:
     example = torch.zeros(1, 1, 32, 32)
     assert default_layers(tk.unet(1, 3, channels=(4, 8, 16)), example) == [
-        "encoder.1", "encoder.2", "bottleneck", "decoder.2", "decoder.1", "head",
-    ]  # fmt: skip
-    opened = default_layers(
-        tk.fast_slow_network(1, 3, width=4), example
-    )  # three outermost modules are too few
+        "encoder.1",
+        "encoder.2",
+        "bottleneck",
+        "decoder.2",
+        "decoder.1",
+        "head",
+    ]
+    opened = default_layers(tk.fast_slow_network(1, 3, width=4), example)  # three outermost modules are too few
     assert "decoupler" in opened
     assert "image_encoder.down1" in opened
     assert "segmentation_decoder.head" in opened
@@ -52,9 +53,7 @@ def test_the_default_layers_are_the_blocks() -> None:
 def test_the_maps_are_those_of_grad_cam(model: torch.nn.Module, task: tk.Task) -> None:
     explorer = tk.widgets.cam_explorer(model, task).set(target="reference", target_class=2)
     case = task.cases("test")[0]
-    expected = tk.grad_cam(
-        model, case, ["encoder.1", "bottleneck", "decoder.1", "head"], tk.Region(2, "reference")
-    )
+    expected = tk.grad_cam(model, case, ["encoder.1", "bottleneck", "decoder.1", "head"], tk.Region(2, "reference"))
     for layer, plane in explorer.maps("network").maps.items():
         torch.testing.assert_close(torch.from_numpy(plane).float(), expected[layer][0, 0])
 
@@ -94,9 +93,7 @@ def test_an_empty_region_is_said_in_the_picture(model: torch.nn.Module) -> None:
 
 def test_two_networks_side_by_side(model: torch.nn.Module, task: tk.Task) -> None:
     other = tk.unet(1, 3, channels=(4, 8, 16))
-    explorer = tk.widgets.cam_explorer(model, task, compare={"deeper": other}).set(
-        target="image", layer="head"
-    )
+    explorer = tk.widgets.cam_explorer(model, task, compare={"deeper": other}).set(target="image", layer="head")
     explorer.compose()
     assert list(explorer.maps("deeper").maps)[-1] == "head"
     explorer.set(layer="encoder.1")

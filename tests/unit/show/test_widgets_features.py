@@ -45,23 +45,17 @@ def similar(models: list[torch.nn.Module], cases: list[Any]) -> SimilarityExplor
 
 @pytest.fixture
 def drifting(models: list[torch.nn.Module], cases: list[Any]) -> DriftExplorer:
-    stages = [
-        tk.extract(model, cases, ["bottleneck", "head_input"], pool="voxels", samples=6) for model in models
-    ]
+    stages = [tk.extract(model, cases, ["bottleneck", "head_input"], pool="voxels", samples=6) for model in models]
     return tk.widgets.drift_explorer(stages, cases, bootstrap=20)
 
 
 def test_the_layer_map_is_that_of_layer_similarity(similar: SimilarityExplorer) -> None:
     assert torch.equal(similar.layers().matrix, tk.layer_similarity(similar.features).matrix)
     similar.set(measure="procrustes")
-    assert torch.equal(
-        similar.layers().matrix, tk.layer_similarity(similar.features, method="procrustes").matrix
-    )
+    assert torch.equal(similar.layers().matrix, tk.layer_similarity(similar.features, method="procrustes").matrix)
 
 
-def test_a_cell_of_the_map_opens_two_layers_and_a_cell_of_a_matrix_a_pair(
-    similar: SimilarityExplorer,
-) -> None:
+def test_a_cell_of_the_map_opens_two_layers_and_a_cell_of_a_matrix_a_pair(similar: SimilarityExplorer) -> None:
     names = similar.features.layers
     similar.click(*similar.compose().find("layers").centre(0, 2))
     assert (similar.state["layer_a"], similar.state["layer_b"]) == (names[0], names[2])
@@ -101,9 +95,7 @@ def test_stages_and_what_lies_between(drifting: DriftExplorer) -> None:
     np.testing.assert_allclose(drifting.set(stage=3).positions(), coordinates[2])
     assert drifting.stage_name() == "stage 3"
     expected = tk.project(drifting.features, "bottleneck", "lda", "stage1").coordinates[2]
-    np.testing.assert_allclose(
-        drifting.set(method="lda", basis="stage1").positions(), expected.double().numpy()
-    )
+    np.testing.assert_allclose(drifting.set(method="lda", basis="stage1").positions(), expected.double().numpy())
 
 
 def test_filters_leave_the_rows_they_name(drifting: DriftExplorer) -> None:
@@ -132,9 +124,9 @@ def test_selected_rows_are_drawn_on_their_image(drifting: DriftExplorer) -> None
 def test_the_numbers_are_those_of_drift(drifting: DriftExplorer) -> None:
     found = drifting.numbers().set_index(["measure", "from", "to"])["value"]
     expected = tk.drift(drifting.features, "bottleneck", bootstrap=20, null_splits=20).table()
-    expected = expected[(expected["class"] == "pooled") & (expected["from"] > 0)].set_index(
-        ["measure", "from", "to"]
-    )["value"]
+    expected = expected[(expected["class"] == "pooled") & (expected["from"] > 0)].set_index(["measure", "from", "to"])[
+        "value"
+    ]
     assert len(found) > 5
     np.testing.assert_allclose(found, expected.loc[found.index])
 

@@ -73,9 +73,11 @@ def test_one_page_for_one_explorer(explorer: MaskExplorer) -> None:
 def run_folder(tmp_path: Path) -> Path:
     """Folder of a run of two steps on arrays."""
     task = tk.task_from_arrays(
-        [torch.randn(16, 16).numpy() for _ in range(4)], [torch.ones(16, 16, dtype=torch.uint8).numpy() for _ in range(4)],
-        classes={0: "background", 1: "all"}, splits=["train", "train", "val", "val"],
-    )  # fmt: skip
+        [torch.randn(16, 16).numpy() for _ in range(4)],
+        [torch.ones(16, 16, dtype=torch.uint8).numpy() for _ in range(4)],
+        classes={0: "background", 1: "all"},
+        splits=["train", "train", "val", "val"],
+    )
     config = tk.TrainConfig(
         steps=2, batch_size=2, validate_every=2, checkpoint_every=2, log_every=1, augmentation="none"
     )
@@ -90,9 +92,7 @@ def test_the_monitor_reads_what_is_written(run_folder: Path) -> None:
     button, figure = box.children
     assert button.disabled
     assert button.description == "Finished"
-    logged = [
-        json.loads(line) for line in (run_folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    logged = [json.loads(line) for line in (run_folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     total = [row["total"] for row in logged if "total" in row]
     assert list(figure.data[0].y) == pytest.approx(total)
     monitor.refresh()
@@ -104,9 +104,7 @@ def test_the_monitor_reads_what_is_written(run_folder: Path) -> None:
     assert figure.data[0].y[-1] == 0.5
     monitor.set(logarithmic=True, parts=["scores"])
     assert figure.layout.yaxis.type == "log"
-    assert [trace.visible for trace in figure.data] == [
-        trace.name.startswith("dice") for trace in figure.data
-    ]
+    assert [trace.visible for trace in figure.data] == [trace.name.startswith("dice") for trace in figure.data]
     assert len(monitor.static_pictures()) == 2
     monitor.stop()  # nobody trains it: nothing happens
     assert monitor.condition == "finished"

@@ -49,9 +49,7 @@ class Slow(Explorer):
         return Canvas(5, 5)
 
     def with_page(self) -> Slow:
-        self.listen(
-            lambda: self.heard.append(self.result()), lambda words, failed: self.words.append((words, failed))
-        )
+        self.listen(lambda: self.heard.append(self.result()), lambda words, failed: self.words.append((words, failed)))
         return self
 
 
@@ -182,8 +180,7 @@ def test_the_drift_numbers_of_a_layer_not_seen_yet_follow(monkeypatch: pytest.Mo
     images = torch.randn(6, 1, 32, 32)
     labels = torch.randint(0, 3, (6, 1, 32, 32))
     features = [
-        tk.extract(one, images, ["bottleneck", "decoder.*"], pool="voxels", samples=8, label=labels)
-        for one in networks
+        tk.extract(one, images, ["bottleneck", "decoder.*"], pool="voxels", samples=8, label=labels) for one in networks
     ]
     explorer = tk.widgets.drift_explorer(features, bootstrap=20)
     view = explorer.view.explorer_view

@@ -41,9 +41,7 @@ def discs() -> Task:
 def two_sites() -> Task:
     """2D, sites left and right."""
     images, labels = disc_arrays(24, 32)
-    return task_from_arrays(
-        images, labels, classes={0: "background", 1: "disc"}, sites=["left"] * 12 + ["right"] * 12
-    )
+    return task_from_arrays(images, labels, classes={0: "background", 1: "disc"}, sites=["left"] * 12 + ["right"] * 12)
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +59,7 @@ def network() -> UNet:
         return unet(1, 2, channels=(4, 8, 8))
 
 
-SHORT: dict[str, Any] = {
-    "steps": 6, "batch_size": 4, "checkpoint_every": 3, "validate_every": 3, "log_every": 2,
-}  # fmt: skip
+SHORT: dict[str, Any] = {"steps": 6, "batch_size": 4, "checkpoint_every": 3, "validate_every": 3, "log_every": 2}
 
 
 @pytest.fixture
@@ -75,18 +71,18 @@ def short() -> TrainConfig:
 def trained(discs: Task, network: UNet, tmp_path: Path) -> Callable[..., Run]:
     """Trains on discs: `trained(name="a", steps=..., regularizer=...)`."""
 
-    def start(
-        name: str = "run", model: torch.nn.Module | None = None, task: Any = None, **options: Any
-    ) -> Run:
+    def start(name: str = "run", model: torch.nn.Module | None = None, task: Any = None, **options: Any) -> Run:
         keywords = {
-            k: options.pop(k)
-            for k in ("objective", "regularizer", "site", "taps", "background")
-            if k in options
+            k: options.pop(k) for k in ("objective", "regularizer", "site", "taps", "background") if k in options
         }
         config = TrainConfig(**{**SHORT, **options})
         return train(
-            network if model is None else model, task or discs, config=config, out=tmp_path / name, progress=False,
+            network if model is None else model,
+            task or discs,
+            config=config,
+            out=tmp_path / name,
+            progress=False,
             **keywords,
-        )  # fmt: skip
+        )
 
     return start

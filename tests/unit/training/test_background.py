@@ -24,14 +24,7 @@ from toolkit.training.run import Run
 from toolkit.training.start import resume, train
 
 pytestmark = pytest.mark.slow
-CONFIG = {
-    "steps": 30,
-    "batch_size": 2,
-    "checkpoint_every": 10,
-    "validate_every": 15,
-    "log_every": 1,
-    "threads": 1,
-}
+CONFIG = {"steps": 30, "batch_size": 2, "checkpoint_every": 10, "validate_every": 15, "log_every": 1, "threads": 1}
 
 
 @pytest.fixture
@@ -85,9 +78,7 @@ def test_a_child_gives_the_bits_of_the_foreground_and_a_stopped_one_can_go_on(
     model = unet(1, 2, channels=(4, 8, 8))
     model.load_state_dict(initial)
     reference = start("foreground", model=model)
-    for ours, theirs in zip(
-        ended.model.state_dict().values(), reference.model.state_dict().values(), strict=True
-    ):
+    for ours, theirs in zip(ended.model.state_dict().values(), reference.model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -97,9 +88,7 @@ def test_wait_brings_the_selected_weights(start: Callable[..., Run]) -> None:
     assert run.finished
     from toolkit.training.load import load_model
 
-    for ours, theirs in zip(
-        run.model.state_dict().values(), load_model(run.path).state_dict().values(), strict=True
-    ):
+    for ours, theirs in zip(run.model.state_dict().values(), load_model(run.path).state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -9,18 +9,21 @@ from toolkit.training.config import TrainConfig, as_config
 
 
 def test_json_round_trip_gives_an_equal_object() -> None:
-    config = TrainConfig(
-        steps=7, patch_size=(32, 64), betas=(0.8, 0.9), clip_norm=0.5, validation_cases=3, threads=1
-    )
+    config = TrainConfig(steps=7, patch_size=(32, 64), betas=(0.8, 0.9), clip_norm=0.5, validation_cases=3, threads=1)
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert isinstance(TrainConfig.from_dict(config.to_dict()).patch_size, tuple)
 
 
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [("step", "steps"), ("lr_rate", "learning_rate"), ("batchsize", "batch_size"), ("patch", "patch_size"),
-     ("checkpoint_evry", "checkpoint_every")],
-)  # fmt: skip
+    [
+        ("step", "steps"),
+        ("lr_rate", "learning_rate"),
+        ("batchsize", "batch_size"),
+        ("patch", "patch_size"),
+        ("checkpoint_evry", "checkpoint_every"),
+    ],
+)
 def test_an_unknown_setting_suggests_the_nearest(given: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=f"no setting {given!r}") as caught:
         TrainConfig(**{given: 3})
@@ -29,13 +32,42 @@ def test_an_unknown_setting_suggests_the_nearest(given: str, meant: str) -> None
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("steps", 0), ("steps", 2.5), ("steps", True), ("batch_size", -1), ("precision", "fp16"), ("precision", 32),
-     ("optimizer", "AdamW"), ("schedule", "step"), ("select", "test"), ("learning_rate", 0.0), ("learning_rate", "1e-3"),
-     ("learning_rate", float("nan")), ("weight_decay", -0.1), ("clip_norm", 0.0), ("patch_size", 96), ("patch_size", (96, -1)),
-     ("patch_size", (96.0, 96.0)), ("device", "gpu"), ("device", "cuda:x"), ("betas", (0.9, 1.0)), ("betas", 0.9),
-     ("split_backward", 1), ("rate_factors", 3), ("rate_factors", "ab"), ("rate_factors", {"encoder.*": -1.0}), ("rate_factors", [("encoder.*",)]),
-     ("rate_factors", {3: 1.0}), ("rate_factors", {"encoder.*": "slow"}), ("threads", 0), ("validation_cases", 0), ("augmentation", None), ("log_every", 0), ("seed", -1)],
-)  # fmt: skip
+    [
+        ("steps", 0),
+        ("steps", 2.5),
+        ("steps", True),
+        ("batch_size", -1),
+        ("precision", "fp16"),
+        ("precision", 32),
+        ("optimizer", "AdamW"),
+        ("schedule", "step"),
+        ("select", "test"),
+        ("learning_rate", 0.0),
+        ("learning_rate", "1e-3"),
+        ("learning_rate", float("nan")),
+        ("weight_decay", -0.1),
+        ("clip_norm", 0.0),
+        ("patch_size", 96),
+        ("patch_size", (96, -1)),
+        ("patch_size", (96.0, 96.0)),
+        ("device", "gpu"),
+        ("device", "cuda:x"),
+        ("betas", (0.9, 1.0)),
+        ("betas", 0.9),
+        ("split_backward", 1),
+        ("rate_factors", 3),
+        ("rate_factors", "ab"),
+        ("rate_factors", {"encoder.*": -1.0}),
+        ("rate_factors", [("encoder.*",)]),
+        ("rate_factors", {3: 1.0}),
+        ("rate_factors", {"encoder.*": "slow"}),
+        ("threads", 0),
+        ("validation_cases", 0),
+        ("augmentation", None),
+        ("log_every", 0),
+        ("seed", -1),
+    ],
+)
 def test_values_that_cannot_work_are_named(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name) as caught:
         TrainConfig(**{name: value})

@@ -26,14 +26,18 @@ def equal(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"network_weights": s, "optimizer": {"a": 1}},
-    lambda s: {f"module.{k}": v for k, v in s.items()}, lambda s: {"model": {f"_orig_mod.module.{k}": v for k, v in s.items()}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"network_weights": s, "optimizer": {"a": 1}},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {"model": {f"_orig_mod.module.{k}": v for k, v in s.items()}},
+    ],
+)
 @pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
-def test_pytorch_files_with_wrappers_and_prefixes(
-    network: UNet, tmp_path: Path, wrap: Any, suffix: str
-) -> None:
+def test_pytorch_files_with_wrappers_and_prefixes(network: UNet, tmp_path: Path, wrap: Any, suffix: str) -> None:
     torch.save(wrap(network.state_dict()), tmp_path / f"w{suffix}")
     model = other()
     report = load_weights(model, tmp_path / f"w{suffix}")
@@ -93,9 +97,7 @@ def test_files_that_want_to_run_code_are_refused(network: UNet, tmp_path: Path, 
         path.write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
     with pytest.raises(CheckpointError, match=r"run code|safetensors") as caught:
         load_weights(network, path)
-    assert "weights_only" not in str(caught.value), (
-        "torch's advice to switch its protection off is not passed on"
-    )
+    assert "weights_only" not in str(caught.value), "torch's advice to switch its protection off is not passed on"
     assert ("asks for toolkit.models.unet.UNet" in str(caught.value)) == (kind == "module")
     assert not (tmp_path / "executed").exists()
 

@@ -24,18 +24,11 @@ def test_frozen_parameters_stay_and_named_groups_have_their_own_rates(trained: T
     class Grouped(nn.Sequential):
         def parameter_groups(self) -> list[dict[str, Any]]:
             return [
-                {
-                    "name": "first",
-                    "params": self[0].parameters(),
-                    "learning_rate_scale": 0.0,
-                    "weight_decay": 0.0,
-                },
+                {"name": "first", "params": self[0].parameters(), "learning_rate_scale": 0.0, "weight_decay": 0.0},
                 {"name": "rest", "params": self[1:].parameters()},
             ]
 
-    model = Grouped(
-        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)
-    )
+    model = Grouped(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     model[2].requires_grad_(False)
     before = weights_of(model)
     run = trained(model=model, select="last")
@@ -50,9 +43,14 @@ def test_frozen_parameters_stay_and_named_groups_have_their_own_rates(trained: T
 def test_rate_factors_multiply_the_rate_of_the_layers_that_they_name(trained: Trainer) -> None:
     """SGD without momentum, one step: a step is rate times gradient, so it scales with the factor."""
     options: dict[str, Any] = {
-        "steps": 1, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "select": "last",
+        "steps": 1,
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "select": "last",
         "learning_rate": 0.5,
-    }  # fmt: skip
+    }
     start = weights_of(layered())
     moved = []
     for factors in ({}, {"0.*": 0.1, "2.bias": 0.0, "2.*": 3.0}):
@@ -78,8 +76,11 @@ def test_rate_factors_split_the_groups_that_a_network_has() -> None:
     set_learning_rate(optimizer, 1.0)
     found = {g["name"]: (g["lr"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups}
     assert found == {
-        "first": (0.5, 0.01, 1), "first: 0.bias": (0.25, 0.01, 1), "rest": (1.0, 0.0, 2), "rest: 4.*": (0.1, 0.0, 2),
-    }  # fmt: skip
+        "first": (0.5, 0.01, 1),
+        "first: 0.bias": (0.25, 0.01, 1),
+        "rest": (1.0, 0.0, 2),
+        "rest: 4.*": (0.1, 0.0, 2),
+    }
     with pytest.raises(ConfigError, match=r"No parameter matches 'encoder\.\*'"):
         build_optimizer(
             TrainingStep(layered(), SegmentationObjective()), config.replace(rate_factors={"encoder.*": 0.1})

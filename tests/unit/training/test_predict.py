@@ -155,9 +155,14 @@ def stacks() -> Task:
         images.append(image)
         labels.append(label)
     return task_from_arrays(
-        images, labels, classes={0: "background", 1: "square", 2: "absent"}, spacing=(4.0, 1.0, 2.0),
-        dims=2, normalisation="none", splits=["test", "test"],
-    )  # fmt: skip
+        images,
+        labels,
+        classes={0: "background", 1: "square", 2: "absent"},
+        spacing=(4.0, 1.0, 2.0),
+        dims=2,
+        normalisation="none",
+        splits=["test", "test"],
+    )
 
 
 def test_slices_are_scored_as_one_volume_by_hand() -> None:
@@ -214,14 +219,15 @@ def test_predictions_are_written_in_the_geometry_of_the_file(trained: Any, tmp_p
         (tmp_path / kind).mkdir()
     for name in ("a", "b", "c", "d", "e", "f"):
         label = (drawn.random((12, 16, 6)) > 0.6).astype(np.uint8)
-        oblique_file(
-            tmp_path / "images" / f"{name}.nii.gz", (label + drawn.random(label.shape)).astype(np.float32)
-        )
+        oblique_file(tmp_path / "images" / f"{name}.nii.gz", (label + drawn.random(label.shape)).astype(np.float32))
         oblique_file(tmp_path / "labels" / f"{name}.nii.gz", label)
     task = task_from_folder(
-        tmp_path / "images", tmp_path / "labels", classes={0: "background", 1: "spot"}, dims=2,
+        tmp_path / "images",
+        tmp_path / "labels",
+        classes={0: "background", 1: "spot"},
+        dims=2,
         splits={"train": ["a", "b", "c"], "val": ["d"], "test": ["e", "f"]},
-    )  # fmt: skip
+    )
     run = trained(task=task, model=unet(1, 2, channels=(4, 8)), steps=2)
     cases = task.cases("test")
     written = run.predict(cases, out=tmp_path / "predictions")

@@ -23,17 +23,26 @@ from toolkit.training.history import HistoryWriter, read_history, read_rows, tru
 
 def some(step: int, **changes: Any) -> Checkpoint:
     values: dict[str, Any] = {
-        "step": step, "run": "r", "weights": {"w": torch.arange(6.0).reshape(2, 3)}, "state": {"optimizer": {"lr": 0.1}},
-    }  # fmt: skip
+        "step": step,
+        "run": "r",
+        "weights": {"w": torch.arange(6.0).reshape(2, 3)},
+        "state": {"optimizer": {"lr": 0.1}},
+    }
     return Checkpoint(**(values | changes))
 
 
 def test_round_trip_of_every_kind_of_tensor(tmp_path: Path) -> None:
     base = torch.randn(4, 6)
     weights = {
-        "plain": base, "tied": base, "view": base[1:3], "transposed": base.T, "bf16": base.bfloat16(),
-        "whole": torch.tensor(7), "empty": torch.zeros(0, 3), "bool": torch.tensor([True, False]),
-    }  # fmt: skip
+        "plain": base,
+        "tied": base,
+        "view": base[1:3],
+        "transposed": base.T,
+        "bf16": base.bfloat16(),
+        "whole": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+        "bool": torch.tensor([True, False]),
+    }
     checkpoints.write(tmp_path, some(3, weights=weights, best={"step": 1, "value": 0.5}))
     read = checkpoints.read(tmp_path, 3, "r")
     assert list(read.weights) and set(read.weights) == set(weights)  # noqa: PT018
@@ -109,9 +118,14 @@ def test_truncation_drops_later_rows_and_a_torn_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("regularizer", "objective", "ratio", "status"),
-    [(4.0, 16.0, 0.5, "ok"), (9.0, 1.0, 3.0, "dominant"), (1e-18, 1.0, 1e-9, "dead"), (0.0, 1.0, 0.0, "dead"),
-     (1.0, 0.0, math.inf, "dominant")],
-)  # fmt: skip
+    [
+        (4.0, 16.0, 0.5, "ok"),
+        (9.0, 1.0, 3.0, "dominant"),
+        (1e-18, 1.0, 1e-9, "dead"),
+        (0.0, 1.0, 0.0, "dead"),
+        (1.0, 0.0, math.inf, "dominant"),
+    ],
+)
 def test_ratios_by_hand(regularizer: float, objective: float, ratio: float, status: str) -> None:
     assert gradient_ratio(regularizer, objective) == pytest.approx(ratio)
     assert status_of(gradient_ratio(regularizer, objective)) == status

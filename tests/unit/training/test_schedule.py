@@ -16,9 +16,7 @@ STEPS, RATE = 37, 0.02
 def torch_rates(schedule: str) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=RATE)
     kinds = {
-        "one_cycle": lambda: lr_scheduler.OneCycleLR(
-            optimizer, RATE, total_steps=STEPS, cycle_momentum=False
-        ),
+        "one_cycle": lambda: lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, cycle_momentum=False),
         "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS),
         "polynomial": lambda: lr_scheduler.PolynomialLR(optimizer, total_iters=STEPS, power=0.9),
         "constant": lambda: lr_scheduler.ConstantLR(optimizer, factor=1.0),
@@ -36,9 +34,7 @@ def torch_rates(schedule: str) -> list[float]:
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "polynomial", "constant"])
 def test_equal_to_torch(schedule: str) -> None:
     config = TrainConfig(steps=STEPS, learning_rate=RATE, schedule=schedule)
-    assert [learning_rate(config, step) for step in range(STEPS)] == pytest.approx(
-        torch_rates(schedule), rel=1e-9
-    )
+    assert [learning_rate(config, step) for step in range(STEPS)] == pytest.approx(torch_rates(schedule), rel=1e-9)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])

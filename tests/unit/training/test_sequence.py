@@ -21,14 +21,10 @@ from toolkit.training.sequence import Stages, resume_sequence, train_sequence
 
 @pytest.fixture
 def stages(two_sites: Task, network: UNet, short: TrainConfig, tmp_path: Path) -> Stages:
-    return train_sequence(
-        network, two_sites, ["left", "right"], config=short, out=tmp_path / "s", progress=False
-    )
+    return train_sequence(network, two_sites, ["left", "right"], config=short, out=tmp_path / "s", progress=False)
 
 
-def test_each_stage_trains_on_its_site_and_starts_where_the_last_one_ended(
-    stages: Stages, network: UNet
-) -> None:
+def test_each_stage_trains_on_its_site_and_starts_where_the_last_one_ended(stages: Stages, network: UNet) -> None:
     first, second = stages.stages
     assert (first.site, second.site) == ("left", "right")
     assert first.path.name == "stage-0-left"
@@ -69,20 +65,14 @@ def test_a_stopped_sequence_ends_with_the_same_bits(stages: Stages, two_sites: T
     with pytest.raises(CheckpointError, match="task="):
         resume_sequence(folder, progress=False)
     again = resume_sequence(folder, task=two_sites, progress=False)
-    for ours, theirs in zip(
-        again.model.state_dict().values(), stages.model.state_dict().values(), strict=True
-    ):
+    for ours, theirs in zip(again.model.state_dict().values(), stages.model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
     assert np.array_equal(again.dice().to_numpy(), stages.dice().to_numpy())
-    for ours, theirs in zip(
-        again.initial.state_dict().values(), stages.initial.state_dict().values(), strict=True
-    ):
+    for ours, theirs in zip(again.initial.state_dict().values(), stages.initial.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_what_cannot_work(
-    two_sites: Task, network: UNet, short: TrainConfig, tmp_path: Path, stages: Stages
-) -> None:
+def test_what_cannot_work(two_sites: Task, network: UNet, short: TrainConfig, tmp_path: Path, stages: Stages) -> None:
     def start(sites: Any, out: Path) -> None:
         train_sequence(network, two_sites, sites, config=short, out=out, progress=False)
 
@@ -102,14 +92,18 @@ def test_a_warm_up_belongs_to_the_first_stage(
 ) -> None:
     segreg = SegReg(weight=0.03, warm_up=3, samples=32, directions=4)
     config = short.replace(log_every=1)
-    stages = train_sequence(
-        network, two_sites, ["left", "right"], segreg, config, out=tmp_path / "s", progress=False
-    )
+    stages = train_sequence(network, two_sites, ["left", "right"], segreg, config, out=tmp_path / "s", progress=False)
     weights = [run.history["segreg/epps_pulley/weight"].dropna().tolist() for run in stages.stages]
     assert weights[0][:4] == pytest.approx([0.01, 0.02, 0.03, 0.03])
     assert weights[1] == pytest.approx([0.03] * len(weights[1]))
     alone = train_sequence(
-        network, two_sites, ["left", "right"], segreg, config, out=tmp_path / "a", progress=False,
+        network,
+        two_sites,
+        ["left", "right"],
+        segreg,
+        config,
+        out=tmp_path / "a",
+        progress=False,
         strategy="single_task",
-    )  # fmt: skip
+    )
     assert alone.stages[1].history["segreg/epps_pulley/weight"].dropna().iloc[0] == pytest.approx(0.01)

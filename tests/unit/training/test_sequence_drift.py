@@ -42,9 +42,15 @@ def two_domains() -> Task:
 def test_p20_the_statistic_of_the_regularised_run_is_lower_at_every_stage(tmp_path: Path) -> None:
     task = two_domains()
     config = TrainConfig(
-        steps=120, batch_size=8, learning_rate=5e-3, validate_every=0, select="last", checkpoint_every=0,
-        augmentation="none", seed=1,
-    )  # fmt: skip
+        steps=120,
+        batch_size=8,
+        learning_rate=5e-3,
+        validate_every=0,
+        select="last",
+        checkpoint_every=0,
+        augmentation="none",
+        seed=1,
+    )
     measured: dict[str, list[float]] = {}
     for name, regularizer in (("plain", None), ("segreg", SegReg(weight=0.5, samples=1024, directions=64))):
         with torch.random.fork_rng():

@@ -36,9 +36,15 @@ CONFIG = TrainConfig(steps=2, batch_size=4, checkpoint_every=0, validate_every=0
 def sequence(two_sites: Task, network: UNet, tmp_path: Path) -> Callable[..., Stages]:
     def start(strategy: Any, name: str = "s", **options: Any) -> Stages:
         return train_sequence(
-            network, two_sites, ["left", "right"], config=CONFIG, out=tmp_path / name, strategy=strategy,
-            progress=False, **options,
-        )  # fmt: skip
+            network,
+            two_sites,
+            ["left", "right"],
+            config=CONFIG,
+            out=tmp_path / name,
+            strategy=strategy,
+            progress=False,
+            **options,
+        )
 
     return start
 
@@ -109,9 +115,7 @@ def test_rehearsal_trains_on_a_share_of_what_was(two_sites: Task, sequence: Call
     assert [case.id for case in Rehearsal(share=0.01).stored(two_sites, "left")]
     stages = sequence(strategy)
     assert stages.dice().notna().all(axis=None)
-    assert stages.transfer().value("bwt") == pytest.approx(
-        stages.dice().loc[1, "left"] - stages.dice().loc[0, "left"]
-    )
+    assert stages.transfer().value("bwt") == pytest.approx(stages.dice().loc[1, "left"] - stages.dice().loc[0, "left"])
 
 
 def test_fisher_information_by_hand(two_sites: Task, network: UNet) -> None:
@@ -146,9 +150,14 @@ def test_a_third_stage_resumes_with_what_two_have_left(
     two_sites: Task, network: UNet, tmp_path: Path, strategy: str
 ) -> None:
     stages = train_sequence(
-        network, two_sites, ["left", "right", "left"], config=CONFIG, out=tmp_path / "t", strategy=strategy,
+        network,
+        two_sites,
+        ["left", "right", "left"],
+        config=CONFIG,
+        out=tmp_path / "t",
+        strategy=strategy,
         progress=False,
-    )  # fmt: skip
+    )
     folder = shutil.copytree(stages.path, tmp_path / "stopped")
     shutil.rmtree(folder / "stage-2-left")
     again = resume_sequence(folder, task=two_sites, progress=False)
@@ -159,6 +168,4 @@ def test_a_third_stage_resumes_with_what_two_have_left(
         state = read(stages.stages[2].directory.checkpoints, 2).state["regularizers"]
         kept = state["learning_without_forgetting"]
         assert {name.split("/")[0] for name in kept} == {"0", "1"}
-        assert equal(
-            {k[2:]: v for k, v in kept.items() if k.startswith("1/")}, stages.stages[1].model.state_dict()
-        )
+        assert equal({k[2:]: v for k, v in kept.items() if k.startswith("1/")}, stages.stages[1].model.state_dict())

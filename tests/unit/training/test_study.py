@@ -27,11 +27,7 @@ from toolkit.training.directory import RunDirectory
 from toolkit.training.study import Study, compare
 
 CONFIG = TrainConfig(steps=2, batch_size=4, checkpoint_every=0, validate_every=0, select="last", log_every=1)
-ARMS: dict[str, Any] = {
-    "plain": None,
-    "segreg": SegReg(samples=128, directions=8),
-    "zero": SelfReg(scr=0, ifd=0),
-}
+ARMS: dict[str, Any] = {"plain": None, "segreg": SegReg(samples=128, directions=8), "zero": SelfReg(scr=0, ifd=0)}
 
 
 class Elsewhere(Executor):
@@ -68,9 +64,7 @@ def test_arms_are_paired_and_the_comparison_is_that_of_their_scores(study: Calla
     table = result.table().set_index("method")
     assert list(table.index) == ["plain", "segreg", "zero"]
     assert (result.baseline, table.loc["plain", "verdict"]) == ("plain", "baseline")
-    assert table.loc["zero", "difference"] == 0.0, (
-        "no weight: bit for bit the plain training, so all is paired"
-    )
+    assert table.loc["zero", "difference"] == 0.0, "no weight: bit for bit the plain training, so all is paired"
     assert table.loc["segreg", "difference"] != 0.0
     start = {
         seed: [read(RunDirectory(runs[seed]).checkpoints, 0).weights for runs in result.runs.values()]
@@ -84,9 +78,7 @@ def test_arms_are_paired_and_the_comparison_is_that_of_their_scores(study: Calla
     assert table.loc["segreg", "mean"] == pytest.approx(per_patient.mean())
 
 
-def test_a_finished_study_is_read_and_a_stopped_one_goes_on(
-    study: Callable[..., Study], tmp_path: Path
-) -> None:
+def test_a_finished_study_is_read_and_a_stopped_one_goes_on(study: Callable[..., Study], tmp_path: Path) -> None:
     first = study()
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     removed = tmp_path / "b" / "seed-3" / "segreg"

@@ -16,14 +16,7 @@ from small_networks import layered, weights_of
 from torch import Tensor, nn
 
 from toolkit.data.task import Task
-from toolkit.errors import (
-    ConfigError,
-    LayerError,
-    ProtocolError,
-    RegularizerWarning,
-    ToolkitError,
-    ToolkitWarning,
-)
+from toolkit.errors import ConfigError, LayerError, ProtocolError, RegularizerWarning, ToolkitError, ToolkitWarning
 from toolkit.models.unet import UNet, unet
 from toolkit.objectives.base import Objective
 from toolkit.objectives.segmentation import SegmentationObjective
@@ -62,9 +55,7 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_the_loop_takes_the_steps_that_a_hand_written_loop_takes(
-    discs: Task, network: UNet, trained: Trainer
-) -> None:
+def test_the_loop_takes_the_steps_that_a_hand_written_loop_takes(discs: Task, network: UNet, trained: Trainer) -> None:
     by_hand = unet(1, 2, channels=(4, 8, 8))
     by_hand.load_state_dict(network.state_dict())
     trained(select="last", optimizer="adamw", schedule="cosine", learning_rate=1e-2, clip_norm=0.5)
@@ -87,8 +78,15 @@ def test_the_loop_takes_the_steps_that_a_hand_written_loop_takes(
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_learning(trained: Trainer, optimizer: str, precision: str) -> None:
     rate = 0.1 if optimizer == "sgd" else 1e-2
-    run = trained(optimizer=optimizer, precision=precision, steps=40, learning_rate=rate, checkpoint_every=20,
-                  validate_every=20, schedule="polynomial")  # fmt: skip
+    run = trained(
+        optimizer=optimizer,
+        precision=precision,
+        steps=40,
+        learning_rate=rate,
+        checkpoint_every=20,
+        validate_every=20,
+        schedule="polynomial",
+    )
     losses = run.history.query("event == 'train'")["total"]
     assert losses.iloc[-1] < 0.7 * losses.iloc[0]
     assert run.history["validation/dice"].max() > 0.6
@@ -97,8 +95,17 @@ def test_learning(trained: Trainer, optimizer: str, precision: str) -> None:
 def test_deferred_parts_give_the_gradient_of_the_sum(discs: Task, trained: Trainer, network: UNet) -> None:
     """Two backward passes, one optimizer step: as if the losses had been added."""
     start = weights_of(network)
-    trained("split", regularizer=Pull(0.5, deferred=True), steps=1, select="last", optimizer="sgd", momentum=0.0,
-            schedule="constant", learning_rate=1.0, weight_decay=0.0)  # fmt: skip
+    trained(
+        "split",
+        regularizer=Pull(0.5, deferred=True),
+        steps=1,
+        select="last",
+        optimizer="sgd",
+        momentum=0.0,
+        schedule="constant",
+        learning_rate=1.0,
+        weight_decay=0.0,
+    )
     by_hand = unet(1, 2, channels=(4, 8, 8))
     by_hand.load_state_dict(dict(zip(network.state_dict(), start, strict=True)))
     batch = discs.loader("train", batch_size=4, seed=0, augmentation="standard").batch(0)
@@ -108,9 +115,7 @@ def test_deferred_parts_give_the_gradient_of_the_sum(discs: Task, trained: Train
         torch.testing.assert_close(ours, theirs - theirs.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_history_names_every_term_and_the_gradient_ratio_is_right(
-    trained: Trainer, network: UNet, discs: Task
-) -> None:
+def test_history_names_every_term_and_the_gradient_ratio_is_right(trained: Trainer, network: UNet, discs: Task) -> None:
     start = {name: value.clone() for name, value in network.state_dict().items()}
     history = trained(regularizer=Pull(0.2)).history
     assert list(history.query("event == 'train'")["step"]) == [1, 2, 4, 6]
@@ -145,9 +150,7 @@ def test_a_regularizer_that_is_off_is_reported(trained: Trainer, weight: float, 
     assert set(run.history.query("event == 'train'")["pull/gradient_status"]) == {status}
 
 
-def test_logging_validation_and_checkpoints_do_not_change_the_weights(
-    trained: Trainer, network: UNet
-) -> None:
+def test_logging_validation_and_checkpoints_do_not_change_the_weights(trained: Trainer, network: UNet) -> None:
     start = network.state_dict()
     start = {name: value.clone() for name, value in start.items()}
     ends = []
@@ -172,9 +175,7 @@ def test_the_best_weights_are_the_ones_at_the_end(trained: Trainer) -> None:
     assert "test never used" in record["selection"]["description"]
 
 
-def test_the_test_split_is_never_asked_for(
-    discs: Task, network: UNet, tmp_path: Path, short: TrainConfig
-) -> None:
+def test_the_test_split_is_never_asked_for(discs: Task, network: UNet, tmp_path: Path, short: TrainConfig) -> None:
     asked: list[str] = []
 
     class Watched:
@@ -206,9 +207,7 @@ def test_without_a_val_split_the_last_weights_are_selected_and_that_is_said(
     assert json.loads((run.path / "run.json").read_text())["selection"]["rule"] == "last"
 
 
-def test_mode_random_state_gradients_threads_and_warnings_are_as_before(
-    trained: Trainer, network: UNet
-) -> None:
+def test_mode_random_state_gradients_threads_and_warnings_are_as_before(trained: Trainer, network: UNet) -> None:
     network.train()
     network.bottleneck.eval()
     modes = [module.training for module in network.modules()]
@@ -272,9 +271,7 @@ class WrongTap(Pull):
         return ("decoder.7",)
 
 
-def test_a_training_that_fails_in_its_first_step_leaves_nothing_behind(
-    trained: Trainer, tmp_path: Path
-) -> None:
+def test_a_training_that_fails_in_its_first_step_leaves_nothing_behind(trained: Trainer, tmp_path: Path) -> None:
     with pytest.raises(LayerError, match=r"decoder\.7"):
         trained(regularizer=WrongTap())
     assert not (tmp_path / "run").exists()
@@ -304,13 +301,16 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_one_backward_of_the_sum_gives_the_gradients_of_two(
-    trained: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_backward_of_the_sum_gives_the_gradients_of_two(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step of plain SGD: the change of a weight is the rate times its gradient."""
     options: dict[str, Any] = {
-        "steps": 1, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "select": "last",
-    }  # fmt: skip
+        "steps": 1,
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "select": "last",
+    }
     calls: list[int] = []
     backward = Tensor.backward
     monkeypatch.setattr(Tensor, "backward", lambda *args, **kw: (calls.append(1), backward(*args, **kw))[1])
@@ -320,9 +320,13 @@ def test_one_backward_of_the_sum_gives_the_gradients_of_two(
         before = len(calls)
         regularizer = Pull(weight=0.5, deferred=True)
         run = trained(
-            model=model, regularizer=regularizer, taps={"head_input": "4:input"}, split_backward=split,
-            name=f"split-{split}", **options,
-        )  # fmt: skip
+            model=model,
+            regularizer=regularizer,
+            taps={"head_input": "4:input"},
+            split_backward=split,
+            name=f"split-{split}",
+            **options,
+        )
         assert len(calls) - before == 1 + split
         assert run.config.split_backward is split
         moved.append([after - old for after, old in zip(weights_of(model), start, strict=True)])

@@ -49,9 +49,7 @@ def shading(stream: Stream, shape: Sequence[int], scanner: Scanner) -> Floats:
     """Multiplicative field: a random smooth part, a fall-off away from the coil and a band of signal loss."""
     field = 1.0 + scanner.bias * smooth_field(stream, shape, [2] * len(shape))
     warp = smooth_field(stream, shape, [2] * len(shape))
-    ramp = np.linspace(-1.0, 1.0, shape[-1]) - stream.uniform(0.2, 1.0) * (
-        1.0 if stream.uniform() < 0.5 else -1.0
-    )
+    ramp = np.linspace(-1.0, 1.0, shape[-1]) - stream.uniform(0.2, 1.0) * (1.0 if stream.uniform() < 0.5 else -1.0)
     field *= 1.0 - scanner.band / (1.0 + 90.0 * (ramp + 0.15 * warp) ** 2)
     towards = np.zeros(shape)
     for axis, (size, part) in enumerate(zip(shape, scanner.coil_direction, strict=True)):

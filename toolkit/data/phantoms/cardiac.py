@@ -57,36 +57,98 @@ _BALANCED = {"normal": 0.2, "dilated": 0.2, "hypertrophic": 0.2, "infarct": 0.2,
 _SITES = {
     "A": Site(
         "like balanced steady-state cine, 1.5 T: bright blood, dark wall, little noise; all groups",
-        {"air": 0.01, "lung": 0.05, "fat": 0.85, "muscle": 0.22, "bone": 0.34, "myocardium": 0.24, "blood": 0.70,
-         "right_blood": 0.62, "scar": 0.26, "liver": 0.25, "spleen": 0.36, "fluid": 0.75},
+        {
+            "air": 0.01,
+            "lung": 0.05,
+            "fat": 0.85,
+            "muscle": 0.22,
+            "bone": 0.34,
+            "myocardium": 0.24,
+            "blood": 0.70,
+            "right_blood": 0.62,
+            "scar": 0.26,
+            "liver": 0.25,
+            "spleen": 0.36,
+            "fluid": 0.75,
+        },
         Scanner(curve=1.0, bias=0.06, coil=0.25, blur=(0.45, 0.45), noise=0.012, gain=900.0),
-        spacing=2.0, slice_spacing=10.0, turn=0.0, turn_spread=8.0, groups=_BALANCED,
+        spacing=2.0,
+        slice_spacing=10.0,
+        turn=0.0,
+        turn_spread=8.0,
+        groups=_BALANCED,
     ),
     "B": Site(
         "like balanced steady-state cine, 3 T, another vendor: strong coil shading, darker middle tones, disc-shaped view",
-        {"air": 0.01, "lung": 0.07, "fat": 1.0, "muscle": 0.25, "bone": 0.40, "myocardium": 0.30, "blood": 0.62,
-         "right_blood": 0.54, "scar": 0.32, "liver": 0.28, "spleen": 0.40, "fluid": 0.85},
+        {
+            "air": 0.01,
+            "lung": 0.07,
+            "fat": 1.0,
+            "muscle": 0.25,
+            "bone": 0.40,
+            "myocardium": 0.30,
+            "blood": 0.62,
+            "right_blood": 0.54,
+            "scar": 0.32,
+            "liver": 0.28,
+            "spleen": 0.40,
+            "fluid": 0.85,
+        },
         Scanner(curve=1.6, bias=0.15, band=0.5, coil=0.6, blur=(0.6, 0.6), noise=0.022, gain=1900.0),
-        spacing=1.75, slice_spacing=8.0, turn=38.0, turn_spread=12.0, round_view=True,
+        spacing=1.75,
+        slice_spacing=8.0,
+        turn=38.0,
+        turn_spread=12.0,
+        round_view=True,
         groups={"normal": 0.25, "dilated": 0.05, "hypertrophic": 0.55, "infarct": 0.05, "abnormal_rv": 0.10},
     ),
     "C": Site(
         "like spoiled gradient-echo cine with damped fat: low blood-wall contrast, noise, blur, a wide view",
-        {"air": 0.01, "lung": 0.06, "fat": 0.48, "muscle": 0.32, "bone": 0.24, "myocardium": 0.34, "blood": 0.64,
-         "right_blood": 0.60, "scar": 0.36, "liver": 0.40, "spleen": 0.42, "fluid": 0.35},
+        {
+            "air": 0.01,
+            "lung": 0.06,
+            "fat": 0.48,
+            "muscle": 0.32,
+            "bone": 0.24,
+            "myocardium": 0.34,
+            "blood": 0.64,
+            "right_blood": 0.60,
+            "scar": 0.36,
+            "liver": 0.40,
+            "spleen": 0.42,
+            "fluid": 0.35,
+        },
         Scanner(curve=0.8, bias=0.12, coil=0.5, blur=(0.75, 0.6), noise=0.030, gain=300.0),
-        spacing=2.3, slice_spacing=10.0, turn=-14.0, turn_spread=12.0,
+        spacing=2.3,
+        slice_spacing=10.0,
+        turn=-14.0,
+        turn_spread=12.0,
         groups={"normal": 0.10, "dilated": 0.45, "hypertrophic": 0.05, "infarct": 0.35, "abnormal_rv": 0.05},
     ),
     "D": Site(
         "like T1-weighted black-blood spin echo: dark blood, grey wall, bright fat; right-heart patients",
-        {"air": 0.01, "lung": 0.05, "fat": 0.95, "muscle": 0.46, "bone": 0.60, "myocardium": 0.48, "blood": 0.16,
-         "right_blood": 0.20, "scar": 0.42, "liver": 0.55, "spleen": 0.42, "fluid": 0.20},
+        {
+            "air": 0.01,
+            "lung": 0.05,
+            "fat": 0.95,
+            "muscle": 0.46,
+            "bone": 0.60,
+            "myocardium": 0.48,
+            "blood": 0.16,
+            "right_blood": 0.20,
+            "scar": 0.42,
+            "liver": 0.55,
+            "spleen": 0.42,
+            "fluid": 0.20,
+        },
         Scanner(curve=1.2, bias=0.10, coil=0.6, blur=(0.6, 0.75), noise=0.03, gain=1400.0),
-        spacing=2.1, slice_spacing=9.0, turn=18.0, turn_spread=10.0,
+        spacing=2.1,
+        slice_spacing=9.0,
+        turn=18.0,
+        turn_spread=10.0,
         groups={"normal": 0.30, "dilated": 0.10, "hypertrophic": 0.10, "infarct": 0.10, "abnormal_rv": 0.40},
     ),
-}  # fmt: skip
+}
 
 SITES: tuple[str, ...] = tuple(_SITES)
 DESCRIPTIONS: dict[str, str] = {name: site.description for name, site in _SITES.items()}
@@ -128,28 +190,27 @@ def generate(site: str, subject: int, seed: int = 0) -> Phantom:
         DataError: for an unknown site or a negative number.
     """
     if site not in _SITES:
-        raise DataError(
-            f"There is no site {site!r}.", where="phantom-cardiac", fix=f"Use one of {list(SITES)}."
-        )
+        raise DataError(f"There is no site {site!r}.", where="phantom-cardiac", fix=f"Use one of {list(SITES)}.")
     if subject < 0 or seed < 0:
-        raise DataError(
-            f"Subject and seed must be 0 or more, not {subject} and {seed}.", where="phantom-cardiac"
-        )
+        raise DataError(f"Subject and seed must be 0 or more, not {subject} and {seed}.", where="phantom-cardiac")
     settings = _SITES[site]
     key = (seed, _TASK_KEY, SITES.index(site), subject)
     stream = Stream(*key, 0)
     group = group_of(site, subject)
     heart = sample_heart(stream, group)
     scene = _sample_scene(stream, settings, heart)
-    slices = [
-        _draw_slice(Stream(*key, 1 + k), settings, scene, level) for k, level in enumerate(scene.levels)
-    ]
+    slices = [_draw_slice(Stream(*key, 1 + k), settings, scene, level) for k, level in enumerate(scene.levels)]
     split = next((name for name, numbers in SUBJECTS[site].items() if subject in numbers), "train")
     return Phantom(
-        image=np.stack([image for image, _ in slices]), label=np.stack([label for _, label in slices]),
-        spacing=(settings.spacing, settings.spacing), slice_spacing=settings.slice_spacing,
-        group=group, split=split, site=site, subject=subject,
-    )  # fmt: skip
+        image=np.stack([image for image, _ in slices]),
+        label=np.stack([label for _, label in slices]),
+        spacing=(settings.spacing, settings.spacing),
+        slice_spacing=settings.slice_spacing,
+        group=group,
+        split=split,
+        site=site,
+        subject=subject,
+    )
 
 
 @dataclass(frozen=True)
@@ -217,9 +278,7 @@ def _label(cut: HeartSlice) -> NDArray[np.uint8]:
     return label
 
 
-def _draw_heart(
-    stream: Stream, canvas: Floats, scene: _Scene, cut: HeartSlice, level: float, pitch: float
-) -> None:
+def _draw_heart(stream: Stream, canvas: Floats, scene: _Scene, cut: HeartSlice, level: float, pitch: float) -> None:
     """Lay fat, right ventricle, wall and cavity over the surroundings."""
     signals = scene.signals
     coarse = smooth_field(stream, canvas.shape, (6, 6))
@@ -259,9 +318,15 @@ def _draw_right(canvas: Floats, signals: Signals, cut: HeartSlice, width: float,
 
 
 def _draw_cavity(
-    canvas: Floats, heart: Heart, signals: Signals, cut: HeartSlice, level: float, width: float,
-    fields: tuple[Floats, Floats], pitch: float,
-) -> None:  # fmt: skip
+    canvas: Floats,
+    heart: Heart,
+    signals: Signals,
+    cut: HeartSlice,
+    level: float,
+    width: float,
+    fields: tuple[Floats, Floats],
+    pitch: float,
+) -> None:
     """Left ventricular blood, trabeculated border and papillary muscles (all of it labelled as cavity)."""
     coarse, fine = fields
     blood = signals["blood"] * (1.0 + 0.03 * coarse + 0.03 * fine)

@@ -89,9 +89,7 @@ def average_down(image: Floats, factors: Sequence[int]) -> Floats:
     return np.ascontiguousarray(image)
 
 
-def stamp_disc(
-    mask: Floats, row: float, column: float, radius: float, width: float, strength: float = 1.0
-) -> None:
+def stamp_disc(mask: Floats, row: float, column: float, radius: float, width: float, strength: float = 1.0) -> None:
     """Add a small soft disc (all sizes in pixels) to a 2D mask, in place, as the larger of the two."""
     reach = radius + width
     top, left = max(0, int(row - reach)), max(0, int(column - reach))

@@ -81,22 +81,54 @@ class Site:
 
 _SITES = {
     "A": Site(
-        "balanced violet and pink stain, sharp", (1.3, 1.5, 0.6), (0.15, 1.0, 0.45), (1.0, 0.8), (245, 243, 246),
-        scale=1.0, blur=0.5, noise=3.0, uneven=0.02, malignant=0.5,
+        "balanced violet and pink stain, sharp",
+        (1.3, 1.5, 0.6),
+        (0.15, 1.0, 0.45),
+        (1.0, 0.8),
+        (245, 243, 246),
+        scale=1.0,
+        blur=0.5,
+        noise=3.0,
+        uneven=0.02,
+        malignant=0.5,
     ),
     "B": Site(
-        "faded stain, out of focus, yellowed slide", (0.9, 1.0, 0.55), (0.10, 0.55, 0.50), (0.6, 0.6), (236, 228, 200),
-        scale=0.85, blur=1.3, noise=5.0, uneven=0.08, malignant=0.7,
+        "faded stain, out of focus, yellowed slide",
+        (0.9, 1.0, 0.55),
+        (0.10, 0.55, 0.50),
+        (0.6, 0.6),
+        (236, 228, 200),
+        scale=0.85,
+        blur=1.3,
+        noise=5.0,
+        uneven=0.08,
+        malignant=0.7,
     ),
     "C": Site(
-        "overstained with the nuclear stain: dark blue everywhere", (1.6, 1.2, 0.35), (0.55, 0.80, 0.20), (1.5, 1.3),
-        (225, 228, 240), scale=1.15, blur=0.7, noise=6.0, uneven=0.08, malignant=0.3,
+        "overstained with the nuclear stain: dark blue everywhere",
+        (1.6, 1.2, 0.35),
+        (0.55, 0.80, 0.20),
+        (1.5, 1.3),
+        (225, 228, 240),
+        scale=1.15,
+        blur=0.7,
+        noise=6.0,
+        uneven=0.08,
+        malignant=0.3,
     ),
     "D": Site(
-        "brown marker on the stroma, pale epithelium, dark ground light", (0.9, 0.7, 0.3), (0.35, 0.85, 1.4),
-        (0.7, 1.4), (205, 205, 200), scale=0.95, blur=0.8, noise=5.0, uneven=0.12, malignant=0.5,
+        "brown marker on the stroma, pale epithelium, dark ground light",
+        (0.9, 0.7, 0.3),
+        (0.35, 0.85, 1.4),
+        (0.7, 1.4),
+        (205, 205, 200),
+        scale=0.95,
+        blur=0.8,
+        noise=5.0,
+        uneven=0.12,
+        malignant=0.5,
     ),
-}  # fmt: skip
+}
 
 SITES: tuple[str, ...] = tuple(_SITES)
 DESCRIPTIONS: dict[str, str] = {name: site.description for name, site in _SITES.items()}
@@ -126,10 +158,14 @@ def generate(site: str, subject: int, seed: int = 0) -> Tile:
     inside = average_down(distance, (_FINE, _FINE)) < 0.0
     label = inside.astype(np.uint8)
     return Tile(
-        image=_photograph(noise, settings, nuclear, tissue), label=label,
+        image=_photograph(noise, settings, nuclear, tissue),
+        label=label,
         instances=np.where(inside, owner[::_FINE, ::_FINE], 0).astype(np.uint8),
-        group=group, split=split_of(SUBJECTS[site], subject), site=site, subject=subject,
-    )  # fmt: skip
+        group=group,
+        split=split_of(SUBJECTS[site], subject),
+        site=site,
+        subject=subject,
+    )
 
 
 @dataclass(frozen=True)

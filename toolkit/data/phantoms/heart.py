@@ -103,7 +103,7 @@ def sample_heart(stream: Stream, group: str) -> Heart:
             (*direction(stream.normal(angle, 12.0)), stream.uniform(0.55, 0.78), stream.uniform(3.0, 5.4))
             for angle in (115.0, -120.0)
         ),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,14 @@ def slice_heart(heart: Heart, level: float, first: Floats, second: Floats) -> He
         endocardium=radius - (epicardium - wall),
         right=to_right,
         envelope=np.minimum(to_epicardium, radius - right - 3.0),
-        scar=scar, radius=radius, first=c, second=s, outer=outer, inner=inner, slope=slope,
-    )  # fmt: skip
+        scar=scar,
+        radius=radius,
+        first=c,
+        second=s,
+        outer=outer,
+        inner=inner,
+        slope=slope,
+    )
 
 
 def _outline(heart: Heart, c: Floats, s: Floats) -> Floats:
@@ -191,9 +197,7 @@ def _outline(heart: Heart, c: Floats, s: Floats) -> Floats:
     return outline
 
 
-def _right_border(
-    heart: Heart, level: float, outer: float, epicardium: Floats, c: Floats, s: Floats
-) -> Floats:
+def _right_border(heart: Heart, level: float, outer: float, epicardium: Floats, c: Floats, s: Floats) -> Floats:
     """Radius of the right ventricle's free wall in each direction; the epicardium where there is none."""
     share = level / heart.right_length
     left = 1.0 - share * float(np.sqrt(share))

@@ -46,21 +46,27 @@ _SITES = {
         "like T1-weighted gradient echo, 3 T: bright white matter, dark fluid, little noise",
         {"fluid": 0.10, "grey": 0.48, "white": 0.80, "hippocampus": 0.52, "deep": 0.70, "vessel": 0.95},
         Scanner(bias=0.05, coil=0.2, coil_direction=_COIL, blur=(0.3, 0.5, 0.5), noise=0.020, gain=1500.0),
-        spacing=1.0, slice_spacing=2.0, atrophy=0.3,
+        spacing=1.0,
+        slice_spacing=2.0,
+        atrophy=0.3,
     ),
     "B": Site(
         "like an older T1-weighted scan kept in 8 bits: flat contrast, shading, noise; older people",
         {"fluid": 0.22, "grey": 0.54, "white": 0.78, "hippocampus": 0.57, "deep": 0.70, "vessel": 0.60},
         Scanner(curve=1.3, bias=0.14, coil=0.6, coil_direction=_COIL, blur=(0.5, 0.75, 0.75), noise=0.028, gain=180.0),
-        spacing=1.15, slice_spacing=2.2, atrophy=0.8,
+        spacing=1.15,
+        slice_spacing=2.2,
+        atrophy=0.8,
     ),
     "C": Site(
         "like T2-weighted spin echo: bright fluid, grey brighter than white matter",
         {"fluid": 0.98, "grey": 0.60, "white": 0.36, "hippocampus": 0.62, "deep": 0.43, "vessel": 0.05},
         Scanner(bias=0.08, coil=0.4, coil_direction=_COIL, blur=(0.4, 0.55, 0.55), noise=0.030, gain=700.0),
-        spacing=0.95, slice_spacing=2.0, atrophy=0.4,
+        spacing=0.95,
+        slice_spacing=2.0,
+        atrophy=0.4,
     ),
-}  # fmt: skip
+}
 
 SITES: tuple[str, ...] = tuple(_SITES)
 DESCRIPTIONS: dict[str, str] = {name: site.description for name, site in _SITES.items()}
@@ -127,16 +133,20 @@ def _sample(stream: Stream, group: str) -> _Shape:
     half = stream.uniform(17.0, 20.0)
     middle = stream.normal(-1.0, 1.2)
     return _Shape(
-        middle=middle, half=half,
-        head=size * stream.uniform(5.6, 7.0), body=size * stream.uniform(4.0, 4.9),
+        middle=middle,
+        half=half,
+        head=size * stream.uniform(5.6, 7.0),
+        body=size * stream.uniform(4.0, 4.9),
         tail=size * stream.uniform(2.6, 3.4),
         border=middle + stream.uniform(0.08, 0.22) * half,
-        descent=stream.uniform(0.2, 0.42), curl=stream.uniform(0.002, 0.008), medial=stream.uniform(0.006, 0.016),
+        descent=stream.uniform(0.2, 0.42),
+        curl=stream.uniform(0.002, 0.008),
+        medial=stream.uniform(0.006, 0.016),
         bean=stream.uniform(0.0, 0.035),
         horn=stream.uniform(0.6, 1.4) + (1.2 if group == "atrophy" else 0.0),
         shift=(stream.normal(0.0, 2.0), stream.normal(0.0, 2.0)),
         mirrored=stream.uniform() < 0.5,
-    )  # fmt: skip
+    )
 
 
 def _coordinates(site: Site, shape: _Shape) -> tuple[Floats, Floats, Floats]:
@@ -151,11 +161,7 @@ def _coordinates(site: Site, shape: _Shape) -> tuple[Floats, Floats, Floats]:
 
 
 def _draw(
-    stream: Stream,
-    shape: _Shape,
-    signals: dict[str, float],
-    pitch: float,
-    grid: tuple[Floats, Floats, Floats],
+    stream: Stream, shape: _Shape, signals: dict[str, float], pitch: float, grid: tuple[Floats, Floats, Floats]
 ) -> tuple[Floats, Floats]:
     """Tissue signals and the signed distance to the hippocampus."""
     along, across, up = grid

@@ -52,13 +52,17 @@ class Site:
     coil_flare: float = 0.0
 
 
-def _signals(
-    peripheral: float, transition: float, fat: float, muscle: float, fluid: float
-) -> dict[str, float]:
+def _signals(peripheral: float, transition: float, fat: float, muscle: float, fluid: float) -> dict[str, float]:
     return {
-        "peripheral": peripheral, "transition": transition, "fat": fat, "muscle": muscle, "fluid": fluid,
-        "gas": 0.02, "bone": 0.45 * fat, "capsule": 0.6 * muscle,
-    }  # fmt: skip
+        "peripheral": peripheral,
+        "transition": transition,
+        "fat": fat,
+        "muscle": muscle,
+        "fluid": fluid,
+        "gas": 0.02,
+        "bone": 0.45 * fat,
+        "capsule": 0.6 * muscle,
+    }
 
 
 _FLAT = (0.0, 0.0, 0.0)
@@ -67,42 +71,83 @@ _SITES = {
         "T2-weighted, 3 T, surface coil: clear zones, little noise",
         _signals(0.72, 0.42, 0.66, 0.18, 0.95),
         Scanner(bias=0.05, coil_direction=_FLAT, blur=(0.3, 0.5, 0.5), noise=0.018, gain=900.0),
-        spacing=1.5, slice_spacing=3.6, enlarged=0.4, counts=(16, 3, 6),
+        spacing=1.5,
+        slice_spacing=3.6,
+        enlarged=0.4,
+        counts=(16, 3, 6),
     ),
     "B": Site(
         "T2-weighted, 1.5 T, coil in the rectum: strong flare behind, dark in front",
         _signals(0.66, 0.40, 0.60, 0.20, 0.90),
         Scanner(bias=0.06, coil_direction=_FLAT, blur=(0.3, 0.6, 0.6), noise=0.026, gain=500.0),
-        spacing=1.35, slice_spacing=4.0, enlarged=0.5, counts=(16, 3, 6), coil_flare=1.6,
+        spacing=1.35,
+        slice_spacing=4.0,
+        enlarged=0.5,
+        counts=(16, 3, 6),
+        coil_flare=1.6,
     ),
     "C": Site(
         "T2-weighted, 3 T, thin slices: narrow view, bright muscle, shading",
         _signals(0.60, 0.44, 0.52, 0.30, 0.80),
-        Scanner(curve=0.7, bias=0.16, coil=0.4, coil_direction=(0.0, -1.0, 0.0), blur=(0.2, 0.5, 0.5), noise=0.030,
-                gain=1500.0),
-        spacing=1.25, slice_spacing=3.0, enlarged=0.7, counts=(10, 2, 5),
+        Scanner(
+            curve=0.7,
+            bias=0.16,
+            coil=0.4,
+            coil_direction=(0.0, -1.0, 0.0),
+            blur=(0.2, 0.5, 0.5),
+            noise=0.030,
+            gain=1500.0,
+        ),
+        spacing=1.25,
+        slice_spacing=3.0,
+        enlarged=0.7,
+        counts=(10, 2, 5),
     ),
     "D": Site(
         "T2-weighted, 1.5 T: flat contrast, noise, thick slices, a wide view",
         _signals(0.58, 0.46, 0.60, 0.30, 0.75),
-        Scanner(curve=1.4, bias=0.10, coil=0.3, coil_direction=(0.0, -1.0, 0.0), blur=(0.5, 0.7, 0.7), noise=0.036,
-                gain=240.0),
-        spacing=1.7, slice_spacing=4.2, enlarged=0.8, counts=(7, 2, 4),
+        Scanner(
+            curve=1.4,
+            bias=0.10,
+            coil=0.3,
+            coil_direction=(0.0, -1.0, 0.0),
+            blur=(0.5, 0.7, 0.7),
+            noise=0.036,
+            gain=240.0,
+        ),
+        spacing=1.7,
+        slice_spacing=4.2,
+        enlarged=0.8,
+        counts=(7, 2, 4),
     ),
     "E": Site(
         "T2-weighted with fat suppression and a coil in the rectum: dark fat, flare",
         _signals(0.80, 0.50, 0.14, 0.26, 1.0),
         Scanner(bias=0.08, coil_direction=_FLAT, blur=(0.3, 0.6, 0.6), noise=0.028, gain=700.0),
-        spacing=1.4, slice_spacing=3.6, enlarged=0.3, counts=(6, 2, 4), coil_flare=0.9,
+        spacing=1.4,
+        slice_spacing=3.6,
+        enlarged=0.3,
+        counts=(6, 2, 4),
+        coil_flare=0.9,
     ),
     "F": Site(
         "T1-weighted: no contrast between the zones' fluid and muscle, bright fat",
         _signals(0.40, 0.50, 0.92, 0.34, 0.16),
-        Scanner(curve=1.1, bias=0.10, coil=0.3, coil_direction=(0.0, -1.0, 0.0), blur=(0.4, 0.6, 0.6), noise=0.024,
-                gain=400.0),
-        spacing=1.5, slice_spacing=3.8, enlarged=0.5, counts=(6, 2, 4),
+        Scanner(
+            curve=1.1,
+            bias=0.10,
+            coil=0.3,
+            coil_direction=(0.0, -1.0, 0.0),
+            blur=(0.4, 0.6, 0.6),
+            noise=0.024,
+            gain=400.0,
+        ),
+        spacing=1.5,
+        slice_spacing=3.8,
+        enlarged=0.5,
+        counts=(6, 2, 4),
     ),
-}  # fmt: skip
+}
 
 SITES: tuple[str, ...] = tuple(_SITES)
 DESCRIPTIONS: dict[str, str] = {name: f"like {site.description}" for name, site in _SITES.items()}
@@ -167,10 +212,14 @@ def _sample(stream: Stream, group: str) -> _Gland:
     return _Gland(
         half=(stream.uniform(18.0, 22.0), depth, width),
         centre=(stream.normal(-2.0, 2.0), stream.normal(-3.0, 2.0), stream.normal(0.0, 2.0)),
-        inner=(share * stream.uniform(0.95, 1.05), share), inner_lift=stream.uniform(0.18, 0.28) * depth,
-        rectum=stream.uniform(9.0, 14.0), gas=stream.uniform(0.0, 0.75), bladder=stream.uniform(16.0, 28.0),
-        hips=stream.uniform(33.0, 38.0), fat=stream.uniform(3.0, 7.0),
-    )  # fmt: skip
+        inner=(share * stream.uniform(0.95, 1.05), share),
+        inner_lift=stream.uniform(0.18, 0.28) * depth,
+        rectum=stream.uniform(9.0, 14.0),
+        gas=stream.uniform(0.0, 0.75),
+        bladder=stream.uniform(16.0, 28.0),
+        hips=stream.uniform(33.0, 38.0),
+        fat=stream.uniform(3.0, 7.0),
+    )
 
 
 def _axes(site: Site, gland: _Gland, factors: tuple[int, int, int]) -> tuple[Floats, Floats, Floats]:
@@ -178,11 +227,7 @@ def _axes(site: Site, gland: _Gland, factors: tuple[int, int, int]) -> tuple[Flo
     steps = (site.slice_spacing, site.spacing, site.spacing)
     up, back, side = centred_axes(SHAPE, factors, steps)
     middle = gland.centre
-    return (
-        (up - middle[0])[:, None, None],
-        (back - middle[1])[None, :, None],
-        (side - middle[2])[None, None, :],
-    )
+    return ((up - middle[0])[:, None, None], (back - middle[1])[None, :, None], (side - middle[2])[None, None, :])
 
 
 def _flare(site: Site, gland: _Gland) -> Floats:
@@ -193,17 +238,13 @@ def _flare(site: Site, gland: _Gland) -> Floats:
     return (1.0 + site.coil_flare / (1.0 + distance)) / (1.0 + 0.35 * site.coil_flare)
 
 
-def _ellipsoid(
-    axes: tuple[Floats, Floats, Floats], middle: tuple[float, ...], half: tuple[float, ...]
-) -> Floats:
+def _ellipsoid(axes: tuple[Floats, Floats, Floats], middle: tuple[float, ...], half: tuple[float, ...]) -> Floats:
     """About the signed distance (mm) to an ellipsoid along the axes."""
     squares = [((axis - at) * (1.0 / size)) ** 2 for axis, at, size in zip(axes, middle, half, strict=True)]
     return (np.sqrt(squares[0] + squares[1] + squares[2]) - 1.0) * min(half)
 
 
-def _draw(
-    stream: Stream, site: Site, gland: _Gland, signals: dict[str, float]
-) -> tuple[Floats, Floats, Floats]:
+def _draw(stream: Stream, site: Site, gland: _Gland, signals: dict[str, float]) -> tuple[Floats, Floats, Floats]:
     """Tissue signals and the signed distances to the gland and to its transition zone."""
     axes = _axes(site, gland, _FINE)
     size, pitch = tuple(n * f for n, f in zip(SHAPE, _FINE, strict=True)), site.spacing / _FINE[1]
@@ -226,9 +267,13 @@ def _draw(
 
 
 def _draw_pelvis(
-    gland: _Gland, signals: dict[str, float], axes: tuple[Floats, Floats, Floats], coarse: Floats, texture: Floats,
+    gland: _Gland,
+    signals: dict[str, float],
+    axes: tuple[Floats, Floats, Floats],
+    coarse: Floats,
+    texture: Floats,
     pitch: float,
-) -> Floats:  # fmt: skip
+) -> Floats:
     """Fat, obturator and levator muscles, pubic bones, rectum with gas, and the bladder above."""
     up, back, side = axes
     canvas = signals["fat"] * (1.0 + 0.06 * coarse + 0.04 * texture)

@@ -33,9 +33,7 @@ class Stream:
     def uniforms(self, *shape: int) -> Floats:
         """Draws from [0, 1) in an array of this shape."""
         raw = self._bits.random_raw(int(np.prod(shape)))
-        return (np.asarray(raw, dtype=np.uint64) >> np.uint64(11)).astype(np.float64).reshape(
-            shape
-        ) * 2.0**-53
+        return (np.asarray(raw, dtype=np.uint64) >> np.uint64(11)).astype(np.float64).reshape(shape) * 2.0**-53
 
     def normal(self, mean: float = 0.0, deviation: float = 1.0) -> float:
         """One nearly normal draw."""

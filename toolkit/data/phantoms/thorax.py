@@ -118,7 +118,9 @@ def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Th
     aorta = stream.uniform(9.0, 13.0)
     return Thorax(
         centre=(axes[0] - left, stream.uniform(5.0, 35.0)),
-        axes=axes, fat=fat, muscle=muscle,
+        axes=axes,
+        fat=fat,
+        muscle=muscle,
         pericardial_fat=stream.uniform(0.5, 3.5),
         diaphragm=floor,
         tilt=stream.uniform(-0.12, 0.28),
@@ -126,16 +128,30 @@ def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Th
         liver_edge=stream.uniform(0.0, 35.0),
         aorta=(heart_radius + aorta + stream.uniform(4.0, 14.0), stream.uniform(2.0, 0.8 * floor), aorta),
         spine=(heart_radius + stream.uniform(50.0, 62.0), stream.uniform(15.0, 45.0), stream.uniform(17.0, 21.0)),
-        stomach=(stream.uniform(35.0, 60.0), floor + stream.uniform(22.0, 40.0), stream.uniform(20.0, 34.0),
-                 stream.uniform(13.0, 22.0), stream.uniform()),
-        spleen=(stream.uniform(70.0, 95.0), floor + stream.uniform(8.0, 25.0), stream.uniform(12.0, 18.0),
-                stream.uniform(22.0, 34.0)),
+        stomach=(
+            stream.uniform(35.0, 60.0),
+            floor + stream.uniform(22.0, 40.0),
+            stream.uniform(20.0, 34.0),
+            stream.uniform(13.0, 22.0),
+            stream.uniform(),
+        ),
+        spleen=(
+            stream.uniform(70.0, 95.0),
+            floor + stream.uniform(8.0, 25.0),
+            stream.uniform(12.0, 18.0),
+            stream.uniform(22.0, 34.0),
+        ),
         organs=tuple(
-            (stream.uniform(-40.0, 90.0), floor + stream.uniform(14.0, 62.0), stream.uniform(7.0, 17.0),
-             stream.uniform(7.0, 17.0), stream.uniform(0.2, 1.0))
+            (
+                stream.uniform(-40.0, 90.0),
+                floor + stream.uniform(14.0, 62.0),
+                stream.uniform(7.0, 17.0),
+                stream.uniform(7.0, 17.0),
+                stream.uniform(0.2, 1.0),
+            )
             for _ in range(5)
         ),
-    )  # fmt: skip
+    )
 
 
 def draw_thorax(stream: Stream, thorax: Thorax, level: float, grid: Grid, signals: Signals) -> Floats:
@@ -179,9 +195,7 @@ def _draw_ribs(
         t = turn + 0.24 * (k - 4) + stream.uniform(-0.04, 0.04)
         # Points of a circle by the rational parametrisation, squeezed to the ellipse.
         c, s = -(1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
-        row, column = grid.index(
-            centre[0] + (thorax.axes[0] - depth) * c, centre[1] + (thorax.axes[1] - depth) * s
-        )
+        row, column = grid.index(centre[0] + (thorax.axes[0] - depth) * c, centre[1] + (thorax.axes[1] - depth) * s)
         size = stream.uniform(0.25, 0.5) * thorax.muscle / grid.pitch
         stamp_disc(mask, row, column, size, 2.0, stream.uniform(0.5, 1.0))
     paint(canvas, signals["bone"] * 0.55, mask)
@@ -220,9 +234,15 @@ def _draw_back(canvas: Floats, thorax: Thorax, inside: Floats, grid: Grid, signa
 
 
 def _draw_abdomen(
-    stream: Stream, canvas: Floats, thorax: Thorax, level: float, inner: Floats, grid: Grid, signals: Signals,
+    stream: Stream,
+    canvas: Floats,
+    thorax: Thorax,
+    level: float,
+    inner: Floats,
+    grid: Grid,
+    signals: Signals,
     fields: tuple[Floats, Floats],
-) -> None:  # fmt: skip
+) -> None:
     """Below the diaphragm: bowel and kidney in fat, spleen, stomach, and the liver with its vessels before them."""
     relief, texture = fields
     pitch, lift = grid.pitch, thorax.rise * level
@@ -232,10 +252,7 @@ def _draw_abdomen(
     spleen, stomach = thorax.spleen, thorax.stomach
     hollow = signals["air"] + stomach[4] * signals["fluid"]
     contents = [(organ[:4], signals["muscle"], organ[4] * signals["fluid"], 2.5) for organ in thorax.organs]
-    contents += [
-        (spleen, signals["spleen"], signals["spleen"], 1.0),
-        (stomach[:4], signals["muscle"], hollow, 3.5),
-    ]
+    contents += [(spleen, signals["spleen"], signals["spleen"], 1.0), (stomach[:4], signals["muscle"], hollow, 3.5)]
     for (ox, oy, long, short), wall, content, thickness in contents:
         place, part = grid.window((ox, oy - lift), 1.4 * max(long, short) + 4.0)
         organ = part.ellipse((ox, oy - lift), (long, short)) + 2.0 * relief[place]

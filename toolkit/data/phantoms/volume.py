@@ -27,12 +27,23 @@ def centred_axes(shape: Sequence[int], factors: Sequence[int], steps: Sequence[f
 
 
 def finished(
-    image: NDArray[np.float32], label: NDArray[np.uint8], spacing: tuple[float, float], group: str,
-    subjects: Mapping[str, Sequence[int]], site: str, subject: int,
-) -> Phantom:  # fmt: skip
+    image: NDArray[np.float32],
+    label: NDArray[np.uint8],
+    spacing: tuple[float, float],
+    group: str,
+    subjects: Mapping[str, Sequence[int]],
+    site: str,
+    subject: int,
+) -> Phantom:
     """The volume with all that is known of it; `spacing` is (pixel, slice) in mm."""
     pixel, between = spacing
     return Phantom(
-        image=image, label=label, spacing=(pixel, pixel), slice_spacing=between, group=group,
-        split=split_of(subjects, subject), site=site, subject=subject,
-    )  # fmt: skip
+        image=image,
+        label=label,
+        spacing=(pixel, pixel),
+        slice_spacing=between,
+        group=group,
+        split=split_of(subjects, subject),
+        site=site,
+        subject=subject,
+    )

@@ -10,6 +10,11 @@ from toolkit.models.med_disseg.network import (
 )
 
 __all__ = [
-    "MedDisSeg", "MedDisSegOutput", "MedDisSegStageOne", "load_backbone", "med_disseg", "med_disseg_stage_one",
+    "MedDisSeg",
+    "MedDisSegOutput",
+    "MedDisSegStageOne",
+    "load_backbone",
+    "med_disseg",
+    "med_disseg_stage_one",
     "transfer_encoder",
-]  # fmt: skip
+]

@@ -53,9 +53,7 @@ def encoder_blocks(in_channels: int, width: int = 64) -> dict[str, nn.Sequential
         nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU()
     )
     stages = [
-        _stage(
-            width if k == 0 else width * 2 ** (k - 1) * _EXPANSION, width * 2**k, units, 1 if k == 0 else 2
-        )
+        _stage(width if k == 0 else width * 2 ** (k - 1) * _EXPANSION, width * 2**k, units, 1 if k == 0 else 2)
         for k, units in enumerate((3, 4, 6))
     ]
     blocks = (stem, nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), stages[0]), *stages[1:])
@@ -68,9 +66,7 @@ def encoder_blocks(in_channels: int, width: int = 64) -> dict[str, nn.Sequential
 
 def _stage(inputs: int, width: int, units: int, stride: int) -> nn.Sequential:
     outputs = width * _EXPANSION
-    return nn.Sequential(
-        ResidualUnit(inputs, width, stride), *(ResidualUnit(outputs, width) for _ in range(units - 1))
-    )
+    return nn.Sequential(ResidualUnit(inputs, width, stride), *(ResidualUnit(outputs, width) for _ in range(units - 1)))
 
 
 def load_backbone(
@@ -102,9 +98,7 @@ def load_backbone(
 
 def _check_hash(weights: str | os.PathLike[str] | Mapping[str, Tensor], expected: str) -> None:
     if isinstance(weights, Mapping) or not re.fullmatch(r"[0-9a-fA-F]{8,64}", expected):
-        raise CheckpointError(
-            "sha256 needs a file and 8 to 64 hexadecimal digits.", where=f"sha256={expected!r}"
-        )
+        raise CheckpointError("sha256 needs a file and 8 to 64 hexadecimal digits.", where=f"sha256={expected!r}")
     if not os.path.isfile(weights):
         raise CheckpointError("There is no such weights file.", where=str(weights))
     with open(weights, "rb") as stream:

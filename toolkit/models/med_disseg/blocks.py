@@ -50,11 +50,7 @@ class TeLU(nn.Module):
 
 def upsample(x: Tensor, factor: int) -> Tensor:
     """Bilinear enlargement with aligned corners, the only one these networks use."""
-    return (
-        functional.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=True)
-        if factor > 1
-        else x
-    )
+    return functional.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=True) if factor > 1 else x
 
 
 class ConvolutionUnit(nn.Module):
@@ -70,8 +66,7 @@ class ConvolutionUnit(nn.Module):
         super().__init__()
         padding = dilation * (kernel // 2)
         self.conv = nn.Sequential(
-            nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
-            nn.BatchNorm2d(outputs),
+            nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False), nn.BatchNorm2d(outputs)
         )
         self.telu = TeLU() if activation else nn.Identity()
 
@@ -136,9 +131,7 @@ class ConvolutionalAttention(nn.Module):
         hidden = channels // reduction
         # released weights number these layers after a pooling and a flattening layer without weights
         self.channel_mlp = nn.Sequential(
-            OrderedDict(
-                [("2", nn.Linear(channels, hidden)), ("3", TeLU()), ("4", nn.Linear(hidden, channels))]
-            )
+            OrderedDict([("2", nn.Linear(channels, hidden)), ("3", TeLU()), ("4", nn.Linear(hidden, channels))])
         )
         self.spatial_conv = nn.Conv2d(2, 1, 7, padding=3)
 

@@ -73,16 +73,12 @@ class Decoupling(nn.Module):
         super().__init__()
         for part in ("fg", "bg", "uc"):
             stack = nn.Sequential(
-                ConvolutionUnit(inputs, width),
-                ConvolutionUnit(width, outputs),
-                ConvolutionUnit(outputs, outputs, 1),
+                ConvolutionUnit(inputs, width), ConvolutionUnit(width, outputs), ConvolutionUnit(outputs, outputs, 1)
             )
             self.add_module(f"cbt_{part}", stack)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        foreground, background, uncertain = (
-            self.get_submodule(f"cbt_{part}")(x) for part in ("fg", "bg", "uc")
-        )
+        foreground, background, uncertain = (self.get_submodule(f"cbt_{part}")(x) for part in ("fg", "bg", "uc"))
         return foreground, background, uncertain
 
 
@@ -100,9 +96,7 @@ class AuxiliaryHeads(nn.Module):
             layers += [nn.Conv2d(widths[-1], 1, 1)]
             self.add_module(f"branch_{part}", nn.Sequential(*layers))
 
-    def forward(
-        self, foreground: Tensor, background: Tensor, uncertain: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, foreground: Tensor, background: Tensor, uncertain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return (
             self.get_submodule("branch_fg")(foreground),
             self.get_submodule("branch_bg")(background),
@@ -141,9 +135,7 @@ class ContrastDrivenAggregation(nn.Module):
         self.attn_bg = nn.Linear(channels, heads * 81)
         self.proj = nn.Linear(channels, channels)
         self.input_cbt = nn.Sequential(ConvolutionUnit(inputs, channels), ConvolutionUnit(channels, channels))
-        self.output_cbt = nn.Sequential(
-            ConvolutionUnit(channels, channels), ConvolutionUnit(channels, channels)
-        )
+        self.output_cbt = nn.Sequential(ConvolutionUnit(channels, channels), ConvolutionUnit(channels, channels))
 
     def forward(self, x: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
         x = self.input_cbt(x).permute(0, 2, 3, 1)

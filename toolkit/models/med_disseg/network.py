@@ -84,8 +84,10 @@ class _Encoder(nn.Module):
     def _describe(self, name: str, taps: dict[str, str], **arguments: Any) -> None:
         self.toolkit_config: dict[str, Any] = {"name": name, "arguments": arguments}
         self.toolkit_taps: dict[str, str] = {
-            **taps, "bottleneck": "layer3", **{f"encoder_{k}": f"layer{k - 1}" for k in (1, 2, 3, 4)}
-        }  # fmt: skip
+            **taps,
+            "bottleneck": "layer3",
+            **{f"encoder_{k}": f"layer{k - 1}" for k in (1, 2, 3, 4)},
+        }
 
 
 class MedDisSegStageOne(_Encoder):
@@ -104,9 +106,12 @@ class MedDisSegStageOne(_Encoder):
         super().__init__(in_channels, out_channels, encoder_width)
         self.head = AttentiveHead(self.widths, self.maps, (2, 4, 8, 16))
         self._describe(
-            "med_disseg_stage_one", {"head_input": "head.conv_fuse:input", "pre_activation": "head.conv4.conv.1"},
-            in_channels=in_channels, out_channels=out_channels, encoder_width=encoder_width,
-        )  # fmt: skip
+            "med_disseg_stage_one",
+            {"head_input": "head.conv_fuse:input", "pre_activation": "head.conv4.conv.1"},
+            in_channels=in_channels,
+            out_channels=out_channels,
+            encoder_width=encoder_width,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, H, W)."""
@@ -137,9 +142,13 @@ class MedDisSeg(_Encoder):
     """
 
     def __init__(
-        self, in_channels: int = 3, out_channels: int = 2, width: int = 128, encoder_width: int = 64,
+        self,
+        in_channels: int = 3,
+        out_channels: int = 2,
+        width: int = 128,
+        encoder_width: int = 64,
         encoder_attention: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(in_channels, out_channels, encoder_width)
         if width < 16 or width % 16:
             raise ConfigError(f"width must be a multiple of 16, not {width}.", where="med_disseg(width=...)")
@@ -151,9 +160,7 @@ class MedDisSeg(_Encoder):
                 self.add_module(f"preprocess_{part}{level}", GuideUpsampler(width, width, 4 - level))
         self.aux_head = AuxiliaryHeads(width)
         for level in (4, 3, 2, 1):
-            self.add_module(
-                f"cdfa{level}", ContrastDrivenAggregation(width if level == 4 else 2 * width, width)
-            )
+            self.add_module(f"cdfa{level}", ContrastDrivenAggregation(width if level == 4 else 2 * width, width))
         self.decoder_small = CalibratedDecoder(width, width, width)
         self.decoder_middle = CalibratedDecoder(width, width, width)
         self.decoder_large = CalibratedDecoder(width, width, width)
@@ -165,12 +172,18 @@ class MedDisSeg(_Encoder):
         self._describe(
             "med_disseg",
             {
-                "head_input": "output_block.c3:input", "pre_activation": "output_block.c2.conv.1",
-                "decoder_1": "decoder_small", "decoder_2": "decoder_middle", "decoder_3": "decoder_large",
+                "head_input": "output_block.c3:input",
+                "pre_activation": "output_block.c2.conv.1",
+                "decoder_1": "decoder_small",
+                "decoder_2": "decoder_middle",
+                "decoder_3": "decoder_large",
             },
-            in_channels=in_channels, out_channels=out_channels, width=width, encoder_width=encoder_width,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            width=width,
+            encoder_width=encoder_width,
             encoder_attention=encoder_attention,
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, H, W) of an image (B, in_channels, H, W); no auxiliary maps."""
@@ -207,9 +220,7 @@ class MedDisSeg(_Encoder):
 
 
 @register("model", "med_disseg_stage_one")
-def med_disseg_stage_one(
-    in_channels: int = 3, out_channels: int = 2, encoder_width: int = 64
-) -> MedDisSegStageOne:
+def med_disseg_stage_one(in_channels: int = 3, out_channels: int = 2, encoder_width: int = 64) -> MedDisSegStageOne:
     """Build Med-DisSeg's first-stage network, a `MedDisSegStageOne`; 8 673 884 parameters by default.
 
     Args:
@@ -222,9 +233,12 @@ def med_disseg_stage_one(
 
 @register("model", "med_disseg")
 def med_disseg(
-    in_channels: int = 3, out_channels: int = 2, width: int = 128, encoder_width: int = 64,
+    in_channels: int = 3,
+    out_channels: int = 2,
+    width: int = 128,
+    encoder_width: int = 64,
     encoder_attention: bool = False,
-) -> MedDisSeg:  # fmt: skip
+) -> MedDisSeg:
     """Build Med-DisSeg's second-stage network, a `MedDisSeg`; 45 559 635 parameters by default.
 
     Args:

@@ -15,6 +15,16 @@ from toolkit.show.widgets.similarity import SimilarityExplorer, similarity_explo
 from toolkit.show.widgets.state import Control, Explorer
 
 __all__ = [
-    "CamExplorer", "Control", "DriftExplorer", "Explorer", "MaskExplorer", "SimilarityExplorer", "TrainingMonitor",
-    "cam_explorer", "drift_explorer", "mask_explorer", "similarity_explorer", "training_monitor",
-]  # fmt: skip
+    "CamExplorer",
+    "Control",
+    "DriftExplorer",
+    "Explorer",
+    "MaskExplorer",
+    "SimilarityExplorer",
+    "TrainingMonitor",
+    "cam_explorer",
+    "drift_explorer",
+    "mask_explorer",
+    "similarity_explorer",
+    "training_monitor",
+]

@@ -25,13 +25,18 @@ from toolkit.show.widgets.state import Control, Explorer
 
 INPUT_METHODS = tuple(name for name in attribution.METHODS if name != "layer_conductance")
 TARGETS = (
-    ("inside the prediction", "prediction"), ("inside the reference", "reference"), ("whole image", "image"),
+    ("inside the prediction", "prediction"),
+    ("inside the reference", "reference"),
+    ("whole image", "image"),
     ("boundary of the prediction", "boundary"),
-)  # fmt: skip
+)
 NAMES = {
-    "grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++", "hires_cam": "HiResCAM", "layer_cam": "LayerCAM",
+    "grad_cam": "Grad-CAM",
+    "grad_cam++": "Grad-CAM++",
+    "hires_cam": "HiResCAM",
+    "layer_cam": "LayerCAM",
     **{name: name.replace("_", " ").capitalize() for name in INPUT_METHODS},
-}  # fmt: skip
+}
 SCALES = (("own scale for each map", "layer"), ("one shared scale", "shared"))
 _LARGE, _SMALL, _GAP, _LEFT, _WIDTH = 290, 104, 12, 14, 980
 
@@ -73,9 +78,13 @@ class CamExplorer(Explorer):
     title = "Class activation maps"
 
     def __init__(
-        self, models: Mapping[str, nn.Module], shelf: Shelf, layers: Mapping[str, Sequence[str]],
-        options: Mapping[str, Any], attribution_options: Mapping[str, Any],
-    ) -> None:  # fmt: skip
+        self,
+        models: Mapping[str, nn.Module],
+        shelf: Shelf,
+        layers: Mapping[str, Sequence[str]],
+        options: Mapping[str, Any],
+        attribution_options: Mapping[str, Any],
+    ) -> None:
         super().__init__()
         self.models, self.shelf, self.options = dict(models), shelf, dict(options)
         self.attribution_options = dict(attribution_options)
@@ -86,10 +95,16 @@ class CamExplorer(Explorer):
         stack = next(iter(shelf.stacks))
         classes = shelf.foreground()
         self._values = {
-            "case": stack, "slice": shelf.fullest(stack), "layer": first[min(len(first) - 1, len(first) // 2)],
-            "target_class": classes[-1][0], "target": "prediction", "method": "grad_cam", "opacity": 1.0, "scale": "layer",
+            "case": stack,
+            "slice": shelf.fullest(stack),
+            "layer": first[min(len(first) - 1, len(first) // 2)],
+            "target_class": classes[-1][0],
+            "target": "prediction",
+            "method": "grad_cam",
+            "opacity": 1.0,
+            "scale": "layer",
             "contours": True,
-        }  # fmt: skip
+        }
 
     def controls(self) -> list[Control]:
         """See `Explorer`."""
@@ -101,14 +116,16 @@ class CamExplorer(Explorer):
         return [
             Control("case", "case", "choice", stacks),
             Control("slice", "slice", "integer", low=0, high=last, hint="also arrow up and down on the picture"),
-            Control("layer", "layer", "choice", strip, hint="also a click on the strip, arrow left and right on the picture"),
+            Control(
+                "layer", "layer", "choice", strip, hint="also a click on the strip, arrow left and right on the picture"
+            ),
             Control("target_class", "class", "choice", classes),
             Control("target", "target", "choice", TARGETS),
             Control("method", "method", "choice", methods, hint="the last five are captum's, of the input"),
             Control("opacity", "opacity", "real", low=0, high=1, step=0.05),
             Control("scale", "colours", "choice", SCALES),
             Control("contours", "contours", "switch"),
-        ]  # fmt: skip
+        ]
 
     def adapt(self, changed: set[str]) -> None:
         """See `Explorer`: another stack opens at its fullest slice."""
@@ -146,14 +163,19 @@ class CamExplorer(Explorer):
         """
         page, target, method = self._page(), self.target(), self._values["method"]
         if method in INPUT_METHODS:
-            return self.memory.get(self._key(name), lambda: attribute(
-                self.models[name], [page.item], method, target, **{"steps": 16, "window": 16, **self.attribution_options}
-            ))  # fmt: skip
+            return self.memory.get(
+                self._key(name),
+                lambda: attribute(
+                    self.models[name],
+                    [page.item],
+                    method,
+                    target,
+                    **{"steps": 16, "window": 16, **self.attribution_options},
+                ),
+            )
         return self.memory.get(
             self._key(name),
-            lambda: grad_cam(
-                self.models[name], [page.item], self.layers[name], target, method=method, **self.options
-            ),
+            lambda: grad_cam(self.models[name], [page.item], self.layers[name], target, method=method, **self.options),
         )
 
     def wanted(self) -> list[tuple[Remembered, Key]]:
@@ -180,17 +202,19 @@ class CamExplorer(Explorer):
         planes = {
             layer: view.coarse(
                 np.asarray(one[0, 0], dtype=float),
-                lambda layer=layer: result.resized(layer)[0].sum(
-                    0
-                ),  # sum over the input's channels, one for a layer
+                lambda layer=layer: result.resized(layer)[0].sum(0),  # sum over the input's channels, one for a layer
             )
             for layer, one in raw.items()
         }
         return Maps(
-            view=view, picture=view.picture(result.image[0]), contours=view.plane(result.prediction[0]),
+            view=view,
+            picture=view.picture(result.image[0]),
+            contours=view.plane(result.prediction[0]),
             reference=None if result.label is None else np.clip(view.plane(result.label[0, 0]), 0, None),
-            maps=planes, status=status, limits={layer: float(one.abs().max()) or 1.0 for layer, one in raw.items()},
-        )  # fmt: skip
+            maps=planes,
+            status=status,
+            limits={layer: float(one.abs().max()) or 1.0 for layer, one in raw.items()},
+        )
 
     def _page(self) -> Page:
         return self.shelf.page(self._values["case"], self._values["slice"])
@@ -219,8 +243,13 @@ class CamExplorer(Explorer):
         words = {value: label for label, value in TARGETS}[state["target"]]
         name = self.shelf.classes[state["target_class"]]
         canvas.text(_LEFT, 6, f"{NAMES[state['method']]} of {name}, {words}", size=15, bold=True)
-        canvas.text(_LEFT, 26, "Raw signed maps at their own resolution: red raises the score, blue lowers it.", size=12,
-                    colour=FAINT)  # fmt: skip
+        canvas.text(
+            _LEFT,
+            26,
+            "Raw signed maps at their own resolution: red raises the score, blue lowers it.",
+            size=12,
+            colour=FAINT,
+        )
         canvas.key(640, 26, self.shelf.foreground())
 
     def _image(self, canvas: Canvas, one: Maps | None) -> None:
@@ -230,11 +259,7 @@ class CamExplorer(Explorer):
             return
         size = fitted(one.picture.shape[:2], one.view.aspect, _LARGE)
         labels = one.contours if one.reference is None else one.reference
-        tile = (
-            outlined(_tile(one.picture, size), labels)
-            if self._values["contours"]
-            else _tile(one.picture, size)
-        )
+        tile = outlined(_tile(one.picture, size), labels) if self._values["contours"] else _tile(one.picture, size)
         which = "prediction" if one.reference is None else "reference"
         slice_ = f", slice {page.position}" if page.position is not None else ""
         canvas.text(_LEFT, 46, f"{page.key}{slice_}: {which}", size=12, width=_LARGE)
@@ -288,10 +313,16 @@ class CamExplorer(Explorer):
 
 
 def cam_explorer(
-    model: nn.Module, task_or_cases: Any, compare: nn.Module | Mapping[str, nn.Module] | None = None, *,
-    layers: str | Sequence[str] | None = None, name: str = "network", split: str = "test",
-    attribution_options: Mapping[str, Any] | None = None, **options: Any,
-) -> CamExplorer:  # fmt: skip
+    model: nn.Module,
+    task_or_cases: Any,
+    compare: nn.Module | Mapping[str, nn.Module] | None = None,
+    *,
+    layers: str | Sequence[str] | None = None,
+    name: str = "network",
+    split: str = "test",
+    attribution_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> CamExplorer:
     """Explore class activation maps and captum's attributions: every block of a network, slice by slice.
 
     All layers' maps of a case and target come from one pass and are kept, so that walking along the layers and slices
@@ -321,16 +352,12 @@ def cam_explorer(
     if compare is not None:
         others = dict(compare) if isinstance(compare, Mapping) else {"compared network": compare}
         if len(others) != 1 or name in others:
-            raise ConfigError(
-                "Compare with exactly one network of another name.", where="cam_explorer(compare=...)"
-            )
+            raise ConfigError("Compare with exactly one network of another name.", where="cam_explorer(compare=...)")
         models |= others
     shelf = Shelf(task_or_cases, model, split)
     example = [next(iter(shelf.items.values()))]
     chosen = {
-        key: default_layers(one, example)
-        if layers is None
-        else resolve(one, layers, example, options.get("taps"))
+        key: default_layers(one, example) if layers is None else resolve(one, layers, example, options.get("taps"))
         for key, one in models.items()
     }
     return CamExplorer(models, shelf, chosen, options, attribution_options or {})

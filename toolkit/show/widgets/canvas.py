@@ -87,9 +87,17 @@ class Canvas:
         self.image.paste(Image.fromarray(pixels), (left, top))
 
     def text(
-        self, left: float, top: float, words: str, *, size: int = 13, colour: str = TEXT, bold: bool = False,
-        width: int | None = None, anchor: str = "la",
-    ) -> None:  # fmt: skip
+        self,
+        left: float,
+        top: float,
+        words: str,
+        *,
+        size: int = 13,
+        colour: str = TEXT,
+        bold: bool = False,
+        width: int | None = None,
+        anchor: str = "la",
+    ) -> None:
         """One line of text, cut with an ellipsis at `width` pixels."""
         font = _font(size, bold)
         if width is not None and font.getlength(words) > width:
@@ -98,22 +106,19 @@ class Canvas:
             words = f"{words.rstrip()}…"
         self._draw.text((left, top), words, font=font, fill=colour, anchor=anchor)
 
-    def frame(
-        self, left: int, top: int, width: int, height: int, colour: str = GRID, thickness: int = 1
-    ) -> None:
+    def frame(self, left: int, top: int, width: int, height: int, colour: str = GRID, thickness: int = 1) -> None:
         """A rectangle around (not over) an area."""
         for step in range(1, thickness + 1):
-            self._draw.rectangle((left - step, top - step, left + width + step - 1, top + height + step - 1),
-                                 outline=colour)  # fmt: skip
+            self._draw.rectangle(
+                (left - step, top - step, left + width + step - 1, top + height + step - 1), outline=colour
+            )
 
     def fill(self, left: int, top: int, width: int, height: int, colour: str) -> None:
         """A filled rectangle; nothing if it has no extent."""
         if width > 0 and height > 0:
             self._draw.rectangle((left, top, left + width - 1, top + height - 1), fill=colour)
 
-    def bar(
-        self, left: int, top: int, height: int, limits: tuple[float, float], scale: str, unit: str = ""
-    ) -> None:
+    def bar(self, left: int, top: int, height: int, limits: tuple[float, float], scale: str, unit: str = "") -> None:
         """An upright colour bar with its two ends named."""
         ramp = np.linspace(limits[1], limits[0], height)[:, None].repeat(10, 1)
         colours = rgba(ramp, *limits, scale)
@@ -203,22 +208,24 @@ def over(below: np.ndarray, colours: np.ndarray, opacity: float = 1.0) -> np.nda
     return (below * (1 - alpha) + colours[..., :3] * alpha + 0.5).astype(np.uint8)
 
 
-def heated(picture: np.ndarray, values: np.ndarray, limits: tuple[float, float], size: tuple[int, int],
-           opacity: float = 1.0, scale: str = "diverging_overlay") -> np.ndarray:  # fmt: skip
+def heated(
+    picture: np.ndarray,
+    values: np.ndarray,
+    limits: tuple[float, float],
+    size: tuple[int, int],
+    opacity: float = 1.0,
+    scale: str = "diverging_overlay",
+) -> np.ndarray:
     """A map of any resolution over an RGB picture, both enlarged to `size` without smoothing."""
     colours = rgba(values, *limits, scale)
     whole = [side / part for side, part in zip(picture.shape[:2], values.shape, strict=True)]
     if picture.shape[0] <= size[0] and all(factor >= 1 and factor.is_integer() for factor in whole):
-        blended = over(
-            picture, enlarged(colours, picture.shape[:2]), opacity
-        )  # fewer pixels, and the same ones
+        blended = over(picture, enlarged(colours, picture.shape[:2]), opacity)  # fewer pixels, and the same ones
         return enlarged(blended, size)
     return over(enlarged(picture, size), enlarged(colours, size), opacity)
 
 
-def coloured(
-    values: np.ndarray, limits: tuple[float, float], size: tuple[int, int], scale: str
-) -> np.ndarray:
+def coloured(values: np.ndarray, limits: tuple[float, float], size: tuple[int, int], scale: str) -> np.ndarray:
     """A map alone, in colour; NaN is light grey."""
     ground = np.full((*values.shape, 3), 225, np.uint8)
     return enlarged(over(ground, rgba(values, *limits, scale)), size)

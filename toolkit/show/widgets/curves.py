@@ -30,9 +30,7 @@ class CurvesView:
         import ipywidgets
 
         self.monitor = monitor
-        self.button = ipywidgets.Button(
-            description="Stop after this step", icon="stop", layout={"width": "200px"}
-        )
+        self.button = ipywidgets.Button(description="Stop after this step", icon="stop", layout={"width": "200px"})
         self.button.on_click(lambda _: monitor.stop())
         self.box = ipywidgets.VBox([self.button])
         self._made_for: tuple[object, ...] = ()
@@ -62,20 +60,29 @@ class CurvesView:
 
         figure = make_subplots(rows=1, cols=3, subplot_titles=list(TITLES.values()), horizontal_spacing=0.06)
         figure.update_layout(
-            width=1020, height=330, template="plotly_white", margin={"l": 45, "r": 10, "t": 40, "b": 40},
+            width=1020,
+            height=330,
+            template="plotly_white",
+            margin={"l": 45, "r": 10, "t": 40, "b": 40},
             legend={"font": {"size": 10}, "orientation": "h", "y": -0.2},
-        )  # fmt: skip
+        )
         figure.update_xaxes(title_text="step", range=[0, self.monitor.steps])
         state = self.monitor.state
         figure.layout.yaxis.type = "log" if state["logarithmic"] else "linear"
         for place, (part, name, steps, values) in enumerate(curves):
             figure.add_trace(
                 go.Scatter(
-                    name=name, x=steps, y=values, mode="lines+markers", line={"color": category(place)}, marker={"size": 4},
+                    name=name,
+                    x=steps,
+                    y=values,
+                    mode="lines+markers",
+                    line={"color": category(place)},
+                    marker={"size": 4},
                     visible=part in state["parts"],
                 ),
-                row=1, col=list(TITLES).index(part) + 1,
-            )  # fmt: skip
+                row=1,
+                col=list(TITLES).index(part) + 1,
+            )
         return go.FigureWidget(figure)
 
     def _update(self, curves: list[tuple[str, str, list[float], list[float]]]) -> None:

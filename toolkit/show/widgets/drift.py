@@ -43,28 +43,24 @@ class DriftExplorer(Explorer):
         self, features: Sequence[Features], cases: dict[str, Any], stages: Sequence[str], bootstrap: int
     ) -> None:
         super().__init__()
-        self.features, self.cases, self.stages, self.bootstrap = (
-            list(features),
-            cases,
-            list(stages),
-            bootstrap,
-        )
+        self.features, self.cases, self.stages, self.bootstrap = (list(features), cases, list(stages), bootstrap)
         self.rows: pd.DataFrame = self.features[0].cases
         if any(len(one.cases) != len(self.rows) for one in self.features):
             raise ResultError(
-                "The stages hold different rows.",
-                fix="Extract the same cases with the same seed at every stage.",
+                "The stages hold different rows.", fix="Extract the same cases with the same seed at every stage."
             )
         self.memory = Remembered(24, {("projection", "umap"): 10.0})  # mostly compiling, the first time
-        self.shown = np.unique(
-            np.linspace(0, len(self.rows) - 1, min(MOST_POINTS, len(self.rows))).astype(int)
-        )
+        self.shown = np.unique(np.linspace(0, len(self.rows) - 1, min(MOST_POINTS, len(self.rows))).astype(int))
         classes = tuple(sorted({int(index) for index in self.rows["class"]}))
         self.selected: tuple[int, ...] = tuple(np.flatnonzero(self.rows["case"] == self.rows["case"].iloc[0]))
         self._values = {
-            "stage": 1.0, "layer": self.features[0].layers[0], "method": "pca", "basis": "shared", "classes": classes,
+            "stage": 1.0,
+            "layer": self.features[0].layers[0],
+            "method": "pca",
+            "basis": "shared",
+            "classes": classes,
             "sites": tuple(dict.fromkeys(map(str, self.rows["site"]))),
-        }  # fmt: skip
+        }
         self._everything = dict(self._values)
 
     def controls(self) -> list[Control]:
@@ -74,14 +70,28 @@ class DriftExplorer(Explorer):
         sites = tuple((name or "unknown", name) for name in self._everything["sites"])
         bases = BASES if self._values["method"] != "umap" else BASES[:2]
         return [
-            Control("stage", "stage", "real", low=1, high=len(self.features), step=0.1, animated=True,
-                    hint="positions between two stages are interpolated, for the eye only"),
+            Control(
+                "stage",
+                "stage",
+                "real",
+                low=1,
+                high=len(self.features),
+                step=0.1,
+                animated=True,
+                hint="positions between two stages are interpolated, for the eye only",
+            ),
             Control("layer", "layer", "choice", tuple((name, name) for name in self.features[0].layers)),
-            Control("method", "projection", "choice", PROJECTIONS, hint="the first UMAP of a session is compiled before it runs"),
+            Control(
+                "method",
+                "projection",
+                "choice",
+                PROJECTIONS,
+                hint="the first UMAP of a session is compiled before it runs",
+            ),
             Control("basis", "axes from", "choice", bases),
             Control("classes", "classes", "several", classes),
             Control("sites", "sites", "several", sites),
-        ]  # fmt: skip
+        ]
 
     def adapt(self, changed: set[str]) -> None:
         """See `Explorer`: UMAP has no axes of each stage."""
@@ -135,9 +145,7 @@ class DriftExplorer(Explorer):
     def points(self) -> tuple[np.ndarray, np.ndarray]:
         """(rows, positions (n, 2)) of the points that the filters leave, at the current stage."""
         values = self._values
-        keep = self.rows["class"].isin(values["classes"]) & self.rows["site"].astype(str).isin(
-            values["sites"]
-        )
+        keep = self.rows["class"].isin(values["classes"]) & self.rows["site"].astype(str).isin(values["sites"])
         rows = self.shown[keep.to_numpy()[self.shown]]
         return rows, self.positions()[rows]
 
@@ -171,8 +179,13 @@ class DriftExplorer(Explorer):
             size=15,
             bold=True,
         )
-        canvas.text(_LEFT, 27, "Select points with the mouse in the figure, or walk from case to case with the arrow keys here.",
-                    size=12, colour=FAINT)  # fmt: skip
+        canvas.text(
+            _LEFT,
+            27,
+            "Select points with the mouse in the figure, or walk from case to case with the arrow keys here.",
+            size=12,
+            colour=FAINT,
+        )
         for place, name in enumerate(counts.index[:MOST_IMAGES]):
             self._voxels(canvas, _LEFT + place * (_SIDE + 14), str(name), chosen[chosen["case"] == name])
         return canvas
@@ -222,11 +235,7 @@ class DriftExplorer(Explorer):
 
 
 def drift_explorer(
-    features: Sequence[Features],
-    cases: Any = None,
-    *,
-    stages: Sequence[str] | None = None,
-    bootstrap: int = 100,
+    features: Sequence[Features], cases: Any = None, *, stages: Sequence[str] | None = None, bootstrap: int = 100
 ) -> DriftExplorer:
     """Explore how features move over training stages: a projection with a stage slider, its voxels, and drift numbers.
 
@@ -249,8 +258,9 @@ def drift_explorer(
     names = [f"stage {index + 1}" for index in range(len(stores))] if stages is None else list(stages)
     if len(stores) < 2 or len(names) != len(stores):
         raise ConfigError(
-            f"There are {len(stores)} stages and {len(names)} names.", where="drift_explorer",
+            f"There are {len(stores)} stages and {len(names)} names.",
+            where="drift_explorer",
             fix="Pass two stages or more, and one name for each.",
-        )  # fmt: skip
+        )
     known = cases.cases() if callable(getattr(cases, "cases", None)) else cases or []
     return DriftExplorer(stores, {case.id: case for case in known}, names, bootstrap)

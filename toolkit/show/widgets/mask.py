@@ -11,26 +11,12 @@ from torch import Tensor, nn
 
 from toolkit.explain.masking import mask_latent
 from toolkit.show.colours import FAINT
-from toolkit.show.widgets.canvas import (
-    ACCENT,
-    Area,
-    Canvas,
-    coloured,
-    enlarged,
-    fitted,
-    grey,
-    heated,
-    outlined,
-)
+from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, enlarged, fitted, grey, heated, outlined
 from toolkit.show.widgets.memory import Key, Remembered
 from toolkit.show.widgets.shelf import Page, Shelf, view_of
 from toolkit.show.widgets.state import Control, Explorer
 
-SCHEMES = (
-    ("channels, targeted", "channel"),
-    ("positions, targeted", "spatial"),
-    ("channels, dropout", "dropout"),
-)
+SCHEMES = (("channels, targeted", "channel"), ("positions, targeted", "spatial"), ("channels, dropout", "dropout"))
 SKIPS = (("keep the skip connections", "keep"), ("mask them too", "mask"), ("set them to zero", "zero"))
 NORMS = (("running statistics", "eval"), ("statistics of this image", "train"))
 _SIDE, _GAP, _LEFT = 215, 22, 14
@@ -49,9 +35,7 @@ class MaskExplorer(Explorer):
 
     title = "Masked latent code"
 
-    def __init__(
-        self, net: nn.Module, shelf: Shelf, layer: str, structured: bool, options: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, net: nn.Module, shelf: Shelf, layer: str, structured: bool, options: Mapping[str, Any]) -> None:
         super().__init__()
         self.net, self.shelf, self.layer, self.structured = net, shelf, layer, structured
         self.options, self.memory = dict(options), Remembered(64)
@@ -59,9 +43,16 @@ class MaskExplorer(Explorer):
         self.cursor: int | None = None
         stack = next(iter(shelf.stacks))
         self._values = {
-            "case": stack, "slice": shelf.fullest(stack), "scheme": "channel", "fraction": 0.3, "soft": True, "seed": 0,
-            "mode": "eval", "skips": "keep", "filled": False,
-        }  # fmt: skip
+            "case": stack,
+            "slice": shelf.fullest(stack),
+            "scheme": "channel",
+            "fraction": 0.3,
+            "soft": True,
+            "seed": 0,
+            "mode": "eval",
+            "skips": "keep",
+            "filled": False,
+        }
         if structured:
             del self._values["skips"]
 
@@ -132,9 +123,7 @@ class MaskExplorer(Explorer):
 
     def base(self) -> Any:
         """The `MaskedLatent` of the scheme alone, kept for later."""
-        return self.memory.get(
-            self._key(), lambda: mask_latent(self.net, [self._page().item], **self._arguments())
-        )
+        return self.memory.get(self._key(), lambda: mask_latent(self.net, [self._page().item], **self._arguments()))
 
     def result(self) -> Any:
         """The `MaskedLatent` of the current state, with what was clicked."""
@@ -152,9 +141,15 @@ class MaskExplorer(Explorer):
     def _arguments(self) -> dict[str, Any]:
         values = self._values
         return {
-            "scheme": values["scheme"], "fraction": values["fraction"], "soft": values["soft"], "seed": values["seed"],
-            "mode": values["mode"], "skips": values.get("skips", "keep"), "layer": self.layer, **self.options,
-        }  # fmt: skip
+            "scheme": values["scheme"],
+            "fraction": values["fraction"],
+            "soft": values["soft"],
+            "seed": values["seed"],
+            "mode": values["mode"],
+            "skips": values.get("skips", "keep"),
+            "layer": self.layer,
+            **self.options,
+        }
 
     def _key(self, by_hand: bool = False) -> Key:
         arguments = tuple(sorted((name, repr(value)) for name, value in self._arguments().items()))
@@ -200,18 +195,26 @@ class MaskExplorer(Explorer):
             labels, entropy = view.plane(result.segmentation[row][0]), view.plane(result.entropy[row][0])
             ground = enlarged(picture, size)
             seen = outlined(ground, labels, fill=0.5 if self._values["filled"] else 0.0)
-            tiles = [(f"{name}: segmentation", seen),
-                     (f"{name}: entropy, mean {entropy.mean():.3f} bit",
-                      heated(picture, entropy, (0.0, most), size, 0.85, "sequential"))]  # fmt: skip
+            tiles = [
+                (f"{name}: segmentation", seen),
+                (
+                    f"{name}: entropy, mean {entropy.mean():.3f} bit",
+                    heated(picture, entropy, (0.0, most), size, 0.85, "sequential"),
+                ),
+            ]
             if result.image is not None:
-                tiles.append(
-                    (f"{name}: decoded image", enlarged(grey(view.picture(result.image[row][0])), size))
-                )
+                tiles.append((f"{name}: decoded image", enlarged(grey(view.picture(result.image[row][0])), size)))
             for place, (title, tile) in enumerate(tiles, start=1):
                 self._put(canvas, place, top, title, tile)
-        self._put(canvas, 0, 66, f"{page.key}: {'reference' if result.label is not None else 'image'}",
-                  enlarged(picture, size) if result.label is None
-                  else outlined(enlarged(picture, size), np.clip(view.plane(result.label[0, 0]), 0, None)))  # fmt: skip
+        self._put(
+            canvas,
+            0,
+            66,
+            f"{page.key}: {'reference' if result.label is not None else 'image'}",
+            enlarged(picture, size)
+            if result.label is None
+            else outlined(enlarged(picture, size), np.clip(view.plane(result.label[0, 0]), 0, None)),
+        )
         self._code(canvas, 66 + size[0] + 24, size, result)
         canvas.bar(_LEFT + columns * (_SIDE + _GAP) - _GAP + 6, 66, size[0], (0.0, most), "sequential")
         self._numbers(canvas, 66 + 2 * (size[0] + 24), result)
@@ -222,15 +225,17 @@ class MaskExplorer(Explorer):
         scheme = {value: label for label, value in SCHEMES}[self._values["scheme"]]
         hand = f", {len(self.by_hand)} by hand" if self.by_hand else ""
         canvas.text(
-            _LEFT,
-            6,
-            f"{self._values['fraction']:.0%} of {result.layer}: {scheme}, {soft}{hand}",
-            size=15,
-            bold=True,
+            _LEFT, 6, f"{self._values['fraction']:.0%} of {result.layer}: {scheme}, {soft}{hand}", size=15, bold=True
         )
         before, after = (float(one[0]) for one in result.loss)
-        canvas.text(_LEFT, 27, f"cross-entropy {before:.3f} clean, {after:.3f} masked ({after - before:+.3f}), against the "
-                    f"{result.against}; batch norm: {result.bn_mode}", size=12, colour=FAINT)  # fmt: skip
+        canvas.text(
+            _LEFT,
+            27,
+            f"cross-entropy {before:.3f} clean, {after:.3f} masked ({after - before:+.3f}), against the "
+            f"{result.against}; batch norm: {result.bn_mode}",
+            size=12,
+            colour=FAINT,
+        )
 
     def _put(self, canvas: Canvas, column: int, top: int, title: str, tile: np.ndarray) -> None:
         left = _LEFT + column * (_SIDE + _GAP)
@@ -254,20 +259,11 @@ class MaskExplorer(Explorer):
         canvas.area(Area("code", _LEFT, top, width, height, rows, columns))
         for entry in self.by_hand:
             canvas.frame(
-                _LEFT + entry % columns * cell + 2,
-                top + entry // columns * cell + 2,
-                cell - 4,
-                cell - 4,
-                "white",
+                _LEFT + entry % columns * cell + 2, top + entry // columns * cell + 2, cell - 4, cell - 4, "white"
             )
         if self.cursor is not None:
             canvas.frame(
-                _LEFT + self.cursor % columns * cell,
-                top + self.cursor // columns * cell,
-                cell,
-                cell,
-                ACCENT,
-                2,
+                _LEFT + self.cursor % columns * cell, top + self.cursor // columns * cell, cell, cell, ACCENT, 2
             )
 
     def _numbers(self, canvas: Canvas, top: int, result: Any) -> None:
@@ -279,10 +275,22 @@ class MaskExplorer(Explorer):
             counts = [int((one == index).sum()) for one in foreground]
             words.append(f"{name} {counts[0]} to {counts[1]}")
         changed = float((foreground[0] != foreground[1]).float().mean())
-        canvas.text(_LEFT, top + 16, f"voxels, clean to masked: {', '.join(words)}; {changed:.1%} of the image changed",
-                    size=12, colour=FAINT, width=canvas.size[0] - 2 * _LEFT)  # fmt: skip
-        canvas.text(_LEFT, top + 34, "Click a cell of the code to mask or keep it (arrow keys and Enter do the same). "
-                    "Dark cells are masked.", size=11, colour=FAINT, width=canvas.size[0] - 2 * _LEFT)  # fmt: skip
+        canvas.text(
+            _LEFT,
+            top + 16,
+            f"voxels, clean to masked: {', '.join(words)}; {changed:.1%} of the image changed",
+            size=12,
+            colour=FAINT,
+            width=canvas.size[0] - 2 * _LEFT,
+        )
+        canvas.text(
+            _LEFT,
+            top + 34,
+            "Click a cell of the code to mask or keep it (arrow keys and Enter do the same). Dark cells are masked.",
+            size=11,
+            colour=FAINT,
+            width=canvas.size[0] - 2 * _LEFT,
+        )
 
 
 def mask_explorer(
@@ -307,9 +315,7 @@ def mask_explorer(
     from toolkit.features.modules import unwrap
 
     network = unwrap(net)
-    structured = callable(getattr(network, "encode", None)) and callable(
-        getattr(network, "decode_segmentation", None)
-    )
+    structured = callable(getattr(network, "encode", None)) and callable(getattr(network, "decode_segmentation", None))
     explorer = MaskExplorer(net, Shelf(task, net, split), layer, structured, options)
     with torch.no_grad():
         explorer.base()  # a wrong layer is reported here, not by the page

@@ -50,10 +50,7 @@ class TrainingMonitor(Explorer):
     def controls(self) -> list[Control]:
         """See `Explorer`."""
         parts = (("loss terms", "losses"), ("gradient ratios", "ratios"), ("validation scores", "scores"))
-        return [
-            Control("logarithmic", "losses on a log scale", "switch"),
-            Control("parts", "show", "several", parts),
-        ]
+        return [Control("logarithmic", "losses on a log scale", "switch"), Control("parts", "show", "several", parts)]
 
     @property
     def running(self) -> bool:
@@ -110,11 +107,7 @@ class TrainingMonitor(Explorer):
         """Part ("losses", "ratios", "scores") -> (name, steps, values) of every curve in the history."""
         from toolkit.show.compose_training import curve_columns
 
-        found: dict[str, list[tuple[str, list[float], list[float]]]] = {
-            "losses": [],
-            "ratios": [],
-            "scores": [],
-        }
+        found: dict[str, list[tuple[str, list[float], list[float]]]] = {"losses": [], "ratios": [], "scores": []}
         if self.history.empty:
             return found
         for column in curve_columns([self.history]):
@@ -149,8 +142,14 @@ class TrainingMonitor(Explorer):
             for name, _, values in found
             if values
         ]
-        canvas.text(_LEFT, 54, ", ".join(newest) or "nothing is logged yet", size=12, colour=TEXT if newest else FAINT,
-                    width=_WIDTH - 2 * _LEFT)  # fmt: skip
+        canvas.text(
+            _LEFT,
+            54,
+            ", ".join(newest) or "nothing is logged yet",
+            size=12,
+            colour=TEXT if newest else FAINT,
+            width=_WIDTH - 2 * _LEFT,
+        )
         return canvas
 
     def extra_views(self) -> list[Any]:
@@ -168,10 +167,7 @@ class TrainingMonitor(Explorer):
 
         if self.history.empty:
             return super().static_pictures()
-        return [
-            *super().static_pictures(),
-            static_png(training_curves({self.directory.path.name: self.history})),
-        ]
+        return [*super().static_pictures(), static_png(training_curves({self.directory.path.name: self.history}))]
 
 
 def training_monitor(run: Run | str | os.PathLike[str], *, interval: float = 0.5) -> TrainingMonitor:

@@ -36,9 +36,17 @@ class ScatterView:
         # made with its points: what is sent before the page has loaded the figure's script is lost
         self.figure: Any = go.FigureWidget(
             go.Scatter(mode="markers", hovertemplate="%{text}<extra></extra>", **start),
-            layout={"width": 620, "height": 460, "dragmode": "lasso", "template": "plotly_white", "showlegend": False,
-                    "margin": {"l": 50, "r": 10, "t": 60, "b": 40}, "title": {"text": self._title()}, **self._axes()},
-        )  # fmt: skip
+            layout={
+                "width": 620,
+                "height": 460,
+                "dragmode": "lasso",
+                "template": "plotly_white",
+                "showlegend": False,
+                "margin": {"l": 50, "r": 10, "t": 60, "b": 40},
+                "title": {"text": self._title()},
+                **self._axes(),
+            },
+        )
         self._outline = self._outlining = False
         self.figure.data[0].on_selection(self._outlined)
         self.figure.data[0].on_click(self._from_page)
@@ -116,20 +124,14 @@ def numbers_table(explorer: DriftExplorer) -> str:
         interval = f"{row['low']:.3g} to {row['high']:.3g}" if np.isfinite(row["low"]) else ""
         null = f"{row['null_low']:.3g} to {row['null_high']:.3g}" if np.isfinite(row["null_low"]) else ""
         stages = f"{explorer.stages[int(row['from']) - 1]} to {explorer.stages[int(row['to']) - 1]}"
-        cells = (
-            MEASURE_NAMES.get(row["measure"], row["measure"]),
-            stages,
-            f"{row['value']:.3g}",
-            interval,
-            null,
-        )
+        cells = (MEASURE_NAMES.get(row["measure"], row["measure"]), stages, f"{row['value']:.3g}", interval, null)
         lines.append(
-            "<tr>"
-            + "".join(f"<td style='padding:1px 6px'>{html.escape(cell)}</td>" for cell in cells)
-            + "</tr>"
+            "<tr>" + "".join(f"<td style='padding:1px 6px'>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
         )
-    head = "".join(f"<th style='padding:1px 6px;text-align:left'>{name}</th>"
-                   for name in ("measure", "stages", "value", "interval", "no drift"))  # fmt: skip
+    head = "".join(
+        f"<th style='padding:1px 6px;text-align:left'>{name}</th>"
+        for name in ("measure", "stages", "value", "interval", "no drift")
+    )
     classes = explorer.rows.groupby("class", sort=True)["class_name"].first()
     key = " ".join(
         f"<span style='color:{category(int(str(index)) - 1 if int(str(index)) > 0 else GREY)}'>&#9679;</span> {html.escape(str(name))}"

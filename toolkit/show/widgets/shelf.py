@@ -56,9 +56,7 @@ class Shelf:
             positions: Sequence[int | None] = [None] if len(size) == 2 else range(size[0])
             pages += [Page(item, key, position) for position in positions]
             self.items[key] = item
-            self.classes = self.classes or dict(
-                getattr(item, "classes", None) or _field(item, "classes") or {}
-            )
+            self.classes = self.classes or dict(getattr(item, "classes", None) or _field(item, "classes") or {})
         if not self.stacks:
             raise DataError("There are no images to explore.", fix="Pass a task, cases or arrays.")
         self.classes = self.classes or _numbered_classes(model, next(iter(self.stacks.values()))[0].item)
@@ -85,9 +83,7 @@ class Shelf:
 def view_of(page: Page, padded: Sequence[int], spacing: tuple[float, ...] | None) -> View:
     """The slice of an image as a `View`, at full resolution."""
     size = (
-        tuple(np.asarray(_image(page.item)).shape[1:])
-        if _is_case(page.item)
-        else tuple(page.item["image"].shape[1:])
+        tuple(np.asarray(_image(page.item)).shape[1:]) if _is_case(page.item) else tuple(page.item["image"].shape[1:])
     )
     return choose_view(size, tuple(padded), position=page.position, spacing=spacing, largest=10**6)
 
@@ -105,9 +101,7 @@ def default_layers(model: nn.Module, example: Any) -> list[str]:
     table = list_layers(model, example)
     dims = 4 if table["shape"].map(len).max() < 5 else 5
     names = [
-        n
-        for n, shape in zip(table["name"], table["shape"], strict=True)
-        if len(shape) in (3, dims) and "#" not in n
+        n for n, shape in zip(table["name"], table["shape"], strict=True) if len(shape) in (3, dims) and "#" not in n
     ]
     order = {name: place for place, name in enumerate(names)}
 

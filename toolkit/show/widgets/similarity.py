@@ -47,9 +47,14 @@ class SimilarityExplorer(Explorer):
         self.memory, self.maps_memory = Remembered(64, {"layers by rsa": 0.5}), Remembered(16)
         middle = len(features.layers) // 2
         self._values = {
-            "measure": "linear_cka", "form": "cosine", "layer_a": features.layers[middle], "layer_b": features.layers[middle],
-            "pair_of": "a", "channel_i": 0, "channel_j": 1,
-        }  # fmt: skip
+            "measure": "linear_cka",
+            "form": "cosine",
+            "layer_a": features.layers[middle],
+            "layer_b": features.layers[middle],
+            "pair_of": "a",
+            "channel_i": 0,
+            "channel_j": 1,
+        }
         if shelf is not None:
             stack = next(iter(shelf.stacks))
             self._values |= {"case": stack, "slice": shelf.fullest(stack)}
@@ -59,9 +64,7 @@ class SimilarityExplorer(Explorer):
         layers = tuple((name, name) for name in self.features.layers)
         last = self._channels(self._pair_layer()) - 1
         found = [
-            Control(
-                "measure", "layers by", "choice", tuple((label, name) for name, label in MEASURES.items())
-            ),
+            Control("measure", "layers by", "choice", tuple((label, name) for name, label in MEASURES.items())),
             Control("form", "channels by", "choice", tuple((name, name) for name in FORMS)),
             Control("layer_a", "layer A", "choice", layers),
             Control("layer_b", "layer B", "choice", layers),
@@ -110,8 +113,7 @@ class SimilarityExplorer(Explorer):
         """The `LayerSimilarity` of the current measure, kept for later."""
         measure = self._values["measure"]
         return self.memory.get(
-            (f"layers by {measure}",),
-            lambda: layer_similarity(self.features, method=measure, max_rows=RSA_ROWS),
+            (f"layers by {measure}",), lambda: layer_similarity(self.features, method=measure, max_rows=RSA_ROWS)
         )
 
     def channels(self, side: str) -> Any:
@@ -142,11 +144,7 @@ class SimilarityExplorer(Explorer):
 
         def run() -> tuple[Any, dict[str, Tensor]]:
             batch = next(iter(as_batches([page.item], model, batch_size=1)))
-            with (
-                untouched(model, "eval") as network,
-                torch.no_grad(),
-                capture(network, self.features.layers) as tape,
-            ):
+            with untouched(model, "eval") as network, torch.no_grad(), capture(network, self.features.layers) as tape:
                 unwrap(network)(batch.image.clone())
             size = tuple(batch.image.shape[2:])
             return batch, {name: to_maps(tape[name], size, name)[0].cpu() for name in self.features.layers}
@@ -155,14 +153,23 @@ class SimilarityExplorer(Explorer):
 
     def draw(self) -> Canvas:
         """See `Explorer`."""
-        canvas = Canvas(
-            2 * _LEFT + _NAMES + 3 * (_SIDE + 44), 66 + _SIDE + 46 + (_MAPS + 20 if self.shelf else 0)
-        )
+        canvas = Canvas(2 * _LEFT + _NAMES + 3 * (_SIDE + 44), 66 + _SIDE + 46 + (_MAPS + 20 if self.shelf else 0))
         values = self._values
-        canvas.text(_LEFT, 6, f"{MEASURES[values['measure']]} of the layers ({self.layers().rows} rows), {values['form']} similarity of the channels",
-                    size=15, bold=True)  # fmt: skip
-        canvas.text(_LEFT, 27, "Click a cell of the layer map, then a cell of a channel matrix. Arrow keys move over the layer "
-                    "map. Only living channels are drawn.", size=12, colour=FAINT)  # fmt: skip
+        canvas.text(
+            _LEFT,
+            6,
+            f"{MEASURES[values['measure']]} of the layers ({self.layers().rows} rows), {values['form']} similarity of the channels",
+            size=15,
+            bold=True,
+        )
+        canvas.text(
+            _LEFT,
+            27,
+            "Click a cell of the layer map, then a cell of a channel matrix. Arrow keys move over the layer "
+            "map. Only living channels are drawn.",
+            size=12,
+            colour=FAINT,
+        )
         self._layer_map(canvas, _LEFT + _NAMES, 66)
         self._matrix(canvas, _LEFT + _NAMES + _SIDE + 44, 66, "a")
         if values["layer_a"] != values["layer_b"]:
@@ -177,8 +184,14 @@ class SimilarityExplorer(Explorer):
         side = cell * len(names)
         matrix = np.asarray(found.matrix, dtype=float)
         row, column = names.index(self._values["layer_a"]), names.index(self._values["layer_b"])
-        canvas.text(left, top - 18, f"A: {names[row]}, B: {names[column]}: {matrix[row, column]:.3f}", size=12, bold=True,
-                    width=_SIDE + 20)  # fmt: skip
+        canvas.text(
+            left,
+            top - 18,
+            f"A: {names[row]}, B: {names[column]}: {matrix[row, column]:.3f}",
+            size=12,
+            bold=True,
+            width=_SIDE + 20,
+        )
         canvas.paste(coloured(matrix, (0.0, 1.0), (side, side), "sequential"), left, top)
         for place, name in enumerate(names):
             canvas.text(left - 4, top + (place + 0.5) * cell, name, size=11, anchor="rm", width=_NAMES - 4)
@@ -193,19 +206,19 @@ class SimilarityExplorer(Explorer):
         limits, scale = ((0.0, 1.0), "sequential") if form == "absolute" else ((-1.0, 1.0), "diverging")
         length = _SIDE // len(matrix) * len(matrix) if len(matrix) <= _SIDE else _SIDE
         canvas.text(
-            left,
-            top - 18,
-            f"{side.upper()}: {found.layer}, {len(matrix)} channels",
-            size=12,
-            bold=True,
-            width=_SIDE,
+            left, top - 18, f"{side.upper()}: {found.layer}, {len(matrix)} channels", size=12, bold=True, width=_SIDE
         )
         canvas.paste(coloured(matrix, limits, (length, length), scale), left, top)
         canvas.bar(left + length + 6, top, length, limits, scale)
         redundancy = found.scores[form]["all"]
         mean = float(redundancy[torch.isfinite(redundancy)].mean())
-        canvas.text(left, top + length + 4, f"redundancy {mean:.3f}; {len(found.dead)} channels are zero everywhere", size=11,
-                    colour=FAINT)  # fmt: skip
+        canvas.text(
+            left,
+            top + length + 4,
+            f"redundancy {mean:.3f}; {len(found.dead)} channels are zero everywhere",
+            size=11,
+            colour=FAINT,
+        )
         canvas.area(Area(f"channels {side}", left, top, length, length, len(matrix), len(matrix)))
         if side == self._values["pair_of"]:
             alive = found.channels.tolist()
@@ -238,11 +251,7 @@ class SimilarityExplorer(Explorer):
                 plane = plane[min(len(plane) - 1, int((view.position + 0.5) * len(plane) / view.padded[0]))]
             x = left + place * (size[1] + 60)
             canvas.text(
-                x,
-                top - 18,
-                f"{layer}, channel {name} = {self._values[f'channel_{name}']}",
-                size=12,
-                width=size[1] + 56,
+                x, top - 18, f"{layer}, channel {name} = {self._values[f'channel_{name}']}", size=12, width=size[1] + 56
             )
             canvas.paste(coloured(plane, (-limit, limit), size, "diverging"), x, top)
         x = left + 2 * (size[1] + 60)
@@ -251,9 +260,14 @@ class SimilarityExplorer(Explorer):
 
 
 def similarity_explorer(
-    source: Features | nn.Module, cases: Any = None, *, layers: str | Sequence[str] | None = None,
-    model: nn.Module | None = None, split: str = "test", extraction: Mapping[str, Any] | None = None,
-) -> SimilarityExplorer:  # fmt: skip
+    source: Features | nn.Module,
+    cases: Any = None,
+    *,
+    layers: str | Sequence[str] | None = None,
+    model: nn.Module | None = None,
+    split: str = "test",
+    extraction: Mapping[str, Any] | None = None,
+) -> SimilarityExplorer:
     """Explore how alike layers and channels are: a layer map, channel matrices, and the maps of a pair of channels.
 
     Args:

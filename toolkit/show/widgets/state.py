@@ -64,9 +64,10 @@ class Control:
                 return number
         known = ", ".join(map(str, values)) if values else f"a number from {self.low:g} to {self.high:g}"
         raise ConfigError(
-            f"{value!r} is no value of {self.name}.", where=f"explorer.set({self.name}=...)",
+            f"{value!r} is no value of {self.name}.",
+            where=f"explorer.set({self.name}=...)",
             fix="Use True or False." if self.kind == "switch" else f"Use {known}.",
-        )  # fmt: skip
+        )
 
 
 class Explorer:
@@ -127,9 +128,10 @@ class Explorer:
             unknown = set(changes) - {control.name for control in self.controls()}
             if unknown:
                 raise ConfigError(
-                    f"This explorer has no {', '.join(sorted(unknown))}.", where="explorer.set(...)",
+                    f"This explorer has no {', '.join(sorted(unknown))}.",
+                    where="explorer.set(...)",
                     fix=f"It has {', '.join(control.name for control in self.controls())}.",
-                )  # fmt: skip
+                )
             for name in [control.name for control in self.controls() if control.name in changes]:
                 (control,) = [one for one in self.controls() if one.name == name]
                 value = control.checked(changes[name])
@@ -213,9 +215,7 @@ class Explorer:
         self.pressed(key)
         return self
 
-    def listen(
-        self, listener: Callable[[], None], announcer: Callable[[str, bool], None] | None = None
-    ) -> None:
+    def listen(self, listener: Callable[[], None], announcer: Callable[[str, bool], None] | None = None) -> None:
         """Call a function after every change.
 
         Args:

@@ -30,11 +30,15 @@ class ExplorerView:
         self.picture.on_msg(self._from_picture)
         self.message = ipywidgets.HTML(layout={"min_height": "20px"})  # nothing moves when it speaks
         rows = [self._row(control) for control in explorer.controls()]
-        self.box = ipywidgets.VBox([
-            ipywidgets.HTML(f"<b>{html.escape(explorer.title)}</b> <small>{KEYBOARD}</small>"),
-            ipywidgets.Box(rows, layout={"flex_flow": "row wrap", "width": "100%"}),
-            self.message, self.picture, *explorer.extra_views(),
-        ])  # fmt: skip
+        self.box = ipywidgets.VBox(
+            [
+                ipywidgets.HTML(f"<b>{html.escape(explorer.title)}</b> <small>{KEYBOARD}</small>"),
+                ipywidgets.Box(rows, layout={"flex_flow": "row wrap", "width": "100%"}),
+                self.message,
+                self.picture,
+                *explorer.extra_views(),
+            ]
+        )
         self.box.add_class("toolkit-explorer")
         explorer.listen(self.follow, self.announce)
 
@@ -61,13 +65,13 @@ class ExplorerView:
 
         value = self.explorer.state[control.name]
         common: dict[str, Any] = {
-            "description": control.label, "tooltip": control.hint or control.label, "style": {"description_width": "initial"},
-        }  # fmt: skip
+            "description": control.label,
+            "tooltip": control.hint or control.label,
+            "style": {"description_width": "initial"},
+        }
         slim = {"width": "auto", "min_width": "150px", "max_width": "330px", "margin": "2px 12px 2px 2px"}
         if control.kind == "choice":
-            widget: Any = ipywidgets.Dropdown(
-                options=list(control.options), value=value, layout=slim, **common
-            )
+            widget: Any = ipywidgets.Dropdown(options=list(control.options), value=value, layout=slim, **common)
         elif control.kind == "several":
             rows = min(5, max(2, len(control.options)))
             widget = ipywidgets.SelectMultiple(
@@ -78,9 +82,13 @@ class ExplorerView:
         else:
             kind = ipywidgets.IntSlider if control.kind == "integer" else ipywidgets.FloatSlider
             widget = kind(
-                value=value, min=control.low, max=control.high, step=control.step, layout={**slim, "width": "300px"},
+                value=value,
+                min=control.low,
+                max=control.high,
+                step=control.step,
+                layout={**slim, "width": "300px"},
                 **common,
-            )  # fmt: skip
+            )
         widget.add_class(f"toolkit-{control.name}")
         widget.observe(lambda change: self._from_control(control.name, change["new"]), "value")
         return widget
@@ -107,9 +115,7 @@ class ExplorerView:
     def announce(self, words: str, failed: bool) -> None:
         """Say what the page waits for, or why that did not work out."""
         colour = "#a33" if failed else "#666"
-        self.message.value = (
-            f"<span class='toolkit-announced' style='color:{colour}'>{html.escape(words)}</span>"
-        )
+        self.message.value = f"<span class='toolkit-announced' style='color:{colour}'>{html.escape(words)}</span>"
         self._sync()
 
     def follow(self) -> None:
@@ -157,10 +163,12 @@ def show(explorer: Explorer) -> None:
     from IPython.display import HTML, Image, display
 
     display(explorer.view)
-    display(HTML(
-        f"<small>{html.escape(explorer.title)}: the picture when this cell was run. It stays when the notebook is reopened "
-        "without a kernel.</small>"
-    ))  # fmt: skip
+    display(
+        HTML(
+            f"<small>{html.escape(explorer.title)}: the picture when this cell was run. It stays when the notebook is reopened "
+            "without a kernel.</small>"
+        )
+    )
     for picture in explorer.static_pictures():
         pixels = int.from_bytes(picture[16:20], "big")  # IHDR: the width is the first field of a PNG
         display(Image(picture, format="png", width=min(pixels, 700)))
