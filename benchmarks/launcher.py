@@ -27,7 +27,7 @@ def train_steps(threads: int, clock: str) -> None:
     from interleave import CLOCKS
 
     from toolkit.models.unet import unet
-    from toolkit.objectives.segmentation import SegmentationObjective
+    from toolkit.training.segmentation import SegmentationObjective
     from toolkit.training.step import TrainingStep
 
     torch.set_num_threads(threads)

@@ -23,21 +23,26 @@ from interleave import CLOCKS, machine
 from segreg_step import direct_formula, peak_bytes
 from torch import nn
 
-from toolkit.models.fast_slow import fast_slow_network
-from toolkit.models.med_disseg import med_disseg
-from toolkit.models.self_reg_unet import self_reg_unet
-from toolkit.models.swin_unet import swin_unet
+from toolkit.methods.latent_augmentation.image_baselines import (
+    AdversarialBias,
+    AdversarialNoise,
+    RandomConvolution,
+    RandomWindows,
+)
+from toolkit.methods.latent_augmentation.network import fast_slow_network
+from toolkit.methods.latent_augmentation.objective import FastSlowObjective
+from toolkit.methods.latent_augmentation.regularizer import LatentAugmentation
+from toolkit.methods.med_disseg import med_disseg
+from toolkit.methods.med_disseg.objective import MedDisSegObjective
+from toolkit.methods.med_disseg.regularizer import Dispersive
+from toolkit.methods.segreg.regularizer import SegReg, sliced_epps_pulley, unit_directions
+from toolkit.methods.selfreg.regularizer import SelfReg
+from toolkit.methods.selfreg.swin_unet import swin_unet
+from toolkit.methods.selfreg.unet import self_reg_unet
 from toolkit.models.unet import unet
-from toolkit.objectives.base import Objective
-from toolkit.objectives.cooperative import FastSlowObjective
-from toolkit.objectives.med_disseg import MedDisSegObjective
-from toolkit.objectives.segmentation import SegmentationObjective
-from toolkit.regularizers.base import Regularizer
-from toolkit.regularizers.dispersive import Dispersive
-from toolkit.regularizers.image_baselines import AdversarialBias, AdversarialNoise, RandomConvolution, RandomWindows
-from toolkit.regularizers.latent_augmentation import LatentAugmentation
-from toolkit.regularizers.segreg import SegReg, sliced_epps_pulley, unit_directions
-from toolkit.regularizers.selfreg import SelfReg
+from toolkit.training.objective import Objective
+from toolkit.training.regularizer import Regularizer
+from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 
 RESULTS = Path(__file__).parent / "results" / "method_costs.json"

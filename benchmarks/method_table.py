@@ -23,18 +23,23 @@ from method_costs import measure, step_times, taught
 from torch import nn
 
 from toolkit.errors import ToolkitError
-from toolkit.models.fast_slow import fast_slow_network
-from toolkit.models.swin_unet import swin_unet
+from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting
+from toolkit.methods.latent_augmentation.image_baselines import (
+    AdversarialBias,
+    AdversarialNoise,
+    RandomConvolution,
+    RandomWindows,
+)
+from toolkit.methods.latent_augmentation.network import fast_slow_network
+from toolkit.methods.latent_augmentation.objective import FastSlowObjective
+from toolkit.methods.latent_augmentation.regularizer import LatentAugmentation
+from toolkit.methods.med_disseg.regularizer import Dispersive
+from toolkit.methods.segreg.regularizer import SegReg
+from toolkit.methods.selfreg.swin_unet import swin_unet
 from toolkit.models.unet import unet
-from toolkit.objectives.base import Objective
-from toolkit.objectives.cooperative import FastSlowObjective
-from toolkit.objectives.segmentation import SegmentationObjective
-from toolkit.regularizers.base import Regularizer
-from toolkit.regularizers.continual import ElasticWeights, LearningWithoutForgetting
-from toolkit.regularizers.dispersive import Dispersive
-from toolkit.regularizers.image_baselines import AdversarialBias, AdversarialNoise, RandomConvolution, RandomWindows
-from toolkit.regularizers.latent_augmentation import LatentAugmentation
-from toolkit.regularizers.segreg import SegReg
+from toolkit.training.objective import Objective
+from toolkit.training.regularizer import Regularizer
+from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 
 OUT = Path(__file__).parents[1] / "docs" / "methods.md"

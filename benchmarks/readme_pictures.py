@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from toolkit.apps.demo import BLOCKS
+from toolkit.apps.demo_report import PENULTIMATE, explained_case
 from toolkit.data.catalogue import load_task
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import Region
@@ -15,8 +17,6 @@ from toolkit.features.extract import extract
 from toolkit.measure.drift import drift
 from toolkit.show.compose_drift import drifts
 from toolkit.show.compose_explain import grad_cams
-from toolkit.show.demo import BLOCKS
-from toolkit.show.demo_report import PENULTIMATE, explained_case
 from toolkit.show.matplotlib_backend import write
 from toolkit.training.sequence import resume_sequence
 

@@ -24,8 +24,8 @@ import torch
 from interleave import machine
 
 import toolkit as tk
-from toolkit.recipes import Recipe
-from toolkit.recipes.recipe import Stage
+from toolkit.methods.recipe import Stage
+from toolkit.methods.recipes import Recipe
 from toolkit.training.run import Run
 
 RESULTS = Path(__file__).parent / "results" / "recipes_on_data.json"

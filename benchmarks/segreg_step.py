@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from toolkit.methods.segreg.regularizer import SegReg, sliced_epps_pulley, unit_directions
 from toolkit.models.unet import unet
-from toolkit.objectives.segmentation import SegmentationObjective
-from toolkit.regularizers.segreg import SegReg, sliced_epps_pulley, unit_directions
+from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

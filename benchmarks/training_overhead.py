@@ -23,12 +23,12 @@ import torch
 
 from toolkit.data.arrays import task_from_arrays
 from toolkit.models.unet import unet
-from toolkit.objectives.segmentation import SegmentationObjective
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.history import HistoryWriter
 from toolkit.training.loop import Loop, Plan, initial_checkpoint
+from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 
 BLOCK = 10

@@ -7,7 +7,9 @@ itself costs little more than torch. See the README for a tour.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from toolkit.registry import offer
 
 __version__ = "0.1.0"
 
@@ -32,31 +34,31 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.data.folder": ("task_from_folder",),
     "toolkit.data.join": ("join_tasks",),
     "toolkit.data.task": ("Task",),
-    "toolkit.models.fast_slow": ("fast_slow_network",),
+    "toolkit.methods.latent_augmentation.network": ("fast_slow_network",),
     "toolkit.models.load": ("load_weights",),
-    "toolkit.models.med_disseg": ("load_backbone", "med_disseg", "med_disseg_stage_one", "transfer_encoder"),
-    "toolkit.models.self_reg_unet": ("self_reg_unet",),
-    "toolkit.models.swin_unet": ("load_swin", "swin_unet"),
+    "toolkit.methods.med_disseg": ("load_backbone", "med_disseg", "med_disseg_stage_one", "transfer_encoder"),
+    "toolkit.methods.selfreg.unet": ("self_reg_unet",),
+    "toolkit.methods.selfreg.swin_unet": ("load_swin", "swin_unet"),
     "toolkit.models.unet": ("unet",),
     "toolkit.features.capture": ("capture",),
     "toolkit.features.extract": ("extract",),
     "toolkit.features.names": ("layers",),
     "toolkit.features.reader": ("open_features",),
     "toolkit.features.store": ("Features",),
-    "toolkit.objectives.cooperative": ("FastSlowObjective",),
-    "toolkit.objectives.med_disseg": ("MedDisSegObjective", "MedDisSegStageOneObjective"),
-    "toolkit.objectives.segmentation": ("SegmentationObjective",),
-    "toolkit.regularizers.augment_image": ("augment_image",),
-    "toolkit.regularizers.dispersive": ("Dispersive",),
-    "toolkit.regularizers.image_baselines": (
+    "toolkit.methods.latent_augmentation.objective": ("FastSlowObjective",),
+    "toolkit.methods.med_disseg.objective": ("MedDisSegObjective", "MedDisSegStageOneObjective"),
+    "toolkit.training.segmentation": ("SegmentationObjective",),
+    "toolkit.methods.latent_augmentation.augment_image": ("augment_image",),
+    "toolkit.methods.med_disseg.regularizer": ("Dispersive",),
+    "toolkit.methods.latent_augmentation.image_baselines": (
         "AdversarialBias",
         "AdversarialNoise",
         "RandomConvolution",
         "RandomWindows",
     ),
-    "toolkit.regularizers.latent_augmentation": ("LatentAugmentation",),
-    "toolkit.regularizers.segreg": ("SegReg",),
-    "toolkit.regularizers.selfreg": ("SelfReg",),
+    "toolkit.methods.latent_augmentation.regularizer": ("LatentAugmentation",),
+    "toolkit.methods.segreg.regularizer": ("SegReg",),
+    "toolkit.methods.selfreg.regularizer": ("SelfReg",),
     "toolkit.explain.attribute": ("attribute",),
     "toolkit.explain.faithfulness": ("faithfulness",),
     "toolkit.explain.gradcam": ("grad_cam",),
@@ -96,8 +98,8 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.show.report": ("report",),
 }
 
-# Rooms that are used by their own name: toolkit.recipes.segreg(task), toolkit.widgets.cam_explorer(model, task).
-_SUBMODULES = {"recipes": "toolkit.recipes", "widgets": "toolkit.show.widgets"}
+# Rooms that are used by their own name: toolkit.methods.segreg.recipe(task), toolkit.widgets.cam_explorer(model, task).
+_SUBMODULES = {"recipes": "toolkit.methods.recipes", "widgets": "toolkit.show.widgets"}
 _HOME = {name: module for module, public in _ROOMS.items() for name in public}
 __all__ = sorted([*_HOME, *_SUBMODULES])
 
@@ -116,5 +118,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if TYPE_CHECKING:
-    pass
+offer("toolkit.data", "toolkit.models", "toolkit.training", "toolkit.methods")

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     workshop.add_argument("--out", default="dist/workshop", help="folder of the bundle")
     workshop.add_argument("--notebooks", help="folder of the notebooks to take along")
     workshop.add_argument("--small", action="store_true", help="networks that are hardly trained, in seconds")
-    from toolkit.data.command import add_parser
+    from toolkit.apps.data_command import add_parser
 
     add_parser(each)
     return commands
@@ -53,15 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     if options.command == "gpu-check":
-        from toolkit.show.gpu_check import gpu_check
+        from toolkit.apps.gpu_check import gpu_check
 
         return gpu_check()
     if options.command == "data":
-        from toolkit.data import command
+        from toolkit.apps import data_command as command
 
         return command.run(options)
     if options.command == "workshop":
-        from toolkit.show.workshop import BundleSettings, build_bundle
+        from toolkit.apps.workshop import BundleSettings, build_bundle
 
         settings = BundleSettings.small() if options.small else BundleSettings()
         print(build_bundle(options.out, settings, notebooks=options.notebooks))
@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
         run = load_run(options.run)
         print(report(run, options.out or Path(options.run) / "report.html"))
         return 0
-    from toolkit.show.demo import DemoSettings, run_demo
+    from toolkit.apps.demo import DemoSettings, run_demo
 
     given = {key: value for key, value in vars(options).items() if key != "command"}
     run_demo(DemoSettings(**{**given, "sites": tuple(options.sites) if options.sites else None}))

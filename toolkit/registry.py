@@ -11,6 +11,17 @@ from toolkit.errors import ConfigError
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 _FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {}
+_PACKAGES: list[str] = []
+
+
+def offer(*packages: str) -> None:
+    """Name packages whose modules register objects; they are imported when a stored name is first looked up."""
+    _PACKAGES.extend(name for name in packages if name not in _PACKAGES)
+
+
+def packages() -> list[str]:
+    """What was offered."""
+    return list(_PACKAGES)
 
 
 def register(kind: str, name: str) -> Callable[[Factory], Factory]:

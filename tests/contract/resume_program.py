@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from toolkit.data.arrays import task_from_arrays
 from toolkit.data.task import Task
-from toolkit.regularizers.base import Regularizer, StepContext
 from toolkit.training.config import TrainConfig
+from toolkit.training.regularizer import Regularizer, StepContext
 from toolkit.training.run import Run
 from toolkit.training.start import resume, train
 

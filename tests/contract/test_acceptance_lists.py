@@ -12,21 +12,21 @@ UNIT = Path(__file__).parents[1] / "unit"
 # files, pattern of the names (every group is a number), and the numbers of the list
 LISTS: dict[str, tuple[tuple[str, ...], str, set[int]]] = {
     "SelfReg": (
-        ("regularizers/test_selfreg_properties.py",),
+        ("methods/selfreg/test_selfreg_properties.py",),
         r"test_(?:scr|ifd|total)_(\d\d)(?:_and_(\d\d))?_",
         set(range(1, 19)),
     ),
     "SegReg": (  # P17 to P19 concern a trainer of another framework
-        ("regularizers/test_segreg*.py", "regularizers/test_references.py", "training/test_sequence_drift.py"),
+        ("methods/segreg/test_segreg*.py", "methods/segreg/test_references.py", "training/test_sequence_drift.py"),
         r"test_p(\d\d)_",
         {*range(1, 17), 20},
     ),
     "latent augmentation": (
-        ("regularizers/test_latent_augmentation*.py", "models/test_fast_slow.py"),
+        ("methods/latent_augmentation/test_latent_augmentation*.py", "methods/latent_augmentation/test_fast_slow.py"),
         r"test_(\d\d)(?:_and_(\d\d))?_",
         set(range(1, 20)),
     ),
-    "dispersive loss": (("regularizers/test_dispersive*.py",), r"test_9_1_(\d+)_", set(range(1, 14))),
+    "dispersive loss": (("methods/med_disseg/test_dispersive*.py",), r"test_9_1_(\d+)_", set(range(1, 14))),
 }
 # The further lists of Med-DisSeg have no numbers: a test per line, by what it is about.
 UNNUMBERED = {
@@ -75,6 +75,6 @@ def test_every_number_has_a_test(name: str) -> None:
 
 @pytest.mark.parametrize("section", UNNUMBERED)
 def test_every_line_has_a_test(section: str) -> None:
-    names = names_in("*/test_*.py")
+    names = names_in("**/test_*.py")
     missing = [line for line in UNNUMBERED[section] if not any(n.startswith(f"test_{section}_{line}") for n in names)]
     assert not missing

@@ -19,10 +19,10 @@ import torch
 from toolkit.data.loader import Loader
 from toolkit.errors import RegularizerWarning
 from toolkit.measure.regularizer_health import regularizer_health
-from toolkit.regularizers.base import Regularizer
-from toolkit.regularizers.dispersive import Dispersive
+from toolkit.methods.med_disseg.regularizer import Dispersive
 from toolkit.training.checkpoint import read
 from toolkit.training.history import read_rows
+from toolkit.training.regularizer import Regularizer
 from toolkit.training.run import Run
 from toolkit.training.start import resume, train
 from toolkit.training.step import TrainingStep

@@ -13,26 +13,30 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "toolkit"
 
 # What each room may import besides itself. Rooms on one level do not import each other.
-FOUNDATION = {"errors", "registry", "results"}
+FOUNDATION = {"errors", "registry", "results", "files"}
 BELOW_MODELS = FOUNDATION | {"data"}
 BELOW_FEATURES = BELOW_MODELS | {"models"}
-BELOW_MIDDLE = BELOW_FEATURES | {"features"}
-MIDDLE = {"objectives", "regularizers", "explain", "measure"}
-BELOW_RECIPES = BELOW_MIDDLE | MIDDLE | {"training"}
+BELOW_INFERENCE = BELOW_FEATURES | {"features"}
+BELOW_MIDDLE = BELOW_INFERENCE | {"inference"}
+BELOW_METHODS = BELOW_MIDDLE | {"explain", "measure", "training"}
+BELOW_SHOW = BELOW_METHODS | {"methods", "integrations"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "registry": {"errors"},
-    "results": {"errors", "registry"},
+    "files": {"errors"},
+    "results": {"errors", "registry", "files"},
     "data": FOUNDATION,
     "models": BELOW_MODELS,
     "features": BELOW_FEATURES,
-    "objectives": BELOW_MIDDLE,
-    "regularizers": BELOW_MIDDLE,
+    "inference": BELOW_INFERENCE,
     "explain": BELOW_MIDDLE,
     "measure": BELOW_MIDDLE,
-    "training": BELOW_MIDDLE | MIDDLE,
-    "recipes": BELOW_RECIPES,
-    "show": BELOW_RECIPES | {"recipes"},
+    "training": BELOW_MIDDLE | {"explain", "measure"},
+    "methods": BELOW_METHODS,
+    "integrations": BELOW_METHODS,
+    "show": BELOW_SHOW,
+    "testing": BELOW_SHOW,
+    "apps": BELOW_SHOW | {"show", "testing"},
 }
 # `__init__` maps names lazily and `__main__` starts commands: they stand above the rooms.
 ABOVE = {"__init__", "__main__"}

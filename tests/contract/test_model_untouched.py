@@ -25,10 +25,10 @@ from toolkit.features.extract import extract
 from toolkit.features.names import layers, resolve
 from toolkit.features.replace import replaced
 from toolkit.features.untouched import untouched
-from toolkit.models.fast_slow import fast_slow_network
-from toolkit.models.med_disseg import med_disseg
-from toolkit.models.self_reg_unet import self_reg_unet
-from toolkit.models.swin_unet import swin_unet
+from toolkit.methods.latent_augmentation.network import fast_slow_network
+from toolkit.methods.med_disseg import med_disseg
+from toolkit.methods.selfreg.swin_unet import swin_unet
+from toolkit.methods.selfreg.unet import self_reg_unet
 from toolkit.models.unet import unet
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {

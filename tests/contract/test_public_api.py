@@ -133,7 +133,7 @@ def prints_in(tree: ast.Module) -> list[int]:
 
 def test_nothing_prints_but_the_commands() -> None:
     assert prints_in(ast.parse("def f():\n    print(1)")) == [2]
-    names = ("__main__.py", "data/command.py", "show/demo.py", "show/gpu_check.py")
+    names = ("__main__.py", "apps/data_command.py", "apps/demo.py", "apps/gpu_check.py")
     commands = {PACKAGE / name for name in names}
     printing = [
         f"{path.relative_to(ROOT)}:{line}"

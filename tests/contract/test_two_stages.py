@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from toolkit.methods.latent_augmentation.regularizer import LatentAugmentation
+from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet
-from toolkit.objectives.base import Objective
-from toolkit.objectives.segmentation import SegmentationObjective, soft_dice_loss
-from toolkit.regularizers.base import Regularizer
-from toolkit.regularizers.latent_augmentation import LatentAugmentation
-from toolkit.regularizers.segreg import SegReg
+from toolkit.training.objective import Objective
+from toolkit.training.regularizer import Regularizer
+from toolkit.training.segmentation import SegmentationObjective, soft_dice_loss
 from toolkit.training.step import TrainingStep
 
 
@@ -98,8 +98,8 @@ def test_two_stages_with_two_views_and_a_weight_transfer() -> None:
 
 def test_regularizers_of_both_kinds_share_one_step() -> None:
     """SegReg on the fast/slow network beside the deferred cooperative part."""
-    from toolkit.models.fast_slow import fast_slow_network
-    from toolkit.objectives.cooperative import FastSlowObjective
+    from toolkit.methods.latent_augmentation.network import fast_slow_network
+    from toolkit.methods.latent_augmentation.objective import FastSlowObjective
 
     torch.manual_seed(0)
     network = fast_slow_network(1, 3, width=2)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolkit.regularizers.base import Regularizer, StepContext
 from toolkit.training.checkpoint import read
+from toolkit.training.regularizer import Regularizer, StepContext
 from toolkit.training.run import Run
 from toolkit.training.start import train
 

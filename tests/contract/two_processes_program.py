@@ -10,8 +10,8 @@ import torch
 
 from toolkit.data.arrays import task_from_arrays
 from toolkit.models.unet import unet
-from toolkit.objectives.segmentation import SegmentationObjective
 from toolkit.training.config import TrainConfig
+from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.start import train
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from toolkit.methods.med_disseg.regularizer import Dispersive
+from toolkit.methods.segreg.regularizer import SegReg
+from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.models.unet import unet
-from toolkit.objectives.segmentation import SegmentationObjective
-from toolkit.regularizers.base import Regularizer
-from toolkit.regularizers.dispersive import Dispersive
-from toolkit.regularizers.segreg import SegReg
-from toolkit.regularizers.selfreg import SelfReg
 from toolkit.training.engine import share_of
+from toolkit.training.regularizer import Regularizer
+from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 
 SETTINGS: dict[str, Regularizer] = {

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 import toolkit as tk
-from toolkit.errors import ConfigError, DataError
-from toolkit.show.workshop import (
+from toolkit.apps.workshop import (
     MANIFEST,
     BundleSettings,
     Workshop,
@@ -24,7 +23,8 @@ from toolkit.show.workshop import (
     read_data,
     unsolved,
 )
-from toolkit.show.workshop_checks import Unsolved, checks_for
+from toolkit.apps.workshop_checks import Unsolved, checks_for
+from toolkit.errors import ConfigError, DataError
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 TINY = BundleSettings(steps=1, batch_size=2, size=32, channels=(4, 6, 8), width=2, subjects=2, samples=4)

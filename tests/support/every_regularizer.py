@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from toolkit import registry
 from toolkit.data.arrays import task_from_arrays
 from toolkit.data.task import Task
+from toolkit.methods.latent_augmentation.objective import FastSlowObjective
 from toolkit.models.unet import unet
-from toolkit.objectives.base import Objective
-from toolkit.objectives.cooperative import FastSlowObjective
-from toolkit.objectives.segmentation import SegmentationObjective
-from toolkit.regularizers.base import Regularizer
+from toolkit.training.objective import Objective
 from toolkit.training.objects import load_registry
+from toolkit.training.regularizer import Regularizer
+from toolkit.training.segmentation import SegmentationObjective
 
 load_registry()
 NAMES = registry.names("regularizer")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.errors import ResultError
-from toolkit.regularizers.dispersive import ACTIVE_BAND
-from toolkit.regularizers.preset_check import preset_distances
+from toolkit.methods.med_disseg.preset_check import preset_distances
+from toolkit.methods.med_disseg.regularizer import ACTIVE_BAND
 from toolkit.show.captions import caption, captions
 from toolkit.show.panels import Figure, Image, Intervals, Lines, Panel, Series, number_text
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from toolkit.show import colours, layout
+from toolkit.show import plotly_encoding as encoding
 from toolkit.show.panels import Axes, Bars, Boxes, Figure, Heatmap, Image, Intervals, Scatter, Series
 
 if TYPE_CHECKING:
@@ -141,20 +140,20 @@ class _Page:
 
         rows, columns = panel.pixels.shape[:2]
         axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-        self.traces.append(go.Image(source=_png(panel.shades()), hoverinfo="skip", **axes))
+        self.traces.append(go.Image(source=encoding.png(panel.shades()), hoverinfo="skip", **axes))
         if panel.overlay is not None:
             low, high = panel.overlay_limits
             height, width = panel.overlay.shape
             self.traces.append(
                 go.Heatmap(
-                    **_bytes(panel.overlay, low, high),
+                    **encoding.coded_values(panel.overlay, low, high),
                     colorscale=colours.plotly_scale(panel.overlay_scale),
                     showscale=panel.bar,
                     x0=-0.5 + columns / width / 2,
                     dx=columns / width,
                     y0=-0.5 + rows / height / 2,
                     dy=rows / height,
-                    colorbar=self._bar(one.left + one.width + 6, one, _ticks(low, high)),
+                    colorbar=self._bar(one.left + one.width + 6, one, encoding.ticks(low, high)),
                     **axes,
                 )
             )
@@ -213,12 +212,12 @@ class _Page:
         import plotly.graph_objects as go
 
         low, high = panel.limits
-        annotate = {"text": _texts(panel.values), "texttemplate": "%{text}"} if panel.annotate else {}
+        annotate = {"text": encoding.texts(panel.values), "texttemplate": "%{text}"} if panel.annotate else {}
         self.traces.append(
             go.Heatmap(
-                **_bytes(panel.values, low, high),
+                **encoding.coded_values(panel.values, low, high),
                 colorscale=colours.plotly_scale(panel.scale),
-                colorbar=self._bar(one.left + one.width + 8, one, _ticks(low, high)),
+                colorbar=self._bar(one.left + one.width + 8, one, encoding.ticks(low, high)),
                 xaxis=f"x{suffix}",
                 yaxis=f"y{suffix}",
                 **annotate,
@@ -300,16 +299,16 @@ class _Page:
         if isinstance(panel, Bars):
             return go.Bar(
                 x=[str(v) for v in one.x],
-                y=_small(one.y),
+                y=encoding.small(one.y),
                 name=one.name,
                 marker={"color": colour},
-                error_y=_errors(one.y, one.low, one.high),
+                error_y=encoding.errors(one.y, one.low, one.high),
                 offsetgroup=str(index),
             )
         if isinstance(panel, Boxes):
             return go.Box(
                 x=[str(v) for v in one.x],
-                y=_small(one.y),
+                y=encoding.small(one.y),
                 name=one.name,
                 marker={"color": colour, "size": 3},
                 quartilemethod="linear",
@@ -319,12 +318,12 @@ class _Page:
         if isinstance(panel, Intervals):
             height = (index - (len(panel.series) - 1) / 2) * min(0.28, 0.8 / len(panel.series))
             return go.Scatter(
-                x=_small(one.x),
+                x=encoding.small(one.x),
                 y=np.arange(len(one.y)) + height,
                 name=one.name,
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 7},
-                error_x=_errors(one.x, one.low, one.high),
+                error_x=encoding.errors(one.x, one.low, one.high),
             )
         if isinstance(panel, Scatter):
             kind = go.Scattergl if len(one.x) > 5000 else go.Scatter
@@ -340,7 +339,7 @@ class _Page:
                     "textposition": "top right",
                     "line": {"color": colour, "width": 1.5},
                 }
-            return kind(x=_small(one.x), y=_small(one.y), name=one.name, marker=marker, **joined)
+            return kind(x=encoding.small(one.x), y=encoding.small(one.y), name=one.name, marker=marker, **joined)
         if one.low is not None and one.high is not None:
             band = np.concatenate([np.asarray(one.high), np.asarray(one.low)[::-1]])
             self.traces.append(
@@ -349,7 +348,7 @@ class _Page:
                     y=band,
                     fill="toself",
                     mode="none",
-                    fillcolor=_faded(colour),
+                    fillcolor=encoding.faded(colour),
                     showlegend=False,
                     hoverinfo="skip",
                     xaxis=f"x{'' if self.count == 1 else self.count}",
@@ -358,80 +357,10 @@ class _Page:
             )
         mode = "lines+markers" if len(one.x) < 15 else "lines"
         return go.Scatter(
-            x=_small(one.x),
-            y=_small(one.y),
+            x=encoding.small(one.x),
+            y=encoding.small(one.y),
             name=one.name,
             mode=mode,
             marker={"size": 4},
             line={"color": colour, "dash": colours.DASHES[one.dash % 4], "width": 1.8},
         )
-
-
-def _png(shades: np.ndarray) -> str:
-    from PIL import Image as Picture
-
-    buffer = io.BytesIO()
-    Picture.fromarray(shades).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _bytes(values: np.ndarray, low: float, high: float) -> dict[str, Any]:
-    """Values as one byte each (four with gaps) with the colour limits and a hover text that gives the value back."""
-    gaps = np.isnan(np.asarray(values, dtype=float))
-    span = high - low if high > low else 1.0
-    steps = np.clip(np.nan_to_num((np.asarray(values, dtype=float) - low) / span, nan=0.0), 0, 1) * (2 * _LEVELS)
-    if low < 0 < high and abs(low + high) <= 1e-9 * span:
-        coded = _with_gaps(np.round(steps - _LEVELS), gaps, np.int8)
-        return {
-            "z": coded,
-            "zmin": -_LEVELS,
-            "zmax": _LEVELS,
-            "hovertemplate": f"%{{z}}/{_LEVELS} of {high:.4g}<extra></extra>",
-        }
-    coded = _with_gaps(np.round(steps), gaps, np.uint8)
-    start = "" if low == 0 else f"{low:.4g} + "
-    return {
-        "z": coded,
-        "zmin": 0,
-        "zmax": 2 * _LEVELS,
-        "hovertemplate": f"{start}%{{z}}/{2 * _LEVELS} of {span:.4g}<extra></extra>",
-    }
-
-
-def _with_gaps(coded: np.ndarray, gaps: np.ndarray, kind: type) -> np.ndarray:
-    return np.where(gaps, np.nan, coded).astype(np.float32) if gaps.any() else coded.astype(kind)
-
-
-def _ticks(low: float, high: float) -> tuple[list[float], list[str]]:
-    texts = [f"{value:.2g}" for value in (low, (low + high) / 2, high)]
-    if low < 0 < high and abs(low + high) <= 1e-9 * (high - low):
-        return [-_LEVELS, 0, _LEVELS], texts
-    return [0, _LEVELS, 2 * _LEVELS], texts
-
-
-def _texts(values: np.ndarray) -> list[list[str]]:
-    return [["" if np.isnan(value) else f"{value:.2f}" for value in row] for row in values]
-
-
-def _small(values: Any) -> Any:
-    array = np.asarray(values)
-    return array.astype(np.float32) if array.dtype.kind == "f" and array.size > 200 else array
-
-
-def _errors(values: Any, low: Any, high: Any) -> dict[str, Any] | None:
-    if low is None or high is None:
-        return None
-    middle = np.asarray(values, dtype=float)
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": np.maximum(np.asarray(high) - middle, 0),
-        "arrayminus": np.maximum(middle - np.asarray(low), 0),
-        "thickness": 1.3,
-        "width": 3,
-    }
-
-
-def _faded(colour: str) -> str:
-    red, green, blue = (int(colour[index : index + 2], 16) for index in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.15)"

@@ -15,9 +15,9 @@ from torch import nn
 
 from toolkit.errors import ConfigError, RegularizerWarning
 from toolkit.features.modules import unwrap
-from toolkit.objectives.base import Objective
-from toolkit.regularizers.base import Regularizer
 from toolkit.training.config import TrainConfig, as_config
+from toolkit.training.objective import Objective
+from toolkit.training.regularizer import Regularizer
 from toolkit.training.start import train
 
 Calibrated = TypeVar("Calibrated", bound=Regularizer)

@@ -67,7 +67,7 @@ def load_run(
     Raises:
         CheckpointError: see `toolkit.resume`.
     """
-    from toolkit.regularizers.base import as_regularizers
+    from toolkit.training.regularizer import as_regularizers
 
     regularizers = None if regularizer is None else as_regularizers(regularizer)
     run, step, _, record = open_run(path, model, task, regularizers, objective)

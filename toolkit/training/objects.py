@@ -12,8 +12,6 @@ from typing import Any
 from toolkit import registry
 from toolkit.errors import CheckpointError, ConfigError
 
-_ROOMS = ("toolkit.data", "toolkit.models", "toolkit.objectives", "toolkit.regularizers")
-
 
 def describe(kind: str, obj: object) -> dict[str, Any]:
     """`{"name": ..., "arguments": ...}` of a registered toolkit object, `{"foreign": class}` of any other."""
@@ -99,7 +97,7 @@ def _foreign(recorded: Any) -> list[str]:
 @functools.cache
 def load_registry() -> None:
     """Import every module that registers toolkit objects (they import torch and NumPy only)."""
-    for room in _ROOMS:
-        package = importlib.import_module(room)
-        for module in pkgutil.walk_packages(package.__path__, f"{room}."):
+    for name in registry.packages():
+        package = importlib.import_module(name)
+        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
             importlib.import_module(module.name)

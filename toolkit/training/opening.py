@@ -13,13 +13,13 @@ from toolkit.errors import CheckpointError, ToolkitWarning
 from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state
 from toolkit.models.load import compare_weights, tensors_of
-from toolkit.objectives.base import Objective
-from toolkit.regularizers.base import Regularizer
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.environment import content_hash
+from toolkit.training.objective import Objective
 from toolkit.training.objects import restore
+from toolkit.training.regularizer import Regularizer
 from toolkit.training.run import Run
 from toolkit.training.step import TrainingStep
 

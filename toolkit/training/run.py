@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from toolkit.data.case import Case
-    from toolkit.objectives.base import Objective
-    from toolkit.regularizers.base import Regularizer
+    from toolkit.training.objective import Objective
+    from toolkit.training.regularizer import Regularizer
 
 
 @dataclasses.dataclass(eq=False)

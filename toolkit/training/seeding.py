@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from toolkit.features.process_state import guarded_random_state
-from toolkit.regularizers.base import keyed_generator
+from toolkit.training.regularizer import keyed_generator
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:

@@ -19,12 +19,12 @@ from toolkit.features.process_state import guarded_random_state
 from toolkit.measure.segmentation import METRICS
 from toolkit.measure.transfer import Transfer, transfer_metrics
 from toolkit.models.load import load_weights, save_weights
-from toolkit.objectives.base import Objective
-from toolkit.regularizers.base import Regularizer, as_regularizers
 from toolkit.training import scoring
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, write_json
+from toolkit.training.objective import Objective
 from toolkit.training.objects import describe, restore
+from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.start import default_objective, default_path, resume, train
 from toolkit.training.strategies import Strategy, as_strategy

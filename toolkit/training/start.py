@@ -16,8 +16,6 @@ from torch import nn
 
 from toolkit.errors import ConfigError, ToolkitWarning
 from toolkit.features.process_state import guarded_random_state, thread_count
-from toolkit.objectives.base import Objective
-from toolkit.regularizers.base import Regularizer, as_regularizers
 from toolkit.training import background as child
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training import history
@@ -29,8 +27,10 @@ from toolkit.training.environment import content_hash, environment, warn_of_thre
 from toolkit.training.evaluate import evaluate, group_volumes, validation_scores
 from toolkit.training.interrupt import StopRequest, graceful_interrupt
 from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
+from toolkit.training.objective import Objective
 from toolkit.training.objects import describe
 from toolkit.training.opening import open_run
+from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.step import TrainingStep
 
@@ -314,7 +314,7 @@ def _loader(task: Any, config: TrainConfig, site: str | Sequence[str] | None) ->
 
 def default_objective() -> Objective:
     """Cross-entropy plus soft Dice."""
-    from toolkit.objectives.segmentation import SegmentationObjective
+    from toolkit.training.segmentation import SegmentationObjective
 
     return SegmentationObjective()
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from toolkit.errors import ProtocolError
 from toolkit.features.capture import Tape, capture
 from toolkit.features.provenance import mark_trained_with
-from toolkit.objectives.base import Objective
-from toolkit.regularizers.base import Regularizer, StepContext, keyed_generator
+from toolkit.training.objective import Objective
+from toolkit.training.regularizer import Regularizer, StepContext, keyed_generator
 
 
 @dataclasses.dataclass

@@ -20,12 +20,12 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.features.modules import unwrap
 from toolkit.measure.statistics import Comparison, compare_methods
 from toolkit.models.load import tensors_of, weights_bytes
-from toolkit.objectives.base import Objective
-from toolkit.regularizers.base import Regularizer, as_regularizers
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, write_json
 from toolkit.training.environment import content_hash, environment
+from toolkit.training.objective import Objective
 from toolkit.training.objects import describe
+from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.seeding import seeded
 from toolkit.training.start import default_objective, resume, train
 

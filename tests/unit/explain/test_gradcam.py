@@ -19,10 +19,10 @@ from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import ClassSum, NormalisedClassSum, Region, Target
 from toolkit.features.outputs import main_output
-from toolkit.models.fast_slow import fast_slow_network
-from toolkit.models.med_disseg import med_disseg
-from toolkit.models.self_reg_unet import self_reg_unet
-from toolkit.models.swin_unet import swin_unet
+from toolkit.methods.latent_augmentation.network import fast_slow_network
+from toolkit.methods.med_disseg import med_disseg
+from toolkit.methods.selfreg.swin_unet import swin_unet
+from toolkit.methods.selfreg.unet import self_reg_unet
 from toolkit.models.unet import unet
 
 

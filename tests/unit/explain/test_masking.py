@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolkit.errors import ConfigError, DataError, LayerError
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.explain.masking import entropy_map, mask_latent
-from toolkit.models.fast_slow import fast_slow_network
+from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.models.unet import UNet, unet
 
 

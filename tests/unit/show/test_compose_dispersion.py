@@ -13,7 +13,7 @@ import torch
 
 from toolkit.errors import ResultError
 from toolkit.measure.collapse import Collapse
-from toolkit.regularizers.preset_check import preset_check
+from toolkit.methods.med_disseg.preset_check import preset_check
 from toolkit.show.compose_dispersion import active_band, collapses, qualitative
 from toolkit.show.draw import plotly_figure, static_figure
 from toolkit.show.panels import Figure, Image, Intervals, Lines

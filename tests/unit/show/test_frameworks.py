@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolkit.models.med_disseg import MedDisSeg
+from toolkit.methods.med_disseg import MedDisSeg
 from toolkit.show import frameworks
 
 DRAWINGS = {

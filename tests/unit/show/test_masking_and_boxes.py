@@ -11,7 +11,7 @@ import torch
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.explain.masking import mask_latent
-from toolkit.models.fast_slow import fast_slow_network
+from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.show.compose_masking import gallery, masked_grid, masking_curves, masking_summary
 from toolkit.show.compose_robustness import score_boxes, score_means, score_table, volume_scores
 from toolkit.show.draw import plotly_figure, static_figure

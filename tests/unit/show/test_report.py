@@ -13,14 +13,14 @@ import torch
 
 import toolkit.data.catalogue
 from toolkit.__main__ import main
+from toolkit.apps.demo import DemoSettings, _missing_steps
+from toolkit.apps.demo_report import explained_case
+from toolkit.apps.gpu_check import Check, relative_difference
 from toolkit.data.arrays import task_from_arrays
 from toolkit.errors import ConfigError, ResultError
+from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet
-from toolkit.regularizers.segreg import SegReg
 from toolkit.show.captions import SEGREG_NOTE
-from toolkit.show.demo import DemoSettings, _missing_steps
-from toolkit.show.demo_report import explained_case
-from toolkit.show.gpu_check import Check, relative_difference
 from toolkit.show.panels import Figure, Heatmap
 from toolkit.show.report import report, run_record
 from toolkit.training.config import TrainConfig

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolkit.models.self_reg_unet import self_reg_unet
+from toolkit.methods.selfreg.unet import self_reg_unet
 from toolkit.show import schematics
 
 

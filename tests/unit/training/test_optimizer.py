@@ -11,10 +11,10 @@ from small_networks import layered, weights_of
 from torch import nn
 
 from toolkit.errors import ConfigError
-from toolkit.objectives.segmentation import SegmentationObjective
 from toolkit.training.config import TrainConfig
 from toolkit.training.optimizer import build_optimizer, set_learning_rate
 from toolkit.training.run import Run
+from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 
 Trainer = Callable[..., Run]

@@ -12,8 +12,8 @@ import torch
 
 from toolkit.data.task import Task
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import UNet
-from toolkit.regularizers.segreg import SegReg
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
 from toolkit.training.sequence import Stages, resume_sequence, train_sequence

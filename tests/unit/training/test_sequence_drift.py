@@ -13,8 +13,8 @@ from toolkit.data.arrays import task_from_arrays
 from toolkit.data.task import Task
 from toolkit.features.extract import extract
 from toolkit.measure.gaussianity import gaussianity
+from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet
-from toolkit.regularizers.segreg import SegReg
 from toolkit.training.config import TrainConfig
 from toolkit.training.sequence import train_sequence
 

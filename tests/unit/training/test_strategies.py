@@ -12,22 +12,19 @@ import pytest
 import torch
 from torch.nn import functional
 
+from toolkit import registry
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, ResultError
+from toolkit.methods.continual.regularizers import ElasticWeights
+from toolkit.methods.continual.strategies import Distillation, ElasticWeightConsolidation, fisher_information
+from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import UNet
-from toolkit.objectives.segmentation import SegmentationObjective
-from toolkit.regularizers.continual import ElasticWeights
-from toolkit.regularizers.segreg import SegReg
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
+from toolkit.training.objects import load_registry
+from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.sequence import Stages, resume_sequence, train_sequence
-from toolkit.training.strategies import (
-    STRATEGIES,
-    Distillation,
-    ElasticWeightConsolidation,
-    Rehearsal,
-    fisher_information,
-)
+from toolkit.training.strategies import Rehearsal
 
 CONFIG = TrainConfig(steps=2, batch_size=4, checkpoint_every=0, validate_every=0, select="last", log_every=1)
 
@@ -134,7 +131,8 @@ def test_fisher_information_by_hand(two_sites: Task, network: UNet) -> None:
 
 
 def test_strategies_by_name_and_settings(sequence: Callable[..., Stages], tmp_path: Path) -> None:
-    assert set(STRATEGIES) == {"sequential", "joint", "single_task", "rehearsal", "ewc", "lwf"}
+    load_registry()
+    assert set(registry.names("strategy")) == {"sequential", "joint", "single_task", "rehearsal", "ewc", "lwf"}
     with pytest.raises(ConfigError, match="no strategy 'replay'"):
         sequence("replay")
     with pytest.raises(ConfigError, match="share a name"):

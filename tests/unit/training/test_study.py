@@ -17,9 +17,9 @@ from torch import nn
 
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError
+from toolkit.methods.segreg.regularizer import SegReg
+from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.models.unet import unet
-from toolkit.regularizers.segreg import SegReg
-from toolkit.regularizers.selfreg import SelfReg
 from toolkit.results import load_result
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, LayerError, ProtocolError, RegularizerWarning, ToolkitError, ToolkitWarning
 from toolkit.models.unet import UNet, unet
-from toolkit.objectives.base import Objective
-from toolkit.objectives.segmentation import SegmentationObjective
-from toolkit.regularizers.base import Regularizer, StepContext
 from toolkit.training.config import TrainConfig
+from toolkit.training.objective import Objective
+from toolkit.training.regularizer import Regularizer, StepContext
 from toolkit.training.run import Run
+from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.start import train
 
 Trainer = Callable[..., Run]

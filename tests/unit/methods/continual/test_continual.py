@@ -1,0 +1,126 @@
+"""EWC's quadratic by hand, LwF against the reference and torch, and the memory of both."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from golden_cases import golden_case
+from torch import nn
+
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting, distillation
+from toolkit.training.regularizer import StepContext
+
+
+def context(network: nn.Module, image: torch.Tensor) -> StepContext:
+    return StepContext(batch={"image": image}, model=network, outputs=network(image))
+
+
+def networks(count: int) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)) for _ in range(count)]
+
+
+def test_distillation_of_the_reference() -> None:
+    case = golden_case("segreg", "cl_losses")
+    numbers, limits = case.tensors(), case.entry["tolerance"]
+    logits = numbers["logits"].requires_grad_()
+    loss = distillation(logits, numbers["teacher"], case.entry["hyperparameters"]["lwf_temperature"], "batchmean")
+    torch.testing.assert_close(loss.detach(), numbers["lwf_kl_T2_batchmean"], **limits)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(gradient, numbers["lwf_kl_T2_batchmean__grad"], **limits)
+    mean = distillation(numbers["logits"].detach(), numbers["teacher"])
+    torch.testing.assert_close(mean * 36, loss.detach(), rtol=1e-5, atol=0)
+
+
+def test_penalty_is_the_sum_of_the_tasks_quadratics() -> None:
+    first, second, now = networks(3)
+    regularizer = ElasticWeights(weight=3.0)
+    assert not regularizer.active(0)
+    fishers = []
+    for seed, network in enumerate((first, second)):
+        generator = torch.Generator().manual_seed(seed)
+        fishers.append({n: torch.rand(p.shape, generator=generator) for n, p in network.named_parameters()})
+        fishers[-1]["2.bias"] = torch.zeros(2)  # a parameter that no task depends on
+        regularizer.remember(network, fishers[-1])
+    assert regularizer.weights(0) == {"penalty": 3.0}
+    stated = sum(
+        (fisher[name] * (p - dict(network.named_parameters())[name]).square()).sum() / 2
+        for fisher, network in zip(fishers, (first, second), strict=True)
+        for name, p in now.named_parameters()
+    )
+    found = regularizer(context(now, torch.zeros(2, 1, 4, 4)))["penalty"]
+    torch.testing.assert_close(found, stated, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, list(now.parameters()), allow_unused=True),
+        torch.autograd.grad(stated, list(now.parameters()), allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_no_penalty_where_the_only_task_ended() -> None:
+    network = networks(1)[0]
+    regularizer = ElasticWeights()
+    regularizer.remember(network, {n: torch.ones_like(p) for n, p in network.named_parameters()})
+    assert regularizer(context(network, torch.zeros(2, 1, 4, 4)))["penalty"].item() == 0.0
+
+
+def test_lwf_sums_over_the_earlier_networks_and_does_not_change_them() -> None:
+    first, second, now = networks(3)
+    image = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+    regularizer = LearningWithoutForgetting(weight=0.5, temperature=3.0)
+    assert not regularizer.active(0)
+    for network in (first, second):
+        regularizer.remember(network)
+    kept = copy.deepcopy(regularizer.state_dict())
+    now.train()
+    made = context(now, image)
+    term = regularizer(made)["distillation"]
+    kl = nn.KLDivLoss(reduction="none", log_target=True)
+    stated = sum(
+        kl((made.outputs / 3).log_softmax(1), (teacher.eval()(image) / 3).log_softmax(1)).sum(1).mean()
+        for teacher in (first, second)
+    )
+    torch.testing.assert_close(term, stated)
+    assert torch.autograd.grad(term, now[0].weight)[0].abs().sum() > 0
+    assert all(torch.equal(v, kept[k]) for k, v in regularizer.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["elastic_weights", "learning_without_forgetting"])
+def test_memory_comes_back_from_its_state(kind: str) -> None:
+    first, second, now = networks(3)
+    image = torch.randn(2, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+    ours = ElasticWeights() if kind == "elastic_weights" else LearningWithoutForgetting()
+    theirs = type(ours)()
+    for network in (first, second):
+        if isinstance(ours, ElasticWeights):
+            ours.remember(network, {n: p.detach().square() for n, p in network.named_parameters()})
+        else:
+            ours.remember(network)
+    theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+    name = next(iter(ours.weights(0)))
+    values = [r(context(copy.deepcopy(now), image))[name].item() for r in (ours, theirs)]
+    assert values[0] == values[1] > 0
+    theirs.load_state_dict({})
+    assert not theirs.active(0)
+
+
+def test_what_cannot_be() -> None:
+    with pytest.raises(ConfigError):
+        ElasticWeights(weight=-1)
+    for settings in ({"temperature": 0.0}, {"reduction": "sum"}, {"weight": -1.0}):
+        with pytest.raises(ConfigError):
+            LearningWithoutForgetting(**settings)
+    with pytest.raises(ConfigError, match="one shape"):
+        distillation(torch.zeros(1, 2, 4), torch.zeros(1, 3, 4))
+    with pytest.raises(CheckpointError, match="not one of"):
+        LearningWithoutForgetting().load_state_dict({"weights": torch.zeros(1)})
+    network = networks(1)[0]
+    regularizer = LearningWithoutForgetting()
+    regularizer.remember(network)
+    strange = StepContext(batch={"image": torch.zeros(1, 1, 4, 4)}, model=network, outputs="logits")
+    with pytest.raises(ConfigError, match="no logits"):
+        regularizer(strange)

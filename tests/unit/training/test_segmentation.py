@@ -1,0 +1,115 @@
+"""Cross-entropy and soft Dice: the SelfReg-UNet base losses, hand-computed values, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from golden_cases import golden_case
+from torch import Tensor
+
+from toolkit import registry
+from toolkit.errors import ConfigError
+from toolkit.training.segmentation import SegmentationObjective, soft_dice_loss
+
+
+@pytest.mark.parametrize("case", ["seg_synapse", "seg_acdc", "seg_missing_classes"])
+def test_selfreg_base_loss(case: str) -> None:
+    found = golden_case("selfreg", case)
+    settings = found.entry["hyperparameters"]
+    data = {k.removeprefix(f"{case}__"): v for k, v in found.tensors().items() if k.startswith(f"{case}__")}
+    weights = (settings["weight_ce"], settings["weight_dice"])
+    objective = SegmentationObjective(*weights, include_background=True, squared=True, smooth=settings["smooth"])
+    logits = data["logits"].clone().requires_grad_()
+    terms = objective(logits, {"label": data["label"].unsqueeze(1)})
+    close = {"rtol": 1e-5, "atol": 1e-7}
+    torch.testing.assert_close(terms["cross_entropy"] / weights[0], data["loss_ce"], **close)
+    torch.testing.assert_close(terms["dice"] / weights[1], data["loss_dice"], **close)
+    total = terms["cross_entropy"] + terms["dice"]
+    torch.testing.assert_close(total, data["loss_total"], **close)
+    (gradient,) = torch.autograd.grad(total, logits)
+    assert float((gradient - data["grad_total"]).abs().max()) <= 1e-5 * float(data["grad_total"].abs().max())
+
+
+def certain(label: Tensor, classes: int, strength: float = 40.0) -> Tensor:
+    return strength * torch.nn.functional.one_hot(label, classes).movedim(-1, 1).float()
+
+
+def test_default_dice_by_hand() -> None:
+    label = torch.tensor([[[0, 1], [1, 2]], [[0, 0], [0, 1]]])
+    logits = torch.zeros(2, 3, 2, 2)
+    # Every p is 1/3: class 1 has 3 pixels of 8, class 2 has 1.
+    overlap, predicted = torch.tensor([1.0, 1 / 3]), 8 / 9
+    expected = (1 - 2 * overlap / (predicted + torch.tensor([3.0, 1.0]))).mean()
+    terms = SegmentationObjective()(logits, {"label": label.unsqueeze(1)})
+    assert float(terms["dice"]) == pytest.approx(float(expected), abs=1e-5)
+    assert float(terms["cross_entropy"]) == pytest.approx(math.log(3))
+
+
+def test_image_by_image_dice_by_hand() -> None:
+    label = torch.tensor([[[1, 1]], [[0, 0]]])
+    logits = torch.zeros(2, 2, 1, 2)
+    first, second = 1 - 2 * 1.0 / (1.0 + 2.0), 1 - 1e-5 / (1.0 + 1e-5)
+    value = soft_dice_loss(logits, label, batch_dice=False)
+    assert float(value) == pytest.approx((first + second) / 2, abs=1e-5)
+
+
+def test_perfect_prediction_costs_nothing() -> None:
+    label = torch.randint(0, 4, (2, 6, 5, 4), generator=torch.Generator().manual_seed(0))
+    terms = SegmentationObjective()(certain(label, 4), {"label": label.unsqueeze(1)})
+    assert all(float(term) < 1e-4 for term in terms.values())
+
+
+def test_ignored_pixels_change_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 3, (2, 1, 8, 8), generator=generator)
+    logits = torch.randn(2, 3, 8, 8, generator=generator)
+    label[:, :, :4] = 255
+    objective = SegmentationObjective(ignore_label=255, include_background=True)
+    cropped = SegmentationObjective(include_background=True)(logits[:, :, 4:], {"label": label[:, :, 4:]})
+    whole = objective(logits, {"label": label})
+    for name, term in whole.items():
+        torch.testing.assert_close(term, cropped[name])
+
+
+def test_deep_supervision_weights_halve_and_sum_to_one() -> None:
+    generator = torch.Generator().manual_seed(1)
+    label = torch.randint(0, 3, (2, 1, 4, 4), generator=generator).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    fine, coarse = torch.randn(2, 3, 8, 8, generator=generator), torch.randn(2, 3, 4, 4, generator=generator)
+    objective = SegmentationObjective()
+    both = objective([fine, coarse], {"label": label})
+    alone = objective(fine, {"label": label}), objective(coarse, {"label": label[:, :, ::2, ::2]})
+    for name, term in both.items():
+        torch.testing.assert_close(term, (2 * alone[0][name] + alone[1][name]) / 3)
+    assert objective.logits([fine, coarse]) is fine
+
+
+def test_half_precision_logits_give_float32_terms() -> None:
+    label = torch.zeros(1, 1, 4, 4, dtype=torch.long)
+    terms = SegmentationObjective()(torch.zeros(1, 2, 4, 4, dtype=torch.bfloat16), {"label": label})
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+
+
+def test_a_zero_weight_leaves_the_term_out() -> None:
+    label = torch.zeros(1, 1, 4, 4, dtype=torch.long)
+    logits = torch.zeros(1, 2, 4, 4)
+    assert list(SegmentationObjective(dice=0.0)(logits, {"label": label})) == ["cross_entropy"]
+    assert list(SegmentationObjective(cross_entropy=0.0)(logits, {"label": label})) == ["dice"]
+
+
+def test_bad_labels_and_weights_are_refused() -> None:
+    logits = torch.zeros(1, 3, 4, 4)
+    with pytest.raises(ConfigError, match="3 outputs"):
+        SegmentationObjective()(logits, {"label": torch.full((1, 1, 4, 4), 3)})
+    with pytest.raises(ConfigError, match="255"):
+        SegmentationObjective()(logits, {"label": torch.full((1, 1, 4, 4), 255)})
+    with pytest.raises(ConfigError, match=r"\(B, 1, \*S\)"):
+        SegmentationObjective()(logits, {"label": torch.zeros(1, 4, 4, dtype=torch.long)})
+    with pytest.raises(ConfigError, match="weights"):
+        SegmentationObjective(cross_entropy=0, dice=0)
+
+
+def test_rebuilt_from_its_description() -> None:
+    original = SegmentationObjective(0.3, 0.7, include_background=True, squared=True)
+    assert registry.build("objective", registry.describe(original)) == original

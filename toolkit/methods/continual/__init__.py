@@ -1,0 +1,1 @@
+"""Strategies of continual learning that need a regularizer: EWC and LwF."""

@@ -1,0 +1,108 @@
+"""EWC and LwF as strategies of a sequence: which regularizer they add, and what it learns after every stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.features.modules import unwrap
+from toolkit.features.untouched import untouched
+from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting
+from toolkit.registry import register
+from toolkit.training.objective import Objective
+from toolkit.training.regularizer import Regularizer
+from toolkit.training.run import Run
+from toolkit.training.segmentation import fitted_label
+from toolkit.training.strategies import Strategy
+
+
+@register("strategy", "ewc")
+@dataclasses.dataclass(frozen=True)
+class ElasticWeightConsolidation(Strategy):
+    """EWC in the paper's form: `ElasticWeights` with the Fisher information of every finished stage.
+
+    Args:
+        weight: lambda.
+        images: how many training images the Fisher information is averaged over, at most.
+    """
+
+    name: ClassVar[str] = "ewc"
+    weight: float = 0.4
+    images: int = 200
+
+    def regularizers(self) -> list[Regularizer]:
+        """An empty memory."""
+        return [ElasticWeights(self.weight)]
+
+    def remember(self, regularizers: list[Regularizer], run: Run) -> None:
+        """Add the stage's Fisher information."""
+        network = unwrap(run.model)
+        found = fisher_information(
+            network, run.task, run.objective, site=run.site, images=self.images, patch_size=run.config.patch_size
+        )
+        for regularizer in regularizers:
+            if isinstance(regularizer, ElasticWeights):
+                regularizer.remember(network, found)
+
+
+@register("strategy", "lwf")
+@dataclasses.dataclass(frozen=True)
+class Distillation(Strategy):
+    """LwF in the paper's form: `LearningWithoutForgetting` with the network of every finished stage.
+
+    Args:
+        weight: of the sum over the earlier networks.
+        temperature: tau.
+        reduction: "mean", or "batchmean" as one published framework codes it.
+    """
+
+    name: ClassVar[str] = "lwf"
+    weight: float = 1.0
+    temperature: float = 2.0
+    reduction: str = "mean"
+
+    def regularizers(self) -> list[Regularizer]:
+        """An empty memory."""
+        return [LearningWithoutForgetting(self.weight, self.temperature, self.reduction)]
+
+    def remember(self, regularizers: list[Regularizer], run: Run) -> None:
+        """Add the stage's network."""
+        for regularizer in regularizers:
+            if isinstance(regularizer, LearningWithoutForgetting):
+                regularizer.remember(unwrap(run.model))
+
+
+def fisher_information(
+    network: nn.Module, task: Any, objective: Objective, *, site: Any = None, images: int = 200, patch_size: Any = None
+) -> dict[str, Tensor]:
+    """Mean over training images of the squared gradient of the log-likelihood of their labels, by parameter.
+
+    The log-likelihood of an image is the mean over its voxels, so that lambda does not depend on the patch. The network
+    is in evaluation mode, images are not augmented; nothing about the network changes.
+
+    Args:
+        network: after training on the task.
+        task: gives the training images.
+        objective: finds the logits in the network's output.
+        site: of this site or these.
+        images: how many at most.
+        patch_size: of the images; None = the task's.
+    """
+    loader = task.loader("train", site=site, batch_size=1, patch_size=patch_size, augmentation="none")
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    device = next(iter(parameters.values())).device
+    count = min(images, len(loader))
+    with untouched(network, mode="eval"), torch.enable_grad():
+        for step in range(count):
+            batch = loader.batch(step)
+            logits = objective.logits(network(batch["image"].to(device))).float()
+            loss = nn.functional.cross_entropy(logits, fitted_label(batch["label"].to(device), logits))
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            for name, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    total[name] += gradient.detach().float().square() / count
+    return total

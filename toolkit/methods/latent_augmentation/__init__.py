@@ -1,0 +1,1 @@
+"""Latent-space data augmentation: fast and slow networks, targeted masks."""

@@ -1,0 +1,55 @@
+"""The hard-example pass of the fast/slow network: the loss on a corrupted image, shared by everything that makes one."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from toolkit.models.batch_norm import frozen_batch_norm
+from toolkit.training.regularizer import StepContext
+
+IMAGE_TERMS = ("hard_segmentation", "hard_reconstruction", "hard_shape_prediction")
+
+
+def hard_pass(
+    context: StepContext,
+    image_hat: Tensor,
+    logits_hat: Tensor | None = None,
+    *,
+    freeze: bool = True,
+    separate_training: bool = False,
+    factor: float = 0.5,
+) -> tuple[dict[str, Tensor], list[Tensor], Tensor]:
+    """Terms on a corrupted image (and on corrupted logits, if given), the pass's two codes, and its logits.
+
+    Args:
+        context: the step; `image` and `label` of its batch are the targets.
+        image_hat: corrupted image, a constant.
+        logits_hat: corrupted logits that the slow network repairs, or None.
+        freeze: batch norm neither updated nor trained here, except in the image decoder.
+        separate_training: the slow network's loss does not reach the fast one.
+        factor: of the squared reconstruction error.
+
+    Source: Chen et al. 2021, L_hard, as run by the later state of the authors' release.
+    """
+    network: Any = context.model
+    image, label = context.batch["image"].float(), context.batch["label"][:, 0].long()
+    with frozen_batch_norm(network) if freeze else contextlib.nullcontext():
+        image_code = network.encode(image_hat)
+        shape_code = network.decouple(image_code)
+        logits = network.decode_segmentation(shape_code)
+        repaired = None if logits_hat is None else network.refine(logits_hat)
+        refined = network.refine(logits.detach() if separate_training else logits)
+    # The image decoder alone is not frozen here: its statistics and affine parameters learn from hard images.
+    reconstruction = network.decode_image(image_code)
+    terms = {
+        "hard_segmentation": functional.cross_entropy(logits.float(), label),
+        "hard_reconstruction": factor * functional.mse_loss(reconstruction.float(), image),
+        "hard_shape_prediction": functional.cross_entropy(refined.float(), label),
+    }
+    if repaired is not None:
+        terms["hard_shape_corrupted"] = functional.cross_entropy(repaired.float(), label)
+    return terms, [image_code, shape_code], logits

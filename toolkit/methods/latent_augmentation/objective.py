@@ -1,0 +1,110 @@
+"""The standard loss of the fast/slow network: reconstruct the image, segment it, correct shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from toolkit.errors import ConfigError
+from toolkit.methods.latent_augmentation.network import hard_shape
+from toolkit.registry import register
+from toolkit.training.objective import Objective
+from toolkit.training.segmentation import fitted_label
+
+
+@dataclasses.dataclass
+class FastSlowOutputs:
+    """What one standard pass made: logits (B, K, *S) three times, and the reconstructed image (B, C, *S)."""
+
+    segmentation: Tensor
+    refined: Tensor
+    restored_label: Tensor | None
+    reconstruction: Tensor
+
+
+@register("objective", "fast_slow")
+@dataclasses.dataclass(frozen=True)
+class FastSlowObjective(Objective):
+    """L_std = reconstruction + segmentation + shape of the prediction + shape of the label, all weights 1.
+
+    The pass runs on the noisy image, clip(x + noise * e, 0, 1); all targets are clean. Terms: `reconstruction`
+    (factor * mean squared error), `segmentation`, `shape_prediction` and `shape_label` (cross-entropies of the fast
+    logits, of their refinement, and of the slow network on the true label). Gradients of `shape_prediction` reach the
+    fast network too: that is the cooperation. Add `LatentAugmentation()` for cooperative training.
+
+    Args:
+        noise: standard deviation of the input noise.
+        clip: clip the noisy image to [0, 1]; then images must be in that range.
+        reconstruction_factor: 0.5 in the authors' code, 1 in the paper's text.
+        label_reconstruction: include `shape_label` (the authors' first release left it out).
+        separate_training: cut the gradient between slow and fast network.
+
+    Source: Chen et al. 2021, equation of L_std, as run by the later state of the authors' release. Their first
+    release corresponds to `clip=False, label_reconstruction=False`.
+    """
+
+    name: ClassVar[str] = "fast_slow"
+
+    noise: float = 0.05
+    clip: bool = True
+    reconstruction_factor: float = 0.5
+    label_reconstruction: bool = True
+    separate_training: bool = False
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """The five passes it makes."""
+        return ("encode", "decouple", "decode_image", "decode_segmentation", "refine", "correct_shape")
+
+    def draw_noise(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Additive noise of the image's shape."""
+        return self.noise * torch.randn(image.shape, generator=generator).to(image)
+
+    def forward_pass(self, model: Any, batch: Mapping[str, Any], generator: torch.Generator) -> FastSlowOutputs:
+        """The standard pass, in this order: encode, decouple, segment, reconstruct, correct label, refine."""
+        clean = batch["image"]
+        image = clean + self.draw_noise(clean, generator) if self.noise else clean
+        if self.clip:
+            _check_unit_range(clean)
+            image = image.clamp(0, 1)
+        image_code = model.encode(image)
+        segmentation = model.decode_segmentation(model.decouple(image_code))
+        reconstruction = model.decode_image(image_code)
+        restored = None
+        if self.label_reconstruction:
+            one_hot = hard_shape(batch["label"], segmentation.shape[1], clean.dtype)
+            restored = model.correct_shape(one_hot)
+        refined = model.refine(segmentation.detach() if self.separate_training else segmentation)
+        return FastSlowOutputs(segmentation, refined, restored, reconstruction)
+
+    def __call__(self, outputs: FastSlowOutputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The terms, weights applied."""
+        target = fitted_label(batch["label"], outputs.segmentation)
+        terms = {
+            "segmentation": functional.cross_entropy(outputs.segmentation.float(), target),
+            "reconstruction": self.reconstruction_factor
+            * functional.mse_loss(outputs.reconstruction.float(), batch["image"].float()),
+        }
+        if outputs.restored_label is not None:
+            terms["shape_label"] = functional.cross_entropy(outputs.restored_label.float(), target)
+        terms["shape_prediction"] = functional.cross_entropy(outputs.refined.float(), target)
+        return terms
+
+    def logits(self, outputs: Any) -> Tensor:
+        """The fast network's logits (of a plain validation pass: the tensor itself)."""
+        return outputs.segmentation if isinstance(outputs, FastSlowOutputs) else outputs
+
+
+def _check_unit_range(image: Tensor) -> None:
+    low, high = (float(v) for v in image.detach().aminmax())
+    if low < -0.5 or high > 1.5:
+        raise ConfigError(
+            f"The fast/slow objective clips to [0, 1], but the images range from {low:.3g} to {high:.3g}.",
+            where="batch['image']",
+            fix="Load the task with a [0, 1] normalisation, or use clip=False and image_activation='none'.",
+        )

@@ -1,0 +1,217 @@
+"""Latent-space augmentation: hard examples decoded from masked codes, and the loss on them (cooperative training).
+
+Source: Chen et al., "Cooperative Training and Latent Space Data Augmentation for Robust Medical Image Segmentation",
+MICCAI 2021. Defaults follow the later state of the authors' release.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from toolkit.errors import ConfigError
+from toolkit.features.masks import dropout_mask, targeted_mask
+from toolkit.methods.latent_augmentation.hard_pass import IMAGE_TERMS, hard_pass
+from toolkit.models.batch_norm import frozen_batch_norm
+from toolkit.registry import register
+from toolkit.training.regularizer import Regularizer, StepContext
+
+__all__ = ["Draw", "LatentAugmentation", "dropout_mask", "targeted_mask"]
+
+SCHEMES = ("dropout", "channel", "spatial")
+PRESETS = ("final", "first", "literal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """The random part of one masked code.
+
+    Attributes:
+        scheme: "dropout", "channel" or "spatial", the same for the whole batch.
+        fraction: share of the entries to mask (targeted), or the rate (dropout).
+        factors: what masked entries are multiplied with: (B, entries) or one number; None for a hard mask.
+        mask: the finished mask of the dropout scheme.
+    """
+
+    scheme: str
+    fraction: float
+    factors: Tensor | float | None = None
+    mask: Tensor | None = None
+
+
+@register("regularizer", "latent_augmentation")
+@dataclasses.dataclass(frozen=True)
+class LatentAugmentation(Regularizer):
+    """L_hard on images and shapes decoded from masked codes of the same step; the codes are constants.
+
+    Terms: `hard_segmentation`, `hard_reconstruction`, `hard_shape_prediction` on the image decoded from the masked
+    image code, and `hard_shape_corrupted`: the slow network repairs the shape decoded from the masked shape code.
+    Runs after the objective's graph has been freed, on any network with the methods it requires; use it with
+    `FastSlowObjective`. Its gradient is compared with the objective's at the codes: the objective's at the standard
+    pass's, its own at those of the hard pass.
+
+    Args:
+        weight: of all four terms (1 in the method).
+        image_schemes: drawn from uniformly for the image code; ("dropout", "channel", "spatial") in the method.
+        shape_schemes: the same for the shape code; empty leaves `hard_shape_corrupted` out (the paper's ablation).
+        max_fraction: P_max; the fraction is uniform below it, one draw a batch and code.
+        random_fraction: False uses max_fraction itself.
+        soft: masked entries keep a random share below 1/2 (True) or are zeroed.
+        dropout_rate: rate of the dropout scheme.
+        score: "signed" (the method), "negated", "absolute" or "product"; see `targeted_mask`.
+        separate_training: the slow network's loss on the hard prediction does not reach the fast network.
+        preset: "final"; "first" (no batch norm is frozen); "literal" (the paper's text: reconstruction factor 1,
+            dropout rate uniform below max_fraction without rescaling, ties at the cut masked, one factor a mask).
+    """
+
+    name: ClassVar[str] = "latent_augmentation"
+    deferred: ClassVar[bool] = True
+
+    weight: float = 1.0
+    image_schemes: Sequence[str] = SCHEMES
+    shape_schemes: Sequence[str] = SCHEMES
+    max_fraction: float = 0.5
+    random_fraction: bool = True
+    soft: bool = True
+    dropout_rate: float = 0.5
+    score: str = "signed"
+    separate_training: bool = False
+    preset: str = "final"
+    _last: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        unknown = (set(self.image_schemes) | set(self.shape_schemes)) - set(SCHEMES)
+        if unknown or not self.image_schemes or self.preset not in PRESETS:
+            raise ConfigError(
+                f"Unknown schemes {sorted(unknown)}, no image scheme, or unknown preset {self.preset!r}.",
+                where="LatentAugmentation",
+                fix=f"Schemes are {SCHEMES}, presets {PRESETS}.",
+            )
+        if not 0 < self.max_fraction < 1 or not 0 <= self.dropout_rate < 1 or self.weight < 0:
+            raise ConfigError("LatentAugmentation needs 0 < max_fraction < 1, 0 <= dropout_rate < 1 and weight >= 0.")
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The two codes of the standard pass."""
+        return ("image_code", "shape_code")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """The passes it makes."""
+        return ("encode", "decouple", "decode_image", "decode_segmentation", "refine")
+
+    def weights(self, step: int) -> dict[str, float]:
+        """One weight for all terms."""
+        terms = [*IMAGE_TERMS, "hard_shape_corrupted"] if self.shape_schemes else IMAGE_TERMS
+        return dict.fromkeys(terms, self.weight)
+
+    def __call__(self, context: StepContext) -> dict[str, Tensor]:
+        """Make the hard examples, run the hard pass on them, and return the terms."""
+        self._last.clear()
+        image_hat, logits_hat = self.hard_examples(context)
+        terms, codes, _ = hard_pass(
+            context,
+            image_hat,
+            logits_hat,
+            freeze=self.preset != "first",
+            separate_training=self.separate_training,
+            factor=1.0 if self.preset == "literal" else 0.5,
+        )
+        if context.logging:
+            self._last["codes"] = codes
+        return terms
+
+    def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
+        """The standard pass's codes for the objective, the hard pass's codes for its own loss."""
+        standard = [code for code in context.features.values() if code.requires_grad]
+        return standard or self._last.pop("codes", [])
+
+    def diagnostics(self) -> dict[str, float]:
+        """Of the last call: index of each code's scheme in `SCHEMES`, and the share of the mask that is below 1."""
+        return {name: float(value) for name, value in self._last.items() if name != "codes"}
+
+    def draw(self, which: str, code: Tensor, generator: torch.Generator) -> Draw:
+        """The random part of masking one code ("image" or "shape"): scheme, then fraction, then factors."""
+        schemes = tuple(self.image_schemes if which == "image" else self.shape_schemes)
+        scheme = schemes[int(torch.randint(len(schemes), (), generator=generator))]
+        literal = self.preset == "literal"
+        fraction = self.max_fraction
+        if self.random_fraction and (scheme != "dropout" or literal):
+            fraction *= float(torch.rand((), generator=generator))
+        if scheme == "dropout":
+            rate = fraction if literal else self.dropout_rate
+            mask = dropout_mask(code, rate, generator)
+            return Draw(scheme, rate, mask=mask * (1 - rate) if literal else mask)
+        if not self.soft:
+            return Draw(scheme, fraction)
+        if literal:
+            return Draw(scheme, fraction, 0.5 * float(torch.rand((), generator=generator)))
+        entries = code.shape[1] if scheme == "channel" else math.prod(code.shape[2:])
+        return Draw(scheme, fraction, 0.5 * torch.rand(code.shape[0], entries, generator=generator))
+
+    def mask(
+        self,
+        which: str,
+        code: Tensor,
+        decode: Callable[[Tensor], Tensor],
+        loss: Callable[[Tensor], Tensor],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The mask of one code; a targeted one costs a normal pass of its decoder and the gradient at the code."""
+        draw = self.draw(which, code, generator)
+        if draw.mask is not None:
+            mask = draw.mask.to(code)
+        else:
+            tracked = code.detach().requires_grad_()
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(loss(decode(tracked)), tracked)
+            mask = targeted_mask(
+                gradient,
+                draw.scheme,
+                draw.fraction,
+                draw.factors,
+                score=self.score,
+                code=code,
+                inclusive=self.preset == "literal",
+            )
+        self._last[f"{which}_scheme"] = SCHEMES.index(draw.scheme)
+        self._last[f"{which}_masked"] = (mask < 1).float().mean()
+        return mask
+
+    def hard_examples(self, context: StepContext) -> tuple[Tensor, Tensor | None]:
+        """The corrupted image and the corrupted logits (None without shape schemes); constants."""
+        network: Any = context.model
+        image, label = context.batch["image"], context.batch["label"][:, 0].long()
+        image_code, shape_code = (context.features[tap].detach() for tap in self.taps)
+        # A power of two: exact, and keeps small gradients representable under half precision.
+        scale = 2.0 ** math.floor(math.log2(image[0].numel()))
+        mask = self.mask(
+            "image",
+            image_code,
+            network.decode_image,
+            lambda made: scale * functional.mse_loss(made.float(), image.float()),
+            context.generator,
+        )
+        with torch.no_grad(), self._frozen(network):
+            image_hat = network.decode_image(image_code * mask).detach()
+        if not self.shape_schemes:
+            return image_hat, None
+        mask = self.mask(
+            "shape",
+            shape_code,
+            network.decode_segmentation,
+            lambda made: scale * functional.cross_entropy(made.float(), label),
+            context.generator,
+        )
+        with torch.no_grad(), self._frozen(network):
+            return image_hat, network.decode_segmentation(shape_code * mask).detach()
+
+    def _frozen(self, network: Any) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.preset == "first" else frozen_batch_norm(network)

@@ -1,0 +1,251 @@
+"""Med-DisSeg's two networks: the stage-1 encoder with an attentive head, and the stage-2 segmentation network."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import ConfigError
+from toolkit.methods.med_disseg.backbone import ENCODER, encoder_blocks
+from toolkit.methods.med_disseg.blocks import LesionAttention, upsample
+from toolkit.methods.med_disseg.decoding import (
+    AttentiveHead,
+    AuxiliaryHeads,
+    CalibratedDecoder,
+    ContrastDrivenAggregation,
+    Decoupling,
+    DilatedEnhancement,
+    GuideUpsampler,
+    OutputBlock,
+)
+from toolkit.registry import register
+
+
+class MedDisSegOutput(NamedTuple):
+    """What the stage-2 network gives in training, all as logits before any sigmoid.
+
+    Attributes:
+        logits: (B, K, H, W) class logits.
+        foreground, background, uncertain: (B, 1, H, W) auxiliary maps.
+    """
+
+    logits: Tensor
+    foreground: Tensor
+    background: Tensor
+    uncertain: Tensor
+
+
+class _Encoder(nn.Module):
+    """What both stages share: Blocks 1-4, input checks, and one-channel logits as two classes."""
+
+    divisor = 16
+
+    def __init__(self, in_channels: int, out_channels: int, encoder_width: int) -> None:
+        super().__init__()
+        if in_channels < 1 or out_channels < 2:
+            raise ConfigError(
+                f"Med-DisSeg needs in_channels >= 1 and out_channels >= 2, not {in_channels} and {out_channels}.",
+                fix="Count the background as a class: a binary task has out_channels=2.",
+            )
+        if encoder_width < 4:
+            raise ConfigError(f"encoder_width must be at least 4, not {encoder_width}.")
+        self.in_channels, self.out_channels, self.dims = in_channels, out_channels, 2
+        # a binary task has one map, as published; grey images are repeated, so that RGB weights serve them
+        self.maps = 1 if out_channels == 2 else out_channels
+        for name, block in encoder_blocks(3 if in_channels == 1 else in_channels, encoder_width).items():
+            self.add_module(name, block)
+        self.widths = tuple(encoder_width * factor for factor in (1, 4, 8, 16))
+
+    def blocks(self, x: Tensor) -> list[Tensor]:
+        """Outputs of Blocks 1-4 for an image (B, in_channels, H, W)."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ConfigError(
+                f"This network takes (B, {self.in_channels}, H, W), not {tuple(x.shape)}.",
+                fix="Add the batch and channel axes, or build the network with other in_channels.",
+            )
+        if any(side % self.divisor for side in x.shape[2:]):
+            raise ConfigError(
+                f"Every side must be a multiple of {self.divisor}, not {tuple(x.shape[2:])}.",
+                fix="Pad the image, or use toolkit.predict, which pads and crops back.",
+            )
+        x = x.expand(-1, 3, -1, -1) if self.in_channels == 1 else x
+        outputs = []
+        for name in ENCODER:
+            x = self.get_submodule(name)(x)
+            outputs.append(x)
+        return outputs
+
+    def class_logits(self, maps: Tensor) -> Tensor:
+        """One map l becomes the logits (0, l), whose softmax is (1 - sigmoid(l), sigmoid(l))."""
+        return torch.cat((torch.zeros_like(maps), maps), dim=1) if self.maps == 1 else maps
+
+    def _describe(self, name: str, taps: dict[str, str], **arguments: Any) -> None:
+        self.toolkit_config: dict[str, Any] = {"name": name, "arguments": arguments}
+        self.toolkit_taps: dict[str, str] = {
+            **taps,
+            "bottleneck": "layer3",
+            **{f"encoder_{k}": f"layer{k - 1}" for k in (1, 2, 3, 4)},
+        }
+
+
+class MedDisSegStageOne(_Encoder):
+    """Stage 1: the encoder under an attentive head (ELAT), trained on a clean and a strong view of each image.
+
+    Only the encoder goes on to stage 2 (`transfer_encoder`). Layers: `layer0` … `layer3` (Blocks 1-4; `layer3` is
+    the alias `bottleneck`), `head`.
+
+    Args:
+        in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
+        out_channels: classes, background included; 2 gives one map, as published.
+        encoder_width: 64 for ResNet-50; less for quick runs.
+    """
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 2, encoder_width: int = 64) -> None:
+        super().__init__(in_channels, out_channels, encoder_width)
+        self.head = AttentiveHead(self.widths, self.maps, (2, 4, 8, 16))
+        self._describe(
+            "med_disseg_stage_one",
+            {"head_input": "head.conv_fuse:input", "pre_activation": "head.conv4.conv.1"},
+            in_channels=in_channels,
+            out_channels=out_channels,
+            encoder_width=encoder_width,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, out_channels, H, W)."""
+        return self.class_logits(self.head(*self.blocks(x)))
+
+    def forward_views(self, clean: Tensor, strong: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of two views, one pass each, so that each view has its own batch statistics.
+
+        Inside `toolkit.capture` the second pass is the second call of every layer (`layer3#2`).
+        """
+        return self.forward(clean), self.forward(strong)
+
+
+class MedDisSeg(_Encoder):
+    """Stage 2: dilated enhancement, decoupled guides, contrast-driven aggregation, three calibrated decoders.
+
+    Layers, in order of execution: `layer0` … `layer3` (Blocks 1-4; `layer3` is the alias `bottleneck`),
+    `decouple_layer`, `preprocess_fg4` …, `dconv1` … `dconv4`, `cdfa4` … `cdfa1`, `decoder_small` (aliases
+    `decoder_1`; the finest), `decoder_middle`, `decoder_large`, `output_block`. The auxiliary heads `aux_head` run in
+    `forward_with_auxiliaries` only.
+
+    Args:
+        in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
+        out_channels: classes, background included; 2 gives one map, as published.
+        width: working channels m of decoder and guides, a multiple of 16 (published: 128).
+        encoder_width: 64 for ResNet-50; less for quick runs.
+        encoder_attention: ELAT on the outputs of Blocks 1-4 (an extension; published networks have none here).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 2,
+        width: int = 128,
+        encoder_width: int = 64,
+        encoder_attention: bool = False,
+    ) -> None:
+        super().__init__(in_channels, out_channels, encoder_width)
+        if width < 16 or width % 16:
+            raise ConfigError(f"width must be a multiple of 16, not {width}.", where="med_disseg(width=...)")
+        for level, channels in enumerate(self.widths, start=1):
+            self.add_module(f"dconv{level}", DilatedEnhancement(channels, width))
+        self.decouple_layer = Decoupling(self.widths[-1], width, 4 * width)
+        for level in (4, 3, 2, 1):
+            for part in ("fg", "bg"):
+                self.add_module(f"preprocess_{part}{level}", GuideUpsampler(width, width, 4 - level))
+        self.aux_head = AuxiliaryHeads(width)
+        for level in (4, 3, 2, 1):
+            self.add_module(f"cdfa{level}", ContrastDrivenAggregation(width if level == 4 else 2 * width, width))
+        self.decoder_small = CalibratedDecoder(width, width, width)
+        self.decoder_middle = CalibratedDecoder(width, width, width)
+        self.decoder_large = CalibratedDecoder(width, width, width)
+        self.output_block = OutputBlock(width, self.maps)
+        if encoder_attention:
+            self.encoder_attention = nn.ModuleList(
+                LesionAttention(channels, min(8, channels)) for channels in self.widths
+            )
+        self._describe(
+            "med_disseg",
+            {
+                "head_input": "output_block.c3:input",
+                "pre_activation": "output_block.c2.conv.1",
+                "decoder_1": "decoder_small",
+                "decoder_2": "decoder_middle",
+                "decoder_3": "decoder_large",
+            },
+            in_channels=in_channels,
+            out_channels=out_channels,
+            width=width,
+            encoder_width=encoder_width,
+            encoder_attention=encoder_attention,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, out_channels, H, W) of an image (B, in_channels, H, W); no auxiliary maps."""
+        blocks, foreground, background, _ = self._decoupled(x)
+        return self._decode(blocks, foreground, background)
+
+    def forward_with_auxiliaries(self, x: Tensor) -> MedDisSegOutput:
+        """The logits and the three auxiliary maps, in one pass."""
+        blocks, foreground, background, uncertain = self._decoupled(x)
+        auxiliaries = self.aux_head(foreground, background, uncertain)
+        return MedDisSegOutput(self._decode(blocks, foreground, background), *auxiliaries)
+
+    def _decoupled(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        blocks = self.blocks(x)
+        if hasattr(self, "encoder_attention"):
+            blocks = [attend(block) for attend, block in zip(self.encoder_attention, blocks, strict=True)]
+        return blocks, *self.decouple_layer(blocks[-1])
+
+    def _decode(self, blocks: list[Tensor], foreground: Tensor, background: Tensor) -> Tensor:
+        aggregated: dict[int, Tensor] = {}
+        for level in (4, 3, 2, 1):
+            x = self.get_submodule(f"dconv{level}")(blocks[level - 1])
+            if level < 4:
+                x = torch.cat((x, upsample(aggregated[level + 1], 2)), dim=1)
+            guides = [
+                self.get_submodule(f"preprocess_{part}{level}")(feature)
+                for part, feature in (("fg", foreground), ("bg", background))
+            ]
+            aggregated[level] = self.get_submodule(f"cdfa{level}")(x, *guides)
+        small = self.decoder_small(aggregated[2], aggregated[1])
+        middle = self.decoder_middle(aggregated[3], aggregated[2])
+        large = self.decoder_large(aggregated[4], aggregated[3])
+        return self.class_logits(self.output_block(small, middle, large))
+
+
+@register("model", "med_disseg_stage_one")
+def med_disseg_stage_one(in_channels: int = 3, out_channels: int = 2, encoder_width: int = 64) -> MedDisSegStageOne:
+    """Build Med-DisSeg's first-stage network, a `MedDisSegStageOne`; 8 673 884 parameters by default.
+
+    Args:
+        in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
+        out_channels: classes, background included; 2 gives one map, as published.
+        encoder_width: 64 for ResNet-50; less for quick runs.
+    """
+    return MedDisSegStageOne(in_channels, out_channels, encoder_width)
+
+
+@register("model", "med_disseg")
+def med_disseg(
+    in_channels: int = 3,
+    out_channels: int = 2,
+    width: int = 128,
+    encoder_width: int = 64,
+    encoder_attention: bool = False,
+) -> MedDisSeg:
+    """Build Med-DisSeg's second-stage network, a `MedDisSeg`; 45 559 635 parameters by default.
+
+    Args:
+        in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
+        out_channels: classes, background included; 2 gives one map, as published.
+        width: working channels of decoder and guides, a multiple of 16 (published: 128).
+        encoder_width: 64 for ResNet-50; less for quick runs.
+        encoder_attention: ELAT on the outputs of Blocks 1-4 (an extension).
+    """
+    return MedDisSeg(in_channels, out_channels, width, encoder_width, encoder_attention)

@@ -1,0 +1,233 @@
+"""The losses of Med-DisSeg's two stages.
+
+Source: Med-DisSeg (arXiv 2605.14579), which takes all but the multi-class loss from ConDSeg (arXiv 2412.08345). The
+dispersive term is a regularizer of its own (`toolkit.Dispersive`). The functions take probabilities, as published;
+the objectives keep logits for the cross-entropy, which has the same value and, unlike the published form, a gradient
+where a sigmoid saturates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolkit.errors import ConfigError
+from toolkit.methods.med_disseg.strong_view import StrongView
+from toolkit.registry import register
+from toolkit.training.objective import Objective
+
+
+def dice_loss(probability: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """1 - (2 sum p y + s) / (sum p + sum y + s), with sums over the whole batch."""
+    overlap = (probability * target).sum()
+    return 1 - (2 * overlap + smooth) / (probability.sum() + target.sum() + smooth)
+
+
+def dice_cross_entropy(probability: Tensor, target: Tensor, logits: Tensor | None = None) -> Tensor:
+    """DB: binary cross-entropy (mean over all elements) plus `dice_loss`, of one map of probabilities.
+
+    `logits`, if given, must be the map before the sigmoid and serve the cross-entropy.
+    """
+    return _cross_entropy(probability, target, logits) + dice_loss(probability, target)
+
+
+def consistency(first: Tensor, second: Tensor, logits: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """CONS: cross-entropy of each view against the other one thresholded at 0.5, which carries no gradient."""
+    hard = [(view > 0.5).to(view.dtype) for view in (first.detach(), second.detach())]
+    before = logits or (None, None)
+    return _cross_entropy(first, hard[1], before[0]) + _cross_entropy(second, hard[0], before[1])
+
+
+def complementary(foreground: Tensor, background: Tensor, uncertain: Tensor) -> Tensor:
+    """COMPL: mean pairwise product of a softmax over three probability maps (B, 1, H, W), in [0.28912544, 1/3].
+
+    The softmax is taken of probabilities, as published, hence the narrow range: the term cannot do much.
+    """
+    q = torch.cat((foreground, background, uncertain), dim=1).softmax(dim=1)
+    return (q[:, 0] * q[:, 1] + q[:, 0] * q[:, 2] + q[:, 1] * q[:, 2]).mean()
+
+
+def balance(probability: Tensor) -> Tensor:
+    """Beta = 1 / (tanh(S) + 1e-15) >= 1, with S the sum of a map over the whole batch divided by H W; not detached."""
+    size = probability.shape[-2] * probability.shape[-1]
+    return 1 / ((probability.sum() / size).tanh() + 1e-15)
+
+
+def multiclass_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    cross_entropy: float = 0.5,
+    dice: float = 0.5,
+    class_weights: Sequence[float] | None = None,
+    ignore_label: int | None = None,
+    include_background: bool = False,
+) -> Tensor:
+    """The released multi-organ loss: weighted cross-entropy and 1 - mean soft Dice over classes.
+
+    Dice of a class is (2 sum p g + 1) / (sum p + sum g + 1) with softmax probabilities and sums over batch and
+    pixels. `class_weights` serve the cross-entropy only; pixels of `ignore_label` count in neither term.
+
+    Args:
+        logits: (B, K, *S).
+        target: (B, *S) integers.
+        cross_entropy: weight of the cross-entropy.
+        dice: weight of the Dice term.
+        class_weights: one weight a class.
+        ignore_label: label to leave out.
+        include_background: whether class 0 counts in Dice.
+    """
+    total = logits.new_zeros(())
+    if cross_entropy:
+        weights = None if class_weights is None else logits.new_tensor(class_weights)
+        ignored = -100 if ignore_label is None else ignore_label
+        total = total + cross_entropy * functional.cross_entropy(logits, target, weights, ignore_index=ignored)
+    if dice:
+        classes = torch.arange(logits.shape[1], device=logits.device).view(1, -1, *[1] * (target.ndim - 1))
+        counted = torch.ones_like(target, dtype=torch.bool) if ignore_label is None else target != ignore_label
+        probability = logits.softmax(dim=1) * counted.unsqueeze(1)
+        truth = ((target.unsqueeze(1) == classes) & counted.unsqueeze(1)).to(logits.dtype)
+        axes = [0, *range(2, logits.ndim)]
+        scores = (2 * (probability * truth).sum(axes) + 1) / (probability.sum(axes) + truth.sum(axes) + 1)
+        total = total + dice * (1 - scores[0 if include_background else 1 :].mean())
+    return total
+
+
+@register("objective", "med_disseg_stage_one")
+@dataclasses.dataclass(frozen=True)
+class MedDisSegStageOneObjective(Objective):
+    """Stage 1: DB on a clean and on a strong view of the batch, and their consistency.
+
+    Terms `clean`, `strong`, `consistency`, in float32. The network must offer `forward_views(clean, strong)`. For
+    more than two classes DB becomes `multiclass_loss` and the consistency a cross-entropy against the other view's
+    classes: an extension, the published stage 1 is binary. To disperse both views, tap the encoder twice:
+    `Dispersive(tap=("layer3", "layer3#2"), reduction="sum")`.
+
+    Args:
+        strong_view: how the strong view is made; a mapping of its settings will do.
+        consistency: weight of the consistency term (published: 1).
+    """
+
+    name: ClassVar[str] = "med_disseg_stage_one"
+
+    strong_view: StrongView | Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    consistency: float = 1.0
+
+    def __post_init__(self) -> None:
+        view = StrongView.of(self.strong_view)  # refuses unknown settings now
+        if isinstance(self.strong_view, StrongView):
+            object.__setattr__(self, "strong_view", dataclasses.asdict(view))  # so that a run can store it
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("forward_views",)
+
+    def forward_pass(self, model: nn.Module, batch: Mapping[str, Any], generator: torch.Generator) -> Any:
+        """Logits of the clean and the strong view."""
+        strong = StrongView.of(self.strong_view)(batch["image"], generator)
+        network: Any = model
+        return network.forward_views(batch["image"], strong)
+
+    def __call__(self, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        with torch.autocast(batch["image"].device.type, enabled=False):
+            clean, strong = (_single_or_all(logits) for logits in outputs)
+            terms = {"clean": _mask_loss(clean, batch["label"]), "strong": _mask_loss(strong, batch["label"])}
+            if clean.shape[1] == 1:
+                agreement = consistency(clean.sigmoid(), strong.sigmoid(), (clean, strong))
+            else:
+                agreement = functional.cross_entropy(clean, strong.detach().argmax(dim=1))
+                agreement = agreement + functional.cross_entropy(strong, clean.detach().argmax(dim=1))
+            return terms | {"consistency": self.consistency * agreement}
+
+    def logits(self, outputs: Any) -> Tensor:
+        return outputs if isinstance(outputs, Tensor) else outputs[0]
+
+
+@register("objective", "med_disseg")
+@dataclasses.dataclass(frozen=True)
+class MedDisSegObjective(Objective):
+    """Stage 2: DB on the mask, balanced DB on the foreground and background maps, and the complementary term.
+
+    Terms `mask`, `foreground`, `background`, `complementary`, in float32. The network must offer
+    `forward_with_auxiliaries(image)`. The background target is 1 - foreground of the labels the batch carries, so it
+    is aligned with the augmented image; the released data code built it before the augmentation and did not move it,
+    which `aligned_background=False` repeats on batches that carry `label_before` (the loader's augmentation
+    "geometry-label-before"). With more than two classes the mask term is `multiclass_loss`, and foreground means any class but 0.
+
+    Args:
+        auxiliary: weight of the foreground and background terms (published: 1).
+        complementary: weight of the complementary term (published: 1).
+        detach_balance: keep the gradient out of beta (published: not detached).
+        aligned_background: take the background from the labels that the network is trained on (released code: not).
+    """
+
+    name: ClassVar[str] = "med_disseg"
+
+    auxiliary: float = 1.0
+    complementary: float = 1.0
+    detach_balance: bool = False
+    aligned_background: bool = True
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("forward_with_auxiliaries",)
+
+    def forward_pass(self, model: nn.Module, batch: Mapping[str, Any], generator: torch.Generator) -> Any:
+        """Logits and auxiliary maps."""
+        network: Any = model
+        return network.forward_with_auxiliaries(batch["image"])
+
+    def __call__(self, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        with torch.autocast(batch["image"].device.type, enabled=False):
+            mask, *auxiliaries = (x.float() if x.dtype != torch.float64 else x for x in outputs)
+            foreground, background, uncertain = (x.sigmoid() for x in auxiliaries)
+            truth = (batch["label"] > 0).to(foreground.dtype)
+            parts = {
+                "foreground": (foreground, truth, auxiliaries[0]),
+                "background": (background, self._background(batch, truth), auxiliaries[1]),
+            }
+            terms = {"mask": _mask_loss(_single_or_all(mask), batch["label"])}
+            for name, (probability, target, before) in parts.items():
+                beta = balance(probability.detach() if self.detach_balance else probability)
+                terms[name] = self.auxiliary * beta * dice_cross_entropy(probability, target, before)
+            terms["complementary"] = self.complementary * complementary(foreground, background, uncertain)
+            return terms
+
+    def _background(self, batch: Mapping[str, Any], truth: Tensor) -> Tensor:
+        if self.aligned_background:
+            return 1 - truth
+        if "label_before" not in batch:
+            raise ConfigError(
+                "aligned_background=False needs batches with `label_before`.",
+                where="med_disseg",
+                fix='Train with TrainConfig(augmentation="geometry-label-before").',
+            )
+        return 1 - (batch["label_before"] > 0).to(truth.dtype)
+
+    def logits(self, outputs: Any) -> Tensor:
+        return outputs if isinstance(outputs, Tensor) else outputs[0]
+
+
+def _cross_entropy(probability: Tensor, target: Tensor, logits: Tensor | None) -> Tensor:
+    if logits is not None:
+        return functional.binary_cross_entropy_with_logits(logits, target)
+    return functional.binary_cross_entropy(probability, target)
+
+
+def _single_or_all(logits: Tensor) -> Tensor:
+    """Two-class logits as one map (their difference); others as they are; float32 or wider."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
+
+
+def _mask_loss(maps: Tensor, label: Tensor) -> Tensor:
+    if label.shape[2:] != maps.shape[2:] or label.shape[0] != maps.shape[0]:
+        raise ConfigError(f"Labels {tuple(label.shape)} do not fit maps {tuple(maps.shape)}.", where="batch['label']")
+    if maps.shape[1] == 1:
+        return dice_cross_entropy(maps.sigmoid(), (label > 0).to(maps.dtype), maps)
+    return multiclass_loss(maps, label[:, 0].long())

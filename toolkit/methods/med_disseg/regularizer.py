@@ -1,0 +1,228 @@
+"""The dispersive regularizer: repulsion between the representations of a batch, at any layer of any network.
+
+Sources: Wang and He, "Diffuse and Disperse" (arXiv 2506.09027), and Med-DisSeg (arXiv 2605.14579).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, distributed
+
+from toolkit.errors import ConfigError, RegularizerWarning
+from toolkit.methods.med_disseg.dispersion import (
+    PRESETS,
+    checked_variant,
+    dispersive_loss,
+    pair_distances,
+    self_pairs,
+    temperature,
+    token_rows,
+)
+from toolkit.registry import register
+from toolkit.training.regularizer import Regularizer, StepContext, linear_warm_up
+
+__all__ = ["PRESETS", "Dispersive", "dispersive_loss", "token_rows"]
+
+LAYOUTS = ("pooled", "flatten", "positions")
+ACTIVE_BAND = 18.4  # pairs with distance / tau above this contribute less than 1e-8
+
+
+@register("regularizer", "dispersive")
+@dataclasses.dataclass(frozen=True)
+class Dispersive(Regularizer):
+    """The dispersive loss on tapped layers of any network; see `dispersive_loss` for variants and presets.
+
+    No parameters, no extra passes. The layouts "pooled" and "flatten" need two images a batch. On logging steps it
+    measures its own gradient and warns once if it is dead.
+
+    Args:
+        weight: lambda. The papers use 0.2 and 0.6 (Med-DisSeg, first and second stage), 0.25 to 0.5 (original).
+        tap: layer name, alias or glob, or several; the term is their mean or sum (`reduction`). With two views in
+            one step, tap the layer's second call as well ("layer3", "layer3#2") and sum: the views are dispersed
+            apart from each other, as published.
+        variant, tau, preset: as in `dispersive_loss`.
+        layout: "pooled" (global average, one row an image), "flatten" (the whole map, one row an image) or
+            "positions" (one row a position, at most `samples` of them, drawn by the step's generator).
+        samples: rows of the layout "positions".
+        reduction: "mean" or "sum" over several taps.
+        warm_up_steps: the weight rises linearly over so many steps.
+        stop_step: the weight is 0 from this step on (None: never).
+        bank_size: rows of earlier batches kept as further negatives (0: none). Stored in checkpoints.
+        gather: under distributed training use the rows of all ranks, with gradient, so that W ranks of B images
+            equal one process of W * B.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+    """
+
+    name: ClassVar[str] = "dispersive"
+
+    weight: float = 0.2
+    tap: str | tuple[str, ...] = "bottleneck"
+    variant: str = "infonce_l2"
+    tau: float | str = 0.5
+    preset: str = "default"
+    layout: str = "pooled"
+    samples: int = 1024
+    reduction: str = "mean"
+    warm_up_steps: int = 0
+    stop_step: int | None = None
+    bank_size: int = 0
+    gather: bool = True
+    _last: dict[str, float] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _warned: set[str] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
+    _bank: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        checked_variant(self.variant, self.tau, self.preset)
+        if self.layout not in LAYOUTS:
+            raise ConfigError(f"Unknown layout {self.layout!r}.", fix=f"Use one of {', '.join(LAYOUTS)}.")
+        if self.reduction not in ("mean", "sum"):
+            raise ConfigError(f"reduction must be 'mean' or 'sum', not {self.reduction!r}.")
+        if self.weight < 0 or self.samples < 2 or self.bank_size < 0 or self.warm_up_steps < 0:
+            raise ConfigError("weight, bank_size and warm_up_steps must not be negative, samples at least 2.")
+        object.__setattr__(self, "tap", self.tap if isinstance(self.tap, str) else tuple(self.tap))
+
+    @classmethod
+    def from_preset(cls, preset: str, stage: int = 1, **changes: Any) -> Dispersive:
+        """The preset with the weight, temperature and layout its source trains with; `changes` win."""
+        if preset not in PRESETS or stage not in (1, 2):
+            what = f"No settings for preset {preset!r} at stage {stage!r}."
+            raise ConfigError(what, fix=f"Presets: {', '.join(PRESETS)}; stages: 1, 2.")
+        known = PRESETS[preset]
+        settings: dict[str, Any] = {
+            "preset": preset,
+            "weight": known.weights[stage - 1],
+            "tau": known.tau,
+            "layout": known.layout,
+            "variant": known.variant or "infonce_l2",
+        }
+        return cls(**(settings | changes))
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return (self.tap,) if isinstance(self.tap, str) else self.tap
+
+    def weights(self, step: int) -> dict[str, float]:
+        stopped = self.stop_step is not None and step >= self.stop_step
+        return {"loss": 0.0 if stopped else self.weight * linear_warm_up(step, self.warm_up_steps)}
+
+    def in_later_stage(self) -> Dispersive:
+        """Without the warm-up, which belongs to the first stage."""
+        return dataclasses.replace(self, warm_up_steps=0)
+
+    def __call__(self, context: StepContext) -> dict[str, Tensor]:
+        if self._bank.get("stage", context.stage) != context.stage:
+            self._bank.clear()  # representations of another stage's network
+        self._last.clear()
+        losses = []
+        for name, features in context.features.items():
+            rows = self.representation(features, context.generator)
+            bank = self._stored(name, rows, context.stage)
+            loss = dispersive_loss(rows, self.variant, self.tau, self.preset, bank=bank)
+            if context.logging:
+                self._measure(name, rows, loss)
+            self._store(name, rows)
+            losses.append(loss)
+        if not losses:
+            raise ConfigError(f"None of the taps {self.taps} gave a feature.")
+        total = torch.stack(losses)
+        return {"loss": total.mean() if self.reduction == "mean" else total.sum()}
+
+    def representation(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """The rows (N, D) that are dispersed, float32 or wider, of features (B, C, *S) or (B, C)."""
+        features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+        if self.layout == "pooled" and features.ndim > 2:
+            rows = features.flatten(2).mean(dim=2)
+        elif self.layout == "positions" and features.ndim > 2:
+            rows = token_rows(features)
+            if rows.shape[0] > self.samples:
+                chosen = torch.randperm(rows.shape[0], generator=generator)[: self.samples]
+                rows = rows.index_select(0, chosen.to(rows.device))
+        else:
+            rows = features.flatten(1)
+        return _gathered(rows) if self.gather else rows
+
+    def diagnostics(self) -> dict[str, float]:
+        return dict(self._last)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._bank)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._bank.clear()
+        self._bank.update(state)
+
+    def _stored(self, name: str, rows: Tensor, stage: int) -> Tensor | None:
+        if not self.bank_size:
+            return None
+        self._bank["stage"] = stage
+        stored = self._bank.get(f"rows/{name}")
+        if stored is None or stored.shape[1] != rows.shape[1]:
+            return None  # nothing yet, or representations of another resolution
+        return stored.to(rows)
+
+    def _store(self, name: str, rows: Tensor) -> None:
+        if self.bank_size:
+            stored = self._stored(name, rows, self._bank["stage"])
+            rows = rows.detach() if stored is None else torch.cat([stored, rows.detach()])
+            self._bank[f"rows/{name}"] = rows[-self.bank_size :].clone()
+
+    def _measure(self, name: str, rows: Tensor, loss: Tensor) -> None:
+        """Numbers of the last call, and a warning the first time they show that the term does nothing."""
+        if rows.shape[0] < 2 and not self.bank_size:
+            self._warn("single", "A batch of one has no pairs: the dispersive loss is the constant 0.")
+            return
+        variant = PRESETS[self.preset].variant or self.variant
+        if variant != "covariance":
+            self._measure_pairs(name, rows.detach(), variant)
+        if loss.requires_grad and rows.requires_grad:
+            (gradient,) = torch.autograd.grad(loss, rows, retain_graph=True)
+            norm = float(gradient.norm())
+            self._last[f"{name}/gradient_norm"] = norm
+            if norm < 1e-8:
+                self._warn(
+                    "dead",
+                    f"The dispersive loss at {name!r} is dead: value {float(loss.detach()):.6g}, gradient norm {norm:.3g}. "
+                    "Use the preset 'default' or 'default-cosine', which normalise the distance.",
+                )
+
+    def _measure_pairs(self, name: str, rows: Tensor, variant: str) -> None:
+        distances = pair_distances(rows, None, variant, self.preset)
+        itself = self_pairs(distances)
+        pairs = distances[~itself]
+        self._last[f"{name}/mean_distance"] = float(pairs.mean())
+        if variant != "hinge":
+            active = float((pairs / temperature(self.tau, distances, itself) < ACTIVE_BAND).float().mean())
+            self._last[f"{name}/active_pairs"] = active
+            if active < 0.01:
+                self._warn(
+                    "band",
+                    f"{100 * (1 - active):.4g} % of the pairs at {name!r} are farther apart than {ACTIVE_BAND} tau and "
+                    "hardly repelled; normalise the distance or raise tau.",
+                )
+
+    def _warn(self, reason: str, message: str) -> None:
+        if reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(message, RegularizerWarning, stacklevel=2)
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """The rows of all ranks, in rank order; the rows themselves outside distributed training.
+
+    Every rank evaluates the loss of all rows and sends gradient through its own only, multiplied by the number of
+    ranks, so that parameter gradients averaged over ranks equal those of one process.
+    """
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return rows
+    ranks = distributed.get_world_size()
+    parts = [torch.empty_like(rows) for _ in range(ranks)]
+    distributed.all_gather(parts, rows.detach().contiguous())
+    parts[distributed.get_rank()] = rows.detach() + ranks * (rows - rows.detach())
+    return torch.cat(parts)

@@ -1,0 +1,211 @@
+"""`Recipe` and `Stage`: a paper's settings as data, each value with its source, and the training they describe."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from toolkit import registry
+from toolkit.errors import ConfigError
+from toolkit.features.modules import unwrap
+from toolkit.methods.med_disseg import transfer_encoder
+from toolkit.training.config import TrainConfig
+from toolkit.training.directory import RunDirectory
+from toolkit.training.objective import Objective
+from toolkit.training.objects import load_registry
+from toolkit.training.regularizer import Regularizer, as_regularizers
+from toolkit.training.run import Run
+from toolkit.training.seeding import seeded
+from toolkit.training.start import resume, train
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What a stage takes over from the one before it, by name.
+TRANSFERS: dict[str, Callable[[nn.Module, nn.Module], Any]] = {"encoder": transfer_encoder}
+PARTS = ("task", "model", "objective", "regularizer", "config", "epochs", "not taken over")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One value of a recipe.
+
+    Attributes:
+        part: "task" (what it was loaded with), "model", "objective", "regularizer" (of the stage's only one), "config", "epochs" (its name is then
+            "epochs"), or "not taken over" for what the source does and the toolkit does otherwise.
+        name: argument of that part.
+        value: what the source uses; the toolkit's own value where `source` says so.
+        source: section of the method's specification, for example "selfreg 5.3".
+        note: why it differs, or what is not certain.
+    """
+
+    part: str
+    name: str
+    value: Any
+    source: str
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise ConfigError(f"A setting belongs to one of {PARTS}, not to {self.part!r}.")
+
+
+class Stage(Mapping[str, Any]):
+    """One training of a recipe; `toolkit.train(**stage)` runs it.
+
+    As a mapping it has the keys model, task, objective, regularizer, config and stage. The network is built, under
+    the stage's seed, when it is first asked for, and is the same object from then on.
+
+    Args:
+        name: short name, used for its folder.
+        task: data.
+        settings: values and their sources.
+        model: registered name of the network.
+        objective: registered name of the objective.
+        regularizer: registered name, or None.
+        index: position in the recipe.
+        transfer: what it takes from the stage before (a key of `TRANSFERS`), or None.
+        prepare: called with the network after it has been built (pre-trained weights), or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        task: Any,
+        settings: Sequence[Setting],
+        *,
+        model: str,
+        objective: str,
+        regularizer: str | None,
+        index: int = 0,
+        transfer: str | None = None,
+        prepare: Callable[[nn.Module], Any] | None = None,
+    ) -> None:
+        load_registry()
+        self.name, self.task, self.index, self.transfer = name, task, index, transfer
+        self.settings = tuple(settings)
+        self._model_name, self._prepare = model, prepare
+        self._model: nn.Module | None = None
+        self.objective: Objective = registry.build("objective", self._recipe(objective, "objective"))
+        self.regularizer: Regularizer | None = None
+        if regularizer is not None:
+            self.regularizer = registry.build("regularizer", self._recipe(regularizer, "regularizer"))
+        self.config = TrainConfig.from_dict({**self._arguments("config"), **self._steps()})
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, in the state of its first weights or as a training left it."""
+        return self.build() if self._model is None else self._model
+
+    def build(self) -> nn.Module:
+        """A new network with its first weights; it becomes `model`."""
+        with seeded(self.config.seed):
+            network: nn.Module = registry.build("model", self._recipe(self._model_name, "model"))
+        if self._prepare is not None:
+            self._prepare(network)
+        self._model = network
+        return network
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "stage":
+            return self.index
+        if key in self:
+            return getattr(self, key)
+        raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in tuple(self)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("model", "task", "objective", "regularizer", "config", "stage"))
+
+    def __len__(self) -> int:
+        return 6
+
+    def __repr__(self) -> str:
+        regularizer = None if self.regularizer is None else self.regularizer.name
+        return (
+            f"Stage({self.name!r}, model={self._model_name!r}, regularizer={regularizer!r}, steps={self.config.steps})"
+        )
+
+    def _arguments(self, part: str) -> dict[str, Any]:
+        return {setting.name: setting.value for setting in self.settings if setting.part == part}
+
+    def _recipe(self, name: str, part: str) -> dict[str, Any]:
+        return {"name": name, "arguments": self._arguments(part)}
+
+    def _steps(self) -> dict[str, int]:
+        """Epochs as optimizer steps on this task, unless the steps are given themselves."""
+        configured = self._arguments("config")
+        epochs = self._arguments("epochs").get("epochs")
+        if epochs is None or "steps" in configured:
+            return {}
+        batch = int(configured.get("batch_size", TrainConfig.batch_size))
+        return {"steps": int(epochs) * max(1, -(-len(self.task.cases("train")) // batch))}
+
+
+@dataclasses.dataclass(eq=False)
+class Recipe:
+    """The settings of one paper on a task.
+
+    Attributes:
+        name: of the method.
+        paper: what it follows.
+        stages: trainings in order.
+    """
+
+    name: str
+    paper: str
+    stages: tuple[Stage, ...]
+
+    def table(self) -> pd.DataFrame:
+        """Every setting: stage, part, name, value, source (section of the method's specification), note."""
+        import pandas as pd
+
+        rows = [
+            {"stage": stage.name, **dataclasses.asdict(setting)} for stage in self.stages for setting in stage.settings
+        ]
+        return pd.DataFrame(rows, columns=["stage", "part", "name", "value", "source", "note"])
+
+    def train(self, out: str | os.PathLike[str], *, progress: bool = True) -> list[Run]:
+        """Train every stage in a folder of its own below `out`; a stopped recipe goes on where it was.
+
+        Each stage starts from its first weights, and then takes over what its transfer rule says from the selected
+        weights of the stage before.
+
+        Returns:
+            One run a stage; the last one's `model` is the result.
+
+        Raises:
+            ConfigError, CheckpointError: see `toolkit.train` and `toolkit.resume`.
+        """
+        runs: list[Run] = []
+        for stage in self.stages:
+            folder = Path(out) / f"stage-{stage.index + 1}-{stage.name}"
+            network = stage.build()
+            if RunDirectory(folder).exists():
+                regularizers = as_regularizers(stage.regularizer)
+                runs.append(resume(folder, network, stage.task, regularizers, stage.objective, progress=progress))
+                continue
+            if stage.transfer is not None:
+                TRANSFERS[stage.transfer](unwrap(runs[-1].model), network)
+            runs.append(train(**stage, out=folder, progress=progress))
+        return runs
+
+
+def replaced(settings: Sequence[Setting], part: str, changes: Mapping[str, Any]) -> list[Setting]:
+    """The settings with some values of a part changed by the caller; the source then says so."""
+    known = {(setting.part, setting.name) for setting in settings}
+    changed = [
+        dataclasses.replace(setting, value=changes[setting.name], source="chosen by the caller", note="")
+        if setting.part == part and setting.name in changes
+        else setting
+        for setting in settings
+    ]
+    new = [name for name in changes if (part, name) not in known]
+    return changed + [Setting(part, name, changes[name], "chosen by the caller") for name in new]

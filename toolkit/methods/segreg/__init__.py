@@ -1,0 +1,1 @@
+"""SegReg: features aligned to a fixed Gaussian reference."""

@@ -1,0 +1,1 @@
+"""SelfReg-UNet: semantic consistency and internal distillation."""

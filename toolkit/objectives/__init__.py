@@ -1,1 +1,0 @@
-"""Objectives: the supervised part of a method, forward pass included."""

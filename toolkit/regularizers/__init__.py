@@ -1,1 +1,0 @@
-"""Regularizers: the protocol and the papers' feature losses."""
