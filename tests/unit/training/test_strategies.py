@@ -133,7 +133,7 @@ def test_fisher_information_by_hand(two_sites: Task, network: UNet) -> None:
 def test_strategies_by_name_and_settings(sequence: Callable[..., Stages], tmp_path: Path) -> None:
     load_registry()
     assert set(registry.names("strategy")) == {"sequential", "joint", "single_task", "rehearsal", "ewc", "lwf"}
-    with pytest.raises(ConfigError, match="no strategy 'replay'"):
+    with pytest.raises(ConfigError, match="no strategy called 'replay'"):
         sequence("replay")
     with pytest.raises(ConfigError, match="share a name"):
         sequence(ElasticWeightConsolidation(weight=1.0), regularizer=ElasticWeights())
