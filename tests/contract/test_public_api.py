@@ -188,3 +188,22 @@ def test_nothing_tracked_names_a_machine_or_the_workshop() -> None:
         f"{p.relative_to(ROOT)}: {m.group()}" for p in texts for m in pattern.finditer(p.read_text(encoding="utf-8"))
     ]
     assert not named
+
+
+BUILDING_BLOCKS = {
+    "segreg.sliced_epps_pulley": "z, directions, *, t_max=3.0, points=17, weights=None, scaled=False",
+    "selfreg.semantic_consistency": "student, teacher, student_channels=None, teacher_channels=None, generator=None",
+    "selfreg.internal_distillation": "features, order='score', stop_gradient='none'",
+    "med_disseg.dispersive_loss": "z, variant='infonce_l2', tau=0.5, preset='default', *, margin=1.0, bank=None",
+    "latent_augmentation.targeted_mask": "gradient, axis='channel', fraction=0.5, annealing=None, *, score='signed',"
+    " code=None, inclusive=False",
+    "latent_augmentation.dropout_mask": "code, rate=0.5, generator=None",
+}
+
+
+@pytest.mark.parametrize("path", BUILDING_BLOCKS)
+def test_each_method_offers_the_functions_its_paper_defines(path: str) -> None:
+    package, name = path.split(".")
+    function = getattr(importlib.import_module(f"toolkit.methods.{package}"), name)
+    bare = [p.replace(annotation=p.empty) for p in inspect.signature(function).parameters.values()]
+    assert str(inspect.Signature(bare)) == f"({BUILDING_BLOCKS[path]})"

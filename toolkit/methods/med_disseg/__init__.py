@@ -1,6 +1,7 @@
-"""The two networks of Med-DisSeg: blocks, ResNet-50 encoder, decoder parts and the stages themselves."""
+"""Med-DisSeg: the dispersive loss, the networks of both stages, and their objectives."""
 
 from toolkit.methods.med_disseg.backbone import load_backbone, transfer_encoder
+from toolkit.methods.med_disseg.dispersion import dispersive_loss
 from toolkit.methods.med_disseg.network import (
     MedDisSeg,
     MedDisSegOutput,
@@ -8,11 +9,14 @@ from toolkit.methods.med_disseg.network import (
     med_disseg,
     med_disseg_stage_one,
 )
+from toolkit.methods.med_disseg.regularizer import Dispersive
 
 __all__ = [
+    "Dispersive",
     "MedDisSeg",
     "MedDisSegOutput",
     "MedDisSegStageOne",
+    "dispersive_loss",
     "load_backbone",
     "med_disseg",
     "med_disseg_stage_one",

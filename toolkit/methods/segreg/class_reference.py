@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError
-from toolkit.methods.segreg.epps_pulley import sliced_epps_pulley
+from toolkit.features.epps_pulley import sliced_epps_pulley
 from toolkit.training.regularizer import keyed_generator
 
 MINIMUM_ROWS = 64

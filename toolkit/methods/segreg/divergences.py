@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError
+from toolkit.features.epps_pulley import null_expectation, sliced_epps_pulley
 from toolkit.methods.segreg import references
 from toolkit.methods.segreg.class_reference import class_conditional_epps_pulley
-from toolkit.methods.segreg.epps_pulley import null_expectation, sliced_epps_pulley
 from toolkit.training.sampling import RowSample
 
 SKETCH_COLUMNS = 64

@@ -16,13 +16,8 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError, LayerError
+from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectation, sliced_epps_pulley, unit_directions
 from toolkit.methods.segreg.divergences import DIVERGENCES, divergence, null_value
-from toolkit.methods.segreg.epps_pulley import (
-    epps_pulley_by_direction,
-    null_expectation,
-    sliced_epps_pulley,
-    unit_directions,
-)
 from toolkit.methods.segreg.presets import PRESETS
 from toolkit.registry import register
 from toolkit.training.ranks import labels_of_all, process, rows_of_all

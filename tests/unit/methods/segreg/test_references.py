@@ -10,8 +10,8 @@ from golden_cases import golden_case
 from torch import Tensor
 
 from toolkit.errors import ConfigError
+from toolkit.features.epps_pulley import sliced_epps_pulley, unit_directions
 from toolkit.methods.segreg import references as r
-from toolkit.methods.segreg.epps_pulley import sliced_epps_pulley, unit_directions
 
 
 def load(case: str) -> tuple[dict[str, Tensor], dict[str, float]]:
