@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.data.augment import Augmentation
 from toolkit.data.case import Case
+from toolkit.data.folds import make_folds
 from toolkit.data.labels import checked_classes
 from toolkit.data.loader import Loader
 from toolkit.data.normalise import DEFAULT, check_rule, fixed_range
@@ -183,10 +184,29 @@ class Task:
 
         return usable(self, table)
 
-    def restricted(self, cases: Sequence[Case]) -> Task:
-        """A task of some of these cases with the same settings; it cannot be rebuilt from its name."""
+    def folds(self, count: int = 5, seed: int = 0) -> list[Task]:
+        """Cross-validation: as many tasks, each with its own train, val and test split of all patients.
+
+        Patients are dealt into `count` parts, stratified by site and group; all cases of a patient stay together. Task
+        i tests on part i, so that every patient is tested exactly once, selects weights on part i + 1 (the val split;
+        it is neither trained on nor tested in that fold), and trains on the others. The splits that the task has
+        itself are set aside: take a published test set out before (`task.restricted(...)`) if it must stay unseen.
+
+        Args:
+            count: number of folds, at least 3 and at most one a patient.
+            seed: another seed deals other folds.
+
+        Raises:
+            ConfigError: too few or too many folds.
+        """
+        return make_folds(self, count, seed)
+
+    def restricted(
+        self, cases: Sequence[Case], *, name: str | None = None, toolkit_config: Mapping[str, Any] | None = None
+    ) -> Task:
+        """A task of these cases with the same settings; without `toolkit_config` it cannot be rebuilt from its name."""
         return Task(
-            self.name,
+            self.name if name is None else name,
             cases,
             dims=self.dims,
             channels=self.channels,
@@ -198,6 +218,7 @@ class Task:
             manifest=self.manifest,
             licence=self.licence,
             citation=self.citation,
+            toolkit_config=toolkit_config,
         )
 
     def __len__(self) -> int:
