@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from toolkit.errors import ResultError
+from toolkit.files import replacing, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,20 +71,11 @@ class Result:
             )
         table = self.table()
         text = table.to_csv(index=False) if path.suffix == ".csv" else latex_table(table, digits)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+        return write_atomically(path, text, parents=True)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result as one zip of .npy arrays and a JSON header; `toolkit.load_result` reads it back."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         arrays: dict[str, np.ndarray] = {}
         header: dict[str, Any] = {
             "class": type(self).__name__,
@@ -93,16 +85,15 @@ class Result:
         }
         for field in dataclasses.fields(self):
             header["fields"][field.name] = _encode(getattr(self, field.name), field.name, arrays)
-        try:
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr("result.json", json.dumps(header, indent=1))
-                for name, array in arrays.items():
-                    buffer = io.BytesIO()
-                    np.save(buffer, array, allow_pickle=False)
-                    archive.writestr(f"{name}.npy", buffer.getvalue())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            replacing(path, parents=True) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
+            archive.writestr("result.json", json.dumps(header, indent=1))
+            for name, array in arrays.items():
+                buffer = io.BytesIO()
+                np.save(buffer, array, allow_pickle=False)
+                archive.writestr(f"{name}.npy", buffer.getvalue())
         return path
 
     @classmethod

@@ -98,16 +98,16 @@ def test_a_crash_in_any_step_leaves_a_run_that_ends_with_the_same_bits(
 def test_a_crash_while_a_checkpoint_is_written_leaves_the_older_one_in_force(
     program: ModuleType, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    whole, calls = checkpoints._write_through, iter(range(1000))
+    whole, calls = checkpoints.write_atomically, iter(range(1000))
 
-    def write_half(path: Path, content: bytes) -> None:
+    def write_half(path: Path, content: bytes, durable: bool) -> Path:
         if next(calls) == call + 1:  # the first three calls write checkpoint 0
             path.write_bytes(content[: len(content) // 2])
             raise Crash
-        whole(path, content)
+        return whole(path, content, durable=durable)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "_write_through", write_half)
+        patched.setattr(checkpoints, "write_atomically", write_half)
         patched.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
         with pytest.raises(Crash):
             program.begin(tmp_path / "run")

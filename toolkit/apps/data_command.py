@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from toolkit.errors import DataError
+from toolkit.files import write_atomically
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -86,10 +86,7 @@ def _verify(options: argparse.Namespace) -> int:
 
     table = load_task(options.name).verify()
     if options.out:
-        path = Path(options.out)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        table.to_csv(temporary, index=False)
-        temporary.replace(path)
+        write_atomically(options.out, table.to_csv(index=False))
     odd = table[(table.verdict != "ok") | (table.notes != "")]
     if len(odd):
         odd = odd.assign(case=odd.case.where(odd.case != "", odd.source))

@@ -20,6 +20,7 @@ from typing import Any
 from toolkit.data.manifest import Download, Manifest
 from toolkit.data.source import file_sha256
 from toolkit.errors import DataError
+from toolkit.files import write_atomically
 
 _BLOCK = 2**16
 
@@ -208,10 +209,8 @@ def _all_there(record: Path, folder: Path) -> bool:
 
 def _note(record: Path, names: list[str], folder: Path) -> None:
     """Keep the names and sizes of what an archive was unpacked to, beside the archive."""
-    temporary = record.with_name(f"{record.name}.{os.getpid()}")
     entries = [(name, (folder / name).stat().st_size) for name in names]
-    temporary.write_text(json.dumps(entries), encoding="utf-8")
-    temporary.replace(record)
+    write_atomically(record, json.dumps(entries))
 
 
 def _failed(source: Download, what: str) -> DataError:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from toolkit.data.case import Case
 from toolkit.data.source import Pair, Source, checked_pair, read_npz
 from toolkit.errors import DataError
+from toolkit.files import replacing
 
 if TYPE_CHECKING:
     from toolkit.data.manifest import Manifest
@@ -61,15 +61,10 @@ class Stack:
         """Store it atomically as `.npz`; whole grey values as uint16."""
         whole = self.image.astype(np.uint16)
         image = whole if (whole == self.image).all() else self.image
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-        try:
+        with replacing(path, parents=True) as temporary:
             np.savez_compressed(
                 temporary, image=image, label=self.label, spacing=np.asarray(self.spacing), group=np.asarray(self.group)
             )
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -222,17 +217,11 @@ def write_index(name: str) -> Path:
     from toolkit.data.catalogue import find_manifest
 
     manifest = find_manifest(name)
-    path = manifest.table_path
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(made_rows(manifest))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    with replacing(manifest.table_path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(made_rows(manifest))
+    return manifest.table_path
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 from toolkit.data.geometry import Geometry, largest_shift
 from toolkit.data.source import FileSource, Pair, checked_image, checked_pair, incomplete_file, require_file
 from toolkit.errors import ConfigError, DataError
+from toolkit.files import replacing
 
 SUFFIXES = (".nii", ".nii.gz")
 _MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
@@ -139,13 +140,8 @@ def write_nifti(
         stored = known if geometry is None else [known[axis] / geometry.unit for axis in geometry.axes]
         image.header.set_zooms(tuple(stored)[: data.ndim] + (1.0,) * (data.ndim - 3))
     image.header.set_xyzt_units(unit if matrix is not None or known is not None else 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with replacing(path, parents=True) as temporary:
         nibabel.save(image, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

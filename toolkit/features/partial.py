@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.files import write_atomically
+
 _FILE = "progress.json"
 
 
@@ -29,10 +31,7 @@ def partial_folder(path: Path) -> Path:
 
 def write_progress(folder: Path, request: dict[str, Any], **state: Any) -> None:
     """Replace the file in one step."""
-    temporary = folder / f".{_FILE}.{os.getpid()}"
-    text = json.dumps({"process": os.getpid(), "request": request, **state})
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / _FILE)
+    write_atomically(folder / _FILE, json.dumps({"process": os.getpid(), "request": request, **state}))
 
 
 def read_progress(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError
+from toolkit.files import write_atomically
 
 _ALIASES = "aliases"  # one metadata key: with several, their order in the file would vary
 _WRAPPERS = ("state_dict", "network_weights", "model_state_dict", "model", "net", "weights")
@@ -97,15 +98,7 @@ def weights_from_bytes(content: bytes, where: str) -> dict[str, Tensor]:
 
 def save_weights(model: nn.Module, file: str | os.PathLike[str]) -> Path:
     """Write the model's parameters and buffers as safetensors; the file appears whole or not at all."""
-    path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(weights_bytes(tensors_of(model)))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_atomically(file, weights_bytes(tensors_of(model)), parents=True)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.files import write_atomically
 from toolkit.show import colours, layout
 from toolkit.show.panels import Axes, Bars, Boxes, Figure, Heatmap, Image, Intervals, Scatter, Series
 
@@ -38,14 +39,7 @@ def write(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200) -> Pa
     """
     path = Path(path)
     data = render(figure, path.suffix.lstrip(".").lower(), dpi=dpi, where=str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_atomically(path, data, parents=True)
 
 
 def render(figure: Figure, kind: str, *, dpi: int = 200, where: str = "") -> bytes:

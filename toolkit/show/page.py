@@ -6,11 +6,11 @@ import base64
 import dataclasses
 import html
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.files import write_atomically
 from toolkit.show import matplotlib_backend, plotly_backend
 from toolkit.show.captions import plain
 from toolkit.show.panels import Figure, Heatmap, Image, Scatter
@@ -60,14 +60,7 @@ def write_page(title: str, summary: str, sections: Sequence[Section], path: Path
         footer=html.escape(_footer()),
         scripts=_scripts() if interactive else "",
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_atomically(path, text, parents=True)
 
 
 def _section(section: Section, number: int, interactive: bool) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.files import write_atomically
 from toolkit.models.load import restricted_load, weights_bytes, weights_from_bytes
 
 FORMAT = 1
@@ -76,7 +77,7 @@ def write(root: Path, checkpoint: Checkpoint) -> Path:
     temporary.mkdir(parents=True)
     try:
         for name, content in files.items():
-            _write_through(temporary / name, content)
+            write_atomically(temporary / name, content, durable=True)
         _move_into_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -164,13 +165,6 @@ def _state_bytes(state: dict[str, Any]) -> bytes:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _write_through(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _move_into_place(temporary: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.files import write_atomically
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.process import is_alive, process_identity
@@ -186,6 +187,4 @@ class RunDirectory:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON to a temporary name in the same folder and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(value, indent=1))

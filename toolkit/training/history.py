@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from toolkit.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,9 +62,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def truncate(path: Path, step: int) -> int:
     """Keep the rows up to `step`, the file replaced at once; returns how many rows are left."""
     rows = [row for row in read_rows(path) if row["step"] <= step]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     return len(rows)
 
 

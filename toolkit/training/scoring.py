@@ -15,6 +15,7 @@ import numpy as np
 from toolkit.data.volumes import write_nifti
 from toolkit.errors import ConfigError, DataError
 from toolkit.features.provenance import provenance
+from toolkit.files import replacing
 from toolkit.training.directory import write_json
 from toolkit.training.environment import content_hash
 from toolkit.training.evaluate import evaluate, group_volumes, predict_volumes, volume_spacing
@@ -58,10 +59,9 @@ def evaluate_run(
         progress=progress,
     )
     table_file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = table_file.with_name(f".{table_file.name}.{os.getpid()}.tmp")
-    table.to_csv(temporary, index=False)
-    write_json(table_file.with_suffix(".json"), made_by)
-    temporary.replace(table_file)
+    with replacing(table_file) as temporary:
+        table.to_csv(temporary, index=False)
+        write_json(table_file.with_suffix(".json"), made_by)
     return _read_table(table_file)  # the same object on the first call and the next ones
 
 
