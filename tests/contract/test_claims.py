@@ -1,0 +1,55 @@
+"""The file of claims: its form, its rules, and what it must hold."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+
+import pytest
+
+from evidence.claims import FILE, Claim, claims
+
+FIELDS = {"id", "paper", "source", "published", "protocol", "measure", "direction", "arms", "seeds", "rule"}
+PAPERS = {"SegReg": 5, "SelfReg-UNet": 5, "Latent augmentation": 5, "Med-DisSeg": 4}
+
+
+def test_every_claim_has_exactly_the_fields() -> None:
+    for claim in tomllib.loads(FILE.read_text(encoding="utf-8"))["claim"]:
+        assert set(claim) in (FIELDS, FIELDS | {"power", "command"}), claim["id"]
+        assert all(claim[field] for field in claim), claim["id"]
+
+
+def test_the_claims_cover_the_papers_and_most_of_them_are_tested() -> None:
+    everything = claims()
+    assert len({claim.id for claim in everything}) == len(everything)
+    counts = Counter(claim.paper for claim in everything)
+    assert set(counts) == set(PAPERS)
+    assert all(counts[paper] >= least for paper, least in PAPERS.items())
+    assert sum(bool(claim.command) for claim in everything) <= len(everything) / 4
+
+
+@pytest.mark.parametrize("claim", claims(), ids=lambda claim: claim.id)
+def test_a_claim_can_be_judged(claim: Claim) -> None:
+    assert claim.expected > 0
+    assert len(claim.arms) in (1, 2, 4)
+    assert claim.seeds == sorted(set(claim.seeds))
+    assert claim.metric
+    assert claim.sites
+    assert claim.verdict(-1e9, 1e9) == "inconclusive", "an interval that excludes nothing decides nothing"
+    ends = [claim.verdict(value, value) for value in (-1e9, 1e9)]
+    if claim.direction in ("higher", "not lower", "above 1"):
+        assert ends == ["contradicted", "supported"]
+    elif claim.direction in ("lower", "below 1"):
+        assert ends == ["supported", "contradicted"]
+    else:
+        assert claim.direction in ("equal", "zero")
+        assert "contradicted" in ends
+        assert claim.verdict(0, 0) == "supported"
+
+
+def test_a_rule_is_applied_as_it_is_written() -> None:
+    claim = next(one for one in claims() if one.id == "segreg-home-generated")
+    assert claim.rule == "supported: low > -0.01; contradicted: high < -0.01; sees: 0.01"
+    assert claim.verdict(-0.005, 0.004) == "supported"
+    assert claim.verdict(-0.02, 0.01) == "inconclusive"
+    assert claim.verdict(-0.03, -0.011) == "contradicted"
