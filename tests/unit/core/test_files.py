@@ -23,9 +23,14 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path, durable: 
 
 def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "new" / "table.csv"
-    with pytest.raises(KeyError), replacing(path, parents=True) as temporary:
-        temporary.write_text("half")
-        raise KeyError
+
+    def interrupted() -> None:
+        with replacing(path, parents=True) as temporary:
+            temporary.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
     assert list(path.parent.iterdir()) == []
 
 
