@@ -18,7 +18,8 @@ import psutil
 import torch
 from interleave import CLOCKS, medians, row
 
-from toolkit.features.store import Features, MemoryArrays
+from toolkit.features.arrays import MemoryArrays
+from toolkit.features.store import Features
 from toolkit.measure.drift import drift
 from toolkit.measure.layer_similarity import layer_similarity
 from toolkit.measure.moments import StreamingMoments

@@ -27,7 +27,7 @@ from toolkit.data.generated import GENERATORS
 from toolkit.models.unet import unet
 from toolkit.training.config import TrainConfig
 from toolkit.training.evaluate import evaluate
-from toolkit.training.start import train
+from toolkit.training.train import train
 
 RESULTS = Path(__file__).parent / "results"
 # What a site's shift has to cost on the worst other site, and what training on all sites has to reach.

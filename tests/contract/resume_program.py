@@ -21,7 +21,7 @@ from toolkit.data.task import Task
 from toolkit.training.config import TrainConfig
 from toolkit.training.regularizer import Regularizer, StepContext
 from toolkit.training.run import Run
-from toolkit.training.start import resume, train
+from toolkit.training.train import resume, train
 
 STEPS = 24
 CONFIG = TrainConfig(
@@ -94,7 +94,7 @@ def begin(folder: Path, config: TrainConfig = CONFIG) -> Run:
     )
 
 
-def carry_on(folder: Path, **options: Any) -> Run:
+def train_to_end(folder: Path, **options: Any) -> Run:
     """Resume, all foreign objects passed again."""
     return resume(
         folder, model=awkward_network(), task=disc_task(), regularizer=AwkwardRegularizer(), progress=False, **options
@@ -103,4 +103,4 @@ def carry_on(folder: Path, **options: Any) -> Run:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    (carry_on if "--resume" in sys.argv else begin)(Path(sys.argv[1]))
+    (train_to_end if "--resume" in sys.argv else begin)(Path(sys.argv[1]))

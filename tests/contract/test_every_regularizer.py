@@ -24,8 +24,8 @@ from toolkit.training.checkpoint import read
 from toolkit.training.history import read_rows
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.run import Run
-from toolkit.training.start import resume, train
 from toolkit.training.step import TrainingStep
+from toolkit.training.train import resume, train
 
 CONFIG: dict[str, Any] = {
     "steps": 5,

@@ -90,7 +90,7 @@ def test_a_crash_in_any_step_leaves_a_run_that_ends_with_the_same_bits(
         patched.setattr(Loader, "batch", batch)
         with pytest.raises(Crash):
             program.begin(tmp_path / "run")
-    program.carry_on(tmp_path / "run")
+    program.train_to_end(tmp_path / "run")
     assert_same_run(tmp_path / "run", reference, program.STEPS)
 
 
@@ -111,7 +111,7 @@ def test_a_crash_while_a_checkpoint_is_written_leaves_the_older_one_in_force(
         patched.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
         with pytest.raises(Crash):
             program.begin(tmp_path / "run")
-    program.carry_on(tmp_path / "run")
+    program.train_to_end(tmp_path / "run")
     assert_same_run(tmp_path / "run", reference, program.STEPS)
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
@@ -164,14 +164,14 @@ def test_an_interrupt_ends_the_step_and_says_how_to_go_on(
     finally:
         signal.signal(signal.SIGINT, before)
     assert json.loads((tmp_path / "run" / "state.json").read_text())["state"] == "interrupted"
-    program.carry_on(tmp_path / "run")
+    program.train_to_end(tmp_path / "run")
     assert_same_run(tmp_path / "run", reference, program.STEPS)
 
 
 def test_a_finished_run_resumes_to_itself(program: ModuleType, reference: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(reference, tmp_path / "run")
     before = snapshot(folder)
-    run = program.carry_on(folder)
+    run = program.train_to_end(folder)
     assert snapshot(folder) == before
     selected = checkpoints.read(folder / "checkpoints", run.selected_step)
     for name, value in run.model.state_dict().items():
@@ -281,11 +281,11 @@ def test_a_checkpoint_that_cannot_be_trusted_is_refused_and_the_run_left_as_it_w
     damage(kind, newest(stopped), reference, tmp_path / "executed")
     before = snapshot(stopped)
     with pytest.raises(CheckpointError, match="fallback=True"):
-        program.carry_on(stopped)
+        program.train_to_end(stopped)
     assert snapshot(stopped) == before
     assert not (tmp_path / "executed").exists()
     with pytest.warns(ToolkitWarning, match="older checkpoint of step"):
-        program.carry_on(stopped, fallback=True)
+        program.train_to_end(stopped, fallback=True)
     assert_same_run(stopped, reference, program.STEPS)
     assert not (tmp_path / "executed").exists()
 
@@ -295,11 +295,11 @@ def test_no_intact_checkpoint_at_all(program: ModuleType, stopped: Path) -> None
         (folder / "state.pt").write_bytes(b"nothing")
     for fallback in (False, True):
         with pytest.raises(CheckpointError, match=r"damaged|no intact"):
-            program.carry_on(stopped, fallback=fallback)
+            program.train_to_end(stopped, fallback=fallback)
 
 
 def test_missing_objects_are_listed_and_wrong_ones_refused(program: ModuleType, stopped: Path) -> None:
-    from toolkit.training.start import resume
+    from toolkit.training.train import resume
 
     with pytest.raises(CheckpointError, match="passed again") as caught:
         resume(stopped, progress=False)
@@ -326,7 +326,7 @@ def test_another_thread_count_is_said(program: ModuleType, stopped: Path) -> Non
     record["environment"]["threads"] = 7
     (stopped / "run.json").write_text(json.dumps(record))
     with pytest.warns(ToolkitWarning, match=r"7 thread\(s\) and continues with 1"):
-        program.carry_on(stopped)
+        program.train_to_end(stopped)
 
 
 def test_a_run_in_training_is_not_trained_twice(program: ModuleType, stopped: Path) -> None:
@@ -337,16 +337,16 @@ def test_a_run_in_training_is_not_trained_twice(program: ModuleType, stopped: Pa
         owner = {"state": "running", "process": sleeper.pid, "identity": process_identity(sleeper.pid)}
         (stopped / "state.json").write_text(json.dumps(owner))
         with pytest.raises(ConfigError, match=f"Process {sleeper.pid} is training"):
-            program.carry_on(stopped)
+            program.train_to_end(stopped)
     finally:
         sleeper.kill()
         sleeper.communicate()
-    assert program.carry_on(stopped).finished
+    assert program.train_to_end(stopped).finished
 
 
 def test_a_folder_without_a_run(program: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run in this folder"):
-        program.carry_on(tmp_path)
+        program.train_to_end(tmp_path)
 
 
 def test_a_second_training_in_one_folder_is_refused(program: ModuleType, stopped: Path) -> None:

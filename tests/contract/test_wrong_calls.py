@@ -10,7 +10,8 @@ import torch
 
 import toolkit as tk
 from toolkit.errors import ToolkitError
-from toolkit.features.store import Features, MemoryArrays
+from toolkit.features.arrays import MemoryArrays
+from toolkit.features.store import Features
 
 SIZE = 16
 

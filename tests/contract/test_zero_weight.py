@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toolkit.training.checkpoint import read
 from toolkit.training.regularizer import Regularizer, StepContext
 from toolkit.training.run import Run
-from toolkit.training.start import train
+from toolkit.training.train import train
 
 CONFIG = {"steps": 6, "batch_size": 4, "validate_every": 3, "checkpoint_every": 6, "log_every": 1}
 

@@ -12,7 +12,7 @@ from toolkit.data.arrays import task_from_arrays
 from toolkit.models.unet import unet
 from toolkit.training.config import TrainConfig
 from toolkit.training.segmentation import SegmentationObjective
-from toolkit.training.start import train
+from toolkit.training.train import train
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(240, exit=True)  # a process that hangs says where

@@ -16,9 +16,9 @@ from toolkit.data.task import Task
 from toolkit.methods.latent_augmentation.objective import FastSlowObjective
 from toolkit.models.unet import unet
 from toolkit.training.objective import Objective
-from toolkit.training.objects import load_registry
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.segmentation import SegmentationObjective
+from toolkit.training.serialization import load_registry
 
 load_registry()
 NAMES = registry.names("regularizer")

@@ -17,7 +17,7 @@ from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import UNet, unet
 from toolkit.training.config import TrainConfig
 from toolkit.training.seeding import seed_step
-from toolkit.training.start import train
+from toolkit.training.train import train
 
 if TYPE_CHECKING:
     from toolkit.data.task import Task

@@ -27,8 +27,7 @@ from toolkit.data.catalogue import load_task
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
 from toolkit.features.extract import extract
-from toolkit.features.reader import open_features
-from toolkit.features.store import Features
+from toolkit.features.store import Features, open_features
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.methods.latent_augmentation.objective import FastSlowObjective
 from toolkit.methods.latent_augmentation.regularizer import LatentAugmentation

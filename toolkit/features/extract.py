@@ -102,7 +102,7 @@ def extract(
         if not writer.layers:
             raise DataError("There are no inputs to extract features from.", where="extract(inputs=...)")
         record = provenance(model, data.hexdigest(), layers=writer.layers, **settings)
-        return writer.finish(record, *head_of(model, taps))
+        return Features(*writer.finish(record, *head_of(model, taps)))
     except (KeyboardInterrupt, SystemExit):
         raise  # what is on disk is kept, and the same call goes on from there
     except BaseException:

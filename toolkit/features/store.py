@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from toolkit.errors import LayerError, ResultError
+from toolkit.features.arrays import Arrays, read_store
+from toolkit.features.writer import StoreWriter
 from toolkit.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = {
-    "cases": ("case", "volume", "subject", "site", "class", "class_name", "count", "index"),
-    "images": ("case", "volume", "subject", "site"),
-}
 _MOMENTS = ("gram", "sum", "count")
 
 
@@ -37,16 +35,6 @@ class Moments:
     gram: Tensor
     sum: Tensor
     count: Tensor
-
-
-class Arrays(Protocol):
-    """Where the numbers of `Features` come from."""
-
-    def read(self, layer: str, kind: str) -> Tensor | None:
-        """`rows`, `gram`, `sum` or `count` of a layer; None if not stored."""
-
-    def table(self, name: str) -> pd.DataFrame:
-        """`cases` (one row per feature row) or `images` (one row per image)."""
 
 
 class Features(Result):
@@ -141,8 +129,6 @@ class Features(Result):
         Raises:
             ResultError: the path exists and is not a feature store.
         """
-        from toolkit.features.writer import StoreWriter
-
         writer = StoreWriter(path)
         try:
             for layer in self.layers:
@@ -161,8 +147,6 @@ class Features(Result):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Open a store written by `save`; same as `toolkit.open_features`."""
-        from toolkit.features.reader import open_features
-
         return open_features(path)  # type: ignore[return-value]
 
     def __repr__(self) -> str:
@@ -179,22 +163,13 @@ class Features(Result):
         return self._tables[name]
 
 
-class MemoryArrays:
-    """Numbers that are in memory."""
+def open_features(path: str | os.PathLike[str]) -> Features:
+    """Open a feature store; arrays and tables are read, and their hashes checked, when they are asked for.
 
-    def __init__(self, values: Mapping[tuple[str, str], Tensor], tables: Mapping[str, list[dict[str, Any]]]) -> None:
-        self.values, self.tables = dict(values), dict(tables)
-
-    def read(self, layer: str, kind: str) -> Tensor | None:
-        """See `Arrays`."""
-        return self.values.get((layer, kind))
-
-    def table(self, name: str) -> pd.DataFrame:
-        """See `Arrays`."""
-        import pandas as pd
-
-        records = self.tables[name]
-        return pd.DataFrame(records, columns=None if records else list(COLUMNS[name]))
+    Raises:
+        ResultError: no such folder, not a feature store, a newer format, or a damaged one.
+    """
+    return Features(*read_store(path))
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

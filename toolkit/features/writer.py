@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError
+from toolkit.features.arrays import COLUMNS, FORMAT, Contents, MemoryArrays, is_store, read_store
 from toolkit.features.partial import cut, partial_folder, read_progress, remove_progress, write_progress
-from toolkit.features.store import COLUMNS, Features, MemoryArrays
 
-FORMAT = {"kind": "toolkit-features", "format": 1}
 _BUFFER = 8 * 2**20  # bytes kept per array before they are written
 _CHUNK = 2**20  # bytes per chunk
 CHECKPOINT_SECONDS = 10.0  # longest work that a kill can cost, besides one batch
@@ -44,7 +43,7 @@ class FeatureWriter(Protocol):
     def add_images(self, records: Iterable[dict[str, Any]]) -> None:
         """Append to the image table."""
 
-    def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Features:
+    def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Contents:
         """Close and return what was written."""
 
     def abort(self) -> None:
@@ -75,10 +74,10 @@ class MemoryWriter:
         """See `FeatureWriter`."""
         self._tables["images"].extend(records)
 
-    def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Features:
+    def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Contents:
         """See `FeatureWriter`."""
         values = {key: torch.cat(parts) for key, parts in self._parts.items()}
-        return Features(self.layers, MemoryArrays(values, self._tables), provenance, weights, bias)
+        return self.layers, MemoryArrays(values, self._tables), provenance, weights, bias
 
     def abort(self) -> None:
         """See `FeatureWriter`."""
@@ -169,10 +168,8 @@ class StoreWriter(MemoryWriter):
                 fix="Pass the same inputs in the same order to go on, or resume=False to start anew.",
             )
 
-    def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Features:
+    def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Contents:
         """See `FeatureWriter`."""
-        from toolkit.features.reader import open_features
-
         for layer, kind in list(self._parts):
             self._flush(layer, kind)
         for name, value in (("weights", weights), ("bias", bias)):
@@ -193,7 +190,7 @@ class StoreWriter(MemoryWriter):
         ]
         self._root.attrs.update({**FORMAT, "layers": entries, "tables": tables, "provenance": provenance})
         self._publish()
-        return open_features(self.path)
+        return read_store(self.path)
 
     def abort(self) -> None:
         """See `FeatureWriter`."""
@@ -259,14 +256,3 @@ class StoreWriter(MemoryWriter):
         self.path.rename(old)
         self._folder.rename(self.path)
         shutil.rmtree(old)
-
-
-def is_store(path: Path) -> bool:
-    """Whether a folder says that it is a feature store."""
-    import json
-
-    try:
-        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return isinstance(attributes, dict) and attributes.get("kind") == FORMAT["kind"]

@@ -17,11 +17,11 @@ from toolkit.methods.med_disseg import transfer_encoder
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.objective import Objective
-from toolkit.training.objects import load_registry
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.seeding import seeded
-from toolkit.training.start import resume, train
+from toolkit.training.serialization import load_registry
+from toolkit.training.train import resume, train
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""Training in a child process, so that a notebook stays free: `python -m toolkit.training.background RUN_DIRECTORY`."""
+"""Training in a child process, so that a notebook stays free."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.training.directory import RunDirectory
 from toolkit.training.history import read_rows
 from toolkit.training.process import is_alive
-
-INTERRUPTED = 3  # exit status of a child that was asked to stop
 
 
 def check_rebuildable(objects: Mapping[str, Any]) -> None:
@@ -44,7 +40,7 @@ def start(path: Path) -> subprocess.Popen[bytes]:
     known = os.environ.get("PYTHONPATH")
     with (path / "background.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "toolkit.training.background", str(path)],
+            [sys.executable, "-m", "toolkit.training.child", str(path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -115,26 +111,3 @@ def stop(path: Path, process: subprocess.Popen[bytes] | None) -> None:
         os.kill(owner, signal.SIGTERM)  # on Windows this ends it at once, which the last checkpoint survives
     except ProcessLookupError:
         return
-
-
-def main(arguments: list[str]) -> int:
-    """Carry on the run in the given directory; the exit status says how it ended."""
-    from toolkit.training.interrupt import graceful_interrupt
-    from toolkit.training.start import resume
-
-    directory = RunDirectory(arguments[0])
-    try:
-        with graceful_interrupt(also_terminate=True) as request:
-            torch.set_num_threads(directory.record()["environment"]["threads"])
-            resume(directory.path, progress=False, stop=request)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BaseException as error:
-        if directory.state().get("state") != "failed":
-            directory.set_state("failed", error=f"{type(error).__name__}: {error}")
-        raise
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

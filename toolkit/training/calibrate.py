@@ -18,7 +18,7 @@ from toolkit.features.modules import unwrap
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.objective import Objective
 from toolkit.training.regularizer import Regularizer
-from toolkit.training.start import train
+from toolkit.training.train import train
 
 Calibrated = TypeVar("Calibrated", bound=Regularizer)
 

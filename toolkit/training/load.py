@@ -15,9 +15,9 @@ from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.directory import RunDirectory
 from toolkit.training.loop import restore_step
-from toolkit.training.objects import restore
-from toolkit.training.opening import check_fit, open_run
 from toolkit.training.run import Run
+from toolkit.training.serialization import restore
+from toolkit.training.stored_run import check_fit, open_run
 
 
 def load_model(

@@ -23,11 +23,11 @@ from toolkit.training import scoring
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, write_json
 from toolkit.training.objective import Objective
-from toolkit.training.objects import describe, restore
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
-from toolkit.training.start import default_objective, default_path, resume, train
+from toolkit.training.serialization import describe, restore
 from toolkit.training.strategies import Strategy, as_strategy
+from toolkit.training.train import default_objective, default_path, resume, train
 
 if TYPE_CHECKING:
     import pandas as pd

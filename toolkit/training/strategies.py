@@ -12,9 +12,9 @@ from toolkit.data.randomness import keyed_random
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError
 from toolkit.registry import register
-from toolkit.training.objects import load_registry
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.run import Run
+from toolkit.training.serialization import load_registry
 
 
 @register("strategy", "sequential")

@@ -24,10 +24,10 @@ from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, write_json
 from toolkit.training.environment import content_hash, environment
 from toolkit.training.objective import Objective
-from toolkit.training.objects import describe
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.seeding import seeded
-from toolkit.training.start import default_objective, resume, train
+from toolkit.training.serialization import describe
+from toolkit.training.train import default_objective, resume, train
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from networks import Inplace, Tokens
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.features.capture import capture
 from toolkit.features.extract import extract
-from toolkit.features.reader import open_features
+from toolkit.features.store import open_features
 from toolkit.models.unet import UNet, unet
 
 

@@ -19,7 +19,7 @@ import torch
 from toolkit.errors import ResultError
 from toolkit.features import partial, writer
 from toolkit.features.extract import extract
-from toolkit.features.reader import open_features
+from toolkit.features.store import open_features
 
 PROGRAM = Path(__file__).with_name("resume_program.py")
 _SPEC = importlib.util.spec_from_file_location("resume_program", PROGRAM)

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from toolkit.features.store import Features, MemoryArrays
+from toolkit.features.arrays import MemoryArrays
+from toolkit.features.store import Features
 
 NAMES = ("background", "RV", "LV")
 

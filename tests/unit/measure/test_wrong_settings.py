@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from toolkit.errors import ConfigError, ResultError
-from toolkit.features.store import Features, MemoryArrays
+from toolkit.features.arrays import MemoryArrays
+from toolkit.features.store import Features
 from toolkit.measure.collapse import collapse
 from toolkit.measure.drift import drift
 from toolkit.measure.projection import project

@@ -15,7 +15,7 @@ from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.models.unet import unet
 from toolkit.training.calibrate import calibrate
 from toolkit.training.config import TrainConfig
-from toolkit.training.start import train
+from toolkit.training.train import train
 
 CONFIG = TrainConfig(steps=8, batch_size=4, schedule="constant", validate_every=0, log_every=1)
 

@@ -25,7 +25,7 @@ from toolkit.show.panels import Figure, Heatmap
 from toolkit.show.report import report, run_record
 from toolkit.training.config import TrainConfig
 from toolkit.training.run import Run
-from toolkit.training.start import train
+from toolkit.training.train import train
 
 
 def small_task() -> Any:

@@ -15,7 +15,7 @@ from toolkit.data.task import Task
 from toolkit.models.unet import UNet, unet
 from toolkit.training.config import TrainConfig
 from toolkit.training.run import Run
-from toolkit.training.start import train
+from toolkit.training.train import train
 
 
 def disc_arrays(count: int, side: int, dims: int = 2) -> tuple[list[np.ndarray], list[np.ndarray]]:

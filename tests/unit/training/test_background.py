@@ -21,7 +21,7 @@ from toolkit.errors import ConfigError, ToolkitError
 from toolkit.models.unet import UNet, unet
 from toolkit.training.config import TrainConfig
 from toolkit.training.run import Run
-from toolkit.training.start import resume, train
+from toolkit.training.train import resume, train
 
 pytestmark = pytest.mark.slow
 CONFIG = {"steps": 30, "batch_size": 2, "checkpoint_every": 10, "validate_every": 15, "log_every": 1, "threads": 1}

@@ -21,9 +21,9 @@ from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import UNet
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
-from toolkit.training.objects import load_registry
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.sequence import Stages, resume_sequence, train_sequence
+from toolkit.training.serialization import load_registry
 from toolkit.training.strategies import Rehearsal
 
 CONFIG = TrainConfig(steps=2, batch_size=4, checkpoint_every=0, validate_every=0, select="last", log_every=1)

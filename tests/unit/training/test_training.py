@@ -23,7 +23,7 @@ from toolkit.training.objective import Objective
 from toolkit.training.regularizer import Regularizer, StepContext
 from toolkit.training.run import Run
 from toolkit.training.segmentation import SegmentationObjective
-from toolkit.training.start import train
+from toolkit.training.train import train
 
 Trainer = Callable[..., Run]
 

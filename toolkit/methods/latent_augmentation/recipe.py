@@ -7,7 +7,7 @@ from typing import Any
 from toolkit import registry
 from toolkit.errors import ConfigError
 from toolkit.methods.recipe import Recipe, Setting, Stage, replaced
-from toolkit.training.objects import load_registry
+from toolkit.training.serialization import load_registry
 
 PAPER = "Chen et al., Cooperative Training and Latent Space Data Augmentation, MICCAI 2021, as last released"
 RULE = "range:2,98"

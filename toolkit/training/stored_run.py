@@ -18,9 +18,9 @@ from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.environment import content_hash
 from toolkit.training.objective import Objective
-from toolkit.training.objects import restore
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.run import Run
+from toolkit.training.serialization import restore
 from toolkit.training.step import TrainingStep
 
 

@@ -28,11 +28,11 @@ from toolkit.training.evaluate import evaluate, group_volumes, validation_scores
 from toolkit.training.interrupt import StopRequest, graceful_interrupt
 from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
 from toolkit.training.objective import Objective
-from toolkit.training.objects import describe
-from toolkit.training.opening import open_run
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
+from toolkit.training.serialization import describe
 from toolkit.training.step import TrainingStep
+from toolkit.training.stored_run import open_run
 
 SELECTION_RULES = {
     "best": "highest mean foreground Dice per volume on the val split, the earliest of equals; test never used",
@@ -120,7 +120,7 @@ def train(
     record = directory.record()
     first, _ = directory.newest(str(record["run"]))
     try:
-        carry_on(run, step, first, record, progress=progress)
+        train_to_end(run, step, first, record, progress=progress)
     except Exception:
         if is_first_process():
             directory.remove_if_untrained()
@@ -169,11 +169,11 @@ def resume(
     if newest.step < run.config.steps:
         warn_of_threads(record, run.config)
         run.directory.set_aside_after(newest.step)
-    carry_on(run, step, newest, record, progress=progress, stop=stop)
+    train_to_end(run, step, newest, record, progress=progress, stop=stop)
     return run
 
 
-def carry_on(
+def train_to_end(
     run: Run,
     step: TrainingStep,
     start: Checkpoint,

@@ -1,0 +1,156 @@
+"""Where the numbers of `Features` lie: in memory, or in a store that is read lazily and refused when damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolkit.errors import ResultError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FIX = "Extract the features again; a store is written whole or not at all, so it was changed later."
+
+
+FORMAT = {"kind": "toolkit-features", "format": 1}
+COLUMNS = {
+    "cases": ("case", "volume", "subject", "site", "class", "class_name", "count", "index"),
+    "images": ("case", "volume", "subject", "site"),
+}
+
+
+class Arrays(Protocol):
+    """Where the numbers of `Features` come from."""
+
+    def read(self, layer: str, kind: str) -> Tensor | None:
+        """`rows`, `gram`, `sum` or `count` of a layer; None if not stored."""
+
+    def table(self, name: str) -> pd.DataFrame:
+        """`cases` (one row per feature row) or `images` (one row per image)."""
+
+
+# What Features is made of: layer names, arrays, provenance, weights and bias of the layer behind `head_input`.
+Contents: TypeAlias = tuple[list[str], Arrays, dict[str, Any], Tensor | None, Tensor | None]
+
+
+class MemoryArrays:
+    """Numbers that are in memory."""
+
+    def __init__(self, values: Mapping[tuple[str, str], Tensor], tables: Mapping[str, list[dict[str, Any]]]) -> None:
+        self.values, self.tables = dict(values), dict(tables)
+
+    def read(self, layer: str, kind: str) -> Tensor | None:
+        """See `Arrays`."""
+        return self.values.get((layer, kind))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """See `Arrays`."""
+        import pandas as pd
+
+        records = self.tables[name]
+        return pd.DataFrame(records, columns=None if records else list(COLUMNS[name]))
+
+
+class StoredArrays:
+    """Numbers in a zarr store."""
+
+    def __init__(self, folder: Path, root: Any, attributes: dict[str, Any]) -> None:
+        self.folder, self.root = folder, root
+        self.entries = {entry["name"]: entry for entry in attributes["layers"]}
+        self.tables = attributes["tables"]
+        for entry in self.entries.values():
+            for kind, expected in entry["arrays"].items():
+                shape = list(root[f"{entry['group']}/{kind}"].shape)
+                if shape != expected["shape"]:
+                    raise ResultError(
+                        f"{kind} of layer {entry['name']!r} has the shape {shape}, not {expected['shape']}.",
+                        where=str(folder),
+                        fix=_FIX,
+                    )
+
+    def read(self, layer: str, kind: str) -> Tensor | None:
+        """See `toolkit.features.store.Arrays`.
+
+        Raises:
+            ResultError: the bytes are not those that were written.
+        """
+        entry = self.entries[layer]
+        if kind not in entry["arrays"]:
+            return None
+        try:
+            values = np.ascontiguousarray(self.root[f"{entry['group']}/{kind}"][:], dtype=np.float32)
+        except Exception as error:
+            raise _damaged(self.folder, error, f"{kind} of layer {layer!r}") from error
+        if hashlib.sha256(values.data).hexdigest() != entry["arrays"][kind]["sha256"]:
+            raise ResultError(f"{kind} of layer {layer!r} is not what was written.", where=str(self.folder), fix=_FIX)
+        return torch.from_numpy(values)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """See `toolkit.features.store.Arrays`.
+
+        Raises:
+            ResultError: the table is missing or changed.
+        """
+        import pandas as pd
+
+        file = self.folder / f"{name}.parquet"
+        try:
+            if hashlib.sha256(file.read_bytes()).hexdigest() != self.tables[name]["sha256"]:
+                raise ResultError(f"The table {file.name} is not what was written.", where=str(file), fix=_FIX)
+            return pd.read_parquet(file)
+        except ResultError:
+            raise
+        except Exception as error:
+            raise _damaged(self.folder, error, file.name) from error
+
+
+def read_store(path: str | os.PathLike[str]) -> Contents:
+    """What a feature store holds; arrays and tables are read, and their hashes checked, when they are asked for.
+
+    Raises:
+        ResultError: no such folder, not a feature store, a newer format, or a damaged one.
+    """
+    import zarr
+
+    folder = Path(path)
+    if not is_store(folder):
+        what = "There is no feature store here." if not folder.exists() else "This is not a feature store."
+        raise ResultError(
+            what, where=str(folder), fix="Pass a folder written by Features.save(...) or extract(out=...)."
+        )
+    try:
+        root: Any = zarr.open_group(str(folder), mode="r")
+        attributes = root.attrs.asdict()
+        if attributes["format"] != FORMAT["format"]:
+            raise ResultError(f"This store has format {attributes['format']}; this toolkit reads 1.", where=str(folder))
+        arrays = StoredArrays(folder, root, attributes)
+        layers = [entry["name"] for entry in attributes["layers"]]
+        head = [torch.from_numpy(np.asarray(root[n][:])) if n in root else None for n in ("head_weights", "head_bias")]
+        return layers, arrays, attributes["provenance"], head[0], head[1]
+    except ResultError:
+        raise
+    except Exception as error:
+        raise _damaged(folder, error) from error
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder says that it is a feature store."""
+    import json
+
+    try:
+        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return isinstance(attributes, dict) and attributes.get("kind") == FORMAT["kind"]
+
+
+def _damaged(folder: Path, error: Exception, part: str = "The store") -> ResultError:
+    return ResultError(f"{part} cannot be read ({type(error).__name__}: {error}).", where=str(folder), fix=_FIX)

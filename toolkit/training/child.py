@@ -1,0 +1,33 @@
+"""The program of a training in the background: `python -m toolkit.training.child RUN_DIRECTORY`."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from toolkit.training.directory import RunDirectory
+from toolkit.training.interrupt import graceful_interrupt
+from toolkit.training.train import resume
+
+INTERRUPTED = 3  # exit status of a child that was asked to stop
+
+
+def main(arguments: list[str]) -> int:
+    """Carry on the run in the given directory; the exit status says how it ended."""
+    directory = RunDirectory(arguments[0])
+    try:
+        with graceful_interrupt(also_terminate=True) as request:
+            torch.set_num_threads(directory.record()["environment"]["threads"])
+            resume(directory.path, progress=False, stop=request)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BaseException as error:
+        if directory.state().get("state") != "failed":
+            directory.set_state("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
