@@ -1,40 +1,35 @@
-"""`compare`: the same training with several regularizers and seeds, paired, resumable, and judged with its uncertainty."""
+"""`compare`: the same training with several methods, seeds and folds, paired, resumable, and judged with its uncertainty."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import hashlib
 import json
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+import torch
 
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.features.modules import unwrap
 from toolkit.measure.statistics import Comparison, compare_methods
-from toolkit.models.load import tensors_of, weights_bytes
+from toolkit.training.arms import Arm, Factory, baseline_of, checked_arms, first_networks, folder
 from toolkit.training.config import TrainConfig, as_config
-from toolkit.training.directory import RunDirectory, write_json
+from toolkit.training.directory import write_json
 from toolkit.training.environment import content_hash, environment
+from toolkit.training.executors import Training, run_all
 from toolkit.training.objective import Objective
-from toolkit.training.regularizer import Regularizer, as_regularizers
-from toolkit.training.seeding import seeded
+from toolkit.training.regularizer import Regularizer
 from toolkit.training.serialization import describe
-from toolkit.training.train import default_objective, resume, train
+from toolkit.training.train import default_objective
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "study.json"
-Arm = Regularizer | Sequence[Regularizer] | None
-_SCORES = ("method", "seed", "site", "case", "subject", "class", "metric", "value", "status")
+_SCORES = ("method", "seed", "fold", "site", "case", "subject", "class", "metric", "value", "status")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -42,10 +37,11 @@ class Study(Comparison):
     """What `compare` returns: the comparison with the plain training, and the scores it rests on.
 
     Attributes:
-        scores: one row a method, seed, case and class.
-        runs: directory of every training, by method and seed ("segreg", "0").
+        scores: one row a method, seed, case and class; in cross-validation with the fold that tested the case.
+        runs: directory of every training, by method and seed ("segreg", "0"), in cross-validation by method, seed
+            and fold ("segreg", "0/fold-3").
         path: directory of the study.
-        settings: its record: arms, training settings, and hashes of the data and of the first weights by seed.
+        settings: its record: arms, training settings, folds, and hashes of the data and of the first weights by seed.
     """
 
     scores: pd.DataFrame
@@ -55,55 +51,16 @@ class Study(Comparison):
     kind: ClassVar[str] = "study"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Training:
-    """One training of a study; plain objects, so that any executor can carry it to another process."""
-
-    method: str
-    seed: int
-    network: nn.Module
-    task: Any
-    objective: Objective
-    regularizers: list[Regularizer]
-    config: TrainConfig
-    folder: Path
-    taps: dict[str, str]
-    site: Any
-    split: str
-    metric: str
-    progress: bool
-
-    def run(self) -> pd.DataFrame:
-        """Train, or continue, and score."""
-        if RunDirectory(self.folder).exists():
-            run = resume(
-                self.folder, self.network, self.task, self.regularizers, self.objective, progress=self.progress
-            )
-        else:
-            run = train(
-                self.network,
-                self.task,
-                self.objective,
-                self.regularizers,
-                self.config,
-                self.folder,
-                taps=self.taps,
-                site=self.site,
-                progress=self.progress,
-            )
-        table = run.evaluate(self.split, self.site, metrics=(self.metric,))
-        return table.assign(method=self.method, seed=self.seed)
-
-
 def compare(
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, Arm | Regularizer | Sequence[Regularizer] | None],
     *,
-    model: Callable[[], nn.Module],
     task: Any,
+    model: Factory | None = None,
     config: TrainConfig | Mapping[str, Any] | None = None,
     seeds: Iterable[int] = range(3),
+    folds: int | Sequence[Any] | None = None,
     out: str | os.PathLike[str] | None = None,
-    executor: Executor | None = None,
+    executor: Executor | Callable[[], Executor] | None = None,
     objective: Objective | None = None,
     baseline: str | None = None,
     metric: str = "dice",
@@ -112,23 +69,30 @@ def compare(
     taps: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Study:
-    """Train one network with several regularizers under several seeds, and compare them with the plain training.
+    """Train several methods under several seeds, and compare them with the plain training.
 
-    Under one seed all arms start from the same weights and see the same batches with the same augmentation, so that
-    their differences are paired. Every training is a run directory of its own below `out`: a study that was stopped
-    goes on when it is called again, and arms or seeds can be added to one.
+    Under one seed all arms without a network of their own start from the same weights and see the same batches with
+    the same augmentation, so that their differences are paired; arms with their own network are paired by patient,
+    seed and fold. Every training is a run directory of its own below `out`: a study that was stopped goes on when it
+    is called again, and arms or seeds can be added to one. All trainings use one thread count (the config's, else
+    this process's), so that they give the same bits wherever they run.
 
     Args:
-        arms: regularizers (one, several or None) by name, for example {"plain": None, "segreg": SegReg()}.
-        model: makes the network; called under each seed.
+        arms: by name, a regularizer (one, several or None) or an `Arm` with its own network, objective, regularizer
+            or settings, for example {"plain": None, "segreg": SegReg(), "cooperative": Arm(model=..., objective=...)}.
         task: data.
+        model: makes the network of every arm that has none of its own; called under each seed.
         config: settings of every training; its seed is replaced.
         seeds: at least two for a verdict.
+        folds: cross-validation: how many folds (`task.folds(folds)`), or the tasks of the folds themselves
+            (`task.folds(5, seed=1)`). Every arm trains once a fold and seed, and every patient is tested once a seed.
         out: directory of the study; None = a new one below `runs/`.
-        executor: any `concurrent.futures.Executor` of processes or machines; None = one training after the other.
-            Threads of one process would share the global random state, so give those one worker.
+        executor: any `concurrent.futures.Executor` of processes or machines, or a function that makes one (it is
+            called again when a pool has lost a worker); None = one training after the other. A training whose
+            worker was lost goes on from its newest checkpoint. Threads of one process would share the global random
+            state, so give those one worker.
         objective: supervised part; None = cross-entropy plus soft Dice.
-        baseline: the arm that the others are compared with; None = the one without regularizer, else the first.
+        baseline: the arm that the others are compared with; None = the first plain one, else the first.
         metric: dice, iou, hd95 or assd.
         split: what is scored.
         site: train and score on this site or these.
@@ -136,76 +100,94 @@ def compare(
         progress: show a bar for each training (never with an executor).
 
     Returns:
-        `.table()` has a row a method: mean with patient-bootstrap interval, paired difference to the baseline,
-        smallest detectable difference and verdict; see `toolkit.compare_scores`.
+        `.table()` has a row a method: mean with its interval, paired difference to the baseline with its interval,
+        smallest detectable difference and verdict; see `toolkit.compare_scores`. `.write_table("table.tex")` writes
+        it as it stands in a paper.
 
     Raises:
         ConfigError: no arms or seeds, names that clash, a factory that gives other weights under the same seed, or
             a study with other settings in `out`.
         CheckpointError: a run below `out` is damaged or is not the one described.
         ResultError: fewer than 2 patients in the split.
+        ToolkitError: the executor lost its workers again and again.
     """
     config = as_config(config)
-    chosen = _checked_arms(arms, baseline)
+    chosen = checked_arms(arms, model, config)
+    first = baseline_of(chosen, baseline)
     seeds = [int(seed) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"A study needs different seeds, not {seeds}.", where="compare(seeds=...)")
+    parts = _fold_tasks(task, folds, split)
     name = f"{getattr(task, 'name', 'task')}-study-{secrets.token_hex(3)}"
     path = Path("runs") / name if out is None else Path(out)
     objective = default_objective() if objective is None else objective
-    networks = {seed: _network(model, seed) for seed in seeds}
+    networks, digests = first_networks(chosen, model, seeds)
     record = {
         "config": {**config.to_dict(), "seed": None},
         "objective": describe("objective", objective),
         "data": content_hash(task),
+        "folds": None if folds is None else [content_hash(part) for part in parts.values()],
         "site": site if site is None or isinstance(site, str) else list(site),
         "taps": dict(taps or {}),
-        "weights": {str(seed): _digest(network) for seed, network in networks.items()},
-        "arms": {arm: [describe("regularizer", r) for r in rs] for arm, rs in chosen.items()},
+        "weights": digests,
+        "arms": {name: arm.describe() for name, arm in chosen.items()},
     }
-    record = _recorded(path, record)
+    record = _recorded(path, json.loads(json.dumps(record)))
+    config = config.replace(threads=record["threads"])
     trainings = [
-        _Training(
-            method=arm,
+        Training(
+            method=name,
             seed=seed,
-            network=copy.deepcopy(networks[seed]),
-            task=task,
-            objective=copy.deepcopy(objective),
-            regularizers=copy.deepcopy(regularizers),
-            config=config.replace(seed=seed),
-            folder=path / f"seed-{seed}" / _folder(arm),
+            fold=fold,
+            network=networks[name, seed],
+            task=part,
+            objective=objective if arm.objective is None else arm.objective,
+            regularizers=arm.regularizers,
+            config=config.replace(**{**dict(arm.config or {}), "seed": seed}),
+            folder=path / ("" if fold is None else f"fold-{fold}") / f"seed-{seed}" / folder(name),
             taps=dict(taps or {}),
             site=site,
             split=split,
             metric=metric,
             progress=progress and executor is None,
         )
+        for fold, part in parts.items()
         for seed in seeds
-        for arm, regularizers in chosen.items()
+        for name, arm in chosen.items()
     ]
-    tables = [training.run() for training in trainings] if executor is None else _spread(executor, trainings)
-    return _judged(tables, trainings, _baseline(chosen, baseline), metric, path, record)
+    return _judged(run_all(trainings, executor), trainings, first, path, record)
+
+
+def _fold_tasks(task: Any, folds: int | Sequence[Any] | None, split: str) -> dict[int | None, Any]:
+    if folds is None:
+        return {None: task}
+    if split == "train":
+        raise ConfigError(
+            "Cross-validation scores what was not trained on.",
+            where='compare(folds=..., split="train")',
+            fix='Use split="test", which holds every patient once.',
+        )
+    return dict(enumerate(task.folds(folds) if isinstance(folds, int) else folds))
 
 
 def _judged(
-    tables: list[pd.DataFrame],
-    trainings: list[_Training],
-    baseline: str,
-    metric: str,
-    path: Path,
-    record: dict[str, Any],
+    tables: list[pd.DataFrame], trainings: list[Training], baseline: str, path: Path, record: dict[str, Any]
 ) -> Study:
     import pandas as pd
 
-    scores = pd.concat(tables, ignore_index=True)[list(_SCORES)]
+    scores = pd.concat(tables, ignore_index=True)
+    scores = scores[[name for name in _SCORES if name in scores.columns]]
+    metric = trainings[0].metric
     comparison = compare_methods(scores, baseline, metric=metric)
     runs: dict[str, dict[str, str]] = {}
     for training in trainings:
-        runs.setdefault(training.method, {})[str(training.seed)] = str(training.folder)
-    known = environment(trainings[0].config)
+        place = str(training.seed) if training.fold is None else f"{training.seed}/fold-{training.fold}"
+        runs.setdefault(training.method, {})[place] = str(training.folder)
+    now = environment(trainings[0].config)
     design = {
         "split": trainings[0].split,
         "seeds": sorted({t.seed for t in trainings}),
+        "folds": len({t.fold for t in trainings}) if record["folds"] else None,
         "steps": trainings[0].config.steps,
     }
     return Study(
@@ -220,74 +202,17 @@ def _judged(
             "measure": "study",
             "data": record["data"],
             "parameters": {**comparison.provenance["parameters"], **design},
-            "versions": {name: known[name] for name in ("toolkit", "torch", "numpy", "python")},
-            "threads": known["threads"],
-            "device": known["device"],
+            "versions": {name: now[name] for name in ("toolkit", "torch", "numpy", "python")},
+            "threads": now["threads"],
+            "device": now["device"],
         },
     )
 
 
-def _spread(executor: Executor, trainings: list[_Training]) -> list[pd.DataFrame]:
-    """The tables in order; if one training fails, those that have not begun are cancelled."""
-    futures: list[Future[pd.DataFrame]] = [executor.submit(training.run) for training in trainings]
-    try:
-        return [future.result() for future in futures]
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _network(model: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The factory's network under a seed.
-
-    Raises:
-        ConfigError: the factory does not depend on the seed alone, or gives a network it keeps.
-    """
-    if isinstance(model, nn.Module):
-        raise ConfigError(
-            "compare needs a function that builds a network: every arm starts from new weights.",
-            where="compare(model=...)",
-            fix="Pass model=lambda: toolkit.unet(1, 4), or a function that builds your own network.",
-        )
-    made = []
-    for _ in range(2):
-        with seeded(seed):
-            made.append(model())
-    first, second = (unwrap(network) for network in made)
-    if first is second or _digest(first) != _digest(second):
-        raise ConfigError(
-            "The model factory gives another network each time, or the same object again.",
-            where="compare(model=...)",
-            fix="Build a new network inside it: model=lambda: toolkit.unet(1, 4).",
-        )
-    return first
-
-
-def _digest(network: nn.Module) -> str:
-    return hashlib.sha256(weights_bytes(tensors_of(network))).hexdigest()
-
-
-def _checked_arms(arms: Mapping[str, Arm], baseline: str | None) -> dict[str, list[Regularizer]]:
-    chosen = {str(name): as_regularizers(value) for name, value in arms.items()}
-    folders = [_folder(name) for name in chosen]
-    if not chosen or len(set(folders)) < len(folders):
-        raise ConfigError(f"A study needs arms with different names, not {list(chosen)}.", where="compare")
-    if baseline is not None and baseline not in chosen:
-        raise ConfigError(f"There is no arm {baseline!r}.", fix=f"Arms: {', '.join(chosen)}.")
-    return chosen
-
-
-def _baseline(arms: Mapping[str, list[Regularizer]], baseline: str | None) -> str:
-    plain = [name for name, regularizers in arms.items() if not regularizers]
-    return baseline if baseline is not None else (plain or list(arms))[0]
-
-
-def _folder(arm: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.+-]+", "_", arm).strip(".") or "arm"
-
-
 def _recorded(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Write the study's record, or check that the one here allows these trainings, and add to it.
+
+    The thread count that the study began with is kept, so that a study continued elsewhere gives the same bits.
 
     Raises:
         ConfigError: settings, data, first weights or an arm differ from those of the study in this folder.
@@ -296,10 +221,12 @@ def _recorded(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     file = path / RECORD
     if not file.exists():
         path.mkdir(parents=True, exist_ok=True)
+        record = {**record, "threads": record["config"]["threads"] or torch.get_num_threads()}
         write_json(file, record)
         return record
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
+        threads = known["threads"]
         differing = [key for key in record if key not in ("weights", "arms") and known[key] != record[key]]
         for key in ("weights", "arms"):
             shared = set(known[key]) & set(record[key])
@@ -312,6 +239,7 @@ def _recorded(path: Path, record: dict[str, Any]) -> dict[str, Any]:
             where=str(path),
             fix="Choose another `out`, or the settings of that study.",
         )
-    merged = {**record, **{key: {**known[key], **record[key]} for key in ("weights", "arms")}}
-    write_json(file, merged)
-    return merged
+    merged = {key: {**known[key], **record[key]} for key in ("weights", "arms")}
+    record = {**record, "threads": threads, **merged}
+    write_json(file, record)
+    return record

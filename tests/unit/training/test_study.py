@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -21,9 +22,11 @@ from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.models.unet import unet
 from toolkit.results import load_result
+from toolkit.training.arms import Arm
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
+from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.study import Study, compare
 
 CONFIG = TrainConfig(steps=2, batch_size=4, checkpoint_every=0, validate_every=0, select="last", log_every=1)
@@ -101,6 +104,57 @@ def test_an_executor_gives_the_same_numbers(study: Callable[..., Study]) -> None
     np.testing.assert_array_equal(spread.scores["value"], study("d", arms, seeds=(0, 1)).scores["value"])
 
 
+def wider() -> nn.Module:
+    return unet(1, 2, channels=(4, 8, 16))
+
+
+def test_arms_bring_their_own_network_objective_and_settings(study: Callable[..., Study]) -> None:
+    dice = SegmentationObjective(cross_entropy=0.0)
+    arms = {
+        "wide": Arm(model=wider, config={"learning_rate": 1e-3}),
+        "dice": Arm(objective=dice, regularizer=ARMS["segreg"]),
+        "plain": None,
+    }
+    result = study(arms=arms, seeds=(0,))
+    assert result.baseline == "plain"
+    records = {name: RunDirectory(runs["0"]).record() for name, runs in result.runs.items()}
+    assert records["wide"]["config"]["learning_rate"] == 1e-3
+    assert records["plain"]["config"]["learning_rate"] == CONFIG.learning_rate
+    assert records["dice"]["objects"]["objective"]["arguments"]["cross_entropy"] == 0.0
+    assert set(result.settings["weights"]) == {"0", "wide/0"}
+    shapes = {name: tuple(value.shape) for name, value in wider().state_dict().items()}
+    trained = read(RunDirectory(result.runs["wide"]["0"]).checkpoints, 2).weights
+    assert {name: tuple(value.shape) for name, value in trained.items()} == shapes
+    with pytest.raises(ConfigError, match="has no network"):
+        study("y", {"plain": None, "wide": Arm(model=wider)}, model=None)
+    with pytest.raises(ConfigError, match="no setting 'stepz'"):
+        study("y", {"plain": Arm(config={"stepz": 3})})
+
+
+def test_cross_validation_tests_every_patient_once_a_seed_with_a_network_that_never_saw_it(
+    study: Callable[..., Study], two_sites: Task
+) -> None:
+    arms = {"plain": None, "zero": ARMS["zero"]}
+    result = study(arms=arms, seeds=(0,), folds=3)
+    plain = result.scores[result.scores["method"] == "plain"]
+    assert sorted(plain["subject"]) == sorted(case.subject for case in two_sites.cases())
+    folds = two_sites.folds(3)
+    for index, part in enumerate(folds):
+        tested = set(plain.loc[plain["fold"] == index, "subject"])
+        assert tested == {case.subject for case in part.cases("test")}
+        assert RunDirectory(result.runs["plain"][f"0/fold-{index}"]).record()["data"] == part.content_hash()
+    assert result.table().set_index("method").loc["zero", "difference"] == 0.0
+    assert (result.table()["patients"] == 24).all()
+    mean = plain["value"].mean()
+    assert result.table()["mean"].iloc[0] == pytest.approx(mean)
+    again = study(arms=arms, seeds=(0,), folds=folds)
+    pd.testing.assert_frame_equal(again.scores, result.scores)
+    with pytest.raises(ConfigError, match="other settings: folds"):
+        study(arms=arms, seeds=(0,), folds=two_sites.folds(3, seed=1))
+    with pytest.raises(ConfigError, match="not trained on"):
+        study("z", arms=arms, folds=3, split="train")
+
+
 def test_a_study_is_a_result(study: Callable[..., Study], tmp_path: Path) -> None:
     result = study(seeds=(0,), arms={"plain": None, "segreg": ARMS["segreg"]})
     assert result.table()["verdict"].iloc[1].startswith("inconclusive")
@@ -108,7 +162,7 @@ def test_a_study_is_a_result(study: Callable[..., Study], tmp_path: Path) -> Non
     assert isinstance(again, Study)
     assert again.runs == result.runs
     np.testing.assert_allclose(again.scores["value"], result.scores["value"], rtol=1e-13)
-    assert again.settings["arms"]["segreg"][0]["name"] == "segreg"
+    assert again.settings["arms"]["segreg"]["regularizers"][0]["name"] == "segreg"
     assert again.provenance["parameters"]["seeds"] == [0]
     assert len(result.plot().data) > 0
     assert result.figure(tmp_path / "study.pdf").stat().st_size > 1000
