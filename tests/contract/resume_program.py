@@ -25,7 +25,7 @@ from toolkit.training.train import resume, train
 
 STEPS = 24
 CONFIG = TrainConfig(
-    steps=STEPS, batch_size=4, checkpoint_every=5, validate_every=7, log_every=1, seed=3, clip_norm=1.0
+    steps=STEPS, batch_size=4, checkpoint_every=5, validate_every=7, log_every=1, seed=3, clip_norm=1.0, workers=0
 )
 
 
@@ -103,4 +103,7 @@ def train_to_end(folder: Path, **options: Any) -> Run:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    (train_to_end if "--resume" in sys.argv else begin)(Path(sys.argv[1]))
+    if "--resume" in sys.argv:
+        train_to_end(Path(sys.argv[1]))
+    else:  # killed with threads at work
+        begin(Path(sys.argv[1]), CONFIG.replace(workers=2))

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import ModuleType
@@ -73,10 +74,12 @@ class Crash(BaseException):
     """Stands for a process that vanishes."""
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("step", [0, 1, 4, 5, 6, 12, 23])
 def test_a_crash_in_any_step_leaves_a_run_that_ends_with_the_same_bits(
-    program: ModuleType, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    program: ModuleType, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, workers: int
 ) -> None:
+    """The reference prepares its batches itself; threads that prepare them ahead change no bit and no step."""
     from toolkit.data.loader import Loader
 
     whole = Loader.batch
@@ -89,7 +92,8 @@ def test_a_crash_in_any_step_leaves_a_run_that_ends_with_the_same_bits(
     with monkeypatch.context() as patched:
         patched.setattr(Loader, "batch", batch)
         with pytest.raises(Crash):
-            program.begin(tmp_path / "run")
+            program.begin(tmp_path / "run", program.CONFIG.replace(workers=workers))
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("toolkit-batch")] == []
     program.train_to_end(tmp_path / "run")
     assert_same_run(tmp_path / "run", reference, program.STEPS)
 

@@ -49,6 +49,10 @@ class Augmentation:
         """Whether images are resampled."""
         return bool(self.rotation or self.scale or self.translation)
 
+    def resamples(self, flips: Sequence[int]) -> bool:
+        """Whether images that may be mirrored along the axes `flips` go through a resampling."""
+        return self.spatial or (self.flips and bool(flips))
+
     def margin(self, patch: Sequence[int]) -> tuple[int, ...]:
         """Voxels to read around the patch so that a rotated or shrunken view still sees image."""
         return tuple(math.ceil(side / 4) if self.spatial else 0 for side in patch)
@@ -89,19 +93,19 @@ def apply(
     image: Tensor,
     label: Tensor,
     numbers: np.ndarray,
-    noise: np.ndarray | None,
+    noise: Tensor | None,
     patch: Sequence[int],
     spacing: np.ndarray,
     flips: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Augment a batch.
+    """Augment a batch, on the device it lies on.
 
     Args:
         augmentation: strengths.
         image: (B, C, *M) float32, the patch with its margin.
-        label: (B, 1, *M) float32 holding class indices.
-        numbers: (B, augmentation.drawn(dims)) uniform in [0, 1).
-        noise: (B, C, *P) standard normal float32, or None for no noise.
+        label: (B, 1, *M) holding class indices, float32 where images are resampled.
+        numbers: (B, augmentation.drawn(dims)) uniform in [0, 1); the last one may carry the sign of the noise.
+        noise: (B, C, *P) standard normal float32 on the image's device, or None for no noise.
         patch: P, the size to return.
         spacing: (B, dims) voxel size; only its ratios matter.
         flips: axes that may be mirrored.
@@ -113,9 +117,9 @@ def apply(
     angles = 1 if dims == 2 else 3
     geometry, intensity = numbers[:, : angles + 1 + 2 * dims], numbers[:, -4:]
     allowed = [axis in flips for axis in range(dims)] if augmentation.flips else [False] * dims
-    if augmentation.spatial or any(allowed):
+    if augmentation.resamples(flips):
         theta = _theta(augmentation, geometry, patch, image.shape[2:], spacing, allowed)
-        grid = _grid(theta, patch)
+        grid = _grid(theta.to(image.device, non_blocking=True), patch)
         sample = torch.nn.functional.grid_sample
         image = sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
         label = sample(label, grid, mode="nearest", padding_mode="border", align_corners=False)
@@ -150,7 +154,7 @@ def _grid(theta: Tensor, patch: Sequence[int]) -> Tensor:
     dims = len(patch)
     grid = theta[:, :, -1].reshape(-1, dims, *(1,) * dims)
     for axis, side in enumerate(patch):
-        centres = (2.0 * torch.arange(side, dtype=torch.float32) + 1.0) / side - 1.0
+        centres = (2.0 * torch.arange(side, dtype=torch.float32, device=theta.device) + 1.0) / side - 1.0
         column = theta[:, :, dims - 1 - axis].reshape(-1, dims, *(1,) * dims)
         grid = grid + column * centres.reshape(*(-1 if other == axis else 1 for other in range(dims)))
     return grid.movedim(1, -1)
@@ -169,9 +173,10 @@ def _rotations(angles: np.ndarray, dims: int) -> np.ndarray:
     return result
 
 
-def _intensity(augmentation: Augmentation, image: Tensor, numbers: np.ndarray, noise: np.ndarray | None) -> Tensor:
+def _intensity(augmentation: Augmentation, image: Tensor, numbers: np.ndarray, noise: Tensor | None) -> Tensor:
     shape = (len(image), 1) + (1,) * (image.ndim - 2)
-    signed = torch.from_numpy((2.0 * numbers - 1.0).astype(np.float32))
+    drawn = np.concatenate([2.0 * numbers[:, :3] - 1.0, augmentation.noise * numbers[:, 3:]], axis=1)
+    signed = torch.from_numpy(drawn.astype(np.float32)).to(image.device, non_blocking=True)
     if augmentation.gamma:
         axes = tuple(range(2, image.ndim))
         low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
@@ -182,6 +187,5 @@ def _intensity(augmentation: Augmentation, image: Tensor, numbers: np.ndarray, n
         gain = (1 + augmentation.gain * signed[:, 0]).view(shape)
         image = image * gain + (augmentation.offset * signed[:, 1]).view(shape)
     if augmentation.noise and noise is not None:
-        deviation = torch.from_numpy((augmentation.noise * numbers[:, 3]).astype(np.float32)).view(shape)
-        image = image.addcmul(torch.from_numpy(noise), deviation)
+        image = image.addcmul(noise, signed[:, 3].view(shape))
     return image

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from toolkit.data.augment import Augmentation, apply, checked_augmentation
 from toolkit.data.case import Case
-from toolkit.data.randomness import keyed_random, window_of_noise
+from toolkit.data.randomness import fits_sequence, keyed_random, place_of_noise, windows_of_noise
 from toolkit.errors import ConfigError, DataError
 
 
@@ -40,6 +40,8 @@ class Loader:
     Raises:
         ConfigError: no cases, or a setting that cannot work.
     """
+
+    ahead = True  # batches depend on nothing that changes, so that threads may prepare them in any order
 
     def __init__(
         self,
@@ -87,43 +89,72 @@ class Loader:
         Raises:
             DataError: a case's file is damaged, has no label or has another number of channels.
         """
+        return self.finish(self.draw(step))
+
+    def draw(self, step: int) -> dict[str, Any]:
+        """The first half of `batch(step)`, cheap and on the CPU: crops with their margins, and what was drawn for them.
+
+        Every entry has one row a sample, so that a share of a batch is finished like the whole; `finish` takes the
+        rest on any device.
+
+        Raises:
+            DataError: see `batch`.
+        """
         epoch, place = divmod(int(step), len(self))
         first = place * self.batch_size
-        chosen = self._permutation(epoch)[first : first + self.batch_size]
-        cases = [self.cases[index] for index in chosen]
-        margin = self.augmentation.margin(self.patch_size) if self.augmentation else (0,) * len(self.patch_size)
-        size = tuple(side + 2 * extra for side, extra in zip(self.patch_size, margin, strict=True))
+        cases = [self.cases[index] for index in self._permutation(epoch)[first : first + self.batch_size]]
+        size = tuple(side + 2 * extra for side, extra in zip(self.patch_size, self._margin, strict=True))
         image = np.empty((len(cases), self.channels, *size), dtype=np.float32)
-        label = np.zeros((len(cases), 1, *size), dtype=np.float32 if self.augmentation else np.int64)
-        numbers, noises, spacing = [], [], []
+        label = np.zeros((len(cases), 1, *size), dtype=np.uint8)
+        numbers, starts, fresh = [], [], []
         for row, case in enumerate(cases):
             random = keyed_random("sample", self.seed, epoch, first + row)
-            self._fill(case, image[row], label[row, 0], margin, random)
+            self._fill(case, image[row], label[row, 0], random)
             if self.augmentation:
                 numbers.append(random.random(self.augmentation.drawn(len(size))))
-                spacing.append(case.spacing or (1.0,) * len(size))
                 if self.augmentation.noise:
-                    shape = (self.channels, *self.patch_size)
-                    noises.append(window_of_noise(random, shape))
-        images, labels = torch.from_numpy(image), torch.from_numpy(label)
-        more = {}
+                    start, sign = place_of_noise(random)
+                    starts.append(start)
+                    if fits_sequence(self._noise_shape):
+                        numbers[-1][-1] *= sign  # of the deviation, which is the same as of the noise
+                    else:
+                        fresh.append(random.standard_normal(self._noise_shape, dtype=np.float32))
+        drawn: dict[str, Any] = {"image": torch.from_numpy(image), "label": torch.from_numpy(label)}
+        drawn["case"] = [case.id for case in cases]
+        if self.augmentation:
+            drawn["numbers"] = np.stack(numbers)
+            drawn["spacing"] = np.asarray([case.spacing or (1.0,) * len(size) for case in cases])
+            if fresh:
+                drawn["noise"] = torch.from_numpy(np.stack(fresh))
+            elif starts:
+                drawn["noise_starts"] = starts
+        return drawn
+
+    def finish(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """The second half of `batch(step)`: the augmentation, on the device that the drawn image lies on."""
+        image, label = drawn["image"], drawn["label"]
+        batch: dict[str, Any] = {"case": drawn["case"]}
         if self.augmentation:
             if self.augmentation.label_before:
-                inner = [slice(extra, extra + side) for extra, side in zip(margin, self.patch_size, strict=True)]
-                more["label_before"] = labels[(slice(None), slice(None), *inner)].long()
-            images, labels = apply(
-                self.augmentation,
-                images,
-                labels,
-                np.stack(numbers),
-                np.stack(noises) if noises else None,
-                self.patch_size,
-                np.asarray(spacing),
-                self.flips,
-            )
+                inner = [slice(extra, extra + side) for extra, side in zip(self._margin, self.patch_size, strict=True)]
+                batch["label_before"] = label[(slice(None), slice(None), *inner)].long()
+            noise = drawn.get("noise")
+            if "noise_starts" in drawn:
+                noise = windows_of_noise(drawn["noise_starts"], self._noise_shape, image.device)
+            label = label.float() if self.augmentation.resamples(self.flips) else label
+            given = drawn["numbers"], noise, self.patch_size, drawn["spacing"], self.flips
+            image, label = apply(self.augmentation, image, label, *given)
             if self.limits is not None:
-                images = images.clamp(*self.limits)
-        return {"image": images, "label": labels.long(), "case": [case.id for case in cases], **more}
+                image = image.clamp(*self.limits)
+        return {"image": image, "label": label.long(), **batch}
+
+    @property
+    def _margin(self) -> tuple[int, ...]:
+        return self.augmentation.margin(self.patch_size) if self.augmentation else (0,) * len(self.patch_size)
+
+    @property
+    def _noise_shape(self) -> tuple[int, ...]:
+        return (self.channels, *self.patch_size)
 
     def _permutation(self, epoch: int) -> np.ndarray:
         held = self._order
@@ -138,9 +169,7 @@ class Loader:
             held = self._order = (epoch, np.concatenate(orders))
         return held[1]
 
-    def _fill(
-        self, case: Case, image: np.ndarray, label: np.ndarray, margin: Sequence[int], random: np.random.Generator
-    ) -> None:
+    def _fill(self, case: Case, image: np.ndarray, label: np.ndarray, random: np.random.Generator) -> None:
         """Write one crop, with its margin, into the rows of the batch."""
         pixels, classes = case.image_array(), case.label_array()
         if pixels.shape[0] != self.channels or pixels.ndim != image.ndim:
@@ -152,7 +181,7 @@ class Loader:
             )
         starts = self._starts(case, classes, random)
         into, out_of = [], []
-        for start, extra, side, held in zip(starts, margin, label.shape, classes.shape, strict=True):
+        for start, extra, side, held in zip(starts, self._margin, label.shape, classes.shape, strict=True):
             low = start - extra
             into.append(slice(max(0, -low), max(0, min(side, held - low))))
             out_of.append(slice(max(0, low), max(0, min(held, low + side))))

@@ -62,6 +62,8 @@ class TrainConfig(metaclass=_SuggestNearest):
         validation_cases: score only the first so many val volumes; None = all.
         select: "best" (highest mean foreground Dice on the val split) or "last"; never by the test split.
         log_every: steps between rows of the history.
+        workers: threads that prepare batches ahead of their step; None = as many as this machine has to spare (the
+            number is recorded), 0 = none. No bit depends on it.
         threads: CPU threads while training; None = leave the process as it is. The count is recorded either way,
             because 1 and 2 threads give different bits.
 
@@ -92,6 +94,7 @@ class TrainConfig(metaclass=_SuggestNearest):
     validation_cases: int | None = None
     select: str = "best"
     log_every: int = 10
+    workers: int | None = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -103,9 +106,9 @@ class TrainConfig(metaclass=_SuggestNearest):
                 raise _bad(name, value, f"One of {', '.join(map(repr, known))}.{hint}")
         for name, least in _WHOLE.items():
             _check_whole(name, getattr(self, name), least)
-        for name in ("validation_cases", "threads"):
+        for name, least in _WHOLE_OR_NONE.items():
             if getattr(self, name) is not None:
-                _check_whole(name, getattr(self, name), 1)
+                _check_whole(name, getattr(self, name), least)
         for name, above in _REAL.items():
             _check_real(name, getattr(self, name), above)
         if self.clip_norm is not None:
@@ -178,6 +181,7 @@ _WHOLE = {
     "validate_every": 0,
     "log_every": 1,
 }
+_WHOLE_OR_NONE = {"validation_cases": 1, "workers": 0, "threads": 1}
 _REAL = {"learning_rate": 0.0, "weight_decay": -1e-300, "momentum": -1e-300}
 
 

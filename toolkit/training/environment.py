@@ -14,6 +14,7 @@ import torch
 from toolkit.errors import ToolkitWarning
 from toolkit.training.config import TrainConfig
 from toolkit.training.engine import resolve_device
+from toolkit.training.feed import worker_count
 
 
 def environment(config: TrainConfig) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def environment(config: TrainConfig) -> dict[str, Any]:
         "device": device.type,
         "device_name": name,
         "threads": config.threads or torch.get_num_threads(),
+        "workers": worker_count(config),
         "malloc": {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")},
     }
 

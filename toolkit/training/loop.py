@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -16,7 +17,8 @@ from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
-from toolkit.training.engine import build_fabric, load_scaler_state, scaler_state, share_of
+from toolkit.training.engine import build_fabric, load_scaler_state, scaler_state
+from toolkit.training.feed import Feed
 from toolkit.training.health import GradientMonitor, gradient_ratio
 from toolkit.training.history import HistoryWriter
 from toolkit.training.interrupt import StopRequest
@@ -79,6 +81,7 @@ class Loop:
         self.optimizer.load_state_dict(start.state["optimizer"])
         self.optimizer.zero_grad()
         load_scaler_state(self.fabric, start.state["scaler"])
+        self.feed = Feed(plan.loader, self.fabric, plan.config)
         self.done, self.best = start.step, start.best
         self.monitor = GradientMonitor()
         self._seconds, self._counted = 0.0, 0
@@ -88,16 +91,12 @@ class Loop:
         from tqdm.auto import tqdm
 
         total, first = self.config.steps, self.fabric.is_global_zero
+        hidden = not (self.plan.progress and first)
         self.plan.step.train()
         with (
+            contextlib.closing(self.feed),
             HistoryWriter(self.plan.directory.history, active=first) as history,
-            tqdm(
-                total=total,
-                initial=self.done,
-                desc=self.plan.caption,
-                unit="step",
-                disable=not (self.plan.progress and first),
-            ) as bar,
+            tqdm(total=total, initial=self.done, desc=self.plan.caption, unit="step", disable=hidden) as bar,
         ):
             while self.done < total:
                 row = self._one_step(self.done)
@@ -133,8 +132,7 @@ class Loop:
         started = time.perf_counter()
         logging = index == 0 or (index + 1) % config.log_every == 0 or index + 1 == config.steps
         seed_step(config.seed, index, self.fabric.global_rank)
-        batch = share_of(self.plan.loader.batch(index), self.fabric.global_rank, self.fabric.world_size)
-        batch = self.fabric.to_device(batch)
+        batch = self.feed.batch(index)
         rate = learning_rate(config, index)
         set_learning_rate(self.optimizer, rate)
         parts = self._backward(batch, index, logging)

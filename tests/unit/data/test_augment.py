@@ -91,7 +91,9 @@ def test_intensity_follows_its_formula():
     numbers[:, -4:] = np.random.default_rng(2).random((3, 4))
     noise = np.random.default_rng(3).standard_normal((3, 2, 8, 8)).astype(np.float32)
     strength = Augmentation(rotation=0, scale=0, translation=0, flips=False)
-    changed, _ = apply(strength, image.clone(), torch.zeros(3, 1, 8, 8), numbers, noise, (8, 8), np.ones((3, 2)))
+    changed, _ = apply(
+        strength, image.clone(), torch.zeros(3, 1, 8, 8), numbers, torch.from_numpy(noise), (8, 8), np.ones((3, 2))
+    )
     for row in range(3):
         gain, offset, gamma, noisy = numbers[row, -4:]
         for channel in range(2):
@@ -103,12 +105,14 @@ def test_intensity_follows_its_formula():
 
 
 def test_noise_is_standard_normal_and_differs():
-    from toolkit.data.randomness import keyed_random, window_of_noise
+    from toolkit.data.randomness import fits_sequence, keyed_random, place_of_noise, windows_of_noise
 
-    first = window_of_noise(keyed_random("a"), (1, 200, 200))
-    second = window_of_noise(keyed_random("b"), (1, 200, 200))
-    assert first.dtype == np.float32
+    places = [place_of_noise(keyed_random(key)) for key in "ab"]
+    first, second = windows_of_noise([start for start, _ in places], (1, 200, 200), torch.device("cpu"))
+    assert first.dtype == torch.float32
     assert abs(float(first.mean())) < 0.02
     assert abs(float(first.std()) - 1) < 0.02
     assert abs(float((first * second).mean())) < 0.02
-    assert window_of_noise(keyed_random("c"), (1, 1000, 1000)).shape == (1, 1000, 1000)
+    assert {place_of_noise(keyed_random(key))[1] for key in range(20)} == {-1.0, 1.0}
+    assert fits_sequence((1, 200, 200))
+    assert not fits_sequence((1, 1000, 1000))

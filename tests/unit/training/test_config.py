@@ -62,6 +62,8 @@ def test_an_unknown_setting_suggests_the_nearest(given: str, meant: str) -> None
         ("rate_factors", {3: 1.0}),
         ("rate_factors", {"encoder.*": "slow"}),
         ("threads", 0),
+        ("workers", -1),
+        ("workers", 1.5),
         ("validation_cases", 0),
         ("augmentation", None),
         ("log_every", 0),

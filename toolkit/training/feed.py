@@ -1,0 +1,88 @@
+"""`Feed`: the batches of a run, each ready before the step that needs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from toolkit.training.engine import resolve_device, share_of
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from toolkit.training.config import TrainConfig
+
+_MOST = 4  # more threads than this wait for one another, not for the device
+
+
+def worker_count(config: TrainConfig) -> int:
+    """How many threads prepare batches: the configured number, or what this machine has to spare.
+
+    On a GPU the threads only read and crop; on a CPU a thread that augments would take a core from the step itself
+    unless one is idle.
+    """
+    if config.workers is not None:
+        return config.workers
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if resolve_device(config).type == "cpu":
+        return max(0, min(_MOST, cores // (config.threads or torch.get_num_threads()) - 1))
+    return max(1, min(_MOST, cores - 1))
+
+
+class Feed:
+    """Hands out this process's share of a loader's batches on the device, computed ahead by threads.
+
+    Threads, because the data of the cases is then shared as it is, an interrupt or a kill leaves nothing behind, and
+    reading, cropping and resampling let go of Python's lock. A loader whose `ahead` is true promises that `batch(step)`
+    depends on `step` alone; any other is asked in this process, right before the step, unless the run says `workers`.
+    On CUDA such a loader's batches are finished (augmented) on the device: see `Loader.draw`.
+
+    Args:
+        loader: gives `batch(step)`.
+        fabric: says the device, this process's rank and their number.
+        config: settings of the run.
+        on_device: finish batches on the device; None = if that is CUDA.
+    """
+
+    def __init__(self, loader: Any, fabric: Fabric, config: TrainConfig, *, on_device: bool | None = None) -> None:
+        ahead = bool(getattr(loader, "ahead", False))
+        self._loader, self._fabric, self._steps = loader, fabric, config.steps
+        self._cuda = fabric.device.type == "cuda"
+        self._halved = ahead and (self._cuda if on_device is None else on_device)
+        self._workers = worker_count(config) if ahead or config.workers is not None else 0
+        self._pool = ThreadPoolExecutor(self._workers, "toolkit-batch") if self._workers else None
+        self._pending: dict[int, Future[dict[str, Any]]] = {}
+
+    def batch(self, step: int) -> dict[str, Any]:
+        """The batch of a step; an error of whoever prepared it is raised here, at its own step."""
+        if self._pool is None:
+            batch = self._prepared(step)
+        else:
+            for ahead in range(step, min(step + 2 * self._workers + 1, self._steps)):
+                if ahead not in self._pending:
+                    self._pending[ahead] = self._pool.submit(self._prepared, ahead)
+            batch = self._pending.pop(step).result()
+        batch = self._fabric.to_device(batch)  # without waiting, from pinned memory
+        return self._loader.finish(batch) if self._halved else batch
+
+    def close(self) -> None:
+        """End the threads; what they still had to do is dropped."""
+        self._pending.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _prepared(self, step: int) -> dict[str, Any]:
+        whole = self._loader.draw(step) if self._halved else self._loader.batch(step)
+        share = share_of(whole, self._fabric.global_rank, self._fabric.world_size)
+        return _pinned(share) if self._cuda else share
+
+
+def _pinned(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in batch.items()}
