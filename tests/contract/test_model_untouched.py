@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import Awkward, Checkpointed, Dropping, Inplace, Outputs, Reused, Tokens
+from networks import Awkward, Checkpointed, Dropping, Inplace, Outputs, Reused, SelfHooking, Tokens
 from torch import nn
 
+from toolkit.data.arrays import task_from_arrays
 from toolkit.errors import LayerError, ToolkitError
 from toolkit.explain.attribute import attribute
 from toolkit.explain.faithfulness import faithfulness
@@ -20,16 +22,19 @@ from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.masking import mask_latent
 from toolkit.explain.sanity import randomised_weights
 from toolkit.explain.targets import ClassSum, NormalisedClassSum, Region
-from toolkit.features.capture import capture
+from toolkit.features.capture import _Observer, capture
 from toolkit.features.extract import extract
 from toolkit.features.names import layers, resolve
 from toolkit.features.replace import replaced
 from toolkit.features.untouched import untouched
+from toolkit.measure.similarity import channel_similarity
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.methods.med_disseg import med_disseg
 from toolkit.methods.selfreg.swin_unet import swin_unet
 from toolkit.methods.selfreg.unet import self_reg_unet
 from toolkit.models.unet import unet
+from toolkit.training.evaluate import evaluate
+from toolkit.training.predict import predict
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "unet": (lambda: unet(1, 3, channels=(4, 8), norm="batch"), "bottleneck"),
@@ -81,9 +86,23 @@ def inputs_for(network: str) -> dict[str, Any]:
     }
 
 
+def cases_of(inputs: dict[str, Any]) -> list[Any]:
+    """The same two images as cases of a task."""
+    pairs = zip(inputs["image"].numpy(), inputs["label"].numpy().astype("uint8"), strict=True)
+    images, labels = zip(*pairs, strict=True)
+    task = task_from_arrays(list(images), list(labels), classes={0: "background", 1: "one", 2: "two"})
+    return list(task.cases("test") or task.cases("train"))
+
+
 def failing(call: Callable[..., Any], *arguments: Any) -> None:
     with pytest.raises(ToolkitError):
         call(*arguments)
+
+
+def perhaps(call: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """Refusing an output in which no logits are found is no failure here, as long as the network is untouched."""
+    with contextlib.suppress(ToolkitError):
+        call(*arguments, **options)
 
 
 def checked(net: nn.Module, inputs: dict[str, Any], layer: str) -> None:
@@ -116,6 +135,10 @@ CALLS: dict[str, Callable[[nn.Module, dict[str, Any], str], Any]] = {
     "attribute by classes": lambda net, x, _: attribute(net, x, "feature_ablation", 1, features="grid", window=8),
     "attribute to a layer": conductance,
     "faithfulness": checked,
+    "predict": lambda net, x, _: perhaps(predict, net, x["image"][:1]),
+    "predict by window": lambda net, x, _: perhaps(predict, net, x["image"][:1], patch_size=x["image"].shape[2:]),
+    "evaluate": lambda net, x, _: perhaps(evaluate, net, cases_of(x), metrics=["dice"]),
+    "channel_similarity": lambda net, x, layer: channel_similarity(extract(net, x, layer), layer),
     "randomised_weights": lambda net, x, layer: randomised_weights(net, x, layer, 1, draws=1),
     "a failing call": lambda net, x, _: failing(extract, net, x, "no such layer"),
     "a call that fails inside": lambda net, x, layer: failing(grad_cam, net, x["image"], layer, 99),
@@ -211,6 +234,29 @@ def test_capture_and_replaced_leave_no_hook(network: str) -> None:
     assert same(before, after)
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_a_network_that_hooks_itself_at_its_first_pass_still_works(call: str) -> None:
+    torch.manual_seed(0)
+    net, inputs = SelfHooking().eval(), inputs_for("self-hooking")
+    expected = copy.deepcopy(net)(inputs["image"]).logits  # never called before, as the network that is analysed
+    CALLS[call](net, inputs, "act")
+    after = net(inputs["image"])
+    assert torch.equal(after.logits, expected)
+    assert len(net.conv._forward_hooks) == len(net.handles) == 1
+    assert not net.head._forward_hooks
+    assert not net.act._forward_hooks
+
+
+def test_hooks_of_an_analysis_go_and_those_of_the_network_stay() -> None:
+    net = Dropping()
+    with untouched(net):
+        of_the_network = net.norm.register_forward_hook(lambda *_: None)
+        net.conv.register_forward_hook(_Observer._hook.__get__(object()), with_kwargs=True)  # one of the toolkit's
+    assert list(net.norm._forward_hooks) == [of_the_network.id]
+    assert not net.conv._forward_hooks
+    assert not net.conv._forward_hooks_with_kwargs
+
+
 def test_the_guard_restores_what_a_call_inside_changed() -> None:
     net = prepare(NETWORKS["dropout"][0])
     before = snapshot(net)
@@ -221,7 +267,6 @@ def test_the_guard_restores_what_a_call_inside_changed() -> None:
             inside.norm.running_mean = torch.zeros(4)
             inside.norm.running_var.fill_(7)
             inside.conv.weight.requires_grad_(True)
-            inside.register_forward_pre_hook(lambda *_: None)
             inside.head.eval()
             random.random()
             np.random.rand()  # noqa: NPY002

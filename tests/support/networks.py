@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 
 class Inplace(nn.Module):
@@ -178,3 +181,35 @@ class Awkward(nn.Module):
         if self.training:
             return torch.stack([high, F.interpolate(low, size=high.shape[2:])], dim=1)
         return {"logits": [low, high]}
+
+
+class SelfHooking(nn.Module):
+    """Adds hooks to itself at its first pass and remembers it, as transformers' SegFormer and DPT do; a dict of its own."""
+
+    class Output(OrderedDict[str, Tensor]):
+        """A mapping with attributes, as Hugging Face networks return it."""
+
+        @property
+        def logits(self) -> Tensor:
+            return self["logits"]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(1, 4, 3, padding=1, stride=2), nn.BatchNorm2d(4), nn.ReLU()
+        self.decode = nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.head = nn.Conv2d(4, 3, 1)
+        self.handles: list[RemovableHandle] = []
+        self.hooked = False
+
+    def forward(self, x: Tensor) -> SelfHooking.Output:
+        if not self.hooked:
+            self.handles += [self.conv.register_forward_hook(self.remember)]
+            self.hooked = True
+        seen: list[Tensor] = []
+        self.seen = seen
+        x = self.decode(self.act(self.norm(self.conv(x))))
+        assert len(seen) == 1, f"the hook ran {len(seen)} times"
+        return self.Output(logits=self.head(x))
+
+    def remember(self, _: nn.Module, __: object, output: Tensor) -> None:
+        self.seen.append(output)

@@ -7,7 +7,9 @@ before the layer, and the output still depends on once the layer's output is hel
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -115,15 +117,22 @@ class Bypass:
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every floating-point tensor in nested lists, tuples and dicts."""
+    """Apply a function to every floating-point tensor in nested lists, tuples, mappings and dataclasses; types stay."""
     if isinstance(value, Tensor):
         return function(value) if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _mapped(item, function) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_mapped(item, function) for item in value]
-    if type(value) is tuple:
-        return tuple(_mapped(item, function) for item in value)
+    if isinstance(value, (list, tuple)):
+        items = [_mapped(item, function) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, MutableMapping):
+        mapping = copy.copy(value)
+        for key, item in value.items():
+            mapping[key] = _mapped(item, function)
+        return mapping
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        again: Any = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(again, field.name, _mapped(getattr(value, field.name), function))
+        return again
     return value
 
 

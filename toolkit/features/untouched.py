@@ -29,9 +29,10 @@ _OWN_TABLES = frozenset(vars(nn.Module()))  # parameters, buffers, submodules an
 def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
     """Guard a network: everything listed below is as before when the block ends, also after an exception.
 
-    Guarded: train/eval mode of every module, buffers (values and objects), `.grad`, `requires_grad`, hooks, tensors that
-    a forward pass leaves in plain attributes or lists of a module, and the global random state of torch (CPU and CUDA),
-    NumPy and Python.
+    Guarded: train/eval mode of every module, buffers (values and objects), `.grad`, `requires_grad`, tensors that a
+    forward pass leaves in plain attributes or lists of a module, and the global random state of torch (CPU and CUDA),
+    NumPy and Python. Hooks of the toolkit and of captum are removed. What a network does to itself at its first pass
+    stays, such as hooks that it adds and remembers having added (transformers).
 
     Args:
         model: the network; changed to `mode` inside the block.
@@ -46,7 +47,7 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
     refuse_scripted(model)
     modules = list(model.modules())
     training = [module.training for module in modules]
-    hooks = [{name: dict(getattr(module, name, {})) for name in _HOOK_TABLES} for module in modules]
+    hooks = [{name: set(getattr(module, name, ())) for name in _HOOK_TABLES} for module in modules]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     buffers = [_remember(module, name) for module in modules for name in module._buffers]
     kept = [_kept_tensors(module) for module in modules]
@@ -60,7 +61,7 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
     finally:
         for module, was_training, tables in zip(modules, training, hooks, strict=True):
             module.training = was_training
-            _restore_hooks(module, tables)
+            _remove_own_hooks(module, tables)
         for parameter, needs_gradient, gradient in parameters:
             # tensors made in inference mode refuse even to be told what they are
             if parameter.requires_grad != needs_gradient:
@@ -105,9 +106,10 @@ def _restore_kept(module: nn.Module, before: dict[str, tuple[Any, Any]]) -> None
         if name not in before and name not in _OWN_TABLES and _holds_tensor(value):
             object.__delattr__(module, name)
     for name, (value, content) in before.items():
-        if vars(module).get(name, before) is not value:
+        now = vars(module).get(name, before)
+        if now is not value and (_holds_tensor(now) or _holds_tensor(value)):
             object.__setattr__(module, name, value)
-        if content is None or _same_objects(value, content):
+        if content is None or _same_objects(value, content) or not (_holds_tensor(value) or _holds_tensor(content)):
             continue
         value.clear()
         value.extend(content) if isinstance(value, list) else value.update(content)
@@ -127,9 +129,15 @@ def _same_objects(first: Any, second: Any) -> bool:
     return len(first) == len(second) and all(a is b for a, b in zip(first, second, strict=True))
 
 
-def _restore_hooks(module: nn.Module, tables: dict[str, dict[int, Any]]) -> None:
-    for name, before in tables.items():
-        table = getattr(module, name, None)
-        if table is not None and list(table) != list(before):
-            table.clear()
-            table.update(before)
+def _remove_own_hooks(module: nn.Module, before: dict[str, set[int]]) -> None:
+    """Hooks that an analysis left behind go; those that the network gave itself stay, as it may count on them."""
+    for name, keys in before.items():
+        table = getattr(module, name, {})
+        for key in [key for key, hook in table.items() if key not in keys and _is_ours(hook)]:
+            for other in _HOOK_TABLES:
+                getattr(module, other, {}).pop(key, None)
+
+
+def _is_ours(hook: Any) -> bool:
+    function = getattr(hook, "func", hook)  # inside functools.partial
+    return str(getattr(function, "__module__", "")).partition(".")[0] in ("toolkit", "captum")

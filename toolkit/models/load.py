@@ -21,7 +21,6 @@ from toolkit.files import write_atomically
 
 _ALIASES = "aliases"  # one metadata key: with several, their order in the file would vary
 _WRAPPERS = ("state_dict", "network_weights", "model_state_dict", "model", "net", "weights")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 _PICKLED = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 
@@ -34,12 +33,16 @@ class WeightsReport:
         missing: names the model has and the file lacks.
         unexpected: names the file has and the model lacks.
         mismatched: name -> (shape in the model, shape in the file).
+        prefix: what stood before each of the model's names in the file.
+        prefixes: prefix -> how many of the model's names the file holds under it, where there are several.
     """
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    prefix: str = ""
+    prefixes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -47,7 +50,10 @@ class WeightsReport:
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} tensors loaded"]
+        lines = [f"{len(self.loaded)} tensors loaded{f' from under {self.prefix!r}' if self.prefix else ''}"]
+        if len(self.prefixes) > 1:
+            counts = ", ".join(f"{prefix!r} ({count} names)" for prefix, count in self.prefixes.items())
+            lines.append(f"prefixes in the file under which the model's names stand: {counts}")
         lines += [f"missing in the file: {', '.join(self.missing)}"] if self.missing else []
         lines += [f"unknown to the model: {', '.join(self.unexpected)}"] if self.unexpected else []
         lines += [f"{n}: model {m}, file {f}" for n, (m, f) in self.mismatched.items()]
@@ -135,13 +141,13 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def restricted_load(stream: Any, where: str) -> Any:
-    """`torch.load` with `weights_only=True`: tensors and plain containers only, on the CPU.
+    """`torch.load` with `weights_only=True`, on the CPU: tensors, plain containers, and NumPy's scalars and dtypes.
 
     Raises:
         CheckpointError: a damaged file, or one that holds code or foreign classes; nothing of it has run.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
             warnings.simplefilter("ignore")  # it warns of foreign pickle protocols before it refuses them
             return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -158,13 +164,25 @@ def restricted_load(stream: Any, where: str) -> Any:
         ) from error
 
 
+def _numpy_scalars() -> list[Any]:
+    """What a NumPy number in a checkpoint (nnU-Net's best score) is rebuilt from; under NumPy 1's name as well."""
+    import numpy as np
+
+    scalar = type(np.float64(0)).__reduce__(np.float64(0))[0]
+    kinds = {type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OSUV"}  # numbers, no objects
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((scalar, name) for name in names), np.dtype, *kinds]
+
+
 def _foreign_class(error: Exception) -> str:
     """What the file asked for, without torch's advice on how to load it all the same."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     return f" (it asks for {found[1]})" if found else ""
 
 
-def load_weights(model: nn.Module, file: str | os.PathLike[str], strict: bool = True) -> WeightsReport:
+def load_weights(
+    model: nn.Module, file: str | os.PathLike[str], strict: bool = True, *, prefix: str | None = None
+) -> WeightsReport:
     """Copy the tensors of a weights file into a model, by name.
 
     Names may carry a common prefix of a wrapper (`module.`, `_orig_mod.`, ...). Nothing is changed before every
@@ -174,22 +192,31 @@ def load_weights(model: nn.Module, file: str | os.PathLike[str], strict: bool = 
         model: receives the values; dtype and device stay its own.
         file: see `read_weights`.
         strict: refuse unless all names and shapes match; False = load what matches.
+        prefix: read the names under this prefix only, as in a LightningModule that holds the network beside other
+            modules, or twice (`"model."` and `"teacher."`); None = find it.
 
     Raises:
-        CheckpointError: an unreadable or unsafe file, no match at all, or with `strict` any mismatch (all listed).
+        CheckpointError: an unreadable or unsafe file, no match at all, several prefixes that match equally well, or
+            with `strict` any mismatch (all listed).
     """
-    own = tensors_of(model)
-    tensors = _without_prefix(read_weights(file), own)
-    report = compare_weights(own, tensors)
+    own, tensors = tensors_of(model), read_weights(file)
+    prefixes = _prefixes(tensors, own)
+    best = [one for one, count in prefixes.items() if count == max(prefixes.values())]
+    chosen = prefix if prefix is not None else best[0] if len(best) == 1 else ""
+    under = {name.removeprefix(chosen): value for name, value in tensors.items() if name.startswith(chosen)}
+    outside = () if prefix is not None else tuple(name for name in tensors if not name.startswith(chosen))
+    report = compare_weights(own, under)
+    report = dataclasses.replace(report, unexpected=(*report.unexpected, *outside), prefix=chosen, prefixes=prefixes)
     if not report.loaded or (strict and not report.complete):
+        fix = "Build the network with the settings of the file, or load what matches with strict=False."
+        if any(best) and prefix is None:
+            fix = f"Say which tensors are meant: {' or '.join(f'prefix={one!r}' for one in best)}."
         raise CheckpointError(
-            f"The weights do not fit this {type(model).__name__}.\n{report}",
-            where=str(file),
-            fix="Build the network with the settings of the file, or load what matches with strict=False.",
+            f"The weights do not fit this {type(model).__name__}.\n{report}", where=str(file), fix=fix
         )
     with torch.no_grad():
         for name in report.loaded:
-            own[name].copy_(tensors[name])
+            own[name].copy_(under[name])
     return report
 
 
@@ -218,12 +245,10 @@ def _find_tensors(content: Any) -> dict[str, Tensor]:
     return next((found for key in _WRAPPERS if (found := _find_tensors(content.get(key)))), {})
 
 
-def _without_prefix(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for _ in range(2):  # a compiled model inside a parallel wrapper carries two
-        if any(name in own for name in tensors):
-            break
-        for prefix in _PREFIXES:
-            if all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-                break
-    return tensors
+def _prefixes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, int]:
+    """Every prefix under which some of the model's names stand in the file, and how many of them."""
+    if any(name in own for name in tensors):
+        return {"": sum(name in tensors for name in own)}
+    anchors = sorted(own, key=lambda name: (-name.count("."), -len(name)))[:8]  # the longest names: the least ambiguous
+    starts = {name.removesuffix(anchor) for name in tensors for anchor in anchors if name.endswith(f".{anchor}")}
+    return {start: sum(start + name in tensors for name in own) for start in sorted(starts)}

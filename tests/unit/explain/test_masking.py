@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -339,3 +341,48 @@ def test_the_loss_leaves_padding_out() -> None:
         logits = network(F.pad(image, (0, 2, 0, 2), value=float(image.min())))[..., :14, :14]
     assert result.loss is not None
     torch.testing.assert_close(result.loss[0], F.cross_entropy(logits, label)[None])
+
+
+class _Record(OrderedDict[str, torch.Tensor]):
+    """Keys are attributes as well, like an output of Hugging Face's networks."""
+
+    def __setitem__(self, key: str, value: torch.Tensor) -> None:
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+
+class _Pair(NamedTuple):
+    fine: torch.Tensor
+    count: int
+
+
+class _Typed(nn.Module):
+    """Two blocks, the first returning a structure that the second needs by its type."""
+
+    class First(nn.Module):
+        def __init__(self, kind: type) -> None:
+            super().__init__()
+            self.conv, self.kind = nn.Conv2d(1, 4, 3, padding=1), kind
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return _Record(fine=self.conv(x)) if self.kind is _Record else _Pair(self.conv(x), 1)
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.first, self.code, self.head = self.First(kind), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.first(x)
+        return self.head(self.code(found.fine) + found.fine)
+
+
+@pytest.mark.parametrize("kind", [_Record, _Pair])
+@pytest.mark.parametrize("skips", ["keep", "zero"])
+def test_structures_that_blocks_hand_on_keep_their_type(kind: type, skips: str) -> None:
+    torch.manual_seed(0)
+    net, image = _Typed(kind).eval(), torch.randn(1, 1, 8, 8)
+    result = mask_latent(net, image, layer="code", mask=torch.zeros(1, 1, 1, 1), skips=skips)
+    with torch.no_grad():
+        around = 0 if skips == "zero" else net.first.conv(image)
+        expected = net.head(torch.zeros(1, 4, 8, 8) + around).argmax(1)
+    assert torch.equal(result.segmentation[1], expected)

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -76,6 +77,43 @@ def test_what_does_not_match_is_listed_and_nothing_is_changed(network: UNet, tmp
     assert report.missing == ("head.bias",)
     assert torch.equal(model.head.weight, before["head.weight"])
     assert torch.equal(model.bottleneck.conv1.weight, network.bottleneck.conv1.weight)
+
+
+def test_a_checkpoint_with_numpy_numbers_as_nnunet_writes_it(network: UNet, tmp_path: Path) -> None:
+    numbers = {"_best_ema": np.float64(0.7), "logging": {"dice": [np.float32(0.5), np.int64(3), np.bool_(True)]}}
+    torch.save({"network_weights": network.state_dict(), **numbers}, tmp_path / "checkpoint_final.pth")
+    model = other()
+    assert load_weights(model, tmp_path / "checkpoint_final.pth").complete
+    assert equal(model, network)
+
+
+def test_numpy_objects_are_refused_all_the_same(network: UNet, tmp_path: Path) -> None:
+    torch.save({"state_dict": network.state_dict(), "x": np.array([1, 2])}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="numpy"):
+        load_weights(network, tmp_path / "w.pth")
+
+
+def test_a_module_that_holds_the_network_twice_says_under_which_prefixes(network: UNet, tmp_path: Path) -> None:
+    student, teacher = network.state_dict(), other().state_dict()
+    state = {f"student.{k}": v for k, v in student.items()} | {f"ema.teacher.{k}": v for k, v in teacher.items()}
+    torch.save({"state_dict": {**state, "loss.weight": torch.ones(3)}}, tmp_path / "both.ckpt")
+    model = other()
+    with pytest.raises(CheckpointError, match=r"prefix='ema.teacher.' or prefix='student.'") as caught:
+        load_weights(model, tmp_path / "both.ckpt")
+    assert f"'student.' ({len(student)} names)" in str(caught.value)
+    report = load_weights(model, tmp_path / "both.ckpt", prefix="student.")
+    assert report.complete
+    assert report.prefix == "student."
+    assert equal(model, network)
+
+
+def test_a_module_that_holds_the_network_beside_others_says_which_prefix(network: UNet, tmp_path: Path) -> None:
+    state = {f"net.{k}": v for k, v in network.state_dict().items()}
+    torch.save({"state_dict": {**state, "loss.weight": torch.ones(3)}}, tmp_path / "module.ckpt")
+    with pytest.raises(CheckpointError, match=r"loss\.weight[\s\S]*prefix='net\.'"):
+        load_weights(other(), tmp_path / "module.ckpt")
+    assert load_weights(model := other(), tmp_path / "module.ckpt", strict=False).unexpected == ("loss.weight",)
+    assert equal(model, network)
 
 
 class Payload:
