@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 from toolkit.registry import offer
+from toolkit.results import draw_with
 
 __version__ = "0.1.0"
 
@@ -98,8 +99,13 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.show.report": ("report",),
 }
 
-# Rooms that are used by their own name: toolkit.methods.segreg.recipe(task), toolkit.widgets.cam_explorer(model, task).
-_SUBMODULES = {"recipes": "toolkit.methods.recipes", "widgets": "toolkit.show.widgets"}
+# Used by their own name: toolkit.recipes.segreg(task), toolkit.figures.drifts(...), toolkit.widgets.cam_explorer(...).
+_SUBMODULES = {
+    "recipes": "toolkit.methods.recipes",
+    "figures": "toolkit.show.figures",
+    "show": "toolkit.show",
+    "widgets": "toolkit.show.widgets",
+}
 _HOME = {name: module for module, public in _ROOMS.items() for name in public}
 __all__ = sorted([*_HOME, *_SUBMODULES])
 
@@ -119,3 +125,4 @@ def __dir__() -> list[str]:
 
 
 offer("toolkit.data", "toolkit.models", "toolkit.training", "toolkit.methods")
+draw_with(lambda: importlib.import_module("toolkit.show.draw"))

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _CLASSES: dict[str, type[Result]] = {}
-_DRAWING_ROOM = "toolkit.show.draw"  # a name, not an import: results are computed and stored without the drawing code
+_drawing: Callable[[], Any] | None = None  # set by the package, so that results are computed and stored without it
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -46,11 +47,11 @@ class Result:
 
     def plot(self, **options: Any) -> go.Figure:
         """An interactive Plotly figure; nothing is shown or printed."""
-        return importlib.import_module(_DRAWING_ROOM).plotly_figure(self, **options)
+        return _drawing_code().plotly_figure(self, **options)
 
     def figure(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """Write the static twin of `plot` (PDF, SVG or PNG by suffix) with matplotlib; no browser is needed."""
-        return importlib.import_module(_DRAWING_ROOM).static_figure(self, Path(path), **options)
+        return _drawing_code().static_figure(self, Path(path), **options)
 
     def write_table(self, path: str | os.PathLike[str], digits: int = 4) -> Path:
         """Write `table()` as CSV (all digits) or as a LaTeX tabular, by suffix (.csv or .tex).
@@ -107,6 +108,18 @@ class Result:
         if not isinstance(result, cls):
             raise ResultError(f"This file holds a {type(result).__name__}, not a {cls.__name__}.", where=str(path))
         return result
+
+
+def draw_with(drawing: Callable[[], Any]) -> None:
+    """Set what gives the module that draws results, with `plotly_figure` and `static_figure`."""
+    global _drawing
+    _drawing = drawing
+
+
+def _drawing_code() -> Any:
+    if _drawing is None:
+        raise ResultError("Nothing draws results here.", fix="import toolkit")
+    return _drawing()
 
 
 _LATEX = {

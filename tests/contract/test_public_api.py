@@ -96,12 +96,9 @@ def test_results_have_the_five_ways_out(one: type[Result]) -> None:
 
 @pytest.mark.parametrize("one", result_classes(), ids=lambda one: one.__name__)
 def test_every_result_can_be_drawn(one: type[Result]) -> None:
-    from toolkit.show.draw import COMPOSERS
+    from toolkit.show.figures import compose
 
-    named = [parent.__name__ for parent in one.__mro__ if parent.__name__ in COMPOSERS]
-    assert named, f"toolkit.show.draw knows no composer for {one.__name__}"
-    module, function = COMPOSERS[named[0]]
-    assert callable(getattr(importlib.import_module(module), function))
+    assert compose.dispatch(one) is not compose.dispatch(object), f"no figure for {one.__name__}"
 
 
 def test_modules_are_small() -> None:

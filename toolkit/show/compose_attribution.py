@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.explain.attribution_result import AttributionResult
 from toolkit.show.captions import caption
+from toolkit.show.compose import compose
 from toolkit.show.compose_explain import target_text
 from toolkit.show.panels import Figure, Image, Panel, range_note, symmetric_limits
 from toolkit.show.slices import choose_view
@@ -22,7 +24,10 @@ _NAMES = {
 }
 
 
-def attribution(result: Any, *, index: int = 0, position: int | None = None, note: str = "", side: int = 260) -> Figure:
+@compose.register
+def attribution(
+    result: AttributionResult, *, index: int = 0, position: int | None = None, note: str = "", side: int = 260
+) -> Figure:
     """The image with the target's region, then the signed attribution summed over channels.
 
     Args:

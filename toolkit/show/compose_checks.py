@@ -6,12 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.explain.faithfulness import Faithfulness
+from toolkit.explain.sanity import RandomisedWeights
+from toolkit.measure.classifier_variability import ClassifierVariability
+from toolkit.measure.gaussianity import Gaussianity
+from toolkit.measure.regularizer_health import RegularizerHealth
 from toolkit.show.captions import caption
+from toolkit.show.compose import compose
 from toolkit.show.compose_explain import target_text
 from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series
 
 
-def faithfulness(result: Any, *, note: str = "", most: int = 7) -> Figure:
+@compose.register
+def faithfulness(result: Faithfulness, *, note: str = "", most: int = 7) -> Figure:
     """Mean deletion and insertion curves of every map, one panel each.
 
     Args:
@@ -51,7 +58,8 @@ def faithfulness(result: Any, *, note: str = "", most: int = 7) -> Figure:
     )
 
 
-def randomised_weights(result: Any, *, note: str = "") -> Figure:
+@compose.register
+def randomised_weights(result: RandomisedWeights, *, note: str = "") -> Figure:
     """Similarity of maps of the trained and of the shuffled network: one bar a layer, or for a cascade a table of steps.
 
     Args:
@@ -103,7 +111,8 @@ def _cascade(table: Any) -> Heatmap:
     )
 
 
-def gaussianity(result: Any, *, note: str = "") -> Figure:
+@compose.register
+def gaussianity(result: Gaussianity, *, note: str = "") -> Figure:
     """The statistic of every group of rows against its null, and the spectrum of the covariance.
 
     Args:
@@ -136,7 +145,8 @@ def gaussianity(result: Any, *, note: str = "") -> Figure:
     )
 
 
-def classifier_variability(result: Any, *, note: str = "") -> Figure:
+@compose.register
+def classifier_variability(result: ClassifierVariability, *, note: str = "") -> Figure:
     """Angles between refitted heads per class, and how often two of them disagree.
 
     Args:
@@ -160,7 +170,8 @@ def classifier_variability(result: Any, *, note: str = "") -> Figure:
     )
 
 
-def regularizer_health(result: Any, *, note: str = "") -> Figure:
+@compose.register
+def regularizer_health(result: RegularizerHealth, *, note: str = "") -> Figure:
     """Gradient ratios over the steps of a run.
 
     Args:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from toolkit.measure.collapse import Collapse
+from toolkit.measure.layer_similarity import LayerSimilarity
+from toolkit.measure.statistics import Comparison
+from toolkit.measure.transfer import Transfer
 from toolkit.show.captions import caption
+from toolkit.show.compose import compose
 from toolkit.show.panels import Bars, Figure, Heatmap, Intervals, Lines, Panel, Series, number_text, range_note
 
 
-def layer_similarity(result: Any, *, note: str = "") -> Figure:
+@compose.register
+def layer_similarity(result: LayerSimilarity, *, note: str = "") -> Figure:
     """All layers of one store against all layers of another, with the numbers in the cells.
 
     Args:
@@ -46,7 +50,8 @@ def _broken(name: str) -> str:
     return name if len(name) < 10 else name.replace(".", ".\n", 1)
 
 
-def collapse(result: Any, *, note: str = "") -> Figure:
+@compose.register
+def collapse(result: Collapse, *, note: str = "") -> Figure:
     """Distribution of pairwise distances, and the diagnostics that lie between -1 and 1.
 
     Args:
@@ -92,7 +97,8 @@ def collapse(result: Any, *, note: str = "") -> Figure:
     )
 
 
-def transfer(result: Any, *, note: str = "") -> Figure:
+@compose.register
+def transfer(result: Transfer, *, note: str = "") -> Figure:
     """The R matrix (rows: after each stage, columns: tested on) and the mean of every metric.
 
     Args:
@@ -136,7 +142,8 @@ def transfer(result: Any, *, note: str = "") -> Figure:
     )
 
 
-def comparison(result: Any, *, note: str = "") -> Figure:
+@compose.register
+def comparison(result: Comparison, *, note: str = "") -> Figure:
     """Mean of every method and its paired difference from the baseline, with 95 % intervals.
 
     Args:
@@ -148,7 +155,15 @@ def comparison(result: Any, *, note: str = "") -> Figure:
     means = Bars(
         title=result.metric,
         note=range_note(table["mean"].to_numpy(dtype=float)),
-        series=[Series(name="mean", x=methods, y=table["mean"], low=table["low"], high=table["high"])],
+        series=[
+            Series(
+                name="mean",
+                x=methods,
+                y=table["mean"].to_numpy(),
+                low=table["low"].to_numpy(),
+                high=table["high"].to_numpy(),
+            )
+        ],
         y_label=result.metric,
         y_range=(0.0, 1.0) if result.metric in ("dice", "iou") else None,
         legend=False,
@@ -163,10 +178,10 @@ def comparison(result: Any, *, note: str = "") -> Figure:
         series=[
             Series(
                 name="difference",
-                x=others["difference"],
+                x=others["difference"].to_numpy(),
                 y=[str(name) for name in others["method"]],
-                low=others["difference_low"],
-                high=others["difference_high"],
+                low=others["difference_low"].to_numpy(),
+                high=others["difference_high"].to_numpy(),
             )
         ],
         marks=[(0.0, "")],

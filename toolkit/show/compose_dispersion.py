@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.measure.collapse import Collapse
 from toolkit.methods.med_disseg.preset_check import preset_distances
 from toolkit.methods.med_disseg.regularizer import ACTIVE_BAND
 from toolkit.show.captions import caption, captions
+from toolkit.show.compose import compose_together
 from toolkit.show.panels import Figure, Image, Intervals, Lines, Panel, Series, number_text
 
 if TYPE_CHECKING:
@@ -168,3 +170,8 @@ def qualitative(
         rows=rows,
         caption=caption(provenance or {}, note),
     )
+
+
+@compose_together.register
+def _(first: Collapse, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
+    return collapses(results, names, **options)

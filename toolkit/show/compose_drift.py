@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.measure.drift import Drift
 from toolkit.show.captions import captions
+from toolkit.show.compose import compose, compose_together
 from toolkit.show.panels import Figure, Intervals, Panel, Series
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ _NO_INTERVALS = "there are too few patients for intervals. "
 _NULLS = "Grey: the same measure between two random halves of stage 1 (no drift). "
 
 
-def drift(result: Any, *, note: str = "", name: str = "", measures: Sequence[str] | None = None) -> Figure:
+@compose.register
+def drift(result: Drift, *, note: str = "", name: str = "", measures: Sequence[str] | None = None) -> Figure:
     """One panel a measure, one row a class, one colour a pair of stages.
 
     Args:
@@ -141,3 +144,8 @@ def _series(name: str, classes: list[str], value: Any, low: Any, high: Any, colo
         colour=colour,
         symbol=6 if colour == "null" else 0,
     )
+
+
+@compose_together.register
+def _(first: Drift, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
+    return drifts(results, names, **options)

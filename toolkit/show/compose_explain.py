@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ConfigError, ResultError
+from toolkit.explain.cam_result import GradCamResult
+from toolkit.explain.mask_result import MaskedLatent
 from toolkit.show.captions import caption, captions
+from toolkit.show.compose import compose, compose_together
 from toolkit.show.panels import Figure, Image, Panel, range_note, symmetric_limits
 from toolkit.show.slices import View, choose_view
 
 SCALES = ("layer", "shared")
 
 
+@compose.register
 def grad_cam(
-    result: Any,
+    result: GradCamResult,
     *,
     index: int = 0,
     scale: str = "layer",
@@ -174,8 +178,9 @@ def _contour_panel(result: Any, index: int, view: View, picture: np.ndarray, sid
     ).fit(side)
 
 
+@compose.register
 def masked_latent(
-    result: Any, *, index: int = 0, position: int | None = None, note: str = "", side: int = 190
+    result: MaskedLatent, *, index: int = 0, position: int | None = None, note: str = "", side: int = 190
 ) -> Figure:
     """Input and mask, then what the network makes of the clean (above) and of the masked code (below).
 
@@ -269,3 +274,8 @@ def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:
 def _changed(result: Any, index: int) -> str:
     clean, masked = np.asarray(result.segmentation[0][index]), np.asarray(result.segmentation[1][index])
     return f"{(clean != masked).mean():.1%} of the image changed"
+
+
+@compose_together.register
+def _(first: GradCamResult, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
+    return grad_cams(results, names, **options)

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.features.store import Features
 from toolkit.show.captions import caption
+from toolkit.show.compose import compose
 from toolkit.show.panels import Figure, Heatmap, Panel, symmetric_limits
 
 
-def features(result: Any, *, note: str = "", layers: list[str] | None = None, columns: int = 2) -> Figure:
+@compose.register
+def features(result: Features, *, note: str = "", layers: list[str] | None = None, columns: int = 2) -> Figure:
     """Mean of every channel within every class, one panel a layer, in units of the channel's standard deviation.
 
     Args:

@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.measure.projection import Projection
+from toolkit.measure.similarity import ChannelSimilarity
 from toolkit.show.captions import caption, captions
+from toolkit.show.compose import compose, compose_together
 from toolkit.show.panels import Figure, Heatmap, Panel, Scatter, Series, range_note
 
 _AXES = {"pca": "PC", "lda": "LD", "head": "head axis", "umap": "UMAP", "tsne": "t-SNE"}
 _POINTS = 900  # per stage and panel; more only hide each other
 
 
-def channel_similarity(result: Any, *, note: str = "", side: int = 300, name: str = "") -> Figure:
+@compose.register
+def channel_similarity(result: ChannelSimilarity, *, note: str = "", side: int = 300, name: str = "") -> Figure:
     """The whole matrix of the living channels, in the result's form.
 
     Args:
@@ -77,7 +81,8 @@ def _matrix(result: Any, side: int, name: str, signed: bool) -> Heatmap:
     )
 
 
-def projection(result: Any, *, note: str = "", name: str = "", stages: Sequence[str] = ()) -> Figure:
+@compose.register
+def projection(result: Projection, *, note: str = "", name: str = "", stages: Sequence[str] = ()) -> Figure:
     """The rows of every stage in the same axes and limits, coloured by class, with the centroid of each class.
 
     Args:
@@ -206,3 +211,13 @@ def _paths(result: Any, name: str) -> Scatter:
         height=240,
         joined=True,
     )
+
+
+@compose_together.register
+def _(first: ChannelSimilarity, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
+    return channel_similarities([[result] for result in results], names, **options)
+
+
+@compose_together.register
+def _(first: Projection, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
+    return projections(results, names, **options)

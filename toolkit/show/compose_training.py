@@ -9,7 +9,9 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.show.captions import caption
+from toolkit.show.compose import compose, compose_together
 from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series
+from toolkit.training.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,6 +61,17 @@ def training_curves(
         rows=[list(panels[start : start + columns]) for start in range(0, len(panels), columns)],
         caption=caption(provenance or {}, _with_regularizers(note, frames.values(), provenance or {})),
     )
+
+
+@compose.register
+def run(run: Run, *, note: str = "", columns: int = 3) -> Figure:
+    """The training curves of a run; see `training_curves`."""
+    return training_curves({run.path.name: run.history}, note=note, columns=columns)
+
+
+@compose_together.register
+def _(first: Run, results: Sequence[Run], names: Sequence[str], **options: Any) -> Figure:
+    return training_curves({name: one.history for name, one in zip(names, results, strict=True)}, **options)
 
 
 def curve_columns(frames: Any) -> list[str]:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.measure.classifier_variability import ClassifierVariability
 from toolkit.show.captions import SEGREG_NOTE
+from toolkit.show.compose import compose_together
 from toolkit.show.panels import Bars, Figure, Intervals, Lines, Panel, Scatter, Series, number_text, range_note
 
 Pairs = Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
@@ -208,3 +210,8 @@ def _counted(seeds: set[int]) -> str:
 
 def _caption(method: str, note: str) -> str:
     return "\n".join(filter(None, (note, SEGREG_NOTE if "segreg" in method.lower() else "")))
+
+
+@compose_together.register
+def _(first: ClassifierVariability, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
+    return classifier_variabilities(results, names, **options)

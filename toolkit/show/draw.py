@@ -1,56 +1,86 @@
-"""From a result to a picture: chooses the composer by the result's class, then the backend."""
+"""`show`, and what `.plot()` and `.figure()` of a result call: the composer of the type, then a backend."""
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ResultError
+from toolkit.show.figures import compose, compose_together
 from toolkit.show.panels import Figure
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# Class of the result -> module and function that turn it into panels. A new figure adds one line.
-COMPOSERS: dict[str, tuple[str, str]] = {
-    "GradCamResult": ("toolkit.show.compose_explain", "grad_cam"),
-    "AttributionResult": ("toolkit.show.compose_attribution", "attribution"),
-    "Faithfulness": ("toolkit.show.compose_checks", "faithfulness"),
-    "RandomisedWeights": ("toolkit.show.compose_checks", "randomised_weights"),
-    "Gaussianity": ("toolkit.show.compose_checks", "gaussianity"),
-    "ClassifierVariability": ("toolkit.show.compose_checks", "classifier_variability"),
-    "RegularizerHealth": ("toolkit.show.compose_checks", "regularizer_health"),
-    "MaskedLatent": ("toolkit.show.compose_explain", "masked_latent"),
-    "ChannelSimilarity": ("toolkit.show.compose_measure", "channel_similarity"),
-    "Projection": ("toolkit.show.compose_measure", "projection"),
-    "LayerSimilarity": ("toolkit.show.compose_compare", "layer_similarity"),
-    "Collapse": ("toolkit.show.compose_compare", "collapse"),
-    "Transfer": ("toolkit.show.compose_compare", "transfer"),
-    "Comparison": ("toolkit.show.compose_compare", "comparison"),
-    "Features": ("toolkit.show.compose_features", "features"),
-    "Drift": ("toolkit.show.compose_drift", "drift"),
-}
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Picture:
+    """A static figure: a notebook displays it as the last line of a cell; `.save(path)` writes PDF, SVG or PNG."""
+
+    figure: Figure
+    width: int = 1000
+    dpi: int = 110
+
+    def save(self, path: str | os.PathLike[str], *, dpi: int = 200) -> Path:
+        """Write it; the suffix chooses the format."""
+        return static_figure(self.figure, path, dpi=dpi)
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        from toolkit.show import matplotlib_backend
+
+        png = matplotlib_backend.render(self.figure, "png", dpi=self.dpi)
+        pixels = int.from_bytes(png[16:20], "big")  # IHDR: the width is the first field of a PNG
+        return png, {"width": min(pixels, self.width)}
+
+    def __repr__(self) -> str:
+        return f"Picture({self.figure.title!r})"
 
 
-def compose(result: Any, **options: Any) -> Figure:
-    """The backend-neutral figure of a result; a `Figure` is returned as it is.
+def show(
+    *results: Any, names: Sequence[str] | None = None, static: bool = False, **options: Any
+) -> go.Figure | Picture:
+    """One figure of results of one kind side by side, or of a task, a case or a run.
+
+    Nothing is displayed or printed: the figure is returned, and a notebook displays the last line of a cell.
+
+    Args:
+        results: one or more of one type, for example the Grad-CAM results of several networks on one image.
+        names: one a result; None = what their networks were trained with, numbered where that does not tell them apart.
+        static: True = a picture that outlives the kernel (`.save("figure.pdf")` writes it); False = an interactive
+            Plotly figure.
+        options: of the composer of the type, for example `scale="shared"`; the functions of `toolkit.figures` list them.
 
     Raises:
-        ResultError: there is no figure for this class of result.
+        ResultError: nothing to show, results of several types, another number of names, or a type without a figure.
+
+    Example:
+        >>> tk.show(cam_plain, cam_segreg, names=["plain", "SegReg"], static=True)
     """
-    if isinstance(result, Figure):
-        return result
-    for parent in type(result).__mro__:
-        if parent.__name__ in COMPOSERS:
-            module, function = COMPOSERS[parent.__name__]
-            figure: Figure = getattr(importlib.import_module(module), function)(result, **options)
-            return figure
-    raise ResultError(
-        f"There is no figure for a {type(result).__name__}.",
-        fix=f"Figures exist for {', '.join(sorted(COMPOSERS))}; others have .table().",
-    )
+    if not results:
+        raise ResultError("There is nothing to show.", where="toolkit.show()")
+    kinds = list(dict.fromkeys(type(result).__name__ for result in results))
+    if len(kinds) > 1:
+        raise ResultError(
+            f"Results of several kinds cannot share a figure: {', '.join(kinds)}.", fix="Show one kind at a time."
+        )
+    if names is not None and len(names) != len(results):
+        raise ResultError(f"{len(results)} results need as many names, not {len(names)}.", where="names")
+    if len(results) == 1 and names is None:
+        figure = compose(results[0], **options)
+    else:
+        figure = compose_together(results[0], results, list(names or default_names(results)), **options)
+    return Picture(figure) if static else plotly_figure(figure)
+
+
+def default_names(results: Sequence[Any]) -> list[str]:
+    """What the network of each result was trained with ("plain" if nothing is recorded), numbered where names repeat."""
+    names = [" + ".join(getattr(r, "provenance", {}).get("trained_with", ())) or "plain" for r in results]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} {number}" for number, name in enumerate(names, 1)]
 
 
 def plotly_figure(result: Any, **options: Any) -> go.Figure:

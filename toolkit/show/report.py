@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.errors import ResultError
 from toolkit.results import Result
 from toolkit.show.compose_training import scores_by_site, training_curves
-from toolkit.show.draw import COMPOSERS, compose
+from toolkit.show.figures import compose
 from toolkit.show.page import Section, write_page
 from toolkit.show.panels import Figure
 from toolkit.training.run import Run
@@ -73,7 +73,7 @@ def _sections(item: Any, split: str) -> list[Section]:
     if isinstance(item, Figure):
         return [Section(item.title, figures=[item])]
     if isinstance(item, Result):
-        figures = [compose(item)] if any(c.__name__ in COMPOSERS for c in type(item).__mro__) else []
+        figures = [] if compose.dispatch(type(item)) is compose.dispatch(object) else [compose(item)]
         return [Section(item.kind.replace("_", " ").capitalize(), figures=figures, tables=[("Numbers", item.table())])]
     raise ResultError(
         f"A {type(item).__name__} cannot be reported on.",

@@ -18,7 +18,7 @@ from toolkit.explain.frozen import FixedScore, freeze
 from toolkit.explain.targets import BoundaryBand, ClassSum, NormalisedClassSum, Region, Voxel
 from toolkit.features.inputs import as_batches
 from toolkit.models.unet import unet
-from toolkit.show.draw import compose
+from toolkit.show.figures import compose
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

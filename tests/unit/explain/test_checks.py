@@ -19,7 +19,7 @@ from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.sanity import RandomisedWeights, randomised_weights, rank_correlation, shuffled
 from toolkit.explain.targets import ClassSum, Region
 from toolkit.models.unet import unet
-from toolkit.show.draw import compose
+from toolkit.show.figures import compose
 from toolkit.show.panels import Heatmap
 
 

@@ -25,7 +25,8 @@ from toolkit.show.compose_drift import drifts
 from toolkit.show.compose_explain import grad_cam, grad_cams, masked_latent
 from toolkit.show.compose_measure import channel_similarities, projections
 from toolkit.show.compose_training import curve_columns, scores_by_site, training_curves, transfer_matrices
-from toolkit.show.draw import compose, plotly_figure, static_figure
+from toolkit.show.draw import plotly_figure, static_figure
+from toolkit.show.figures import compose
 from toolkit.show.panels import Bars, Heatmap, Image, Intervals, Lines, Scatter
 from toolkit.show.slices import choose_view
 

@@ -13,7 +13,7 @@ from toolkit.explain.mask_result import MaskedLatent
 from toolkit.measure.classifier_variability import ClassifierVariability
 from toolkit.measure.transfer import Transfer, transfer_metrics
 from toolkit.show.captions import SEGREG_NOTE
-from toolkit.show.compose_together import stacked
+from toolkit.show.compose import stacked
 from toolkit.show.compose_transfer import classifier_variabilities, forward_transfer, transfer_scatter
 from toolkit.show.draw import plotly_figure, static_figure
 from toolkit.show.panels import Bars, Image, Intervals, Lines, Scatter

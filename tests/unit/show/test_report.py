@@ -177,7 +177,7 @@ def test_checks_fail_on_nan_and_beyond_the_limit() -> None:
 def test_every_result_of_a_network_says_what_it_was_trained_with(run: Run, tmp_path: Path) -> None:
     from toolkit.explain.gradcam import grad_cam
     from toolkit.explain.targets import ClassSum
-    from toolkit.show.draw import compose
+    from toolkit.show.figures import compose
     from toolkit.training.load import load_model
 
     case = small_task().cases("test")[0]

@@ -1,0 +1,81 @@
+"""From a result to panels: the composer is chosen by the type of the result, for one and for several side by side.
+
+A figure of one's own: decorate a function with `@toolkit.figures.compose.register`, its first argument annotated with
+the class; `compose_together.register` likewise for several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from toolkit.errors import ResultError
+from toolkit.show.captions import captions
+from toolkit.show.panels import Figure, Panel
+
+
+@functools.singledispatch
+def compose(result: Any, **options: Any) -> Figure:
+    """The figure of a result, a task, a case or a run, independent of the drawing library.
+
+    Args:
+        result: what to draw.
+        options: of the composer of its type; see the functions of `toolkit.figures`.
+
+    Raises:
+        ResultError: there is no figure for this type.
+    """
+    known = sorted(kind.__name__ for kind in compose.registry if kind is not object)
+    raise ResultError(
+        f"There is no figure for a {type(result).__name__}.",
+        fix=f"Figures exist for {', '.join(known)}; others have .table().",
+    )
+
+
+@compose.register
+def _(result: Figure) -> Figure:
+    return result
+
+
+@functools.singledispatch
+def compose_together(first: Any, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
+    """One figure of several results of one type: by that type's own composer, or one below the other.
+
+    Args:
+        first: the first of the results; its type chooses the composer.
+        results: of one type.
+        names: one a result, for example of the networks.
+        options: of the composer.
+
+    Raises:
+        ResultError: there is no figure for this type.
+    """
+    return stacked(results, names, **options)
+
+
+def stacked(results: Sequence[Any], names: Sequence[str], *, note: str = "", **options: Any) -> Figure:
+    """One below the other, each row led by its name; the title and subtitle of the first are kept.
+
+    Args:
+        results: of one type.
+        names: one a result.
+        note: sentence for the caption.
+        options: handed to the composer of each.
+
+    Raises:
+        ResultError: results of different types, or no figure for them.
+    """
+    if len({type(result) for result in results}) != 1:
+        raise ResultError("Only results of one kind can be stacked.", where="stacked(...)")
+    figures = [compose(result, **options) for result in results]
+    rows: list[list[Panel | None]] = []
+    for figure, name in zip(figures, names, strict=True):
+        for row in figure.rows:
+            first = row[0]
+            head = None if first is None else dataclasses.replace(first, title=f"{name}: {first.title}".rstrip(": "))
+            rows.append([head, *row[1:]])
+    recorded = all(hasattr(result, "provenance") for result in results)
+    caption = captions(results, names, note) if recorded else "\n".join(filter(None, (note, figures[0].caption)))
+    return Figure(title=figures[0].title, subtitle=figures[0].subtitle, rows=rows, caption=caption)

@@ -1,0 +1,94 @@
+"""Figures of data: a case with its label, and some cases of every site of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from toolkit.data.case import Case
+from toolkit.data.task import Task
+from toolkit.show.compose import compose
+from toolkit.show.panels import Figure, Image, Panel, range_note
+from toolkit.show.slices import choose_view
+
+
+@compose.register
+def case(case: Case, *, position: int | None = None, side: int = 260, note: str = "") -> Figure:
+    """The normalised image of a case, and the same with the contours of its label.
+
+    Args:
+        case: of a task.
+        position: slice of a volume; None = where the foreground is largest.
+        side: longer edge of a picture in pixels.
+        note: sentence for the caption.
+
+    Raises:
+        DataError: the case cannot be read.
+        ResultError: no such slice.
+    """
+    plain = _panel(case, position, side, contours=False)
+    panels: list[Panel | None] = [plain]
+    if case.has_label:
+        panels.append(_panel(case, position, side, contours=True))
+    return Figure(title=f"Case {case.id}", rows=[panels], subtitle=_about(case), caption=note)
+
+
+@compose.register
+def task(task: Task, *, columns: int = 6, side: int = 130, split: str | None = None, note: str = "") -> Figure:
+    """One row of cases per site, spread over the site, with the contours of every class.
+
+    Args:
+        task: what to look at.
+        columns: cases a site.
+        side: longer edge of a picture in pixels.
+        split: of this split only; None = all.
+        note: sentence for the caption.
+
+    Raises:
+        DataError: a case cannot be read.
+    """
+    rows: list[list[Panel | None]] = []
+    for site in task.sites:
+        cases = task.cases(split, site=site) if split else task.cases(site=site)
+        row: list[Panel | None] = [_panel(one, None, side, contours=True) for one in _spread(cases, columns)]
+        rows += [row] if row else []
+    for row in rows[:1]:
+        last = row[-1]
+        assert isinstance(last, Image)
+        last.class_names = {index: name for index, name in task.classes.items() if index}
+        last.legend = True
+    sites = f"{len(task.sites)} sites, one a row: {', '.join(map(str, task.sites))}" if len(task.sites) > 1 else ""
+    return Figure(
+        title=f"{task.name}: {len(task.cases())} cases",
+        subtitle=f"{sites}{'. ' if sites else ''}Contours are the reference labels; of a volume the slice with the most foreground is shown.",
+        rows=rows,
+        caption="\n".join(filter(None, (note, f"licence {task.licence}" if task.licence else ""))),
+    )
+
+
+def _spread(cases: Sequence[Case], count: int) -> list[Case]:
+    places = np.linspace(0, len(cases) - 1, min(count, len(cases))).round().astype(int)
+    return [cases[index] for index in np.unique(places).tolist()]
+
+
+def _panel(case: Case, position: int | None, side: int, *, contours: bool) -> Image:
+    image = np.asarray(case.image_array())
+    label = np.asarray(case.label_array()) if case.has_label else None
+    size = tuple(image.shape[1:])
+    focus = None if label is None else label > 0
+    view = choose_view(size, size, focus=focus, position=position, spacing=case.spacing)
+    picture = view.picture(image)
+    slice_ = f"; slice {view.position}" if view.position is not None else ""
+    return Image(
+        title=str(case.id) if not contours else "",
+        note=f"{range_note(picture)}{slice_}" if not contours else f"{case.id}{slice_}",
+        pixels=picture,
+        labels=view.plane(label) if contours and label is not None else None,
+        aspect=view.aspect,
+    ).fit(side)
+
+
+def _about(case: Case) -> str:
+    spacing = f", spacing {' x '.join(f'{s:g}' for s in case.spacing)} mm" if case.spacing else ""
+    return f"Site {case.site}, subject {case.subject}, split {case.split}{spacing}."
