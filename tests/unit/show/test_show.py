@@ -30,7 +30,8 @@ def test_two_networks_stand_side_by_side(cams: list[GradCamResult]) -> None:
     figure = tk.show(*cams, names=["plain", "other"])
     assert isinstance(figure, go.Figure)
     text = json.dumps(figure.to_plotly_json()["layout"]["annotations"], default=str)
-    assert "plain" in text and "other" in text
+    assert "plain" in text
+    assert "other" in text
     composed = tk.figures.grad_cams(cams, ["plain", "other"])
     assert [len(row) for row in composed.rows] == [3, 3]  # the image and two layers, a row a network
 
