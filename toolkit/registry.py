@@ -44,6 +44,12 @@ def names(kind: str) -> list[str]:
     return sorted(_FACTORIES.get(kind, {}))
 
 
+def attributes(kind: str, attribute: str) -> dict[str, Any]:
+    """What the registered classes of one kind hold under a name, by registered name, where it is not empty."""
+    values = {name: getattr(factory, attribute, None) for name, factory in _FACTORIES.get(kind, {}).items()}
+    return {name: value for name, value in values.items() if value}
+
+
 def describe(obj: object) -> dict[str, Any] | None:
     """The JSON-able recipe of a toolkit object, or None for a foreign one.
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from toolkit.data.task import Task
 
-BLOCKS = ("encoder.1", "encoder.2", "encoder.3", "bottleneck", "decoder.3", "decoder.2", "decoder.1", "head")
 ANALYSIS_UNITS = 100  # length of the analysis on the progress bar, in training steps
 
 

@@ -16,7 +16,7 @@ from toolkit.features.store import Features
 from toolkit.measure.drift import drift
 from toolkit.measure.projection import project
 from toolkit.measure.similarity import channel_similarity
-from toolkit.show.captions import SEGREG_NOTE
+from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.show.compose_drift import drifts
 from toolkit.show.compose_explain import grad_cams, masked_latent
 from toolkit.show.compose_measure import channel_similarities, projections
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 PENULTIMATE, SHALLOW, DEEP = "head_input", "encoder.1", "bottleneck"
+
+BLOCKS = ("encoder.1", "encoder.2", "encoder.3", "bottleneck", "decoder.3", "decoder.2", "decoder.1", "head")
 
 
 def write_demo_report(trained: Mapping[str, Stages], task: Task, path: Path, bar: tqdm[Any], units: int) -> Path:
@@ -58,7 +60,7 @@ def write_demo_report(trained: Mapping[str, Stages], task: Task, path: Path, bar
     write_page(
         f"{task.name}: {names}, {' then '.join(next(iter(trained.values())).sites)}",
         "Two networks with the same first weights and the same data order are trained on one site and then on the next; "
-        f"one of them with the SegReg regularizer. {SEGREG_NOTE} One short training with one seed says nothing about which "
+        f"one of them with the SegReg regularizer. {SegReg.caveat} One short training with one seed says nothing about which "
         "method is better: this page shows what the toolkit measures and draws.",
         sections,
         path,
@@ -192,8 +194,6 @@ def explained_case(task: Task, site: str) -> Case:
 
 
 def _maps(trained: Mapping[str, Stages], task: Task) -> list[Section]:
-    from toolkit.apps.demo import BLOCKS
-
     first = next(iter(trained.values()))
     case = explained_case(task, first.sites[0])
     target = list(task.classes.values())[-1]

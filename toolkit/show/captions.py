@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SEGREG_NOTE = (
-    "SegReg: the loss is our inference from the public parts of the paper (its own loss and code are not public)."
-)
+from toolkit.registry import attributes
+from toolkit.training.serialization import load_registry
+
 _HASH = re.compile(r"\b[0-9a-f]{16,128}\b")
 _ABSOLUTE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\)")
 
@@ -26,12 +26,12 @@ def caption(provenance: Mapping[str, Any], note: str = "") -> str:
     rest = {key: value for key, value in provenance.items() if key != "networks"}
     networks = provenance.get("networks", {})
     lines = _lines(list(networks.values()), list(networks)) if networks else []
-    return _with_segreg_note([note, *lines, " · ".join(_parts(rest))])
+    return _with_caveats([note, *lines, " · ".join(_parts(rest))])
 
 
 def captions(results: Sequence[Any], names: Sequence[str], note: str = "") -> str:
     """One line of provenance per result, led by the name of its network, then what all have in common."""
-    return _with_segreg_note([*_lines([r.provenance for r in results], names), note], also=" ".join(names))
+    return _with_caveats([*_lines([r.provenance for r in results], names), note], also=" ".join(names))
 
 
 def _lines(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
@@ -42,10 +42,15 @@ def _lines(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[s
     return [*lines, " · ".join(common)]
 
 
-def _with_segreg_note(lines: Sequence[str], also: str = "") -> str:
-    kept = [line for line in lines if line]
-    mentioned = "segreg" in " ".join([*kept, also]).lower()
-    return "\n".join([*kept, SEGREG_NOTE] if mentioned else kept)
+def caveats(text: str) -> list[str]:
+    """The sentences owed to a reader by the regularizers that the text names (`Regularizer.caveat`)."""
+    load_registry()
+    return [sentence for name, sentence in attributes("regularizer", "caveat").items() if name in text.lower()]
+
+
+def _with_caveats(lines: Sequence[str], also: str = "") -> str:
+    lines = [line for line in lines if line]
+    return "\n".join([*lines, *caveats(" ".join([*lines, also]))])
 
 
 def _parts(provenance: Mapping[str, Any]) -> list[str]:

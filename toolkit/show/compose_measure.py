@@ -127,7 +127,7 @@ def projections(results: Sequence[Any], names: Sequence[str], *, note: str = "",
 
 def _square_limits(result: Any) -> tuple[tuple[float, float], tuple[float, float]]:
     points = np.concatenate([np.asarray(c)[:, :2] for c in result.coordinates])
-    low, high = np.quantile(points, 0.002, axis=0), np.quantile(points, 0.998, axis=0)
+    low, high = points.min(axis=0), points.max(axis=0)
     middle, half = (low + high) / 2, 0.55 * float((high - low).max())
     return tuple((float(m) - half, float(m) + half) for m in middle)  # type: ignore[return-value]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.measure.classifier_variability import ClassifierVariability
-from toolkit.show.captions import SEGREG_NOTE
+from toolkit.show.captions import caveats
 from toolkit.show.compose import compose_together
 from toolkit.show.panels import Bars, Figure, Intervals, Lines, Panel, Scatter, Series, number_text, range_note
 
@@ -209,7 +209,7 @@ def _counted(seeds: set[int]) -> str:
 
 
 def _caption(method: str, note: str) -> str:
-    return "\n".join(filter(None, (note, SEGREG_NOTE if "segreg" in method.lower() else "")))
+    return "\n".join(filter(None, (note, *caveats(method))))
 
 
 @compose_together.register

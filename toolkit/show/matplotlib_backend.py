@@ -131,7 +131,7 @@ def _image(page: Page, canvas: Canvas, panel: Image, one: layout.Placed, plan: l
             red, green, blue = (c / 255 for c in colours.class_colour(label))
             mask = (panel.labels == label).astype(float)
             if 0 < mask.mean() < 1:
-                canvas.contour(mask, levels=[0.5], colors=[(red, green, blue)], linewidths=1.3)
+                canvas.contour(mask, levels=[0.5], colors=[(red, green, blue)], linewidths=panel.contour_width)
     canvas.set(xticks=[], yticks=[], xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     for spine in canvas.spines.values():  # a white picture would be lost on the page
         spine.set(visible=True, edgecolor=colours.GRID, linewidth=0.6)

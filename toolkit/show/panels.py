@@ -42,13 +42,15 @@ class Image(Panel):
 
     Attributes:
         pixels: (H, W) or (H, W, 3).
-        limits: values shown as black and white; None takes the picture's own range.
+        limits: values shown as black and white; None takes the 0.5th and 99.5th percentile, so that a few bright voxels
+            do not leave the rest dark.
         overlay: (h, w) of any size, stretched over the picture.
         overlay_limits: display range of the overlay.
         overlay_scale: name of a colour scale.
         labels: (H, W) integer map whose classes are drawn as coloured contours.
         class_names: names for the legend of the contours.
         aspect: height of a pixel divided by its width (spacing ratio).
+        contour_width: of the class contours, in points.
         bar: draw the overlay's colour bar (or the picture's own, without an overlay).
         legend: name the contours' classes to the right of the picture.
     """
@@ -61,6 +63,7 @@ class Image(Panel):
     labels: np.ndarray | None = None
     class_names: dict[int, str] = dataclasses.field(default_factory=dict)
     aspect: float = 1.0
+    contour_width: float = 0.9
     bar: bool = False
     legend: bool = False
 
@@ -74,7 +77,8 @@ class Image(Panel):
             raise ResultError(f"A picture is (H, W) or (H, W, 3), not {self.pixels.shape}.")
         if self.limits is None:
             finite = self.pixels[np.isfinite(self.pixels)]
-            self.limits = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+            low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 1.0)
+            self.limits = (float(low), float(high)) if high > low else (float(finite.min()), float(finite.max()))
 
     def fit(self, side: int) -> Image:
         """Set the panel's size so that the longer side of the picture measures `side` pixels."""

@@ -197,7 +197,10 @@ class _Page:
                 go.Contour(
                     z=(panel.labels == label).astype(np.uint8),
                     contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
-                    line={"color": f"rgb({red},{green},{blue})", "width": 1.6},
+                    line={
+                        "color": f"rgb({red},{green},{blue})",
+                        "width": 4 * panel.contour_width / 3,
+                    },  # points to pixels
                     showscale=False,
                     showlegend=False,
                     hoverinfo="skip",

@@ -49,6 +49,7 @@ class Regularizer:
 
     Class attributes:
         name: prefix of its terms in the history.
+        caveat: a sentence that every figure of a network trained with it owes its reader.
         deferred: True if it needs only detached features and makes its own passes, so that its loss is
             back-propagated after the objective's graph has been freed (half the activation memory).
 
@@ -57,6 +58,7 @@ class Regularizer:
     """
 
     name: ClassVar[str] = "regularizer"
+    caveat: ClassVar[str] = ""
     deferred: ClassVar[bool] = False
 
     @property

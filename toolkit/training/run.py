@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from toolkit.training.regularizer import Regularizer
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Run:
     """What `train` and `resume` return.
 
@@ -49,6 +49,11 @@ class Run:
     regularizers: tuple[Regularizer, ...] = ()
     site: Any = None
     _process: subprocess.Popen[bytes] | None = dataclasses.field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        names = " + ".join(regularizer.name for regularizer in self.regularizers) or "plain"
+        task = getattr(self.task, "name", type(self.task).__name__)
+        return f"Run({str(self.path)!r}: {names} on {task}, {self.state}, step {self.step} of {self.config.steps})"
 
     @property
     def directory(self) -> RunDirectory:

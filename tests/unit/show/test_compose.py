@@ -20,7 +20,7 @@ from toolkit.measure.projection import Projection
 from toolkit.measure.similarity import ChannelSimilarity
 from toolkit.measure.statistics import Comparison
 from toolkit.measure.transfer import Transfer
-from toolkit.show.captions import SEGREG_NOTE
+from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.show.compose_drift import drifts
 from toolkit.show.compose_explain import grad_cam, grad_cams, masked_latent
 from toolkit.show.compose_measure import channel_similarities, projections
@@ -206,7 +206,7 @@ def every_result() -> list[Any]:
 def test_every_result_is_drawn_twice_with_range_and_provenance(result: Any, tmp_path: Path) -> None:
     figure = compose(result, note="network trained with SegReg")
     assert "weights abababababab" in figure.caption
-    assert SEGREG_NOTE in figure.caption
+    assert SegReg.caveat in figure.caption
     for panel in figure.panels():
         assert panel.note or isinstance(panel, (Intervals, Scatter)), f"{panel.title} does not state its range"
     texts = " ".join(note.text for note in plotly_figure(result).layout.annotations)
@@ -414,8 +414,8 @@ def test_stages_are_laid_end_to_end_with_a_gap() -> None:
     assert len(ranges) == 1, "one step axis for all"
     assert ranges != {None}
     assert [s.name for s in total.series] == ["plain", "SegReg"]
-    assert SEGREG_NOTE in figure.caption
-    assert SEGREG_NOTE not in training_curves({"plain": history(False)}).caption
+    assert SegReg.caveat in figure.caption
+    assert SegReg.caveat not in training_curves({"plain": history(False)}).caption
 
 
 def test_an_empty_history_is_an_error() -> None:

@@ -12,7 +12,7 @@ from toolkit.errors import ResultError
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.measure.classifier_variability import ClassifierVariability
 from toolkit.measure.transfer import Transfer, transfer_metrics
-from toolkit.show.captions import SEGREG_NOTE
+from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.show.compose import stacked
 from toolkit.show.compose_transfer import classifier_variabilities, forward_transfer, transfer_scatter
 from toolkit.show.draw import plotly_figure, static_figure
@@ -41,7 +41,7 @@ def test_forward_transfer_by_hand() -> None:
     assert without.low is not None
     np.testing.assert_allclose(without.low, [-0.4, -0.4])
     np.testing.assert_allclose(with_.y, [-0.3, -0.3])
-    assert SEGREG_NOTE in figure.caption
+    assert SegReg.caveat in figure.caption
     assert "B" in panel.x_label
 
 
@@ -51,7 +51,7 @@ def test_one_seed_has_no_band_and_says_so() -> None:
     assert isinstance(panel, Lines)
     assert all(one.low is None for one in panel.series)
     assert "single seed" in figure.subtitle
-    assert SEGREG_NOTE not in figure.caption
+    assert SegReg.caveat not in figure.caption
 
 
 def test_two_sites_are_rows_and_not_a_line_of_one_point() -> None:
@@ -129,7 +129,7 @@ def test_refitted_heads_side_by_side() -> None:
     assert "plain 10, SegReg 4" in angles.note
     assert list(disagreement.series[0].y) == [0.1, 0.2]
     assert list(accuracy.series[0].y) == [0.9, 0.7]
-    assert SEGREG_NOTE in figure.caption
+    assert SegReg.caveat in figure.caption
 
 
 def masked(weights: str) -> MaskedLatent:

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from tests.unit.show.test_panels import example
-from toolkit.show.captions import SEGREG_NOTE, caption, captions, plain
+from toolkit.methods.segreg.regularizer import SegReg
+from toolkit.show.captions import caption, captions, plain
 from toolkit.show.page import Section, write_page
 
 
@@ -105,8 +106,8 @@ def test_caption_shortens_hashes_and_paths() -> None:
 
 
 def test_every_mention_of_segreg_brings_the_note() -> None:
-    assert SEGREG_NOTE in caption({"regularizer": "SegReg"})
-    assert SEGREG_NOTE in caption({}, "network trained with SegReg")
+    assert SegReg.caveat in caption({"regularizer": "SegReg"})
+    assert SegReg.caveat in caption({}, "network trained with SegReg")
     assert "inference" not in caption({"regularizer": "SelfReg"})
 
 
@@ -117,7 +118,7 @@ def test_several_captions_carry_the_note_once() -> None:
         "plain: weights aaaaaaaaaaaa",
         "SegReg: weights bbbbbbbbbbbb",
         "data dddddddddddd",
-        SEGREG_NOTE,
+        SegReg.caveat,
     ]
     assert caption({"networks": dict(zip(("plain", "SegReg"), records, strict=True))}) == text
 

@@ -49,7 +49,9 @@ def example() -> Figure:
 
 
 def test_picture_range_is_its_own_unless_given() -> None:
-    assert Image(pixels=np.array([[2.0, 5.0]])).limits == (2.0, 5.0)
+    even = np.linspace(0, 1, 201).reshape(3, 67)
+    assert Image(pixels=even).limits == pytest.approx((0.005, 0.995))  # one in two hundred at each end is cut
+    assert Image(pixels=np.array([[2.0] * 999 + [5.0]])).limits == (2.0, 5.0)  # a range of nothing takes all values
     assert Image(pixels=np.array([[2.0, np.nan]])).limits == (2.0, 2.0)
     assert Image(pixels=np.array([[0.0, 9.0]]), limits=(0.0, 3.0)).shades().tolist() == [[0, 255]]
 

@@ -20,7 +20,6 @@ from toolkit.data.arrays import task_from_arrays
 from toolkit.errors import ConfigError, ResultError
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet
-from toolkit.show.captions import SEGREG_NOTE
 from toolkit.show.panels import Figure, Heatmap
 from toolkit.show.report import report, run_record
 from toolkit.training.config import TrainConfig
@@ -60,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_report_on_a_run_shows_curves_scores_and_settings(run: Run, tmp_path: Path) -> None:
     text = report(run, tmp_path / "report.html", interactive=False).read_text(encoding="utf-8")
-    for part in ("Training of small", "Scores of small", "segreg/epps_pulley", "learning_rate", "val", SEGREG_NOTE):
+    for part in ("Training of small", "Scores of small", "segreg/epps_pulley", "learning_rate", "val", SegReg.caveat):
         assert part in text
     assert run_record(run)["weights"][:12] in text
     assert str(run.path.parent) not in text
@@ -120,7 +119,7 @@ def test_the_demo_writes_its_page_and_uses_it_again(
         "Masked latent",
         "decoder.3",
         "bottleneck",
-        SEGREG_NOTE,
+        SegReg.caveat,
     ):
         assert part in text
     assert text.count("<figcaption>") == text.count("<img alt=") == 8
@@ -184,6 +183,6 @@ def test_every_result_of_a_network_says_what_it_was_trained_with(run: Run, tmp_p
     for network in (run.model, load_model(run.path)):
         result = grad_cam(network, case, ["bottleneck"], ClassSum(1))
         assert result.provenance["trained_with"] == ["segreg"]
-        assert SEGREG_NOTE in compose(result).caption
+        assert SegReg.caveat in compose(result).caption
     untrained = grad_cam(unet(1, 3, channels=(4, 8)), case, ["bottleneck"], ClassSum(1))
-    assert SEGREG_NOTE not in compose(untrained).caption
+    assert SegReg.caveat not in compose(untrained).caption

@@ -59,6 +59,9 @@ class SegReg(Regularizer):
     """
 
     name: ClassVar[str] = "segreg"
+    caveat: ClassVar[str] = (
+        "SegReg: the loss is our inference from the public parts of the paper (its own loss and code are not public)."
+    )
 
     weight: float = 0.1
     tap: str | Sequence[str] = "head_input"

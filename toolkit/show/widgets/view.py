@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
 from toolkit.show.widgets.picture_widget import picture_widget
-from toolkit.show.widgets.state import Control, Explorer
 
 KEYBOARD = "Tab reaches every control and the picture; sliders, lists and the picture follow the arrow keys."
+
+if TYPE_CHECKING:
+    from toolkit.show.widgets.state import Control, Explorer
 
 
 class ExplorerView:
