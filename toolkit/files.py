@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from toolkit.errors import CheckpointError, ConfigError
+
+SEALED = 2  # format of records that carry their own hash
 
 
 @contextlib.contextmanager
@@ -43,6 +50,50 @@ def write_atomically(
     with replacing(path, parents=parents, durable=durable) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
+
+
+def absolute(path: str | os.PathLike[str], argument: str = "out") -> Path:
+    """The path from the root, so that it means the same after a change of the working directory.
+
+    Raises:
+        ConfigError: an empty name, which would be the current folder.
+    """
+    if not os.fspath(path):
+        raise ConfigError("An empty name is no folder.", where=f"{argument}=''", fix="Name one: out='runs/first'.")
+    return Path(os.path.abspath(path))
+
+
+def seal(values: Mapping[str, Any]) -> str:
+    """sha256 of JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def write_sealed(path: Path, values: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Write a JSON record with its own hash, so that `read_sealed` finds any later change."""
+    record = {"format": SEALED, **values}
+    write_atomically(path, json.dumps({**record, "seal": seal(record)}, indent=1), durable=durable)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The values of a record written by `write_sealed`; one of format 1, which had no hash, is taken as it is.
+
+    Raises:
+        CheckpointError: it cannot be read, has another format, or is not what was written.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found, known = record.pop("seal", None), record.pop("format", 1)
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} cannot be read ({type(error).__name__}).", where=str(path)) from error
+    if known not in (1, SEALED):
+        raise CheckpointError(f"{path.name} has the unknown format {known!r}.", where=str(path))
+    if (found is not None or known == SEALED) and found != seal({"format": known, **record}):
+        raise CheckpointError(
+            f"{path.name} was changed after it was written: its content does not fit its hash.",
+            where=str(path),
+            fix="Restore the file from a copy. Settings are changed by a new call, not in this file.",
+        )
+    return record
 
 
 def flush(path: Path) -> None:

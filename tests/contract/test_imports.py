@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "toolkit"
 
 # What each room may import besides itself. Rooms on one level do not import each other.
-FOUNDATION = {"errors", "registry", "results", "files"}
+FOUNDATION = {"errors", "registry", "results", "files", "locks"}
 BELOW_MODELS = FOUNDATION | {"data"}
 BELOW_FEATURES = BELOW_MODELS | {"models"}
 BELOW_INFERENCE = BELOW_FEATURES | {"features"}
@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "registry": {"errors"},
     "files": {"errors"},
+    "locks": {"errors", "files"},
     "results": {"errors", "registry", "files"},
     "data": FOUNDATION,
     "models": BELOW_MODELS,

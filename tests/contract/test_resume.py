@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
+from toolkit.files import read_sealed, write_sealed
 from toolkit.training import checkpoint as checkpoints
 
 PROGRAM = Path(__file__).parent / "resume_program.py"
@@ -223,9 +224,9 @@ def rehash(folder: Path) -> None:
     """Make the record agree with the files, as an attacker would."""
     import hashlib
 
-    record = json.loads((folder / "checkpoint.json").read_text())
+    record = read_sealed(folder / "checkpoint.json")
     record["sha256"] = {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in record["sha256"]}
-    (folder / "checkpoint.json").write_text(json.dumps(record))
+    write_sealed(folder / "checkpoint.json", record)
 
 
 def damage(kind: str, folder: Path, reference: Path, marker: Path) -> None:
@@ -326,9 +327,9 @@ def test_missing_objects_are_listed_and_wrong_ones_refused(program: ModuleType, 
 
 
 def test_another_thread_count_is_said(program: ModuleType, stopped: Path) -> None:
-    record = json.loads((stopped / "run.json").read_text())
+    record = read_sealed(stopped / "run.json")
     record["environment"]["threads"] = 7
-    (stopped / "run.json").write_text(json.dumps(record))
+    write_sealed(stopped / "run.json", record)
     with pytest.warns(ToolkitWarning, match=r"7 thread\(s\) and continues with 1"):
         program.train_to_end(stopped)
 

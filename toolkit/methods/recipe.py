@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -13,9 +12,10 @@ from torch import nn
 from toolkit import registry
 from toolkit.errors import ConfigError
 from toolkit.features.modules import unwrap
+from toolkit.files import absolute
 from toolkit.methods.med_disseg import transfer_encoder
 from toolkit.training.config import TrainConfig
-from toolkit.training.directory import RunDirectory
+from toolkit.training.directory import RunDirectory, check_empty
 from toolkit.training.objective import Objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
@@ -185,8 +185,11 @@ class Recipe:
             ConfigError, CheckpointError: see `toolkit.train` and `toolkit.resume`.
         """
         runs: list[Run] = []
-        for stage in self.stages:
-            folder = Path(out) / f"stage-{stage.index + 1}-{stage.name}"
+        folders = [f"stage-{stage.index + 1}-{stage.name}" for stage in self.stages]
+        root = absolute(out)
+        check_empty(root, besides=folders)
+        for stage, name in zip(self.stages, folders, strict=True):
+            folder = root / name
             network = stage.build()
             if RunDirectory(folder).exists():
                 regularizers = as_regularizers(stage.regularizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
@@ -112,7 +113,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
-def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_weights(file: str | os.PathLike[str], sha256: str | None = None) -> dict[str, Tensor]:
     """Tensors of a weights file by name, on the CPU.
 
     Reads `.safetensors`, and `.pth`, `.pt`, `.ckpt`, `.bin` in PyTorch's restricted mode, in which a file that
@@ -124,6 +125,14 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(file)
     if not path.is_file():
         raise CheckpointError("There is no such weights file.", where=str(path))
+    if sha256 is not None:
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != sha256.lower():
+                raise CheckpointError(
+                    "The weights file is damaged or another one: its sha256 is not the expected one.",
+                    where=str(path),
+                    fix=f"Get the file again; expected is {sha256[:16]}...",
+                )
     if path.suffix == ".safetensors":
         return weights_from_bytes(path.read_bytes(), str(path))
     if path.suffix not in _PICKLED:
@@ -181,7 +190,12 @@ def _foreign_class(error: Exception) -> str:
 
 
 def load_weights(
-    model: nn.Module, file: str | os.PathLike[str], strict: bool = True, *, prefix: str | None = None
+    model: nn.Module,
+    file: str | os.PathLike[str],
+    strict: bool = True,
+    *,
+    prefix: str | None = None,
+    sha256: str | None = None,
 ) -> WeightsReport:
     """Copy the tensors of a weights file into a model, by name.
 
@@ -194,12 +208,14 @@ def load_weights(
         strict: refuse unless all names and shapes match; False = load what matches.
         prefix: read the names under this prefix only, as in a LightningModule that holds the network beside other
             modules, or twice (`"model."` and `"teacher."`); None = find it.
+        sha256: hash that the file must have; None = any.
 
     Raises:
-        CheckpointError: an unreadable or unsafe file, no match at all, several prefixes that match equally well, or
-            with `strict` any mismatch (all listed).
+        CheckpointError: an unreadable or unsafe file, another hash, no match at all, several prefixes that match equally
+            well, with `strict` any mismatch (all listed), or a tensor that is sparse, on no device, of another kind of
+            number, or holds NaN.
     """
-    own, tensors = tensors_of(model), read_weights(file)
+    own, tensors = tensors_of(model), read_weights(file, sha256)
     prefixes = _prefixes(tensors, own)
     best = [one for one, count in prefixes.items() if count == max(prefixes.values())]
     chosen = prefix if prefix is not None else best[0] if len(best) == 1 else ""
@@ -214,10 +230,24 @@ def load_weights(
         raise CheckpointError(
             f"The weights do not fit this {type(model).__name__}.\n{report}", where=str(file), fix=fix
         )
+    for name in report.loaded:
+        if wrong := _unusable(under[name], own[name]):
+            raise CheckpointError(
+                f"The tensor {name!r} {wrong}; nothing was loaded.", where=str(file), fix="Export the weights again."
+            )
     with torch.no_grad():
         for name in report.loaded:
             own[name].copy_(under[name])
     return report
+
+
+def _unusable(tensor: Tensor, own: Tensor) -> str:
+    """Why the values of a tensor cannot be copied into the model's; "" if they can."""
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+        return f"holds no plain values ({'meta' if tensor.is_meta else tensor.layout})"
+    if tensor.is_complex() != own.is_complex() or tensor.is_floating_point() != own.is_floating_point():
+        return f"is {tensor.dtype} in the file and {own.dtype} in the model"
+    return "holds NaN" if tensor.is_floating_point() and bool(tensor.isnan().any()) else ""
 
 
 def compare_weights(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> WeightsReport:

@@ -13,7 +13,7 @@ from typing import Any
 
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.training.directory import RunDirectory
-from toolkit.training.history import read_rows
+from toolkit.training.history import last_step
 from toolkit.training.process import is_alive
 
 
@@ -79,7 +79,7 @@ def wait(
         while is_running(path, process):
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"The run in {path} is still being trained after {timeout} s.")
-            done = max((row["step"] for row in read_rows(directory.history)[-1:]), default=0) if progress else 0
+            done = last_step(directory.history) if progress else 0
             bar.update(max(0, done - bar.n))
             time.sleep(0.1)
         bar.update(directory.state().get("step", 0) - bar.n)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -16,10 +15,9 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.files import write_atomically
+from toolkit.files import flush, read_sealed, write_atomically, write_sealed
 from toolkit.models.load import restricted_load, weights_bytes, weights_from_bytes
 
-FORMAT = 1
 WEIGHTS, STATE, RECORD = "weights.safetensors", "state.pt", "checkpoint.json"
 
 
@@ -34,6 +32,7 @@ class Checkpoint:
         state: optimizer, gradient scaler, objective and regularizers, and the network's other values.
         best: {"step", "value"} of the best validation so far, or None.
         sha256: hash of the weights file.
+        history: {"bytes", "sha256"} of the history up to this step, or None if that was not recorded.
     """
 
     step: int
@@ -42,6 +41,7 @@ class Checkpoint:
     state: dict[str, Any]
     best: dict[str, Any] | None = None
     sha256: str = ""
+    history: dict[str, Any] | None = None
 
 
 def folder(root: Path, step: int) -> Path:
@@ -64,20 +64,21 @@ def write(root: Path, checkpoint: Checkpoint) -> Path:
     """
     weights, state = weights_bytes(checkpoint.weights), _state_bytes(checkpoint.state)
     record = {
-        "format": FORMAT,
         "run": checkpoint.run,
         "step": checkpoint.step,
         "best": checkpoint.best,
+        "history": checkpoint.history,
         "sha256": {WEIGHTS: _hash(weights), STATE: _hash(state)},
     }
-    files = {WEIGHTS: weights, STATE: state, RECORD: json.dumps(record, indent=1).encode()}
     target = folder(root, checkpoint.step)
     temporary = root / f".{target.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    root.mkdir(exist_ok=True)  # never the run's own folder, which may have been moved away
+    temporary.mkdir()
     try:
-        for name, content in files.items():
+        for name, content in {WEIGHTS: weights, STATE: state}.items():
             write_atomically(temporary / name, content, durable=True)
+        write_sealed(temporary / RECORD, record)
         _move_into_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -110,26 +111,18 @@ def read(root: Path, step: int, run: str | None = None) -> Checkpoint:
     state = restricted_load(io.BytesIO(content[STATE]), str(path / STATE))
     if not isinstance(state, dict):
         raise CheckpointError("The training state is not a dictionary.", where=str(path / STATE))
-    return Checkpoint(step, record["run"], weights, state, record["best"], record["sha256"][WEIGHTS])
+    return Checkpoint(step, record["run"], weights, state, record["best"], record["sha256"][WEIGHTS], record["history"])
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """The `checkpoint.json` of a checkpoint folder.
 
     Raises:
-        CheckpointError: missing, damaged or of another format.
+        CheckpointError: missing, damaged, changed or of another format.
     """
-    try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        known = record["format"] == FORMAT
-        complete = isinstance(record["step"], int) and isinstance(record["sha256"], dict) and "run" in record
-        record.setdefault("best", None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"The checkpoint's record cannot be read ({type(error).__name__}).", where=str(path / RECORD)
-        ) from error
-    if not known or not complete:
-        raise CheckpointError("The checkpoint has an unknown format.", where=str(path / RECORD))
+    record = {"best": None, "history": None, **read_sealed(path / RECORD)}
+    if not (isinstance(record.get("step"), int) and isinstance(record.get("sha256"), dict) and "run" in record):
+        raise CheckpointError("The checkpoint's record is damaged.", where=str(path / RECORD))
     return record
 
 
@@ -175,6 +168,7 @@ def _move_into_place(temporary: Path, target: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
     else:
         temporary.rename(target)
+    flush(target.parent)
 
 
 def _read_verified(path: Path, expected: str) -> bytes:

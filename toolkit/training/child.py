@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
         return INTERRUPTED
     except BaseException as error:
         if directory.state().get("state") != "failed":
-            directory.set_state("failed", error=f"{type(error).__name__}: {error}")
+            directory.set_end("failed", error=f"{type(error).__name__}: {error}")
         raise
     return 0
 

@@ -8,24 +8,31 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.files import write_atomically
+from toolkit.files import absolute, read_sealed, write_atomically, write_sealed
+from toolkit.locks import exclusive
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.process import is_alive, process_identity
 
-FORMAT = 1
+_KEYS = {"run", "config", "objects", "taps", "site", "stage", "selection", "environment", "data"}
+_UNFINISHED = ".unfinished"  # stands in the folder until `run.json` does: what lies beside it may be replaced
+_LOCK = ".lock"
 
 
 class RunDirectory:
-    """Paths and records of one run; holds no open file and no state besides its path."""
+    """Paths and records of one run; holds no open file and no state besides its path, which is absolute.
+
+    Raises:
+        ConfigError: an empty path.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = absolute(path)
 
     @property
     def record_file(self) -> Path:
@@ -51,11 +58,38 @@ class RunDirectory:
         """Whether a complete run lies here."""
         return self.record_file.is_file()
 
-    def create(self, record: Mapping[str, Any], first: Checkpoint) -> None:
-        """Write checkpoint 0, then `run.json`, whose presence says that the run is complete.
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run for the length of a `with` block: nobody else trains it meanwhile.
 
         Raises:
-            ConfigError: a run is here already.
+            ConfigError: somebody does.
+        """
+        return exclusive(self.path / _LOCK, "is training this run", self.path)
+
+    @contextlib.contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Hold the folder for a new run; make it where it is missing, and take it away again if nothing came of it.
+
+        Raises:
+            ConfigError: it is no folder, or holds something; or somebody else is using it now.
+        """
+        self.check_free()
+        missing = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.locked():
+                self.check_free()
+                yield
+        finally:
+            if missing:
+                with contextlib.suppress(OSError):  # something is in it
+                    self.path.rmdir()
+
+    def check_free(self) -> None:
+        """Refuse a folder in which a new run would meet other files.
+
+        Raises:
+            ConfigError: it is no folder, holds a run, or holds anything else.
         """
         if self.exists():
             raise ConfigError(
@@ -63,11 +97,30 @@ class RunDirectory:
                 where=str(self.path),
                 fix=f"Continue it with toolkit.resume({str(self.path)!r}), or choose another `out`.",
             )
+        if not (self.path / _UNFINISHED).is_file():
+            check_empty(self.path, besides=(_LOCK, f"{_LOCK}.json"))
+
+    def complete(self) -> bool:
+        """Whether the checkpoint of the last step is there; what is damaged counts as not complete."""
+        try:
+            return self.record()["config"]["steps"] in checkpoints.steps_on_disk(self.checkpoints)
+        except (CheckpointError, KeyError, TypeError):
+            return False
+
+    def create(self, record: Mapping[str, Any], first: Checkpoint) -> None:
+        """Write the first checkpoint, then `run.json`, whose presence says that the run is complete.
+
+        Raises:
+            ConfigError: see `check_free`.
+        """
+        self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
-        checkpoints.sweep(self.checkpoints)
+        (self.path / _UNFINISHED).touch()
+        shutil.rmtree(self.checkpoints, ignore_errors=True)  # of a process that was killed while it was here
         checkpoints.write(self.checkpoints, first)
-        self.history.write_text("", encoding="utf-8")
-        write_json(self.record_file, {"format": FORMAT, "run": first.run, **record})
+        self.history.write_bytes(b"")
+        write_sealed(self.record_file, {"run": first.run, **record})
+        (self.path / _UNFINISHED).unlink()
 
     def await_creation(self, seconds: float = 300.0) -> None:
         """Wait until the first of several processes has created the run.
@@ -82,19 +135,19 @@ class RunDirectory:
             time.sleep(0.05)
 
     def remove_if_untrained(self) -> None:
-        """Take a run away whose very first step failed: there is nothing in it to continue."""
-        if checkpoints.steps_on_disk(self.checkpoints) == [0] and not self.history.read_text(encoding="utf-8").strip():
-            shutil.rmtree(self.checkpoints)
+        """Take away what `create` wrote for a run whose very first step failed: there is nothing in it to continue."""
+        if checkpoints.steps_on_disk(self.checkpoints) == [0] and not self.history.read_bytes().strip():
+            shutil.rmtree(checkpoints.folder(self.checkpoints, 0))
             for file in (self.record_file, self.history, self.state_file):
                 file.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # the folder held something else
-                self.path.rmdir()
+            with contextlib.suppress(OSError):  # somebody put something there meanwhile
+                self.checkpoints.rmdir()
 
     def record(self) -> dict[str, Any]:
         """The content of `run.json`.
 
         Raises:
-            CheckpointError: no run here, or a damaged or newer record.
+            CheckpointError: no run here, or a damaged, changed or newer record.
         """
         if not self.exists():
             raise CheckpointError(
@@ -102,13 +155,9 @@ class RunDirectory:
                 where=str(self.path),
                 fix="Give the folder that was passed to toolkit.train(out=...).",
             )
-        try:
-            record = json.loads(self.record_file.read_text(encoding="utf-8"))
-            known = record["format"] == FORMAT and {"run", "config", "objects"} <= set(record)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError("run.json is damaged.", where=str(self.record_file)) from error
-        if not known:
-            raise CheckpointError("run.json has an unknown format.", where=str(self.record_file))
+        record = read_sealed(self.record_file)
+        if missing := sorted(_KEYS - set(record)):
+            raise CheckpointError(f"run.json is damaged: it lacks {', '.join(missing)}.", where=str(self.record_file))
         return record
 
     def newest(self, run: str, fallback: bool = False) -> tuple[Checkpoint, list[str]]:
@@ -167,6 +216,12 @@ class RunDirectory:
         owner = {"process": process, "identity": process_identity(process)}
         write_json(self.state_file, {"state": state, **owner, **details})
 
+    def set_end(self, state: str, **details: Any) -> None:
+        """Record how a training ended early, if that can still be written: what ended it is what the user must see."""
+        with contextlib.suppress(OSError):
+            if self.exists():  # else the folder was lost, and another one may be in its place
+                self.set_state(state, **details)
+
     def check_not_running(self) -> None:
         """Refuse to train a run that another live process on this machine is training.
 
@@ -183,6 +238,26 @@ class RunDirectory:
                 where=str(self.path),
                 fix="Wait for it or stop it (run.stop()); then resume.",
             )
+
+
+def check_empty(path: Path, besides: Sequence[str] = ()) -> None:
+    """Refuse a folder that holds anything: nothing of the user's is ever mixed with what a training writes or deletes.
+
+    Raises:
+        ConfigError: it is a file, cannot be looked into, or holds something else than `besides`.
+    """
+    try:
+        others = sorted(set(os.listdir(path)) - set(besides)) if os.path.lexists(path) else []
+    except OSError as error:
+        raise ConfigError(
+            f"This is no folder that can be used ({error.strerror}).", where=str(path), fix="Choose another `out`."
+        ) from error
+    if others:
+        raise ConfigError(
+            f"This folder holds other things: {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}.",
+            where=str(path),
+            fix="Choose an `out` that is empty or does not exist yet.",
+        )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

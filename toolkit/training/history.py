@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from toolkit.files import write_atomically
+from toolkit.errors import ToolkitWarning
+from toolkit.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TIME_PREFIX = "seconds"  # columns that start so are wall-clock times: the only ones that differ between equal runs
+_AT_ONCE = 20_000  # rows held as Python objects while a table is made
 
 
 class HistoryWriter:
@@ -29,7 +35,10 @@ class HistoryWriter:
         self.path, self.active = path, active
 
     def __enter__(self) -> Self:
-        self._stream = self.path.open("a", encoding="utf-8") if self.active else None
+        self._stream = self.path.open("ab") if self.active else None
+        self._length: int
+        self._digest: Any
+        self._length, self._digest = _digest(self.path) if self.active else (0, hashlib.sha256())
         return self
 
     def __exit__(
@@ -41,36 +50,128 @@ class HistoryWriter:
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; numbers that are not finite become null, as JSON has none."""
         if self._stream is not None:
-            self._stream.write(json.dumps({k: _plain(v) for k, v in row.items()}, allow_nan=False) + "\n")
+            line = json.dumps({k: _plain(v) for k, v in row.items()}, allow_nan=False).encode() + b"\n"
+            self._stream.write(line)
             self._stream.flush()
+            self._length += len(line)
+            self._digest.update(line)
+
+    def mark(self) -> dict[str, Any]:
+        """{"bytes", "sha256"} of all rows so far, for the checkpoint that belongs to them; they are on the disk now."""
+        if self._stream is not None:
+            os.fsync(self._stream.fileno())
+        return {"bytes": self._length, "sha256": self._digest.hexdigest()}
+
+
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    """All rows that can be read, one by one; a last line that is still being written is left out.
+
+    Warns:
+        ToolkitWarning: damaged lines, which are passed over.
+    """
+    damaged: list[int] = []
+    if path.is_file():
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                row = _row(line)
+                if row is not None:
+                    yield row
+                elif line.endswith(b"\n"):
+                    damaged.append(number)
+    if damaged:
+        warnings.warn(
+            f"{len(damaged)} damaged lines of {path} were passed over (line {damaged[0]}).",
+            ToolkitWarning,
+            stacklevel=3,
+        )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All complete rows; a line that is still being written is left out."""
+    """`rows_of` as a list."""
+    return list(rows_of(path))
+
+
+def last_step(path: Path) -> int:
+    """The step of the newest row, from the file's last 64 kB; 0 if there is none."""
     if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break  # nothing after a torn line can be trusted
-        rows.append(row)
-    return rows
+        return 0
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 2**16))
+        rows = [row for line in stream.read().splitlines() if (row := _row(line)) is not None]
+    return max((row["step"] for row in rows), default=0)
 
 
-def truncate(path: Path, step: int) -> int:
-    """Keep the rows up to `step`, the file replaced at once; returns how many rows are left."""
-    rows = [row for row in read_rows(path) if row["step"] <= step]
-    write_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-    return len(rows)
+def truncate(path: Path, step: int, mark: Mapping[str, Any] | None = None) -> None:
+    """Keep the rows up to `step`.
+
+    Args:
+        path: the file.
+        step: the last that counts.
+        mark: what `HistoryWriter.mark` gave at that step. Where the file still begins so it is cut there; else its lines
+            are read one by one, those that cannot be read are dropped, and the file is replaced at once.
+
+    Warns:
+        ToolkitWarning: rows were damaged or are missing.
+    """
+    if mark is not None:
+        length, digest = _digest(path, int(mark["bytes"]))
+        if length == mark["bytes"] and digest.hexdigest() == mark["sha256"]:
+            os.truncate(path, length)
+            return
+        warnings.warn(
+            f"{path} is not what was written: rows up to step {step} are damaged or missing. The training does not "
+            "depend on them.",
+            ToolkitWarning,
+            stacklevel=4,
+        )
+    with replacing(path, durable=True) as temporary, temporary.open("wb") as stream:
+        stream.writelines(json.dumps(row).encode() + b"\n" for row in rows_of(path) if row["step"] <= step)
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """The history as a table: `step`, `event` ("train" or "validation"), then one column a number, NaN where absent."""
+    """The history as a table: `step`, `event` ("train" or "validation"), then one column a number, NaN where absent.
+
+    Warns:
+        ToolkitWarning: damaged lines, which are passed over.
+    """
     import pandas as pd
 
-    return pd.DataFrame(read_rows(path), columns=None) if path.is_file() else pd.DataFrame()
+    rows, parts = rows_of(path), []
+    while part := list(islice(rows, _AT_ONCE)):
+        parts.append(_compact(pd.DataFrame(part)))
+    if len(parts) < 2:
+        return parts[0] if parts else pd.DataFrame()
+    return _compact(pd.concat(parts, ignore_index=True))
+
+
+def _compact(table: pd.DataFrame) -> pd.DataFrame:
+    """One object for all equal words, and numbers where a column held nothing else than null so far."""
+    known: dict[Any, Any] = {}
+    for name in [name for name, kind in table.dtypes.items() if str(kind) == "object"]:
+        if table[name].isna().all():
+            table[name] = math.nan
+        else:
+            table[name] = [known.setdefault(value, value) for value in table[name]]
+    return table
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
+
+
+def _digest(path: Path, length: int | None = None) -> tuple[int, Any]:
+    """How many of the first `length` bytes there are (None = all), and their hash."""
+    digest, done = hashlib.sha256(), 0
+    if path.is_file():
+        with path.open("rb") as stream:
+            while block := stream.read(2**20 if length is None else min(2**20, length - done)):
+                digest.update(block)
+                done += len(block)
+    return done, digest
 
 
 def _plain(value: Any) -> Any:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig
@@ -40,6 +41,7 @@ class Plan:
     Attributes:
         directory: where the run is kept.
         run: its identity, written into every checkpoint.
+        record: its `run.json`, for a copy where the directory is lost.
         step: network, objective and regularizers.
         loader: gives `batch(step)`.
         config: settings.
@@ -55,6 +57,7 @@ class Plan:
     step: TrainingStep
     loader: Any
     config: TrainConfig
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     stage: int = 0
@@ -85,6 +88,7 @@ class Loop:
         self.done, self.best = start.step, start.best
         self.monitor = GradientMonitor()
         self._seconds, self._counted = 0.0, 0
+        self._home = os.stat(plan.directory.path)
 
     def run(self) -> bool:
         """Train; True if the last step was reached, False if a stop was requested before it."""
@@ -102,13 +106,14 @@ class Loop:
                 row = self._one_step(self.done)
                 bar.update()
                 if row is not None:
+                    self._check_home()
                     history.write(row)
                     bar.set_postfix(loss=f"{row['total']:.4g}", refresh=False)
                 if self._due(self.config.validate_every) and self.plan.validate is not None:
                     history.write(self._validate())
                 stopping = self._stopping()
                 if stopping or self._due(self.config.checkpoint_every) or self._improved():
-                    self._save()
+                    self._save(history)
                 if stopping and self.done < total:
                     return False
         return True
@@ -228,16 +233,33 @@ class Loop:
     def _improved(self) -> bool:
         return self.best is not None and self.best["step"] == self.done
 
-    def _save(self) -> None:
+    def _save(self, history: HistoryWriter) -> None:
         self._check_weights()
         if self.fabric.is_global_zero:
-            state = _network_state(self.plan.step)
-            state |= {"optimizer": self.optimizer.state_dict(), "scaler": scaler_state(self.fabric)}
+            self._check_home()
             root = self.plan.directory.checkpoints
-            checkpoints.write(root, Checkpoint(self.done, self.plan.run, _weights(self.plan.step), state, self.best))
+            checkpoints.write(root, dataclasses.replace(self._checkpoint(), best=self.best, history=history.mark()))
             kept = [self.best["step"]] if self.best is not None else []
             checkpoints.prune(root, self.config.keep_checkpoints, always=kept)
         self.fabric.barrier()
+
+    def _checkpoint(self) -> Checkpoint:
+        state = _network_state(self.plan.step)
+        state |= {"optimizer": self.optimizer.state_dict(), "scaler": scaler_state(self.fabric)}
+        return Checkpoint(self.done, self.plan.run, _weights(self.plan.step), state)
+
+    def _check_home(self) -> None:
+        """Stop if the run's directory was moved, replaced or deleted, and save where the training stands beside it."""
+        home = self.plan.directory.path
+        if home.is_dir() and os.path.samestat(self._home, os.stat(home)):
+            return
+        beside = RunDirectory(home.with_name(f"{home.name}.rescued-{self.done}-{self.plan.run[:4]}"))
+        fix = "Move the directory back and resume it."
+        with contextlib.suppress(OSError, ToolkitError):
+            if self.fabric.is_global_zero and home.parent.is_dir():
+                beside.create(self.plan.record, self._checkpoint())
+                fix = f"Step {self.done} was saved beside it: toolkit.resume({str(beside.path)!r})."
+        raise CheckpointError("The run's directory is no longer in its place.", where=str(home), fix=fix)
 
     def _check_weights(self) -> None:
         for name, value in self.plan.step.network.named_parameters():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.data.volumes import write_nifti
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitWarning
 from toolkit.features.provenance import provenance
-from toolkit.files import replacing
-from toolkit.training.directory import write_json
+from toolkit.files import read_sealed, write_atomically, write_sealed
 from toolkit.training.environment import content_hash
 from toolkit.training.evaluate import evaluate, group_volumes, predict_volumes, volume_spacing
 
@@ -46,8 +47,9 @@ def evaluate_run(
     )
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
     table_file = run.path / "evaluation" / f"{split}-{key}.csv"
-    if table_file.is_file():
-        return _read_table(table_file)
+    if table_file.is_file() and (known := _read_table(table_file)) is not None:
+        return known
+    run.directory.record()  # a lost directory is not made again
     table = evaluate(
         run.model,
         cases,
@@ -58,11 +60,11 @@ def evaluate_run(
         select=run.objective.logits,
         progress=progress,
     )
-    table_file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(table_file) as temporary:
-        table.to_csv(temporary, index=False)
-        write_json(table_file.with_suffix(".json"), made_by)
-    return _read_table(table_file)  # the same object on the first call and the next ones
+    content = table.to_csv(index=False)
+    table_file.parent.mkdir(exist_ok=True)
+    write_sealed(table_file.with_suffix(".json"), {**made_by, "sha256": hashlib.sha256(content.encode()).hexdigest()})
+    write_atomically(table_file, content)
+    return _parsed(content)  # the same object on the first call and the next ones
 
 
 def predict_run(run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | None, progress: bool) -> dict[str, Any]:
@@ -111,10 +113,26 @@ def _file_names(volumes: Sequence[Sequence[Case]]) -> list[str]:
     return [re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or "volume" for name in plain]
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def _read_table(path: Path) -> pd.DataFrame | None:
+    """A table of an earlier call, or None if it is not what was written.
+
+    Warns:
+        ToolkitWarning: it was changed.
+    """
+    try:
+        made_by, content = read_sealed(path.with_suffix(".json")), path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != made_by.get("sha256"):
+            raise CheckpointError("its content does not fit its hash")
+        return _parsed(content.decode())
+    except (OSError, CheckpointError) as error:
+        warnings.warn(f"The scores in {path} are computed again: {error}", ToolkitWarning, stacklevel=4)
+        return None
+
+
+def _parsed(content: str) -> pd.DataFrame:
     import pandas as pd
 
-    table = pd.read_csv(path, dtype=str, keep_default_na=False).astype(object)
+    table = pd.read_csv(io.StringIO(content), dtype=str, keep_default_na=False).astype(object)
     for name in ("value", "diagonal"):  # float() is exact where a parser for speed need not be
         table[name] = table[name].map(lambda text: float(text or "nan")).astype(float)
     table["group"] = table["group"].where(table["group"] != "", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,13 @@ from torch import nn
 from toolkit.errors import CheckpointError, ConfigError, ResultError
 from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state
+from toolkit.files import absolute, read_sealed, write_atomically, write_sealed
 from toolkit.measure.segmentation import METRICS
 from toolkit.measure.transfer import Transfer, transfer_metrics
-from toolkit.models.load import load_weights, save_weights
+from toolkit.models.load import load_weights, tensors_of, weights_bytes
 from toolkit.training import scoring
 from toolkit.training.config import TrainConfig, as_config
-from toolkit.training.directory import RunDirectory, write_json
+from toolkit.training.directory import RunDirectory, check_empty
 from toolkit.training.objective import Objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
@@ -189,23 +190,26 @@ def train_sequence(
     regularizers = as_regularizers(regularizer)
     as_regularizers([*regularizers, *strategy.regularizers()])  # a clash of names is an error now
     objective = default_objective() if objective is None else objective
-    path = default_path(task, regularizers) if out is None else Path(out)
+    path = absolute(default_path(task, regularizers) if out is None else out)
     if (path / RECORD).exists():
         raise ConfigError(
             "There is a sequence in this folder already.",
             where=str(path),
             fix=f"Continue it with toolkit.resume_sequence({str(path)!r}), or choose another `out`.",
         )
+    check_empty(path)
     objects = {
         "model": describe("model", model),
         "task": describe("task", task),
         "objective": describe("objective", objective),
         "regularizers": [describe("regularizer", r) for r in regularizers],
     }
-    save_weights(unwrap(model), path / INITIAL)
+    weights = weights_bytes(tensors_of(unwrap(model)))
+    write_atomically(path / INITIAL, weights, parents=True, durable=True)
     record = {"sites": list(sites), "config": config.to_dict(), "taps": dict(taps or {}), "objects": objects}
     record["strategy"] = {"name": strategy.name, "arguments": dataclasses.asdict(strategy)}
-    write_json(path / RECORD, record)
+    record["initial"] = hashlib.sha256(weights).hexdigest()
+    write_sealed(path / RECORD, record)
     given = {"model": model, "task": task, "objective": objective, "regularizers": regularizers}
     return _carry_on(path, record, given, progress)
 
@@ -234,14 +238,12 @@ def resume_sequence(
     Raises:
         CheckpointError: no sequence here, or see `resume`.
     """
-    path = Path(path)
-    try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        known = {"sites", "config", "taps", "objects"} <= set(record)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"There is no readable {RECORD} in this folder.", where=str(path)) from error
-    if not known:
-        raise CheckpointError(f"{RECORD} is damaged.", where=str(path))
+    path = absolute(path, "path")
+    if not (path / RECORD).is_file():
+        raise CheckpointError(f"There is no readable {RECORD} in this folder.", where=str(path))
+    record = read_sealed(path / RECORD)
+    if missing := sorted({"sites", "config", "taps", "objects"} - set(record)):
+        raise CheckpointError(f"{RECORD} is damaged: it lacks {', '.join(missing)}.", where=str(path))
     regularizers = None if regularizer is None else as_regularizers(regularizer)
     given = {"model": model, "task": task, "objective": objective, "regularizers": regularizers}
     with guarded_random_state():
@@ -251,7 +253,7 @@ def resume_sequence(
 
 def _carry_on(path: Path, record: Mapping[str, Any], objects: Mapping[str, Any], progress: bool) -> Stages:
     model, task = objects["model"], objects["task"]
-    load_weights(unwrap(model), path / INITIAL)
+    load_weights(unwrap(model), path / INITIAL, sha256=record.get("initial"))
     initial = copy.deepcopy(unwrap(model))
     strategy, sites = as_strategy(record.get("strategy", "sequential")), tuple(record["sites"])
     regularizers = as_regularizers([*objects["regularizers"], *strategy.regularizers()])
@@ -269,7 +271,7 @@ def _carry_on(path: Path, record: Mapping[str, Any], objects: Mapping[str, Any],
             run = resume(folder, model, data, **common)  # brings back what the strategy had kept
         else:
             if not strategy.carries_on:
-                load_weights(unwrap(model), path / INITIAL)
+                load_weights(unwrap(model), path / INITIAL, sha256=record.get("initial"))
             if runs:
                 strategy.remember(regularizers, runs[-1])
             run = train(model, data, config=config, out=folder, taps=record["taps"], site=where, stage=stage, **common)

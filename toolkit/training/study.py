@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.files import absolute, read_sealed, write_sealed
 from toolkit.measure.statistics import Comparison, compare_methods
 from toolkit.training.arms import Arm, Factory, baseline_of, checked_arms, first_networks, folder
 from toolkit.training.config import TrainConfig, as_config
-from toolkit.training.directory import write_json
+from toolkit.training.directory import check_empty
 from toolkit.training.environment import content_hash, environment
 from toolkit.training.executors import Training, run_all
 from toolkit.training.objective import Objective
@@ -119,7 +120,7 @@ def compare(
         raise ConfigError(f"A study needs different seeds, not {seeds}.", where="compare(seeds=...)")
     parts = _fold_tasks(task, folds, split)
     name = f"{getattr(task, 'name', 'task')}-study-{secrets.token_hex(3)}"
-    path = Path("runs") / name if out is None else Path(out)
+    path = absolute(Path("runs") / name if out is None else out)
     objective = default_objective() if objective is None else objective
     networks, digests = first_networks(chosen, model, seeds)
     record = {
@@ -220,18 +221,19 @@ def _recorded(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     """
     file = path / RECORD
     if not file.exists():
+        check_empty(path)
         path.mkdir(parents=True, exist_ok=True)
         record = {**record, "threads": record["config"]["threads"] or torch.get_num_threads()}
-        write_json(file, record)
+        write_sealed(file, record)
         return record
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = read_sealed(file)
         threads = known["threads"]
         differing = [key for key in record if key not in ("weights", "arms") and known[key] != record[key]]
         for key in ("weights", "arms"):
             shared = set(known[key]) & set(record[key])
             differing += [f"{key} {name}" for name in sorted(shared) if known[key][name] != record[key][name]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{RECORD} is damaged.", where=str(path)) from error
     if differing:
         raise ConfigError(
@@ -241,5 +243,5 @@ def _recorded(path: Path, record: dict[str, Any]) -> dict[str, Any]:
         )
     merged = {key: {**known[key], **record[key]} for key in ("weights", "arms")}
     record = {**record, "threads": threads, **merged}
-    write_json(file, record)
+    write_sealed(file, record)
     return record

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from toolkit.errors import ConfigError, ToolkitWarning
+from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.features.process_state import guarded_random_state, thread_count
 from toolkit.training import background as child
 from toolkit.training import checkpoint as checkpoints
@@ -109,23 +109,23 @@ def train(
     }
     if background:
         child.check_rebuildable(objects)
-    if is_first_process():
-        directory.create(record, initial_checkpoint(step, config, secrets.token_hex(8)))
-        directory.set_state("ready", step=0)
-    else:
-        directory.await_creation()
     run = Run(directory.path, model, task, config, objective, regularizers, site)
-    if background:
-        return dataclasses.replace(run, _process=child.start(directory.path))
-    record = directory.record()
-    first, _ = directory.newest(str(record["run"]))
-    try:
-        train_to_end(run, step, first, record, progress=progress)
-    except Exception:
+    with directory.reserved() if is_first_process() else contextlib.nullcontext():
         if is_first_process():
-            directory.remove_if_untrained()
-        raise
-    return run
+            directory.create(record, initial_checkpoint(step, config, secrets.token_hex(8)))
+            directory.set_state("ready", step=0)
+        else:
+            directory.await_creation()
+        if not background:
+            record = directory.record()
+            first, _ = directory.newest(str(record["run"]))
+            try:
+                train_to_end(run, step, first, record, progress=progress)
+            except Exception:
+                if is_first_process() and directory.exists():
+                    directory.remove_if_untrained()
+                raise
+    return dataclasses.replace(run, _process=child.start(directory.path)) if background else run
 
 
 def resume(
@@ -162,14 +162,15 @@ def resume(
     Warns:
         ToolkitWarning: another thread count than recorded, or an older checkpoint was taken.
     """
-    run, step, newest, record = open_run(
-        path, model, task, None if regularizer is None else as_regularizers(regularizer), objective, fallback=fallback
-    )
-    run.directory.check_not_running()
-    if newest.step < run.config.steps:
-        warn_of_threads(record, run.config)
-        run.directory.set_aside_after(newest.step)
-    train_to_end(run, step, newest, record, progress=progress, stop=stop)
+    directory, given = RunDirectory(path), None if regularizer is None else as_regularizers(regularizer)
+    directory.check_not_running()
+    training = is_first_process() and (fallback or not directory.complete())
+    with directory.locked() if training else contextlib.nullcontext():
+        run, step, newest, record = open_run(path, model, task, given, objective, fallback=fallback)
+        if newest.step < run.config.steps:
+            warn_of_threads(record, run.config)
+            directory.set_aside_after(newest.step)
+        train_to_end(run, step, newest, record, progress=progress, stop=stop)
     return run
 
 
@@ -202,7 +203,7 @@ def train_to_end(
         return
     if is_first_process():
         checkpoints.sweep(directory.checkpoints)
-        history.truncate(directory.history, start.step)
+        history.truncate(directory.history, start.step, start.history)
         directory.set_state("running", step=start.step)
     modes = [(module, module.training) for module in step.modules()]
     try:
@@ -213,6 +214,7 @@ def train_to_end(
                 step=step,
                 loader=_loader(run.task, config, run.site),
                 config=config,
+                record={key: value for key, value in record.items() if key != "run"},
                 validate=_validator(run, record),
                 stop=request,
                 stage=record["stage"],
@@ -223,10 +225,16 @@ def train_to_end(
             finished = loop.run()
             loop.close()
     except KeyboardInterrupt:
-        directory.set_state("interrupted", step=run.step)
+        directory.set_end("interrupted", step=run.step)
         raise _interrupted(directory) from None
     except BaseException as error:
-        directory.set_state("failed", step=run.step, error=f"{type(error).__name__}: {error}")
+        directory.set_end("failed", step=run.step, error=f"{type(error).__name__}: {error}")
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"The run could not be written or its data not be read ({type(error).__name__}: {error}).",
+                where=str(directory.path),
+                fix=f"Make room or restore the access, then continue: toolkit.resume({str(directory.path)!r}).",
+            ) from error
         raise
     finally:
         step.zero_grad()

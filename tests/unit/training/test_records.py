@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -10,11 +11,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from toolkit.errors import CheckpointError, ConfigError, RegularizerWarning
+from toolkit.errors import CheckpointError, ConfigError, RegularizerWarning, ToolkitWarning
+from toolkit.files import read_sealed, write_sealed
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.health import GradientMonitor, gradient_ratio, status_of
@@ -86,9 +89,9 @@ def test_a_pickled_dictionary_with_a_payload_does_not_run(tmp_path: Path) -> Non
     torch.save({"optimizer": Payload()}, buffer)
     content = buffer.getvalue()
     (path / "state.pt").write_bytes(content)
-    record = json.loads((path / "checkpoint.json").read_text())
+    record = read_sealed(path / "checkpoint.json")
     record["sha256"]["state.pt"] = __import__("hashlib").sha256(content).hexdigest()
-    (path / "checkpoint.json").write_text(json.dumps(record))
+    write_sealed(path / "checkpoint.json", record)
     with pytest.raises(CheckpointError, match="could run code"):
         checkpoints.read(tmp_path, 1)
     assert not (tmp_path / "executed").exists()
@@ -105,14 +108,55 @@ def test_history_is_readable_while_it_is_written_and_has_no_nan(tmp_path: Path) 
     assert table["a/b"].iloc[1] == 1 / 3
 
 
+def test_a_damaged_line_costs_that_line_and_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    with HistoryWriter(path) as history:
+        for step in (1, 2, 3, 4):
+            history.write({"step": step, "event": "train"})
+    mark = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b'{"step": \xff\xfe' + b"\x00\n" + b"[1]\n" + lines[3])
+    with pytest.warns(ToolkitWarning, match=r"2 damaged lines .* \(line 2\)"):
+        assert list(read_history(path)["step"]) == [1, 4]
+    with pytest.warns(ToolkitWarning, match=r"is not what was written|damaged lines"):
+        truncate(path, 4, mark)
+    assert path.read_bytes() == lines[0] + lines[3]
+
+
+def test_a_mark_cuts_the_file_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    with HistoryWriter(path) as history:
+        history.write({"step": 1})
+        mark = history.mark()
+        history.write({"step": 2})
+    whole = path.read_bytes()
+    truncate(path, 1, mark)
+    assert path.read_bytes() == whole[: len(whole) // 2]
+    with HistoryWriter(path) as history:  # goes on from what is there
+        history.write({"step": 2})
+        assert history.mark()["sha256"] == hashlib.sha256(whole).hexdigest()
+
+
+def test_a_long_history_is_the_same_table_as_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "history.jsonl"
+    with HistoryWriter(path) as history:
+        for step in range(1, 12):
+            history.write({"step": step, "event": "train", "x": math.nan if step < 5 else step / 7})
+            history.write({"step": step, "event": "validation", "best": step == 3} | ({"late": 1} if step > 9 else {}))
+    whole = read_history(path)
+    monkeypatch.setattr("toolkit.training.history._AT_ONCE", 3)
+    pd.testing.assert_frame_equal(read_history(path), whole)
+    assert whole["x"].dtype == float
+
+
 def test_truncation_drops_later_rows_and_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     rows = [{"step": s, "event": "train", "x": s / 7} for s in (1, 2, 3)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 4, "ev')
     assert [r["step"] for r in read_rows(path)] == [1, 2, 3]
-    assert truncate(path, 2) == 2
+    truncate(path, 2)
     assert path.read_text() == "".join(json.dumps(r) + "\n" for r in rows[:2])
-    assert truncate(path, 0) == 0
+    truncate(path, 0)
     assert path.read_text() == ""
 
 
