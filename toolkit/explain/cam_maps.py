@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 METHODS = ("grad_cam", "grad_cam++", "hires_cam", "layer_cam")
+CANCELLED_BELOW = 0.05
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -38,6 +39,23 @@ def raw_map(activation: Tensor, gradient: Tensor, method: str = "grad_cam") -> T
     else:
         weights = gradient.mean(spatial, keepdim=True)
     return (weights * activation).sum(1, keepdim=True)
+
+
+def gradient_parts(gradient: Tensor) -> Tensor:
+    """(2, B): sum over channels of |mean gradient|, and of the mean |gradient|; their ratio is what the mean keeps.
+
+    A constant added to a channel passes a convolution and is removed by the instance norm after it, so the mean
+    gradient before such a pair is zero except through the padding, while the gradient itself is not.
+    """
+    flat = gradient.flatten(2)
+    return torch.stack((flat.mean(2).abs().sum(1), flat.abs().mean(2).sum(1)))
+
+
+def net_gradient(parts: Sequence[Tensor]) -> Tensor:
+    """(B,) share of the gradient that its mean keeps, the smallest over a target's parts; 1 where there is none."""
+    kept, whole = torch.stack(list(parts)).unbind(1)
+    share = torch.where(whole > 0, kept / whole.clamp_min(1e-38), torch.ones_like(whole))
+    return share.amin(0)
 
 
 def stretched(maps: Tensor, epsilon: float = 1e-7) -> Tensor:

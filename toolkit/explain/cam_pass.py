@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import LayerError
-from toolkit.explain.cam_maps import normalised_sum, raw_map
+from toolkit.explain.cam_maps import gradient_parts, net_gradient, normalised_sum, raw_map
 from toolkit.explain.frozen import scene_of
 from toolkit.explain.targets import NormalisedClassSum, Target
 from toolkit.features.capture import Tape, capture
@@ -24,7 +24,8 @@ class Piece:
     """The maps of one batch, on the CPU, and what they were made of; see `GradCamResult` for the fields."""
 
     batch: InputBatch
-    maps: dict[str, Tensor]
+    maps: dict[str, dict[str, Tensor]]  # by method and layer
+    net_gradient: dict[str, Tensor]
     connected: dict[str, bool]
     scores: Tensor
     region: Tensor
@@ -37,7 +38,7 @@ def explain_batch(
     batch: InputBatch,
     layers: str | Sequence[str],
     target: Target,
-    method: str,
+    methods: Sequence[str],
     taps: Mapping[str, str] | None,
     mode: str,
 ) -> Piece:
@@ -50,7 +51,8 @@ def explain_batch(
         require_gradients(tape)
         score, region = target.score(scene)
         parts = target.parts(scene)
-        maps: dict[str, list[Tensor]] = {name: [] for name in tape}
+        maps: dict[str, dict[str, list[Tensor]]] = {method: {name: [] for name in tape} for method in methods}
+        shares: dict[str, list[Tensor]] = {name: [] for name in tape}
         connected = dict.fromkeys(tape, False)
         for position, part in enumerate(parts):
             total = score if part is target else part.score(scene)[0]
@@ -59,16 +61,15 @@ def explain_batch(
             )
             for (name, activation), gradient in zip(tape.items(), gradients, strict=True):
                 connected[name] |= gradient is not None
-                maps[name].append(map_of(activation, gradient, batch.image.shape[2:], name, method))
-        combined = {
-            name: normalised_sum(found, batch.image.shape[2:])
-            if isinstance(target, NormalisedClassSum)
-            else torch.stack(found).sum(0)
-            for name, found in maps.items()
-        }
+                found, share = maps_of(activation, gradient, batch.image.shape[2:], name, methods)
+                shares[name].append(share)
+                for method, one in found.items():
+                    maps[method][name].append(one)
+        combined = {method: combine(of_layers, target, batch) for method, of_layers in maps.items()}
     return Piece(
         batch,
-        {name: found.cpu() for name, found in combined.items()},
+        combined,
+        {name: net_gradient(parts).cpu() for name, parts in shares.items()},
         connected,
         score.detach().cpu(),
         region.cpu(),
@@ -77,12 +78,26 @@ def explain_batch(
     )
 
 
-def map_of(activation: Tensor, gradient: Tensor | None, size: Sequence[int], name: str, method: str) -> Tensor:
-    """Raw map (B, 1, *layer size) of one layer; zeros where the score does not depend on it."""
+def combine(maps: Mapping[str, list[Tensor]], target: Target, batch: InputBatch) -> dict[str, Tensor]:
+    """One map of each layer from those of the target's parts, on the CPU."""
+    size = batch.image.shape[2:]
+    if isinstance(target, NormalisedClassSum):
+        return {name: normalised_sum(parts, size).cpu() for name, parts in maps.items()}
+    return {name: torch.stack(parts).sum(0).cpu() for name, parts in maps.items()}
+
+
+def maps_of(
+    activation: Tensor, gradient: Tensor | None, size: Sequence[int], name: str, methods: Sequence[str]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Raw maps (B, 1, *layer size) of one layer by method, zeros where the score does not depend on it; and its
+    `gradient_parts`.
+    """
     features = to_maps(activation.detach(), size, name).float()
     if gradient is None:
-        return torch.zeros_like(features[:, :1])
-    return raw_map(features, to_maps(gradient, size, name).float(), method)
+        nothing = torch.zeros_like(features[:, :1])
+        return dict.fromkeys(methods, nothing), features.new_zeros(2, len(features))
+    slope = to_maps(gradient, size, name).float()
+    return {method: raw_map(features, slope, method) for method in methods}, gradient_parts(slope)
 
 
 def require_gradients(tape: Tape) -> None:

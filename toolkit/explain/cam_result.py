@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import ItemsView, Iterator, KeysView, Sequence, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from toolkit.errors import LayerError
-from toolkit.explain.cam_maps import displayed, resized
+from toolkit.errors import LayerError, ResultError
+from toolkit.explain.cam_maps import CANCELLED_BELOW, displayed, resized
 from toolkit.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+
+TELLING = ("ok", "negative")
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
@@ -25,9 +28,11 @@ class GradCamResult(Result):
 
     Attributes:
         maps: layer -> (B, 1, *layer size), raw and signed, in the order in which the network ran the layers.
-        status: layer -> one word per image: "ok", "negative" (no positive value anywhere), "zero" (the map is 0
-            everywhere), "empty region" (the target's region has no voxel), "not connected" (the score does not depend
-            on this layer).
+        status: layer -> one word per image: "ok", "negative" (no positive value anywhere), "constant" (one value
+            everywhere), "cancelled" (Grad-CAM only: the mean gradient is below 5 % of the mean |gradient|, so that the
+            map is made of rounding and of what the zero padding adds), "zero" (the map is 0 everywhere, as of a dead
+            layer), "empty region" (the target's region has no voxel), "not connected" (the score does not depend on
+            this layer). Only "ok" and "negative" maps say something: see `telling`.
         image: (B, C, *S) as the network saw it, padded at the end if its sides had to grow.
         label: (B, 1, *S) reference, -1 = padding, or None.
         prediction: (B, *S) most likely class, at the output's size.
@@ -39,6 +44,9 @@ class GradCamResult(Result):
         affine: 4x4 matrix or None, per image.
         volumes: stack that each image belongs to.
         positions: index of the image in its stack, or None.
+        net_gradient: layer -> per image, the sum over channels of |mean gradient| over that of the mean |gradient|.
+        connected: layer -> whether the score depends on it.
+        others: maps of further methods that shared the pass, by method and layer; see `by_method`.
         geometry: fields of `toolkit.data.geometry.Geometry`, or None, per image: how to write a map as NIfTI.
         classes: class names by index.
         target: what was explained.
@@ -62,6 +70,9 @@ class GradCamResult(Result):
     volumes: list[str] = dataclasses.field(default_factory=list)
     positions: list[int | None] = dataclasses.field(default_factory=list)
     geometry: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
+    net_gradient: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    connected: dict[str, bool] = dataclasses.field(default_factory=dict)
+    others: dict[str, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
     kind: ClassVar[str] = "grad_cam"
 
     @property
@@ -100,6 +111,29 @@ class GradCamResult(Result):
         """Pairs of layer name and raw map."""
         return self.maps.items()
 
+    def telling(self, layer: str, index: int = 0) -> bool:
+        """Whether this map may enter a mean or a comparison: its status is "ok" or "negative"."""
+        return self.status[layer][index] in TELLING
+
+    def by_method(self, method: str) -> GradCamResult:
+        """The same result for another method that shared the pass, `grad_cam(method=["grad_cam", "hires_cam"])`.
+
+        Raises:
+            ResultError: it did not.
+        """
+        if method == self.method:
+            return self
+        if method not in self.others:
+            known = ", ".join((self.method, *self.others))
+            raise ResultError(
+                f"There are no maps of {method!r}.", fix=f"There are those of {known}; ask for more with method=[...]."
+            )
+        empty = (~self.region.flatten(1).any(1)).tolist()
+        maps = self.others[method]
+        others = {**{name: one for name, one in self.others.items() if name != method}, self.method: self.maps}
+        status = statuses(maps, method, empty, self.net_gradient, self.connected)
+        return dataclasses.replace(self, maps=maps, status=status, method=method, others=others)
+
     def resized(self, layer: str) -> Tensor:
         """The raw map at the image's size (B, 1, *S), linear with half-pixel centres."""
         return resized(self[layer], self.image.shape[2:])
@@ -130,7 +164,9 @@ class GradCamResult(Result):
         return write_maps(self, Path(folder), list(self.maps if layers is None else layers))
 
     def table(self) -> pd.DataFrame:
-        """One row per layer and image: status, range and mean of the raw map, share above 0, score, voxels summed."""
+        """One row per layer and image: status, range and mean of the raw map, share above 0, score, voxels summed, and
+        the share of the gradient that its mean keeps (`net_gradient`).
+        """
         import pandas as pd
 
         rows: list[dict[str, Any]] = []
@@ -148,6 +184,7 @@ class GradCamResult(Result):
                         "size": tuple(one.shape[1:]),
                         "score": float(self.score[index]),
                         "region_voxels": int(self.region[index].sum()),
+                        "net_gradient": self.net_gradient.get(layer, [math.nan] * len(maps))[index],
                     }
                 )
         return pd.DataFrame(rows)
@@ -156,13 +193,33 @@ class GradCamResult(Result):
         return f"GradCamResult({self.target}, {len(self.cases)} images, layers {', '.join(self.maps)})"
 
 
-def status_of(image_map: Tensor, empty: bool, connected: bool) -> str:
-    """The state of one map, in a word; see `GradCamResult.status`."""
-    if empty:
-        return "empty region"
-    if not connected:
-        return "not connected"
-    highest = float(image_map.max())
-    if highest == 0 and float(image_map.min()) == 0:
+def statuses(
+    maps: Mapping[str, Tensor],
+    method: str,
+    empty: Sequence[bool],
+    net_gradient: Mapping[str, Sequence[float]],
+    connected: Mapping[str, bool],
+) -> dict[str, list[str]]:
+    """One word for every map; see `GradCamResult.status`."""
+    return {
+        name: [
+            "empty region"
+            if is_empty
+            else "not connected"
+            if not connected[name]
+            else _state(one, method == "grad_cam" and net_gradient[name][index] < CANCELLED_BELOW)
+            for index, (one, is_empty) in enumerate(zip(layer, empty, strict=True))
+        ]
+        for name, layer in maps.items()
+    }
+
+
+def _state(one: Tensor, cancelled: bool) -> str:
+    highest, lowest = float(one.max()), float(one.min())
+    if highest == lowest == 0:
         return "zero"
+    if cancelled:
+        return "cancelled"
+    if highest - lowest <= 1e-6 * max(abs(highest), abs(lowest)):
+        return "constant"
     return "ok" if highest > 0 else "negative"

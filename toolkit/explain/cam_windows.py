@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.explain.cam_maps import normalised_sum, resized
-from toolkit.explain.cam_pass import Piece, map_of, require_gradients
+from toolkit.explain.cam_maps import net_gradient, resized
+from toolkit.explain.cam_pass import Piece, combine, maps_of, require_gradients
 from toolkit.explain.frozen import Frozen, freeze, scene_of
-from toolkit.explain.targets import NormalisedClassSum, Target
+from toolkit.explain.targets import Target
 from toolkit.explain.windows import Tiling
 from toolkit.features.capture import capture
 from toolkit.features.inputs import InputBatch
@@ -24,7 +24,7 @@ def explain_windows(
     batch: InputBatch,
     layers: str | Sequence[str],
     target: Target,
-    method: str,
+    methods: Sequence[str],
     taps: Mapping[str, str] | None,
     mode: str,
     *,
@@ -44,16 +44,11 @@ def explain_windows(
         parts = target.parts(scene)
         frozen = [freeze(part, logits, batch) for part in parts]
         whole = freeze(target, logits, batch)
-        maps, connected = _accumulate(network, batch.image, layers, frozen, method, taps, tiling)
-    combined = {
-        name: normalised_sum(found, batch.image.shape[2:])
-        if isinstance(target, NormalisedClassSum)
-        else torch.stack(found).sum(0)
-        for name, found in maps.items()
-    }
+        maps, shares, connected = _accumulate(network, batch.image, layers, frozen, methods, taps, tiling)
     return Piece(
         batch,
-        {name: found.cpu() for name, found in combined.items()},
+        {method: combine(of_layers, target, batch) for method, of_layers in maps.items()},
+        {name: net_gradient(parts).cpu() for name, parts in shares.items()},
         connected,
         whole.score.cpu(),
         whole.region.cpu(),
@@ -67,12 +62,15 @@ def _accumulate(
     image: Tensor,
     layers: str | Sequence[str],
     frozen: list[Frozen],
-    method: str,
+    methods: Sequence[str],
     taps: Mapping[str, str] | None,
     tiling: Tiling,
-) -> tuple[dict[str, list[Tensor]], dict[str, bool]]:
-    """Weighted mean over windows of the maps of every layer and part, and whether any score reached a layer."""
-    totals: dict[str, list[Tensor]] = {}
+) -> tuple[dict[str, dict[str, list[Tensor]]], dict[str, list[Tensor]], dict[str, bool]]:
+    """Weighted mean over windows of the maps by method, layer and part; sums of their gradient parts; whether any
+    score reached a layer.
+    """
+    totals: dict[str, dict[str, list[Tensor]]] = {method: {} for method in methods}
+    shares: dict[str, list[Tensor]] = {}
     connected: dict[str, bool] = {}
     weight = tiling.importance
     empty = torch.zeros_like(image[:, :1], dtype=torch.float32)
@@ -89,8 +87,15 @@ def _accumulate(
                     score, list(tape.values()), retain_graph=position + 1 < len(frozen), allow_unused=True
                 )
                 for (name, activation), gradient in zip(tape.items(), gradients, strict=True):
-                    found = map_of(activation, gradient, weight.shape, name, method)
-                    into = totals.setdefault(name, [empty.clone() for _ in frozen])
-                    into[position][inside] += weight * resized(found, weight.shape)
+                    found, share = maps_of(activation, gradient, weight.shape, name, methods)
+                    for method, one in found.items():
+                        into = totals[method].setdefault(name, [empty.clone() for _ in frozen])
+                        into[position][inside] += weight * resized(one, weight.shape)
+                    sums = shares.setdefault(name, [torch.zeros_like(share) for _ in frozen])
+                    sums[position] += share
                     connected[name] = connected.get(name, False) or gradient is not None
-    return {name: [total / tiling.covered for total in found] for name, found in totals.items()}, connected
+    means = {
+        method: {name: [total / tiling.covered for total in parts] for name, parts in of_layers.items()}
+        for method, of_layers in totals.items()
+    }
+    return means, shares, connected

@@ -81,7 +81,7 @@ def faithfulness(
         batch_size: images per pass.
 
     Returns:
-        Columns name, case, deletion, insertion, deletion_random, insertion_random (means over orders),
+        Columns name, case, status (of the map), deletion, insertion, deletion_random, insertion_random (means over orders),
         deletion_p, insertion_p (share of random orders at least as good, counting this one), infidelity, sensitivity;
         NaN where baseline and image score alike, or for maps of another kind.
 
@@ -123,7 +123,8 @@ def faithfulness(
                 deleted, inserted = run(order)
                 curves[f"{name}/{case}/deletion"], curves[f"{name}/{case}/insertion"] = deleted, inserted
                 rows.append(
-                    {"name": name, "case": case, **_areas(deleted, inserted, chance)}
+                    {"name": name, "case": case, "status": _state(result, name, index)}
+                    | _areas(deleted, inserted, chance)
                     | _captum_checks(network, result, name, index, frozen, image, perturbations, radius, seed, tiling)
                 )
     return Faithfulness(
@@ -142,6 +143,14 @@ def faithfulness(
             seed=seed,
         ),
     )
+
+
+def _state(result: GradCamResult | AttributionResult, name: str, index: int) -> str:
+    """The map's status: what a cancelled or empty map scores is chance, and its row says so."""
+    if isinstance(result, GradCamResult):
+        return result.status[name][index]
+    table = result.table()
+    return str(table.loc[table["case"] == result.cases[index], "status"].iloc[0])
 
 
 def deletion_insertion(

@@ -12,7 +12,7 @@ from torch import nn
 from toolkit.errors import ConfigError, DataError
 from toolkit.explain.cam_maps import METHODS
 from toolkit.explain.cam_pass import Piece, explain_batch
-from toolkit.explain.cam_result import GradCamResult, status_of
+from toolkit.explain.cam_result import GradCamResult, statuses
 from toolkit.explain.cam_windows import explain_windows
 from toolkit.explain.targets import Target, as_target
 from toolkit.features.inputs import as_batches
@@ -25,7 +25,7 @@ def grad_cam(
     layers: str | Sequence[str],
     target: Target | int | str,
     *,
-    method: str = "grad_cam",
+    method: str | Sequence[str] = "grad_cam",
     label: Any = None,
     taps: Mapping[str, str] | None = None,
     batch_size: int = 8,
@@ -45,7 +45,8 @@ def grad_cam(
         layers: names, globs or aliases; see `toolkit.layers`.
         target: what to explain, for example Region("LV", inside="reference"), ClassSum(2), or a class.
         method: "grad_cam" (Selvaraju et al. 2017), "grad_cam++" (Chattopadhay et al. 2018), "hires_cam" (Draelos and
-            Carin 2020) or "layer_cam" (Jiang et al. 2021).
+            Carin 2020) or "layer_cam" (Jiang et al. 2021). Several, as in ["grad_cam", "hires_cam"], share the pass: the
+            result is of the first one, its `by_method("hires_cam")` of another.
         label: label map(s) for bare arrays or paths.
         taps: overrides of aliases.
         batch_size: images per pass.
@@ -57,7 +58,9 @@ def grad_cam(
         mode: "eval" (running statistics, images independent of each other) or "train".
 
     Returns:
-        Mapping from layer name to raw map (B, 1, *layer size).
+        Mapping from layer name to raw map (B, 1, *layer size). Look at its `status`: where an instance norm follows
+        soon after a layer, the mean gradient that Grad-CAM takes cancels, and the map is "cancelled" (see
+        docs/grad_cam_and_instance_norm.md); HiResCAM does not take that mean.
 
     Raises:
         LayerError: a layer that does not exist, never ran, or lies in a part without gradients.
@@ -65,7 +68,8 @@ def grad_cam(
         DataError: no label for a target that needs one, images of several sizes, or a region that is empty in all
             images.
     """
-    if method not in METHODS:
+    methods = (method,) if isinstance(method, str) else tuple(method)
+    if not methods or not set(methods) <= set(METHODS):
         raise ConfigError(f"Unknown method {method!r}.", where="grad_cam(method=...)", fix=f"Use {', '.join(METHODS)}.")
     wanted = as_target(target)
     data = DataHash()
@@ -79,10 +83,10 @@ def grad_cam(
             )
         data.update(batch.ids, batch.image, batch.label)
         pieces.append(
-            explain_batch(model, batch, layers, wanted, method, taps, mode)
+            explain_batch(model, batch, layers, wanted, methods, taps, mode)
             if patch_size is None
             else explain_windows(
-                model, batch, layers, wanted, method, taps, mode, patch_size=patch_size, overlap=overlap
+                model, batch, layers, wanted, methods, taps, mode, patch_size=patch_size, overlap=overlap
             )
         )
     if not pieces:
@@ -93,35 +97,37 @@ def grad_cam(
             where=", ".join(pieces[0].batch.ids[:4]),
             fix="Choose a case in which the class occurs, inside='reference', or ClassSum for the whole image.",
         )
-    names = list(pieces[0].maps)
+    names = list(pieces[0].connected)
     record = provenance(
         model,
         data.hexdigest(),
         layers=names,
         target=repr(wanted),
-        method=method,
+        method=method if isinstance(method, str) else list(methods),
         mode=mode,
         **({} if patch_size is None else {"patch_size": patch_size, "overlap": overlap}),
     )
-    return _collect(pieces, names, wanted, method, record)
+    return _collect(pieces, names, wanted, methods, record)
 
 
 def _collect(
-    pieces: list[Piece], names: list[str], target: Target, method: str, record: dict[str, Any]
+    pieces: list[Piece], names: list[str], target: Target, methods: Sequence[str], record: dict[str, Any]
 ) -> GradCamResult:
     batches = [piece.batch for piece in pieces]
-    maps = {name: torch.cat([piece.maps[name] for piece in pieces]) for name in names}
+    maps = {
+        method: {name: torch.cat([piece.maps[method][name] for piece in pieces]) for name in names}
+        for method in methods
+    }
+    net = {name: torch.cat([piece.net_gradient[name] for piece in pieces]).tolist() for name in names}
+    connected = {name: any(piece.connected[name] for piece in pieces) for name in names}
     empty = torch.cat([piece.empty for piece in pieces])
     labels = [batch.label for batch in batches]
     return GradCamResult(
-        maps=maps,
-        status={
-            name: [
-                status_of(image_map, bool(is_empty), pieces[0].connected[name])
-                for image_map, is_empty in zip(maps[name], empty, strict=True)
-            ]
-            for name in names
-        },
+        maps=maps[methods[0]],
+        status=statuses(maps[methods[0]], methods[0], empty.tolist(), net, connected),
+        others={method: maps[method] for method in methods[1:]},
+        net_gradient=net,
+        connected=connected,
         image=torch.cat([batch.image.detach().cpu() for batch in batches]),
         label=None
         if any(part is None for part in labels)
@@ -138,6 +144,6 @@ def _collect(
         geometry=[None if one is None else dataclasses.asdict(one) for batch in batches for one in batch.geometries],
         classes=dict(batches[0].classes or {}),
         target=repr(target),
-        method=method,
+        method=methods[0],
         provenance=record,
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError
+from toolkit.explain.cam_result import TELLING
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import Target
 from toolkit.features.inputs import device_of
@@ -49,7 +50,8 @@ class RandomisedWeights(Result):
 
         A cascade has a row per layer and step; its last step has all weights shuffled, and only there is a verdict. It
         is "passes" if the mean of |rank correlation| is at most 0.5, else "fails: the map shows the image, not the
-        network"; "undefined" if a map is constant.
+        network"; "undefined" if no map says anything. `left_out` names the states (cancelled, empty, constant, ...) of
+        maps that did not enter.
         """
         import pandas as pd
 
@@ -72,6 +74,7 @@ class RandomisedWeights(Result):
                     "similarity": mean,
                     "largest": float(known.max()) if len(known) else math.nan,
                     "maps": len(known),
+                    "left_out": ", ".join(sorted(set(part["status"]) - set(TELLING))),
                     "verdict": verdict,
                 }
             )
@@ -111,7 +114,8 @@ def randomised_weights(
             (Adebayo's cascading randomisation); 0 shuffles everything at once.
 
     Returns:
-        `numbers`: layer, case, draw, rank_correlation (Spearman, of the raw maps; NaN if one is constant), and for a
+        `numbers`: layer, case, draw, status (of the network's own map, or of the copy's), rank_correlation (Spearman, of the raw maps; NaN
+        if one is constant or says nothing), and for a
         cascade shuffled_down_to, the module nearest the input whose weights are shuffled.
 
     Raises:
@@ -130,14 +134,17 @@ def randomised_weights(
     for draw, (modules, down_to) in itertools.product(range(draws), groups):
         other = grad_cam(shuffled(model, seed, draw, modules), inputs, list(own), target, **options)
         for layer in own:
-            for case, one, two in zip(own.cases, own[layer], other[layer], strict=True):
+            for index, (case, one, two) in enumerate(zip(own.cases, own[layer], other[layer], strict=True)):
+                states = (own.status[layer][index], f"{other.status[layer][index]} in the copy")
+                silent = [state for state in states if state.removesuffix(" in the copy") not in TELLING]
                 rows.append(
                     {
                         "layer": layer,
                         "case": case,
                         "draw": draw,
                         **({"shuffled_down_to": down_to} if cascade else {}),
-                        "rank_correlation": rank_correlation(one, two),
+                        "status": silent[0] if silent else states[0],
+                        "rank_correlation": math.nan if silent else rank_correlation(one, two),
                     }
                 )
     return RandomisedWeights(

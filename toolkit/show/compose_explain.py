@@ -145,7 +145,8 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
     )
     picture = view.picture(result.image[index])
     panels: list[Panel | None] = [_contour_panel(result, index, view, picture, side)]
-    shared = symmetric_limits(np.concatenate([np.asarray(m[index]).ravel() for m in result.maps.values()]))
+    telling = [np.asarray(m[index]).ravel() for layer, m in result.maps.items() if result.telling(layer, index)]
+    shared = symmetric_limits(np.concatenate(telling or [np.zeros(1)]))
     for layer, maps in result.maps.items():
         raw = np.asarray(maps[index, 0], dtype=float)
         shown = view.coarse(raw, lambda layer=layer: result.resized(layer)[index, 0])
@@ -153,14 +154,23 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
         panels.append(
             Image(
                 title=layer,
-                note=range_note(raw) if status == "ok" else f"{status}: {range_note(raw)}",
+                note=range_note(raw)
+                if status == "ok"
+                else f"{status}: {_why(result, layer, index) or range_note(raw)}",
                 pixels=picture,
-                overlay=shown,
+                overlay=None if status == "cancelled" else shown,
                 overlay_limits=shared if scale == "shared" else symmetric_limits(raw),
                 aspect=view.aspect,
             ).fit(side)
         )
     return panels
+
+
+def _why(result: Any, layer: str, index: int) -> str:
+    """How much of a cancelled gradient its mean keeps; such a map is not stretched to a range of colours."""
+    if result.status[layer][index] != "cancelled":
+        return ""
+    return f"the mean keeps {result.net_gradient[layer][index]:.2g} of the gradient"
 
 
 def _contour_panel(result: Any, index: int, view: View, picture: np.ndarray, side: int) -> Image:

@@ -118,7 +118,7 @@ def test_shuffling_keeps_the_values_and_the_original() -> None:
 
 def test_a_cascade_goes_from_the_output_to_the_input() -> None:
     torch.manual_seed(0)
-    net, image = unet(1, 2, channels=(4, 8)), noise(1, 1, 16, 16)
+    net, image = unet(1, 2, channels=(4, 8), norm="batch"), noise(1, 1, 16, 16)  # instance norms cancel these maps
     found = randomised_weights(net, image, ["bottleneck", "encoder.1"], ClassSum(1), draws=2, cascade=3)
     steps = found.numbers["shuffled_down_to"].unique().tolist()
     assert len(steps) == 3
@@ -140,7 +140,9 @@ def test_a_cascade_goes_from_the_output_to_the_input() -> None:
         .mean()
     )
     for (step, layer), mean in means.items():
-        assert panel.values[steps.index(step), list(panel.column_names).index(layer)] == pytest.approx(mean)
+        assert panel.values[steps.index(step), list(panel.column_names).index(layer)] == pytest.approx(
+            mean, nan_ok=True
+        )
     whole = randomised_weights(net, image, ["bottleneck", "encoder.1"], ClassSum(1), draws=2)
     last = found.numbers[found.numbers["shuffled_down_to"] == steps[-1]]["rank_correlation"].tolist()
     assert last == pytest.approx(whole.numbers["rank_correlation"].tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from golden_cases import golden_case
 from networks import Checkpointed, Inplace, Outputs, Reused, Tokens
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError, DataError, LayerError
+from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.explain.cam_maps import displayed, normalised_sum, raw_map, stretched
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.gradcam import grad_cam
@@ -313,3 +314,65 @@ def test_a_result_reads_like_a_mapping_and_survives_saving(tmp_path: Path) -> No
     assert again.provenance == cam.provenance
     with pytest.raises(LayerError, match="maps of encoder"):
         cam["head"]
+
+
+class _Normed(nn.Module):
+    """A 1x1 convolution, then an instance norm without padding in sight: the mean gradient before it is exactly 0."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.before, self.mix, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1), norm
+        self.after, self.head = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.after(self.norm(self.mix(self.before(x)))).relu())
+
+
+@pytest.mark.parametrize("patch_size", [None, (12, 12)])
+def test_a_map_whose_gradient_cancels_says_so(patch_size: tuple[int, int] | None) -> None:
+    torch.manual_seed(0)
+    image, layers = torch.randn(2, 1, 16, 16), ["before", "after"]
+    states = {}
+    for name, norm in {"instance": nn.InstanceNorm2d(4), "batch": nn.BatchNorm2d(4)}.items():
+        net = _Normed(norm).eval()
+        found = grad_cam(net, image, layers, ClassSum(1), method=["grad_cam", "hires_cam"], patch_size=patch_size)
+        states[name] = found.status
+        hires = grad_cam(net, image, layers, ClassSum(1), method="hires_cam", patch_size=patch_size)
+        other = found.by_method("hires_cam")
+        assert other.status == hires.status == {"before": ["ok"] * 2, "after": ["ok"] * 2}
+        assert all(torch.equal(other[layer], hires[layer]) for layer in hires)
+        assert other.by_method("grad_cam").status == found.status
+        with pytest.raises(ResultError, match="grad_cam, hires_cam"):
+            found.by_method("layer_cam")
+    assert states["instance"] == {"before": ["cancelled"] * 2, "after": ["ok"] * 2}
+    assert states["batch"] == {"before": ["ok"] * 2, "after": ["ok"] * 2}
+
+
+def test_the_share_that_the_mean_keeps_is_that_of_the_gradient() -> None:
+    torch.manual_seed(0)
+    net, image = unet(1, 3, channels=(4, 8)).eval(), torch.randn(1, 1, 16, 16)
+    tape: dict[str, Tensor] = {}
+    handle = net.encoder["1"].register_forward_hook(lambda _, __, output: tape.update(found=output))
+    score = net(image)[:, 1].sum()
+    handle.remove()
+    (gradient,) = torch.autograd.grad(score, tape["found"])
+    expected = sum(abs(float(g.mean())) for g in gradient[0]) / sum(float(g.abs().mean()) for g in gradient[0])
+    found = grad_cam(net, image, "encoder.1", ClassSum(1))
+    assert found.net_gradient["encoder.1"] == [pytest.approx(expected, rel=1e-4)]
+    assert found.table()["net_gradient"].tolist() == found.net_gradient["encoder.1"]
+
+
+def test_a_map_of_one_value_is_constant_and_a_dead_layers_is_zero(tmp_path: Path) -> None:
+    net = nn.Sequential(OrderedDict(a=nn.Conv2d(1, 2, 1), b=nn.ReLU(), c=nn.Conv2d(2, 3, 1)))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(1.0)
+    found = grad_cam(net, torch.ones(1, 1, 8, 8), ["a", "b"], ClassSum(1))
+    assert found.status == {"a": ["constant"], "b": ["constant"]}
+    with torch.no_grad():
+        net.a.weight.fill_(-1.0)
+        net.a.bias.fill_(-1.0)
+    dead = grad_cam(net, torch.ones(1, 1, 8, 8), ["b"], ClassSum(1))
+    assert dead.status == {"b": ["zero"]}
+    assert not dead.telling("b")
+    assert GradCamResult.load(found.save(tmp_path / "cam")).status == found.status

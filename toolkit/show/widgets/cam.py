@@ -39,6 +39,7 @@ NAMES = {
 }
 SCALES = (("own scale for each map", "layer"), ("one shared scale", "shared"))
 _LARGE, _SMALL, _GAP, _LEFT, _WIDTH = 290, 104, 12, 14, 980
+_NO_COLOUR = 1e30  # a range in which every value is the middle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +214,10 @@ class CamExplorer(Explorer):
             reference=None if result.label is None else np.clip(view.plane(result.label[0, 0]), 0, None),
             maps=planes,
             status=status,
-            limits={layer: float(one.abs().max()) or 1.0 for layer, one in raw.items()},
+            limits={
+                layer: 0.0 if status.get(layer) == "cancelled" else float(one.abs().max()) or 1.0
+                for layer, one in raw.items()
+            },
         )
 
     def _page(self) -> Page:
@@ -272,16 +276,18 @@ class CamExplorer(Explorer):
             _paragraph(canvas, left, 70, one)
             return
         layer = self._layer(name, one)
-        limit = shared if self._values["scale"] == "shared" else one.limits[layer]
+        limit = self._limit(one, layer, shared)
         size = fitted(one.picture.shape[:2], one.view.aspect, _LARGE - 42)
         tile = heated(grey(one.picture), one.maps[layer], (-limit, limit), size, self._values["opacity"])
         if self._values["contours"]:
             tile = outlined(tile, one.contours)
         status = one.status.get(layer, "ok")
-        note = f"{name}: {layer}" + (f" ({status})" if status != "ok" else "")
+        words = {"ok": "", "cancelled": " (cancelled by a norm: choose HiResCAM)"}.get(status, f" ({status})")
+        note = f"{name}: {layer}{words}"
         canvas.text(left, 46, note, size=12, bold=True, width=_LARGE)
         canvas.paste(tile, left, 64)
-        canvas.bar(left + size[1] + 6, 64, size[0], (-limit, limit), "diverging_overlay")
+        if limit != _NO_COLOUR:
+            canvas.bar(left + size[1] + 6, 64, size[0], (-limit, limit), "diverging_overlay")
         shape = "x".join(map(str, one.maps[layer].shape))
         canvas.text(left, 66 + size[0], f"prediction outlined; map of {shape}", size=11, colour=FAINT)
 
@@ -294,14 +300,21 @@ class CamExplorer(Explorer):
         size, ground = fitted(one.picture.shape[:2], one.view.aspect, side), grey(one.picture)
         for place, layer in enumerate(layers):
             left = _LEFT + place * (side + _GAP)
-            limit = shared if self._values["scale"] == "shared" else one.limits[layer]
+            limit = self._limit(one, layer, shared)
             tile = heated(ground, one.maps[layer], (-limit, limit), size, self._values["opacity"])
             canvas.paste(tile, left, top + 18)
-            canvas.text(left, top + 20 + size[0], layer, size=11, width=side + _GAP - 2)
+            text = "cancelled" if one.status.get(layer) == "cancelled" else layer
+            canvas.text(left, top + 20 + size[0], text, size=11, width=side + _GAP - 2)
             if layer == self._layer(name, one):
                 canvas.frame(left, top + 18, size[1], size[0], ACCENT, 3)
             if layer in self.layers[next(iter(self.layers))]:
                 canvas.area(Area(f"layer:{layer}", left, top + 18, size[1], size[0] + 16))
+
+    def _limit(self, one: Maps, layer: str, shared: float) -> float:
+        """End of the colour range; a cancelled map has none and is left blank."""
+        if one.status.get(layer) == "cancelled":
+            return _NO_COLOUR
+        return shared if self._values["scale"] == "shared" else one.limits[layer]
 
     def _layer(self, name: str, one: Maps) -> str:
         """The chosen layer; in a network of other names the one at the same place of the strip."""
