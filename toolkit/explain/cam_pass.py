@@ -89,9 +89,7 @@ def combine(maps: Mapping[str, list[Tensor]], target: Target, batch: InputBatch)
 def maps_of(
     activation: Tensor, gradient: Tensor | None, size: Sequence[int], name: str, methods: Sequence[str]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Raw maps (B, 1, *layer size) of one layer by method, zeros where the score does not depend on it; and its
-    `gradient_parts`.
-    """
+    """Raw maps (B, 1, *layer size) of one layer by method, 0 where the score is not connected; its `gradient_parts`."""
     features = to_maps(activation.detach(), size, name).float()
     if gradient is None:
         nothing = torch.zeros_like(features[:, :1])

@@ -164,8 +164,9 @@ class GradCamResult(Result):
         return write_maps(self, Path(folder), list(self.maps if layers is None else layers))
 
     def table(self) -> pd.DataFrame:
-        """One row per layer and image: status, range and mean of the raw map, share above 0, score, voxels summed, and
-        the share of the gradient that its mean keeps (`net_gradient`).
+        """One row per layer and image: status, range and mean of the raw map, share above 0, score, voxels summed.
+
+        `net_gradient` is the share of the gradient that its mean keeps.
         """
         import pandas as pd
 

@@ -66,9 +66,7 @@ def _accumulate(
     taps: Mapping[str, str] | None,
     tiling: Tiling,
 ) -> tuple[dict[str, dict[str, list[Tensor]]], dict[str, list[Tensor]], dict[str, bool]]:
-    """Weighted mean over windows of the maps by method, layer and part; sums of their gradient parts; whether any
-    score reached a layer.
-    """
+    """Weighted mean over windows of maps by method, layer and part; sums of gradient parts; what is connected."""
     totals: dict[str, dict[str, list[Tensor]]] = {method: {} for method in methods}
     shares: dict[str, list[Tensor]] = {}
     connected: dict[str, bool] = {}

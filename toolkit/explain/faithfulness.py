@@ -123,8 +123,12 @@ def faithfulness(
                 deleted, inserted = run(order)
                 curves[f"{name}/{case}/deletion"], curves[f"{name}/{case}/insertion"] = deleted, inserted
                 rows.append(
-                    {"name": name, "case": case, "status": _state(result, name, index)}
-                    | _areas(deleted, inserted, chance)
+                    {
+                        "name": name,
+                        "case": case,
+                        "status": _state(result, name, index),
+                        **_areas(deleted, inserted, chance),
+                    }
                     | _captum_checks(network, result, name, index, frozen, image, perturbations, radius, seed, tiling)
                 )
     return Faithfulness(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.explain.cam_result import TELLING
 from toolkit.explain.faithfulness import Faithfulness
 from toolkit.explain.sanity import RandomisedWeights
 from toolkit.measure.classifier_variability import ClassifierVariability
@@ -21,6 +22,8 @@ from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series
 def faithfulness(result: Faithfulness, *, note: str = "", most: int = 7) -> Figure:
     """Mean deletion and insertion curves of every map, one panel each.
 
+    Maps that say nothing (cancelled, empty, constant) enter no mean; a layer with no others is drawn under their name.
+
     Args:
         result: a `Faithfulness`.
         note: sentence for the caption.
@@ -32,13 +35,12 @@ def faithfulness(result: Faithfulness, *, note: str = "", most: int = 7) -> Figu
     for kind, meaning in (("deletion", "lower is better"), ("insertion", "higher is better")):
         series = []
         for name in names:
-            found = [
-                np.asarray(curve)
-                for key, curve in result.curves.items()
-                if key.startswith(f"{name}/") and key.endswith(kind)
-            ]
-            mean = np.mean(found, axis=0)
-            series.append(Series(name=name, x=np.linspace(0, 1, len(mean)), y=mean))
+            rows = result.numbers[result.numbers["name"] == name]
+            silent = rows[~rows["status"].isin(TELLING)]
+            cases = (silent if len(silent) == len(rows) else rows.drop(silent.index))["case"]
+            words = f" ({', '.join(sorted(set(silent['status'])))})" if len(silent) == len(rows) else ""
+            mean = np.mean([np.asarray(result.curves[f"{name}/{case}/{kind}"]) for case in cases], axis=0)
+            series.append(Series(name=name + words, x=np.linspace(0, 1, len(mean)), y=mean))
         chance = float(result.numbers[f"{kind}_random"].mean())
         panels.append(
             Lines(
