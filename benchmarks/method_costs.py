@@ -3,7 +3,8 @@
     scripts/launch python benchmarks/method_costs.py [--threads 1] [--clock cpu] [--rounds 5] [--only selfreg]
 
 One process, arms in turns, the fastest of the rounds (other programs only ever slow a step down); a step is forward and backward of every part, without the optimizer, so a method's
-share is not watered down. Memory is the peak of what torch allocates on top of the parameters during one step. Written
+share is not watered down. Memory is the peak of what torch allocates on top of the parameters during one step. On
+CUDA where there is a device (then by the wall clock), else on the CPU; each entry names it. Written
 to `benchmarks/results/method_costs.json`; `method_table.py` prints it. On a busy machine use the CPU clock.
 """
 
@@ -13,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from interleave import CLOCKS, machine
 from segreg_step import direct_formula, peak_bytes
 from torch import nn
 
+from toolkit.files import write_atomically
+from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting
 from toolkit.methods.latent_augmentation.image_baselines import (
     AdversarialBias,
     AdversarialNoise,
@@ -47,6 +49,7 @@ from toolkit.training.step import TrainingStep
 
 RESULTS = Path(__file__).parent / "results" / "method_costs.json"
 CLASSES = 4
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,18 @@ class Comparison:
 
 def taught(network: nn.Module) -> Regularizer:
     return SelfReg(groups=getattr(network, "selfreg_groups", None))
+
+
+def elastic(network: nn.Module) -> Regularizer:
+    regularizer = ElasticWeights()
+    regularizer.remember(network, {name: torch.ones_like(p) for name, p in network.named_parameters()})
+    return regularizer
+
+
+def earlier(network: nn.Module) -> Regularizer:
+    regularizer = LearningWithoutForgetting()
+    regularizer.remember(network)
+    return regularizer
 
 
 def masked(scheme: str) -> Callable[[nn.Module], Regularizer]:
@@ -131,6 +146,14 @@ COMPARISONS = {
         "fast/slow network, width 16, 192 x 192, batch 2; plain = standard training",
         {"cooperative, both targeted": 2.4, "cooperative, both dropout": 2.4},
     ),
+    "continual": Comparison(
+        lambda: unet(1, CLASSES),
+        SegmentationObjective,
+        {"EWC": elastic, "LwF, one earlier task": earlier},
+        12,
+        160,
+        "U-Net 16-32-64-128, 160 x 160, batch 12, one earlier task",
+    ),
 }
 
 
@@ -139,12 +162,12 @@ def batch(case: Comparison) -> dict[str, torch.Tensor]:
     classes = 2 if case.objective is MedDisSegObjective else CLASSES
     label = torch.randint(0, classes, (case.images, 1, case.side, case.side), generator=generator)
     image = (label + torch.rand(label.shape, generator=generator)) / classes
-    return {"image": image.expand(-1, 3, -1, -1) if classes == 2 else image, "label": label}
+    return {"image": (image.expand(-1, 3, -1, -1) if classes == 2 else image).to(DEVICE), "label": label.to(DEVICE)}
 
 
 def arm(case: Comparison, make: Callable[[nn.Module], Regularizer] | None) -> Callable[[], None]:
     torch.manual_seed(0)
-    network = case.network()
+    network = case.network().to(DEVICE)
     step = TrainingStep(network, case.objective(), () if make is None else (make(network),))
     data = batch(case)
     for parameter in network.parameters():
@@ -155,8 +178,20 @@ def arm(case: Comparison, make: Callable[[nn.Module], Regularizer] | None) -> Ca
             total = step(data, part=part).total
             assert total is not None
             total.backward()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
 
     return run
+
+
+def peak(run: Callable[[], None]) -> int:
+    """Largest sum of memory allocated during one call, on top of what lay there before."""
+    if DEVICE == "cpu":
+        return peak_bytes(run)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def fastest(arms: Mapping[str, Callable[[], None]], rounds: int, clock: str) -> dict[str, float]:
@@ -174,7 +209,7 @@ def fastest(arms: Mapping[str, Callable[[], None]], rounds: int, clock: str) -> 
 def compared(case: Comparison, rounds: int, clock: str) -> list[dict[str, Any]]:
     arms = {"plain": arm(case, None), **{name: arm(case, make) for name, make in case.methods.items()}}
     seconds = fastest(arms, rounds, clock)
-    memory = {name: peak_bytes(run) for name, run in arms.items()}
+    memory = {name: peak(run) for name, run in arms.items()}
     rows = []
     for name in case.methods:
         ratio, bar = seconds[name] / seconds["plain"], case.bars.get(name)
@@ -227,13 +262,14 @@ def measure(only: list[str] | None, rounds: int, clock: str, threads: int, note:
     torch.set_num_threads(threads)
     for name in only or [*COMPARISONS, "statistic"]:
         rows = statistic(rounds, clock) if name == "statistic" else compared(COMPARISONS[name], rounds, clock)
-        content = {**stored(), name: {**machine(threads, clock), "rounds": rounds, "note": note, "rows": rows}}
+        content = {
+            **stored(),
+            name: {**machine(threads, clock), "device": DEVICE, "rounds": rounds, "note": note, "rows": rows},
+        }
         for one in rows:
             print(json.dumps(one), flush=True)
         RESULTS.parent.mkdir(exist_ok=True)
-        temporary = RESULTS.with_name(f".{RESULTS.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(RESULTS)
+        write_atomically(RESULTS, json.dumps(content, indent=1) + "\n")
 
 
 def stored() -> dict[str, Any]:
@@ -276,7 +312,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--note", default="", help="circumstances, printed below the table")
     options = parser.parse_args()
-    measure(options.only, options.rounds, options.clock, options.threads, options.note)
+    clock = "wall" if DEVICE == "cuda" else options.clock
+    measure(options.only, options.rounds, clock, options.threads, options.note)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 from interleave import CLOCKS, machine
+from method_costs import earlier, elastic, measure, step_times, taught
 from method_costs import lines as cost_lines
-from method_costs import measure, step_times, taught
 from torch import nn
 
 from toolkit.errors import ToolkitError
-from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting
 from toolkit.methods.latent_augmentation.image_baselines import (
     AdversarialBias,
     AdversarialNoise,
@@ -55,18 +54,6 @@ NETWORKS: dict[str, Callable[[bool], nn.Module]] = {
 }
 
 
-def elastic(network: nn.Module) -> Regularizer:
-    regularizer = ElasticWeights()
-    regularizer.remember(network, {name: torch.ones_like(p) for name, p in network.named_parameters()})
-    return regularizer
-
-
-def earlier(network: nn.Module) -> Regularizer:
-    regularizer = LearningWithoutForgetting()
-    regularizer.remember(network)
-    return regularizer
-
-
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A regularizer made for a network; `codes` if it needs a network with codes."""
@@ -92,8 +79,8 @@ METHODS = (
     Method("adversarial noise", lambda network: AdversarialNoise(), codes=True, cost="adversarial noise"),
     Method("adversarial bias", lambda network: AdversarialBias(), codes=True, cost="adversarial bias"),
     Method("dispersive", lambda network: Dispersive(), cost="dispersive, pooled"),
-    Method("EWC", elastic),
-    Method("LwF, one earlier task", earlier),
+    Method("EWC", elastic, cost="EWC"),
+    Method("LwF, one earlier task", earlier, cost="LwF, one earlier task"),
 )
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch
 from interleave import CLOCKS, machine
 
-BENCHMARKS = ("grad_cam", "extraction", "analysis", "umap_first_fit", "segreg_rows", "launcher")
+from toolkit.files import write_atomically
+
+BENCHMARKS = ("grad_cam", "extraction", "analysis", "umap_first_fit", "segreg_rows", "launcher", "waiting", "training")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -35,12 +36,10 @@ def main() -> int:
         rows = importlib.import_module(name).rows(options.threads, options.clock, options.rounds)
         content = {"benchmark": name, **machine(options.threads, options.clock), "rounds": options.rounds, "rows": rows}
         RESULTS.mkdir(exist_ok=True)
-        temporary = RESULTS / f".{name}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(RESULTS / f"{name}.json")
+        write_atomically(RESULTS / f"{name}.json", json.dumps(content, indent=1) + "\n")
         for one in rows:
-            floor = "" if one["floor"] is None else f"floor {one['floor']:.2f}"
-            state = {True: "ok", False: "BELOW", None: ""}[one["passed"]]
+            floor = next((f"{word} {one[word]:.2f}" for word in ("floor", "limit") if one.get(word) is not None), "")
+            state = {True: "ok", False: "MISSED", None: ""}[one["passed"]]
             print(f"{one['name']:<68} {one['ratio']:>8.2f}  {floor:<11} {state}", flush=True)
             failed |= one["passed"] is False
     return int(failed and options.strict)

@@ -18,30 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from loops import SameBatch, random_task, started_loop
 
-from toolkit.data.arrays import task_from_arrays
 from toolkit.models.unet import unet
-from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
-from toolkit.training.directory import RunDirectory
 from toolkit.training.history import HistoryWriter
-from toolkit.training.loop import Loop, Plan, initial_checkpoint
 from toolkit.training.segmentation import SegmentationObjective
-from toolkit.training.step import TrainingStep
 
 BLOCK = 10
-
-
-class SameBatch:
-    """A loader whose batches cost nothing."""
-
-    def __init__(self, batch: dict[str, Any]) -> None:
-        self._batch = batch
-
-    def batch(self, step: int) -> dict[str, Any]:
-        return self._batch
 
 
 def by_hand(batch: dict[str, Any], channels: tuple[int, ...], classes: int) -> Callable[[], None]:
@@ -64,11 +49,8 @@ def ours(
 ) -> Callable[[], None]:
     torch.manual_seed(0)
     config = TrainConfig(steps=10**6, batch_size=len(batch["image"]), learning_rate=1e-3, schedule="constant")
-    step = TrainingStep(unet(1, classes, channels=channels), SegmentationObjective())
-    directory = RunDirectory(folder)
-    directory.create({"objects": {}, "config": {}}, initial_checkpoint(step, config, "benchmark"))
-    plan = Plan(directory, "benchmark", step, SameBatch(batch), config, progress=False)
-    loop = Loop(plan, read(directory.checkpoints, 0))
+    network = unet(1, classes, channels=channels)
+    loop = started_loop(folder, network, SegmentationObjective(), SameBatch(batch), config)
 
     def block() -> None:
         for _ in range(BLOCK):
@@ -93,11 +75,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    drawn = np.random.default_rng(0)
-    images = list(drawn.standard_normal((options.batch, options.side, options.side)).astype(np.float32))
-    labels = list(drawn.integers(0, 4, (options.batch, options.side, options.side)).astype(np.uint8))
-    classes = {k: f"class {k}" for k in range(4)}
-    task = task_from_arrays(images, labels, classes=classes, splits=["train"] * options.batch)
+    task = random_task(options.batch, options.side)
     batch = task.loader("train", batch_size=options.batch).batch(0)
     with tempfile.TemporaryDirectory() as temporary, HistoryWriter(Path(temporary) / "h.jsonl") as history:
         loops = {

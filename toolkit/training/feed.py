@@ -69,7 +69,8 @@ class Feed:
                 if ahead not in self._pending:
                     self._pending[ahead] = self._pool.submit(self._prepared, ahead)
             batch = self._pending.pop(step).result()
-        batch = self._fabric.to_device(batch)  # without waiting, from pinned memory
+        device = self._fabric.device
+        batch = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
         return self._loader.finish(batch) if self._halved else batch
 
     def close(self) -> None:

@@ -51,12 +51,10 @@ class ElasticWeights(Regularizer):
             if name not in fisher:
                 continue
             anchor, curvature = parameter.detach().cpu().double(), fisher[name].detach().cpu().double()
-            before = self._memory.get(f"curvature/{name}")
-            if before is None:
-                before, centre, base = (torch.zeros_like(curvature), anchor, torch.zeros((), dtype=torch.float64))
-            else:
-                before, centre = before.double(), self._memory[f"centre/{name}"].double()
-                base = self._memory[f"base/{name}"].double()
+            before, centre, base = torch.zeros_like(curvature), anchor, torch.zeros((), dtype=torch.float64)
+            if f"curvature/{name}" in self._memory:
+                known = [self._memory[f"{part}/{name}"].cpu().double() for part in ("curvature", "centre", "base")]
+                before, centre, base = known
             total = before + curvature
             # a (x - m)^2 + f (x - t)^2 = (a + f) (x - c)^2 + a f / (a + f) (m - t)^2
             share = torch.where(total > 0, curvature / total, torch.zeros_like(total))
@@ -69,12 +67,17 @@ class ElasticWeights(Regularizer):
         total = torch.zeros((), device=context.batch["image"].device)
         for name, parameter in context.model.named_parameters():
             if f"curvature/{name}" in self._memory:
-                curvature, centre = (
-                    self._memory[f"{part}/{name}"].to(parameter.device) for part in ("curvature", "centre")
+                curvature, centre, base = (
+                    self._there(f"{p}/{name}", parameter) for p in ("curvature", "centre", "base")
                 )
-                total = total + (curvature * (parameter.float() - centre).square()).sum()
-                total = total + self._memory[f"base/{name}"].to(total)
+                total = total + (curvature * (parameter.float() - centre).square()).sum() + base.to(total)
         return {"penalty": total / 2}
+
+    def _there(self, name: str, parameter: Tensor) -> Tensor:
+        """A part of the quadratic on the parameter's device, moved once."""
+        if self._memory[name].device != parameter.device:
+            self._memory[name] = self._memory[name].to(parameter.device)
+        return self._memory[name]
 
     def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
         """The parameters: there is no tap."""
