@@ -16,7 +16,7 @@ export PYTHONUNBUFFERED := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
 
-.PHONY: help setup demo test lint lab notebooks browser workshop gpu-check benchmarks clean
+.PHONY: help setup demo test lint lab notebooks docs browser workshop gpu-check benchmarks clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,8 +46,13 @@ lab: $(READY) ## JupyterLab on the notebooks
 	$(LAUNCH) "$(BIN)/python" -m jupyterlab --ServerApp.root_dir=notebooks --LabApp.news_url=None \
 	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(OPTIONS)
 
-notebooks: $(READY) ## run every notebook from top to bottom in its quick form
-	FAST=1 $(LAUNCH) "$(BIN)/python" -m pytest -q -p nbmake.pytest_plugin --nbmake --nbmake-timeout=900 notebooks $(OPTIONS)
+notebooks: $(READY) ## run every notebook from top to bottom in its quick form; outputs go to build/notebooks
+	rm -rf build/notebooks && mkdir -p build && cp -r notebooks build/notebooks
+	FAST=1 $(LAUNCH) "$(BIN)/python" -m pytest -q -p nbmake.pytest_plugin --nbmake --overwrite --nbmake-timeout=900 build/notebooks $(OPTIONS)
+
+docs: $(READY) ## build the site into build/site, with the notebooks as `make notebooks` last executed them
+	"$(BIN)/python" -m sphinx -q -W --keep-going -b html docs build/site $(OPTIONS)
+	@echo "build/site/index.html"
 
 workshop: $(READY) ## write dist/workshop: notebooks, data, small trained networks, features; for use without a network connection
 	@$(LAUNCH) "$(BIN)/python" -m toolkit workshop --out dist/workshop --notebooks notebooks $(OPTIONS)

@@ -1,4 +1,4 @@
-"""Table of the methods, made by running one training step of each: docs/methods.md.
+"""Table of the methods, made by running one training step of each: docs/costs.md.
 
     python benchmarks/method_table.py                # what runs where, extra parameters and passes
     python benchmarks/method_table.py --measure      # and first what they cost (method_costs.py); needs a quiet machine
@@ -41,7 +41,7 @@ from toolkit.training.regularizer import Regularizer
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 
-OUT = Path(__file__).parents[1] / "docs" / "methods.md"
+OUT = Path(__file__).parents[1] / "docs" / "costs.md"
 README = OUT.parents[1] / "README.md"
 MARKS = ("<!-- methods: made by benchmarks/method_table.py -->", "<!-- end of methods -->")
 CLASSES = 3
