@@ -1,17 +1,27 @@
-"""Names for the toolkit's own objects, so that a run directory stores `name + keyword arguments` and never code."""
+"""Names for objects of the toolkit and of its extensions: a run directory stores `name + keyword arguments`, never code."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import functools
+import importlib
+import inspect
+import json
+import pkgutil
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, ToolkitWarning
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
+ENTRY_POINTS = "toolkit.extensions"  # group in which an installed package names its modules that register objects
 _FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {}
 _PACKAGES: list[str] = []
+_LOADED: set[str] = set()
 
 
 def offer(*packages: str) -> None:
@@ -20,62 +30,184 @@ def offer(*packages: str) -> None:
 
 
 def packages() -> list[str]:
-    """What was offered."""
+    """What was offered, by the toolkit or by an installed package's entry point in the group `toolkit.extensions`."""
+    offer(*(point.module for point in entry_points(group=ENTRY_POINTS)))
     return list(_PACKAGES)
 
 
-def register(kind: str, name: str) -> Callable[[Factory], Factory]:
-    """Class or function decorator: `build(kind, {"name": name, "arguments": ...})` will call it.
+def load() -> None:
+    """Import every module that registers objects (the toolkit's import torch and NumPy only).
 
-    A registered dataclass also gets a class attribute `registered_name = (kind, name)`.
+    Warns:
+        ToolkitWarning: an extension cannot be imported; the others are.
+    """
+    for name in packages():
+        if name in _LOADED:
+            continue
+        _LOADED.add(name)
+        try:
+            package = importlib.import_module(name)
+            for module in pkgutil.walk_packages(getattr(package, "__path__", ()), f"{name}."):
+                importlib.import_module(module.name)
+        except Exception as error:
+            if name.startswith("toolkit."):
+                raise
+            warnings.warn(f"The extension {name!r} cannot be imported: {error!r}.", ToolkitWarning, stacklevel=2)
+
+
+def register(kind: str, name: str) -> Callable[[Factory], Factory]:
+    """Class or function decorator: gives a model, objective, regularizer, task or strategy a name that runs store.
+
+    A run with a registered object is rebuilt from the name and the keyword arguments, in every process that has
+    imported the module that registers it; an installed package names that module as an entry point in the group
+    `toolkit.extensions` and is then imported on its own. What a registered model factory returns remembers how it was called.
+
+    Args:
+        kind: "model", "objective", "regularizer", "task" or "strategy".
+        name: how it is stored; it belongs to one class or function.
+
+    Raises:
+        ConfigError: the name belongs to another class or function.
+
+    Example:
+        >>> import toolkit as tk
+        >>> @tk.register("model", "tiny")
+        ... def tiny(classes: int):
+        ...     return tk.unet(1, classes, channels=(4, 8))
     """
 
     def decorate(factory: Factory) -> Factory:
-        _FACTORIES.setdefault(kind, {})[name] = factory
+        owner = _FACTORIES.setdefault(kind, {}).get(name)
+        if owner is not None and place(owner) != place(factory):
+            raise ConfigError(
+                f"The {kind} name {name!r} belongs to {place(owner)}.",
+                where=f"register({kind!r}, {name!r}) on {place(factory)}",
+                fix="Register it under another name.",
+            )
+        made: Any = factory
         if isinstance(factory, type):
-            factory.registered_name = (kind, name)  # type: ignore[attr-defined]
-        return factory
+            made.registered_name = (kind, name)
+            if not dataclasses.is_dataclass(factory):
+                _remember_calls(factory)
+        elif kind == "model":
+            made = _describing(factory, name)
+        _FACTORIES[kind][name] = made
+        return made
 
     return decorate
 
 
+def place(value: Any) -> str:
+    """`module:qualified name` of a class or function."""
+    return f"{value.__module__}:{value.__qualname__}"
+
+
 def names(kind: str) -> list[str]:
-    """Registered names of one kind (`model`, `objective`, `regularizer`, `task`), sorted."""
+    """Registered names of one kind (`model`, `objective`, `regularizer`, `task`, `strategy`), sorted."""
+    load()
     return sorted(_FACTORIES.get(kind, {}))
 
 
 def attributes(kind: str, attribute: str) -> dict[str, Any]:
     """What the registered classes of one kind hold under a name, by registered name, where it is not empty."""
+    load()
     values = {name: getattr(factory, attribute, None) for name, factory in _FACTORIES.get(kind, {}).items()}
     return {name: value for name, value in values.items() if value}
 
 
-def describe(obj: object) -> dict[str, Any] | None:
-    """The JSON-able recipe of a toolkit object, or None for a foreign one.
+def factory(kind: str, name: str) -> Callable[..., Any]:
+    """The class or function of a name.
 
-    An object describes itself with a `toolkit_config` attribute (`{"name": ..., "arguments": {...}}`) or, if it is
-    a registered dataclass, by its init fields.
+    Raises:
+        ConfigError: unknown name.
     """
-    config = getattr(obj, "toolkit_config", None)
+    if name not in _FACTORIES.get(kind, {}):
+        known = names(kind)
+        if name not in known:
+            raise ConfigError(f"There is no {kind} called {name!r}.", fix=f"Known: {', '.join(known) or 'none'}.")
+    return _FACTORIES[kind][name]
+
+
+def settings(obj: object) -> dict[str, Any] | None:
+    """Keyword arguments that make an equal object: a dataclass's init fields, or the call that was remembered."""
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj) if field.init}
+    return getattr(obj, "_call", None)
+
+
+def remember_call(obj: object, function: Callable[..., Any], values: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """Keep the arguments with which `function` makes or initialises `obj`, unless it takes any number of them."""
+    signature = inspect.signature(function)
+    if not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values()):
+        bound = signature.bind(*values, **named)
+        bound.apply_defaults()
+        object.__setattr__(obj, "_call", dict(bound.arguments))
+
+
+def remember_new(obj: object, values: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """For the `__new__` of a base class: keep the arguments that its subclass's `__init__` is about to get."""
+    if dataclasses.is_dataclass(obj):
+        return
+    with contextlib.suppress(TypeError):  # `__init__` itself will say what is wrong with them
+        remember_call(obj, functools.partial(type(obj).__init__, obj), values, named)
+    if not values and not named and "_call" not in vars(obj):
+        object.__setattr__(obj, "_call", {})
+
+
+def describe(obj: object) -> dict[str, Any] | None:
+    """Name and arguments of an object whose very class or factory is registered, else None.
+
+    A subclass of a registered class is another class: it has no description of its own unless it is registered too.
+    """
+    config = vars(obj).get("toolkit_config") if hasattr(obj, "__dict__") else None
     if config is not None:
         return dict(config)
-    if dataclasses.is_dataclass(obj) and not isinstance(obj, type) and hasattr(obj, "registered_name"):
-        arguments = {f.name: getattr(obj, f.name) for f in dataclasses.fields(obj) if f.init}
-        return {"name": obj.registered_name[1], "arguments": arguments}
-    return None
+    _, name = vars(type(obj)).get("registered_name", ("", ""))
+    arguments = settings(obj)
+    if not name or arguments is None:
+        return None
+    return {"name": name, "arguments": arguments}
 
 
-def build(kind: str, config: dict[str, Any]) -> Any:
+def build(kind: str, config: Mapping[str, Any]) -> Any:
     """Rebuild the object that `describe` described.
 
     Raises:
         ConfigError: unknown name, or arguments the factory does not take.
     """
-    name = config.get("name", "")
-    factory = _FACTORIES.get(kind, {}).get(name)
-    if factory is None:
-        raise ConfigError(f"There is no {kind} called {name!r}.", fix=f"Known: {', '.join(names(kind)) or 'none'}.")
+    make = factory(kind, config.get("name", ""))
     try:
-        return factory(**config.get("arguments", {}))
+        return make(**config.get("arguments", {}))
     except TypeError as error:
-        raise ConfigError(f"The {kind} {name!r} cannot be rebuilt: {error}.", where=str(config)) from error
+        raise ConfigError(
+            f"The {kind} {config['name']!r} cannot be rebuilt: {error}.", where=str(dict(config))
+        ) from error
+
+
+def _remember_calls(cls: Any) -> None:
+    original = cls.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        original(self, *values, **named)
+        if type(self) is cls:
+            remember_call(self, functools.partial(original, self), values, named)
+
+    cls.__init__ = init
+
+
+def _describing(make: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The model factory, whose models carry the name and the arguments that rebuild them."""
+
+    @functools.wraps(make)
+    def described(*values: Any, **named: Any) -> Any:
+        model = make(*values, **named)
+        remember_call(model, make, values, named)
+        try:
+            arguments = json.loads(json.dumps(vars(model).pop("_call", None)))
+        except (TypeError, ValueError):
+            arguments = None  # values that JSON cannot hold: the model must be passed again
+        model.toolkit_config = None if arguments is None else {"name": name, "arguments": arguments}
+        return model
+
+    return described

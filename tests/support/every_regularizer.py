@@ -18,9 +18,7 @@ from toolkit.models.unet import unet
 from toolkit.training.objective import Objective
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.segmentation import SegmentationObjective
-from toolkit.training.serialization import load_registry
 
-load_registry()
 NAMES = registry.names("regularizer")
 
 
@@ -40,7 +38,7 @@ MEMORIES: dict[str, Callable[[Any, nn.Module], None]] = {
 
 def weight_arguments(name: str) -> dict[str, float]:
     """Arguments that are a weight, or are named like one of the terms, with their defaults."""
-    factory: Any = registry._FACTORIES["regularizer"][name]
+    factory: Any = registry.factory("regularizer", name)
     terms = factory().weights(10**6)
     parameters = inspect.signature(factory).parameters
     return {n: float(parameters[n].default) for n in parameters if n == "weight" or n.endswith("_weight") or n in terms}
@@ -48,7 +46,7 @@ def weight_arguments(name: str) -> dict[str, float]:
 
 def made(name: str, scale: float = 1.0, *, remembering: bool = True, dims: int = 2) -> Regularizer:
     """The registered regularizer with its default settings, all weights multiplied by `scale`."""
-    factory: Any = registry._FACTORIES["regularizer"][name]
+    factory: Any = registry.factory("regularizer", name)
     regularizer = factory(**{n: scale * value for n, value in weight_arguments(name).items()})
     assert isinstance(regularizer, Regularizer)
     if remembering and name in MEMORIES:

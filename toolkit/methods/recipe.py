@@ -20,7 +20,6 @@ from toolkit.training.objective import Objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.seeding import seeded
-from toolkit.training.serialization import load_registry
 from toolkit.training.train import resume, train
 
 if TYPE_CHECKING:
@@ -86,7 +85,6 @@ class Stage(Mapping[str, Any]):
         transfer: str | None = None,
         prepare: Callable[[nn.Module], Any] | None = None,
     ) -> None:
-        load_registry()
         self.name, self.task, self.index, self.transfer = name, task, index, transfer
         self.settings = tuple(settings)
         self._model_name, self._prepare = model, prepare

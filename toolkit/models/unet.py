@@ -107,16 +107,6 @@ class UNet(nn.Module):
             {str(k): DecoderBlock(above[k - 1], widths[k - 1], widths[k - 1], **block) for k in reversed(levels)}
         )
         self.head = _CONVOLUTIONS[dims](widths[0], out_channels, 1)
-        self.toolkit_config: dict[str, Any] = {
-            "name": "unet",
-            "arguments": {
-                "in_channels": in_channels,
-                "out_channels": out_channels,
-                "channels": list(self.channels),
-                "dims": dims,
-                "norm": norm,
-            },
-        }
         self.toolkit_taps: dict[str, str] = {
             "head_input": "head:input",
             "pre_activation": "decoder.1.conv.norm2",

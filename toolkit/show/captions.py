@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.registry import attributes
-from toolkit.training.serialization import load_registry
 
 _HASH = re.compile(r"\b[0-9a-f]{16,128}\b")
 _ABSOLUTE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\)")
@@ -44,7 +43,6 @@ def _lines(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[s
 
 def caveats(text: str) -> list[str]:
     """The sentences owed to a reader by the regularizers that the text names (`Regularizer.caveat`)."""
-    load_registry()
     return [sentence for name, sentence in attributes("regularizer", "caveat").items() if name in text.lower()]
 
 

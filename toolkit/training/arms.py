@@ -14,7 +14,7 @@ from toolkit.errors import ConfigError
 from toolkit.features.modules import unwrap
 from toolkit.models.load import tensors_of, weights_bytes
 from toolkit.training.config import TrainConfig
-from toolkit.training.objective import Objective
+from toolkit.training.objective import Loss, Objective, as_objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.seeding import seeded
 from toolkit.training.serialization import describe
@@ -34,7 +34,7 @@ class Arm:
     """
 
     model: Factory | None = None
-    objective: Objective | None = None
+    objective: Objective | Loss | None = None
     regularizer: Regularizer | Sequence[Regularizer] | None = None
     config: Mapping[str, Any] | None = None
 
@@ -46,7 +46,7 @@ class Arm:
     def describe(self) -> dict[str, Any]:
         """What the study's record holds of it."""
         return {
-            "objective": None if self.objective is None else describe("objective", self.objective),
+            "objective": None if self.objective is None else describe("objective", as_objective(self.objective)),
             "regularizers": [describe("regularizer", each) for each in self.regularizers],
             "config": dict(self.config or {}),
         }

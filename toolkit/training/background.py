@@ -5,46 +5,30 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import ToolkitError
+from toolkit.training import handover
 from toolkit.training.directory import RunDirectory
 from toolkit.training.history import last_step
 from toolkit.training.process import is_alive
 
 
-def check_rebuildable(objects: Mapping[str, Any]) -> None:
-    """Refuse objects that a child process could not build from their description.
+def start(path: Path, parcel: bytes) -> subprocess.Popen[bytes]:
+    """Start the child that carries on a run; its output goes to `background.log` in the run's directory.
 
-    Raises:
-        ConfigError: foreign objects, all listed.
+    Args:
+        path: the run's directory.
+        parcel: what the run's record cannot rebuild, by the arguments of `resume`; see `handover.packed`.
     """
-    entries = {key: value if isinstance(value, list) else [value] for key, value in objects.items()}
-    foreign = [f"{key}: {e['foreign']}" for key, many in entries.items() for e in many if "foreign" in e]
-    if foreign:
-        raise ConfigError(
-            f"A child process cannot rebuild these objects: {'; '.join(foreign)}.",
-            where="train(background=True)",
-            fix="Train in this process (background=False), or register their classes (toolkit.registry.register) in a "
-            "module that toolkit imports; a task needs a name that load_task knows.",
-        )
-
-
-def start(path: Path) -> subprocess.Popen[bytes]:
-    """Start the child that carries on a run; its output goes to `background.log` in the run's directory."""
-    root = str(Path(__file__).parents[2])  # the child imports this very toolkit, installed or not
-    known = os.environ.get("PYTHONPATH")
     with (path / "background.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "toolkit.training.child", str(path)],
-            stdin=subprocess.DEVNULL,
+        process = handover.start(
+            "toolkit.training.child",
+            [str(path)],
+            parcel,
             stdout=log,
             stderr=log,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, known)))},
             start_new_session=os.name == "posix",  # an interrupt of the notebook must not reach it
         )
     RunDirectory(path).set_state("running", process.pid, step=0)

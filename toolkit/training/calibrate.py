@@ -16,7 +16,7 @@ from torch import nn
 from toolkit.errors import ConfigError, RegularizerWarning
 from toolkit.features.modules import unwrap
 from toolkit.training.config import TrainConfig, as_config
-from toolkit.training.objective import Objective
+from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.train import train
 
@@ -32,7 +32,7 @@ def calibrate(
     ratio: float = 0.1,
     steps: int = 20,
     skip: int | None = None,
-    objective: Objective | None = None,
+    objective: Objective | Loss | None = None,
     taps: Mapping[str, str] | None = None,
     site: str | Sequence[str] | None = None,
 ) -> Calibrated:

@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+from toolkit.training import handover
 from toolkit.training.directory import RunDirectory
 from toolkit.training.interrupt import graceful_interrupt
 from toolkit.training.train import resume
@@ -19,7 +20,7 @@ def main(arguments: list[str]) -> int:
     try:
         with graceful_interrupt(also_terminate=True) as request:
             torch.set_num_threads(directory.record()["environment"]["threads"])
-            resume(directory.path, progress=False, stop=request)
+            resume(directory.path, progress=False, stop=request, **handover.received(sys.stdin.buffer))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BaseException as error:

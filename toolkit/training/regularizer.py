@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from toolkit import registry
 from toolkit.errors import ConfigError
 
 
@@ -60,6 +61,12 @@ class Regularizer:
     name: ClassVar[str] = "regularizer"
     caveat: ClassVar[str] = ""
     deferred: ClassVar[bool] = False
+
+    def __new__(cls, *values: Any, **named: Any) -> Any:
+        """Remember the call, so that a run can store it."""
+        made = super().__new__(cls)
+        registry.remember_new(made, values, named)
+        return made
 
     @property
     def taps(self) -> tuple[str, ...]:

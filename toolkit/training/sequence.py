@@ -23,12 +23,12 @@ from toolkit.models.load import load_weights, tensors_of, weights_bytes
 from toolkit.training import scoring
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, check_empty
-from toolkit.training.objective import Objective
+from toolkit.training.objective import Loss, Objective, as_objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.serialization import describe, restore
 from toolkit.training.strategies import Strategy, as_strategy
-from toolkit.training.train import default_objective, default_path, resume, train
+from toolkit.training.train import default_path, resume, train
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +155,7 @@ def train_sequence(
     out: str | os.PathLike[str] | None = None,
     *,
     strategy: str | Strategy = "sequential",
-    objective: Objective | None = None,
+    objective: Objective | Loss | None = None,
     taps: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Stages:
@@ -189,7 +189,7 @@ def train_sequence(
         task.cases("train", site=site)  # an unknown site is an error before anything is written
     regularizers = as_regularizers(regularizer)
     as_regularizers([*regularizers, *strategy.regularizers()])  # a clash of names is an error now
-    objective = default_objective() if objective is None else objective
+    objective = as_objective(objective)
     path = absolute(default_path(task, regularizers) if out is None else out)
     if (path / RECORD).exists():
         raise ConfigError(
@@ -219,7 +219,7 @@ def resume_sequence(
     model: nn.Module | None = None,
     task: Any = None,
     regularizer: Regularizer | Sequence[Regularizer] | None = None,
-    objective: Objective | None = None,
+    objective: Objective | Loss | None = None,
     *,
     progress: bool = True,
 ) -> Stages:

@@ -1,28 +1,44 @@
-"""Model, task, objective and regularizers of a run as registered names with keyword arguments, and back."""
+"""Model, task, objective and regularizers of a run as names with keyword arguments, and back.
+
+A registered object is stored by its name. A regularizer or an objective of the user's own is stored by the module and
+the file of its class (`origin`). Everything else is stored as `foreign`, by the name of its class, and is passed again.
+"""
 
 from __future__ import annotations
 
-import functools
-import importlib
 import json
-import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from toolkit import registry
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.features.modules import unwrap
+from toolkit.training.objective import LossObjective, Objective, as_objective
+from toolkit.training.origin import find, origin_of
+from toolkit.training.regularizer import Regularizer
+
+_BASES: dict[str, type] = {"objective": Objective, "regularizer": Regularizer}
+_ARGUMENTS = {"model": "model", "task": "task", "objective": "objective", "regularizers": "regularizer"}
 
 
-def describe(kind: str, obj: object) -> dict[str, Any]:
-    """`{"name": ..., "arguments": ...}` of a registered toolkit object, `{"foreign": class}` of any other."""
-    load_registry()
-    recipe = registry.describe(obj)
-    if recipe is not None and recipe.get("name") in registry.names(kind):
-        try:
-            return json.loads(json.dumps({"name": recipe["name"], "arguments": recipe.get("arguments", {})}))
-        except (TypeError, ValueError):
-            pass  # arguments that JSON cannot hold: the object must be passed again
-    return {"foreign": class_name(obj)}
+def describe(kind: str, obj: Any) -> dict[str, Any]:
+    """What a run records of an object: `name` and `arguments`, the origin of its class or factory, or `foreign`."""
+    obj = unwrap(obj) if isinstance(obj, nn.Module) else obj
+    entry = registry.describe(obj)
+    if entry is not None and entry.get("name") in registry.names(kind):
+        make = registry.factory(kind, entry["name"])
+        entry |= {} if _comes_with_a_package(make) else origin_of(make) or {}
+    elif isinstance(obj, _BASES.get(kind, ())) and (arguments := registry.settings(obj)) is not None:
+        origin = origin_of(type(obj))
+        entry = None if origin is None else {**origin, "arguments": arguments}
+    else:
+        entry = None
+    try:
+        return json.loads(json.dumps(entry)) if entry is not None else _foreign(obj)
+    except (TypeError, ValueError):
+        return _foreign(obj)  # arguments that JSON cannot hold: the object must be passed again
 
 
 def class_name(obj: object) -> str:
@@ -31,13 +47,18 @@ def class_name(obj: object) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def needs_handing_over(entry: Mapping[str, Any]) -> bool:
+    """Whether another process cannot build the object from its record alone."""
+    return "name" not in entry or "class" in entry
+
+
 def restore(
     recorded: Mapping[str, Any],
     given: Mapping[str, Any],
     where: str,
     only: Sequence[str] = ("model", "task", "objective", "regularizers"),
 ) -> dict[str, Any]:
-    """The objects of a run: those that were passed again, else rebuilt by the registry.
+    """The objects of a run: those that were passed again, else rebuilt.
 
     Args:
         recorded: the run's `objects`.
@@ -46,19 +67,20 @@ def restore(
         only: keys that are needed.
 
     Raises:
-        CheckpointError: a foreign object was not passed (all missing ones are listed), or another one was.
+        CheckpointError: an object that cannot be found was not passed (all missing ones are listed), or another one was.
     """
-    load_registry()
+    if given.get("objective") is not None:
+        given = {**given, "objective": as_objective(given["objective"])}
     missing = [
-        f"{_ARGUMENTS[key]}={', '.join(_foreign(recorded[key]))}"
+        f"{_ARGUMENTS[key]}={', '.join(lost)}"
         for key in only
-        if given.get(key) is None and _foreign(recorded[key])
+        if given.get(key) is None and (lost := [_call(e) for e in _entries(recorded[key]) if _is_lost(e)])
     ]
     if missing:
         raise CheckpointError(
             f"This run holds objects of your own, which must be passed again: {'; '.join(missing)}.",
             where=where,
-            fix=f"toolkit.resume(path, {', '.join(m.split('=')[0] + '=...' for m in missing)})",
+            fix=f"toolkit.resume(path, {', '.join(m.split('=')[0] + '=...' for m in missing)}), or import their modules first.",
         )
     return {key: _restore_one(key, recorded[key], given.get(key), where) for key in only}
 
@@ -68,8 +90,8 @@ def _restore_one(key: str, recorded: Any, given: Any, where: str) -> Any:
     if given is None:
         try:
             if isinstance(recorded, list):
-                return [registry.build(kind, entry) for entry in recorded]
-            return registry.build(kind, recorded)
+                return [_rebuilt(kind, entry) for entry in recorded]
+            return _rebuilt(kind, recorded)
         except ConfigError as error:
             raise CheckpointError(
                 f"The {kind} of this run cannot be rebuilt here: {error.what}",
@@ -77,7 +99,7 @@ def _restore_one(key: str, recorded: Any, given: Any, where: str) -> Any:
                 fix=f"Pass it: toolkit.resume(path, {kind}=...). {error.fix}",
             ) from error
     now = [describe(kind, item) for item in given] if isinstance(recorded, list) else describe(kind, given)
-    if now != recorded:
+    if [_identity(e) for e in _entries(now)] != [_identity(e) for e in _entries(recorded)]:
         raise CheckpointError(
             f"The {kind} that was passed is not the one of this run.",
             where=f"{where}: recorded {json.dumps(recorded)}, passed {json.dumps(now)}",
@@ -86,18 +108,59 @@ def _restore_one(key: str, recorded: Any, given: Any, where: str) -> Any:
     return given
 
 
-_ARGUMENTS = {"model": "model", "task": "task", "objective": "objective", "regularizers": "regularizer"}
+def _rebuilt(kind: str, entry: Mapping[str, Any]) -> Any:
+    made = find(entry) if "class" in entry else None
+    if "name" in entry:
+        return registry.build(kind, entry)
+    base = _BASES.get(kind, type(None))
+    if not (isinstance(made, type) and issubclass(made, base)):
+        raise ConfigError(f"{entry['class']} is not a {base.__name__}.", fix="")
+    try:
+        return made(**entry["arguments"])
+    except TypeError as error:
+        raise ConfigError(f"{entry['class']}: {error}.", fix="") from error
 
 
-def _foreign(recorded: Any) -> list[str]:
-    entries = recorded if isinstance(recorded, list) else [recorded]
-    return [entry["foreign"] for entry in entries if "foreign" in entry]
+def _entries(recorded: Any) -> list[dict[str, Any]]:
+    return recorded if isinstance(recorded, list) else [recorded]
 
 
-@functools.cache
-def load_registry() -> None:
-    """Import every module that registers toolkit objects (they import torch and NumPy only)."""
-    for name in registry.packages():
-        package = importlib.import_module(name)
-        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
-            importlib.import_module(module.name)
+def _is_lost(entry: Mapping[str, Any]) -> bool:
+    return "foreign" in entry or ("class" in entry and find(entry) is None)
+
+
+def _call(entry: Mapping[str, Any]) -> str:
+    """The call that makes the object again, as far as it is known."""
+    if "foreign" in entry:
+        return str(entry["foreign"])
+    module, _, name = entry["class"].partition(":")
+    arguments = ", ".join(f"{key}={value!r}" for key, value in entry["arguments"].items())
+    return f"{name}({arguments}) of {entry.get('file', module)}"
+
+
+def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry without the places that change when a file moves or a script becomes a module."""
+    kept = {key: value for key, value in entry.items() if key not in ("file", "sha256", "class")}
+    return kept if "name" in kept or "class" not in entry else {**kept, "class": entry["class"].partition(":")[2]}
+
+
+def _foreign(obj: object) -> dict[str, Any]:
+    """The name of the class (of the function, for a plain loss), and of a loss what can be read of its settings."""
+    if not isinstance(obj, LossObjective):
+        return {"foreign": class_name(obj)}
+    loss = obj.loss
+    if not isinstance(loss, nn.Module):
+        return {
+            "foreign": f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', type(loss).__qualname__)}"
+        }
+    plain = {
+        f"{path}.{name}".strip("."): value
+        for path, module in loss.named_modules()
+        for name, value in vars(module).items()
+        if name != "training" and isinstance(value, (bool, int, float, str))
+    }
+    return {"foreign": class_name(loss), "settings": plain}
+
+
+def _comes_with_a_package(make: Any) -> bool:
+    return any(make.__module__ == name or make.__module__.startswith(f"{name}.") for name in registry.packages())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from toolkit.errors import ProtocolError
 from toolkit.features.capture import Tape, capture
 from toolkit.features.provenance import mark_trained_with
-from toolkit.training.objective import Objective
+from toolkit.training.objective import Loss, Objective, as_objective
 from toolkit.training.regularizer import Regularizer, StepContext, keyed_generator
 
 
@@ -59,7 +59,7 @@ class TrainingStep(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        objective: Objective,
+        objective: Objective | Loss,
         regularizers: Sequence[Regularizer] = (),
         *,
         seed: int = 0,
@@ -67,7 +67,7 @@ class TrainingStep(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.objective = objective
+        self.objective = as_objective(objective)
         self.regularizers = tuple(regularizers)
         self.seed = seed
         self.taps = dict(taps or {})
@@ -75,7 +75,7 @@ class TrainingStep(nn.Module):
         self._context: StepContext | None = None
         self._tape: Tape | None = None
         self._taps_of: dict[str, tuple[str, ...]] = {}
-        require_methods(network, objective.requires, objective.name)
+        require_methods(network, self.objective.requires, self.objective.name)
         for regularizer in self.regularizers:
             require_methods(network, regularizer.requires, regularizer.name)
         mark_trained_with(network, [regularizer.name for regularizer in self.regularizers])

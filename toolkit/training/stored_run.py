@@ -17,7 +17,7 @@ from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.environment import content_hash
-from toolkit.training.objective import Objective
+from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.run import Run
 from toolkit.training.serialization import restore
@@ -29,7 +29,7 @@ def open_run(
     model: nn.Module | None = None,
     task: Any = None,
     regularizers: Sequence[Regularizer] | None = None,
-    objective: Objective | None = None,
+    objective: Objective | Loss | None = None,
     *,
     fallback: bool = False,
 ) -> tuple[Run, TrainingStep, Checkpoint, dict[str, Any]]:

@@ -14,7 +14,6 @@ from toolkit.errors import ConfigError
 from toolkit.registry import register
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.run import Run
-from toolkit.training.serialization import load_registry
 
 
 @register("strategy", "sequential")
@@ -129,5 +128,4 @@ def as_strategy(value: Any) -> Strategy:
     """
     if isinstance(value, Strategy):
         return value
-    load_registry()
     return registry.build("strategy", {"name": value} if isinstance(value, str) else value)

@@ -21,10 +21,9 @@ from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import check_empty
 from toolkit.training.environment import content_hash, environment
 from toolkit.training.executors import Training, run_all
-from toolkit.training.objective import Objective
+from toolkit.training.objective import Loss, Objective, as_objective
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.serialization import describe
-from toolkit.training.train import default_objective
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +61,7 @@ def compare(
     folds: int | Sequence[Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     executor: Executor | Callable[[], Executor] | None = None,
-    objective: Objective | None = None,
+    objective: Objective | Loss | None = None,
     baseline: str | None = None,
     metric: str = "dice",
     split: str = "test",
@@ -121,7 +120,7 @@ def compare(
     parts = _fold_tasks(task, folds, split)
     name = f"{getattr(task, 'name', 'task')}-study-{secrets.token_hex(3)}"
     path = absolute(Path("runs") / name if out is None else out)
-    objective = default_objective() if objective is None else objective
+    objective = as_objective(objective)
     networks, digests = first_networks(chosen, model, seeds)
     record = {
         "config": {**config.to_dict(), "seed": None},
@@ -142,7 +141,7 @@ def compare(
             fold=fold,
             network=networks[name, seed],
             task=part,
-            objective=objective if arm.objective is None else arm.objective,
+            objective=objective if arm.objective is None else as_objective(arm.objective),
             regularizers=arm.regularizers,
             config=config.replace(**{**dict(arm.config or {}), "seed": seed}),
             folder=path / ("" if fold is None else f"fold-{fold}") / f"seed-{seed}" / folder(name),

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
+from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state, thread_count
 from toolkit.training import background as child
 from toolkit.training import checkpoint as checkpoints
@@ -25,12 +26,13 @@ from toolkit.training.directory import RunDirectory
 from toolkit.training.engine import is_first_process, resolve_device
 from toolkit.training.environment import content_hash, environment, warn_of_threads
 from toolkit.training.evaluate import evaluate, group_volumes, validation_scores
+from toolkit.training.handover import packed
 from toolkit.training.interrupt import StopRequest, graceful_interrupt
 from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
-from toolkit.training.objective import Objective
+from toolkit.training.objective import Loss, Objective, as_objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
-from toolkit.training.serialization import describe
+from toolkit.training.serialization import describe, needs_handing_over
 from toolkit.training.step import TrainingStep
 from toolkit.training.stored_run import open_run
 
@@ -43,7 +45,7 @@ SELECTION_RULES = {
 def train(
     model: nn.Module,
     task: Any,
-    objective: Objective | None = None,
+    objective: Objective | Loss | None = None,
     regularizer: Regularizer | Sequence[Regularizer] | None = None,
     config: TrainConfig | Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -63,11 +65,13 @@ def train(
     Args:
         model: any network that gives logits (B, K, *S).
         task: gives `loader(split, site=...)` and `cases(split, site=...)`.
-        objective: supervised part; None = cross-entropy plus soft Dice.
+        objective: supervised part, an `Objective` or any callable `loss(logits, labels)` of MONAI, torch or one's own
+            (see `LossObjective`); None = cross-entropy plus soft Dice.
         regularizer: one, several or none.
         config: settings, as `TrainConfig` or a mapping of its fields.
         out: the run's directory; None = a new one below `runs/`.
-        background: train in a child process and return at once (every object must be a registered one).
+        background: train in a child process and return at once. The child is handed what it cannot rebuild from the
+            run's record, so every object works that pickle can write; a script needs no main guard.
         taps: layer names for the aliases that regularizers ask for, for example {"head_input": "final:input"}.
         site: train and validate on this site or these; None = all.
         stage: index of this run in a sequence.
@@ -83,7 +87,7 @@ def train(
     """
     config = as_config(config)
     regularizers = tuple(as_regularizers(regularizer))
-    objective = default_objective() if objective is None else objective
+    objective = as_objective(objective)
     step = TrainingStep(model, objective, regularizers, seed=config.seed, taps=taps)
     resolve_device(config)
     _loader(task, config, site)  # an unusable split or patch is an error before anything is written
@@ -107,8 +111,7 @@ def train(
         "environment": environment(config),
         "data": content_hash(task),
     }
-    if background:
-        child.check_rebuildable(objects)
+    parcel = packed(_not_recorded(objects, model, task, objective, regularizers)) if background else b""
     run = Run(directory.path, model, task, config, objective, regularizers, site)
     with directory.reserved() if is_first_process() else contextlib.nullcontext():
         if is_first_process():
@@ -125,7 +128,7 @@ def train(
                 if is_first_process() and directory.exists():
                     directory.remove_if_untrained()
                 raise
-    return dataclasses.replace(run, _process=child.start(directory.path)) if background else run
+    return dataclasses.replace(run, _process=child.start(directory.path, parcel)) if background else run
 
 
 def resume(
@@ -133,7 +136,7 @@ def resume(
     model: nn.Module | None = None,
     task: Any = None,
     regularizer: Regularizer | Sequence[Regularizer] | None = None,
-    objective: Objective | None = None,
+    objective: Objective | Loss | None = None,
     *,
     fallback: bool = False,
     progress: bool = True,
@@ -320,11 +323,15 @@ def _loader(task: Any, config: TrainConfig, site: str | Sequence[str] | None) ->
     )
 
 
-def default_objective() -> Objective:
-    """Cross-entropy plus soft Dice."""
-    from toolkit.training.segmentation import SegmentationObjective
-
-    return SegmentationObjective()
+def _not_recorded(
+    objects: Mapping[str, Any], model: nn.Module, task: Any, objective: Objective, regularizers: Sequence[Regularizer]
+) -> dict[str, Any]:
+    """The objects that the record of the run cannot rebuild, by the arguments of `resume`."""
+    given = {"model": unwrap(model), "task": task, "objective": objective}
+    lacking = {name: value for name, value in given.items() if needs_handing_over(objects[name])}
+    if any(map(needs_handing_over, objects["regularizers"])):
+        lacking["regularizer"] = list(regularizers)
+    return lacking
 
 
 def default_path(task: Any, regularizers: Sequence[Regularizer]) -> Path:

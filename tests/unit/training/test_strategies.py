@@ -23,7 +23,6 @@ from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.sequence import Stages, resume_sequence, train_sequence
-from toolkit.training.serialization import load_registry
 from toolkit.training.strategies import Rehearsal
 
 CONFIG = TrainConfig(steps=2, batch_size=4, checkpoint_every=0, validate_every=0, select="last", log_every=1)
@@ -131,7 +130,6 @@ def test_fisher_information_by_hand(two_sites: Task, network: UNet) -> None:
 
 
 def test_strategies_by_name_and_settings(sequence: Callable[..., Stages], tmp_path: Path) -> None:
-    load_registry()
     assert set(registry.names("strategy")) == {"sequential", "joint", "single_task", "rehearsal", "ewc", "lwf"}
     with pytest.raises(ConfigError, match="no strategy called 'replay'"):
         sequence("replay")

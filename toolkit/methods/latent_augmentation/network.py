@@ -6,8 +6,6 @@ MICCAI 2021; layers and initialisation as in the later state of the authors' rel
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -130,19 +128,6 @@ class FastSlowNetwork(nn.Module):
         refined: bool = False,
     ) -> None:
         super().__init__()
-        self.toolkit_config: dict[str, Any] = {
-            "name": "fast_slow_network",
-            "arguments": {
-                "in_channels": in_channels,
-                "out_channels": out_channels,
-                "width": width,
-                "dims": dims,
-                "image_activation": image_activation,
-                "decoupler_bias": decoupler_bias,
-                "temperature": temperature,
-                "refined": refined,
-            },
-        }
         _check_arguments(in_channels, out_channels, width, dims, image_activation, temperature)
         self.dims, self.in_channels, self.out_channels, self.width = dims, in_channels, out_channels, width
         self.temperature, self.refined = temperature, refined

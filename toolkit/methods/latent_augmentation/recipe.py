@@ -7,7 +7,6 @@ from typing import Any
 from toolkit import registry
 from toolkit.errors import ConfigError
 from toolkit.methods.recipe import Recipe, Setting, Stage, replaced
-from toolkit.training.serialization import load_registry
 
 PAPER = "Chen et al., Cooperative Training and Latent Space Data Augmentation, MICCAI 2021, as last released"
 RULE = "range:2,98"
@@ -89,7 +88,6 @@ def _regularizer(name: str | None, preset: str) -> list[Setting]:
         return []
     if name == "latent_augmentation":
         return [*_MASKS, Setting("regularizer", "preset", preset, "latent_augmentation 7")]
-    load_registry()
     known = registry.describe(registry.build("regularizer", {"name": name})) or {}
     return [Setting("regularizer", key, value, "latent_augmentation 5.6") for key, value in known["arguments"].items()]
 

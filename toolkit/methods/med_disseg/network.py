@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +81,7 @@ class _Encoder(nn.Module):
         """One map l becomes the logits (0, l), whose softmax is (1 - sigmoid(l), sigmoid(l))."""
         return torch.cat((torch.zeros_like(maps), maps), dim=1) if self.maps == 1 else maps
 
-    def _describe(self, name: str, taps: dict[str, str], **arguments: Any) -> None:
-        self.toolkit_config: dict[str, Any] = {"name": name, "arguments": arguments}
+    def _name_layers(self, **taps: str) -> None:
         self.toolkit_taps: dict[str, str] = {
             **taps,
             "bottleneck": "layer3",
@@ -105,13 +104,7 @@ class MedDisSegStageOne(_Encoder):
     def __init__(self, in_channels: int = 3, out_channels: int = 2, encoder_width: int = 64) -> None:
         super().__init__(in_channels, out_channels, encoder_width)
         self.head = AttentiveHead(self.widths, self.maps, (2, 4, 8, 16))
-        self._describe(
-            "med_disseg_stage_one",
-            {"head_input": "head.conv_fuse:input", "pre_activation": "head.conv4.conv.1"},
-            in_channels=in_channels,
-            out_channels=out_channels,
-            encoder_width=encoder_width,
-        )
+        self._name_layers(head_input="head.conv_fuse:input", pre_activation="head.conv4.conv.1")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, H, W)."""
@@ -169,20 +162,12 @@ class MedDisSeg(_Encoder):
             self.encoder_attention = nn.ModuleList(
                 LesionAttention(channels, min(8, channels)) for channels in self.widths
             )
-        self._describe(
-            "med_disseg",
-            {
-                "head_input": "output_block.c3:input",
-                "pre_activation": "output_block.c2.conv.1",
-                "decoder_1": "decoder_small",
-                "decoder_2": "decoder_middle",
-                "decoder_3": "decoder_large",
-            },
-            in_channels=in_channels,
-            out_channels=out_channels,
-            width=width,
-            encoder_width=encoder_width,
-            encoder_attention=encoder_attention,
+        self._name_layers(
+            head_input="output_block.c3:input",
+            pre_activation="output_block.c2.conv.1",
+            decoder_1="decoder_small",
+            decoder_2="decoder_middle",
+            decoder_3="decoder_large",
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -69,18 +68,6 @@ class SwinUnet(nn.Module):
         self.final = PatchExpanding(width, 4)
         self.head = nn.Conv2d(width, out_channels, 1, bias=False)
         self.apply(_initialise)
-        self.toolkit_config: dict[str, Any] = {
-            "name": "swin_unet",
-            "arguments": {
-                "in_channels": in_channels,
-                "out_channels": out_channels,
-                "width": width,
-                "depths": list(depths),
-                "heads": list(heads),
-                "window": window,
-                "drop_path": drop_path,
-            },
-        }
         self.toolkit_taps: dict[str, str] = {
             "head_input": "head:input",
             "pre_activation": "final.norm",

@@ -6,8 +6,6 @@ here; with the usual block names `toolkit.SelfReg()` finds its layers by itself.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -103,10 +101,6 @@ class SelfRegUNet(nn.Module):
             self.decoder[str(level)] = UpBlock(below, widths[level - 1], channels, dims)
             below = channels
         self.head = _CONVOLUTION[dims](width, out_channels, 1)
-        self.toolkit_config: dict[str, Any] = {
-            "name": "self_reg_unet",
-            "arguments": {"in_channels": in_channels, "out_channels": out_channels, "width": width, "dims": dims},
-        }
         self.toolkit_taps: dict[str, str] = {
             "head_input": "head:input",
             "pre_activation": "decoder.1.conv.norm2",
