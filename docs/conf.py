@@ -48,6 +48,7 @@ def _copied(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
 
 executed = ROOT / "build" / "notebooks"
 _copied(executed if executed.is_dir() else ROOT / "notebooks", HERE / "notebooks", ("*.ipynb",))
+shutil.copytree(ROOT / "notebooks" / "images", HERE / "notebooks" / "images")
 _copied(HERE, HERE / "methods", ())
 for readme in sorted((ROOT / "toolkit" / "methods").glob("*/README.md")):
     shutil.copy(readme, HERE / "methods" / f"{readme.parent.name}.md")

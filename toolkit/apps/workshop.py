@@ -327,6 +327,8 @@ _SCORES = ["method", "stage", "site", "case", "class", "metric", "value", "statu
 
 def _write_notebooks(source: Path, folder: Path) -> None:
     folder.mkdir()
+    if (source / "images").is_dir():
+        shutil.copytree(source / "images", folder / "images")
     for path in sorted(source.glob("*.ipynb")):
         shutil.copyfile(path, folder / path.name)
         if path.name.endswith("_workshop.ipynb"):
