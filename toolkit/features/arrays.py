@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError
+from toolkit.files import SEALED, seal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _FIX = "Extract the features again; a store is written whole or not at all, so it was changed later."
 
 
-FORMAT = {"kind": "toolkit-features", "format": 1}
+FORMAT = {"kind": "toolkit-features", "format": SEALED}
 COLUMNS = {
     "cases": ("case", "volume", "subject", "site", "class", "class_name", "count", "index"),
     "images": ("case", "volume", "subject", "site"),
@@ -129,16 +130,34 @@ def read_store(path: str | os.PathLike[str]) -> Contents:
     try:
         root: Any = zarr.open_group(str(folder), mode="r")
         attributes = root.attrs.asdict()
-        if attributes["format"] != FORMAT["format"]:
-            raise ResultError(f"This store has format {attributes['format']}; this toolkit reads 1.", where=str(folder))
+        if attributes["format"] not in (1, FORMAT["format"]):
+            raise ResultError(
+                f"This store has format {attributes['format']}; this toolkit reads 1 and {FORMAT['format']}.",
+                where=str(folder),
+            )
+        found = attributes.pop("seal", None)
+        if attributes["format"] != 1 and found != seal(attributes):
+            raise ResultError("The record of this store is not what was written.", where=str(folder), fix=_FIX)
         arrays = StoredArrays(folder, root, attributes)
         layers = [entry["name"] for entry in attributes["layers"]]
-        head = [torch.from_numpy(np.asarray(root[n][:])) if n in root else None for n in ("head_weights", "head_bias")]
+        head = [_head(root, name, attributes.get("head")) for name in ("head_weights", "head_bias")]
         return layers, arrays, attributes["provenance"], head[0], head[1]
     except ResultError:
         raise
     except Exception as error:
         raise _damaged(folder, error) from error
+
+
+def _head(root: Any, name: str, hashes: Mapping[str, str] | None) -> Tensor | None:
+    """Weights or bias of the head; `hashes` is None in a store of format 1, which had none of them."""
+    if name not in root:
+        if name in (hashes or {}):
+            raise ValueError(f"{name} is missing")
+        return None
+    values = np.ascontiguousarray(root[name][:], dtype=np.float32)
+    if hashes is not None and hashlib.sha256(values.data).hexdigest() != hashes.get(name):
+        raise ValueError(f"{name} is not what was written")
+    return torch.from_numpy(values)
 
 
 def is_store(path: Path) -> bool:

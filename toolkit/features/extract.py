@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError, DataError, LayerError
+from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.features.capture import observe
 from toolkit.features.inputs import InputBatch, as_batches, device_of
 from toolkit.features.modules import named, unwrap
@@ -59,7 +59,7 @@ def extract(
         device: the network's own device; another one is refused, because moving the network would change it.
         moments: also keep each image's Gram matrix, channel sums and number of positions, per layer.
         out: write to this .zarr folder while running, instead of keeping the rows in memory. The folder appears when it
-            is complete; after a kill or an interrupt the same call goes on where it was, to the same bytes.
+            is complete; after a kill, an interrupt or a failure the same call goes on where it was, to the same bytes.
         taps: overrides of aliases.
         mode: "eval" (running statistics) or "train"; statistics are restored afterwards.
         label: label map(s) for bare arrays or paths.
@@ -68,7 +68,7 @@ def extract(
     Raises:
         LayerError: a layer that does not exist, never ran, or gives no map.
         DataError: an input that the network cannot take, or no label for a pool that needs one.
-        ConfigError: unknown pool, or a foreign device.
+        ConfigError: unknown pool, a foreign device, or somebody else is writing `out`.
         ResultError: `out` exists and is not a feature store, or holds an unfinished extraction of other inputs.
     """
     check_pool(pool, samples)
@@ -92,21 +92,26 @@ def extract(
             if first is not None:
                 with observe(network, layers, stream.consume, taps=taps):
                     for number, batch in enumerate(itertools.chain([first], batches)):
-                        if number > writer.done:
-                            writer.checkpoint(number, data.hexdigest)
                         data.update(batch.ids, batch.image, batch.label)
                         stream.run(network, batch, Pooler(batch, pool, samples, seed), known=number < writer.done)
                         writer.check_inputs(number + 1, data.hexdigest)
-                    if number < writer.done:  # a checkpoint is made only when another batch is at hand
+                        if number >= writer.done:
+                            writer.checkpoint(number + 1, data.hexdigest)
+                    if number + 1 < writer.done:
                         writer.check_inputs(writer.done, lambda: "")
         if not writer.layers:
             raise DataError("There are no inputs to extract features from.", where="extract(inputs=...)")
         record = provenance(model, data.hexdigest(), layers=writer.layers, **settings)
         return Features(*writer.finish(record, *head_of(model, taps)))
-    except (KeyboardInterrupt, SystemExit):
-        raise  # what is on disk is kept, and the same call goes on from there
-    except BaseException:
-        writer.abort()
+    except BaseException as error:
+        if batches := writer.abort():
+            error.add_note(f"{batches} batches are kept beside {out}: the same call goes on from there.")
+        if isinstance(error, OSError) and out is not None:
+            raise ResultError(
+                f"The features could not be written, or their inputs not be read ({type(error).__name__}: {error}).",
+                where=str(out),
+                fix="Make room or restore the access, and call again: what is there is kept.",
+            ) from error
         raise
 
 

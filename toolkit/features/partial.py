@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,9 @@ from toolkit.files import write_atomically
 _FILE = "progress.json"
 
 
-def partial_folder(path: Path) -> Path:
-    """Where the store of `path` grows; a folder of this process alone if another live one is writing there."""
-    folder = path.with_name(f".{path.name}.partial")
-    owner = _read(folder).get("process")
-    if owner not in (None, os.getpid()) and _alive(int(owner)):
-        return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    return folder
-
-
 def write_progress(folder: Path, request: dict[str, Any], **state: Any) -> None:
     """Replace the file in one step."""
-    write_atomically(folder / _FILE, json.dumps({"process": os.getpid(), "request": request, **state}))
+    write_atomically(folder / _FILE, json.dumps({"request": request, **state}))
 
 
 def read_progress(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
@@ -72,13 +62,3 @@ def _read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _alive(process: int) -> bool:
-    if os.name == "nt":  # asking would end the process there
-        return False
-    try:
-        os.kill(process, 0)
-    except OSError:
-        return False
-    return True

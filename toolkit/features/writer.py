@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from toolkit.errors import ResultError
 from toolkit.features.arrays import COLUMNS, FORMAT, Contents, MemoryArrays, is_store, read_store
-from toolkit.features.partial import cut, partial_folder, read_progress, remove_progress, write_progress
+from toolkit.features.partial import cut, read_progress, remove_progress, write_progress
+from toolkit.files import absolute, seal
+from toolkit.locks import exclusive
 
 _BUFFER = 8 * 2**20  # bytes kept per array before they are written
 _CHUNK = 2**20  # bytes per chunk
@@ -29,7 +31,7 @@ class FeatureWriter(Protocol):
     done: int
 
     def checkpoint(self, batches: int, data: Callable[[], str]) -> None:
-        """`batches` batches are in, and `data()` is the hash of their inputs; a good moment to make that last."""
+        """`batches` batches are in whole, and `data()` is the hash of their inputs; a good moment to make that last."""
 
     def check_inputs(self, batches: int, data: Callable[[], str]) -> None:
         """Refuse inputs other than those of the unfinished store that is going on."""
@@ -46,8 +48,8 @@ class FeatureWriter(Protocol):
     def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Contents:
         """Close and return what was written."""
 
-    def abort(self) -> None:
-        """Drop everything."""
+    def abort(self) -> int:
+        """Stop, and drop what nobody could go on with; gives the number of batches that are kept."""
 
 
 class MemoryWriter:
@@ -79,9 +81,10 @@ class MemoryWriter:
         values = {key: torch.cat(parts) for key, parts in self._parts.items()}
         return self.layers, MemoryArrays(values, self._tables), provenance, weights, bias
 
-    def abort(self) -> None:
+    def abort(self) -> int:
         """See `FeatureWriter`."""
         self._parts.clear()
+        return 0
 
     def checkpoint(self, batches: int, data: Callable[[], str]) -> None:
         """Nothing to do in memory."""
@@ -98,12 +101,13 @@ class StoreWriter(MemoryWriter):
 
     Args:
         path: the store.
-        request: what is being extracted. With it the hidden folder outlives a kill, and a writer with the same request
-            goes on where it was: `done` batches need not be run again.
+        request: what is being extracted. With it the hidden folder outlives a kill or a failure, and a writer with the
+            same request goes on where it was: `done` batches need not be run again.
         resume: go on with an unfinished store; False starts anew.
 
     Raises:
         ResultError: `path` exists and is not a feature store.
+        ConfigError: somebody else is writing it.
     """
 
     def __init__(
@@ -112,7 +116,7 @@ class StoreWriter(MemoryWriter):
         super().__init__()
         import zarr
 
-        self.path = Path(path)
+        self.path = absolute(path)
         if self.path.exists() and not is_store(self.path):
             raise ResultError(
                 "This path exists and is not a feature store, so it is not overwritten.",
@@ -120,38 +124,44 @@ class StoreWriter(MemoryWriter):
                 fix="Choose another name, usually ending in .zarr.",
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = contextlib.ExitStack()
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        self._lock.enter_context(exclusive(lock, "writes this feature store", self.path))
         self._request = request
-        self._folder = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        if request is not None:
-            self._folder = partial_folder(self.path)
+        self._folder = self.path.with_name(f".{self.path.name}.{'partial' if request else 'tmp'}")
         self._arrays: dict[tuple[str, str], Any] = {}
         self._hashes: dict[tuple[str, str], Any] = {}
-        self._keep = False
         self._data, self._saved = "", time.monotonic()
+        self._whole: tuple[int, str] = (0, "")  # batches that are in, and the hash of their inputs
+        self._counts: dict[tuple[str, str], int] = {}  # parts of those batches that are not on disk yet
+        self._writing = False
         if request is None or not resume or not self._reopen(request):
             shutil.rmtree(self._folder, ignore_errors=True)
             self._root: Any = zarr.open_group(str(self._folder), mode="w", zarr_format=3)
-            if request is not None:
-                write_progress(self._folder, request, batches=0)
 
     def add(self, layer: str, kind: str, values: Tensor) -> None:
         """See `FeatureWriter`."""
         super().add(layer, kind, values)
-        parts = self._parts[layer, kind]
-        if sum(part.numel() for part in parts) * 4 >= _BUFFER:
-            self._flush(layer, kind)
+        if self._request is None:  # else only whole batches are written, see `abort`
+            self._flush(layer, kind, _BUFFER)
 
     def checkpoint(self, batches: int, data: Callable[[], str]) -> None:
         """Make what is in so far outlive a kill, at most every `CHECKPOINT_SECONDS`."""
-        if self._request is None or time.monotonic() - self._saved < CHECKPOINT_SECONDS:
-            return
+        due = time.monotonic() - self._saved >= CHECKPOINT_SECONDS
         for layer, kind in list(self._parts):
-            self._flush(layer, kind)
+            self._flush(layer, kind, 0 if due else _BUFFER)
+        self._whole, self._counts = (batches, data()), {key: len(parts) for key, parts in self._parts.items()}
+        if due:
+            self._write_progress()
+
+    def _write_progress(self) -> None:
+        assert self._request is not None
         arrays = [
             [layer, kind, int(array.shape[0]), self._hashes[layer, kind].hexdigest()]
             for (layer, kind), array in self._arrays.items()
         ]
-        write_progress(self._folder, self._request, batches=batches, data=data(), layers=self.layers, arrays=arrays)
+        batches, data = self._whole
+        write_progress(self._folder, self._request, batches=batches, data=data, layers=self.layers, arrays=arrays)
         self._saved = time.monotonic()
 
     def check_inputs(self, batches: int, data: Callable[[], str]) -> None:
@@ -161,7 +171,6 @@ class StoreWriter(MemoryWriter):
             ResultError: other inputs than those the unfinished store was made from.
         """
         if batches == self.done and batches and data() != self._data:
-            self._keep = True
             raise ResultError(
                 "An unfinished extraction to this path was made from other inputs.",
                 where=str(self.path),
@@ -172,9 +181,11 @@ class StoreWriter(MemoryWriter):
         """See `FeatureWriter`."""
         for layer, kind in list(self._parts):
             self._flush(layer, kind)
+        head: dict[str, str] = {}
         for name, value in (("weights", weights), ("bias", bias)):
             if value is not None:
-                self._root.create_array(f"head_{name}", data=value.float().numpy())
+                head[f"head_{name}"] = _hash(value := value.float().contiguous())
+                self._root.create_array(f"head_{name}", data=value.numpy(), overwrite=True)
         tables = {name: self._write_table(name) for name in ("cases", "images")}
         entries = [
             {
@@ -188,22 +199,34 @@ class StoreWriter(MemoryWriter):
             }
             for index, layer in enumerate(self.layers)
         ]
-        self._root.attrs.update({**FORMAT, "layers": entries, "tables": tables, "provenance": provenance})
+        record = {**FORMAT, "layers": entries, "tables": tables, "head": head, "provenance": provenance}
+        self._root.attrs.update({**record, "seal": seal(record)})
         self._publish()
+        self._lock.close()
         return read_store(self.path)
 
-    def abort(self) -> None:
-        """See `FeatureWriter`."""
-        super().abort()
-        if not self._keep:
-            shutil.rmtree(self._folder, ignore_errors=True)
+    def abort(self) -> int:
+        """Keep the batches that are in whole, for the same call to go on with, and drop the rest."""
+        with self._lock:
+            if self._request is not None and self._whole[0] > self.done and not self._writing:
+                with contextlib.suppress(OSError):  # a full disk: what was written before it is still there
+                    for key, parts in self._parts.items():
+                        del parts[self._counts.get(key, 0) :]
+                        self._flush(*key)
+                    self._write_progress()
+            super().abort()
+            progress = None if self._request is None else read_progress(self._folder, self._request)
+            if progress is None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+        return progress["batches"] if progress else 0
 
-    def _flush(self, layer: str, kind: str) -> None:
+    def _flush(self, layer: str, kind: str, least: int = 0) -> None:
         parts = self._parts[layer, kind]
-        if not parts:
+        if not parts or sum(part.numel() for part in parts) * 4 < least:
             return
         values = torch.cat(parts).float().contiguous().numpy()
         parts.clear()
+        self._writing = True
         if (layer, kind) not in self._arrays:
             row = max(4, values[:1].nbytes)
             self._arrays[layer, kind] = self._root.create_array(
@@ -215,6 +238,7 @@ class StoreWriter(MemoryWriter):
             self._hashes[layer, kind] = hashlib.sha256()
         self._arrays[layer, kind].append(values)
         self._hashes[layer, kind].update(values.data)
+        self._writing = False
 
     def _write_table(self, name: str) -> dict[str, Any]:
         import pandas as pd
@@ -244,6 +268,7 @@ class StoreWriter(MemoryWriter):
             self._hashes.clear()
             return False
         self.layers, self.done, self._data = progress["layers"], progress["batches"], progress["data"]
+        self._whole = (self.done, self._data)
         self._parts = {key: [] for key in self._arrays}
         return True
 
@@ -256,3 +281,7 @@ class StoreWriter(MemoryWriter):
         self.path.rename(old)
         self._folder.rename(self.path)
         shutil.rmtree(old)
+
+
+def _hash(values: Tensor) -> str:
+    return hashlib.sha256(values.numpy().data).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import itertools
 import json
@@ -15,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+import zarr
 
-from toolkit.errors import ResultError
-from toolkit.features import partial, writer
+from toolkit.errors import ConfigError, DataError, ResultError
+from toolkit.features import writer
 from toolkit.features.extract import extract
 from toolkit.features.store import open_features
 
@@ -65,9 +67,9 @@ def test_killed_and_resumed_is_the_same_to_the_byte(tmp_path: Path) -> None:
         child.kill()
     assert child.wait() == -signal.SIGKILL
     assert not out.exists()
-    assert json.loads((tmp_path / ".killed.zarr.partial" / "progress.json").read_text())["batches"] == 2
+    assert json.loads((tmp_path / ".killed.zarr.partial" / "progress.json").read_text())["batches"] == 3
     seen = run(out)
-    assert sum(seen) == 8  # all but the 4 images whose features were on disk
+    assert sum(seen) == 6  # all but the 6 images whose features were on disk
     run(tmp_path / "whole.zarr")
     assert content(out) == content(tmp_path / "whole.zarr")
     assert open_features(out).cases["case"].nunique() == 12
@@ -84,8 +86,7 @@ def test_an_interrupt_at_any_batch_and_small_chunks(tmp_path: Path, monkeypatch:
             run(out, interrupted(stop))
         seen = run(out)
         at_hand = (stop - 1) // 2  # a batch comes when the image after it is read
-        kept = 2 * max(0, at_hand - 1)  # and is kept when the next one is there
-        assert sum(seen) == 12 - kept
+        assert sum(seen) == 12 - 2 * max(0, at_hand)
         assert content(out) == content(tmp_path / "whole.zarr")
 
 
@@ -107,7 +108,7 @@ def test_other_requests_start_anew_and_other_inputs_are_refused(tmp_path: Path) 
     assert "resume=False" in error.value.fix
     with pytest.raises(ResultError, match="other inputs"):
         run(out, list(itertools.islice(program.scans(), 4)))
-    assert sum(run(out)) == 8  # what was refused is still there to go on with
+    assert sum(run(out)) == 6  # what was refused is still there to go on with
     interrupt()
     assert sum(run(out, changed, resume=False)) == 12
 
@@ -124,13 +125,57 @@ def test_a_damaged_leftover_is_thrown_away(tmp_path: Path) -> None:
     assert content(out) == content(tmp_path / "whole.zarr")
 
 
-def test_two_at_once_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "f.zarr"
-    folder = partial.partial_folder(path)
-    folder.mkdir()
-    (folder / "progress.json").write_text(json.dumps({"process": 1}), encoding="utf-8")
-    monkeypatch.setattr(partial, "_alive", lambda process: process == 1)
-    assert partial.partial_folder(path) != folder
-    monkeypatch.setattr(partial, "_alive", lambda process: False)
-    assert partial.partial_folder(path) == folder
-    assert torch.get_num_threads() == 1
+def test_a_failure_keeps_the_batches_before_it(tmp_path: Path) -> None:
+    out, scans = tmp_path / "f.zarr", program.scans()
+    broken = [{**scan, "image": scan["image"] * torch.nan} if i == 7 else scan for i, scan in enumerate(scans)]
+    with pytest.raises(DataError) as error:
+        run(out, broken)
+    assert "3 batches are kept" in error.value.__notes__[0]
+    assert sum(run(out)) == 6  # the image is mended: the same call goes on
+    run(tmp_path / "whole.zarr")
+    assert content(out) == content(tmp_path / "whole.zarr")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.zarr", "whole.zarr"]
+
+
+@pytest.mark.usefixtures("often")
+def test_a_full_disk_keeps_what_was_written_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, appended, whole = tmp_path / "f.zarr", [], zarr.Array.append
+
+    def append(array: Any, values: Any, axis: int = 0) -> Any:
+        appended.append(len(values))
+        if len(appended) == 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(array, values, axis)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zarr.Array, "append", append)
+        with pytest.raises(ResultError, match=r"No space left[\s\S]*f\.zarr"):
+            run(out)
+    assert 0 < sum(run(out)) < 12
+    run(tmp_path / "whole.zarr")
+    assert content(out) == content(tmp_path / "whole.zarr")
+
+
+def test_two_writers_of_one_store(tmp_path: Path) -> None:
+    first = writer.StoreWriter(tmp_path / "f.zarr", {"a": 1})
+    for request in ({"a": 1}, None):
+        with pytest.raises(ConfigError, match="writes this feature store now"):
+            writer.StoreWriter(tmp_path / "f.zarr", request)
+    first.abort()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["head_weights", "head_bias", "provenance", "layer"])
+def test_a_change_of_the_head_or_the_record_is_found(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "f.zarr"
+    store = extract(program.network(), program.scans(), program.LAYERS, out=out)
+    root = zarr.open_group(str(out), mode="r+")
+    if name.startswith("head"):
+        assert getattr(store, name) is not None
+        root[name][0] = 7.0
+    elif name == "provenance":
+        root.attrs["provenance"] = {**store.provenance, "weights": "0" * 64}
+    else:
+        root.attrs["layers"] = [{**entry, "name": f"{entry['name']}x"} for entry in root.attrs["layers"]]
+    with pytest.raises(ResultError, match="not what was written"):
+        open_features(out)
