@@ -104,8 +104,8 @@ def extract(
         record = provenance(model, data.hexdigest(), layers=writer.layers, **settings)
         return Features(*writer.finish(record, *head_of(model, taps)))
     except BaseException as error:
-        if batches := writer.abort():
-            error.add_note(f"{batches} batches are kept beside {out}: the same call goes on from there.")
+        if count := writer.abort():
+            error.add_note(f"{count} batches are kept beside {out}: the same call goes on from there.")
         if isinstance(error, OSError) and out is not None:
             raise ResultError(
                 f"The features could not be written, or their inputs not be read ({type(error).__name__}: {error}).",

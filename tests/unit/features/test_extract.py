@@ -185,7 +185,7 @@ def test_damaged_and_foreign_stores_are_refused(net: UNet, scans: dict[str, torc
     with pytest.raises(ResultError, match=r"cases\.parquet"):
         _ = open_features(table).cases
     header = fresh("header.zarr")
-    (header / "zarr.json").write_text((header / "zarr.json").read_text().replace('"format": 1', '"format": 9'))
+    (header / "zarr.json").write_text((header / "zarr.json").read_text().replace('"format": 2', '"format": 9'))
     with pytest.raises(ResultError, match="format 9"):
         open_features(header)
     group = fresh("group.zarr")
