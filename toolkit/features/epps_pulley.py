@@ -167,11 +167,11 @@ def _prepared(z: Tensor, directions: Tensor, weights: Tensor | None) -> tuple[Te
             fix="Move the channel axis last and flatten the others: feature.movedim(1, -1).flatten(0, -2).",
         )
     z = z if z.dtype == torch.float64 else z.float()
-    directions = directions.detach().to(z)
+    directions = directions.detach().to(z, non_blocking=True)
     if weights is not None:
         if weights.shape != z.shape[:1]:
             raise ConfigError(f"Expected one weight a row, {tuple(z.shape[:1])}, not {tuple(weights.shape)}.")
-        weights = weights.detach().to(z)
+        weights = weights.detach().to(z, non_blocking=True)
         if not (weights.min() >= 0 and weights.sum() > 0):
             raise ConfigError("Row weights must be non-negative and not all zero.")
         weights = weights / weights.sum()

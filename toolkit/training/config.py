@@ -62,6 +62,8 @@ class TrainConfig(metaclass=_SuggestNearest):
         validation_cases: score only the first so many val volumes; None = all.
         select: "best" (highest mean foreground Dice on the val split) or "last"; never by the test split.
         log_every: steps between rows of the history.
+        compile: compile the network (`torch.compile`) for its training and validation passes. Refused with regularizers
+            that tap layers: a compiled pass calls no hooks.
         workers: threads that prepare batches ahead of their step; None = as many as this machine has to spare (the
             number is recorded), 0 = none. No bit depends on it.
         threads: CPU threads while training; None = leave the process as it is. The count is recorded either way,
@@ -94,6 +96,7 @@ class TrainConfig(metaclass=_SuggestNearest):
     validation_cases: int | None = None
     select: str = "best"
     log_every: int = 10
+    compile: bool = False
     workers: int | None = None
     threads: int | None = None
 
@@ -145,6 +148,8 @@ class TrainConfig(metaclass=_SuggestNearest):
     def _check_names(self) -> None:
         if not isinstance(self.split_backward, bool) or (not self.split_backward and self.devices > 1):
             raise _bad("split_backward", self.split_backward, "Give True, or False on a single device.")
+        if not isinstance(self.compile, bool):
+            raise _bad("compile", self.compile, "Give True or False.")
         if not isinstance(self.augmentation, str):
             raise _bad("augmentation", self.augmentation, 'Give its name, for example "standard" or "none".')
         kind, _, number = str(self.device).partition(":")

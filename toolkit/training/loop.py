@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
+from toolkit.training.compilation import compiled
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.engine import build_fabric, load_scaler_state, scaler_state
@@ -99,6 +100,7 @@ class Loop:
         self.plan.step.train()
         with (
             contextlib.closing(self.feed),
+            compiled(self.plan.step.network, self.config.compile),
             HistoryWriter(self.plan.directory.history, active=first) as history,
             tqdm(total=total, initial=self.done, desc=self.plan.caption, unit="step", disable=hidden) as bar,
         ):

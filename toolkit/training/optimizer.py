@@ -11,6 +11,7 @@ from torch import nn
 
 from toolkit.errors import ConfigError
 from toolkit.training.config import TrainConfig
+from toolkit.training.engine import resolve_device
 from toolkit.training.schedule import learning_rate
 from toolkit.training.step import TrainingStep
 
@@ -45,14 +46,16 @@ def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Opti
     Raises:
         ConfigError: see `parameter_groups`.
     """
+    # One kernel for all parameters; not with a loss scale, which a fused step would have to undo before the clipping.
+    fused = (resolve_device(config).type == "cuda" and config.precision != "16") or None
     groups: Any = with_rate_factors(parameter_groups(step), step.network, config)
     rate, decay = learning_rate(config, 0), config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, lr=rate, weight_decay=decay, momentum=config.momentum, nesterov=config.momentum > 0
+            groups, lr=rate, weight_decay=decay, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused
         )
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=rate, weight_decay=decay, betas=config.betas)
+    return kind(groups, lr=rate, weight_decay=decay, betas=config.betas, fused=fused)
 
 
 def with_rate_factors(groups: list[dict[str, Any]], network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

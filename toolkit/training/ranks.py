@@ -68,5 +68,5 @@ def rows_of_all(feature: Tensor, index: Tensor) -> Tensor:
     distributed.all_gather(parts, padded)
     parts = [part[:count] for part, count in zip(parts, counts, strict=True)]
     parts[rank] = own.detach() + size * (own - own.detach())
-    place = torch.argsort(torch.argsort(owner, stable=True)).to(own.device)
+    place = torch.argsort(torch.argsort(owner, stable=True)).to(own.device, non_blocking=True)
     return torch.cat(parts).index_select(0, place)

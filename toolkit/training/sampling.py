@@ -40,7 +40,7 @@ def labels_at(label: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
 def rows_at(feature: Tensor, index: Tensor) -> Tensor:
     """The rows (N, C) of a channel-first map (B, C, *S) at flat positions; differentiable."""
     flat = feature.flatten(2)
-    index = index.to(feature.device)
+    index = index.to(feature.device, non_blocking=True)
     positions = flat.shape[2]
     return flat[torch.div(index, positions, rounding_mode="floor"), :, index % positions]
 

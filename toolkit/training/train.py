@@ -21,6 +21,7 @@ from toolkit.training import background as child
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training import history
 from toolkit.training.checkpoint import Checkpoint
+from toolkit.training.compilation import check_compile
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory
 from toolkit.training.engine import is_first_process, resolve_device
@@ -90,6 +91,7 @@ def train(
     objective = as_objective(objective)
     step = TrainingStep(model, objective, regularizers, seed=config.seed, taps=taps)
     resolve_device(config)
+    check_compile(step, config)
     _loader(task, config, site)  # an unusable split or patch is an error before anything is written
     objects = {
         "model": describe("model", model),

@@ -143,7 +143,7 @@ class Dispersive(Regularizer):
             rows = token_rows(features)
             if rows.shape[0] > self.samples:
                 chosen = torch.randperm(rows.shape[0], generator=generator)[: self.samples]
-                rows = rows.index_select(0, chosen.to(rows.device))
+                rows = rows.index_select(0, chosen.to(rows.device, non_blocking=True))
         else:
             rows = features.flatten(1)
         return _gathered(rows) if self.gather else rows

@@ -27,7 +27,7 @@ def _shares(z: Tensor, weights: Tensor | None) -> Tensor:
     """Row weights that sum to 1."""
     if weights is None:
         return z.new_full((z.shape[0],), 1.0 / z.shape[0])
-    weights = weights.detach().to(z)
+    weights = weights.detach().to(z, non_blocking=True)
     return weights / weights.sum()
 
 
@@ -48,7 +48,7 @@ def sliced_wasserstein(z: Tensor, directions: Tensor, weights: Tensor | None = N
     """
     with torch.autocast(z.device.type, enabled=False):
         z = _full(z)
-        projected, order = (z @ directions.detach().to(z)).sort(dim=0)
+        projected, order = (z @ directions.detach().to(z, non_blocking=True)).sort(dim=0)
         shares = _shares(z, weights)[order]
         quantiles = torch.special.ndtri((shares.cumsum(0) - shares / 2).clamp(1e-7, 1 - 1e-7))
         return ((projected - quantiles).square() * shares).sum(0).mean()
@@ -76,7 +76,7 @@ def covariance_distance(
     """
     with torch.autocast(z.device.type, enabled=False):
         z = _full(z)
-        rows = z if sketch is None else z @ sketch.detach().to(z).T
+        rows = z if sketch is None else z @ sketch.detach().to(z, non_blocking=True).T
         mean, covariance = _moments(rows, weights, unbiased=True)
         distance = torch.linalg.matrix_norm(covariance - torch.eye(len(mean), dtype=mean.dtype, device=mean.device))
         return distance + mean @ mean if with_mean else distance

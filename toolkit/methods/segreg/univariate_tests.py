@@ -90,4 +90,4 @@ def sliced_test(z: Tensor, directions: Tensor, test: str) -> Tensor:
         )
     with torch.autocast(z.device.type, enabled=False):
         z = z if z.dtype == torch.float64 else z.float()
-        return TESTS[test](z @ directions.detach().to(z)).mean()
+        return TESTS[test](z @ directions.detach().to(z, non_blocking=True)).mean()

@@ -94,8 +94,8 @@ def semantic_consistency(
         )
     with torch.autocast(student.device.type, enabled=False):
         dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
-        target = teacher.detach().to(dtype).index_select(1, teacher_channels.to(teacher.device))
-        ours = pool_to(student.to(dtype), size).index_select(1, student_channels.to(student.device))
+        target = teacher.detach().to(dtype).index_select(1, teacher_channels.to(teacher.device, non_blocking=True))
+        ours = pool_to(student.to(dtype), size).index_select(1, student_channels.to(student.device, non_blocking=True))
         return functional.mse_loss(ours, pool_to(target, size))
 
 
