@@ -1,0 +1,168 @@
+"""Train and measure what the claims need: `python -m evidence.run [STUDY or PAPER ...] [--jobs 2] [--runs FOLDER]`.
+
+Every training is a run directory below the folder of runs, so a study that was stopped at any moment goes on where it was.
+When all trainings of a study's arm are measured its rows stand in `evidence/results/<study>.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from evidence.claims import claims
+from evidence.studies import STUDIES
+
+RESULTS = Path(__file__).with_name("results")
+FIELDS = ("arm", "seed", "fold", "site", "subject", "metric", "value")
+# What comes first when time is short: plain training and the whole method of each paper, one seed after the other.
+FIRST = ("plain", "segreg", "selfreg", "standard", "cooperative", "without", "with", "swin-plain", "swin-selfreg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training of a study with its measurements."""
+
+    study: str
+    arm: str
+    seed: int
+    fold: int | None
+    runs: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        fold = "" if self.fold is None else f"fold-{self.fold}"
+        return self.runs / self.study / fold / f"seed-{self.seed}" / self.arm
+
+    @property
+    def done(self) -> bool:
+        """Whether it is trained and measured."""
+        return (self.folder / "measures.csv").exists()
+
+    def run(self) -> None:
+        """Train, or go on, then measure; the table of measurements appears whole, at the end."""
+        study, begun = STUDIES[self.study], time.perf_counter()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trained = study.train(study, self.arm, self.seed, self.folder / "training", self.fold)
+        rows = [row for measure in study.measures for row in measure(trained, self.arm)]
+        temporary = self.folder / ".measures.csv"
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            fold = "" if self.fold is None else self.fold
+            writer.writerows({"seed": self.seed, "fold": fold, **row} for row in rows)
+        cost = {"minutes": (time.perf_counter() - begun) / 60, "cpu_minutes": time.process_time() / 60}
+        (self.folder / "cost.json").write_text(json.dumps({**cost, "paths": [str(run.path) for run in trained]}))
+        temporary.rename(self.folder / "measures.csv")
+
+
+def jobs(names: list[str], runs: Path) -> list[Job]:
+    """The trainings of the studies, those that come first at the front."""
+    listed = []
+    for name in names:
+        study = STUDIES[name]
+        wanted = {arm: set(study.seeds[:1]) for arm in study.arms}
+        for claim in claims():
+            for arm in claim.arms:
+                if claim.study == name and arm in wanted:
+                    wanted[arm] |= set(claim.seeds)
+        folds = range(study.folds) if study.folds else [None]
+        listed += [Job(name, arm, s, fold, runs) for arm, own in wanted.items() for s in own for fold in folds]
+    later = {arm: len(FIRST) for name in names for arm in STUDIES[name].arms} | dict.fromkeys(FIRST, 0)
+    return sorted(listed, key=lambda job: (later[job.arm] > 0, job.seed if later[job.arm] == 0 else 0))
+
+
+def collect(name: str, runs: Path) -> int:
+    """Write the rows of everything measured so far to `evidence/results/<study>.csv`; how many trainings that is."""
+    measured = [job for job in jobs([name], runs) if job.done]
+    rows = [row for job in measured for row in _rows(job.folder / "measures.csv")]
+    if rows:
+        RESULTS.mkdir(exist_ok=True)
+        with (RESULTS / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({**row, "value": f"{float(row['value']):.5g}"} for row in rows)
+    return len(measured)
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def work(todo: list[Job]) -> None:
+    """Do what nobody else does, one after the other, with the time that remains."""
+    begun, finished = time.perf_counter(), 0
+    for number, job in enumerate(todo):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(job.folder / ".lock")
+        try:
+            with lock.acquire(timeout=0):
+                if job.done:
+                    continue
+                where = f"{job.study}/{job.arm}, seed {job.seed}" + ("" if job.fold is None else f", fold {job.fold}")
+                print(f"{time.strftime('%H:%M:%S')} {number + 1} of {len(todo)}: {where}", flush=True)
+                # a process of its own: what a training leaves in memory ends with it
+                call = [sys.executable, "-m", "evidence.run", "--one", job.study, job.arm, str(job.seed)]
+                call += [str(job.fold if job.fold is not None else -1), "--runs", str(job.runs)]
+                failed = subprocess.run(call, check=False).returncode
+                finished += 1
+        except Timeout:
+            continue
+        rest = sum(not other.done for other in todo[number + 1 :])
+        minutes = (time.perf_counter() - begun) / 60
+        state = "failed" if failed else "done"
+        print(f"  {state} after {minutes:.1f} min; {rest} left, about {rest * minutes / finished:.0f} min", flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("studies", nargs="*", help="names of studies or papers; default: all")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--only", nargs="*", default=[], help="arms")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[])
+    parser.add_argument("--list", action="store_true", help="what would be trained, and what is done")
+    parser.add_argument("--collect", action="store_true", help="only gather what is measured")
+    parser.add_argument("--one", nargs=4, metavar=("STUDY", "ARM", "SEED", "FOLD"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        study, arm, seed, fold = options.one
+        Job(study, arm, int(seed), int(fold) if int(fold) >= 0 else None, options.runs).run()
+        return
+    papers = {name: {c.study for c in claims() if c.paper.lower().startswith(name.lower())} for name in options.studies}
+    chosen = {s for name in options.studies for s in ({name} if name in STUDIES else papers[name])} or set(STUDIES)
+    names = [name for name in STUDIES if name in chosen]
+    todo = [
+        job
+        for job in jobs(names, options.runs)
+        if (not options.only or job.arm in options.only) and (not options.seeds or job.seed in options.seeds)
+    ]
+    if options.list:
+        for job in todo:
+            print("done" if job.done else "    ", job.folder)
+    elif not options.collect:
+        others = [
+            subprocess.Popen([sys.executable, "-m", "evidence.run", *names, "--runs", str(options.runs)])
+            for _ in range(options.jobs - 1)
+        ]
+        work(todo)
+        for other in others:
+            other.wait()
+    if not options.list:
+        for name in names:
+            print(name, collect(name, options.runs), "trainings in", os.path.relpath(RESULTS / f"{name}.csv"))
+
+
+if __name__ == "__main__":
+    main()
