@@ -57,6 +57,7 @@ class TrainConfig(metaclass=_SuggestNearest):
         split_backward: losses that make passes of their own (latent augmentation) are back-propagated apart, which
             halves the memory of activations and gives the same gradients to rounding; False = one backward of the sum.
         patch_size: size that the network sees, one number a spatial axis; None = the task's own.
+        foreground: share of the patches that are placed on foreground, in [0, 1]; None = the loader's own (0.5).
         augmentation: name of the loader's augmentation.
         validate_every: steps between validations on the val split; 0 = never.
         validation_cases: score only the first so many val volumes; None = all.
@@ -91,6 +92,7 @@ class TrainConfig(metaclass=_SuggestNearest):
     clip_norm: float | None = None
     split_backward: bool = True
     patch_size: tuple[int, ...] | None = None
+    foreground: float | None = None
     augmentation: str = "standard"
     validate_every: int = 100
     validation_cases: int | None = None
@@ -116,6 +118,8 @@ class TrainConfig(metaclass=_SuggestNearest):
             _check_real(name, getattr(self, name), above)
         if self.clip_norm is not None:
             _check_real("clip_norm", self.clip_norm, 0.0)
+        if self.foreground is not None and not (_is_real(self.foreground) and 0 <= self.foreground <= 1):
+            raise _bad("foreground", self.foreground, "Give a share in [0, 1].")
         self._check_betas()
         self._check_rate_factors()
         self._check_patch_size()
@@ -228,6 +232,10 @@ def _check_whole(name: str, value: object, least: int) -> None:
         raise _bad(name, value, f"Give a whole number of at least {least}.")
 
 
-def _check_real(name: str, value: object, above: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= above:
+def _is_real(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_real(name: str, value: Any, above: float) -> None:
+    if not _is_real(value) or value <= above:
         raise _bad(name, value, "Give a positive number." if above == 0 else "Give a number that is not negative.")

@@ -19,8 +19,8 @@ from toolkit.training.objective import Objective
 class SegmentationObjective(Objective):
     """Weighted cross-entropy and soft Dice on logits (B, K, *S) against labels (B, 1, *S), in float32.
 
-    Terms: `cross_entropy` (mean over all pixels, natural logarithm, no class weights) and `dice` (see
-    `soft_dice_loss`). The defaults are the field's usual ones: equal weights, Dice over the foreground classes, sums
+    Terms: `cross_entropy` (mean over all pixels, natural logarithm), `dice` (see `soft_dice_loss`) and, where it is
+    asked for, `focal` (see `focal_loss`). The defaults are the field's usual ones: equal weights, Dice over the foreground classes, sums
     pooled over the batch (a slice without some class is common in 2D). A list of logits (deep supervision, finest
     first) gets the normalised weights 1, 1/2, 1/4, ..., each against the label map at its size (nearest).
 
@@ -33,7 +33,10 @@ class SegmentationObjective(Objective):
             steps.
         batch_dice: sums over the whole batch (True) or image by image and then averaged.
         smooth: added to Dice's numerator and denominator.
-        ignore_label: pixels with this label count in neither term.
+        ignore_label: pixels with this label count in no term.
+        class_weights: weight of every class, background first, in cross-entropy and focal loss; None = all equal.
+        focal: weight of the focal loss; 0 leaves the term out.
+        focal_gamma: its exponent.
 
     Presets of the papers: SelfReg-UNet used `(0.4, 0.6)` on Synapse and `(0.3, 0.7)` on ACDC, each with
     `include_background=True`.
@@ -48,19 +51,31 @@ class SegmentationObjective(Objective):
     batch_dice: bool = True
     smooth: float = 1e-5
     ignore_label: int | None = None
+    class_weights: tuple[float, ...] | None = None
+    focal: float = 0.0
+    focal_gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        if min(self.cross_entropy, self.dice) < 0 or self.cross_entropy + self.dice == 0:
+        shares = (self.cross_entropy, self.dice, self.focal)
+        if min(shares) < 0 or sum(shares) == 0:
             raise ConfigError(
-                f"The loss weights must be >= 0 and not both 0, not {self.cross_entropy} and {self.dice}.",
-                where="SegmentationObjective(cross_entropy=..., dice=...)",
+                f"The loss weights must be >= 0 and not all 0, not {shares}.",
+                where="SegmentationObjective(cross_entropy=..., dice=..., focal=...)",
             )
+        weights = None if self.class_weights is None else tuple(float(weight) for weight in self.class_weights)
+        if self.focal_gamma < 0 or (weights is not None and (min(weights) < 0 or sum(weights) == 0)):
+            raise ConfigError(
+                f"class_weights={weights} or focal_gamma={self.focal_gamma} does not give a loss.",
+                where="SegmentationObjective(class_weights=..., focal_gamma=...)",
+                fix="Give one weight >= 0 a class, background first, and an exponent >= 0.",
+            )
+        object.__setattr__(self, "class_weights", weights)
 
     def __call__(self, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The two weighted terms.
+        """The weighted terms.
 
         Raises:
-            ConfigError: labels that do not fit the logits.
+            ConfigError: labels or class weights that do not fit the logits.
         """
         scales = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         shares = [0.5**k / (2 - 0.5 ** (len(scales) - 1)) for k in range(len(scales))]
@@ -77,10 +92,21 @@ class SegmentationObjective(Objective):
     def _terms(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         target = fitted_label(label, logits, self.ignore_label)
         terms = {}
+        ignored = -100 if self.ignore_label is None else self.ignore_label
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        if weights is not None and len(weights) != logits.shape[1]:
+            raise ConfigError(
+                f"{len(weights)} class weights were given for {logits.shape[1]} outputs.",
+                where="SegmentationObjective(class_weights=...)",
+                fix="Give one weight a class, background first.",
+            )
         if self.cross_entropy:
-            ignored = -100 if self.ignore_label is None else self.ignore_label
             terms["cross_entropy"] = self.cross_entropy * torch.nn.functional.cross_entropy(
-                logits, target, ignore_index=ignored
+                logits, target, weight=weights, ignore_index=ignored
+            )
+        if self.focal:
+            terms["focal"] = self.focal * focal_loss(
+                logits, target, gamma=self.focal_gamma, class_weights=weights, ignore_label=ignored
             )
         if self.dice:
             terms["dice"] = self.dice * soft_dice_loss(
@@ -93,6 +119,25 @@ class SegmentationObjective(Objective):
                 ignore_label=self.ignore_label,
             )
         return terms
+
+
+def focal_loss(
+    logits: Tensor, label: Tensor, *, gamma: float = 2.0, class_weights: Tensor | None = None, ignore_label: int = -100
+) -> Tensor:
+    """Mean over pixels of -(1 - p)^gamma log p, p the softmax of the true class (Lin et al. 2017, equation 4).
+
+    Args:
+        logits: (B, K, *S).
+        label: (B, *S) integers.
+        gamma: 0 gives the cross-entropy.
+        class_weights: (K,), alpha of the paper; the mean is weighted by them, as torch's cross-entropy does.
+        ignore_label: pixels with this label do not count.
+    """
+    counted = label != ignore_label
+    target = label.where(counted, 0).unsqueeze(1)
+    log_p = logits.log_softmax(dim=1).gather(1, target).squeeze(1)
+    share = counted.to(logits.dtype) if class_weights is None else class_weights[target.squeeze(1)] * counted
+    return -(share * (1 - log_p.exp()) ** gamma * log_p).sum() / share.sum()
 
 
 def soft_dice_loss(

@@ -17,6 +17,7 @@ from torch import nn
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state, thread_count
+from toolkit.files import write_sealed
 from toolkit.training import background as child
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training import history
@@ -140,6 +141,7 @@ def resume(
     regularizer: Regularizer | Sequence[Regularizer] | None = None,
     objective: Objective | Loss | None = None,
     *,
+    steps: int | None = None,
     fallback: bool = False,
     progress: bool = True,
     stop: StopRequest | None = None,
@@ -155,6 +157,9 @@ def resume(
         task: needed if the task is not a registered one; its content must be the recorded one.
         regularizer: needed if one is not registered.
         objective: needed if it is not registered.
+        steps: train to this many steps instead of those of the run, finished or not. From here on the learning rate
+            is that of a run so long: a rate that had fallen to its end rises again. `run.json` lists under
+            `schedules` from which step on which length holds.
         fallback: if the newest checkpoint is damaged, continue from an older intact one, with a warning.
         progress: show a progress bar.
         stop: a request to stop that the caller sets; None = interrupts of this process set one.
@@ -162,21 +167,37 @@ def resume(
     Raises:
         CheckpointError: no run, a damaged, foreign or unsafe checkpoint, an object that is missing or is not the
             one that was trained.
-        ConfigError: the run is being trained by another process.
+        ConfigError: the run is being trained by another process, or has taken `steps` steps already.
 
     Warns:
         ToolkitWarning: another thread count than recorded, or an older checkpoint was taken.
     """
     directory, given = RunDirectory(path), None if regularizer is None else as_regularizers(regularizer)
     directory.check_not_running()
-    training = is_first_process() and (fallback or not directory.complete())
+    training = is_first_process() and (fallback or steps is not None or not directory.complete())
     with directory.locked() if training else contextlib.nullcontext():
         run, step, newest, record = open_run(path, model, task, given, objective, fallback=fallback)
+        if steps is not None and steps != run.config.steps:
+            record = _with_new_schedule(run, record, newest.step, steps)
         if newest.step < run.config.steps:
             warn_of_threads(record, run.config)
             directory.set_aside_after(newest.step)
         train_to_end(run, step, newest, record, progress=progress, stop=stop)
     return run
+
+
+def _with_new_schedule(run: Run, record: Mapping[str, Any], done: int, steps: int) -> dict[str, Any]:
+    if steps <= done:
+        raise ConfigError(
+            f"This run has taken {done} steps already.", where=f"resume(steps={steps})", fix="Ask for more than that."
+        )
+    before = record.get("schedules", [{"first_step": 0, "steps": run.config.steps}])
+    run.config = run.config.replace(steps=steps)
+    schedules = [*before, {"first_step": done, "steps": steps}]
+    record = {**record, "config": run.config.to_dict(), "schedules": schedules}
+    if is_first_process():
+        write_sealed(run.directory.record_file, {k: v for k, v in record.items() if k not in ("format", "seal")})
+    return record
 
 
 def train_to_end(
@@ -322,6 +343,7 @@ def _loader(task: Any, config: TrainConfig, site: str | Sequence[str] | None) ->
         patch_size=config.patch_size,
         seed=config.seed,
         augmentation=config.augmentation,
+        **({} if config.foreground is None else {"foreground": config.foreground}),
     )
 
 

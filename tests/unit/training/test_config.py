@@ -65,6 +65,8 @@ def test_an_unknown_setting_suggests_the_nearest(given: str, meant: str) -> None
         ("workers", -1),
         ("workers", 1.5),
         ("validation_cases", 0),
+        ("foreground", 1.5),
+        ("foreground", True),
         ("augmentation", None),
         ("log_every", 0),
         ("seed", -1),

@@ -98,6 +98,32 @@ def test_a_zero_weight_leaves_the_term_out() -> None:
     assert list(SegmentationObjective(cross_entropy=0.0)(logits, {"label": label})) == ["dice"]
 
 
+def test_focal_loss_is_monais() -> None:
+    from monai.losses import FocalLoss
+
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(2, 3, 6, 6, generator=generator)
+    label = torch.randint(0, 3, (2, 1, 6, 6), generator=generator)
+    reference = FocalLoss(gamma=1.5, use_softmax=True, to_onehot_y=True, reduction="none")(logits, label)
+    objective = SegmentationObjective(cross_entropy=0, dice=0, focal=2.0, focal_gamma=1.5)
+    terms = objective(logits, {"label": label})
+    torch.testing.assert_close(terms["focal"], 2 * reference.sum(1).mean())  # MONAI averages over the classes too
+    none = SegmentationObjective(dice=0, focal=1.0, focal_gamma=0.0, class_weights=(0.2, 1, 3), ignore_label=2)
+    both = none(logits, {"label": label})
+    torch.testing.assert_close(both["focal"], both["cross_entropy"])
+
+
+def test_class_weights_by_hand() -> None:
+    logits = torch.tensor([0.0, math.log(3)]).view(1, 2, 1, 1).expand(1, 2, 1, 4)
+    label = torch.tensor([0, 0, 0, 1]).view(1, 1, 1, 4)
+    terms = SegmentationObjective(class_weights=(1, 5))(logits, {"label": label})
+    assert float(terms["cross_entropy"]) == pytest.approx((3 * math.log(4) + 5 * math.log(4 / 3)) / 8)
+    with pytest.raises(ConfigError, match="3 class weights were given for 2 outputs"):
+        SegmentationObjective(class_weights=(1, 1, 1))(logits, {"label": label})
+    with pytest.raises(ConfigError, match="one weight >= 0 a class"):
+        SegmentationObjective(class_weights=(1, -1))
+
+
 def test_bad_labels_and_weights_are_refused() -> None:
     logits = torch.zeros(1, 3, 4, 4)
     with pytest.raises(ConfigError, match="3 outputs"):
@@ -111,5 +137,5 @@ def test_bad_labels_and_weights_are_refused() -> None:
 
 
 def test_rebuilt_from_its_description() -> None:
-    original = SegmentationObjective(0.3, 0.7, include_background=True, squared=True)
+    original = SegmentationObjective(0.3, 0.7, include_background=True, squared=True, class_weights=(1, 2), focal=0.1)
     assert registry.build("objective", registry.describe(original)) == original

@@ -23,7 +23,7 @@ from toolkit.training.objective import Objective
 from toolkit.training.regularizer import Regularizer, StepContext
 from toolkit.training.run import Run
 from toolkit.training.segmentation import SegmentationObjective
-from toolkit.training.train import train
+from toolkit.training.train import resume, train
 
 Trainer = Callable[..., Run]
 
@@ -162,6 +162,39 @@ def test_logging_validation_and_checkpoints_do_not_change_the_weights(trained: T
         trained(name, regularizer=Pull(), **options)
         ends.append(weights_of(network))
     assert same(*ends)
+
+
+def test_more_steps_follow_the_schedule_of_the_longer_run_and_are_recorded(trained: Trainer, discs: Task) -> None:
+    run = trained("short", schedule="polynomial")
+    with pytest.raises(ConfigError, match="taken 6 steps already"):
+        resume(run.path, task=discs, steps=5)
+    longer = resume(run.path, task=discs, steps=9, progress=False)
+    assert (longer.finished, longer.step, longer.config.steps) == (True, 9, 9)
+    record = longer.directory.record()
+    assert record["config"]["steps"] == 9
+    assert record["schedules"] == [{"first_step": 0, "steps": 6}, {"first_step": 6, "steps": 9}]
+    rows = longer.history[longer.history["event"] == "train"].set_index("step")
+    highest = run.config.learning_rate
+    assert rows.loc[6, "learning_rate"] == pytest.approx(highest * (1 - 5 / 6) ** 0.9)
+    assert rows.loc[8, "learning_rate"] == pytest.approx(highest * (1 - 7 / 9) ** 0.9)
+    again = resume(run.path, task=discs, progress=False)
+    assert (again.config.steps, again.step) == (9, 9)
+
+
+def test_the_share_of_foreground_reaches_the_loader(trained: Trainer, balls: Task, monkeypatch: Any) -> None:
+    shares = []
+    real = balls.loader
+
+    def loader(*arguments: Any, **options: Any) -> Any:
+        shares.append(options.get("foreground"))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(balls, "loader", loader)
+    model = unet(1, 2, channels=(4, 8), dims=3)
+    trained(
+        "balls", model=model, task=balls, steps=1, batch_size=2, patch_size=(8, 8, 8), foreground=0.9, select="last"
+    )
+    assert set(shares) == {0.9}
 
 
 def test_the_best_weights_are_the_ones_at_the_end(trained: Trainer) -> None:
