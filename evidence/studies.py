@@ -15,7 +15,7 @@ import toolkit as tk
 from evidence import measures
 from toolkit.training.seeding import seeded
 
-CARDIAC = {"steps": 600, "batch_size": 16, "patch_size": (64, 64), "learning_rate": 5e-3, "validate_every": 100}
+CARDIAC = {"steps": 600, "batch_size": 8, "learning_rate": 5e-3, "validate_every": 100}
 DIVERGENCES = ("epps_pulley", "sliced_wasserstein", "gaussian_kl", "covariance")
 
 
