@@ -1,4 +1,4 @@
-"""A training in two processes: `python two_processes_program.py FOLDER DEVICES` (Fabric starts the second one)."""
+"""A training in two processes: `[torchrun --nproc-per-node DEVICES] two_processes_program.py FOLDER DEVICES`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from toolkit.data.arrays import task_from_arrays
 from toolkit.models.unet import unet
 from toolkit.training.config import TrainConfig
-from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.train import train
 
 if __name__ == "__main__":
@@ -36,5 +35,4 @@ if __name__ == "__main__":
         select="last",
         log_every=1,
     )
-    objective = SegmentationObjective(batch_dice=False)  # a mean over images, so shares of a batch average exactly
-    train(unet(1, 2, channels=(4, 8)), task, objective, config=config, out=sys.argv[1], progress=False)
+    train(unet(1, 2, channels=(4, 8)), task, config=config, out=sys.argv[1], progress=False)

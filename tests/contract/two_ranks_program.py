@@ -53,7 +53,7 @@ def batch() -> dict[str, torch.Tensor]:
 def gradients(regularizer: Regularizer, rank: int, size: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = unet(1, 3, channels=(4, 8)).double()  # instance norm: no statistics shared between images
-    step: nn.Module = TrainingStep(network, SegmentationObjective(batch_dice=False), [regularizer])
+    step: nn.Module = TrainingStep(network, SegmentationObjective(), [regularizer])
     wrapped = step if size == 1 else DistributedDataParallel(step, broadcast_buffers=False)
     wrapped(share_of(batch(), rank, size)).total.backward()
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}

@@ -41,7 +41,8 @@ class TrainConfig(metaclass=_SuggestNearest):
             initial weights are the network's own: build it under a seed to repeat them.
         precision: "32", "bf16" or "16" (mixed; "16" scales the loss and needs CUDA).
         device: "auto" (CUDA if there is one, else CPU), "cpu", "cuda", "cuda:1" or "mps".
-        devices: processes or GPUs to share a step; more than one needs `torchrun` or a script.
+        devices: processes or GPUs of one machine that share a step; more than one needs
+            `torchrun --nproc-per-node` with the same number, or a script.
         checkpoint_every: steps between checkpoints; 0 = only the first and the last.
         keep_checkpoints: how many of the newest checkpoints stay on disk (the best one stays besides).
         optimizer: "adamw", "adam" or "sgd" (Nesterov).

@@ -29,11 +29,12 @@ def build_fabric(config: TrainConfig, several_parts: bool = False) -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
-    device = resolve_device(config)
-    if config.batch_size % config.devices:
-        raise ConfigError(f"A batch of {config.batch_size} cannot be shared evenly by {config.devices} processes.")
-    settings: dict[str, Any] = {"accelerator": device.type, "devices": config.devices}
-    if config.devices > 1:
+    device, machines = resolve_device(config), _machines(config)
+    processes = config.devices * machines
+    if config.batch_size % processes:
+        raise ConfigError(f"A batch of {config.batch_size} cannot be shared evenly by {processes} processes.")
+    settings: dict[str, Any] = {"accelerator": device.type, "devices": config.devices, "num_nodes": machines}
+    if processes > 1:
         settings["strategy"] = DDPStrategy(broadcast_buffers=False, find_unused_parameters=several_parts)
     elif device.index is not None and device.type == "cuda":
         settings["devices"] = [device.index]
@@ -43,6 +44,22 @@ def build_fabric(config: TrainConfig, several_parts: bool = False) -> Fabric:
         fabric = Fabric(plugins=[_mixed_precision(_PRECISION[config.precision], device.type)], **settings)
     fabric.launch()
     return fabric
+
+
+def _machines(config: TrainConfig) -> int:
+    """How many machines torchrun started processes on; 1 without it.
+
+    Raises:
+        ConfigError: it started another number of processes a machine than the run is set up for.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
+    if here != config.devices:
+        raise ConfigError(
+            f"torchrun started {here} processes on this machine, but devices={config.devices}.",
+            where=f"TrainConfig(devices={config.devices})",
+            fix=f"Set TrainConfig(devices={here}), or start with: torchrun --nproc-per-node {config.devices} script.py",
+        )
+    return int(os.environ["WORLD_SIZE"]) // here if "LOCAL_WORLD_SIZE" in os.environ else 1
 
 
 def is_first_process() -> bool:

@@ -30,7 +30,7 @@ def worker_count(config: TrainConfig) -> int:
         return config.workers
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores //= config.devices
     if resolve_device(config).type == "cpu":
         return max(0, min(_MOST, cores // (config.threads or torch.get_num_threads()) - 1))
     return max(1, min(_MOST, cores - 1))

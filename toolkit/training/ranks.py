@@ -30,6 +30,17 @@ def mean_of_all(values: Tensor) -> Tensor:
     return total / size
 
 
+def sum_of_all(values: Tensor) -> Tensor:
+    """Sum over processes, differentiable; its gradient is scaled like that of `rows_of_all`."""
+    _, size = process()
+    if size == 1:
+        return values
+    own = values.detach()
+    total = own.clone()
+    distributed.all_reduce(total)
+    return total + size * (values - own)
+
+
 def labels_of_all(labels: Tensor, device: torch.device) -> Tensor:
     """Labels (B, positions) of every process as (W B, positions), in the order of the undivided batch; on the CPU."""
     _, size = process()

@@ -12,17 +12,19 @@ from torch import Tensor
 from toolkit.errors import ConfigError
 from toolkit.registry import register
 from toolkit.training.objective import Objective
+from toolkit.training.ranks import sum_of_all
 
 
 @register("objective", "segmentation")
 @dataclasses.dataclass(frozen=True)
 class SegmentationObjective(Objective):
-    """Weighted cross-entropy and soft Dice on logits (B, K, *S) against labels (B, 1, *S), in float32.
+    """Weighted cross-entropy and soft Dice on logits (B, K, *S) against labels (B, 1, *S), in float32 or better.
 
     Terms: `cross_entropy` (mean over all pixels, natural logarithm), `dice` (see `soft_dice_loss`) and, where it is
-    asked for, `focal` (see `focal_loss`). The defaults are the field's usual ones: equal weights, Dice over the foreground classes, sums
-    pooled over the batch (a slice without some class is common in 2D). A list of logits (deep supervision, finest
-    first) gets the normalised weights 1, 1/2, 1/4, ..., each against the label map at its size (nearest).
+    asked for, `focal` (see `focal_loss`). The defaults are the field's usual ones: equal weights, Dice over the
+    foreground classes, sums pooled over the batch (a slice without some class is common in 2D), of all processes that
+    share it. A list of logits (deep supervision, finest first) gets the normalised weights 1, 1/2, 1/4, ..., each
+    against the label map at its size (nearest).
 
     Args:
         cross_entropy: weight of the cross-entropy; 0 leaves the term out.
@@ -81,7 +83,7 @@ class SegmentationObjective(Objective):
         shares = [0.5**k / (2 - 0.5 ** (len(scales) - 1)) for k in range(len(scales))]
         terms: dict[str, Tensor] = {}
         for share, logits in zip(shares, scales, strict=True):
-            for name, value in self._terms(logits.float(), batch["label"]).items():
+            for name, value in self._terms(_precise(logits), batch["label"]).items():
                 terms[name] = share * value if name not in terms else terms[name] + share * value
         return terms
 
@@ -117,6 +119,7 @@ class SegmentationObjective(Objective):
                 batch_dice=self.batch_dice,
                 smooth=self.smooth,
                 ignore_label=self.ignore_label,
+                of_all=self.batch_dice,
             )
         return terms
 
@@ -149,6 +152,7 @@ def soft_dice_loss(
     batch_dice: bool = True,
     smooth: float = 1e-5,
     ignore_label: int | None = None,
+    of_all: bool = False,
 ) -> Tensor:
     """Mean over classes (and images, unless `batch_dice`) of 1 - (2 sum p y + e) / (sum p + sum y + e).
 
@@ -160,6 +164,7 @@ def soft_dice_loss(
         batch_dice: sums run over the batch too.
         smooth: e. A class absent from the sums contributes a value close to 1 and pushes its p down.
         ignore_label: pixels with this label are left out of all sums.
+        of_all: the sums run over the images of all processes, which must then all make this call.
     """
     probability = logits.softmax(dim=1)
     classes = torch.arange(logits.shape[1], device=logits.device).view(1, -1, *[1] * (logits.ndim - 2))
@@ -171,7 +176,13 @@ def soft_dice_loss(
     axes = [axis for axis in range(logits.ndim) if axis != 1 and (axis > 0 or batch_dice)]
     overlap = (probability * truth).sum(axes)
     size = (probability.square() if squared else probability).sum(axes) + truth.sum(axes)
+    if of_all:
+        overlap, size = sum_of_all(torch.stack([overlap, size]))
     return (1 - (2 * overlap + smooth) / (size + smooth)).mean()
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def fitted_label(label: Tensor, logits: Tensor, ignore_label: int | None = None) -> Tensor:

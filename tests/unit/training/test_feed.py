@@ -133,5 +133,4 @@ def test_the_number_of_workers_leaves_the_cores_of_the_step_alone(monkeypatch: p
     assert [count(cores, threads=2) for cores in (1, 2, 4, 8, 64)] == [0, 0, 1, 3, 4]
     assert count(2, threads=1) == 1
     assert count(64, workers=0) == 0
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert count(8, threads=2) == 1
+    assert count(8, threads=2, devices=2) == 1
