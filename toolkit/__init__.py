@@ -35,6 +35,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.data.catalogue": ("list_tasks", "load_task"),
     "toolkit.data.folder": ("task_from_folder",),
     "toolkit.data.join": ("join_tasks",),
+    "toolkit.data.table": ("task_from_table",),
     "toolkit.data.task": ("Task",),
     "toolkit.methods.latent_augmentation.network": ("fast_slow_network",),
     "toolkit.models.load": ("load_weights",),

@@ -13,6 +13,7 @@ from toolkit.data.folder import task_from_folder
 from toolkit.data.join import join_tasks
 from toolkit.data.loader import Loader
 from toolkit.data.normalise import normalise
+from toolkit.data.table import task_from_table
 from toolkit.data.task import Task
 from toolkit.data.volumes import read_volume, write_nifti
 
@@ -28,5 +29,6 @@ __all__ = [
     "read_volume",
     "task_from_arrays",
     "task_from_folder",
+    "task_from_table",
     "write_nifti",
 ]

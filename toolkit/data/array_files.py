@@ -12,28 +12,31 @@ from toolkit.data.source import Pair, Source, checked_pair, incomplete_file, rea
 from toolkit.errors import DataError
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+SUFFIXES = (".npz", *HDF5_SUFFIXES)
 _MOST_VOXELS = 2**31
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArrayFileSource(Source):
-    """One slice (H, W) or one stack (Z, H, W) with its label in one file of plain arrays."""
+    """One slice (H, W) or one stack (Z, H, W), as `axes` says, with its label in one file of plain arrays."""
 
     path: Path = Path()
     image_key: str = "image"
-    label_key: str = "label"
+    label_key: str | None = "label"
+    axes: int | None = None
 
     def read_raw(self) -> Pair:
         """Read both arrays; the image gets a channel axis."""
-        arrays = read_arrays(self.path, [self.image_key, self.label_key])
+        arrays = read_arrays(self.path, [key for key in (self.image_key, self.label_key) if key])
         image = arrays[self.image_key]
-        if image.ndim not in (2, 3):
+        if image.ndim not in ((2, 3) if self.axes is None else (self.axes,)):
+            wanted = {2: "rows x columns", 3: "slices x rows x columns"}.get(self.axes or 0, "a slice or a stack")
             raise DataError(
-                f"The array {self.image_key!r} has shape {image.shape}, neither a slice nor a stack of slices.",
+                f"The array {self.image_key!r} has shape {image.shape}, not {wanted}.",
                 where=str(self.path),
                 fix="Store rows x columns, or slices x rows x columns.",
             )
-        return checked_pair(image[None], arrays[self.label_key], self)
+        return checked_pair(image[None], arrays[self.label_key] if self.label_key else None, self)
 
     @property
     def where(self) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,13 @@ def find_manifest(name: str) -> Manifest:
 
 
 @register("task", "load_task")
-def load_task(name: str, normalisation: str | None = None, split_list: str | None = None) -> Task:
+def load_task(
+    name: str,
+    normalisation: str | None = None,
+    split_list: str | None = None,
+    *,
+    regions: Mapping[str, Sequence[int]] | None = None,
+) -> Task:
     """Load a task by the name of its manifest.
 
     Embedded tasks are generated. The files of the others are looked for below `$TOOLKIT_DATA` (one or several
@@ -75,6 +81,7 @@ def load_task(name: str, normalisation: str | None = None, split_list: str | Non
             network that needs images in [0, 1].
         split_list: one of the published split lists in the manifest (ACDC has several); default the manifest's own
             choice.
+        regions: overlapping regions made of classes, for networks with a sigmoid an output: {"whole": (1, 2, 3)}.
 
     Raises:
         ConfigError: no such task, rule or split list.
@@ -95,12 +102,14 @@ def load_task(name: str, normalisation: str | None = None, split_list: str | Non
             where="load_task",
             fix=f"It has: {', '.join(manifest.split_lists) or 'none; leave split_list out'}.",
         )
+    if regions is not None:
+        config["arguments"]["regions"] = {key: list(members) for key, members in regions.items()}
     if manifest.layout.kind == "generated":
-        return layouts.generated_task(manifest, config)
+        return layouts.generated_task(manifest, config, regions)
     folder = next((folder for folder in data_folders(name) if folder.is_dir()), None)
     if folder is None:
         raise _to_do(manifest, data_folders(name))
-    return layouts.file_task(manifest, folder, config, split_list)
+    return layouts.file_task(manifest, folder, config, split_list, regions)
 
 
 def list_tasks() -> pd.DataFrame:

@@ -8,22 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.data import images as pictures
-from toolkit.data import volumes
-from toolkit.data.arrays import cases_of_volume, default_patch
-from toolkit.data.case import Case
-from toolkit.data.images import PictureSource
-from toolkit.data.labels import checked_classes, checked_values
-from toolkit.data.normalise import DEFAULT, check_rule
-from toolkit.data.source import Source
-from toolkit.data.splits import Splits, assign_splits
+from toolkit.data.array_files import HDF5_SUFFIXES
+from toolkit.data.normalise import DEFAULT
+from toolkit.data.reading import READABLE, kind_of
+from toolkit.data.splits import Splits
+from toolkit.data.subjects import person_of
+from toolkit.data.table import recipe, task_from_table
 from toolkit.data.task import Task
-from toolkit.data.volumes import NiftiSource, read_geometry
 from toolkit.errors import ConfigError, DataError
 from toolkit.registry import register
 
 _ENDINGS = re.compile(r"_(label|labels|seg|segmentation|mask|gt)$")
 _CHANNEL = re.compile(r"_(\d{4})$")
+_DIGITS = re.compile(r"(\d+)")
 Names = Mapping[str, str] | Callable[[str], str] | None
 
 
@@ -33,11 +30,13 @@ def task_from_folder(
     labels: str | os.PathLike[str] | None,
     *,
     classes: Mapping[int, str] | Sequence[str],
+    regions: Mapping[str, Sequence[int]] | None = None,
     sites: Names | str = None,
     subjects: Names = None,
+    volumes: Names = None,
     splits: Splits = None,
     dims: int | None = None,
-    channels: int | None = None,
+    channels: int | Sequence[str] | None = None,
     label_values: Mapping[float, int] | None = None,
     normalisation: str = DEFAULT,
     patch_size: Sequence[int] | None = None,
@@ -45,21 +44,27 @@ def task_from_folder(
     name: str | None = None,
     check: bool = True,
 ) -> Task:
-    """Make a task from folders of NIfTI volumes or of pictures (PNG, TIFF, BMP, JPEG).
+    """Make a task from folders of volumes (NIfTI, MetaImage, NRRD, DICOM series) or of pictures (PNG, TIFF, BMP, JPEG).
 
-    Image and label have the same name (the label may end in `_label`, `_seg`, `_mask` or `_gt`); several channels
-    of a volume are files `case_0000.nii.gz`, `case_0001.nii.gz`. Sub-folders are sites.
+    Image and label have the same name (the label may end in `_label`, `_seg`, `_mask` or `_gt`; both may lie in one
+    folder then); several channels of a volume are files `case_0000.nii.gz`, `case_0001.nii.gz`, or one 4-D file.
+    Sub-folders are sites, unless they are persons (`patient01/...`) or hold one case each. Links are followed.
 
     Args:
         images: folder of the images.
         labels: folder of the labels, or None.
         classes: class names by index, 0 = background.
+        regions: overlapping regions made of classes, {"whole tumour": (1, 2, 3)}.
         sites: site of each case: one name, {case: site} or a function of the case's name; default the sub-folder.
-        subjects: subject of each case, {case: subject} or a function; default every file its own subject. Give it
-            where one person has several files: splits are made by subject.
+        subjects: subject of each case, {case: subject} or a function; default read from the names where their
+            pattern is plain (`patient01_slice03`), which is said, else every file its own subject. Give it where one
+            person has several files: splits are made by subject.
+        volumes: stack of each picture, {case: volume} or a function, where pictures are slices: scores are then
+            per volume and predictions one file a volume.
         splits: see `toolkit.data.splits.assign_splits`; default 60 / 20 / 20 by subject within each site.
         dims: 2 cuts volumes into slices along their coarsest axis; default 3 for volumes, 2 for pictures.
-        channels: 1 or 3 brings all pictures to that many channels (grey is repeated).
+        channels: 1 or 3 brings all pictures to that many channels (grey is repeated); or the endings of the files of
+            one case, ("flair", "t1", "t1ce", "t2") as BraTS names them.
         label_values: stored value -> class index if the labels are coded otherwise, for example {0: 0, 255: 1}.
         normalisation: rule of `toolkit.data.normalise`, applied per file.
         patch_size: network input size; default from the median size.
@@ -72,60 +77,55 @@ def task_from_folder(
         DataError: no files, an image without a label or the other way round, a file that cannot be trusted.
         ConfigError: a setting that cannot work.
     """
-    named = checked_classes(classes)
-    check_rule(normalisation)
     root = _folder(images, "images")
     label_root = None if labels is None else _folder(labels, "labels")
-    found = _pairs(root, label_root)
-    ids = list(found)
-    site_of = [_name_of(sites, case, str(Path(case).parent) if "/" in case else "site") for case in ids]
-    subject_of = [_name_of(subjects, case, case) for case in ids]
-    split_of = assign_splits(ids, subject_of, site_of, splits)
-    common: dict[str, Any] = {
-        "normalisation": normalisation,
-        "label_values": checked_values(label_values, named),
-        "classes": tuple(named),
-    }
-    dims = dims or _dims_of(next(iter(found.values()))[0][0])
-    cases: list[Case] = []
-    for index, (case, (files, label)) in enumerate(found.items()):
-        details = {
-            "site": site_of[index],
-            "split": split_of[index],
-            "subject": subject_of[index],
-            "group": None,
-            "classes": named,
-        }
-        cases += _cases(case, files, label, dims, channels, details, common)
-    counted = _checked_channels(cases, check)
-    sizes = [_size(case, dims) for case in cases]
-    arguments = {
-        "images": str(root),
-        "labels": None if label_root is None else str(label_root),
-        "classes": named,
-        "sites": dict(zip(ids, site_of, strict=True)),
-        "subjects": dict(zip(ids, subject_of, strict=True)),
-        "splits": split_of,
-        "dims": dims,
-        "channels": channels,
-        "label_values": None if label_values is None else {str(k): int(v) for k, v in label_values.items()},
-        "normalisation": normalisation,
-        "patch_size": None if patch_size is None else list(patch_size),
-        "flips": list(flips),
-        "name": name,
-        "check": False,
-    }
-    return Task(
-        name or root.parent.name or root.name,
-        cases,
+    named_channels = None if channels is None or isinstance(channels, int) else tuple(channels)
+    found = _pairs(root, label_root, named_channels)
+    rows = [{"case": case, "image": files, "label": label} for case, (files, label) in found.items()]
+    folders = _sites([row["case"] for row in rows])
+    for row, folder in zip(rows, folders, strict=True):
+        row["site"] = _name_of(sites, row["case"], folder, "sites")
+        if subjects is not None:
+            row["subject"] = _name_of(subjects, row["case"], row["case"], "subjects")
+        if volumes is not None:
+            row["volume"] = _name_of(volumes, row["case"], row["case"], "volumes")
+    _number_stacks(rows)
+    ids = [row["case"] for row in rows]
+    task = task_from_table(
+        rows,
+        classes=classes,
+        regions=regions,
+        splits=splits,
         dims=dims,
-        channels=counted,
-        classes=named,
-        patch_size=patch_size or default_patch(sizes),
+        channels=channels if isinstance(channels, int) else None,
+        label_values=label_values,
         normalisation=normalisation,
+        patch_size=patch_size,
         flips=flips,
-        toolkit_config={"name": "task_from_folder", "arguments": arguments},
+        name=name or root.parent.name or root.name,
+        check=check,
     )
+    grey = channels is None and task.channels == 1 and kind_of(rows[0]["image"][0]) == "picture"
+    task.toolkit_config = recipe(
+        "task_from_folder",
+        images=str(root),
+        labels=None if label_root is None else str(label_root),
+        classes=task.classes,
+        regions=regions,
+        sites=_storable(sites, ids),
+        subjects=_storable(subjects, ids),
+        volumes=_storable(volumes, ids),
+        splits=splits,
+        dims=task.dims,
+        channels=1 if grey else channels,
+        label_values=label_values,
+        normalisation=normalisation,
+        patch_size=patch_size,
+        flips=flips,
+        name=name,
+        check=False,
+    )
+    return task
 
 
 def _folder(path: str | os.PathLike[str], what: str) -> Path:
@@ -139,14 +139,27 @@ def _folder(path: str | os.PathLike[str], what: str) -> Path:
     return folder
 
 
-def _pairs(root: Path, label_root: Path | None) -> dict[str, tuple[tuple[Path, ...], Path | None]]:
+def _pairs(
+    root: Path, label_root: Path | None, channels: tuple[str, ...] | None
+) -> dict[str, tuple[tuple[Path, ...], Path | None]]:
     """Image files (one per channel) and label file of every case, sorted by case."""
     images = _files(root)
-    labels = {} if label_root is None else {_ENDINGS.sub("", stem): path for stem, path in _files(label_root).items()}
-    numbered = bool(images) and all(_CHANNEL.search(stem) for stem in images) and not set(images) <= set(labels)
-    grouped: dict[str, list[Path]] = {}
-    for stem, path in images.items():
-        grouped.setdefault(_CHANNEL.sub("", stem) if numbered else stem, []).append(path)
+    labels: dict[str, Path] = {}
+    if label_root is not None:
+        same = label_root == root  # one folder for both: what ends like a label is one
+        for stem, path in _files(label_root).items():
+            if same and not _ENDINGS.search(stem):
+                continue
+            case = _ENDINGS.sub("", stem)
+            if case in labels:
+                raise DataError(
+                    f"Two files could be the label of {case!r}: {labels[case].name} and {path.name}.",
+                    where=str(label_root),
+                    fix="Keep the right one and move the other away.",
+                )
+            labels[case] = path
+        images = {stem: path for stem, path in images.items() if not (same and _ENDINGS.search(stem))}
+    grouped = _by_channel(images, labels, channels)
     without = sorted(set(grouped) - set(labels)) if label_root is not None else []
     alone = sorted(set(labels) - set(grouped))
     if without or alone:
@@ -160,21 +173,43 @@ def _pairs(root: Path, label_root: Path | None) -> dict[str, tuple[tuple[Path, .
     return {stem: (tuple(grouped[stem]), labels.get(stem)) for stem in sorted(grouped)}
 
 
+def _by_channel(
+    images: dict[str, Path], labels: Mapping[str, Path], channels: tuple[str, ...] | None
+) -> dict[str, list[Path]]:
+    """Files of every case in the order of its channels: `_0000`, `_0001`, ... or the named endings."""
+    grouped: dict[str, list[Path]] = {}
+    if channels is None:
+        numbered = bool(images) and all(_CHANNEL.search(stem) for stem in images) and not set(images) <= set(labels)
+        for stem, path in images.items():
+            grouped.setdefault(_CHANNEL.sub("", stem) if numbered else stem, []).append(path)
+        return grouped
+    ends = [f"_{channel}" for channel in channels]
+    cases = sorted({stem.removesuffix(end) for stem in images for end in ends if stem.endswith(end)})
+    for case in cases:
+        missing = [case + end for end in ends if case + end not in images]
+        if missing:
+            raise DataError(f"The case {case!r} has no file {missing[0]}.", where="channels", fix="Complete the case.")
+        grouped[case] = [images[case + end] for end in ends]
+    if not grouped:
+        raise DataError(f"No file name ends in {', '.join(ends)}.", where="channels", fix="Check the endings.")
+    return grouped
+
+
 def _files(root: Path) -> dict[str, Path]:
-    """Readable files below `root` by their relative name without suffix; hidden ones are passed over."""
-    known = (*volumes.SUFFIXES, *pictures.SUFFIXES)
+    """Readable files below `root`, links followed, by their relative name without suffix; hidden ones are left out."""
+    known = sorted((end for end in READABLE if end not in (".npz", *HDF5_SUFFIXES)), key=len, reverse=True)
     found: dict[str, Path] = {}
-    kinds: set[str] = set()
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root)
-        suffix = next((end for end in sorted(known, key=len, reverse=True) if path.name.lower().endswith(end)), None)
-        if not path.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
+    others: set[str] = set()
+    for path in files_below(root):
+        suffix = next((end for end in known if path.name.lower().endswith(end)), None)
+        if suffix is None and path.suffix.lower() == ".dcm":
+            path, suffix = path.parent, ""
         if suffix is None:
-            kinds.add(path.suffix)
+            others.add(path.suffix)
             continue
-        stem = relative.as_posix()[: -len(suffix)]
-        if stem in found:
+        stem = path.relative_to(root).as_posix()
+        stem = stem[: len(stem) - len(suffix)]
+        if found.get(stem, path) != path:
             raise DataError(
                 f"Two files are called {stem!r}: {found[stem].name} and {path.name}.",
                 where=str(root),
@@ -182,23 +217,40 @@ def _files(root: Path) -> dict[str, Path]:
             )
         found[stem] = path
     if not found:
-        others = f" It holds {', '.join(sorted(kinds))} files." if kinds else " It is empty."
+        kinds = f" It holds {', '.join(sorted(others))} files." if others else " It is empty."
         raise DataError(
-            f"The folder has no images that can be read.{others}", where=str(root), fix=f"Readable: {', '.join(known)}."
+            f"The folder has no images that can be read.{kinds}",
+            where=str(root),
+            fix=f"Readable: {', '.join(known)}, and folders of DICOM series (.dcm).",
         )
-    volumetric = {path.name.lower().endswith(volumes.SUFFIXES) for path in found.values()}
-    if len(volumetric) > 1:
-        raise DataError("The folder mixes NIfTI volumes and pictures.", where=str(root), fix="Use one folder for each.")
+    if len({kind_of(path) == "picture" for path in found.values()}) > 1:
+        raise DataError("The folder mixes volumes and pictures.", where=str(root), fix="Use one folder for each.")
     return found
 
 
-def _dims_of(path: Path) -> int:
-    if not path.name.lower().endswith(volumes.SUFFIXES):
-        return 2
-    return 2 if min(read_geometry(path).shape) == 1 else 3
+def files_below(root: Path) -> list[Path]:
+    """Files below a folder, sorted, through links to folders too (each folder once); hidden ones are left out."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
 
 
-def _name_of(names: Names | str, case: str, default: str) -> str:
+def _sites(cases: Sequence[str]) -> list[str]:
+    """The sub-folder of every case, unless the folders are persons or hold one case each: then there is one site."""
+    folders = [str(Path(case).parent) if "/" in case else "site" for case in cases]
+    persons = all(person_of(f"{folder}/") != f"{folder}/" for folder in folders)
+    return ["site"] * len(cases) if persons or len(set(folders)) == len(cases) > 1 else folders
+
+
+def _name_of(names: Names | str, case: str, default: str, what: str) -> str:
     if names is None:
         return default
     if isinstance(names, str):
@@ -206,73 +258,21 @@ def _name_of(names: Names | str, case: str, default: str) -> str:
     if callable(names):
         return str(names(case))
     if case not in names:
-        raise ConfigError(f"The case {case!r} has no entry.", where="sites or subjects", fix="Name every case.")
+        raise ConfigError(f"The case {case!r} has no entry.", where=what, fix="Name every case.")
     return str(names[case])
 
 
-def _cases(
-    name: str,
-    files: tuple[Path, ...],
-    label: Path | None,
-    dims: int,
-    channels: int | None,
-    details: Mapping[str, Any],
-    common: Mapping[str, Any],
-) -> list[Case]:
-    if not files[0].name.lower().endswith(volumes.SUFFIXES):
-        if len(files) > 1:
-            raise DataError(f"The picture {name!r} has several channel files.", where=str(files[0]), fix="Use NIfTI.")
-        reader: Source = PictureSource(image=files[0], label=label, channels=channels, **common)
-        shape: tuple[int, ...] = pictures.picture_shape(files[0])
-        whole = {**details, "reader": reader, "source": reader.where, "affine": None}
-        return cases_of_volume(name, whole, shape, 2, dims, None)
-    geometry = read_geometry(files[0], dims)
-    if label is not None:
-        volumes.require_same_grid(geometry, read_geometry(label, dims), files[0], label)
-    reader = NiftiSource(images=files, label=label, dims=dims, **common)
-    whole = {**details, "reader": reader, "source": reader.where, "affine": geometry.affine, "geometry": geometry}
-    if dims == 3:
-        return cases_of_volume(name, whole, geometry.shape, 3, 3, geometry.spacing)
-    in_plane, between = geometry.slice_spacings()
-    spacing = None if in_plane is None or between is None else (between, *in_plane)
-    depth = geometry.shape[geometry.slice_axis or 0]
-    return cases_of_volume(name, whole, (depth,), 3, 2, spacing)
+def _storable(names: Names | str, cases: Sequence[str]) -> dict[str, str] | str | None:
+    """Names as plain values, so that a run can make the task again: a function by what it says."""
+    return {case: str(names(case)) for case in cases} if callable(names) else names  # type: ignore[return-value]
 
 
-def _checked_channels(cases: Sequence[Case], check: bool) -> int:
-    """Channels of the images; with `check` every file is read, else the first."""
-    counted: dict[int, Case] = {}
-    errors: list[DataError] = []
-    seen: set[int] = set()
-    for case in cases if check else cases[:1]:
-        if id(case.reader) in seen:
-            continue
-        seen.add(id(case.reader))
-        try:
-            counted.setdefault(case.reader.read_raw().image.shape[0], case)
-        except DataError as error:
-            errors.append(error)
-    if len(errors) > 1:
-        others = "; ".join(f"{error.where}: {error.what}" for error in errors[1:5])
-        raise DataError(
-            f"{len(errors)} of {len(seen)} cases cannot be used. The first: {errors[0].what}",
-            where=f"{errors[0].where} (next: {others})",
-            fix=errors[0].fix,
-        )
-    if errors:
-        raise errors[0]
-    if len(counted) > 1:
-        (first, one), (second, other), *_ = counted.items()
-        raise DataError(
-            f"{one.id!r} has {first} channel(s) and {other.id!r} {second}.",
-            where=f"{one.source}; {other.source}",
-            fix="Pass channels=1 or channels=3, or convert the images.",
-        )
-    return next(iter(counted))
-
-
-def _size(case: Case, dims: int) -> tuple[int, ...]:
-    if case.geometry is None:
-        return pictures.picture_shape(case.reader.files()[0])
-    sides = case.geometry.shape
-    return sides if dims == 3 else tuple(side for axis, side in enumerate(sides) if axis != case.geometry.slice_axis)
+def _number_stacks(rows: Sequence[dict[str, Any]]) -> None:
+    """Positions of pictures in their stacks, in the order of the numbers in their names."""
+    counts: dict[str, int] = {}
+    for row in sorted(
+        rows, key=lambda row: [int(part) if part.isdigit() else 0 for part in _DIGITS.split(row["case"])]
+    ):
+        if "volume" in row:
+            row["position"] = counts.setdefault(row["volume"], 0)
+            counts[row["volume"]] += 1

@@ -40,6 +40,27 @@ class Geometry:
     unit: float = 1.0
     slice_axis: int | None = None
 
+    @classmethod
+    def of_array(cls, affine: np.ndarray, shape: Sequence[int], dims: int) -> Geometry | None:
+        """Geometry of an array that stays in its own axes, slices first in a 2D task; None for a picture.
+
+        Args:
+            affine: 4x4 voxel-to-world matrix in mm, right-anterior-superior.
+            shape: spatial axes of the array.
+            dims: spatial axes of a case.
+
+        Raises:
+            DataError: the matrix is singular or no 4 x 4 matrix.
+        """
+        affine = np.asarray(affine, dtype=float)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+            raise DataError(f"The affine of an array is no invertible 4 x 4 matrix: {affine.tolist()}.", where="affine")
+        if len(shape) != 3:
+            return None
+        sides = tuple(int(side) for side in shape)
+        mm = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
+        return cls(affine, sides, mm, affine, sides, codes=(1, 1), slice_axis=0 if dims == 2 else None)
+
     def arrange(self, stored: np.ndarray) -> np.ndarray:
         """Bring an array from the file's axes to those of the array as read (slices first in a 2D task)."""
         array = stored.reshape((*stored.shape, 1, 1)[:3])

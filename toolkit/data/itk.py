@@ -13,6 +13,7 @@ from toolkit.data.source import Pair, Source, checked_image, checked_pair
 from toolkit.data.volumes import geometry_of, require_same_grid
 from toolkit.errors import DataError
 
+SUFFIXES = (".mha", ".mhd", ".nrrd")
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 

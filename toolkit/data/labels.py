@@ -33,6 +33,34 @@ def checked_classes(classes: Mapping[int, str] | Mapping[str, str] | Sequence[st
     return dict(sorted(named.items()))
 
 
+def checked_regions(
+    regions: Mapping[str, Sequence[int]] | None, classes: Mapping[int, str]
+) -> dict[str, tuple[int, ...]] | None:
+    """Regions by name as sorted class indices (None stays None).
+
+    Raises:
+        ConfigError: no regions, a region without classes, of the background, or of a class that does not exist.
+    """
+    if regions is None:
+        return None
+    if not isinstance(regions, Mapping) or not regions:
+        raise ConfigError(f"regions cannot be {regions!r}.", fix='Write {"whole tumour": (1, 2, 3), "core": (1, 3)}.')
+    checked: dict[str, tuple[int, ...]] = {}
+    for name, members in regions.items():
+        try:
+            indices = sorted({int(index) for index in ([members] if isinstance(members, int) else members)})
+        except (TypeError, ValueError):
+            indices = []
+        if not indices or not set(indices) <= set(classes) - {0}:
+            raise ConfigError(
+                f"The region {name!r} cannot be made of {members!r}.",
+                where="regions",
+                fix=f"Name classes by number, without the background: {dict(classes)}.",
+            )
+        checked[str(name)] = tuple(indices)
+    return checked
+
+
 def checked_values(
     values: Mapping[float, int] | Mapping[str, int] | None, classes: Iterable[int]
 ) -> tuple[tuple[float, int], ...] | None:

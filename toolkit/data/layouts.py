@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from toolkit.data.case import Case
 from toolkit.data.discovery import checked_columns, discovered_rows, split_rows
+from toolkit.data.labels import checked_values
 from toolkit.data.manifest import Manifest, filled, read_table
-from toolkit.data.opening import open_source
+from toolkit.data.reading import Row
+from toolkit.data.table import cases_of_rows
 from toolkit.data.task import Task
 from toolkit.errors import DataError
 
@@ -24,7 +25,9 @@ def expected_files(manifest: Manifest) -> list[str]:
     return list(dict.fromkeys(filled(template, row, manifest) for row in rows for template in templates))
 
 
-def file_task(manifest: Manifest, folder: Path, config: Mapping[str, Any], split_list: str | None = None) -> Task:
+def file_task(
+    manifest: Manifest, folder: Path, config: Mapping[str, Any], split_list: str | None = None, regions: Any = None
+) -> Task:
     """The task whose files lie in `folder`.
 
     Args:
@@ -32,6 +35,7 @@ def file_task(manifest: Manifest, folder: Path, config: Mapping[str, Any], split
         folder: where they are.
         config: how to rebuild the task.
         split_list: one of the manifest's split lists; None = its default.
+        regions: overlapping regions made of classes.
 
     Raises:
         DataError: files are missing, or headers are damaged.
@@ -42,10 +46,19 @@ def file_task(manifest: Manifest, folder: Path, config: Mapping[str, Any], split
         rows = split_rows(manifest, read_table(manifest), split_list)
     else:
         rows = split_rows(manifest, discovered_rows(manifest, folder), split_list)
-    cases: list[Case] = []
-    for row in rows:
-        cases += _cases(manifest, folder, row)
-    return task_of(manifest, cases, config)
+    values = (
+        None if manifest.layout.label_values is None else {float(k): v for k, v in manifest.layout.label_values.items()}
+    )
+    common = {
+        "normalisation": manifest.normalisation,
+        "classes": tuple(sorted(manifest.classes)),
+        "label_values": checked_values(values, manifest.classes),
+    }
+    channels = 3 if manifest.channel_rule == "grey-to-rgb" else None
+    made = [_row(manifest, folder, row) for row in rows]
+    classes = dict(sorted(manifest.classes.items()))
+    cases, _ = cases_of_rows(made, manifest.dims, channels, common, classes)
+    return task_of(manifest, cases, config, regions)
 
 
 def _require_all(manifest: Manifest, folder: Path) -> None:
@@ -58,14 +71,14 @@ def _require_all(manifest: Manifest, folder: Path) -> None:
         )
 
 
-def generated_task(manifest: Manifest, config: Mapping[str, Any]) -> Task:
+def generated_task(manifest: Manifest, config: Mapping[str, Any], regions: Any = None) -> Task:
     """The task of an embedded generator."""
     from toolkit.data.generated import generated_cases
 
-    return task_of(manifest, list(generated_cases(manifest)), config)
+    return task_of(manifest, list(generated_cases(manifest)), config, regions)
 
 
-def task_of(manifest: Manifest, cases: list[Case], config: Mapping[str, Any]) -> Task:
+def task_of(manifest: Manifest, cases: list[Case], config: Mapping[str, Any], regions: Any = None) -> Task:
     """A task with the manifest's settings."""
     return Task(
         manifest.name,
@@ -73,6 +86,7 @@ def task_of(manifest: Manifest, cases: list[Case], config: Mapping[str, Any]) ->
         dims=manifest.dims,
         channels=manifest.channels,
         classes=manifest.classes,
+        regions=regions,
         patch_size=manifest.patch_size,
         normalisation=manifest.normalisation,
         sites=manifest.sites,
@@ -84,34 +98,36 @@ def task_of(manifest: Manifest, cases: list[Case], config: Mapping[str, Any]) ->
     )
 
 
-def _cases(manifest: Manifest, folder: Path, row: dict[str, str]) -> Iterator[Case]:
-    """The cases of one row: a volume, a picture, or the slices of a stack."""
-    columns = checked_columns(manifest)
-    subject = filled(columns.subject, row, manifest)
-    split = filled(columns.split, row, manifest)
+def _row(manifest: Manifest, folder: Path, row: dict[str, str]) -> Row:
+    """The row as `task_from_table` knows it: the manifest's templates filled."""
+    columns, layout = checked_columns(manifest), manifest.layout
+    names = {"case": columns.case, "subject": columns.subject, "split": columns.split, "site": columns.site}
+    names |= {"volume": columns.volume, "position": columns.position, "group": columns.group}
+    made: Row = {key: text for key, template in names.items() if template and (text := filled(template, row, manifest))}
+    made.setdefault("site", manifest.sites[0])
     for target, subjects in manifest.reassign.items():
-        split = target if subject in subjects else split
-    name = filled(columns.case, row, manifest)
-    opened = open_source(manifest, folder, row)
-    position = filled(columns.position, row, manifest) if columns.position else ""
-    case = Case(
-        id=name,
-        site=filled(columns.site, row, manifest) if columns.site else manifest.sites[0],
-        split=split,
-        subject=subject,
-        volume=filled(columns.volume or columns.case, row, manifest),
-        position=int(position) if position else None,
-        group=(filled(columns.group, row, manifest) or None) if columns.group else None,
-        classes=dict(sorted(manifest.classes.items())),
-        spacing=opened.spacing,
-        slice_spacing=opened.slice_spacing,
-        affine=None if opened.geometry is None else opened.geometry.affine,
-        geometry=opened.geometry,
-        source=opened.reader.where,
-        reader=opened.reader,
-    )
-    if opened.slices is None:
-        yield case
-        return
-    for index in range(opened.slices):
-        yield dataclasses.replace(case, id=f"{name}/slice{index:02d}", position=index, index=index)
+        made["split"] = target if made["subject"] in subjects else made["split"]
+    made["image"] = folder / filled(layout.image or "{image}", row, manifest)
+    label = filled(layout.label or ("" if layout.rows == "table" else "{label}"), row, manifest)
+    if label:
+        made["label"] = folder / label
+    numbers = {"frame": layout.frame, "label_frame": layout.label_frame, "slices": layout.slices.replace("header", "")}
+    for key, template in numbers.items():
+        if template:
+            made[key] = _number(template, row, manifest)
+    if layout.kind == "picture-pairs":
+        made |= {"foreground": layout.foreground, "threshold": layout.threshold}
+        made["background"] = row.get("background") == "yes"
+    return made
+
+
+def _number(template: str, row: dict[str, str], manifest: Manifest) -> int:
+    text = filled(template, row, manifest)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise DataError(
+            f"The index has {text!r} where a whole number is needed.",
+            where=f"{manifest.name}: {template}",
+            fix="Get the table of the data set again.",
+        ) from error

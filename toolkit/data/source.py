@@ -180,36 +180,6 @@ class ArraySource(Source):
         return digest.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class NpzSource(Source):
-    """One stack in an `.npz` archive of plain arrays; pickled objects are refused."""
-
-    path: Path = Path()
-    image_key: str = "image"
-    label_key: str | None = "label"
-
-    def read_raw(self) -> Pair:
-        """Read both arrays; a stack (Z, H, W) gets a channel axis."""
-        keys = [key for key in (self.image_key, self.label_key) if key]
-        arrays = read_npz(self.path, keys)
-        for key in keys:
-            if arrays[key].ndim != 3:
-                raise DataError(
-                    f"The array {key!r} has shape {arrays[key].shape}, not slices x rows x columns.",
-                    where=str(self.path),
-                    fix="Store the whole stack, three axes, slices first.",
-                )
-        label = arrays[self.label_key] if self.label_key else None
-        return checked_pair(arrays[self.image_key][None], label, self)
-
-    @property
-    def where(self) -> str:
-        return str(self.path)
-
-    def files(self) -> tuple[Path, ...]:
-        return (self.path,)
-
-
 def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
     """Read named arrays of an `.npz` file without running anything stored in it.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.data.augment import Augmentation
 from toolkit.data.case import Case
 from toolkit.data.folds import make_folds
-from toolkit.data.labels import checked_classes
+from toolkit.data.labels import checked_classes, checked_regions
 from toolkit.data.loader import Loader
 from toolkit.data.normalise import DEFAULT, check_rule, fixed_range
 from toolkit.errors import ConfigError, DataError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from toolkit.data.manifest import Manifest
 
 SPLITS = ("train", "val", "test")
+_BUCKETS = 256
 
 
 class Task:
@@ -32,6 +33,7 @@ class Task:
         dims: 2 or 3, the spatial axes of one case.
         channels: channels of every image.
         classes: class names by index, 0 = background.
+        regions: overlapping regions made of classes, {"whole tumour": (1, 2, 3)}, or None.
         patch_size: network input size if none is asked for.
         normalisation: rule that was applied to the images.
         sites: order of the sites (default: as they appear).
@@ -53,6 +55,7 @@ class Task:
         dims: int,
         channels: int,
         classes: Mapping[int, str],
+        regions: Mapping[str, Sequence[int]] | None = None,
         patch_size: Sequence[int],
         normalisation: str = DEFAULT,
         sites: Sequence[str] | None = None,
@@ -66,6 +69,7 @@ class Task:
             raise ConfigError(f"dims must be 2 or 3, not {dims!r}.", where=name)
         self.name, self.dims, self.channels = name, dims, int(channels)
         self.classes = checked_classes(classes)
+        self.regions = checked_regions(regions, self.classes)
         self.patch_size = checked_patch(patch_size, dims)
         self.normalisation = check_rule(normalisation)
         self.flips = tuple(int(axis) for axis in flips)
@@ -73,7 +77,7 @@ class Task:
         self.toolkit_config = None if toolkit_config is None else dict(toolkit_config)
         self._cases = list(cases)
         self.sites: tuple[str, ...] = tuple(sites or dict.fromkeys(case.site for case in self._cases))
-        self._hash: str | None = None
+        self._contents: dict[str, Any] | None = None
         _check_cases(name, self._cases, self.sites)
 
     @property
@@ -150,19 +154,48 @@ class Task:
         )
 
     def content_hash(self) -> str:
-        """SHA-256 over every case's identity and the bytes its voxels come from (computed once)."""
-        if self._hash is None:
-            digest = hashlib.sha256()
+        """SHA-256 over every case's identity and the bytes its voxels come from, wherever they lie (computed once)."""
+        return hashlib.sha256(json.dumps(self.contents()).encode()).hexdigest()
+
+    def contents(self) -> dict[str, Any]:
+        """What `content_hash` is made of, in a size that does not grow with the cases (computed once).
+
+        Returns:
+            Counts, class names, regions and rule as they are, and `cases`: 256 short hashes, each of the cases whose
+            name falls into it, so that a difference can be narrowed to a few cases (`difference`).
+        """
+        if self._contents is None:
             prints: dict[int, str] = {}
+            buckets: list[Any] = [hashlib.sha256() for _ in range(_BUCKETS)]
             for case in self._cases:
                 key = id(case.reader)
                 prints[key] = prints.get(key) or case.reader.fingerprint()
                 identity = [case.id, case.site, case.split, case.subject, case.index, case.relabel, prints[key]]
-                digest.update(json.dumps(identity).encode())
-            rules = [self.name, self.normalisation, list(self.classes.items())]
-            digest.update(json.dumps(rules).encode())
-            self._hash = digest.hexdigest()
-        return self._hash
+                buckets[_bucket(case.id)].update(json.dumps(identity).encode())
+            self._contents = {
+                "count": len(self._cases),
+                "sites": list(self.sites),
+                "classes": list(self.classes.values()),
+                "regions": None if self.regions is None else {k: list(v) for k, v in self.regions.items()},
+                "normalisation": self.normalisation,
+                "cases": [one.hexdigest()[:12] for one in buckets],
+            }
+        return self._contents
+
+    def difference(self, recorded: Mapping[str, Any]) -> str:
+        """What differs from the `contents` of another task, in a sentence; "" if nothing does."""
+        now = self.contents()
+        words = [
+            f"{name}: {recorded.get(name)} there, {value} here"
+            for name, value in now.items()
+            if name != "cases" and recorded.get(name) != value
+        ]
+        pairs = zip(now["cases"], recorded.get("cases", ()), strict=False)
+        changed = {number for number, (one, other) in enumerate(pairs) if one != other}
+        suspects = [case.id for case in self._cases if _bucket(case.id) in changed]
+        if suspects:
+            words.append(f"voxels, site, split or subject of some of {len(suspects)} cases: {', '.join(suspects[:5])}")
+        return "; ".join(words)
 
     def table(self) -> pd.DataFrame:
         """One row per case: case, volume, position, subject, site, split, group, spacing, source."""
@@ -211,6 +244,7 @@ class Task:
             dims=self.dims,
             channels=self.channels,
             classes=self.classes,
+            regions=self.regions,
             patch_size=self.patch_size,
             normalisation=self.normalisation,
             sites=self.sites,
@@ -230,6 +264,10 @@ class Task:
             f"Task({self.name!r}, {self.dims}D, {self.channels} channel(s), classes {list(self.classes.values())}, "
             f"sites {list(self.sites)}, cases: {counts})"
         )
+
+
+def _bucket(name: str) -> int:
+    return hashlib.sha256(name.encode()).digest()[0]
 
 
 def checked_patch(size: Sequence[int], dims: int) -> tuple[int, ...]:

@@ -303,7 +303,7 @@ BAD = {
     synapse_external_storage: "lies in another file",
     synapse_text_array: "no array of numbers",
     synapse_giant: "gives image the shape",
-    synapse_four_axes: "neither a slice nor a stack",
+    synapse_four_axes: "4 spatial axes",
     monuseg_entities: "document type or entities",
     monuseg_cut_off: "cannot be read as outlines",
     monuseg_no_regions: "has no regions",

@@ -162,7 +162,7 @@ def bad_empty_folder(root):
 
 def bad_other_files(root):
     (root / "dicom").mkdir()
-    (root / "dicom" / "a.dcm").write_bytes(b"x")
+    (root / "dicom" / "a.xyz").write_bytes(b"x")
     return task_from_folder(root / "dicom", root / "labels", classes=CLASSES)
 
 
@@ -199,10 +199,10 @@ def bad_grid(root):
 MESSAGES = {
     bad_no_folder: "does not exist",
     bad_empty_folder: "It is empty",
-    bad_other_files: "holds .dcm files",
+    bad_other_files: "holds .xyz files",
     bad_no_label: "1 images have no label, for example p4",
     bad_no_image: "1 labels have no image, for example p4",
-    bad_mixture: "mixes NIfTI",
+    bad_mixture: "mixes volumes",
     bad_twice: "Two files are called 'p1'",
     bad_one_file: "not a complete NIfTI",
     bad_grid: "different shapes",

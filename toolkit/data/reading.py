@@ -1,0 +1,192 @@
+"""From one row of a table of cases to the reader of its files or arrays, with the geometry that they tell."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.data import images as pictures
+from toolkit.data import itk, volumes
+from toolkit.data.array_files import SUFFIXES as ARRAY_SUFFIXES
+from toolkit.data.array_files import ArrayFileSource, array_shape
+from toolkit.data.geometry import Geometry
+from toolkit.data.images import PictureSource
+from toolkit.data.itk import ItkSource, read_itk
+from toolkit.data.source import ArraySource, Source
+from toolkit.data.volumes import NiftiSource, read_geometry, require_same_grid
+from toolkit.errors import ConfigError, DataError
+
+Row = dict[str, Any]
+READABLE = (*volumes.SUFFIXES, *itk.SUFFIXES, *pictures.SUFFIXES, *ARRAY_SUFFIXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A reader and what is known before its voxels are read.
+
+    Attributes:
+        reader: reads the voxels.
+        shape: spatial axes as they will be read, slices first where a stack is cut; 0 where a side is not known yet.
+        geometry: how to write a result back in the file's own axes, or None.
+        spacing: mm along `shape`, or None if it is not known.
+    """
+
+    reader: Source
+    shape: tuple[int, ...]
+    geometry: Geometry | None = None
+    spacing: tuple[float, ...] | None = None
+
+
+def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any]) -> Opened:
+    """The reader of one row.
+
+    Args:
+        row: `image` (a path, several paths that are the channels, an array or a `Source`), `label` (a path, an array
+            or None); `frame` and `label_frame` of 4-D files; `slices`, where their number is known without a look;
+            `image_key` and `label_key` of files of arrays; `threshold`, `foreground` and `background` of pictures;
+            `affine` of arrays.
+        dims: spatial axes of a case.
+        channels: 1 or 3 brings pictures to that many channels.
+        common: settings of every `Source`.
+
+    Raises:
+        DataError: headers that are damaged or contradict each other; files of another kind.
+    """
+    image, label = row["image"], row.get("label")
+    if isinstance(image, Source):
+        return Opened(image, _counted(row, dims))
+    if not is_path(image) and not (isinstance(image, (list, tuple)) and all(map(is_path, image))):
+        return _arrays(row, dims, common)
+    files = (Path(image),) if is_path(image) else tuple(Path(path) for path in image)
+    label = None if label is None else Path(label)
+    kind = kind_of(files[0])
+    if kind == "nifti":
+        return _nifti(files, label, row, dims, common)
+    if len(files) > 1:
+        raise DataError("Several files of one image, its channels, need NIfTI.", where=", ".join(map(str, files)))
+    if kind == "itk":
+        geometry = read_itk(files[0], dims)[1]
+        return _placed(ItkSource(image=files[0], label=label, dims=dims, **common), geometry, dims)
+    if kind == "arrays":
+        keys = {key: row[key] for key in ("image_key", "label_key") if key in row}
+        shape = _counted(row, dims) if row.get("slices") else array_shape(files[0], keys.get("image_key", "image"))
+        return Opened(ArrayFileSource(path=files[0], axes=len(shape), **keys, **common), shape)
+    rules = {key: row[key] for key in ("threshold", "foreground", "background") if key in row}
+    picture = PictureSource(image=files[0], label=label, channels=channels, **rules, **common)
+    return Opened(picture, pictures.picture_shape(files[0]))
+
+
+def kind_of(path: Path) -> str:
+    """`nifti`, `itk` (DICOM folder, MetaImage, NRRD), `arrays` or `picture`, by the name.
+
+    Raises:
+        DataError: a file that no reader knows.
+    """
+    name = path.name.lower()
+    for kind, suffixes in (("nifti", volumes.SUFFIXES), ("picture", pictures.SUFFIXES), ("arrays", ARRAY_SUFFIXES)):
+        if name.endswith(suffixes):
+            return kind
+    if path.is_dir() or name.endswith(itk.SUFFIXES):
+        return "itk"
+    raise DataError(
+        "This is no image file that can be read.",
+        where=str(path),
+        fix=f"Readable: {', '.join(READABLE)}, and folders of one DICOM series.",
+    )
+
+
+def dims_of(row: Row) -> int:
+    """Spatial axes of a case where nobody says: 2 for pictures, 3 for volumes of more than one slice."""
+    image, label = row["image"], row.get("label")
+    if isinstance(image, Source):
+        raise ConfigError("dims is needed where a table holds readers.", fix="Pass dims=2 or dims=3.")
+    first = image if is_path(image) else image[0] if isinstance(image, (list, tuple)) else None
+    if not is_path(first):
+        return channel_first(as_array(image), None if label is None else as_array(label), None, "")[2]
+    path = Path(first)
+    kind = kind_of(path)
+    if kind == "nifti":
+        return 2 if min(read_geometry(path).shape) == 1 else 3
+    if kind == "arrays":
+        return len(array_shape(path, row.get("image_key", "image")))
+    return 2 if kind == "picture" else 3
+
+
+def is_path(value: object) -> bool:
+    """Whether a cell of a table is the path of a file."""
+    return isinstance(value, (str, Path))
+
+
+def as_array(value: Any) -> np.ndarray:
+    """An array of a tensor or of anything that NumPy takes."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    return np.asarray(value)
+
+
+def channel_first(
+    image: np.ndarray, label: np.ndarray | None, dims: int | None, name: str
+) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """Image (C, *S), label (*S) and the number of spatial axes.
+
+    Raises:
+        DataError: axes that are none of an image, or channels that come last.
+    """
+    if label is not None and label.shape[:1] == (1,):
+        flat = label.ndim == 3 and dims != 3 and image.shape[1:] == label.shape[1:]
+        label = label[0] if flat or label.ndim == 4 else label
+    axes = label.ndim if label is not None else dims if dims is not None else image.ndim
+    fix = "Give (H, W) or (C, H, W) in 2D, (Z, H, W) or (C, Z, H, W) in 3D, channels first."
+    last = image.shape[-1] if image.ndim > 2 else 0
+    if last in (1, 3, 4) and min(image.shape[:-1]) >= 16 and dims != 3:
+        raise DataError(
+            f"The image of {name!r} has shape {image.shape}: its channels seem to come last.",
+            where="image",
+            fix=f"{fix} numpy.moveaxis(image, -1, 0) does it; a volume of {last} slices needs dims=3.",
+        )
+    if image.ndim == axes:
+        image = image[None]
+    if image.ndim != axes + 1 or axes not in (2, 3):
+        expected = "" if label is None else f" for a label of shape {label.shape}"
+        raise DataError(f"The image of {name!r} has shape {image.shape}{expected}.", where="image", fix=fix)
+    return image, label, axes
+
+
+def _counted(row: Row, dims: int) -> tuple[int, ...]:
+    return (int(row["slices"]), 0, 0) if row.get("slices") else (0,) * dims
+
+
+def _arrays(row: Row, dims: int, common: Mapping[str, Any]) -> Opened:
+    name = str(row.get("case", "image"))
+    label = None if row.get("label") is None else as_array(row["label"])
+    image, label, _ = channel_first(as_array(row["image"]), label, dims if row.get("stack") is None else 3, name)
+    reader = ArraySource(image=image, label=label, name=f"array {name}", **common)
+    reader.read_raw()  # every array is checked now rather than in the middle of a training
+    affine = row.get("affine")
+    if affine is None:
+        return Opened(reader, image.shape[1:])
+    geometry = Geometry.of_array(as_array(affine), image.shape[1:], dims)
+    return Opened(reader, image.shape[1:], geometry, geometry.spacing)
+
+
+def _nifti(files: Sequence[Path], label: Path | None, row: Row, dims: int, common: Mapping[str, Any]) -> Opened:
+    frame, label_frame = row.get("frame"), row.get("label_frame")
+    geometry = read_geometry(files[0], dims, frame)
+    if label is not None:
+        require_same_grid(geometry, read_geometry(label, dims, label_frame), files[0], label)
+    reader = NiftiSource(images=tuple(files), label=label, dims=dims, frame=frame, label_frame=label_frame, **common)
+    return _placed(reader, geometry, dims)
+
+
+def _placed(reader: Source, geometry: Geometry, dims: int) -> Opened:
+    if dims == 3:
+        return Opened(reader, geometry.shape, geometry, geometry.spacing)
+    in_plane, between = geometry.slice_spacings()
+    spacing = None if in_plane is None or between is None else (between, *in_plane)
+    axis = geometry.slice_axis or 0
+    sides = tuple(side for index, side in enumerate(geometry.shape) if index != axis)
+    return Opened(reader, (geometry.shape[axis], *sides), geometry, spacing)

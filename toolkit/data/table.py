@@ -1,0 +1,420 @@
+"""`task_from_table`: the one road into a task, a row a case."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.data.case import Case
+from toolkit.data.images import PictureSource
+from toolkit.data.labels import checked_classes, checked_values
+from toolkit.data.normalise import DEFAULT, check_rule
+from toolkit.data.reading import READABLE, Opened, Row, dims_of, is_path, open_row
+from toolkit.data.source import Source
+from toolkit.data.splits import Splits, assign_splits
+from toolkit.data.subjects import inferred_subjects
+from toolkit.data.task import Task
+from toolkit.errors import ConfigError, DataError, ToolkitWarning
+from toolkit.registry import register
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = (
+    *("image", "label", "case", "subject", "site", "split", "volume", "position", "spacing", "group", "affine"),
+    *("frame", "label_frame", "slices", "image_key", "label_key", "threshold", "foreground", "background"),
+)
+_TEXT = ("case", "subject", "site", "split", "volume", "group")
+
+
+@register("task", "task_from_table")
+def task_from_table(
+    frame: pd.DataFrame | Iterable[Mapping[str, Any]] | Mapping[str, Sequence[Any]] | str | os.PathLike[str],
+    *,
+    classes: Mapping[int, str] | Sequence[str],
+    regions: Mapping[str, Sequence[int]] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    splits: Splits = None,
+    dims: int | None = None,
+    channels: int | None = None,
+    label_values: Mapping[float, int] | None = None,
+    normalisation: str = DEFAULT,
+    patch_size: Sequence[int] | None = None,
+    flips: Sequence[int] = (),
+    name: str = "table",
+    check: bool = True,
+) -> Task:
+    """Make a task from a table, a row a case (or a stack that becomes a case a slice).
+
+    Columns, of which only `image` is needed: `image` (a file; several files, its channels, as a list or with ";"
+    between them in a text; the folder of a DICOM series; or an array (*S) or (C, *S)), `label` (the same, or empty),
+    `case` (its name; default the file's), `subject` (splits never divide one; default read from the names where
+    their pattern is plain, which is said, else every case its own), `site`, `split` (train, val or test), `volume`
+    and `position` (stack of a picture and its place there), `spacing` (mm along the axes, slice distance first, for
+    files that do not say), `group`, `affine` (4 x 4, of arrays); for special files `frame` and `label_frame` (of
+    4-D NIfTI; without `frame` the fourth axis is the channels), `image_key` and `label_key` (arrays of `.npz` and
+    HDF5 files), `threshold` (label values from here on are class 1), `foreground` (all above 0 are), `background`
+    (no label file: background everywhere), `slices`.
+
+    Args:
+        frame: the table: a DataFrame, rows as dicts, columns as a dict, or the path of a CSV file.
+        classes: class names by index, 0 = background.
+        regions: overlapping regions made of classes, for networks with a sigmoid an output: {"whole": (1, 2, 3)}.
+        folder: what relative paths start from; default the folder of the CSV file, else the current one.
+        splits: where there is no column `split`, see `toolkit.data.splits.assign_splits`; default 60 / 20 / 20 by
+            subject within each site.
+        dims: 2 cuts volumes into slices along their coarsest axis; default 3 for volumes, 2 for pictures.
+        channels: 1 or 3 brings all pictures to that many channels (grey is repeated).
+        label_values: stored value -> class index if the labels are coded otherwise, for example {0: 0, 255: 1}.
+        normalisation: rule of `toolkit.data.normalise`, applied per file.
+        patch_size: network input size; default from the median size.
+        flips: axes along which mirroring is allowed.
+        name: name of the task.
+        check: read every file now (default), so that a bad one is found before a training starts; False reads
+            headers only.
+
+    Raises:
+        DataError: no rows, files that cannot be trusted, images that do not fit each other.
+        ConfigError: columns that are not known, a setting that cannot work.
+    """
+    named, rule = checked_classes(classes), check_rule(normalisation)
+    rows = completed(table_rows(frame, folder), splits)
+    dims = dims or dims_of(rows[0])
+    common = {"normalisation": rule, "label_values": checked_values(label_values, named), "classes": tuple(named)}
+    cases, sizes = cases_of_rows(rows, dims, channels, common, named)
+    counted = _checked_channels(cases, check)
+    if counted == 0:
+        cases, counted = _grey(cases), 1
+    file = isinstance(frame, (str, os.PathLike))
+    stored: Any = os.path.abspath(frame) if isinstance(frame, (str, os.PathLike)) else _columns(rows)
+    config = recipe(
+        "task_from_table",
+        frame=stored,
+        classes=named,
+        regions=regions,
+        folder=os.path.abspath(folder) if file and folder is not None else None,
+        splits=splits if file else None,
+        dims=dims,
+        channels=counted if counted == 1 else channels,
+        label_values=label_values,
+        normalisation=normalisation,
+        patch_size=patch_size,
+        flips=flips,
+        name=name,
+        check=False,
+    )
+    return Task(
+        name,
+        cases,
+        dims=dims,
+        channels=counted,
+        classes=named,
+        regions=regions,
+        patch_size=patch_size or default_patch(sizes),
+        normalisation=rule,
+        flips=flips,
+        toolkit_config=None if stored is None else config,
+    )
+
+
+def recipe(factory: str, /, **arguments: Any) -> dict[str, Any]:
+    """What `registry.build` takes to make a task again: plain values, without the arguments that were left out."""
+    given = {key: _plain(value) for key, value in arguments.items() if value is not None and value != ()}
+    return {"name": factory, "arguments": given}
+
+
+def table_rows(frame: Any, folder: str | os.PathLike[str] | None) -> list[Row]:
+    """The rows of a table as dicts without their empty cells, files as absolute paths.
+
+    Raises:
+        DataError: no rows, or a row without an image.
+        ConfigError: a column that no reader takes.
+    """
+    root = Path(folder).expanduser() if folder is not None else Path()
+    if isinstance(frame, (str, os.PathLike)):
+        path = Path(frame).expanduser()
+        root = root if folder is not None else path.parent
+        frame = _read_csv(path)
+    elif isinstance(frame, Mapping):
+        frame = [dict(zip(frame, values, strict=True)) for values in zip(*frame.values(), strict=True)]
+    elif hasattr(frame, "to_dict"):
+        frame = frame.to_dict("records")
+    rows = [{str(key): value for key, value in row.items() if not _empty(value)} for row in frame]
+    if not rows:
+        raise DataError("The table has no rows.", where="task_from_table", fix="Give a row for every image.")
+    unknown = sorted({key for row in rows for key in row} - set(COLUMNS))
+    if unknown:
+        raise ConfigError(
+            f"The table has columns that are not known: {', '.join(unknown)}.",
+            where="task_from_table",
+            fix=f"Rename or drop them; known are {', '.join(COLUMNS)}.",
+        )
+    for number, row in enumerate(rows):
+        if "image" not in row:
+            raise DataError(f"Row {number} has no image.", where="task_from_table", fix="Fill the column image.")
+        row["image"] = _located(row["image"], root)
+        if "label" in row:
+            row["label"] = _located(row["label"], root)
+        row |= {key: str(row[key]) for key in _TEXT if key in row}
+    return rows
+
+
+def completed(rows: list[Row], splits: Splits = None) -> list[Row]:
+    """Rows with a case, a subject, a site and a split; what is missing is filled in as `task_from_table` says.
+
+    Warns:
+        ToolkitWarning: subjects were read from the names, or the names look as if they could have been.
+    """
+    for number, row in enumerate(rows):
+        row.setdefault("case", _stem(row["image"]) or f"case{number:03d}")
+        row.setdefault("site", "site")
+    ids = [row["case"] for row in rows]
+    own = [row.get("volume", row["case"]) for row in rows]
+    if not any("subject" in row for row in rows):
+        for row, subject in zip(rows, inferred_subjects(own), strict=True):
+            row["subject"] = subject
+    for row, subject in zip(rows, own, strict=True):
+        row.setdefault("subject", subject)
+    if splits is not None or not all("split" in row for row in rows):
+        if splits is None and any("split" in row for row in rows):
+            missing = next(row["case"] for row in rows if "split" not in row)
+            raise ConfigError(f"The case {missing!r} has no split, others have.", where="split", fix="Fill them all.")
+        chosen = assign_splits(ids, [row["subject"] for row in rows], [row["site"] for row in rows], splits)
+        for row, split in zip(rows, chosen, strict=True):
+            row["split"] = split
+    return rows
+
+
+def cases_of_rows(
+    rows: Iterable[Row], dims: int, channels: int | None, common: Mapping[str, Any], classes: Mapping[int, str]
+) -> tuple[list[Case], list[tuple[int, ...]]]:
+    """The cases of completed rows, and their sizes (0 where only reading would tell)."""
+    cases: list[Case] = []
+    sizes: list[tuple[int, ...]] = []
+    for row in rows:
+        opened = open_row(row, dims, channels, common)
+        own = cases_of(row, opened, dims, dict(classes))
+        cases += own
+        sizes += [opened.shape[-dims:]] * len(own)
+    return cases, sizes
+
+
+def cases_of(row: Row, opened: Opened, dims: int, classes: dict[int, str]) -> list[Case]:
+    """One case for a volume or image, or one per slice where a stack (slices first) is cut for a 2D task.
+
+    Raises:
+        DataError: an image with too few or too many axes, or a spacing for another number of axes.
+    """
+    name, where, axes = row["case"], opened.reader.where, len(opened.shape)
+    if axes != dims and (axes, dims) != (3, 2):
+        raise DataError(f"{name!r} has {axes} spatial axes, the task has {dims}.", where=where)
+    mm = _spacing(row, opened, name, dims)
+    between = mm[0] if mm is not None and len(mm) == 3 and dims == 2 else None
+    affine = row.get("affine") if opened.geometry is None else opened.geometry.affine
+    position = row.get("position")
+    case = Case(
+        id=name,
+        site=row["site"],
+        split=row["split"],
+        subject=row["subject"],
+        volume=row.get("volume", name),
+        position=None if position is None else int(position),
+        group=row.get("group"),
+        classes=classes,
+        spacing=None if mm is None else mm[-dims:],
+        slice_spacing=between,
+        affine=None if affine is None else np.asarray(affine, dtype=float),
+        source=where,
+        reader=opened.reader,
+        geometry=opened.geometry,
+    )
+    if axes == dims:
+        return [case]
+    return [
+        dataclasses.replace(case, id=f"{name}/slice{index:02d}", position=index, index=index)
+        for index in range(opened.shape[0])
+    ]
+
+
+def default_patch(sizes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Median size, rounded down to a multiple of 16 (2D, at most 256) or 8 (3D, at most 96), at least one multiple."""
+    dims = len(sizes[0])
+    multiple, largest = (16, 256) if dims == 2 else (8, 96)
+    median = np.median(np.asarray(sizes), axis=0)
+    return tuple(int(np.clip(side // multiple * multiple, multiple, largest)) for side in median)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _read_csv(path: Path) -> list[Row]:
+    import csv
+
+    from toolkit.data.source import require_file
+
+    require_file(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows: list[Row] = [dict(row) for row in csv.DictReader(stream, restkey="more than the first line names")]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"The table cannot be read ({error}).", where=str(path), fix="Save it as CSV, UTF-8."
+        ) from error
+    for row in rows:
+        for key in ("frame", "label_frame", "slices", "position", "threshold"):
+            if text := row.get(key):
+                row[key] = _number(text, key, path)
+        if text := row.get("spacing"):
+            row["spacing"] = [_number(part, "spacing", path) for part in text.replace(";", " ").split()]
+    return rows
+
+
+def _number(text: str, column: str, path: Path) -> float:
+    try:
+        return float(text) if column == "spacing" else int(text)
+    except ValueError as error:
+        raise DataError(f"The column {column!r} holds {text!r}, no number.", where=str(path)) from error
+
+
+def _empty(value: Any) -> bool:
+    """None, an empty text, or the NaN and NA that stand for an empty cell in a DataFrame."""
+    return (
+        value is None
+        or (isinstance(value, str) and not value)
+        or (np.isscalar(value) and value != value)
+        or (type(value).__name__ in ("NAType", "NaTType"))
+    )
+
+
+def _located(value: Any, root: Path) -> Any:
+    if isinstance(value, str) and ";" in value:
+        value = [part.strip() for part in value.split(";")]
+    if is_path(value):
+        return (root / Path(value).expanduser()).absolute()
+    if isinstance(value, (list, tuple)) and value and all(map(is_path, value)):
+        return tuple((root / Path(part).expanduser()).absolute() for part in value)
+    return value
+
+
+def _stem(image: Any) -> str:
+    """The name of a file without its suffix, and of one of several channels without the channel; "" of an array."""
+    first = image[0] if isinstance(image, tuple) else image
+    if not isinstance(first, Path):
+        return ""
+    suffix = next((end for end in READABLE if first.name.lower().endswith(end)), "")
+    stem = first.name[: len(first.name) - len(suffix)]
+    return stem.removesuffix("_0000") if isinstance(image, tuple) else stem
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, list[Any]] | None:
+    """The table as columns that JSON holds, or None where it holds arrays or readers."""
+    names = [name for name in COLUMNS if any(name in row for row in rows)]
+    columns = {name: [_text(row.get(name)) for row in rows] for name in names}
+    try:
+        return dict(json.loads(json.dumps(columns)))
+    except (TypeError, ValueError):
+        return None
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_text(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _spacing(row: Row, opened: Opened, name: str, dims: int) -> tuple[float, ...] | None:
+    """Mm along the axes: of the file's header, else of the table.
+
+    Raises:
+        DataError: both say something, and not the same; a spacing for other axes; a spacing of 0.
+    """
+    where, given = opened.reader.where, row.get("spacing")
+    axes = len(opened.shape)
+    if given is not None:
+        given = tuple(float(value) for value in given)
+        stacked = dims == 2 and axes == 2 and "volume" in row
+        if len(given) not in {axes, dims, 3 if stacked else axes}:
+            raise DataError(
+                f"{name!r} has {axes} spatial axes but a spacing of {len(given)} numbers.",
+                where=where,
+                fix="Give mm along every axis of the image, or None if it is not known.",
+            )
+        if not all(0 < value < float("inf") for value in given):
+            raise DataError(f"The spacing of {name!r} is {given}.", where=where, fix="Use mm, above 0.")
+    if opened.spacing is None:
+        return given
+    if given is not None and not np.allclose(given, opened.spacing[-len(given) :], rtol=0.01):
+        raise DataError(
+            f"The header of {name!r} gives a spacing of {opened.spacing} mm, the table {given}.",
+            where=where,
+            fix="Leave the column spacing empty for files that say it, or correct one of them.",
+        )
+    return opened.spacing
+
+
+def _checked_channels(cases: Sequence[Case], check: bool) -> int:
+    """Channels of the images, 0 for pictures that hold one grey channel three times; with `check` all files are read.
+
+    Raises:
+        DataError: files that cannot be used (the error counts them), or other channels from file to file.
+    """
+    counted: dict[int, Case] = {}
+    errors: list[DataError] = []
+    readers: dict[int, Case] = {}
+    for case in cases:
+        readers.setdefault(id(case.reader), case)
+    grey = check
+    for case in readers.values() if check else cases[:1]:
+        try:
+            image = case.reader.read_raw().image
+        except DataError as error:
+            errors.append(error)
+            continue
+        counted.setdefault(image.shape[0], case)
+        grey = grey and _may_be_grey(case.reader) and image.shape[0] in (1, 3) and bool((image == image[:1]).all())
+    if len(errors) > 1:
+        others = "; ".join(f"{error.where}: {error.what}" for error in errors[1:5])
+        raise DataError(
+            f"{len(errors)} of {len(readers)} cases cannot be used. The first: {errors[0].what}",
+            where=f"{errors[0].where} (next: {others})",
+            fix=errors[0].fix,
+        )
+    if errors:
+        raise errors[0]
+    if grey and 3 in counted:
+        return 0
+    if len(counted) > 1:
+        (first, one), (second, other), *_ = counted.items()
+        raise DataError(
+            f"The image of {other.id!r} has {second} channel(s), that of {one.id!r} {first}.",
+            where=f"{one.source}; {other.source}",
+            fix="Pass channels=1 or channels=3 (pictures), or convert the images.",
+        )
+    return next(iter(counted))
+
+
+def _may_be_grey(reader: Source) -> bool:
+    return isinstance(reader, PictureSource) and reader.channels is None
+
+
+def _grey(cases: Sequence[Case]) -> list[Case]:
+    warnings.warn(
+        "The pictures hold the same grey channel three times; they are read as one channel. Pass channels=3 to keep "
+        "three, or channels=1 to say so.",
+        ToolkitWarning,
+        stacklevel=4,
+    )
+    return [
+        dataclasses.replace(case, reader=dataclasses.replace(case.reader, channels=1))  # type: ignore[call-arg]
+        for case in cases
+    ]
