@@ -6,11 +6,10 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from toolkit.data.array_files import HDF5_SUFFIXES
 from toolkit.data.normalise import DEFAULT
-from toolkit.data.reading import READABLE, kind_of
+from toolkit.data.reading import READABLE, Row, kind_of
 from toolkit.data.splits import Splits
 from toolkit.data.subjects import person_of
 from toolkit.data.table import recipe, task_from_table
@@ -81,7 +80,7 @@ def task_from_folder(
     label_root = None if labels is None else _folder(labels, "labels")
     named_channels = None if channels is None or isinstance(channels, int) else tuple(channels)
     found = _pairs(root, label_root, named_channels)
-    rows = [{"case": case, "image": files, "label": label} for case, (files, label) in found.items()]
+    rows: list[Row] = [{"case": case, "image": files, "label": label} for case, (files, label) in found.items()]
     folders = _sites([row["case"] for row in rows])
     for row, folder in zip(rows, folders, strict=True):
         row["site"] = _name_of(sites, row["case"], folder, "sites")
@@ -267,7 +266,7 @@ def _storable(names: Names | str, cases: Sequence[str]) -> dict[str, str] | str 
     return {case: str(names(case)) for case in cases} if callable(names) else names  # type: ignore[return-value]
 
 
-def _number_stacks(rows: Sequence[dict[str, Any]]) -> None:
+def _number_stacks(rows: Sequence[Row]) -> None:
     """Positions of pictures in their stacks, in the order of the numbers in their names."""
     counts: dict[str, int] = {}
     for row in sorted(

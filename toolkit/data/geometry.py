@@ -61,6 +61,10 @@ class Geometry:
         mm = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
         return cls(affine, sides, mm, affine, sides, codes=(1, 1), slice_axis=0 if dims == 2 else None)
 
+    def sliced(self) -> Geometry:
+        """The same for a 2D task: slices along an axis of one voxel, else the coarsest axis, else the last."""
+        return dataclasses.replace(self, slice_axis=slice_axis_of(self.shape, self.spacing))
+
     def arrange(self, stored: np.ndarray) -> np.ndarray:
         """Bring an array from the file's axes to those of the array as read (slices first in a 2D task)."""
         array = stored.reshape((*stored.shape, 1, 1)[:3])
@@ -94,6 +98,15 @@ class Geometry:
             return None, None
         in_plane = tuple(mm for axis, mm in enumerate(self.spacing) if axis != self.slice_axis)
         return in_plane, self.spacing[self.slice_axis]
+
+
+def slice_axis_of(shape: Sequence[int], spacing: Sequence[float] | None) -> int:
+    """The axis a 2D task counts slices along: one of a single voxel, else the coarsest, else the last."""
+    if 1 in shape:
+        return len(shape) - 1 - tuple(shape)[::-1].index(1)
+    if spacing is None or max(spacing) < 1.01 * min(spacing):
+        return 2
+    return int(np.argmax(spacing))
 
 
 def largest_shift(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> float:

@@ -58,7 +58,10 @@ def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any
     """
     image, label = row["image"], row.get("label")
     if isinstance(image, Source):
-        return Opened(image, _counted(row, dims))
+        geometry = row.get("geometry")
+        shape = row.get("shape") or _counted(row, dims)
+        reader = dataclasses.replace(image, **common)
+        return Opened(reader, shape, geometry, None if geometry is None else spacing_of(geometry))
     if not is_path(image) and not (isinstance(image, (list, tuple)) and all(map(is_path, image))):
         return _arrays(row, dims, common)
     files = (Path(image),) if is_path(image) else tuple(Path(path) for path in image)
@@ -77,7 +80,7 @@ def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any
         return Opened(ArrayFileSource(path=files[0], axes=len(shape), **keys, **common), shape)
     rules = {key: row[key] for key in ("threshold", "foreground", "background") if key in row}
     picture = PictureSource(image=files[0], label=label, channels=channels, **rules, **common)
-    return Opened(picture, pictures.picture_shape(files[0]))
+    return Opened(picture, (0, 0))
 
 
 def kind_of(path: Path) -> str:
@@ -104,13 +107,14 @@ def dims_of(row: Row) -> int:
     image, label = row["image"], row.get("label")
     if isinstance(image, Source):
         raise ConfigError("dims is needed where a table holds readers.", fix="Pass dims=2 or dims=3.")
-    first = image if is_path(image) else image[0] if isinstance(image, (list, tuple)) else None
+    first: Any = image if is_path(image) else image[0] if isinstance(image, (list, tuple)) else None
     if not is_path(first):
         return channel_first(as_array(image), None if label is None else as_array(label), None, "")[2]
     path = Path(first)
     kind = kind_of(path)
     if kind == "nifti":
-        return 2 if min(read_geometry(path).shape) == 1 else 3
+        several = volumes.volumes_in(path) > 1
+        return 2 if min(read_geometry(path, frame=0 if several else None).shape) == 1 else 3
     if kind == "arrays":
         return len(array_shape(path, row.get("image_key", "image")))
     return 2 if kind == "picture" else 3
@@ -170,12 +174,13 @@ def _arrays(row: Row, dims: int, common: Mapping[str, Any]) -> Opened:
     if affine is None:
         return Opened(reader, image.shape[1:])
     geometry = Geometry.of_array(as_array(affine), image.shape[1:], dims)
-    return Opened(reader, image.shape[1:], geometry, geometry.spacing)
+    return Opened(reader, image.shape[1:], geometry, None if geometry is None else spacing_of(geometry))
 
 
 def _nifti(files: Sequence[Path], label: Path | None, row: Row, dims: int, common: Mapping[str, Any]) -> Opened:
     frame, label_frame = row.get("frame"), row.get("label_frame")
-    geometry = read_geometry(files[0], dims, frame)
+    several = frame is None and len(files) == 1 and volumes.volumes_in(files[0]) > 1
+    geometry = read_geometry(files[0], dims, 0 if several else frame)
     if label is not None:
         require_same_grid(geometry, read_geometry(label, dims, label_frame), files[0], label)
     reader = NiftiSource(images=tuple(files), label=label, dims=dims, frame=frame, label_frame=label_frame, **common)
@@ -185,8 +190,14 @@ def _nifti(files: Sequence[Path], label: Path | None, row: Row, dims: int, commo
 def _placed(reader: Source, geometry: Geometry, dims: int) -> Opened:
     if dims == 3:
         return Opened(reader, geometry.shape, geometry, geometry.spacing)
-    in_plane, between = geometry.slice_spacings()
-    spacing = None if in_plane is None or between is None else (between, *in_plane)
     axis = geometry.slice_axis or 0
     sides = tuple(side for index, side in enumerate(geometry.shape) if index != axis)
-    return Opened(reader, (geometry.shape[axis], *sides), geometry, spacing)
+    return Opened(reader, (geometry.shape[axis], *sides), geometry, spacing_of(geometry))
+
+
+def spacing_of(geometry: Geometry) -> tuple[float, ...] | None:
+    """Mm along the axes as they are read: slice distance first in a 2D task."""
+    if geometry.slice_axis is None:
+        return geometry.spacing
+    in_plane, between = geometry.slice_spacings()
+    return None if in_plane is None or between is None else (between, *in_plane)

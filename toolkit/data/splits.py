@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError
@@ -34,6 +35,25 @@ def assign_splits(ids: Sequence[str], subjects: Sequence[str], sites: Sequence[s
             raise ConfigError(f"{len(splits)} splits were given for {len(ids)} cases.", where="splits")
         return [str(split) for split in splits]
     return _listed(ids, subjects, splits)
+
+
+def held_out(rows: Sequence[dict[str, Any]], share: float, unit: str = "subject") -> None:
+    """Move a share of the training subjects to `val`, drawn in a fixed way, where nobody published which.
+
+    Args:
+        rows: with `split`, and `unit` or `case`.
+        share: of the subjects.
+        unit: column of what must stay together.
+    """
+    names = [str(row.get(unit) or row.get("subject") or row["case"]) for row in rows]
+    training = sorted({name for row, name in zip(rows, names, strict=True) if row["split"] == "train"})
+    if not training or any(row["split"] == "val" for row in rows):
+        return
+    order = keyed_random("hold out", len(training)).permutation(len(training))
+    chosen = {training[index] for index in order[: max(1, round(share * len(training)))]}
+    for row, name in zip(rows, names, strict=True):
+        if name in chosen and row["split"] == "train":
+            row["split"] = "val"
 
 
 def _derived(subjects: Sequence[str], sites: Sequence[str]) -> dict[tuple[str, str], str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.data.case import Case
-from toolkit.data.images import PictureSource
+from toolkit.data.images import PictureSource, picture_shape
 from toolkit.data.labels import checked_classes, checked_values
 from toolkit.data.normalise import DEFAULT, check_rule
 from toolkit.data.reading import READABLE, Opened, Row, dims_of, is_path, open_row
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     *("image", "label", "case", "subject", "site", "split", "volume", "position", "spacing", "group", "affine"),
     *("frame", "label_frame", "slices", "image_key", "label_key", "threshold", "foreground", "background"),
+    *("geometry", "shape"),
 )
 _TEXT = ("case", "subject", "site", "split", "volume", "group")
 
@@ -117,7 +118,7 @@ def task_from_table(
         channels=counted,
         classes=named,
         regions=regions,
-        patch_size=patch_size or default_patch(sizes),
+        patch_size=patch_size or default_patch([_size(*pair) for pair in zip(cases, sizes, strict=True)]),
         normalisation=rule,
         flips=flips,
         toolkit_config=None if stored is None else config,
@@ -176,10 +177,12 @@ def completed(rows: list[Row], splits: Splits = None) -> list[Row]:
         row.setdefault("case", _stem(row["image"]) or f"case{number:03d}")
         row.setdefault("site", "site")
     ids = [row["case"] for row in rows]
-    own = [row.get("volume", row["case"]) for row in rows]
+    own = [str(row.get("volume", row["case"])) for row in rows]
     if not any("subject" in row for row in rows):
-        for row, subject in zip(rows, inferred_subjects(own), strict=True):
-            row["subject"] = subject
+        stacks = list(dict.fromkeys(own))
+        subject_of = dict(zip(stacks, inferred_subjects(stacks), strict=True))
+        for row, stack in zip(rows, own, strict=True):
+            row["subject"] = subject_of[stack]
     for row, subject in zip(rows, own, strict=True):
         row.setdefault("subject", subject)
     if splits is not None or not all("split" in row for row in rows):
@@ -224,7 +227,7 @@ def cases_of(row: Row, opened: Opened, dims: int, classes: dict[int, str]) -> li
         site=row["site"],
         split=row["split"],
         subject=row["subject"],
-        volume=row.get("volume", name),
+        volume=str(row.get("volume", name)),
         position=None if position is None else int(position),
         group=row.get("group"),
         classes=classes,
@@ -418,3 +421,11 @@ def _grey(cases: Sequence[Case]) -> list[Case]:
         dataclasses.replace(case, reader=dataclasses.replace(case.reader, channels=1))  # type: ignore[call-arg]
         for case in cases
     ]
+
+
+def _size(case: Case, known: tuple[int, ...]) -> tuple[int, ...]:
+    if all(known):
+        return known
+    if isinstance(case.reader, PictureSource):
+        return picture_shape(case.reader.image)
+    return tuple(case.image_array().shape[1:])

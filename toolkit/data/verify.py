@@ -12,6 +12,7 @@ from toolkit.data.case import Case
 from toolkit.data.completeness import counts, foreign
 from toolkit.data.generated import GeneratedSource, index_rows
 from toolkit.data.source import Pair, Source, file_sha256
+from toolkit.data.subjects import person_of
 from toolkit.errors import DataError, ToolkitError
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ def verify(task: Task) -> pd.DataFrame:
 
     Returns:
         DataFrame with one row per volume or picture, then rows about files. `case` is the volume, empty in a row
-        about files; `verdict`: `ok`, `missing`, `changed` (other bytes than recorded), `wrong` (cannot be trusted),
-        `duplicate` (the same image is in another split); of files `incomplete` and `surplus` (fewer or more of a
+        about files or splits; `verdict`: `ok`, `missing`, `changed` (other bytes than recorded), `wrong` (cannot be trusted),
+        `duplicate` (the same image is in another split); of names `leak` (cases of two
+        splits seem to be of one person); of files `incomplete` and `surplus` (fewer or more of a
         pattern than the manifest expects), `foreign` (no case uses the file); `checksum`: `matches`, `differs`,
         `none` where none is recorded; `detail`, `source`, `site`, `split`, `shape`, `spacing` in mm; `classes` that
         occur; `low` and `high`, the range of the stored intensities; `notes`: what is worth a look but no error
@@ -66,7 +68,7 @@ def verify(task: Task) -> pd.DataFrame:
         if twin is not row:
             _mark_twins(twin, row)
         rows.append(row)
-    rows += _about_the_folder(task)
+    rows += _leaks(task) + _about_the_folder(task)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -147,6 +149,21 @@ def _content(pair: Pair, task: Task) -> dict[str, Any]:
     digest = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
     shape = " x ".join(map(str, image.shape[1:]))
     return {"shape": shape, "classes": present, "low": low, "high": high, "notes": "; ".join(notes), "print": digest}
+
+
+def _leaks(task: Task) -> list[dict[str, Any]]:
+    """Rows about names that tell of one person in two splits, where no manifest says who is who."""
+    if task.manifest is not None:
+        return []
+    seen: dict[str, Case] = {}
+    rows = []
+    for case in task.cases():
+        person = person_of(case.volume)
+        first = seen.setdefault(person, case)
+        if first.split != case.split and first.subject != case.subject and person != case.volume:
+            detail = f"{first.id} in {first.split} and {case.id} in {case.split} seem to be of one person, {person}."
+            rows.append(dict.fromkeys(COLUMNS, "") | {"verdict": "leak", "checksum": "none", "detail": detail})
+    return rows
 
 
 def _about_the_folder(task: Task) -> list[dict[str, Any]]:

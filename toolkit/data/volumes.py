@@ -7,13 +7,14 @@ axes are stored on disk; `Geometry` brings results back.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from toolkit.data.geometry import Geometry, largest_shift
+from toolkit.data.geometry import Geometry, largest_shift, slice_axis_of
 from toolkit.data.source import FileSource, Pair, checked_image, checked_pair, incomplete_file, require_file
 from toolkit.errors import ConfigError, DataError
 from toolkit.files import replacing
@@ -21,6 +22,7 @@ from toolkit.files import replacing
 SUFFIXES = (".nii", ".nii.gz")
 _MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 _MOST_VOXELS = 2**33
+_MOST_REST = 2**20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class NiftiSource(FileSource):
     """A volume in one NIfTI file per channel, with its label in another (or none).
 
     In a 2D task the volume is read as a stack with its slices first. `frame` and `label_frame` choose one volume
-    along the fourth axis of 4-D files.
+    along the fourth axis of 4-D files; without `frame` the fourth axis of an image is its channels.
     """
 
     images: tuple[Path, ...] = ()
@@ -38,13 +40,13 @@ class NiftiSource(FileSource):
 
     def read_raw(self) -> Pair:
         """Read all channels and the label; they must share one grid."""
-        arrays, first = [], None
+        arrays: list[np.ndarray] = []
+        first = None
         for path in self.images:
-            array, geometry = read_volume(path, dims=self.dims, frame=self.frame)
-            if first is None:
-                first = geometry
+            channels, geometry = _channels(path, self.dims, self.frame)
+            first = first or geometry
             require_same_grid(first, geometry, self.images[0], path)
-            arrays.append(array)
+            arrays += channels
         if first is None:
             raise ConfigError("A volume needs at least one image file.")
         labels = None
@@ -80,13 +82,31 @@ def read_volume(path: str | os.PathLike[str], dims: int = 3, frame: int | None =
     return array, geometry
 
 
+def _channels(path: Path, dims: int, frame: int | None) -> tuple[list[np.ndarray], Geometry]:
+    """The volumes along the fourth axis of a file, or its one volume."""
+    count = volumes_in(path) if frame is None else 1
+    if count == 1:
+        array, geometry = read_volume(path, dims, frame)
+        return [array], geometry
+    geometry = _load(path, dims, 0, voxels=False)[1]
+    voxels = _numbers(_opened(path, voxels=True), path, axes=4)
+    channels = [checked_image(geometry.arrange(voxels[..., index]), str(path)) for index in range(count)]
+    return channels, geometry
+
+
+def volumes_in(path: Path) -> int:
+    """Volumes along the fourth axis of a file, 1 of a 3-D one."""
+    shape = _opened(path).shape
+    return int(shape[3]) if len(shape) == 4 else 1
+
+
 def read_geometry(path: str | os.PathLike[str], dims: int = 3, frame: int | None = None) -> Geometry:
     """Read and check the header alone.
 
     Raises:
         DataError: as `read_volume`, as far as the header tells.
     """
-    return _load(Path(path), dims, frame)[1]
+    return _load(Path(path), dims, frame, voxels=False)[1]
 
 
 def geometry_of(affine: np.ndarray, shape: tuple[int, ...], path: Path, dims: int = 3) -> Geometry:
@@ -177,17 +197,10 @@ def require_same_grid(first: Geometry, second: Geometry, image: Path, other: Pat
         )
 
 
-def _load(path: Path, dims: int, frame: int | None = None) -> tuple[Any, Geometry]:
-    """The nibabel image (voxels unread) and its checked geometry."""
-    import nibabel
-
-    require_file(path)
-    if not path.name.lower().endswith(SUFFIXES):
-        raise DataError("This is not a NIfTI file name.", where=str(path), fix="Convert it to .nii.gz.")
+def _load(path: Path, dims: int, frame: int | None = None, voxels: bool = True) -> tuple[Any, Geometry]:
+    """The nibabel image and its checked geometry; without `voxels` of the header alone."""
+    image = _opened(path, voxels)
     try:
-        image = nibabel.load(path)
-        if not isinstance(image, nibabel.Nifti1Image):
-            raise ValueError(f"it is a {type(image).__name__}")
         header = image.header
         codes = int(header["qform_code"]), int(header["sform_code"])
         forms = header.get_qform(), header.get_sform()
@@ -199,6 +212,34 @@ def _load(path: Path, dims: int, frame: int | None = None) -> tuple[Any, Geometr
     shape = tuple(int(side) for side in image.shape)
     _check_shape(shape, path)
     return image, _geometry(path, shape, codes, forms, header.get_zooms()[:3], unit, dims)
+
+
+def _opened(path: Path, voxels: bool = False) -> Any:
+    """The nibabel image; with `voxels` a compressed file is read to its end, where gzip's checksum stands."""
+    import nibabel
+
+    require_file(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError("This is not a NIfTI file name.", where=str(path), fix="Convert it to .nii.gz.")
+    try:
+        image = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Image):
+            raise ValueError(f"it is a {type(image).__name__}")
+        if voxels and path.name.lower().endswith(".gz"):
+            proxy: Any = image.dataobj
+            size = proxy.offset + image.get_data_dtype().itemsize * int(np.prod(image.shape, dtype=np.int64))
+            image = type(image).from_bytes(_unpacked(path, int(size)))
+    except Exception as error:  # decoders of damaged files raise anything
+        raise _unreadable(path, error) from error
+    return image
+
+
+def _unpacked(path: Path, size: int) -> bytes:
+    with gzip.open(path) as stream:
+        content = stream.read(size)
+        if len(stream.read(_MOST_REST)) == _MOST_REST:
+            raise ValueError("the file goes on behind its voxels")
+    return content
 
 
 def _one_frame(image: Any, frame: int, path: Path) -> Any:
@@ -230,7 +271,7 @@ def _geometry(
     if stored is None:
         # Codes 0, no unit and size 1 is what a program writes that knew nothing; anything else is a statement.
         known = None if unit == "unknown" and mm == (1.0, 1.0, 1.0) else mm
-        axis = _slice_axis(volume, known, dims)
+        axis = slice_axis_of(volume, known) if dims == 2 else None
         return Geometry(None, volume, known, None, shape, codes=codes, unit=scale, slice_axis=axis)
     stored = np.asarray(stored, dtype=np.float64)
     lengths = np.linalg.norm(stored[:3, :3], axis=0)
@@ -257,19 +298,8 @@ def _placed(stored: np.ndarray, shape: tuple[int, ...], codes: tuple[int, int], 
     affine[:3] *= scale
     as_read = tuple(volume[stored_axis] for stored_axis in np.argsort(axes))
     spacing = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
-    axis = _slice_axis(as_read, spacing, dims)
+    axis = slice_axis_of(as_read, spacing) if dims == 2 else None
     return Geometry(affine, as_read, spacing, stored, shape, axes, flips, codes, scale, axis)
-
-
-def _slice_axis(shape: tuple[int, ...], spacing: tuple[float, ...] | None, dims: int) -> int | None:
-    """The axis a 2D task counts slices along: one of a single voxel, else the coarsest, else the last."""
-    if dims != 2:
-        return None
-    if 1 in shape:
-        return len(shape) - 1 - shape[::-1].index(1)
-    if spacing is None or max(spacing) < 1.01 * min(spacing):
-        return 2
-    return int(np.argmax(spacing))
 
 
 def _check_forms(
@@ -300,7 +330,7 @@ def _check_shape(shape: tuple[int, ...], path: Path) -> None:
         raise DataError(f"The header gives the shape {shape}.", where=str(path), fix="The header is damaged.")
 
 
-def _numbers(image: Any, path: Path) -> np.ndarray:
+def _numbers(image: Any, path: Path, axes: int = 3) -> np.ndarray:
     """The stored voxels with the header's scaling, in the smallest exact type."""
     kind = image.get_data_dtype()
     if kind.kind not in "buif":
@@ -314,7 +344,7 @@ def _numbers(image: Any, path: Path) -> np.ndarray:
         array = np.asanyarray(image.dataobj)
     except Exception as error:  # decoders of damaged files raise anything
         raise _unreadable(path, error) from error
-    return array.reshape(array.shape[:3])
+    return array.reshape(array.shape[:axes])
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -1,0 +1,217 @@
+"""`task_from_dataset`: a task from any map-style data set: MONAI's, TorchIO's, torch's."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.data.geometry import Geometry
+from toolkit.data.normalise import DEFAULT
+from toolkit.data.reading import Row, as_array, channel_first
+from toolkit.data.source import Pair, Source, checked_pair
+from toolkit.data.splits import Splits
+from toolkit.data.table import task_from_table
+from toolkit.data.task import Task
+from toolkit.errors import ConfigError, DataError
+
+_NAMES = ("case", "subject", "site", "split", "group", "volume")
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DatasetSource(Source):
+    """One item of a data set, read when it is needed.
+
+    Args:
+        items: the data set.
+        index: of the item.
+        keys: entries of the image and of the label.
+        dims: spatial axes of a case.
+        geometry: of the item, or None.
+        name: of the case.
+    """
+
+    items: Any = None
+    index: int = 0
+    keys: tuple[str, str] = ("image", "label")
+    dims: int | None = None
+    geometry: Geometry | None = None
+    name: str = ""
+
+    def read_raw(self) -> Pair:
+        """The arrays of the item, slices first where a 2D task cuts a volume."""
+        image, label, _ = arrays_of(self.items[self.index], self.keys, self.dims, self.name)
+        if self.geometry is not None and self.geometry.slice_axis is not None:
+            image = np.stack([self.geometry.arrange(channel) for channel in image])
+            label = None if label is None else self.geometry.arrange(label)
+        return checked_pair(image, label, self)
+
+    @property
+    def where(self) -> str:
+        return f"{type(self.items).__name__}[{self.index}]"
+
+    def fingerprint(self) -> str:
+        pair = self.read_raw()
+        digest = hashlib.sha256(f"{pair.image.shape}".encode() + np.ascontiguousarray(pair.image).tobytes())
+        digest.update(b"" if pair.label is None else np.ascontiguousarray(pair.label).tobytes())
+        return digest.hexdigest()
+
+
+def task_from_dataset(
+    dataset: Any,
+    *,
+    classes: Mapping[int, str] | Sequence[str],
+    regions: Mapping[str, Sequence[int]] | None = None,
+    keys: tuple[str, str] = ("image", "label"),
+    sites: Sequence[str] | str | None = None,
+    subjects: Sequence[str] | None = None,
+    splits: Splits = None,
+    dims: int | None = None,
+    label_values: Mapping[float, int] | None = None,
+    normalisation: str = DEFAULT,
+    patch_size: Sequence[int] | None = None,
+    flips: Sequence[int] = (),
+    name: str = "dataset",
+) -> Task:
+    """Make a task from a map-style data set: `len(dataset)` items that are dicts or pairs (image, label).
+
+    Items of MONAI (`Dataset`, `CacheDataset`, MetaTensor) and of TorchIO (`SubjectsDataset`) keep their affine and
+    the name of their file; other entries called case, subject, site, split, group or volume are taken over. Items are
+    read again whenever they are needed and must then be the same: leave random transforms out, `loader` augments.
+
+    Args:
+        dataset: gives `len()` and `[index]`.
+        classes: class names by index, 0 = background.
+        regions: overlapping regions made of classes, {"whole tumour": (1, 2, 3)}.
+        keys: entries of the image and of the label in items that are dicts.
+        sites: site of every item, or one name.
+        subjects: subject of every item; default as in `task_from_table`.
+        splits: see `toolkit.data.splits.assign_splits`; default 60 / 20 / 20 by subject.
+        dims: 2 cuts volumes into slices along their coarsest axis; default the axes of an item.
+        label_values: stored value -> class index if the labels are coded otherwise, for example {0: 0, 255: 1}.
+        normalisation: rule of `toolkit.data.normalise`; "none" if the transforms have done it.
+        patch_size: network input size; default from the median size.
+        flips: axes along which mirroring is allowed.
+        name: name of the task.
+
+    Raises:
+        DataError: no items, items without an image, random transforms, arrays that do not fit each other.
+        ConfigError: no map-style data set, or lists of another length.
+    """
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise ConfigError(
+            f"{type(dataset).__name__} is no map-style data set.",
+            where="task_from_dataset",
+            fix="Give one with len() and [index]; of a loader its .dataset, of an iterable a list.",
+        )
+    count = len(dataset)
+    if not count:
+        raise DataError("The data set has no items.", where="task_from_dataset")
+    rows = [_row(dataset, index, keys, dims) for index in range(count)]
+    _refuse_random(dataset, keys, dims)
+    given = {"site": [sites] * count if isinstance(sites, str) else sites, "subject": subjects}
+    for column, values in given.items():
+        if values is not None and len(values) != count:
+            raise ConfigError(f"There are {count} items but {len(values)} {column}s.", where="task_from_dataset")
+        for row, value in zip(rows, values or (), strict=False):
+            row[column] = value
+    return task_from_table(
+        rows,
+        classes=classes,
+        regions=regions,
+        splits=splits,
+        dims=dims or len(rows[0]["shape"]),
+        label_values=label_values,
+        normalisation=normalisation,
+        patch_size=patch_size,
+        flips=flips,
+        name=name,
+    )
+
+
+def arrays_of(
+    item: Any, keys: tuple[str, str], dims: int | None, name: str
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Image (C, *S), label (*S) or None, and affine (right-anterior-superior) or None of one item.
+
+    Raises:
+        DataError: no image, or axes that are none of one.
+    """
+    image, label = _entries(item, keys, name)
+    affine = affine_of(image)
+    pixels, mask = _voxels(image), None if label is None else _voxels(label)
+    if dims == 2 and pixels.ndim == 4 and pixels.shape[-1] == 1:  # TorchIO's pictures have a third axis of one voxel
+        pixels, mask = pixels[..., 0], None if mask is None else mask[..., 0]
+    if mask is not None and mask.dtype.kind == "f" and (mask == np.round(mask)).all():
+        mask = mask.astype(np.int64)  # MONAI's loader gives every array as float
+    pixels, mask, _ = channel_first(pixels, mask, dims if mask is None and dims == pixels.ndim - 1 else None, name)
+    return pixels, mask, affine
+
+
+def affine_of(image: Any) -> np.ndarray | None:
+    """Voxel-to-world matrix in mm (right-anterior-superior) of MONAI's MetaTensor or TorchIO's image, else None."""
+    affine = getattr(image, "affine", None)
+    if affine is None:
+        return None
+    affine = np.asarray(as_array(affine), dtype=float)
+    meta = getattr(image, "meta", None) or {}
+    return _LPS @ affine if str(meta.get("space", "RAS")).upper() == "LPS" else affine
+
+
+def _entries(item: Any, keys: tuple[str, str], name: str) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        if keys[0] not in item:
+            raise DataError(
+                f"The item {name} has no entry {keys[0]!r}.", where="keys", fix=f"It has {', '.join(map(str, item))}."
+            )
+        return item[keys[0]], item.get(keys[1])
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        return item[0], item[1]
+    if isinstance(item, np.ndarray) or hasattr(item, "detach"):
+        return item, None
+    raise DataError(f"The item {name} is a {type(item).__name__}.", fix="Give dicts or pairs (image, label).")
+
+
+def _voxels(image: Any) -> np.ndarray:
+    return as_array(getattr(image, "data", image) if type(image).__module__.startswith("torchio") else image)
+
+
+def _row(dataset: Any, index: int, keys: tuple[str, str], dims: int | None) -> Row:
+    item, name = dataset[index], f"case{index:03d}"
+    image, _, affine = arrays_of(item, keys, dims, name)
+    entry = _entries(item, keys, name)[0]
+    meta = getattr(entry, "meta", None) or {}
+    path = meta.get("filename_or_obj") or getattr(entry, "path", None)
+    if path:
+        name = Path(str(path)).name.split(".", 1)[0]
+    row: Row = {"case": name, "shape": image.shape[1:]}
+    if isinstance(item, Mapping):
+        row |= {key: str(item[key]) for key in _NAMES if isinstance(item.get(key), (str, int))}
+    geometry = None
+    if affine is not None:
+        axes = image.ndim - 1
+        geometry = Geometry.of_array(affine, image.shape[1:], 3)
+        if geometry is None:
+            row["affine"] = affine
+            row["spacing"] = tuple(float(mm) for mm in np.linalg.norm(affine[:3, :axes], axis=0))
+        elif dims == 2:
+            geometry = geometry.sliced()
+            row["shape"] = geometry.arrange(np.empty(image.shape[1:], bool)).shape
+    row["geometry"] = geometry
+    row["image"] = DatasetSource(items=dataset, index=index, keys=keys, dims=dims, geometry=geometry, name=row["case"])
+    return row
+
+
+def _refuse_random(dataset: Any, keys: tuple[str, str], dims: int | None) -> None:
+    first, second = (arrays_of(dataset[0], keys, dims, "0")[0] for _ in range(2))
+    if first.shape != second.shape or not np.array_equal(first, second, equal_nan=True):
+        raise DataError(
+            "The data set gives another image every time it is asked: its transforms are random.",
+            where="task_from_dataset",
+            fix="Leave random transforms out; task.loader(augmentation=...) and training augment.",
+        )

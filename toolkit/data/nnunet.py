@@ -1,0 +1,195 @@
+"""`task_from_nnunet`: a raw data set of nnU-Net (version 2) or of the Medical Segmentation Decathlon, by its dataset.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from toolkit.data.normalise import DEFAULT
+from toolkit.data.reading import Row
+from toolkit.data.splits import Splits, held_out
+from toolkit.data.table import recipe, task_from_table
+from toolkit.data.task import Task
+from toolkit.errors import DataError
+from toolkit.registry import register
+
+_MOST_BYTES = 2**26
+
+
+@register("task", "task_from_nnunet")
+def task_from_nnunet(
+    folder: str | os.PathLike[str],
+    *,
+    classes: Mapping[int, str] | Sequence[str] | None = None,
+    regions: Mapping[str, Sequence[int]] | None = None,
+    splits: Splits = None,
+    dims: int | None = None,
+    normalisation: str = DEFAULT,
+    patch_size: Sequence[int] | None = None,
+    flips: Sequence[int] = (),
+    name: str | None = None,
+    check: bool = True,
+) -> Task:
+    """Make a task from `nnUNet_raw/DatasetXXX_Name` or from a folder of the decathlon (`Task04_Hippocampus`).
+
+    Channels, class names, regions and the file ending come from `dataset.json`. Cases of `imagesTs` whose labels are
+    in `labelsTs` are the test split; then a fifth of the training subjects validates. Without them the labelled cases
+    are cut 60 / 20 / 20. nnU-Net's own folds stay with its results (`tk.load_nnunet`).
+
+    Args:
+        folder: holds `dataset.json`, `imagesTr` and `labelsTr`.
+        classes: class names by index; default those of the file.
+        regions: overlapping regions made of classes; default those of the file (nnU-Net's region-based training).
+        splits: see `toolkit.data.splits.assign_splits`.
+        dims: 2 cuts volumes into slices; default 3 for volumes, 2 for pictures.
+        normalisation: rule of `toolkit.data.normalise`.
+        patch_size: network input size; default from the median size.
+        flips: axes along which mirroring is allowed.
+        name: name of the task; default the folder's.
+        check: read every file now; False reads headers only.
+
+    Raises:
+        DataError: no `dataset.json` or one that cannot be used; files that are missing or elsewhere.
+    """
+    root = Path(folder).expanduser().absolute()
+    table = read_description(root)
+    named, own_regions = _classes(table, root / "dataset.json")
+    rows = _decathlon(table, root) if "training" in table else _raw(table, root)
+    if splits is None and any("split" in row for row in rows):
+        held_out(rows, 0.2)
+    task = task_from_table(
+        rows,
+        classes=classes or named,
+        regions=regions or own_regions,
+        splits=splits,
+        dims=dims,
+        label_values={float(value): value for value in named},  # decathlon labels are whole numbers stored as float
+        normalisation=normalisation,
+        patch_size=patch_size,
+        flips=flips,
+        name=name or root.name,
+        check=check,
+    )
+    task.toolkit_config = recipe(
+        "task_from_nnunet",
+        folder=str(root),
+        classes=classes,
+        regions=regions,
+        splits=splits,
+        dims=dims,
+        normalisation=normalisation,
+        patch_size=patch_size,
+        flips=flips,
+        name=name,
+        check=False,
+    )
+    return task
+
+
+def read_description(root: Path) -> dict[str, Any]:
+    """The content of `dataset.json`.
+
+    Raises:
+        DataError: it is missing, too large, or no JSON object.
+    """
+    path = root / "dataset.json"
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError("it is larger than 64 MiB")
+        table = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(table, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"dataset.json cannot be read ({type(error).__name__}: {error}).",
+            where=str(path),
+            fix="Give the folder of a raw data set (nnUNet_raw/DatasetXXX_Name or a decathlon task), unpacked whole.",
+        ) from error
+    return table
+
+
+def decathlon_pairs(table: Mapping[str, Any], root: Path) -> list[tuple[str, str]]:
+    """Paths of image and label of the labelled cases that `dataset.json` of the decathlon lists.
+
+    Raises:
+        DataError: an entry that is none, names a file elsewhere, one that is missing, or one twice.
+    """
+    path = root / "dataset.json"
+    try:
+        pairs = [(str(case["image"]), str(case["label"])) for case in table["training"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"dataset.json cannot be read ({type(error).__name__}: {error}).",
+            where=str(path),
+            fix="Unpack the archive again.",
+        ) from error
+    clean = []
+    for pair in pairs:
+        image, label = (PurePosixPath(name) for name in pair)
+        if any(name.is_absolute() or ".." in name.parts for name in (image, label)):
+            raise DataError(f"dataset.json names a file elsewhere: {image}.", where=str(path), fix="Do not use it.")
+        for name in (image, label):
+            if not (root / name).is_file():
+                raise DataError(f"{name} is missing.", where=str(root), fix="Unpack the archive again.")
+        clean.append((image.as_posix(), label.as_posix()))
+    if len({image for image, _ in clean}) < len(clean):
+        raise DataError("dataset.json names an image twice.", where=str(path), fix="Unpack the archive again.")
+    return clean
+
+
+def _decathlon(table: Mapping[str, Any], root: Path) -> list[Row]:
+    return [{"image": root / image, "label": root / label} for image, label in decathlon_pairs(table, root)]
+
+
+def _raw(table: Mapping[str, Any], root: Path) -> list[Row]:
+    """Rows of `imagesTr` and `labelsTr`, and of `imagesTs` where `labelsTs` has labels."""
+    ending, channels = str(table.get("file_ending", ".nii.gz")), len(table.get("channel_names", {})) or 1
+    rows: list[Row] = []
+    for part, split in (("Tr", "train"), ("Ts", "test")):
+        labels = sorted((root / f"labels{part}").glob(f"*{ending}")) if (root / f"labels{part}").is_dir() else []
+        for label in labels:
+            case = label.name.removesuffix(ending)
+            files = tuple(root / f"images{part}" / f"{case}_{channel:04d}{ending}" for channel in range(channels))
+            if missing := [file for file in files if not file.is_file()]:
+                raise DataError(
+                    f"{missing[0].relative_to(root).as_posix()} is missing.",
+                    where=str(root),
+                    fix="dataset.json names the channels; every label needs a file of each.",
+                )
+            rows.append({"case": case, "image": files, "label": label, "split": split})
+    if not rows:
+        raise DataError(f"labelsTr holds no {ending} files.", where=str(root), fix="Check file_ending in dataset.json.")
+    if not any(row["split"] == "test" for row in rows):
+        rows = [{key: value for key, value in row.items() if key != "split"} for row in rows]
+    return rows
+
+
+def _classes(table: Mapping[str, Any], path: Path) -> tuple[dict[int, str], dict[str, tuple[int, ...]] | None]:
+    """Class names by index, and the regions where labels are lists of values."""
+    labels = table.get("labels")
+    try:
+        if "training" in table:  # the decathlon names values by text: {"1": "Anterior"}
+            return {int(value): str(label) for value, label in dict(labels or {}).items()}, None
+        values = {
+            str(label): tuple(int(one) for one in (value if isinstance(value, list) else [value]))
+            for label, value in dict(labels or {}).items()
+        }
+    except (TypeError, ValueError) as error:
+        raise DataError(f"The labels of dataset.json are {labels!r}.", where=str(path), fix="Name them all.") from error
+    if "ignore" in values:
+        raise DataError(
+            "The data set has a label that is to be ignored, which training here does not know.",
+            where=str(path),
+            fix="Pass task_from_table the cases that are labelled whole.",
+        )
+    singles = {members[0]: label for label, members in values.items() if len(members) == 1}
+    highest = max((max(members) for members in values.values()), default=0)
+    named = {
+        value: singles.get(value, "background" if value == 0 else f"class {value}") for value in range(highest + 1)
+    }
+    several = {label: members for label, members in values.items() if len(members) > 1}
+    own = {label: members for label, members in values.items() if members != (0,)}
+    return named, own if several else None
