@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +107,16 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """A file name for each of these names, all different even where a file system knows no capitals.
+
+    What is no letter, digit, `.`, `+` or `-` becomes `_`; names that this makes equal get a short hash of their own.
+    """
+    plain = [re.sub(r"[^\w.+-]+", "_", name).lstrip(".")[:200] or "_" for name in names]
+    counts = Counter(name.casefold() for name in plain)
+    return [
+        short if counts[short.casefold()] == 1 else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        for short, name in zip(plain, names, strict=True)
+    ]

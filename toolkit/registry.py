@@ -179,9 +179,7 @@ def build(kind: str, config: Mapping[str, Any]) -> Any:
     try:
         return make(**config.get("arguments", {}))
     except TypeError as error:
-        raise ConfigError(
-            f"The {kind} {config['name']!r} cannot be rebuilt: {error}.", where=str(dict(config))
-        ) from error
+        raise ConfigError(f"The {kind} {config['name']!r} cannot be rebuilt: {error}.") from error
 
 
 def _remember_calls(cls: Any) -> None:

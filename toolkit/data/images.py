@@ -11,6 +11,7 @@ import numpy as np
 
 from toolkit.data.source import FileSource, Pair, checked_pair, incomplete_file, require_file
 from toolkit.errors import DataError
+from toolkit.files import replacing
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")
@@ -130,6 +131,22 @@ def read_label_picture(path: str | os.PathLike[str]) -> np.ndarray:
             )
         array = array[..., 0]
     return array
+
+
+def write_label_picture(path: str | os.PathLike[str], label: np.ndarray) -> Path:
+    """Write class indices (H, W) as a grey PNG, 8 bits or, from 256 classes on, 16.
+
+    Raises:
+        DataError: another number of axes, or values that are no class.
+    """
+    from PIL import Image
+
+    path, label = Path(path), np.asarray(label)
+    if label.ndim != 2 or label.dtype.kind not in "bui" or label.min(initial=0) < 0 or label.max(initial=0) > 65535:
+        raise DataError(f"A label of shape {label.shape} and type {label.dtype} is no picture.", where=str(path))
+    with replacing(path, parents=True) as temporary:
+        Image.fromarray(label.astype(np.uint8 if label.max(initial=0) < 256 else np.uint16)).save(temporary, "PNG")
+    return path
 
 
 def picture_shape(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,23 +14,16 @@ from toolkit.data.case import Case
 from toolkit.data.images import PictureSource, picture_shape
 from toolkit.data.labels import checked_classes, checked_values
 from toolkit.data.normalise import DEFAULT, check_rule
-from toolkit.data.reading import READABLE, Opened, Row, dims_of, is_path, open_row
+from toolkit.data.reading import Opened, Row, dims_of, open_row
+from toolkit.data.rows import columns_of, completed, table_rows
 from toolkit.data.source import Source
-from toolkit.data.splits import Splits, assign_splits
-from toolkit.data.subjects import inferred_subjects
+from toolkit.data.splits import Splits
 from toolkit.data.task import Task
-from toolkit.errors import ConfigError, DataError, ToolkitWarning
+from toolkit.errors import DataError, ToolkitWarning
 from toolkit.registry import register
 
 if TYPE_CHECKING:
     import pandas as pd
-
-COLUMNS = (
-    *("image", "label", "case", "subject", "site", "split", "volume", "position", "spacing", "group", "affine"),
-    *("frame", "label_frame", "slices", "image_key", "label_key", "threshold", "foreground", "background"),
-    *("geometry", "shape"),
-)
-_TEXT = ("case", "subject", "site", "split", "volume", "group")
 
 
 @register("task", "task_from_table")
@@ -94,7 +85,7 @@ def task_from_table(
     if counted == 0:
         cases, counted = _grey(cases), 1
     file = isinstance(frame, (str, os.PathLike))
-    stored: Any = os.path.abspath(frame) if isinstance(frame, (str, os.PathLike)) else _columns(rows)
+    stored: Any = os.path.abspath(frame) if isinstance(frame, (str, os.PathLike)) else columns_of(rows)
     config = recipe(
         "task_from_table",
         frame=stored,
@@ -129,70 +120,6 @@ def recipe(factory: str, /, **arguments: Any) -> dict[str, Any]:
     """What `registry.build` takes to make a task again: plain values, without the arguments that were left out."""
     given = {key: _plain(value) for key, value in arguments.items() if value is not None and value != ()}
     return {"name": factory, "arguments": given}
-
-
-def table_rows(frame: Any, folder: str | os.PathLike[str] | None) -> list[Row]:
-    """The rows of a table as dicts without their empty cells, files as absolute paths.
-
-    Raises:
-        DataError: no rows, or a row without an image.
-        ConfigError: a column that no reader takes.
-    """
-    root = Path(folder).expanduser() if folder is not None else Path()
-    if isinstance(frame, (str, os.PathLike)):
-        path = Path(frame).expanduser()
-        root = root if folder is not None else path.parent
-        frame = _read_csv(path)
-    elif isinstance(frame, Mapping):
-        frame = [dict(zip(frame, values, strict=True)) for values in zip(*frame.values(), strict=True)]
-    elif hasattr(frame, "to_dict"):
-        frame = frame.to_dict("records")
-    rows = [{str(key): value for key, value in row.items() if not _empty(value)} for row in frame]
-    if not rows:
-        raise DataError("The table has no rows.", where="task_from_table", fix="Give a row for every image.")
-    unknown = sorted({key for row in rows for key in row} - set(COLUMNS))
-    if unknown:
-        raise ConfigError(
-            f"The table has columns that are not known: {', '.join(unknown)}.",
-            where="task_from_table",
-            fix=f"Rename or drop them; known are {', '.join(COLUMNS)}.",
-        )
-    for number, row in enumerate(rows):
-        if "image" not in row:
-            raise DataError(f"Row {number} has no image.", where="task_from_table", fix="Fill the column image.")
-        row["image"] = _located(row["image"], root)
-        if "label" in row:
-            row["label"] = _located(row["label"], root)
-        row |= {key: str(row[key]) for key in _TEXT if key in row}
-    return rows
-
-
-def completed(rows: list[Row], splits: Splits = None) -> list[Row]:
-    """Rows with a case, a subject, a site and a split; what is missing is filled in as `task_from_table` says.
-
-    Warns:
-        ToolkitWarning: subjects were read from the names, or the names look as if they could have been.
-    """
-    for number, row in enumerate(rows):
-        row.setdefault("case", _stem(row["image"]) or f"case{number:03d}")
-        row.setdefault("site", "site")
-    ids = [row["case"] for row in rows]
-    own = [str(row.get("volume", row["case"])) for row in rows]
-    if not any("subject" in row for row in rows):
-        stacks = list(dict.fromkeys(own))
-        subject_of = dict(zip(stacks, inferred_subjects(stacks), strict=True))
-        for row, stack in zip(rows, own, strict=True):
-            row["subject"] = subject_of[stack]
-    for row, subject in zip(rows, own, strict=True):
-        row.setdefault("subject", subject)
-    if splits is not None or not all("split" in row for row in rows):
-        if splits is None and any("split" in row for row in rows):
-            missing = next(row["case"] for row in rows if "split" not in row)
-            raise ConfigError(f"The case {missing!r} has no split, others have.", where="split", fix="Fill them all.")
-        chosen = assign_splits(ids, [row["subject"] for row in rows], [row["site"] for row in rows], splits)
-        for row, split in zip(rows, chosen, strict=True):
-            row["split"] = split
-    return rows
 
 
 def cases_of_rows(
@@ -258,81 +185,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-def _read_csv(path: Path) -> list[Row]:
-    import csv
-
-    from toolkit.data.source import require_file
-
-    require_file(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows: list[Row] = [dict(row) for row in csv.DictReader(stream, restkey="more than the first line names")]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"The table cannot be read ({error}).", where=str(path), fix="Save it as CSV, UTF-8."
-        ) from error
-    for row in rows:
-        for key in ("frame", "label_frame", "slices", "position", "threshold"):
-            if text := row.get(key):
-                row[key] = _number(text, key, path)
-        if text := row.get("spacing"):
-            row["spacing"] = [_number(part, "spacing", path) for part in text.replace(";", " ").split()]
-    return rows
-
-
-def _number(text: str, column: str, path: Path) -> float:
-    try:
-        return float(text) if column == "spacing" else int(text)
-    except ValueError as error:
-        raise DataError(f"The column {column!r} holds {text!r}, no number.", where=str(path)) from error
-
-
-def _empty(value: Any) -> bool:
-    """None, an empty text, or the NaN and NA that stand for an empty cell in a DataFrame."""
-    return (
-        value is None
-        or (isinstance(value, str) and not value)
-        or (np.isscalar(value) and value != value)
-        or (type(value).__name__ in ("NAType", "NaTType"))
-    )
-
-
-def _located(value: Any, root: Path) -> Any:
-    if isinstance(value, str) and ";" in value:
-        value = [part.strip() for part in value.split(";")]
-    if is_path(value):
-        return (root / Path(value).expanduser()).absolute()
-    if isinstance(value, (list, tuple)) and value and all(map(is_path, value)):
-        return tuple((root / Path(part).expanduser()).absolute() for part in value)
-    return value
-
-
-def _stem(image: Any) -> str:
-    """The name of a file without its suffix, and of one of several channels without the channel; "" of an array."""
-    first = image[0] if isinstance(image, tuple) else image
-    if not isinstance(first, Path):
-        return ""
-    suffix = next((end for end in READABLE if first.name.lower().endswith(end)), "")
-    stem = first.name[: len(first.name) - len(suffix)]
-    return stem.removesuffix("_0000") if isinstance(image, tuple) else stem
-
-
-def _columns(rows: Sequence[Row]) -> dict[str, list[Any]] | None:
-    """The table as columns that JSON holds, or None where it holds arrays or readers."""
-    names = [name for name in COLUMNS if any(name in row for row in rows)]
-    columns = {name: [_text(row.get(name)) for row in rows] for name in names}
-    try:
-        return dict(json.loads(json.dumps(columns)))
-    except (TypeError, ValueError):
-        return None
-
-
-def _text(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_text(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _spacing(row: Row, opened: Opened, name: str, dims: int) -> tuple[float, ...] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from toolkit.data.geometry import Geometry
 from toolkit.data.volumes import write_nifti
 from toolkit.errors import ResultError
+from toolkit.files import distinct_names
 
 
 class Mapped(Protocol):
@@ -36,13 +36,17 @@ def write_maps(result: Mapped, folder: Path, layers: list[str]) -> dict[str, lis
         in_stack = result.positions[index] is not None
         groups.setdefault(result.volumes[index] if in_stack else case, []).append(index)
     written: dict[str, list[Path]] = {}
-    for layer in layers:
+    files, ends = distinct_names(list(groups)), distinct_names(layers)
+    for layer, end in zip(layers, ends, strict=True):
         maps = result.resized(layer)[:, 0].numpy()
-        written[layer] = [_write(result, maps, folder, name, layer, found) for name, found in groups.items()]
+        written[layer] = [
+            _write(result, maps, folder / f"{file}_{end}.nii.gz", name, indices)
+            for (name, indices), file in zip(groups.items(), files, strict=True)
+        ]
     return written
 
 
-def _write(result: Mapped, maps: np.ndarray, folder: Path, name: str, layer: str, indices: list[int]) -> Path:
+def _write(result: Mapped, maps: np.ndarray, path: Path, name: str, indices: list[int]) -> Path:
     first = indices[0]
     if result.positions[first] is None and len(indices) > 1:
         raise ResultError(
@@ -63,13 +67,8 @@ def _write(result: Mapped, maps: np.ndarray, folder: Path, name: str, layer: str
         array = np.zeros((count, *cut[0].shape), dtype=np.float32)
         for place, one in zip(places, cut, strict=True):
             array[place] = one
-    path = folder / f"{_file_name(name)}_{_file_name(layer)}.nii.gz"
     if geometry is None and result.positions[first] is not None:
         return write_nifti(path, array)  # a stack whose file is not known: neither is its place
     if geometry is None:
         return write_nifti(path, array, affine=result.affine[first], spacing=result.spacing[first])
     return write_nifti(path, array, geometry)
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.\-]+", "_", name)

@@ -57,3 +57,9 @@ def content_hash(task: Any) -> str | None:
     """The task's content hash; None if it offers none."""
     method = getattr(task, "content_hash", None)
     return str(method()) if callable(method) else None
+
+
+def contents(task: Any) -> dict[str, Any] | None:
+    """What the content hash is made of, so that a difference can be named; None if the task does not offer it."""
+    method = getattr(task, "contents", None)
+    return dict(method()) if callable(method) else None

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from toolkit.data.images import PictureSource, write_label_picture
 from toolkit.data.volumes import write_nifti
 from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitWarning
 from toolkit.features.provenance import provenance
-from toolkit.files import read_sealed, write_atomically, write_sealed
+from toolkit.files import distinct_names, read_sealed, write_atomically, write_sealed
 from toolkit.training.environment import content_hash
 from toolkit.training.evaluate import evaluate, group_volumes, predict_volumes, volume_spacing
 
@@ -72,7 +72,7 @@ def predict_run(run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | N
     from tqdm.auto import tqdm
 
     volumes = group_volumes(cases)
-    names = _file_names(volumes)
+    ids = _volume_ids(volumes)
     maps = predict_volumes(
         run.model,
         volumes,
@@ -82,10 +82,13 @@ def predict_run(run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | N
         select=run.objective.logits,
     )
     results: dict[str, Any] = {}
-    for volume, name, labels in tqdm(
-        zip(volumes, names, maps, strict=True), total=len(volumes), desc="predicting", disable=not progress
+    for volume, name, file, labels in tqdm(
+        zip(volumes, ids, distinct_names(ids), maps, strict=True),
+        total=len(volumes),
+        desc="predicting",
+        disable=not progress,
     ):
-        results[name] = labels if out is None else _write(Path(out) / f"{name}.nii.gz", labels, volume)
+        results[name] = labels if out is None else _write(Path(out), file, labels, volume)
     return results
 
 
@@ -94,8 +97,11 @@ def patch_size(run: Run) -> tuple[int, ...]:
     return tuple(run.config.patch_size or run.task.patch_size)
 
 
-def _write(path: Path, labels: np.ndarray, volume: Sequence[Case]) -> Path:
+def _write(folder: Path, name: str, labels: np.ndarray, volume: Sequence[Case]) -> Path:
     first = volume[0]
+    if isinstance(first.reader, PictureSource) and labels.ndim == 2:
+        return write_label_picture(folder / f"{name}.png", labels)
+    path = folder / f"{name}.nii.gz"
     try:
         return write_nifti(path, labels, first.geometry, affine=first.affine, spacing=volume_spacing(volume))
     except DataError as error:
@@ -106,11 +112,12 @@ def _write(path: Path, labels: np.ndarray, volume: Sequence[Case]) -> Path:
         ) from error
 
 
-def _file_names(volumes: Sequence[Sequence[Case]]) -> list[str]:
+def _volume_ids(volumes: Sequence[Sequence[Case]]) -> list[str]:
+    """The volume of every prediction, with its site where two sites share a name."""
     plain = [volume[0].volume for volume in volumes]
     if len(set(plain)) < len(plain):
         plain = [f"{volume[0].site}-{volume[0].volume}" for volume in volumes]
-    return [re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or "volume" for name in plain]
+    return plain
 
 
 def _read_table(path: Path) -> pd.DataFrame | None:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from toolkit import registry
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, DataError
 from toolkit.features.modules import unwrap
 from toolkit.training.objective import LossObjective, Objective, as_objective
 from toolkit.training.origin import find, origin_of
@@ -92,17 +92,19 @@ def _restore_one(key: str, recorded: Any, given: Any, where: str) -> Any:
             if isinstance(recorded, list):
                 return [_rebuilt(kind, entry) for entry in recorded]
             return _rebuilt(kind, recorded)
-        except ConfigError as error:
+        except (ConfigError, DataError) as error:
             raise CheckpointError(
                 f"The {kind} of this run cannot be rebuilt here: {error.what}",
-                where=where,
-                fix=f"Pass it: toolkit.resume(path, {kind}=...). {error.fix}",
+                where=f"{where}; {error.where}" if error.where else where,
+                fix=f"Pass it: toolkit.load_run(path, {kind}=...) or toolkit.resume(path, {kind}=...).",
             ) from error
+    if kind == "task":
+        return given  # its data may lie elsewhere by now: `check_task` compares what they hold
     now = [describe(kind, item) for item in given] if isinstance(recorded, list) else describe(kind, given)
     if [_identity(e) for e in _entries(now)] != [_identity(e) for e in _entries(recorded)]:
         raise CheckpointError(
             f"The {kind} that was passed is not the one of this run.",
-            where=f"{where}: recorded {json.dumps(recorded)}, passed {json.dumps(now)}",
+            where=f"{where}: {'; '.join(differences(recorded, now)[:5])}",
             fix="Pass the same one; to continue with another, start a new run from load_model(path).",
         )
     return given
@@ -123,6 +125,22 @@ def _rebuilt(kind: str, entry: Mapping[str, Any]) -> Any:
 
 def _entries(recorded: Any) -> list[dict[str, Any]]:
     return recorded if isinstance(recorded, list) else [recorded]
+
+
+def differences(recorded: Any, now: Any, name: str = "") -> list[str]:
+    """Where two JSON values differ, a short sentence each."""
+    if isinstance(recorded, dict) and isinstance(now, dict):
+        keys = [*recorded, *(key for key in now if key not in recorded)]
+        return [
+            one for key in keys for one in differences(recorded.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+        ]
+    if isinstance(recorded, list) and isinstance(now, list) and len(recorded) == len(now):
+        return [
+            one
+            for index, pair in enumerate(zip(recorded, now, strict=True))
+            for one in differences(*pair, f"{name}[{index}]")
+        ]
+    return [] if recorded == now else [f"{name} was {str(recorded)[:80]} and is {str(now)[:80]}"]
 
 
 def _is_lost(entry: Mapping[str, Any]) -> bool:

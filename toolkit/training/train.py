@@ -26,7 +26,7 @@ from toolkit.training.compilation import check_compile
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory
 from toolkit.training.engine import is_first_process, resolve_device
-from toolkit.training.environment import content_hash, environment, warn_of_threads
+from toolkit.training.environment import content_hash, contents, environment, warn_of_threads
 from toolkit.training.evaluate import evaluate, group_volumes, validation_scores
 from toolkit.training.handover import packed
 from toolkit.training.interrupt import StopRequest, graceful_interrupt
@@ -113,6 +113,7 @@ def train(
         "selection": {"rule": rule, "description": SELECTION_RULES[rule]},
         "environment": environment(config),
         "data": content_hash(task),
+        "contents": contents(task),
     }
     parcel = packed(_not_recorded(objects, model, task, objective, regularizers)) if background else b""
     run = Run(directory.path, model, task, config, objective, regularizers, site)

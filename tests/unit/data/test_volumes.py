@@ -177,8 +177,8 @@ def bad_constant(nifti, volume, tmp_path):
     return source(nifti("flat.nii.gz", np.full_like(volume, 7))), "Every voxel is 7"
 
 
-def bad_four_axes(nifti, volume, tmp_path):
-    return source(nifti("time.nii.gz", np.stack([volume, volume], axis=-1))), "4 axes"
+def bad_five_axes(nifti, volume, tmp_path):
+    return source(nifti("time.nii.gz", np.stack([np.stack([volume, volume], axis=-1)] * 2, axis=-1))), "5 axes"
 
 
 def bad_complex(nifti, volume, tmp_path):
