@@ -108,6 +108,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
 
 # Used by their own name: toolkit.recipes.segreg(task), toolkit.figures.drifts(...), toolkit.widgets.cam_explorer(...).
 _SUBMODULES = {
+    "loggers": "toolkit.integrations.loggers",
     "recipes": "toolkit.methods.recipes",
     "figures": "toolkit.show.figures",
     "show": "toolkit.show",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from toolkit.training.optimizer import build_optimizer, set_learning_rate
 from toolkit.training.schedule import learning_rate
 from toolkit.training.seeding import seed_step
 from toolkit.training.step import PartialLoss, TrainingStep
+from toolkit.training.watching import Watchers
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -46,6 +48,8 @@ class Plan:
         step: network, objective and regularizers.
         loader: gives `batch(step)`.
         config: settings.
+        watchers: are told every row.
+        pictures: draws the network's predictions after a validation; None = nobody wants them.
         validate: scores the network on the val split: {column: value} with `validation/dice`; None = never.
         stop: read between steps.
         stage: index of the stage in a sequence.
@@ -60,6 +64,8 @@ class Plan:
     config: TrainConfig
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     validate: Callable[[nn.Module], dict[str, float]] | None = None
+    watchers: Watchers = dataclasses.field(default_factory=Watchers)
+    pictures: Callable[[nn.Module], dict[str, np.ndarray]] | None = None
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     stage: int = 0
     progress: bool = True
@@ -110,9 +116,12 @@ class Loop:
                 if row is not None:
                     self._check_home()
                     history.write(row)
+                    self.plan.watchers.row(row)
                     bar.set_postfix(loss=f"{row['total']:.4g}", refresh=False)
                 if self._due(self.config.validate_every) and self.plan.validate is not None:
-                    history.write(self._validate())
+                    row = self._validate()
+                    history.write(row)
+                    self._show(row)
                 stopping = self._stopping()
                 if stopping or self._due(self.config.checkpoint_every) or self._improved():
                     self._save(history)
@@ -231,6 +240,12 @@ class Loop:
             self.best = {"step": self.done, "value": value}
         row = {"step": self.done, "event": "validation", "stage": self.plan.stage, **scores}
         return row | {"validation/best": self._improved(), "seconds/validation": time.perf_counter() - started}
+
+    def _show(self, row: dict[str, Any]) -> None:
+        """Tell the watchers of a validation; the pictures are drawn on the first rank only, which alone has watchers."""
+        self.plan.watchers.row(row)
+        if self.plan.pictures is not None and self.plan.watchers.want_pictures:
+            self.plan.watchers.pictures(self.done, self.plan.pictures(self.plan.step.network))
 
     def _improved(self) -> bool:
         return self.best is not None and self.best["step"] == self.done

@@ -7,11 +7,14 @@ import dataclasses
 import datetime
 import os
 import secrets
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
@@ -37,6 +40,10 @@ from toolkit.training.run import Run
 from toolkit.training.serialization import describe, needs_handing_over
 from toolkit.training.step import TrainingStep
 from toolkit.training.stored_run import open_run
+from toolkit.training.watching import OnLog, Watchers, prediction_pictures
+
+if TYPE_CHECKING:
+    from toolkit.data.case import Case
 
 SELECTION_RULES = {
     "best": "highest mean foreground Dice per volume on the val split, the earliest of equals; test never used",
@@ -57,6 +64,7 @@ def train(
     site: str | Sequence[str] | None = None,
     stage: int = 0,
     progress: bool = True,
+    on_log: OnLog | Iterable[OnLog] | None = None,
 ) -> Run:
     """Train a network, in place, and keep everything needed to continue or explain the run in one directory.
 
@@ -77,7 +85,10 @@ def train(
         taps: layer names for the aliases that regularizers ask for, for example {"head_input": "final:input"}.
         site: train and validate on this site or these; None = all.
         stage: index of this run in a sequence.
-        progress: show a progress bar.
+        progress: show a progress bar, and say where the run lies.
+        on_log: a callable that is given every row of the history, or several; `tk.loggers` holds ready ones. One with
+            a method `pictures(step, images)` is shown predictions at every validation. One that fails is warned of
+            and not called again.
 
     Returns:
         The run; its `model` is the one that was passed, with the selected weights.
@@ -87,7 +98,11 @@ def train(
         ProtocolError: the network does not offer what the objective or a regularizer needs.
         LayerError: a tapped layer that does not exist.
     """
-    config = as_config(config)
+    config, watchers = as_config(config), Watchers(on_log)
+    if background and watchers:
+        raise ConfigError(
+            "A child process cannot call on_log.", fix="Train with background=False, or read run.history."
+        )
     regularizers = tuple(as_regularizers(regularizer))
     objective = as_objective(objective)
     step = TrainingStep(model, objective, regularizers, seed=config.seed, taps=taps)
@@ -127,7 +142,7 @@ def train(
             record = directory.record()
             first, _ = directory.newest(str(record["run"]))
             try:
-                train_to_end(run, step, first, record, progress=progress)
+                train_to_end(run, step, first, record, progress=progress, watchers=watchers)
             except Exception:
                 if is_first_process() and directory.exists():
                     directory.remove_if_untrained()
@@ -146,6 +161,7 @@ def resume(
     fallback: bool = False,
     progress: bool = True,
     stop: StopRequest | None = None,
+    on_log: OnLog | Iterable[OnLog] | None = None,
 ) -> Run:
     """Continue a run from its newest checkpoint to the same bits as if it had never stopped.
 
@@ -164,6 +180,7 @@ def resume(
         fallback: if the newest checkpoint is damaged, continue from an older intact one, with a warning.
         progress: show a progress bar.
         stop: a request to stop that the caller sets; None = interrupts of this process set one.
+        on_log: as in `train`; told of the rows from here on.
 
     Raises:
         CheckpointError: no run, a damaged, foreign or unsafe checkpoint, an object that is missing or is not the
@@ -183,7 +200,8 @@ def resume(
         if newest.step < run.config.steps:
             warn_of_threads(record, run.config)
             directory.set_aside_after(newest.step)
-        train_to_end(run, step, newest, record, progress=progress, stop=stop)
+        watchers = Watchers(on_log)
+        train_to_end(run, step, newest, record, progress=progress, stop=stop, watchers=watchers)
     return run
 
 
@@ -209,6 +227,7 @@ def train_to_end(
     *,
     progress: bool,
     stop: StopRequest | None = None,
+    watchers: Watchers | None = None,
 ) -> None:
     """Train from a verified checkpoint to the end, select the weights and record how it ended.
 
@@ -219,6 +238,7 @@ def train_to_end(
         record: its `run.json`.
         progress: show a progress bar.
         stop: a request that something else sets; None = interrupts of this process set one.
+        watchers: are told every row, in the first process only.
 
     Raises:
         KeyboardInterrupt: the training was interrupted; the message says how to resume.
@@ -232,7 +252,10 @@ def train_to_end(
         checkpoints.sweep(directory.checkpoints)
         history.truncate(directory.history, start.step, start.history)
         directory.set_state("running", step=start.step)
+        if progress:
+            _announce(directory)
     modes = [(module, module.training) for module in step.modules()]
+    scored = _validation_cases(run)
     try:
         with guarded_random_state(), thread_count(config.threads), _stopping(stop) as request:
             plan = Plan(
@@ -242,7 +265,9 @@ def train_to_end(
                 loader=_loader(run.task, config, run.site),
                 config=config,
                 record={key: value for key, value in record.items() if key != "run"},
-                validate=_validator(run, record),
+                validate=None if scored is None else partial(_validated, run, scored),
+                watchers=(watchers or Watchers()) if is_first_process() else Watchers(),
+                pictures=None if scored is None else partial(_drawn, run, scored),
                 stop=request,
                 stage=record["stage"],
                 progress=progress,
@@ -300,31 +325,36 @@ def _interrupted(directory: RunDirectory) -> KeyboardInterrupt:
     )
 
 
-def _validator(run: Run, record: Mapping[str, Any]) -> Callable[[nn.Module], dict[str, float]] | None:
+def _announce(directory: RunDirectory) -> None:
+    from tqdm.auto import tqdm
+
+    tqdm.write(f"The run lies in {directory.path}", file=sys.stderr)
+
+
+def _validation_cases(run: Run) -> list[Case] | None:
+    """The val cases that are scored while the run trains; None = no validation."""
+    cases = run.task.cases("val", site=run.site) if run.config.validate_every else []
+    if run.config.validation_cases is not None:
+        cases = [case for volume in group_volumes(cases)[: run.config.validation_cases] for case in volume]
+    return cases or None
+
+
+def _validated(run: Run, cases: list[Case], network: nn.Module) -> dict[str, float]:
+    return validation_scores(evaluate(network, cases, metrics=("dice",), **_passes(run)))
+
+
+def _drawn(run: Run, cases: list[Case], network: nn.Module) -> dict[str, np.ndarray]:
+    return prediction_pictures(network, cases, **_passes(run))
+
+
+def _passes(run: Run) -> dict[str, Any]:
     config = run.config
-    if not config.validate_every:
-        return None
-    cases = run.task.cases("val", site=run.site)
-    if config.validation_cases is not None:
-        kept = group_volumes(cases)[: config.validation_cases]
-        cases = [case for volume in kept for case in volume]
-    if not cases:
-        return None
-    patch_size = config.patch_size or run.task.patch_size
-
-    def validate(network: nn.Module) -> dict[str, float]:
-        table = evaluate(
-            network,
-            cases,
-            patch_size=patch_size,
-            batch_size=config.batch_size,
-            precision=config.precision,
-            metrics=("dice",),
-            select=run.objective.logits,
-        )
-        return validation_scores(table)
-
-    return validate
+    return {
+        "patch_size": config.patch_size or run.task.patch_size,
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "select": run.objective.logits,
+    }
 
 
 def _selection_rule(task: Any, config: TrainConfig, site: str | Sequence[str] | None) -> str:

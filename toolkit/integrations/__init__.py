@@ -1,0 +1,1 @@
+"""Joints with other libraries, each imported only when it is asked for."""

@@ -1,0 +1,113 @@
+"""`on_log`: what a run tells while it trains. Rows go to callables, pictures of predictions to those that take them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from toolkit.errors import ConfigError, ToolkitWarning
+from toolkit.training.evaluate import group_volumes, predict_volumes, stack
+
+if TYPE_CHECKING:
+    from toolkit.data.case import Case
+
+OnLog = Callable[[dict[str, Any]], object]
+_COLOURS = np.array(
+    [[0, 114, 178], [213, 94, 0], [0, 158, 115], [204, 121, 167], [86, 180, 233], [230, 159, 0]], np.float32
+)
+
+
+class Watchers:
+    """The callables of one run; one that fails is named in a warning and left alone from then on.
+
+    Args:
+        given: one callable, several, or None. Each is called with a copy of every row of the history. One that has a
+            method `pictures(step, images)` is also given {name: uint8 (H, 3 W, 3)} at every validation.
+
+    Raises:
+        ConfigError: something that cannot be called.
+    """
+
+    def __init__(self, given: OnLog | Iterable[OnLog] | None = None) -> None:
+        several = [] if given is None else [given] if callable(given) else list(given)
+        for one in several:
+            if not callable(one):
+                raise ConfigError(
+                    f"on_log cannot be {one!r}: it is not callable.",
+                    where="train(on_log=...)",
+                    fix="Give a function of one row, or tk.loggers.tensorboard(folder).",
+                )
+        self._active: list[Any] = several
+
+    def __bool__(self) -> bool:
+        return bool(self._active)
+
+    @property
+    def want_pictures(self) -> bool:
+        """Whether any of them takes pictures."""
+        return any(hasattr(one, "pictures") for one in self._active)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Hand over one row."""
+        self._each(lambda one: one(dict(row)))
+
+    def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Hand over pictures."""
+        self._each(lambda one: one.pictures(step, images) if hasattr(one, "pictures") else None)
+
+    def _each(self, tell: Callable[[Any], object]) -> None:
+        for one in list(self._active):
+            try:
+                tell(one)
+            except Exception as error:  # hours of training must not end because a tracking server did
+                self._active.remove(one)
+                warnings.warn(
+                    f"on_log={one!r} failed and is not called again; the training goes on, and history.jsonl holds every "
+                    f"row. It raised {type(error).__name__}: {error}",
+                    ToolkitWarning,
+                    stacklevel=2,
+                )
+
+
+def prediction_pictures(
+    model: nn.Module, cases: Sequence[Case], volumes: int = 3, **options: Any
+) -> dict[str, np.ndarray]:
+    """Image, reference and prediction side by side, (H, 3 W, 3) uint8, of the fullest slice of the first volumes.
+
+    Args:
+        model: the network.
+        cases: labelled cases.
+        volumes: how many of their volumes.
+        **options: of `predict_volumes`.
+    """
+    shown = [[max(volume, key=_foreground)] for volume in group_volumes(cases)[:volumes]]
+    images = {}
+    for (case,), labels in zip(shown, predict_volumes(model, shown, **options), strict=True):
+        image, reference = case.image_array()[0], stack([case.label_array()], [case])
+        if reference.ndim == image.ndim + 1:  # a slice of a stack
+            labels, reference = labels[0], reference[0]
+        if image.ndim == 3:
+            fullest = int((reference > 0).sum((1, 2)).argmax())
+            image, reference, labels = image[fullest], reference[fullest], labels[fullest]
+        grey = _grey(image)
+        images[case.id] = np.concatenate([grey, _overlaid(grey, reference), _overlaid(grey, labels)], axis=1)
+    return images
+
+
+def _foreground(case: Case) -> int:
+    return int(np.count_nonzero(case.label_array()))
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(image, (1, 99))
+    scaled = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1)
+    return np.repeat((255 * scaled).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def _overlaid(grey: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    colour = _COLOURS[(labels.astype(int) - 1) % len(_COLOURS)]
+    return np.where(labels[..., None] > 0, 0.5 * grey + 0.5 * colour, grey).astype(np.uint8)
