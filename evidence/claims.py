@@ -52,15 +52,21 @@ class Claim:
 
     def verdict(self, low: float, high: float) -> str:
         """Supported, contradicted or inconclusive, from the interval."""
+        ends = {"low": low, "high": high}
         for name in ("supported", "contradicted"):
-            conditions = self._parts()[name].split(" and ")
-            matches = [_CONDITION.fullmatch(condition) for condition in conditions]
-            if not all(matches):
-                raise ValueError(f"{self.id}: the rule {self._parts()[name]!r} cannot be read")
-            ends = {"low": low, "high": high}
-            if all(_COMPARE[m[2]](ends[m[1]], float(m[3])) for m in matches if m):
+            if all(_COMPARE[sign](ends[end], value) for end, sign, value in self._conditions(name)):
                 return name
         return "inconclusive"
+
+    def bounds(self) -> list[tuple[str, float]]:
+        """Which end of the interval must lie beyond which value for the claim to be supported."""
+        return [(end, value) for end, _, value in self._conditions("supported")]
+
+    def _conditions(self, name: str) -> list[tuple[str, str, float]]:
+        matches = [_CONDITION.fullmatch(condition) for condition in self._parts()[name].split(" and ")]
+        if not all(matches):
+            raise ValueError(f"{self.id}: the rule {self._parts()[name]!r} cannot be read")
+        return [(match[1], match[2], float(match[3])) for match in matches if match]
 
     def _parts(self) -> dict[str, str]:
         return dict(part.split(": ") for part in self.rule.split("; "))

@@ -95,6 +95,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.training.config": ("TrainConfig",),
     "toolkit.training.evaluate": ("evaluate",),
     "toolkit.training.load": ("load_model", "load_run"),
+    "toolkit.training.trained": ("list_trained", "load_trained"),
     "toolkit.training.objective": ("LossObjective", "Objective"),
     "toolkit.training.predict": ("predict",),
     "toolkit.training.regularizer": ("Regularizer", "StepContext"),

@@ -238,15 +238,20 @@ class Manifest:
         return Path(self.folder) / f"{self.name}.sha256"
 
 
-def manifest_folders() -> list[Path]:
-    """Where manifests are looked for: $TOOLKIT_MANIFESTS, the source tree, the installed data files."""
-    own = [Path(part) for part in os.environ.get("TOOLKIT_MANIFESTS", "").split(os.pathsep) if part]
+def shipped_folders(variable: str, source: str) -> list[Path]:
+    """Folders of files that come with the package: those of an environment variable, `source` in the tree, installed ones."""
+    own = [Path(part) for part in os.environ.get(variable, "").split(os.pathsep) if part]
     schemes = ["data"] if os.name == "nt" else ["data", "userbase"]
     roots = [Path(root) for scheme in schemes if (root := sysconfig.get_config_vars().get(scheme) or "")]
     roots.append(Path(sysconfig.get_path("data")))
-    installed = [root / "share" / "toolkit" / "data_manifests" for root in roots]
-    folders = [*own, Path(__file__).resolve().parents[2] / "data_manifests", *installed]
+    installed = [root / "share" / "toolkit" / Path(source).name for root in roots]
+    folders = [*own, Path(__file__).resolve().parents[2] / source, *installed]
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def manifest_folders() -> list[Path]:
+    """Where manifests are looked for: $TOOLKIT_MANIFESTS, the source tree, the installed data files."""
+    return shipped_folders("TOOLKIT_MANIFESTS", "data_manifests")
 
 
 def manifest_names() -> list[str]:

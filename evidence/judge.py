@@ -1,0 +1,135 @@
+"""From measurements to verdicts: `evidence/results/<study>.csv` and the rules of the claims to `verdicts.csv`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtr
+
+from evidence.claims import Claim, claims
+from toolkit.measure.statistics import MeanDifference, mean_difference
+
+RESULTS = Path(__file__).with_name("results")
+NOT_RUN, NOT_HERE = "not run yet", "not tested here"
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """A claim with what was measured.
+
+    Attributes:
+        claim: its id.
+        verdict: supported, contradicted or inconclusive; else "not run yet" or "not tested here".
+        first, second: mean of the first arm and of the second (with four arms: of the differences).
+        difference, low, high: mean paired difference (of one arm: its mean) with its 95 % interval.
+        chance: probability that the claim is false if nothing was known before (flat prior, Student's distribution).
+        detectable: the smallest effect that this design would find with 80 % power.
+        patients, trainings: size of the design; trainings are seeds, or folds of a cross-validation.
+        planned: trainings that the claim asks for.
+    """
+
+    claim: str
+    verdict: str
+    first: float = math.nan
+    second: float = math.nan
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    chance: float = math.nan
+    detectable: float = math.nan
+    patients: int = 0
+    trainings: int = 0
+    planned: int = 0
+
+
+def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
+    """One claim by its own rule, on as many of its seeds as all its arms have."""
+    if claim.command:
+        return Judgement(claim.id, NOT_HERE)
+    file = results / f"{claim.study}.csv"
+    table = (
+        pd.read_csv(file, dtype={"subject": str}) if file.exists() else pd.DataFrame(columns=["metric", "site", "arm"])
+    )
+    chosen = table[(table["metric"] == claim.metric) & table["arm"].isin(claim.arms)]
+    if claim.sites != ["all"]:
+        chosen = chosen[chosen["site"].isin(claim.sites)]
+    if set(chosen["arm"]) != set(claim.arms):
+        return Judgement(claim.id, NOT_RUN)
+    chosen = chosen[chosen["seed"].isin(claim.seeds)]
+    arms = [_by_training(chosen[chosen["arm"] == arm]) for arm in claim.arms]
+    shared = [name for name in arms[0] if all(name in other for other in arms)]
+    if not shared:
+        return Judgement(claim.id, NOT_RUN)
+    known, first, second = _difference([{name: arm[name] for name in shared} for arm in arms])
+    low, high = known.interval()
+    return Judgement(
+        claim.id,
+        claim.verdict(low, high),
+        *(_rounded(value) for value in (first, second, known.mean, low, high)),
+        chance=round(_chance_of_false(claim, known), 4),
+        detectable=_rounded(known.smallest_detectable()),
+        patients=len(set().union(*(arms[0][name].index for name in shared))),
+        trainings=len(shared),
+        planned=len(claim.seeds) * max(1, table["fold"].nunique()),
+    )
+
+
+def judgements(results: Path = RESULTS) -> list[Judgement]:
+    """All claims in the order of their file."""
+    return [judge(claim, results) for claim in claims()]
+
+
+def write(results: Path = RESULTS) -> Path:
+    """Write `verdicts.csv`."""
+    file = results / "verdicts.csv"
+    pd.DataFrame([dataclasses.asdict(one) for one in judgements(results)]).to_csv(
+        file, index=False, lineterminator="\n"
+    )
+    return file
+
+
+def _by_training(table: pd.DataFrame) -> dict[tuple[int, float], pd.Series]:
+    """Values by patient of every training, named by seed and fold."""
+    return {
+        (int(seed), fold): own.set_index(own["site"] + "/" + own["subject"])["value"].sort_index()
+        for (seed, fold), own in table.fillna({"fold": -1}).groupby(["seed", "fold"])
+    }
+
+
+def _difference(arms: list[dict[tuple[int, float], pd.Series]]) -> tuple[MeanDifference, float, float]:
+    signs = {1: (1,), 2: (1, -1), 4: (1, -1, -1, 1)}[len(arms)]
+    columns = {name: sum(sign * arm[name] for sign, arm in zip(signs, arms, strict=True)) for name in arms[0]}
+    folds = len({name[1] for name in columns}) > 1
+    means = [float(np.mean([column.mean() for column in arm.values()])) for arm in arms]
+    first = means[0] - means[1] if len(arms) == 4 else means[0]
+    second = means[2] - means[3] if len(arms) == 4 else means[1] if len(arms) == 2 else math.nan
+    if not folds:
+        values = pd.concat(columns, axis=1)
+        return mean_difference(values.dropna().to_numpy()), first, second
+    # every patient is tested by one training a seed: the trainings' means are the second sample
+    values = pd.concat(columns).to_numpy()
+    by_training = np.array([column.mean() for column in columns.values()])
+    patients = (float(values.std(ddof=1) / math.sqrt(len(values))), len(values) - 1)
+    trainings = (float(by_training.std(ddof=1) / math.sqrt(len(by_training))), len(by_training) - 1)
+    return MeanDifference(float(values.mean()), (patients, trainings)), first, second
+
+
+def _chance_of_false(claim: Claim, known: MeanDifference) -> float:
+    """Mass outside of what the rule calls supported; of the two tests the less certain one."""
+    chances = []
+    for error, freedom in known.errors:
+        total = 0.0
+        for end, threshold in claim.bounds():
+            side = 1 if end == "low" else -1
+            gap = side * (known.mean - threshold)
+            total += float(stdtr(freedom, -gap / error)) if error > 0 else float(gap < 0)
+        chances.append(min(1.0, total))
+    return max(chances)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,0 +1,144 @@
+"""Write the trained networks that come with the project: `python -m evidence.networks [--runs FOLDER]`.
+
+Every network of the list whose training is done is stored in half precision, scored as it is stored, and gets a card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import toolkit as tk
+from evidence.run import Job
+from evidence.studies import STUDIES
+from toolkit.measure.statistics import patient_bootstrap
+from toolkit.models.load import tensors_of
+from toolkit.training.trained import save_trained, short_history
+
+FOLDER = Path(__file__).with_name("networks")
+SAMPLE, TOLERANCE, FLOOR, SEEDS = 4, 0.002, 0.75, (0, 1, 2)
+# name: (study, arm, which of its runs, method)
+NETWORKS = {
+    "phantom-cardiac/plain": ("cardiac", "plain", -1, "plain U-Net"),
+    "phantom-cardiac/segreg": ("cardiac", "segreg", -1, "SegReg on the U-Net"),
+    "phantom-cardiac/unet-selfreg": ("cardiac", "selfreg", -1, "SelfReg on the U-Net"),
+    "phantom-cardiac/unet-dispersive": ("cardiac", "dispersive", -1, "dispersive loss on the U-Net"),
+    "phantom-cardiac/selfreg-plain": ("selfreg", "plain", -1, "SelfReg's U-Net, plain"),
+    "phantom-cardiac/selfreg": ("selfreg", "selfreg", -1, "SelfReg's U-Net, SCR and IFD"),
+    "phantom-cardiac/selfreg-scr": ("selfreg", "scr", -1, "SelfReg's U-Net, SCR alone"),
+    "phantom-cardiac/selfreg-ifd": ("selfreg", "ifd", -1, "SelfReg's U-Net, IFD alone"),
+    "phantom-cardiac/swin-plain": ("swin", "swin-plain", -1, "Swin-Unet, plain"),
+    "phantom-cardiac/swin-selfreg": ("swin", "swin-selfreg", -1, "Swin-Unet, SCR and IFD"),
+    "phantom-cardiac/standard": ("latent", "standard", -1, "fast and slow network, standard training"),
+    "phantom-cardiac/cooperative": ("latent", "cooperative", -1, "fast and slow network, cooperative training"),
+    "phantom-cardiac/cooperative-targeted": ("latent", "targeted", -1, "cooperative training, targeted masks alone"),
+    "phantom-cardiac/cooperative-dropout": ("latent", "dropout", -1, "cooperative training, dropout alone"),
+    "phantom-cardiac/fast-slow-segreg": ("latent", "segreg", -1, "fast and slow network, SegReg"),
+    "phantom-cardiac/fast-slow-selfreg": ("latent", "selfreg", -1, "fast and slow network, SelfReg"),
+    "phantom-cardiac/fast-slow-dispersive": ("latent", "dispersive", -1, "fast and slow network, dispersive loss"),
+    **{
+        f"phantom-cardiac/sequence-{arm}-{stage}": ("sequence", arm, stage - 1, f"{label}, after stage {stage} of 4")
+        for arm, label in (("plain", "plain U-Net"), ("segreg", "SegReg on the U-Net"))
+        for stage in (1, 2, 4)
+    },
+    **{
+        f"phantom-prostate/sequence-{arm}-{stage}": ("prostate-sequence", arm, stage - 1, f"{label}, after stage {stage} of 6")
+        for arm, label in (("plain", "plain U-Net"), ("segreg", "SegReg on the U-Net"))
+        for stage in (1, 3, 6)
+    },
+    **{
+        f"phantom-glands/{name}{suffix}": ("med-disseg", arm, run, f"Med-DisSeg {label}, {stage}")
+        for name, arm, label in (
+            ("med-disseg", "with", "with its loss"),
+            ("med-disseg-without", "without", "without its loss"),
+            ("med-disseg-released", "released", "with the released loss"),
+        )
+        for suffix, run, stage in (("-encoder", 0, "stage 1"), ("", 1, "stage 2"))
+    },
+}  # fmt: skip
+
+
+def store(name: str, seed: int, runs: Path) -> Path | None:
+    """Write one network and its card; None if it is not trained."""
+    study, arm, index, method = NETWORKS[name]
+    job = Job(study, arm, seed, None, runs)
+    if not job.done:
+        return None
+    path = Path(json.loads((job.folder / "cost.json").read_text())["paths"][index])
+    run = tk.load_run(path)
+    record = run.directory.record()
+    for tensor in tensors_of(run.model).values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
+    sites = run.task.sites if run.site is None else [run.site] if isinstance(run.site, str) else list(run.site)
+    table = _patients(run, "test")
+    scores = [_score(site, rows["dice"].to_numpy()) for site, rows in table.groupby("site", sort=False)]
+    home = float(np.mean([score["dice"] for score in scores if score["site"] in sites]))
+    least = max(FLOOR, _all_foreground(study))
+    sample = table[table["site"].isin(sites)].head(SAMPLE)
+    card = {
+        "name": name,
+        "seed": seed,
+        "method": method,
+        "task": {"name": run.task.name, "normalisation": run.task.normalisation},
+        "sites": list(sites),
+        "recipe": {key: record["objects"][key] for key in ("model", "objective", "regularizers")}
+        | {"config": run.config.to_dict()},
+        "steps": run.config.steps,
+        "parameters": sum(one.numel() for one in run.model.parameters()),
+        "scores": scores,
+        "floor": {"dice": round(least, 4), "above": home > least},
+        "sample": {str(row.subject): round(row.dice, 5) for row in sample.itertuples()},
+        "tolerance": TOLERANCE,
+        "data": run.task.content_hash(),
+        "command": f"python -m evidence.run {study} --only {arm} --seeds {seed}",
+        "commit": "",
+        "licence": f"{run.task.licence}",
+        "history": short_history(run.history),
+        "note": "" if home > least else f"below its floor of {least:.2f} at home: no figure leans on it",
+    }
+    return save_trained(run.model, card, FOLDER)
+
+
+def _patients(run: Any, split: str) -> Any:
+    """Mean Dice of every patient of a split, whole images."""
+    table = tk.evaluate(run.model, run.task.cases(split), metrics=("dice",), select=run.objective.logits)
+    present = table[table["status"] != "both_absent"]
+    volumes = present.groupby(["site", "subject", "case"], sort=False)["value"].mean()
+    return volumes.groupby(level=["site", "subject"], sort=False).mean().rename("dice").reset_index()
+
+
+def _score(site: str, dice: np.ndarray) -> dict[str, Any]:
+    low, high = patient_bootstrap(dice[:, None])
+    numbers = {"dice": float(dice.mean()), "low": low, "high": high}
+    return {"site": site, **{key: round(value, 4) for key, value in numbers.items()}, "patients": len(dice)}
+
+
+@functools.cache
+def _all_foreground(study: str) -> float:
+    """Dice of a map that calls every voxel the commonest class, on the task's test patients."""
+    cases = STUDIES[study].task().cases("test")
+    shares = [[float((np.asarray(case.label) == k).mean()) for k in case.classes if k] for case in cases]
+    return float(np.max(np.mean([[2 * share / (1 + share) for share in own] for own in shares], axis=0)))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
+    options = parser.parse_args()
+    for name in NETWORKS:
+        for seed in SEEDS:
+            if file := store(name, seed, options.runs):
+                print(file.name, f"{file.with_suffix('.safetensors').stat().st_size / 1e6:.2f} MB", flush=True)
+    total = sum(file.stat().st_size for file in FOLDER.glob("*")) / 1e6
+    print(f"{total:.1f} MB in {FOLDER}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Trained networks that come with the project: cards, hashes and half precision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import toolkit as tk
+from toolkit.registry import describe
+from toolkit.training.trained import FIELDS, half_precision, save_trained, short_history
+
+NAME = "phantom-cardiac/mine"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own with one network of weights that half precision cannot hold exactly."""
+    torch.manual_seed(3)
+    network = tk.unet(1, 4, channels=(4, 8))
+    with torch.no_grad():
+        network.get_parameter("head.bias").fill_(1 / 3)
+    save_trained(network, card(network), tmp_path)
+    monkeypatch.setenv("TOOLKIT_NETWORKS", str(tmp_path))
+    return tmp_path
+
+
+def card(network: torch.nn.Module) -> dict[str, Any]:
+    history = pd.DataFrame({"step": [1, 2], "total": [0.123456, float("nan")], "seconds/step": [1.0, 1.0]})
+    recipe = {"model": describe(network), "objective": None, "regularizers": [{"name": "segreg"}], "config": {}}
+    scores = [{"site": "A", "dice": 0.9, "low": 0.8, "high": 1.0, "patients": 8}]
+    scores += [
+        {"site": site, "dice": dice, "low": 0, "high": 1, "patients": 8} for site, dice in (("B", 0.6), ("C", 0.4))
+    ]
+    values = dict.fromkeys(FIELDS, "") | {"name": NAME, "seed": 2, "method": "SegReg", "sites": ["A"], "scores": scores}
+    values |= {"recipe": recipe, "task": {"name": "phantom-cardiac"}, "parameters": 1, "floor": {"above": True}}
+    values |= {"history": short_history(history), "sample": {}}
+    return {key: value for key, value in values.items() if key != "sha256"}
+
+
+def test_a_network_comes_back_in_half_precision(folder: Path) -> None:
+    network = tk.load_trained(NAME, seed=2)
+    bias = network.get_parameter("head.bias")
+    assert bias.dtype == torch.float32
+    assert bias.tolist() == [0.333251953125] * 4, "1/3 in float16 is 1365/4096"
+    assert not network.training
+    assert network.history.to_dict("list")["total"][0] == 0.1235
+    assert "seconds/step" not in network.history
+    assert network.scores["dice"].tolist() == [0.9, 0.6, 0.4]
+    assert network.provenance["name"] == NAME
+    assert tk.predict(network, torch.zeros(1, 16, 16)) is not None
+
+
+def test_the_table_has_a_row_a_name_and_seed(folder: Path) -> None:
+    row = tk.list_trained().set_index("name").loc[NAME]
+    assert (row["seed"], row["method"], row["task"]) == (2, "SegReg", "phantom-cardiac")
+    assert (row["dice_home"], row["dice_away"]) == (0.9, 0.5)
+
+
+def test_results_say_which_regularizer_it_was_trained_with(folder: Path) -> None:
+    features = tk.extract(tk.load_trained(NAME, seed=2), torch.zeros(1, 1, 16, 16), "head_input", pool="global")
+    assert features.provenance["trained_with"] == ["segreg"]
+
+
+def test_an_unknown_network_is_an_error_that_says_what_there_is(folder: Path) -> None:
+    with pytest.raises(tk.ConfigError, match=r"its seeds are \[2\]"):
+        tk.load_trained(NAME)
+    with pytest.raises(tk.ConfigError, match=NAME):
+        tk.load_trained("phantom-cardiac/none")
+
+
+def test_other_weights_than_the_card_describes_are_refused(folder: Path) -> None:
+    (file,) = folder.glob("*.safetensors")
+    torch.manual_seed(4)
+    file.write_bytes(half_precision(tk.unet(1, 4, channels=(4, 8))))
+    with pytest.raises(tk.CheckpointError, match="not those that the card describes"):
+        tk.load_trained(NAME, seed=2)
+    file.unlink()
+    with pytest.raises(tk.CheckpointError, match="no weights beside it"):
+        tk.load_trained(NAME, seed=2)
+
+
+def test_a_damaged_card_is_refused(folder: Path) -> None:
+    (file,) = folder.glob("*.json")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({key: value for key, value in content.items() if key != "data"}), encoding="utf-8")
+    with pytest.raises(tk.CheckpointError, match="cannot be read"):
+        tk.list_trained()
+
+
+def test_a_card_must_be_whole(tmp_path: Path) -> None:
+    network = tk.unet(1, 2, channels=(4, 8))
+    with pytest.raises(tk.ConfigError, match="licence"):
+        save_trained(network, {k: v for k, v in card(network).items() if k != "licence"}, tmp_path)

@@ -1,0 +1,214 @@
+"""Trained networks that come with the project: half-precision weights, each with a card that says what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from toolkit import registry
+from toolkit.data.manifest import shipped_folders
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.features.process_state import guarded_random_state
+from toolkit.features.provenance import mark_trained_with
+from toolkit.files import write_atomically
+from toolkit.models.load import tensors_of, weights_bytes, weights_from_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+FIELDS = (
+    "name",
+    "seed",
+    "method",
+    "task",
+    "sites",
+    "recipe",
+    "steps",
+    "parameters",
+    "scores",
+    "floor",
+    "sample",
+    "tolerance",
+    "data",
+    "sha256",
+    "command",
+    "commit",
+    "licence",
+    "history",
+    "note",
+)
+_COLUMNS = (
+    "name",
+    "method",
+    "task",
+    "seed",
+    "sites",
+    "dice_home",
+    "dice_away",
+    "above_floor",
+    "parameters",
+    "MB",
+    "note",
+)
+_HISTORY_DIGITS = 4
+
+
+def list_trained() -> pd.DataFrame:
+    """The trained networks that come with the project; nothing is loaded or downloaded.
+
+    Returns:
+        One row a name and seed: name, method, task, seed, sites (what it was trained on), dice_home and dice_away (mean Dice of
+        the test patients of those sites and of the others, NaN where there are none), above_floor (whether dice_home
+        exceeds 0.75 and the Dice of a map that is all foreground), parameters, MB, note.
+    """
+    import pandas as pd
+
+    rows = []
+    for file in _cards():
+        card = _read(file)
+        scores = pd.DataFrame(card["scores"])
+        home = scores["site"].isin(card["sites"])
+        rows.append(
+            {
+                "name": card["name"],
+                "method": card["method"],
+                "task": card["task"]["name"],
+                "seed": card["seed"],
+                "sites": ", ".join(card["sites"]),
+                "dice_home": scores.loc[home, "dice"].mean(),
+                "dice_away": scores.loc[~home, "dice"].mean(),
+                "above_floor": card["floor"]["above"],
+                "parameters": card["parameters"],
+                "MB": round(file.with_suffix(".safetensors").stat().st_size / 1e6, 2),
+                "note": card["note"],
+            }
+        )
+    return pd.DataFrame(rows, columns=_COLUMNS).sort_values(["name", "seed"], ignore_index=True)
+
+
+def load_trained(name: str, seed: int = 0) -> nn.Module:
+    """A trained network that comes with the project, in float32 and eval mode, checked by its hash.
+
+    Beside its weights it has `.scores` (a table: mean Dice of the test patients of every site with its interval),
+    `.history` (its training, as `Run.history` has it) and `.provenance` (its card without these two: task, recipe,
+    settings, data hash, command, licence). `toolkit.load_task(**network.provenance["task"])` gives the data it was
+    trained on.
+
+    Args:
+        name: for example "phantom-cardiac/segreg", see `toolkit.list_trained()`.
+        seed: which of its trainings.
+
+    Raises:
+        ConfigError: there is no such network.
+        CheckpointError: the file is damaged or is not the one that its card describes.
+    """
+    import pandas as pd
+
+    file = _card_of(name, seed)
+    card, weights = _read(file), file.with_suffix(".safetensors")
+    if not weights.is_file():
+        raise CheckpointError(
+            "The card has no weights beside it.", where=str(weights), fix="Install the package again."
+        )
+    content = weights.read_bytes()
+    if hashlib.sha256(content).hexdigest() != card["sha256"]:
+        raise CheckpointError(
+            "The weights are not those that the card describes.", where=str(weights), fix="Install the package again."
+        )
+    with guarded_random_state():
+        network: nn.Module = registry.build("model", card["recipe"]["model"])
+    own = tensors_of(network)
+    stored = weights_from_bytes(content, str(weights))
+    network.load_state_dict({key: value.to(own[key].dtype) if key in own else value for key, value in stored.items()})
+    mark_trained_with(network, [one["name"] for one in card["recipe"]["regularizers"]])
+    described = {key: value for key, value in card.items() if key not in ("scores", "history")}
+    vars(network).update(
+        scores=pd.DataFrame(card["scores"]), history=pd.DataFrame(card["history"]), provenance=described
+    )
+    return network.eval()
+
+
+def save_trained(network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
+    """Write a network in half precision with its card.
+
+    Args:
+        network: a registered one.
+        card: every field but `sha256`.
+        folder: where both files go.
+
+    Raises:
+        ConfigError: fields are missing or unknown.
+    """
+    content = half_precision(network)
+    card = {**card, "sha256": hashlib.sha256(content).hexdigest()}
+    if set(card) != set(FIELDS):
+        raise ConfigError(f"The card lacks or does not know {sorted(set(card) ^ set(FIELDS))}.", where=card["name"])
+    file = folder / f"{_stem(card['name'], card['seed'])}.json"
+    write_atomically(file.with_suffix(".safetensors"), content, parents=True)
+    return write_atomically(file, json.dumps({"format": FORMAT, **card}, indent=1) + "\n")
+
+
+def half_precision(network: nn.Module) -> bytes:
+    """The network's tensors as safetensors, floating ones in float16."""
+    stored = {key: value.half() if value.is_floating_point() else value for key, value in tensors_of(network).items()}
+    return weights_bytes(stored)
+
+
+def short_history(history: pd.DataFrame) -> dict[str, list[Any]]:
+    """A run's history as the card holds it: columns of plain values, rounded; what was not logged is None."""
+    kept = history.drop(columns=[name for name in history if name.startswith("seconds")])
+    return {
+        str(name): [
+            None if value != value else float(f"{value:.{_HISTORY_DIGITS}g}") if isinstance(value, float) else value
+            for value in kept[name].tolist()
+        ]
+        for name in kept
+    }
+
+
+def _cards() -> list[Path]:
+    """Cards of the first folder that holds each, by name."""
+    cards = {file.name: file for folder in reversed(_folders()) for file in sorted(folder.glob("*.json"))}
+    return [cards[name] for name in sorted(cards)]
+
+
+def _folders() -> list[Path]:
+    return shipped_folders("TOOLKIT_NETWORKS", "evidence/networks")
+
+
+def _card_of(name: str, seed: int) -> Path:
+    known = {file.stem: file for file in _cards()}
+    if (wanted := _stem(name, seed)) in known:
+        return known[wanted]
+    names = sorted({(card["name"], card["seed"]) for card in map(_read, known.values())})
+    seeds = [own for other, own in names if other == name]
+    offered = (
+        f"its seeds are {seeds}" if seeds else f"there are {', '.join(dict.fromkeys(n for n, _ in names)) or 'none'}"
+    )
+    raise ConfigError(
+        f"There is no trained network {name!r} with seed {seed}.",
+        where="load_trained",
+        fix=f"See list_trained(): {offered}.",
+    )
+
+
+def _stem(name: str, seed: int) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '--', name)}--{seed}"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+        if card.pop("format") != FORMAT or set(card) != set(FIELDS):
+            raise ValueError("its fields are not those of a card")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"The card cannot be read: {error}.", where=str(file), fix="Install the package again."
+        ) from error
+    return card
