@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
-from toolkit.results import Result
+from toolkit.files import write_atomically
+from toolkit.measure.intervals import mean_of, measured_coverage, patient_bootstrap
+from toolkit.results import Result, latex_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,17 +32,24 @@ _COLUMNS = (
     "difference",
     "difference_low",
     "difference_high",
+    "coverage",
     "bootstrap_low",
     "bootstrap_high",
     "p_mean",
     "p_seeds",
+    "p_bootstrap",
     "p_wilcoxon",
     "p_holm",
+    "probability_not_better",
     "smallest_detectable",
+    "smallest_detectable_low",
+    "smallest_detectable_high",
     "patients",
     "seeds",
     "verdict",
 )
+_TESTS = ("p_mean", "p_seeds", "p_bootstrap", "p_wilcoxon")
+_DETECTABLE = ("smallest_detectable", "smallest_detectable_low", "smallest_detectable_high")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -61,77 +71,35 @@ class Comparison(Result):
         """One row per method."""
         return self.numbers.copy()
 
+    def paper_table(self, digits: int = 3) -> pd.DataFrame:
+        """A row a method as a paper prints it: mean (low to high), difference (low to high), verdict.
 
-@dataclasses.dataclass(frozen=True)
-class MeanDifference:
-    """The mean of paired differences over patients and seeds, and how well it is known.
+        Args:
+            digits: digits after the point.
+        """
+        import pandas as pd
 
-    Attributes:
-        mean: over seeds and patients.
-        errors: (standard error, degrees of freedom) of every test that has to agree.
-    """
+        def spread(row: pd.Series, name: str, low: str, high: str, sign: str = "") -> str:
+            value, ends = f"{row[name]:{sign}.{digits}f}", [f"{row[end]:{sign}.{digits}f}" for end in (low, high)]
+            return f"{value} ({ends[0]} to {ends[1]})" if math.isfinite(row[name]) else "--"
 
-    mean: float
-    errors: tuple[tuple[float, float], ...]
+        level = self.provenance.get("parameters", {}).get("confidence", 0.95)
+        rows = [
+            {
+                "method": row["method"],
+                f"{self.metric or 'score'} ({level:.0%} interval)": spread(row, "mean", "low", "high"),
+                f"difference to {self.baseline}": spread(row, "difference", "difference_low", "difference_high", "+"),
+                "verdict": row["verdict"],
+            }
+            for _, row in self.numbers.iterrows()
+        ]
+        return pd.DataFrame(rows)
 
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Student's interval, the widest of the tests."""
-        half = max(_student(freedom, (1 + confidence) / 2) * error for error, freedom in self.errors)
-        return self.mean - half, self.mean + half
-
-    def p_values(self) -> tuple[float, ...]:
-        """Two-sided p of no difference, one per test."""
-        from scipy.special import stdtr
-
-        return tuple(
-            float(2 * stdtr(freedom, -abs(self.mean) / error)) if error > 0 else float(self.mean == 0)
-            for error, freedom in self.errors
-        )
-
-    def smallest_detectable(self, level: float = 0.05, power: float = 0.8) -> float:
-        """The true difference that this design would call significant with about the given probability."""
-        return max(
-            (_student(freedom, 1 - level / 2) + _student(freedom, power)) * error for error, freedom in self.errors
-        )
-
-
-def mean_difference(differences: np.ndarray) -> MeanDifference:
-    """Mean of paired differences (patients, seeds) when patients and seeds are both samples.
-
-    Two tests have to agree. The first takes (MS_patient + MS_seed) / (patients * seeds) as the variance of the mean
-    (mean squares of the two-way layout; Satterthwaite's degrees of freedom): unbiased but for a share of the
-    interaction, on the cautious side. When trainings vary more than patients that alone finds too many winners, because few
-    seeds leave their variance badly known; so the second is Student's test over the seeds' means. Where the seeds
-    dominate, the pair is no stricter than its second test, which is exact: see `CAUTION` for what that means for
-    verdicts. With one seed the difference between two trainings cannot be told from the difference between two
-    methods: only the patients' test is left, and it stands for this pair of trainings.
-
-    Raises:
-        ResultError: fewer than 2 patients, or NaN.
-    """
-    d = np.asarray(differences, dtype=float)
-    if d.ndim != 2 or len(d) < 2 or not np.isfinite(d).all():
-        raise ResultError(f"Paired differences are (patients, seeds) with at least 2 patients, got {d.shape} or NaN.")
-    patients, seeds = d.shape
-    by_patient = float(d.mean(1).var(ddof=1)) / patients
-    if seeds == 1:
-        return MeanDifference(float(d.mean()), ((math.sqrt(by_patient), patients - 1),))
-    by_seed = float(d.mean(0).var(ddof=1)) / seeds
-    both = by_patient + by_seed
-    spread = by_patient**2 / (patients - 1) + by_seed**2 / (seeds - 1)
-    freedom = both**2 / spread if spread > 0 else float(seeds - 1)
-    return MeanDifference(float(d.mean()), ((math.sqrt(both), freedom), (math.sqrt(by_seed), seeds - 1)))
-
-
-def patient_bootstrap(
-    values: np.ndarray, replicates: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of the mean of values (patients, seeds) with patients drawn anew."""
-    per_patient = np.asarray(values, dtype=float).mean(1)
-    number = len(per_patient)
-    weights = keyed_random("patients", seed, number).multinomial(number, [1 / number] * number, size=replicates)
-    low, high = np.quantile(weights @ per_patient / number, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    def write_table(self, path: str | os.PathLike[str], digits: int = 3) -> Path:
+        """Write all numbers as CSV, or `paper_table(digits)` as a LaTeX tabular, by suffix (.csv or .tex)."""
+        if Path(path).suffix != ".tex":
+            return super().write_table(path)
+        return write_atomically(Path(path), latex_table(self.paper_table(digits)), parents=True)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -151,6 +119,8 @@ def compare_methods(
 
     Args:
         table: rows with method, seed, case, class, metric, value, status; NaN = absent from reference and prediction.
+            In cross-validation also fold, the one that tested the case: the intervals then know that patients of a
+            fold share a training.
         baseline: a method of the table.
         metric: which metric.
         patient: column that identifies a patient (default: subject, else volume, else case).
@@ -161,6 +131,8 @@ def compare_methods(
         ConfigError: the baseline is not in the table.
     """
     options = {"higher_is_better": metric in ("dice", "iou"), **options}
+    if "fold" in table.columns:
+        options["folds"] = _folds_of(table[table["metric"] == metric], patient or _unit(table))
     result = compare_scores(patient_scores(table, metric, patient), baseline, **options)
     result.metric = metric
     result.provenance["parameters"]["metric"] = metric
@@ -172,31 +144,39 @@ def compare_scores(
     baseline: str,
     *,
     higher_is_better: bool = True,
+    folds: Sequence[Any] | None = None,
     confidence: float = 0.95,
     bootstrap: int = 2000,
     seed: int = 0,
 ) -> Comparison:
     """Compare methods with a baseline on scores (patients, seeds), rows and columns paired between methods.
 
-    A method is "better" or "worse" only if there are at least two seeds and three tests agree after Holm's correction
-    over the methods: those of `mean_difference`, and Wilcoxon's signed-rank test over the patients (seeds averaged),
-    each at `CAUTION` (0.8) times 1 - confidence, so that studies of equal methods stay below 1 - confidence false
-    winners also where the tests alone sit exactly there. An interval can thus exclude 0 without a verdict.
-    Everything else is "inconclusive", and the smallest difference that the design could have detected (at that
-    level, power 0.8, before Holm's correction) stands beside it.
+    Intervals of means and of differences are over patients and seeds (with one seed over patients only: they speak of
+    these trainings), see `toolkit.measure.intervals`. A method is "better" or "worse" only if there are at least two
+    seeds and four tests agree after Holm's correction over the methods: Student's of patients and seeds, Student's of
+    the seeds' means, the bootstrap-t over patients, and Wilcoxon's signed-rank test over patients (seeds averaged), each
+    at `CAUTION` (0.8) times 1 - confidence, so that studies of equal methods stay below 1 - confidence false winners.
+    An interval can thus exclude 0 without a verdict. Everything else is "inconclusive"; where Wilcoxon's test cannot
+    reach that level with so few patients the verdict says so, and nothing is detectable.
 
     Args:
         scores: per method, a complete array (patients, seeds).
         baseline: one of the methods.
         higher_is_better: False for distances.
+        folds: in cross-validation, the fold that tested each patient.
         confidence: level of intervals and tests.
         bootstrap: replicates of the patient bootstrap.
         seed: of the bootstrap.
 
     Returns:
-        Per method: mean, low, high (patient bootstrap), difference, difference_low, difference_high (patients and
-        seeds random), bootstrap_low, bootstrap_high (of the difference, patients only), p_mean, p_seeds (NaN with one
-        seed), p_wilcoxon, p_holm (of the largest of the three), smallest_detectable, patients, seeds, verdict.
+        Per method: mean, low, high; difference, difference_low, difference_high; coverage (the share of nominal 95 %
+        intervals that held the true mean over patients and seeds in simulated studies of this size, the worst of
+        several kinds of scores: benchmarks/results/coverage.csv); bootstrap_low, bootstrap_high (percentiles of the
+        difference, patients only); p_mean, p_seeds (NaN with one seed), p_bootstrap, p_wilcoxon, p_holm (of the
+        largest of the four); probability_not_better (that the method which leads in this pair is not better: its
+        Bayesian posterior from the paired scores, see Christodoulou et al. 2025 on claims of outperformance);
+        smallest_detectable (true difference found with probability 0.8 at the verdict's level and Holm's first step)
+        with its 95 % interval, NaN where no verdict is possible; patients, seeds, verdict.
 
     Raises:
         ResultError: shapes differ, NaN, fewer than 2 patients.
@@ -228,13 +208,21 @@ def compare_scores(
                 f"{int((~np.isfinite(own)).sum())} scores of {name!r} are NaN or infinite.",
                 fix="Fill them with a penalty, or leave those patients out of all methods.",
             )
-        rows.append(_row(name, own, None if name == baseline else base, confidence, bootstrap, seed))
-    tests = np.array([[row["p_mean"], row["p_seeds"], row["p_wilcoxon"]] for row in rows])
+        rows.append(_row(name, own, None if name == baseline else base, folds, confidence, bootstrap, seed))
+    tests = np.array([[row[name] for name in _TESTS] for row in rows])
     adjusted = holm(np.where(np.isnan(tests[:, 0]), np.nan, np.nan_to_num(tests).max(1)))
+    level = CAUTION * (1 - confidence)
     for row, p in zip(rows, adjusted, strict=True):
-        is_base = row["method"] == baseline
         row["p_holm"] = float(p)
-        row["verdict"] = "baseline" if is_base else _verdict(row, CAUTION * (1 - confidence), higher_is_better)
+        if row["method"] == baseline:
+            row["verdict"] = "baseline"
+            continue
+        known = row.pop("known")
+        possible = row["seeds"] > 1 and 2 * 0.5 ** row["patients"] * (len(rows) - 1) <= level
+        if possible:
+            sizes = known.smallest_detectable(level / (len(rows) - 1))
+            row |= dict(zip(_DETECTABLE, sizes, strict=True))
+        row["verdict"] = _verdict(row, level, higher_is_better, possible)
     parameters = {"baseline": baseline, "confidence": confidence, "bootstrap": bootstrap, "seed": seed}
     return Comparison(
         baseline=baseline,
@@ -254,7 +242,7 @@ def patient_scores(table: pd.DataFrame, metric: str = "dice", patient: str | Non
     Raises:
         ResultError: missing columns, undefined values, or an incomplete design (says what is missing).
     """
-    unit = patient or next((name for name in ("subject", "volume", "case") if name in table.columns), "case")
+    unit = patient or _unit(table)
     needed = ["method", "seed", "case", "class", "metric", "value", "status", unit]
     missing = [name for name in needed if name not in table.columns]
     if missing:
@@ -288,33 +276,53 @@ def wilcoxon(differences: np.ndarray) -> float:
     return float(stats.wilcoxon(nonzero).pvalue) if len(nonzero) else 1.0
 
 
-def _student(freedom: float, probability: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, probability))
-
-
 def _row(
-    name: str, own: np.ndarray, base: np.ndarray | None, confidence: float, bootstrap: int, seed: int
+    name: str,
+    own: np.ndarray,
+    base: np.ndarray | None,
+    folds: Sequence[Any] | None,
+    confidence: float,
+    bootstrap: int,
+    seed: int,
 ) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(_COLUMNS, math.nan)
     row |= {"method": name, "mean": float(own.mean()), "patients": len(own), "seeds": own.shape[1]}
-    row["low"], row["high"] = patient_bootstrap(own, bootstrap, confidence, seed)
+    places = None if folds is None else np.asarray(folds)
+    row["low"], row["high"] = mean_of(own, places, replicates=bootstrap, seed=seed).interval(confidence)
+    row["coverage"] = measured_coverage(len(own), own.shape[1])
     if base is None:
         return row
-    known = mean_difference(own - base)
+    known = row["known"] = mean_of(own - base, places, replicates=bootstrap, seed=seed)
     row["difference"] = known.mean
     row["difference_low"], row["difference_high"] = known.interval(confidence)
     row["bootstrap_low"], row["bootstrap_high"] = patient_bootstrap(own - base, bootstrap, confidence, seed)
     row["p_mean"], row["p_seeds"] = (*known.p_values(), math.nan)[:2]
+    row["p_bootstrap"] = known.p_bootstrap()
     row["p_wilcoxon"] = wilcoxon((own - base).mean(1))
-    row["smallest_detectable"] = known.smallest_detectable(CAUTION * (1 - confidence))
+    row["probability_not_better"] = known.probability_wrong_side()
     return row
 
 
-def _verdict(row: dict[str, Any], level: float, higher_is_better: bool) -> str:
+def _verdict(row: dict[str, Any], level: float, higher_is_better: bool, possible: bool) -> str:
     if row["seeds"] < 2:
         return f"{INCONCLUSIVE} (one seed)"
+    if not possible:
+        return f"{INCONCLUSIVE} ({row['patients']} patients are too few for any verdict)"
     if not row["p_holm"] <= level:
         return INCONCLUSIVE
     return "better" if (row["difference"] > 0) == higher_is_better else "worse"
+
+
+def _unit(table: pd.DataFrame) -> str:
+    return next((name for name in ("subject", "volume", "case") if name in table.columns), "case")
+
+
+def _folds_of(table: pd.DataFrame, unit: str) -> list[Any]:
+    """The fold of every patient, in the order of `patient_scores`."""
+    per_patient = table[table["value"].notna()].groupby(unit, sort=True)["fold"].agg(["first", "nunique"])
+    if (per_patient["nunique"] > 1).any():
+        crossing = per_patient.index[per_patient["nunique"] > 1][0]
+        raise ResultError(
+            f"The patient {crossing!r} was tested in several folds.", fix="Deal whole patients: task.folds(5)."
+        )
+    return list(per_patient["first"])

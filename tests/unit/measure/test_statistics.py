@@ -11,14 +11,13 @@ import pytest
 from scipy import optimize, stats
 
 from toolkit.errors import ConfigError, ResultError
+from toolkit.measure.intervals import mean_of
 from toolkit.measure.statistics import (
     CAUTION,
     Comparison,
     compare_methods,
     compare_scores,
     holm,
-    mean_difference,
-    patient_bootstrap,
     patient_scores,
     wilcoxon,
 )
@@ -48,48 +47,10 @@ def study(
     }
 
 
-def test_one_seed_is_the_paired_t_test() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=15), rng.normal(size=15) + 0.3
-    known = mean_difference((b - a)[:, None])
-    reference = stats.ttest_rel(b, a)
-    assert known.p_values() == pytest.approx((reference.pvalue,))
-    expected = reference.confidence_interval(0.95)
-    assert known.interval() == pytest.approx((expected.low, expected.high))
-
-
-def test_seed_noise_alone_leaves_seeds_minus_one_degrees() -> None:
-    known = mean_difference(np.tile([[0.1, 0.2, 0.6]], (30, 1)))
-    reference = stats.ttest_1samp([0.1, 0.2, 0.6], 0)
-    assert known.p_values() == pytest.approx((reference.pvalue, reference.pvalue))
-    assert known.smallest_detectable() == pytest.approx(
-        (stats.t.ppf(0.975, 2) + stats.t.ppf(0.8, 2)) * np.std([0.1, 0.2, 0.6], ddof=1) / 3**0.5
-    )
-    assert mean_difference(np.zeros((5, 3))).p_values() == (1.0, 1.0)
-
-
-def test_error_of_the_mean_errs_on_the_cautious_side() -> None:
-    rng = np.random.default_rng(1)
-    shapes = {0.2: (400, 12, 1), 0.3: (400, 1, 4), 0.1: (400, 12, 4)}
-    d = sum(scale * rng.normal(size=shape) for scale, shape in shapes.items())
-    truth = 0.04 / 12 + 0.09 / 4 + 0.01 / 48
-    squares = np.array([mean_difference(part).errors[0][0] ** 2 for part in d])
-    assert d.mean((1, 2)).var() == pytest.approx(truth, rel=0.2)
-    assert squares.mean() == pytest.approx(truth + 0.01 / 48, rel=0.1)
-
-
 def test_holm_by_hand() -> None:
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, np.nan])), [0.03, 0.06, 0.06, np.nan])
     assert holm(np.array([np.nan])).shape == (1,)
     assert holm(np.array([0.6, 0.7])).tolist() == [1.0, 1.0]
-
-
-def test_bootstrap_of_the_mean_is_near_the_normal_interval() -> None:
-    values = np.random.default_rng(2).normal(size=(200, 1))
-    low, high = patient_bootstrap(values, 4000)
-    error = values.std(ddof=1) / 200**0.5
-    assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.02)
-    assert patient_bootstrap(values, 50, seed=1) == patient_bootstrap(values, 50, seed=1)
 
 
 def test_wilcoxon_is_scipys() -> None:
@@ -107,7 +68,7 @@ def test_equal_methods_rarely_pass_both_tests(seeds: int, patients: int, trainin
     rng = np.random.default_rng([seeds, patients, round(1000 * training)])
     shapes = {training: (4000, 2, 1, seeds), 0.02: (4000, 2, patients, 1), 0.03: (4000, 2, patients, seeds)}
     scores = sum(scale * rng.normal(size=shape) for scale, shape in shapes.items())
-    largest = np.array([max(mean_difference(both[1] - both[0]).p_values()) for both in scores])
+    largest = np.array([max(mean_of(both[1] - both[0], replicates=0).p_values()) for both in scores])
     assert (largest <= CAUTION * 0.05).mean() < 0.05
     assert (largest <= CAUTION * 0.05).mean() > 0.01  # the designs are hard ones: the test could fail
 
@@ -116,9 +77,9 @@ def test_null_studies_rarely_have_a_winner() -> None:
     rng, effects = np.random.default_rng(4), {"plain": 0.0, "a": 0.0, "b": 0.0, "c": 0.0}
     won = []
     for index in range(120):
-        table = compare_scores(study(rng, effects, training=0.03 * (index % 3)), "plain", bootstrap=2).table()
+        table = compare_scores(study(rng, effects, training=0.03 * (index % 3)), "plain", bootstrap=400).table()
         winners = table[table["verdict"].isin(["better", "worse"])]
-        assert (winners[["p_mean", "p_seeds", "p_wilcoxon"]].max(axis=1) <= CAUTION * 0.05).all()
+        assert (winners[["p_mean", "p_seeds", "p_bootstrap", "p_wilcoxon"]].max(axis=1) <= CAUTION * 0.05).all()
         won.append(len(winners) > 0)
     # True share below 0.04: 12 or more of 120 would happen once in 500 such series.
     assert sum(won) < stats.binom.ppf(0.998, 120, 0.04)
@@ -130,7 +91,7 @@ def test_a_verdict_needs_more_than_the_nominal_level() -> None:
     noise -= noise.mean()
 
     def row(shift: float) -> pd.Series:
-        return compare_scores({"b": base, "m": base + noise + shift}, "b", bootstrap=2).table().iloc[1]
+        return compare_scores({"b": base, "m": base + noise + shift}, "b", bootstrap=4000).table().iloc[1]
 
     shift = optimize.brentq(lambda value: row(value)["p_holm"] - 0.045, 0.0, 0.5)
     assert row(shift)["p_holm"] == pytest.approx(0.045)
@@ -161,7 +122,7 @@ def test_detectable_difference_is_detected_about_as_often_as_it_says() -> None:
 
     def compared(effect: float) -> pd.Series:
         scores = study(rng, {"plain": 0.0, "a": effect}, patients=20, seeds=6)
-        return compare_scores(scores, "plain", bootstrap=2).table().iloc[1]
+        return compare_scores(scores, "plain", bootstrap=400).table().iloc[1]
 
     effect = float(np.mean([compared(0.0)["smallest_detectable"] for _ in range(60)]))
     found = np.mean([compared(effect)["p_holm"] < CAUTION * 0.05 for _ in range(150)])
@@ -187,6 +148,47 @@ def test_scores_average_classes_then_cases_then_patients() -> None:
     np.testing.assert_allclose(both["n"], [[0.6], [0.45]])
 
 
+def test_no_verdict_and_nothing_detectable_where_wilcoxon_cannot_reach_the_level() -> None:
+    """Six patients: the smallest p of the signed-rank test is 2 / 64, times two methods more than 0.04."""
+    rng = np.random.default_rng(0)
+    clear = study(rng, {"plain": 0.0, "a": 0.9, "b": 0.9}, patients=6, training=0.001)
+    rows = compare_scores(clear, "plain").table().set_index("method")
+    assert rows.loc["a", "verdict"] == "inconclusive (6 patients are too few for any verdict)"
+    assert rows[["smallest_detectable", "smallest_detectable_low"]].isna().all(axis=None)
+    alone = compare_scores({name: clear[name] for name in ("plain", "a")}, "plain").table().iloc[1]
+    assert alone["verdict"] == "better"
+    low, size, high = (alone[f"smallest_detectable{end}"] for end in ("_low", "", "_high"))
+    assert 0 < low < size < high
+
+
+def test_folds_of_a_table_are_those_of_its_patients_and_widen_the_interval() -> None:
+    rng = np.random.default_rng(1)
+    fold = np.arange(20) % 5
+    shared = {name: 0.1 * rng.normal(size=(5, 1))[fold] for name in ("plain", "a")}
+    scores = {name: value + 0.01 * rng.normal(size=(20, 1)) for name, value in shared.items()}
+    table = long_table(scores)
+    table["fold"] = [fold[int(case[1:])] for case in table["case"]]
+    knowing = compare_methods(table, "plain").table().iloc[1]
+    blind = compare_methods(table.drop(columns="fold"), "plain").table().iloc[1]
+    assert knowing["high"] - knowing["low"] > 1.3 * (blind["high"] - blind["low"])
+    pd.testing.assert_series_equal(knowing, compare_scores(scores, "plain", folds=fold).table().iloc[1])
+    with pytest.raises(ResultError, match="'p000' was tested in several folds"):
+        compare_methods(table.assign(fold=range(len(table))), "plain")
+
+
+def test_a_paper_table_has_one_row_an_arm_and_is_written_as_latex(tmp_path: Path) -> None:
+    result = compare_methods(long_table(study(np.random.default_rng(5), {"plain": 0.0, "a_b": 0.25})), "plain")
+    row = result.table().iloc[1]
+    printed = result.paper_table(digits=2)
+    assert list(printed.columns) == ["method", "dice (95% interval)", "difference to plain", "verdict"]
+    assert printed.iloc[1, 1] == f"{row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    assert printed.iloc[1, 2].startswith(f"+{row['difference']:.2f} (+")
+    assert printed.iloc[0, 2] == "--"
+    text = result.write_table(tmp_path / "table.tex", digits=2).read_text()
+    assert rf"a\_b & {printed.iloc[1, 1]} & {printed.iloc[1, 2]} & better \\" in text
+    assert pd.read_csv(result.write_table(tmp_path / "table.csv"))["mean"].tolist() == result.table()["mean"].tolist()
+
+
 def test_round_trip(tmp_path: Path) -> None:
     result = compare_scores(study(np.random.default_rng(0), {"plain": 0.0, "a": 0.1}), "plain")
     again = Comparison.load(result.save(tmp_path / "comparison.tkr"))
@@ -208,6 +210,6 @@ def test_wrong_calls() -> None:
     with pytest.raises(ResultError, match="missed"):
         compare_methods(missed, "plain", metric="hd95")
     with pytest.raises(ResultError, match="2 patients"):
-        mean_difference(np.zeros((1, 3)))
+        mean_of(np.zeros((1, 3)))
     with pytest.raises(ResultError, match="the baseline"):
         compare_scores({"plain": np.zeros((4, 3)), "a": np.zeros((4, 2))}, "plain")

@@ -1,0 +1,189 @@
+"""How well a mean over patients and seeds is known: its error, its interval, and what a design could have seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from toolkit.data.randomness import keyed_random
+from toolkit.errors import ResultError
+
+PATIENTS, SEEDS = (2, 3, 5, 10, 30, 60), (1, 2, 3, 5)
+# Measured share of nominal 95 % intervals that held the true mean over patients and seeds, the worst of normal, skewed
+# and Dice-like scores with missed organs, by patients (rows, as PATIENTS) and seeds (columns, as SEEDS). Written by
+# `python -m benchmarks.coverage` into benchmarks/results/coverage.csv; a test compares the two.
+COVERAGE: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """The mean of values over patients and seeds, and how well it is known.
+
+    Attributes:
+        mean: over seeds and patients.
+        errors: (standard error, degrees of freedom) of every test that has to agree.
+        studentised: deviations of the patients' mean from bootstrap samples, in their own standard errors, sorted.
+    """
+
+    mean: float
+    errors: tuple[tuple[float, float], ...]
+    studentised: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.zeros(0))
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """The widest of Student's intervals of all tests and the bootstrap-t interval, on either side.
+
+        The bootstrap-t interval (Efron and Tibshirani 1993, section 12.5) draws patients anew, and takes the error
+        over patients and seeds: it follows the skew of the patients, which Student's interval does not know.
+        """
+        tail = (1 - confidence) / 2
+        half = max(_student(freedom, 1 - tail) * error for error, freedom in self.errors)
+        low, high = np.quantile(self.studentised, [tail, 1 - tail]) if len(self.studentised) else (0.0, 0.0)
+        error = self.errors[0][0]
+        return self.mean - max(half, high * error), self.mean + max(half, -low * error)
+
+    def p_values(self) -> tuple[float, ...]:
+        """Two-sided p of a mean of 0, one per test."""
+        from scipy.special import stdtr
+
+        return tuple(
+            float(2 * stdtr(freedom, -abs(self.mean) / error)) if error > 0 else float(self.mean == 0)
+            for error, freedom in self.errors
+        )
+
+    def p_bootstrap(self) -> float:
+        """Two-sided p of a mean of 0 by the bootstrap-t distribution."""
+        error, count = self.errors[0][0], len(self.studentised)
+        if not error > 0:
+            return float(self.mean == 0)
+        below = np.searchsorted(self.studentised, self.mean / error, side="right")
+        above = count - np.searchsorted(self.studentised, self.mean / error, side="left")
+        return float(min(1.0, 2 * (min(below, above) + 1) / (count + 1)))
+
+    def probability_wrong_side(self) -> float:
+        """Posterior probability that the true mean is 0 or on the other side of 0.
+
+        With the prior 1/variance the posterior of a mean is Student's t around the observed one (Gelman et al. 2013,
+        section 3.2); the least certain of the tests is taken. No study of small effects is assumed: where most
+        methods of a field differ by next to nothing, claims fail more often than this says.
+        """
+        return max(self.p_values()) / 2 if self.mean else 0.5
+
+    def smallest_detectable(self, level: float = 0.05, power: float = 0.8) -> tuple[float, float, float]:
+        """The true mean that such a study calls different from 0 with the given probability, and its 95 % interval.
+
+        By the noncentral t distribution; the interval is that of the standard error (chi-squared).
+        """
+        from scipy.special import chdtri
+
+        rows = [(_noncentrality(freedom, level, power) * error, error, freedom) for error, freedom in self.errors]
+        value, _, freedom = max(rows)
+        low, high = (math.sqrt(freedom / chdtri(freedom, tail)) for tail in (0.025, 0.975))
+        return value, value * low, value * high
+
+
+def mean_of(values: np.ndarray, folds: np.ndarray | None = None, *, replicates: int = 2000, seed: int = 0) -> Mean:
+    """Mean of values (patients, seeds) when patients and seeds are both samples.
+
+    The variance of the mean is (MS_patient + MS_seed) / (patients * seeds) (mean squares of the two-way layout;
+    Satterthwaite's degrees of freedom): unbiased but for a share of the interaction, on the cautious side. When trainings
+    vary more than patients, that alone is too sure, because few seeds leave their variance badly known; so a second
+    test takes the seeds' means alone. With one seed the difference between two trainings cannot be told from the
+    difference between two methods: only the patients' test is left, and it stands for these trainings.
+
+    In cross-validation the patients of a fold share a training, so that their errors go together: the variance of the
+    mean squares of fold x seed (with one seed: what folds vary more than their patients explain) is added. That the
+    training sets of folds overlap is not accounted for; no unbiased estimate exists (Bengio and Grandvalet 2004).
+
+    Args:
+        values: scores or paired differences.
+        folds: fold of every patient, or None.
+        replicates: bootstrap samples of patients; 0 = Student's intervals alone.
+        seed: of the bootstrap.
+
+    Raises:
+        ResultError: fewer than 2 patients, or NaN.
+    """
+    d = np.asarray(values, dtype=float)
+    if d.ndim != 2 or len(d) < 2 or not np.isfinite(d).all():
+        raise ResultError(f"Values are (patients, seeds) with at least 2 patients, got {d.shape} or NaN.")
+    patients, seeds = d.shape
+    parts = [(float(d.mean(1).var(ddof=1)) / patients, patients - 1)]
+    by_seed = (float(d.mean(0).var(ddof=1)) / seeds, seeds - 1) if seeds > 1 else None
+    if folds is not None:
+        parts.append(_of_folds(d, np.asarray(folds), parts[0][0]))
+    if by_seed is not None:
+        parts.append(by_seed)
+    total = sum(variance for variance, _ in parts)
+    spread = sum(variance**2 / freedom for variance, freedom in parts)
+    errors = [(math.sqrt(total), total**2 / spread if spread > 0 else float(parts[-1][1]))]
+    if by_seed is not None:
+        errors.append((math.sqrt(by_seed[0]), by_seed[1]))
+    return Mean(float(d.mean()), tuple(errors), _studentised(d.mean(1), replicates, seed))
+
+
+def measured_coverage(patients: int, seeds: int) -> float:
+    """Measured coverage of nominal 95 % intervals in the largest simulated design that is not larger than this one."""
+    row = sum(patients >= least for least in PATIENTS) - 1
+    column = sum(seeds >= least for least in SEEDS) - 1
+    return COVERAGE[row][column] if row >= 0 and column >= 0 and COVERAGE else math.nan
+
+
+def patient_bootstrap(
+    values: np.ndarray, replicates: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean of values (patients, seeds) with patients drawn anew."""
+    per_patient = np.asarray(values, dtype=float).mean(1)
+    means = _draws(len(per_patient), replicates, seed) @ per_patient
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _of_folds(d: np.ndarray, folds: np.ndarray, by_patient: float) -> tuple[float, int]:
+    """Variance of the mean from trainings that a fold's patients share, and its degrees of freedom."""
+    names = np.unique(folds)
+    if len(folds) != len(d) or len(names) < 2:
+        raise ResultError(f"Folds are one name a patient, at least two different ones; got {len(names)} for {len(d)}.")
+    cells = np.stack([d[folds == name].mean(0) for name in names])
+    count, seeds = cells.shape
+    if seeds == 1:
+        return max(float(cells.var(ddof=1)) / count - by_patient, 0.0), count - 1
+    rest = cells - cells.mean(1, keepdims=True) - cells.mean(0) + cells.mean()
+    freedom = (count - 1) * (seeds - 1)
+    return float((rest**2).sum()) / freedom / (count * seeds), freedom
+
+
+def _studentised(per_patient: np.ndarray, replicates: int, seed: int) -> np.ndarray:
+    number = len(per_patient)
+    centred = per_patient - per_patient.mean()
+    draws = _draws(number, replicates, seed)
+    means = draws @ centred
+    errors = np.sqrt(np.maximum(draws @ centred**2 - means**2, 0) / (number - 1))
+    usable = errors > 1e-9 * max(np.abs(centred).max(), 1e-300)  # a sample of one patient again and again has no error
+    return np.sort(means[usable] / errors[usable])
+
+
+@functools.lru_cache(maxsize=16)
+def _draws(number: int, replicates: int, seed: int) -> np.ndarray:
+    """Weights (replicates, patients) of bootstrap samples."""
+    return keyed_random("patients", seed, number).multinomial(number, [1 / number] * number, size=replicates) / number
+
+
+def _student(freedom: float, probability: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, probability))
+
+
+@functools.lru_cache(maxsize=256)
+def _noncentrality(freedom: float, level: float, power: float) -> float:
+    """The effect, in standard errors, that a two-sided t test at this level finds with this probability."""
+    from scipy.optimize import brentq
+    from scipy.special import chdtri, ndtr
+
+    critical = _student(freedom, 1 - level / 2)
+    # Given the estimated error the test is a normal one; the mean over that error's distribution is the noncentral t.
+    bars = critical * np.sqrt(chdtri(freedom, (np.arange(500) + 0.5) / 500) / freedom)
+    return float(brentq(lambda effect: ndtr(effect - bars).mean() - power, 0, bars.max() + 10, xtol=1e-4))
