@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 
 class ToolkitError(ValueError):
     """Base of every error the toolkit raises on purpose.
@@ -47,3 +50,23 @@ class RegularizerWarning(UserWarning):
 
 class ToolkitWarning(UserWarning):
     """Something the user should know about a result that is still valid."""
+
+
+def choose(what: str, value: object, known: Collection[object], *, where: str = "") -> None:
+    """Refuse a value that is not among the known ones, naming the nearest.
+
+    Args:
+        what: what the value is, for example "pool".
+        value: as the caller gave it.
+        known: what there is.
+        where: the argument or file it concerns.
+
+    Raises:
+        ConfigError: it is not one of them.
+    """
+    names = [str(name) for name in known]
+    if isinstance(value, str) and value in names:
+        return
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(f"There is no {what} {value!r}.", where=where, fix=f"{hint}Use one of {', '.join(names)}.")

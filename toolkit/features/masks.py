@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, choose
 
 _SCORES = ("signed", "negated", "absolute", "product")
 
@@ -95,8 +95,7 @@ def dropout_mask(code: Tensor, rate: float = 0.5, generator: torch.Generator | N
 
 
 def _score(gradient: Tensor, score: str, code: Tensor | None) -> Tensor:
-    if score not in _SCORES:
-        raise ConfigError(f"Unknown score {score!r}.", fix=f"Use one of {', '.join(_SCORES)}.")
+    choose("score", score, _SCORES)
     if score == "product":
         if code is None or code.shape != gradient.shape:
             raise ConfigError("The score 'product' needs the code, of the gradient's shape.", where="targeted_mask")

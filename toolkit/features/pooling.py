@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toolkit.data.randomness import keyed_random
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import ConfigError, DataError, choose
 from toolkit.features.inputs import InputBatch
 from toolkit.features.layout import to_maps
 
@@ -143,8 +143,7 @@ def check_pool(pool: str, samples: int) -> None:
     Raises:
         ConfigError: see above.
     """
-    if pool not in POOLS:
-        raise ConfigError(f"Unknown pool {pool!r}.", where="extract(pool=...)", fix=f"Use one of {', '.join(POOLS)}.")
+    choose("pool", pool, POOLS, where="extract(pool=...)")
     if samples < 1:
         raise ConfigError(f"samples must be at least 1, not {samples}.", where="extract(samples=...)")
 

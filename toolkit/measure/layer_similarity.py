@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from toolkit.data.randomness import keyed_random
-from toolkit.errors import ConfigError, ResultError
+from toolkit.errors import ConfigError, ResultError, choose
 from toolkit.features.store import Features
 from toolkit.measure import distances
 from toolkit.measure.cka import rbf_kernel, unbiased_hsic
@@ -92,8 +92,7 @@ def layer_similarity(
         DataError: NaN features.
         ConfigError: unknown method or a batch below 4.
     """
-    if method not in METHODS:
-        raise ConfigError(f"There is no method {method!r}.", fix=f"Known: {', '.join(METHODS)}.")
+    choose("method", method, METHODS)
     if batch < 4:
         raise ConfigError(f"A batch of {batch} rows is too small for the unbiased HSIC; take at least 4.")
     other = features_a if features_b is None else features_b

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from toolkit.errors import ConfigError, ResultError
+from toolkit.errors import ConfigError, ResultError, choose
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
 from toolkit.measure.embedding import TsneOptions, UmapOptions, balanced_sample, tsne_pictures, umap_pictures
@@ -122,9 +122,9 @@ def project(
         DataError: NaN features.
         ConfigError: unknown method, basis or option.
     """
-    _check_choice("method", method, METHODS)
+    choose("method", method, METHODS)
     basis = basis or ("stage1" if method == "umap" else "shared")
-    _check_choice("basis", basis, BASES)
+    choose("basis", basis, BASES)
     if method in LINEAR and options:
         raise ConfigError(f"The method {method!r} takes no option {sorted(options)}.")
     stores = [features] if isinstance(features, Features) else list(features)
@@ -288,8 +288,3 @@ def _case_codes(pairs: PairedRows) -> tuple[list[str], list[Tensor]]:
     joined = pd.concat([table["case"].astype(str) for table in pairs.tables], ignore_index=True)
     codes, names = pd.factorize(joined, sort=True)
     return [str(name) for name in names], list(torch.from_numpy(codes.astype("int64")).split(lengths))
-
-
-def _check_choice(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"There is no {what} {value!r}.", fix=f"Known: {', '.join(known)}.")

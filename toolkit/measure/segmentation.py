@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import ConfigError, DataError, choose
 from toolkit.measure.penalty import penalised
 
 if TYPE_CHECKING:
@@ -250,6 +250,5 @@ def _voxel_step(spacing: Sequence[float] | None, dims: int) -> tuple[tuple[float
 def _legacy_rule(legacy: bool | str) -> str | None:
     if legacy is False or legacy is True:
         return "selfreg" if legacy else None
-    if legacy not in LEGACY_RULES:
-        raise ConfigError(f"There is no legacy rule called {legacy!r}.", fix=f"Known: {', '.join(LEGACY_RULES)}.")
+    choose("legacy rule", legacy, LEGACY_RULES)
     return legacy

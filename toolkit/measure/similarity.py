@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from toolkit.errors import ConfigError, ResultError
+from toolkit.errors import ResultError, choose
 from toolkit.features.store import Features
 from toolkit.measure.pairing import moments_of
 from toolkit.results import Result
@@ -66,8 +66,7 @@ class ChannelSimilarity(Result):
         Raises:
             ConfigError: no such part.
         """
-        if part not in PARTS:
-            raise ConfigError(f"There is no part {part!r}.", fix=f"Known: {', '.join(PARTS)}.")
+        choose("part", part, PARTS)
         chosen = _halves(len(self.channels) + len(self.dead))
         keep = torch.isin(self.channels, chosen[part]).nonzero()[:count, 0]
         return self.matrix.index_select(0, keep).index_select(1, keep).clamp(0, 1)
@@ -113,8 +112,7 @@ def channel_similarity(features: Features | Tensor, layer: str = "", form: str =
         ResultError: no moments, NaN features, or fewer than two living channels.
         ConfigError: unknown form.
     """
-    if form not in FORMS:
-        raise ConfigError(f"There is no similarity form {form!r}.", fix=f"Known: {', '.join(FORMS)}.")
+    choose("similarity form", form, FORMS)
     gram, total, count, source = moments_of(features, layer)
     channels = gram.shape[-1]
     parts = _halves(channels)

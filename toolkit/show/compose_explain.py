@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.errors import ConfigError, ResultError
+from toolkit.errors import ResultError, choose
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.show.captions import caption, captions
@@ -112,8 +112,7 @@ def _name_classes(panel: Panel | None, classes: Any) -> None:
 
 
 def _how_to_read(scale: str, target: str = "") -> str:
-    if scale not in SCALES:
-        raise ConfigError(f"There is no scale {scale!r}.", fix=f"Known: {', '.join(SCALES)}.")
+    choose("scale", scale, SCALES)
     ranges = (
         "each map has its own symmetric colour range, its values are stated above it"
         if scale == "layer"

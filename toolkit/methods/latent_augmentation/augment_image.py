@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, choose
 from toolkit.features.untouched import untouched
 from toolkit.methods.latent_augmentation.image_space import (
     adversarial_bias,
@@ -34,12 +34,7 @@ def augment_image(image: Tensor, method: str, model: nn.Module | None = None, *,
     Raises:
         ConfigError: no such method, an image without batch and channel axes, or no model where one is needed.
     """
-    if method not in (*RANDOM, *ADVERSARIAL):
-        raise ConfigError(
-            f"There is no image-space augmentation {method!r}.",
-            where="augment_image",
-            fix=f"Use one of {', '.join((*RANDOM, *ADVERSARIAL))}.",
-        )
+    choose("image-space augmentation", method, (*RANDOM, *ADVERSARIAL), where="augment_image")
     if image.ndim not in (4, 5):
         raise ConfigError(
             f"Expected (B, C, H, W) or (B, C, D, H, W), not {tuple(image.shape)}.",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, choose
 
 VARIANTS = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
 
@@ -215,10 +215,8 @@ def _bank_rows(bank: Tensor | None, rows: Tensor) -> Tensor:
 
 def checked_variant(variant: str, tau: float | str, preset: str) -> str:
     """The variant to compute (a preset may imply one); raises ConfigError for settings that cannot work."""
-    if variant not in VARIANTS:
-        raise ConfigError(f"Unknown variant {variant!r}.", fix=f"Use one of {', '.join(VARIANTS)}.")
-    if preset not in PRESETS:
-        raise ConfigError(f"Unknown preset {preset!r}.", fix=f"Use one of {', '.join(PRESETS)}.")
+    choose("variant", variant, VARIANTS)
+    choose("preset", preset, PRESETS)
     if tau != "median" and (isinstance(tau, str) or not tau > 0):
         raise ConfigError(f"tau must be positive or 'median', not {tau!r}.", where="dispersive loss")
     return PRESETS[preset].variant or variant

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, distributed
 
-from toolkit.errors import ConfigError, RegularizerWarning
+from toolkit.errors import ConfigError, RegularizerWarning, choose
 from toolkit.methods.med_disseg.dispersion import (
     PRESETS,
     checked_variant,
@@ -80,8 +80,7 @@ class Dispersive(Regularizer):
 
     def __post_init__(self) -> None:
         checked_variant(self.variant, self.tau, self.preset)
-        if self.layout not in LAYOUTS:
-            raise ConfigError(f"Unknown layout {self.layout!r}.", fix=f"Use one of {', '.join(LAYOUTS)}.")
+        choose("layout", self.layout, LAYOUTS)
         if self.reduction not in ("mean", "sum"):
             raise ConfigError(f"reduction must be 'mean' or 'sum', not {self.reduction!r}.")
         if self.weight < 0 or self.samples < 2 or self.bank_size < 0 or self.warm_up_steps < 0:
