@@ -91,6 +91,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.measure.statistics": ("compare_methods", "compare_scores"),
     "toolkit.measure.transfer": ("score_matrix", "transfer_metrics"),
     "toolkit.training.arms": ("Arm",),
+    "toolkit.training.attach": ("Attached", "attach"),
     "toolkit.training.calibrate": ("calibrate",),
     "toolkit.training.config": ("TrainConfig",),
     "toolkit.training.evaluate": ("evaluate",),

@@ -19,6 +19,7 @@ from toolkit.methods.med_disseg.regularizer import Dispersive
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.models.unet import unet
+from toolkit.training.attach import attach
 from toolkit.training.engine import share_of
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.segmentation import SegmentationObjective
@@ -59,6 +60,18 @@ def gradients(regularizer: Regularizer, rank: int, size: int) -> dict[str, torch
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
+def gradients_in_a_loop(regularizer: Regularizer, rank: int, size: int) -> dict[str, torch.Tensor]:
+    """The same in a loop of one's own, around the network in DDP."""
+    torch.manual_seed(0)
+    network = unet(1, 3, channels=(4, 8)).double()
+    reg, objective = attach(regularizer, network), SegmentationObjective(batch_dice=False)
+    wrapped = network if size == 1 else DistributedDataParallel(network)
+    share = share_of(batch(), rank, size)
+    loss = torch.stack(list(objective(wrapped(share["image"]), share).values())).sum()
+    (loss + reg.loss(share)).backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
 if __name__ == "__main__":
     out, rank, size, rendezvous = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(1)
@@ -71,6 +84,8 @@ if __name__ == "__main__":
             timeout=datetime.timedelta(seconds=200),
         )
     found = {name: gradients(regularizer, rank, size) for name, regularizer in SETTINGS.items()}
+    for name in ("epps_pulley", "dispersive"):
+        found[f"{name}, attached"] = gradients_in_a_loop(SETTINGS[name], rank, size)
     found["plain"] = gradients(SegReg(weight=0.0), rank, size)
     if rank == 0:
         torch.save(found, out)

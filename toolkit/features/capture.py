@@ -92,7 +92,7 @@ def capture(
     if not wanted:
         yield tape
         return
-    recorder = _Taping(unwrap(model), wanted, taps, tape, detach, clone)
+    recorder = TapeRecorder(unwrap(model), wanted, taps, tape, detach, clone)
     with eager(model):
         try:
             recorder.attach()
@@ -254,7 +254,7 @@ class Recorder:
         )
 
 
-class _Taping(Recorder):
+class TapeRecorder(Recorder):
     """Hooks that keep activations on a tape."""
 
     def __init__(
@@ -263,8 +263,8 @@ class _Taping(Recorder):
         wanted: list[str],
         taps: Mapping[str, str] | None,
         tape: Tape,
-        detach: bool,
-        clone: bool,
+        detach: bool = False,
+        clone: bool = True,
     ) -> None:
         super().__init__(network, wanted, taps)
         self.tape, self.detach, self.clone = tape, detach, clone

@@ -5,8 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from toolkit.errors import RegularizerWarning
+import torch
+from torch import Tensor
+
+from toolkit.errors import ProtocolError, RegularizerWarning
+
+if TYPE_CHECKING:
+    from toolkit.training.regularizer import Regularizer
 
 DEAD, DOMINANT = 1e-8, 1.0
 PATIENCE = 3  # logged steps in a row before anyone is warned: the first steps of a run are no evidence
@@ -24,6 +31,34 @@ def status_of(ratio: float) -> str:
     if math.isnan(ratio):
         return "undefined"
     return "dead" if ratio < DEAD else "dominant" if ratio > DOMINANT else "ok"
+
+
+def check_gradient(regularizer: Regularizer, features: Mapping[str, Tensor], loss: Tensor) -> None:
+    """Look at a regularizer's first active step: does its loss reach anything that learns?
+
+    Raises:
+        ProtocolError: it does not, and none of the layers it reads has a gradient.
+
+    Warns:
+        RegularizerWarning: it does not in this step, or some of its layers have no gradient.
+    """
+    if not torch.is_grad_enabled():
+        return
+    without = [] if regularizer.deferred else [name for name, tensor in features.items() if not tensor.requires_grad]
+    if without and len(without) == len(features) and not loss.requires_grad:
+        raise ProtocolError(
+            f"The regularizer {regularizer.name!r} has no gradient: none of the layers it reads has one.",
+            where=", ".join(without),
+            fix="They lie in a frozen part, or inside a reentrant checkpoint (use_reentrant=False keeps the gradient). "
+            "Read a layer that learns, or take the regularizer out.",
+        )
+    if not loss.requires_grad:
+        text = f"The regularizer {regularizer.name!r} adds no gradient in its first step: its loss is a constant there."
+    elif without:
+        text = f"The regularizer {regularizer.name!r} reads layers without gradient: {', '.join(without)}."
+    else:
+        return
+    warnings.warn(text, RegularizerWarning, stacklevel=2)
 
 
 class GradientMonitor:

@@ -24,7 +24,8 @@ class StepContext:
         outputs: what the objective's forward pass returned (logits, or a structured object).
         features: tapped activations by the name that was asked for, with their graph.
         step: number of optimizer steps taken before this one.
-        generator: CPU generator keyed by (seed, step, owner); the same on all ranks.
+        generator: CPU generator keyed by (seed, step, owner), the same on all ranks; if none is given, a new one that
+            draws something else every time.
         logging: True on steps that are written to the history (diagnostics may cost something then).
         stage: index of the current stage of a sequence or recipe.
     """
@@ -34,9 +35,16 @@ class StepContext:
     outputs: Any = None
     features: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     step: int = 0
-    generator: torch.Generator = dataclasses.field(default_factory=torch.Generator)
+    generator: torch.Generator = dataclasses.field(default_factory=lambda: fresh_generator())
     logging: bool = False
     stage: int = 0
+
+
+def fresh_generator() -> torch.Generator:
+    """A CPU generator with an unforeseeable seed; the global random state is not touched."""
+    generator = torch.Generator()
+    generator.seed()
+    return generator
 
 
 def keyed_generator(*key: int | str) -> torch.Generator:

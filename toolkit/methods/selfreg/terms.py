@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from toolkit.errors import ConfigError
 from toolkit.training.ranks import mean_of_all
+from toolkit.training.regularizer import fresh_generator
 
 _POOL: dict[int, Any] = {
     1: functional.adaptive_avg_pool1d,
@@ -47,9 +48,7 @@ def draw_channels(
     """
     if draw not in ("both", "student"):
         raise ConfigError(f"draw must be 'both' or 'student', not {draw!r}.")
-    if generator is None:
-        generator = torch.Generator()
-        generator.seed()
+    generator = fresh_generator() if generator is None else generator
     count = min(student, teacher)
     if draw == "both":
         chosen = torch.randperm(student, generator=generator)[:count]
