@@ -20,7 +20,9 @@ STEPS = 2
 
 
 def gradients(model: nn.Module) -> Tensor:
-    parts = [p.grad.flatten().double() if p.grad is not None else torch.zeros(p.numel()).double() for p in model.parameters()]
+    parts = [
+        p.grad.flatten().double() if p.grad is not None else torch.zeros(p.numel()).double() for p in model.parameters()
+    ]
     model.zero_grad()
     return torch.cat(parts)
 
