@@ -30,7 +30,7 @@ def targeted_mask(
 
     With n entries (channels, or positions in row-major order) the cut of a sample is the value of rank
     floor(n * fraction), counted from 0, of its scores in decreasing order; entries strictly above the cut are
-    multiplied by `annealing`, all others by exactly 1. Without ties exactly floor(n * fraction) entries are masked;
+    multiplied by `annealing`, all others by exactly 1; a fraction of 1 masks all. Without ties exactly floor(n * fraction) entries are masked;
     a cut inside a tie masks fewer.
 
     Args:
@@ -59,9 +59,11 @@ def targeted_mask(
     values = _score(gradient.detach(), score, code)
     channel = axis == "channel"
     scores = values.flatten(2).mean(2) if channel else values.mean(1).flatten(1)
-    rank = min(math.floor(scores.shape[1] * fraction), scores.shape[1] - 1)
+    rank = math.floor(scores.shape[1] * fraction)
     ranked = scores.sort(dim=1, descending=True).values
-    if not inclusive:
+    if rank == scores.shape[1]:  # a fraction of 1: there is no next score to be the cut
+        masked = torch.ones_like(scores, dtype=torch.bool)
+    elif not inclusive:
         masked = scores > ranked[:, rank : rank + 1]
     else:
         masked = scores >= ranked[:, rank - 1 : rank] if rank else torch.zeros_like(scores, dtype=torch.bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,16 +80,32 @@ class ClusterSums:
         return (second - n * mean_a[:, :, None] * mean_b[:, None, :]) / (n - 1).clamp_min(1)
 
 
-def bootstrap_weights(number: int, replicates: int, seed: int) -> Tensor:
-    """How often each of K patients is drawn in each replicate (B, K); the first row is all ones (no resampling)."""
-    drawn = keyed_random("bootstrap", seed, number).multinomial(number, [1 / number] * number, size=replicates)
-    return torch.cat((torch.ones(1, number, dtype=torch.float64), torch.from_numpy(drawn).double()))
+def strata(clusters: Sequence[Tensor], number: int) -> list[np.ndarray]:
+    """Patients (indices of K) that are present at the same stages; the same ones everywhere are a single stratum."""
+    present = np.stack([np.bincount(codes.numpy(), minlength=number) > 0 for codes in clusters], axis=1)
+    return [np.flatnonzero((present == kind).all(1)) for kind in np.unique(present, axis=0)[::-1]]
 
 
-def half_splits(number: int, splits: int, seed: int) -> Tensor:
-    """Random halves of K patients (S, K), 0 or 1; the other half is one minus it."""
-    order = keyed_random("halves", seed, number).random((splits, number)).argsort(1).argsort(1)
-    return torch.from_numpy((order < number // 2).astype("float64"))
+def bootstrap_weights(groups: Sequence[np.ndarray], replicates: int, seed: int) -> Tensor:
+    """How often each of K patients is drawn in each replicate (B, K); the first row is all ones (no resampling).
+
+    Patients of a stratum are drawn among themselves, so that no replicate leaves a stage without patients.
+    """
+    weights = np.ones((replicates + 1, sum(map(len, groups))))
+    for index, group in enumerate(groups):
+        drawn = keyed_random("bootstrap", seed, len(group), *([index] if index else []))
+        weights[1:, group] = drawn.multinomial(len(group), [1 / len(group)] * len(group), size=replicates)
+    return torch.from_numpy(weights)
+
+
+def half_splits(groups: Sequence[np.ndarray], splits: int, seed: int) -> Tensor:
+    """Random halves of K patients (S, K), 0 or 1, half of every stratum; the other half is one minus it."""
+    halves = np.zeros((splits, sum(map(len, groups))))
+    for index, group in enumerate(groups):
+        drawn = keyed_random("halves", seed, len(group), *([index] if index else []))
+        order = drawn.random((splits, len(group))).argsort(1).argsort(1)
+        halves[:, group] = order < len(group) // 2
+    return torch.from_numpy(halves)
 
 
 def _by_cluster(rows: Tensor, codes: Tensor, number: int) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.features.store import Features
-from toolkit.measure.cluster_sums import ClusterSums, bootstrap_weights, half_splits
+from toolkit.measure.cluster_sums import ClusterSums, bootstrap_weights, half_splits, strata
 from toolkit.measure.drift_moments import REFERENCE, MomentMeasures, Pair, Values, debiased_cka
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions, subsample
 from toolkit.measure.pairing import PairedRows, class_members, cluster_codes, paired_rows
@@ -261,13 +261,15 @@ def _plan(
     scale = float(stages.rows[0].double().var(0).mean().sqrt()) if len(stages.rows[0]) > 1 else math.nan
     largest = max(1, stages.channels - 1)
     subspaces = sorted({min(k, largest) for k in (2, len(members) - 2) if k > 0})
+    groups = strata(clusters, number)
+    smallest = min(len(torch.unique(codes)) for codes in clusters)
     return _Plan(
         pairs=pairs,
         consecutive=consecutive,
         clusters=clusters,
         number=number,
-        weights=bootstrap_weights(number, bootstrap if number > 2 else 0, seed),
-        halves=half_splits(number, null_splits if number > 3 else 0, seed),
+        weights=bootstrap_weights(groups, bootstrap if smallest > 2 else 0, seed),
+        halves=half_splits(groups, null_splits if smallest > 3 else 0, seed),
         measures=MomentMeasures(pairs, scale or 1.0, subspaces, stages.paired),
         directions=fixed_directions(stages.channels, directions, seed),
         max_rows=max_rows,

@@ -66,8 +66,9 @@ class KernelBlocks:
     """Sums of the Gaussian kernel within and between patients, for two sets of rows."""
 
     def __init__(self, x: Tensor, y: Tensor, clusters_x: Tensor, clusters_y: Tensor, number: int) -> None:
-        x, y = x.float(), y.float()
-        self.bandwidth = median_squared_distance(torch.cat((x[:512], y[:512])).double())
+        middle = torch.cat((x, y)).double().mean(0)
+        x, y = (x.double() - middle).float(), (y.double() - middle).float()  # large means leave no digits for distances
+        self.bandwidth = median_squared_distance(torch.cat((x, y)))
         one_x, one_y = (torch.nn.functional.one_hot(c, number).float() for c in (clusters_x, clusters_y))
         self.own_x, self.pairs_x = self._own(x, one_x)
         self.own_y, self.pairs_y = self._own(y, one_y)

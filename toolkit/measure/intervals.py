@@ -15,7 +15,14 @@ PATIENTS, SEEDS = (2, 3, 5, 10, 30, 60), (1, 2, 3, 5)
 # Measured share of nominal 95 % intervals that held the true mean over patients and seeds, the worst of normal, skewed
 # and Dice-like scores with missed organs, by patients (rows, as PATIENTS) and seeds (columns, as SEEDS). Written by
 # `python -m benchmarks.coverage` into benchmarks/results/coverage.csv; a test compares the two.
-COVERAGE: tuple[tuple[float, ...], ...] = ()
+COVERAGE = (
+    (0.85, 0.94, 0.83, 0.82),
+    (0.78, 0.94, 0.87, 0.90),
+    (0.81, 0.96, 0.95, 0.95),
+    (0.91, 0.98, 0.97, 0.95),
+    (0.84, 0.98, 0.96, 0.96),
+    (0.74, 0.97, 0.95, 0.96),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +81,9 @@ class Mean:
     def smallest_detectable(self, level: float = 0.05, power: float = 0.8) -> tuple[float, float, float]:
         """The true mean that such a study calls different from 0 with the given probability, and its 95 % interval.
 
-        By the noncentral t distribution; the interval is that of the standard error (chi-squared).
+        By the noncentral t distribution; the interval is that of the standard error (chi-squared). In simulated
+        studies new ones found the median of the printed values with probability 0.58 to 0.79 where 0.8 was asked for
+        (benchmarks/results/coverage.csv), because the error is itself estimated and all tests of a verdict must agree.
         """
         from scipy.special import chdtri
 
@@ -128,7 +137,7 @@ def measured_coverage(patients: int, seeds: int) -> float:
     """Measured coverage of nominal 95 % intervals in the largest simulated design that is not larger than this one."""
     row = sum(patients >= least for least in PATIENTS) - 1
     column = sum(seeds >= least for least in SEEDS) - 1
-    return COVERAGE[row][column] if row >= 0 and column >= 0 and COVERAGE else math.nan
+    return COVERAGE[row][column] if row >= 0 and column >= 0 else math.nan
 
 
 def patient_bootstrap(

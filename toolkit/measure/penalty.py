@@ -43,6 +43,28 @@ def penalised(table: pd.DataFrame, penalty: str | float, by: Sequence[str] = ())
     return table, words
 
 
+def counted(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows of a metric that count in a mean: missed and spurious organs with the image's diagonal, absent ones not.
+
+    Raises:
+        ResultError: a value is undefined, and why or how far is not known.
+    """
+    rows = table[table["metric"] == metric]
+    overlap = metric in ("dice", "iou")  # a missed organ has 0 there; undefined is one that is rightly absent
+    if "status" in rows.columns:
+        rows = rows[rows["status"] != "both_absent"]
+    elif overlap:
+        rows = rows[rows["value"].notna()]
+    if {"status", "diagonal"} <= set(rows.columns) and not overlap:
+        rows = rows.assign(value=rows["value"].fillna(rows["diagonal"].astype(float)))
+    if rows["value"].isna().any():
+        raise ResultError(
+            f"{int(rows['value'].isna().sum())} values of {metric!r} are undefined; left out, they would improve the mean.",
+            fix="Pass the whole table of toolkit.evaluate, with its columns status and diagonal, or use Dice.",
+        )
+    return rows
+
+
 def _check(table: pd.DataFrame, by: Sequence[str]) -> None:
     missing = [name for name in (*_NEEDED, *by) if name not in table.columns]
     if missing:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.measure.penalty import counted
 from toolkit.results import Result
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def transfer_metrics(
 ) -> Transfer:
     """All transfer metrics from the R matrix; with one task every transfer metric is NaN, never 0.
 
+    A score that is NaN makes every number NaN that needs it, means too: none of them leaves a task out.
+
     Metrics: mean_dice (last row), incremental_dice (mean over stages of the mean over the tasks seen), bwt
     (R[T,j] - R[j,j]), bwt_gem (averaged over T tasks, as the GEM code does), bwt_relative, bwt_plus, rem, forgetting
     (|min(bwt, 0)|), forgetting_max (best score from when the task was learnt on, minus the last; Chaudhry et al.
@@ -103,10 +106,10 @@ def transfer_metrics(
     rows: list[dict[str, Any]] = []
     for metric, values, mean in _per_task(matrix, given):
         rows += [{"metric": metric, "task": names[j], "value": value, "sd": math.nan} for j, value in values.items()]
-        finite = np.array([value for value in values.values() if math.isfinite(value)])
-        if mean is None or not len(finite):
-            mean = float(finite.mean()) if len(finite) else math.nan
-        spread = float(finite.std()) if len(finite) else math.nan
+        each = np.array(list(values.values()), dtype=float)
+        if mean is None or not len(each):
+            mean = float(each.mean()) if len(each) else math.nan
+        spread = float(each.std()) if len(each) else math.nan
         rows.append({"metric": metric, "task": "mean", "value": mean, "sd": spread})
     return Transfer(tasks=names, scores=matrix, numbers=pd.DataFrame(rows), provenance={"measure": "transfer"})
 
@@ -115,22 +118,24 @@ def score_matrix(evaluations: Sequence[pd.DataFrame], tasks: Sequence[str], metr
     """R (stages, tasks) from one evaluation table per stage.
 
     A score is averaged over the classes within a case, then over the cases; a class absent from reference and
-    prediction has no score.
+    prediction has no score. A distance that is undefined because the organ was missed or spurious counts as the
+    diagonal of its image, so that missing an organ never improves a number.
 
     Args:
-        evaluations: per stage, rows with case, site, class, metric, value.
+        evaluations: per stage, rows of `toolkit.evaluate`: case, site, class, metric, value (for distances with
+            undefined values also status and diagonal).
         tasks: sites in training order.
         metric: which metric.
 
     Raises:
-        ResultError: a table lacks a column.
+        ResultError: a table lacks a column, or a missed organ has no penalty.
     """
     matrix = np.full((len(evaluations), len(tasks)), np.nan)
     for stage, table in enumerate(evaluations):
         missing = [name for name in ("case", "site", "class", "metric", "value") if name not in table.columns]
         if missing:
             raise ResultError(f"The evaluation of stage {stage + 1} lacks the columns {missing}.")
-        chosen = table[table["metric"] == metric]
+        chosen = counted(table, metric)
         for index, task in enumerate(tasks):
             per_case = chosen[chosen["site"] == task].groupby("case", sort=True)["value"].mean()
             matrix[stage, index] = per_case.mean() if per_case.notna().any() else np.nan

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.measure.penalty import counted
 from toolkit.show.captions import caption
 from toolkit.show.panels import Boxes, Figure, Heatmap, Series
 
@@ -119,8 +120,8 @@ def score_means(evaluations: Scores, metric: str = "dice") -> pd.DataFrame:
 
 
 def volume_scores(table: pd.DataFrame, metric: str = "dice") -> np.ndarray:
-    """One number a volume: the mean of the metric over the classes it holds or was given."""
-    rows = table[(table["metric"] == metric) & table["value"].notna()]
+    """One number a volume: the mean of the metric over its classes; a missed organ counts as the image's diagonal."""
+    rows = counted(table, metric)
     if not len(rows):
         raise ResultError(f"A table has no rows of the metric {metric!r}.")
     return rows.groupby("case", sort=True)["value"].mean().to_numpy(dtype=float)

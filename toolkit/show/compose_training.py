@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.measure.penalty import counted
 from toolkit.show.captions import caption
 from toolkit.show.compose import compose, compose_together
 from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series
@@ -224,7 +225,7 @@ def _score_panel(
 
 def _interval(rows: pd.DataFrame, several: bool) -> tuple[float, float, float]:
     """Mean and 95 % percentile bootstrap interval over cases; several classes are averaged within a case first."""
-    values = rows.dropna(subset=["value"])
+    values = rows if rows.empty else counted(rows, str(rows["metric"].iloc[0]))
     if several:
         numbers = values.groupby("case", sort=True)["value"].mean().to_numpy(dtype=float)
     else:

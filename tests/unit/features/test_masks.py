@@ -107,10 +107,11 @@ def test_scaling_keeps_and_negating_reverses_the_ranking() -> None:
     assert torch.equal(targeted_mask(gradient, score="absolute"), targeted_mask(gradient.abs()))
 
 
-def test_whole_fraction_is_clamped_and_masks_carry_no_gradient() -> None:
+def test_a_fraction_of_one_masks_everything_and_masks_carry_no_gradient() -> None:
     gradient = torch.randn(2, 4, 3, 3, requires_grad=True)
     mask = targeted_mask(gradient, "channel", 1.0)
-    assert (mask == 0).sum().item() == 2 * 3
+    assert (mask == 0).all()
+    assert (targeted_mask(gradient, "spatial", 1.0, 0.25, inclusive=True) == 0.25).all()
     assert not mask.requires_grad
 
 

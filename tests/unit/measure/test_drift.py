@@ -15,7 +15,7 @@ from torch import Tensor
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.measure import distances
 from toolkit.measure.cka import linear_cka
-from toolkit.measure.cluster_sums import ClusterSums, bootstrap_weights, half_splits
+from toolkit.measure.cluster_sums import ClusterSums, bootstrap_weights, half_splits, strata
 from toolkit.measure.drift import Drift, drift
 from toolkit.measure.drift_moments import MomentMeasures
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions
@@ -83,6 +83,36 @@ def test_mmd_of_small_samples_is_the_plain_one(make_store: Callable[..., Any]) -
     assert result.table()["low"].isna().all()
 
 
+def test_the_kernel_of_mmd_knows_all_rows_and_survives_a_large_mean() -> None:
+    """Patients far apart and in order: the median distance is that of all rows, whatever the order and the mean."""
+    place = torch.arange(8).repeat_interleave(100)
+    a = normal(800, 3) + 20.0 * place[:, None]
+    b = a + normal(800, 3, seed=1)
+    exact = float(distances.maximum_mean_discrepancy(a, b))
+    ones = torch.ones(1, 8, dtype=torch.float64)
+    for offset in (0.0, 1e4):
+        for order in (torch.arange(800), torch.randperm(800, generator=torch.Generator().manual_seed(0))):
+            blocks = KernelBlocks(a[order] + offset, b[order] + offset, place[order], place[order], 8)
+            pairs = torch.cat((a, b))
+            assert blocks.bandwidth == pytest.approx(distances.median_squared_distance(pairs), rel=1e-4)
+            assert float(blocks.discrepancy(ones)) == pytest.approx(exact, abs=1e-5)
+
+
+def test_cohorts_of_different_patients_are_each_drawn_among_themselves(make_store: Callable[..., Any]) -> None:
+    """The README's own use: with all patients in one urn replicates lost a whole cohort and eigh failed."""
+    a, b = make_store(normal(240, 5), cases=12), make_store(normal(240, 5, seed=1) + 0.5, cases=12, start=12)
+    table = drift([a, b], LAYER, paired=False, bootstrap=100, null_splits=40).table().set_index(["measure", "from"])
+    row = table.loc[("centroid_shift", 1)]
+    scale = float(a.rows(LAYER).double().var(0).mean().sqrt())
+    assert row["value"] == pytest.approx(float(distances.centroid_shift(a.rows(LAYER), b.rows(LAYER), scale)), rel=1e-5)
+    assert table[["value", "low", "high"]].notna().all(axis=None)
+    assert row["null_high"] < row["low"]
+    groups = strata([torch.tensor([0, 1, 1, 2]), torch.tensor([2, 3, 4])], 5)
+    assert [group.tolist() for group in groups] == [[2], [0, 1], [3, 4]]
+    drawn = bootstrap_weights(groups, 30, seed=0)
+    assert all((drawn[:, group].sum(1) == len(group)).all() for group in groups)
+
+
 def resampled(rows: Tensor, clusters: Tensor, weights: Tensor) -> Tensor:
     return torch.cat([rows[clusters == k].repeat(int(w), 1) for k, w in enumerate(weights)])
 
@@ -91,7 +121,7 @@ def test_replicates_are_measures_of_resampled_rows() -> None:
     clusters = torch.arange(240) % 7
     a = normal(240, 5) + normal(7, 5, seed=2)[clusters]
     b = a @ rotation(5) + 0.1 * normal(240, 5, seed=3)
-    weights = bootstrap_weights(7, 5, seed=0)
+    weights = bootstrap_weights([np.arange(7)], 5, seed=0)
     assert weights[0].tolist() == [1] * 7
     assert (weights.sum(1) == 7).all()
     sums = ClusterSums([a, b], [clusters, clusters], 7, [(0, 1)])
@@ -132,7 +162,7 @@ def test_sliced_replicates_follow_resampling() -> None:
     a = normal(800, 4)
     b = a + 0.5 + 0.8 * normal(20, 4, seed=4)[clusters]
     directions = fixed_directions(4, 64, 0)
-    weights = bootstrap_weights(20, 60, seed=1)
+    weights = bootstrap_weights([np.arange(20)], 60, seed=1)
     one, two = (SlicedSamples(rows.float(), clusters, directions) for rows in (a, b))
     got = one.distance(two, weights).numpy()
     exact = np.array(
@@ -238,7 +268,7 @@ def test_seeded_and_read_back(make_store: Callable[..., Any], tmp_path: Path) ->
 
 
 def test_halves_are_halves() -> None:
-    halves = half_splits(9, 50, seed=0)
+    halves = half_splits([np.arange(9)], 50, seed=0)
     assert (halves.sum(1) == 4).all()
     assert len({tuple(row.tolist()) for row in halves}) > 25
 

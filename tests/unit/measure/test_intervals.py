@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from toolkit.measure.intervals import mean_of, patient_bootstrap
+from toolkit.measure.intervals import COVERAGE, PATIENTS, SEEDS, mean_of, measured_coverage, patient_bootstrap
+
+COMMITTED = Path(__file__).parents[3] / "benchmarks" / "results" / "coverage.csv"
+
+
+def committed(quantity: str) -> list[dict[str, str]]:
+    with COMMITTED.open(encoding="utf-8") as stream:
+        return [row for row in csv.DictReader(stream) if row["quantity"] == quantity]
 
 
 def test_one_seed_is_the_paired_t_test() -> None:
@@ -83,3 +92,25 @@ def test_bootstrap_of_the_mean_is_near_the_normal_interval() -> None:
     error = values.std(ddof=1) / 200**0.5
     assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.02)
     assert patient_bootstrap(values, 50, seed=1) == patient_bootstrap(values, 50, seed=1)
+
+
+def test_the_coverage_that_is_printed_is_the_committed_one() -> None:
+    rows = [row for row in committed("mean") if row["folds"] == "0"]
+    for i, patients in enumerate(PATIENTS):
+        for j, seeds in enumerate(SEEDS):
+            shares = [float(r["share"]) for r in rows if (r["patients"], r["seeds"]) == (str(patients), str(seeds))]
+            assert len(shares) == 3
+            assert COVERAGE[i][j] == pytest.approx(min(shares), abs=0.0051)
+    assert measured_coverage(29, 4) == COVERAGE[3][2]
+    assert math.isnan(measured_coverage(1, 4))
+
+
+def test_the_committed_simulation_keeps_the_promises() -> None:
+    for quantity in ("mean", "difference"):
+        rows = [r for r in committed(quantity) if int(r["patients"]) >= 10 and int(r["seeds"]) >= 2]
+        assert len(rows) >= 27
+        assert min(float(r["share"]) for r in rows) >= 0.93
+    assert max(float(r["share"]) for r in committed("false winner")) < 0.05
+    claimed = zip(committed("claim wrong, posterior"), committed("claim wrong, measured"), strict=True)
+    for posterior, measured in claimed:
+        assert float(measured["share"]) < float(posterior["share"]) + 0.02

@@ -114,6 +114,29 @@ def test_score_matrix_averages_classes_then_cases() -> None:
     assert np.isnan(score_matrix([stage(0.0)], ["C"])).all()
 
 
+def test_a_missed_organ_makes_a_mean_distance_worse() -> None:
+    """Two cases of one class: 4 mm and missed, with image diagonals of 100 mm."""
+    rows = [("p1", 4.0, "ok"), ("p2", math.nan, "missed")]
+    table = pd.DataFrame(rows, columns=["case", "value", "status"]).assign(
+        site="A", metric="hd95", diagonal=100.0, **{"class": "LV"}
+    )
+    assert score_matrix([table], ["A"], "hd95")[0, 0] == pytest.approx((4 + 100) / 2)
+    with pytest.raises(ResultError, match="left out, they would improve the mean"):
+        score_matrix([table.drop(columns="diagonal")], ["A"], "hd95")
+    absent = table.assign(status=["ok", "both_absent"])
+    assert score_matrix([absent], ["A"], "hd95")[0, 0] == 4.0
+
+
+def test_a_missing_score_is_missing_in_every_number_that_needs_it() -> None:
+    scores = np.array([[0.8, 0.1, 0.2], [0.7, np.nan, 0.3], [0.6, 0.7, 0.9]])
+    numbers = transfer_metrics(scores).numbers.set_index(["metric", "task"])["value"]
+    assert numbers["bwt", "task 1"] == pytest.approx(-0.2)
+    for metric in ("bwt", "bwt_gem", "forgetting", "forgetting_max", "incremental_dice", "rem"):
+        assert math.isnan(numbers[metric, "mean"]), metric
+    assert numbers["mean_dice", "mean"] == pytest.approx(np.mean([0.6, 0.7, 0.9]))
+    assert numbers["fwt_zero_shot", "mean"] == pytest.approx(np.mean([0.1, 0.2, 0.3]))
+
+
 def test_wrong_calls() -> None:
     with pytest.raises(ResultError, match="one row per stage"):
         transfer_metrics([[0.1, 0.2]])
