@@ -43,6 +43,19 @@ def to_maps(activation: Tensor, image_size: Sequence[int], name: str = "") -> Te
     )
 
 
+def grid_of(shape: Sequence[int], image_size: Sequence[int]) -> tuple[int, ...] | None:
+    """Spatial size of an activation that has the input's proportions, or None; tokens count by their grid."""
+    dims = len(image_size)
+    if len(shape) == dims + 2:
+        readings = (tuple(shape[2:]), tuple(shape[1:-1]))
+        best = max(readings, key=lambda size: _fit(size, image_size))
+        return best if _fit(best, image_size) else None
+    if len(shape) == 3 and dims > 1:
+        grids = [_proportional_grid(shape[1] - extra, image_size) for extra in (0, 1)]
+        return next((grid for grid in grids if grid and _fit(grid, image_size)), None)
+    return None
+
+
 def channel_axis(activation: Tensor, image_size: Sequence[int]) -> int:
     """1 for channel-first maps, -1 for channel-last maps and tokens; the rules of `to_maps`."""
     if activation.ndim == len(image_size) + 2:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from toolkit.errors import LayerError
+from toolkit.features.ladder import Ladder
 from toolkit.features.modules import LayerName, glob_match, is_container, is_glob, named, parse, unwrap
 from toolkit.features.outputs import failure_explained, in_own_precision
 from toolkit.features.trace import Trace, cached_trace, trace_calls
@@ -50,13 +51,14 @@ def layers(model: nn.Module, example: Any = None, *, taps: Mapping[str, str] | N
 
     Aliases, for networks that do not state their own in a dict attribute `toolkit_taps`:
 
-    * head = the last called convolution or linear layer with kernel 1 whose output has the output's channel count
-      (with the output's own shape if there is one; any kernel if none has 1); `head_input` is its input;
+    * head = the last called convolution or linear layer with kernel 1 whose output has the output's shape; else the later
+      of the last with kernel 1 among the finest that make the output's channels (a coarser one is an auxiliary head) and
+      the last of any kernel with the output's shape. `head_input` is its input;
     * `pre_activation` = the last normalisation layer called before the head;
-    * `bottleneck` = the last module to return the smallest spatial size before the size grows again (sizes of a single
-      voxel do not count, nor do kernel-1 layers with the output's channel count, which are side heads);
-    * `decoder_k` = the last module before the head to return the k-th distinct size, counted from the output, of
-      those that occur after the bottleneck.
+    * `bottleneck` = the last module before the head to return the smallest spatial size; single voxels do not count, nor
+      identities, position embeddings, side heads, and what is pooled to a fixed size and brought back;
+    * `decoder_k` = the stages of the longest climb in size from there to the head, counted from the head: the last module
+      of each size. The rule in full: `toolkit.features.ladder.find_ladder`.
 
     `taps={"head_input": "out.conv:input"}` overrides them.
 
@@ -86,6 +88,17 @@ def layers(model: nn.Module, example: Any = None, *, taps: Mapping[str, str] | N
         for call in trace.calls
     ]
     return pd.DataFrame(rows, columns=["name", "aliases", "kind", "shape", "mb"])
+
+
+def stages(model: nn.Module, example: Any = None) -> Ladder:
+    """The stages of an encoder and decoder, as the last observed pass shows them, or one on an example.
+
+    Args:
+        model: any network.
+        example: an input as for `layers`; None = the last pass that was observed, else zeros of a usual size.
+    """
+    trace = cached_trace(unwrap(model)) if example is None else None
+    return (trace or _trace_example(model, example)).ladder
 
 
 def resolve(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toolkit.features.ladder import Ladder, Span, find_ladder
 from toolkit.features.modules import LayerName, eager, named, unwrap
 from toolkit.features.outputs import main_output
 from toolkit.features.untouched import untouched
@@ -43,11 +44,12 @@ class Call:
 
 @dataclasses.dataclass
 class Trace:
-    """The calls of one forward pass in the order they returned, and the aliases of the layers."""
+    """The calls of one forward pass in the order they returned, the aliases of the layers, and the stages."""
 
     calls: list[Call]
     output: tuple[int, ...]
     aliases: dict[str, str]
+    ladder: Ladder
 
 
 _TRACES: weakref.WeakKeyDictionary[nn.Module, tuple[int, Trace]] = weakref.WeakKeyDictionary()
@@ -68,41 +70,59 @@ def trace_calls(
     """
     network = unwrap(model)
     calls: list[Call] = []
+    spans: list[Span] = []
     handles: list[Any] = []
     clock = [0]
     with untouched(network, mode), eager(network), torch.no_grad():
         try:
+            seen: set[int] = set()
             for path, module in named(network).items():
-                handles += _observe(path, module, calls, clock)
+                handles += _observe(path, module, calls, [] if id(module) in seen else spans, clock)
+                seen.add(id(module))
             output = network(*inputs, **(keywords or {}))
         finally:
             for handle in handles:
                 handle.remove()
     image = next((one for one in (*inputs, *(keywords or {}).values()) if isinstance(one, Tensor)), None)
     shape = tuple(main_output(output, image).shape)
-    trace = Trace(calls, shape, _find_aliases(calls, shape))
+    size = shape[2:] if image is None else tuple(image.shape[2:])
+    head = _find_head(calls, shape)
+    ladder = find_ladder(_body(spans, head, calls, shape), size)
+    trace = Trace(calls, shape, _find_aliases(calls, head, ladder), ladder)
     _TRACES[network] = (_fingerprint(network), trace)
     return trace
 
 
-def _observe(path: str, module: nn.Module, calls: list[Call], clock: list[int]) -> list[Any]:
-    starts: list[int] = []
+def _observe(path: str, module: nn.Module, calls: list[Call], spans: list[Span], clock: list[int]) -> list[Any]:
+    starts: list[tuple[int, tuple[int, ...] | None]] = []
     count = [0]
+    kind = type(module).__name__
 
-    def before(_: nn.Module, __: Any) -> None:
+    def before(_: nn.Module, arguments: Any) -> None:
         clock[0] += 1
-        starts.append(clock[0])
+        starts.append((clock[0], _first_shape(arguments[:1])))
 
     def after(_: nn.Module, __: Any, output: Any) -> None:
         clock[0] += 1
         count[0] += 1
-        start = starts.pop()
+        start, entered = starts.pop()
+        name = LayerName(path, call=count[0])
         if isinstance(output, Tensor):
             size = output.numel() * output.element_size() / 1e6
-            name = LayerName(path, call=count[0])
-            calls.append(Call(name, type(module).__name__, start, clock[0], tuple(output.shape), size, _kernel(module)))
+            calls.append(Call(name, kind, start, clock[0], tuple(output.shape), size, _kernel(module)))
+        listed = str(name) if isinstance(output, Tensor) and output.is_floating_point() else ""
+        spans.append(Span(listed, kind, start, clock[0], entered, _first_shape(output)))
 
     return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+
+def _first_shape(value: Any) -> tuple[int, ...] | None:
+    """Shape of a tensor, or of the first one in a tuple or mapping; a list of several is no single map."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    return _first_shape(value[0]) if isinstance(value, tuple) and value else None
 
 
 def _kernel(module: nn.Module) -> int | None:
@@ -111,39 +131,26 @@ def _kernel(module: nn.Module) -> int | None:
     return max(getattr(module, "kernel_size", (1,)))
 
 
-def _find_aliases(calls: list[Call], output: tuple[int, ...]) -> dict[str, str]:
+def _find_aliases(calls: list[Call], head: Call | None, ladder: Ladder) -> dict[str, str]:
     """Aliases by the rule that `toolkit.features.names` states."""
-    head = _find_head(calls, output)
-    body = [call for call in calls if head is None or call.end < head.start]
     aliases: dict[str, str] = {}
     if head is not None:
         aliases["head_input"] = str(dataclasses.replace(head.name, port="input"))
-    norms = [call for call in body if any(kind in call.kind for kind in _NORMALISATION)]
-    if norms and head is not None:
-        aliases["pre_activation"] = str(norms[-1].name)
-    maps = [call for call in body if len(call.shape) == len(output) > 2 and not _is_head(call, output)]
-    sizes = {call.shape[2:] for call in maps}
-    sizes = {size for size in sizes if torch.Size(size).numel() > 1} or sizes
-    if not sizes:
-        return aliases
-    smallest = min(sizes, key=lambda size: torch.Size(size).numel())
-    bottleneck = _last_before_growth(maps, smallest)
-    aliases["bottleneck"] = str(bottleneck.name)
-    last: dict[tuple[int, ...], Call] = {
-        call.shape[2:]: call for call in maps if call.end > bottleneck.end and call.shape[2:] in sizes - {smallest}
-    }
-    finest_first = sorted(last.values(), key=lambda call: -torch.Size(call.shape[2:]).numel())
-    aliases |= {f"decoder_{k}": str(call.name) for k, call in enumerate(finest_first, 1)}
-    return aliases
+        norms = [c for c in calls if c.end < head.start and any(kind in c.kind for kind in _NORMALISATION)]
+        if norms:
+            aliases["pre_activation"] = str(norms[-1].name)
+    if ladder.bottleneck:
+        aliases["bottleneck"] = ladder.bottleneck
+    return aliases | {f"decoder_{k}": name for k, name in enumerate(reversed(ladder.decoder), 1)}
 
 
-def _last_before_growth(maps: list[Call], smallest: tuple[int, ...]) -> Call:
-    """The last call of the smallest size before the first larger one that follows."""
-    first = next(i for i, call in enumerate(maps) if call.shape[2:] == smallest)
-    run = first
-    while run + 1 < len(maps) and maps[run + 1].shape[2:] == smallest:
-        run += 1
-    return maps[run]
+def _body(spans: list[Span], head: Call | None, calls: list[Call], output: tuple[int, ...]) -> list[Span]:
+    """The calls before the head, without side heads; those around it stay without a name, as they bound what is inside."""
+    if head is None:
+        return spans
+    side = {(c.start, c.end) for c in calls if _is_head(c, output)}
+    around = [dataclasses.replace(s, name="") for s in spans if s.start < head.start < s.end]
+    return around + [s for s in spans if s.end < head.start and (s.start, s.end) not in side]
 
 
 def _is_head(call: Call, output: tuple[int, ...]) -> bool:
@@ -152,17 +159,22 @@ def _is_head(call: Call, output: tuple[int, ...]) -> bool:
 
 
 def _find_head(calls: list[Call], output: tuple[int, ...]) -> Call | None:
-    """Last convolution that makes the output's channels; kernel 1 and the output's own shape are preferred in turn."""
-    makers = [call for call in calls if call.kernel is not None and output[1] in (call.shape[1], call.shape[-1])]
-    for pool in (
-        [call for call in makers if call.kernel == 1 and call.shape == output],
-        [call for call in makers if call.kernel == 1],
-        [call for call in makers if call.shape == output],
-        makers,
-    ):
-        if pool:
-            return pool[-1]
-    return None
+    """The last convolution that makes the output's channels: with kernel 1 and the output's own shape if there is one.
+
+    Else the later of two: the last with kernel 1 among the finest of those (a coarser one is an auxiliary head), and
+    the last of any kernel with the output's own shape.
+    """
+    makers = [c for c in calls if c.kernel is not None and c.shape[-1 if c.kind == "Linear" else 1] == output[1]]
+    makers = [c for c in makers if "aux" not in c.name.path] or makers
+    maps = [c for c in makers if len(c.shape) > 2 and torch.Size(c.shape[2:]).numel() > 1] or makers
+    ones = [c for c in maps if c.kernel == 1]
+    exact = [c for c in ones if c.shape == output]
+    if exact:
+        return exact[-1]
+    finest = max((torch.Size(c.shape[2:]).numel() for c in ones), default=0)
+    chosen = [c for c in ones if torch.Size(c.shape[2:]).numel() == finest][-1:]
+    chosen += [c for c in maps if c.shape == output][-1:]
+    return max(chosen or maps[-1:], key=lambda c: c.end, default=None)
 
 
 def _fingerprint(network: nn.Module) -> int:

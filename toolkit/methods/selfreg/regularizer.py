@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError, ProtocolError
-from toolkit.features.names import resolve
+from toolkit.errors import ConfigError, ProtocolError, ToolkitError
+from toolkit.features.layout import grid_of, to_maps
+from toolkit.features.modules import unwrap
+from toolkit.features.names import resolve, stages
 from toolkit.methods.selfreg.terms import (
     channel_score,
     draw_channels,
@@ -26,6 +28,9 @@ from toolkit.methods.selfreg.terms import (
 from toolkit.registry import register
 from toolkit.training.regularizer import Regularizer, StepContext
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
     "SelfReg",
     "channel_score",
@@ -35,6 +40,10 @@ __all__ = [
     "semantic_consistency",
 ]
 
+_PARTS = ("encoder", "decoder")
+_REMEDY = (
+    'Name them: SelfReg(groups={"encoder": [...], "decoder": [...]}, teacher="..."); toolkit.layers(model) lists them.'
+)
 _MODES: dict[str, dict[str, Any]] = {
     "code": {
         "scr_draw": "both",
@@ -69,24 +78,26 @@ _CHOICES = {
 class SelfReg(Regularizer):
     """Semantic consistency and internal distillation on a network's block outputs, in float32.
 
-    Terms: `scr` and `ifd`. By default the blocks are found by name: `encoder.*` without the first one, `bottleneck`,
-    `decoder.*` without the one nearest the output, and the tensor the head reads as teacher. Any other network works
-    by naming its layers in `groups` and `teacher`. Channel draws come from a generator keyed by (seed, step).
+    Terms: `scr` and `ifd`. Students are the stages of the encoder without the first one, the bottleneck, and the stages of
+    the decoder without the one nearest the output; the tensor the head reads is the teacher. A network of the toolkit
+    states its blocks (`encoder.*`, `bottleneck`, `decoder.*`); those of any other are found in an observed pass, by
+    the sizes of its maps: see `describe` for what was chosen, which a run also records, and `groups` and `teacher` to
+    choose otherwise. Channel draws come from a generator keyed by (seed, step).
 
     Args:
         scr: weight of the semantic consistency (the paper's lambda_1; ACDC runs used 0.1).
         ifd: weight of the internal distillation (lambda_2).
         mode: "code" (the authors' code), "paper_literal" (the text), or "expected" (code with SCR replaced by its
             expectation over the draws). The options below override single settings of the mode.
-        groups: layers, one mapping {"encoder": [...], "decoder": [...]} for each layer position within the stages;
-            several groups (first and last block of transformer stages) are averaged apart and added.
+        groups: layers as a mapping {"encoder": [...], "decoder": [...]}, or several, one for each layer position within
+            the stages; several groups (first and last block of transformer stages) are averaged apart and added.
         teacher: layer or alias of the teacher map.
         normalise: divide each (image, channel) map by its L2 norm in both losses.
         scr_draw: "both" sides permuted, "student" only, or "expected".
         ifd_order: halves by "score" or by channel "index".
         ifd_stop_gradient: "none", or "top" to keep the first half fixed.
         grouping: "code" adds the means of encoder and decoder for IFD; "global_mean" averages over all maps.
-        include_first_encoder_block: also teach `encoder.1` (found by name only).
+        include_first_encoder_block: also teach the first stage of the encoder (not with `groups`).
         include_final_in_ifd: also distil the teacher map.
     """
 
@@ -95,7 +106,7 @@ class SelfReg(Regularizer):
     scr: float = 0.015
     ifd: float = 0.015
     mode: str = "code"
-    groups: Sequence[Mapping[str, Sequence[str]]] | None = None
+    groups: Mapping[str, Sequence[str]] | Sequence[Mapping[str, Sequence[str]]] | None = None
     teacher: str = "head_input"
     normalise: bool = False
     scr_draw: str | None = None
@@ -105,12 +116,18 @@ class SelfReg(Regularizer):
     include_first_encoder_block: bool | None = None
     include_final_in_ifd: bool | None = None
     _last: dict[str, Tensor] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _chosen: dict[tuple[str, ...], list[dict[str, tuple[str, ...]]]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
             raise ConfigError(f"Unknown mode {self.mode!r}.", where="SelfReg", fix=f"Use {list(_MODES)}.")
         if min(self.scr, self.ifd) < 0:
             raise ConfigError(f"SelfReg's weights must be >= 0, not {self.scr} and {self.ifd}.")
+        for group in self._given():
+            if not isinstance(group, Mapping) or not set(group) <= set(_PARTS) or not any(group.values()):
+                raise ConfigError(f"{group!r} names no blocks.", where="SelfReg(groups=...)", fix=_REMEDY)
         for option, allowed in _CHOICES.items():
             if self.setting(option) not in allowed:
                 raise ConfigError(f"{option} must be one of {allowed}, not {self.setting(option)!r}.")
@@ -120,21 +137,60 @@ class SelfReg(Regularizer):
         given = getattr(self, option)
         return _MODES[self.mode][option] if given is None else given
 
+    def _given(self) -> Sequence[Mapping[str, Sequence[str]]]:
+        if self.groups is None:
+            return ()
+        return (self.groups,) if isinstance(self.groups, Mapping) else self.groups
+
     @property
     def taps(self) -> tuple[str, ...]:
         """The blocks, then the teacher."""
         if self.groups is None:
             return ("encoder.*", "bottleneck", "decoder.*", self.teacher)
-        named = [tap for group in self.groups for part in ("encoder", "decoder") for tap in group.get(part, ())]
-        return (*dict.fromkeys(named), self.teacher)
+        return (*_names(self._given()), self.teacher)
 
     def taps_on(self, network: nn.Module) -> tuple[str, ...]:
-        """The taps, by name: without the first encoder block and without the decoder block nearest the output."""
-        if self.groups is not None:
-            return self.taps
-        encoder, decoder = resolve(network, "encoder.*"), resolve(network, "decoder.*")
+        """The taps on this network, by name: the students, then the teacher.
+
+        Raises:
+            ProtocolError: no stages are found; `groups` and `teacher` name them.
+        """
+        groups = [{part: tuple(group.get(part, ())) for part in _PARTS} for group in self._given()]
+        groups = groups or [self._found(network)]
+        taps = (*_names(groups), self.teacher)
+        self._chosen[taps] = groups
+        return taps
+
+    def _found(self, network: nn.Module) -> dict[str, tuple[str, ...]]:
         first = 0 if self.setting("include_first_encoder_block") else 1
-        return (*encoder[first:], "bottleneck", *decoder[:-1], self.teacher)
+        if hasattr(unwrap(network), "toolkit_taps"):
+            encoder, bottleneck, decoder = resolve(network, "encoder.*"), "bottleneck", resolve(network, "decoder.*")
+            return {"encoder": (*encoder[first:], bottleneck), "decoder": tuple(decoder[:-1])}
+        try:
+            ladder = stages(network)
+        except ToolkitError as error:
+            raise ProtocolError(f"SelfReg could not look at the network: {error}", fix=_REMEDY) from error
+        encoder = [*ladder.encoder[first:], ladder.bottleneck] if ladder.bottleneck and ladder.encoder else []
+        if not encoder:
+            raise ProtocolError(
+                "SelfReg found no stages that go down in size.", where=type(unwrap(network)).__name__, fix=_REMEDY
+            )
+        return {"encoder": tuple(encoder), "decoder": ladder.decoder[:-1]}
+
+    def describe(self, model: nn.Module, example: Any = None) -> pd.DataFrame:
+        """What this regularizer taps on a network: columns group, part (encoder, decoder, teacher) and layer.
+
+        Args:
+            model: any network.
+            example: an input to observe, as for `toolkit.layers`; None = the last observed, else zeros.
+        """
+        import pandas as pd
+
+        if self.groups is None and not hasattr(unwrap(model), "toolkit_taps"):
+            stages(model, example)
+        groups = self._chosen[self.taps_on(model)]
+        rows = [(i, part, name) for i, group in enumerate(groups) for part in _PARTS for name in group[part]]
+        return pd.DataFrame([*rows, (0, "teacher", self.teacher)], columns=["group", "part", "layer"])
 
     def weights(self, step: int) -> dict[str, float]:
         """Constant: the authors ramp nothing."""
@@ -142,10 +198,11 @@ class SelfReg(Regularizer):
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
         """The terms whose weight is not 0."""
-        teacher = self._prepared(context.features[self.teacher])
+        size = tuple(context.batch["image"].shape[2:]) if "image" in context.batch else None
+        teacher = self._prepared(_as_map(context.features[self.teacher], size, self.teacher))
         layers = [
             {part: [self._prepared(f) for f in maps] for part, maps in group.items()}
-            for group in self._groups(context.features)
+            for group in self._groups(context.features, size)
         ]
         students = [f for group in layers for f in (*group["decoder"], *group["encoder"])]
         self._last["feature_rms"] = torch.stack([f.detach().square().mean().sqrt() for f in students]).mean()
@@ -167,25 +224,16 @@ class SelfReg(Regularizer):
         norm = feature.flatten(2).norm(dim=2).clamp_min(1e-12)
         return feature / norm.reshape(*norm.shape, *[1] * (feature.ndim - 2))
 
-    def _groups(self, features: Mapping[str, Tensor]) -> list[dict[str, list[Tensor]]]:
-        """Student maps by group and part, decoder maps from the bottleneck outwards."""
-        if self.groups is not None:
-            found = [
-                {part: [features[tap] for tap in group.get(part, ())] for part in ("encoder", "decoder")}
-                for group in self.groups
-            ]
-        else:
-            encoder = [f for name, f in features.items() if name.startswith("encoder.") or name == "bottleneck"]
-            found = [
-                {"encoder": encoder, "decoder": [f for name, f in features.items() if name.startswith("decoder.")]}
-            ]
-        if not all(group["encoder"] or group["decoder"] for group in found):
-            raise ProtocolError(
-                "SelfReg found no blocks to teach.",
-                where=f"layers: {list(features)}",
-                fix='Name them: SelfReg(groups=[{"encoder": [...], "decoder": [...]}], teacher="...").',
-            )
-        return found
+    def _groups(self, features: Mapping[str, Tensor], size: tuple[int, ...] | None) -> list[dict[str, list[Tensor]]]:
+        """Student maps by group and part, decoder maps from the bottleneck outwards; tokens laid out on their grid."""
+        groups = next((g for taps, g in self._chosen.items() if set(taps) <= set(features)), None)
+        if groups is None:  # called without a step that asked for taps
+            named = {part: tuple(n for n in features if n.startswith(f"{part}.")) for part in _PARTS}
+            named["encoder"] += ("bottleneck",) if "bottleneck" in features else ()
+            groups = [{part: tuple(g.get(part, ())) for part in _PARTS} for g in self._given()] or [named]
+        if not all(group["encoder"] or group["decoder"] for group in groups):
+            raise ProtocolError("SelfReg found no blocks to teach.", where=f"layers: {list(features)}", fix=_REMEDY)
+        return [{part: [_as_map(features[n], size, n) for n in group[part]] for part in _PARTS} for group in groups]
 
     def _semantic_consistency(
         self, layers: Sequence[Mapping[str, Sequence[Tensor]]], teacher: Tensor, generator: torch.Generator
@@ -217,6 +265,17 @@ class SelfReg(Regularizer):
         if self.setting("grouping") == "code":
             return torch.stack([torch.stack(part).mean() for part in parts]).sum()
         return torch.stack([value for part in parts for value in part]).mean()
+
+
+def _names(groups: Sequence[Mapping[str, Sequence[str]]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for group in groups for part in _PARTS for name in group.get(part, ())))
+
+
+def _as_map(feature: Tensor, size: tuple[int, ...] | None, name: str) -> Tensor:
+    """Tokens and channel-last maps as (B, C, *S); whatever is no map of the image stays for the terms to refuse."""
+    if size is None or grid_of(feature.shape, size) is None:
+        return feature
+    return to_maps(feature, size, name)
 
 
 class _Pyramid:
