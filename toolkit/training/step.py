@@ -104,6 +104,13 @@ class TrainingStep(nn.Module):
             self._taps_of[regularizer.name] = tuple(regularizer.taps_on(self.network))
         return self._taps_of[regularizer.name]
 
+    def layers(self, channels: int, size: Sequence[int] | None) -> dict[str, list[str]]:
+        """What each regularizer taps on an image of the training's size; empty where that size is not known."""
+        if not self.regularizers or size is None:
+            return {}
+        image = torch.zeros(1, channels, *size, device=next(self.network.parameters()).device)
+        return {regularizer.name: list(self.tapped(regularizer, image)) for regularizer in self.regularizers}
+
     def _first_part(self, batch: Mapping[str, Any], step: int, logging: bool, stage: int) -> PartialLoss:
         active = [r for r in self.regularizers if r.active(step)]
         wanted = tuple(dict.fromkeys(tap for r in active for tap in self.tapped(r, batch.get("image"))))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
@@ -124,7 +123,7 @@ def train(
         "objects": objects,
         "config": config.to_dict(),
         "taps": dict(taps or {}),
-        "layers": _layers(step, task, config),
+        "layers": step.layers(task.channels, config.patch_size or task.patch_size),
         "site": site if site is None or isinstance(site, str) else list(site),
         "stage": stage,
         "selection": {"rule": rule, "description": SELECTION_RULES[rule]},
@@ -378,16 +377,6 @@ def _loader(task: Any, config: TrainConfig, site: str | Sequence[str] | None) ->
         augmentation=config.augmentation,
         **({} if config.foreground is None else {"foreground": config.foreground}),
     )
-
-
-def _layers(step: TrainingStep, task: Any, config: TrainConfig) -> dict[str, list[str]]:
-    """What each regularizer taps, by name; where it looks at the network to choose, on an image of the training's size."""
-    size = config.patch_size or task.patch_size
-    if not step.regularizers or size is None:
-        return {}
-    parameter = next(step.network.parameters())
-    image = torch.zeros(1, task.channels, *size, device=parameter.device)
-    return {regularizer.name: list(step.tapped(regularizer, image)) for regularizer in step.regularizers}
 
 
 def _not_recorded(
