@@ -19,6 +19,7 @@ from toolkit.errors import ProtocolError
 from toolkit.features.capture import Tape, capture
 from toolkit.features.names import stages
 from toolkit.features.provenance import mark_trained_with
+from toolkit.training.health import check_gradient
 from toolkit.training.objective import Loss, Objective, as_objective
 from toolkit.training.regularizer import Regularizer, StepContext, keyed_generator
 
@@ -76,6 +77,7 @@ class TrainingStep(nn.Module):
         self._context: StepContext | None = None
         self._tape: Tape | None = None
         self._taps_of: dict[str, tuple[str, ...]] = {}
+        self._seen: set[str] = set()  # regularizers whose first active step was checked
         require_methods(network, self.objective.requires, self.objective.name)
         for regularizer in self.regularizers:
             require_methods(network, regularizer.requires, regularizer.name)
@@ -96,7 +98,7 @@ class TrainingStep(nn.Module):
     def _deferred(self, step: int) -> list[Regularizer]:
         return [r for r in self.regularizers if r.deferred and r.active(step)]
 
-    def tapped(self, regularizer: Regularizer, image: Tensor | None = None) -> tuple[str, ...]:
+    def wanted(self, regularizer: Regularizer, image: Tensor | None = None) -> tuple[str, ...]:
         """The regularizer's taps on this network; one that looks at the network sees a pass on an image (B, C, *S)."""
         if regularizer.name not in self._taps_of:
             if image is not None and type(regularizer).taps_on is not Regularizer.taps_on:
@@ -109,11 +111,11 @@ class TrainingStep(nn.Module):
         if not self.regularizers or size is None:
             return {}
         image = torch.zeros(1, channels, *size, device=next(self.network.parameters()).device)
-        return {regularizer.name: list(self.tapped(regularizer, image)) for regularizer in self.regularizers}
+        return {regularizer.name: list(self.wanted(regularizer, image)) for regularizer in self.regularizers}
 
     def _first_part(self, batch: Mapping[str, Any], step: int, logging: bool, stage: int) -> PartialLoss:
         active = [r for r in self.regularizers if r.active(step)]
-        wanted = tuple(dict.fromkeys(tap for r in active for tap in self.tapped(r, batch.get("image"))))
+        wanted = tuple(dict.fromkeys(tap for r in active for tap in self.wanted(r, batch.get("image"))))
         generator = keyed_generator(self.seed, step, self.objective.name)
         with capture(self.network, wanted, taps=self.taps) as tape:
             outputs = self.objective.forward_pass(self.network, batch, generator)
@@ -131,9 +133,9 @@ class TrainingStep(nn.Module):
             result.weights[self.objective.name] = scale
         for regularizer in active:
             if not regularizer.deferred:
-                self._add(result, regularizer, self._context_for(regularizer, context, tape))
+                self.add(result, regularizer, self.context_for(regularizer, context, tape))
         if logging:
-            self._probe_objective(result, objective, active, context, tape)
+            self._probe_objective(result, objective * scale, active, context, tape)
         if any(r.deferred for r in active):
             self._context, self._tape = dataclasses.replace(context, outputs=None), tape.detached()
         return result
@@ -141,28 +143,41 @@ class TrainingStep(nn.Module):
     def _deferred_part(self, regularizer: Regularizer) -> PartialLoss:
         if self._context is None or self._tape is None:
             raise ProtocolError("A deferred part was asked for before part 0 of the same step.")
-        context = self._context_for(regularizer, self._context, self._tape)
+        context = self.context_for(regularizer, self._context, self._tape)
         result = PartialLoss(total=None, terms={})
-        self._add(result, regularizer, context)
+        self.add(result, regularizer, context)
         if regularizer is self._deferred(context.step)[-1]:
             self._context = self._tape = None
         return result
 
-    def _context_for(self, regularizer: Regularizer, context: StepContext, tape: Tape) -> StepContext:
-        features = {name: tensor for tap in self.tapped(regularizer) for name, tensor in tape.matching(tap).items()}
+    def context_for(self, regularizer: Regularizer, context: StepContext, tape: Tape) -> StepContext:
+        """The context with the regularizer's own features and generator."""
+        features = {name: tensor for tap in self.wanted(regularizer) for name, tensor in tape.matching(tap).items()}
         generator = keyed_generator(self.seed, context.step, regularizer.name)
         return dataclasses.replace(context, features=features, generator=generator)
 
-    def _add(self, result: PartialLoss, regularizer: Regularizer, context: StepContext) -> None:
+    def add(self, result: PartialLoss, regularizer: Regularizer, context: StepContext) -> Tensor:
+        """Add the regularizer's weighted terms to `result`; returns their sum.
+
+        Raises:
+            ProtocolError: no layer that it reads can ever have a gradient.
+
+        Warns:
+            RegularizerWarning: it has no gradient in the first step in which it is active.
+        """
         with self._precision(regularizer, context):
             terms = regularizer(context)
         weights = regularizer.weights(context.step)
         addition = torch.stack([weights[name] * term.float() for name, term in terms.items()]).sum()
+        if regularizer.name not in self._seen:
+            self._seen.add(regularizer.name)
+            check_gradient(regularizer, context.features, addition)
         result.total = addition if result.total is None else result.total + addition
         result.terms |= {f"{regularizer.name}/{name}": term.detach() for name, term in terms.items()}
         result.weights |= {f"{regularizer.name}/{name}": weights[name] for name in terms}
         if context.logging:
             result.gradients[regularizer.name] = self._probe(addition, regularizer.gradient_probes(context))
+        return addition
 
     @staticmethod
     def _precision(regularizer: Regularizer, context: StepContext) -> contextlib.AbstractContextManager[Any]:
@@ -175,14 +190,14 @@ class TrainingStep(nn.Module):
         self, result: PartialLoss, objective: Tensor, active: Sequence[Regularizer], context: StepContext, tape: Tape
     ) -> None:
         for regularizer in active:
-            features = self._context_for(regularizer, context, tape).features
+            features = self.context_for(regularizer, context, tape).features
             probes = regularizer.gradient_probes(dataclasses.replace(context, features=features))
             key = f"{self.objective.name}@{regularizer.name}"
             result.gradients[key] = self._probe(objective, probes)
 
     def _probe(self, loss: Tensor, probes: Sequence[Tensor]) -> Tensor:
         started = _clock(loss.device)
-        squared = _squared_norm(loss, probes)
+        squared = squared_norm(loss, probes)
         self.probe_seconds += _clock(loss.device) - started
         return squared
 
@@ -204,7 +219,8 @@ def require_methods(network: nn.Module, methods: Sequence[str], owner: str) -> N
         )
 
 
-def _squared_norm(loss: Tensor, probes: Sequence[Tensor]) -> Tensor:
+def squared_norm(loss: Tensor, probes: Sequence[Tensor]) -> Tensor:
+    """Squared norm of the gradient of a loss at some tensors; 0 where it does not reach them."""
     tracked = [probe for probe in probes if probe.requires_grad]
     if not tracked or not loss.requires_grad:
         return loss.new_zeros(())

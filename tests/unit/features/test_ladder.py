@@ -127,7 +127,7 @@ def test_selfreg_teaches_the_stages_it_finds_and_says_which() -> None:
     step = TrainingStep(net, SegmentationObjective(), [regularizer])
     terms = step(batch).terms
     taps = ("down_1", "down_2", "down_3", "down_4", "upcat_4", "upcat_3", "upcat_2", "head_input")
-    assert step.tapped(regularizer) == taps
+    assert step.wanted(regularizer) == taps
     table = regularizer.describe(net)
     assert table["layer"].tolist() == list(taps)
     assert table["part"].tolist() == ["encoder"] * 4 + ["decoder"] * 3 + ["teacher"]
