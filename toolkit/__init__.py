@@ -105,6 +105,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.training.train": ("resume", "train"),
     "toolkit.training.step": ("TrainingStep",),
     "toolkit.training.study": ("Study", "compare"),
+    "toolkit.integrations.onnx_export": ("export_onnx",),
     "toolkit.show.report": ("report",),
 }
 

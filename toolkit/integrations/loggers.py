@@ -70,7 +70,8 @@ class mlflow:
         self.run = self.library.start_run(**settings)
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        self.library.log_metrics(_numbers(row), step=row["step"], run_id=self.run.info.run_id)
+        numbers = {name.replace("/", "."): value for name, value in _numbers(row).items()}  # a name may be a file there
+        self.library.log_metrics(numbers, step=row["step"], run_id=self.run.info.run_id)
 
     def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         for name, image in images.items():
