@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from toolkit.arguments import at_the_door
 from toolkit.registry import offer
 from toolkit.results import draw_with
 
@@ -125,7 +126,7 @@ def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(_SUBMODULES[name])
     if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
+        value = at_the_door(getattr(importlib.import_module(_HOME[name]), name))
         globals()[name] = value
         return value
     raise AttributeError(f"module 'toolkit' has no attribute {name!r}")

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 
+from toolkit.arguments import checked_methods
 from toolkit.errors import ResultError
 from toolkit.files import replacing, write_atomically
 
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+_MOST_HEADER, _MOST_ENTRIES = 2**26, 100_000  # bytes of the JSON, and files, in a saved result
 _CLASSES: dict[str, type[Result]] = {}
 _drawing: Callable[[], Any] | None = None  # set by the package, so that results are computed and stored without it
 
 
+@checked_methods
 @dataclasses.dataclass(kw_only=True)
 class Result:
     """Base of all results; subclasses are dataclasses of tensors, arrays, tables and JSON-able values.
@@ -39,6 +43,8 @@ class Result:
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        if cls.__module__.startswith("toolkit."):
+            checked_methods(cls)
         _CLASSES[cls.__name__] = cls
 
     def table(self) -> pd.DataFrame:
@@ -151,29 +157,54 @@ def latex_table(table: pd.DataFrame, digits: int = 4) -> str:
     )
 
 
-def load_result(path: str | os.PathLike[str]) -> Result:
+def load_result(path: str | os.PathLike[str], *, most_bytes: int = 2**32) -> Result:
     """Read any saved result. No code stored in the file is ever run.
 
+    Args:
+        path: the file.
+        most_bytes: size that it may have when it is unpacked; a larger one is refused before anything is read.
+
     Raises:
-        ResultError: not a result file, or a damaged one.
+        ResultError: not a result file, a damaged one, one of a newer format, or one that is too large.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_size(archive, most_bytes)
             header = json.loads(archive.read("result.json"))
             arrays = {
-                name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+                name.removesuffix(".npy"): _read_array(archive.read(name))
                 for name in archive.namelist()
                 if name.endswith(".npy")
             }
+        if header["format"] != 1:
+            raise ValueError(f"its format is {header['format']!r}, and this toolkit reads 1")
         fields = {name: _decode(value, arrays) for name, value in header["fields"].items()}
-        result_class = _result_class(header)
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, EOFError, ImportError) as error:
+        return _result_class(header)(**fields)
+    except Exception as error:  # a file from elsewhere: whatever is wrong in it, it is the file that is wrong
         raise ResultError(
             f"This is not a readable result file ({type(error).__name__}: {error}).",
             where=str(path),
             fix="Compute the result again and save it with .save(path).",
         ) from error
-    return result_class(**fields)
+
+
+def _check_size(archive: zipfile.ZipFile, most_bytes: int) -> None:
+    sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    if sizes.get("result.json", 0) > _MOST_HEADER or len(sizes) > _MOST_ENTRIES:
+        raise ValueError(f"its header has {sizes.get('result.json', 0)} bytes and {len(sizes)} entries")
+    if sum(sizes.values()) > most_bytes:
+        raise ValueError(f"it unpacks to {sum(sizes.values())} bytes; if that is right, raise most_bytes={most_bytes}")
+
+
+def _read_array(content: bytes) -> np.ndarray:
+    """An array of a .npy file, whose header must not promise more than comes."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = read(stream)
+    if math.prod(shape) * kind.itemsize != len(content) - stream.tell():
+        raise ValueError(f"an array of shape {shape} does not fit its {len(content)} bytes")
+    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 def _result_class(header: dict[str, Any]) -> type[Result]:

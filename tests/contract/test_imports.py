@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "toolkit"
 
 # What each room may import besides itself. Rooms on one level do not import each other.
-FOUNDATION = {"errors", "registry", "results", "files", "locks"}
+FOUNDATION = {"errors", "registry", "results", "files", "locks", "arguments"}
 BELOW_MODELS = FOUNDATION | {"data"}
 BELOW_FEATURES = BELOW_MODELS | {"models"}
 BELOW_INFERENCE = BELOW_FEATURES | {"features"}
@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "registry": {"errors"},
     "files": {"errors"},
     "locks": {"errors", "files"},
-    "results": {"errors", "registry", "files"},
+    "arguments": {"errors"},
+    "results": {"errors", "registry", "files", "arguments"},
     "data": FOUNDATION,
     "models": BELOW_MODELS,
     "features": BELOW_FEATURES,

@@ -16,6 +16,8 @@ from typing import IO, Any
 from toolkit.errors import DataError
 
 _BLOCK = 2**20
+_HEADER = 2**16  # bytes of an extended header of a tar archive: a long name and some numbers
+_FIX = "Nothing was unpacked. Get the archive from its publisher again, and do not use it if this stays."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,16 @@ def _write_all(archive: Path, hidden: Path, limits: Limits) -> list[str]:
 def _opened(archive: Path) -> Any:
     if zipfile.is_zipfile(archive):
         return zipfile.ZipFile(archive)
-    return tarfile.open(archive, "r:*")
+    return tarfile.open(archive, "r:*", tarinfo=_BoundedHeader)
+
+
+class _BoundedHeader(tarfile.TarInfo):
+    """Refuses extended headers that no honest archive has: parsing one of 3 MB takes gigabytes and minutes."""
+
+    def _proc_member(self, opened: tarfile.TarFile) -> Any:
+        if not (self.isreg() or self.isdir()) and self.size > _HEADER:
+            raise DataError(f"The archive has a header of {self.size} bytes.", where=str(opened.name), fix=_FIX)
+        return super()._proc_member(opened)  # type: ignore[misc]
 
 
 def _entries(opened: Any, archive: Path) -> Iterator[_Entry]:
@@ -153,15 +164,18 @@ def _move(hidden: Path, folder: Path, names: list[str], archive: Path) -> None:
         if parent != folder and parent.is_relative_to(folder)
     ):
         raise DataError("A folder there is a link.", where=str(folder), fix="Replace it by a folder.")
-    for name in names:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (hidden / name).rename(target)
+    moved: list[Path] = []
+    try:
+        for name in names:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (hidden / name).rename(target)
+            moved.append(target)
+    except OSError as error:
+        for target in moved:  # all or nothing
+            target.unlink(missing_ok=True)
+        raise DataError(f"The archive cannot be moved into place ({error}).", where=str(folder), fix=_FIX) from error
 
 
 def _bad(archive: Path, what: str) -> DataError:
-    return DataError(
-        f"The archive {what}.",
-        where=str(archive),
-        fix="Nothing was unpacked. Get the archive from its publisher again, and do not use it if this stays.",
-    )
+    return DataError(f"The archive {what}.", where=str(archive), fix=_FIX)

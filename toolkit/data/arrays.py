@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from toolkit.errors import ConfigError, DataError
 
 
 def task_from_arrays(
-    images: Any,
-    labels: Any,
+    images: Iterable[Any],
+    labels: Iterable[Any] | None,
     *,
     classes: Mapping[int, str] | Sequence[str],
     regions: Mapping[str, Sequence[int]] | None = None,

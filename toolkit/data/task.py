@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from toolkit.arguments import checked_methods
 from toolkit.data.augment import Augmentation
 from toolkit.data.case import Case
 from toolkit.data.folds import make_folds
@@ -24,6 +25,7 @@ SPLITS = ("train", "val", "test")
 _BUCKETS = 256
 
 
+@checked_methods
 class Task:
     """Cases, classes, sites and splits of one problem; voxels are read when they are asked for.
 

@@ -61,12 +61,12 @@ class Transfer(Result):
 
 
 def transfer_metrics(
-    scores: Any,
+    scores: Sequence[Any] | np.ndarray,
     tasks: Sequence[str] | None = None,
     *,
-    untrained: Any = None,
-    single_task: Any = None,
-    sequential: Any = None,
+    untrained: Sequence[float] | np.ndarray | None = None,
+    single_task: Sequence[float] | np.ndarray | None = None,
+    sequential: Sequence[Any] | np.ndarray | None = None,
 ) -> Transfer:
     """All transfer metrics from the R matrix; with one task every transfer metric is NaN, never 0.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from toolkit.arguments import checked_methods
 from toolkit.features.modules import unwrap
 from toolkit.measure.segmentation import METRICS
 from toolkit.training import background, scoring
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from toolkit.training.regularizer import Regularizer
 
 
+@checked_methods
 @dataclasses.dataclass(eq=False, repr=False)
 class Run:
     """What `train` and `resume` return.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from toolkit.arguments import checked_methods
 from toolkit.errors import CheckpointError, ConfigError, ResultError
 from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 RECORD, INITIAL = "sequence.json", "initial.safetensors"
 
 
+@checked_methods
 @dataclasses.dataclass(eq=False)
 class Stages:
     """What `train_sequence` returns.

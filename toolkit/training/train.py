@@ -192,6 +192,7 @@ def resume(
         ToolkitWarning: another thread count than recorded, or an older checkpoint was taken.
     """
     directory, given = RunDirectory(path), None if regularizer is None else as_regularizers(regularizer)
+    directory.record()  # no run here is an error before anything is locked
     directory.check_not_running()
     training = is_first_process() and (fallback or steps is not None or not directory.complete())
     with directory.locked() if training else contextlib.nullcontext():

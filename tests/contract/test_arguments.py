@@ -1,0 +1,76 @@
+"""Wrong and extreme arguments of every public call: answered in the toolkit's words, none of them raw."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import wrong_arguments
+
+import toolkit as tk
+from toolkit.arguments import checked
+
+EACH = 5  # values a parameter: about 2 000 calls
+BUDGET = 0.01  # of errors without words of their own
+
+
+def test_every_call_of_the_generator_works_when_nothing_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    calls = wrong_arguments.Calls(tmp_path)
+    for name, arguments in calls.all().items():
+        calls.use(name, getattr(tk, name)(**arguments()))
+
+
+def test_wrong_arguments_are_answered_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown: list[str] = []
+    counts = wrong_arguments.attack(tmp_path, EACH, shown.append)
+    assert counts.total() > 1900
+    assert counts["raw"] == 0, "\n".join(shown)
+    assert counts["unforeseen"] <= BUDGET * counts.total(), "\n".join(shown)
+
+
+def said(*values: object, **named: object) -> str:
+    with pytest.raises(tk.ConfigError) as caught:
+        tk.train(*values, **named)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_a_wrong_type_an_unknown_name_and_a_missing_one() -> None:
+    model, task = tk.unet(1, 2, channels=(4, 8)), tk.load_task("phantom-cardiac")
+    assert "model takes nn.Module, not Task." in said(task, model)
+    assert "any network that gives logits" in said(task, model)  # the docstring's words
+    assert "Did you mean 'regularizer'?" in said(model, task, regulariser=None)
+    assert "missing a required argument: 'task'" in said(model)
+    assert "must offer cases and loader, unlike {}" in said(model, "a folder").replace("'a folder'", "{}")
+
+
+def test_what_the_callers_own_code_raises_is_passed_on() -> None:
+    class Mine(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        tk.layers(Mine(), torch.zeros(1, 1, 4, 4))
+
+
+def test_a_raw_error_from_inside_gets_words() -> None:
+    import toolkit.measure.collapse as inner
+
+    def broken(count: int) -> float:
+        return inner.torch.zeros(count)[count].item()
+
+    broken.__code__ = broken.__code__.replace(co_filename=inner.__file__)
+    with pytest.raises(tk.ToolkitError, match=r"cannot work with these arguments: IndexError") as caught:
+        checked(broken)(3)
+    assert "count=3" in str(caught.value)
+    assert isinstance(caught.value.__cause__, IndexError)
+
+
+def test_public_calls_can_be_pickled() -> None:
+    for name in ("train", "grad_cam", "unet"):
+        assert pickle.loads(pickle.dumps(getattr(tk, name))) is getattr(tk, name)

@@ -1,0 +1,329 @@
+"""The one checker of arguments: every public call passes through it, so that no error is raw.
+
+A call's own annotations say which types it takes, `LIMITS` which numbers; its docstring is quoted in the error.
+"""
+
+from __future__ import annotations
+
+import builtins
+import collections.abc
+import difflib
+import functools
+import inspect
+import math
+import numbers
+import os
+import re
+import sys
+import sysconfig
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from toolkit.errors import ConfigError, ToolkitError
+
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+MANY = 2**31 - 1
+# What a number of this name may be, in whichever public call: the least and the greatest.
+LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("batch_size", "steps", "samples", "max_rows", "rows", "bins", "copies", "batch", "window"), (1, MANY)
+    ),
+    **dict.fromkeys(("directions", "draws", "null_draws", "components", "stride"), (1, MANY)),
+    **dict.fromkeys(("in_channels", "out_channels", "width", "encoder_width"), (1, 65536)),
+    **dict.fromkeys(
+        ("bootstrap", "bootstraps", "null_splits", "cascade", "skip", "stage", "orders", "perturbations"), (0, MANY)
+    ),
+    "seed": (0, 2**63 - 1),
+    "dims": (2, 3),
+    "points": (2, 4096),
+    "timeout": (0, math.inf),
+    **dict.fromkeys(("tau", "t_max", "temperature", "radius", "ratio"), (1e-12, 1e12)),
+    **dict.fromkeys(("threshold", "fraction"), (0, 1)),
+    "overlap": (0, 0.99),
+    "confidence": (1e-6, 1 - 1e-6),
+    **dict.fromkeys(("weight", "penalty", "auxiliary", "complementary", "consistency", "divergence"), (0, 1e12)),
+}
+# What a thing of this name must offer where its annotation allows any object.
+OFFERS: dict[str, tuple[str, ...]] = {"task": ("cases", "loader")}
+_LOOKED_AT = 256  # elements of a sequence whose type is looked at
+_NAMED = {
+    "DataFrame",
+    "Features",
+    "Result",
+    "Run",
+    "Case",
+    "Task",
+}  # classes known by name alone where they are annotated
+_HERE = str(Path(__file__).parent)
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_RAW = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def checked(call: Call) -> Call:
+    """The function with its arguments checked, and with words for an error that nobody foresaw.
+
+    Raises (when called):
+        ConfigError: an argument that is missing, unknown, of another type than annotated, or beyond `LIMITS`.
+        ToolkitError: an exception of Python or a library from inside, with the call and its arguments. One that comes
+            from the caller's own code, or that belongs to the contract, is passed on as it is.
+    """
+    signature = inspect.signature(call)
+
+    @functools.wraps(call)
+    def door(*values: Any, **named: Any) -> Any:
+        bound = _bind(call, signature, values, named)
+        for name, value in bound.arguments.items():
+            _check(call, signature, name, value)
+        try:
+            return call(*values, **named)
+        except (ToolkitError, TimeoutError, NotImplementedError):
+            raise
+        except _RAW as error:
+            if _from_outside(error):
+                raise
+            raise _unforeseen(call, bound.arguments, error) from error
+
+    door.__checked__ = True  # type: ignore[attr-defined]
+    return typing.cast("Call", door)
+
+
+def checked_methods(owner: type) -> type:
+    """A class whose constructor and public methods are `checked`, in place."""
+    for name, value in list(vars(owner).items()):
+        public = name == "__init__" or not name.startswith("_")
+        if (
+            public
+            and inspect.isfunction(value)
+            and not hasattr(value, "__checked__")
+            and not inspect.isgeneratorfunction(value)
+        ):
+            setattr(owner, name, checked(value))
+    return owner
+
+
+def at_the_door(value: Any) -> Any:
+    """A public name as users get it: functions checked, and constructors of classes; anything else as it is."""
+    if inspect.isfunction(value) and not hasattr(value, "__checked__"):
+        value = checked(value)
+        setattr(sys.modules[value.__module__], value.__name__, value)  # so that it pickles
+    elif inspect.isclass(value) and not issubclass(value, BaseException):
+        start = vars(value).get("__init__")
+        if inspect.isfunction(start) and not hasattr(start, "__checked__"):
+            setattr(value, "__init__", checked(start))  # noqa: B010
+    return value
+
+
+def _bind(
+    call: Callable[..., Any], signature: inspect.Signature, values: tuple[Any, ...], named: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    try:
+        return signature.bind(*values, **named)
+    except TypeError as error:
+        known = list(signature.parameters)
+        unknown = [name for name in named if name not in known]
+        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(
+            f"{_name(call)}: {error}.", where=f"{_name(call)}(...)", fix=f"{hint}It takes: {', '.join(known)}."
+        ) from None
+
+
+def _check(call: Callable[..., Any], signature: inspect.Signature, name: str, value: Any) -> None:
+    parameter = signature.parameters[name]
+    if (
+        name == "self"
+        or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        or value is parameter.default
+    ):
+        return
+    if not _fits(value, _hints(call).get(name, Any)):
+        expected = str(parameter.annotation).replace("collections.abc.", "").replace("os.PathLike[str]", "a path")
+        error = _refused(call, signature, name, f"takes {expected}, not {_described(value)}")
+        if inspect.isclass(value):
+            error = ConfigError(error.what, where=error.where, fix=f"Call the class first: toolkit.{value.__name__}().")
+        raise error
+    if _hints(call).get(name) == (Any,) and not all(hasattr(value, one) for one in OFFERS.get(name, ())):
+        raise _refused(call, signature, name, f"must offer {' and '.join(OFFERS[name])}, unlike {_described(value)}")
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        least, most, number = *LIMITS.get(name, (-math.inf, math.inf)), typing.cast("Any", value)
+        if not least <= number <= most:  # NaN is between nothing
+            raise _refused(call, signature, name, f"is a number from {least:g} to {most:g}, not {value}")
+
+
+def _refused(call: Callable[..., Any], signature: inspect.Signature, name: str, what: str) -> ConfigError:
+    owner = getattr(sys.modules[call.__module__], call.__qualname__.removesuffix(".__init__"), call)
+    lines = re.search(rf"^ *{name}: (.+(?:\n {{8,}}.*)*)", inspect.getdoc(owner) or "", flags=re.MULTILINE)
+    text = f"{name}: {' '.join(lines[1].split())}" if lines else ""
+    order = ", ".join(p for p in signature.parameters if p != "self")
+    return ConfigError(
+        f"{name} {what}.", where=f"{_name(call)}({name}=...)", fix=text or f"Its arguments are: {order}."
+    )
+
+
+def _name(call: Callable[..., Any]) -> str:
+    return f"toolkit.{call.__qualname__.removesuffix('.__init__')}"
+
+
+def _described(value: Any) -> str:
+    kind = type(value).__name__
+    if isinstance(value, (str, bytes, int, float, type(None))):
+        text = repr(value)
+        return text if len(text) < 60 else f"{text[:50]}... ({kind})"
+    shape = getattr(value, "shape", None)
+    return (
+        f"{kind} {tuple(shape)}"
+        if isinstance(shape, tuple)
+        else f"the class {value.__name__}"
+        if inspect.isclass(value)
+        else kind
+    )
+
+
+def _unforeseen(call: Callable[..., Any], arguments: Mapping[str, Any], error: Exception) -> ToolkitError:
+    given = ", ".join(f"{name}={_described(value)}" for name, value in arguments.items() if name != "self")
+    return ToolkitError(
+        f"{_name(call)} cannot work with these arguments: {type(error).__name__}: {str(error).strip()[:300]}",
+        where=f"{_name(call)}({given})"[:500],
+        fix="See which argument the error speaks of; its origin is in the traceback above.",
+    )
+
+
+def _from_outside(error: BaseException) -> bool:
+    """Whether code of neither the toolkit nor a library raised this: the caller's network, loss or data set."""
+    frame = error.__traceback__
+    files = []
+    while frame is not None:
+        files.append(frame.tb_frame.f_code.co_filename)
+        frame = frame.tb_next
+    return any(not file.startswith((_HERE, *_LIBRARIES, "<")) and os.path.isabs(file) for file in files)
+
+
+class _Unknown:
+    """A name that exists for type checkers only: `pd.DataFrame`; values are recognised by the name of their class."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, name: str) -> _Unknown:
+        return _Unknown(name)
+
+    def __getitem__(self, item: Any) -> Any:
+        return Any
+
+    def __call__(self) -> None:
+        """Callable, because `typing` accepts nothing else in a union."""
+
+
+class _Names(dict[str, Any]):
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.known = known
+
+    def __missing__(self, name: str) -> Any:
+        if name in self.known:
+            return self.known[name]
+        return next((getattr(m, name) for m in (builtins, collections.abc, typing) if hasattr(m, name)), _Unknown(name))
+
+
+@functools.cache
+def _hints(call: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function as types; `Any` for one that has no meaning at run time."""
+    names, hints = _Names(call.__globals__), {}
+    for name, text in call.__annotations__.items():
+        try:
+            parts = _split(text) if isinstance(text, str) else [text]
+            hints[name] = tuple(eval(part, {}, names) if isinstance(part, str) else part for part in parts)
+        except Exception:  # an annotation that only a type checker understands
+            hints[name] = (Any,)
+    return hints
+
+
+def _split(text: str) -> Iterator[str]:
+    """The members of `a | b[c | d]` at the outermost level."""
+    depth = start = 0
+    for place, letter in enumerate(text):
+        depth += (letter in "[(") - (letter in "])")
+        if letter == "|" and depth == 0:
+            yield text[start:place].strip()
+            start = place + 1
+    yield text[start:].strip()
+
+
+_PLAIN: dict[Any, Callable[[Any], bool]] = {
+    Any: lambda value: True,
+    None: lambda value: value is None,
+    type(None): lambda value: value is None,
+    bool: lambda value: isinstance(value, (bool, np.bool_)),
+    int: lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool),
+    float: lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool),
+    str: lambda value: isinstance(value, str),
+    object: lambda value: True,
+}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type; what cannot be told is accepted."""
+    if isinstance(kind, tuple):
+        return any(_fits(value, one) for one in kind)
+    if isinstance(kind, collections.abc.Hashable) and kind in _PLAIN:
+        return _PLAIN[kind](value)
+    if isinstance(kind, _Unknown):
+        return kind.name not in _NAMED or any(base.__name__ == kind.name for base in type(value).__mro__)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is os.PathLike or kind is Path:
+        return isinstance(value, (str, os.PathLike))
+    if origin in (collections.abc.Callable,):
+        return callable(value)
+    if origin is not None and inspect.isclass(origin):
+        return _fits_container(value, origin, arguments)
+    try:
+        return isinstance(value, kind)
+    except TypeError:
+        return True
+
+
+def _fits_container(value: Any, origin: type, arguments: tuple[Any, ...]) -> bool:
+    if issubclass(origin, collections.abc.Mapping):
+        if not isinstance(value, collections.abc.Mapping):
+            return False
+        pairs = list(value.items())[:_LOOKED_AT]
+        return len(arguments) != 2 or all(_fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in pairs)
+    kinds = [one for one in arguments if one is not Ellipsis]
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        return False
+    if origin in (collections.abc.Iterable, collections.abc.Iterator):
+        items = list(value)[:_LOOKED_AT] if isinstance(value, collections.abc.Collection) else []
+        return not kinds or all(_fits(item, kinds[0]) for item in items)
+    if issubclass(origin, (collections.abc.Sequence, list, tuple)):
+        if isinstance(value, (collections.abc.Mapping, collections.abc.Set)) or not hasattr(value, "__len__"):
+            return False
+        if not isinstance(value, collections.abc.Sequence):  # an array, a tensor, a column of a table
+            if kinds in ([], [Any]):
+                return True
+            value = value.tolist() if hasattr(value, "tolist") else list(value)
+        if origin is tuple and kinds and Ellipsis not in arguments:
+            return len(value) == len(kinds) and all(map(_fits, value, kinds))
+        return not kinds or all(_fits(item, kinds[0]) for item in value[:_LOOKED_AT])
+    return True
