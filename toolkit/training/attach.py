@@ -247,15 +247,15 @@ class _TrainingPasses(TapeRecorder):
         return self  # hooks of a copied network stay with the original, which ignores the copy's passes
 
     def _begin(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if self._paused or module is not self.network:
-            return
+        if self._paused or self.observing or module is not self.network:
+            return  # observing: the pass that finds the layers of aliases, made within the first one
         self._rooted, self._inside = True, torch.is_grad_enabled()
         if self._inside:
             self._added.clear()
             super()._begin(module, arguments, keywords)
 
     def _end(self, module: nn.Module, _: Any, outputs: Any) -> None:
-        if self._paused or module is not self.network:
+        if self._paused or self.observing or module is not self.network:
             return
         if self._inside:
             self.outputs, self._ran = outputs, True

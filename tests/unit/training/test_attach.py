@@ -236,3 +236,19 @@ def test_without_a_generator_every_context_draws_something_else() -> None:
         for _ in range(3)
     }
     assert len(values) == 3
+
+
+def test_the_first_pass_counts_on_a_network_whose_layers_are_found_by_running_it() -> None:
+    """MONAI's U-Net has no `head`: the alias is looked up during the first pass, which is recorded all the same."""
+    from monai.networks.nets import BasicUNet
+
+    torch.manual_seed(0)
+    model = BasicUNet(spatial_dims=2, in_channels=1, out_channels=2, features=(4, 4, 8, 8, 8, 4))
+    reg = tk.attach(tk.SegReg(weight=1.0), model)
+    x = torch.randn(2, 1, 32, 32)
+    batch = {"image": x, "label": torch.ones(2, 1, 32, 32).long()}
+    model(x)
+    first = reg.loss(batch, step=3)
+    model(x)
+    torch.testing.assert_close(reg.loss(batch, step=3), first)
+    assert first.requires_grad
