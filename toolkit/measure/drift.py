@@ -68,6 +68,7 @@ class _Plan:
     directions: Tensor
     max_rows: int
     seed: int
+    repeat: int | None = None
 
 
 def drift(
@@ -82,6 +83,7 @@ def drift(
     seed: int = 0,
     cluster: str | None = None,
     confidence: float = 0.95,
+    repeat: Features | None = None,
 ) -> Drift:
     """Compare the features of one layer at consecutive stages, and of stage 1 with every later one.
 
@@ -102,12 +104,17 @@ def drift(
         seed: of the draws.
         cluster: column of the row table that holds the unit drawn (default: subject, else volume, else case).
         confidence: level of both intervals.
+        repeat: stage 1 once more, on the same rows (or, unpaired, cohorts): of a training with another seed, or of the
+            same weights after jitter. What it differs from stage 1 is a yardstick of the same kind as the drift.
 
     Returns:
         Rows with: measure, kind (raw, rotation-free, reference), class ("pooled" = all rows), from, to (stages from
         1; from 0 = the distance to N(0, I)), value, low, high (spread over patients, centred on the value: drawing
         patients again adds a noise that lifts distances, and that lift is taken out), null_low, null_high (what two
-        halves of stage 1's patients show; they hold half the rows, so this null is generous), rows, clusters
+        halves of stage 1's patients show: whether the drift exceeds what other patients would have shown; they hold half
+        the rows, so this null is generous), and with `repeat` also repeat, repeat_low, repeat_high (the measure
+        between stage 1 and its repeat: whether the drift exceeds what another training, or a jitter, of the same
+        network shows on these very patients), rows, clusters
         (patients), status ("ok", "debiased", "few rows": not more rows than channels). Centroid shift is in units of the root mean channel variance of stage 1 times sqrt(C), Frechet and
         MMD are squared, sliced W2 is in feature units, Grassmann and chordal (with the number of principal
         directions) in radians and without unit.
@@ -129,12 +136,17 @@ def drift(
             where=f"{confidence=}, {bootstrap=}, {null_splits=}, {max_rows=}, {directions=}",
             fix="confidence lies in (0, 1), counts are not negative, at least 2 rows and directions.",
         )
-    stages = paired_rows(features, layer, paired=paired)
+    stages = paired_rows(features if repeat is None else [*features, repeat], layer, paired=paired)
     if not all(len(rows) for rows in stages.rows):
         raise ResultError("A stage without any row has no drift.", where=layer, fix="Extract cases that hold a class.")
     members = _groups(stages)
     clusters, number, unit = _joint_clusters(stages, cluster)
     plan = _plan(stages, clusters, number, members, bootstrap, null_splits, max_rows, directions, seed)
+    if repeat is not None:
+        last = len(features)
+        pairs = [pair for pair in plan.pairs if last not in pair]
+        plan = dataclasses.replace(plan, pairs=[*pairs, (0, last)], consecutive=plan.consecutive[:-1], repeat=last)
+        plan = dataclasses.replace(plan, measures=dataclasses.replace(plan.measures, pairs=plan.pairs))
     numbers: list[dict[str, Any]] = []
     means: list[dict[str, Any]] = []
     for name, rows in members.items():
@@ -209,6 +221,8 @@ class _Group:
     def records(self, confidence: float) -> Iterator[dict[str, Any]]:
         """One row per measure and pair of stages."""
         for (measure, (i, j)), values in self.values.items():
+            if j == self.plan.repeat:
+                continue
             against_reference = i == REFERENCE
             null = None if against_reference else self.null.get(measure)
             yield {
@@ -217,8 +231,15 @@ class _Group:
                 "to": j + 1,
                 **_interval(values, confidence, self._signed(measure)),
                 **_null(null, confidence, self._signed(measure)),
+                **({} if self.plan.repeat is None else self._repeat(measure, against_reference, confidence)),
                 **self._tail(measure),
             }
+
+    def _repeat(self, measure: str, against_reference: bool, confidence: float) -> dict[str, float]:
+        if against_reference:
+            return dict.fromkeys(("repeat", "repeat_low", "repeat_high"), math.nan)
+        ends = _interval(self.values[measure, (0, self.plan.repeat or 0)], confidence, self._signed(measure))
+        return {"repeat": ends["value"], "repeat_low": ends["low"], "repeat_high": ends["high"]}
 
     def mean_records(self, confidence: float) -> Iterator[dict[str, Any]]:
         """One row per measure, averaged over consecutive stages."""

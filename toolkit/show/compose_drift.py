@@ -27,7 +27,8 @@ MEASURE_NAMES = {
 }
 _INTERVALS = "bars are bootstrap intervals over patients. "
 _NO_INTERVALS = "there are too few patients for intervals. "
-_NULLS = "Grey: the same measure between two random halves of stage 1 (no drift). "
+_NULLS = "Null: the same measure between two random halves of stage 1, that is other patients. "
+_REPEATS = "Repeat: between stage 1 and its repeat (another training, or a jitter), the same patients. "
 
 
 @compose.register
@@ -72,6 +73,7 @@ def drifts(
         subtitle="Measured in the full feature space; "
         + (_INTERVALS if any(table["low"].notna().any() for table in tables.values()) else _NO_INTERVALS)
         + (_NULLS if any(table["null_high"].notna().any() for table in tables.values()) else "")
+        + (_REPEATS if any("repeat" in table for table in tables.values()) else "")
         + "Raw measures see rotations, rotation-free ones do not.",
         rows=[panels[start : start + columns] for start in range(0, len(panels), columns)],
         caption=captions(results, names, note),
@@ -88,6 +90,7 @@ def _panel(measure: str, tables: dict[str, pd.DataFrame]) -> Intervals:
     classes = list(dict.fromkeys(str(c) for table in chosen.values() for c in table["class"]))
     series: list[Series] = []
     nulls: list[Series] = []
+    repeats: list[Series] = []
     for name, table in chosen.items():
         pairs = list(dict.fromkeys(zip(table["from"], table["to"], strict=True)))
         for start, end in pairs:
@@ -103,11 +106,16 @@ def _panel(measure: str, tables: dict[str, pd.DataFrame]) -> Intervals:
         )
         if null["null_high"].notna().any():
             middle = (null["null_low"] + null["null_high"]) / 2
-            nulls.append(
-                _series(f"{name} null".strip(), classes, middle, null["null_low"], null["null_high"], colour="null")
-            )
+            label = f"{name} null".strip()
+            nulls.append(_series(label, classes, middle, null["null_low"], null["null_high"], colour=label))
+        if "repeat" in null and null["repeat"].notna().any():
+            label = f"{name} repeat".strip()
+            repeats.append(_series(label, classes, null["repeat"], null["repeat_low"], null["repeat_high"], label))
     if len(nulls) > 1 and all(_same_interval(one, nulls[0]) for one in nulls):
-        nulls = [dataclasses.replace(nulls[0], name="null")]  # all networks are compared with one stage 1
+        nulls = nulls[:1]  # all networks are compared with one stage 1
+    if len(nulls) == 1:
+        nulls = [dataclasses.replace(nulls[0], name="null", colour="null")]
+    nulls += repeats
     kind = next(iter(chosen.values()))["kind"].iloc[0]
     everything = np.concatenate(
         [np.asarray(part, dtype=float) for one in [*series, *nulls] for part in (one.x, one.high)]
@@ -142,7 +150,7 @@ def _series(name: str, classes: list[str], value: Any, low: Any, high: Any, colo
         low=np.where(np.isfinite(lower), lower, middle),
         high=np.where(np.isfinite(upper), upper, middle),
         colour=colour,
-        symbol=6 if colour == "null" else 0,
+        symbol=0 if colour is None else 6,
     )
 
 

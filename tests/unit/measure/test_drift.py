@@ -113,6 +113,24 @@ def test_cohorts_of_different_patients_are_each_drawn_among_themselves(make_stor
     assert all((drawn[:, group].sum(1) == len(group)).all() for group in groups)
 
 
+def test_a_repeat_of_stage_one_is_a_yardstick_of_the_same_kind(make_store: Callable[..., Any]) -> None:
+    a = normal(200, 4)
+    stores = [make_store(rows) for rows in (a, a + 0.5 * normal(200, 4, seed=1), a + 2 * normal(200, 4, seed=2))]
+    again = make_store(a + 0.1 * normal(200, 4, seed=3))
+    options: dict[str, Any] = {"bootstrap": 20, "null_splits": 20}
+    table = drift(stores, LAYER, repeat=again, **options).table()
+    alone = drift([stores[0], again], LAYER, **options).table()
+    alone = alone[alone["from"] == 1].set_index("measure")
+    for _, row in table[table["from"] > 0].iterrows():
+        expected = alone.loc[row["measure"], ["value", "low", "high"]]
+        np.testing.assert_allclose(
+            row[["repeat", "repeat_low", "repeat_high"]].to_numpy(float), expected.to_numpy(float)
+        )
+    assert table.loc[table["from"] == 0, "repeat"].isna().all()
+    plain = drift(stores, LAYER, **options).table()
+    pd.testing.assert_frame_equal(table[plain.columns], plain)
+
+
 def resampled(rows: Tensor, clusters: Tensor, weights: Tensor) -> Tensor:
     return torch.cat([rows[clusters == k].repeat(int(w), 1) for k, w in enumerate(weights)])
 

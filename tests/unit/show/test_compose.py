@@ -347,6 +347,8 @@ def test_a_null_that_all_networks_share_is_drawn_once() -> None:
         for pair in ([drift_result(), drift_result()], [drift_result(), drift_result(2.0)])
     ]
     assert nulls == [["null"], ["a null", "b null"]]
+    colours = drifts([drift_result(), drift_result(2.0)], ["a", "b"]).colours()
+    assert len({colours[name] for name in ("a", "b", "a null", "b null")}) == 4
 
 
 def test_drift_panels_have_one_height_and_room_for_every_row() -> None:

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from toolkit.errors import ConfigError
 from toolkit.features.modules import unwrap
 from toolkit.features.untouched import untouched
 from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting
 from toolkit.registry import register
 from toolkit.training.objective import Objective
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.regularizer import Regularizer, keyed_generator
 from toolkit.training.run import Run
 from toolkit.training.segmentation import fitted_label
 from toolkit.training.strategies import Strategy
@@ -25,13 +26,30 @@ class ElasticWeightConsolidation(Strategy):
     """EWC in the paper's form: `ElasticWeights` with the Fisher information of every finished stage.
 
     Args:
-        weight: lambda.
+        weight: lambda. Tried from 0.04 to 40 with scaled Fisher information (benchmarks/results/ewc_weights.csv): 0.4
+            pulls about as hard as the objective, 0.04 a tenth of that, 40 holds the network nearly still.
         images: how many training images the Fisher information is averaged over, at most.
+        fisher: "images" (mean over images of the squared gradient of the log-likelihood, the paper's), or "last_batch"
+            (squared gradient of the objective on one batch, 1 for parameters without gradient), which is what the
+            released code of Lifelong-nnU-Net computes, without its loss scale.
+        scaled: divide each task's Fisher information by its mean over all parameters. Unscaled, it is so small for
+            a mean over voxels that weights of order 1 leave plain fine-tuning.
+
+    Raises:
+        ConfigError: an unknown `fisher`.
     """
 
     name: ClassVar[str] = "ewc"
     weight: float = 0.4
     images: int = 200
+    fisher: str = "images"
+    scaled: bool = True
+
+    def __post_init__(self) -> None:
+        if self.fisher not in ("images", "last_batch"):
+            raise ConfigError(
+                f"There is no Fisher information called {self.fisher!r}.", fix='Use "images" or "last_batch".'
+            )
 
     def regularizers(self) -> list[Regularizer]:
         """An empty memory."""
@@ -40,12 +58,18 @@ class ElasticWeightConsolidation(Strategy):
     def remember(self, regularizers: list[Regularizer], run: Run) -> None:
         """Add the stage's Fisher information."""
         network = unwrap(run.model)
-        found = fisher_information(
-            network, run.task, run.objective, site=run.site, images=self.images, patch_size=run.config.patch_size
-        )
+        if self.fisher == "images":
+            fisher = fisher_information(
+                network, run.task, run.objective, site=run.site, images=self.images, patch_size=run.config.patch_size
+            )
+        else:
+            fisher = last_batch_fisher(run)
+        if self.scaled:
+            mean = float(sum(f.double().sum() for f in fisher.values()) / sum(f.numel() for f in fisher.values()))
+            fisher = {name: value / mean if mean > 0 else value for name, value in fisher.items()}
         for regularizer in regularizers:
             if isinstance(regularizer, ElasticWeights):
-                regularizer.remember(network, found)
+                regularizer.remember(network, fisher)
 
 
 @register("strategy", "lwf")
@@ -106,3 +130,24 @@ def fisher_information(
                 if gradient is not None:
                     total[name] += gradient.detach().float().square() / count
     return total
+
+
+def last_batch_fisher(run: Run) -> dict[str, Tensor]:
+    """Squared gradient of the objective on the last batch of a run, by parameter; 1 where there is no gradient.
+
+    So the EWC trainer of Lifelong-nnU-Net is coded, which zeroes gradients every batch and keeps the last ones. Left
+    out are its loss scale and the EWC term in that loss. The network is in evaluation mode and stays as it is.
+    """
+    network, config = unwrap(run.model), run.config
+    loader = run.task.loader(
+        "train", site=run.site, batch_size=config.batch_size, patch_size=config.patch_size, seed=config.seed
+    )
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    device = next(iter(parameters.values())).device
+    batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in loader.batch(config.steps - 1).items()}
+    with untouched(network, mode="eval"), torch.enable_grad():
+        outputs = run.objective.forward_pass(network, batch, keyed_generator(config.seed, config.steps - 1, "fisher"))
+        loss = torch.stack(list(run.objective(outputs, batch).values())).sum()
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    pairs = zip(parameters.items(), gradients, strict=True)
+    return {name: torch.ones_like(p) if g is None else g.detach().float().square() for (name, p), g in pairs}

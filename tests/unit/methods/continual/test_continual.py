@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from golden_cases import golden_case
 from torch import nn
 
+from toolkit.data.arrays import task_from_arrays
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting, distillation
+from toolkit.methods.continual.strategies import ElasticWeightConsolidation
+from toolkit.training.config import TrainConfig
 from toolkit.training.regularizer import StepContext
+from toolkit.training.segmentation import SegmentationObjective
+from toolkit.training.train import train
 
 
 def context(network: nn.Module, image: torch.Tensor) -> StepContext:
@@ -124,3 +131,27 @@ def test_what_cannot_be() -> None:
     strange = StepContext(batch={"image": torch.zeros(1, 1, 4, 4)}, model=network, outputs="logits")
     with pytest.raises(ConfigError, match="no logits"):
         regularizer(strange)
+
+
+def test_scaled_fisher_information_has_mean_one_and_the_last_batch_is_squared_by_hand(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((6, 16, 16)).astype(np.float32)
+    task = task_from_arrays(images, (images > 0.5).astype(np.uint8), classes=["background", "bright"], splits="train")
+    config = TrainConfig(steps=3, batch_size=2, validate_every=0, select="last", augmentation="none", seed=5)
+    run = train(nn.Conv2d(1, 2, 3, padding=1), task, config=config, out=tmp_path / "run", progress=False)
+    batch = task.loader("train", batch_size=2, seed=5).batch(2)
+    loss = sum(SegmentationObjective()(run.model(batch["image"]), batch).values())
+    expected = {
+        name: g**2
+        for (name, _), g in zip(
+            run.model.named_parameters(), torch.autograd.grad(loss, list(run.model.parameters())), strict=True
+        )
+    }
+    mean = sum(float(f.sum()) for f in expected.values()) / sum(f.numel() for f in expected.values())
+    for scaled in (False, True):
+        strategy = ElasticWeightConsolidation(fisher="last_batch", scaled=scaled)
+        (memory,) = strategy.regularizers()
+        strategy.remember([memory], run)
+        for name, value in expected.items():
+            torch.testing.assert_close(memory.state_dict()[f"curvature/{name}"], value / (mean if scaled else 1))
+    with pytest.raises(ConfigError, match="no Fisher information called 'mean'"):
+        ElasticWeightConsolidation(fisher="mean")
