@@ -198,6 +198,15 @@ def _described(value: Any) -> str:
 
 
 def _unforeseen(call: Callable[..., Any], arguments: Mapping[str, Any], error: Exception) -> ToolkitError:
+    if isinstance(error, OSError):
+        paths = [str(value) for value in arguments.values() if isinstance(value, os.PathLike)]
+        return ToolkitError(
+            f"{_name(call)} could not read or write a file ({type(error).__name__}: {error.strerror or error}).",
+            where=str(
+                error.filename or ", ".join(paths) or arguments.get("out") or arguments.get("path") or _name(call)
+            ),
+            fix="Check that it exists, that the disk has room and that you may use it; then call again.",
+        )
     given = ", ".join(f"{name}={_described(value)}" for name, value in arguments.items() if name != "self")
     return ToolkitError(
         f"{_name(call)} cannot work with these arguments: {type(error).__name__}: {str(error).strip()[:300]}",

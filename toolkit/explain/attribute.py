@@ -17,6 +17,7 @@ from toolkit.explain.targets import Target, as_target
 from toolkit.explain.windows import Tiling, score_of, sides_of, whole_logits
 from toolkit.features.capture import capture
 from toolkit.features.inputs import InputBatch, as_batches
+from toolkit.features.memory import Limit, affordable_batch
 from toolkit.features.modules import eager, named, parse, unwrap
 from toolkit.features.names import resolve
 from toolkit.features.outputs import forward
@@ -163,6 +164,8 @@ def _one_batch(image: Any, model: nn.Module, label: Any) -> InputBatch:
     if len(batches) != 1:
         what = "There is no image to explain." if not batches else "The images have several sizes."
         raise DataError(what, where="attribute(image=...)", fix="Pass one image, or several of one size.")
+    image = batches[0].image
+    affordable_batch(model, image[:1], 1, Limit("attribute", 2.0))
     return batches[0]
 
 

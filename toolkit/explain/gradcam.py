@@ -16,6 +16,7 @@ from toolkit.explain.cam_result import GradCamResult, statuses
 from toolkit.explain.cam_windows import explain_windows
 from toolkit.explain.targets import Target, as_target
 from toolkit.features.inputs import as_batches
+from toolkit.features.memory import Limit
 from toolkit.features.provenance import DataHash, provenance
 
 
@@ -74,7 +75,8 @@ def grad_cam(
     wanted = as_target(target)
     data = DataHash()
     pieces: list[Piece] = []
-    for batch in as_batches(inputs, model, batch_size=batch_size, label=label):
+    limit = Limit("grad_cam", 2.0) if patch_size is None else None
+    for batch in as_batches(inputs, model, batch_size=batch_size, label=label, limit=limit):
         if pieces and batch.image.shape[1:] != pieces[0].batch.image.shape[1:]:
             raise DataError(
                 f"The images have several sizes: {pieces[0].batch.sizes[0]} and {batch.sizes[0]}.",

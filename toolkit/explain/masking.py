@@ -19,6 +19,7 @@ from toolkit.explain.mask_result import MaskedLatent
 from toolkit.features.inputs import InputBatch, as_batches
 from toolkit.features.layout import channel_axis
 from toolkit.features.masks import dropout_mask, targeted_mask
+from toolkit.features.memory import Limit, affordable_batch
 from toolkit.features.modules import unwrap
 from toolkit.features.names import resolve
 from toolkit.features.outputs import in_own_precision, main_output
@@ -318,6 +319,8 @@ def _one_batch(image: Any, net: nn.Module, label: Any) -> InputBatch:
     if len(batches) != 1:
         what = "There is no image to mask." if not batches else "The images have several sizes."
         raise DataError(what, where="mask_latent(image=...)", fix="Pass one image, or several of one size.")
+    image = batches[0].image
+    affordable_batch(net, image[:1], len(image), Limit("mask_latent", 2.0, fixed=True))
     return batches[0]
 
 

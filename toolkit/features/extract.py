@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.features.capture import observe
 from toolkit.features.inputs import InputBatch, as_batches, device_of
+from toolkit.features.memory import Limit
 from toolkit.features.modules import named, unwrap
 from toolkit.features.names import AliasUnknown, find_requests
 from toolkit.features.outputs import forward
@@ -87,7 +88,8 @@ def extract(
     try:
         with untouched(model, mode) as network, torch.no_grad():
             stream = _Stream(writer, moments)
-            batches = as_batches(inputs, model, batch_size=batch_size, label=label)
+            limit = Limit("extract", 1.0, fixed=out is not None)  # a store goes on where it was: with the same batches
+            batches = as_batches(inputs, model, batch_size=batch_size, label=label, limit=limit)
             first = next(batches, None)
             if first is not None:
                 with observe(network, layers, stream.consume, taps=taps):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from toolkit.data.geometry import Geometry
 from toolkit.errors import ConfigError, DataError
+from toolkit.features.memory import Limit, affordable_batch
 from toolkit.features.modules import unwrap
 
 _DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -95,7 +96,13 @@ class _Item:
 
 
 def as_batches(
-    inputs: Any, model: nn.Module, *, batch_size: int = 8, device: torch.device | str | None = None, label: Any = None
+    inputs: Any,
+    model: nn.Module,
+    *,
+    batch_size: int = 8,
+    device: torch.device | str | None = None,
+    label: Any = None,
+    limit: Limit | None = None,
 ) -> Iterator[InputBatch]:
     """Iterate over any kind of input in batches; neighbours of one size share a batch.
 
@@ -108,6 +115,7 @@ def as_batches(
         batch_size: most images per batch.
         device: where to put the batch; None is the network's device.
         label: label map(s) for a bare array or path.
+        limit: of whose memory; a batch then holds no more images than fit. None = do not ask.
 
     Raises:
         DataError: an input that is not understood, has another size or channel count, or holds NaN; a label that is not
@@ -121,11 +129,15 @@ def as_batches(
     device = torch.device(device) if device is not None else device_of(network)
     divisor = getattr(network, "divisor", 1)
     waiting: list[_Item] = []
+    most, known = batch_size, None
     for item in _items(inputs, dims, channels, label):
         _check(item, dims, channels)
-        if waiting and (item.image.shape != waiting[0].image.shape or len(waiting) == batch_size):
+        if waiting and (item.image.shape != waiting[0].image.shape or len(waiting) == most):
             yield _collate(waiting, divisor, device)
             waiting = []
+        if limit is not None and item.image.shape != known:
+            known = item.image.shape
+            most = affordable_batch(model, _collate([item], divisor, device).image, batch_size, limit)
         waiting.append(item)
     if waiting:
         yield _collate(waiting, divisor, device)
