@@ -29,7 +29,7 @@ class GradCamResult(Result):
     Attributes:
         maps: layer -> (B, 1, *layer size), raw and signed, in the order in which the network ran the layers.
         status: layer -> one word per image: "ok", "negative" (no positive value anywhere), "constant" (one value
-            everywhere), "cancelled" (Grad-CAM only: the mean gradient is below 5 % of the mean |gradient|, so that the
+            everywhere), "cancelled" (Grad-CAM only: the mean gradient is below 2 % of the mean |gradient|, so that the
             map is made of rounding and of what the zero padding adds), "zero" (the map is 0 everywhere, as of a dead
             layer), "empty region" (the target's region has no voxel), "not connected" (the score does not depend on
             this layer). Only "ok" and "negative" maps say something: see `telling`.

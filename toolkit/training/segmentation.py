@@ -13,6 +13,7 @@ from toolkit.errors import ConfigError
 from toolkit.registry import register
 from toolkit.training.objective import Objective
 from toolkit.training.ranks import sum_of_all
+from toolkit.training.window import logits_of
 
 
 @register("objective", "segmentation")
@@ -79,7 +80,7 @@ class SegmentationObjective(Objective):
         Raises:
             ConfigError: labels or class weights that do not fit the logits.
         """
-        scales = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        scales = list(outputs) if isinstance(outputs, (list, tuple)) else [logits_of(outputs)]
         shares = [0.5**k / (2 - 0.5 ** (len(scales) - 1)) for k in range(len(scales))]
         terms: dict[str, Tensor] = {}
         for share, logits in zip(shares, scales, strict=True):
@@ -88,8 +89,8 @@ class SegmentationObjective(Objective):
         return terms
 
     def logits(self, outputs: Any) -> Tensor:
-        """The finest logits."""
-        return outputs if isinstance(outputs, Tensor) else outputs[0]
+        """The finest logits of deep supervision, or those in a mapping (`logits`, as Hugging Face names them)."""
+        return logits_of(outputs)
 
     def _terms(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         target = fitted_label(label, logits, self.ignore_label)

@@ -10,7 +10,7 @@ from golden_cases import golden_case
 from torch import Tensor
 
 from toolkit import registry
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, ProtocolError
 from toolkit.training.segmentation import SegmentationObjective, soft_dice_loss
 
 
@@ -139,3 +139,15 @@ def test_bad_labels_and_weights_are_refused() -> None:
 def test_rebuilt_from_its_description() -> None:
     original = SegmentationObjective(0.3, 0.7, include_background=True, squared=True, class_weights=(1, 2), focal=0.1)
     assert registry.build("objective", registry.describe(original)) == original
+
+
+def test_a_mapping_is_trained_on_its_logits() -> None:
+    torch.manual_seed(0)
+    logits, batch = torch.randn(2, 3, 8, 8), {"label": torch.randint(0, 3, (2, 1, 8, 8))}
+    objective = SegmentationObjective()
+    expected = objective(logits, batch)
+    found = objective({"hidden": torch.randn(2, 4), "logits": logits}, batch)
+    assert {name: float(value) for name, value in found.items()} == {name: float(v) for name, v in expected.items()}
+    assert objective.logits({"logits": logits}) is logits
+    with pytest.raises(ProtocolError, match="logits cannot be found"):
+        objective({"masks": logits}, batch)
