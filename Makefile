@@ -16,7 +16,7 @@ export PYTHONUNBUFFERED := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
 
-.PHONY: help setup demo test lint lab notebooks docs browser workshop gpu-check benchmarks clean
+.PHONY: help setup demo test lint lab notebooks docs browser workshop gpu-check benchmarks evidence networks clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,13 @@ gpu-check: $(READY) ## train and extract on CUDA in fp32 and bf16 and compare wi
 
 benchmarks: $(READY) ## ratios against other libraries, written to benchmarks/results/
 	$(LAUNCH) "$(BIN)/python" benchmarks/run.py $(OPTIONS)
+
+evidence: $(READY) ## train and measure what the claims need, then write docs/evidence.md; goes on after any kill (STUDY=selfreg JOBS=2)
+	OMP_NUM_THREADS=1 $(LAUNCH) "$(BIN)/python" -m evidence.run $(STUDY) --jobs $(or $(JOBS),2) $(OPTIONS)
+	"$(BIN)/python" -m evidence.page
+
+networks: $(READY) ## write evidence/networks from the trainings of `make evidence`
+	"$(BIN)/python" -m evidence.networks $(OPTIONS)
 
 clean: ## remove caches (never runs, data or the environment)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info

@@ -66,15 +66,17 @@ def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
         return Judgement(claim.id, NOT_RUN)
     known, first, second = _difference([{name: arm[name] for name in shared} for arm in arms])
     low, high = known.interval()
+    planned = len(claim.seeds) * max(1, table["fold"].nunique())
+    alone = len(shared) == 1 < planned  # nothing is known of how trainings vary
     return Judgement(
         claim.id,
-        claim.verdict(low, high),
+        "inconclusive" if alone else claim.verdict(low, high),
         *(_rounded(value) for value in (first, second, known.mean, low, high)),
         chance=round(_chance_of_false(claim, known), 4),
         detectable=_rounded(known.smallest_detectable()),
         patients=len(set().union(*(arms[0][name].index for name in shared))),
         trainings=len(shared),
-        planned=len(claim.seeds) * max(1, table["fold"].nunique()),
+        planned=planned,
     )
 
 

@@ -52,7 +52,7 @@ def fast_dice(runs: Sequence[Any], arm: str) -> Iterator[Row]:
     run = runs[-1]
     run.model.refined = False
     try:
-        table = tk.evaluate(run.model, run.task.cases("test"), metrics=("dice",))
+        table = tk.evaluate(run.model, run.task.cases("test"), metrics=("dice",), patch_size=run.config.patch_size)
     finally:
         run.model.refined = True
     yield from _dice_rows(table, f"{arm}-fast", "dice")
@@ -181,16 +181,39 @@ def drift(runs: Sequence[Any], arm: str) -> Iterator[Row]:
             yield _row(arm, task.sites[0], subject, metric, rows["value"].mean() / unit)
 
 
-def sunnybrook(runs: Sequence[Any], arm: str) -> Iterator[Row]:
-    """Dice of the left ventricle on every labelled case of Sunnybrook."""
-    run, other = runs[-1], tk.load_task("cardiac_sunnybrook")
-    left = next(index for index, name in run.task.classes.items() if name.upper().startswith("LV"))
-    cases = [case for split in ("train", "val", "test") for case in other.cases(split)]
+def seen_and_unseen(runs: Sequence[Any], arm: str) -> Iterator[Row]:
+    """Dice on the test patients of the sites trained on ("seen") and of the others ("unseen")."""
+    run = runs[-1]
+    for row in dice(runs, arm):
+        place = "seen" if row["site"] in run.site else "unseen"
+        yield {**row, "site": place, "subject": f"{row['site']}/{row['subject']}"}
 
-    def only_left(output: Any) -> torch.Tensor:
-        logits = output if isinstance(output, torch.Tensor) else output[0]
+
+def _left_ventricle(run: Any) -> Any:
+    """Finds the logits of the left ventricle against the rest in the network's output."""
+    left = next(index for index, name in run.task.classes.items() if name == "LV")
+
+    def select(output: Any) -> torch.Tensor:
+        logits = run.objective.logits(output)
         rest = torch.cat([logits[:, :left], logits[:, left + 1 :]], 1).amax(1, keepdim=True)
         return torch.cat([rest, logits[:, left : left + 1]], 1)
 
-    table = tk.evaluate(run.model, cases, metrics=("dice",), patch_size=run.config.patch_size, select=only_left)
+    return select
+
+
+def sunnybrook(runs: Sequence[Any], arm: str) -> Iterator[Row]:
+    """Dice of the left ventricle on every labelled patient of Sunnybrook."""
+    run = runs[-1]
+    other = tk.load_task("cardiac_sunnybrook", normalisation=run.task.normalisation)
+    cases = [case for split in ("train", "val", "test") for case in other.cases(split)]
+    window = {"patch_size": run.config.patch_size, "select": _left_ventricle(run)}
+    table = tk.evaluate(run.model, cases, metrics=("dice",), **window)
     yield from _dice_rows(table.assign(site="sunnybrook"), arm, "dice")
+
+
+def artefacts(runs: Sequence[Any], arm: str) -> Iterator[Row]:
+    """Dice on ACDC's test patients under simulated artefacts, averaged over them and their copies."""
+    run = runs[-1]
+    corrupted = tk.with_artefacts(run.task)
+    table = tk.evaluate(run.model, corrupted.cases("test"), metrics=("dice",), patch_size=run.config.patch_size)
+    yield from _dice_rows(table.assign(site="ACDC-C"), arm, "dice")

@@ -18,10 +18,12 @@ from evidence.run import Job
 from evidence.studies import STUDIES
 from toolkit.measure.statistics import patient_bootstrap
 from toolkit.models.load import tensors_of
+from toolkit.training.directory import RunDirectory
+from toolkit.training.history import read_history
 from toolkit.training.trained import save_trained, short_history
 
 FOLDER = Path(__file__).with_name("networks")
-SAMPLE, TOLERANCE, FLOOR, SEEDS = 4, 0.002, 0.75, (0, 1, 2)
+SAMPLE, TOLERANCE, FLOOR, SEEDS = 2, 0.002, 0.75, (0, 1, 2)
 # name: (study, arm, which of its runs, method)
 NETWORKS = {
     "phantom-cardiac/plain": ("cardiac", "plain", -1, "plain U-Net"),
@@ -70,13 +72,13 @@ def store(name: str, seed: int, runs: Path) -> Path | None:
     if not job.done:
         return None
     path = Path(json.loads((job.folder / "cost.json").read_text())["paths"][index])
-    run = tk.load_run(path)
-    record = run.directory.record()
-    for tensor in tensors_of(run.model).values():
+    network, record = tk.load_model(path), RunDirectory(path).record()
+    for tensor in tensors_of(network).values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.half())
-    sites = run.task.sites if run.site is None else [run.site] if isinstance(run.site, str) else list(run.site)
-    table = _patients(run, "test")
+    task, site = STUDIES[study].task(), record["site"]
+    sites = task.sites if site is None else [site] if isinstance(site, str) else list(site)
+    table = _patients(network, task)
     scores = [_score(site, rows["dice"].to_numpy()) for site, rows in table.groupby("site", sort=False)]
     home = float(np.mean([score["dice"] for score in scores if score["site"] in sites]))
     least = max(FLOOR, _all_foreground(study))
@@ -85,29 +87,31 @@ def store(name: str, seed: int, runs: Path) -> Path | None:
         "name": name,
         "seed": seed,
         "method": method,
-        "task": {"name": run.task.name, "normalisation": run.task.normalisation},
+        "task": {"name": task.name, "normalisation": task.normalisation},
         "sites": list(sites),
-        "recipe": {key: record["objects"][key] for key in ("model", "objective", "regularizers")}
-        | {"config": run.config.to_dict()},
-        "steps": run.config.steps,
-        "parameters": sum(one.numel() for one in run.model.parameters()),
+        "recipe": {
+            **{key: record["objects"][key] for key in ("model", "objective", "regularizers")},
+            "config": record["config"],
+        },
+        "steps": record["config"]["steps"],
+        "parameters": sum(one.numel() for one in network.parameters()),
         "scores": scores,
         "floor": {"dice": round(least, 4), "above": home > least},
         "sample": {str(row.subject): round(row.dice, 5) for row in sample.itertuples()},
         "tolerance": TOLERANCE,
-        "data": run.task.content_hash(),
+        "data": task.content_hash(),
         "command": f"python -m evidence.run {study} --only {arm} --seeds {seed}",
-        "commit": "",
-        "licence": f"{run.task.licence}",
-        "history": short_history(run.history),
+        "environment": record["environment"],
+        "licence": task.licence,
+        "history": short_history(read_history(RunDirectory(path).history)),
         "note": "" if home > least else f"below its floor of {least:.2f} at home: no figure leans on it",
     }
-    return save_trained(run.model, card, FOLDER)
+    return save_trained(network, card, FOLDER)
 
 
-def _patients(run: Any, split: str) -> Any:
-    """Mean Dice of every patient of a split, whole images."""
-    table = tk.evaluate(run.model, run.task.cases(split), metrics=("dice",), select=run.objective.logits)
+def _patients(network: Any, task: Any) -> Any:
+    """Mean Dice of every test patient, on whole images as any caller of the network sees them."""
+    table = tk.evaluate(network, task.cases("test"), metrics=("dice",))
     present = table[table["status"] != "both_absent"]
     volumes = present.groupby(["site", "subject", "case"], sort=False)["value"].mean()
     return volumes.groupby(level=["site", "subject"], sort=False).mean().rename("dice").reset_index()

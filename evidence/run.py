@@ -15,11 +15,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from evidence.claims import claims
 from evidence.studies import STUDIES
+from toolkit.files import replacing
 
 RESULTS = Path(__file__).with_name("results")
 FIELDS = ("arm", "seed", "fold", "site", "subject", "metric", "value")
@@ -54,15 +56,11 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         trained = study.train(study, self.arm, self.seed, self.folder / "training", self.fold)
         rows = [row for measure in study.measures for row in measure(trained, self.arm)]
-        temporary = self.folder / ".measures.csv"
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            fold = "" if self.fold is None else self.fold
-            writer.writerows({"seed": self.seed, "fold": fold, **row} for row in rows)
+        rows = [{**row, "site": study.places.get(row["site"], row["site"])} for row in rows]
+        fold = "" if self.fold is None else self.fold
         cost = {"minutes": (time.perf_counter() - begun) / 60, "cpu_minutes": time.process_time() / 60}
         (self.folder / "cost.json").write_text(json.dumps({**cost, "paths": [str(run.path) for run in trained]}))
-        temporary.rename(self.folder / "measures.csv")
+        _write(self.folder / "measures.csv", FIELDS, [{"seed": self.seed, "fold": fold, **row} for row in rows])
 
 
 def jobs(names: list[str], runs: Path) -> list[Job]:
@@ -86,12 +84,28 @@ def collect(name: str, runs: Path) -> int:
     measured = [job for job in jobs([name], runs) if job.done]
     rows = [row for job in measured for row in _rows(job.folder / "measures.csv")]
     if rows:
-        RESULTS.mkdir(exist_ok=True)
-        with (RESULTS / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({**row, "value": f"{float(row['value']):.5g}"} for row in rows)
+        _write(RESULTS / f"{name}.csv", FIELDS, [{**row, "value": f"{float(row['value']):.5g}"} for row in rows])
     return len(measured)
+
+
+def collect_costs(runs: Path) -> None:
+    """Write what every training took to `evidence/results/costs.csv`."""
+    rows = [
+        {"study": job.study, "arm": job.arm, "seed": job.seed, "fold": "" if job.fold is None else job.fold}
+        | {key: round(cost[key], 2) for key in ("minutes", "cpu_minutes")}
+        for job in jobs(list(STUDIES), runs)
+        if job.done
+        for cost in [json.loads((job.folder / "cost.json").read_text())]
+    ]
+    if rows:
+        _write(RESULTS / "costs.csv", tuple(rows[0]), rows)
+
+
+def _write(file: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    with replacing(file, parents=True) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
@@ -162,6 +176,7 @@ def main() -> None:
     if not options.list:
         for name in names:
             print(name, collect(name, options.runs), "trainings in", os.path.relpath(RESULTS / f"{name}.csv"))
+        collect_costs(options.runs)
 
 
 if __name__ == "__main__":

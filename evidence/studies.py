@@ -1,98 +1,43 @@
 """The studies as data: which networks each trains, on what, and what is measured on them.
 
-Arms are named as in `claims.toml`. A study's settings are those of its plain training, chosen on validation (see
-`results/tuning.csv`); every arm gets the same budget.
+Arms are named as in `claims.toml`. The settings of plain training were chosen on validation (`results/tuning.csv`) and every
+arm gets the same budget.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import toolkit as tk
 from evidence import measures
-from toolkit.training.seeding import seeded
+from evidence.training import Stages, Study, one_left_out, one_network, one_sequence, two_stages
 
 CARDIAC = {"steps": 600, "batch_size": 8, "learning_rate": 5e-3, "validate_every": 100}
+REAL = {"steps": 600, "batch_size": 12, "patch_size": (160, 160), "learning_rate": 2e-3, "validate_every": 200}
+FAST_SLOW = {"steps": 250, "learning_rate": 2e-3, "optimizer": "adam", "weight_decay": 0.0}
+DISSEG = {
+    "network": {"encoder_width": 8, "width": 16},
+    "steps": 200,
+    "batch_size": 8,
+    "patch_size": (64, 64),
+    "learning_rate": 2e-3,
+    "schedule": "one_cycle",
+    "validate_every": 100,
+}
+RACE = Path(__file__).with_name("results") / "race.csv"
+IN_TURN = {"select": "last", "validate_every": 0}
+TEN_SUBJECTS = 10
 DIVERGENCES = ("epps_pulley", "sliced_wasserstein", "gaussian_kl", "covariance")
+TAPS, WEIGHTS = ("head_input", "pre_activation"), (0.01, 0.1, 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """One protocol.
-
-    Attributes:
-        task: loads the data.
-        arms: by name, what is trained.
-        config: settings of every training.
-        measures: functions of (runs, arm) that give rows of results.
-        train: how one arm is trained: (study, arm, seed, folder) to runs.
-        site: what it is trained on; None = all sites.
-        seeds: of every arm that a claim does not give others.
-        folds: of a cross-validation; 0 = the task's own splits.
-    """
-
-    task: Callable[[], Any]
-    arms: Mapping[str, Any]
-    config: Mapping[str, Any]
-    measures: tuple[Callable[..., Iterator[measures.Row]], ...]
-    train: Callable[[Study, str, int, Path, int | None], list[Any]]
-    site: str | None = "A"
-    seeds: tuple[int, ...] = (0, 1, 2)
-    folds: int = 0
-
-
-def one_network(study: Study, arm: str, seed: int, folder: Path, fold: int | None = None) -> list[Any]:
-    """An arm of a comparison; all arms share first weights, data order and augmentation."""
-    task = study.task()
-    part = task if fold is None else task.folds(study.folds)[fold]
-    result = tk.compare(
-        {arm: study.arms[arm]},
-        task=part,
-        config=study.config,
-        seeds=[seed],
-        site=study.site,
-        out=folder,
-        progress=False,
-        metric="dice",
-    )
-    return [tk.load_run(path) for runs in result.runs.values() for path in runs.values()]
-
-
-def one_sequence(study: Study, arm: str, seed: int, folder: Path, fold: int | None = None) -> list[Any]:
-    """An arm trained on one site after another."""
-    if (folder / "sequence.json").exists():
-        return tk.resume_sequence(folder, progress=False).stages
-    given, task = study.arms[arm], study.task()
-    with seeded(seed):
-        model = given.model()
-    config = tk.TrainConfig(**{**study.config, "seed": seed})
-    return tk.train_sequence(model, task, task.sites, given.regularizer, config, folder, progress=False).stages
-
-
-def two_stages(study: Study, arm: str, seed: int, folder: Path, fold: int | None = None) -> list[Any]:
-    """Both stages of Med-DisSeg; the arm says which preset of the loss each stage has, None = without."""
-    runs: list[Any] = []
-    for index, preset in enumerate(study.arms[arm]):
-        settings = {**study.config, "seed": seed}
-        network = settings.pop("network")
-        recipe = tk.recipes.med_disseg(study.task(), preset or "default", network=network, **settings)
-        stage, place = recipe.stages[index], folder / f"stage-{index + 1}"
-        model, term = stage.build(), stage.regularizer if preset else None
-        if (place / "run.json").exists():
-            runs.append(tk.resume(place, model, stage.task, term, stage.objective, progress=False))
-            continue
-        if runs:
-            tk.transfer_encoder(runs[-1].model, model)
-        parts = {**stage, "model": model, "regularizer": term}
-        runs.append(tk.train(**parts, site=study.site, out=place, progress=False))
-    return runs
-
-
-def _unet(*channels: int, classes: int = 4, dims: int = 2) -> Callable[[], Any]:
-    return lambda: tk.unet(1, classes, channels=channels, dims=dims)
+def _unet(*channels: int, inputs: int = 1, classes: int = 4, dims: int = 2) -> Callable[[], Any]:
+    return lambda: tk.unet(inputs, classes, channels=channels, dims=dims)
 
 
 def _paper_unet() -> Any:
@@ -108,54 +53,115 @@ def _fast_slow() -> Any:
 
 
 def _arms(model: Callable[[], Any], objective: Any = None, **regularizers: Any) -> dict[str, Any]:
-    return {
-        name.replace("_", "-"): tk.Arm(model=model, objective=objective, regularizer=regularizer)
-        for name, regularizer in regularizers.items()
-    }
+    return {name.replace("_", "-"): tk.Arm(model, objective, term) for name, term in regularizers.items()}
 
 
 def _self_reg(weight: float, **options: Any) -> Any:
     return tk.SelfReg(scr=weight, ifd=weight, **options)
 
 
-def _cardiac(normalisation: str | None = None) -> Any:
-    return tk.load_task("phantom-cardiac", **({"normalisation": normalisation} if normalisation else {}))
+def _dispersive() -> Any:
+    return tk.Dispersive(tap="bottleneck", weight=0.2)
 
 
-_MASKED = {"image_schemes": ("channel", "spatial"), "shape_schemes": ("channel", "spatial")}
+def _masks(*schemes: str, shape: bool = True) -> Any:
+    return tk.LatentAugmentation(image_schemes=schemes, shape_schemes=schemes if shape else ())
+
+
+def _cardiac() -> Any:
+    return tk.load_task("phantom-cardiac")
+
+
+def _acdc(subjects: int | None = None) -> Any:
+    """ACDC in [0, 1]; with a number of subjects only so many of the training split, in the order of the manifest."""
+    task = tk.load_task("cardiac_acdc", normalisation="range:2,98")
+    own = list(dict.fromkeys(case.subject for case in task.cases("train")))
+    if subjects is None:
+        return task
+    if len(own) < subjects:
+        raise tk.DataError(
+            f"This copy of ACDC has {len(own)} training subjects, not {subjects}.", fix="Use the full release."
+        )
+    kept = set(own[:subjects])
+    cases = [case for split in ("train", "val", "test") for case in task.cases(split)]
+    return task.restricted([case for case in cases if case.split != "train" or case.subject in kept])
+
+
+def _left_ventricles() -> Any:
+    """ACDC and Sunnybrook with the one class that both label."""
+    tasks = [tk.load_task("cardiac_acdc"), tk.load_task("cardiac_sunnybrook")]
+    return tk.join_tasks(tasks, classes={"LV": {"cardiac_acdc": 3, "cardiac_sunnybrook": 1}})
+
+
+def _nuclei() -> Any:
+    return tk.load_task("nuclei_dsb2018")
+
+
+def reading(name: str) -> Any:
+    """SegReg as an arm of the race names it: divergence, tap, weight."""
+    divergence, tap, weight = name.rsplit("-", 2)
+    return tk.SegReg(weight=float(weight), tap=tap, divergence=divergence)
+
+
+def best_reading(race: Path = RACE) -> str:
+    """What the race chose: highest Dice on validation patients of sites never seen, home within 0.01 of plain training.
+
+    Raises:
+        ResultError: the race has not been run.
+    """
+    if not race.exists():
+        raise tk.ResultError("The race of readings has not been run.", fix="make evidence STUDY=race")
+    home: dict[str, list[float]] = {}
+    away: dict[str, list[float]] = {}
+    with race.open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            (home if row["site"] == "A" else away).setdefault(row["arm"], []).append(float(row["value"]))
+    allowed = [arm for arm in away if arm != "plain" and np.mean(home[arm]) >= np.mean(home["plain"]) - 0.01]
+    return max(allowed, key=lambda arm: float(np.mean(away[arm])))
+
+
+def _latent_arms() -> dict[str, Any]:
+    return _arms(
+        _fast_slow,
+        tk.FastSlowObjective(),
+        standard=None,
+        cooperative=tk.LatentAugmentation(),
+        targeted=_masks("channel", "spatial"),
+        dropout=_masks("dropout"),
+        windows=tk.RandomWindows(),
+    )
+
+
+def _ten_subject_arms() -> dict[str, Any]:
+    image_code = _masks("dropout", "channel", "spatial", shape=False)
+    others = {"convolution": tk.RandomConvolution(), "noise": tk.AdversarialNoise(), "bias": tk.AdversarialBias()}
+    return _latent_arms() | _arms(_fast_slow, tk.FastSlowObjective(), image_code=image_code, **others)
+
+
 _BLOCKS = [
     {
         "encoder": ["image_encoder.down2", "image_encoder.down3", "image_encoder"],
         "decoder": ["segmentation_decoder.up1", "segmentation_decoder.up2", "segmentation_decoder.up3"],
     }
 ]
+_SMALL = _unet(8, 16, 32, 64)
+_METHODS = {"plain": None, "segreg": tk.SegReg(weight=0.1), "selfreg": _self_reg(0.1), "dispersive": _dispersive()}
+_PAIR = {"plain": None, "segreg": tk.SegReg(weight=0.1)}
+_PARTS = {"scr": tk.SelfReg(scr=0.1, ifd=0.0), "ifd": tk.SelfReg(scr=0.0, ifd=0.1)}
 
 STUDIES: dict[str, Study] = {
     "cardiac": Study(
         task=_cardiac,
-        arms=_arms(
-            _unet(8, 16, 32, 64),
-            plain=None,
-            segreg=tk.SegReg(weight=0.1),
-            selfreg=_self_reg(0.1),
-            dispersive=tk.Dispersive(tap="bottleneck", weight=0.2),
-        ),
+        arms=_arms(_SMALL, **_METHODS),
         config=CARDIAC,
         measures=(measures.dice, measures.reference_distance, measures.head_disagreement),
         train=one_network,
-        seeds=(0, 1, 2, 3, 4, 5, 6, 7),
     ),
     "selfreg": Study(
         task=_cardiac,
         arms={
-            **_arms(
-                _paper_unet,
-                plain=None,
-                selfreg=_self_reg(0.1),
-                scr=tk.SelfReg(scr=0.1, ifd=0.0),
-                ifd=tk.SelfReg(scr=0.0, ifd=0.1),
-            ),
-            **{f"selfreg-{weight:g}": tk.Arm(_paper_unet, None, _self_reg(weight)) for weight in (0.001, 0.015, 0.15)},
+            **_arms(_paper_unet, plain=None, selfreg=_self_reg(0.1), **_PARTS),
+            **{f"selfreg-{w:g}": tk.Arm(_paper_unet, None, _self_reg(w)) for w in (0.001, 0.015, 0.15)},
         },
         config={**CARDIAC, "steps": 400},
         measures=(measures.dice, measures.redundancy, measures.cam_inside),
@@ -172,65 +178,41 @@ STUDIES: dict[str, Study] = {
         train=one_network,
     ),
     "latent": Study(
-        task=lambda: _cardiac("range:2,98"),
-        arms=_arms(
+        task=lambda: tk.load_task("phantom-cardiac", normalisation="range:2,98"),
+        arms=_latent_arms()
+        | _arms(
             _fast_slow,
             tk.FastSlowObjective(),
-            standard=None,
-            cooperative=tk.LatentAugmentation(),
-            targeted=tk.LatentAugmentation(**_MASKED),
-            dropout=tk.LatentAugmentation(image_schemes=("dropout",), shape_schemes=("dropout",)),
-            windows=tk.RandomWindows(),
             segreg=tk.SegReg(weight=0.1),
             selfreg=tk.SelfReg(groups=_BLOCKS),
             dispersive=tk.Dispersive(tap="image_code"),
         ),
-        config={**CARDIAC, "steps": 250, "learning_rate": 2e-3, "optimizer": "adam", "weight_decay": 0.0},
+        config={**CARDIAC, **FAST_SLOW},
         measures=(measures.dice, measures.fast_dice, measures.corrupted_foreground),
         train=one_network,
     ),
     "med-disseg": Study(
         task=lambda: tk.load_task("phantom-glands"),
-        arms={"without": (None, None), "with": ("default", "default"), "released": ("released", "released")},
-        config={
-            "network": {"encoder_width": 8, "width": 16},
-            "steps": 200,
-            "batch_size": 8,
-            "patch_size": (64, 64),
-            "learning_rate": 2e-3,
-            "schedule": "one_cycle",
-            "validate_every": 100,
-        },
+        arms={"without": Stages(), "with": Stages("default", "default"), "released": Stages("released", "released")},
+        config=DISSEG,
         measures=(measures.dice, measures.dispersion, measures.gradient_norm),
         train=two_stages,
     ),
     "sequence": Study(
         task=_cardiac,
-        arms=_arms(_unet(8, 16, 32, 64), plain=None, segreg=tk.SegReg(weight=0.1)),
-        config={**CARDIAC, "steps": 200, "select": "last", "validate_every": 0},
+        arms=_arms(_SMALL, **_PAIR),
+        config={**CARDIAC, **IN_TURN, "steps": 200},
         measures=(measures.transfer, measures.drift),
-        train=one_sequence,
-        site=None,
-    ),
-    "prostate-sequence": Study(
-        task=lambda: tk.load_task("phantom-prostate"),
-        arms=_arms(_unet(8, 16, 32, classes=3, dims=3), plain=None, segreg=tk.SegReg(weight=0.1)),
-        config={"steps": 200, "batch_size": 2, "learning_rate": 5e-3, "select": "last", "validate_every": 0},
-        measures=(measures.transfer,),
         train=one_sequence,
         site=None,
     ),
     "race": Study(
         task=_cardiac,
         arms={
-            "plain": tk.Arm(_unet(8, 16, 32, 64)),
+            "plain": tk.Arm(_SMALL),
             **{
-                f"{divergence}-{tap}-{weight:g}": tk.Arm(
-                    _unet(8, 16, 32, 64), None, tk.SegReg(weight=weight, tap=tap, divergence=divergence)
-                )
-                for divergence in DIVERGENCES
-                for tap in ("head_input", "pre_activation")
-                for weight in (0.01, 0.1, 1.0)
+                name: tk.Arm(_SMALL, None, reading(name))
+                for name in (f"{d}-{tap}-{w:g}" for d in DIVERGENCES for tap in TAPS for w in WEIGHTS)
             },
         },
         config={**CARDIAC, "steps": 200},
@@ -238,22 +220,97 @@ STUDIES: dict[str, Study] = {
         train=one_network,
         seeds=(10, 11),
     ),
+    "race-final": Study(
+        task=_cardiac,
+        arms={"plain": tk.Arm(_SMALL), "segreg-best": lambda: tk.Arm(_SMALL, None, reading(best_reading()))},
+        config=CARDIAC,
+        measures=(measures.dice,),
+        train=one_network,
+    ),
+    "prostate-sequence": Study(
+        task=lambda: tk.load_task("phantom-prostate"),
+        arms=_arms(_unet(8, 16, 32, classes=3, dims=3), **_PAIR),
+        config={"steps": 200, "batch_size": 2, "learning_rate": 5e-3, **IN_TURN},
+        measures=(measures.transfer,),
+        train=one_sequence,
+        site=None,
+    ),
     "acdc": Study(
         task=lambda: tk.load_task("cardiac_acdc"),
-        arms=_arms(
-            _unet(16, 32, 64, 128),
-            plain=None,
-            segreg=tk.SegReg(weight=0.1),
-            selfreg=_self_reg(0.1),
-            scr=tk.SelfReg(scr=0.1, ifd=0.0),
-            ifd=tk.SelfReg(scr=0.0, ifd=0.1),
-            dispersive=tk.Dispersive(tap="bottleneck", weight=0.2),
-        ),
-        config={"steps": 600, "batch_size": 12, "patch_size": (160, 160), "learning_rate": 2e-3, "validate_every": 200},
+        arms=_arms(_unet(16, 32, 64, 128), **_METHODS, **_PARTS),
+        config=REAL,
         measures=(measures.dice, measures.sunnybrook),
         train=one_network,
         site=None,
         seeds=(0,),
         folds=5,
+        places={"dijon": "cardiac_acdc"},
+    ),
+    "ten-subjects": Study(
+        task=lambda: _acdc(TEN_SUBJECTS),
+        arms=_ten_subject_arms(),
+        config={**REAL, **FAST_SLOW},
+        measures=(measures.artefacts, measures.sunnybrook),
+        train=one_network,
+        site=None,
+    ),
+    "seventy-subjects": Study(
+        task=lambda: _acdc(70),
+        arms=_latent_arms(),
+        config={**REAL, **FAST_SLOW, "steps": 2000},
+        measures=(measures.dice,),
+        train=one_network,
+        site=None,
+        places={"dijon": "cardiac_acdc"},
+    ),
+    "nuclei": Study(
+        task=_nuclei,
+        arms=_arms(_unet(16, 32, 64, 128, inputs=3, classes=2), **_METHODS),
+        config={**REAL, "batch_size": 8},
+        measures=(measures.seen_and_unseen,),
+        train=one_left_out,
+        seeds=(0,),
+        folds=6,
+    ),
+    "nuclei-sequence": Study(
+        task=_nuclei,
+        arms=_arms(_unet(16, 32, 64, 128, inputs=3, classes=2), **_PAIR),
+        config={**REAL, **IN_TURN, "batch_size": 8, "steps": 200},
+        measures=(measures.transfer,),
+        train=one_sequence,
+        seeds=(0,),
+        folds=3,
+    ),
+    "mr-sequence": Study(
+        task=_left_ventricles,
+        arms=_arms(_unet(16, 32, 64, 128, classes=2), **_PAIR),
+        config={**REAL, **IN_TURN, "steps": 300},
+        measures=(measures.transfer,),
+        train=one_sequence,
+        site=None,
+        places={"dijon": "cardiac_acdc"},
+    ),
+    "med-disseg-components": Study(
+        task=lambda: tk.load_task("phantom-glands"),
+        arms={
+            "bare": Stages(elat=False, cbat=False),
+            "elat": Stages(cbat=False),
+            "cbat": Stages(elat=False),
+            "without": Stages(),
+            "with-one": Stages("default", None),
+            "with-two": Stages(None, "default"),
+        },
+        config=DISSEG,
+        measures=(measures.dice,),
+        train=two_stages,
+    ),
+    "med-disseg-nuclei": Study(
+        task=_nuclei,
+        arms={"without": Stages(), "with": Stages("default", "default")},
+        config={**DISSEG, "network": {"encoder_width": 16, "width": 32}, "steps": 600, "patch_size": (128, 128)},
+        measures=(measures.dice, measures.dispersion),
+        train=two_stages,
+        site=None,
+        seeds=(0, 1),
     ),
 }

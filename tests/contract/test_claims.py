@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from evidence.claims import FILE, Claim, claims
+from evidence.studies import STUDIES, best_reading, reading
 
 FIELDS = {"id", "paper", "source", "published", "protocol", "measure", "direction", "arms", "seeds", "rule"}
 PAPERS = {"SegReg": 5, "SelfReg-UNet": 5, "Latent augmentation": 5, "Med-DisSeg": 4}
@@ -47,9 +50,31 @@ def test_a_claim_can_be_judged(claim: Claim) -> None:
         assert claim.verdict(0, 0) == "supported"
 
 
+@pytest.mark.parametrize("claim", claims(), ids=lambda claim: claim.id)
+def test_a_claim_names_a_study_that_trains_its_arms(claim: Claim) -> None:
+    arms = {arm.removesuffix("-fast") for arm in claim.arms}
+    assert arms <= set(STUDIES[claim.study].arms)
+    assert claim.study in set(pd.read_csv(FILE.with_name("plan.csv"))["study"])
+
+
 def test_a_rule_is_applied_as_it_is_written() -> None:
     claim = next(one for one in claims() if one.id == "segreg-home-generated")
     assert claim.rule == "supported: low > -0.01; contradicted: high < -0.01; sees: 0.01"
     assert claim.verdict(-0.005, 0.004) == "supported"
     assert claim.verdict(-0.02, 0.01) == "inconclusive"
     assert claim.verdict(-0.03, -0.011) == "contradicted"
+
+
+def test_the_race_is_won_away_by_who_costs_little_at_home(tmp_path: Path) -> None:
+    rows = {"plain": (0.90, 0.5), "dear": (0.88, 0.9), "good": (0.895, 0.6), "poor": (0.95, 0.4)}
+    lines = [
+        f"{arm},10,,{site},x,dice,{value}" for arm, own in rows.items() for site, value in zip("AB", own, strict=True)
+    ]
+    file = tmp_path / "race.csv"
+    file.write_text("\n".join(["arm,seed,fold,site,subject,metric,value", *lines]), encoding="utf-8")
+    assert best_reading(file) == "good"
+
+
+def test_a_reading_is_named_by_divergence_tap_and_weight() -> None:
+    term = reading("gaussian_kl-pre_activation-0.01")
+    assert (term.divergence, term.tap, term.weight) == ("gaussian_kl", "pre_activation", 0.01)

@@ -38,7 +38,7 @@ FIELDS = (
     "data",
     "sha256",
     "command",
-    "commit",
+    "environment",
     "licence",
     "history",
     "note",

@@ -1,0 +1,128 @@
+"""`docs/evidence.md` from the claims and the results: `python -m evidence.page` writes it, and the verdicts before it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+import toolkit as tk
+from evidence import judge
+from evidence.claims import Claim, claims
+from evidence.judge import NOT_HERE, NOT_RUN, RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+HEAD = """# What was tested, and what was found
+
+Written by `python -m evidence.page` from `evidence/claims.toml` and `evidence/results/`; do not edit it.
+Every row is a claim of a paper. Its protocol and the rule that gives the verdict were written down before the trainings
+that judge it. A verdict holds for the data, the networks and the budget named here and for nothing else.
+
+* *difference*: first arm less second, mean over patients and trainings, with its 95 % interval (the wider of the tests over
+  patients and over trainings). Where a claim is about one value, that value.
+* *chance of being false*: probability that the effect is not what the rule calls supported, given these data and no
+  opinion before.
+* *could see*: the smallest effect that this design would find with 80 % power.
+* *trainings*: networks of each arm, of those planned. One training says how this pair of networks differs, not how the
+  methods do, so its interval is that of the patients and its verdict is inconclusive.
+"""
+
+
+def page(results: Path = RESULTS) -> str:
+    """The whole page."""
+    verdicts = pd.read_csv(results / "verdicts.csv", keep_default_na=True).set_index("claim")
+    parts = [HEAD, *_summary(verdicts)]
+    for paper in dict.fromkeys(claim.paper for claim in claims()):
+        parts += [f"\n## {paper}\n", *_table([claim for claim in claims() if claim.paper == paper], verdicts)]
+    return "\n".join([*parts, *_costs(results), *_tuning(results), *_networks()]) + "\n"
+
+
+def _summary(verdicts: pd.DataFrame) -> Iterator[str]:
+    counts = verdicts["verdict"].value_counts()
+    yield "Of {} claims: {}.".format(len(verdicts), ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+
+
+def _table(chosen: list[Claim], verdicts: pd.DataFrame) -> Iterator[str]:
+    yield "| claim | the paper | measured | chance of being false | could see | trainings | verdict | protocol |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for claim in chosen:
+        row = verdicts.loc[claim.id]
+        cells = [f"`{claim.id}`: {claim.source}", claim.published, *_measured(claim, row), claim.protocol]
+        yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _measured(claim: Claim, row: pd.Series) -> list[str]:
+    if row["verdict"] == NOT_HERE:
+        return [
+            f"not tested here; {claim.power}",
+            "",
+            f"{claim.expected:g} planned",
+            "0",
+            f"{NOT_HERE}: `{claim.command}`",
+        ]
+    if row["verdict"] == NOT_RUN:
+        hours = f", about {_planned()[claim.study]:g} h"
+        return ["", "", f"{claim.expected:g} planned", "0", f"{NOT_RUN}: `make evidence STUDY={claim.study}`{hours}"]
+    compared = (
+        " less ".join(claim.arms[:2]) if len(claim.arms) < 4 else "({} less {}) less ({} less {})".format(*claim.arms)
+    )
+    both = "" if math.isnan(row["second"]) else f" ({row['first']:.3g} and {row['second']:.3g})"
+    interval = f"{row['low']:.3g} to {row['high']:.3g}"
+    measured = f"{claim.measure}, {compared}: {row['difference']:.3g} [{interval}]{both}; {row['patients']} patients"
+    count = f"{row['trainings']} of {row['planned']}"
+    verdict = f"**{row['verdict']}**"
+    if row["trainings"] == 1 and row["planned"] > 1:
+        verdict += " (one training)"
+    return [measured, f"{row['chance']:.2g}", f"{row['detectable']:.2g}", count, verdict]
+
+
+@functools.cache
+def _planned() -> dict[str, float]:
+    """Estimated hours of a study on two quiet cores."""
+    return pd.read_csv(RESULTS.with_name("plan.csv")).set_index("study")["hours"].to_dict()
+
+
+def _costs(results: Path) -> Iterator[str]:
+    table = pd.read_csv(results / "costs.csv")
+    yield "\n## Time\n"
+    yield "Measured on the way, training and measurements together, one thread each on a machine with other work.\n"
+    yield "| study | trainings | wall minutes each | processor minutes each |"
+    yield "|---|---|---|---|"
+    for study, own in table.groupby("study", sort=False):
+        yield f"| {study} | {len(own)} | {own['minutes'].mean():.1f} | {own['cpu_minutes'].mean():.1f} |"
+
+
+def _tuning(results: Path) -> Iterator[str]:
+    table = pd.read_csv(results / "tuning.csv")
+    yield "\n## Plain training, tuned on validation\n"
+    yield "One seed that no study uses; Dice on the validation patients of the site trained on and of the others.\n"
+    yield f"| {' | '.join(str(name).replace('_', ' ') for name in table.columns)} |"
+    yield f"|{'---|' * len(table.columns)}"
+    for row in table.itertuples(index=False):
+        yield f"| {' | '.join(str(value) for value in row)} |"
+
+
+def _networks() -> Iterator[str]:
+    table = tk.list_trained()
+    yield "\n## The networks\n"
+    yield "`tk.load_trained(name, seed=...)`; mean Dice of the test patients of the sites trained on and of the others.\n"
+    yield "| name | seed | method | trained on | home | away | MB | note |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in table.itertuples(index=False):
+        away = "" if math.isnan(row.dice_away) else f"{row.dice_away:.3f}"
+        cells = (f"`{row.name}`", row.seed, row.method, row.sites, f"{row.dice_home:.3f}", away, row.MB, row.note)
+        yield f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def main() -> None:
+    """Verdicts, then the page."""
+    judge.write()
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"{PAGE.name}: {len(claims())} claims")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The page of the evidence holds what the results hold, and the results are judged as the claims say."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from evidence.claims import Claim, claims
+from evidence.judge import RESULTS, judge, judgements
+from evidence.page import PAGE, page
+
+
+def claim(**changes: object) -> Claim:
+    known = next(one for one in claims() if one.id == "segreg-unseen-generated")
+    return dataclasses.replace(known, protocol="study: words", measure="dice @ B", seeds=[0, 1, 2], **changes)
+
+
+def measured(folder: Path, arms: dict[str, np.ndarray], folds: bool = False) -> Path:
+    """Results of (patients, trainings) values."""
+    rows = [
+        (
+            arm,
+            0 if folds else training,
+            training if folds else "",
+            "B",
+            f"{training if folds else 0}-{patient}",
+            "dice",
+            value,
+        )
+        for arm, values in arms.items()
+        for (patient, training), value in np.ndenumerate(values)
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "fold", "site", "subject", "metric", "value"])
+    table.to_csv(folder / "study.csv", index=False)
+    return folder
+
+
+def test_the_page_and_the_verdicts_are_those_of_the_results() -> None:
+    known = pd.read_csv(RESULTS / "verdicts.csv")
+    now = pd.DataFrame([dataclasses.asdict(one) for one in judgements()])
+    pd.testing.assert_frame_equal(known, now, check_dtype=False)
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it again: python -m evidence.page"
+
+
+def test_every_claim_has_a_row_with_a_verdict() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    verdicts = r"(supported|contradicted|inconclusive|not run yet|not tested here)"
+    for one in claims():
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{one.id}`")]
+        assert re.search(verdicts, row)
+
+
+def test_seeds_and_patients_are_both_samples(tmp_path: Path) -> None:
+    plain = np.array([[0.5, 0.6, 0.4], [0.7, 0.6, 0.5]])
+    gain = np.array([[0.10, 0.12, 0.11], [0.12, 0.14, 0.13]])
+    one = judge(claim(), measured(tmp_path, {"segreg": plain + gain, "plain": plain}))
+    assert (one.first, one.second) == pytest.approx((0.67, 0.55))
+    assert one.difference == pytest.approx(0.12)
+    # by seed: 0.11, 0.13, 0.12, so its standard error is 0.01 / sqrt(3); patients: 0.11 and 0.13, error 0.01
+    half = stats.t.ppf(0.975, 2) * 0.01 / np.sqrt(3)
+    assert one.difference - one.low >= half
+    assert (one.patients, one.trainings, one.planned, one.verdict) == (2, 3, 3, "supported")
+    assert 0 < one.chance < 0.05
+
+
+def test_one_training_decides_nothing(tmp_path: Path) -> None:
+    plain = np.array([[0.5], [0.6], [0.7]])
+    one = judge(claim(), measured(tmp_path, {"segreg": plain + np.array([[0.2], [0.21], [0.2]]), "plain": plain}))
+    assert one.low > 0
+    assert (one.verdict, one.trainings, one.planned) == ("inconclusive", 1, 3)
+
+
+def test_folds_are_the_trainings_where_each_patient_is_tested_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    plain = rng.uniform(0.4, 0.6, (7, 5))
+    gain = np.array([0.0, 0.1, 0.2, 0.3, 0.4]) * np.ones((7, 1))
+    results = measured(tmp_path, {"segreg": plain + gain, "plain": plain}, folds=True)
+    one = judge(dataclasses.replace(claim(), seeds=[0]), results)
+    half = stats.t.ppf(0.975, 4) * np.std([0.0, 0.1, 0.2, 0.3, 0.4], ddof=1) / np.sqrt(5)
+    assert one.high - one.difference == pytest.approx(half, rel=1e-3)
+    assert (one.patients, one.trainings, one.planned) == (35, 5, 5)
+
+
+def test_one_arm_is_judged_by_its_value_and_four_by_the_difference_of_differences(tmp_path: Path) -> None:
+    values = np.array([[1.4, 1.5, 1.6], [1.4, 1.6, 1.5]])
+    own = dataclasses.replace(claim(), arms=["only"], rule="supported: low > 1; contradicted: high < 1; sees: 0.1")
+    assert judge(own, measured(tmp_path, {"only": values})).verdict == "supported"
+    four = dataclasses.replace(claim(), arms=["a", "b", "c", "d"])
+    arms = {"a": values, "b": values - 0.3, "c": values, "d": values - 0.1}
+    assert judge(four, measured(tmp_path, arms)).difference == pytest.approx(0.2)
+
+
+def test_what_was_not_run_says_so(tmp_path: Path) -> None:
+    assert judge(claim(), tmp_path).verdict == "not run yet"
+    half = measured(tmp_path, {"segreg": np.ones((2, 2))})
+    assert judge(claim(), half).verdict == "not run yet"
