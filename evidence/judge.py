@@ -6,12 +6,11 @@ import dataclasses
 import math
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from scipy.special import stdtr
 
 from evidence.claims import Claim, claims
-from toolkit.measure.statistics import MeanDifference, mean_difference
+from toolkit.measure.intervals import Mean, mean_of
 
 RESULTS = Path(__file__).with_name("results")
 NOT_RUN, NOT_HERE = "not run yet", "not tested here"
@@ -60,22 +59,25 @@ def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
     if set(chosen["arm"]) != set(claim.arms):
         return Judgement(claim.id, NOT_RUN)
     chosen = chosen[chosen["seed"].isin(claim.seeds)]
-    arms = [_by_training(chosen[chosen["arm"] == arm]) for arm in claim.arms]
-    shared = [name for name in arms[0] if all(name in other for other in arms)]
-    if not shared:
+    arms = [_by_patient(chosen[chosen["arm"] == arm]) for arm in claim.arms]
+    shared = [seed for seed in arms[0].columns if all(seed in other for other in arms)]
+    complete = pd.concat([arm[shared] for arm in arms], axis=1).dropna().index
+    if not shared or len(complete) < 2:
         return Judgement(claim.id, NOT_RUN)
-    known, first, second = _difference([{name: arm[name] for name in shared} for arm in arms])
+    known, first, second = _difference([arm.loc[complete, shared] for arm in arms])
     low, high = known.interval()
+    folds = complete.get_level_values("fold")
+    trainings = len(shared) * folds.nunique()
     planned = len(claim.seeds) * max(1, table["fold"].nunique())
-    alone = len(shared) == 1 < planned  # nothing is known of how trainings vary
+    alone = trainings == 1 < planned  # nothing is known of how trainings vary
     return Judgement(
         claim.id,
         "inconclusive" if alone else claim.verdict(low, high),
         *(_rounded(value) for value in (first, second, known.mean, low, high)),
-        chance=round(_chance_of_false(claim, known), 4),
-        detectable=_rounded(known.smallest_detectable()),
-        patients=len(set().union(*(arms[0][name].index for name in shared))),
-        trainings=len(shared),
+        chance=_rounded(_chance_of_false(claim, known)),
+        detectable=_rounded(known.smallest_detectable()[0]),
+        patients=len(complete.droplevel("fold").unique()),
+        trainings=trainings,
         planned=planned,
     )
 
@@ -94,33 +96,22 @@ def write(results: Path = RESULTS) -> Path:
     return file
 
 
-def _by_training(table: pd.DataFrame) -> dict[tuple[int, float], pd.Series]:
-    """Values by patient of every training, named by seed and fold."""
-    return {
-        (int(seed), fold): own.set_index(own["site"] + "/" + own["subject"])["value"].sort_index()
-        for (seed, fold), own in table.fillna({"fold": -1}).groupby(["seed", "fold"])
-    }
+def _by_patient(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a patient (of a fold), a column a seed."""
+    return table.fillna({"fold": -1}).pivot_table(index=["fold", "site", "subject"], columns="seed", values="value")
 
 
-def _difference(arms: list[dict[tuple[int, float], pd.Series]]) -> tuple[MeanDifference, float, float]:
+def _difference(arms: list[pd.DataFrame]) -> tuple[Mean, float, float]:
     signs = {1: (1,), 2: (1, -1), 4: (1, -1, -1, 1)}[len(arms)]
-    columns = {name: sum(sign * arm[name] for sign, arm in zip(signs, arms, strict=True)) for name in arms[0]}
-    folds = len({name[1] for name in columns}) > 1
-    means = [float(np.mean([column.mean() for column in arm.values()])) for arm in arms]
+    values = sum(sign * arm for sign, arm in zip(signs, arms, strict=True))
+    means = [float(arm.to_numpy().mean()) for arm in arms]
     first = means[0] - means[1] if len(arms) == 4 else means[0]
     second = means[2] - means[3] if len(arms) == 4 else means[1] if len(arms) == 2 else math.nan
-    if not folds:
-        values = pd.concat(columns, axis=1)
-        return mean_difference(values.dropna().to_numpy()), first, second
-    # every patient is tested by one training a seed: the trainings' means are the second sample
-    values = pd.concat(columns).to_numpy()
-    by_training = np.array([column.mean() for column in columns.values()])
-    patients = (float(values.std(ddof=1) / math.sqrt(len(values))), len(values) - 1)
-    trainings = (float(by_training.std(ddof=1) / math.sqrt(len(by_training))), len(by_training) - 1)
-    return MeanDifference(float(values.mean()), (patients, trainings)), first, second
+    folds = values.index.get_level_values("fold").to_numpy()
+    return mean_of(values.to_numpy(), folds if len(set(folds)) > 1 else None), first, second
 
 
-def _chance_of_false(claim: Claim, known: MeanDifference) -> float:
+def _chance_of_false(claim: Claim, known: Mean) -> float:
     """Mass outside of what the rule calls supported; of the two tests the less certain one."""
     chances = []
     for error, freedom in known.errors:

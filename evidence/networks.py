@@ -16,7 +16,7 @@ import numpy as np
 import toolkit as tk
 from evidence.run import Job
 from evidence.studies import STUDIES
-from toolkit.measure.statistics import patient_bootstrap
+from toolkit.measure.intervals import patient_bootstrap
 from toolkit.models.load import tensors_of
 from toolkit.training.directory import RunDirectory
 from toolkit.training.history import read_history

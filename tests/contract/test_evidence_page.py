@@ -82,8 +82,8 @@ def test_folds_are_the_trainings_where_each_patient_is_tested_once(tmp_path: Pat
     gain = np.array([0.0, 0.1, 0.2, 0.3, 0.4]) * np.ones((7, 1))
     results = measured(tmp_path, {"segreg": plain + gain, "plain": plain}, folds=True)
     one = judge(dataclasses.replace(claim(), seeds=[0]), results)
-    half = stats.t.ppf(0.975, 4) * np.std([0.0, 0.1, 0.2, 0.3, 0.4], ddof=1) / np.sqrt(5)
-    assert one.high - one.difference == pytest.approx(half, rel=1e-3)
+    by_fold = np.std([0.0, 0.1, 0.2, 0.3, 0.4], ddof=1) / np.sqrt(5)
+    assert one.high - one.difference > 2 * by_fold, "35 patients of five trainings are not 35 trainings"
     assert (one.patients, one.trainings, one.planned) == (35, 5, 5)
 
 
