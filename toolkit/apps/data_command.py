@@ -1,9 +1,8 @@
-"""`python -m toolkit data list | show | fetch | verify | montage | table`."""
+"""`python -m toolkit data list | show | fetch | verify | montage`."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from toolkit.errors import DataError
 from toolkit.files import write_atomically
@@ -26,15 +25,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verify.add_argument("--out", help="write the table as CSV")
     montage = each.add_parser("montage", help="a picture of cases from every site, labels in colour")
     montage.add_argument("name")
-    montage.add_argument("--out", help="PNG file (default: NAME.png)")
+    montage.add_argument("--out", help="PNG, SVG or PDF file (default: NAME.png)")
     montage.add_argument("--columns", type=int, default=6, help="cases per site")
-    table = each.add_parser("table", help="the page of all data sets (docs/data_sets.md)")
-    table.add_argument("--out", help="write it to this file")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run one of the actions; returns the exit status."""
-    actions = {"list": _list, "show": _show, "fetch": _fetch, "verify": _verify, "montage": _montage, "table": _table}
+    actions = {"list": _list, "show": _show, "fetch": _fetch, "verify": _verify, "montage": _montage}
     return actions[options.action](options)
 
 
@@ -46,7 +43,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from toolkit.data.catalogue import find_manifest, steps
+    from toolkit.data.catalogue import steps
+    from toolkit.data.manifest import find_manifest
 
     manifest = find_manifest(options.name)
     classes = ", ".join(f"{index} {name}" for index, name in sorted(manifest.classes.items()))
@@ -66,8 +64,8 @@ def _show(options: argparse.Namespace) -> int:
 
 def _fetch(options: argparse.Namespace) -> int:
     from toolkit.data.archive import unpack
-    from toolkit.data.catalogue import data_folders, find_manifest
     from toolkit.data.download import fetch_all
+    from toolkit.data.manifest import data_folders, find_manifest
 
     manifest, folder = find_manifest(options.name), data_folders(options.name)[0]
     if manifest.access.kind == "embedded":
@@ -97,17 +95,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _montage(options: argparse.Namespace) -> int:
     from toolkit.data.catalogue import load_task
-    from toolkit.data.montage import montage
+    from toolkit.show.draw import static_figure
 
-    print(montage(load_task(options.name), options.out or f"{options.name}.png", columns=options.columns))
-    return 0
-
-
-def _table(options: argparse.Namespace) -> int:
-    from toolkit.data.overview import page
-
-    if options.out:
-        Path(options.out).write_text(page(), encoding="utf-8")
-    else:
-        print(page(), end="")
+    print(static_figure(load_task(options.name), options.out or f"{options.name}.png", columns=options.columns))
     return 0

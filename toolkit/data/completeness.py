@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from toolkit.data.discovery import discovered_rows
 from toolkit.data.manifest import Manifest
+from toolkit.data.sets import files_of, rows_of
 
 _COMPANIONS = (".md", ".txt", ".csv", ".json", ".cfg", ".pdf", ".sha256", ".raw", ".zraw", ".xlsx")
 _COMPANION_NAMES = ("SHA256SUMS", "LICENSE", "README")
@@ -15,7 +15,7 @@ _COMPANION_NAMES = ("SHA256SUMS", "LICENSE", "README")
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """How many files of one pattern there are, beside what the manifest's `layout.expects` says.
+    """How many files of one pattern there are, beside what the manifest's `files` says.
 
     Attributes:
         pattern: path below the data folder with wildcards.
@@ -45,11 +45,10 @@ class Count:
 
 
 def counts(manifest: Manifest, folder: Path) -> list[Count]:
-    """One row per pattern of `layout.expects`; hidden files do not count."""
+    """One row per pattern of `files`; hidden files do not count."""
     doubt = manifest.unconfirmed.get("cases", "")
     return [
-        Count(pattern, expected, len(_matching(folder, pattern)), doubt)
-        for pattern, expected in manifest.layout.expects.items()
+        Count(pattern, expected, len(_matching(folder, pattern)), doubt) for pattern, expected in manifest.files.items()
     ]
 
 
@@ -57,15 +56,14 @@ def foreign(manifest: Manifest, folder: Path, used: Iterable[Path]) -> list[Path
     """Files that nothing accounts for: no case, no pattern of the manifest, no companion (text, table, licence).
 
     Args:
-        manifest: what belongs: `layout.expects` and, for files of the release that are no cases, `layout.also`.
+        manifest: what belongs: `files` and, for files of the release that are no cases, `other_files`.
         folder: the data folder.
         used: files that cases are read from.
     """
     own = {path.resolve() for path in used}
-    if manifest.layout.rows != "table":  # a split list may leave out cases that belong all the same
-        found = discovered_rows(manifest, folder)
-        own |= {(folder / row[kind]).resolve() for row in found for kind in ("image", "label") if row[kind]}
-    for pattern in (*manifest.layout.expects, *manifest.layout.also):
+    # a split list may leave out cases that belong all the same
+    own |= {path.resolve() for row in rows_of(manifest, folder) for path in files_of(row)}
+    for pattern in (*manifest.files, *manifest.other_files):
         own |= {path.resolve() for path in _matching(folder, pattern)}
     return [
         path

@@ -11,19 +11,17 @@ import dataclasses
 import hashlib
 import importlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from toolkit.data.case import Case
+from toolkit.data.manifest import Manifest, cache_folder, find_manifest
+from toolkit.data.reading import Row
+from toolkit.data.sets.files import index_of
 from toolkit.data.source import Pair, Source, checked_pair, read_npz
 from toolkit.errors import DataError
 from toolkit.files import replacing
-
-if TYPE_CHECKING:
-    from toolkit.data.manifest import Manifest
 
 GENERATORS = {
     "phantom-cardiac": "toolkit.data.phantoms.cardiac",
@@ -108,8 +106,6 @@ class GeneratedSource(Source):
         return stack
 
     def _path(self) -> Path:
-        from toolkit.data.catalogue import cache_folder
-
         name = f"{self.site}_{self.subject:04d}_seed{self.seed}.npz"
         return cache_folder() / self.generator / self.version / name
 
@@ -130,42 +126,31 @@ def generator_version(name: str) -> str:
     return str(_module(name).VERSION)
 
 
-def generated_cases(manifest: Manifest) -> Iterator[Case]:
-    """The volumes, tiles or (2D tasks of stacks) slices of an embedded set, in the order of sites and subjects."""
+def generated_rows(manifest: Manifest) -> list[Row]:
+    """The volumes or tiles of an embedded set, in the order of sites and subjects."""
+    rows: list[Row] = []
     for row in index_rows(manifest):
         name = f"{row['site']}{int(row['subject']):03d}"
-        reader = _source(manifest, row)
-        mm = tuple(float(row[key]) for key in ("slice_mm", "row_mm", "column_mm") if row[key])
-        stack = manifest.dims == 2 and len(mm) == 3
-        case = Case(
-            id=name,
-            site=row["site"],
-            split=row["split"],
-            subject=name,
-            volume=name,
-            position=None,
-            group=row["group"] or None,
-            classes=dict(sorted(manifest.classes.items())),
-            spacing=(mm[1:] if stack else mm) or None,
-            slice_spacing=mm[0] if stack else None,
-            affine=None,
-            source=reader.where,
-            reader=reader,
+        rows.append(
+            {
+                "case": name,
+                "subject": name,
+                "site": row["site"],
+                "split": row["split"],
+                "group": row["group"] or None,
+                "spacing": tuple(float(row[key]) for key in ("slice_mm", "row_mm", "column_mm") if row[key]) or None,
+                "slices": row["slices"] if manifest.dims == 2 else None,
+                "image": _source(manifest, row),
+            }
         )
-        if not stack:
-            yield case
-            continue
-        for index in range(int(row["slices"])):
-            yield dataclasses.replace(case, id=f"{name}/slice{index:02d}", position=index, index=index)
+    return rows
 
 
 def index_rows(manifest: Manifest) -> list[dict[str, str]]:
     """The index table, or the same rows made anew where it belongs to another version of the generator."""
-    from toolkit.data.manifest import read_table
-
-    version = generator_version(manifest.layout.generator)
+    version = generator_version(manifest.name)
     if manifest.table_path.is_file():
-        rows = read_table(manifest)
+        rows = index_of(manifest)
         if all(row.get("generator") == version for row in rows):
             return rows
     return made_rows(manifest)
@@ -173,8 +158,7 @@ def index_rows(manifest: Manifest) -> list[dict[str, str]]:
 
 def made_rows(manifest: Manifest) -> list[dict[str, str]]:
     """Generate every subject and describe it (tens of seconds the first time, then from the cache)."""
-    generator = manifest.layout.generator
-    module, version = _module(generator), generator_version(generator)
+    module, version = _module(manifest.name), generator_version(manifest.name)
     rows = []
     for site in manifest.sites:
         for split, subjects in module.SUBJECTS[site].items():
@@ -194,7 +178,7 @@ def _source(manifest: Manifest, row: dict[str, str]) -> GeneratedSource:
     return GeneratedSource(
         normalisation=manifest.normalisation,
         classes=tuple(sorted(manifest.classes)),
-        generator=manifest.layout.generator,
+        generator=manifest.name,
         site=row["site"],
         subject=int(row["subject"]),
         version=row["generator"],
@@ -204,17 +188,13 @@ def _source(manifest: Manifest, row: dict[str, str]) -> GeneratedSource:
 
 def _module(name: str) -> Any:
     if name not in GENERATORS:
-        raise DataError(
-            f"There is no generator {name!r}.", where="layout.generator", fix=f"Known: {', '.join(GENERATORS)}."
-        )
+        raise DataError(f"There is no generator {name!r}.", where="manifest", fix=f"Known: {', '.join(GENERATORS)}.")
     return importlib.import_module(GENERATORS[name])
 
 
 def write_index(name: str) -> Path:
     """Write the index table of an embedded data set beside its manifest, atomically."""
     import csv
-
-    from toolkit.data.catalogue import find_manifest
 
     manifest = find_manifest(name)
     with replacing(manifest.table_path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:

@@ -1,17 +1,18 @@
-"""Manifests: one TOML file per data set that says what it is, where it comes from and how its files are laid out."""
+"""Manifests: one TOML file per data set that says what it is, where it comes from and what is not confirmed about it."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import difflib
 import os
 import re
+import sys
 import sysconfig
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar, Literal
 
-from toolkit.errors import DataError
+from toolkit.errors import ConfigError, DataError
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 FACTS = (
@@ -31,13 +32,23 @@ FACTS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Download:
-    """One file to fetch: its address, exact size and SHA-256; archives are unpacked, other files stored as `file`."""
+    """One file to fetch.
+
+    Attributes:
+        url: https address.
+        hash: "sha256:..." or "md5:..." of the file, as its publisher or a well-kept package gives it.
+        bytes: its size; 0 = not known.
+        file: name to store it under; default that of the address.
+        unpack: whether it is an archive to be unpacked.
+        inside: folder of the archive whose content is the data folder; empty = the archive itself.
+    """
 
     url: str
-    bytes: int
-    sha256: str
+    hash: str
+    bytes: int = 0
     file: str = ""
     unpack: bool = True
+    inside: str = ""
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
 
@@ -49,116 +60,6 @@ class Access:
     page: str = ""
     steps: tuple[str, ...] = ()
     files: tuple[Download, ...] = ()
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cine:
-    """Frames numbered through all slice positions: position = (frame - first) // frames, phase = the remainder."""
-
-    column: str
-    frames: int
-    first: int = 1
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pattern:
-    """Where images lie, for data without an index table: names in braces are read from the paths that are found.
-
-    Attributes:
-        image: path of an image below the data folder, `{name}` for what varies; ends in `/` for a folder (DICOM).
-        label: path of its label with the same names; upper and lower case may differ; empty = none, or inside.
-        background: these images have no label file because nothing in them belongs to a class.
-        values: further columns that all these images share.
-    """
-
-    image: str
-    label: str = ""
-    background: bool = False
-    values: dict[str, str] = dataclasses.field(default_factory=dict)
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SideTable:
-    """A table beside the images: column `key` names an image's stem, `columns` maps our names to its own.
-
-    `otherwise` gives the columns where the file is not there, as templates over the row.
-    """
-
-    file: str
-    key: str
-    columns: dict[str, str]
-    otherwise: dict[str, str]
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Files of the data set; names in braces are columns of the index table.
-
-    Attributes:
-        kind: which reader: NIfTI pairs, `.npz` stacks, picture pairs, arrays in `.npz` or HDF5 files, what
-            SimpleITK reads (DICOM series, MetaImage, NRRD), or a generator.
-        rows: where the index comes from: the `.csv` beside the manifest, patterns of file names, or the files
-            that ACDC, M&Ms and the Medical Segmentation Decathlon bring along (see `toolkit.data.discovery`).
-        patterns: for `rows = "pattern"`.
-        fields: column -> regular expression that its values match in full (default: anything without `/`).
-        rename: column -> value found -> value used.
-        split_files: split -> text file of file names, one per line, for pattern rows; without them it is derived.
-        side_table: a table beside the images with further columns, for pattern rows.
-        expects: file pattern -> how many files the complete data set has (0 = at least one).
-        also: patterns of files that the release has besides and that are no cases.
-        frame: index along the fourth axis of an image, for 4-D files.
-        label_frame: the same for labels.
-        threshold: label values from here on (mean of the colours) are class 1, the rest class 0.
-        image: path of an image below the data folder.
-        label: path of its label (for `.npz` stacks the same file).
-        image_key: array of the image in an `.npz` file.
-        label_key: array of the label.
-        slices: number of slices of a stack; `header` = as many as the file has.
-        label_values: stored label value -> class, if the coding differs.
-        foreground: every label value above 0 is class 1.
-        cine: how slice position and phase follow from a frame number.
-        generator: module of an embedded data set.
-    """
-
-    kind: Literal["nifti-pairs", "npz-stacks", "picture-pairs", "array-files", "itk-pairs", "generated"]
-    rows: Literal["table", "pattern", "acdc", "mnms", "decathlon"] = "table"
-    patterns: tuple[Pattern, ...] = ()
-    fields: dict[str, str] = dataclasses.field(default_factory=dict)
-    rename: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
-    split_files: dict[str, str] = dataclasses.field(default_factory=dict)
-    side_table: SideTable | None = None
-    expects: dict[str, int] = dataclasses.field(default_factory=dict)
-    also: tuple[str, ...] = ()
-    frame: str = ""
-    label_frame: str = ""
-    threshold: int | None = None
-    image: str = ""
-    label: str = ""
-    image_key: str = "image"
-    label_key: str = "label"
-    slices: str = ""
-    label_values: dict[str, int] | None = None
-    foreground: bool = False
-    cine: Cine | None = None
-    generator: str = ""
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Templates over the index table for the identity of a case."""
-
-    case: str
-    subject: str
-    split: str
-    volume: str = ""
-    position: str = ""
-    site: str = ""
-    group: str = ""
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
 
@@ -184,13 +85,11 @@ class Manifest:
         citation: what to cite.
         licence: licence of the data.
         access: how to get them.
-        layout: their files.
-        columns: identity of a case in the index table.
-        reassign: split -> subjects that are moved there from the published split.
+        files: pattern of paths below the data folder -> how many there are in the complete set (0 = at least one).
+        other_files: patterns of files that the release has besides and that are no cases.
+        label_values: stored label value -> class, if the coding differs.
         split_lists: name -> split -> subjects; subjects that a list does not name are left out.
         default_split: the list that `load_task(name)` takes; empty = the split of the files, else a derived one.
-        validation_share: share of the training subjects that become `val` where no validation split is published.
-        hold_out_by: template of what then stays together; default the subject.
         label_coding: how labels are stored and what is easily mistaken about them.
         unconfirmed: fact -> what is not confirmed about it; facts that are not named here are confirmed.
         notes: what a user of these data has to know.
@@ -214,18 +113,21 @@ class Manifest:
     citation: str
     licence: str
     access: Access
-    layout: Layout
-    columns: Columns | None = None
-    reassign: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    files: dict[str, int] = dataclasses.field(default_factory=dict)
+    other_files: tuple[str, ...] = ()
+    label_values: dict[str, int] | None = None
     split_lists: dict[str, dict[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     default_split: str = ""
-    validation_share: float = 0.0
-    hold_out_by: str = ""
     label_coding: str = ""
     unconfirmed: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     folder: str = ""
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    @property
+    def generated(self) -> bool:
+        """Whether the data are made on this machine."""
+        return self.access.kind == "embedded"
 
     @property
     def table_path(self) -> Path:
@@ -298,40 +200,37 @@ def _check_consistency(manifest: Manifest, path: Path) -> None:
     problems = []
     if manifest.name != path.stem:
         problems.append(f"name: is {manifest.name!r}, but the file is called {path.name}")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", manifest.name):
+        problems.append(f"name: {manifest.name!r} has other characters than letters, digits and ._+-")
     if len(manifest.patch_size) != manifest.dims or min(manifest.patch_size, default=0) < 1:
         problems.append(f"patch_size: needs {manifest.dims} positive numbers")
     if any(axis not in range(manifest.dims) for axis in manifest.flips):
         problems.append(f"flips: axes are 0 to {manifest.dims - 1}")
-    if manifest.layout.kind == "generated":
-        if not manifest.layout.generator:
-            problems.append("layout.generator: is missing")
-    elif manifest.columns is None or not (manifest.layout.image or manifest.layout.rows != "table"):
-        problems.append("columns and layout.image: are missing")
     if not manifest.sites:
         problems.append("sites: at least one")
     problems += [
         f"unconfirmed.{fact}: is none of {', '.join(FACTS)}" for fact in manifest.unconfirmed if fact not in FACTS
     ]
-    problems += _layout_problems(manifest)
+    problems += [f"files: {one!r} lies outside the data folder" for one in _outside(manifest)]
+    problems += _split_problems(manifest) + _download_problems(manifest)
     if problems:
         raise DataError("The manifest contradicts itself.", where=f"{path}: " + "; ".join(problems))
 
 
-def _layout_problems(manifest: Manifest) -> list[str]:
-    layout, problems = manifest.layout, []
-    if (layout.rows == "pattern") != bool(layout.patterns):
-        problems.append('layout.patterns: go with rows = "pattern"')
-    if layout.side_table and layout.side_table.columns.keys() != layout.side_table.otherwise.keys():
-        problems.append("layout.side_table: columns and otherwise name the same columns")
-    if any(bool(pattern.label) and pattern.background for pattern in layout.patterns):
-        problems.append("layout.patterns: background images have no label")
-    if layout.rows != "table" and not layout.expects:
-        problems.append("layout.expects: names the files that there must be")
-    for column, expression in layout.fields.items():
-        try:
-            re.compile(expression)
-        except re.error as error:
-            problems.append(f"layout.fields.{column}: {error}")
+def _outside(manifest: Manifest) -> list[str]:
+    """Paths that would reach outside the data folder."""
+    named = [*manifest.files, *manifest.other_files, *(file.inside for file in manifest.access.files)]
+    return [name for name in named if leaves_folder(name)]
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a path below a folder is absolute, has a drive, or goes up."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    return bool(posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts))
+
+
+def _split_problems(manifest: Manifest) -> list[str]:
+    problems = []
     if manifest.default_split and manifest.default_split not in manifest.split_lists:
         problems.append(f"default_split: there is no list {manifest.default_split!r}")
     for name, lists in manifest.split_lists.items():
@@ -341,57 +240,58 @@ def _layout_problems(manifest: Manifest) -> list[str]:
         problems += [
             f"split_lists.{name}: {split} is no split" for split in lists if split not in ("train", "val", "test")
         ]
-    if not 0 <= manifest.validation_share < 1:
-        problems.append("validation_share: from 0 to below 1")
-    if manifest.access.kind == "download" and not manifest.access.files:
-        problems.append("access.files: are missing")
-    for number, file in enumerate(manifest.access.files):
-        if not re.fullmatch("[0-9a-f]{64}", file.sha256):
-            problems.append(f"access.files.{number}.sha256: is no SHA-256 in lower-case hexadecimal")
-        if file.bytes < 1 or not file.url.startswith(("https://", "http://127.0.0.1:")):
-            problems.append(f"access.files.{number}: needs an https address and its size in bytes")
     return problems
 
 
-def read_table(manifest: Manifest) -> list[dict[str, str]]:
-    """Rows of the index table, with `position` and `phase` added where the manifest derives them from frames.
+def _download_problems(manifest: Manifest) -> list[str]:
+    problems = []
+    if manifest.access.kind == "download" and not manifest.access.files:
+        problems.append("access.files: are missing")
+    for number, file in enumerate(manifest.access.files):
+        if not re.fullmatch("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", file.hash):
+            problems.append(f"access.files.{number}.hash: is no sha256: or md5: in lower-case hexadecimal")
+        if file.bytes < 0 or not file.url.startswith("https://"):
+            problems.append(f"access.files.{number}: needs an https address")
+        name = file.file or file.url.rsplit("/", 1)[-1]
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+ -]*", name):
+            problems.append(f"access.files.{number}: {name!r} is no file name")
+    return problems
+
+
+def find_manifest(name: str) -> Manifest:
+    """Read the manifest of a task.
 
     Raises:
-        DataError: no table, no rows, or a frame number that is none.
+        ConfigError: no manifest of that name; the message lists those there are.
+        DataError: a manifest that is wrong.
     """
-    path = manifest.table_path
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    except OSError as error:
-        raise DataError(
-            f"The index table of {manifest.name!r} cannot be read: {error.strerror}.",
-            where=str(path),
-            fix="It belongs beside the manifest; install the toolkit again.",
-        ) from error
-    if not rows:
-        raise DataError("The index table has no rows.", where=str(path))
-    cine = manifest.layout.cine
-    for number, row in enumerate(rows if cine else [], start=2):
-        try:
-            position, phase = divmod(int(row[cine.column]) - cine.first, cine.frames)  # type: ignore[union-attr]
-        except (KeyError, ValueError) as error:
-            raise DataError(f"Row {number} has no frame number.", where=f"{path}: {error}") from error
-        row.update(position=str(position), phase=f"{phase:02d}")
-    return rows
+    for folder in manifest_folders():
+        path = folder / f"{name}.toml"
+        if not leaves_folder(name) and path.is_file():
+            return read_manifest(path)
+    near = difflib.get_close_matches(name, manifest_names(), n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(
+        f"There is no task called {name!r}.",
+        where="load_task",
+        fix=f"{hint}Known: {', '.join(manifest_names()) or 'none (no manifests were found)'}. For one's own data: "
+        "toolkit.task_from_folder(images, labels, classes=...).",
+    )
 
 
-def filled(template: str, row: dict[str, str], manifest: Manifest) -> str:
-    """A template with a row's values put in.
+def cache_folder() -> Path:
+    """The toolkit's cache: $TOOLKIT_CACHE, else the platform's cache folder for `toolkit`."""
+    if own := os.environ.get("TOOLKIT_CACHE"):
+        return Path(own)
+    home = Path.home()
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "toolkit"
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "toolkit" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "toolkit"
 
-    Raises:
-        DataError: a column that the index table does not have.
-    """
-    try:
-        return template.format_map(row)
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(
-            f"The template {template!r} cannot be filled: {error}.",
-            where=str(manifest.table_path),
-            fix=f"Columns: {', '.join(row)}.",
-        ) from error
+
+def data_folders(name: str) -> list[Path]:
+    """Folders where the data of a task may lie, in order: below $TOOLKIT_DATA, then below the cache."""
+    roots = [Path(part) for part in os.environ.get("TOOLKIT_DATA", "").split(os.pathsep) if part]
+    return [root / name for root in (*roots, cache_folder())]

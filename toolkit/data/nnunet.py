@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from toolkit.data.normalise import DEFAULT
 from toolkit.data.reading import Row
+from toolkit.data.sets.decathlon import decathlon_rows, read_description
 from toolkit.data.splits import Splits, held_out
 from toolkit.data.table import recipe, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import DataError
 from toolkit.registry import register
-
-_MOST_BYTES = 2**26
 
 
 @register("task", "task_from_nnunet")
@@ -57,9 +55,9 @@ def task_from_nnunet(
     root = Path(folder).expanduser().absolute()
     table = read_description(root)
     named, own_regions = _classes(table, root / "dataset.json")
-    rows = _decathlon(table, root) if "training" in table else _raw(table, root)
+    rows = decathlon_rows(root) if "training" in table else _raw(table, root)
     if splits is None and any("split" in row for row in rows):
-        held_out(rows, 0.2)
+        held_out(rows, 0.2, "nnunet")
     task = task_from_table(
         rows,
         classes=classes or named,
@@ -87,61 +85,6 @@ def task_from_nnunet(
         check=False,
     )
     return task
-
-
-def read_description(root: Path) -> dict[str, Any]:
-    """The content of `dataset.json`.
-
-    Raises:
-        DataError: it is missing, too large, or no JSON object.
-    """
-    path = root / "dataset.json"
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError("it is larger than 64 MiB")
-        table = json.loads(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(table, dict):
-            raise ValueError("it is no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"dataset.json cannot be read ({type(error).__name__}: {error}).",
-            where=str(path),
-            fix="Give the folder of a raw data set (nnUNet_raw/DatasetXXX_Name or a decathlon task), unpacked whole.",
-        ) from error
-    return table
-
-
-def decathlon_pairs(table: Mapping[str, Any], root: Path) -> list[tuple[str, str]]:
-    """Paths of image and label of the labelled cases that `dataset.json` of the decathlon lists.
-
-    Raises:
-        DataError: an entry that is none, names a file elsewhere, one that is missing, or one twice.
-    """
-    path = root / "dataset.json"
-    try:
-        pairs = [(str(case["image"]), str(case["label"])) for case in table["training"]]
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"dataset.json cannot be read ({type(error).__name__}: {error}).",
-            where=str(path),
-            fix="Unpack the archive again.",
-        ) from error
-    clean = []
-    for pair in pairs:
-        image, label = (PurePosixPath(name) for name in pair)
-        if any(name.is_absolute() or ".." in name.parts for name in (image, label)):
-            raise DataError(f"dataset.json names a file elsewhere: {image}.", where=str(path), fix="Do not use it.")
-        for name in (image, label):
-            if not (root / name).is_file():
-                raise DataError(f"{name} is missing.", where=str(root), fix="Unpack the archive again.")
-        clean.append((image.as_posix(), label.as_posix()))
-    if len({image for image, _ in clean}) < len(clean):
-        raise DataError("dataset.json names an image twice.", where=str(path), fix="Unpack the archive again.")
-    return clean
-
-
-def _decathlon(table: Mapping[str, Any], root: Path) -> list[Row]:
-    return [{"image": root / image, "label": root / label} for image, label in decathlon_pairs(table, root)]
 
 
 def _raw(table: Mapping[str, Any], root: Path) -> list[Row]:

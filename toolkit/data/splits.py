@@ -37,20 +37,20 @@ def assign_splits(ids: Sequence[str], subjects: Sequence[str], sites: Sequence[s
     return _listed(ids, subjects, splits)
 
 
-def held_out(rows: Sequence[dict[str, Any]], share: float, unit: str = "subject") -> None:
+def held_out(rows: Sequence[dict[str, Any]], share: float, key: str, units: Sequence[str] | None = None) -> None:
     """Move a share of the training subjects to `val`, drawn in a fixed way, where nobody published which.
 
     Args:
-        rows: with `split`, and `unit` or `case`.
+        rows: with `split`, and `subject` or `case`.
         share: of the subjects.
-        unit: column of what must stay together.
+        key: what the draw is for.
+        units: what must stay together, one for each row; default the subject.
     """
-    names = [str(row.get(unit) or row.get("subject") or row["case"]) for row in rows]
-    training = sorted({name for row, name in zip(rows, names, strict=True) if row["split"] == "train"})
-    if not training or any(row["split"] == "val" for row in rows):
+    names = list(units or (str(row.get("subject") or row["case"]) for row in rows))
+    own = sorted({name for row, name in zip(rows, names, strict=True) if row["split"] == "train"})
+    if any(row["split"] == "val" for row in rows):
         return
-    order = keyed_random("hold out", len(training)).permutation(len(training))
-    chosen = {training[index] for index in order[: max(1, round(share * len(training)))]}
+    chosen = {own[i] for i in keyed_random("validation", key).permutation(len(own))[: round(share * len(own))]}
     for row, name in zip(rows, names, strict=True):
         if name in chosen and row["split"] == "train":
             row["split"] = "val"

@@ -11,6 +11,7 @@ import numpy as np
 from toolkit.data.case import Case
 from toolkit.data.completeness import counts, foreign
 from toolkit.data.generated import GeneratedSource, index_rows
+from toolkit.data.manifest import Manifest, data_folders
 from toolkit.data.source import Pair, Source, file_sha256
 from toolkit.data.subjects import person_of
 from toolkit.errors import DataError, ToolkitError
@@ -18,7 +19,6 @@ from toolkit.errors import DataError, ToolkitError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from toolkit.data.manifest import Manifest
     from toolkit.data.task import Task
 
 
@@ -168,10 +168,8 @@ def _leaks(task: Task) -> list[dict[str, Any]]:
 
 def _about_the_folder(task: Task) -> list[dict[str, Any]]:
     """Rows about files rather than cases: too few or too many of a pattern, and files that do not belong."""
-    if task.manifest is None or task.manifest.layout.kind == "generated":
+    if task.manifest is None or task.manifest.generated:
         return []
-    from toolkit.data.catalogue import data_folders
-
     folder = next((folder for folder in data_folders(task.manifest.name) if folder.is_dir()), None)
     if folder is None:
         return []
@@ -215,7 +213,7 @@ def _recorded(manifest: Manifest) -> dict[str, str]:
     Raises:
         DataError: a line of the checksum file that is none.
     """
-    if manifest.layout.kind == "generated":
+    if manifest.generated:
         return {f"{row['site']}/{row['subject']}": row["sha256"] for row in index_rows(manifest)}
     if not manifest.checksum_path.is_file():
         return {}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from golden_cases import golden_case
 
-from toolkit.data.catalogue import find_manifest
+from toolkit.data.manifest import find_manifest
 
 LISTS = golden_case("latent_augmentation", "acdc_splits").document()
 OURS = find_manifest("acdc").split_lists

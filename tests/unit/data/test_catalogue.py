@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from toolkit.data import list_tasks, load_task
-from toolkit.data.catalogue import cache_folder, find_manifest
-from toolkit.data.manifest import manifest_names, read_manifest, read_table
-from toolkit.errors import DataError
+from toolkit.data.manifest import cache_folder, find_manifest, manifest_names
+from toolkit.data.sets.files import index_of
+from toolkit.errors import DataError, ToolkitError
 
 MANIFEST = """
 name = "tiny"
@@ -39,19 +38,8 @@ licence = "CC0 1.0"
 kind = "manual"
 page = "https://example.org/squares"
 steps = ["Ask the curator for the squares."]
-
-[layout]
-kind = "npz-stacks"
-image = "stacks/{file}"
-slices = "{slices}"
-
-[columns]
-case = "{who}"
-subject = "{who}"
-split = "{split}"
-site = "{site}"
 """
-TABLE = "who,split,site,slices,file\nann,train,north,3,ann.npz\nbob,test,south,2,bob.npz\n"
+TABLE = "case,split,site,slices,image\nann,train,north,3,stacks/ann.npz\nbob,test,south,2,stacks/bob.npz\n"
 
 
 @pytest.fixture
@@ -233,12 +221,12 @@ WRONG = {
     "patch_size = [16, 16]": ("patch_size = [16]", "patch_size: needs 2"),
     'normalisation = "zscore-clip"': ('normalisation = "z"', "Unknown normalisation 'z'"),
     '1 = "square"': ('2 = "square"', "without gaps"),
-    "[columns]": ("[colums]", "colums"),
+    "[classes]": ("[clases]", "clases"),
     "dims = 2\n": ("dims = 2\nflips = [2]\n", "flips: axes are 0 to 1"),
     'sites = ["north", "south"]': ("sites = []", "sites: at least one"),
     'modality = "drawing"': ("modality = drawing", "cannot be read"),
-    'split = "{split}"': ('split = "{part}"', "cannot be filled"),
-    'site = "{site}"': ('site = "{who}"', "is from the site 'ann', which is not listed"),
+    'sites = ["north", "south"] ': ('sites = ["north"]', "is from the site 'south', which is not listed"),
+    'steps = ["Ask the curator for the squares."]': ('[files]\n"../*" = 0', "lies outside the data folder"),
 }
 
 
@@ -246,8 +234,8 @@ WRONG = {
 def test_wrong_manifests_name_the_key(line, tiny):
     path = Path(os.environ["TOOLKIT_MANIFESTS"]) / "tiny.toml"
     replacement, message = WRONG[line]
-    assert line in MANIFEST
-    path.write_text(MANIFEST.replace(line, replacement, 1))
+    assert line.strip() in MANIFEST
+    path.write_text(MANIFEST.replace(line.strip(), replacement, 1))
     with pytest.raises(DataError) as caught:
         load_task("tiny")
     assert message in str(caught.value)
@@ -262,7 +250,7 @@ def test_a_missing_table_is_named(tiny):
 @pytest.mark.parametrize("name", ["cardiac_acdc", "cardiac_sunnybrook", "hippocampus_msd04", "nuclei_dsb2018"])
 def test_manifests_are_complete(name):
     manifest = find_manifest(name)
-    rows = read_table(manifest)
+    rows = index_of(manifest)
     assert manifest.licence
     assert manifest.citation
     assert manifest.access.steps
@@ -303,28 +291,16 @@ def test_manifests_are_found_where_an_installed_package_has_them(monkeypatch, tm
     assert folder in manifest.manifest_folders()
 
 
-def test_a_picture_pack_with_a_cine_rule(tiny, tmp_path):
-    """Frames 5 and 25 with 20 frames per position: phase 04, positions 0 and 1."""
-    folder = Path(os.environ["TOOLKIT_MANIFESTS"])
-    text = MANIFEST.replace('"npz-stacks"', '"picture-pairs"').replace('name = "tiny"', 'name = "cine"')
-    text = text.replace('image = "stacks/{file}"\nslices = "{slices}"', 'image = "i/{file}"\nlabel = "l/{file}"')
-    text = text.replace(
-        'case = "{who}"', 'case = "{who}_{phase}/{position}"\nvolume = "{who}_{phase}"\nposition = "{position}"'
-    )
-    text += '\n[layout.cine]\ncolumn = "frame"\nframes = 20\n\n[reassign]\nval = ["bob"]\n'
-    (folder / "cine.toml").write_text(text)
-    (folder / "cine.csv").write_text(
-        "who,split,site,frame,file\nann,train,north,5,a.png\nann,train,north,25,b.png\nbob,train,south,6,c.png\n"
-    )
-    pack = tiny.with_name("cine")
-    for kind in "il":
-        (pack / kind).mkdir(parents=True)
-        for name in "abc":
-            Image.fromarray((np.arange(256).reshape(16, 16) % 2).astype(np.uint8)).save(pack / kind / f"{name}.png")
-    cases = load_task("cine").cases()
-    assert [(case.id, case.volume, case.position, case.split) for case in cases] == [
-        ("ann_04/0", "ann_04", 0, "train"),
-        ("ann_04/1", "ann_04", 1, "train"),
-        ("bob_05/0", "bob_05", 0, "val"),
-    ]
-    assert read_manifest(folder / "cine.toml").reassign == {"val": ("bob",)}
+@pytest.mark.parametrize("image", ["../secret.npz", "/etc/secret.npz", "stacks/../../secret.npz"])
+def test_an_index_cannot_reach_outside_its_pack(tiny, image):
+    np.savez(tiny.parent / "secret.npz", image=np.zeros((2, 20, 20)), label=np.zeros((2, 20, 20), np.uint8))
+    path = Path(os.environ["TOOLKIT_MANIFESTS"]) / "tiny.csv"
+    path.write_text(TABLE.replace("stacks/bob.npz", image))
+    with pytest.raises(DataError, match="lies outside the data folder"):
+        load_task("tiny")
+
+
+@pytest.mark.parametrize("name", ["../tiny", "/tmp/tiny", "manifests/tiny"])
+def test_a_name_is_no_path(tiny, name):
+    with pytest.raises(ToolkitError, match="no task called"):
+        load_task(name)

@@ -11,8 +11,8 @@ import pytest
 
 from toolkit.__main__ import main
 from toolkit.data import load_task
-from toolkit.data.catalogue import find_manifest
 from toolkit.data.completeness import Count
+from toolkit.data.manifest import find_manifest
 
 ROOT = Path(__file__).parents[3]
 # What a builder writes on purpose that belongs to no data set.
@@ -30,7 +30,7 @@ def place(tmp_path, monkeypatch):
 def test_every_data_set_is_counted_against_its_manifest(name, place):
     """The small sets are incomplete by the numbers of the manifest, and nothing in them is foreign."""
     official.BUILDERS[name](place / name)
-    expects = find_manifest(name).layout.expects
+    expects = find_manifest(name).files
     found = {pattern: len(glob.glob(pattern, root_dir=place / name, recursive=True)) for pattern in expects}
     short = {pattern for pattern, number in expects.items() if found[pattern] < max(number, 1)}
     table = load_task(name).verify()

@@ -16,9 +16,8 @@ import pytest
 from bad_server import CONTENT, HASH, serving
 
 from toolkit.data.archive import Limits, unpack
-from toolkit.data.catalogue import find_manifest
 from toolkit.data.download import fetch, fetch_all
-from toolkit.data.manifest import Download
+from toolkit.data.manifest import Download, find_manifest
 from toolkit.errors import DataError
 
 

@@ -16,8 +16,8 @@ from bad_server import serving
 
 from toolkit.__main__ import main
 from toolkit.data import list_tasks, load_task
-from toolkit.data.catalogue import data_folders, find_manifest
 from toolkit.data.download import fetch_all
+from toolkit.data.manifest import data_folders, find_manifest
 from toolkit.errors import DataError
 
 MANIFEST = """

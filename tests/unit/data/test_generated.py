@@ -7,10 +7,10 @@ import pytest
 
 from toolkit import registry
 from toolkit.data import load_task
-from toolkit.data.catalogue import find_manifest
 from toolkit.data.generated import GeneratedSource, generator_version, index_rows
-from toolkit.data.manifest import read_table
+from toolkit.data.manifest import find_manifest
 from toolkit.data.phantoms import cardiac, glands, hippocampus, prostate
+from toolkit.data.sets.files import index_of
 from toolkit.errors import ConfigError, DataError
 
 
@@ -31,7 +31,7 @@ MODULES = {
 def test_the_index_table_belongs_to_this_generator(name):
     """After a change of the generator: python -m toolkit.data.generated"""
     manifest, module = find_manifest(name), MODULES[name]
-    rows = read_table(manifest)
+    rows = index_of(manifest)
     assert {row["generator"] for row in rows} == {generator_version(name)}
     assert manifest.sites == module.SITES
     assert manifest.classes == module.CLASSES

@@ -11,8 +11,7 @@ import pytest
 
 import toolkit
 from toolkit.data import load_task
-from toolkit.data.catalogue import find_manifest
-from toolkit.data.manifest import manifest_names
+from toolkit.data.manifest import find_manifest, manifest_names
 from toolkit.errors import ConfigError, DataError
 
 PACKS = {"cardiac_acdc", "cardiac_sunnybrook", "hippocampus_msd04", "nuclei_dsb2018"}
@@ -26,7 +25,7 @@ def place(tmp_path, monkeypatch):
 
 
 def test_every_data_set_has_a_builder():
-    names = {n for n in manifest_names() if find_manifest(n).layout.kind != "generated"}
+    names = {n for n in manifest_names() if not find_manifest(n).generated}
     assert names == PACKS | set(official.BUILDERS)
 
 
@@ -52,7 +51,7 @@ def test_absent_data_say_what_to_do(name, place):
     with pytest.raises(DataError) as caught:
         load_task(name)
     text = str(caught.value)
-    for part in (*manifest.access.steps, manifest.licence, *manifest.layout.expects, "TOOLKIT_DATA", str(place / name)):
+    for part in (*manifest.access.steps, manifest.licence, *manifest.files, "TOOLKIT_DATA", str(place / name)):
         assert part in text
     for fact, doubt in manifest.unconfirmed.items():
         assert f"{fact}: {doubt}" in text

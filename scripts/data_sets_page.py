@@ -1,20 +1,22 @@
-"""The table of all data sets as a page: what is confirmed, what is not, how one gets them, what proves the layout."""
+"""The table of all data sets as a page: what is confirmed, what is not, how one gets them, what proves the layout.
+
+python scripts/data_sets_page.py > docs/data_sets.md
+"""
 
 from __future__ import annotations
 
 import importlib
 
-from toolkit.data.catalogue import find_manifest
 from toolkit.data.generated import GENERATORS
-from toolkit.data.manifest import FACTS, Manifest, manifest_names
+from toolkit.data.manifest import FACTS, Manifest, find_manifest, manifest_names
 
 _HEAD = """# Data sets
 
-Made from `data_manifests/*.toml` by `python -m toolkit data table`; a test holds that it is current. A fact counts as
+Made from `data_manifests/*.toml` by `python scripts/data_sets_page.py`; a test holds that it is current. A fact counts as
 confirmed unless the manifest names a doubt about it; there are {count} facts: {facts}.
 
-| data set | dims | classes | access | files | confirmed | not confirmed | layout proved by |
-|---|---|---|---|---|---|---|---|
+| data set | dims | classes | access | confirmed | not confirmed | layout proved by |
+|---|---|---|---|---|---|---|
 """
 _EMBEDDED = """Drawn by the toolkit, the same bytes on every machine; no person was scanned. Rows are sites, with (subjects in training /
 validation / test); outlines are the reference labels. `benchmarks/phantom_difficulty.py TASK` measures what a site's
@@ -28,13 +30,13 @@ def page() -> str:
     head = _HEAD.format(count=len(FACTS), facts=", ".join(FACTS).replace("_", " "))
     doubts = "".join(_doubts(manifest) for manifest in manifests if manifest.unconfirmed)
     table = "".join(_line(manifest) for manifest in manifests)
-    embedded = "".join(_sheet(manifest) for manifest in manifests if manifest.layout.kind == "generated")
+    embedded = "".join(_sheet(manifest) for manifest in manifests if manifest.generated)
     return f"{head}{table}\n## Embedded tasks\n\n{_EMBEDDED}{embedded}\n## Doubts\n{doubts}"
 
 
 def _sheet(manifest: Manifest) -> str:
     """Picture, sites and splits of a generated task."""
-    module = importlib.import_module(GENERATORS[manifest.layout.generator])
+    module = importlib.import_module(GENERATORS[manifest.name])
     sites = []
     for site in manifest.sites:
         counts = " / ".join(str(len(numbers)) for numbers in module.SUBJECTS[site].values())
@@ -47,14 +49,14 @@ def _line(manifest: Manifest) -> str:
     confirmed = f"{len(FACTS) - len(manifest.unconfirmed)} of {len(FACTS)}"
     doubts = ", ".join(fact.replace("_", " ") for fact in manifest.unconfirmed) or "-"
     classes = str(len(manifest.classes) - 1)
-    cells = [f"`{manifest.name}`", str(manifest.dims), classes, manifest.access.kind, manifest.layout.kind, confirmed]
+    cells = [f"`{manifest.name}`", str(manifest.dims), classes, manifest.access.kind, confirmed]
     return f"| {' | '.join([*cells, doubts, _proof(manifest)])} |\n"
 
 
 def _proof(manifest: Manifest) -> str:
-    if manifest.layout.kind == "generated":
+    if manifest.generated:
         return "`test_generated.py`"
-    if manifest.layout.rows == "table":
+    if not manifest.files:
         return "`test_real_packs.py` (the real files)"
     return f"`test_official_layouts.py::test_official_layout[{manifest.name}]`"
 
@@ -62,3 +64,7 @@ def _proof(manifest: Manifest) -> str:
 def _doubts(manifest: Manifest) -> str:
     lines = "".join(f"* {fact.replace('_', ' ')}: {what}\n" for fact, what in manifest.unconfirmed.items())
     return f"\n### `{manifest.name}`\n\n{lines}"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

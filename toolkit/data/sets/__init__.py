@@ -1,0 +1,96 @@
+"""Official data sets: for each one a short function from its folder to the rows of its cases.
+
+A data set of one's own needs a manifest (`$TOOLKIT_MANIFESTS`) and beside it a CSV file with the columns of
+`toolkit.task_from_table`, paths below the data folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from toolkit.data.manifest import Manifest, leaves_folder
+from toolkit.data.reading import Row
+from toolkit.data.rows import completed, table_rows
+from toolkit.data.sets import abdomen, brain, heart, pictures, prostate
+from toolkit.data.sets.files import DATA_SETS
+from toolkit.data.splits import assign_splits
+from toolkit.errors import DataError
+
+__all__ = ["abdomen", "brain", "heart", "pictures", "prostate", "rows_of", "split_rows"]
+
+
+def rows_of(manifest: Manifest, folder: Path) -> list[Row]:
+    """The rows of a data set whose files lie in `folder`, before its split lists are applied.
+
+    Raises:
+        DataError: nothing found, files missing, tables missing or damaged.
+    """
+    read = DATA_SETS.get(manifest.name)
+    if read is None:
+        if not manifest.table_path.is_file():
+            raise DataError(
+                f"The index table of {manifest.name!r} cannot be read: there is none.",
+                where=str(manifest.table_path),
+                fix="Put a CSV file with a row a case beside the manifest (columns of toolkit.task_from_table).",
+            )
+        named = table_rows(manifest.table_path, folder)
+        rows = completed([{"site": manifest.sites[0], **row} for row in named])
+        outside = [path for row in rows for path in files_of(row) if leaves_folder(os.path.relpath(path, folder))]
+        if outside:
+            raise DataError(
+                f"A file of {manifest.name!r} lies outside the data folder: {outside[0]}.",
+                where=str(manifest.table_path),
+                fix="Name files below the data folder.",
+            )
+    else:
+        rows = read(folder, manifest)
+    if not rows:
+        raise DataError(
+            f"No image of {manifest.name!r} was found.",
+            where=str(folder),
+            fix=f"Expected: {', '.join(manifest.files)}. {' '.join(manifest.access.steps)}",
+        )
+    missing = [str(path.relative_to(folder)) for row in rows for path in files_of(row) if not path.exists()]
+    if missing:
+        listed = f"; {manifest.checksum_path} lists every file" if manifest.checksum_path.is_file() else ""
+        raise DataError(
+            f"{len(missing)} files of {manifest.name!r} are missing, for example {', '.join(missing[:3])}.",
+            where=str(folder),
+            fix=f"Complete the folder{listed}.",
+        )
+    return rows
+
+
+def files_of(row: Row) -> list[Path]:
+    """Files (or folders) of the image and of the label of a row."""
+    images = row["image"] if isinstance(row["image"], tuple) else (row["image"],)
+    return [path for path in dict.fromkeys((*images, row.get("label"))) if isinstance(path, Path)]
+
+
+def split_rows(manifest: Manifest, rows: list[Row], chosen: str | None = None) -> list[Row]:
+    """Rows with their split: of a named list, else of the files, else derived by subject (60 / 20 / 20 in a site).
+
+    Raises:
+        DataError: a list none of whose subjects is there.
+    """
+    return [{"site": manifest.sites[0], **row} for row in _with_splits(manifest, rows, chosen)]
+
+
+def _with_splits(manifest: Manifest, rows: list[Row], chosen: str | None) -> list[Row]:
+    lists = manifest.split_lists.get(chosen or manifest.default_split)
+    if lists:
+        split_of = {subject: split for split, members in lists.items() for subject in members}
+        kept = [{**row, "split": split_of[row["subject"]]} for row in rows if row["subject"] in split_of]
+        if not kept:
+            raise DataError(
+                "None of the subjects of the split list is there.",
+                where=manifest.name,
+                fix=f"It names {', '.join(list(split_of)[:3])}; found: {', '.join(r['subject'] for r in rows[:3])}.",
+            )
+        return kept
+    if all("split" in row for row in rows):
+        return rows
+    subjects = [row["subject"] for row in rows]
+    assigned = assign_splits(subjects, subjects, [row.get("site", "") for row in rows], None)
+    return [{**row, "split": split} for row, split in zip(rows, assigned, strict=True)]

@@ -1,0 +1,118 @@
+"""What the functions of the data sets share: files found by a pattern, texts and tables read, and their register."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from toolkit.data.manifest import Manifest
+from toolkit.data.reading import Row
+from toolkit.data.source import require_file
+from toolkit.errors import DataError
+
+Reader = Callable[[Path, Manifest], list[Row]]
+DATA_SETS: dict[str, Reader] = {}
+_MOST_BYTES = 2**26
+
+
+def data_set(read: Reader) -> Reader:
+    """Register the function of the data set that is called as it is."""
+    DATA_SETS[read.__name__] = read
+    return read
+
+
+def matched(folder: Path, image: str, label: str = "") -> Iterator[tuple[dict[str, str], Row]]:
+    """Images whose path below `folder` is matched whole by a regular expression, with the label that belongs to each.
+
+    Args:
+        folder: of the data.
+        image: regular expression with named groups; folders end in `/`.
+        label: path of the label with the groups in braces; upper and lower case may differ; empty = none.
+
+    Yields:
+        The named groups and `stem` (the name up to its first dot), and a row with `image` and `label`.
+
+    Raises:
+        DataError: an image without its label.
+    """
+    paths = paths_below(folder)
+    lowered = {path.lower(): path for path in paths} if label else {}
+    pattern = re.compile(image)
+    for path in paths:
+        if match := pattern.fullmatch(path):
+            fields = {**match.groupdict(), "stem": path.rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]}
+            row: Row = {"image": folder / path}
+            if label:
+                wanted = label.format_map(fields)
+                if wanted.lower() not in lowered:
+                    raise DataError(
+                        f"An image has no label: {wanted} is missing.",
+                        where=str(folder),
+                        fix="Complete the data set, or move the image away.",
+                    )
+                row["label"] = folder / lowered[wanted.lower()]
+            yield fields, row
+
+
+def paths_below(folder: Path) -> list[str]:
+    """Files below a folder, and folders with a slash at the end, sorted; hidden ones and links out are passed over."""
+    root = folder.resolve()
+    found = []
+    for place, inner, names in os.walk(folder):
+        here = Path(place).relative_to(folder)
+        inner[:] = [name for name in inner if not name.startswith((".", "__MACOSX"))]
+        for name in (*inner, *names):
+            path = folder / here / name
+            if name.startswith(".") or (path.is_symlink() and not path.resolve().is_relative_to(root)):
+                continue
+            found.append((here / name).as_posix() + ("/" if path.is_dir() else ""))
+    return sorted(found)
+
+
+def text_of(path: Path) -> str:
+    """A text file of a data set.
+
+    Raises:
+        DataError: missing, empty, no text, or larger than 64 MiB.
+    """
+    require_file(path)
+    if path.stat().st_size > _MOST_BYTES:
+        raise DataError("The table is larger than 64 MiB.", where=str(path), fix="It is not the expected file.")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError("The table is no text.", where=str(path), fix="Get it again.") from error
+
+
+def table_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, blanks around names and values removed.
+
+    Raises:
+        DataError: as `text_of`; no rows.
+    """
+    rows = [
+        {(key or "").strip(): value.strip() for key, value in row.items() if isinstance(value, str)}
+        for row in csv.DictReader(io.StringIO(text_of(path)), skipinitialspace=True)
+    ]
+    if not rows:
+        raise DataError("The table has no rows.", where=str(path), fix="Get it again.")
+    return rows
+
+
+def index_of(manifest: Manifest) -> list[dict[str, str]]:
+    """The index table that comes with the toolkit, beside the manifest.
+
+    Raises:
+        DataError: it is missing.
+    """
+    if not manifest.table_path.is_file():
+        raise DataError(
+            f"The index table of {manifest.name!r} cannot be read: it is missing.",
+            where=str(manifest.table_path),
+            fix="It belongs beside the manifest; install the toolkit again.",
+        )
+    return table_of(manifest.table_path)
