@@ -72,7 +72,8 @@ def _fetch(options: argparse.Namespace) -> int:
         raise DataError(f"{manifest.name!r} is generated; there is nothing to fetch.", fix="Just load it.")
     print(f"Licence of the data: {manifest.licence}")
     if options.archive:
-        print(f"{len(unpack(options.archive, folder))} files unpacked into {folder}")
+        inside = next((file.inside for file in manifest.access.files if file.inside), "")
+        print(f"{len(unpack(options.archive, folder, inside=inside))} files unpacked into {folder}")
         return 0
     for path in fetch_all(manifest, folder):
         print(path)

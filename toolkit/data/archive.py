@@ -37,11 +37,19 @@ class _Entry:
     handle: Any
 
 
-def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], limits: Limits | None = None) -> list[str]:
+def unpack(
+    archive: str | os.PathLike[str], folder: str | os.PathLike[str], limits: Limits | None = None, *, inside: str = ""
+) -> list[str]:
     """Unpack a `.zip` or `.tar` archive (also `.gz`, `.bz2`, `.xz`) into a folder, all of it or nothing.
 
     Everything is checked before and while it is written to a hidden folder beside the target; only a complete and
     clean content is moved to its place.
+
+    Args:
+        archive: the file.
+        folder: where its content goes; made if missing.
+        limits: what it may hold.
+        inside: folder of the archive whose content is wanted; the rest is left out.
 
     Returns:
         Paths of the files, relative to `folder`.
@@ -57,7 +65,7 @@ def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], limi
     hidden = Path(tempfile.mkdtemp(prefix=".unpack-", dir=folder.parent))
     try:
         try:
-            names = _write_all(archive, hidden, limits)
+            names = _write_all(archive, hidden, limits, inside)
         except DataError:
             raise
         except Exception as error:  # decoders of damaged archives raise anything
@@ -68,7 +76,7 @@ def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], limi
     return names
 
 
-def _write_all(archive: Path, hidden: Path, limits: Limits) -> list[str]:
+def _write_all(archive: Path, hidden: Path, limits: Limits, inside: str) -> list[str]:
     allowed = min(limits.bytes, int(limits.ratio * max(archive.stat().st_size, 1)))
     written, names, taken = 0, [], set()
     with _opened(archive) as opened:
@@ -76,6 +84,10 @@ def _write_all(archive: Path, hidden: Path, limits: Limits) -> list[str]:
             if number >= limits.entries:
                 raise _bad(archive, f"has more than {limits.entries} entries")
             relative = _safe(entry.name, archive)
+            if inside:
+                if PurePosixPath(inside) not in relative.parents:
+                    continue
+                relative = relative.relative_to(inside)
             if entry.folder:
                 (hidden / relative).mkdir(parents=True, exist_ok=True)
                 continue

@@ -142,11 +142,9 @@ def steps(manifest: Manifest) -> list[str]:
         listing = f"Lay the files out as {folder}{os.sep}{files[0]} and so on: {known}."
     else:
         listing = f"Lay the files out below {folder} as {manifest.table_path} names them."
-    fetch = [f"Or let it be fetched: python -m toolkit data fetch {name}"] if manifest.access.files else []
     doubts = [f"{fact}: {what}" for fact, what in manifest.unconfirmed.items()]
     return [
         *manifest.access.steps,
-        *fetch,
         listing,
         f"Point TOOLKIT_DATA at the folder that contains {name!r}, or put it below {cache_folder()}.",
         f"Check it: toolkit.load_task({name!r}).verify()",

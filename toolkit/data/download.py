@@ -1,185 +1,178 @@
-"""Fetch files over https: resumed where they broke off, checked by size and SHA-256, never visible before they are right.
-
-The standard library is used rather than a package: resuming, a bound on every wait, and the refusal of redirects to
-other hosts are the point here, and the download packages leave them out or add a dependency for the easy part.
-"""
+"""Fetch the files of a data set with pooch: resumed where they broke off, checked by hash, invisible before they are right."""
 
 from __future__ import annotations
 
-import http.client
+import dataclasses
+import ipaddress
 import json
-import os
 import socket
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from toolkit.data.archive import unpack
 from toolkit.data.manifest import Download, Manifest
-from toolkit.data.source import file_sha256
 from toolkit.errors import DataError
 from toolkit.files import write_atomically
 
 _BLOCK = 2**16
+_REDIRECTS = 5
 
 
-class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Follows redirects on one host only, and never from https to http."""
-
-    max_redirections = 5
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
-        if (old.scheme, old.netloc) != (new.scheme, new.netloc):
-            fp.close()
-            raise DataError(
-                f"The server sends us elsewhere: {new.scheme}://{new.netloc}.",
-                where=req.full_url,
-                fix="Check the address of the data set at its publisher; it may have moved.",
-            )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def fetch(
-    source: Download,
-    folder: str | os.PathLike[str],
-    *,
-    timeout: float = 30.0,
-    attempts: int = 4,
-    progress: bool = True,
-    slowest: float = 256.0,
-    pause: float = 1.0,
-) -> Path:
-    """Fetch one file into a folder.
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """How files are transferred; a downloader for pooch that continues a partial file.
 
     Args:
-        source: address, size and SHA-256.
-        folder: where it goes; until it is complete and checked it is a hidden file there.
+        size: bytes that the manifest records; 0 = not known.
+        partial: hidden file that keeps what has come.
         timeout: seconds without a byte after which an attempt ends.
         attempts: how often a broken transfer is taken up again.
-        progress: show a bar on stderr.
-        slowest: bytes per second below which an attempt ends after `timeout` seconds.
         pause: seconds between two attempts.
+        progress: show a bar on stderr.
+    """
+
+    size: int = 0
+    partial: Path = Path()
+    timeout: float = 30.0
+    attempts: int = 4
+    pause: float = 1.0
+    progress: bool = True
+
+    def __call__(self, url: str, output_file: str, pooch: Any = None) -> None:
+        """Bring `url` to `output_file`.
+
+        Raises:
+            DataError: no connection; a server that refuses, breaks off, sends us elsewhere or sends another size.
+        """
+        import requests
+        from urllib3.exceptions import HTTPError, NewConnectionError
+
+        reason = ""
+        for attempt in range(self.attempts):
+            time.sleep(self.pause if attempt else 0)
+            try:
+                size = self._continue(url)
+            except (requests.RequestException, HTTPError) as error:
+                if isinstance(getattr(error.args[0] if error.args else None, "reason", None), NewConnectionError):
+                    raise _offline(url, error) from error
+                reason = f"{type(error).__name__}: {str(error)[:120]}"
+                continue
+            have = self.partial.stat().st_size
+            if have == size:
+                self.partial.replace(output_file)
+                return
+            reason = f"it ended after {have} of {size} bytes"
+        raise _failed(url, f"The transfer broke off {self.attempts} times (last: {reason})")
+
+    def _continue(self, url: str) -> int:
+        """Append what is missing to the partial file; returns how long the whole is."""
+        from tqdm import tqdm
+
+        have = self.partial.stat().st_size if self.partial.is_file() else 0
+        if self.size and have >= self.size:
+            return self.size
+        headers = {"User-Agent": "toolkit", "Accept-Encoding": "identity"}
+        with self._answer(url, headers | ({"Range": f"bytes={have}-"} if have else {})) as answer:
+            if answer.status_code == 416 and have and not self.size:
+                return have  # all of it is here: the hash will tell
+            if answer.status_code not in (200, 206):
+                self.partial.unlink(missing_ok=True)
+                raise _failed(url, f"The server answers {answer.status_code} ({answer.reason})")
+            start = have if answer.status_code == 206 else 0
+            if start and not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {start}-"):
+                self.partial.unlink(missing_ok=True)
+                raise _failed(url, "The server continued at another place")
+            size = start + int(answer.headers.get("Content-Length", "0"))
+            if self.size and size not in (start, self.size):
+                self.partial.unlink(missing_ok=True)
+                raise _changed(url, f"announces {size} bytes; the manifest records {self.size}")
+            size = self.size or size
+            bar = tqdm(
+                total=size or None, initial=start, unit="B", unit_scale=True, disable=not self.progress, leave=False
+            )
+            with bar, self.partial.open("ab" if start else "wb") as sink:
+                while block := answer.raw.read1(_BLOCK):
+                    sink.write(block)
+                    bar.update(len(block))
+                    if size and sink.tell() > size:
+                        sink.close()
+                        self.partial.unlink()
+                        raise _changed(url, f"sends more than the {size} bytes that are recorded")
+        return size or self.partial.stat().st_size
+
+    def _answer(self, url: str, headers: dict[str, str]) -> Any:
+        """The server's answer, redirects followed on one host only."""
+        import requests
+
+        for _ in range(_REDIRECTS):
+            refuse_private(url)
+            answer = requests.get(url, headers=headers, stream=True, timeout=self.timeout, allow_redirects=False)
+            if not answer.is_redirect:
+                return answer
+            answer.close()
+            target = urllib.parse.urljoin(url, answer.headers["Location"])
+            old, new = urllib.parse.urlsplit(url), urllib.parse.urlsplit(target)
+            if (old.scheme, old.netloc) != (new.scheme, new.netloc):
+                raise DataError(
+                    f"The server sends us elsewhere: {new.scheme}://{new.netloc}.",
+                    where=url,
+                    fix="Check the address of the data set at its publisher; it may have moved.",
+                )
+            url = target
+        raise _failed(url, f"The server answers {answer.status_code} ({answer.reason}) again and again")
+
+
+def fetch(source: Download, folder: Path, **options: Any) -> Path:
+    """Fetch one file into a folder; until it is complete and checked it is a hidden file there.
+
+    Args:
+        source: address and hash.
+        folder: where it goes.
+        options: of `Transfer`.
 
     Raises:
-        DataError: no connection, a server that refuses, breaks off, sends us elsewhere, or sends other bytes than
-            were announced; a file of that name that has other content.
+        DataError: as `Transfer`; other bytes than the hash says; a file of that name that has other content.
     """
-    folder = Path(folder)
+    import pooch
+
     name = source.file or Path(urllib.parse.urlsplit(source.url).path).name
-    if not name or "/" in name or "\\" in name or name.startswith("."):
-        raise DataError(f"{name!r} is no file name.", where=source.url, fix="Set `file` in the manifest.")
-    target, partial = folder / name, folder / f".{name}.{source.sha256[:12]}.part"
-    if target.is_file():
-        if file_sha256(target) == source.sha256:
-            return target
+    target, partial = folder / name, folder / f".{name}.{source.hash.rpartition(':')[2][:12]}.part"
+    if target.is_file() and not pooch.hashes.hash_matches(target, source.hash):
         raise DataError(
             "A file of this name is there, with other content than the manifest records.",
             where=str(target),
             fix="Move it away and fetch again.",
         )
+    missing = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    reason = ""
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(pause)
-        try:
-            _continue(source, partial, timeout, slowest, progress)
-        except DataError:
-            partial.unlink(missing_ok=True)
-            raise
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 416:  # what we have is longer than what the server has
-                partial.unlink(missing_ok=True)
-            raise _failed(source, f"The server answers {error.code} ({error.reason})") from error
-        except (OSError, http.client.HTTPException) as error:
-            cause = getattr(error, "reason", error)
-            if isinstance(cause, (socket.gaierror, ConnectionRefusedError)):
-                raise _offline(source, cause) from error
-            reason = f"{type(cause).__name__}: {cause}"
-            continue
-        if partial.stat().st_size == source.bytes:
-            return _accept(source, partial, target)
-        reason = f"it ended after {partial.stat().st_size} of {source.bytes} bytes"
-    raise _failed(source, f"The transfer broke off {attempts} times (last: {reason})")
-
-
-def _continue(source: Download, partial: Path, timeout: float, slowest: float, progress: bool) -> None:
-    """Append what is missing to the partial file."""
-    have = partial.stat().st_size if partial.is_file() else 0
-    if have >= source.bytes:
-        return
-    headers = {"User-Agent": "toolkit", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    opener = urllib.request.build_opener(_SameHost())
-    with opener.open(urllib.request.Request(source.url, headers=headers), timeout=timeout) as answer:
-        continued = answer.status == 206
-        if continued and not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-"):
-            partial.unlink(missing_ok=True)
-            raise http.client.HTTPException("the server continued at another place")
-        start = have if continued else 0
-        announced = answer.headers.get("Content-Length", "")
-        if announced.isdecimal() and start + int(announced) != source.bytes:
-            raise DataError(
-                f"The server announces {start + int(announced)} bytes; the manifest records {source.bytes}.",
-                where=source.url,
-                fix="The file has changed at its source, or an error page is sent in its place.",
-            )
-        with partial.open("ab" if continued else "wb") as sink:
-            _copy(answer, sink, source, start, (timeout, slowest), progress)
-
-
-def _copy(answer: Any, sink: Any, source: Download, start: int, pace: tuple[float, float], progress: bool) -> None:
-    from tqdm import tqdm
-
-    timeout, slowest = pace
-    total, since, mark = start, time.monotonic(), start
-    with tqdm(total=source.bytes, initial=start, unit="B", unit_scale=True, disable=not progress, leave=False) as bar:
-        while block := answer.read1(_BLOCK):
-            total += len(block)
-            if total > source.bytes:
-                raise DataError(
-                    f"The server sends more than the {source.bytes} bytes that the manifest records.",
-                    where=source.url,
-                    fix="The file has changed at its source; nothing of it was kept.",
-                )
-            sink.write(block)
-            bar.update(len(block))
-            elapsed = time.monotonic() - since
-            if elapsed > timeout:
-                if total - mark < slowest * elapsed:
-                    raise TimeoutError(f"less than {slowest:g} bytes per second for {elapsed:.0f} seconds")
-                since, mark = time.monotonic(), total
-
-
-def _accept(source: Download, partial: Path, target: Path) -> Path:
-    found = file_sha256(partial)
-    if found != source.sha256:
-        partial.unlink()
+    pooch.get_logger().setLevel("WARNING")
+    transfer = Transfer(size=source.bytes, partial=partial, **options)
+    try:
+        return Path(pooch.retrieve(source.url, source.hash, fname=name, path=folder, downloader=transfer))
+    except DataError:
+        raise
+    except ValueError as error:
         raise DataError(
-            f"The file has the SHA-256 {found}; the manifest records {source.sha256}.",
+            f"The file has another hash than the manifest records ({source.hash[:19]}...).",
             where=source.url,
             fix="It was damaged or exchanged; it was deleted. Fetch again; if this stays, do not use it.",
-        )
-    partial.replace(target)
-    return target
+        ) from error
+    finally:
+        if missing and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def fetch_all(manifest: Manifest, folder: Path, **options: Any) -> list[Path]:
     """Fetch and unpack all files of a manifest into the data folder; what is there and right is left alone.
 
     Raises:
-        DataError: as `fetch` and `unpack`; a data set that cannot be fetched (the message is what to do instead).
+        DataError: as `fetch` and `unpack`; a data set that cannot be fetched.
     """
-    from toolkit.data.archive import unpack
-    from toolkit.data.catalogue import steps
-
     if not manifest.access.files:
-        numbered = "".join(f"\n    {number}. {step}" for number, step in enumerate(steps(manifest), start=1))
+        numbered = "".join(f"\n    {number}. {step}" for number, step in enumerate(manifest.access.steps, start=1))
         raise DataError(
             f"{manifest.name!r} cannot be fetched by a program ({manifest.access.kind}).",
             where=manifest.access.page or manifest.name,
@@ -190,12 +183,38 @@ def fetch_all(manifest: Manifest, folder: Path, **options: Any) -> list[Path]:
     for source in manifest.access.files:
         if source.unpack:
             fetched.append(path := fetch(source, store, **options))
-            record = path.with_name(f".{path.name}.{source.sha256[:12]}.files")
+            record = path.with_name(f".{path.name}.{source.hash.rpartition(':')[2][:12]}.files")
             if not _all_there(record, folder):
-                _note(record, unpack(path, folder), folder)
+                names = unpack(path, folder, inside=source.inside)
+                entries = [(name, (folder / name).stat().st_size) for name in names]
+                write_atomically(record, json.dumps(entries))
         else:
             fetched.append(fetch(source, folder, **options))
     return fetched
+
+
+def refuse_private(url: str) -> None:
+    """Refuse an address that is not https, or that leads into this machine or a private network.
+
+    A proxy resolves names itself; then only addresses written as numbers can be checked here.
+
+    Raises:
+        DataError: it does.
+    """
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, parts.port or 443, type=socket.SOCK_STREAM)}
+    except OSError as error:
+        if urllib.request.getproxies().get(parts.scheme):
+            return
+        raise _offline(url, error) from error
+    if parts.scheme != "https" or not all(ipaddress.ip_address(str(one).partition("%")[0]).is_global for one in found):
+        raise DataError(
+            f"The address {parts.scheme}://{host} is not fetched: it is not https, or it lies in a private network.",
+            where=url,
+            fix="Use the public https address of the data set, or put the files in place by hand.",
+        )
 
 
 def _all_there(record: Path, folder: Path) -> bool:
@@ -207,24 +226,19 @@ def _all_there(record: Path, folder: Path) -> bool:
         return False
 
 
-def _note(record: Path, names: list[str], folder: Path) -> None:
-    """Keep the names and sizes of what an archive was unpacked to, beside the archive."""
-    entries = [(name, (folder / name).stat().st_size) for name in names]
-    write_atomically(record, json.dumps(entries))
+def _failed(url: str, what: str) -> DataError:
+    fix = "Run the same command again: it continues where this one stopped. Or download the file by hand."
+    return DataError(f"{what}.", where=url, fix=fix)
 
 
-def _failed(source: Download, what: str) -> DataError:
+def _changed(url: str, what: str) -> DataError:
+    fix = "The file has changed at its source, or an error page is sent in its place; nothing of it was kept."
+    return DataError(f"The server {what}.", where=url, fix=fix)
+
+
+def _offline(url: str, cause: BaseException) -> DataError:
     return DataError(
-        f"{what}.",
-        where=source.url,
-        fix="Run the same command again: it continues where this one stopped. Or download the file by hand.",
-    )
-
-
-def _offline(source: Download, cause: BaseException) -> DataError:
-    host = urllib.parse.urlsplit(source.url).netloc
-    return DataError(
-        f"There is no connection to {host} ({cause}).",
-        where=source.url,
+        f"There is no connection to {urllib.parse.urlsplit(url).netloc} ({type(cause).__name__}).",
+        where=url,
         fix="Connect to the internet (or set https_proxy), or download the file elsewhere and put it in place.",
     )

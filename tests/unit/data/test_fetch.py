@@ -6,16 +6,18 @@ import hashlib
 import io
 import os
 import socket
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import official_layouts as official
 import pytest
 from bad_server import serving
 
 from toolkit.__main__ import main
-from toolkit.data import list_tasks, load_task
+from toolkit.data import download, list_tasks, load_task, manifest
 from toolkit.data.download import fetch_all
 from toolkit.data.manifest import data_folders, find_manifest
 from toolkit.errors import DataError
@@ -44,25 +46,15 @@ kind = "download"
 page = "https://example.org/squares"
 {files}
 
-[layout]
-kind = "array-files"
-rows = "pattern"
-expects = {{ "north/*.npz" = 2, "south/*.npz" = 1 }}
-
-[[layout.patterns]]
-image = "{{site}}/{{who}}.npz"
-
-[columns]
-case = "{{site}}_{{who}}"
-subject = "{{who}}"
-split = "{{split}}"
-site = "{{site}}"
+[files]
+"north/*.npz" = 2
+"south/*.npz" = 1
 """
 FILE = """
 [[access.files]]
 url = "{url}"
 bytes = {size}
-sha256 = "{sha256}"
+hash = "sha256:{sha256}"
 """
 
 
@@ -89,6 +81,7 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 FILES = stacks(["north/ann.npz", "north/bob.npz", "south/cem.npz"])
 ARCHIVE = archive(FILES)
+SPLITS = {"north/ann.npz": "train", "north/bob.npz": "train", "south/cem.npz": "test"}
 Offer = Callable[..., Path]
 
 
@@ -100,10 +93,14 @@ def offer(tmp_path, monkeypatch) -> Offer:
     monkeypatch.setenv("TOOLKIT_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(manifest, "SCHEMES", ("https://", "http://127.0.0.1:"))
+    monkeypatch.setattr(download, "refuse_private", lambda url: None)
 
     def write(*urls: str, content: bytes = ARCHIVE, extra: str = "", **changes: object) -> Path:
         known = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), **changes}
         entries = "".join(FILE.format(url=url, **known) + extra for url in urls)
+        lines = [f"{name},{name.split('/')[0]},{Path(name).stem},{split}" for name, split in SPLITS.items()]
+        (tmp_path / "manifests" / "squares.csv").write_text("\n".join(["image,site,case,split", *lines]))
         (tmp_path / "manifests" / "squares.toml").write_text(MANIFEST.format(files=entries), encoding="utf-8")
         return tmp_path / "data" / "squares"
 
@@ -127,16 +124,14 @@ def test_fetch_ends_in_a_task_that_loads(offer, capsys):
     with serving(ARCHIVE) as (address, asked):
         folder = offer(f"{address}/good/squares.zip")
         assert not list_tasks().set_index("name").ready["squares"]
-        with pytest.raises(DataError, match="Or let it be fetched: python -m toolkit data fetch squares"):
+        with pytest.raises(DataError, match="are not on this machine"):
             load_task("squares")
         assert main(["data", "fetch", "squares"]) == 0
         shown = capsys.readouterr().out
         assert "Licence of the data: CC0 1.0" in shown
         task = load_task("squares")
         assert sorted(case.id for case in task.cases()) == sorted(
-            f"{site}_{who}/slice{k:02d}"
-            for site, who in (("north", "ann"), ("north", "bob"), ("south", "cem"))
-            for k in range(3)
+            f"{who}/slice{k:02d}" for who in ("ann", "bob", "cem") for k in range(3)
         )
         for name, content in FILES.items():
             assert (folder / name).read_bytes() == content
@@ -170,11 +165,13 @@ def test_several_files_unpacked_and_as_they_are(offer):
         folder = offer(f"{one}/good/north.zip", content=north)
         path = folder.parents[1] / "manifests" / "squares.toml"
         entry = FILE.format(url=f"{two}/good/cem.npz", size=len(south), sha256=hashlib.sha256(south).hexdigest())
-        text = path.read_text(encoding="utf-8").replace("\n[layout]", f"{entry}unpack = false\n\n[layout]")
+        text = path.read_text(encoding="utf-8").replace("\n[files]", f"{entry}unpack = false\n\n[files]")
         path.write_text(text.replace('"south/*.npz" = 1', '"cem.npz" = 1'), encoding="utf-8")
+        table = path.with_suffix(".csv")
+        table.write_text(table.read_text().replace("south/cem.npz", "cem.npz"))
         quick()
     assert (folder / "cem.npz").read_bytes() == south
-    assert {case.subject for case in load_task("squares").cases()} == {"ann", "bob"}
+    assert {case.subject for case in load_task("squares").cases()} == {"ann", "bob", "cem"}
 
 
 def test_a_transfer_that_breaks_off_is_continued(offer):
@@ -201,7 +198,7 @@ def test_a_broken_fetch_goes_on_where_it_stopped(offer):
 
 
 REFUSED = {
-    "corrupting": "has the SHA-256",
+    "corrupting": "has another hash",
     "longer": "announces",
     "endless": "sends more than",
     "shorter": "announces 500 bytes",
@@ -256,11 +253,7 @@ def test_what_was_downloaded_by_hand_is_unpacked(offer, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [
-        ({"sha256": "0" * 63}, "files.0.sha256: is no SHA-256"),
-        ({"size": 0}, "files.0: needs an https address"),
-        ({"size": -3}, "files.0: needs an https address"),
-    ],
+    [({"sha256": "0" * 63}, "files.0.hash: is no sha256"), ({"size": -3}, "files.0: needs an https address")],
 )
 def test_a_manifest_that_cannot_be_checked_is_refused(changes, message, offer):
     offer("https://example.org/squares.zip", **changes)
@@ -273,3 +266,34 @@ def test_only_https_is_fetched(url, offer):
     offer(url)
     with pytest.raises(DataError, match="needs an https address"):
         load_task("squares")
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [("msd_hippocampus", "Task04_Hippocampus"), ("msd_prostate", "Task05_Prostate")]
+)
+def test_the_decathlon_is_fetched_from_where_monai_fetches_it(name, task):
+    from monai.apps.datasets import DecathlonDataset
+
+    (file,) = find_manifest(name).access.files
+    assert file.url == DecathlonDataset.resource[task]
+    assert file.hash == f"md5:{DecathlonDataset.md5[task]}"
+
+
+def test_the_decathlons_archive_becomes_a_task(tmp_path, monkeypatch):
+    """The archive as it is published, one folder inside, through the command that fetches it."""
+    official.BUILDERS["msd_hippocampus"](tmp_path / "in" / "Task04_Hippocampus")
+    with tarfile.open(tmp_path / "t.tar", "w") as made:
+        made.add(tmp_path / "in" / "Task04_Hippocampus", "Task04_Hippocampus")
+    content = (tmp_path / "t.tar").read_bytes()
+    text = (Path(__file__).parents[3] / "data_manifests" / "msd_hippocampus.toml").read_text(encoding="utf-8")
+    monkeypatch.setattr(manifest, "SCHEMES", ("https://", "http://127.0.0.1:"))
+    monkeypatch.setattr(download, "refuse_private", lambda url: None)
+    for variable, folder in (("MANIFESTS", "manifests"), ("DATA", "data"), ("CACHE", "cache")):
+        monkeypatch.setenv(f"TOOLKIT_{variable}", str(tmp_path / folder))
+    with serving(content) as (address, _):
+        text = text.replace("https://msd-for-monai.s3-us-west-2.amazonaws.com", f"{address}/good")
+        text = text.replace("9d24dba78a72977dbd1d2e110310f31b", hashlib.md5(content, usedforsecurity=False).hexdigest())
+        (tmp_path / "manifests").mkdir()
+        (tmp_path / "manifests" / "msd_hippocampus.toml").write_text(text, encoding="utf-8")
+        assert main(["data", "fetch", "msd_hippocampus"]) == 0
+    assert {case.id for case in load_task("msd_hippocampus").cases()} == {f"hippocampus_{n:03d}" for n in (1, 4, 7)}

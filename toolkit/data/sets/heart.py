@@ -126,7 +126,7 @@ def mnms(folder: Path, manifest: Manifest) -> list[Row]:
                 raise DataError(
                     f"Row {number} names no frame for {phase}.", where=str(tables[0]), fix="Get the table again."
                 )
-            row = {"case": f"{code}_{phase}", "subject": code, "site": entry.get("Vendor", "")}
+            row: Row = {"case": f"{code}_{phase}", "subject": code, "site": entry.get("Vendor", "")}
             row |= {"group": entry.get("Pathology") or None, "image": image, "label": label}
             rows.append(row | {"frame": int(frame), "label_frame": int(frame)})
     return rows
