@@ -20,7 +20,7 @@ from torch import nn
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state, thread_count
-from toolkit.files import write_sealed
+from toolkit.files import distinct_names, write_sealed
 from toolkit.training import background as child
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training import history
@@ -395,4 +395,5 @@ def default_path(task: Any, regularizers: Sequence[Regularizer]) -> Path:
     """A new directory below `runs/`, named after the task, the regularizers and the time."""
     method = "-".join(r.name for r in regularizers) or "plain"
     moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{getattr(task, 'name', 'task')}-{method}-{moment}-{secrets.token_hex(2)}"
+    name = f"{getattr(task, 'name', 'task')}-{method}-{moment}-{secrets.token_hex(2)}"
+    return Path("runs") / distinct_names([name])[0]  # no name leads out of this folder

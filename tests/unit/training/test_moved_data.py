@@ -13,6 +13,7 @@ from PIL import Image
 import toolkit as tk
 from toolkit.errors import CheckpointError
 from toolkit.files import distinct_names
+from toolkit.training.train import default_path
 
 CLASSES = ["background", "disc"]
 
@@ -109,3 +110,11 @@ def test_distinct_names_are_stable_and_safe():
     names = distinct_names(["a/b", "a_b", "A_B", "..."])
     assert len({name.casefold() for name in names}) == 4
     assert names[:3] == distinct_names(["a/b", "a_b", "A_B", "z"])[:3]
+
+
+@pytest.mark.parametrize("name", ["../../out", "/tmp/out", "a/../../b", ".hidden"])
+def test_a_tasks_name_stays_below_runs(name):
+    task = tk.task_from_arrays([np.zeros((16, 16))], [np.zeros((16, 16), np.uint8)], classes=CLASSES, name=name)
+    path = default_path(task, [])
+    assert path.parent == Path("runs")
+    assert not path.name.startswith(".")
