@@ -14,7 +14,7 @@ import psutil
 import torch
 from interleave import medians, row
 
-from toolkit.features.extract import extract
+from toolkit.inference.extract import extract
 from toolkit.models.unet import unet
 
 LAYERS = ["encoder.1", "bottleneck", "head_input"]

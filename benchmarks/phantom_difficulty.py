@@ -24,9 +24,9 @@ import torch
 
 from toolkit.data.catalogue import load_task
 from toolkit.data.generated import GENERATORS
+from toolkit.measure.evaluate import evaluate
 from toolkit.models.unet import unet
 from toolkit.training.config import TrainConfig
-from toolkit.training.evaluate import evaluate
 from toolkit.training.train import train
 
 RESULTS = Path(__file__).parent / "results"

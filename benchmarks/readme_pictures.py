@@ -13,7 +13,7 @@ from toolkit.apps.demo_report import PENULTIMATE, explained_case
 from toolkit.data.catalogue import load_task
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import Region
-from toolkit.features.extract import extract
+from toolkit.inference.extract import extract
 from toolkit.measure.drift import drift
 from toolkit.show.compose_drift import drifts
 from toolkit.show.compose_explain import grad_cams

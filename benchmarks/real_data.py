@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 
 import toolkit as tk
+from toolkit.measure.evaluate import evaluate
 from toolkit.training.environment import environment
-from toolkit.training.evaluate import evaluate
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)

@@ -41,6 +41,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     ),
     "seed": (0, 2**63 - 1),
     "dims": (2, 3),
+    "divisor": (1, MANY),
     "points": (2, 4096),
     "timeout": (0, math.inf),
     **dict.fromkeys(("tau", "t_max", "temperature", "radius", "ratio"), (1e-12, 1e12)),

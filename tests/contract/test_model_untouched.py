@@ -23,18 +23,19 @@ from toolkit.explain.masking import mask_latent
 from toolkit.explain.sanity import randomised_weights
 from toolkit.explain.targets import ClassSum, NormalisedClassSum, Region
 from toolkit.features.capture import _Observer, capture
-from toolkit.features.extract import extract
-from toolkit.features.names import layers, resolve
+from toolkit.features.names import resolve
 from toolkit.features.replace import replaced
 from toolkit.features.untouched import untouched
+from toolkit.inference.extract import extract
+from toolkit.inference.layers import layers
+from toolkit.inference.predict import predict
+from toolkit.measure.evaluate import evaluate
 from toolkit.measure.similarity import channel_similarity
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.methods.med_disseg import med_disseg
 from toolkit.methods.selfreg.swin_unet import swin_unet
 from toolkit.methods.selfreg.unet import self_reg_unet
 from toolkit.models.unet import unet
-from toolkit.training.evaluate import evaluate
-from toolkit.training.predict import predict
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "unet": (lambda: unet(1, 3, channels=(4, 8), norm="batch"), "bottleneck"),

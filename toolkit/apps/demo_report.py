@@ -11,8 +11,8 @@ from toolkit.data.task import Task
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.masking import mask_latent
 from toolkit.explain.targets import Region
-from toolkit.features.extract import extract
 from toolkit.features.store import Features
+from toolkit.inference.extract import extract
 from toolkit.measure.drift import drift
 from toolkit.measure.projection import project
 from toolkit.measure.similarity import channel_similarity

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from toolkit.features.extract import extract
 from toolkit.features.process_state import guarded_random_state
+from toolkit.inference.extract import extract
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import UNet, unet
 from toolkit.training.config import TrainConfig

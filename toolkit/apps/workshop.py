@@ -26,8 +26,8 @@ from toolkit.data.arrays import task_from_arrays
 from toolkit.data.catalogue import load_task
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
-from toolkit.features.extract import extract
 from toolkit.features.store import Features, open_features
+from toolkit.inference.extract import extract
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.methods.latent_augmentation.objective import FastSlowObjective
 from toolkit.methods.latent_augmentation.regularizer import LatentAugmentation

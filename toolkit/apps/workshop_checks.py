@@ -10,7 +10,7 @@ from toolkit.apps.workshop import Workshop
 from toolkit.errors import ToolkitError
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.mask_result import MaskedLatent
-from toolkit.features.names import resolve
+from toolkit.inference.layers import layer_names
 from toolkit.measure.drift import Drift
 from toolkit.measure.projection import Projection
 from toolkit.measure.similarity import channel_similarity
@@ -42,7 +42,7 @@ def check_2(workshop: Workshop, answer: Any) -> None:
     _given(2, answer, hint)
     network = workshop.networks["plain"][0]
     try:
-        found = resolve(network, [str(answer)], example=workshop.task.cases("test")[0])
+        found = layer_names(network, [str(answer)], workshop.task.cases("test")[0])
     except ToolkitError:
         found = []
     _require(2, found == ["head:input"], f"{answer!r} names {found or 'no layer'}", hint)

@@ -13,16 +13,19 @@ from toolkit.errors import ConfigError, DataError, LayerError
 from toolkit.explain.attribute_methods import METHODS, Question, Settings, baseline_of, explain_one
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.frozen import Frozen, freeze
+from toolkit.explain.stitched import score_of
 from toolkit.explain.targets import Target, as_target
-from toolkit.explain.windows import Tiling, score_of, sides_of, whole_logits
 from toolkit.features.capture import capture
-from toolkit.features.inputs import InputBatch, as_batches
+from toolkit.features.logits import Select
 from toolkit.features.memory import Limit, affordable_batch
-from toolkit.features.modules import eager, named, parse, unwrap
+from toolkit.features.modules import eager, named, parse
 from toolkit.features.names import resolve
-from toolkit.features.outputs import forward
 from toolkit.features.provenance import DataHash, provenance
 from toolkit.features.untouched import untouched
+from toolkit.inference.inputs import InputBatch, as_batches
+from toolkit.inference.layers import prepare_aliases
+from toolkit.inference.network import Predictor
+from toolkit.inference.windows import Frame
 
 
 def attribute(
@@ -40,8 +43,12 @@ def attribute(
     features: str = "grid",
     taps: Mapping[str, str] | None = None,
     batch_size: int = 8,
-    patch_size: Sequence[int] | None = None,
+    select: Select | None = None,
+    patch_size: Sequence[int] | str | None = None,
     overlap: float = 0.5,
+    divisor: int | None = None,
+    precision: str | None = None,
+    activation: str | None = None,
 ) -> AttributionResult:
     """Attribute a target's score to the input voxels, or to the units of a layer, with captum.
 
@@ -65,64 +72,78 @@ def attribute(
             the "reference", which says how much the score of one organ leans on another.
         taps: overrides of aliases.
         batch_size: perturbed images per pass.
-        patch_size: window of a network that cannot take the whole image, as in sliding-window prediction. What is
-            explained is then the score of the stitched logits, which is a function of the whole image: attributions
-            of its windows add up, and completeness holds as for one window. Layer conductance comes at the image's size.
+        select: where the logits are; as for divisor, precision and activation see `toolkit.predict`.
+        patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass. What is
+            explained with windows is the score of the stitched logits, which is a function of the whole image:
+            attributions of its windows add up, and completeness holds as for one window. Layer conductance then comes
+            on the image's grid.
         overlap: of neighbouring windows, as a share of their side.
+        divisor: what the sides must be multiples of.
+        precision: autocast; None = the network's own.
+        activation: "softmax" or "sigmoid".
 
     Raises:
         ConfigError: unknown method, baseline or class, or a layer missing or not wanted.
         DataError: no label for a target that needs one, images of several sizes, or a region empty in all images.
         LayerError: a layer that does not exist, runs more than once, or does not return one tensor.
     """
-    settings = Settings(
-        steps,
-        window,
-        stride,
-        baseline,
-        features,
-        layer,
-        batch_size,
-        None if patch_size is None else sides_of(patch_size, "attribute"),
-        overlap,
-    )
+    settings = Settings(steps, window, stride, baseline, features, layer, batch_size)
     _check_method(method, settings)
-    wanted = as_target(target)
-    batch = _one_batch(image, model, label)
-    with untouched(model, "eval") as network, torch.inference_mode(False), torch.enable_grad(), eager(network):
-        tiling = tiling_of(batch, network, settings)
-        corner: Any = ... if tiling is None else (..., *tiling.windows[0])
-        module = None if layer is None else _layer_module(network, layer, batch.image[:1][corner], taps)
-        with torch.no_grad():
-            frozen = freeze(wanted, whole_logits(network, batch.image, tiling), batch)
-        if not bool(frozen.region.any()):
-            raise DataError(
-                f"The region of {wanted} is empty in every image.",
-                where=", ".join(batch.ids[:4]),
-                fix="Choose a case in which the class occurs, inside='reference', or ClassSum.",
-            )
-        baselines = baseline_of(batch.image, settings.baseline)
+    predictor = Predictor(
+        model,
+        select=select,
+        patch_size=patch_size,
+        overlap=overlap,
+        divisor=divisor,
+        precision=precision,
+        activation=activation,
+    )
+    batch = _one_batch(image, predictor, label)
+    frame = predictor.frame(batch.image)
+    with untouched(model, "eval"), torch.inference_mode(False), torch.enable_grad(), eager(predictor.network):
+        module = None if layer is None else _layer_module(predictor, layer, batch.image[:1], taps)
+        frozen = frozen_target(predictor, as_target(target), batch, frame)
         values, at_baseline = [], []
-        for i, (image_i, base) in enumerate(zip(batch.image.detach().split(1), baselines.split(1), strict=True)):
-            question = Question(image_i, base, batch.label_of(i), module)
-            values.append(explain_one(network, frozen.select(i), question, method, settings, tiling))
-            score = score_of(network, frozen.select(i), tiling, image_i)
+        for i, image_i in enumerate(batch.image.detach().split(1)):
+            base, own = baseline_of(image_i, settings.baseline), frame.select(i)
+            question = Question(image_i, base, own, batch.label_of(i), module)
+            values.append(explain_one(predictor, frozen.select(i), question, method, settings))
+            score = score_of(predictor, frozen.select(i), own, image_i)
             at_baseline.append(score.in_batches(base, 1))
-    return _result(model, batch, frozen, torch.cat(at_baseline), torch.cat(values), repr(wanted), method, settings)
+    result = _result(batch, frozen, torch.cat(at_baseline), torch.cat(values), settings)
+    data = DataHash()
+    data.update(batch.ids, batch.image, batch.label)
+    chosen = {**dataclasses.asdict(settings), **predictor.settings}
+    result.target, result.method, result.classes = repr(as_target(target)), method, predictor.class_names(batch.classes)
+    result.padding = [] if layer is None or frame.tiling is not None else list(frame.padding)
+    result.provenance = provenance(model, data.hexdigest(), method=method, target=result.target, **chosen)
+    return result
 
 
-def tiling_of(batch: InputBatch, network: nn.Module, settings: Settings) -> Tiling | None:
-    """The windows that the settings ask for."""
-    if settings.patch_size is None:
-        return None
-    return Tiling.of(batch.image, network, settings.patch_size, settings.overlap, "attribute")
+def frozen_target(predictor: Predictor, target: Target, batch: InputBatch, frame: Frame) -> Frozen:
+    """The target fixed on the images themselves.
+
+    Raises:
+        DataError: its region is empty in every image.
+    """
+    with torch.no_grad():
+        frozen = freeze(target, predictor.logits(batch.image.clone(), frame), batch, predictor)
+    if not bool(frozen.region.any()):
+        raise DataError(
+            f"The region of {target} is empty in every image.",
+            where=", ".join(batch.ids[:4]),
+            fix="Choose a case in which the class occurs, inside='reference', or ClassSum.",
+        )
+    return frozen
 
 
 def _layer_module(
-    network: nn.Module, layer: str, image: Tensor, taps: Mapping[str, str] | None
+    predictor: Predictor, layer: str, image: Tensor, taps: Mapping[str, str] | None
 ) -> tuple[nn.Module, bool]:
     """The module that a name means, and whether its input is meant."""
-    names = resolve(network, layer, image, taps)
+    network, x = predictor.network, predictor.one_window(image)
+    prepare_aliases(predictor, layer, image, taps)
+    names = resolve(network, layer, x, taps)
     if len(names) != 1:
         raise LayerError(f"{layer!r} matches {len(names)} layers.", fix=f"Name one: {', '.join(names[:8])}.")
     name = parse(names[0])
@@ -132,11 +153,11 @@ def _layer_module(
         nonlocal calls
         calls += 1
 
-    module = named(unwrap(network))[name.path]
+    module = named(network)[name.path]
     handle = module.register_forward_hook(count)
     try:
         with torch.no_grad(), capture(network, names):
-            forward(network, image.clone())
+            predictor.run(x)
     finally:
         handle.remove()
     if calls != 1:
@@ -159,29 +180,19 @@ def _check_method(method: str, settings: Settings) -> None:
         )
 
 
-def _one_batch(image: Any, model: nn.Module, label: Any) -> InputBatch:
-    batches = list(as_batches(image, model, batch_size=10**6, label=label))
+def _one_batch(image: Any, predictor: Predictor, label: Any) -> InputBatch:
+    batches = list(as_batches(image, predictor.network, batch_size=10**6, label=label))
     if len(batches) != 1:
         what = "There is no image to explain." if not batches else "The images have several sizes."
         raise DataError(what, where="attribute(image=...)", fix="Pass one image, or several of one size.")
     image = batches[0].image
-    affordable_batch(model, image[:1], 1, Limit("attribute", 2.0))
+    affordable_batch(predictor.network, image[:1], 1, Limit("attribute", 2.0, one_pass=predictor.one_window))
     return batches[0]
 
 
 def _result(
-    model: nn.Module,
-    batch: InputBatch,
-    frozen: Frozen,
-    at_baseline: Tensor,
-    values: Tensor,
-    target: str,
-    method: str,
-    settings: Settings,
+    batch: InputBatch, frozen: Frozen, at_baseline: Tensor, values: Tensor, settings: Settings
 ) -> AttributionResult:
-    data = DataHash()
-    data.update(batch.ids, batch.image, batch.label)
-    chosen = dataclasses.asdict(settings)
     return AttributionResult(
         attributions={settings.layer or "input": values.cpu()},
         image=batch.image.detach().cpu(),
@@ -191,15 +202,13 @@ def _result(
         score=frozen.score.cpu(),
         baseline_score=at_baseline.cpu(),
         cases=batch.ids,
-        sizes=batch.sizes,
         spacing=batch.spacing,
         affine=batch.affine,
         volumes=batch.volumes,
         positions=batch.positions,
         geometry=[None if one is None else dataclasses.asdict(one) for one in batch.geometries],
-        classes=dict(batch.classes or {}),
-        target=target,
-        method=method,
-        settings=chosen,
-        provenance=provenance(model, data.hexdigest(), method=method, target=target, **chosen),
+        classes={},
+        target="",
+        method="",
+        settings=dataclasses.asdict(settings),
     )

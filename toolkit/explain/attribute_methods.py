@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,8 +12,10 @@ from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, DataError, LayerError
 from toolkit.explain.frozen import FixedScore, Frozen
-from toolkit.explain.windows import Tiling, score_of
+from toolkit.explain.stitched import score_of, window_parts
 from toolkit.features.layout import to_maps
+from toolkit.inference.network import Predictor
+from toolkit.inference.windows import Frame
 
 METHODS = ("integrated_gradients", "occlusion", "saliency", "input_x_gradient", "layer_conductance", "feature_ablation")
 BASELINES = ("minimum", "mean", "zero")
@@ -33,8 +34,6 @@ class Settings:
     features: str = "grid"
     layer: str | None = None
     batch_size: int = 8
-    patch_size: Sequence[int] | None = None
-    overlap: float = 0.5
 
     def __post_init__(self) -> None:
         if self.features not in FEATURES:
@@ -56,24 +55,19 @@ class Question:
     Attributes:
         image: (1, C, *S).
         base: (1, C, *S) the image without information.
+        frame: where the image lies in what the network takes.
         label: (1, 1, *S) reference, for ablating its classes.
         layer: module, and whether its input is meant, for layer conductance.
     """
 
     image: Tensor
     base: Tensor
+    frame: Frame
     label: Tensor | None = None
     layer: tuple[nn.Module, bool] | None = None
 
 
-def explain_one(
-    network: nn.Module,
-    frozen: Frozen,
-    question: Question,
-    method: str,
-    settings: Settings,
-    tiling: Tiling | None = None,
-) -> Tensor:
+def explain_one(predictor: Predictor, frozen: Frozen, question: Question, method: str, settings: Settings) -> Tensor:
     """Raw attributions (1, C, *S) of one image, or (1, *layer size) of a layer's units as captum returns them.
 
     With windows, gradients and path integrals are taken window by window and added up, which is exact because the score
@@ -81,25 +75,25 @@ def explain_one(
     layer are spread evenly over the voxels that they stand for: (1, 1, *S), with the same sum.
 
     Args:
-        network: in evaluation mode.
+        predictor: of the network, in evaluation mode.
         frozen: the target on this image.
-        question: the image, its baseline, label and layer.
+        question: the image, its baseline, label, frame and layer.
         method: one of `METHODS`.
         settings: parameters.
-        tiling: windows, or None for the whole image at once.
     """
+    image, frame = question.image, question.frame
     if method in _PERTURBING:
-        score = score_of(network, frozen, tiling, question.image)
-        return _perturbed(score, frozen, question, method, settings)
-    if tiling is None:
-        return _by_gradients(FixedScore(network, frozen), question, method, settings)
-    channels = 1 if question.layer is not None else question.image.shape[1]
-    total = torch.zeros_like(question.image[:, :1]).repeat(1, channels, *[1] * (question.image.ndim - 2))
-    for inside, part in tiling.parts(frozen):
-        piece = dataclasses.replace(question, image=question.image[inside], base=question.base[inside])
-        found = _by_gradients(FixedScore(network, part), piece, method, settings)
+        return _perturbed(score_of(predictor, frozen, frame, image), frozen, question, method, settings)
+    if frame.tiling is None:
+        return _by_gradients(FixedScore(predictor, frozen, frame), question, method, settings)
+    padded, base = frame.pad(image), frame.pad(question.base)
+    channels = 1 if question.layer is not None else image.shape[1]
+    total = torch.zeros_like(padded[:, :1]).repeat(1, channels, *[1] * (image.ndim - 2))
+    for inside, part in window_parts(frozen, frame):
+        piece = dataclasses.replace(question, image=padded[inside], base=base[inside])
+        found = _by_gradients(FixedScore(predictor, part), piece, method, settings)
         total[inside] += found if question.layer is None else _spread(found, piece.image, settings.layer)
-    return total
+    return frame.crop(total)
 
 
 def baseline_of(image: Tensor, baseline: str | float) -> Tensor:
@@ -176,11 +170,15 @@ def _feature_mask(image: Tensor, frozen: Frozen, settings: Settings, label: Tens
             mask = mask * (int(cells[-1]) + 1) + cells.reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
         return mask[None, None]
     if settings.features == "prediction":
-        chosen = frozen.prediction[:, None]
+        chosen = frozen.prediction.unsqueeze(1) if frozen.prediction.ndim < image.ndim else _joint(frozen.prediction)
     elif label is None:
         raise DataError("There is no reference label to ablate by.", fix="Use features='prediction'.")
     else:
         chosen = label
-    if chosen.shape[2:] != image.shape[2:]:
-        raise ConfigError("The output is not of the image's size; use features='grid'.", where="attribute")
     return torch.unique(chosen, return_inverse=True)[1]
+
+
+def _joint(masks: Tensor) -> Tensor:
+    """(B, 1, *S) number of every combination of overlapping masks (B, K, *S)."""
+    powers = 2 ** torch.arange(masks.shape[1], device=masks.device).reshape(-1, *[1] * (masks.ndim - 2))
+    return (masks.long() * powers).sum(1, keepdim=True)

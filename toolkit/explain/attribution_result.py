@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import LayerError
-from toolkit.explain.cam_maps import resized
+from toolkit.explain.cam_maps import on_image
 from toolkit.features.layout import to_maps
 from toolkit.results import Result
 
@@ -28,14 +28,13 @@ class AttributionResult(Result):
     Attributes:
         attributions: name -> raw signed values: "input" -> (B, C, *S), or for layer conductance the layer's name ->
             its activation's own shape.
-        image: (B, C, *S) as the network saw it, padded at the end if its sides had to grow.
-        label: (B, 1, *S) reference, -1 = padding, or None.
-        prediction: (B, *S) most likely class.
+        image: (B, C, *S).
+        label: (B, 1, *S) reference, or None.
+        prediction: (B, *S) labels, or (B, K, *S) masks of overlapping regions: those that `toolkit.predict` gives.
         region: (B, 1, *S) bool, the voxels whose logits were summed.
         score: (B,) value of the target.
         baseline_score: (B,) value of the same voxels on the baseline image.
         cases: names of the images.
-        sizes: spatial size of each image without padding.
         spacing: mm per axis or None, per image.
         classes: class names by index.
         target: what was explained.
@@ -45,6 +44,7 @@ class AttributionResult(Result):
         volumes: stack that each image belongs to.
         positions: index of the image in its stack, or None.
         geometry: fields of `toolkit.data.geometry.Geometry`, or None, per image: how to write a map as NIfTI.
+        padding: (before, after) along every axis that a layer's units cover besides the image; empty = none.
     """
 
     attributions: dict[str, Tensor]
@@ -55,7 +55,6 @@ class AttributionResult(Result):
     score: Tensor
     baseline_score: Tensor
     cases: list[str]
-    sizes: list[tuple[int, ...]]
     spacing: list[tuple[float, ...] | None]
     classes: dict[int, str]
     target: str
@@ -65,6 +64,7 @@ class AttributionResult(Result):
     volumes: list[str] = dataclasses.field(default_factory=list)
     positions: list[int | None] = dataclasses.field(default_factory=list)
     geometry: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
+    padding: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     kind: ClassVar[str] = "attribution"
 
     def __getitem__(self, name: str) -> Tensor:
@@ -80,20 +80,26 @@ class AttributionResult(Result):
         return self.attributions[name]
 
     @property
+    def padded_size(self) -> tuple[int, ...]:
+        """Spatial size that the maps of a layer cover: the image's and its padding."""
+        padding = self.padding or [(0, 0)] * (self.image.ndim - 2)
+        return tuple(side + sum(pair) for side, pair in zip(self.image.shape[2:], padding, strict=True))
+
+    @property
     def maps(self) -> dict[str, Tensor]:
         """Signed maps (B, 1, *size): attributions summed over channels."""
-        size = self.image.shape[2:]
+        size = self.padded_size
         return {name: to_maps(values, size, name).sum(1, keepdim=True) for name, values in self.attributions.items()}
 
     def resized(self, name: str) -> Tensor:
-        """The map at the image's size (B, 1, *S), linear with half-pixel centres."""
+        """The map on the image's grid (B, 1, *S), linear with half-pixel centres."""
         self[name]
-        return resized(self.maps[name], self.image.shape[2:])
+        return on_image(self.maps[name], self.image.shape[2:], () if name == "input" else self.padding)
 
     def save_nifti(self, folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> dict[str, list[Path]]:
         """Write every map as NIfTI on the grid, axes and affine of its image's file, so that viewers overlay them.
 
-        Values are raw and signed, summed over channels and cut from padding; maps of a layer are resized by linear
+        Values are raw and signed, summed over channels; maps of a layer are resized by linear
         interpolation. Slices of one stack become one volume; slices that were not explained are 0. Images without a
         file or an affine get a header that says that their place is unknown.
 

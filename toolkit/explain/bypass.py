@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from toolkit.errors import LayerError
 from toolkit.features.capture import capture
-from toolkit.features.modules import LayerName, eager, is_container, named, parse, unwrap
-from toolkit.features.outputs import logits_of
+from toolkit.features.modules import LayerName, eager, is_container, named, parse
+from toolkit.inference.network import Predictor
 
 Place = tuple[str, int, int]  # module path, call, position among the tensors it returned
 
@@ -30,12 +30,12 @@ class Bypass:
     `around` holds the outputs of the modules that ran before. `replay` runs the rest again with other values.
 
     Args:
-        network: the unwrapped network, in the mode it is to be run in.
+        predictor: of the network, in the mode it is to be run in.
         layer: full layer name.
     """
 
-    def __init__(self, network: nn.Module, layer: str) -> None:
-        self.network, self.layer = unwrap(network), parse(layer)
+    def __init__(self, predictor: Predictor, layer: str) -> None:
+        self.predictor, self.network, self.layer = predictor, predictor.network, parse(layer)
         self.around: dict[Place, Tensor] = {}
         self.code: Tensor | None = None
         self._reached = False
@@ -60,7 +60,7 @@ class Bypass:
 
         # `capture` checks the name and that the layer runs, with its own error messages
         with capture(self.network, [str(self.layer)], detach=True, clone=False), self._hooks(keep, cut):
-            return logits_of(self.network, image)
+            return self.predictor.one_pass(image)
 
     def replay(self, image: Tensor, code: Tensor, change: Callable[[Place, Tensor], Tensor]) -> Tensor:
         """Run again with `code` at the layer and `change(place, recorded)` around it."""
@@ -69,7 +69,7 @@ class Bypass:
             return change(place, self.around[place])
 
         with self._hooks(put_back, lambda _: code.clone()):
-            return logits_of(self.network, image)
+            return self.predictor.one_pass(image)
 
     @contextlib.contextmanager
     def _hooks(self, before: Callable[[Place, Tensor], Tensor], at_layer: Callable[[Tensor], Tensor]) -> Iterator[None]:

@@ -18,7 +18,6 @@ class Mapped(Protocol):
     """What a result needs to be written; see `GradCamResult` for the fields."""
 
     cases: list[str]
-    sizes: list[tuple[int, ...]]
     spacing: list[tuple[float, ...] | None]
     affine: list[np.ndarray | None]
     volumes: list[str]
@@ -56,7 +55,7 @@ def _write(result: Mapped, maps: np.ndarray, path: Path, name: str, indices: lis
         )
     fields = result.geometry[first]
     geometry = None if fields is None else Geometry(**fields)
-    cut = [maps[index][tuple(slice(side) for side in result.sizes[index])] for index in indices]
+    cut = [maps[index] for index in indices]
     if result.positions[first] is None:
         array = cut[0]
     else:

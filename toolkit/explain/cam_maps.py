@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 
 METHODS = ("grad_cam", "grad_cam++", "hires_cam", "layer_cam")
 CANCELLED_BELOW = 0.02  # measured: docs/grad_cam_and_instance_norm.md
+Padding = Sequence[tuple[int, int]]  # (before, after) along every axis; empty = none
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -73,13 +75,22 @@ def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=tuple(size), mode=_MODES[len(size)], align_corners=False)
 
 
-def displayed(maps: Tensor, size: Sequence[int]) -> Tensor:
+def on_image(maps: Tensor, size: Sequence[int], padding: Padding = ()) -> Tensor:
+    """Maps of a padded image, resized to it and cropped to the image's own grid."""
+    if not padding:
+        return resized(maps, size)
+    target = [before + side + after for side, (before, after) in zip(size, padding, strict=True)]
+    place: Any = (..., *(slice(before, before + side) for side, (before, _) in zip(size, padding, strict=True)))
+    return resized(maps, target)[place]
+
+
+def displayed(maps: Tensor, size: Sequence[int], padding: Padding = ()) -> Tensor:
     """Rectified, scaled to [0, 1], resized, clipped at 0 and scaled again (SelfReg-UNet Fig. 1b, steps 2 to 4)."""
-    return stretched(resized(stretched(maps.relu()), size).clamp_min(0))
+    return stretched(on_image(stretched(maps.relu()), size, padding).clamp_min(0))
 
 
-def normalised_sum(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+def normalised_sum(maps: Sequence[Tensor], size: Sequence[int], padding: Padding = ()) -> Tensor:
     """Sum of the displayed maps of several classes, divided by its maximum; zeros stay zeros."""
-    total = torch.stack([displayed(one, size) for one in maps]).sum(0)
+    total = torch.stack([displayed(one, size, padding) for one in maps]).sum(0)
     highest = total.flatten(1).amax(1).reshape(-1, *[1] * (total.ndim - 1))
     return torch.where(highest > 0, total / highest.clamp_min(1e-30), torch.zeros_like(total))

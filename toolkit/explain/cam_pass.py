@@ -6,21 +6,33 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.errors import LayerError
-from toolkit.explain.cam_maps import gradient_parts, net_gradient, normalised_sum, raw_map
-from toolkit.explain.frozen import scene_of
-from toolkit.explain.targets import NormalisedClassSum, Target
+from toolkit.explain.cam_maps import Padding, gradient_parts, net_gradient, normalised_sum, raw_map
+from toolkit.explain.frozen import Frozen
+from toolkit.explain.targets import NormalisedClassSum, Scene, Target
 from toolkit.features.capture import Tape, capture
-from toolkit.features.inputs import InputBatch
 from toolkit.features.layout import to_maps
-from toolkit.features.outputs import logits_of
 from toolkit.features.untouched import untouched
+from toolkit.inference.inputs import InputBatch
+from toolkit.inference.network import Predictor
+from toolkit.inference.windows import Frame
+
+
+@dataclasses.dataclass(frozen=True)
+class CamRequest:
+    """What is explained where: see `toolkit.grad_cam`."""
+
+    layers: str | Sequence[str]
+    target: Target
+    methods: Sequence[str]
+    taps: Mapping[str, str] | None
+    mode: str
 
 
 @dataclasses.dataclass
-class Piece:
+class CamBatch:
     """The maps of one batch, on the CPU, and what they were made of; see `GradCamResult` for the fields."""
 
     batch: InputBatch
@@ -31,27 +43,21 @@ class Piece:
     region: Tensor
     empty: Tensor
     prediction: Tensor
+    padding: Padding
 
 
-def explain_batch(
-    model: nn.Module,
-    batch: InputBatch,
-    layers: str | Sequence[str],
-    target: Target,
-    methods: Sequence[str],
-    taps: Mapping[str, str] | None,
-    mode: str,
-) -> Piece:
+def explain_batch(predictor: Predictor, batch: InputBatch, request: CamRequest, frame: Frame) -> CamBatch:
     """Maps of every layer from one forward pass and one backward pass per part of the target."""
-    with untouched(model, mode) as network, torch.inference_mode(False), torch.enable_grad():
+    target = request.target
+    with untouched(predictor.network, request.mode) as network, torch.inference_mode(False), torch.enable_grad():
         image = batch.image.detach().clone().requires_grad_().clone()  # not a leaf: networks may change it in place
-        with capture(network, layers, taps=taps) as tape:
-            logits = logits_of(network, image)
-        scene = scene_of(logits, batch)
+        with capture(network, request.layers, taps=request.taps) as tape:
+            logits = predictor.logits(image, frame)
+        scene = Scene.of(logits, batch, predictor)
         require_gradients(tape)
         score, region = target.score(scene)
         parts = target.parts(scene)
-        maps: dict[str, dict[str, list[Tensor]]] = {method: {name: [] for name in tape} for method in methods}
+        maps: dict[str, dict[str, list[Tensor]]] = {method: {name: [] for name in tape} for method in request.methods}
         shares: dict[str, list[Tensor]] = {name: [] for name in tape}
         connected = dict.fromkeys(tape, False)
         for position, part in enumerate(parts):
@@ -61,28 +67,47 @@ def explain_batch(
             )
             for (name, activation), gradient in zip(tape.items(), gradients, strict=True):
                 connected[name] |= gradient is not None
-                found, share = maps_of(activation, gradient, batch.image.shape[2:], name, methods)
+                found, share = maps_of(activation, gradient, frame.target, name, request.methods)
                 shares[name].append(share)
                 for method, one in found.items():
                     maps[method][name].append(one)
-        combined = {method: combine(of_layers, target, batch) for method, of_layers in maps.items()}
-    return Piece(
+    frozen = Frozen(score, score.detach(), region, scene.prediction)
+    return collected(batch, target, (maps, shares, connected), frozen, frame.padding)
+
+
+Parts = tuple[dict[str, dict[str, list[Tensor]]], dict[str, list[Tensor]], dict[str, bool]]
+
+
+def collected(batch: InputBatch, target: Target, parts: Parts, whole: Frozen, padding: Padding) -> CamBatch:
+    """The maps of a target's parts combined.
+
+    Args:
+        batch: the images.
+        target: what was explained.
+        parts: maps by method, layer and part; gradient parts by layer and part; which layers are connected.
+        whole: the target on the images.
+        padding: that the maps cover besides the images.
+    """
+    maps, shares, connected = parts
+    normalised = isinstance(target, NormalisedClassSum)
+    padding = padding if any(map(any, padding)) else ()
+    return CamBatch(
         batch,
-        combined,
+        {method: combine(of_layers, target, batch, padding) for method, of_layers in maps.items()},
         {name: net_gradient(parts).cpu() for name, parts in shares.items()},
         connected,
-        score.detach().cpu(),
-        region.cpu(),
-        ~region.flatten(1).any(1).cpu(),
-        scene.prediction()[:, 0].cpu(),
+        whole.score.cpu(),
+        whole.region.cpu(),
+        ~whole.region.flatten(1).any(1).cpu(),
+        whole.prediction.cpu(),
+        () if normalised else padding,
     )
 
 
-def combine(maps: Mapping[str, list[Tensor]], target: Target, batch: InputBatch) -> dict[str, Tensor]:
+def combine(maps: Mapping[str, list[Tensor]], target: Target, batch: InputBatch, padding: Padding) -> dict[str, Tensor]:
     """One map of each layer from those of the target's parts, on the CPU."""
-    size = batch.image.shape[2:]
     if isinstance(target, NormalisedClassSum):
-        return {name: normalised_sum(parts, size).cpu() for name, parts in maps.items()}
+        return {name: normalised_sum(parts, batch.size, padding).cpu() for name, parts in maps.items()}
     return {name: torch.stack(parts).sum(0).cpu() for name, parts in maps.items()}
 
 

@@ -16,11 +16,14 @@ from toolkit.explain.attribute_methods import Question, Settings, baseline_of, e
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.frozen import FixedScore, Frozen, freeze
+from toolkit.explain.stitched import score_of
 from toolkit.explain.targets import Target, as_target
-from toolkit.explain.windows import Tiling, score_of, whole_logits
-from toolkit.features.inputs import InputBatch, as_batches, device_of
+from toolkit.features.logits import Select
+from toolkit.features.modules import device_of
 from toolkit.features.provenance import provenance, weights_hash
 from toolkit.features.untouched import untouched
+from toolkit.inference.inputs import InputBatch, as_batches
+from toolkit.inference.network import Predictor
 from toolkit.results import Result
 
 if TYPE_CHECKING:
@@ -59,6 +62,10 @@ def faithfulness(
     radius: float = 0.02,
     seed: int = 0,
     batch_size: int = 8,
+    select: Select | None = None,
+    divisor: int | None = None,
+    precision: str | None = None,
+    activation: str | None = None,
 ) -> Faithfulness:
     """How faithful maps are, by changing the image and looking at the target's score; the network is left untouched.
 
@@ -79,6 +86,11 @@ def faithfulness(
         radius: largest change of a voxel for sensitivity; for infidelity ten times this is the noise's sd.
         seed: of orders and noise.
         batch_size: images per pass.
+        select: as when the maps were made, like divisor, precision and activation; see `toolkit.predict`. The windows
+            are the maps'.
+        divisor: what the sides must be multiples of.
+        precision: autocast; None = the network's own.
+        activation: "softmax" or "sigmoid".
 
     Returns:
         Columns name, case, status (of the map), deletion, insertion, deletion_random, insertion_random (means over orders),
@@ -103,14 +115,17 @@ def faithfulness(
         )
     wanted, rows = as_target(target), []
     curves: dict[str, Tensor] = {}
+    asked = result.provenance.get("parameters", {})
+    windows = {"patch_size": asked.get("patch_size") or "whole", "overlap": asked.get("overlap", 0.5)}
+    predictor = Predictor(model, select=select, divisor=divisor, precision=precision, activation=activation, **windows)
     batch = _batch_of(result, model)
-    tiling = _tiling(result, batch, model)
-    with untouched(model, "eval") as network, torch.inference_mode(False):
+    frame = predictor.frame(batch.image)
+    with untouched(model, "eval"), torch.inference_mode(False):
         with torch.no_grad():
-            frozen = freeze(wanted, whole_logits(network, batch.image, tiling), batch)
+            frozen = freeze(wanted, predictor.logits(batch.image, frame), batch, predictor)
         for index, case in enumerate(result.cases):
             image, base = (batch.image[index : index + 1], baseline_of(batch.image, baseline)[index : index + 1])
-            score = score_of(network, frozen.select(index), tiling, image)
+            score = score_of(predictor, frozen.select(index), frame.select(index), image)
 
             def run(order: Tensor, i: Tensor = image, b: Tensor = base, s: FixedScore = score) -> list[Tensor]:
                 return deletion_insertion(lambda x: s.in_batches(x, batch_size), i, b, order, steps)
@@ -122,15 +137,13 @@ def faithfulness(
                 order = result.resized(name)[index].flatten().argsort(descending=True, stable=True)
                 deleted, inserted = run(order)
                 curves[f"{name}/{case}/deletion"], curves[f"{name}/{case}/insertion"] = deleted, inserted
-                rows.append(
-                    {
-                        "name": name,
-                        "case": case,
-                        "status": _state(result, name, index),
-                        **_areas(deleted, inserted, chance),
-                    }
-                    | _captum_checks(network, result, name, index, frozen, image, perturbations, radius, seed, tiling)
-                )
+                wrong = {"infidelity": math.nan, "sensitivity": math.nan}
+                if isinstance(result, AttributionResult) and name == "input" and perturbations >= 1:
+                    question = Question(image, base, frame.select(index), batch.label_of(index))
+                    noise = Noise(perturbations, radius, seed)
+                    wrong = _captum_checks(predictor, result, index, frozen.select(index), question, noise)
+                known = {"name": name, "case": case, "status": _state(result, name, index)}
+                rows.append({**known, **_areas(deleted, inserted, chance), **wrong})
     return Faithfulness(
         numbers=pd.DataFrame(rows),
         curves=curves,
@@ -204,63 +217,53 @@ def _areas(deleted: Tensor, inserted: Tensor, chance: list[list[Tensor]]) -> dic
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """How an image is perturbed, see `faithfulness`."""
+
+    perturbations: int
+    radius: float
+    seed: int
+
+
 def _captum_checks(
-    network: nn.Module,
-    result: Any,
-    name: str,
-    index: int,
-    frozen: Frozen,
-    image: Tensor,
-    perturbations: int,
-    radius: float,
-    seed: int,
-    tiling: Tiling | None,
+    predictor: Predictor, result: AttributionResult, index: int, frozen: Frozen, question: Question, noise: Noise
 ) -> dict[str, float]:
-    """Infidelity and largest sensitivity of an attribution to the input; NaN for anything else."""
-    if not isinstance(result, AttributionResult) or name != "input" or perturbations < 1:
-        return {"infidelity": math.nan, "sensitivity": math.nan}
+    """Infidelity and largest sensitivity of an attribution to the input."""
     from captum.metrics import infidelity, sensitivity_max
 
-    score, settings = score_of(network, frozen.select(index), tiling, image), Settings(**result.settings)
-    random = keyed_random("infidelity", seed, result.cases[index])
-    label = None if result.label is None else result.label[index : index + 1].to(image.device)
+    image, settings = question.image, Settings(**result.settings)
+    score = score_of(predictor, frozen, question.frame, image)
+    random = keyed_random("infidelity", noise.seed, result.cases[index])
 
     def disturb(x: Tensor) -> tuple[Tensor, Tensor]:
-        noise = torch.from_numpy(random.normal(0, 10 * radius, tuple(x.shape))).to(x)
-        return noise, x - noise
+        added = torch.from_numpy(random.normal(0, 10 * noise.radius, tuple(x.shape))).to(x)
+        return added, x - added
 
     def disturb_a_little(x: Tensor) -> Tensor:
-        return x + torch.from_numpy(random.uniform(-radius, radius, tuple(x.shape))).to(x)
+        return x + torch.from_numpy(random.uniform(-noise.radius, noise.radius, tuple(x.shape))).to(x)
 
     def explain(x: Tensor | tuple[Tensor], **_: Any) -> tuple[Tensor]:
         def of(one: Tensor) -> Tensor:
-            question = Question(one, baseline_of(one, settings.baseline), label)
-            return explain_one(network, frozen.select(index), question, result.method, settings, tiling)
+            changed = dataclasses.replace(question, image=one, base=baseline_of(one, settings.baseline))
+            return explain_one(predictor, frozen, changed, result.method, settings)
 
         images = x if isinstance(x, Tensor) else x[0]  # captum hands them over bare or in a tuple
         return (torch.cat([of(one) for one in images.split(1)]),)
 
-    values = result["input"][index : index + 1].to(image)
+    values, draws = result["input"][index : index + 1].to(image), noise.perturbations
     with torch.enable_grad():
         wrong = infidelity(
             score,
             disturb,
             image,
             values,
-            n_perturb_samples=perturbations,
+            n_perturb_samples=draws,
             normalize=True,
-            max_examples_per_batch=min(settings.batch_size, perturbations),
+            max_examples_per_batch=min(settings.batch_size, draws),
         )
-        moved = sensitivity_max(explain, image, disturb_a_little, n_perturb_samples=perturbations)
+        moved = sensitivity_max(explain, image, disturb_a_little, n_perturb_samples=draws)
     return {"infidelity": float(wrong), "sensitivity": float(moved)}
-
-
-def _tiling(result: GradCamResult | AttributionResult, batch: InputBatch, model: nn.Module) -> Tiling | None:
-    """The windows that the result was made with."""
-    asked = result.provenance.get("parameters", {})
-    if asked.get("patch_size") is None:
-        return None
-    return Tiling.of(batch.image, model, asked["patch_size"], asked["overlap"], "faithfulness")
 
 
 def _batch_of(result: GradCamResult | AttributionResult, model: nn.Module) -> InputBatch:
@@ -270,7 +273,6 @@ def _batch_of(result: GradCamResult | AttributionResult, model: nn.Module) -> In
     return dataclasses.replace(
         batch,
         ids=list(result.cases),
-        sizes=[tuple(size) for size in result.sizes],
         label=None if label is None else label.to(device_of(model)),
         classes=dict(result.classes) or None,
     )

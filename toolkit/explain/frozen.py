@@ -7,16 +7,15 @@ logits, so its gradient with respect to the logits holds every coefficient of th
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.errors import DataError, LayerError, ToolkitWarning
+from toolkit.errors import LayerError
 from toolkit.explain.targets import Scene, Target
-from toolkit.features.inputs import InputBatch
-from toolkit.features.modules import unwrap
-from toolkit.features.outputs import logits_of
+from toolkit.inference.inputs import InputBatch
+from toolkit.inference.network import Predictor
+from toolkit.inference.windows import Frame
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +26,7 @@ class Frozen:
         weights: (B, K, *S) coefficient of every logit in the score.
         score: (B,) value on the images themselves.
         region: (B, 1, *S) bool, the voxels that count.
-        prediction: (B, *S) most likely class.
+        prediction: (B, *S) labels, or (B, K, *S) masks of overlapping regions, as `toolkit.predict` gives them.
     """
 
     weights: Tensor
@@ -45,47 +44,7 @@ class Frozen:
         return Frozen(self.weights[part], self.score[part], self.region[part], self.prediction[part])
 
 
-def scene_of(logits: Tensor, batch: InputBatch) -> Scene:
-    """What a target may look at, at the logits' size.
-
-    Raises:
-        DataError: logits that are not numbers.
-    """
-    check_logits(logits, batch)
-    return Scene(logits, label_at(batch.label, logits), batch.classes, batch.ids, sizes_at(batch, logits))
-
-
-def check_logits(logits: Tensor, batch: InputBatch) -> None:
-    """Refuse NaN, which no map could tell from an empty one; warn of one channel of probabilities.
-
-    Raises:
-        DataError: the output holds NaN.
-        LayerError: it is no map of the image's dimension.
-    """
-    values = logits.detach()
-    if values.ndim != batch.image.ndim:
-        raise LayerError(
-            f"The network's output has the shape {tuple(values.shape)}; a segmentation has (B, classes, *S) with "
-            f"{batch.image.ndim - 2} spatial axes.",
-            where="output",
-            fix="Wrap the network so that it gives logits of every class at every voxel.",
-        )
-    if bool(torch.isnan(values.sum())) and bool(torch.isnan(values).any()):
-        raise DataError(
-            "The network's output holds NaN.",
-            where=", ".join(batch.ids[:4]),
-            fix="Look for diverged weights, or for values too large for half precision.",
-        )
-    if values.shape[1] == 1 and float(values.min()) >= 0 and 0 < float(values.max()) <= 1:
-        warnings.warn(
-            "The network's one output channel lies between 0 and 1, like a probability. It is read as a logit, so every "
-            "voxel above 0 counts as foreground: take the sigmoid off the network.",
-            ToolkitWarning,
-            stacklevel=2,
-        )
-
-
-def freeze(target: Target, logits: Tensor, batch: InputBatch) -> Frozen:
+def freeze(target: Target, logits: Tensor, batch: InputBatch, predictor: Predictor) -> Frozen:
     """Fix a target's region on the logits (B, K, *S) of a batch.
 
     Raises:
@@ -94,24 +53,31 @@ def freeze(target: Target, logits: Tensor, batch: InputBatch) -> Frozen:
     """
     with torch.inference_mode(False), torch.enable_grad():
         leaf = logits.detach().clone().requires_grad_()
-        scene = scene_of(leaf, batch)
+        scene = Scene.of(leaf, batch, predictor)
         score, region = target.score(scene)
         (weights,) = torch.autograd.grad(score.sum(), leaf)
-    return Frozen(weights, score.detach(), region, scene.prediction()[:, 0])
+    return Frozen(weights, score.detach(), region, scene.prediction)
 
 
 class FixedScore:
-    """image (n, C, *S) -> (n,) scores of one frozen image; what perturbation and path methods call."""
+    """image (n, C, *S) -> (n,) scores of one frozen image; what perturbation and path methods call.
 
-    def __init__(self, network: nn.Module, frozen: Frozen) -> None:
-        self.network, self.frozen = unwrap(network), frozen
+    Args:
+        predictor: of the network, in evaluation mode.
+        frozen: the target on the image.
+        frame: of the image; None for images of a size that the network takes.
+    """
+
+    def __init__(self, predictor: Predictor, frozen: Frozen, frame: Frame | None = None) -> None:
+        self.predictor, self.frozen, self.frame = predictor, frozen, frame
 
     def __call__(self, image: Tensor) -> Tensor:
-        logits = logits_of(self.network, image.clone())  # networks may change it in place
+        x = image.clone()  # networks may change it in place
+        logits = self.predictor.one_pass(x) if self.frame is None else self.predictor.logits(x, self.frame)
         if torch.is_grad_enabled() and image.requires_grad and not logits.requires_grad:
             raise LayerError(
                 "No gradient reaches the image.",
-                where=type(self.network).__name__,
+                where=type(self.predictor.network).__name__,
                 fix="The network runs under no_grad or inference_mode: take that out, or use occlusion.",
             )
         return self.frozen.of(logits)
@@ -120,17 +86,3 @@ class FixedScore:
         """(n,) scores without a graph, at most `size` images a pass."""
         with torch.no_grad():
             return torch.cat([self(part) for part in images.split(size)])
-
-
-def label_at(label: Tensor | None, logits: Tensor) -> Tensor | None:
-    """The label at the logits' size, nearest neighbour."""
-    if label is None or label.shape[2:] == logits.shape[2:]:
-        return label
-    return torch.nn.functional.interpolate(label.float(), size=logits.shape[2:], mode="nearest-exact").long()
-
-
-def sizes_at(batch: InputBatch, logits: Tensor) -> list[tuple[int, ...]]:
-    """Sizes without padding, at the logits' size."""
-    if logits.shape[2:] == batch.image.shape[2:]:
-        return batch.sizes
-    return [tuple(logits.shape[2:])] * len(batch)

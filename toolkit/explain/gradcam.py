@@ -11,13 +11,16 @@ from torch import nn
 
 from toolkit.errors import ConfigError, DataError
 from toolkit.explain.cam_maps import METHODS
-from toolkit.explain.cam_pass import Piece, explain_batch
+from toolkit.explain.cam_pass import CamBatch, CamRequest, explain_batch
 from toolkit.explain.cam_result import GradCamResult, statuses
 from toolkit.explain.cam_windows import explain_windows
 from toolkit.explain.targets import Target, as_target
-from toolkit.features.inputs import as_batches
+from toolkit.features.logits import Select
 from toolkit.features.memory import Limit
 from toolkit.features.provenance import DataHash, provenance
+from toolkit.inference.inputs import as_batches
+from toolkit.inference.layers import prepare_aliases
+from toolkit.inference.network import Predictor
 
 
 def grad_cam(
@@ -31,18 +34,22 @@ def grad_cam(
     taps: Mapping[str, str] | None = None,
     batch_size: int = 8,
     mode: str = "eval",
-    patch_size: Sequence[int] | None = None,
+    select: Select | None = None,
+    patch_size: Sequence[int] | str | None = None,
     overlap: float = 0.5,
+    divisor: int | None = None,
+    precision: str | None = None,
+    activation: str | None = None,
 ) -> GradCamResult:
     """Heat maps of a score at one or many layers; the network is left untouched.
 
     All layers share one forward and one backward pass per batch, and no weight gradients are computed. Maps are raw
-    and signed: scaling and rectifying are for display only. With several outputs (lists, dicts, deep supervision) the
-    one of the highest resolution is explained. Token layers (B, L, C) are laid out on their grid.
+    and signed: scaling and rectifying are for display only. The network is run as by `toolkit.predict`, whose labels
+    are `prediction`. Token layers (B, L, C) are laid out on their grid.
 
     Args:
         model: any network; its parameters may be frozen.
-        inputs: a case, array, path, dict, or several of one size; see `toolkit.features.inputs.as_batches`.
+        inputs: a case, array, path, dict, or several of one size; see `toolkit.extract`.
         layers: names, globs or aliases; see `toolkit.layers`.
         target: what to explain, for example Region("LV", inside="reference"), ClassSum(2), or a class.
         method: "grad_cam" (Selvaraju et al. 2017), "grad_cam++" (Chattopadhay et al. 2018), "hires_cam" (Draelos and
@@ -51,12 +58,16 @@ def grad_cam(
         label: label map(s) for bare arrays or paths.
         taps: overrides of aliases.
         batch_size: images per pass.
-        patch_size: window of a network that cannot take the whole image, as in sliding-window prediction. The target's
-            region is found once, on the logits of the whole image; every window is explained for its part of that
-            region, and the maps, brought to the image's size, are averaged with Gaussian weights. Grad-CAM's channel
-            weights are then those of each window.
-        overlap: of neighbouring windows, as a share of their side.
         mode: "eval" (running statistics, images independent of each other) or "train".
+        select: where the logits are; as for divisor, precision and activation see `toolkit.predict`.
+        patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass. With
+            windows the target's region is found once, on the stitched logits; every window is explained for its part
+            of that region, and the maps, brought to the image's grid, are averaged with Gaussian weights. Grad-CAM's
+            channel weights are then those of each window.
+        overlap: of neighbouring windows, as a share of their side.
+        divisor: what the sides must be multiples of.
+        precision: autocast; None = the network's own.
+        activation: "softmax" or "sigmoid".
 
     Returns:
         Mapping from layer name to raw map (B, 1, *layer size). Look at its `status`: where an instance norm follows
@@ -72,30 +83,37 @@ def grad_cam(
     methods = (method,) if isinstance(method, str) else tuple(method)
     if not methods or not set(methods) <= set(METHODS):
         raise ConfigError(f"Unknown method {method!r}.", where="grad_cam(method=...)", fix=f"Use {', '.join(METHODS)}.")
-    wanted = as_target(target)
+    predictor = Predictor(
+        model,
+        select=select,
+        patch_size=patch_size,
+        overlap=overlap,
+        divisor=divisor,
+        precision=precision,
+        activation=activation,
+    )
+    request = CamRequest(layers, as_target(target), methods, taps, mode)
     data = DataHash()
-    pieces: list[Piece] = []
-    limit = Limit("grad_cam", 2.0) if patch_size is None else None
+    pieces: list[CamBatch] = []
+    limit = Limit("grad_cam", 2.0, one_pass=predictor.one_window)
     for batch in as_batches(inputs, model, batch_size=batch_size, label=label, limit=limit):
         if pieces and batch.image.shape[1:] != pieces[0].batch.image.shape[1:]:
             raise DataError(
-                f"The images have several sizes: {pieces[0].batch.sizes[0]} and {batch.sizes[0]}.",
+                f"The images have several sizes: {pieces[0].batch.size} and {batch.size}.",
                 where=batch.ids[0],
                 fix="Call grad_cam once per size.",
             )
         data.update(batch.ids, batch.image, batch.label)
-        pieces.append(
-            explain_batch(model, batch, layers, wanted, methods, taps, mode)
-            if patch_size is None
-            else explain_windows(
-                model, batch, layers, wanted, methods, taps, mode, patch_size=patch_size, overlap=overlap
-            )
-        )
+        frame = predictor.frame(batch.image)
+        if not pieces:
+            prepare_aliases(predictor, layers, batch.image, taps)
+        explain = explain_batch if frame.tiling is None else explain_windows
+        pieces.append(explain(predictor, batch, request, frame))
     if not pieces:
         raise DataError("There are no inputs to explain.", where="grad_cam(inputs=...)")
     if all(piece.empty.all() for piece in pieces):
         raise DataError(
-            f"The region of {wanted} is empty in every image.",
+            f"The region of {request.target} is empty in every image.",
             where=", ".join(pieces[0].batch.ids[:4]),
             fix="Choose a case in which the class occurs, inside='reference', or ClassSum for the whole image.",
         )
@@ -104,18 +122,18 @@ def grad_cam(
         model,
         data.hexdigest(),
         layers=names,
-        target=repr(wanted),
+        target=repr(request.target),
         method=method if isinstance(method, str) else list(methods),
         mode=mode,
-        **({} if patch_size is None else {"patch_size": patch_size, "overlap": overlap}),
+        **predictor.settings,
     )
-    return _collect(pieces, names, wanted, methods, record)
+    return _collect(pieces, predictor, request, record)
 
 
 def _collect(
-    pieces: list[Piece], names: list[str], target: Target, methods: Sequence[str], record: dict[str, Any]
+    pieces: list[CamBatch], predictor: Predictor, request: CamRequest, record: dict[str, Any]
 ) -> GradCamResult:
-    batches = [piece.batch for piece in pieces]
+    batches, names, methods = [piece.batch for piece in pieces], list(pieces[0].connected), request.methods
     maps = {
         method: {name: torch.cat([piece.maps[method][name] for piece in pieces]) for name in names}
         for method in methods
@@ -138,14 +156,14 @@ def _collect(
         region=torch.cat([piece.region for piece in pieces]),
         score=torch.cat([piece.scores for piece in pieces]),
         cases=[name for batch in batches for name in batch.ids],
-        sizes=[size for batch in batches for size in batch.sizes],
         spacing=[mm for batch in batches for mm in batch.spacing],
         affine=[matrix for batch in batches for matrix in batch.affine],
         volumes=[name for batch in batches for name in batch.volumes],
         positions=[position for batch in batches for position in batch.positions],
         geometry=[None if one is None else dataclasses.asdict(one) for batch in batches for one in batch.geometries],
-        classes=dict(batches[0].classes or {}),
-        target=repr(target),
+        padding=list(pieces[0].padding),
+        classes=predictor.class_names(batches[0].classes),
+        target=repr(request.target),
         method=methods[0],
         provenance=record,
     )

@@ -19,13 +19,14 @@ class MaskedLatent(Result):
     """Outputs with the clean and with the masked code; pairs are (clean, masked).
 
     Attributes:
-        input: (B, C, *S), without the padding that the network needed.
+        input: (B, C, *S).
         image: decoded images (B, C, *S), or None if the network has no image decoder.
-        segmentation: most likely class (B, *S) int64.
+        segmentation: labels (B, *S) int64, or masks (B, K, *S) of overlapping regions.
         entropy: entropy of the class probabilities (B, *S) in bits, -sum q log2(q + 1e-7), q = softmax(logits / T).
-        mask: multiplier of the code the segmentation is made from; per channel or per position of the code.
+        mask: multiplier of the code the segmentation is made from; per channel or per position of the code. With
+            windows those of all windows, one behind the other.
         image_mask: multiplier of the code the image is made from, or None.
-        label: (B, 1, *S) reference at the segmentation's size, or None.
+        label: (B, 1, *S) reference, (B, K, *S) masks of overlapping regions, or None.
         cases: names of the images.
         classes: class names by index.
         scheme: "channel", "spatial", "dropout", or "by hand" for a mask of one's own.
@@ -71,16 +72,21 @@ class MaskedLatent(Result):
         import pandas as pd
 
         clean, masked = self.segmentation
-        reference = clean if self.label is None else self.label[:, 0]
+        masks = clean.ndim == self.input.ndim
+        reference = clean if self.label is None else self.label if masks else self.label[:, 0]
+        if masks:  # of overlapping regions: region k is number k + 1
+            numbers = torch.arange(1, clean.shape[1] + 1).reshape(-1, *[1] * (clean.ndim - 2))
+            clean, masked, reference = (m * numbers for m in (clean, masked, reference))
         present = torch.cat([clean.flatten(), masked.flatten(), reference.flatten()]).unique().tolist()
         found = sorted({int(index) for index in present if index > 0} | {i for i in self.classes if i > 0})
         rows: list[dict[str, Any]] = []
         for position, case in enumerate(self.cases):
-            real = torch.ones_like(clean[position], dtype=torch.bool)
+            real = torch.ones_like(self.entropy[0][position], dtype=torch.bool)
             if self.label is not None:
                 real = self.label[position, 0] >= 0
+            differs = clean[position] != masked[position]
             common = {
-                "changed": float((clean[position] != masked[position])[real].float().mean()),
+                "changed": float((differs.any(0) if masks else differs)[real].float().mean()),
                 "entropy_clean": float(self.entropy[0][position][real].mean()),
                 "entropy_masked": float(self.entropy[1][position][real].mean()),
                 "bn_mode": self.bn_mode,
@@ -89,6 +95,7 @@ class MaskedLatent(Result):
                 planes = [
                     (m[position] > 0) if index < 0 else (m[position] == index) for m in (reference, clean, masked)
                 ]
+                planes = [plane.any(0) for plane in planes] if masks else planes
                 name = "foreground" if index < 0 else str(self.classes.get(index, index))
                 row = {"case": case, "class": index, "class_name": name}
                 row["reference"] = "clean" if self.label is None else "label"

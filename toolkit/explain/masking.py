@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, DataError, LayerError
 from toolkit.explain.bypass import Bypass, Place, gradients
-from toolkit.explain.frozen import check_logits, label_at
 from toolkit.explain.mask_result import MaskedLatent
-from toolkit.features.inputs import InputBatch, as_batches
+from toolkit.explain.mask_scores import entropy_of, losses, mean_loss
 from toolkit.features.layout import channel_axis
+from toolkit.features.logits import Select
 from toolkit.features.masks import dropout_mask, targeted_mask
 from toolkit.features.memory import Limit, affordable_batch
-from toolkit.features.modules import unwrap
 from toolkit.features.names import resolve
-from toolkit.features.outputs import in_own_precision, main_output
 from toolkit.features.provenance import DataHash, provenance
 from toolkit.features.untouched import untouched
+from toolkit.inference.inputs import InputBatch, as_batches
+from toolkit.inference.layers import prepare_aliases
+from toolkit.inference.network import Predictor
+from toolkit.inference.windows import Frame
 
 _SCHEMES = ("channel", "spatial", "dropout")
 _SKIPS = ("keep", "mask", "zero")
@@ -43,7 +45,7 @@ class _Settings:
 
 
 def mask_latent(
-    net: nn.Module,
+    model: nn.Module,
     image: Any,
     scheme: str = "channel",
     fraction: float | tuple[float, float] = 0.3,
@@ -58,6 +60,12 @@ def mask_latent(
     temperature: float | None = None,
     taps: Mapping[str, str] | None = None,
     mask: Tensor | None = None,
+    select: Select | None = None,
+    patch_size: Sequence[int] | str | None = None,
+    overlap: float = 0.5,
+    divisor: int | None = None,
+    precision: str | None = None,
+    activation: str | None = None,
 ) -> MaskedLatent:
     """Mask part of a latent code and decode it; the network is left untouched.
 
@@ -74,8 +82,8 @@ def mask_latent(
     change places at the mask's cut. With `mode="train"` the other images matter for good: they set the statistics.
 
     Args:
-        net: any network.
-        image: one image or several of one size: a case, array, path or dict; see `features.inputs.as_batches`.
+        model: any network.
+        image: one image or several of one size: a case, array, path or dict; see `toolkit.extract`.
         scheme: "channel" or "spatial" (targeted), or "dropout" (random channels, survivors scaled by 1/(1 - fraction)).
         fraction: share of the entries to mask, 0 to 1; (low, high) draws it uniformly, once for all images.
         soft: masked entries keep a random share in [0, 0.5) instead of 0 (not for dropout).
@@ -91,6 +99,13 @@ def mask_latent(
         mask: a multiplier of one's own that broadcasts to the code, for example (1, C, 1, 1) for channels; `scheme` and
             `fraction` then only apply to what goes around the layer (`skips="mask"`). Both codes of a fast/slow network
             get it.
+        select: where the logits are; as for divisor, precision and activation see `toolkit.predict`.
+        patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass. Every
+            window's code is masked by itself, and the outputs are stitched; the masks stand one behind the other.
+        overlap: of neighbouring windows, as a share of their side.
+        divisor: what the sides must be multiples of.
+        precision: autocast; None = the network's own.
+        activation: "softmax" or "sigmoid".
 
     Raises:
         ConfigError: unknown scheme, skips or score, a fraction outside 0 to 1, a temperature that is not positive, or a
@@ -98,7 +113,16 @@ def mask_latent(
         LayerError: a layer that does not exist, never runs, or that the output does not depend on; or several layers.
         DataError: no image, or images of several sizes.
     """
-    network = unwrap(net)
+    predictor = Predictor(
+        model,
+        select=select,
+        patch_size=patch_size,
+        overlap=overlap,
+        divisor=divisor,
+        precision=precision,
+        activation=activation,
+    )
+    network = predictor.network
     structured = callable(getattr(network, "encode", None)) and callable(getattr(network, "decode_segmentation", None))
     settings = _Settings(
         scheme,
@@ -111,19 +135,56 @@ def mask_latent(
         mask,
     )
     _check(settings, skips)
-    batch = _one_batch(image, net, label)
-    at = "codes" if structured else _one_layer(net, layer, batch, taps)
-    with untouched(net, mode), torch.inference_mode(False), torch.enable_grad():
-        x = batch.image.detach().clone()
-        reached = _structured(network, x, batch, settings) if structured else _cut(network, x, batch, settings, at)
-    return _result(net, batch, settings, at, mode, reached)
+    batch = _one_batch(image, predictor, label)
+    at = "codes" if structured else _one_layer(predictor, layer, batch, taps)
+    frame = predictor.frame(batch.image)
+    with untouched(model, mode), torch.inference_mode(False), torch.enable_grad():
+        pieces = [
+            _structured(predictor, piece, settings) if structured else _cut(predictor, piece, settings, at)
+            for piece in _pieces(batch, frame)
+        ]
+    record = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "by_hand"}
+    record |= {"layer": at, "mode": mode, **predictor.settings, **({} if mask is None else {"by_hand": True})}
+    data = DataHash()
+    data.update(batch.ids, batch.image, batch.label)
+    made_by = provenance(model, data.hexdigest(), **record)
+    return _result(predictor, batch, settings, _joined(pieces, frame), layer=at, bn_mode=mode, provenance=made_by)
 
 
-def _one_layer(net: nn.Module, layer: str, batch: InputBatch, taps: Mapping[str, str] | None) -> str:
-    names = resolve(net, layer, batch.image, taps)
+def _one_layer(predictor: Predictor, layer: str, batch: InputBatch, taps: Mapping[str, str] | None) -> str:
+    prepare_aliases(predictor, layer, batch.image, taps)
+    names = resolve(predictor.network, layer, predictor.one_window(batch.image[:1]), taps)
     if len(names) != 1:
         raise LayerError(f"{layer!r} matches {len(names)} layers.", fix=f"Name one: {', '.join(names[:8])}.")
     return names[0]
+
+
+@dataclasses.dataclass
+class _Piece:
+    """What the network sees in one pass.
+
+    Attributes:
+        image: (B, C, *S) of a size that it takes.
+        label: (B, 1, *S) or None; -1 = padding.
+        real: (B, 1, *S) bool, False where there is padding.
+        name: "" or the number of the window, which keys the draws.
+    """
+
+    image: Tensor
+    label: Tensor | None
+    real: Tensor
+    name: str
+
+
+def _pieces(batch: InputBatch, frame: Frame) -> Iterator[_Piece]:
+    image = frame.pad(batch.image.detach().clone())
+    label = None if batch.label is None else frame.pad(batch.label, -1)
+    real = frame.pad(torch.ones_like(batch.image[:, :1]), 0.0) > 0
+    if frame.tiling is None:
+        yield _Piece(image, label, real, "")
+        return
+    for number, window in enumerate(frame.tiling.windows):
+        yield _Piece(image[window].clone(), None if label is None else label[window], real[window], f"/{number}")
 
 
 @dataclasses.dataclass
@@ -135,22 +196,44 @@ class _Outputs:
     image_mask: Tensor | None = None
 
 
-def _cut(network: nn.Module, x: Tensor, batch: InputBatch, settings: _Settings, layer: str) -> _Outputs:
+def _joined(pieces: Sequence[_Outputs], frame: Frame) -> _Outputs:
+    """The pieces' outputs on the image's grid, stitched if they are windows; their masks one behind the other."""
+
+    def grid(tensors: Sequence[Tensor]) -> Tensor:
+        if frame.tiling is None:
+            return frame.crop(tensors[0])
+        total = tensors[0].new_zeros(*tensors[0].shape[:2], *frame.target)
+        for window, tensor in zip(frame.tiling.windows, tensors, strict=True):
+            total[window] += frame.tiling.importance * tensor
+        return frame.crop(total / frame.tiling.covered)
+
+    images = [piece.image for piece in pieces if piece.image is not None]
+    masks = [piece.image_mask for piece in pieces if piece.image_mask is not None]
+    return _Outputs(
+        grid([piece.clean for piece in pieces]),
+        grid([piece.masked for piece in pieces]),
+        torch.cat([piece.mask for piece in pieces]),
+        (grid([pair[0] for pair in images]), grid([pair[1] for pair in images])) if images else None,
+        torch.cat(masks) if masks else None,
+    )
+
+
+def _cut(predictor: Predictor, piece: _Piece, settings: _Settings, layer: str) -> _Outputs:
     """Mask one layer of any network, and what goes around it as asked."""
-    bypass = Bypass(network, layer)
+    x, bypass = piece.image, Bypass(predictor, layer)
     logits = bypass.record(x.requires_grad_().clone())
-    check_logits(logits, batch)
     size = tuple(x.shape[2:])
-    at_code, at_rest = gradients(_segmentation_loss(logits, batch.label), bypass)
+    at_code, at_rest = gradients(mean_loss(*losses(predictor, logits, logits, piece.label, piece.real)), bypass)
     code = bypass.code
     assert code is not None
-    mask = _code_mask(code.detach(), at_code, settings, size, layer)
+    mask = _code_mask(code.detach(), at_code, settings, size, layer + piece.name)
 
     def change(place: Place, tensor: Tensor) -> Tensor:
         if settings.skips == "zero":
             return torch.zeros_like(tensor)
         if settings.skips == "mask" and place in at_rest and tensor.ndim > 2:
-            return tensor.detach() * _mask(tensor.detach(), at_rest[place], settings, size, str(place))
+            name = str(place) + piece.name
+            return tensor.detach() * _mask(tensor.detach(), at_rest[place], settings, size, name)
         return tensor.detach()
 
     with torch.no_grad():
@@ -158,25 +241,25 @@ def _cut(network: nn.Module, x: Tensor, batch: InputBatch, settings: _Settings, 
     return _Outputs(logits.detach(), masked, mask)
 
 
-def _structured(network: Any, x: Tensor, batch: InputBatch, settings: _Settings) -> _Outputs:
+def _structured(predictor: Predictor, piece: _Piece, settings: _Settings) -> _Outputs:
     """Mask the image code and the shape code of a fast/slow network, independently of each other."""
-    size, x = tuple(x.shape[2:]), in_own_precision(network, x)
+    network: Any = predictor.network
+    size, x = tuple(piece.image.shape[2:]), piece.image.to(predictor.dtype)
     with torch.no_grad():
         image_code = network.encode(x)
         shape_code = network.decouple(image_code) if callable(getattr(network, "decouple", None)) else image_code
     code = shape_code.detach().clone().requires_grad_()
-    logits = main_output(network.decode_segmentation(code.clone()))
-    check_logits(logits, batch)
-    (gradient,) = torch.autograd.grad(_segmentation_loss(logits, batch.label), code)
-    mask = _code_mask(code.detach(), gradient, settings, size, "shape code")
+    logits = predictor.read(network.decode_segmentation(code.clone()), x)
+    (gradient,) = torch.autograd.grad(mean_loss(*losses(predictor, logits, logits, piece.label, piece.real)), code)
+    mask = _code_mask(code.detach(), gradient, settings, size, "shape code" + piece.name)
     with torch.no_grad():
-        masked = main_output(network.decode_segmentation(code.detach() * mask))
+        masked = predictor.read(network.decode_segmentation(code.detach() * mask), x)
     outputs = _Outputs(logits.detach(), masked, mask)
     if callable(getattr(network, "decode_image", None)):
         code = image_code.detach().clone().requires_grad_()
         decoded = network.decode_image(code.clone())
         (gradient,) = torch.autograd.grad(F.mse_loss(decoded, x), code)
-        outputs.image_mask = _code_mask(code.detach(), gradient, settings, size, "image code")
+        outputs.image_mask = _code_mask(code.detach(), gradient, settings, size, "image code" + piece.name)
         with torch.no_grad():
             outputs.image = decoded.detach(), network.decode_image(code.detach() * outputs.image_mask)
     return outputs
@@ -218,109 +301,48 @@ def _mask(code: Tensor, gradient: Tensor, settings: _Settings, size: tuple[int, 
     return mask.movedim(1, axis)
 
 
-def _segmentation_loss(logits: Tensor, label: Tensor | None) -> Tensor:
-    """Cross-entropy with the label at the logits' size, or with the network's own prediction."""
-    return _cross_entropy(logits, label, "mean")
-
-
-def _losses(logits: Tensor, label: Tensor | None, clean: Tensor) -> Tensor:
-    """(B,) mean cross-entropy of each image, with the label or with the clean prediction."""
-    if label is None:
-        label = (clean > 0).long() if clean.shape[1] == 1 else clean.max(1, keepdim=True).indices
-    each = _cross_entropy(logits, label, "none").flatten(1)  # 0 where padded
-    if label.shape[2:] != logits.shape[2:]:
-        return each.mean(1)
-    return each.sum(1) / (label.flatten(1) >= 0).sum(1).clamp_min(1)
-
-
-def _cross_entropy(logits: Tensor, label: Tensor | None, reduction: str) -> Tensor:
-    if label is None:
-        wanted = (logits > 0).long() if logits.shape[1] == 1 else logits.max(1, keepdim=True).indices
-    elif label.shape[2:] != logits.shape[2:]:
-        wanted = F.interpolate(label.float(), size=logits.shape[2:], mode="nearest-exact").long()
-    else:
-        wanted = label
-    if logits.shape[1] == 1:
-        logits = torch.cat((torch.zeros_like(logits), logits), dim=1)
-    if int(wanted.max()) >= logits.shape[1]:
-        raise DataError(
-            f"The label holds class {int(wanted.max())}, the network gives {logits.shape[1]} classes.",
-            fix="Use the label of the task that the network was trained on, or no label.",
-        )
-    wanted = wanted[:, 0].clamp_min(-1)  # -1 is padding, and other negative values mark voxels to ignore
-    return F.cross_entropy(logits.float(), wanted, ignore_index=-1, reduction=reduction)
-
-
-def _probabilities(logits: Tensor, temperature: float) -> Tensor:
-    if logits.shape[1] == 1:
-        logits = torch.cat((torch.zeros_like(logits), logits), dim=1)
-    return (logits.float() / temperature).softmax(1)
-
-
-def entropy_map(probabilities: Tensor) -> Tensor:
-    """Entropy in bits (B, *S) of class probabilities (B, K, *S): -sum q log2(q + 1e-7), as Chen et al. drew it."""
-    return -(probabilities * torch.log2(probabilities + 1e-7)).sum(1)
-
-
 def _result(
-    net: nn.Module, batch: InputBatch, settings: _Settings, layer: str, mode: str, outputs: _Outputs
+    predictor: Predictor, batch: InputBatch, settings: _Settings, outputs: _Outputs, **known: Any
 ) -> MaskedLatent:
-    data = DataHash()
-    data.update(batch.ids, batch.image, batch.label)
-
-    def shown(tensor: Tensor) -> Tensor:
-        return _without_padding(tensor.detach().cpu(), batch)
-
-    pair = (outputs.clean, outputs.masked)
-    segmentation = tuple(shown(_probabilities(logits, 1.0).max(1).indices) for logits in pair)
-    entropy = tuple(shown(entropy_map(_probabilities(logits, settings.temperature))) for logits in pair)
-    image, label = outputs.image, label_at(batch.label, outputs.clean)
-    by_hand = settings.by_hand
-    record = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "by_hand"}
+    clean, masked = outputs.clean, outputs.masked
+    by_hand, image, label = settings.by_hand, outputs.image, batch.label
+    segmentation = [predictor.labels(logits, batch.classes).long().cpu() for logits in (clean, masked)]
+    entropy = [entropy_of(predictor, logits, settings.temperature).cpu() for logits in (clean, masked)]
+    loss = []
+    for logits in (clean, masked):
+        each, real = losses(predictor, logits, clean, label, torch.ones_like(clean[:, :1], dtype=torch.bool))
+        loss.append((each.flatten(1).sum(1) / real.flatten(1).sum(1).clamp_min(1)).cpu())
+    if label is not None and predictor.activation.overlapping(clean.shape[1]):
+        label = predictor.activation.targets(label).long()
     return MaskedLatent(
-        input=shown(batch.image),
-        image=None if image is None else (shown(image[0]), shown(image[1])),
+        input=batch.image.detach().cpu(),
+        image=None if image is None else (image[0].cpu(), image[1].cpu()),
         segmentation=(segmentation[0], segmentation[1]),
         entropy=(entropy[0], entropy[1]),
         mask=outputs.mask.cpu(),
         image_mask=None if outputs.image_mask is None else outputs.image_mask.cpu(),
-        label=None if label is None else shown(label),
+        label=None if label is None else label.cpu(),
         cases=batch.ids,
-        classes=dict(batch.classes or {}),
+        classes=predictor.class_names(batch.classes),
         scheme=settings.scheme if by_hand is None else "by hand",
         fraction=settings.fraction if by_hand is None else float((by_hand < 1).float().mean()),
         soft=settings.soft,
         skips=settings.skips,
-        layer=layer,
-        bn_mode=mode,
         temperature=settings.temperature,
         against="prediction" if batch.label is None else "reference",
-        loss=(
-            _losses(outputs.clean, batch.label, outputs.clean).cpu(),
-            _losses(outputs.masked, batch.label, outputs.clean).cpu(),
-        ),
-        provenance=provenance(
-            net, data.hexdigest(), layer=layer, mode=mode, **record, **({} if by_hand is None else {"by_hand": True})
-        ),
+        loss=(loss[0], loss[1]),
+        **known,
     )
 
 
-def _without_padding(tensor: Tensor, batch: InputBatch) -> Tensor:
-    """Cut maps of the padded image's size back to the image; maps of another size stay as they are."""
-    spatial = batch.image.shape[2:]
-    if tensor.shape[-len(spatial) :] != spatial:
-        return tensor
-    place: Any = (..., *(slice(side) for side in batch.sizes[0]))
-    return tensor[place]
-
-
-def _one_batch(image: Any, net: nn.Module, label: Any) -> InputBatch:
-    batches = list(as_batches(image, net, batch_size=10**6, label=label))
+def _one_batch(image: Any, predictor: Predictor, label: Any) -> InputBatch:
+    batches = list(as_batches(image, predictor.network, batch_size=10**6, label=label))
     if len(batches) != 1:
         what = "There is no image to mask." if not batches else "The images have several sizes."
         raise DataError(what, where="mask_latent(image=...)", fix="Pass one image, or several of one size.")
     image = batches[0].image
-    affordable_batch(net, image[:1], len(image), Limit("mask_latent", 2.0, fixed=True))
+    limit = Limit("mask_latent", 2.0, fixed=True, one_pass=predictor.one_window)
+    affordable_batch(predictor.network, image[:1], len(image), limit)
     return batches[0]
 
 

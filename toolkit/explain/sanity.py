@@ -17,11 +17,11 @@ from toolkit.errors import ConfigError
 from toolkit.explain.cam_result import TELLING
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import Target
-from toolkit.features.inputs import device_of
-from toolkit.features.modules import named, unwrap
-from toolkit.features.outputs import in_own_precision
+from toolkit.features.logits import Select
+from toolkit.features.modules import device_of, named, unwrap
 from toolkit.features.provenance import provenance
 from toolkit.features.trace import trace_calls
+from toolkit.inference.network import Predictor
 from toolkit.results import Result
 
 if TYPE_CHECKING:
@@ -93,6 +93,12 @@ def randomised_weights(
     label: Any = None,
     batch_size: int = 8,
     cascade: int = 0,
+    select: Select | None = None,
+    patch_size: Sequence[int] | str | None = None,
+    overlap: float = 0.5,
+    divisor: int | None = None,
+    precision: str | None = None,
+    activation: str | None = None,
 ) -> RandomisedWeights:
     """Compare Grad-CAM maps with those of copies whose weights are shuffled (Adebayo et al. 2018).
 
@@ -112,6 +118,12 @@ def randomised_weights(
         batch_size: images per pass.
         cascade: shuffle in this many steps from the output down to the input, each step on top of those before
             (Adebayo's cascading randomisation); 0 shuffles everything at once.
+        select: as for `toolkit.grad_cam`, like patch_size, overlap, divisor, precision and activation.
+        patch_size: window.
+        overlap: of neighbouring windows.
+        divisor: what the sides must be multiples of.
+        precision: autocast.
+        activation: "softmax" or "sigmoid".
 
     Returns:
         `numbers`: layer, case, draw, status (of the network's own map, or of the copy's), rank_correlation (Spearman, of the raw maps; NaN
@@ -126,11 +138,24 @@ def randomised_weights(
     if draws < 1 or cascade < 0:
         raise ConfigError("randomised_weights needs draws >= 1 and cascade >= 0.", where=f"{draws=}, {cascade=}")
     label = list(label) if hasattr(label, "__next__") else label
-    options: dict[str, Any] = {"method": method, "label": label, "batch_size": batch_size}
+    options: dict[str, Any] = {
+        "method": method,
+        "label": label,
+        "batch_size": batch_size,
+        "select": select,
+        "patch_size": patch_size,
+        "overlap": overlap,
+        "divisor": divisor,
+        "precision": precision,
+        "activation": activation,
+    }
     inputs = inputs if hasattr(inputs, "shape") or not hasattr(inputs, "__iter__") else _kept(inputs)
     own = grad_cam(model, inputs, layers, target, **options)
     rows = []
-    groups = _cascade(model, own.image[:1], cascade) if cascade else [(None, "")]
+    groups: list[tuple[set[str] | None, str]] = [(None, "")]
+    if cascade:
+        predictor = Predictor(model, select=select, patch_size=patch_size, divisor=divisor)
+        groups = _cascade(predictor, own.image[:1].to(device_of(model)), cascade)
     for draw, (modules, down_to) in itertools.product(range(draws), groups):
         other = grad_cam(shuffled(model, seed, draw, modules), inputs, list(own), target, **options)
         for layer in own:
@@ -177,12 +202,12 @@ def shuffled(model: nn.Module, seed: int = 0, draw: int = 0, modules: Collection
     return network
 
 
-def _cascade(model: nn.Module, image: Tensor, steps: int) -> list[tuple[set[str], str]]:
+def _cascade(predictor: Predictor, image: Tensor, steps: int) -> list[tuple[set[str] | None, str]]:
     """Growing sets of modules with weights, from the last one that runs to the first, and the name of the newest."""
-    network = unwrap(model)
+    network = predictor.network
     modules = {**named(network), "": network}
     owners = [n for n, module in modules.items() if any(True for _ in module.parameters(recurse=False))]
-    calls = trace_calls(model, [in_own_precision(model, image.to(device_of(model)))]).calls
+    calls = trace_calls(network, [predictor.one_window(image)], select=predictor.select).calls
     last = {str(call.name.path): call.end for call in calls}
     order = sorted(owners, key=lambda name: -last.get(name, -1))
     cuts = sorted({math.ceil(len(order) * step / steps) for step in range(1, steps + 1)} - {0})

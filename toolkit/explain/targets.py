@@ -6,15 +6,19 @@ Scores are sums of raw logits (before softmax), as in Grad-CAM for segmentation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from toolkit.errors import ConfigError, DataError
+from toolkit.inference.activation import Activation
+from toolkit.inference.inputs import InputBatch
+from toolkit.inference.network import Predictor
 
 
 @dataclasses.dataclass
@@ -23,57 +27,70 @@ class Scene:
 
     Attributes:
         logits: (B, K, *S) of the network, K = 1 for a single foreground logit.
-        label: (B, 1, *S) reference at the logits' size, -1 = padding; None without a reference.
-        classes: class names by index, or None.
+        label: (B, 1, *S) reference; None without one.
+        classes: class names by index, or None; regions of a sigmoid network are their own names.
         ids: names of the images.
-        sizes: spatial size of each image without padding.
+        activation: what the logits mean.
     """
 
     logits: Tensor
     label: Tensor | None
     classes: dict[int, str] | None
     ids: list[str]
-    sizes: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+    activation: Activation = dataclasses.field(default_factory=lambda: Activation(classes=2))
+
+    @classmethod
+    def of(cls, logits: Tensor, batch: InputBatch, predictor: Predictor) -> Self:
+        """The scene of a batch."""
+        return cls(logits, batch.label, batch.classes, batch.ids, predictor.activation)
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether every output is a region of its own."""
+        return self.activation.overlapping(self.logits.shape[1])
 
     def channel(self, wanted: int | str) -> tuple[int, int]:
-        """(class index, channel of the logits) of a class index or name.
+        """(class index, channel of the logits) of a class index or name; of regions both are the output's number.
 
         Raises:
             ConfigError: the network or the data has no such class; the message lists them.
         """
         outputs = self.logits.shape[1]
-        number = max(outputs, 2)
-        names = self.classes or {}
+        number = outputs if self.overlapping else max(outputs, 2)
+        names = dict(enumerate(self.activation.regions or {})) if self.overlapping else self.classes or {}
         index = (
             int(wanted) if isinstance(wanted, Integral) else next((i for i, n in names.items() if n == wanted), None)
         )
-        if index is None or not 0 <= index < number or (outputs == 1 and index != 1):
-            known = ", ".join(f"{i}: {names.get(i, 'unnamed')}" for i in range(outputs == 1, number))
+        single = outputs == 1 and not self.overlapping
+        if index is None or not 0 <= index < number or (single and index != 1):
+            known = ", ".join(f"{i}: {names.get(i, 'unnamed')}" for i in range(single, number))
             raise ConfigError(
                 f"There is no class {wanted!r}: the network gives {outputs} channel{'s' * (outputs > 1)}.",
                 where="target",
                 fix=f"Use one of {known}."
                 + ("" if names else " Class names come with cases; arrays have indices only."),
             )
-        return index, 0 if outputs == 1 else index
+        return index, 0 if single else index
 
+    @functools.cached_property
     def prediction(self) -> Tensor:
-        """(B, 1, *S) most likely class."""
-        if self.logits.shape[1] == 1:
-            return (self.logits > 0).long()
-        return self.logits.max(1, keepdim=True).indices  # argmax takes several times as long
+        """(B, *S) labels, or (B, K, *S) masks of overlapping regions: those of `toolkit.predict`."""
+        return self.activation.labels(self.logits.detach(), self.classes)
 
     def inside(self, index: int, where: str) -> Tensor:
-        """(B, 1, *S) bool: where the prediction or the reference is this class, padding excluded.
+        """(B, 1, *S) bool: where the prediction or the reference is this class or region.
 
         Raises:
             ConfigError: `where` is neither.
             DataError: the reference is wanted and there is none.
         """
         if where == "prediction":
-            return (self.prediction() == index) & self.real()
+            labels = self.prediction
+            return labels[:, index : index + 1] > 0 if self.overlapping else labels.unsqueeze(1) == index
         if where != "reference":
             raise ConfigError(f"inside must be 'prediction' or 'reference', not {where!r}.", where="target")
+        if self.overlapping:
+            return self.activation.targets(self.reference())[:, index : index + 1] > 0
         return self.reference() == index
 
     def reference(self) -> Tensor:
@@ -89,14 +106,6 @@ class Scene:
                 fix="Pass a case with a label or label=..., or use inside='prediction'.",
             )
         return self.label
-
-    def real(self) -> Tensor:
-        """(B, 1, *S) bool: True where there is image, False where there is padding."""
-        mask = torch.ones_like(self.logits[:, :1], dtype=torch.bool)
-        for index, size in enumerate(self.sizes):
-            for axis, side in enumerate(size):
-                mask[index].narrow(axis + 1, side, mask.shape[axis + 2] - side).fill_(False)
-        return mask
 
 
 class Target:
@@ -124,7 +133,7 @@ class ClassSum(Target):
     def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
         """See `Target`."""
         _, channel = scene.channel(self.index)
-        return _masked_sum(scene.logits, channel, scene.real())
+        return _masked_sum(scene.logits, channel, torch.ones_like(scene.logits[:, :1], dtype=torch.bool))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +175,7 @@ class BoundaryBand(Target):
         index, channel = scene.channel(self.index)
         region = scene.inside(index, self.inside)
         band = _dilate(region, self.width) & _dilate(~region, self.width)
-        return _masked_sum(scene.logits, channel, band & scene.real())
+        return _masked_sum(scene.logits, channel, band)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +273,8 @@ class NormalisedClassSum(Target):
 
     def parts(self, scene: Scene) -> list[Target]:
         """One `Region` per class."""
-        wanted = self.classes or range(1, max(scene.logits.shape[1], 2))
+        outputs = scene.logits.shape[1]
+        wanted = self.classes or (range(outputs) if scene.overlapping else range(1, max(outputs, 2)))
         return [Region(index, self.inside) for index in wanted]
 
 

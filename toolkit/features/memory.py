@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -42,11 +43,13 @@ class Limit:
         call: name of the analysis, for the messages.
         copies: how often the activations of all layers are held at once (2 with gradients).
         fixed: the number of images a pass cannot be lowered.
+        one_pass: gives what the network sees of an image in one pass: padded, or one window of it.
     """
 
     call: str
     copies: float
     fixed: bool = False
+    one_pass: Callable[[Tensor], Tensor] = dataclasses.field(default=lambda image: image)
 
 
 def affordable_batch(model: nn.Module, image: Tensor, wanted: int, limit: Limit) -> int:
@@ -54,7 +57,7 @@ def affordable_batch(model: nn.Module, image: Tensor, wanted: int, limit: Limit)
 
     Args:
         model: the network.
-        image: one image (1, C, *S), on the network's device.
+        image: one image (1, C, *S), on the network's device; of any size if `limit.one_pass` says what is seen of it.
         wanted: images a pass, as the caller asked.
         limit: who asks.
 
@@ -64,6 +67,7 @@ def affordable_batch(model: nn.Module, image: Tensor, wanted: int, limit: Limit)
     Warns:
         ToolkitWarning: the pass needs more than a quarter of what is free, or takes fewer images than asked.
     """
+    image = limit.one_pass(image)
     free = free_bytes(image.device)
     if image.numel() * 4 * _SURELY * limit.copies * wanted < _SAID * free:
         return wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -11,9 +12,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from toolkit.errors import LayerError
+from toolkit.errors import DataError, LayerError, ToolkitError
 
 _WRAPPER = "_orig_mod"
+_DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _LAYER = re.compile(r"(?P<path>[^#:]+)(?:#(?P<call>[1-9]\d*))?(?::(?P<port>input))?$")
 
 
@@ -120,3 +122,66 @@ def _segments_match(names: list[str], patterns: list[str]) -> bool:
     if patterns[0] == "**":
         return any(_segments_match(names[i:], patterns[1:]) for i in range(len(names) + 1))
     return bool(names) and fnmatchcase(names[0], patterns[0]) and _segments_match(names[1:], patterns[1:])
+
+
+def dims_and_channels(model: nn.Module) -> tuple[int | None, int | None]:
+    """Spatial dims and input channels: as the network declares them, else of its first convolution, else None."""
+    network = unwrap(model)
+    dims, channels = getattr(network, "dims", None), getattr(network, "in_channels", None)
+    if isinstance(dims, int) and isinstance(channels, int):
+        return dims, channels
+    for module in network.modules():
+        for kind, count in _DIMS.items():
+            if isinstance(module, kind):
+                return count, module.in_channels
+    return None, None
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter or buffer; the CPU for a network without any."""
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def example_input(model: nn.Module) -> torch.Tensor:
+    """Zeros of a usual size for a trial run.
+
+    Raises:
+        DataError: the network does not say how many axes and channels it takes.
+    """
+    dims, channels = dims_and_channels(model)
+    if dims is None or channels is None:
+        raise DataError(
+            "An example input is needed: this network has no convolution to read its size from.",
+            fix="Pass example=tensor (B, C, *S).",
+        )
+    return torch.zeros(1, channels, *([64 if dims < 3 else 32] * dims), device=device_of(model))
+
+
+def own_precision(network: nn.Module) -> torch.dtype:
+    """The type of the network's first floating-point parameter; float32 without any."""
+    parameters = getattr(unwrap(network), "parameters", tuple)  # a plain function has none
+    kinds = (parameter.dtype for parameter in parameters())
+    return next((kind for kind in kinds if kind.is_floating_point), torch.float32)
+
+
+@contextlib.contextmanager
+def failure_explained(network: nn.Module, image: torch.Tensor) -> Iterator[None]:
+    """Turn an exception of the network itself into a DataError that says on which input it happened."""
+    try:
+        yield
+    except (ToolkitError, NotImplementedError, torch.OutOfMemoryError):
+        raise
+    except (ValueError, RuntimeError, TypeError, IndexError, AssertionError) as error:
+        fix = (
+            "Call the network on this input yourself. Often the size is at fault: a side that the network cannot "
+            "halve as often as it wants, or that leaves one voxel for an instance norm at the bottom: pass divisor=... "
+            "or patch_size=...."
+        )
+        if isinstance(error, TypeError) and "forward() missing" in str(error):
+            fix = "A network is called with the image alone: wrap yours in a module that holds its other inputs."
+        raise DataError(
+            f"The network failed on an input of shape {tuple(image.shape)}: {type(error).__name__}: {error}",
+            where=type(unwrap(network)).__name__,
+            fix=fix,
+        ) from error

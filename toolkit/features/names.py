@@ -5,14 +5,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit.errors import LayerError
 from toolkit.features.ladder import Ladder
-from toolkit.features.modules import LayerName, glob_match, is_container, is_glob, named, parse, unwrap
-from toolkit.features.outputs import failure_explained, in_own_precision
+from toolkit.features.modules import (
+    LayerName,
+    example_input,
+    failure_explained,
+    glob_match,
+    is_container,
+    is_glob,
+    named,
+    own_precision,
+    parse,
+    unwrap,
+)
 from toolkit.features.trace import Trace, cached_trace, trace_calls
 
 if TYPE_CHECKING:
@@ -42,40 +52,12 @@ class AliasUnknown(LookupError):
     """An alias that only an observed forward pass can resolve."""
 
 
-def layers(model: nn.Module, example: Any = None, *, taps: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """List the layers of a network that can be named, in the order in which they return.
-
-    Layer names are `named_modules()` paths of modules that are called and return one tensor; `path:input` is the
-    module's input, `path#2` the second call of a reused module. In globs `*` stays within one dotted segment
-    (`decoder.*` is the blocks of `decoder`), `**` spans segments.
-
-    Aliases, for networks that do not state their own in a dict attribute `toolkit_taps`:
-
-    * head = the last called convolution or linear layer with kernel 1 whose output has the output's shape; else the later
-      of the last with kernel 1 among the finest that make the output's channels (a coarser one is an auxiliary head) and
-      the last of any kernel with the output's shape. `head_input` is its input;
-    * `pre_activation` = the last normalisation layer called before the head;
-    * `bottleneck` = the last module before the head to return the smallest spatial size; single voxels do not count, nor
-      identities, position embeddings, side heads, and what is pooled to a fixed size and brought back;
-    * `decoder_k` = the stages of the longest climb in size from there to the head, counted from the head: the last module
-      of each size. The rule in full: `toolkit.features.ladder.find_ladder`.
-
-    `taps={"head_input": "out.conv:input"}` overrides them.
-
-    Args:
-        model: any network.
-        example: an input of the network: tensor or array (C, *S) or (B, C, *S), case, or dict with "image".
-            None makes one of zeros from the first convolution's channels.
-        taps: overrides of aliases.
-
-    Returns:
-        Columns name, aliases, kind, shape, mb (of the output if captured, 10^6 bytes).
-    """
+def layer_table(network: nn.Module, trace: Trace, taps: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The calls of an observed pass with their aliases; see `toolkit.layers`."""
     import pandas as pd
 
-    trace = _trace_example(model, example)
     by_layer: dict[str, list[str]] = {}
-    for alias, name in known_aliases(unwrap(model), taps, trace).items():
+    for alias, name in known_aliases(network, taps, trace).items():
         by_layer.setdefault(str(dataclasses.replace(parse(name), port="output")), []).append(alias)
     rows = [
         {
@@ -90,26 +72,29 @@ def layers(model: nn.Module, example: Any = None, *, taps: Mapping[str, str] | N
     return pd.DataFrame(rows, columns=["name", "aliases", "kind", "shape", "mb"])
 
 
-def stages(model: nn.Module, example: Any = None) -> Ladder:
+def stages(model: nn.Module, example: Tensor | None = None) -> Ladder:
     """The stages of an encoder and decoder, as the last observed pass shows them, or one on an example.
 
     Args:
         model: any network.
-        example: an input as for `layers`; None = the last pass that was observed, else zeros of a usual size.
+        example: an input of a size that the network takes; None = the last pass that was observed, else zeros of a usual size.
     """
     trace = cached_trace(unwrap(model)) if example is None else None
-    return (trace or _trace_example(model, example)).ladder
+    return (trace or _trace(model, example)).ladder
 
 
 def resolve(
-    model: nn.Module, patterns: str | Sequence[str], example: Any = None, taps: Mapping[str, str] | None = None
+    model: nn.Module,
+    patterns: str | Sequence[str],
+    example: Tensor | None = None,
+    taps: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Full layer names of paths, globs and aliases, in the order asked for, without repeats.
 
     Args:
         model: any network.
         patterns: names, globs or aliases.
-        example: an input; needed only to find aliases on a network that states none and was not observed yet.
+        example: an input of a size that the network takes; needed only to find aliases on a network that states none and was not observed yet.
         taps: overrides of aliases.
 
     Raises:
@@ -118,7 +103,7 @@ def resolve(
     try:
         requests = find_requests(model, patterns, taps)
     except AliasUnknown:
-        _trace_example(model, example)
+        _trace(model, example)
         requests = find_requests(model, patterns, taps)
     return list(dict.fromkeys(str(request.layer) for request in requests))
 
@@ -211,9 +196,7 @@ def closest(name: str, names: Sequence[str]) -> str:
     return ", ".join(near or list(names)[:8]) or "the network has no submodules"
 
 
-def _trace_example(model: nn.Module, example: Any) -> Trace:
-    from toolkit.features.inputs import example_input
-
-    image = example_input(model, example)
+def _trace(model: nn.Module, example: Tensor | None) -> Trace:
+    image = example_input(model) if example is None else example
     with failure_explained(model, image):
-        return trace_calls(model, [in_own_precision(model, image)])
+        return trace_calls(model, [image.to(own_precision(model))])

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolkit.features.inputs import device_of
-from toolkit.features.modules import unwrap
+from toolkit.features.modules import device_of, unwrap
 
 _WEIGHTS: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = weakref.WeakKeyDictionary()
 

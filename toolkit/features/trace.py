@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toolkit.errors import LayerError
 from toolkit.features.ladder import Ladder, Span, find_ladder
+from toolkit.features.logits import Select, find_logits
 from toolkit.features.modules import LayerName, eager, named, unwrap
-from toolkit.features.outputs import main_output
 from toolkit.features.untouched import untouched
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
@@ -62,7 +63,12 @@ def cached_trace(network: nn.Module) -> Trace | None:
 
 
 def trace_calls(
-    model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any] | None = None, *, mode: str = "eval"
+    model: nn.Module,
+    inputs: Sequence[Any],
+    keywords: Mapping[str, Any] | None = None,
+    *,
+    mode: str = "eval",
+    select: Select | None = None,
 ) -> Trace:
     """Observe one forward pass without gradients, and leave the network untouched.
 
@@ -84,13 +90,21 @@ def trace_calls(
             for handle in handles:
                 handle.remove()
     image = next((one for one in (*inputs, *(keywords or {}).values()) if isinstance(one, Tensor)), None)
-    shape = tuple(main_output(output, image).shape)
+    shape = _logits_shape(output, image, select)
     size = shape[2:] if image is None else tuple(image.shape[2:])
-    head = _find_head(calls, shape)
+    head = _find_head(calls, shape) if shape else None
     ladder = find_ladder(_body(spans, head, calls, shape), size)
     trace = Trace(calls, shape, _find_aliases(calls, head, ladder), ladder)
     _TRACES[network] = (_fingerprint(network), trace)
     return trace
+
+
+def _logits_shape(output: Any, image: Tensor | None, select: Select | None) -> tuple[int, ...]:
+    """Shape of the logits; without channels where they cannot be told, so that no layer passes for the head."""
+    try:
+        return tuple(find_logits(output, image, select).shape)
+    except LayerError:
+        return () if image is None else (len(image), -1, *image.shape[2:])
 
 
 def _observe(path: str, module: nn.Module, calls: list[Call], spans: list[Span], clock: list[int]) -> list[Any]:

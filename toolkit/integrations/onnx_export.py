@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.features.capture import capture
-from toolkit.features.inputs import example_input
+from toolkit.features.logits import find_logits
 from toolkit.features.modules import unwrap
-from toolkit.features.outputs import main_output
 from toolkit.features.untouched import untouched
 from toolkit.files import replacing
+from toolkit.inference.layers import trial_image
+from toolkit.inference.network import Predictor
 
 
 def export_onnx(
@@ -55,7 +56,7 @@ def export_onnx(
     if missing:
         raise ConfigError(f"ONNX needs {' and '.join(missing)}.", fix="pip install onnx onnxscript onnxruntime")
     network = unwrap(model)
-    image = example_input(network, example)
+    image = trial_image(Predictor(network), example)
     wanted = [layers] if isinstance(layers, str) else list(layers)
     whole = _WithLayers(network, wanted, dict(aliases or {}))
     with untouched(network), torch.no_grad():
@@ -89,7 +90,7 @@ class _WithLayers(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         with capture(self.network, self.layers, taps=self.aliases) as tape:
-            logits = main_output(self.network(image), image)
+            logits = find_logits(self.network(image), image)
         self.names = list(tape)
         return (logits, *tape.values())
 

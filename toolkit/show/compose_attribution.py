@@ -42,10 +42,9 @@ def attribution(
     """
     if not -len(result.cases) <= index < len(result.cases):
         raise ResultError(f"There is no image {index}; the result holds {len(result.cases)}.", where="index")
-    padded = tuple(result.image.shape[2:])
     view = choose_view(
-        tuple(result.sizes[index]),
-        padded,
+        tuple(result.image.shape[2:]),
+        result.padded_size,
         focus=result.region[index, 0] if _fits(result) else None,
         position=position,
         spacing=result.spacing[index],

@@ -12,6 +12,7 @@ import numpy as np
 from toolkit.errors import ResultError, choose
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.mask_result import MaskedLatent
+from toolkit.inference.volumes import one_map
 from toolkit.show.captions import caption, captions
 from toolkit.show.compose import compose, compose_together
 from toolkit.show.panels import Figure, Image, Panel, range_note, symmetric_limits
@@ -134,10 +135,9 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
     _how_to_read(scale)
     if not -len(result.cases) <= index < len(result.cases):
         raise ResultError(f"There is no image {index}; the result holds {len(result.cases)}.", where="index")
-    padded = tuple(result.image.shape[2:])
     view = choose_view(
-        tuple(result.sizes[index]),
-        padded,
+        tuple(result.image.shape[2:]),
+        result.padded_size,
         focus=result.region[index, 0],
         position=position,
         spacing=result.spacing[index],
@@ -174,7 +174,7 @@ def _why(result: Any, layer: str, index: int) -> str:
 
 def _contour_panel(result: Any, index: int, view: View, picture: np.ndarray, side: int) -> Image:
     known = result.label is not None
-    labels = view.plane(result.label[index, 0] if known else result.prediction[index])
+    labels = view.plane(result.label[index, 0] if known else one_map(result.prediction[index], len(view.size)))
     which = "reference" if known else "prediction"
     slice_ = f", slice {view.position}" if view.position is not None else ""
     return Image(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ConfigError, ResultError
+from toolkit.inference.volumes import one_map
 from toolkit.show.captions import caption
 from toolkit.show.panels import Figure, Image, Lines, Panel, Series, range_note, symmetric_limits
 from toolkit.show.slices import choose_view
@@ -79,7 +80,8 @@ _READING = {
 def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> list[Panel | None]:
     first = row[0]
     size = tuple(first.input.shape[2:])
-    reference = first.segmentation[0][index] if first.label is None else first.label[index, 0]
+    reference = first.segmentation[0][index] if first.label is None else first.label[index]
+    reference = one_map(reference, len(size))
     view = choose_view(size, size, focus=np.asarray(reference) > 0)
     classes = max(2, len(first.classes), 1 + max(int(result.segmentation[0].max()) for result in row))
     limits = {"segmentation": (0.0, classes - 1.0), "entropy": (0.0, float(np.log2(classes)))}.get(what)
@@ -98,7 +100,7 @@ def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> lis
     panels: list[Panel | None] = [None if head is None else head.fit(side)]  # type: ignore[attr-defined]
     for result in row:
         source = {"image": result.image, "segmentation": result.segmentation, "entropy": result.entropy}[what]
-        pixels = view.picture(source[1][index]) if what == "image" else view.plane(source[1][index])
+        pixels = view.picture(source[1][index]) if what == "image" else view.plane(one_map(source[1][index], len(size)))
         shown: dict[str, Any] = {"pixels": pixels, "limits": limits}
         if what == "entropy":
             shown = {

@@ -31,14 +31,14 @@ class View:
     aspect: float
 
     def plane(self, values: Any) -> np.ndarray:
-        """(H, W) of an array with the image's padded spatial size."""
+        """(H, W) of an array with the image's spatial size."""
         array = np.asarray(values)
         array = array[tuple(slice(0, side) for side in self.size)]
         array = array if self.position is None else array[self.position]
         return array[:: self.stride, :: self.stride]
 
     def picture(self, image: Any) -> np.ndarray:
-        """(H, W) or (H, W, 3) of an image (C, *padded); other channel counts show the first channel."""
+        """(H, W) or (H, W, 3) of an image (C, *S); other channel counts show the first channel."""
         array = np.asarray(image)
         if len(array) == 3:
             return np.stack([self.plane(channel) for channel in array], axis=-1)

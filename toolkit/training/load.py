@@ -11,6 +11,7 @@ from toolkit.errors import CheckpointError
 from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.provenance import mark_trained_with
+from toolkit.inference.memory import remember
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.directory import RunDirectory
@@ -41,6 +42,7 @@ def load_model(
     check_fit(network, checkpoint, str(path))
     put_weights(network, checkpoint)
     mark_trained_with(network, [one["name"] for one in record["objects"]["regularizers"] if "name" in one])
+    remember(network, **record.get("inference", {}))
     network.eval()
     return network
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from toolkit import registry
 from toolkit.errors import ConfigError
+from toolkit.features.logits import find_logits
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,8 +46,12 @@ class Objective:
         raise NotImplementedError
 
     def logits(self, outputs: Any) -> Tensor:
-        """The segmentation logits (B, K, *S) inside `outputs`, for validation and prediction."""
-        return outputs
+        """The segmentation logits (B, K, *S) inside `outputs`, by the rule of `toolkit.features.logits.find_logits`.
+
+        An objective whose network returns something that the rule does not cover overrides this; the network then
+        remembers it, and every later call finds the logits so.
+        """
+        return find_logits(outputs)
 
 
 class LossObjective(Objective):

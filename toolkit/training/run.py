@@ -13,18 +13,19 @@ from torch import nn
 
 from toolkit.arguments import checked_methods
 from toolkit.features.modules import unwrap
+from toolkit.inference.memory import remember
 from toolkit.measure.segmentation import METRICS
 from toolkit.training import background, scoring
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.history import read_history
+from toolkit.training.objective import Objective
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from toolkit.data.case import Case
-    from toolkit.training.objective import Objective
     from toolkit.training.regularizer import Regularizer
 
 
@@ -56,6 +57,10 @@ class Run:
         names = " + ".join(regularizer.name for regularizer in self.regularizers) or "plain"
         task = getattr(self.task, "name", type(self.task).__name__)
         return f"Run({str(self.path)!r}: {names} on {task}, {self.state}, step {self.step} of {self.config.steps})"
+
+    def __post_init__(self) -> None:
+        own = type(self.objective).logits is not Objective.logits
+        remember(self.model, **run_with(self.task, self.config), select=self.objective.logits if own else None)
 
     @property
     def directory(self) -> RunDirectory:
@@ -169,3 +174,14 @@ class Run:
             DataError: slices are missing, so that the volume's geometry cannot be kept.
         """
         return scoring.predict_run(self, cases, out, progress)
+
+
+def run_with(task: Any, config: TrainConfig) -> dict[str, Any]:
+    """What a network remembers of its training: the fields of `toolkit.inference.memory.Defaults` that a task decides."""
+    regions = getattr(task, "regions", None)
+    return {
+        "patch_size": config.patch_size or getattr(task, "patch_size", None),
+        "classes": len(getattr(task, "classes", None) or ()) or None,
+        "regions": regions or None,
+        "activation": "sigmoid" if regions else None,
+    }

@@ -18,8 +18,11 @@ from toolkit.data.volumes import write_nifti
 from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitWarning
 from toolkit.features.provenance import provenance
 from toolkit.files import distinct_names, read_sealed, write_atomically, write_sealed
+from toolkit.inference.network import Predictor
+from toolkit.inference.predict import predict_volumes
+from toolkit.inference.volumes import group_volumes, volume_spacing
+from toolkit.measure.evaluate import evaluate
 from toolkit.training.environment import content_hash
-from toolkit.training.evaluate import evaluate, group_volumes, predict_volumes, volume_spacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,24 +45,14 @@ def evaluate_run(
         split=split,
         sites=names,
         metrics=list(metrics),
-        patch_size=list(patch_size(run)),
-        precision=run.config.precision,
+        **Predictor(run.model).settings,
     )
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
     table_file = run.path / "evaluation" / f"{split}-{key}.csv"
     if table_file.is_file() and (known := _read_table(table_file)) is not None:
         return known
     run.directory.record()  # a lost directory is not made again
-    table = evaluate(
-        run.model,
-        cases,
-        patch_size=patch_size(run),
-        batch_size=run.config.batch_size,
-        metrics=metrics,
-        precision=run.config.precision,
-        select=run.objective.logits,
-        progress=progress,
-    )
+    table = evaluate(run.model, cases, batch_size=run.config.batch_size, metrics=metrics, progress=progress)
     content = table.to_csv(index=False)
     table_file.parent.mkdir(exist_ok=True)
     write_sealed(table_file.with_suffix(".json"), {**made_by, "sha256": hashlib.sha256(content.encode()).hexdigest()})
@@ -73,14 +66,7 @@ def predict_run(run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | N
 
     volumes = group_volumes(cases)
     ids = _volume_ids(volumes)
-    maps = predict_volumes(
-        run.model,
-        volumes,
-        patch_size=patch_size(run),
-        batch_size=run.config.batch_size,
-        precision=run.config.precision,
-        select=run.objective.logits,
-    )
+    maps = predict_volumes(Predictor(run.model), volumes, batch_size=run.config.batch_size)
     results: dict[str, Any] = {}
     for volume, name, file, labels in tqdm(
         zip(volumes, ids, distinct_names(ids), maps, strict=True),
@@ -90,11 +76,6 @@ def predict_run(run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | N
     ):
         results[name] = labels if out is None else _write(Path(out), file, labels, volume)
     return results
-
-
-def patch_size(run: Run) -> tuple[int, ...]:
-    """The window that the run was trained with."""
-    return tuple(run.config.patch_size or run.task.patch_size)
 
 
 def _write(folder: Path, name: str, labels: np.ndarray, volume: Sequence[Case]) -> Path:

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from toolkit.errors import ConfigError
+from toolkit.features.logits import logits_by_scale
 from toolkit.registry import register
 from toolkit.training.objective import Objective
 from toolkit.training.ranks import sum_of_all
-from toolkit.training.window import logits_of
 
 
 @register("objective", "segmentation")
@@ -24,8 +25,12 @@ class SegmentationObjective(Objective):
     Terms: `cross_entropy` (mean over all pixels, natural logarithm), `dice` (see `soft_dice_loss`) and, where it is
     asked for, `focal` (see `focal_loss`). The defaults are the field's usual ones: equal weights, Dice over the
     foreground classes, sums pooled over the batch (a slice without some class is common in 2D), of all processes that
-    share it. A list of logits (deep supervision, finest first) gets the normalised weights 1, 1/2, 1/4, ..., each
-    against the label map at its size (nearest).
+    share it. The heads of a deep supervision, in the order of `toolkit.features.logits.find_logits`, get the normalised
+    weights 1, 1/2, 1/4, ..., each against the label map at its size (nearest).
+
+    Several outputs are exclusive classes (softmax). On a task with regions, and for a network with one output, every
+    output is a yes or no of its own (sigmoid, binary cross-entropy), and all of them count in Dice; neither class
+    weights nor the focal term apply there.
 
     Args:
         cross_entropy: weight of the cross-entropy; 0 leaves the term out.
@@ -80,20 +85,18 @@ class SegmentationObjective(Objective):
         Raises:
             ConfigError: labels or class weights that do not fit the logits.
         """
-        scales = list(outputs) if isinstance(outputs, (list, tuple)) else [logits_of(outputs)]
+        scales = logits_by_scale(outputs, batch.get("image"))
         shares = [0.5**k / (2 - 0.5 ** (len(scales) - 1)) for k in range(len(scales))]
         terms: dict[str, Tensor] = {}
         for share, logits in zip(shares, scales, strict=True):
-            for name, value in self._terms(_precise(logits), batch["label"]).items():
+            own = self._regions if logits.shape[1] == 1 or "regions" in batch else self._classes
+            for name, value in own(_precise(logits), batch).items():
                 terms[name] = share * value if name not in terms else terms[name] + share * value
         return terms
 
-    def logits(self, outputs: Any) -> Tensor:
-        """The finest logits of deep supervision, or those in a mapping (`logits`, as Hugging Face names them)."""
-        return logits_of(outputs)
-
-    def _terms(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
-        target = fitted_label(label, logits, self.ignore_label)
+    def _classes(self, logits: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Terms of exclusive classes."""
+        target = fitted_label(batch["label"], logits, self.ignore_label)
         terms = {}
         ignored = -100 if self.ignore_label is None else self.ignore_label
         weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
@@ -104,7 +107,7 @@ class SegmentationObjective(Objective):
                 fix="Give one weight a class, background first.",
             )
         if self.cross_entropy:
-            terms["cross_entropy"] = self.cross_entropy * torch.nn.functional.cross_entropy(
+            terms["cross_entropy"] = self.cross_entropy * functional.cross_entropy(
                 logits, target, weight=weights, ignore_index=ignored
             )
         if self.focal:
@@ -122,6 +125,41 @@ class SegmentationObjective(Objective):
                 ignore_label=self.ignore_label,
                 of_all=self.batch_dice,
             )
+        return terms
+
+    def _regions(self, logits: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Terms of outputs that are each a yes or no of their own."""
+        label = batch["label"]
+        truth = batch.get("regions")
+        if truth is None:  # one output: the label holds 0 and 1
+            both = torch.cat((logits, logits), 1)
+            truth = (fitted_label(label, both, self.ignore_label) == 1).unsqueeze(1)
+        if self.focal or self.class_weights is not None:
+            raise ConfigError(
+                "Class weights and the focal term are those of exclusive classes.",
+                where="SegmentationObjective(class_weights=..., focal=...)",
+                fix="Leave them out for regions and for one output.",
+            )
+        if truth.shape[1] != logits.shape[1]:
+            raise ConfigError(
+                f"The network has {logits.shape[1]} outputs, the task {truth.shape[1]} regions.",
+                where="batch['regions']",
+                fix="Give the network one output per region.",
+            )
+        truth = functional.interpolate(truth.to(logits.dtype), size=logits.shape[2:], mode="nearest")
+        counted = torch.ones_like(truth[:, :1])
+        if self.ignore_label is not None:
+            counted = functional.interpolate(
+                (label != self.ignore_label).to(logits.dtype), logits.shape[2:], mode="nearest"
+            )
+        terms = {}
+        if self.cross_entropy:
+            each = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none") * counted
+            terms["cross_entropy"] = self.cross_entropy * each.sum() / (counted.sum() * truth.shape[1]).clamp_min(1)
+        if self.dice:
+            probability = logits.sigmoid() * counted
+            rules = (self.squared, self.batch_dice, self.smooth, self.batch_dice)
+            terms["dice"] = self.dice * _dice(probability, truth * counted, *rules)
         return terms
 
 
@@ -174,7 +212,11 @@ def soft_dice_loss(
         probability = probability * (label != ignore_label).unsqueeze(1)
     if not include_background:
         probability, truth = probability[:, 1:], truth[:, 1:]
-    axes = [axis for axis in range(logits.ndim) if axis != 1 and (axis > 0 or batch_dice)]
+    return _dice(probability, truth, squared, batch_dice, smooth, of_all)
+
+
+def _dice(probability: Tensor, truth: Tensor, squared: bool, batch_dice: bool, smooth: float, of_all: bool) -> Tensor:
+    axes = [axis for axis in range(probability.ndim) if axis != 1 and (axis > 0 or batch_dice)]
     overlap = (probability * truth).sum(axes)
     size = (probability.square() if squared else probability).sum(axes) + truth.sum(axes)
     if of_all:
@@ -198,7 +240,7 @@ def fitted_label(label: Tensor, logits: Tensor, ignore_label: int | None = None)
             where="batch['label']",
         )
     if label.shape[2:] != logits.shape[2:]:
-        label = torch.nn.functional.interpolate(label.float(), size=logits.shape[2:], mode="nearest")
+        label = functional.interpolate(label.float(), size=logits.shape[2:], mode="nearest")
     target = label[:, 0].long()
     if target.device.type == "cpu":
         _check_values(target, logits.shape[1], ignore_label)

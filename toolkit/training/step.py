@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from toolkit.errors import ProtocolError
 from toolkit.features.capture import Tape, capture
+from toolkit.features.modules import own_precision
 from toolkit.features.names import stages
 from toolkit.features.provenance import mark_trained_with
+from toolkit.inference.activation import Activation
+from toolkit.inference.memory import defaults_of
 from toolkit.training.health import check_gradient
 from toolkit.training.objective import Loss, Objective, as_objective
 from toolkit.training.regularizer import Regularizer, StepContext, keyed_generator
@@ -117,6 +120,7 @@ class TrainingStep(nn.Module):
         active = [r for r in self.regularizers if r.active(step)]
         wanted = tuple(dict.fromkeys(tap for r in active for tap in self.wanted(r, batch.get("image"))))
         generator = keyed_generator(self.seed, step, self.objective.name)
+        batch = self._prepared(batch)
         with capture(self.network, wanted, taps=self.taps) as tape:
             outputs = self.objective.forward_pass(self.network, batch, generator)
         context = StepContext(batch=batch, model=self.network, outputs=outputs, step=step, logging=logging, stage=stage)
@@ -139,6 +143,14 @@ class TrainingStep(nn.Module):
         if any(r.deferred for r in active):
             self._context, self._tape = dataclasses.replace(context, outputs=None), tape.detached()
         return result
+
+    def _prepared(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The image in the network's own precision, and the masks of the task's regions as `regions`, if it has any."""
+        own = own_precision(self.network)
+        if own != torch.float32:
+            batch = {**batch, "image": batch["image"].to(own)}
+        regions = defaults_of(self.network).regions
+        return {**batch, "regions": Activation(None, regions).targets(batch["label"])} if regions else batch
 
     def _deferred_part(self, regularizer: Regularizer) -> PartialLoss:
         if self._context is None or self._tape is None:

@@ -21,6 +21,8 @@ from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state, thread_count
 from toolkit.files import distinct_names, write_sealed
+from toolkit.inference.volumes import group_volumes
+from toolkit.measure.evaluate import evaluate, validation_scores
 from toolkit.training import background as child
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training import history
@@ -30,13 +32,12 @@ from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory
 from toolkit.training.engine import is_first_process, resolve_device
 from toolkit.training.environment import content_hash, contents, environment, warn_of_threads
-from toolkit.training.evaluate import evaluate, group_volumes, validation_scores
 from toolkit.training.handover import packed
 from toolkit.training.interrupt import StopRequest, graceful_interrupt
 from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
 from toolkit.training.objective import Loss, Objective, as_objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
-from toolkit.training.run import Run
+from toolkit.training.run import Run, run_with
 from toolkit.training.serialization import describe, needs_handing_over
 from toolkit.training.step import TrainingStep
 from toolkit.training.stored_run import open_run
@@ -130,6 +131,7 @@ def train(
         "environment": environment(config),
         "data": content_hash(task),
         "contents": contents(task),
+        "inference": run_with(task, config),
     }
     parcel = packed(_not_recorded(objects, model, task, objective, regularizers)) if background else b""
     run = Run(directory.path, model, task, config, objective, regularizers, site)
@@ -342,21 +344,11 @@ def _validation_cases(run: Run) -> list[Case] | None:
 
 
 def _validated(run: Run, cases: list[Case], network: nn.Module) -> dict[str, float]:
-    return validation_scores(evaluate(network, cases, metrics=("dice",), **_passes(run)))
+    return validation_scores(evaluate(network, cases, batch_size=run.config.batch_size, metrics=("dice",)))
 
 
 def _drawn(run: Run, cases: list[Case], network: nn.Module) -> dict[str, np.ndarray]:
-    return prediction_pictures(network, cases, **_passes(run))
-
-
-def _passes(run: Run) -> dict[str, Any]:
-    config = run.config
-    return {
-        "patch_size": config.patch_size or run.task.patch_size,
-        "batch_size": config.batch_size,
-        "precision": config.precision,
-        "select": run.objective.logits,
-    }
+    return prediction_pictures(network, cases)
 
 
 def _selection_rule(task: Any, config: TrainConfig, site: str | Sequence[str] | None) -> str:

@@ -10,7 +10,9 @@ import numpy as np
 from torch import nn
 
 from toolkit.errors import ConfigError, ToolkitWarning
-from toolkit.training.evaluate import group_volumes, predict_volumes, stack
+from toolkit.inference.network import Predictor
+from toolkit.inference.predict import predict_volumes
+from toolkit.inference.volumes import group_volumes, one_map, stack
 
 if TYPE_CHECKING:
     from toolkit.data.case import Case
@@ -73,21 +75,19 @@ class Watchers:
                 )
 
 
-def prediction_pictures(
-    model: nn.Module, cases: Sequence[Case], volumes: int = 3, **options: Any
-) -> dict[str, np.ndarray]:
+def prediction_pictures(model: nn.Module, cases: Sequence[Case], volumes: int = 3) -> dict[str, np.ndarray]:
     """Image, reference and prediction side by side, (H, 3 W, 3) uint8, of the fullest slice of the first volumes.
 
     Args:
         model: the network.
         cases: labelled cases.
         volumes: how many of their volumes.
-        **options: of `predict_volumes`.
     """
     shown = [[max(volume, key=_foreground)] for volume in group_volumes(cases)[:volumes]]
     images = {}
-    for (case,), labels in zip(shown, predict_volumes(model, shown, **options), strict=True):
+    for (case,), labels in zip(shown, predict_volumes(Predictor(model), shown), strict=True):
         image, reference = case.image_array()[0], stack([case.label_array()], [case])
+        labels = one_map(labels, reference.ndim)
         if reference.ndim == image.ndim + 1:  # a slice of a stack
             labels, reference = labels[0], reference[0]
         if image.ndim == 3:

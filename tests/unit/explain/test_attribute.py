@@ -16,7 +16,8 @@ from toolkit.explain.attribute import METHODS, attribute
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.frozen import FixedScore, freeze
 from toolkit.explain.targets import BoundaryBand, ClassSum, NormalisedClassSum, Region, Voxel
-from toolkit.features.inputs import as_batches
+from toolkit.inference.inputs import as_batches
+from toolkit.inference.network import Predictor
 from toolkit.models.unet import unet
 from toolkit.show.figures import compose
 
@@ -118,9 +119,10 @@ def test_a_frozen_target_gives_the_targets_own_score(target: object) -> None:
     net = unet(1, 3, channels=(4, 8)).eval()
     batch = next(as_batches(noise(2, 1, 16, 16), net))
     logits = net(batch.image).detach()
-    frozen = freeze(target, logits, batch)  # type: ignore[arg-type]
+    predictor = Predictor(net)
+    frozen = freeze(target, logits, batch, predictor)  # type: ignore[arg-type]
     torch.testing.assert_close(frozen.of(logits), frozen.score)
-    one = FixedScore(net, frozen.select(1)).in_batches(batch.image[1:], 4)
+    one = FixedScore(predictor, frozen.select(1)).in_batches(batch.image[1:], 4)
     torch.testing.assert_close(one, frozen.score[1:])
     torch.testing.assert_close(frozen.of(logits * 2), frozen.score * 2)
 

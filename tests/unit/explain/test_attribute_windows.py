@@ -17,9 +17,10 @@ from toolkit.explain.attribute_methods import METHODS, _spread
 from toolkit.explain.faithfulness import faithfulness
 from toolkit.explain.frozen import FixedScore, freeze
 from toolkit.explain.gradcam import grad_cam
+from toolkit.explain.stitched import StitchedScore
 from toolkit.explain.targets import ClassSum, Region
-from toolkit.explain.windows import StitchedScore, Tiling
-from toolkit.features.inputs import as_batches
+from toolkit.inference.inputs import as_batches
+from toolkit.inference.network import Predictor
 from toolkit.models.unet import unet
 
 
@@ -111,17 +112,18 @@ def test_untouched_windows_are_remembered_not_guessed() -> None:
     torch.manual_seed(0)
     net, image = unet(1, 2, channels=(4, 8)).eval(), noise(1, 1, 16, 24)
     (batch,) = as_batches(image, net)
-    tiling = Tiling.of(image, net, (8, 8), 0.5, "here")
-    frozen = freeze(ClassSum(1), tiling.logits(net, image), batch)
-    score = StitchedScore(net, frozen, tiling, image)
+    predictor = Predictor(net, patch_size=(8, 8))
+    frame = predictor.frame(image)
+    with torch.no_grad():
+        frozen = freeze(ClassSum(1), predictor.logits(image, frame), batch, predictor)
+    score = StitchedScore(predictor, frozen, frame, image)
     changed = image.repeat(3, 1, 1, 1)
     changed[1, :, :3, :3], changed[2] = 0, noise(1, 16, 24, seed=1)
     runs: list[int] = []
     net.register_forward_pre_hook(lambda _, x: runs.append(len(x[0])))
     quick = score.in_batches(changed, 2)
-    direct = torch.stack(
-        [FixedScore(lambda x: tiling.logits(net, x), frozen)(one[None])[0] for one in changed]  # type: ignore[arg-type]
-    )
+    with torch.no_grad():
+        direct = torch.stack([FixedScore(predictor, frozen, frame)(one[None])[0] for one in changed])
     torch.testing.assert_close(quick, direct, rtol=1e-4, atol=1e-4)
     assert len(score.parts) > 4
     del runs[:]
@@ -139,11 +141,11 @@ def test_faithfulness_stitches_as_the_result_did() -> None:
     cam = grad_cam(net, image, "decoder.1", ClassSum(1), **tiled)
     for result, name in ((own, "input"), (cam, "decoder.1")):
         found = faithfulness(net, result, ClassSum(1), steps=2, orders=1, perturbations=2, baseline="zero")
-        tiling = Tiling.of(image, net, (8, 8), 0.5, "here")
+        predictor = Predictor(net, patch_size=(8, 8))
         order = result.resized(name).flatten().argsort(descending=True, stable=True)[:128]
         half = image.flatten().index_fill(0, order, 0.0).view_as(image)
         net.eval()
-        score = [float(tiling.logits(net, x)[:, 1].sum()) for x in (image, half, torch.zeros_like(image))]
+        score = [float(predictor.logits(x)[:, 1].detach().sum()) for x in (image, half, torch.zeros_like(image))]
         expected = (score[1] - score[2]) / (score[0] - score[2])
         assert found.curves[f"{name}/image0000/deletion"][1].item() == pytest.approx(expected, rel=1e-3)
     assert np.isfinite(faithfulness(net, own, ClassSum(1), steps=2, orders=1).table()["infidelity"][0])
@@ -171,8 +173,8 @@ def test_attributions_lie_on_the_image(tmp_path: Path, dims: int) -> None:
 
 def test_wrong_windows() -> None:
     net, image = unet(1, 2, channels=(4, 8)), noise(1, 1, 16, 16)
-    with pytest.raises(ConfigError, match=r"multiple of 2") as error:
-        attribute(net, image, "saliency", 1, patch_size=(7, 8))
-    assert error.value.where.startswith("attribute")
+    with pytest.raises(ConfigError, match=r"is not a window") as error:
+        attribute(net, image, "saliency", 1, patch_size=(0, 8))
+    assert error.value.where.startswith("patch_size")
     with pytest.raises(ConfigError, match="overlap"):
         attribute(net, image, "saliency", 1, patch_size=(8, 8), overlap=1.0)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from toolkit.errors import ConfigError, LayerError
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import BoundaryBand, ClassSum, LesionComponent, NormalisedClassSum, Region, Voxel
-from toolkit.explain.windows import gaussian
 from toolkit.models.unet import unet
 
 
@@ -64,34 +63,26 @@ def test_tiles_without_overlap_are_explained_one_by_one() -> None:
             torch.testing.assert_close(stitched[layer][..., start : start + 8], tile.resized(layer))
 
 
-def test_a_window_as_large_as_the_image_changes_nothing_but_the_size() -> None:
+def test_a_window_as_large_as_the_image_changes_nothing() -> None:
     torch.manual_seed(0)
     net, image = unet(1, 3, channels=(4, 8), dims=3).eval(), noise(1, 1, 8, 8, 8)
     target, label = BoundaryBand(1, inside="reference"), torch.zeros(1, 8, 8, 8)
     label[:, 2:5, 2:6, 2:6] = 1
-    stitched = grad_cam(net, image, "bottleneck", target, label=label, patch_size=(32, 32, 32))
+    stitched = grad_cam(net, image, "bottleneck", target, label=label, patch_size=(8, 8, 8))
     plain = grad_cam(net, image, "bottleneck", target, label=label)
-    torch.testing.assert_close(stitched["bottleneck"], plain.resized("bottleneck"))
-
-
-def test_importance_is_highest_in_the_middle() -> None:
-    weight = gaussian((8, 5))
-    assert weight.shape == (8, 5)
-    assert weight[3, 2] == weight.max()
-    assert torch.equal(weight, weight.flip(0, 1))
-    assert weight.min() == pytest.approx(1e-3)
+    torch.testing.assert_close(stitched["bottleneck"], plain["bottleneck"])
 
 
 def test_wrong_windows() -> None:
     net, image = unet(1, 2, channels=(4, 8)), noise(1, 1, 16, 16)
-    with pytest.raises(ConfigError, match="multiple of 2"):
-        grad_cam(net, image, "bottleneck", 1, patch_size=(7, 8))
+    with pytest.raises(ConfigError, match="is not a window"):
+        grad_cam(net, image, "bottleneck", 1, patch_size=(0, 8))
     with pytest.raises(ConfigError, match="2 sides"):
         grad_cam(net, image, "bottleneck", 1, patch_size=(8, 8, 8))
     with pytest.raises(ConfigError, match="overlap"):
         grad_cam(net, image, "bottleneck", 1, patch_size=(8, 8), overlap=1.0)
-    shrinking = nn.Sequential(nn.Conv2d(1, 2, 2, stride=2), nn.Conv2d(2, 2, 1))
-    with pytest.raises(LayerError, match=r"size \(4, 4\) for a window of \(8, 8\)"):
+    shrinking = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 1))
+    with pytest.raises(LayerError, match=r"size \(6, 6\) for an image of size \(8, 8\)"):
         grad_cam(shrinking, image, "0", 1, patch_size=(8, 8))
 
 

@@ -19,7 +19,7 @@ from toolkit.explain.cam_maps import displayed, normalised_sum, raw_map, stretch
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import ClassSum, NormalisedClassSum, Region, Target
-from toolkit.features.outputs import main_output
+from toolkit.features.logits import find_logits
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.methods.med_disseg import med_disseg
 from toolkit.methods.selfreg.swin_unet import swin_unet
@@ -28,7 +28,7 @@ from toolkit.models.unet import unet
 
 
 def captum_map(net: nn.Module, layer: str, image: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
-    cam = LayerGradCam(lambda x: score(main_output(net(x))), net.get_submodule(layer))
+    cam = LayerGradCam(lambda x: score(find_logits(net(x))), net.get_submodule(layer))
     return cam.attribute(image).detach()
 
 
@@ -100,7 +100,7 @@ def test_maps_equal_captums_at_every_layer(name: str) -> None:
     net = build().eval()
     image = torch.randn(2, 1, *size)
     with torch.no_grad():
-        prediction = main_output(net(image)).argmax(1)
+        prediction = find_logits(net(image)).argmax(1)
     chosen = int(prediction.flatten().mode().values)
     targets: list[tuple[Target, Callable[[Tensor], Tensor]]] = [
         (ClassSum(1), lambda logits: logits[:, 1].flatten(1).sum(1)),
@@ -303,9 +303,12 @@ def test_a_result_reads_like_a_mapping_and_survives_saving(tmp_path: Path) -> No
     cam = grad_cam(net, inputs, ["encoder.*", "bottleneck"], Region("LV", inside="reference"))
     assert list(cam) == cam.layers == ["encoder.1", "bottleneck"]
     assert "bottleneck" in cam
-    assert cam.sizes == [(7, 8)]
     assert int(cam.region.sum()) == 56
-    assert cam.resized("bottleneck").shape == cam.image.shape == (1, 1, 8, 8)
+    assert cam.padding == [(0, 1), (0, 0)]
+    assert cam["bottleneck"].shape == (1, 1, 4, 4)
+    assert cam.resized("bottleneck").shape == cam.image.shape == (1, 1, 7, 8)
+    whole = F.interpolate(cam["bottleneck"], size=(8, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(cam.resized("bottleneck"), whole[:, :, :7])
     again = GradCamResult.load(cam.save(tmp_path / "cam.zip"))
     assert all(torch.equal(again[layer], cam[layer]) for layer in cam)
     assert again.table().equals(cam.table())

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, DataError, LayerError
 from toolkit.explain.mask_result import MaskedLatent
-from toolkit.explain.masking import entropy_map, mask_latent
+from toolkit.explain.mask_scores import entropy_map
+from toolkit.explain.masking import mask_latent
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.models.unet import UNet, unet
 
@@ -338,7 +339,7 @@ def test_the_loss_leaves_padding_out() -> None:
     image, label = torch.randn(1, 1, 14, 14), torch.randint(0, 3, (1, 14, 14))
     result = mask_latent(network, {"image": image, "label": label}, fraction=0.0)
     with torch.no_grad():
-        logits = network(F.pad(image, (0, 2, 0, 2), value=float(image.min())))[..., :14, :14]
+        logits = network(F.pad(image, (1, 1, 1, 1), value=float(image.min())))[..., 1:15, 1:15]
     assert result.loss is not None
     torch.testing.assert_close(result.loss[0], F.cross_entropy(logits, label)[None])
 

@@ -19,6 +19,7 @@ from toolkit.explain.targets import (
     Voxel,
     as_target,
 )
+from toolkit.inference.activation import Activation
 
 
 def scene(single: bool = False) -> Scene:
@@ -27,12 +28,11 @@ def scene(single: bool = False) -> Scene:
     prediction[1:5, 1:5], prediction[6:8, 6:8] = 1, 1
     label = torch.zeros(1, 1, 9, 9, dtype=torch.int64)
     label[0, 0, 1:5, 2:6] = 1
-    label[0, 0, 8] = -1  # the last row is padding
     value = torch.arange(81.0).reshape(9, 9) / 81
     logits = torch.stack([torch.where(prediction == 0, 2.0, -1.0), value, torch.full((9, 9), -5.0)])[None]
     if single:
         logits = torch.where(prediction == 1, 1.0, -1.0)[None, None]
-    return Scene(logits, label, {0: "background", 1: "LV", 2: "RV"}, ["a"], [(8, 9)])
+    return Scene(logits, label, {0: "background", 1: "LV", 2: "RV"}, ["a"])
 
 
 def value_at(mask: Tensor) -> float:
@@ -42,7 +42,7 @@ def value_at(mask: Tensor) -> float:
 @pytest.mark.parametrize(
     ("target", "voxels"),
     [
-        (ClassSum("LV"), 72),
+        (ClassSum("LV"), 81),
         (Region(1), 20),
         (Region("LV", inside="reference"), 16),
         (ErrorRegion(1), 12),
@@ -107,7 +107,27 @@ def test_wrong_targets_are_refused() -> None:
 def test_regions_in_3d() -> None:
     logits = torch.zeros(1, 2, 5, 5, 5)
     logits[0, 1, 1:4, 1:4, 1:4] = 1
-    here = Scene(logits, None, None, ["v"], [(5, 5, 5)])
+    here = Scene(logits, None, None, ["v"])
     assert int(Region(1).score(here)[1].sum()) == 27
     assert int(BoundaryBand(1, width=1).score(here)[1].sum()) == 125 - 1
     assert int(LesionComponent(1).score(here)[1].sum()) == 27
+
+
+def test_overlapping_regions_are_scored_by_their_own_outputs() -> None:
+    label = torch.tensor([0, 1, 2, 3]).view(1, 1, 2, 2)
+    logits = torch.tensor([[[-1.0, 2.0], [3.0, -4.0]], [[-1.0, -1.0], [-1.0, 5.0]]])[None]
+    regions = Activation(None, {"whole": (1, 2, 3), "core": (3,)})
+    here = Scene(logits, label, {0: "background", 1: "a", 2: "b", 3: "c"}, ["a"], regions)
+    for target, score, voxels in (
+        (ClassSum("whole"), 0.0, 4),
+        (Region("whole"), 5.0, 2),
+        (Region("whole", inside="reference"), 1.0, 3),
+        (Region("core", inside="reference"), 5.0, 1),
+        (Region(1), 5.0, 1),
+        (ErrorRegion("whole", "missed"), -4.0, 1),
+        (NormalisedClassSum(), 6.0, 3),
+    ):
+        found, mask = target.score(here)
+        assert (float(found), int(mask.sum())) == (score, voxels), target
+    with pytest.raises(ConfigError, match="0: whole, 1: core"):
+        Region("a").score(here)

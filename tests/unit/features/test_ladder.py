@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, ProtocolError
 from toolkit.features.ladder import Span, find_ladder
-from toolkit.features.names import layers, resolve, stages
+from toolkit.features.names import resolve, stages
+from toolkit.inference.layers import layers
 from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.training.regularizer import StepContext
 from toolkit.training.segmentation import SegmentationObjective

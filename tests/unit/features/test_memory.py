@@ -42,7 +42,9 @@ def test_enough_memory_is_not_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_quarter_of_what_is_free_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with_free(monkeypatch, EACH * 2 * 8 * 2)
-    with pytest.warns(tk.ToolkitWarning, match=r"grad_cam needs about 0\.00 GB an image of size \(64, 64\), at most 8 at once"):
+    with pytest.warns(
+        tk.ToolkitWarning, match=r"grad_cam needs about 0\.00 GB an image of size \(64, 64\), at most 8 at once"
+    ):
         tk.grad_cam(net(), IMAGES, "0", 1)
 
 

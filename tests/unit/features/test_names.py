@@ -11,7 +11,8 @@ from toolkit.errors import DataError, LayerError
 from toolkit.features.capture import capture
 from toolkit.features.layout import to_maps
 from toolkit.features.modules import glob_match, parse
-from toolkit.features.names import layers, resolve
+from toolkit.features.names import resolve
+from toolkit.inference.layers import layers
 from toolkit.models.unet import unet
 
 

@@ -52,7 +52,6 @@ def cam_result(size: tuple[int, ...] = (16, 24), layers: int = 3, batch: int = 2
         region=label == 2,
         score=torch.ones(batch),
         cases=[f"case{i}" for i in range(batch)],
-        sizes=[size] * batch,
         spacing=[None] * batch,
         affine=[None] * batch,
         classes=CLASSES,
@@ -253,12 +252,12 @@ def test_grad_cam_says_if_a_map_is_no_evidence() -> None:
 
 def test_padding_is_cut_from_image_and_map() -> None:
     result = cam_result()
-    result.sizes = [(12, 20), (12, 20)]
+    result.padding = [(2, 2), (1, 3)]
     panel = grad_cam(result).panels()[2]
     assert isinstance(panel, Image)
     assert panel.overlay is not None
-    assert panel.pixels.shape == panel.overlay.shape == (12, 20)
-    assert np.allclose(panel.overlay, result.resized("encoder.1")[0, 0, :12, :20].numpy())
+    assert panel.pixels.shape == panel.overlay.shape == result.image.shape[2:]
+    assert np.allclose(panel.overlay, result.resized("encoder.1")[0, 0].numpy())
 
 
 def test_networks_are_compared_on_one_case_only() -> None:

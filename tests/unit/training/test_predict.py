@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from toolkit.data.arrays import task_from_arrays
 from toolkit.data.normalise import normalise
 from toolkit.data.task import Task
-from toolkit.errors import ConfigError, DataError, ProtocolError
+from toolkit.errors import ConfigError, DataError, LayerError
+from toolkit.inference.network import Predictor
+from toolkit.inference.predict import predict
+from toolkit.inference.volumes import group_volumes, volume_spacing
+from toolkit.inference.windows import frame_of
+from toolkit.measure.evaluate import evaluate, validation_scores
 from toolkit.models.unet import unet
-from toolkit.training.evaluate import evaluate, group_volumes, validation_scores, volume_spacing
-from toolkit.training.predict import predict
-from toolkit.training.window import pad_with_minimum, window_logits
 
 
 class Threshold(nn.Module):
@@ -26,8 +28,9 @@ class Threshold(nn.Module):
 
     divisor = 8
 
-    def __init__(self, dims: int = 2, channels: int = 1) -> None:
+    def __init__(self, dims: int = 2, channels: int = 1, outputs: int = 2) -> None:
         super().__init__()
+        self.outputs = outputs
         self.dims, self.in_channels = dims, channels
         self.dummy = nn.Parameter(torch.zeros(()))
         self.sizes: list[tuple[int, ...]] = []
@@ -35,7 +38,7 @@ class Threshold(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         assert all(side % self.divisor == 0 for side in x.shape[2:])
         self.sizes.append(tuple(x.shape))
-        return torch.cat((0.5 - x[:, :1], x[:, :1] - 0.5), 1)
+        return torch.cat((0.5 - x[:, :1], x[:, :1] - 0.5, *([x[:, :1] - 9] * (self.outputs - 2))), 1)
 
 
 def noise(*shape: int) -> Tensor:
@@ -47,7 +50,7 @@ def noise(*shape: int) -> Tensor:
 )
 def test_small_images_take_one_plain_pass(size: tuple[int, int], patch: Any) -> None:
     image, network = noise(2, 1, *size), Threshold()
-    logits = window_logits(network, image, patch)
+    logits = Predictor(network, patch_size=patch).logits(image)
     assert logits.shape == (2, 2, *size)
     assert torch.equal(logits[:, 1], image[:, 0] - 0.5)
     assert len(network.sizes) == 1
@@ -56,7 +59,7 @@ def test_small_images_take_one_plain_pass(size: tuple[int, int], patch: Any) -> 
 @pytest.mark.parametrize("size", [(40, 61), (70, 20)])
 def test_large_images_are_stitched_from_windows(size: tuple[int, int]) -> None:
     image, network = noise(1, 1, *size), Threshold()
-    logits = window_logits(network, image, (32, 32))
+    logits = Predictor(network, patch_size=(32, 32)).logits(image)
     torch.testing.assert_close(logits[0, 1], image[0, 0] - 0.5)
     assert len(network.sizes) >= 1
     assert all(shape[2:] == (32, 32) for shape in network.sizes)
@@ -64,18 +67,21 @@ def test_large_images_are_stitched_from_windows(size: tuple[int, int]) -> None:
 
 def test_padding_is_the_minimum_of_each_channel_and_centred() -> None:
     image = torch.stack((noise(3, 4), noise(3, 4) - 7))[None]
-    padded, crop = pad_with_minimum(image, (8, 7))
-    assert torch.equal(padded[(slice(None), slice(None), *crop)], image)
-    assert (crop[0].start, crop[1].start) == (2, 1)
+    frame = frame_of(image, (8, 7), 1, 0.5)
+    padded = frame.pad(image)
+    assert torch.equal(frame.crop(padded), image)
+    assert (frame.starts, frame.padding) == ((2, 1), ((2, 3), (1, 2)))
     outside = torch.ones(8, 7, dtype=torch.bool)
-    outside[crop] = False
+    outside[2:5, 1:5] = False
     for channel in range(2):
         assert (padded[0, channel][outside] == image[0, channel].min()).all()
 
 
 def test_a_network_that_changes_the_size_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="for an image of size"):
-        window_logits(nn.Conv2d(1, 2, 3), noise(1, 1, 16, 16))
+    with pytest.raises(LayerError, match="for an image of size"):
+        predict(nn.Conv2d(1, 2, 3), noise(1, 1, 15, 16))
+    with pytest.raises(LayerError, match="for an image of size"):
+        predict(nn.Conv2d(1, 2, 3), noise(1, 1, 32, 32))
 
 
 def test_forms_of_input() -> None:
@@ -97,14 +103,14 @@ def test_one_channel_of_logits_and_lists_of_logits() -> None:
             return [x - 0.5, x[..., ::2, ::2]]
 
     image = noise(16, 16)
-    assert torch.equal(predict(Binary(), image), (image > 0.5).to(torch.uint8))
+    assert torch.equal(predict(Binary(), image, activation="sigmoid"), (image > 0.5).to(torch.uint8))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shapes_that_do_not_fit_are_named(channels: int) -> None:
     with pytest.raises(DataError, match=f"does not fit a 2D network with {channels} input"):
         predict(Threshold(channels=channels), noise(2, 2, 2, 8, 8))
-    with pytest.raises(DataError, match="does not fit"):
+    with pytest.raises(DataError, match="The image has 2 channels, the network takes 3"):
         predict(Threshold(channels=3), noise(2, 8, 8))
     with pytest.raises(DataError, match="NaN"):
         predict(Threshold(), torch.full((8, 8), torch.nan))
@@ -168,7 +174,7 @@ def stacks() -> Task:
 def test_slices_are_scored_as_one_volume_by_hand() -> None:
     cases = stacks().cases("test")
     assert len(cases) == 5
-    table = evaluate(Threshold(), list(reversed(cases)), batch_size=2)
+    table = evaluate(Threshold(outputs=3), list(reversed(cases)), batch_size=2)
     dice = table[(table["metric"] == "dice") & (table["class"] == "square")]
     by_volume = dict(zip(dice["case"], dice["value"], strict=True))
     depths = {volume[0].volume: len(volume) for volume in group_volumes(cases)}
@@ -188,7 +194,7 @@ def test_spacing_that_is_not_known_is_not_invented() -> None:
 
     cases = [dataclasses.replace(case, slice_spacing=None) for case in stacks().cases("test")]
     assert volume_spacing(cases[:3]) is None
-    assert set(evaluate(Threshold(), cases)["unit"]) == {"", "voxels"}
+    assert set(evaluate(Threshold(outputs=3), cases)["unit"]) == {"", "voxels"}
 
 
 def test_no_cases(discs: Task) -> None:

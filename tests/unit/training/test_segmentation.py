@@ -10,7 +10,7 @@ from golden_cases import golden_case
 from torch import Tensor
 
 from toolkit import registry
-from toolkit.errors import ConfigError, ProtocolError
+from toolkit.errors import ConfigError, LayerError
 from toolkit.training.segmentation import SegmentationObjective, soft_dice_loss
 
 
@@ -149,5 +149,5 @@ def test_a_mapping_is_trained_on_its_logits() -> None:
     found = objective({"hidden": torch.randn(2, 4), "logits": logits}, batch)
     assert {name: float(value) for name, value in found.items()} == {name: float(v) for name, v in expected.items()}
     assert objective.logits({"logits": logits}) is logits
-    with pytest.raises(ProtocolError, match="logits cannot be found"):
-        objective({"masks": logits}, batch)
+    with pytest.raises(LayerError, match="No tensor can be the logits: hidden"):
+        objective({"hidden": torch.randn(2, 4)}, batch)

@@ -11,7 +11,7 @@ import torch
 
 from toolkit.data.arrays import task_from_arrays
 from toolkit.data.task import Task
-from toolkit.features.extract import extract
+from toolkit.inference.extract import extract
 from toolkit.measure.gaussianity import gaussianity
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet

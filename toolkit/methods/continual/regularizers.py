@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.features.logits import find_logits
 from toolkit.features.untouched import untouched
 from toolkit.registry import register
 from toolkit.training.regularizer import Regularizer, StepContext
@@ -157,7 +158,7 @@ class LearningWithoutForgetting(Regularizer):
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
         """The sum over the earlier networks."""
-        image, now = context.batch["image"], _logits(context.outputs).float()
+        image, now = context.batch["image"], find_logits(context.outputs, context.batch["image"]).float()
         for weights in self._memory[len(self._teachers) :]:
             teacher = copy.deepcopy(context.model).requires_grad_(False).eval()
             teacher.load_state_dict(weights)
@@ -165,13 +166,13 @@ class LearningWithoutForgetting(Regularizer):
         terms = []
         for teacher in self._teachers:
             with torch.no_grad(), untouched(teacher, mode="eval"):
-                then = _logits(teacher(image)).float()
+                then = find_logits(teacher(image), image).float()
             terms.append(distillation(now, then, self.temperature, self.reduction))
         return {"distillation": torch.stack(terms).sum()}
 
     def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
         """The logits: there is no tap."""
-        return [_logits(context.outputs)]
+        return [find_logits(context.outputs, context.batch["image"])]
 
     def state_dict(self) -> dict[str, Any]:
         """The weights of the earlier networks."""
@@ -192,20 +193,3 @@ class LearningWithoutForgetting(Regularizer):
             if int(index) == len(self._memory):
                 self._memory.append({})
             self._memory[int(index)][key] = value
-
-
-def _logits(outputs: Any) -> Tensor:
-    """Segmentation logits of a network's or an objective's output."""
-    for name in ("logits", "segmentation"):
-        if isinstance(getattr(outputs, name, None), Tensor):
-            found: Tensor = getattr(outputs, name)
-            return found
-    if isinstance(outputs, (tuple, list)):
-        return _logits(outputs[0])
-    if not isinstance(outputs, Tensor):
-        raise ConfigError(
-            f"LwF finds no logits in a {type(outputs).__name__}.",
-            where="LearningWithoutForgetting",
-            fix="Use an objective whose forward pass returns logits.",
-        )
-    return outputs

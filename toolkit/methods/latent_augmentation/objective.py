@@ -95,10 +95,6 @@ class FastSlowObjective(Objective):
         terms["shape_prediction"] = functional.cross_entropy(outputs.refined.float(), target)
         return terms
 
-    def logits(self, outputs: Any) -> Tensor:
-        """The fast network's logits (of a plain validation pass: the tensor itself)."""
-        return outputs.segmentation if isinstance(outputs, FastSlowOutputs) else outputs
-
 
 def _check_unit_range(image: Tensor) -> None:
     low, high = (float(v) for v in image.detach().aminmax())

@@ -23,6 +23,13 @@ from toolkit.methods.med_disseg.decoding import (
 from toolkit.registry import register
 
 
+class TwoViews(NamedTuple):
+    """What the stage-1 network gives in training: logits (B, K, H, W) of the clean and of the strong view."""
+
+    logits: Tensor
+    strong: Tensor
+
+
 class MedDisSegOutput(NamedTuple):
     """What the stage-2 network gives in training, all as logits before any sigmoid.
 
@@ -110,12 +117,12 @@ class MedDisSegStageOne(_Encoder):
         """Logits (B, out_channels, H, W)."""
         return self.class_logits(self.head(*self.blocks(x)))
 
-    def forward_views(self, clean: Tensor, strong: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_views(self, clean: Tensor, strong: Tensor) -> TwoViews:
         """Logits of two views, one pass each, so that each view has its own batch statistics.
 
         Inside `toolkit.capture` the second pass is the second call of every layer (`layer3#2`).
         """
-        return self.forward(clean), self.forward(strong)
+        return TwoViews(self.forward(clean), self.forward(strong))
 
 
 class MedDisSeg(_Encoder):

@@ -144,9 +144,6 @@ class MedDisSegStageOneObjective(Objective):
                 agreement = agreement + functional.cross_entropy(strong, clean.detach().argmax(dim=1))
             return terms | {"consistency": self.consistency * agreement}
 
-    def logits(self, outputs: Any) -> Tensor:
-        return outputs if isinstance(outputs, Tensor) else outputs[0]
-
 
 @register("objective", "med_disseg")
 @dataclasses.dataclass(frozen=True)
@@ -208,9 +205,6 @@ class MedDisSegObjective(Objective):
                 fix='Train with TrainConfig(augmentation="geometry-label-before").',
             )
         return 1 - (batch["label_before"] > 0).to(truth.dtype)
-
-    def logits(self, outputs: Any) -> Tensor:
-        return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
 def _cross_entropy(probability: Tensor, target: Tensor, logits: Tensor | None) -> Tensor:

@@ -17,6 +17,8 @@ from toolkit.errors import ConfigError, ProtocolError, ToolkitError
 from toolkit.features.layout import grid_of, to_maps
 from toolkit.features.modules import unwrap
 from toolkit.features.names import resolve, stages
+from toolkit.inference.layers import observed
+from toolkit.inference.network import Predictor
 from toolkit.methods.selfreg.terms import (
     channel_score,
     draw_channels,
@@ -187,7 +189,7 @@ class SelfReg(Regularizer):
         import pandas as pd
 
         if self.groups is None and not hasattr(unwrap(model), "toolkit_taps"):
-            stages(model, example)
+            stages(model) if example is None else observed(Predictor(model), example)
         groups = self._chosen[self.taps_on(model)]
         rows = [(i, part, name) for i, group in enumerate(groups) for part in _PARTS for name in group[part]]
         return pd.DataFrame([*rows, (0, "teacher", self.teacher)], columns=["group", "part", "layer"])

@@ -16,6 +16,7 @@ from toolkit.explain.cam_maps import METHODS as CAM_METHODS
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import BoundaryBand, ClassSum, Region, Target
+from toolkit.inference.volumes import one_map
 from toolkit.show.colours import FAINT
 from toolkit.show.slices import View
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, fitted, grey, heated, outlined
@@ -195,7 +196,7 @@ class CamExplorer(Explorer):
             DataError: the region is empty on this item.
         """
         result, page = self.result(name), self._page()
-        view = view_of(page, result.image.shape[2:], result.spacing[0])
+        view = view_of(page, result.padded_size, result.spacing[0])
         raw = result.maps if isinstance(result, GradCamResult) else None
         status = {layer: words[0] for layer, words in result.status.items()} if raw is not None else {}
         if raw is None:  # captum's: summed over the image's channels
@@ -210,7 +211,7 @@ class CamExplorer(Explorer):
         return Maps(
             view=view,
             picture=view.picture(result.image[0]),
-            contours=view.plane(result.prediction[0]),
+            contours=view.plane(one_map(result.prediction[0], len(view.size))),
             reference=None if result.label is None else np.clip(view.plane(result.label[0, 0]), 0, None),
             maps=planes,
             status=status,
@@ -359,7 +360,7 @@ def cam_explorer(
         LayerError: a layer that does not exist.
         ConfigError: more than one network to compare with.
     """
-    from toolkit.features.names import resolve
+    from toolkit.inference.layers import layer_names
 
     models = {name: model}
     if compare is not None:
@@ -370,7 +371,7 @@ def cam_explorer(
     shelf = Shelf(task_or_cases, model, split)
     example = [next(iter(shelf.items.values()))]
     chosen = {
-        key: default_layers(one, example) if layers is None else resolve(one, layers, example, options.get("taps"))
+        key: default_layers(one, example) if layers is None else layer_names(one, layers, example, options.get("taps"))
         for key, one in models.items()
     }
     return CamExplorer(models, shelf, chosen, options, attribution_options or {})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.explain.masking import mask_latent
+from toolkit.inference.volumes import one_map
 from toolkit.show.colours import FAINT
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, enlarged, fitted, grey, heated, outlined
 from toolkit.show.widgets.memory import Key, Remembered
@@ -192,7 +193,8 @@ class MaskExplorer(Explorer):
         most = max(float(one.max()) for one in result.entropy) or 1.0
         for row, name in enumerate(("clean", "masked")):
             top = 66 + row * (size[0] + 24)
-            labels, entropy = view.plane(result.segmentation[row][0]), view.plane(result.entropy[row][0])
+            labels = view.plane(one_map(result.segmentation[row][0], len(view.size)))
+            entropy = view.plane(result.entropy[row][0])
             ground = enlarged(picture, size)
             seen = outlined(ground, labels, fill=0.5 if self._values["filled"] else 0.0)
             tiles = [

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from toolkit.errors import DataError
-from toolkit.features.inputs import as_batches
-from toolkit.features.names import layers as list_layers
-from toolkit.features.outputs import logits_of
 from toolkit.features.untouched import untouched
+from toolkit.inference.inputs import as_batches
+from toolkit.inference.layers import layers as list_layers
+from toolkit.inference.network import Predictor
 from toolkit.show.slices import View, choose_view
 
 FEWEST_LAYERS, MOST_LAYERS = 4, 14
@@ -39,7 +39,7 @@ class Shelf:
     """Stacks of slices in the order in which they came.
 
     Args:
-        source: a task (its test cases), a case, a list of cases, or anything that `features.inputs.as_batches` takes.
+        source: a task (its test cases), a case, a list of cases, or anything that `toolkit.extract` takes.
         model: says how many axes an image has.
         split: of a task.
 
@@ -145,18 +145,17 @@ def _items(source: Any, model: nn.Module, split: str) -> Any:
             yield case, case.id, case.volume or case.id, tuple(_image(case).shape[1:])
         return
     for batch in as_batches(source, model, batch_size=1):
-        size = batch.sizes[0]
-        inside: Any = (0, slice(None), *(slice(side) for side in size))
-        item = {"image": batch.image[inside].cpu(), "id": batch.ids[0], "spacing": batch.spacing[0]}
+        item = {"image": batch.image[0].cpu(), "id": batch.ids[0], "spacing": batch.spacing[0]}
         if batch.label is not None:
-            item["label"] = batch.label[inside][0].cpu()
+            item["label"] = batch.label[0, 0].cpu()
         if batch.classes:
             item["classes"] = batch.classes
-        yield item, batch.ids[0], batch.volumes[0], size
+        yield item, batch.ids[0], batch.volumes[0], batch.size
 
 
 def _numbered_classes(model: nn.Module, item: Any) -> dict[int, str]:
     batch = next(iter(as_batches([item], model, batch_size=1)))
-    with untouched(model, "eval") as network, torch.no_grad():
-        outputs = logits_of(network, batch.image.clone()).shape[1]
+    predictor = Predictor(model)
+    with untouched(predictor.network, "eval"), torch.no_grad():
+        outputs = predictor.one_pass(predictor.one_window(batch.image)).shape[1]
     return {index: f"class {index}" for index in range(max(2, outputs))}

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, LayerError
+from toolkit.explain.cam_maps import on_image
 from toolkit.features.capture import capture
-from toolkit.features.extract import extract
-from toolkit.features.inputs import as_batches
 from toolkit.features.layout import to_maps
-from toolkit.features.modules import unwrap
 from toolkit.features.store import Features
 from toolkit.features.untouched import untouched
+from toolkit.inference.extract import extract
+from toolkit.inference.inputs import as_batches
+from toolkit.inference.network import Predictor
 from toolkit.measure.layer_similarity import layer_similarity
 from toolkit.measure.similarity import FORMS, channel_similarity
 from toolkit.show.colours import FAINT
@@ -144,10 +145,14 @@ class SimilarityExplorer(Explorer):
 
         def run() -> tuple[Any, dict[str, Tensor]]:
             batch = next(iter(as_batches([page.item], model, batch_size=1)))
-            with untouched(model, "eval") as network, torch.no_grad(), capture(network, self.features.layers) as tape:
-                unwrap(network)(batch.image.clone())
-            size = tuple(batch.image.shape[2:])
-            return batch, {name: to_maps(tape[name], size, name)[0].cpu() for name in self.features.layers}
+            predictor = Predictor(model, patch_size="whole")
+            frame, names = predictor.frame(batch.image), self.features.layers
+            with untouched(model, "eval") as network, torch.no_grad(), capture(network, names) as tape:
+                predictor.run(frame.pad(batch.image.clone()))
+            maps = {name: to_maps(tape[name], frame.target, name).float() for name in names}
+            if frame.target != frame.size:
+                maps = {name: on_image(one, frame.size, frame.padding) for name, one in maps.items()}
+            return batch, {name: one[0].cpu() for name, one in maps.items()}
 
         return self.maps_memory.get(("maps", page.key), run)
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from toolkit import registry
 from toolkit.errors import ConfigError
 from toolkit.features.capture import capture
-from toolkit.features.names import layers
+from toolkit.inference.layers import layers
 from toolkit.methods.med_disseg import MedDisSeg, MedDisSegStageOne, med_disseg, med_disseg_stage_one, transfer_encoder
 from toolkit.methods.med_disseg.blocks import (
     ChannelAttention,

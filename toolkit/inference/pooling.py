@@ -14,8 +14,9 @@ from torch import Tensor
 
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, DataError, choose
-from toolkit.features.inputs import InputBatch
 from toolkit.features.layout import to_maps
+from toolkit.inference.inputs import InputBatch
+from toolkit.inference.windows import Frame, Window
 
 POOLS = ("per-class", "per-region", "grid", "global", "voxels", "boundary")
 VOXELS = ("voxels", "boundary")  # rows are voxels; of the others, means over areas
@@ -58,9 +59,10 @@ class Pooler:
             image), "voxels" or "boundary" (voxels at most 3 from one of another class).
         samples: voxels per class and image for "voxels" and "boundary".
         seed: base of the voxel draw, which is keyed by (seed, case, class).
+        frame: where the images lie in what the network takes.
     """
 
-    def __init__(self, batch: InputBatch, pool: str, samples: int, seed: int) -> None:
+    def __init__(self, batch: InputBatch, pool: str, samples: int, seed: int, frame: Frame) -> None:
         check_pool(pool, samples)
         if pool in ("per-class", "per-region", "boundary") and batch.label is None:
             raise DataError(
@@ -68,18 +70,24 @@ class Pooler:
                 where=", ".join(batch.ids[:4]),
                 fix="Pass cases with labels, or use pool='global', pool='grid' or pool='voxels'.",
             )
-        self.batch, self.pool = batch, pool
-        self.size = tuple(batch.image.shape[2:])
-        self.valid = batch.valid()
+        self.batch, self.pool, self.frame = batch, pool, frame
         self.plan = _plan(batch, pool, samples, seed)
         # only areas that occur get a plane: a label of 255 is one class, not the last of 256
         self._areas, self._columns = torch.unique(self.plan.areas, return_inverse=True)
+        self._whole: Tensor | None = None
+        self._real = None if frame.size == frame.target else frame.pad(torch.ones_like(batch.image[:, :1]), 0.0)
+        self.begin(None)
+
+    def begin(self, window: Window | None) -> None:
+        """The next activations are those of this window of the padded image, or of all of it."""
+        self.window = window
+        self.size = self.frame.target if window is None else tuple(part.stop - part.start for part in window[1:])
         self._planes: dict[tuple[int, ...], Tensor] = {}
         self._shares: dict[tuple[int, ...], Tensor] = {}
         self._masks: dict[tuple[int, ...], Tensor | None] = {}
 
-    def rows(self, activation: Tensor, name: str) -> Tensor:
-        """(rows, C) float32 on the CPU."""
+    def rows(self, activation: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """(rows, C) sums and (rows, 1) weights, float32 on the CPU; their ratio, summed over windows, are the rows."""
         maps = to_maps(activation, self.size, name).float()
         if self.plan.places is not None:
             return self._voxels(maps, self.plan.places)
@@ -87,32 +95,34 @@ class Pooler:
         size = tuple(maps.shape[2:])
         if self.pool == "global":
             mask = self._mask(size)
-            means = flat.mean(2) if mask is None else (flat * mask).sum(2) / mask.sum(2)
-            return means.cpu()
+            if mask is None:
+                return flat.mean(2).cpu(), torch.ones(len(flat), 1)
+            return (flat * mask).sum(2).cpu(), mask.sum(2).cpu()
         if not len(self.plan.areas):
-            return flat.new_zeros((0, flat.shape[1]), device="cpu")
+            return flat.new_zeros((0, flat.shape[1]), device="cpu"), torch.ones(0, 1)
         weights = self._area_weights(size)
-        means = _products(weights, flat.transpose(1, 2)) / self._shares[size]
-        return means[self.plan.images.to(means.device), self._columns.to(means.device)].cpu()
+        sums = _products(weights, flat.transpose(1, 2))
+        place = self.plan.images.to(sums.device), self._columns.to(sums.device)
+        return sums[place].cpu(), self._shares[size][place].cpu()
 
     def moments(self, activation: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """Per image over the positions of the map: Gram matrices (B, C, C), sums (B, C), counts (B), on the CPU."""
-        flat = to_maps(activation, self.size, name).float().flatten(2)
-        mask = self._mask(tuple(to_maps(activation, self.size, name).shape[2:]))
-        count = torch.full((len(flat),), float(flat.shape[2]))
-        if mask is not None:
-            flat, count = flat * mask, mask.sum((1, 2)).cpu()
-        return torch.bmm(flat, flat.transpose(1, 2)).cpu(), flat.sum(2).cpu(), count
+        maps = to_maps(activation, self.size, name).float()
+        flat, mask = maps.flatten(2), self._mask(tuple(maps.shape[2:]))
+        if mask is None:
+            count = torch.full((len(flat),), float(flat.shape[2]))
+            return torch.bmm(flat, flat.transpose(1, 2)).cpu(), flat.sum(2).cpu(), count
+        weighted = flat * mask
+        gram = torch.bmm(weighted, flat.transpose(1, 2))
+        return gram.cpu(), weighted.sum(2).cpu(), mask.sum((1, 2)).cpu()
 
     def _area_weights(self, size: tuple[int, ...]) -> Tensor:
         """(B, areas, positions): the share of each position's field that belongs to the area."""
         if not self._planes:
-            maps = self.plan.maps
-            assert maps is not None
-            maps = maps[:, 0].to(self.batch.image.device).float()  # exact for any number of areas below 2^24
-            planes = maps.new_empty(len(maps), len(self._areas), *self.size)
-            for column, area in enumerate(self._areas.tolist()):
-                torch.eq(maps, area, out=planes[:, column])  # four times faster than comparing integers at once
+            planes = self._area_planes()
+            if self.window is not None:
+                assert self.frame.tiling is not None
+                planes = planes[self.window] * self.frame.tiling.share(self.window)
             self._planes[self.size] = planes
         if size not in self._planes:
             # a mean of equal means is the mean, so the smallest known multiple will do
@@ -121,20 +131,53 @@ class Pooler:
             self._planes[size] = _shrink(self._planes[source], size)
         weights = self._planes[size].flatten(2)
         if size not in self._shares:
-            self._shares[size] = weights.sum(2, keepdim=True).clamp_min(1e-12)
+            tiny = 0.0 if self.window is not None else 1e-12
+            self._shares[size] = weights.sum(2, keepdim=True).clamp_min(tiny)
         return weights
 
+    def _area_planes(self) -> Tensor:
+        """(B, areas, *target) 1 where a voxel of the padded image belongs to the area."""
+        if self._whole is None:
+            maps = self.plan.maps
+            assert maps is not None
+            maps = maps[:, 0].to(self.batch.image.device).float()  # exact for any number of areas below 2^24
+            planes = maps.new_empty(len(maps), len(self._areas), *self.frame.size)
+            for column, area in enumerate(self._areas.tolist()):
+                torch.eq(maps, area, out=planes[:, column])  # four times faster than comparing integers at once
+            self._whole = self.frame.pad(planes, 0.0)
+        return self._whole
+
     def _mask(self, size: tuple[int, ...]) -> Tensor | None:
+        """(B, 1, positions) weight of every position: 1 or 0 of one pass, the share in what is stitched of a window."""
         if size not in self._masks:
-            self._masks[size] = None if self.valid is None else (_shrink(self.valid, size) > 0.5).float().flatten(2)
+            self._masks[size] = self._weights(size)
         return self._masks[size]
 
-    def _voxels(self, maps: Tensor, places: Tensor) -> Tensor:
+    def _weights(self, size: tuple[int, ...]) -> Tensor | None:
+        if self.window is not None:
+            assert self.frame.tiling is not None
+            share = self.frame.tiling.share(self.window).expand(len(self.batch), 1, *self.size)
+            real = share if self._real is None else share * self._real[self.window]
+            return _shrink(real, size).flatten(2)
+        return None if self._real is None else (_shrink(self._real, size) > 0.5).float().flatten(2)
+
+    def _voxels(self, maps: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         flat = maps.flatten(2)  # (B, C, positions); rows are picked without laying out the whole map anew
+        corner = [0] * len(self.size) if self.window is None else [part.start for part in self.window[1:]]
+        local = places + torch.tensor(self.frame.starts) - torch.tensor(corner)
+        sides = torch.tensor(self.size)
+        inside = ((local >= 0) & (local < sides)).all(1)
+        local = torch.minimum(local.clamp_min(0), sides - 1)
         index = torch.zeros(len(places), dtype=torch.int64)
         for axis, (side, whole) in enumerate(zip(maps.shape[2:], self.size, strict=True)):
-            index = index * side + torch.div(places[:, axis] * side, whole, rounding_mode="floor")
-        return flat[self.plan.images.to(flat.device), :, index.to(flat.device)].cpu()
+            index = index * side + torch.div(local[:, axis] * side, whole, rounding_mode="floor")
+        values = flat[self.plan.images.to(flat.device), :, index.to(flat.device)].cpu()
+        weights = inside.float()[:, None]
+        if self.window is None:
+            return values, weights
+        assert self.frame.tiling is not None
+        share = self.frame.tiling.share(self.window).cpu()[tuple(local.unbind(1))]
+        return values * (weights := weights * share[:, None]), weights
 
 
 def check_pool(pool: str, samples: int) -> None:
@@ -173,14 +216,14 @@ def _plan(batch: InputBatch, pool: str, samples: int, seed: int) -> RowPlan:
     if pool in VOXELS:
         return _plan_of_voxels(batch, pool, samples, seed)
     if pool == "global":
-        table = [_row(batch, k, -1, math.prod(size)) for k, size in enumerate(batch.sizes)]
+        table = [_row(batch, k, -1, math.prod(batch.size)) for k in range(len(batch))]
         return RowPlan(table, torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64), None, None)
     if pool == "per-class":
         assert batch.label is not None
         labels = batch.label[:, 0].cpu().numpy()
         table, images = [], []
-        for position, size in enumerate(batch.sizes):
-            counts = _counts(labels[position][tuple(slice(side) for side in size)].ravel())
+        for position, label in enumerate(labels):
+            counts = _counts(label.ravel())
             table += [_row(batch, position, index, count) for index, count in counts.items()]
             images += [position] * len(counts)
         areas = torch.tensor([row["class"] for row in table], dtype=torch.int64)
@@ -195,14 +238,13 @@ def _plan_of_areas(batch: InputBatch, pool: str) -> RowPlan:
     images: list[int] = []
     areas: list[int] = []
     owners: dict[int, int] = {}
-    for position, size in enumerate(batch.sizes):
-        inside = tuple(slice(side) for side in size)
+    for position in range(len(batch)):
         if pool == "grid":
-            maps[position][inside], owners = _cells(size), {}
+            maps[position], owners = _cells(batch.size), {}
         else:
             assert batch.label is not None
-            maps[position][inside], owners = _regions(batch.label[position, 0].cpu().numpy()[inside])
-        for area, count in _counts(maps[position][inside].ravel()).items():
+            maps[position], owners = _regions(batch.label[position, 0].cpu().numpy())
+        for area, count in _counts(maps[position].ravel()).items():
             table.append({**_row(batch, position, owners.get(area, -1), count), "index": area})
             images.append(position)
             areas.append(area)
@@ -242,8 +284,9 @@ def _plan_of_voxels(batch: InputBatch, pool: str, samples: int, seed: int) -> Ro
     images: list[int] = []
     places: list[np.ndarray] = [np.zeros((0, batch.image.ndim - 2), dtype=np.int64)]
     labels = None if batch.label is None else batch.label[:, 0].cpu().numpy()
-    for position, size in enumerate(batch.sizes):
-        label = None if labels is None else labels[position][tuple(slice(side) for side in size)]
+    size = batch.size
+    for position in range(len(batch)):
+        label = None if labels is None else labels[position]
         if label is not None and pool == "boundary":
             label = _band(label)
         flat = None if label is None else label.ravel()

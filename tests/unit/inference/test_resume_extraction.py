@@ -20,8 +20,8 @@ import zarr
 
 from toolkit.errors import ConfigError, DataError, ResultError
 from toolkit.features import writer
-from toolkit.features.extract import extract
 from toolkit.features.store import open_features
+from toolkit.inference.extract import extract
 
 PROGRAM = Path(__file__).with_name("resume_program.py")
 _SPEC = importlib.util.spec_from_file_location("resume_program", PROGRAM)

@@ -1,9 +1,8 @@
-"""Whatever the user has (cases, arrays, paths, dicts, a loader) as batches that the network takes."""
+"""Whatever the user has (cases, arrays, paths, dicts, a loader) as batches of images of one size."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.data.geometry import Geometry
 from toolkit.errors import ConfigError, DataError
 from toolkit.features.memory import Limit, affordable_batch
-from toolkit.features.modules import unwrap
+from toolkit.features.modules import device_of, dims_and_channels, unwrap
+from toolkit.inference.foreign import unpacked
+from toolkit.inference.image_files import read_items
 
-_DIMS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _PER_ITEM = ("id", "site", "subject", "volume", "group", "spacing", "affine", "source", "geometry", "position")
 
 
@@ -28,9 +27,8 @@ class InputBatch:
     """Images of one size, with what is known about each of them.
 
     Attributes:
-        image: (B, C, *S) float32 on the network's device, padded at the end to the network's divisor.
-        label: (B, 1, *S) int64, -1 where padded, or None if any image of the batch has none.
-        sizes: spatial size of each image before padding.
+        image: (B, C, *S) float32 on the network's device.
+        label: (B, 1, *S) int64, or None if any image of the batch has none.
         ids: names of the images, unique within one call.
         sites: domain of each image, "" if unknown.
         subjects: person of each image (its volume if unknown).
@@ -46,7 +44,6 @@ class InputBatch:
 
     image: Tensor
     label: Tensor | None
-    sizes: list[tuple[int, ...]]
     ids: list[str]
     sites: list[str]
     subjects: list[str]
@@ -66,16 +63,10 @@ class InputBatch:
         """(1, 1, *S) label of one image, or None."""
         return None if self.label is None else self.label[index : index + 1]
 
-    def valid(self) -> Tensor | None:
-        """(B, 1, *S) float mask of the voxels that are not padding, or None if nothing was padded."""
-        spatial = tuple(self.image.shape[2:])
-        if all(size == spatial for size in self.sizes):
-            return None
-        mask = torch.zeros(len(self), 1, *spatial, device=self.image.device)
-        for index, size in enumerate(self.sizes):
-            place: Any = (index, slice(None), *(slice(side) for side in size))
-            mask[place] = 1
-        return mask
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Spatial size."""
+        return tuple(self.image.shape[2:])
 
 
 @dataclasses.dataclass
@@ -108,10 +99,10 @@ def as_batches(
 
     Args:
         inputs: a case; a tensor or array (*S) of a one-channel network, (C, *S) or (B, C, *S); a dict with "image" and
-            perhaps "label", "id", "site", "spacing"; a NIfTI, PNG or NPY path; a pair (image, label) of a
-            floating-point and an integer array of one size; or an iterable of any of these, such as a list of cases, a
-            task's loader or torch's DataLoader.
-        model: the network; says dims and channels (its first convolution), device and divisor.
+            perhaps "label", "id", "site", "spacing"; a NIfTI, PNG or NPY path; a pair (image, label) of
+            arrays of one size; MONAI's MetaTensor or TorchIO's images and Subjects, whose geometry is kept; or an
+            iterable of any of these, such as a list of cases, a task's loader or torch's DataLoader.
+        model: the network; says dims and channels (its first convolution) and the device.
         batch_size: most images per batch.
         device: where to put the batch; None is the network's device.
         label: label map(s) for a bare array or path.
@@ -127,62 +118,30 @@ def as_batches(
     network = unwrap(model)
     dims, channels = dims_and_channels(network)
     device = torch.device(device) if device is not None else device_of(network)
-    divisor = getattr(network, "divisor", 1)
     waiting: list[_Item] = []
     most, known = batch_size, None
     for item in _items(inputs, dims, channels, label):
         _check(item, dims, channels)
         if waiting and (item.image.shape != waiting[0].image.shape or len(waiting) == most):
-            yield _collate(waiting, divisor, device)
+            yield _collate(waiting, device)
             waiting = []
         if limit is not None and item.image.shape != known:
             known = item.image.shape
-            most = affordable_batch(model, _collate([item], divisor, device).image, batch_size, limit)
+            most = affordable_batch(model, _collate([item], device).image, batch_size, limit)
         waiting.append(item)
     if waiting:
-        yield _collate(waiting, divisor, device)
+        yield _collate(waiting, device)
 
 
-def dims_and_channels(model: nn.Module) -> tuple[int | None, int | None]:
-    """Spatial dims and input channels: as the network declares them, else of its first convolution, else None."""
-    network = unwrap(model)
-    dims, channels = getattr(network, "dims", None), getattr(network, "in_channels", None)
-    if isinstance(dims, int) and isinstance(channels, int):
-        return dims, channels
-    for module in network.modules():
-        for kind, count in _DIMS.items():
-            if isinstance(module, kind):
-                return count, module.in_channels
-    return None, None
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter or buffer; the CPU for a network without any."""
-    first = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-def example_input(model: nn.Module, example: Any = None) -> Tensor:
-    """One batch for a trial run: of the example, or zeros of a usual size if there is none."""
-    if example is not None:
-        return next(as_batches(example, model, batch_size=1)).image
-    dims, channels = dims_and_channels(model)
-    if dims is None or channels is None:
-        raise DataError(
-            "An example input is needed: this network has no convolution to read its size from.",
-            fix="Pass example=tensor (B, C, *S).",
-        )
-    return torch.zeros(1, channels, *([64 if dims < 3 else 32] * dims), device=device_of(model))
-
-
-def _items(inputs: Any, dims: int | None, channels: int | None, label: Any, index: int = 0) -> Iterator[_Item]:
+def _items(
+    inputs: Any, dims: int | None, channels: int | None, label: Any, index: int = 0, nested: bool = False
+) -> Iterator[_Item]:
     name = f"image{index:04d}"
+    inputs = unpacked(inputs)
     if isinstance(inputs, (Tensor, np.ndarray)):
         yield from _from_array({"image": inputs, "label": label, "id": name}, dims, channels)
     elif isinstance(inputs, (str, os.PathLike)):
-        from toolkit.features.files import read_items
-
-        for fields in read_items(os.fspath(inputs), dims, None if label is None else os.fspath(label)):
+        for fields in read_items([os.fspath(inputs)], dims, label=None if label is None else os.fspath(label)):
             yield from _from_array(fields, dims, channels)
     elif isinstance(inputs, Mapping):
         if "image" not in inputs:
@@ -190,11 +149,12 @@ def _items(inputs: Any, dims: int | None, channels: int | None, label: Any, inde
         yield from _from_array({"label": label, "id": name, **inputs}, dims, channels)
     elif hasattr(inputs, "image") and hasattr(inputs, "id"):
         yield _from_case(inputs)
-    elif label is None and _is_pair(inputs, dims):
-        yield from _from_array({"image": inputs[0], "label": inputs[1], "id": name}, dims, channels)
+    elif label is None and _is_pair(inputs, dims, nested):
+        pair = {"image": inputs[0], "label": inputs[1], "id": name}
+        yield from _from_array(unpacked(pair), dims, channels)
     elif isinstance(inputs, Iterable):
         for position, (one, one_label) in enumerate(_with_labels(inputs, label)):
-            yield from _items(one, dims, channels, one_label, index + position)
+            yield from _items(one, dims, channels, one_label, index + position, nested=True)
     else:
         raise DataError(
             f"An input of type {type(inputs).__name__} is not understood.",
@@ -203,15 +163,24 @@ def _items(inputs: Any, dims: int | None, channels: int | None, label: Any, inde
         )
 
 
-def _is_pair(inputs: Any, dims: int | None) -> bool:
-    """Whether two arrays are an image and its label, as data loaders yield them, and not two images."""
+def _is_pair(inputs: Any, dims: int | None, nested: bool) -> bool:
+    """Whether two arrays are an image and its label, as data loaders yield them, and not two images.
+
+    Two arrays in a tuple, or as one item of a loader or a list, are a pair. A list of two arrays by itself is one if
+    the second holds whole numbers and the first does not.
+    """
     arrays = isinstance(inputs, (list, tuple)) and all(isinstance(one, (Tensor, np.ndarray)) for one in inputs)
     if not arrays or len(inputs) != 2 or dims is None:
         return False
     image, label = inputs
-    whole = not (torch.is_floating_point(label) if isinstance(label, Tensor) else label.dtype.kind == "f")
-    real = torch.is_floating_point(image) if isinstance(image, Tensor) else image.dtype.kind == "f"
-    return real and whole and min(image.ndim, label.ndim) >= dims and image.shape[-dims:] == label.shape[-dims:]
+    if min(image.ndim, label.ndim) < dims or image.shape[-dims:] != label.shape[-dims:]:
+        return False
+    return nested or isinstance(inputs, tuple) or (_is_whole(label) and not _is_whole(image))
+
+
+def _is_whole(array: Tensor | np.ndarray) -> bool:
+    values = torch.as_tensor(array)
+    return not values.is_floating_point() or bool(torch.equal(values, values.round()))
 
 
 def _with_labels(inputs: Iterable[Any], labels: Any) -> Iterator[tuple[Any, Any]]:
@@ -260,7 +229,7 @@ def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | Non
         return
     if image.ndim != dims + 2:
         raise DataError(
-            f"An image of shape {tuple(image.shape)} does not fit a {dims}D network.",
+            f"An image of shape {tuple(image.shape)} does not fit a {dims}D network with {channels} input channel(s).",
             fix=f"Pass (C, *S) or (B, C, *S) with {dims} spatial axes.",
         )
     if label is not None and len(label) != len(image):
@@ -348,18 +317,14 @@ def _check(item: _Item, dims: int | None, channels: int | None) -> None:
         )
 
 
-def _collate(items: list[_Item], divisor: int, device: torch.device) -> InputBatch:
-    size = tuple(items[0].image.shape[1:])
-    extra = [-side % divisor for side in size]
-    labels = [item.label for item in items]
+def _collate(items: list[_Item], device: torch.device) -> InputBatch:
+    labels = [item.label[None] for item in items if item.label is not None]
     with torch.inference_mode(False):  # a caller's inference mode would make tensors that no gradient may use
-        image = torch.stack([_pad(item.image, extra, float(item.image.min())) for item in items]).to(device)
-        known = [_pad(label[None], extra, -1) for label in labels if label is not None]
-        label = torch.stack(known).to(device) if len(known) == len(items) else None
+        image = torch.stack([item.image for item in items]).to(device)
+        label = torch.stack(labels).to(device) if len(labels) == len(items) else None
     return InputBatch(
         image=image,
         label=label,
-        sizes=[size] * len(items),
         ids=[item.id for item in items],
         sites=[item.site for item in items],
         subjects=[item.subject or item.volume or item.id for item in items],
@@ -372,9 +337,3 @@ def _collate(items: list[_Item], divisor: int, device: torch.device) -> InputBat
         positions=[item.position for item in items],
         classes=next((item.classes for item in items if item.classes), None),
     )
-
-
-def _pad(tensor: Tensor, extra: list[int], value: float) -> Tensor:
-    if not any(extra):
-        return tensor
-    return F.pad(tensor, [side for amount in reversed(extra) for side in (0, amount)], value=value)

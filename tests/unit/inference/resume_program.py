@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from toolkit.features import writer
-from toolkit.features.extract import extract
+from toolkit.inference.extract import extract
 from toolkit.models.unet import unet
 
 LAYERS = ["bottleneck", "decoder.*", "head_input"]

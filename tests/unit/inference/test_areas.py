@@ -13,8 +13,8 @@ from torch import Tensor
 
 from toolkit.errors import DataError, ResultError
 from toolkit.features.capture import capture
-from toolkit.features.extract import extract
 from toolkit.features.store import open_features
+from toolkit.inference.extract import extract
 from toolkit.measure.collapse import collapse
 from toolkit.measure.layer_similarity import layer_similarity
 from toolkit.models.unet import UNet, unet

@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader
 
 from toolkit.data.arrays import task_from_arrays
 from toolkit.errors import ConfigError, DataError
-from toolkit.features.inputs import as_batches, dims_and_channels
+from toolkit.explain.gradcam import grad_cam
+from toolkit.features.modules import dims_and_channels
 from toolkit.features.provenance import provenance, weights_hash
+from toolkit.inference.inputs import as_batches
 from toolkit.models.unet import unet
 
 IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -76,15 +78,12 @@ def test_cases_and_loaders_of_a_task() -> None:
     assert sum(len(batch) for batch in as_batches(loader, net)) == 2 * len(loader)
 
 
-def test_sizes_are_not_mixed_and_padding_is_marked() -> None:
+def test_sizes_are_not_mixed() -> None:
     net = unet(1, 2, channels=(4, 8, 16))
     images = [torch.zeros(1, 8, 8), torch.ones(1, 7, 6), torch.ones(1, 7, 6)]
     first, second = as_batches([{"image": i, "label": torch.ones(i.shape[1:])} for i in images], net)
-    assert first.valid() is None
-    assert second.image.shape == (2, 1, 8, 8)
-    assert second.sizes == [(7, 6), (7, 6)]
-    assert second.valid()[0].sum() == 42
-    assert (second.label == -1).sum() == 2 * (64 - 42)
+    assert (first.size, second.size) == ((8, 8), (7, 6))
+    assert second.image.shape == (2, 1, 7, 6)
 
 
 def test_files(tmp_path: Path) -> None:
@@ -98,7 +97,7 @@ def test_files(tmp_path: Path) -> None:
     assert [name for batch in batches for name in batch.ids] == [f"heart/slice{i:02d}" for i in range(4)]
     assert batches[0].volumes == ["heart"] * 4
     assert batches[0].spacing[0] == (1.5, 1.5)
-    assert batches[0].sizes[0] == (12, 10)
+    assert batches[0].size == (12, 10)
     (whole,) = as_batches(str(path), unet(1, 2, channels=(4, 8), dims=3))
     assert whole.image.shape == (1, 1, 12, 10, 4)
     assert whole.spacing == [(1.5, 1.5, 8.0)]
@@ -106,7 +105,7 @@ def test_files(tmp_path: Path) -> None:
     np.save(tmp_path / "cell.npy", np.arange(64.0).reshape(8, 8))
     png, npy = (next(as_batches(tmp_path / f"cell.{kind}", unet(1, 2, channels=(4, 8)))) for kind in ("png", "npy"))
     torch.testing.assert_close(png.image, npy.image, rtol=1e-4, atol=1e-4)
-    with pytest.raises(DataError, match="not an image file"):
+    with pytest.raises(DataError, match="cannot be read here"):
         list(as_batches("notes.txt", unet(1, 2)))
 
 
@@ -198,3 +197,58 @@ def test_class_names_may_be_a_list_and_nothing_is_no_image() -> None:
         list(as_batches(IMAGES[:, :, :0], net))
     with pytest.raises(ConfigError, match="batch_size"):
         list(as_batches(IMAGES, net, batch_size=0))
+
+
+def test_a_float_mask_of_a_loader_is_a_label_and_never_an_image() -> None:
+    net, masks = unet(1, 2, channels=(4, 8)), LABELS[:, None].float()
+    pairs = list(zip(IMAGES, masks, strict=True))
+    for inputs in (DataLoader(pairs, batch_size=2), pairs, (IMAGES, masks), [IMAGES, masks]):
+        batches = list(as_batches(inputs, net, batch_size=2))
+        assert torch.equal(torch.cat([batch.image for batch in batches]), IMAGES)
+        assert torch.equal(torch.cat([batch.label[:, 0] for batch in batches if batch.label is not None]), LABELS)
+    with pytest.raises(DataError, match="whole numbers"):  # two images as one item are no pair, and not two items
+        list(as_batches([(IMAGES[0], IMAGES[1])], net))
+
+
+AFFINE = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, 3.0, 1], [0, 0, 0, 1]])
+
+
+def test_geometry_of_monai_and_torchio_is_kept(tmp_path: Path) -> None:
+    import torchio
+    from monai.data import DataLoader as MonaiLoader
+    from monai.data import MetaTensor
+
+    net, volume, label = unet(1, 2, channels=(4, 8), dims=3), torch.rand(1, 8, 8, 4), torch.ones(1, 8, 8, 4)
+    meta = MetaTensor(volume, affine=torch.from_numpy(AFFINE), meta={"filename_or_obj": "a.nii.gz"})
+    pair = {"image": meta, "label": MetaTensor(label, affine=torch.from_numpy(AFFINE))}
+    subject = torchio.Subject(
+        t1=torchio.ScalarImage(tensor=volume, affine=AFFINE), seg=torchio.LabelMap(tensor=label, affine=AFFINE)
+    )
+    for inputs in (
+        meta,
+        pair,
+        [pair, pair],
+        MonaiLoader([pair, pair], batch_size=2),
+        subject.t1,
+        subject,
+        DataLoader([{"image": subject["t1"], "label": subject["seg"]}], collate_fn=lambda items: items),
+    ):
+        batches = list(as_batches(inputs, net))
+        for batch in batches:
+            assert type(batch.image) is torch.Tensor
+            assert torch.equal(batch.image[0], volume)
+            assert np.array_equal(batch.affine[0], AFFINE)
+            assert batch.spacing[0] == (1.5, 2.0, 3.0)
+            assert batch.label is None or bool((batch.label == 1).all())
+    (batch,) = as_batches(MetaTensor(volume), net)
+    assert batch.affine == [None]  # an identity without a file is what MONAI puts where nothing is known
+
+
+def test_maps_of_a_metatensor_are_saved_where_it_lies(tmp_path: Path) -> None:
+    import nibabel
+    from monai.data import MetaTensor
+
+    net = unet(1, 2, channels=(4, 8), dims=3)
+    image = MetaTensor(torch.rand(1, 8, 8, 4), affine=torch.from_numpy(AFFINE), meta={"filename_or_obj": "a.nii"})
+    (path,) = grad_cam(net, image, "head:input", 1).save_nifti(tmp_path)["head:input"]
+    assert np.array_equal(nibabel.load(path).affine, AFFINE)

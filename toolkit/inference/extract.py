@@ -12,16 +12,18 @@ from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.features.capture import observe
-from toolkit.features.inputs import InputBatch, as_batches, device_of
+from toolkit.features.logits import Select
 from toolkit.features.memory import Limit
-from toolkit.features.modules import named, unwrap
+from toolkit.features.modules import device_of, named, unwrap
 from toolkit.features.names import AliasUnknown, find_requests
-from toolkit.features.outputs import forward
-from toolkit.features.pooling import Pooler, check_pool
 from toolkit.features.provenance import DataHash, provenance
 from toolkit.features.store import Features
 from toolkit.features.untouched import untouched
 from toolkit.features.writer import FeatureWriter, MemoryWriter, StoreWriter
+from toolkit.inference.inputs import InputBatch, as_batches
+from toolkit.inference.layers import prepare_aliases
+from toolkit.inference.network import Predictor
+from toolkit.inference.pooling import Pooler, check_pool
 
 
 def extract(
@@ -40,6 +42,11 @@ def extract(
     mode: str = "eval",
     label: Any = None,
     resume: bool = True,
+    select: Select | None = None,
+    patch_size: Sequence[int] | str | None = None,
+    overlap: float = 0.5,
+    divisor: int | None = None,
+    precision: str | None = None,
 ) -> Features:
     """Features of any network at any layers; the network is left untouched.
 
@@ -48,7 +55,10 @@ def extract(
 
     Args:
         model: any network; compiled ones run eagerly.
-        inputs: cases, arrays, paths, dicts or a loader; see `toolkit.features.inputs.as_batches`.
+        inputs: a case; a tensor or array (*S) of a one-channel network, (C, *S) or (B, C, *S); a dict with "image" and
+            perhaps "label", "id", "site", "spacing"; a NIfTI, PNG or NPY path; a pair (image, label); MONAI's
+            MetaTensor or TorchIO's images and Subjects, whose geometry is kept; or an iterable of any of these, such as
+            a list of cases, a task's loader or torch's DataLoader.
         layers: names, globs or aliases, see `toolkit.layers`.
         pool: "per-class" (one row per class present in each image: the mean over its voxels), "per-region" (one row per
             connected component of a class other than 0), "grid" (one row per cell of a grid of 4 along each axis),
@@ -65,6 +75,12 @@ def extract(
         mode: "eval" (running statistics) or "train"; statistics are restored afterwards.
         label: label map(s) for bare arrays or paths.
         resume: False starts anew even if an unfinished extraction of the same weights, layers and settings is found.
+        select: where the logits are, which tells the aliases; as for divisor and precision see `toolkit.predict`.
+        patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass. With
+            windows a row is the mean over the windows, weighted as their logits are when they are stitched.
+        overlap: of neighbouring windows, as a share of their side.
+        divisor: what the sides must be multiples of.
+        precision: autocast; None = the network's own.
 
     Raises:
         LayerError: a layer that does not exist, never ran, or gives no map.
@@ -79,7 +95,11 @@ def extract(
         raise LayerError(
             "No layer was named.", where="extract(layers=[])", fix="Name at least one: see toolkit.layers(model)."
         )
+    predictor = Predictor(
+        model, select=select, patch_size=patch_size, overlap=overlap, divisor=divisor, precision=precision
+    )
     settings: dict[str, Any] = {"pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode}
+    settings |= predictor.settings
     writer: FeatureWriter = MemoryWriter()
     if out is not None:
         request = provenance(model, None, layers=layers, taps=dict(taps or {}), batch_size=batch_size, **settings)
@@ -87,15 +107,19 @@ def extract(
     data = DataHash()
     try:
         with untouched(model, mode) as network, torch.no_grad():
-            stream = _Stream(writer, moments)
-            limit = Limit("extract", 1.0, fixed=out is not None)  # a store goes on where it was: with the same batches
+            stream = _Stream(writer, moments, predictor)
+            # a store goes on where it was: with the same batches
+            limit = Limit("extract", 1.0, fixed=out is not None, one_pass=predictor.one_window)
             batches = as_batches(inputs, model, batch_size=batch_size, label=label, limit=limit)
             first = next(batches, None)
             if first is not None:
+                predictor.frame(first.image)  # tries an odd size before anything is observed
+                prepare_aliases(predictor, layers, first.image, taps)
                 with observe(network, layers, stream.consume, taps=taps):
                     for number, batch in enumerate(itertools.chain([first], batches)):
                         data.update(batch.ids, batch.image, batch.label)
-                        stream.run(network, batch, Pooler(batch, pool, samples, seed), known=number < writer.done)
+                        frame = predictor.frame(batch.image)
+                        stream.run(batch, Pooler(batch, pool, samples, seed, frame), known=number < writer.done)
                         writer.check_inputs(number + 1, data.hexdigest)
                         if number >= writer.done:
                             writer.checkpoint(number + 1, data.hexdigest)
@@ -133,29 +157,48 @@ def head_of(model: nn.Module, taps: Mapping[str, str] | None = None) -> tuple[Te
 class _Stream:
     """Sends every activation of the batch that is running through its pooler to the writer."""
 
-    def __init__(self, writer: FeatureWriter, moments: bool) -> None:
-        self.writer, self.moments = writer, moments
+    def __init__(self, writer: FeatureWriter, moments: bool, predictor: Predictor) -> None:
+        self.writer, self.moments, self.predictor = writer, moments, predictor
         self.pooler: Pooler | None = None
+        self.totals: dict[tuple[str, str], Tensor] = {}
 
     def consume(self, name: str, activation: Tensor) -> None:
         """Pool one activation."""
         assert self.pooler is not None
-        self.writer.add(name, "rows", self.pooler.rows(activation, name))
+        parts = dict(zip(("rows", "weight"), self.pooler.rows(activation, name), strict=True))
         if self.moments:
-            values = self.pooler.moments(activation, name)
-            for kind, value in zip(("gram", "sum", "count"), values, strict=True):
-                self.writer.add(name, kind, value)
+            parts |= zip(("gram", "sum", "count"), self.pooler.moments(activation, name), strict=True)
+        for kind, value in parts.items():
+            known = self.totals.get((name, kind))
+            self.totals[name, kind] = value if known is None else known + value
+        if self.pooler.window is None:
+            self._write()
 
-    def run(self, network: nn.Module, batch: InputBatch, pooler: Pooler, known: bool = False) -> None:
+    def run(self, batch: InputBatch, pooler: Pooler, known: bool = False) -> None:
         """Run the network on one batch, unless its features are known from before a kill."""
         self.pooler = pooler
         if not known:
-            forward(network, batch.image)
+            padded, tiling = pooler.frame.pad(batch.image), pooler.frame.tiling
+            if tiling is None:
+                self.predictor.run(padded)
+            else:
+                for window in tiling.windows:
+                    pooler.begin(window)
+                    self.predictor.run(padded[window].clone())
+                self._write()
         self.writer.add_rows(pooler.plan.table)
         self.writer.add_images(
             {"case": batch.ids[i], "volume": batch.volumes[i], "subject": batch.subjects[i], "site": batch.sites[i]}
             for i in range(len(batch))
         )
+
+    def _write(self) -> None:
+        for (name, kind), value in self.totals.items():
+            if kind == "rows":
+                self.writer.add(name, kind, value / self.totals[name, "weight"])
+            elif kind != "weight":
+                self.writer.add(name, kind, value)
+        self.totals.clear()
 
 
 def _check_device(model: nn.Module, device: torch.device | str | None) -> None:

@@ -1,0 +1,136 @@
+"""What logits mean: exclusive classes (softmax), overlapping regions (sigmoid), or one foreground output."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import ConfigError, ToolkitWarning
+from toolkit.inference.memory import Regions
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """How logits (B, K, *S) become labels, probabilities and targets.
+
+    * Several outputs are exclusive classes, 0 the background: softmax.
+    * "sigmoid": every output is its own yes or no, as in nnU-Net's region-based training; `regions` says which classes
+      of the label each of them covers.
+    * One output is the logit of class 1, if somebody says so: `activation="sigmoid"`, a network trained here, or data
+      of exactly two classes. A regression network is not thresholded by accident.
+
+    Args:
+        kind: "softmax", "sigmoid" or None.
+        regions: name -> classes, one entry an output.
+        classes: number of classes that the network was trained on here, if it was.
+
+    Raises:
+        ConfigError: another kind, or regions with a softmax.
+    """
+
+    kind: str | None = None
+    regions: Regions | None = None
+    classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in (None, "softmax", "sigmoid"):
+            raise ConfigError(
+                f"activation cannot be {self.kind!r}.", where="activation=...", fix='Use "softmax" or "sigmoid".'
+            )
+        if self.regions and self.kind == "softmax":
+            raise ConfigError("Overlapping regions need sigmoid outputs, not a softmax.", where="regions=...")
+        if self.regions and self.kind is None:
+            object.__setattr__(self, "kind", "sigmoid")
+
+    def overlapping(self, outputs: int) -> bool:
+        """Whether the outputs are regions that may overlap."""
+        return bool(self.regions) or (self.kind == "sigmoid" and outputs > 1)
+
+    def labels(self, logits: Tensor, classes: Mapping[int, str] | None = None) -> Tensor:
+        """Class indices (B, *S), or masks (B, K, *S) of overlapping regions; uint8, or int16 above 256 classes.
+
+        Args:
+            logits: (B, K, *S).
+            classes: of the data, if known; two of them say what a single output is.
+
+        Raises:
+            ConfigError: one output that nothing says to be a logit; a softmax of one output.
+        """
+        outputs = logits.shape[1]
+        if self.overlapping(outputs):
+            return (logits > 0).to(torch.uint8)
+        if outputs == 1:
+            self._check_single(logits, classes)
+            return (logits[:, 0] > 0).to(torch.uint8)
+        wide = torch.uint8 if outputs <= 256 else torch.int16 if outputs <= 2**15 else torch.int32
+        return logits.max(1).indices.to(wide)  # the first of equals, and several times faster than argmax
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, K, *S) softmax over the classes, or the sigmoid of each output."""
+        if logits.shape[1] == 1 or self.overlapping(logits.shape[1]):
+            return logits.sigmoid()
+        return logits.softmax(1)
+
+    def targets(self, label: Tensor) -> Tensor:
+        """(B, K, *S) float masks of the regions in a label (B, 1, *S); negative labels belong to none.
+
+        Raises:
+            ConfigError: outputs that overlap, of which nobody said what they cover.
+        """
+        if not self.regions:
+            raise ConfigError(
+                "The outputs overlap, and which classes of the label each covers is not known.",
+                where='activation="sigmoid"',
+                fix='Declare them: tk.load_task(..., regions={"whole tumour": (1, 2, 3)}) or evaluate(..., regions=...).',
+            )
+        masks = [torch.isin(label, torch.as_tensor(list(c), device=label.device)) for c in self.regions.values()]
+        return torch.cat(masks, 1).float()
+
+    def check(self, outputs: int, classes: Mapping[int, str]) -> None:
+        """Refuse a network whose outputs are not those of the data.
+
+        Raises:
+            ConfigError: the number of outputs differs from the classes or regions; overlapping outputs on exclusive
+                classes.
+        """
+        if self.regions:
+            if outputs != len(self.regions):
+                raise ConfigError(
+                    f"The network has {outputs} outputs, the task {len(self.regions)} regions: {', '.join(self.regions)}.",
+                    fix="Give the network one output per region.",
+                )
+            return
+        wanted = max(classes, default=0) + 1
+        if self.overlapping(outputs):
+            raise ConfigError(
+                f"The network's {outputs} outputs overlap (sigmoid), the task has {wanted} exclusive classes.",
+                fix="Declare the task's regions, or use a network with a softmax.",
+            )
+        if outputs != wanted and not (outputs == 1 and wanted == 2):
+            raise ConfigError(
+                f"The network has {outputs} output{'s' * (outputs > 1)}, the task {wanted} classes, background included.",
+                fix="Give the network one output per class, or declare regions if its outputs overlap.",
+            )
+
+    def _check_single(self, logits: Tensor, classes: Mapping[int, str] | None) -> None:
+        if self.kind == "softmax":
+            raise ConfigError("A softmax of one output is 1 everywhere.", where="activation=...", fix='Use "sigmoid".')
+        if self.kind is None and 2 not in (self.classes, None if classes is None else len(classes)):
+            raise ConfigError(
+                "The network has one output, and nothing says that it is the logit of a class: a regression's values "
+                "must not be thresholded.",
+                where="activation=...",
+                fix='Pass activation="sigmoid" if it is a logit (of probabilities take the sigmoid off the network); '
+                'its raw values are tk.predict(..., output="logits").',
+            )
+        if float(logits.min()) >= 0 and 0 < float(logits.max()) <= 1:
+            warnings.warn(
+                "The network's one output channel lies between 0 and 1, like a probability. It is read as a logit, so "
+                "every voxel above 0 counts as foreground: take the sigmoid off the network.",
+                ToolkitWarning,
+                stacklevel=2,
+            )

@@ -1,0 +1,69 @@
+"""What a network remembers of its training, so that every later call treats it alike: its window, regions and logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from toolkit.features.logits import Select
+from toolkit.features.modules import unwrap
+
+_ATTRIBUTE = "toolkit_inference"  # a plain attribute: copies of the network carry it, its state_dict does not
+
+Regions = Mapping[str, Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """How a network is run where a call does not say otherwise.
+
+    Attributes:
+        patch_size: sides of the window that it was trained with; None = whole images.
+        divisor: what the sides of an image must be multiples of; None = not known.
+        select: where its logits are, see `toolkit.features.logits.find_logits`.
+        activation: "softmax" or "sigmoid"; None = softmax of several outputs.
+        regions: name -> classes of each output of a sigmoid network, in their order; None = exclusive classes.
+        classes: number of classes that it was trained on, background included; 2 say what a single output is.
+    """
+
+    patch_size: tuple[int, ...] | None = None
+    divisor: int | None = None
+    select: Select | None = None
+    activation: str | None = None
+    regions: Regions | None = None
+    classes: int | None = None
+
+
+def defaults_of(model: nn.Module) -> Defaults:
+    """What is remembered of a network; its own attributes `divisor` (int) and `activation` (str) count where it says so."""
+    network = unwrap(model)
+    known = getattr(network, _ATTRIBUTE, None)
+    known = known if isinstance(known, Defaults) else Defaults()
+    divisor, activation = getattr(network, "divisor", None), getattr(network, "activation", None)
+    if known.divisor is None and isinstance(divisor, int) and divisor > 0:
+        known = dataclasses.replace(known, divisor=divisor)
+    if known.activation is None and activation in ("softmax", "sigmoid"):
+        known = dataclasses.replace(known, activation=activation)
+    return known
+
+
+def remember(model: nn.Module, **changes: Any) -> None:
+    """Remember on a network how it is to be run; fields of `Defaults` that are not named stay as they are.
+
+    `toolkit.train`, `load_model` and `load_run` call this. Regions imply the activation "sigmoid".
+
+    Args:
+        model: any network.
+        changes: fields of `Defaults`.
+    """
+    network = unwrap(model)
+    known = getattr(network, _ATTRIBUTE, None) or Defaults()
+    if changes.get("patch_size") is not None:
+        changes["patch_size"] = tuple(int(side) for side in changes["patch_size"])
+    if changes.get("regions"):
+        changes["regions"] = {name: tuple(classes) for name, classes in changes["regions"].items()}
+        changes.setdefault("activation", "sigmoid")
+    setattr(network, _ATTRIBUTE, dataclasses.replace(known, **changes))

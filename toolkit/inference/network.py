@@ -1,0 +1,232 @@
+"""`Predictor`: the one way in which a network meets an image."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import ConfigError, DataError, LayerError, ToolkitError, ToolkitWarning
+from toolkit.features.logits import Select, find_logits, full_size
+from toolkit.features.modules import failure_explained, own_precision, unwrap
+from toolkit.features.untouched import untouched
+from toolkit.inference.activation import Activation
+from toolkit.inference.memory import Regions, defaults_of, remember
+from toolkit.inference.windows import Frame, Tiling, frame_of, sides_of
+
+PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+_DIVISORS = (2, 4, 8, 16, 32, 64, 128)
+_SAFE = 32  # sides that are multiples of this are not tried first
+_SIZES: weakref.WeakKeyDictionary[nn.Module, set[tuple[int, ...]]] = weakref.WeakKeyDictionary()
+
+
+class Predictor:
+    """Runs a network on images of any size; the mode, hooks and gradients are the caller's matter.
+
+    * Logits are found by `toolkit.features.logits.find_logits`, and checked to be numbers.
+    * An image is padded on both ends with each channel's minimum, to multiples of the network's divisor and at least to
+      its window. Results lie on the image's own grid.
+    * An image larger than the window is cut as MONAI's sliding window does, with Gaussian weights.
+    * The image takes the precision of the network; logits come back in float32.
+
+    Args:
+        model: any network.
+        select: where the logits are: an entry's name, an index, or a function of the output.
+        patch_size: window; None = the one that the network was trained with, "whole" = no windows.
+        overlap: of neighbouring windows, as a share of their side.
+        divisor: what the sides must be multiples of; None = the network's attribute `divisor`, else found by trying.
+        precision: "32", "bf16" or "16" for autocast of a float32 network; None = the network's own.
+        activation: "softmax" or "sigmoid", see `toolkit.inference.activation`.
+        regions: name -> classes of every output of a sigmoid network.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        select: Select | None = None,
+        patch_size: Sequence[int] | str | None = None,
+        overlap: float = 0.5,
+        divisor: int | None = None,
+        precision: str | None = None,
+        activation: str | None = None,
+        regions: Regions | None = None,
+    ) -> None:
+        known = defaults_of(model)
+        self.network = unwrap(model)
+        self.select = known.select if select is None else select
+        self.patch_size = known.patch_size if patch_size is None else None
+        if patch_size is not None and patch_size != "whole":
+            self.patch_size = sides_of(patch_size)
+        if not 0 <= overlap < 1:
+            raise ConfigError(f"overlap must be at least 0 and below 1, not {overlap}.", where="overlap=...")
+        if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
+            raise ConfigError(f"divisor must be a positive whole number, not {divisor!r}.", where="divisor=...")
+        self.overlap = overlap
+        self.divisor = known.divisor if divisor is None else divisor
+        self.dtype = own_precision(self.network)
+        self.autocast = _autocast_type(self.dtype, precision)
+        self.activation = Activation(activation or known.activation, regions or known.regions, known.classes)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a result records of these."""
+        return {"patch_size": self.patch_size, "overlap": self.overlap} if self.patch_size is not None else {}
+
+    def frame(self, image: Tensor) -> Frame:
+        """Where images (B, C, *S) lie in what the network takes; tries an odd size on the first of them if need be."""
+        if self.divisor is None and not self._fits(image):
+            self.divisor = self._find_divisor(image)
+        return frame_of(image, self.patch_size, self.divisor or 1, self.overlap)
+
+    def one_window(self, image: Tensor) -> Tensor:
+        """The images padded, in the network's precision; cut to their first window if they are too large for one pass."""
+        frame = self.frame(image)
+        x = frame.pad(image).to(self.dtype)
+        return x if frame.tiling is None else x[frame.tiling.windows[0]].clone()
+
+    def run(self, image: Tensor) -> Any:
+        """What the network returns for images of a size that it takes.
+
+        Raises:
+            DataError: the network itself fails; says with which words, and on which size.
+        """
+        with failure_explained(self.network, image), self._autocast(image.device):
+            return self.network(image.to(self.dtype) if image.is_floating_point() else image)
+
+    def one_pass(self, image: Tensor) -> Tensor:
+        """Logits (B, K, *S) in float32 of images of a size that the network takes.
+
+        Raises:
+            DataError: the network fails, or its logits hold NaN.
+            LayerError: the logits cannot be told from other outputs, or do not fit the image.
+        """
+        return self.read(self.run(image), image)
+
+    def read(self, output: Any, image: Tensor) -> Tensor:
+        """The logits in an output, as `one_pass` gives them."""
+        # sums of many half-precision logits would be coarse
+        return self._checked(full_size(find_logits(output, image, self.select).float(), image.shape[2:]))
+
+    def logits(self, image: Tensor, frame: Frame | None = None, *, at_once: int = 8) -> Tensor:
+        """Logits (B, K, *S) in float32 on the image's own grid, with a graph where gradients are recorded.
+
+        Args:
+            image: (B, C, *S).
+            frame: of these images, or of the one whose perturbed copies they are; None = found here.
+            at_once: windows in one pass, at least one of every image.
+        """
+        frame = self.frame(image) if frame is None else frame
+        padded = frame.pad(image)
+        if frame.tiling is None:
+            return frame.crop(self.one_pass(padded))
+        return frame.crop(self._stitched(padded, frame.tiling, max(1, at_once // len(image))))
+
+    def labels(self, logits: Tensor, classes: Mapping[int, str] | None = None) -> Tensor:
+        """Class indices (B, *S), or masks (B, K, *S) of overlapping regions; see `Activation.labels`."""
+        return self.activation.labels(logits, classes)
+
+    def class_names(self, classes: Mapping[int, str] | None) -> dict[int, str]:
+        """Names of the labels of a prediction: the data's, or the regions', numbered from 1."""
+        return (
+            dict(enumerate(["background", *self.activation.regions]))
+            if self.activation.regions
+            else dict(classes or {})
+        )
+
+    def _stitched(self, image: Tensor, tiling: Tiling, at_once: int) -> Tensor:
+        total: Tensor | None = None
+        for start in range(0, len(tiling.windows), at_once):
+            windows = tiling.windows[start : start + at_once]
+            parts = self.one_pass(torch.cat([image[window] for window in windows])).split(len(image))
+            if total is None:
+                total = parts[0].new_zeros(*parts[0].shape[:2], *image.shape[2:])
+            for window, part in zip(windows, parts, strict=True):
+                total[window] += tiling.importance * part
+        assert total is not None
+        return total / tiling.covered
+
+    def _checked(self, logits: Tensor) -> Tensor:
+        values = logits.detach()
+        if bool(torch.isnan(values.sum())) and bool(torch.isnan(values).any()):
+            raise DataError(
+                "The network's output holds NaN.",
+                where=type(self.network).__name__,
+                fix="Look for diverged weights, or for values too large for half precision.",
+            )
+        return logits
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self.autocast)
+
+    def _fits(self, image: Tensor) -> bool:
+        """Whether images of this size are known or expected to need no padding."""
+        window = self.patch_size or image.shape[2:]
+        return all(side % _SAFE == 0 for side in window) or tuple(window) in _SIZES.get(self.network, set())
+
+    def _find_divisor(self, image: Tensor) -> int | None:
+        """The smallest divisor that the network takes; None if it needs none for this size."""
+        failure: ToolkitError | None = None
+        tried: set[tuple[int, ...]] = set()
+        with untouched(self.network, "eval"), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a trial: the pass that counts warns again
+            for divisor in (1, *_DIVISORS):
+                frame = frame_of(image[:1], self.patch_size, divisor, self.overlap)
+                x = frame.pad(image[:1])
+                x = x if frame.tiling is None else x[frame.tiling.windows[0]]
+                if tuple(x.shape) in tried:
+                    continue
+                tried.add(tuple(x.shape))
+                try:
+                    output = self.run(x.clone())
+                    full_size(find_logits(output, x, self.select), x.shape[2:])
+                except DataError as error:
+                    failure = failure or error
+                except LayerError as error:
+                    if error.where != "output":
+                        raise
+                    failure = failure or error
+                else:
+                    return self._found(divisor, tuple(x.shape[2:]), tuple(image.shape[2:]))
+        assert failure is not None
+        raise failure
+
+    def _found(self, divisor: int, runs: tuple[int, ...], size: tuple[int, ...]) -> int | None:
+        if divisor == 1:
+            _SIZES.setdefault(self.network, set()).add(runs)
+            return None
+        remember(self.network, divisor=divisor)
+        warnings.warn(
+            f"{type(self.network).__name__} does not take images of size {size}; they are padded to multiples of "
+            f"{divisor}, which was found by trying. Pass divisor={divisor}, or give the network this attribute.",
+            ToolkitWarning,
+            stacklevel=4,
+        )
+        return divisor
+
+
+def _autocast_type(own: torch.dtype, precision: str | None) -> torch.dtype | None:
+    if precision is None:
+        return None
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision cannot be {precision!r}.", fix=f"One of {', '.join(PRECISIONS)}, or None.")
+    wanted = PRECISIONS[precision]
+    if wanted == own:
+        return None
+    if own != torch.float32 or wanted == torch.float64:
+        raise ConfigError(
+            f"A network with {str(own).removeprefix('torch.')} weights cannot be run in precision={precision!r}.",
+            where="precision=...",
+            fix="Leave precision=None, or convert a copy: copy.deepcopy(model).float().",
+        )
+    return wanted

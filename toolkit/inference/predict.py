@@ -1,0 +1,145 @@
+"""`predict`: labels, probabilities or logits of one image, whatever form it comes in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from toolkit.data.case import Case
+from toolkit.data.normalise import DEFAULT
+from toolkit.errors import ConfigError, DataError
+from toolkit.features.logits import Select
+from toolkit.features.modules import device_of, dims_and_channels
+from toolkit.features.untouched import untouched
+from toolkit.inference.image_files import read_items
+from toolkit.inference.inputs import as_batches
+from toolkit.inference.network import Predictor
+from toolkit.inference.volumes import same_size, stack
+
+OUTPUTS = ("labels", "probabilities", "logits")
+
+
+def predict(
+    model: nn.Module,
+    image: Any,
+    *,
+    output: str = "labels",
+    patch_size: Sequence[int] | str | None = None,
+    overlap: float = 0.5,
+    batch_size: int = 8,
+    divisor: int | None = None,
+    precision: str | None = None,
+    normalisation: str = DEFAULT,
+    select: Select | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    """Segment one image, or a stack of slices with a 2D network, as every call that takes a model runs it.
+
+    The image is padded on both ends with each channel's minimum to what the network takes, cut into windows where it
+    exceeds the network's patch, and the result lies on the image's own grid. The network is given back as it was.
+
+    Args:
+        model: any network that gives logits (B, K, *S).
+        image: a case; an array or tensor (C, *S), (B, C, *S), or without channel axis (*S) or (slices, *S) for a
+            one-channel network, normalised as in training; a path to a NIfTI volume or a picture, which is
+            normalised here (several NIfTI paths: one a channel); or anything else that `toolkit.extract` takes.
+        output: "labels", "probabilities" (softmax over the classes, or the sigmoid of each output) or "logits".
+        patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass.
+        overlap: of neighbouring windows, as a share of their side.
+        batch_size: slices or windows in one pass.
+        divisor: what the sides must be multiples of; None = the network's attribute, else found by trying.
+        precision: "bf16" or "16" for autocast; None = the network's own.
+        normalisation: rule for files, see `toolkit.data.normalise`.
+        select: where the logits are in the network's output, as a name, an index or a function; None = the rule of
+            `toolkit.features.logits.find_logits`.
+        activation: "softmax" (exclusive classes) or "sigmoid" (each output by itself, or one foreground output);
+            None = what the network was trained for here, else softmax of several outputs.
+
+    Returns:
+        On the CPU: labels (*S), uint8 (wider above 256 classes), or masks (K, *S) uint8 of overlapping regions; else
+        float32 (K, *S); with a first axis B (or slices) if the input had one. NIfTI volumes come in the axes closest
+        to right-anterior-superior (slices first for a 2D network).
+
+    Raises:
+        DataError: an image that does not fit the network, a file that cannot be read, or logits that hold NaN.
+        ConfigError: an unknown setting, or one output that nothing says to be a logit.
+        LayerError: logits that cannot be told from other outputs.
+    """
+    if output not in OUTPUTS:
+        raise ConfigError(f"output cannot be {output!r}.", fix=f"One of {', '.join(OUTPUTS)}.")
+    predictor = Predictor(
+        model,
+        select=select,
+        patch_size=patch_size,
+        overlap=overlap,
+        divisor=divisor,
+        precision=precision,
+        activation=activation,
+    )
+    items, several = _opened(predictor.network, image, normalisation)
+    parts = []
+    with untouched(predictor.network, mode="eval"), torch.inference_mode():
+        for batch in as_batches(items, predictor.network, batch_size=batch_size):
+            logits = predictor.logits(batch.image, at_once=batch_size)
+            if output == "labels":
+                logits = predictor.labels(logits, batch.classes)
+            elif output == "probabilities":
+                logits = predictor.activation.probabilities(logits)
+            parts.append(logits.cpu())
+    if len({part.shape[1:] for part in parts}) != 1:
+        raise DataError(
+            "There is no image to predict." if not parts else "The images have several sizes.",
+            where="predict(image=...)",
+            fix="Call it once per size.",
+        )
+    result = torch.cat(parts).clone()
+    return result if several else result[0]
+
+
+def _opened(network: nn.Module, image: Any, normalisation: str) -> tuple[Any, bool]:
+    """What `as_batches` reads, and whether the input is a batch or stack of images."""
+    dims, channels = dims_and_channels(network)
+    paths = [image] if _is_path(image) else image
+    if isinstance(paths, (list, tuple)) and paths and all(map(_is_path, paths)):
+        items = list(read_items([os.fspath(path) for path in paths], dims, channels, normalisation=normalisation))
+        return items, items[0].get("position") is not None
+    if isinstance(image, (Tensor, np.ndarray)):
+        spatial = image.ndim - 2 if dims is None else dims
+        stacked = image.ndim == spatial + 1 and channels == 1 and image.shape[0] != 1
+        return image, stacked or image.ndim > spatial + 1
+    return image, isinstance(image, Iterable) and not hasattr(image, "keys")
+
+
+def predict_volumes(
+    predictor: Predictor, volumes: Sequence[Sequence[Case]], *, batch_size: int = 16
+) -> Iterator[np.ndarray]:
+    """Labels of each volume in turn (masks with a first axis of regions, if they may overlap).
+
+    Consecutive slices of one size share a pass, across volumes too.
+
+    Raises:
+        ConfigError: a network whose outputs are not the classes or regions of the cases.
+    """
+    waiting = iter(volumes)
+    due = next(waiting, None)
+    maps: list[np.ndarray] = []
+    device = device_of(predictor.network)
+    for cases in same_size([case for volume in volumes for case in volume], batch_size):
+        image = torch.from_numpy(np.stack([case.image_array() for case in cases])).to(device)
+        with untouched(predictor.network, mode="eval"), torch.inference_mode():
+            logits = predictor.logits(image, at_once=len(cases))
+            predictor.activation.check(logits.shape[1], cases[0].classes)
+            maps += list(predictor.labels(logits, cases[0].classes).cpu().numpy())
+        while due is not None and len(maps) >= len(due):
+            yield stack(maps[: len(due)], due, regions=predictor.activation.overlapping(logits.shape[1]))
+            maps = maps[len(due) :]
+            due = next(waiting, None)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, (str, os.PathLike))

@@ -1,0 +1,155 @@
+"""Where an image lies in what a network takes: padding on both ends, and windows where it is too large for one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import ConfigError
+
+Window = tuple[Any, ...]  # an index: the ellipsis and one slice per spatial axis
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tiling:
+    """Windows that cover an image, as MONAI's sliding window places and weighs them.
+
+    Attributes:
+        windows: their places, as indices of a tensor (..., *S).
+        importance: (*patch) weight of every voxel of a window in what is stitched, Gaussian.
+        covered: (*S) sum of the weights at every voxel of the image.
+    """
+
+    windows: list[Window]
+    importance: Tensor
+    covered: Tensor
+
+    @classmethod
+    def of(cls, size: Sequence[int], patch: Sequence[int], overlap: float, device: torch.device) -> Self:
+        """Windows of an image whose sides are at least the patch's.
+
+        Raises:
+            ConfigError: an overlap outside [0, 1).
+        """
+        from monai.data.utils import compute_importance_map, dense_patch_slices
+
+        if not 0 <= overlap < 1:
+            raise ConfigError(f"overlap must be at least 0 and below 1, not {overlap}.", where="overlap=...")
+        steps = [
+            side if side == whole else max(1, int(side * (1 - overlap)))
+            for side, whole in zip(patch, size, strict=True)
+        ]
+        windows: list[Window] = [
+            (..., *(slice(int(part.start), int(part.stop)) for part in window))
+            for window in dense_patch_slices(size, patch, steps)
+        ]
+        importance = compute_importance_map(tuple(patch), mode="gaussian", device=device)
+        covered = torch.zeros(tuple(size), device=device)
+        for window in windows:
+            covered[window] += importance
+        return cls(windows, importance, covered)
+
+    def share(self, window: Window) -> Tensor:
+        """(*patch) part that a window has in what is stitched, between 0 and 1."""
+        return self.importance / self.covered[window]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frame:
+    """The place of images of one size in what the network takes.
+
+    Attributes:
+        size: of the images.
+        starts: where they begin in the padded ones.
+        target: size of the padded images.
+        level: (B, C) each channel's minimum, which fills the padding; fixed here, so that a perturbed copy of the
+            image is padded as the image itself.
+        tiling: windows of the padded image; None = one pass.
+    """
+
+    size: tuple[int, ...]
+    starts: tuple[int, ...]
+    target: tuple[int, ...]
+    level: Tensor
+    tiling: Tiling | None
+
+    @property
+    def padding(self) -> tuple[tuple[int, int], ...]:
+        """(before, after) along every axis."""
+        return tuple(
+            (start, whole - start - side)
+            for start, side, whole in zip(self.starts, self.size, self.target, strict=True)
+        )
+
+    @property
+    def place(self) -> Any:
+        """Index of the image in a padded tensor (..., *target)."""
+        return (..., *(slice(start, start + side) for start, side in zip(self.starts, self.size, strict=True)))
+
+    def pad(self, tensor: Tensor, value: float | None = None) -> Tensor:
+        """A tensor (n, C, *size) at the target's size; filled with `value`, or an image with each channel's minimum."""
+        if self.size == self.target:
+            return tensor
+        if value is None:
+            level = self.level.to(tensor).reshape(*self.level.shape, *[1] * len(self.size))
+            padded = level.expand(len(tensor), -1, *self.target).clone()
+        else:
+            padded = tensor.new_full((*tensor.shape[:2], *self.target), value)
+        padded[self.place] = tensor
+        return padded
+
+    def crop(self, tensor: Tensor) -> Tensor:
+        """A tensor (..., *target) on the image's own grid."""
+        return tensor if self.size == self.target else tensor[self.place]
+
+    def select(self, index: int) -> Frame:
+        """The frame of one image of the batch."""
+        return dataclasses.replace(self, level=self.level[index : index + 1])
+
+
+def frame_of(image: Tensor, patch: Sequence[int] | None, divisor: int, overlap: float) -> Frame:
+    """Pad both ends to multiples of the divisor and at least to the window; windows where the image then exceeds it.
+
+    Args:
+        image: (B, C, *S).
+        patch: sides of a window, rounded up to multiples of the divisor; None = the whole image in one pass.
+        divisor: what the sides must be multiples of.
+        overlap: of neighbouring windows, as a share of their side.
+    """
+    size = tuple(image.shape[2:])
+    if patch is not None and len(patch) != len(size):
+        raise ConfigError(
+            f"patch_size {tuple(patch)} does not fit an image of size {size}.",
+            where="patch_size=...",
+            fix=f"Give {len(size)} sides, or patch_size='whole'.",
+        )
+    sides = tuple(-(-side // divisor) * divisor for side in (patch or size))
+    target = tuple(max(side, whole) for side, whole in zip(sides, size, strict=True))
+    starts = tuple((wanted - side) // 2 for side, wanted in zip(size, target, strict=True))
+    level = image.detach().flatten(2).amin(2)
+    tiling = None if target == sides else Tiling.of(target, sides, overlap, image.device)
+    return Frame(size, starts, target, level, tiling)
+
+
+def sides_of(patch_size: Any) -> tuple[int, ...]:
+    """The sides of a window as integers.
+
+    Raises:
+        ConfigError: not a sequence of positive whole numbers.
+    """
+    try:
+        sides = tuple(operator.index(side) for side in patch_size)
+    except TypeError:
+        sides = ()
+    if not sides or min(sides) < 1 or isinstance(patch_size, str):
+        raise ConfigError(
+            f"patch_size={patch_size!r} is not a window.",
+            where="patch_size=...",
+            fix="Give one positive whole number per spatial axis, for example (96, 96); or 'whole'.",
+        )
+    return sides

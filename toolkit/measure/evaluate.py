@@ -1,0 +1,132 @@
+"""Predictions and scores per volume: slices are predicted in batches and put together before they are scored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from toolkit.data.case import Case
+from toolkit.errors import ConfigError
+from toolkit.features.logits import Select
+from toolkit.inference.memory import Regions
+from toolkit.inference.network import Predictor
+from toolkit.inference.predict import predict_volumes
+from toolkit.inference.volumes import group_volumes, stack, volume_spacing
+from toolkit.measure.segmentation import METRICS, segmentation_metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("case", "site", "class", "metric", "value", "status", "subject", "group", "unit", "diagonal", "rule")
+
+
+def evaluate(
+    model: nn.Module,
+    cases: Iterable[Case],
+    *,
+    patch_size: Sequence[int] | str | None = None,
+    overlap: float = 0.5,
+    batch_size: int = 16,
+    divisor: int | None = None,
+    precision: str | None = None,
+    metrics: Sequence[str] = METRICS,
+    select: Select | None = None,
+    activation: str | None = None,
+    regions: Regions | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Score a network on labelled cases, one set of rows a volume.
+
+    The slices of one stack are predicted one by one and scored together; `case` is the name of the volume. The
+    network is given back as it was.
+
+    Args:
+        model: any network that gives logits (B, K, *S).
+        cases: labelled cases of a task, in any order.
+        patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass.
+        overlap: of neighbouring windows, as a share of their side.
+        batch_size: slices or volumes in one pass.
+        divisor: see `toolkit.predict`, as for precision, select and activation.
+        precision: "bf16" or "16" for autocast; None = the network's own.
+        metrics: any of dice, iou, hd95, assd.
+        select: where the logits are in the network's output.
+        activation: "softmax", or "sigmoid" for overlapping regions or one output.
+        regions: name -> classes of every output of a sigmoid network, scored one by one; None = those of the task that
+            it was trained on here, if it has any.
+        progress: show a bar over volumes.
+
+    Returns:
+        case, site, class, metric, value, status, subject, group, unit, diagonal, rule. Distances are in mm where
+        the spacing along every axis is known, else in voxels (`unit` says which).
+
+    Raises:
+        DataError: a case without label, or a network whose logits hold NaN.
+        ConfigError: no cases, or a network whose outputs are not the classes or regions of the cases.
+    """
+    import pandas as pd
+
+    volumes = group_volumes(cases)
+    if not volumes:
+        raise ConfigError("There are no cases to evaluate.", fix="Check the split and the site.")
+    predictor = Predictor(
+        model,
+        select=select,
+        patch_size=patch_size,
+        overlap=overlap,
+        divisor=divisor,
+        precision=precision,
+        activation=activation,
+        regions=regions,
+    )
+    tables = []
+    predictions = predict_volumes(predictor, volumes, batch_size=batch_size)
+    for volume, prediction in zip(_with_bar(volumes, progress), predictions, strict=True):
+        first = volume[0]
+        reference = stack([case.label_array() for case in volume], volume)
+        table = _scores(prediction, reference, volume, predictor.activation.regions, metrics)
+        identity = {"case": first.volume, "site": first.site, "subject": first.subject, "group": first.group}
+        tables.append(table.assign(**identity))
+    return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
+
+
+def validation_scores(table: pd.DataFrame) -> dict[str, float]:
+    """`validation/dice` and one `validation/dice/<class>` each, from a table of `evaluate`.
+
+    The mean over a volume's foreground classes, then over volumes; a class absent from the reference and the
+    prediction of a volume is left out of it, a missed or spurious one counts as 0.
+    """
+    dice = table[(table["metric"] == "dice") & (table["status"] != "both_absent")]
+    per_volume = dice.groupby(["site", "case"], sort=False)["value"].mean()
+    per_class = dice.groupby("class", sort=False)["value"].mean()
+    mean = float(per_volume.mean()) if len(per_volume) else math.nan
+    return {"validation/dice": mean} | {f"validation/dice/{name}": float(v) for name, v in per_class.items()}
+
+
+def _scores(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    volume: Sequence[Case],
+    regions: Regions | None,
+    metrics: Sequence[str],
+) -> pd.DataFrame:
+    """Metrics of one volume: of its classes, or of every region by itself."""
+    import pandas as pd
+
+    spacing = volume_spacing(volume)
+    if not regions:
+        return segmentation_metrics(prediction, reference, spacing, volume[0].classes, metrics=metrics)
+    parts = []
+    for mask, (name, classes) in zip(prediction, regions.items(), strict=True):
+        truth = np.isin(reference, list(classes)).astype(np.uint8)
+        parts.append(segmentation_metrics(mask, truth, spacing, {0: "background", 1: name}, metrics=metrics))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _with_bar(volumes: Sequence[Any], progress: bool) -> Iterable[Any]:
+    from tqdm.auto import tqdm
+
+    return tqdm(volumes, desc="evaluating", unit="volume", disable=not progress)
