@@ -315,3 +315,10 @@ def test_wrong_calls(make_store: Callable[..., Any]) -> None:
     broken.rows(LAYER)[5] = torch.inf
     with pytest.raises(DataError, match="stage 2"):
         drift([a, broken], LAYER)
+
+
+def test_the_committed_simulation_of_intervals_keeps_its_promise() -> None:
+    table = pd.read_csv(Path(__file__).parents[3] / "benchmarks" / "results" / "drift_coverage.csv")
+    promised = table[~table["measure"].isin(["grassmann_2", "chordal_2"])]
+    assert set(promised["patients"]) == {10, 30}
+    assert (promised["coverage"] >= 0.92).all()
