@@ -107,6 +107,9 @@ def _write_all(archive: Path, hidden: Path, limits: Limits, inside: str) -> list
                         raise _bad(archive, f"unpacks to more than {allowed} bytes")
                     sink.write(block)
             names.append(relative.as_posix())
+        if isinstance(opened, tarfile.TarFile):  # to the end of the stream, where the compression's checksum stands
+            while opened.fileobj.read(_BLOCK):
+                pass
     if not names:
         raise _bad(archive, "holds no files")
     return names

@@ -92,15 +92,28 @@ class GeneratedSource(Source):
         return checked_pair(image, stack.label, self)
 
     def stack(self) -> Stack:
-        """The stack as generated; a damaged cache file is made again."""
+        """The stack as generated; a cache file that is damaged or holds other bytes is made again.
+
+        Raises:
+            DataError: the generator makes other bytes on this machine than the index table records.
+        """
         path = self._path()
         with contextlib.suppress(DataError):
             held = read_npz(path, ["image", "label", "spacing", "group"])
             mm = tuple(float(value) for value in held["spacing"])
-            return Stack(held["image"].astype(np.float32), held["label"], mm, str(held["group"]))
+            stack = Stack(held["image"].astype(np.float32), held["label"], mm, str(held["group"]))
+            if not self.sha256 or stack.sha256() == self.sha256:
+                return stack
         made = _module(self.generator).generate(self.site, self.subject, self.seed)
         spacing = (made.slice_spacing, *made.spacing) if hasattr(made, "spacing") else ()
         stack = Stack(made.image, made.label, spacing, made.group or "")
+        if self.sha256 and stack.sha256() != self.sha256:
+            raise DataError(
+                "The generator makes other bytes here than the index table records.",
+                where=self.where,
+                fix="Install the pinned versions of constraints.txt; after a change of the generator give it a new "
+                "VERSION and run python -m toolkit.data.generated.",
+            )
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
             stack.write(path)
         return stack

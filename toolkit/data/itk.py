@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,7 @@ def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:
     """
     itk = simple_itk(path)
     itk.ProcessObject.SetGlobalWarningDisplay(False)
+    check_compressed(path)
     try:
         image = _series(itk, path) if path.is_dir() else itk.ReadImage(str(path))
     except RuntimeError as error:
@@ -77,6 +81,37 @@ def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:
     affine[:3, 3] = image.GetOrigin()
     geometry = geometry_of(_LPS @ affine, stored.shape, path, dims)
     return geometry.arrange(stored), geometry
+
+
+def check_compressed(path: Path) -> None:
+    """Read the compressed voxels of MetaImage and NRRD to the end of their stream, whose checksum ITK does not look at.
+
+    Raises:
+        DataError: the checksum does not fit, or the stream ends early.
+    """
+    if not path.is_file() or not path.name.lower().endswith(SUFFIXES):
+        return
+    content = path.read_bytes()
+    try:
+        if path.suffix.lower() == ".nrrd":
+            header, _, voxels = content.partition(b"\n\n")
+            if re.search(rb"^encoding: gz(ip)?\s*$", header, re.MULTILINE):
+                gzip.decompress(voxels)
+            return
+        found = re.search(rb"^ElementDataFile\s*=\s*(.+?)\r?\n", content, re.MULTILINE)
+        if found and re.search(rb"^CompressedData\s*=\s*True\s*$", content[: found.end()], re.MULTILINE):
+            name = found[1].decode()
+            voxels = content[found.end() :] if name == "LOCAL" else path.with_name(Path(name).name).read_bytes()
+            stream = zlib.decompressobj()
+            stream.decompress(voxels)
+            if not stream.eof:
+                raise EOFError("the compressed stream ends early")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(
+            f"The compressed voxels are damaged ({type(error).__name__}: {error}).",
+            where=str(path),
+            fix="Copy or export it again.",
+        ) from error
 
 
 def simple_itk(path: Path) -> Any:

@@ -17,6 +17,8 @@ from toolkit.data.geometry import Geometry
 from toolkit.data.images import PictureSource
 from toolkit.data.itk import ItkSource, read_itk
 from toolkit.data.source import ArraySource, Source
+from toolkit.data.tiff import SUFFIXES as TIFF_SUFFIXES
+from toolkit.data.tiff import TiffStackSource, stack_shape
 from toolkit.data.volumes import NiftiSource, read_geometry, require_same_grid
 from toolkit.errors import ConfigError, DataError
 
@@ -78,18 +80,22 @@ def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any
         keys = {key: row[key] for key in ("image_key", "label_key") if key in row}
         shape = _counted(row, dims) if row.get("slices") else array_shape(files[0], keys.get("image_key", "image"))
         return Opened(ArrayFileSource(path=files[0], axes=len(shape), **keys, **common), shape)
+    if kind == "pages":
+        return Opened(TiffStackSource(image=files[0], label=label, **common), stack_shape(files[0]))
     rules = {key: row[key] for key in ("threshold", "foreground", "background") if key in row}
     picture = PictureSource(image=files[0], label=label, channels=channels, **rules, **common)
     return Opened(picture, (0, 0))
 
 
 def kind_of(path: Path) -> str:
-    """`nifti`, `itk` (DICOM folder, MetaImage, NRRD), `arrays` or `picture`, by the name.
+    """`nifti`, `itk` (DICOM folder, MetaImage, NRRD), `arrays`, `picture`, or `pages` of a TIFF file, by the name.
 
     Raises:
         DataError: a file that no reader knows.
     """
     name = path.name.lower()
+    if name.endswith(TIFF_SUFFIXES) and path.is_file() and stack_shape(path)[0] > 1:
+        return "pages"
     for kind, suffixes in (("nifti", volumes.SUFFIXES), ("picture", pictures.SUFFIXES), ("arrays", ARRAY_SUFFIXES)):
         if name.endswith(suffixes):
             return kind
