@@ -10,9 +10,10 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from toolkit.data.manifest import leaves_folder
 from toolkit.errors import DataError
 
 _BLOCK = 2**20
@@ -151,9 +152,8 @@ def _stream(opened: Any, entry: _Entry) -> IO[bytes]:
 
 
 def _safe(name: str, archive: Path) -> PurePosixPath:
-    path, windows = PurePosixPath(name), PureWindowsPath(name)
-    outside = path.is_absolute() or windows.drive or windows.root or ".." in (*path.parts, *windows.parts)
-    if outside or (not path.parts and name not in (".", "./")):
+    path = PurePosixPath(name)
+    if leaves_folder(name) or (not path.parts and name not in (".", "./")):
         raise _bad(archive, f"holds {name!r}, which lies outside its folder")
     if "\\" in name or any(ord(letter) < 32 for letter in name) or any(len(part) > 240 for part in path.parts):
         raise _bad(archive, f"holds {name!r}, which is no portable name")

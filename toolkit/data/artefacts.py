@@ -197,6 +197,7 @@ def with_artefacts(
         dims=base.dims,
         channels=base.channels,
         classes=base.classes,
+        regions=base.regions,
         patch_size=base.patch_size,
         normalisation=base.normalisation,
         sites=tuple(artefacts),
