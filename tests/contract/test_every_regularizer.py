@@ -1,12 +1,7 @@
-"""What every registered regularizer must do: a new one is tested by being registered.
-
-Half precision, 2D and 3D, resuming to the same bits with its generators, a gradient ratio in the history, and being
-reported when it does nothing. Weight zero has a file of its own.
-"""
+"""What every registered regularizer must do: a new one is tested by being registered (`toolkit.testing`)."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from pathlib import Path
@@ -16,16 +11,15 @@ import every_regularizer as every
 import pytest
 import torch
 
-from toolkit.data.loader import Loader
 from toolkit.errors import RegularizerWarning
 from toolkit.measure.regularizer_health import regularizer_health
 from toolkit.methods.med_disseg.regularizer import Dispersive
-from toolkit.training.checkpoint import read
-from toolkit.training.history import read_rows
+from toolkit.testing import check_regularizer
+from toolkit.testing.short_runs import batch_of, one_step
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.run import Run
 from toolkit.training.step import TrainingStep
-from toolkit.training.train import resume, train
+from toolkit.training.train import train
 
 CONFIG: dict[str, Any] = {
     "steps": 5,
@@ -37,50 +31,22 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def one_step(
-    regularizer: Regularizer, dims: int, dtype: torch.dtype | None = None
-) -> tuple[dict[str, float], list[bool]]:
-    """Values of its terms in one logged step, and whether each parameter's gradient is finite."""
-    network = every.network_for(regularizer, dims)
-    step = TrainingStep(network, every.objective_for(regularizer), [regularizer])
-    terms: dict[str, float] = {}
-    for part in range(step.parts(3)):
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            result = step(every.batch(dims), part=part, step=3, logging=True)
-        result.total.backward()
-        terms |= {name: float(value) for name, value in result.terms.items()}
-    own = {name: value for name, value in terms.items() if name.startswith(f"{regularizer.name}/")}
-    return own, [bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None]
-
-
-@pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("name", every.NAMES)
-def test_a_step_in_2d_and_3d(name: str, dims: int) -> None:
-    regularizer = every.made(name, dims=dims)
-    terms, finite = one_step(regularizer, dims)
-    assert set(terms) == {f"{regularizer.name}/{term}" for term in regularizer.weights(3)}
-    assert all(math.isfinite(value) for value in terms.values())
-    assert finite
-    assert all(finite)
+def test_the_contract_holds(name: str) -> None:
+    dims = (2,) if name in every.MEMORIES else (2, 3)
+    table = check_regularizer(every.made(name), dims=dims, processes=1)  # two processes: test_two_ranks
+    assert table["check"].nunique() == len(dims) + 7
+    assert not every.made(name, 0.0).active(10**6)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("name", every.NAMES)
-def test_a_step_under_autocast(name: str, dtype: torch.dtype) -> None:
-    full, _ = one_step(every.made(name), 2)
-    half, finite = one_step(every.made(name), 2, dtype)
-    assert set(half) == set(full)
-    assert finite
-    assert all(finite)
-    scale = sum(abs(value) for value in full.values())
-    for term, value in half.items():
-        # A masked code may lose another entry in half precision, so passes of a network's own get more room.
-        room = 0.5 if every.made(name).deferred else 0.05
-        assert abs(value - full[term]) <= room * scale, term
-
-
-class Crash(BaseException):
-    """Stands for a process that vanishes."""
+@pytest.mark.parametrize("name", every.MEMORIES)
+def test_what_remembers_a_volume_network_works_on_volumes(name: str) -> None:
+    regularizer = every.made(name, dims=3)
+    terms = one_step(
+        TrainingStep(every.network_for(None, 3), every.objective_for(regularizer), [regularizer]), batch_of(3)
+    )
+    assert any(term.startswith(f"{regularizer.name}/") for term in terms)
+    assert not every.made(name, remembering=False).active(0)
 
 
 def trained(regularizer: Regularizer, folder: Path) -> Run:
@@ -95,47 +61,6 @@ def trained(regularizer: Regularizer, folder: Path) -> Run:
             out=folder,
             progress=False,
         )
-
-
-def timeless(folder: Path) -> list[dict[str, Any]]:
-    rows = read_rows(folder / "history.jsonl")
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
-
-
-@pytest.mark.parametrize("name", every.NAMES)
-def test_resuming_is_exact_and_the_gradient_ratio_is_reported(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = trained(every.made(name), tmp_path / "whole")
-    fetch = Loader.batch
-
-    def crash(self: Loader, index: int) -> dict[str, Any]:
-        if index == 3:
-            raise Crash
-        return fetch(self, index)
-
-    with monkeypatch.context() as patched, contextlib.suppress(Crash):
-        patched.setattr(Loader, "batch", crash)
-        trained(every.made(name), tmp_path / "broken")
-        pytest.fail("the run was not interrupted")
-    again = every.made(name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RegularizerWarning)
-        resume(
-            tmp_path / "broken",
-            model=every.network_for(again),
-            task=every.task(),
-            regularizer=again,
-            objective=every.objective_for(again),
-            progress=False,
-        )
-    ends = [read(tmp_path / label / "checkpoints", CONFIG["steps"]).sha256 for label in ("whole", "broken")]
-    assert ends[0] == ends[1]
-    assert timeless(tmp_path / "whole") == timeless(tmp_path / "broken")
-    ratios = whole.history[f"{every.made(name).name}/gradient_ratio"].dropna()
-    assert len(ratios) == CONFIG["steps"]
-    assert (ratios > 0).all()
-    assert (ratios < math.inf).all()
 
 
 @pytest.mark.parametrize("name", every.NAMES)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import every_regularizer as every
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -35,16 +34,6 @@ class Meddler(Regularizer):
         return {"term": context.outputs.mean()}
 
 
-def zero_weight(name: str) -> Regularizer:
-    """The registered regularizer with every weight set to 0."""
-    regularizer, usual = every.made(name, 0.0), every.made(name)
-    if name in every.MEMORIES:
-        assert not every.made(name, remembering=False).active(0)
-    assert usual.active(10**6)
-    assert not regularizer.active(10**6)
-    return regularizer
-
-
 def trained(model: nn.Module, regularizer: Regularizer | None, folder: Path) -> Run:
     return train(model, every.task(), regularizer=regularizer, config=CONFIG, out=folder, progress=False)
 
@@ -55,12 +44,10 @@ def rows(run: Run) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in read_rows(run.directory.history)]
 
 
-@pytest.mark.parametrize("name", ["meddler", *every.NAMES])
-def test_weight_zero_is_plain_training(name: str, tmp_path: Path) -> None:
-    regularizer = Meddler() if name == "meddler" else zero_weight(name)
+def test_weight_zero_is_plain_training_even_for_one_that_would_disturb_everything(tmp_path: Path) -> None:
     runs = [
-        trained(every.network_for(regularizer), given, tmp_path / label)
-        for label, given in (("plain", None), ("zero", regularizer))
+        trained(every.network_for(None), given, tmp_path / label)
+        for label, given in (("plain", None), ("zero", Meddler()))
     ]
     plain, zero = (read(run.directory.checkpoints, CONFIG["steps"]) for run in runs)
     assert plain.sha256 == zero.sha256
