@@ -319,10 +319,14 @@ class Attacks:
                         os.chdir(parent / "elsewhere")
 
                 with at_step(step, lose):
-                    yield self.judged(
-                        lambda p=parent: begin(Path("run")).finished and self.same(self.looked_at(p / "run"))
-                    )
+                    yield self.judged(lambda p=parent: self.finished_and_there(p))
                 os.chdir(self.folder)
+
+    def finished_and_there(self, parent: Path) -> bool:
+        run = begin(Path("run"))
+        with contextlib.suppress(tk.ToolkitError):  # it said that it is finished, and cannot be opened
+            return run.finished and self.same(self.looked_at(parent / "run"))
+        return False
 
     def wrong_arguments(self) -> Iterator[str]:
         """Wrong and extreme arguments of every public call, see tests/support/wrong_arguments.py."""

@@ -27,6 +27,7 @@ _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "toolkit",
     "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # a dollar in a name of a class is a dollar
 }
 FORMATS = ("pdf", "svg", "png")
 

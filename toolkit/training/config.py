@@ -115,6 +115,8 @@ class TrainConfig(metaclass=_SuggestNearest):
         for name, least in _WHOLE_OR_NONE.items():
             if getattr(self, name) is not None:
                 _check_whole(name, getattr(self, name), least)
+            if (getattr(self, name) or 0) > _MOST.get(name, math.inf):
+                raise _bad(name, getattr(self, name), f"Give at most {_MOST[name]}.")
         for name, above in _REAL.items():
             _check_real(name, getattr(self, name), above)
         if self.clip_norm is not None:
@@ -192,6 +194,7 @@ _WHOLE = {
     "log_every": 1,
 }
 _WHOLE_OR_NONE = {"validation_cases": 1, "workers": 0, "threads": 1}
+_MOST = {"workers": 1024, "threads": 1024}  # more ends some processes without a word
 _REAL = {"learning_rate": 0.0, "weight_decay": -1e-300, "momentum": -1e-300}
 
 

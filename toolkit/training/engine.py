@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +62,13 @@ def _machines(config: TrainConfig) -> int:
             fix=f"Set TrainConfig(devices={here}), or start with: torchrun --nproc-per-node {config.devices} script.py",
         )
     return int(os.environ["WORLD_SIZE"]) // here if "LOCAL_WORLD_SIZE" in os.environ else 1
+
+
+@contextlib.contextmanager
+def with_gradients() -> Iterator[None]:
+    """Gradients for the length of a `with` block, even if the caller had switched them off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def is_first_process() -> bool:

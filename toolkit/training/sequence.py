@@ -200,6 +200,7 @@ def train_sequence(
             fix=f"Continue it with toolkit.resume_sequence({str(path)!r}), or choose another `out`.",
         )
     check_empty(path)
+    _copied(unwrap(model))  # one that cannot be copied is an error before anything is written
     objects = {
         "model": describe("model", model),
         "task": describe("task", task),
@@ -256,7 +257,7 @@ def resume_sequence(
 def _carry_on(path: Path, record: Mapping[str, Any], objects: Mapping[str, Any], progress: bool) -> Stages:
     model, task = objects["model"], objects["task"]
     load_weights(unwrap(model), path / INITIAL, sha256=record.get("initial"))
-    initial = copy.deepcopy(unwrap(model))
+    initial = _copied(unwrap(model))
     strategy, sites = as_strategy(record.get("strategy", "sequential")), tuple(record["sites"])
     regularizers = as_regularizers([*objects["regularizers"], *strategy.regularizers()])
     names, config = sites, dict(record["config"])
@@ -278,5 +279,27 @@ def _carry_on(path: Path, record: Mapping[str, Any], objects: Mapping[str, Any],
                 strategy.remember(regularizers, runs[-1])
             run = train(model, data, config=config, out=folder, taps=record["taps"], site=where, stage=stage, **common)
         last = stage == len(names) - 1
-        runs.append(run if last else dataclasses.replace(run, model=copy.deepcopy(unwrap(model))))
+        runs.append(run if last else dataclasses.replace(run, model=_copied(unwrap(model), initial)))
     return Stages(path, runs, sites, initial, strategy)
+
+
+def _copied(model: nn.Module, like: nn.Module | None = None) -> nn.Module:
+    """A copy of a network; of one that keeps activations by way of the copy `like` that was made before it ran.
+
+    Raises:
+        ConfigError: it holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError) as error:
+        if like is None:
+            raise ConfigError(
+                f"This network cannot be copied, and a sequence keeps one a stage ({type(error).__name__}: {error}).",
+                where=type(model).__name__,
+                fix="Keep no locks, open files, generators or activations as attributes of the network.",
+            ) from error
+    other = copy.deepcopy(like)
+    other.load_state_dict(model.state_dict())
+    for module, trained in zip(other.modules(), model.modules(), strict=True):
+        module.training = trained.training
+    return other

@@ -30,7 +30,7 @@ from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.compilation import check_compile
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory
-from toolkit.training.engine import is_first_process, resolve_device
+from toolkit.training.engine import is_first_process, resolve_device, with_gradients
 from toolkit.training.environment import content_hash, contents, environment, warn_of_threads
 from toolkit.training.handover import packed
 from toolkit.training.interrupt import StopRequest, graceful_interrupt
@@ -261,7 +261,7 @@ def train_to_end(
     modes = [(module, module.training) for module in step.modules()]
     scored = _validation_cases(run)
     try:
-        with guarded_random_state(), thread_count(config.threads), _stopping(stop) as request:
+        with guarded_random_state(), thread_count(config.threads), with_gradients(), _stopping(stop) as request:
             plan = Plan(
                 directory=directory,
                 run=start.run,

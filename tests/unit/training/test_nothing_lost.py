@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import toolkit as tk
 from toolkit import locks
@@ -274,3 +275,41 @@ def test_changed_first_weights_of_a_sequence_are_found(discs: tk.Task, tmp_path:
     file.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
     with pytest.raises(tk.CheckpointError, match=r"initial\.safetensors|hash"):
         tk.resume_sequence(tmp_path / "s", net(), discs, progress=False)
+
+
+def test_switched_off_gradients_are_switched_on_for_a_training(discs: tk.Task, tmp_path: Path) -> None:
+    reference = train(discs, tmp_path / "reference").model.state_dict()
+    with torch.no_grad():
+        run = train(discs, tmp_path / "run")
+        assert not torch.is_grad_enabled()
+    assert [a.shape for a in run.model.state_dict().values()] == [b.shape for b in reference.values()]
+    assert len(run.history.query("event == 'train'")) == SHORT["steps"]
+
+
+def test_a_network_in_double_precision_and_too_many_threads_are_refused(discs: tk.Task, tmp_path: Path) -> None:
+    with pytest.raises(tk.ConfigError, match="double precision"):
+        tk.train(net().double(), discs, config=SHORT, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(tk.ConfigError, match="at most 1024"):
+        tk.TrainConfig(threads=10**6)
+
+
+class Keeping(torch.nn.Module):
+    """Keeps its last output, which `deepcopy` refuses."""
+
+    def __init__(self, lock: Any = None) -> None:
+        super().__init__()
+        self.inner, self.lock, self.last = net(), lock, None
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.last = self.inner(image)
+        return self.last
+
+
+def test_networks_that_cannot_be_copied_in_a_sequence(two_sites: tk.Task, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"sites": two_sites.sites, "config": SHORT, "progress": False}
+    stages = tk.train_sequence(Keeping(), two_sites, out=tmp_path / "kept", **options)
+    assert [run.finished for run in stages.stages] == [True, True]
+    with pytest.raises(tk.ConfigError, match=r"cannot be copied[\s\S]*locks"):
+        tk.train_sequence(Keeping(threading.Lock()), two_sites, out=tmp_path / "lock", **options)
+    assert not (tmp_path / "lock").exists()
