@@ -88,7 +88,7 @@ def extract(
         ConfigError: unknown pool, a foreign device, or somebody else is writing `out`.
         ResultError: `out` exists and is not a feature store, or holds an unfinished extraction of other inputs.
     """
-    check_pool(pool, samples)
+    check_pool(pool)
     _check_device(model, device)
     layers = [layers] if isinstance(layers, str) else list(layers)
     if not layers:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toolkit.data.randomness import keyed_random
-from toolkit.errors import ConfigError, DataError, choose
+from toolkit.errors import DataError, choose
 from toolkit.features.layout import to_maps
 from toolkit.inference.inputs import InputBatch
 from toolkit.inference.windows import Frame, Window
@@ -63,7 +63,7 @@ class Pooler:
     """
 
     def __init__(self, batch: InputBatch, pool: str, samples: int, seed: int, frame: Frame) -> None:
-        check_pool(pool, samples)
+        check_pool(pool)
         if pool in ("per-class", "per-region", "boundary") and batch.label is None:
             raise DataError(
                 f"Pooling by {pool!r} needs a label for every image.",
@@ -180,15 +180,13 @@ class Pooler:
         return values * (weights := weights * share[:, None]), weights
 
 
-def check_pool(pool: str, samples: int) -> None:
-    """Refuse an unknown pool or a useless number of samples.
+def check_pool(pool: str) -> None:
+    """Refuse an unknown pool.
 
     Raises:
         ConfigError: see above.
     """
     choose("pool", pool, POOLS, where="extract(pool=...)")
-    if samples < 1:
-        raise ConfigError(f"samples must be at least 1, not {samples}.", where="extract(samples=...)")
 
 
 def _products(first: Tensor, second: Tensor) -> Tensor:

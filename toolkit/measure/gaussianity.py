@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.data.randomness import keyed_random
-from toolkit.errors import ConfigError, ResultError
+from toolkit.errors import ResultError
 from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectation, unit_directions
 from toolkit.features.store import Features
 from toolkit.measure.pairing import CLUSTERS, class_members, cluster_codes, rows_of
@@ -87,12 +87,9 @@ def gaussianity(
         LayerError: no such layer.
         DataError: NaN features.
         ResultError: fewer rows than twice the channels.
-        ConfigError: fewer than one direction or two points.
     """
     import pandas as pd
 
-    if directions < 1 or points < 2 or null_draws < 1:
-        raise ConfigError("gaussianity needs directions >= 1, points >= 2 and null_draws >= 1.")
     rows = rows_of(features, layer)
     channels = rows.shape[1]
     if len(rows) < 2 * channels:

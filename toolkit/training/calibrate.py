@@ -67,10 +67,6 @@ def calibrate(
         )
     if skip is None:
         skip = int(getattr(regularizer, "warm_up", 0) or getattr(regularizer, "warm_up_steps", 0))
-    if not (math.isfinite(ratio) and ratio > 0) or steps < 1 or skip < 0:
-        raise ConfigError(
-            f"ratio must be positive, steps at least 1 and skip not negative, not {ratio}, {steps}, {skip}."
-        )
     config = as_config(config)
     short = config.replace(steps=skip + steps, log_every=1, validate_every=0, checkpoint_every=0, select="last")
     if config.schedule != "constant":  # the first steps of the long schedule, not the short one squeezed

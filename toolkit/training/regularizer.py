@@ -144,11 +144,7 @@ def as_regularizers(value: Regularizer | Sequence[Regularizer] | None) -> list[R
     items = list(value) if isinstance(value, Sequence) else [value]
     for item in items:
         if not isinstance(item, Regularizer):
-            name = getattr(item, "__name__", "")
-            called = f"Call the class first: toolkit.{name}()." if isinstance(item, type) else ""
-            raise ConfigError(
-                f"{item!r} is not a regularizer.", fix=called or "Pass a toolkit regularizer, a list of them, or None."
-            )
+            raise ConfigError(f"{item!r} is not a regularizer.", fix="Pass a regularizer, a list of them, or None.")
     seen = [item.name for item in items]
     if len(set(seen)) < len(seen):
         raise ConfigError(f"Two regularizers share a name: {seen}.", fix="Merge them into one, or rename one.")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
+import toolkit as tk
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
 from toolkit.measure.classifier_variability import ClassifierVariability, classifier_variability
@@ -91,7 +92,7 @@ def test_groups_and_round_trip(make_store: Callable[..., Any], tmp_path: Path) -
     with pytest.raises(ResultError, match="at least 8"):
         gaussianity(make_store(normal(7, 4)), LAYER)
     with pytest.raises(ConfigError, match="directions"):
-        gaussianity(store, LAYER, directions=0)
+        tk.gaussianity(store, LAYER, directions=0)
 
 
 def clusters(n: int, spread: float, seed: int = 0) -> torch.Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import toolkit as tk
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError
 from toolkit.methods.segreg.presets import PRESETS
@@ -51,8 +52,8 @@ def test_what_cannot_be_calibrated(grey: Task, network: torch.nn.Module) -> None
     for regularizer in (SelfReg(), SegReg(weight=0.0)):
         with pytest.raises(ConfigError, match="no weight above 0"):
             calibrate(network, grey, regularizer, CONFIG)
-    with pytest.raises(ConfigError, match="ratio must be positive"):
-        calibrate(network, grey, SegReg(), CONFIG, ratio=0)
+    with pytest.raises(ConfigError, match="ratio is a number from"):
+        tk.calibrate(network, grey, SegReg(), CONFIG, ratio=0)
     dead = SegReg(samples=2, directions=4)  # fewer rows than twice the channels: left out at every step
     with pytest.raises(ConfigError, match="no weight gives"):
         calibrate(network, grey, dead, CONFIG, steps=2)
