@@ -111,7 +111,7 @@ def drift(
     Returns:
         Rows with: measure, kind (raw, rotation-free, reference), class ("pooled" = all rows), from, to (stages from
         1; from 0 = the distance to N(0, I)), value, low, high (bootstrap over patients, corrected for bias and for few
-        patients, see benchmarks/results/drift_coverage.csv for how often it holds the truth: 0.93 to 0.98
+        patients, see benchmarks/results/drift_coverage.csv for how often it holds the truth: 0.92 to 0.98
         with 10 and 30 patients, but 0.78 to 0.92 for Grassmann and chordal distances), null_low, null_high (what two
         halves of stage 1's patients show: whether the drift exceeds what other patients would have shown; they hold half
         the rows, so this null is generous), and with `repeat` also repeat, repeat_low, repeat_high (the measure
