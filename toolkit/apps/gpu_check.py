@@ -145,7 +145,10 @@ def _single_steps(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterab
                 limits = (1e-4, 1e-2) if precision == "32" else (0.05, 0.35)
                 what = f"{name}, {dims}D, {precision}:"
                 yield Check(f"{what} loss of a step", abs(other[0] - loss) / abs(loss), limits[0])
-                yield Check(f"{what} gradient of a step", relative_difference(other[1], gradient), limits[1])
+                if (
+                    precision == "32" or method is not LatentAugmentation
+                ):  # rounding moves its masks, and all behind them
+                    yield Check(f"{what} gradient of a step", relative_difference(other[1], gradient), limits[1])
 
 
 def _step_on(
