@@ -307,6 +307,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin in (collections.abc.Callable,):
         return callable(value)
     if origin is not None and inspect.isclass(origin):
+        if not issubclass(origin, collections.abc.Iterable):  # Popen[bytes]
+            return isinstance(value, origin)
         return _fits_container(value, origin, arguments)
     try:
         return isinstance(value, kind)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.explain.gradcam import grad_cam
-from toolkit.features.extract import extract
 from toolkit.features.process_state import guarded_random_state
+from toolkit.inference.extract import extract
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.methods.latent_augmentation.objective import FastSlowObjective
 from toolkit.methods.latent_augmentation.regularizer import LatentAugmentation
@@ -73,7 +73,7 @@ class Sizes:
 
     steps: int = 30
     side: int = 64
-    side_3d: int = 24
+    side_3d: int = 32
     channels: tuple[int, ...] = (16, 32, 64)
     precisions: tuple[str, ...] = ("32", "bf16")
 

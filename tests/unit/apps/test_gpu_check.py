@@ -8,7 +8,7 @@ import torch
 from toolkit.apps import gpu_check as module
 from toolkit.apps.gpu_check import Check, Sizes, gpu_check
 
-TINY = Sizes(steps=12, side=32, side_3d=24, channels=(4, 8, 8))
+TINY = Sizes(steps=12, side=32, side_3d=32, channels=(4, 8, 8))
 
 
 @pytest.mark.slow
