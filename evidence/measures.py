@@ -37,14 +37,20 @@ def _dice_rows(table: Any, arm: str, metric: str) -> Iterator[Row]:
         yield _row(arm, site, subject, metric, value)
 
 
+def _scored(run: Any, split: str = "test") -> Any:
+    """Dice per volume and class in windows of the task's own size, as the finished network is used."""
+    options = {"patch_size": run.task.patch_size, "select": run.objective.logits}
+    return tk.evaluate(run.model, run.task.cases(split), metrics=("dice",), **options)
+
+
 def dice(runs: Sequence[Any], arm: str) -> Iterator[Row]:
     """Dice of the last run's network on the test patients of all sites."""
-    yield from _dice_rows(runs[-1].evaluate("test", metrics=("dice",)), arm, "dice")
+    yield from _dice_rows(_scored(runs[-1]), arm, "dice")
 
 
 def validation_dice(runs: Sequence[Any], arm: str) -> Iterator[Row]:
     """Dice on the validation patients of all sites."""
-    yield from _dice_rows(runs[-1].evaluate("val", metrics=("dice",)), arm, "dice")
+    yield from _dice_rows(_scored(runs[-1], "val"), arm, "dice")
 
 
 def fast_dice(runs: Sequence[Any], arm: str) -> Iterator[Row]:
@@ -52,7 +58,7 @@ def fast_dice(runs: Sequence[Any], arm: str) -> Iterator[Row]:
     run = runs[-1]
     run.model.refined = False
     try:
-        table = tk.evaluate(run.model, run.task.cases("test"), metrics=("dice",), patch_size=run.config.patch_size)
+        table = _scored(run)
     finally:
         run.model.refined = True
     yield from _dice_rows(table, f"{arm}-fast", "dice")
@@ -152,11 +158,7 @@ def transfer(runs: Sequence[Any], arm: str) -> Iterator[Row]:
     """Dice after the last stage, just before a site's own stage, and what a site lost or won after it."""
     sites, task = runs[0].task.sites, runs[0].task
     scores = [
-        {
-            (row["site"], row["subject"]): row["value"]
-            for row in _dice_rows(run.evaluate("test", metrics=("dice",)), arm, "")
-        }
-        for run in runs
+        {(row["site"], row["subject"]): row["value"] for row in _dice_rows(_scored(run), arm, "")} for run in runs
     ]
     for position, site in enumerate(sites):
         for subject in _subjects(task, site):

@@ -37,7 +37,7 @@ def page(results: Path = RESULTS) -> str:
     parts = [HEAD, *_summary(verdicts)]
     for paper in dict.fromkeys(claim.paper for claim in claims()):
         parts += [f"\n## {paper}\n", *_table([claim for claim in claims() if claim.paper == paper], verdicts)]
-    return "\n".join([*parts, *_costs(results), *_tuning(results), *_networks()]) + "\n"
+    return "\n".join([*parts, *_race(results), *_costs(results), *_tuning(results), *_networks()]) + "\n"
 
 
 def _summary(verdicts: pd.DataFrame) -> Iterator[str]:
@@ -83,6 +83,21 @@ def _measured(claim: Claim, row: pd.Series) -> list[str]:
 def _planned() -> dict[str, float]:
     """Estimated hours of a study on two quiet cores."""
     return pd.read_csv(RESULTS.with_name("plan.csv")).set_index("study")["hours"].to_dict()
+
+
+def _race(results: Path) -> Iterator[str]:
+    """SegReg's readings on validation patients: what `segreg-best` is chosen from."""
+    if not (results / "race.csv").exists():
+        return
+    table = pd.read_csv(results / "race.csv").assign(place=lambda rows: rows["site"].where(rows["site"] == "A", "away"))
+    mean = table.groupby(["arm", "place"])["value"].mean().unstack().sort_values("away", ascending=False)
+    seeds = table.groupby("arm")["seed"].nunique()
+    yield "\n## The race of SegReg's readings\n"
+    yield "Divergence, layer and weight; Dice on validation patients of the site trained on (A) and of the sites never seen.\n"
+    yield "| reading | home | away | seeds |"
+    yield "|---|---|---|---|"
+    for arm, row in mean.iterrows():
+        yield f"| {arm} | {row['A']:.3f} | {row['away']:.3f} | {seeds[arm]} |"
 
 
 def _costs(results: Path) -> Iterator[str]:

@@ -19,7 +19,7 @@ from evidence.training import Stages, Study, one_left_out, one_network, one_sequ
 
 CARDIAC = {"steps": 600, "batch_size": 8, "learning_rate": 5e-3, "validate_every": 100}
 REAL = {"steps": 600, "batch_size": 12, "patch_size": (160, 160), "learning_rate": 2e-3, "validate_every": 200}
-FAST_SLOW = {"steps": 250, "learning_rate": 2e-3, "optimizer": "adam", "weight_decay": 0.0}
+FAST_SLOW = {"steps": 800, "learning_rate": 5e-3, "optimizer": "adam", "weight_decay": 0.0}
 DISSEG = {
     "network": {"encoder_width": 8, "width": 16},
     "steps": 200,
@@ -187,7 +187,7 @@ STUDIES: dict[str, Study] = {
             selfreg=tk.SelfReg(groups=_BLOCKS),
             dispersive=tk.Dispersive(tap="image_code"),
         ),
-        config={**CARDIAC, **FAST_SLOW},
+        config={**CARDIAC, **FAST_SLOW, "patch_size": (64, 64)},
         measures=(measures.dice, measures.fast_dice, measures.corrupted_foreground),
         train=one_network,
     ),

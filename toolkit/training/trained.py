@@ -162,7 +162,7 @@ def half_precision(network: nn.Module) -> bytes:
 
 def short_history(history: pd.DataFrame) -> dict[str, list[Any]]:
     """A run's history as the card holds it: columns of plain values, rounded; what was not logged is None."""
-    kept = history.drop(columns=[name for name in history if name.startswith("seconds")])
+    kept = history.drop(columns=[name for name in history if str(name).startswith("seconds")])
     return {
         str(name): [
             None if value != value else float(f"{value:.{_HISTORY_DIGITS}g}") if isinstance(value, float) else value
