@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 VENV   ?= .venv
+THIRD  ?= .venv-third-party
 READY  := $(VENV)/.ready
 BIN    := $(VENV)/bin
 LAUNCH := scripts/launch
@@ -16,7 +17,7 @@ export PYTHONUNBUFFERED := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
 
-.PHONY: help setup demo test lint lab notebooks docs browser workshop gpu-check benchmarks evidence networks clean
+.PHONY: help setup demo test lint lab notebooks docs browser workshop gpu-check third-party benchmarks evidence networks clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +63,16 @@ browser: $(READY) ## the explorers in a real JupyterLab and a headless chromium 
 
 gpu-check: $(READY) ## train and extract on CUDA in fp32 and bf16 and compare with the CPU
 	@$(LAUNCH) "$(BIN)/python" -m toolkit gpu-check $(OPTIONS)
+
+# torchvision has no build for the CPU torch that is pinned: a stand-in that can only be imported meets the requirement.
+third-party: $(READY) ## the calls on networks of smp, transformers, timm and nnU-Net, in .venv-third-party (about 400 MB more)
+	test -d "$(THIRD)" || "$(PYTHON)" -m venv "$(THIRD)"
+	"$(THIRD)/bin/python" -c 'import pathlib, site, sys; pathlib.Path(site.getsitepackages()[0], "base.pth").write_text("import site; site.addsitedir(%r)" % sys.argv[1])' \
+	  "$$("$(BIN)/python" -c 'import site; print(site.getsitepackages()[0])')"
+	"$(BIN)/python" scripts/torchvision_stub.py "$(THIRD)/torchvision-stub"
+	"$(THIRD)/bin/python" -m pip install --quiet --no-deps "$(THIRD)/torchvision-stub"
+	"$(THIRD)/bin/python" -m pip install --quiet -c constraints.txt nnunetv2==2.8.1 segmentation_models_pytorch transformers timm
+	$(LAUNCH) "$(THIRD)/bin/python" benchmarks/third_party.py $(OPTIONS)
 
 benchmarks: $(READY) ## ratios against other libraries, written to benchmarks/results/
 	$(LAUNCH) "$(BIN)/python" benchmarks/run.py $(OPTIONS)

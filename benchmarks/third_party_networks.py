@@ -96,7 +96,7 @@ def wrapped() -> dict[str, Callable[[], nn.Module]]:
 
     return {
         "DataParallel": lambda: nn.DataParallel(small()),
-        "compiled": lambda: torch.compile(small()),
+        "compiled": lambda: torch.compile(small(), backend="eager"),
         "checkpointed": lambda: Checkpointed(reentrant=False),
         "checkpointed, reentrant": lambda: Checkpointed(reentrant=True),
         "quantised": quantised,
@@ -125,7 +125,11 @@ def hugging_face() -> dict[str, Callable[[], nn.Module]]:
     import transformers as hf
 
     def segformer() -> nn.Module:
-        sizes: dict[str, Any] = {"hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4, "num_attention_heads": [1, 2, 3, 4]}
+        sizes: dict[str, Any] = {
+            "hidden_sizes": [8, 16, 24, 32],
+            "depths": [1] * 4,
+            "num_attention_heads": [1, 2, 3, 4],
+        }
         return hf.SegformerForSemanticSegmentation(
             hf.SegformerConfig(num_channels=1, num_labels=CLASSES, decoder_hidden_size=32, **sizes)
         )
@@ -139,7 +143,11 @@ def hugging_face() -> dict[str, Callable[[], nn.Module]]:
         )
         return hf.UperNetForSemanticSegmentation(
             hf.UperNetConfig(
-                backbone_config=backbone, hidden_size=16, num_labels=CLASSES, auxiliary_in_channels=24, auxiliary_channels=8
+                backbone_config=backbone,
+                hidden_size=16,
+                num_labels=CLASSES,
+                auxiliary_in_channels=24,
+                auxiliary_channels=8,
             )
         )
 

@@ -74,10 +74,10 @@ def named(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def refuse_scripted(network: nn.Module) -> None:
-    """Refuse a network with TorchScript in it.
+    """Refuse a network with TorchScript in it, and an exported program.
 
     Raises:
-        LayerError: names the first such module.
+        LayerError: names the first such module, or says that the program was exported.
     """
     for path, module in network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -86,6 +86,12 @@ def refuse_scripted(network: nn.Module) -> None:
                 where=path or type(network).__name__,
                 fix="Pass the original torch.nn.Module that was scripted or traced.",
             )
+    if isinstance(network, torch.fx.GraphModule) and "train" in vars(network):  # torch.export replaces it by an error
+        raise LayerError(
+            "An exported program has no layers to observe and no training mode.",
+            where=type(network).__name__,
+            fix="Pass the original torch.nn.Module that was exported.",
+        )
 
 
 @contextlib.contextmanager

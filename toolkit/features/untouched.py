@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, LayerError
 from toolkit.features.modules import refuse_scripted
 from toolkit.features.process_state import random_state, set_random_state
 
@@ -40,7 +40,8 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
 
     Raises:
         ConfigError: unknown mode.
-        LayerError: a TorchScript module, which can neither be observed nor guarded.
+        LayerError: a TorchScript module or exported program, which can neither be observed nor guarded; or gradients
+            through a part that is checkpointed with use_reentrant=True.
     """
     if mode not in ("eval", "train", "keep"):
         raise ConfigError(f"mode must be 'eval', 'train' or 'keep', not {mode!r}.", where="untouched(mode=...)")
@@ -58,6 +59,14 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
         if mode != "keep":
             model.train(mode == "train")
         yield model
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise LayerError(
+            "No gradient can be taken through a part of the network that is checkpointed with use_reentrant=True.",
+            where=type(model).__name__,
+            fix="Set use_reentrant=False in its calls of torch.utils.checkpoint, or choose a layer after that part.",
+        ) from error
     finally:
         for module, was_training, tables in zip(modules, training, hooks, strict=True):
             module.training = was_training

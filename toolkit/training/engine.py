@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from toolkit.errors import ConfigError
+from toolkit.features.modules import refuse_scripted
 from toolkit.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -74,6 +76,23 @@ def with_gradients() -> Iterator[None]:
 def is_first_process() -> bool:
     """Whether this process writes files: True unless a launcher gave it a rank above 0."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def check_network(network: nn.Module) -> None:
+    """Refuse a network that cannot be trained as it is.
+
+    Raises:
+        LayerError: TorchScript or an exported program.
+        ConfigError: weights in half precision, in which small updates round to nothing.
+    """
+    refuse_scripted(network)
+    half = sorted({str(p.dtype) for p in network.parameters() if p.dtype in (torch.float16, torch.bfloat16)})
+    if half:
+        raise ConfigError(
+            f"The network's weights are {', '.join(half)}; steps smaller than their rounding would be lost.",
+            where=type(network).__name__,
+            fix='Pass network.float(), and TrainConfig(precision="bf16") for passes in half precision.',
+        )
 
 
 def resolve_device(config: TrainConfig) -> torch.device:

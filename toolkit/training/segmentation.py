@@ -238,6 +238,7 @@ def fitted_label(label: Tensor, logits: Tensor, ignore_label: int | None = None)
         raise ConfigError(
             f"Labels must be (B, 1, *S) like the logits {tuple(logits.shape)}, not {tuple(label.shape)}.",
             where="batch['label']",
+            fix="Wrap a network that returns more than its logits (B, K, *S), such as the classes of an auxiliary head.",
         )
     if label.shape[2:] != logits.shape[2:]:
         label = functional.interpolate(label.float(), size=logits.shape[2:], mode="nearest")

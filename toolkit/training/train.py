@@ -30,7 +30,7 @@ from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.compilation import check_compile
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory
-from toolkit.training.engine import is_first_process, resolve_device, with_gradients
+from toolkit.training.engine import check_network, is_first_process, resolve_device, with_gradients
 from toolkit.training.environment import content_hash, contents, environment, warn_of_threads
 from toolkit.training.handover import packed
 from toolkit.training.interrupt import StopRequest, graceful_interrupt
@@ -106,6 +106,7 @@ def train(
         )
     regularizers = tuple(as_regularizers(regularizer))
     objective = as_objective(objective)
+    check_network(model)
     step = TrainingStep(model, objective, regularizers, seed=config.seed, taps=taps)
     resolve_device(config)
     check_compile(step, config)

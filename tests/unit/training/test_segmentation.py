@@ -151,3 +151,11 @@ def test_a_mapping_is_trained_on_its_logits() -> None:
     assert objective.logits({"logits": logits}) is logits
     with pytest.raises(LayerError, match="No tensor can be the logits: hidden"):
         objective({"hidden": torch.randn(2, 4)}, batch)
+
+
+def test_stacked_deep_supervision_is_that_of_a_list() -> None:
+    torch.manual_seed(0)
+    stacked, label = torch.randn(2, 3, 4, 8, 8), torch.randint(0, 4, (2, 1, 8, 8))
+    objective, batch = SegmentationObjective(), {"label": label, "image": torch.zeros(2, 1, 8, 8)}
+    listed = objective([stacked[:, 0], stacked[:, 1], stacked[:, 2]], batch)
+    assert {k: float(v) for k, v in objective(stacked, batch).items()} == {k: float(v) for k, v in listed.items()}
