@@ -140,6 +140,70 @@ def test_a_backward_arrow_is_found(room: str, statement: str) -> None:
     assert len(violations(statement, PACKAGE / room / "made_up.py")) == 1
 
 
+def edges() -> dict[str, set[str]]:
+    """What each module imports of the package, inside functions and by `import_module` too; TYPE_CHECKING aside."""
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in modules()
+    }
+    return {
+        name: wanted(path.read_text(encoding="utf-8"), path, set(names)) - {name, "toolkit"}
+        for name, path in names.items()
+    }
+
+
+def wanted(source: str, path: Path, names: set[str]) -> set[str]:
+    """The modules among `names` that a file imports; a string that names one counts where it calls `import_module`."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = [ast.Pass()]
+    modules = {name for name, _ in imported(tree, path)}
+    modules |= {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    if "import_module" in source:
+        modules |= {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+    return modules & names
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other."""
+    reach = {name: set(targets) for name, targets in graph.items()}
+    changed = True
+    while changed:
+        changed = False
+        for targets in reach.values():
+            further = set().union(*(reach.get(one, set()) for one in targets)) - targets
+            targets |= further
+            changed = changed or bool(further)
+    groups = {
+        tuple(sorted(o for o in reach if o in reach[name] and name in reach[o]))
+        for name in reach
+        if name in reach[name]
+    }
+    return sorted(map(list, groups))
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    # `toolkit/__init__` stands above all: it maps every public name, and its drawing hook is the one exception.
+    assert not circles({name: targets for name, targets in edges().items() if name != "toolkit"})
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [["a", "b", "c"]]
+    names = {"toolkit.data.task", "toolkit.data.case", "toolkit.data.folds"}
+    source = (
+        "import importlib\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toolkit.data.folds import folds\n"
+        "def late():\n    from toolkit.data import task\n    importlib.import_module('toolkit.data.case')\n"
+    )
+    assert wanted(source, PACKAGE / "data" / "made_up.py", names) == {"toolkit.data.task", "toolkit.data.case"}
+
+
 def test_heavy_packages_are_imported_inside_functions() -> None:
     wrong = []
     for path in modules():

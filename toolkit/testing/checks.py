@@ -27,7 +27,8 @@ from toolkit.testing.short_runs import (
     surroundings,
     trained,
 )
-from toolkit.training.objective import Loss, Objective, as_objective
+from toolkit.training.losses import as_objective
+from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.seeding import seeded
 from toolkit.training.segmentation import SegmentationObjective

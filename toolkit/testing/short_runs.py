@@ -18,7 +18,8 @@ from toolkit.errors import ToolkitError
 from toolkit.models.unet import unet
 from toolkit.training.checkpoint import read
 from toolkit.training.history import read_rows
-from toolkit.training.objective import Loss, Objective, as_objective
+from toolkit.training.losses import as_objective
+from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.seeding import seeded
 from toolkit.training.step import TrainingStep

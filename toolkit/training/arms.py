@@ -14,7 +14,8 @@ from toolkit.errors import ConfigError
 from toolkit.features.modules import unwrap
 from toolkit.models.load import tensors_of, weights_bytes
 from toolkit.training.config import TrainConfig
-from toolkit.training.objective import Loss, Objective, as_objective
+from toolkit.training.losses import as_objective
+from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.seeding import seeded
 from toolkit.training.serialization import describe

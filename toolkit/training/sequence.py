@@ -24,7 +24,8 @@ from toolkit.models.load import load_weights, tensors_of, weights_bytes
 from toolkit.training import scoring
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, check_empty
-from toolkit.training.objective import Loss, Objective, as_objective
+from toolkit.training.losses import as_objective
+from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.serialization import describe, restore

@@ -15,7 +15,8 @@ from torch import nn
 from toolkit import registry
 from toolkit.errors import CheckpointError, ConfigError, DataError
 from toolkit.features.modules import unwrap
-from toolkit.training.objective import LossObjective, Objective, as_objective
+from toolkit.training.losses import LossObjective, as_objective
+from toolkit.training.objective import Objective
 from toolkit.training.origin import find, origin_of
 from toolkit.training.regularizer import Regularizer
 

@@ -23,7 +23,8 @@ from toolkit.features.provenance import mark_trained_with
 from toolkit.inference.activation import Activation
 from toolkit.inference.memory import defaults_of
 from toolkit.training.health import check_gradient
-from toolkit.training.objective import Loss, Objective, as_objective
+from toolkit.training.losses import as_objective
+from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer, StepContext, keyed_generator
 
 

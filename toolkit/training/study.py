@@ -21,7 +21,8 @@ from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import check_empty
 from toolkit.training.environment import content_hash, environment
 from toolkit.training.executors import Training, run_all
-from toolkit.training.objective import Loss, Objective, as_objective
+from toolkit.training.losses import as_objective
+from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.serialization import describe
 

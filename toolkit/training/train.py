@@ -35,7 +35,8 @@ from toolkit.training.environment import content_hash, contents, environment, wa
 from toolkit.training.handover import packed
 from toolkit.training.interrupt import StopRequest, graceful_interrupt
 from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
-from toolkit.training.objective import Loss, Objective, as_objective
+from toolkit.training.losses import as_objective
+from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run, run_with
 from toolkit.training.serialization import describe, needs_handing_over

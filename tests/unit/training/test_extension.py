@@ -22,7 +22,7 @@ from toolkit import registry
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.models.unet import UNet
 from toolkit.training import handover
-from toolkit.training.objective import LossObjective
+from toolkit.training.losses import LossObjective
 from toolkit.training.origin import origin_of
 from toolkit.training.serialization import describe, restore
 
