@@ -76,13 +76,11 @@ def room_of(path: Path) -> str:
 def imported(tree: ast.AST, path: Path) -> list[tuple[str, int]]:
     """Absolute names of everything a file imports, inside functions too, with line numbers."""
     found: list[tuple[str, int]] = []
-    package = ("toolkit", *path.relative_to(PACKAGE).parts[:-1])
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(filter(None, (base, node.module or "")))
+            module = module_of(node, path)
             found += (
                 [(f"toolkit.{alias.name}", node.lineno) for alias in node.names]
                 if module == "toolkit"
@@ -95,6 +93,13 @@ def imported(tree: ast.AST, path: Path) -> list[tuple[str, int]]:
                 if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
             ]
     return found
+
+
+def module_of(node: ast.ImportFrom, path: Path) -> str:
+    """The absolute name after `from`."""
+    package = ("toolkit", *path.relative_to(PACKAGE).parts[:-1])
+    base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+    return ".".join(filter(None, (base, node.module or "")))
 
 
 def violations(source: str, path: Path) -> list[str]:
@@ -157,13 +162,13 @@ def wanted(source: str, path: Path, names: set[str]) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             node.body = [ast.Pass()]
-    modules = {name for name, _ in imported(tree, path)}
-    modules |= {
-        f"{node.module}.{alias.name}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module
-        for alias in node.names
-    }
+    modules: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = module_of(node, path)
+            modules |= {f"{module}.{alias.name}" for alias in node.names} & names or {module}
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
     if "import_module" in source:
         modules |= {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
