@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolkit.data.arrays import task_from_arrays
 from toolkit.data.normalise import normalise
 from toolkit.data.task import Task
-from toolkit.errors import ConfigError, DataError, LayerError
+from toolkit.errors import ConfigError, DataError, LayerError, ToolkitError
 from toolkit.inference.network import Predictor
 from toolkit.inference.predict import predict
 from toolkit.inference.volumes import group_volumes, volume_spacing
@@ -213,7 +213,7 @@ def test_a_runs_scores_are_kept_and_found_again(trained: Any, monkeypatch: pytes
     assert files == [".csv", ".json"]
     with torch.no_grad():
         next(run.model.parameters()).add_(1.0)
-    with pytest.raises(TypeError):  # other weights: scored anew, which is switched off here
+    with pytest.raises(ToolkitError, match="NoneType"):  # other weights: scored anew, which is switched off here
         run.evaluate("test")
 
 
