@@ -154,7 +154,7 @@ def check_network(model: nn.Module | Factory, *, dims: Sequence[int] = (2,)) -> 
     Raises:
         Violation: at the first check that does not hold.
     """
-    from toolkit.features.names import layers
+    from toolkit.inference.layers import layers
 
     make: Factory = (lambda _: copy.deepcopy(model)) if isinstance(model, nn.Module) else model
     report = _Report("network")
