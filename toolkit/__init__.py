@@ -108,6 +108,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.training.step": ("TrainingStep",),
     "toolkit.training.study": ("Study", "compare"),
     "toolkit.integrations.onnx_export": ("export_onnx",),
+    "toolkit.integrations.nnunet.results": ("load_nnunet",),
     "toolkit.show.report": ("report",),
 }
 

@@ -212,6 +212,8 @@ def test_a_circle_is_found() -> None:
 def test_heavy_packages_are_imported_inside_functions() -> None:
     wrong = []
     for path in modules():
+        if path.relative_to(PACKAGE).as_posix() == "integrations/nnunet/trainers.py":
+            continue  # its classes are subclasses of nnU-Net's own; nnU-Net imports it, nothing here does
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body:
             if not isinstance(node, (ast.Import, ast.ImportFrom)):

@@ -38,7 +38,7 @@ def python_files() -> list[Path]:
 def result_classes() -> list[type[Result]]:
     for path in python_files():
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[-1] not in ("__init__", "__main__"):
+        if parts[-1] not in ("__init__", "__main__") and "nnunet" not in parts[:-1]:  # needs nnU-Net
             importlib.import_module(".".join(parts))
     found: list[type[Result]] = []
     queue = list(Result.__subclasses__())

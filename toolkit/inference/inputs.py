@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from toolkit.features.memory import Limit, affordable_batch
 from toolkit.features.modules import device_of, dims_and_channels, unwrap
 from toolkit.inference.foreign import unpacked
 from toolkit.inference.image_files import read_items
+from toolkit.inference.memory import Files, defaults_of
 
 _PER_ITEM = ("id", "site", "subject", "volume", "group", "spacing", "affine", "source", "geometry", "position")
 
@@ -120,7 +121,7 @@ def as_batches(
     device = torch.device(device) if device is not None else device_of(network)
     waiting: list[_Item] = []
     most, known = batch_size, None
-    for item in _items(inputs, dims, channels, label):
+    for item in _items(inputs, dims, channels, label, files=defaults_of(network).files):
         _check(item, dims, channels)
         if waiting and (item.image.shape != waiting[0].image.shape or len(waiting) == most):
             yield _collate(waiting, device)
@@ -134,33 +135,64 @@ def as_batches(
 
 
 def _items(
-    inputs: Any, dims: int | None, channels: int | None, label: Any, index: int = 0, nested: bool = False
+    inputs: Any,
+    dims: int | None,
+    channels: int | None,
+    label: Any,
+    index: int = 0,
+    *,
+    nested: bool = False,
+    files: Files | None = None,
 ) -> Iterator[_Item]:
     name = f"image{index:04d}"
     inputs = unpacked(inputs)
     if isinstance(inputs, (Tensor, np.ndarray)):
         yield from _from_array({"image": inputs, "label": label, "id": name}, dims, channels)
     elif isinstance(inputs, (str, os.PathLike)):
-        for fields in read_items([os.fspath(inputs)], dims, label=None if label is None else os.fspath(label)):
+        path, marks = os.fspath(inputs), None if label is None else os.fspath(label)
+        for fields in files.items([path], marks) if files is not None else read_items([path], dims, label=marks):
             yield from _from_array(fields, dims, channels)
     elif isinstance(inputs, Mapping):
         if "image" not in inputs:
             raise DataError(f"A dict needs the key 'image'; this one has {sorted(map(str, inputs))}.")
         yield from _from_array({"label": label, "id": name, **inputs}, dims, channels)
     elif hasattr(inputs, "image") and hasattr(inputs, "id"):
-        yield _from_case(inputs)
+        if files is None:
+            yield _from_case(inputs)
+        else:
+            images, marks = files_of(inputs)
+            for fields in files.items(images, marks):
+                yield from _from_array(fields, dims, channels)
     elif label is None and _is_pair(inputs, dims, nested):
         pair = {"image": inputs[0], "label": inputs[1], "id": name}
         yield from _from_array(unpacked(pair), dims, channels)
     elif isinstance(inputs, Iterable):
         for position, (one, one_label) in enumerate(_with_labels(inputs, label)):
-            yield from _items(one, dims, channels, one_label, index + position, nested=True)
+            yield from _items(one, dims, channels, one_label, index + position, nested=True, files=files)
     else:
         raise DataError(
             f"An input of type {type(inputs).__name__} is not understood.",
             fix="Pass a case, a tensor or array, a NIfTI, PNG or NPY path, a dict with 'image', or a list of these; "
             "of a task, its cases: task.cases('test').",
         )
+
+
+def files_of(case: Any) -> tuple[list[str], str | None]:
+    """The image files of a case, one a channel, and its label's, for a network that reads files by itself.
+
+    Raises:
+        DataError: the case is not made of volume files, or is one slice of them.
+    """
+    reader = getattr(case, "reader", None)
+    images: Sequence[Any] = getattr(reader, "image_files", tuple)()
+    if not images or getattr(case, "index", None) is not None:
+        raise DataError(
+            "This network reads and prepares volume files by itself; this case is not one.",
+            where=str(case.id),
+            fix="Pass the path of the volume, or cases of toolkit.task_from_nnunet(folder).",
+        )
+    label = getattr(reader, "label", None)
+    return [str(path) for path in images], None if label is None else str(label)
 
 
 def _is_pair(inputs: Any, dims: int | None, nested: bool) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -14,6 +14,16 @@ from toolkit.features.modules import unwrap
 _ATTRIBUTE = "toolkit_inference"  # a plain attribute: copies of the network carry it, its state_dict does not
 
 Regions = Mapping[str, Sequence[int]]
+
+
+class Files(Protocol):
+    """How another framework reads image files for its network; see `toolkit.integrations.nnunet.results`."""
+
+    def items(self, paths: Sequence[str], label: str | None = None) -> Iterator[dict[str, Any]]:
+        """Images as the network sees them, as `toolkit.inference.image_files.read_items` gives them."""
+
+    def predict(self, model: nn.Module, paths: Sequence[str]) -> Any:
+        """Labels (*S) on the files' own grid, as an array."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +36,7 @@ class Defaults:
         select: where its logits are, see `toolkit.features.logits.find_logits`.
         activation: "softmax" or "sigmoid"; None = softmax of several outputs.
         regions: name -> classes of each output of a sigmoid network, in their order; None = exclusive classes.
+        files: how image files are read for it; None = as a task's.
         classes: number of classes that it was trained on, background included; 2 say what a single output is.
     """
 
@@ -35,6 +46,7 @@ class Defaults:
     activation: str | None = None
     regions: Regions | None = None
     classes: int | None = None
+    files: Files | None = None
 
 
 def defaults_of(model: nn.Module) -> Defaults:

@@ -17,7 +17,8 @@ from toolkit.features.logits import Select
 from toolkit.features.modules import device_of, dims_and_channels
 from toolkit.features.untouched import untouched
 from toolkit.inference.image_files import read_items
-from toolkit.inference.inputs import as_batches
+from toolkit.inference.inputs import as_batches, files_of
+from toolkit.inference.memory import defaults_of
 from toolkit.inference.network import Predictor
 from toolkit.inference.volumes import same_size, stack
 
@@ -81,6 +82,9 @@ def predict(
         precision=precision,
         activation=activation,
     )
+    files, paths = defaults_of(predictor.network).files, _paths_of(image)
+    if files is not None and paths and output == "labels":
+        return torch.from_numpy(np.ascontiguousarray(files.predict(predictor.network, paths)))
     items, several = _opened(predictor.network, image, normalisation)
     parts = []
     with untouched(predictor.network, mode="eval"), torch.inference_mode():
@@ -104,15 +108,22 @@ def predict(
 def _opened(network: nn.Module, image: Any, normalisation: str) -> tuple[Any, bool]:
     """What `as_batches` reads, and whether the input is a batch or stack of images."""
     dims, channels = dims_and_channels(network)
-    paths = [image] if _is_path(image) else image
-    if isinstance(paths, (list, tuple)) and paths and all(map(_is_path, paths)):
-        items = list(read_items([os.fspath(path) for path in paths], dims, channels, normalisation=normalisation))
+    if paths := _paths_of(image):
+        files = defaults_of(network).files
+        items = list(files.items(paths) if files else read_items(paths, dims, channels, normalisation=normalisation))
         return items, items[0].get("position") is not None
     if isinstance(image, (Tensor, np.ndarray)):
         spatial = image.ndim - 2 if dims is None else dims
         stacked = image.ndim == spatial + 1 and channels == 1 and image.shape[0] != 1
         return image, stacked or image.ndim > spatial + 1
     return image, isinstance(image, Iterable) and not hasattr(image, "keys")
+
+
+def _paths_of(image: Any) -> list[str]:
+    """The files of one image: its path, or one path a channel; none if it is something else."""
+    paths = [image] if _is_path(image) else image
+    several = isinstance(paths, (list, tuple)) and bool(paths) and all(map(_is_path, paths))
+    return [os.fspath(path) for path in paths] if several else []
 
 
 def predict_volumes(
@@ -125,6 +136,10 @@ def predict_volumes(
     Raises:
         ConfigError: a network whose outputs are not the classes or regions of the cases.
     """
+    if (files := defaults_of(predictor.network).files) is not None:
+        for cases in volumes:
+            yield files.predict(predictor.network, files_of(cases[0])[0])
+        return
     waiting = iter(volumes)
     due = next(waiting, None)
     maps: list[np.ndarray] = []

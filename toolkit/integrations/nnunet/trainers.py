@@ -1,0 +1,152 @@
+"""Trainer classes of nnU-Net v2 that add a regularizer to its loss and change nothing else.
+
+nnU-Net finds them by name when the variable `nnUNet_extTrainer` holds `toolkit.integrations.nnunet.EXTERNAL`, while
+training and again while predicting. Architecture, augmentation, sampling, plans and checkpoints are the stock
+trainer's; with weight 0 so is every bit of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+
+from toolkit.errors import ConfigError
+from toolkit.features.modules import unwrap
+from toolkit.files import write_atomically
+from toolkit.methods.med_disseg.regularizer import Dispersive
+from toolkit.methods.segreg.regularizer import SegReg
+from toolkit.methods.selfreg.regularizer import SelfReg
+from toolkit.training.attach import attach
+from toolkit.training.history import HistoryWriter
+from toolkit.training.regularizer import Regularizer
+
+CUDA = torch.device("cuda")
+SETTINGS = "TOOLKIT_REGULARIZER"  # environment variable with the regularizer's settings as JSON
+
+
+class _RegularizedLoss(nn.Module):
+    """nnU-Net's loss plus the regularizer's, which only the training step adds."""
+
+    def __init__(self, stock: nn.Module, trainer: RegularizedTrainer) -> None:
+        super().__init__()
+        self.stock = stock
+        self.add = trainer.regularizer_loss
+
+    def forward(self, outputs: Any, targets: Any) -> Tensor:
+        loss = self.stock(outputs, targets)
+        extra = self.add(targets) if torch.is_grad_enabled() else None
+        return loss if extra is None else loss + extra
+
+
+class RegularizedTrainer(nnUNetTrainer):
+    """Base of the trainers below; a trainer of one's own names a regularizer class.
+
+    The settings are those of the class, then the entry `toolkit` of the plans, then the JSON in the environment
+    variable `TOOLKIT_REGULARIZER`, for example `{"weight": 0.1}`; they are written to `regularizer.json` in the output
+    folder. Terms are logged once an epoch, to nnU-Net's log and to `history.jsonl`.
+    """
+
+    regularizer_class: ClassVar[type[Regularizer]]
+    settings: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = CUDA
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self._images: Tensor | None = None
+        self._attached: Any = None
+        self._step = 0
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def regularizer(self) -> Regularizer:
+        """The regularizer with its settings.
+
+        Raises:
+            ConfigError: settings that are no JSON object or that the regularizer does not take.
+        """
+        settings = {**self.settings, **self.plans_manager.plans.get("toolkit", {})}
+        if text := os.environ.get(SETTINGS):
+            try:
+                given = json.loads(text)
+            except ValueError as error:
+                raise ConfigError(f"This is not JSON: {error}.", where=SETTINGS, fix='{"weight": 0.1}') from error
+            if not isinstance(given, dict):
+                raise ConfigError("The settings are not a JSON object.", where=SETTINGS, fix='{"weight": 0.1}')
+            settings.update(given)
+        try:
+            return self.regularizer_class(**settings)
+        except TypeError as error:
+            raise ConfigError(f"{self.regularizer_class.__name__}: {error}.", where=SETTINGS) from error
+
+    def initialize(self) -> None:
+        """The stock set-up, then the taps: before the first pass, so that a compiled network honours them."""
+        super().initialize()
+        regularizer = self.regularizer()
+        record = {"class": self.regularizer_class.__name__, **vars(regularizer)}
+        write_atomically(Path(self.output_folder) / "regularizer.json", json.dumps(record, indent=1, default=str))
+        if any(regularizer.active(step) for step in (0, 10**9)):
+            self._attached = attach(regularizer, unwrap(self.network))
+            self.print_to_log_file(f"{record['class']} reads {', '.join(regularizer.taps_on(unwrap(self.network)))}")
+
+    def _build_loss(self) -> nn.Module:
+        return _RegularizedLoss(super()._build_loss(), self)
+
+    def regularizer_loss(self, targets: Any) -> Tensor | None:
+        """The weighted loss of the regularizer for the batch at hand; None with weight 0."""
+        if self._attached is None:
+            return None
+        labels = targets[0] if isinstance(targets, (list, tuple)) else targets
+        batch = {"image": self._images, "label": labels.long()}
+        return self._attached.loss(batch, step=self._step)
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the last epoch's terms; the step follows from the epoch, so that `--c` goes on with the same draws."""
+        super().on_train_epoch_start()
+        self._step = self.current_epoch * self.num_iterations_per_epoch
+        self._sums, self._count = {}, 0
+
+    def train_step(self, batch: dict) -> dict:
+        """The stock step; the loss adds the regularizer's terms."""
+        self._images = batch["data"].to(self.device, non_blocking=True)
+        result = super().train_step(batch)
+        self._images = None
+        self._step += 1
+        if self._attached is not None:
+            self._count += 1
+            for name, value in self._attached.terms.items():
+                self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        return result
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Log the mean of every term over the epoch."""
+        super().on_train_epoch_end(train_outputs)
+        if self._count and self.local_rank == 0:
+            means = {name: total / self._count for name, total in self._sums.items()}
+            self.print_to_log_file(*(f"{name} {value:.4g}" for name, value in means.items()))
+            with HistoryWriter(Path(self.output_folder) / "history.jsonl") as history:
+                history.write({"step": self._step, "event": "train", **means})
+
+
+class nnUNetTrainerSegReg(RegularizedTrainer):
+    """SegReg at the tensor that the segmentation head reads (its loss is our inference from the public paper)."""
+
+    regularizer_class = SegReg
+
+
+class nnUNetTrainerSelfReg(RegularizedTrainer):
+    """SelfReg-UNet's semantic consistency and internal distillation on nnU-Net's stages."""
+
+    regularizer_class = SelfReg
+
+
+class nnUNetTrainerDispersive(RegularizedTrainer):
+    """Med-DisSeg's dispersive loss at the bottleneck."""
+
+    regularizer_class = Dispersive
