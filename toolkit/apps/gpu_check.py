@@ -209,7 +209,7 @@ def _config(device: str, precision: str, steps: int) -> TrainConfig:
 
 def _training(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[Check]:
     """Short trainings with SegReg: the first loss, the last one, and that it falls."""
-    losses = {}
+    losses: dict[str, Any] = {}
     for place, precision in (("cpu", "32"), *((device, precision) for precision in sizes.precisions)):
         config, out = _config(place, precision, sizes.steps), folder / f"{place}-{precision}-{len(losses)}"
         run = train(_network(False, 2, sizes), task, None, SegReg(), config, out, progress=False)

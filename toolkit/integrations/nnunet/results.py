@@ -239,4 +239,4 @@ def _regularizer(path: Path) -> str:
     """The name of the regularizer that a trainer of this toolkit wrote down."""
     if not path.is_file():
         return ""
-    return {"SegReg": "segreg", "SelfReg": "selfreg", "Dispersive": "dispersive"}.get(_read_json(path)["class"], "")
+    return str(_read_json(path).get("name", ""))

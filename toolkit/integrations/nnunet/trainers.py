@@ -16,12 +16,10 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
+from toolkit import registry
 from toolkit.errors import ConfigError
 from toolkit.features.modules import unwrap
 from toolkit.files import write_atomically
-from toolkit.methods.med_disseg.regularizer import Dispersive
-from toolkit.methods.segreg.regularizer import SegReg
-from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.training.attach import attach
 from toolkit.training.history import HistoryWriter
 from toolkit.training.regularizer import Regularizer
@@ -52,7 +50,7 @@ class RegularizedTrainer(nnUNetTrainer):
     folder. Terms are logged once an epoch, to nnU-Net's log and to `history.jsonl`.
     """
 
-    regularizer_class: ClassVar[type[Regularizer]]
+    regularizer_class: ClassVar[type[Regularizer] | str]  # or the name under which it is registered
     settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(
@@ -80,20 +78,23 @@ class RegularizedTrainer(nnUNetTrainer):
             if not isinstance(given, dict):
                 raise ConfigError("The settings are not a JSON object.", where=SETTINGS, fix='{"weight": 0.1}')
             settings.update(given)
+        kind = self.regularizer_class
+        if isinstance(kind, str):
+            return registry.build("regularizer", {"name": kind, "arguments": settings})
         try:
-            return self.regularizer_class(**settings)
+            return kind(**settings)
         except TypeError as error:
-            raise ConfigError(f"{self.regularizer_class.__name__}: {error}.", where=SETTINGS) from error
+            raise ConfigError(f"{kind.__name__}: {error}.", where=SETTINGS) from error
 
     def initialize(self) -> None:
         """The stock set-up, then the taps: before the first pass, so that a compiled network honours them."""
         super().initialize()
         regularizer = self.regularizer()
-        record = {"class": self.regularizer_class.__name__, **vars(regularizer)}
+        record = {"name": regularizer.name, "settings": vars(regularizer)}
         write_atomically(Path(self.output_folder) / "regularizer.json", json.dumps(record, indent=1, default=str))
         if any(regularizer.active(step) for step in (0, 10**9)):
             self._attached = attach(regularizer, unwrap(self.network))
-            self.print_to_log_file(f"{record['class']} reads {', '.join(regularizer.taps_on(unwrap(self.network)))}")
+            self.print_to_log_file(f"{regularizer.name} reads {', '.join(regularizer.taps_on(unwrap(self.network)))}")
 
     def _build_loss(self) -> nn.Module:
         return _RegularizedLoss(super()._build_loss(), self)
@@ -137,16 +138,16 @@ class RegularizedTrainer(nnUNetTrainer):
 class nnUNetTrainerSegReg(RegularizedTrainer):
     """SegReg at the tensor that the segmentation head reads (its loss is our inference from the public paper)."""
 
-    regularizer_class = SegReg
+    regularizer_class = "segreg"
 
 
 class nnUNetTrainerSelfReg(RegularizedTrainer):
     """SelfReg-UNet's semantic consistency and internal distillation on nnU-Net's stages."""
 
-    regularizer_class = SelfReg
+    regularizer_class = "selfreg"
 
 
 class nnUNetTrainerDispersive(RegularizedTrainer):
     """Med-DisSeg's dispersive loss at the bottleneck."""
 
-    regularizer_class = Dispersive
+    regularizer_class = "dispersive"
