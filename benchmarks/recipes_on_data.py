@@ -52,7 +52,7 @@ class Trial:
             "select": "last",
         }
         return self.recipe(
-            tk.load_task(self.pack), **self.options, network=dict(self.network), **{**rhythm, **self.config}
+            tk.load_task(self.pack), **self.options, model=dict(self.network), **{**rhythm, **self.config}
         )
 
 

@@ -81,7 +81,7 @@ def one_sequence(study: Study, arm: str, seed: int, folder: Path, fold: int | No
         model = given.model()
     config = tk.TrainConfig(**{**study.config, "seed": seed})
     options = {"strategy": "sequential" if fold is None else STRATEGIES[fold], "progress": False}
-    return tk.train_sequence(model, task, task.sites, given.regularizer, config, folder, **options).stages
+    return tk.train_sequence(model, task, task.sites, given.regularizer, config, out=folder, **options).stages
 
 
 def _arm(study: Study, arm: str) -> Any:
@@ -97,7 +97,7 @@ def two_stages(study: Study, arm: str, seed: int, folder: Path, fold: int | None
     for index, preset in enumerate((given.first, given.second)):
         settings = {**study.config, "seed": seed}
         network = settings.pop("network")
-        recipe = tk.recipes.med_disseg(study.task(), preset or "default", network=network, **settings)
+        recipe = tk.recipes.med_disseg(study.task(), preset or "default", model=network, **settings)
         stage, place = recipe.stages[index], folder / f"stage-{index + 1}"
         model, term = _without(stage.build(), given, index), stage.regularizer if preset else None
         if (place / "run.json").exists():

@@ -18,7 +18,7 @@ from toolkit.results import Result
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "toolkit"
-MOST_POSITIONAL = 9  # names of the public calls are a contract; a caller who goes further must write the keyword
+MOST_POSITIONAL = 5  # a caller who goes further writes the keyword
 MOST_LINES, MEDIAN_LINES = 400, 180
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "tools"}
 
@@ -68,13 +68,61 @@ def test_functions_are_documented_and_typed(name: str) -> None:
         assert not missing, f"the docstring of {name} does not mention {missing}"
 
 
+def public_calls() -> dict[str, Callable[..., Any]]:
+    """Every function, constructor and public method that users see, those of the public submodules too."""
+    calls: dict[str, Callable[..., Any]] = dict(public_functions())
+    for submodule in ("recipes", "figures", "widgets", "loggers"):
+        offered = vars(getattr(toolkit, submodule))
+        public = offered.get("__all__") or [name for name in offered if not name.startswith("_")]
+        calls |= {
+            f"{submodule}.{name}": value
+            for name in public
+            if inspect.isfunction(value := getattr(getattr(toolkit, submodule), name))
+            and value.__module__.startswith("toolkit.")
+        }
+    for name, one in public_classes().items():
+        calls |= {
+            f"{name}.{method}": function
+            for method, function in vars(one).items()
+            if inspect.isfunction(function) and (method == "__init__" or not method.startswith("_"))
+        }
+    return calls
+
+
+def positional(call: Callable[..., Any]) -> list[inspect.Parameter]:
+    parameters = inspect.signature(call).parameters.values()
+    return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "self"]
+
+
+@pytest.mark.parametrize("name", sorted(public_calls()))
+def test_positional_parameters_are_few(name: str) -> None:
+    assert len(positional(public_calls()[name])) <= MOST_POSITIONAL
+
+
 @pytest.mark.parametrize("name", sorted(public_functions()))
-def test_positional_parameters_are_few_and_never_flags(name: str) -> None:
-    parameters = inspect.signature(public_functions()[name]).parameters.values()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    assert len(positional) <= MOST_POSITIONAL
-    assert sum(p.default is inspect.Parameter.empty for p in positional) <= 4
-    assert not [p.name for p in positional[:2] if isinstance(p.default, bool)], "a flag is not a main argument"
+def test_the_first_parameters_are_never_flags(name: str) -> None:
+    first = positional(public_functions()[name])
+    assert sum(p.default is inspect.Parameter.empty for p in first) <= 4
+    assert not [p.name for p in first[:2] if isinstance(p.default, bool)], "a flag is not a main argument"
+
+
+# Another word for the same thing -> the word that every call uses.
+OTHER_WORDS = {
+    "network": "model",
+    "net": "model",
+    "taps": "aliases",
+    "patterns": "layers",
+    "layer_names": "layers",
+    "input": "inputs",
+}
+
+
+@pytest.mark.parametrize("name", sorted(public_calls()))
+def test_one_word_names_one_thing_in_every_call(name: str) -> None:
+    parameters = inspect.signature(public_calls()[name]).parameters
+    assert not {one: OTHER_WORDS[one] for one in parameters if one in OTHER_WORDS}
+    networks = [p.name for p in parameters.values() if str(p.annotation).startswith("nn.Module")]
+    assert len(networks) != 1 or networks == ["model"] or name == "Stages.__init__"  # the network before the stages
 
 
 @pytest.mark.parametrize("name", sorted(public_classes()))

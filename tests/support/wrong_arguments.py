@@ -107,7 +107,7 @@ class Calls:
     def trained(self) -> Any:
         regularizer = tk.SegReg(samples=8, directions=4)
         out = self.folder / "run"
-        return tk.train(self.network(), self.task, None, regularizer, self.config, out, progress=False)
+        return tk.train(self.network(), self.task, None, regularizer, self.config, out=out, progress=False)
 
     def fresh(self) -> Path:
         self.number += 1

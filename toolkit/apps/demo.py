@@ -142,7 +142,7 @@ def _train(
     with _counted(model, bar, f"training {name} on {' then '.join(sites)}"):
         if (path / RECORD).is_file():
             return resume_sequence(path, model, task, progress=False)
-        return train_sequence(model, task, sites, regularizer, settings.config(), path, progress=False)
+        return train_sequence(model, task, sites, regularizer, settings.config(), out=path, progress=False)
 
 
 @contextlib.contextmanager

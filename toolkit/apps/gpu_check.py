@@ -212,7 +212,7 @@ def _training(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[C
     losses: dict[str, Any] = {}
     for place, precision in (("cpu", "32"), *((device, precision) for precision in sizes.precisions)):
         config, out = _config(place, precision, sizes.steps), folder / f"{place}-{precision}-{len(losses)}"
-        run = train(_network(False, 2, sizes), task, None, SegReg(), config, out, progress=False)
+        run = train(_network(False, 2, sizes), task, None, SegReg(), config, out=out, progress=False)
         losses[len(losses)] = run.history["total"].dropna().tolist()
         if len(losses) > 1:
             limit = 1e-3 if precision == "32" else 0.05
@@ -228,7 +228,7 @@ def _kill_and_resume(task: Task, device: str, sizes: Sizes, folder: Path) -> Ite
     """Two processes train on the device at once; one is killed and resumed, and must end like the other."""
     config = _config(device, "32", sizes.steps)
     whole, killed = (
-        train(_network(False, 2, sizes), task, None, SegReg(), config, folder / name, background=True)
+        train(_network(False, 2, sizes), task, None, SegReg(), config, out=folder / name, background=True)
         for name in ("whole", "killed")
     )
     _kill_after(killed, 6)

@@ -299,7 +299,7 @@ def _write_networks(settings: BundleSettings, folder: Path, runs: Path, progress
             list(settings.sites),
             regularizer,
             config,
-            runs / name,
+            out=runs / name,
             objective=objective,
             progress=progress,
         )

@@ -38,6 +38,7 @@ class Augmentation:
     scale: float = 0.15
     translation: float = 0.05
     flips: bool = True
+    _: dataclasses.KW_ONLY
     gain: float = 0.15
     offset: float = 0.10
     gamma: float = 0.30

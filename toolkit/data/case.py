@@ -41,6 +41,7 @@ class Case:
     split: str
     subject: str
     volume: str
+    _: dataclasses.KW_ONLY
     position: int | None
     group: str | None
     classes: dict[int, str]

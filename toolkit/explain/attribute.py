@@ -41,7 +41,7 @@ def attribute(
     window: int = 8,
     stride: int | None = None,
     features: str = "grid",
-    taps: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     batch_size: int = 8,
     select: Select | None = None,
     patch_size: Sequence[int] | str | None = None,
@@ -70,7 +70,7 @@ def attribute(
         stride: step of the occluded box; None is half of `window`.
         features: what feature ablation removes at once: cells of a "grid", or each class of the "prediction" or of
             the "reference", which says how much the score of one organ leans on another.
-        taps: overrides of aliases.
+        aliases: overrides of aliases.
         batch_size: perturbed images per pass.
         select: where the logits are; as for divisor, precision and activation see `toolkit.predict`.
         patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass. What is
@@ -100,8 +100,8 @@ def attribute(
     )
     batch = _one_batch(image, predictor, label)
     frame = predictor.frame(batch.image)
-    with untouched(model, "eval"), torch.inference_mode(False), torch.enable_grad(), eager(predictor.network):
-        module = None if layer is None else _layer_module(predictor, layer, batch.image[:1], taps)
+    with untouched(model, "eval"), torch.inference_mode(False), torch.enable_grad(), eager(predictor.model):
+        module = None if layer is None else _layer_module(predictor, layer, batch.image[:1], aliases)
         frozen = frozen_target(predictor, as_target(target), batch, frame)
         values, at_baseline = [], []
         for i, image_i in enumerate(batch.image.detach().split(1)):
@@ -138,12 +138,12 @@ def frozen_target(predictor: Predictor, target: Target, batch: InputBatch, frame
 
 
 def _layer_module(
-    predictor: Predictor, layer: str, image: Tensor, taps: Mapping[str, str] | None
+    predictor: Predictor, layer: str, image: Tensor, aliases: Mapping[str, str] | None
 ) -> tuple[nn.Module, bool]:
     """The module that a name means, and whether its input is meant."""
-    network, x = predictor.network, predictor.one_window(image)
-    prepare_aliases(predictor, layer, image, taps)
-    names = resolve(network, layer, x, taps)
+    network, x = predictor.model, predictor.one_window(image)
+    prepare_aliases(predictor, layer, image, aliases)
+    names = resolve(network, layer, x, aliases)
     if len(names) != 1:
         raise LayerError(f"{layer!r} matches {len(names)} layers.", fix=f"Name one: {', '.join(names[:8])}.")
     name = parse(names[0])
@@ -181,12 +181,12 @@ def _check_method(method: str, settings: Settings) -> None:
 
 
 def _one_batch(image: Any, predictor: Predictor, label: Any) -> InputBatch:
-    batches = list(as_batches(image, predictor.network, batch_size=10**6, label=label))
+    batches = list(as_batches(image, predictor.model, batch_size=10**6, label=label))
     if len(batches) != 1:
         what = "There is no image to explain." if not batches else "The images have several sizes."
         raise DataError(what, where="attribute(image=...)", fix="Pass one image, or several of one size.")
     image = batches[0].image
-    affordable_batch(predictor.network, image[:1], 1, Limit("attribute", 2.0, one_pass=predictor.one_window))
+    affordable_batch(predictor.model, image[:1], 1, Limit("attribute", 2.0, one_pass=predictor.one_window))
     return batches[0]
 
 

@@ -35,7 +35,7 @@ class Bypass:
     """
 
     def __init__(self, predictor: Predictor, layer: str) -> None:
-        self.predictor, self.network, self.layer = predictor, predictor.network, parse(layer)
+        self.predictor, self.model, self.layer = predictor, predictor.model, parse(layer)
         self.around: dict[Place, Tensor] = {}
         self.code: Tensor | None = None
         self._reached = False
@@ -59,7 +59,7 @@ class Bypass:
             return self.code.clone()
 
         # `capture` checks the name and that the layer runs, with its own error messages
-        with capture(self.network, [str(self.layer)], detach=True, clone=False), self._hooks(keep, cut):
+        with capture(self.model, [str(self.layer)], detach=True, clone=False), self._hooks(keep, cut):
             return self.predictor.one_pass(image)
 
     def replay(self, image: Tensor, code: Tensor, change: Callable[[Place, Tensor], Tensor]) -> Tensor:
@@ -77,9 +77,9 @@ class Bypass:
         self._calls.clear()
         self._inputs.clear()
         handles = []
-        with eager(self.network):
+        with eager(self.model):
             try:
-                for path, module in named(self.network).items():
+                for path, module in named(self.model).items():
                     if is_container(module):
                         continue
                     if self.layer.port == "input" and path == self.layer.path:

@@ -27,7 +27,7 @@ class CamRequest:
     layers: str | Sequence[str]
     target: Target
     methods: Sequence[str]
-    taps: Mapping[str, str] | None
+    aliases: Mapping[str, str] | None
     mode: str
 
 
@@ -49,9 +49,9 @@ class CamBatch:
 def explain_batch(predictor: Predictor, batch: InputBatch, request: CamRequest, frame: Frame) -> CamBatch:
     """Maps of every layer from one forward pass and one backward pass per part of the target."""
     target = request.target
-    with untouched(predictor.network, request.mode) as network, torch.inference_mode(False), torch.enable_grad():
+    with untouched(predictor.model, request.mode) as network, torch.inference_mode(False), torch.enable_grad():
         image = batch.image.detach().clone().requires_grad_().clone()  # not a leaf: networks may change it in place
-        with capture(network, request.layers, taps=request.taps) as tape:
+        with capture(network, request.layers, aliases=request.aliases) as tape:
             logits = predictor.logits(image, frame)
         scene = Scene.of(logits, batch, predictor)
         require_gradients(tape)

@@ -18,7 +18,7 @@ from toolkit.inference.windows import Frame
 
 def explain_windows(predictor: Predictor, batch: InputBatch, request: CamRequest, frame: Frame) -> CamBatch:
     """Maps of every layer on the image's grid (B, 1, *S); see `toolkit.grad_cam`."""
-    with untouched(predictor.network, request.mode), torch.inference_mode(False):
+    with untouched(predictor.model, request.mode), torch.inference_mode(False):
         with torch.no_grad():
             logits = predictor.logits(batch.image, frame)
         targets = request.target.parts(Scene.of(logits, batch, predictor))
@@ -40,7 +40,7 @@ def _accumulate(predictor: Predictor, image: Tensor, request: CamRequest, frozen
     for window in frame.tiling.windows:
         with torch.enable_grad():
             x = padded[window].detach().clone().requires_grad_().clone()
-            with capture(predictor.network, request.layers, taps=request.taps) as tape:
+            with capture(predictor.model, request.layers, aliases=request.aliases) as tape:
                 logits = predictor.one_pass(x)
             require_gradients(tape)
             for position, part in enumerate(coefficients):

@@ -77,7 +77,7 @@ class FixedScore:
         if torch.is_grad_enabled() and image.requires_grad and not logits.requires_grad:
             raise LayerError(
                 "No gradient reaches the image.",
-                where=type(self.predictor.network).__name__,
+                where=type(self.predictor.model).__name__,
                 fix="The network runs under no_grad or inference_mode: take that out, or use occlusion.",
             )
         return self.frozen.of(logits)

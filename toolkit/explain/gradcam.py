@@ -31,7 +31,7 @@ def grad_cam(
     *,
     method: str | Sequence[str] = "grad_cam",
     label: Any = None,
-    taps: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     batch_size: int = 8,
     mode: str = "eval",
     select: Select | None = None,
@@ -56,7 +56,7 @@ def grad_cam(
             Carin 2020) or "layer_cam" (Jiang et al. 2021). Several, as in ["grad_cam", "hires_cam"], share the pass: the
             result is of the first one, its `by_method("hires_cam")` of another.
         label: label map(s) for bare arrays or paths.
-        taps: overrides of aliases.
+        aliases: overrides of aliases.
         batch_size: images per pass.
         mode: "eval" (running statistics, images independent of each other) or "train".
         select: where the logits are; as for divisor, precision and activation see `toolkit.predict`.
@@ -92,7 +92,7 @@ def grad_cam(
         precision=precision,
         activation=activation,
     )
-    request = CamRequest(layers, as_target(target), methods, taps, mode)
+    request = CamRequest(layers, as_target(target), methods, aliases, mode)
     data = DataHash()
     pieces: list[CamBatch] = []
     limit = Limit("grad_cam", 2.0, one_pass=predictor.one_window)
@@ -106,7 +106,7 @@ def grad_cam(
         data.update(batch.ids, batch.image, batch.label)
         frame = predictor.frame(batch.image)
         if not pieces:
-            prepare_aliases(predictor, layers, batch.image, taps)
+            prepare_aliases(predictor, layers, batch.image, aliases)
         explain = explain_batch if frame.tiling is None else explain_windows
         pieces.append(explain(predictor, batch, request, frame))
     if not pieces:

@@ -49,16 +49,16 @@ def mask_latent(
     image: Any,
     scheme: str = "channel",
     fraction: float | tuple[float, float] = 0.3,
+    *,
     soft: bool = True,
     seed: int = 0,
     skips: str = "keep",
     layer: str = "bottleneck",
-    *,
     label: Any = None,
     mode: str = "eval",
     score: str = "signed",
     temperature: float | None = None,
-    taps: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     mask: Tensor | None = None,
     select: Select | None = None,
     patch_size: Sequence[int] | str | None = None,
@@ -95,7 +95,7 @@ def mask_latent(
         score: ranking of the targeted masks: "signed" (the method's), "negated", "absolute" or "product".
         temperature: of the probabilities in the entropy; None = a fast/slow network's own
             (the paper's is 2), and 1 for others.
-        taps: overrides of aliases.
+        aliases: overrides of aliases.
         mask: a multiplier of one's own that broadcasts to the code, for example (1, C, 1, 1) for channels; `scheme` and
             `fraction` then only apply to what goes around the layer (`skips="mask"`). Both codes of a fast/slow network
             get it.
@@ -122,7 +122,7 @@ def mask_latent(
         precision=precision,
         activation=activation,
     )
-    network = predictor.network
+    network = predictor.model
     structured = callable(getattr(network, "encode", None)) and callable(getattr(network, "decode_segmentation", None))
     settings = _Settings(
         scheme,
@@ -136,7 +136,7 @@ def mask_latent(
     )
     _check(settings, skips)
     batch = _one_batch(image, predictor, label)
-    at = "codes" if structured else _one_layer(predictor, layer, batch, taps)
+    at = "codes" if structured else _one_layer(predictor, layer, batch, aliases)
     frame = predictor.frame(batch.image)
     with untouched(model, mode), torch.inference_mode(False), torch.enable_grad():
         pieces = [
@@ -151,9 +151,9 @@ def mask_latent(
     return _result(predictor, batch, settings, _joined(pieces, frame), layer=at, bn_mode=mode, provenance=made_by)
 
 
-def _one_layer(predictor: Predictor, layer: str, batch: InputBatch, taps: Mapping[str, str] | None) -> str:
-    prepare_aliases(predictor, layer, batch.image, taps)
-    names = resolve(predictor.network, layer, predictor.one_window(batch.image[:1]), taps)
+def _one_layer(predictor: Predictor, layer: str, batch: InputBatch, aliases: Mapping[str, str] | None) -> str:
+    prepare_aliases(predictor, layer, batch.image, aliases)
+    names = resolve(predictor.model, layer, predictor.one_window(batch.image[:1]), aliases)
     if len(names) != 1:
         raise LayerError(f"{layer!r} matches {len(names)} layers.", fix=f"Name one: {', '.join(names[:8])}.")
     return names[0]
@@ -243,7 +243,7 @@ def _cut(predictor: Predictor, piece: _Piece, settings: _Settings, layer: str) -
 
 def _structured(predictor: Predictor, piece: _Piece, settings: _Settings) -> _Outputs:
     """Mask the image code and the shape code of a fast/slow network, independently of each other."""
-    network: Any = predictor.network
+    network: Any = predictor.model
     size, x = tuple(piece.image.shape[2:]), piece.image.to(predictor.dtype)
     with torch.no_grad():
         image_code = network.encode(x)
@@ -336,13 +336,13 @@ def _result(
 
 
 def _one_batch(image: Any, predictor: Predictor, label: Any) -> InputBatch:
-    batches = list(as_batches(image, predictor.network, batch_size=10**6, label=label))
+    batches = list(as_batches(image, predictor.model, batch_size=10**6, label=label))
     if len(batches) != 1:
         what = "There is no image to mask." if not batches else "The images have several sizes."
         raise DataError(what, where="mask_latent(image=...)", fix="Pass one image, or several of one size.")
     image = batches[0].image
     limit = Limit("mask_latent", 2.0, fixed=True, one_pass=predictor.one_window)
-    affordable_batch(predictor.network, image[:1], len(image), limit)
+    affordable_batch(predictor.model, image[:1], len(image), limit)
     return batches[0]
 
 

@@ -204,7 +204,7 @@ def shuffled(model: nn.Module, seed: int = 0, draw: int = 0, modules: Collection
 
 def _cascade(predictor: Predictor, image: Tensor, steps: int) -> list[tuple[set[str] | None, str]]:
     """Growing sets of modules with weights, from the last one that runs to the first, and the name of the newest."""
-    network = predictor.network
+    network = predictor.model
     modules = {**named(network), "": network}
     owners = [n for n, module in modules.items() if any(True for _ in module.parameters(recurse=False))]
     calls = trace_calls(network, [predictor.one_window(image)], select=predictor.select).calls
@@ -214,7 +214,7 @@ def _cascade(predictor: Predictor, image: Tensor, steps: int) -> list[tuple[set[
     return [(set(order[:cut]), order[cut - 1] or type(network).__name__) for cut in cuts]
 
 
-def _copy(network: nn.Module) -> nn.Module:
+def _copy(model: nn.Module) -> nn.Module:
     """A deep copy, also of a network that keeps tensors with a graph from its last pass, which torch refuses to copy."""
     known: dict[int, Any] = {}
 
@@ -225,9 +225,9 @@ def _copy(network: nn.Module) -> nn.Module:
             for item in value.values() if isinstance(value, dict) else value:
                 visit(item)
 
-    for module in network.modules():
+    for module in model.modules():
         visit(vars(module))
-    return copy.deepcopy(network, known)
+    return copy.deepcopy(model, known)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:

@@ -63,9 +63,9 @@ class Tape(Mapping[str, Tensor]):
 @contextlib.contextmanager
 def capture(
     model: nn.Module,
-    patterns: str | Sequence[str],
+    layers: str | Sequence[str],
     *,
-    taps: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     detach: bool = False,
     clone: bool = True,
 ) -> Iterator[Tape]:
@@ -78,8 +78,8 @@ def capture(
 
     Args:
         model: any network.
-        patterns: layer names, globs or aliases; see `toolkit.layers`. None at all means no hooks at all.
-        taps: overrides of aliases, for example {"head_input": "final:input"}.
+        layers: layer names, globs or aliases; see `toolkit.layers`. None at all means no hooks at all.
+        aliases: overrides of aliases, for example {"head_input": "final:input"}.
         detach: record without the graph.
         clone: copy each recorded tensor; turn off only for networks without in-place operations.
 
@@ -87,12 +87,12 @@ def capture(
         LayerError: a name that matches nothing, or on leaving the block a layer that never ran or that does not
             return one tensor; the message offers the closest names.
     """
-    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    wanted = [layers] if isinstance(layers, str) else list(layers)
     tape = Tape()
     if not wanted:
         yield tape
         return
-    recorder = TapeRecorder(unwrap(model), wanted, taps, tape, detach, clone)
+    recorder = TapeRecorder(unwrap(model), wanted, aliases, tape, detach, clone)
     with eager(model):
         try:
             recorder.attach()
@@ -105,16 +105,16 @@ def capture(
 @contextlib.contextmanager
 def observe(
     model: nn.Module,
-    patterns: str | Sequence[str],
+    layers: str | Sequence[str],
     consume: Callable[[str, Tensor], None],
     *,
-    taps: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """Hand each activation to `consume(name, tensor)` the moment it exists; nothing is copied or kept.
 
     For streaming: memory stays flat however many layers are watched. Names, errors and unwrapping as in `capture`.
     """
-    recorder = _Observer(unwrap(model), patterns, taps, consume)
+    recorder = _Observer(unwrap(model), layers, aliases, consume)
     with eager(model):
         try:
             recorder.attach()
@@ -127,8 +127,8 @@ def observe(
 class Recorder:
     """The hooks of one block; subclasses say what happens to each activation."""
 
-    def __init__(self, network: nn.Module, wanted: list[str], taps: Mapping[str, str] | None) -> None:
-        self.network, self.wanted, self.taps = network, wanted, taps
+    def __init__(self, model: nn.Module, wanted: list[str], aliases: Mapping[str, str] | None) -> None:
+        self.model, self.wanted, self.aliases = model, wanted, aliases
         self.done: set[str] = set()
         self.requests: list[Request] | None = None
         self.handles: list[Any] = []
@@ -146,7 +146,7 @@ class Recorder:
 
     def attach(self) -> None:
         """Add the hooks; aliases that only a forward pass can resolve are looked up when the first one begins."""
-        self.handles.append(self.network.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self.handles.append(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
         with contextlib.suppress(AliasUnknown):
             self._attach_layers()
 
@@ -165,8 +165,8 @@ class Recorder:
         if self.requests is None:
             raise LayerError(
                 f"The aliases among {self.wanted} could not be resolved: the network was never called.",
-                where=type(self.network).__name__,
-                fix='Call the network inside the block, or say where they are: taps={"head_input": "..."}.',
+                where=type(self.model).__name__,
+                fix='Call the network inside the block, or say where they are: aliases={"head_input": "..."}.',
             )
         missing = [r for r in self.requests if r.key not in self.done and r.required]
         globs = {r.pattern for r in self.requests} - {
@@ -176,8 +176,8 @@ class Recorder:
             raise self._missing(request)
 
     def _attach_layers(self) -> None:
-        self.requests = find_requests(self.network, self.wanted, self.taps)
-        modules = named(self.network)
+        self.requests = find_requests(self.model, self.wanted, self.aliases)
+        modules = named(self.model)
         places: dict[tuple[str, str], list[Request]] = {}
         for request in self.requests:
             places.setdefault((request.layer.path, request.layer.port), []).append(request)
@@ -190,7 +190,7 @@ class Recorder:
         if self.requests is None:
             self.observing = True
             try:
-                trace_calls(self.network, arguments, keywords, mode="keep")
+                trace_calls(self.model, arguments, keywords, mode="keep")
             finally:
                 self.observing = False
             self._attach_layers()
@@ -238,7 +238,7 @@ class Recorder:
     def _missing(self, request: Request) -> LayerError:
         layer = request.layer
         if layer in self.not_tensors:
-            children = [n for n in named(self.network) if n.startswith(f"{layer.path}.")]
+            children = [n for n in named(self.model) if n.startswith(f"{layer.path}.")]
             return LayerError(
                 f"The layer {request.key!r} gives {self.not_tensors[layer]}, not one tensor.",
                 where=str(layer),
@@ -246,7 +246,7 @@ class Recorder:
             )
         calls = self.counts.get((layer.path, layer.port), 0)
         ran = "it never ran" if not calls else f"it ran {calls} time{'s' * (calls > 1)} only"
-        names = [n for n in named(self.network) if n != layer.path]
+        names = [n for n in named(self.model) if n != layer.path]
         return LayerError(
             f"The layer {request.key!r} was not captured: {ran} inside the block.",
             where=str(layer),
@@ -259,14 +259,14 @@ class TapeRecorder(Recorder):
 
     def __init__(
         self,
-        network: nn.Module,
+        model: nn.Module,
         wanted: list[str],
-        taps: Mapping[str, str] | None,
+        aliases: Mapping[str, str] | None,
         tape: Tape,
         detach: bool = False,
         clone: bool = True,
     ) -> None:
-        super().__init__(network, wanted, taps)
+        super().__init__(model, wanted, aliases)
         self.tape, self.detach, self.clone = tape, detach, clone
 
     def restart(self) -> None:
@@ -293,12 +293,12 @@ class _Observer(Recorder):
 
     def __init__(
         self,
-        network: nn.Module,
-        patterns: str | Sequence[str],
-        taps: Mapping[str, str] | None,
+        model: nn.Module,
+        layers: str | Sequence[str],
+        aliases: Mapping[str, str] | None,
         consume: Callable[[str, Tensor], None],
     ) -> None:
-        super().__init__(network, [patterns] if isinstance(patterns, str) else list(patterns), taps)
+        super().__init__(model, [layers] if isinstance(layers, str) else list(layers), aliases)
         self.consume = consume
 
     def handle(self, requests: list[Request], tensor: Tensor) -> None:

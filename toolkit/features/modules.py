@@ -58,38 +58,38 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def named(network: nn.Module) -> dict[str, nn.Module]:
+def named(model: nn.Module) -> dict[str, nn.Module]:
     """Every submodule by `named_modules()` path; the marks of compiled submodules are left out of the paths.
 
     Raises:
         LayerError: a TorchScript module, whose hooks would never fire.
     """
     modules: dict[str, nn.Module] = {}
-    refuse_scripted(network)
-    for path, module in network.named_modules(remove_duplicate=False):
+    refuse_scripted(model)
+    for path, module in model.named_modules(remove_duplicate=False):
         clean = ".".join(part for part in path.split(".") if part != _WRAPPER)
         modules[clean] = module  # for a compiled part the inner module comes last and wins
     modules.pop("", None)
     return modules
 
 
-def refuse_scripted(network: nn.Module) -> None:
+def refuse_scripted(model: nn.Module) -> None:
     """Refuse a network with TorchScript in it, and an exported program.
 
     Raises:
         LayerError: names the first such module, or says that the program was exported.
     """
-    for path, module in network.named_modules():
+    for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise LayerError(
                 "The layers of a TorchScript module cannot be observed: its hooks never fire.",
-                where=path or type(network).__name__,
+                where=path or type(model).__name__,
                 fix="Pass the original torch.nn.Module that was scripted or traced.",
             )
-    if isinstance(network, torch.fx.GraphModule) and "train" in vars(network):  # torch.export replaces it by an error
+    if isinstance(model, torch.fx.GraphModule) and "train" in vars(model):  # torch.export replaces it by an error
         raise LayerError(
             "An exported program has no layers to observe and no training mode.",
-            where=type(network).__name__,
+            where=type(model).__name__,
             fix="Pass the original torch.nn.Module that was exported.",
         )
 
@@ -164,15 +164,15 @@ def example_input(model: nn.Module) -> torch.Tensor:
     return torch.zeros(1, channels, *([64 if dims < 3 else 32] * dims), device=device_of(model))
 
 
-def own_precision(network: nn.Module) -> torch.dtype:
+def own_precision(model: nn.Module) -> torch.dtype:
     """The type of the network's first floating-point parameter; float32 without any."""
-    parameters = getattr(unwrap(network), "parameters", tuple)  # a plain function has none
+    parameters = getattr(unwrap(model), "parameters", tuple)  # a plain function has none
     kinds = (parameter.dtype for parameter in parameters())
     return next((kind for kind in kinds if kind.is_floating_point), torch.float32)
 
 
 @contextlib.contextmanager
-def failure_explained(network: nn.Module, image: torch.Tensor) -> Iterator[None]:
+def failure_explained(model: nn.Module, image: torch.Tensor) -> Iterator[None]:
     """Turn an exception of the network itself into a DataError that says on which input it happened."""
     try:
         yield
@@ -188,6 +188,6 @@ def failure_explained(network: nn.Module, image: torch.Tensor) -> Iterator[None]
             fix = "A network is called with the image alone: wrap yours in a module that holds its other inputs."
         raise DataError(
             f"The network failed on an input of shape {tuple(image.shape)}: {type(error).__name__}: {error}",
-            where=type(unwrap(network)).__name__,
+            where=type(unwrap(model)).__name__,
             fix=fix,
         ) from error

@@ -52,12 +52,12 @@ class AliasUnknown(LookupError):
     """An alias that only an observed forward pass can resolve."""
 
 
-def layer_table(network: nn.Module, trace: Trace, taps: Mapping[str, str] | None = None) -> pd.DataFrame:
+def layer_table(model: nn.Module, trace: Trace, aliases: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The calls of an observed pass with their aliases; see `toolkit.layers`."""
     import pandas as pd
 
     by_layer: dict[str, list[str]] = {}
-    for alias, name in known_aliases(network, taps, trace).items():
+    for alias, name in known_aliases(model, aliases, trace).items():
         by_layer.setdefault(str(dataclasses.replace(parse(name), port="output")), []).append(alias)
     rows = [
         {
@@ -87,7 +87,7 @@ def resolve(
     model: nn.Module,
     patterns: str | Sequence[str],
     example: Tensor | None = None,
-    taps: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Full layer names of paths, globs and aliases, in the order asked for, without repeats.
 
@@ -95,21 +95,21 @@ def resolve(
         model: any network.
         patterns: names, globs or aliases.
         example: an input of a size that the network takes; needed only to find aliases on a network that states none and was not observed yet.
-        taps: overrides of aliases.
+        aliases: overrides of aliases.
 
     Raises:
         LayerError: a name or glob that matches nothing; the message offers the closest names.
     """
     try:
-        requests = find_requests(model, patterns, taps)
+        requests = find_requests(model, patterns, aliases)
     except AliasUnknown:
         _trace(model, example)
-        requests = find_requests(model, patterns, taps)
+        requests = find_requests(model, patterns, aliases)
     return list(dict.fromkeys(str(request.layer) for request in requests))
 
 
 def find_requests(
-    model: nn.Module, patterns: str | Sequence[str], taps: Mapping[str, str] | None = None
+    model: nn.Module, patterns: str | Sequence[str], aliases: Mapping[str, str] | None = None
 ) -> list[Request]:
     """Resolve patterns without running the network.
 
@@ -120,21 +120,21 @@ def find_requests(
     network = unwrap(model)
     modules = named(network)
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-    aliases = known_aliases(network, taps, None)
+    overridable = known_aliases(network, aliases, None)
     trace = None
-    if any(_may_be_alias(pattern) and pattern not in aliases and pattern not in modules for pattern in wanted):
+    if any(_may_be_alias(pattern) and pattern not in overridable and pattern not in modules for pattern in wanted):
         trace = cached_trace(network)
-        aliases = known_aliases(network, taps, trace)
+        overridable = known_aliases(network, aliases, trace)
     found: dict[str, Request] = {}
     for pattern in wanted:
-        for request in _match(pattern, modules, aliases, trace is not None):
+        for request in _match(pattern, modules, overridable, trace is not None):
             found.setdefault(request.key, request)
     return list(found.values())
 
 
-def known_aliases(network: nn.Module, taps: Mapping[str, str] | None, trace: Trace | None) -> dict[str, str]:
+def known_aliases(model: nn.Module, aliases: Mapping[str, str] | None, trace: Trace | None) -> dict[str, str]:
     """Aliases known now, the user's overrides over the network's own statement over the observed rule."""
-    return {**(trace.aliases if trace else {}), **getattr(network, "toolkit_taps", {}), **(taps or {})}
+    return {**(trace.aliases if trace else {}), **getattr(model, "toolkit_taps", {}), **(aliases or {})}
 
 
 def _match(pattern: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], observed: bool) -> list[Request]:

@@ -14,19 +14,19 @@ from toolkit.features.names import Request
 
 @contextlib.contextmanager
 def replaced(
-    model: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]], *, taps: Mapping[str, str] | None = None
+    model: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]], *, aliases: Mapping[str, str] | None = None
 ) -> Iterator[None]:
     """Replace activations while the network runs inside the block; the hooks are gone afterwards.
 
     Args:
         model: any network; compiled ones run eagerly inside the block.
         changes: layer name, glob or alias -> function of the activation that gives what the network goes on with.
-        taps: overrides of aliases.
+        aliases: overrides of aliases.
 
     Raises:
         LayerError: a name that matches nothing, or a layer that never ran.
     """
-    replacer = _Replacer(unwrap(model), list(changes), taps, changes)
+    replacer = _Replacer(unwrap(model), list(changes), aliases, changes)
     with eager(model):
         try:
             replacer.attach()
@@ -41,12 +41,12 @@ class _Replacer(Recorder):
 
     def __init__(
         self,
-        network: nn.Module,
+        model: nn.Module,
         wanted: list[str],
-        taps: Mapping[str, str] | None,
+        aliases: Mapping[str, str] | None,
         changes: Mapping[str, Callable[[Tensor], Tensor]],
     ) -> None:
-        super().__init__(network, wanted, taps)
+        super().__init__(model, wanted, aliases)
         self.changes = changes
 
     def handle(self, requests: list[Request], tensor: Tensor) -> Tensor:

@@ -56,10 +56,10 @@ class Trace:
 _TRACES: weakref.WeakKeyDictionary[nn.Module, tuple[int, Trace]] = weakref.WeakKeyDictionary()
 
 
-def cached_trace(network: nn.Module) -> Trace | None:
+def cached_trace(model: nn.Module) -> Trace | None:
     """The last trace of this network, if its modules are still the same objects."""
-    fingerprint, trace = _TRACES.get(network, (None, None))
-    return trace if fingerprint == _fingerprint(network) else None
+    fingerprint, trace = _TRACES.get(model, (None, None))
+    return trace if fingerprint == _fingerprint(model) else None
 
 
 def trace_calls(
@@ -191,5 +191,5 @@ def _find_head(calls: list[Call], output: tuple[int, ...]) -> Call | None:
     return max(chosen or maps[-1:], key=lambda c: c.end, default=None)
 
 
-def _fingerprint(network: nn.Module) -> int:
-    return hash(tuple((path, id(module)) for path, module in network.named_modules()))
+def _fingerprint(model: nn.Module) -> int:
+    return hash(tuple((path, id(module)) for path, module in model.named_modules()))

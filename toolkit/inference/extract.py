@@ -31,14 +31,14 @@ def extract(
     inputs: Any,
     layers: str | Sequence[str],
     pool: str = "per-class",
+    *,
     samples: int = 256,
     seed: int = 0,
-    *,
     batch_size: int = 8,
     device: torch.device | str | None = None,
     moments: bool = True,
     out: str | os.PathLike[str] | None = None,
-    taps: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     mode: str = "eval",
     label: Any = None,
     resume: bool = True,
@@ -71,7 +71,7 @@ def extract(
         moments: also keep each image's Gram matrix, channel sums and number of positions, per layer.
         out: write to this .zarr folder while running, instead of keeping the rows in memory. The folder appears when it
             is complete; after a kill, an interrupt or a failure the same call goes on where it was, to the same bytes.
-        taps: overrides of aliases.
+        aliases: overrides of aliases.
         mode: "eval" (running statistics) or "train"; statistics are restored afterwards.
         label: label map(s) for bare arrays or paths.
         resume: False starts anew even if an unfinished extraction of the same weights, layers and settings is found.
@@ -102,7 +102,7 @@ def extract(
     settings |= predictor.settings
     writer: FeatureWriter = MemoryWriter()
     if out is not None:
-        request = provenance(model, None, layers=layers, taps=dict(taps or {}), batch_size=batch_size, **settings)
+        request = provenance(model, None, layers=layers, aliases=dict(aliases or {}), batch_size=batch_size, **settings)
         writer = StoreWriter(out, request, resume)
     data = DataHash()
     try:
@@ -114,8 +114,8 @@ def extract(
             first = next(batches, None)
             if first is not None:
                 predictor.frame(first.image)  # tries an odd size before anything is observed
-                prepare_aliases(predictor, layers, first.image, taps)
-                with observe(network, layers, stream.consume, taps=taps):
+                prepare_aliases(predictor, layers, first.image, aliases)
+                with observe(network, layers, stream.consume, aliases=aliases):
                     for number, batch in enumerate(itertools.chain([first], batches)):
                         data.update(batch.ids, batch.image, batch.label)
                         frame = predictor.frame(batch.image)
@@ -128,7 +128,7 @@ def extract(
         if not writer.layers:
             raise DataError("There are no inputs to extract features from.", where="extract(inputs=...)")
         record = provenance(model, data.hexdigest(), layers=writer.layers, **settings)
-        return Features(*writer.finish(record, *head_of(model, taps)))
+        return Features(*writer.finish(record, *head_of(model, aliases)))
     except BaseException as error:
         if count := writer.abort():
             error.add_note(f"{count} batches are kept beside {out}: the same call goes on from there.")
@@ -141,10 +141,10 @@ def extract(
         raise
 
 
-def head_of(model: nn.Module, taps: Mapping[str, str] | None = None) -> tuple[Tensor | None, Tensor | None]:
+def head_of(model: nn.Module, aliases: Mapping[str, str] | None = None) -> tuple[Tensor | None, Tensor | None]:
     """Weights (classes, C) and bias of the layer behind `head_input`, if that is a kernel-1 layer known by now."""
     try:
-        (request,) = find_requests(model, ["head_input"], taps)
+        (request,) = find_requests(model, ["head_input"], aliases)
     except (AliasUnknown, ValueError):
         return None, None
     head = named(unwrap(model))[request.layer.path]

@@ -22,7 +22,7 @@ def layers(
     model: nn.Module,
     example: Any = None,
     *,
-    taps: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     select: Select | None = None,
     patch_size: Sequence[int] | str | None = None,
     divisor: int | None = None,
@@ -44,13 +44,13 @@ def layers(
     * `decoder_k` = the stages of the longest climb in size from there to the head, counted from the head: the last module
       of each size. The rule in full: `toolkit.features.ladder.find_ladder`.
 
-    `taps={"head_input": "out.conv:input"}` overrides them.
+    `aliases={"head_input": "out.conv:input"}` overrides them.
 
     Args:
         model: any network.
         example: an input of the network, in any form that `toolkit.extract` takes; its first image is run, padded or
             cut to a window as in every call. None makes one of zeros from the first convolution's channels.
-        taps: overrides of aliases.
+        aliases: overrides of aliases.
         select: where the logits are, see `toolkit.predict`.
         patch_size: window; None = the one that the network was trained with here, if any.
         divisor: what the sides must be multiples of.
@@ -59,7 +59,7 @@ def layers(
         Columns name, aliases, kind, shape, mb (of the output if captured, 10^6 bytes).
     """
     predictor = Predictor(model, select=select, patch_size=patch_size, divisor=divisor)
-    return layer_table(predictor.network, observed(predictor, example), taps)
+    return layer_table(predictor.model, observed(predictor, example), aliases)
 
 
 def observed(predictor: Predictor, example: Any = None) -> Trace:
@@ -69,32 +69,32 @@ def observed(predictor: Predictor, example: Any = None) -> Trace:
 
 def trial_image(predictor: Predictor, example: Any = None) -> Tensor:
     """The first image of an example, or zeros of a usual size: (1, C, *S) as the network takes it."""
-    network = predictor.network
+    network = predictor.model
     image = example_input(network) if example is None else next(as_batches(example, network, batch_size=1)).image
     return predictor.one_window(image[:1])
 
 
 def _trace(predictor: Predictor, x: Tensor) -> Trace:
     """One observed pass; later look-ups of aliases use it."""
-    with failure_explained(predictor.network, x):
-        return trace_calls(predictor.network, [x], select=predictor.select)
+    with failure_explained(predictor.model, x):
+        return trace_calls(predictor.model, [x], select=predictor.select)
 
 
 def layer_names(
-    model: nn.Module, layers: str | Sequence[str], example: Any, taps: Mapping[str, str] | None = None
+    model: nn.Module, layers: str | Sequence[str], example: Any, aliases: Mapping[str, str] | None = None
 ) -> list[str]:
     """Full names of paths, globs and aliases; the first image of the example is run if an alias needs it."""
     predictor = Predictor(model)
-    return resolve(predictor.network, layers, trial_image(predictor, example), taps)
+    return resolve(predictor.model, layers, trial_image(predictor, example), aliases)
 
 
 def prepare_aliases(
-    predictor: Predictor, layers: str | Sequence[str], image: Tensor, taps: Mapping[str, str] | None
+    predictor: Predictor, layers: str | Sequence[str], image: Tensor, aliases: Mapping[str, str] | None
 ) -> None:
     """Observe a pass with the caller's `select`, if there is one and an alias among the layers depends on it."""
     if predictor.select is None:
         return
     try:
-        find_requests(predictor.network, layers, taps)
+        find_requests(predictor.model, layers, aliases)
     except AliasUnknown:
         _trace(predictor, predictor.one_window(image[:1]))

@@ -61,7 +61,7 @@ class Predictor:
         regions: Regions | None = None,
     ) -> None:
         known = defaults_of(model)
-        self.network = unwrap(model)
+        self.model = unwrap(model)
         self.select = known.select if select is None else select
         self.patch_size = known.patch_size if patch_size is None else None
         if patch_size is not None and patch_size != "whole":
@@ -72,7 +72,7 @@ class Predictor:
             raise ConfigError(f"divisor must be a positive whole number, not {divisor!r}.", where="divisor=...")
         self.overlap = overlap
         self.divisor = known.divisor if divisor is None else divisor
-        self.dtype = own_precision(self.network)
+        self.dtype = own_precision(self.model)
         self.autocast = _autocast_type(self.dtype, precision)
         self.activation = Activation(activation or known.activation, regions or known.regions, known.classes)
 
@@ -99,8 +99,8 @@ class Predictor:
         Raises:
             DataError: the network itself fails; says with which words, and on which size.
         """
-        with failure_explained(self.network, image), self._autocast(image.device):
-            return self.network(image.to(self.dtype) if image.is_floating_point() else image)
+        with failure_explained(self.model, image), self._autocast(image.device):
+            return self.model(image.to(self.dtype) if image.is_floating_point() else image)
 
     def one_pass(self, image: Tensor) -> Tensor:
         """Logits (B, K, *S) in float32 of images of a size that the network takes.
@@ -159,7 +159,7 @@ class Predictor:
         if bool(torch.isnan(values.sum())) and bool(torch.isnan(values).any()):
             raise DataError(
                 "The network's output holds NaN.",
-                where=type(self.network).__name__,
+                where=type(self.model).__name__,
                 fix="Look for diverged weights, or for values too large for half precision.",
             )
         return logits
@@ -172,13 +172,13 @@ class Predictor:
     def _fits(self, image: Tensor) -> bool:
         """Whether images of this size are known or expected to need no padding."""
         window = self.patch_size or image.shape[2:]
-        return all(side % _SAFE == 0 for side in window) or tuple(window) in _SIZES.get(self.network, set())
+        return all(side % _SAFE == 0 for side in window) or tuple(window) in _SIZES.get(self.model, set())
 
     def _find_divisor(self, image: Tensor) -> int | None:
         """The smallest divisor that the network takes; None if it needs none for this size."""
         failure: ToolkitError | None = None
         tried: set[tuple[int, ...]] = set()
-        with untouched(self.network, "eval"), torch.no_grad(), warnings.catch_warnings():
+        with untouched(self.model, "eval"), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a trial: the pass that counts warns again
             for divisor in (1, *_DIVISORS):
                 frame = frame_of(image[:1], self.patch_size, divisor, self.overlap)
@@ -203,11 +203,11 @@ class Predictor:
 
     def _found(self, divisor: int, runs: tuple[int, ...], size: tuple[int, ...]) -> int | None:
         if divisor == 1:
-            _SIZES.setdefault(self.network, set()).add(runs)
+            _SIZES.setdefault(self.model, set()).add(runs)
             return None
-        remember(self.network, divisor=divisor)
+        remember(self.model, divisor=divisor)
         warnings.warn(
-            f"{type(self.network).__name__} does not take images of size {size}; they are padded to multiples of "
+            f"{type(self.model).__name__} does not take images of size {size}; they are padded to multiples of "
             f"{divisor}, which was found by trying. Pass divisor={divisor}, or give the network this attribute.",
             ToolkitWarning,
             stacklevel=4,

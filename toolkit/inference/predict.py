@@ -82,13 +82,13 @@ def predict(
         precision=precision,
         activation=activation,
     )
-    files, paths = defaults_of(predictor.network).files, _paths_of(image)
+    files, paths = defaults_of(predictor.model).files, _paths_of(image)
     if files is not None and paths and output == "labels":
-        return torch.from_numpy(np.ascontiguousarray(files.predict(predictor.network, paths)))
-    items, several = _opened(predictor.network, image, normalisation)
+        return torch.from_numpy(np.ascontiguousarray(files.predict(predictor.model, paths)))
+    items, several = _opened(predictor.model, image, normalisation)
     parts = []
-    with untouched(predictor.network, mode="eval"), torch.inference_mode():
-        for batch in as_batches(items, predictor.network, batch_size=batch_size):
+    with untouched(predictor.model, mode="eval"), torch.inference_mode():
+        for batch in as_batches(items, predictor.model, batch_size=batch_size):
             logits = predictor.logits(batch.image, at_once=batch_size)
             if output == "labels":
                 logits = predictor.labels(logits, batch.classes)
@@ -136,17 +136,17 @@ def predict_volumes(
     Raises:
         ConfigError: a network whose outputs are not the classes or regions of the cases.
     """
-    if (files := defaults_of(predictor.network).files) is not None:
+    if (files := defaults_of(predictor.model).files) is not None:
         for cases in volumes:
-            yield files.predict(predictor.network, files_of(cases[0])[0])
+            yield files.predict(predictor.model, files_of(cases[0])[0])
         return
     waiting = iter(volumes)
     due = next(waiting, None)
     maps: list[np.ndarray] = []
-    device = device_of(predictor.network)
+    device = device_of(predictor.model)
     for cases in same_size([case for volume in volumes for case in volume], batch_size):
         image = torch.from_numpy(np.stack([case.image_array() for case in cases])).to(device)
-        with untouched(predictor.network, mode="eval"), torch.inference_mode():
+        with untouched(predictor.model, mode="eval"), torch.inference_mode():
             logits = predictor.logits(image, at_once=len(cases))
             predictor.activation.check(logits.shape[1], cases[0].classes)
             maps += list(predictor.labels(logits, cases[0].classes).cpu().numpy())

@@ -83,14 +83,14 @@ def export_onnx(
 class _WithLayers(nn.Module):
     """The network with the wanted layers behind its logits."""
 
-    def __init__(self, network: nn.Module, layers: list[str], aliases: dict[str, str]) -> None:
+    def __init__(self, model: nn.Module, layers: list[str], aliases: dict[str, str]) -> None:
         super().__init__()
-        self.network, self.layers, self.aliases = network, layers, aliases
+        self.model, self.layers, self.aliases = model, layers, aliases
         self.names: list[str] = []
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        with capture(self.network, self.layers, taps=self.aliases) as tape:
-            logits = find_logits(self.network(image), image)
+        with capture(self.model, self.layers, aliases=self.aliases) as tape:
+            logits = find_logits(self.model(image), image)
         self.names = list(tape)
         return (logits, *tape.values())
 

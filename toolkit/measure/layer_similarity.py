@@ -62,6 +62,7 @@ def layer_similarity(
     features_a: Features,
     features_b: Features | None = None,
     method: str = "linear_cka",
+    *,
     layers_a: Sequence[str] | None = None,
     layers_b: Sequence[str] | None = None,
     batch: int = 256,

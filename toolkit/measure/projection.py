@@ -90,6 +90,7 @@ def project(
     layer: str,
     method: str = "pca",
     basis: str | None = None,
+    *,
     components: int = 2,
     balanced: bool = True,
     standardise: bool = False,

@@ -32,6 +32,7 @@ def segmentation_metrics(
     reference: Tensor | np.ndarray,
     spacing: Sequence[float] | None = None,
     classes: Mapping[int, str] | Iterable[int] | None = None,
+    *,
     legacy: bool | str = False,
     metrics: Sequence[str] = METRICS,
 ) -> pd.DataFrame:

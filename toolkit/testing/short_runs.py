@@ -89,7 +89,7 @@ def one_step(step: TrainingStep, batch: dict[str, Tensor], dtype: torch.dtype | 
             result = step(batch, part=part, step=3, logging=True)
         result.total.backward()
         terms |= {name: float(value) for name, value in result.terms.items()}
-    reached = [p.grad for p in step.network.parameters() if p.grad is not None]
+    reached = [p.grad for p in step.model.parameters() if p.grad is not None]
     demand(all(map(math.isfinite, terms.values())), f"the terms are {terms}")
     demand(bool(reached) and all(bool(g.isfinite().all()) for g in reached), "gradients are missing or not finite")
     return terms

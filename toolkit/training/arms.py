@@ -141,5 +141,5 @@ def _network(model: Factory, seed: int) -> nn.Module:
     return first
 
 
-def _digest(network: nn.Module) -> str:
-    return hashlib.sha256(weights_bytes(tensors_of(network))).hexdigest()
+def _digest(model: nn.Module) -> str:
+    return hashlib.sha256(weights_bytes(tensors_of(model))).hexdigest()

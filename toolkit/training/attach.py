@@ -72,14 +72,14 @@ class Attached:
         self, regularizers: list[Regularizer], model: nn.Module, seed: int, aliases: Mapping[str, str] | None
     ) -> None:
         _refuse_wrapped(model)
-        self.network = unwrap(model)
+        self.model = unwrap(model)
         self.regularizers = regularizers
         self.step = 0
         self.terms: dict[str, Tensor] = {}
-        self._training = TrainingStep(self.network, Objective(), regularizers, seed=seed, taps=aliases)
+        self._training = TrainingStep(self.model, Objective(), regularizers, seed=seed, aliases=aliases)
         self._added: list[tuple[Regularizer, StepContext, Tensor]] = []
         wanted = list(dict.fromkeys(tap for r in regularizers for tap in self._training.wanted(r)))
-        self._hooks: _TrainingPasses | None = _TrainingPasses(self.network, wanted, aliases, self._added)
+        self._hooks: _TrainingPasses | None = _TrainingPasses(self.model, wanted, aliases, self._added)
         self._hooks.attach()
 
     @property
@@ -189,7 +189,7 @@ class Attached:
             raise ProtocolError("The regularizer was removed from the network.", fix="Attach it again.")
         tape = self._hooks.latest(bool(active) and first)
         outputs = self._hooks.outputs if outputs is None else outputs
-        context = StepContext(batch=batch, model=self.network, outputs=outputs, step=self.step)
+        context = StepContext(batch=batch, model=self.model, outputs=outputs, step=self.step)
         result = PartialLoss(total=batch["image"].new_zeros((), dtype=torch.float32), terms={})
         with self._hooks.paused():
             for regularizer in active:
@@ -208,16 +208,16 @@ class _TrainingPasses(TapeRecorder):
     """Hooks that stay: they keep the activations of the latest pass with gradient until the next one."""
 
     def __init__(
-        self, network: nn.Module, wanted: list[str], aliases: Mapping[str, str] | None, added: list[Any]
+        self, model: nn.Module, wanted: list[str], aliases: Mapping[str, str] | None, added: list[Any]
     ) -> None:
-        super().__init__(network, wanted, aliases, Tape())
+        super().__init__(model, wanted, aliases, Tape())
         self.outputs: Any = None
         self._added, self._inside, self._ran, self._paused = added, False, False, False
         self._rooted = False  # whether the loop calls the network itself, not only methods of it such as `encode`
 
     def attach(self) -> None:
         super().attach()
-        self.handles.append(self.network.register_forward_hook(self._end))
+        self.handles.append(self.model.register_forward_hook(self._end))
 
     def latest(self, needed: bool) -> Tape:
         """The tape of the latest training pass, once."""
@@ -247,7 +247,7 @@ class _TrainingPasses(TapeRecorder):
         return self  # hooks of a copied network stay with the original, which ignores the copy's passes
 
     def _begin(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if self._paused or self.observing or module is not self.network:
+        if self._paused or self.observing or module is not self.model:
             return  # observing: the pass that finds the layers of aliases, made within the first one
         self._rooted, self._inside = True, torch.is_grad_enabled()
         if self._inside:
@@ -255,7 +255,7 @@ class _TrainingPasses(TapeRecorder):
             super()._begin(module, arguments, keywords)
 
     def _end(self, module: nn.Module, _: Any, outputs: Any) -> None:
-        if self._paused or self.observing or module is not self.network:
+        if self._paused or self.observing or module is not self.model:
             return
         if self._inside:
             self.outputs, self._ran = outputs, True

@@ -33,7 +33,7 @@ def calibrate(
     steps: int = 20,
     skip: int | None = None,
     objective: Objective | Loss | None = None,
-    taps: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     site: str | Sequence[str] | None = None,
 ) -> Calibrated:
     """The regularizer with the weight at which its gradient at the taps is `ratio` times the objective's.
@@ -52,7 +52,7 @@ def calibrate(
         steps: how many steps are measured.
         skip: steps before that; None = as long as the regularizer's warm-up.
         objective: supervised part; None = the default.
-        taps: layer names for aliases.
+        aliases: layer names for aliases.
         site: train on this site or these.
 
     Raises:
@@ -79,8 +79,8 @@ def calibrate(
             objective,
             copy.deepcopy(regularizer),
             short,
-            Path(folder) / "calibration",
-            taps=taps,
+            out=Path(folder) / "calibration",
+            aliases=aliases,
             site=site,
             progress=False,
         )

@@ -20,7 +20,7 @@ def check_compile(step: TrainingStep, config: TrainConfig) -> None:
     """
     if not config.compile:
         return
-    tapping = [r.name for r in step.regularizers if r.taps_on(step.network)]
+    tapping = [r.name for r in step.regularizers if r.taps_on(step.model)]
     partly = [part.name for part in step.regularizers if part.requires]
     partly += [step.objective.name] if step.objective.requires else []
     if tapping or partly:
@@ -33,12 +33,12 @@ def check_compile(step: TrainingStep, config: TrainConfig) -> None:
 
 
 @contextlib.contextmanager
-def compiled(network: nn.Module, wanted: bool) -> Iterator[None]:
+def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
     """The network's calls compiled inside the block, its own way of being called given back after it."""
-    before = network._compiled_call_impl
+    before = model._compiled_call_impl
     if wanted and before is None:
-        network.compile()
+        model.compile()
     try:
         yield
     finally:
-        network._compiled_call_impl = before
+        model._compiled_call_impl = before

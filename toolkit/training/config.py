@@ -79,6 +79,7 @@ class TrainConfig(metaclass=_SuggestNearest):
     batch_size: int = 16
     seed: int = 0
     precision: str = "32"
+    _: dataclasses.KW_ONLY
     device: str = "auto"
     devices: int = 1
     checkpoint_every: int = 100

@@ -78,19 +78,19 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
-def check_network(network: nn.Module) -> None:
+def check_network(model: nn.Module) -> None:
     """Refuse a network that cannot be trained as it is.
 
     Raises:
         LayerError: TorchScript or an exported program.
         ConfigError: weights in half precision, in which small updates round to nothing.
     """
-    refuse_scripted(network)
-    half = sorted({str(p.dtype) for p in network.parameters() if p.dtype in (torch.float16, torch.bfloat16)})
+    refuse_scripted(model)
+    half = sorted({str(p.dtype) for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)})
     if half:
         raise ConfigError(
             f"The network's weights are {', '.join(half)}; steps smaller than their rounding would be lost.",
-            where=type(network).__name__,
+            where=type(model).__name__,
             fix='Pass network.float(), and TrainConfig(precision="bf16") for passes in half precision.',
         )
 

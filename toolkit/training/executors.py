@@ -34,13 +34,13 @@ class Training:
     method: str
     seed: int
     fold: int | None
-    network: nn.Module
+    model: nn.Module
     task: Any
     objective: Objective
     regularizers: list[Regularizer]
     config: TrainConfig
     folder: Path
-    taps: dict[str, str]
+    aliases: dict[str, str]
     site: Any
     split: str
     metric: str
@@ -48,19 +48,19 @@ class Training:
 
     def run(self) -> pd.DataFrame:
         """Train, or continue, and score; what is held here stays as it is."""
-        network, objective, regularizers = copy.deepcopy((self.network, self.objective, self.regularizers))
+        model, objective, regularizers = copy.deepcopy((self.model, self.objective, self.regularizers))
         with thread_count(self.config.threads):
             if RunDirectory(self.folder).exists():
-                run = resume(self.folder, network, self.task, regularizers, objective, progress=self.progress)
+                run = resume(self.folder, model, self.task, regularizers, objective, progress=self.progress)
             else:
                 run = train(
-                    network,
+                    model,
                     self.task,
                     objective,
                     regularizers,
                     self.config,
-                    self.folder,
-                    taps=self.taps,
+                    out=self.folder,
+                    aliases=self.aliases,
                     site=self.site,
                     progress=self.progress,
                 )

@@ -97,6 +97,6 @@ def choose(directory: RunDirectory, record: dict[str, Any], which: str | int) ->
     return checkpoints.read(directory.checkpoints, newest.best["step"], record["run"])
 
 
-def put_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
+def put_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy the weights of a checkpoint into a network that fits."""
-    unwrap(network).load_state_dict({**checkpoint.weights, **checkpoint.state["network"]})
+    unwrap(model).load_state_dict({**checkpoint.weights, **checkpoint.state["network"]})

@@ -83,7 +83,7 @@ class Loop:
 
     def __init__(self, plan: Plan, start: Checkpoint) -> None:
         self.plan, self.config = plan, plan.config
-        double = [name for name, value in plan.step.network.named_parameters() if value.dtype == torch.float64]
+        double = [name for name, value in plan.step.model.named_parameters() if value.dtype == torch.float64]
         if double:
             raise ConfigError(
                 "The network is in double precision, and images come in single precision.",
@@ -113,7 +113,7 @@ class Loop:
         self.plan.step.train()
         with (
             contextlib.closing(self.feed),
-            compiled(self.plan.step.network, self.config.compile),
+            compiled(self.plan.step.model, self.config.compile),
             HistoryWriter(self.plan.directory.history, active=first) as history,
             tqdm(total=total, initial=self.done, desc=self.plan.caption, unit="step", disable=hidden) as bar,
         ):
@@ -239,7 +239,7 @@ class Loop:
     def _validate(self) -> dict[str, Any]:
         assert self.plan.validate is not None
         started = time.perf_counter()
-        scores = self.plan.validate(self.plan.step.network)
+        scores = self.plan.validate(self.plan.step.model)
         value = scores[SCORE]
         if self.fabric.world_size > 1:  # batch statistics differ by rank; all must save at the same steps
             value = self.fabric.broadcast(value)
@@ -252,7 +252,7 @@ class Loop:
         """Tell the watchers of a validation; the pictures are drawn on the first rank only, which alone has watchers."""
         self.plan.watchers.row(row)
         if self.plan.pictures is not None and self.plan.watchers.want_pictures:
-            self.plan.watchers.pictures(self.done, self.plan.pictures(self.plan.step.network))
+            self.plan.watchers.pictures(self.done, self.plan.pictures(self.plan.step.model))
 
     def _improved(self) -> bool:
         return self.best is not None and self.best["step"] == self.done
@@ -286,7 +286,7 @@ class Loop:
         raise CheckpointError("The run's directory is no longer in its place.", where=str(home), fix=fix)
 
     def _check_weights(self) -> None:
-        for name, value in self.plan.step.network.named_parameters():
+        for name, value in self.plan.step.model.named_parameters():
             if not torch.isfinite(value.detach().sum()):
                 raise ToolkitError(
                     f"The weights are no longer finite after step {self.done}.",
@@ -298,7 +298,7 @@ class Loop:
 def restore_step(step: TrainingStep, checkpoint: Checkpoint) -> None:
     """Put the values of a checkpoint into the network, the objective and the regularizers, in place."""
     state = checkpoint.state
-    step.network.load_state_dict({**checkpoint.weights, **state["network"]})
+    step.model.load_state_dict({**checkpoint.weights, **state["network"]})
     if isinstance(step.objective, nn.Module):
         step.objective.load_state_dict(state["objective"])
     for regularizer in step.regularizers:
@@ -306,11 +306,11 @@ def restore_step(step: TrainingStep, checkpoint: Checkpoint) -> None:
 
 
 def _weights(step: TrainingStep) -> dict[str, Tensor]:
-    return {name: value for name, value in step.network.state_dict().items() if isinstance(value, Tensor)}
+    return {name: value for name, value in step.model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _network_state(step: TrainingStep) -> dict[str, Any]:
-    others = {name: v for name, v in step.network.state_dict().items() if not isinstance(v, Tensor)}
+    others = {name: v for name, v in step.model.state_dict().items() if not isinstance(v, Tensor)}
     objective = step.objective.state_dict() if isinstance(step.objective, nn.Module) else {}
     regularizers = {r.name: r.state_dict() for r in step.regularizers}
     return {"network": others, "objective": dict(objective), "regularizers": regularizers}

@@ -27,7 +27,7 @@ def parameter_groups(step: TrainingStep) -> list[dict[str, Any]]:
     Raises:
         ConfigError: nothing to train, a parameter in two groups, or one in none.
     """
-    network = step.network
+    network = step.model
     own = getattr(network, "parameter_groups", None)
     default: list[dict[str, Any]] = [{"name": "network", "params": list(network.parameters())}]
     groups = [dict(group) for group in own()] if callable(own) else default
@@ -48,7 +48,7 @@ def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Opti
     """
     # One kernel for all parameters; not with a loss scale, which a fused step would have to undo before the clipping.
     fused = (resolve_device(config).type == "cuda" and config.precision != "16") or None
-    groups: Any = with_rate_factors(parameter_groups(step), step.network, config)
+    groups: Any = with_rate_factors(parameter_groups(step), step.model, config)
     rate, decay = learning_rate(config, 0), config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(
@@ -58,7 +58,7 @@ def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Opti
     return kind(groups, lr=rate, weight_decay=decay, betas=config.betas, fused=fused)
 
 
-def with_rate_factors(groups: list[dict[str, Any]], network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+def with_rate_factors(groups: list[dict[str, Any]], model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The groups, each split by the first pattern of `config.rate_factors` that a parameter's name matches.
 
     A factor multiplies the scale that a group has of its own. The name of a split group tells the pattern.
@@ -67,7 +67,7 @@ def with_rate_factors(groups: list[dict[str, Any]], network: nn.Module, config: 
         ConfigError: a pattern that matches no parameter of the network.
     """
     factors: dict[str, float] = dict(config.rate_factors)
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     chosen = {
         key: next((pattern for pattern in factors if fnmatchcase(name, pattern)), None) for key, name in names.items()
     }

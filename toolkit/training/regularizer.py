@@ -35,6 +35,7 @@ class StepContext:
     outputs: Any = None
     features: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     step: int = 0
+    _: dataclasses.KW_ONLY
     generator: torch.Generator = dataclasses.field(default_factory=lambda: fresh_generator())
     logging: bool = False
     stage: int = 0
@@ -81,7 +82,7 @@ class Regularizer:
         """Layer names, globs or aliases whose activations it reads."""
         return ()
 
-    def taps_on(self, network: nn.Module) -> tuple[str, ...]:
+    def taps_on(self, model: nn.Module) -> tuple[str, ...]:
         """The taps on this network; overridden by a regularizer that picks its layers by looking at it."""
         return self.taps
 

@@ -48,6 +48,7 @@ class Run:
     model: nn.Module
     task: Any
     config: TrainConfig
+    _: dataclasses.KW_ONLY
     objective: Objective
     regularizers: tuple[Regularizer, ...] = ()
     site: Any = None

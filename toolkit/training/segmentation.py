@@ -55,6 +55,7 @@ class SegmentationObjective(Objective):
     cross_entropy: float = 1.0
     dice: float = 1.0
     include_background: bool = False
+    _: dataclasses.KW_ONLY
     squared: bool = True
     batch_dice: bool = True
     smooth: float = 1e-5

@@ -155,11 +155,11 @@ def train_sequence(
     sites: Sequence[str],
     regularizer: Regularizer | Sequence[Regularizer] | None = None,
     config: TrainConfig | Mapping[str, Any] | None = None,
-    out: str | os.PathLike[str] | None = None,
     *,
+    out: str | os.PathLike[str] | None = None,
     strategy: str | Strategy = "sequential",
     objective: Objective | Loss | None = None,
-    taps: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Stages:
     """Train one network on one site after another.
@@ -178,7 +178,7 @@ def train_sequence(
             reference), "single_task" (each site from the first weights), "rehearsal", "ewc" or "lwf", or a strategy of
             `toolkit.training.strategies` with other settings. Each goes with or without `regularizer`.
         objective: supervised part; None = cross-entropy plus soft Dice.
-        taps: layer names for aliases.
+        aliases: layer names for aliases.
         progress: show a bar for each stage.
 
     Raises:
@@ -210,7 +210,7 @@ def train_sequence(
     }
     weights = weights_bytes(tensors_of(unwrap(model)))
     write_atomically(path / INITIAL, weights, parents=True, durable=True)
-    record = {"sites": list(sites), "config": config.to_dict(), "taps": dict(taps or {}), "objects": objects}
+    record = {"sites": list(sites), "config": config.to_dict(), "taps": dict(aliases or {}), "objects": objects}
     record["strategy"] = {"name": strategy.name, "arguments": dataclasses.asdict(strategy)}
     record["initial"] = hashlib.sha256(weights).hexdigest()
     write_sealed(path / RECORD, record)
@@ -278,7 +278,9 @@ def _carry_on(path: Path, record: Mapping[str, Any], objects: Mapping[str, Any],
                 load_weights(unwrap(model), path / INITIAL, sha256=record.get("initial"))
             if runs:
                 strategy.remember(regularizers, runs[-1])
-            run = train(model, data, config=config, out=folder, taps=record["taps"], site=where, stage=stage, **common)
+            run = train(
+                model, data, config=config, out=folder, aliases=record["taps"], site=where, stage=stage, **common
+            )
         last = stage == len(names) - 1
         runs.append(run if last else dataclasses.replace(run, model=_copied(unwrap(model), initial)))
     return Stages(path, runs, sites, initial, strategy)

@@ -52,11 +52,11 @@ class TrainingStep(nn.Module):
     part, computed from detached features after part 0 has been back-propagated.
 
     Args:
-        network: the raw network; the user's object, not copied.
+        model: the raw network; the user's object, not copied.
         objective: makes the forward pass and the supervised terms.
         regularizers: added to the objective with their own weights.
         seed: base seed of the generators handed out.
-        taps: overrides of layer aliases, for example {"head_input": "final:input"}.
+        aliases: overrides of layer aliases, for example {"head_input": "final:input"}.
 
     Raises:
         ProtocolError: the network lacks a method that the objective or a regularizer requires.
@@ -64,28 +64,28 @@ class TrainingStep(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
+        model: nn.Module,
         objective: Objective | Loss,
         regularizers: Sequence[Regularizer] = (),
         *,
         seed: int = 0,
-        taps: Mapping[str, str] | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.model = model
         self.objective = as_objective(objective)
         self.regularizers = tuple(regularizers)
         self.seed = seed
-        self.taps = dict(taps or {})
+        self.aliases = dict(aliases or {})
         self.probe_seconds = 0.0  # spent on gradient ratios since the loop last set it to 0
         self._context: StepContext | None = None
         self._tape: Tape | None = None
         self._taps_of: dict[str, tuple[str, ...]] = {}
         self._seen: set[str] = set()  # regularizers whose first active step was checked
-        require_methods(network, self.objective.requires, self.objective.name)
+        require_methods(model, self.objective.requires, self.objective.name)
         for regularizer in self.regularizers:
-            require_methods(network, regularizer.requires, regularizer.name)
-        mark_trained_with(network, [regularizer.name for regularizer in self.regularizers])
+            require_methods(model, regularizer.requires, regularizer.name)
+        mark_trained_with(model, [regularizer.name for regularizer in self.regularizers])
 
     def parts(self, step: int) -> int:
         """Number of parts this step has: 1, plus one for every active deferred regularizer."""
@@ -106,15 +106,15 @@ class TrainingStep(nn.Module):
         """The regularizer's taps on this network; one that looks at the network sees a pass on an image (B, C, *S)."""
         if regularizer.name not in self._taps_of:
             if image is not None and type(regularizer).taps_on is not Regularizer.taps_on:
-                stages(self.network, image[:1])  # remembered with the network
-            self._taps_of[regularizer.name] = tuple(regularizer.taps_on(self.network))
+                stages(self.model, image[:1])  # remembered with the network
+            self._taps_of[regularizer.name] = tuple(regularizer.taps_on(self.model))
         return self._taps_of[regularizer.name]
 
     def layers(self, channels: int, size: Sequence[int] | None) -> dict[str, list[str]]:
         """What each regularizer taps on an image of the training's size; empty where that size is not known."""
         if not self.regularizers or size is None:
             return {}
-        image = torch.zeros(1, channels, *size, device=next(self.network.parameters()).device)
+        image = torch.zeros(1, channels, *size, device=next(self.model.parameters()).device)
         return {regularizer.name: list(self.wanted(regularizer, image)) for regularizer in self.regularizers}
 
     def _first_part(self, batch: Mapping[str, Any], step: int, logging: bool, stage: int) -> PartialLoss:
@@ -122,9 +122,9 @@ class TrainingStep(nn.Module):
         wanted = tuple(dict.fromkeys(tap for r in active for tap in self.wanted(r, batch.get("image"))))
         generator = keyed_generator(self.seed, step, self.objective.name)
         batch = self._prepared(batch)
-        with capture(self.network, wanted, taps=self.taps) as tape:
-            outputs = self.objective.forward_pass(self.network, batch, generator)
-        context = StepContext(batch=batch, model=self.network, outputs=outputs, step=step, logging=logging, stage=stage)
+        with capture(self.model, wanted, aliases=self.aliases) as tape:
+            outputs = self.objective.forward_pass(self.model, batch, generator)
+        context = StepContext(batch=batch, model=self.model, outputs=outputs, step=step, logging=logging, stage=stage)
         objective_terms = self.objective(outputs, batch)
         objective = torch.stack([term.float() for term in objective_terms.values()]).sum()
         scale = 1.0
@@ -147,10 +147,10 @@ class TrainingStep(nn.Module):
 
     def _prepared(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """The image in the network's own precision, and the masks of the task's regions as `regions`, if it has any."""
-        own = own_precision(self.network)
+        own = own_precision(self.model)
         if own != torch.float32:
             batch = {**batch, "image": batch["image"].to(own)}
-        regions = defaults_of(self.network).regions
+        regions = defaults_of(self.model).regions
         return {**batch, "regions": Activation(None, regions).targets(batch["label"])} if regions else batch
 
     def _deferred_part(self, regularizer: Regularizer) -> PartialLoss:
@@ -215,18 +215,18 @@ class TrainingStep(nn.Module):
         return squared
 
 
-def require_methods(network: nn.Module, methods: Sequence[str], owner: str) -> None:
+def require_methods(model: nn.Module, methods: Sequence[str], owner: str) -> None:
     """Check a structural need.
 
     Raises:
         ProtocolError: a method is missing; the message lists the needed ones the network does offer.
     """
-    missing = [name for name in methods if not callable(getattr(network, name, None))]
+    missing = [name for name in methods if not callable(getattr(model, name, None))]
     if missing:
         offered = [name for name in methods if name not in missing]
-        public = [n for n in dir(type(network)) if not n.startswith("_") and n not in dir(nn.Module)]
+        public = [n for n in dir(type(model)) if not n.startswith("_") and n not in dir(nn.Module)]
         raise ProtocolError(
-            f"{owner!r} needs a network with {', '.join(methods)}; {type(network).__name__} lacks {', '.join(missing)}.",
+            f"{owner!r} needs a network with {', '.join(methods)}; {type(model).__name__} lacks {', '.join(missing)}.",
             where=f"offered: {', '.join(offered) or 'none of them'}; its own public names: {', '.join(public) or 'none'}",
             fix="Use toolkit.fast_slow_network(...), or give your network these methods.",
         )

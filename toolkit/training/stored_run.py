@@ -48,7 +48,7 @@ def open_run(
     check_task(record, objects["task"], str(path))
     check_fit(objects["model"], newest, str(path))
     step = TrainingStep(
-        objects["model"], objects["objective"], objects["regularizers"], seed=config.seed, taps=record["taps"]
+        objects["model"], objects["objective"], objects["regularizers"], seed=config.seed, aliases=record["taps"]
     )
     if problems:
         warnings.warn(
@@ -58,7 +58,15 @@ def open_run(
             stacklevel=3,
         )
     regular = tuple(objects["regularizers"])
-    run = Run(directory.path, objects["model"], objects["task"], config, objects["objective"], regular, record["site"])
+    run = Run(
+        directory.path,
+        objects["model"],
+        objects["task"],
+        config,
+        objective=objects["objective"],
+        regularizers=regular,
+        site=record["site"],
+    )
     return run, step, newest, record
 
 

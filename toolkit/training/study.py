@@ -67,7 +67,7 @@ def compare(
     metric: str = "dice",
     split: str = "test",
     site: str | Sequence[str] | None = None,
-    taps: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Study:
     """Train several methods under several seeds, and compare them with the plain training.
@@ -97,7 +97,7 @@ def compare(
         metric: dice, iou, hd95 or assd.
         split: what is scored.
         site: train and score on this site or these.
-        taps: layer names for aliases.
+        aliases: layer names for aliases.
         progress: show a bar for each training (never with an executor).
 
     Returns:
@@ -129,7 +129,7 @@ def compare(
         "data": content_hash(task),
         "folds": None if folds is None else [content_hash(part) for part in parts.values()],
         "site": site if site is None or isinstance(site, str) else list(site),
-        "taps": dict(taps or {}),
+        "taps": dict(aliases or {}),
         "weights": digests,
         "arms": {name: arm.describe() for name, arm in chosen.items()},
     }
@@ -140,13 +140,13 @@ def compare(
             method=name,
             seed=seed,
             fold=fold,
-            network=networks[name, seed],
+            model=networks[name, seed],
             task=part,
             objective=objective if arm.objective is None else as_objective(arm.objective),
             regularizers=arm.regularizers,
             config=config.replace(**{**dict(arm.config or {}), "seed": seed}),
             folder=path / ("" if fold is None else f"fold-{fold}") / f"seed-{seed}" / folder(name),
-            taps=dict(taps or {}),
+            aliases=dict(aliases or {}),
             site=site,
             split=split,
             metric=metric,

@@ -59,10 +59,10 @@ def train(
     objective: Objective | Loss | None = None,
     regularizer: Regularizer | Sequence[Regularizer] | None = None,
     config: TrainConfig | Mapping[str, Any] | None = None,
+    *,
     out: str | os.PathLike[str] | None = None,
     background: bool = False,
-    *,
-    taps: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     site: str | Sequence[str] | None = None,
     stage: int = 0,
     progress: bool = True,
@@ -84,7 +84,7 @@ def train(
         out: the run's directory; None = a new one below `runs/`.
         background: train in a child process and return at once. The child is handed what it cannot rebuild from the
             run's record, so every object works that pickle can write; a script needs no main guard.
-        taps: layer names for the aliases that regularizers ask for, for example {"head_input": "final:input"}.
+        aliases: layer names for the aliases that regularizers ask for, for example {"head_input": "final:input"}.
         site: train and validate on this site or these; None = all.
         stage: index of this run in a sequence.
         progress: show a progress bar, and say where the run lies.
@@ -108,7 +108,7 @@ def train(
     regularizers = tuple(as_regularizers(regularizer))
     objective = as_objective(objective)
     check_network(model)
-    step = TrainingStep(model, objective, regularizers, seed=config.seed, taps=taps)
+    step = TrainingStep(model, objective, regularizers, seed=config.seed, aliases=aliases)
     resolve_device(config)
     check_compile(step, config)
     _loader(task, config, site)  # an unusable split or patch is an error before anything is written
@@ -125,7 +125,7 @@ def train(
     record = {
         "objects": objects,
         "config": config.to_dict(),
-        "taps": dict(taps or {}),
+        "taps": dict(aliases or {}),
         "layers": step.layers(task.channels, config.patch_size or task.patch_size),
         "site": site if site is None or isinstance(site, str) else list(site),
         "stage": stage,
@@ -136,7 +136,7 @@ def train(
         "inference": run_with(task, config),
     }
     parcel = packed(_not_recorded(objects, model, task, objective, regularizers)) if background else b""
-    run = Run(directory.path, model, task, config, objective, regularizers, site)
+    run = Run(directory.path, model, task, config, objective=objective, regularizers=regularizers, site=site)
     with directory.reserved() if is_first_process() else contextlib.nullcontext():
         if is_first_process():
             directory.create(record, initial_checkpoint(step, config, secrets.token_hex(8)))
@@ -309,7 +309,7 @@ def _finish(run: Run, step: TrainingStep, last: Checkpoint, record: Mapping[str,
     if record["selection"]["rule"] == "best" and last.best is not None and last.best["step"] != last.step:
         selected = int(last.best["step"])
         best = checkpoints.read(run.directory.checkpoints, selected, last.run)
-        step.network.load_state_dict({**best.weights, **best.state["network"]})
+        step.model.load_state_dict({**best.weights, **best.state["network"]})
     state = run.directory.state()
     if is_first_process() and (state.get("state") != "finished" or state.get("selected_step") != selected):
         run.directory.set_state("finished", step=last.step, selected_step=selected, best=last.best)
@@ -345,12 +345,12 @@ def _validation_cases(run: Run) -> list[Case] | None:
     return cases or None
 
 
-def _validated(run: Run, cases: list[Case], network: nn.Module) -> dict[str, float]:
-    return validation_scores(evaluate(network, cases, batch_size=run.config.batch_size, metrics=("dice",)))
+def _validated(run: Run, cases: list[Case], model: nn.Module) -> dict[str, float]:
+    return validation_scores(evaluate(model, cases, batch_size=run.config.batch_size, metrics=("dice",)))
 
 
-def _drawn(run: Run, cases: list[Case], network: nn.Module) -> dict[str, np.ndarray]:
-    return prediction_pictures(network, cases)
+def _drawn(run: Run, cases: list[Case], model: nn.Module) -> dict[str, np.ndarray]:
+    return prediction_pictures(model, cases)
 
 
 def _selection_rule(task: Any, config: TrainConfig, site: str | Sequence[str] | None) -> str:

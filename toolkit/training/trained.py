@@ -134,18 +134,18 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def save_trained(network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
+def save_trained(model: nn.Module, card: dict[str, Any], folder: Path) -> Path:
     """Write a network in half precision with its card.
 
     Args:
-        network: a registered one.
+        model: a registered one.
         card: every field but `sha256`.
         folder: where both files go.
 
     Raises:
         ConfigError: fields are missing or unknown.
     """
-    content = half_precision(network)
+    content = half_precision(model)
     card = {**card, "sha256": hashlib.sha256(content).hexdigest()}
     if set(card) != set(FIELDS):
         raise ConfigError(f"The card lacks or does not know {sorted(set(card) ^ set(FIELDS))}.", where=card["name"])
@@ -154,9 +154,9 @@ def save_trained(network: nn.Module, card: dict[str, Any], folder: Path) -> Path
     return write_atomically(file, json.dumps({"format": FORMAT, **card}, indent=1) + "\n")
 
 
-def half_precision(network: nn.Module) -> bytes:
+def half_precision(model: nn.Module) -> bytes:
     """The network's tensors as safetensors, floating ones in float16."""
-    stored = {key: value.half() if value.is_floating_point() else value for key, value in tensors_of(network).items()}
+    stored = {key: value.half() if value.is_floating_point() else value for key, value in tensors_of(model).items()}
     return weights_bytes(stored)
 
 

@@ -141,7 +141,7 @@ def test_any_layer_of_any_network(scan: dict[str, Tensor]) -> None:
     assert result.mask.shape == (2, 16, 1)
     assert (result.mask != 1).sum(1).flatten().tolist() == [4, 4]
     assert mask_latent(tokens, image, layer="plain", fraction=0.25).mask.shape == (2, 1, 8)
-    at_input = mask_latent(deep, image, layer="head_input", fraction=0.5, taps={"head_input": "high:input"})
+    at_input = mask_latent(deep, image, layer="head_input", fraction=0.5, aliases={"head_input": "high:input"})
     assert at_input.mask.shape == (2, 8, 1, 1)
     assert mask_latent(deep, image, fraction=0.5).layer == "pair.coarse"  # found by the rule for `bottleneck`
     volume = unet(1, 2, channels=(4, 8), dims=3)

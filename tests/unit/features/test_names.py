@@ -65,7 +65,7 @@ def test_aliases_on_a_foreign_network_cost_one_trace_and_survive(monkeypatch: py
 
 def test_taps_override_and_unknown_aliases_say_what_there_is() -> None:
     net, x = Inplace(), torch.randn(1, 1, 8, 8)
-    with capture(net, ["head_input"], taps={"head_input": "second:input"}) as tape:
+    with capture(net, ["head_input"], aliases={"head_input": "second:input"}) as tape:
         net(x)
     assert tape["head_input"].shape == (1, 6, 8, 8)
     with pytest.raises(LayerError, match="decoder_7"), capture(net, ["decoder_7"]):
@@ -73,7 +73,7 @@ def test_taps_override_and_unknown_aliases_say_what_there_is() -> None:
     with pytest.raises(LayerError, match="never called"), capture(Inplace(), ["head_input"]):
         pass
     with pytest.raises(LayerError, match="nowhere"):
-        resolve(net, ["head_input"], x, taps={"head_input": "nowhere"})
+        resolve(net, ["head_input"], x, aliases={"head_input": "nowhere"})
     assert resolve(net, ["head_input"], x) == ["head:input"]
 
 

@@ -36,7 +36,7 @@ def test_the_calibrated_weight_gives_the_ratio(grey: Task, network: torch.nn.Mod
     assert found.samples == 256
     twice = calibrate(network, grey, found, CONFIG, ratio=0.2, steps=4)
     assert twice.weight == pytest.approx(found.weight, rel=0.1), "the gradient is nearly linear in the weight"
-    run = train(network, grey, None, found, CONFIG, tmp_path / "run", progress=False)
+    run = train(network, grey, None, found, CONFIG, out=tmp_path / "run", progress=False)
     ratios = run.history["segreg/gradient_ratio"].to_numpy()[:4]
     assert ratios.mean() == pytest.approx(0.2, rel=0.1)
 

@@ -27,10 +27,10 @@ SHORT: dict[str, Any] = {
     "log_every": 2,
 }
 SMALL: dict[str, dict[str, Any]] = {
-    "segreg": {"network": {"channels": [4, 8, 8]}},
-    "self_reg_unet": {"network": {"width": 2}},
-    "latent_augmentation": {"network": {"width": 2}},
-    "med_disseg": {"network": {"encoder_width": 4, "width": 16}},
+    "segreg": {"model": {"channels": [4, 8, 8]}},
+    "self_reg_unet": {"model": {"width": 2}},
+    "latent_augmentation": {"model": {"width": 2}},
+    "med_disseg": {"model": {"encoder_width": 4, "width": 16}},
 }
 
 
@@ -121,9 +121,9 @@ def test_published_values_of_selfreg(grey: Task) -> None:
     assert (acdc.config.optimizer, acdc.config.learning_rate, acdc.config.batch_size) == ("adamw", 1e-4, 12)
     synapse = recipes.self_reg_unet(grey, "synapse").stages[0]
     assert (synapse.regularizer.scr, synapse.config.schedule) == (0.015, "polynomial_delayed")  # type: ignore[union-attr]
-    published = recipes.self_reg_unet(grey, network={"out_channels": 9}).stages[0].model
+    published = recipes.self_reg_unet(grey, model={"out_channels": 9}).stages[0].model
     assert sum(p.numel() for p in published.parameters()) == pytest.approx(17.26e6, rel=5e-4)
-    swin = recipes.self_reg_unet(grey, "synapse", swin=True, network={"width": 12, "heads": [1, 2, 4, 8]}).stages[0]
+    swin = recipes.self_reg_unet(grey, "synapse", swin=True, model={"width": 12, "heads": [1, 2, 4, 8]}).stages[0]
     assert (swin.regularizer.scr, len(swin.regularizer.groups)) == (0.010, 2)  # type: ignore[union-attr]
     assert swin.model.toolkit_config["name"] == "swin_unet"  # type: ignore[index]
 

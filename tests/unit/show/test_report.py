@@ -54,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     model = unet(1, 3, channels=(4, 8))
     config = TrainConfig(steps=4, batch_size=4, validate_every=2, checkpoint_every=4, log_every=1, augmentation="none")
     folder = tmp_path_factory.mktemp("runs") / "small"
-    return train(model, small_task(), None, SegReg(samples=256, directions=8), config, folder, progress=False)
+    return train(model, small_task(), None, SegReg(samples=256, directions=8), config, out=folder, progress=False)
 
 
 def test_a_report_on_a_run_shows_curves_scores_and_settings(run: Run, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def trained(discs: Task, network: UNet, tmp_path: Path) -> Callable[..., Run]:
 
     def start(name: str = "run", model: torch.nn.Module | None = None, task: Any = None, **options: Any) -> Run:
         keywords = {
-            k: options.pop(k) for k in ("objective", "regularizer", "site", "taps", "background") if k in options
+            k: options.pop(k) for k in ("objective", "regularizer", "site", "aliases", "background") if k in options
         }
         config = TrainConfig(**{**SHORT, **options})
         return train(

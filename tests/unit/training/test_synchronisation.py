@@ -40,5 +40,5 @@ def test_no_step_between_two_logged_ones_waits(
         steps=10, batch_size=4, log_every=10, validate_every=0, select="last", device="cuda", precision=precision
     )
     regularizer = None if method is None else method()
-    train(unet(1, 2, channels=(8, 16, 16)), discs, None, regularizer, config, tmp_path / "run", progress=False)
+    train(unet(1, 2, channels=(8, 16, 16)), discs, None, regularizer, config, out=tmp_path / "run", progress=False)
     assert checked == list(range(2, 9))

@@ -355,7 +355,7 @@ def test_one_backward_of_the_sum_gives_the_gradients_of_two(trained: Trainer, mo
         run = trained(
             model=model,
             regularizer=regularizer,
-            taps={"head_input": "4:input"},
+            aliases={"head_input": "4:input"},
             split_backward=split,
             name=f"split-{split}",
             **options,

@@ -100,7 +100,7 @@ class Distillation(Strategy):
 
 
 def fisher_information(
-    network: nn.Module, task: Any, objective: Objective, *, site: Any = None, images: int = 200, patch_size: Any = None
+    model: nn.Module, task: Any, objective: Objective, *, site: Any = None, images: int = 200, patch_size: Any = None
 ) -> dict[str, Tensor]:
     """Mean over training images of the squared gradient of the log-likelihood of their labels, by parameter.
 
@@ -108,7 +108,7 @@ def fisher_information(
     is in evaluation mode, images are not augmented; nothing about the network changes.
 
     Args:
-        network: after training on the task.
+        model: after training on the task.
         task: gives the training images.
         objective: finds the logits in the network's output.
         site: of this site or these.
@@ -116,14 +116,14 @@ def fisher_information(
         patch_size: of the images; None = the task's.
     """
     loader = task.loader("train", site=site, batch_size=1, patch_size=patch_size, augmentation="none")
-    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     device = next(iter(parameters.values())).device
     count = min(images, len(loader))
-    with untouched(network, mode="eval"), torch.enable_grad():
+    with untouched(model, mode="eval"), torch.enable_grad():
         for step in range(count):
             batch = loader.batch(step)
-            logits = objective.logits(network(batch["image"].to(device))).float()
+            logits = objective.logits(model(batch["image"].to(device))).float()
             loss = nn.functional.cross_entropy(logits, fitted_label(batch["label"].to(device), logits))
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for name, gradient in zip(parameters, gradients, strict=True):

@@ -31,10 +31,10 @@ from toolkit.training.regularizer import Regularizer, StepContext
 
 
 @contextlib.contextmanager
-def _evaluation(network: nn.Module) -> Iterator[None]:
+def _evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; every module's own mode afterwards."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
         yield
     finally:

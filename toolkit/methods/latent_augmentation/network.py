@@ -245,6 +245,7 @@ def fast_slow_network(
     out_channels: int,
     width: int = 16,
     dims: int = 2,
+    *,
     image_activation: str = "sigmoid",
     decoupler_bias: bool = True,
     temperature: float = 2.0,

@@ -19,7 +19,7 @@ def latent_augmentation(
     cooperative: bool = True,
     preset: str = "final",
     baseline: str | None = None,
-    network: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
     **config: Any,
 ) -> Recipe:
     """The fast and slow network with hard examples from masked codes.
@@ -35,7 +35,7 @@ def latent_augmentation(
         preset: of `LatentAugmentation`.
         baseline: instead of masked codes one of the paper's image-space baselines: "random_windows",
             "random_convolution", "adversarial_noise" or "adversarial_bias", under the same training settings.
-        network: arguments of `toolkit.fast_slow_network` to change.
+        model: arguments of `toolkit.fast_slow_network` to change.
         config: fields of `TrainConfig` to change, for example `steps=500`.
 
     Raises:
@@ -70,7 +70,7 @@ def latent_augmentation(
     ]
     if task.dims == 2:
         settings.append(Setting("config", "patch_size", (192, 192), "latent_augmentation 4.4"))
-    settings = replaced(replaced(settings, "model", network or {}), "config", config)
+    settings = replaced(replaced(settings, "model", model or {}), "config", config)
     stage = Stage(
         regularizer or "standard",
         task,

@@ -78,6 +78,7 @@ class LatentAugmentation(Regularizer):
     image_schemes: Sequence[str] = SCHEMES
     shape_schemes: Sequence[str] = SCHEMES
     max_fraction: float = 0.5
+    _: dataclasses.KW_ONLY
     random_fraction: bool = True
     soft: bool = True
     dropout_rate: float = 0.5
@@ -213,5 +214,5 @@ class LatentAugmentation(Regularizer):
         with torch.no_grad(), self._frozen(network):
             return image_hat, network.decode_segmentation(shape_code * mask).detach()
 
-    def _frozen(self, network: Any) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.preset == "first" else frozen_batch_norm(network)
+    def _frozen(self, model: Any) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.preset == "first" else frozen_batch_norm(model)

@@ -70,12 +70,12 @@ def _stage(inputs: int, width: int, units: int, stride: int) -> nn.Sequential:
 
 
 def load_backbone(
-    network: nn.Module, weights: str | os.PathLike[str] | Mapping[str, Tensor], sha256: str | None = None
+    model: nn.Module, weights: str | os.PathLike[str] | Mapping[str, Tensor], sha256: str | None = None
 ) -> list[str]:
     """Put ResNet-50 weights into the encoder of a Med-DisSeg network; nothing is ever downloaded.
 
     Args:
-        network: a stage-1 or stage-2 network of width 64 with 1 or 3 image channels.
+        model: a stage-1 or stage-2 network of width 64 with 1 or 3 image channels.
         weights: file (safetensors or PyTorch) or state dictionary with the usual ResNet names (`conv1.weight`,
             `bn1.*`, `layer1.0.conv1.weight`, …). The fourth stage and the classifier are left out.
         sha256: of the file, all of it or at least its first 8 digits (names such as `resnet50-0676ba61.pth` carry
@@ -93,7 +93,7 @@ def load_backbone(
     where = "weights" if isinstance(weights, Mapping) else str(weights)
     tensors = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
     renamed = {_encoder_name(name): value for name, value in tensors.items() if not name.startswith(_UNUSED)}
-    return copy_encoder(network, renamed, where)
+    return copy_encoder(model, renamed, where)
 
 
 def _check_hash(weights: str | os.PathLike[str] | Mapping[str, Tensor], expected: str) -> None:
@@ -131,13 +131,13 @@ def transfer_encoder(
     return copy_encoder(stage_two, read_weights(stage_one), str(stage_one))
 
 
-def copy_encoder(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> list[str]:
+def copy_encoder(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> list[str]:
     """Copy every encoder tensor by name, all or none.
 
     Raises:
         CheckpointError: see `transfer_encoder`.
     """
-    own = {k: v for k, v in network.state_dict().items() if k.split(".", 1)[0] in ENCODER}
+    own = {k: v for k, v in model.state_dict().items() if k.split(".", 1)[0] in ENCODER}
     counters = {k for k in own if k.endswith("num_batches_tracked")}  # older files lack them
     missing = [k for k in own if k not in tensors and k not in counters]
     wrong = [k for k, v in own.items() if k in tensors and tensors[k].shape != v.shape]

@@ -22,7 +22,7 @@ def med_disseg(
     backbone: str | os.PathLike[str] | None = None,
     backbone_sha256: str | None = None,
     legacy: bool = False,
-    network: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
     **config: Any,
 ) -> Recipe:
     """Both stages; the second one takes over the encoder of the first.
@@ -36,7 +36,7 @@ def med_disseg(
         backbone_sha256: what the file's SHA-256 begins with, or all of it; None = not checked.
         legacy: data and rates as the released code has them: blue, green, red over 255; in stage 2 a background
             target that the augmentation does not move, and one learning rate for encoder and decoder.
-        network: arguments of both networks to change, for example `encoder_width=8`; `width` serves the second.
+        model: arguments of both networks to change, for example `encoder_width=8`; `width` serves the second.
         config: fields of `TrainConfig` to change in both stages, for example `steps=500`.
 
     Raises:
@@ -45,7 +45,7 @@ def med_disseg(
     if task.dims != 2:
         raise ConfigError("Med-DisSeg takes images, not volumes.", fix="Give a 2D task.")
     task, colours = _colours(task, legacy, backbone is not None)
-    changes = dict(network or {})
+    changes = dict(model or {})
     first = replaced(
         [*_network(task), colours, *_stage_one(), *_dispersive(preset, 1), *_CONFIG],
         "model",
@@ -61,7 +61,7 @@ def med_disseg(
             model="med_disseg_stage_one",
             objective="med_disseg_stage_one",
             regularizer="dispersive",
-            prepare=None if backbone is None else lambda model: load_backbone(model, backbone, backbone_sha256),
+            prepare=None if backbone is None else lambda network: load_backbone(network, backbone, backbone_sha256),
         ),
         Stage(
             "network",

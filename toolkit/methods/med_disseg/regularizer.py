@@ -66,6 +66,7 @@ class Dispersive(Regularizer):
     tap: str | tuple[str, ...] = "bottleneck"
     variant: str = "infonce_l2"
     tau: float | str = 0.5
+    _: dataclasses.KW_ONLY
     preset: str = "default"
     layout: str = "pooled"
     samples: int = 1024

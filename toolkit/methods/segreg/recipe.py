@@ -13,15 +13,13 @@ PAPER = "Vaish et al., SegReg, arXiv 2602.23509; training settings of nnU-Net, i
 EPOCHS, STEPS_PER_EPOCH = 1000, 250
 
 
-def segreg(
-    task: Any, preset: str = "segreg_default", *, network: dict[str, Any] | None = None, **config: Any
-) -> Recipe:
+def segreg(task: Any, preset: str = "segreg_default", *, model: dict[str, Any] | None = None, **config: Any) -> Recipe:
     """SegReg on the toolkit's U-Net under the training settings of nnU-Net.
 
     Args:
         task: data, 2D or 3D.
         preset: of `SegReg.from_preset`; "baseline" trains without.
-        network: arguments of `toolkit.unet` to change.
+        model: arguments of `toolkit.unet` to change.
         config: fields of `TrainConfig` to change, for example `steps=500`; the warm-up follows the steps.
     """
     steps = int(config.get("steps", EPOCHS * STEPS_PER_EPOCH))
@@ -64,7 +62,7 @@ def segreg(
         ),
         Setting("not taken over", "augmentation", "nnU-Net's", "segreg 3.4", "the toolkit's standard augmentation"),
     ]
-    settings = replaced(replaced(settings, "model", network or {}), "config", config)
+    settings = replaced(replaced(settings, "model", model or {}), "config", config)
     stage = Stage("segreg", task, settings, model="unet", objective="segmentation", regularizer="segreg")
     assert isinstance(stage.config, TrainConfig)
     return Recipe("segreg", PAPER, (stage,))

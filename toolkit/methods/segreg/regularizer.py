@@ -67,6 +67,7 @@ class SegReg(Regularizer):
     tap: str | Sequence[str] = "head_input"
     samples: int = 4096
     directions: int = 256
+    _: dataclasses.KW_ONLY
     t_max: float = 3.0
     points: int = 17
     sampling: str = "uniform"

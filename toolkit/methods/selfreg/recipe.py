@@ -13,7 +13,7 @@ DATA = ("acdc", "synapse", "histology")
 
 
 def self_reg_unet(
-    task: Any, data: str = "acdc", *, swin: bool = False, network: dict[str, Any] | None = None, **config: Any
+    task: Any, data: str = "acdc", *, swin: bool = False, model: dict[str, Any] | None = None, **config: Any
 ) -> Recipe:
     """SelfReg on the paper's U-Net or on Swin-Unet.
 
@@ -21,7 +21,7 @@ def self_reg_unet(
         task: data; 2D as published, or 3D (the U-Net only).
         data: whose settings: "acdc", "synapse", or "histology" (GlaS and MoNuSeg, which the code does not hold).
         swin: Swin-Unet instead of the U-Net.
-        network: arguments of the network to change.
+        model: arguments of the network to change.
         config: fields of `TrainConfig` to change, for example `steps=500`.
 
     Raises:
@@ -50,7 +50,7 @@ def self_reg_unet(
             settings[place] = Setting("regularizer", name, 0.010, "selfreg 4", "the documented Swin-Unet command")
     if task.dims == 2:
         settings.append(Setting("config", "patch_size", (224, 224), "selfreg 5.3"))
-    settings = replaced(settings, "model", network or {})
+    settings = replaced(settings, "model", model or {})
     if swin:
         arguments = {s.name: s.value for s in settings if s.part == "model"}
         groups = swin_unet(**arguments).selfreg_groups

@@ -109,6 +109,7 @@ class SelfReg(Regularizer):
     ifd: float = 0.015
     mode: str = "code"
     groups: Mapping[str, Sequence[str]] | Sequence[Mapping[str, Sequence[str]]] | None = None
+    _: dataclasses.KW_ONLY
     teacher: str = "head_input"
     normalise: bool = False
     scr_draw: str | None = None
@@ -151,31 +152,31 @@ class SelfReg(Regularizer):
             return ("encoder.*", "bottleneck", "decoder.*", self.teacher)
         return (*_names(self._given()), self.teacher)
 
-    def taps_on(self, network: nn.Module) -> tuple[str, ...]:
+    def taps_on(self, model: nn.Module) -> tuple[str, ...]:
         """The taps on this network, by name: the students, then the teacher.
 
         Raises:
             ProtocolError: no stages are found; `groups` and `teacher` name them.
         """
         groups = [{part: tuple(group.get(part, ())) for part in _PARTS} for group in self._given()]
-        groups = groups or [self._found(network)]
+        groups = groups or [self._found(model)]
         taps = (*_names(groups), self.teacher)
         self._chosen[taps] = groups
         return taps
 
-    def _found(self, network: nn.Module) -> dict[str, tuple[str, ...]]:
+    def _found(self, model: nn.Module) -> dict[str, tuple[str, ...]]:
         first = 0 if self.setting("include_first_encoder_block") else 1
-        if hasattr(unwrap(network), "toolkit_taps"):
-            encoder, bottleneck, decoder = resolve(network, "encoder.*"), "bottleneck", resolve(network, "decoder.*")
+        if hasattr(unwrap(model), "toolkit_taps"):
+            encoder, bottleneck, decoder = resolve(model, "encoder.*"), "bottleneck", resolve(model, "decoder.*")
             return {"encoder": (*encoder[first:], bottleneck), "decoder": tuple(decoder[:-1])}
         try:
-            ladder = stages(network)
+            ladder = stages(model)
         except ToolkitError as error:
             raise ProtocolError(f"SelfReg could not look at the network: {error}", fix=_REMEDY) from error
         encoder = [*ladder.encoder[first:], ladder.bottleneck] if ladder.bottleneck and ladder.encoder else []
         if not encoder:
             raise ProtocolError(
-                "SelfReg found no stages that go down in size.", where=type(unwrap(network)).__name__, fix=_REMEDY
+                "SelfReg found no stages that go down in size.", where=type(unwrap(model)).__name__, fix=_REMEDY
             )
         return {"encoder": tuple(encoder), "decoder": ladder.decoder[:-1]}
 

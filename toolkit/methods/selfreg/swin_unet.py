@@ -118,14 +118,14 @@ class SwinUnet(nn.Module):
         return self.head(self.final(self.norm_up(x)))
 
 
-def load_swin(network: SwinUnet, weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> list[str]:
+def load_swin(model: SwinUnet, weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> list[str]:
     """Start encoder and decoder from the weights of a Swin classifier that the user supplies; nothing is downloaded.
 
     Encoder stage k takes stage k, decoder stage k the same stage's blocks, as published; of a deeper file the first
     blocks are used. Expansions, skips' projections and the head keep their initial values.
 
     Args:
-        network: the network to fill, in place; width, heads and window must be the file's.
+        model: the network to fill, in place; width, heads and window must be the file's.
         weights: file or state dictionary with the names of the official release (`layers.0.blocks.0.attn.qkv.weight`).
 
     Returns:
@@ -136,7 +136,7 @@ def load_swin(network: SwinUnet, weights: str | os.PathLike[str] | Mapping[str, 
     """
     tensors = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
     where = "weights" if isinstance(weights, Mapping) else str(weights)
-    own = network.state_dict()
+    own = model.state_dict()
     wanted = {name: source for name in own if (source := _official_name(name)) is not None}
     bad = [f"{s} for {n}" for n, s in wanted.items() if s not in tensors or tensors[s].shape != own[n].shape]
     if bad:
@@ -201,6 +201,7 @@ def swin_unet(
     in_channels: int = 1,
     out_channels: int = 9,
     width: int = 96,
+    *,
     depths: Sequence[int] = (2, 2, 2, 2),
     heads: Sequence[int] = (3, 6, 12, 24),
     window: int = 7,

@@ -371,7 +371,9 @@ def cam_explorer(
     shelf = Shelf(task_or_cases, model, split)
     example = [next(iter(shelf.items.values()))]
     chosen = {
-        key: default_layers(one, example) if layers is None else layer_names(one, layers, example, options.get("taps"))
+        key: default_layers(one, example)
+        if layers is None
+        else layer_names(one, layers, example, options.get("aliases"))
         for key, one in models.items()
     }
     return CamExplorer(models, shelf, chosen, options, attribution_options or {})

@@ -27,7 +27,7 @@ class MaskExplorer(Explorer):
     """State of `mask_explorer`; see there. Beside the controls' values it has `by_hand`: entry -> multiplier.
 
     Args:
-        net: the network.
+        model: the network.
         shelf: the images.
         layer: where the code is.
         structured: the network has codes of its own (no skip connections to choose about).
@@ -36,9 +36,11 @@ class MaskExplorer(Explorer):
 
     title = "Masked latent code"
 
-    def __init__(self, net: nn.Module, shelf: Shelf, layer: str, structured: bool, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, shelf: Shelf, layer: str, structured: bool, options: Mapping[str, Any]
+    ) -> None:
         super().__init__()
-        self.net, self.shelf, self.layer, self.structured = net, shelf, layer, structured
+        self.model, self.shelf, self.layer, self.structured = model, shelf, layer, structured
         self.options, self.memory = dict(options), Remembered(64)
         self.by_hand: dict[int, float] = {}
         self.cursor: int | None = None
@@ -124,7 +126,7 @@ class MaskExplorer(Explorer):
 
     def base(self) -> Any:
         """The `MaskedLatent` of the scheme alone, kept for later."""
-        return self.memory.get(self._key(), lambda: mask_latent(self.net, [self._page().item], **self._arguments()))
+        return self.memory.get(self._key(), lambda: mask_latent(self.model, [self._page().item], **self._arguments()))
 
     def result(self) -> Any:
         """The `MaskedLatent` of the current state, with what was clicked."""
@@ -132,7 +134,7 @@ class MaskExplorer(Explorer):
             return self.base()
         return self.memory.get(
             self._key(by_hand=True),
-            lambda: mask_latent(self.net, [self._page().item], mask=self.mask(), **self._arguments()),
+            lambda: mask_latent(self.model, [self._page().item], mask=self.mask(), **self._arguments()),
         )
 
     def wanted(self) -> list[tuple[Remembered, Key]]:
@@ -296,16 +298,16 @@ class MaskExplorer(Explorer):
 
 
 def mask_explorer(
-    net: nn.Module, task: Any, *, layer: str = "bottleneck", split: str = "test", **options: Any
+    model: nn.Module, task: Any, *, layer: str = "bottleneck", split: str = "test", **options: Any
 ) -> MaskExplorer:
     """Explore what a network depends on: mask its latent code by a scheme or by hand.
 
     Args:
-        net: any network; one with `encode` and `decode_segmentation` has its own codes masked.
+        model: any network; one with `encode` and `decode_segmentation` has its own codes masked.
         task: a task (its cases of `split`), cases, or anything that `toolkit.mask_latent` takes.
         layer: where to mask a network without codes of its own.
         split: of a task.
-        options: further arguments of `toolkit.mask_latent`: `score`, `temperature`, `taps`.
+        options: further arguments of `toolkit.mask_latent`: `score`, `temperature`, `aliases`.
 
     Returns:
         The explorer: `.state`, `.set(...)`, `.toggle(entry, ...)`, `.compose()`; the last line of a cell shows it.
@@ -316,9 +318,9 @@ def mask_explorer(
     """
     from toolkit.features.modules import unwrap
 
-    network = unwrap(net)
+    network = unwrap(model)
     structured = callable(getattr(network, "encode", None)) and callable(getattr(network, "decode_segmentation", None))
-    explorer = MaskExplorer(net, Shelf(task, net, split), layer, structured, options)
+    explorer = MaskExplorer(model, Shelf(task, model, split), layer, structured, options)
     with torch.no_grad():
         explorer.base()  # a wrong layer is reported here, not by the page
     return explorer

@@ -156,6 +156,6 @@ def _items(source: Any, model: nn.Module, split: str) -> Any:
 def _numbered_classes(model: nn.Module, item: Any) -> dict[int, str]:
     batch = next(iter(as_batches([item], model, batch_size=1)))
     predictor = Predictor(model)
-    with untouched(predictor.network, "eval"), torch.no_grad():
+    with untouched(predictor.model, "eval"), torch.no_grad():
         outputs = predictor.one_pass(predictor.one_window(batch.image)).shape[1]
     return {index: f"class {index}" for index in range(max(2, outputs))}
