@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.explain.gradcam import grad_cam
-from toolkit.features.process_state import guarded_random_state
 from toolkit.inference.extract import extract
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.methods.latent_augmentation.objective import FastSlowObjective
@@ -29,6 +28,7 @@ from toolkit.training.config import TrainConfig
 from toolkit.training.history import read_rows
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.run import Run
+from toolkit.training.seeding import seeded
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 from toolkit.training.train import resume, train
@@ -124,8 +124,7 @@ def _exact_matmul() -> Iterator[None]:
 
 
 def _network(codes: bool, dims: int, sizes: Sizes) -> nn.Module:
-    with guarded_random_state():
-        torch.manual_seed(0)
+    with seeded(0):
         if codes:
             return fast_slow_network(1, CLASSES, width=sizes.channels[0] // 2, dims=dims)
         return unet(1, CLASSES, channels=sizes.channels, dims=dims)
@@ -164,8 +163,7 @@ def _step_on(
     objective = FastSlowObjective() if codes else SegmentationObjective()
     step = TrainingStep(network, objective, () if method is None else (method(),))
     there, loss = {key: value.to(device) for key, value in batch.items()}, 0.0
-    with guarded_random_state():
-        torch.manual_seed(0)
+    with seeded(0):
         for part in range(step.parts(0)):
             with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
                 total = step(there, part=part).total
@@ -209,7 +207,7 @@ def _config(device: str, precision: str, steps: int) -> TrainConfig:
 
 def _training(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[Check]:
     """Short trainings with SegReg: the first loss, the last one, and that it falls."""
-    losses: dict[str, Any] = {}
+    losses: dict[int, list[float]] = {}
     for place, precision in (("cpu", "32"), *((device, precision) for precision in sizes.precisions)):
         config, out = _config(place, precision, sizes.steps), folder / f"{place}-{precision}-{len(losses)}"
         run = train(_network(False, 2, sizes), task, None, SegReg(), config, out=out, progress=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, Executor
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESTARTS = 3  # of trainings whose worker was lost, before a study gives up
+
+
+@runtime_checkable
+class Submits(Protocol):
+    """What a study needs of an executor: `concurrent.futures`', dask's, loky's and submitit's all have it."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Any:
+        """A future of `function(*arguments)`."""
+
+
 # Errors by which engines say that a worker went away, beside concurrent.futures' own BrokenExecutor (also loky's).
 _LOST = ("KilledWorker", "UncompletedJobError")
 
@@ -69,7 +79,7 @@ class Training:
         return table.assign(method=self.method, seed=self.seed, **place)
 
 
-def run_all(trainings: Sequence[Training], executor: Executor | Callable[[], Executor] | None) -> list[pd.DataFrame]:
+def run_all(trainings: Sequence[Training], executor: Submits | Callable[[], Submits] | None) -> list[pd.DataFrame]:
     """The tables of all trainings in order; without executor one after the other.
 
     A training whose worker was lost is handed out again and goes on from its newest checkpoint.

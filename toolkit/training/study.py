@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +19,7 @@ from toolkit.training.arms import Arm, Factory, baseline_of, checked_arms, first
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import check_empty
 from toolkit.training.environment import content_hash, environment
-from toolkit.training.executors import Training, run_all
+from toolkit.training.executors import Submits, Training, run_all
 from toolkit.training.losses import as_objective
 from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer
@@ -61,7 +60,7 @@ def compare(
     seeds: Iterable[int] = range(3),
     folds: int | Sequence[Any] | None = None,
     out: str | os.PathLike[str] | None = None,
-    executor: Executor | Callable[[], Executor] | None = None,
+    executor: Submits | Callable[[], Submits] | None = None,
     objective: Objective | Loss | None = None,
     baseline: str | None = None,
     metric: str = "dice",

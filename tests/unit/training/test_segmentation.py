@@ -157,5 +157,6 @@ def test_stacked_deep_supervision_is_that_of_a_list() -> None:
     torch.manual_seed(0)
     stacked, label = torch.randn(2, 3, 4, 8, 8), torch.randint(0, 4, (2, 1, 8, 8))
     objective, batch = SegmentationObjective(), {"label": label, "image": torch.zeros(2, 1, 8, 8)}
-    listed = objective([stacked[:, 0], stacked[:, 1], stacked[:, 2]], batch)
+    # a stack is finest first; of a list of one size the last head counts most
+    listed = objective([stacked[:, 2], stacked[:, 1], stacked[:, 0]], batch)
     assert {k: float(v) for k, v in objective(stacked, batch).items()} == {k: float(v) for k, v in listed.items()}

@@ -212,7 +212,7 @@ def test_the_test_split_is_never_asked_for(discs: Task, network: UNet, tmp_path:
     asked: list[str] = []
 
     class Watched:
-        name, patch_size, classes = discs.name, discs.patch_size, discs.classes
+        name, patch_size, classes, channels = discs.name, discs.patch_size, discs.classes, discs.channels
 
         def loader(self, split: str, **options: Any) -> Any:
             asked.append(split)

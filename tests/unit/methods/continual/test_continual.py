@@ -12,7 +12,7 @@ from golden_cases import golden_case
 from torch import nn
 
 from toolkit.data.arrays import task_from_arrays
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, LayerError
 from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting, distillation
 from toolkit.methods.continual.strategies import ElasticWeightConsolidation
 from toolkit.training.config import TrainConfig
@@ -129,7 +129,7 @@ def test_what_cannot_be() -> None:
     regularizer = LearningWithoutForgetting()
     regularizer.remember(network)
     strange = StepContext(batch={"image": torch.zeros(1, 1, 4, 4)}, model=network, outputs="logits")
-    with pytest.raises(ConfigError, match="no logits"):
+    with pytest.raises(LayerError, match="without a floating-point tensor"):
         regularizer(strange)
 
 

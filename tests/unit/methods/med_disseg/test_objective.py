@@ -11,6 +11,7 @@ from torch import Tensor
 from toolkit import registry
 from toolkit.errors import ConfigError, ProtocolError
 from toolkit.methods.med_disseg import MedDisSegOutput, med_disseg, med_disseg_stage_one
+from toolkit.methods.med_disseg.network import TwoViews
 from toolkit.methods.med_disseg.objective import (
     MedDisSegObjective,
     MedDisSegStageOneObjective,
@@ -123,7 +124,7 @@ def test_logits_for_validation_are_found_in_both_kinds_of_output() -> None:
     logits = random(1, 2, 4, 4)
     for objective in (MedDisSegObjective(), MedDisSegStageOneObjective()):
         assert objective.logits(logits) is logits
-        assert objective.logits((logits, logits + 1)) is logits
+        assert objective.logits(TwoViews(logits, logits + 1)) is logits
 
 
 def test_unmet_needs_are_errors() -> None:
