@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -34,6 +34,9 @@ class Arrays(Protocol):
     def read(self, layer: str, kind: str) -> Tensor | None:
         """`rows`, `gram`, `sum` or `count` of a layer; None if not stored."""
 
+    def batches(self, layer: str, kind: str, size: int) -> Iterator[Tensor]:
+        """The same in pieces of `size` (one empty piece if there are no rows)."""
+
     def table(self, name: str) -> pd.DataFrame:
         """`cases` (one row per feature row) or `images` (one row per image)."""
 
@@ -51,6 +54,10 @@ class MemoryArrays:
     def read(self, layer: str, kind: str) -> Tensor | None:
         """See `Arrays`."""
         return self.values.get((layer, kind))
+
+    def batches(self, layer: str, kind: str, size: int) -> Iterator[Tensor]:
+        """See `Arrays`."""
+        yield from self.values[layer, kind].split(size)
 
     def table(self, name: str) -> pd.DataFrame:
         """See `Arrays`."""
@@ -78,24 +85,38 @@ class StoredArrays:
                     )
 
     def read(self, layer: str, kind: str) -> Tensor | None:
-        """See `toolkit.features.store.Arrays`.
+        """See `Arrays`.
+
+        Raises:
+            ResultError: the bytes are not those that were written.
+        """
+        entry = self.entries[layer]["arrays"].get(kind)
+        return None if entry is None else next(self.batches(layer, kind, max(1, entry["shape"][0])))
+
+    def batches(self, layer: str, kind: str, size: int) -> Iterator[Tensor]:
+        """See `Arrays`; the hash is that of all pieces, so it is checked before the last one is given out.
 
         Raises:
             ResultError: the bytes are not those that were written.
         """
         entry = self.entries[layer]
-        if kind not in entry["arrays"]:
-            return None
-        try:
-            values = np.ascontiguousarray(self.root[f"{entry['group']}/{kind}"][:], dtype=np.float32)
-        except Exception as error:
-            raise _damaged(self.folder, error, f"{kind} of layer {layer!r}") from error
-        if hashlib.sha256(values.data).hexdigest() != entry["arrays"][kind]["sha256"]:
-            raise ResultError(f"{kind} of layer {layer!r} is not what was written.", where=str(self.folder), fix=_FIX)
-        return torch.from_numpy(values)
+        array, digest = self.root[f"{entry['group']}/{kind}"], hashlib.sha256()
+        count = array.shape[0]
+        step = size * max(1, array.chunks[0] // size)  # so that a chunk is not decompressed for every piece of it
+        for start in range(0, max(1, count), step):
+            try:
+                values = np.ascontiguousarray(array[start : start + step], dtype=np.float32)
+            except Exception as error:
+                raise _damaged(self.folder, error, f"{kind} of layer {layer!r}") from error
+            digest.update(values.data)
+            if start + step >= count and digest.hexdigest() != entry["arrays"][kind]["sha256"]:
+                raise ResultError(
+                    f"{kind} of layer {layer!r} is not what was written.", where=str(self.folder), fix=_FIX
+                )
+            yield from torch.from_numpy(values).split(size)
 
     def table(self, name: str) -> pd.DataFrame:
-        """See `toolkit.features.store.Arrays`.
+        """See `Arrays`.
 
         Raises:
             ResultError: the table is missing or changed.

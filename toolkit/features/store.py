@@ -89,8 +89,20 @@ class Features(Result):
         return rows
 
     def batches(self, layer: str, size: int = 16384) -> Iterator[Tensor]:
-        """The rows of one layer in pieces of `size`."""
-        yield from self.rows(layer).split(size)
+        """The rows of one layer in pieces of `size`, read from the store as they are asked for.
+
+        A store on disk is checked against its hash before the last piece is given out: trust a sum when it is complete.
+
+        Raises:
+            LayerError: no such layer.
+            ResultError: the store on disk is damaged.
+        """
+        count = 0
+        for piece in self._arrays.batches(self._checked(layer), "rows", size):
+            count += len(piece)
+            yield piece
+        if count != len(self.cases):
+            raise ResultError("The rows of this layer do not fit the case table.", where=layer)
 
     def moments(self, layer: str) -> Moments | None:
         """Second moments per image, or None if they were not kept.

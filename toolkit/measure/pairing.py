@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,24 +64,78 @@ def paired_rows(stores: Sequence[Features], layer: str, *, paired: bool = True) 
         ResultError: no store, different channels, cases or sampling (says which), too few rows.
         DataError: NaN or infinite features.
     """
+    streams = row_streams(stores, layer, paired=paired)
+    rows = [rows_of(stream.store, layer, stream.where) for stream in streams]
+    return PairedRows(
+        [part if s.order is None else part.index_select(0, s.order) for part, s in zip(rows, streams, strict=True)],
+        [stream.table for stream in streams],
+        paired,
+        [dict(store.provenance) for store in stores],
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowStream:
+    """Rows of one layer of one store, read piece by piece in the order of the store.
+
+    Attributes:
+        store: the features.
+        layer: layer name.
+        where: what errors call the store.
+        order: None, or the indices that bring the store's rows into the order of the first store's.
+        table: the row table in that order.
+        channels: number of channels C.
+    """
+
+    store: Features
+    layer: str
+    where: str
+    order: Tensor | None
+    table: pd.DataFrame
+    channels: int
+
+    def pieces(self, *beside: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Pieces (n, C) float32 of the rows, each with the same rows of the tensors `beside`, which are in `order`.
+
+        Raises:
+            DataError: NaN or infinite values.
+        """
+        if self.order is not None:
+            back = torch.argsort(self.order)
+            beside = tuple(part.index_select(0, back) for part in beside)
+        start = 0
+        for piece in self.store.batches(self.layer):
+            rows = torch.as_tensor(piece).float()
+            _require_finite(rows, self.where, start)
+            yield rows, *(part[start : start + len(rows)] for part in beside)
+            start += len(rows)
+
+    def in_order(self, values: Tensor) -> Tensor:
+        """Values that were computed from the pieces, in the order of the table."""
+        return values if self.order is None else values.index_select(0, self.order)
+
+
+def row_streams(stores: Sequence[Features], layer: str, *, paired: bool = True) -> list[RowStream]:
+    """The streams of `layer` from every store; arguments and errors are those of `paired_rows`."""
     if not stores:
         raise ResultError("There are no features to compare.", fix="Pass a list of stores, one per stage.")
-    rows = [rows_of(store, layer, where=_place(i, layer)) for i, store in enumerate(stores)]
-    tables = [store.cases.reset_index(drop=True) for store in stores]
-    widths = {int(r.shape[1]) for r in rows}
-    if len(widths) > 1:
+    places = [_place(index, layer) for index in range(len(stores))]
+    for store, where in zip(stores, places, strict=True):
+        _require_layer(store, layer, where)
+    widths = [int(next(iter(store.batches(layer))).shape[1]) for store in stores]
+    if len(set(widths)) > 1:
         raise ResultError(
-            f"The stores hold different numbers of channels: {[int(r.shape[1]) for r in rows]}.",
+            f"The stores hold different numbers of channels: {widths}.",
             where=layer,
             fix="Compare stages of one architecture, or use layer_similarity, which needs only paired rows.",
         )
-    if paired:
-        for index in range(1, len(rows)):
-            order = row_order(stores[0], stores[index], _place(index, layer))
-            if order is not None:
-                rows[index] = rows[index].index_select(0, order)
-                tables[index] = tables[index].iloc[order.numpy()].reset_index(drop=True)
-    return PairedRows(rows, tables, paired, [dict(s.provenance) for s in stores])
+    streams = []
+    for store, where, width in zip(stores, places, widths, strict=True):
+        order = row_order(stores[0], store, where) if paired and store is not stores[0] else None
+        table = store.cases.reset_index(drop=True)
+        table = table if order is None else table.iloc[order.numpy()].reset_index(drop=True)
+        streams.append(RowStream(store, layer, where, order, table, width))
+    return streams
 
 
 def rows_of(store: Features, layer: str, where: str = "") -> Tensor:
@@ -91,6 +145,13 @@ def rows_of(store: Features, layer: str, where: str = "") -> Tensor:
         LayerError: no such layer; the closest names are offered.
         DataError: NaN or infinite values.
     """
+    _require_layer(store, layer, where)
+    rows = torch.as_tensor(store.rows(layer)).float()
+    _require_finite(rows, where or layer)
+    return rows
+
+
+def _require_layer(store: Features, layer: str, where: str) -> None:
     names = list(store.layers)
     if layer not in names:
         raise LayerError(
@@ -98,16 +159,17 @@ def rows_of(store: Features, layer: str, where: str = "") -> Tensor:
             where=where,
             fix=f"Closest: {', '.join(difflib.get_close_matches(layer, names, 3, 0) or names[:8])}.",
         )
-    rows = torch.as_tensor(store.rows(layer)).float()
+
+
+def _require_finite(rows: Tensor, where: str, start: int = 0) -> None:
     bad = (~torch.isfinite(rows)).any(dim=1)
     if bad.any():
-        first = int(bad.nonzero()[0, 0])
+        first = start + int(bad.nonzero()[0, 0])
         raise DataError(
             f"{int(bad.sum())} of {len(rows)} feature rows hold NaN or infinite values (the first is row {first}).",
-            where=where or layer,
+            where=where,
             fix="Look for diverged weights or an image without contrast, then extract again.",
         )
-    return rows
 
 
 def moments_of(features: Features | Tensor, layer: str = "") -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -131,7 +193,7 @@ def moments_of(features: Features | Tensor, layer: str = "") -> tuple[Tensor, Te
         count = torch.full((len(flat),), flat.shape[-1], dtype=torch.float64)
         return flat @ flat.transpose(1, 2), flat.sum(2), count, {}
     if layer not in list(features.layers):
-        rows_of(features, layer)  # raises, naming the closest layers
+        _require_layer(features, layer, "")  # raises, naming the closest layers
     moments = features.moments(layer)
     if moments is None:
         raise ResultError("These features hold no second moments.", where=layer, fix="Extract again with moments=True.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError
-from toolkit.measure.moments import StreamingMoments, balanced_weights, moments
+from toolkit.measure.moments import StreamingMoments
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,9 +31,9 @@ class Plane:
         axes = self.axes.to(rows.dtype)
         return (rows @ axes.T - self.mean.to(rows.dtype) @ axes.T).float()
 
-    def explained_of(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Share of the total variance of other rows along each axis (k,)."""
-        return _share(moments(rows, weights).covariance(), self.axes)
+    def explained_of(self, rows: StreamingMoments) -> Tensor:
+        """Share of the total variance of other rows along each axis (k,), from their moments."""
+        return _share(rows.covariance(), self.axes)
 
 
 def principal_plane(source: StreamingMoments, components: int = 2) -> Plane:
@@ -44,24 +45,24 @@ def principal_plane(source: StreamingMoments, components: int = 2) -> Plane:
     return Plane(source.mean, axes, _share(covariance, axes))
 
 
-def discriminant_plane(rows: Tensor, labels: Tensor, components: int = 2, ridge: float = 1e-6) -> Plane:
+def discriminant_plane(
+    per_class: Sequence[StreamingMoments], pooled: StreamingMoments, components: int = 2, ridge: float = 1e-6
+) -> Plane:
     """The plane of Fisher's discriminants (between-class against within-class scatter, classes weighted equally).
 
     Two classes have one discriminant; the plane is filled up with the leading principal components of what is left.
 
     Args:
-        rows: (N, C).
-        labels: class of each row (N,).
+        per_class: moments of the rows of every class.
+        pooled: moments of all rows, every class with the same weight.
         components: axes of the plane.
         ridge: added to the within-class scatter, relative to its mean diagonal, so that dead channels do no harm.
 
     Raises:
         ResultError: fewer than two classes, or fewer channels than components.
     """
-    classes = torch.unique(labels)
-    if len(classes) < 2:
+    if len(per_class) < 2:
         raise ResultError("Discriminants need rows of at least two classes.", fix="Extract with pool='per-class'.")
-    per_class = [moments(rows[labels == label]) for label in classes]
     means = torch.stack([part.mean for part in per_class])
     within = torch.stack([part.covariance(unbiased=False) for part in per_class]).mean(0)
     centred = means - means.mean(0)
@@ -69,9 +70,8 @@ def discriminant_plane(rows: Tensor, labels: Tensor, components: int = 2, ridge:
     root = torch.linalg.cholesky(within)
     whitened = torch.linalg.solve_triangular(root, centred.T, upper=False)
     vectors, _, _ = torch.linalg.svd(whitened, full_matrices=False)
-    number = min(components, len(classes) - 1)
+    number = min(components, len(per_class) - 1)
     directions = torch.linalg.solve_triangular(root.T, vectors[:, :number], upper=True)
-    pooled = moments(rows, balanced_weights(labels))
     return _completed(directions.T, pooled.mean, pooled.covariance(), components)
 
 

@@ -14,7 +14,7 @@ from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
 from toolkit.measure.embedding import TsneOptions, UmapOptions, balanced_sample, tsne_pictures, umap_pictures
 from toolkit.measure.moments import StreamingMoments, balanced_weights
-from toolkit.measure.pairing import PairedRows, paired_rows
+from toolkit.measure.pairing import PairedRows, RowStream, paired_rows, row_streams
 from toolkit.measure.planes import Plane, discriminant_plane, head_plane, principal_plane, rotation_onto
 from toolkit.results import Result
 
@@ -129,50 +129,51 @@ def project(
     if method in LINEAR and options:
         raise ConfigError(f"The method {method!r} takes no option {sorted(options)}.")
     stores = [features] if isinstance(features, Features) else list(features)
-    pairs = paired_rows(stores, layer, paired=basis == "per_stage")
     if method in LINEAR:
-        heads = [store.head_weights for store in stores]
-        shown = _linear(pairs, heads, method, basis, components, balanced, standardise)
+        streams = row_streams(stores, layer, paired=basis == "per_stage")
+        tables = [stream.table for stream in streams]
+        shown = _linear(streams, method, basis, components, balanced, standardise)
     else:
+        pairs = paired_rows(stores, layer, paired=False)
         with guarded_random_state():
             pairs, shown = _curved(pairs, method, basis, components, standardise, options)
-    case_names, cases = _case_codes(pairs)
+        tables = pairs.tables
+    case_names, cases = _case_codes(tables)
     return Projection(
         layer=layer,
         method=method,
         basis=basis,
-        classes=[_labels(table) for table in pairs.tables],
-        class_names=_class_names(pairs),
+        classes=[_labels(table) for table in tables],
+        class_names=_class_names(tables),
         cases=cases,
         case_names=case_names,
-        provenance={"layer": layer, "method": method, "basis": basis, "stages": pairs.provenance},
+        provenance={
+            "layer": layer,
+            "method": method,
+            "basis": basis,
+            "stages": [dict(store.provenance) for store in stores],
+        },
         **shown,
     )
 
 
 def _linear(
-    pairs: PairedRows,
-    heads: list[Tensor | None],
-    method: str,
-    basis: str,
-    components: int,
-    balanced: bool,
-    standardise: bool,
+    streams: list[RowStream], method: str, basis: str, components: int, balanced: bool, standardise: bool
 ) -> dict[str, Any]:
-    labels = [_labels(table) for table in pairs.tables]
+    """The fields of the result for a linear method; of the rows, only one piece at a time is in memory."""
+    labels = [_labels(stream.table) for stream in streams]
     weights = [balanced_weights(label) if balanced else torch.ones(len(label)) for label in labels]
-    fit = _Fit(pairs, labels, weights, heads, method, components)
-    count = len(pairs.rows)
+    fit = _Fit(streams, labels, weights, method, components)
+    count = len(streams)
     if basis == "per_stage":
-        planes = _aligned_planes(fit, pairs)
+        planes = _aligned_planes(fit)
     else:
         planes = [fit.plane([0] if basis == "stage1" else list(range(count)))] * count
     scale = fit.scale() if standardise else 1.0
+    shown = [fit.shown(stage, plane) for stage, plane in enumerate(planes)]
     return {
-        "coordinates": [plane.coordinates(r) / scale for plane, r in zip(planes, pairs.rows, strict=True)],
-        "explained": torch.stack(
-            [plane.explained_of(r, w) for plane, r, w in zip(planes, pairs.rows, weights, strict=True)]
-        ),
+        "coordinates": [coordinates / scale for coordinates, _ in shown],
+        "explained": torch.stack([explained for _, explained in shown]),
         "axes": torch.stack([plane.axes for plane in planes]),
         "settings": {"balanced": balanced, "standardised_by": scale if standardise else None},
     }
@@ -221,47 +222,70 @@ def _standardised(rows: Tensor) -> Tensor:
 class _Fit:
     """Fits a plane on any of the stages."""
 
-    pairs: PairedRows
+    streams: list[RowStream]
     labels: list[Tensor]
     weights: list[Tensor]
-    heads: list[Tensor | None]
     method: str
     components: int
 
     def plane(self, stages: list[int]) -> Plane:
         if self.method == "lda":
-            rows = torch.cat([self.pairs.rows[s] for s in stages])
-            return discriminant_plane(rows, torch.cat([self.labels[s] for s in stages]), self.components)
-        pooled = StreamingMoments(self.pairs.channels)
+            return self._discriminants(stages)
+        pooled = StreamingMoments(self.streams[0].channels)
         for stage in stages:
-            pooled.update(self.pairs.rows[stage], self.weights[stage])
+            for rows, weights in self.streams[stage].pieces(self.weights[stage]):
+                pooled.update(rows, weights)
         if self.method == "pca":
             return principal_plane(pooled, self.components)
-        heads = [self.heads[s] for s in stages]
+        heads = [self.streams[s].store.head_weights for s in stages]
         if any(head is None for head in heads):
             raise ResultError(
                 "The features do not hold the weights of the segmentation head.",
                 fix="Extract the layer that feeds the head (head_input), or use another method.",
             )
         centred = [head.double().flatten(1) - head.double().flatten(1).mean(0) for head in heads if head is not None]
-        if any(head.shape[1] != self.pairs.channels for head in centred):
+        if any(head.shape[1] != self.streams[0].channels for head in centred):
             raise ResultError(
-                f"The head reads {centred[0].shape[1]} channels, this layer has {self.pairs.channels}.",
+                f"The head reads {centred[0].shape[1]} channels, this layer has {self.streams[0].channels}.",
                 fix="The head's plane exists only in the layer that feeds it (head_input).",
             )
         return head_plane(torch.cat(centred), pooled, self.components)
 
+    def _discriminants(self, stages: list[int]) -> Plane:
+        """The classes weigh the same over all the stages together."""
+        labels = torch.cat([self.labels[s] for s in stages])
+        weights = balanced_weights(labels).split([len(self.labels[s]) for s in stages])
+        channels = self.streams[0].channels
+        pooled = StreamingMoments(channels)
+        per_class = {label: StreamingMoments(channels) for label in torch.unique(labels).tolist()}
+        for stage, weight in zip(stages, weights, strict=True):
+            for rows, label, part in self.streams[stage].pieces(self.labels[stage], weight):
+                pooled.update(rows, part)
+                for one in torch.unique(label).tolist():
+                    per_class[one].update(rows[label == one])
+        return discriminant_plane(list(per_class.values()), pooled, self.components)
+
+    def shown(self, stage: int, plane: Plane) -> tuple[Tensor, Tensor]:
+        """Coordinates of the rows of a stage in the order of its table, and their share of variance on each axis."""
+        stream, total, parts = self.streams[stage], StreamingMoments(self.streams[stage].channels), []
+        for rows, weights in stream.pieces(self.weights[stage]):
+            total.update(rows, weights)
+            parts.append(plane.coordinates(rows))
+        return stream.in_order(torch.cat(parts)), plane.explained_of(total)
+
     def scale(self) -> float:
-        first = StreamingMoments(self.pairs.channels).update(self.pairs.rows[0])
+        first = StreamingMoments(self.streams[0].channels)
+        for (rows,) in self.streams[0].pieces():
+            first.update(rows)
         return float(first.covariance().diagonal().mean().sqrt())
 
 
-def _aligned_planes(fit: _Fit, pairs: PairedRows) -> list[Plane]:
+def _aligned_planes(fit: _Fit) -> list[Plane]:
     planes = [fit.plane([0])]
-    target = planes[0].coordinates(pairs.rows[0]).double()
-    for stage in range(1, len(pairs.rows)):
+    target = fit.shown(0, planes[0])[0].double()
+    for stage in range(1, len(fit.streams)):
         plane = fit.plane([stage])
-        own = plane.coordinates(pairs.rows[stage]).double()
+        own = fit.shown(stage, plane)[0].double()
         turn = rotation_onto(own, target)  # may reflect, so it also settles the signs
         planes.append(Plane(plane.mean, turn.T @ plane.axes, plane.explained))
     return planes
@@ -273,19 +297,19 @@ def _labels(table: pd.DataFrame) -> Tensor:
     return torch.from_numpy(table["class"].to_numpy(dtype="int64", copy=True))
 
 
-def _class_names(pairs: PairedRows) -> dict[int, str]:
+def _class_names(tables: list[pd.DataFrame]) -> dict[int, str]:
     names: dict[int, str] = {}
-    for table in pairs.tables:
+    for table in tables:
         if {"class", "class_name"} <= set(table.columns):
             first = table.groupby("class", sort=True)["class_name"].first()
             names |= {int(k): str(v) for k, v in zip(first.index.tolist(), first, strict=True)}
     return names
 
 
-def _case_codes(pairs: PairedRows) -> tuple[list[str], list[Tensor]]:
+def _case_codes(tables: list[pd.DataFrame]) -> tuple[list[str], list[Tensor]]:
     import pandas as pd
 
-    lengths = [len(table) for table in pairs.tables]
-    joined = pd.concat([table["case"].astype(str) for table in pairs.tables], ignore_index=True)
+    lengths = [len(table) for table in tables]
+    joined = pd.concat([table["case"].astype(str) for table in tables], ignore_index=True)
     codes, names = pd.factorize(joined, sort=True)
     return [str(name) for name in names], list(torch.from_numpy(codes.astype("int64")).split(lengths))

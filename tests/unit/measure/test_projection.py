@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
+from toolkit.features.store import open_features
 from toolkit.measure.moments import CHUNK, StreamingMoments, balanced_weights, moments
 from toolkit.measure.planes import principal_plane
 from toolkit.measure.projection import Projection, project
@@ -118,6 +119,48 @@ def test_balance_ignores_class_sizes(make_store: Callable[..., Any]) -> None:
     index = np.concatenate([np.arange(300), np.flatnonzero(repeated)])
     more = make_store(rows[index], table=store.cases.iloc[index])
     torch.testing.assert_close(project(store, "head_input").axes, project(more, "head_input").axes, atol=1e-5, rtol=0)
+
+
+def test_a_stored_layer_is_projected_in_pieces(
+    make_store: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More rows than are read at once: never a whole layer in memory, and the same numbers to the last bit."""
+    import zarr
+
+    memory = make_store(cloud(36_000, 16, classes=3), classes=3)
+    memory.save(tmp_path / "rows.zarr")
+    stored, expected, reads = open_features(tmp_path / "rows.zarr"), project(memory, "head_input"), []
+    take = zarr.Array.__getitem__
+
+    def counted(array: zarr.Array, key: Any) -> Any:
+        reads.append(len(values := take(array, key)))  # type: ignore[arg-type]
+        return values
+
+    monkeypatch.setattr(zarr.Array, "__getitem__", counted)
+    projection = project(stored, "head_input")
+    assert reads == [16_384, *[16_384, 16_384, 3_232] * 2]  # the width, the fit, the coordinates
+    torch.testing.assert_close(projection.coordinates[0], expected.coordinates[0], rtol=0, atol=0)
+    torch.testing.assert_close(projection.explained, expected.explained, rtol=0, atol=0)
+    assert [len(piece) for piece in stored.batches("head_input", 10_000)] == [10_000] * 3 + [6_000]
+
+
+def test_streamed_stages_are_those_in_another_order(make_store: Callable[..., Any], tmp_path: Path) -> None:
+    data, turn = cloud(600, 5, classes=2), torch.linalg.qr(cloud(5, 5, seed=3))[0]
+    first, order = make_store(data, classes=2), torch.randperm(600, generator=torch.Generator().manual_seed(0))
+    table = first.cases.iloc[order.numpy()].reset_index(drop=True)
+    make_store((data @ turn)[order], classes=2, table=table).save(tmp_path / "second.zarr")
+    second = open_features(tmp_path / "second.zarr")
+    one, two = project([first, second], "head_input", basis="per_stage").coordinates
+    torch.testing.assert_close(one - one.mean(0), two - two.mean(0), rtol=0, atol=1e-3)  # a rotation, undone
+
+
+def test_a_changed_store_is_refused_in_pieces_too(make_store: Callable[..., Any], tmp_path: Path) -> None:
+    import zarr
+
+    make_store(cloud(50, 4)).save(tmp_path / "rows.zarr")
+    zarr.open_group(str(tmp_path / "rows.zarr"), mode="r+")["layer0/rows"][7, 1] += 1
+    with pytest.raises(ResultError, match="not what was written"):
+        project(open_features(tmp_path / "rows.zarr"), "head_input")
 
 
 def test_points_and_round_trip(make_store: Callable[..., Any], tmp_path: Path) -> None:
