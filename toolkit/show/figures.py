@@ -4,6 +4,7 @@
 tables, or for its options.
 """
 
+from toolkit.show.captions import caption, captions
 from toolkit.show.compose import compose, compose_together, stacked
 from toolkit.show.compose_attribution import attribution
 from toolkit.show.compose_checks import (
@@ -19,9 +20,9 @@ from toolkit.show.compose_dispersion import active_band, collapses, qualitative
 from toolkit.show.compose_drift import drift, drifts
 from toolkit.show.compose_explain import grad_cam, grad_cams, masked_latent
 from toolkit.show.compose_features import features
-from toolkit.show.compose_masking import gallery, masked_grid, masking_curves
+from toolkit.show.compose_masking import gallery, masked_grid, masking_curves, masking_summary
 from toolkit.show.compose_measure import channel_similarities, channel_similarity, projection, projections
-from toolkit.show.compose_robustness import score_boxes, score_table
+from toolkit.show.compose_robustness import score_boxes, score_means, score_table
 from toolkit.show.compose_training import run, scores_by_site, training_curves, transfer_matrices
 from toolkit.show.compose_transfer import classifier_variabilities, forward_transfer, transfer_scatter
 from toolkit.show.panels import Axes, Bars, Boxes, Figure, Heatmap, Image, Intervals, Lines, Panel, Scatter, Series
@@ -40,6 +41,8 @@ __all__ = [
     "Series",
     "active_band",
     "attribution",
+    "caption",
+    "captions",
     "case",
     "channel_similarities",
     "channel_similarity",
@@ -63,6 +66,7 @@ __all__ = [
     "masked_grid",
     "masked_latent",
     "masking_curves",
+    "masking_summary",
     "projection",
     "projections",
     "qualitative",
@@ -70,6 +74,7 @@ __all__ = [
     "regularizer_health",
     "run",
     "score_boxes",
+    "score_means",
     "score_table",
     "scores_by_site",
     "stacked",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import toolkit as tk
 from toolkit.errors import ConfigError, DataError
+from toolkit.registry import describe
 from toolkit.show.widgets.shelf import Shelf, default_layers
 
 
@@ -137,3 +141,29 @@ def test_a_shelf_opens_at_the_fullest_slice(task: tk.Task, model: torch.nn.Modul
     item = {"image": np.zeros((1, 8, 16, 16), dtype=np.float32), "label": volume}
     stacked = Shelf(item, tk.unet(1, 2, channels=(4, 8), dims=3))
     assert stacked.fullest(next(iter(stacked.stacks))) == 3
+
+
+def test_without_an_argument_it_opens_on_a_plain_network_and_one_of_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module, task: tk.Task
+) -> None:
+    from toolkit.training.trained import FIELDS, save_trained
+
+    def stored(name: str, above: bool) -> None:
+        recipe = {"model": describe(model), "regularizers": []}
+        card = {key: "" for key in FIELDS if key != "sha256"} | {"name": name, "seed": 0, "sites": ["A"], "history": {}}
+        card |= {"recipe": recipe, "task": {"name": "mine"}, "parameters": 1, "floor": {"above": above}}
+        save_trained(model, card | {"scores": [{"site": "A", "dice": 0.9}]}, tmp_path)
+
+    monkeypatch.setenv("TOOLKIT_NETWORKS", str(tmp_path))
+    monkeypatch.setattr("toolkit.data.catalogue.load_task", lambda name: task)
+    for name, above in (("mine/failed", False), ("mine/other", True), ("mine/plain", True)):
+        stored(name, above)
+    explorer = tk.widgets.cam_explorer()
+    assert list(explorer.models) == ["mine/plain", "mine/other"]
+    assert explorer.set(target="image", target_class=1).maps("mine/plain").maps
+
+
+def test_without_an_argument_and_networks_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.training.trained.list_trained", lambda: pd.DataFrame({"above_floor": []}))
+    with pytest.raises(ConfigError, match="No trained network"):
+        tk.widgets.cam_explorer()

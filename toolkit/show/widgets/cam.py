@@ -21,7 +21,7 @@ from toolkit.show.colours import FAINT
 from toolkit.show.slices import View
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, fitted, grey, heated, outlined
 from toolkit.show.widgets.memory import Key, Remembered
-from toolkit.show.widgets.shelf import Page, Shelf, default_layers, view_of
+from toolkit.show.widgets.shelf import Page, Shelf, default_layers, trained_pair, view_of
 from toolkit.show.widgets.state import Control, Explorer
 
 INPUT_METHODS = tuple(name for name in attribution.METHODS if name != "layer_conductance")
@@ -327,8 +327,8 @@ class CamExplorer(Explorer):
 
 
 def cam_explorer(
-    model: nn.Module,
-    task_or_cases: Any,
+    model: nn.Module | None = None,
+    task_or_cases: Any = None,
     compare: nn.Module | Mapping[str, nn.Module] | None = None,
     *,
     layers: str | Sequence[str] | None = None,
@@ -343,7 +343,7 @@ def cam_explorer(
     is quick. captum's perturbing methods (occlusion, feature ablation, integrated gradients) take longer the first time.
 
     Args:
-        model: any network.
+        model: any network; None = two trained ones that come with the project (`toolkit.list_trained`), on their task.
         task_or_cases: a task (its cases of `split`), cases, or anything that `toolkit.grad_cam` takes.
         compare: a second network, or {name: network}, shown beside the first.
         layers: names, globs or aliases of the strip; None = the outermost blocks of each network.
@@ -358,11 +358,15 @@ def cam_explorer(
     Raises:
         DataError: there are no images.
         LayerError: a layer that does not exist.
-        ConfigError: more than one network to compare with.
+        ConfigError: more than one network to compare with, or no trained network where none is given.
     """
     from toolkit.inference.layers import layer_names
 
-    models = {name: model}
+    if model is None:
+        trained, task_or_cases = trained_pair()
+        (name, model), *others = trained.items()
+        compare = dict(others) or None
+    models: dict[str, nn.Module] = {name: model}
     if compare is not None:
         others = dict(compare) if isinstance(compare, Mapping) else {"compared network": compare}
         if len(others) != 1 or name in others:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from toolkit.errors import DataError
+from toolkit.errors import ConfigError, DataError
 from toolkit.features.untouched import untouched
 from toolkit.inference.inputs import as_batches
 from toolkit.inference.layers import layers as list_layers
@@ -78,6 +78,27 @@ class Shelf:
     def foreground(self) -> list[tuple[int, str]]:
         """(index, name) of every class but the background."""
         return [(index, name) for index, name in sorted(self.classes.items()) if index > 0]
+
+
+def trained_pair() -> tuple[dict[str, nn.Module], Any]:
+    """A trained network that comes with the project and one of the same size to compare it with, by name; their task.
+
+    Plain networks come first, networks below their floor are left out.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from toolkit.data.catalogue import load_task
+    from toolkit.training.trained import list_trained, load_trained
+
+    table = list_trained()
+    table = table[table["above_floor"].astype(bool)]
+    if table.empty:
+        raise ConfigError("No trained network is installed.", where="cam_explorer()", fix="Pass a network and images.")
+    table = table.assign(first=~table["name"].str.endswith("/plain")).sort_values(["first", "seed", "name"])
+    equal = (table[["task", "parameters", "seed"]] == table[["task", "parameters", "seed"]].iloc[0]).all(axis=1)
+    models = {row.name: load_trained(row.name, row.seed) for row in table[equal].head(2).itertuples(index=False)}
+    return models, load_task(**next(iter(models.values())).provenance["task"])
 
 
 def view_of(page: Page, padded: Sequence[int], spacing: tuple[float, ...] | None) -> View:
