@@ -107,6 +107,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "toolkit.training.train": ("resume", "train"),
     "toolkit.training.step": ("TrainingStep",),
     "toolkit.training.study": ("Study", "compare"),
+    "toolkit.integrations.bundle": ("load_bundle",),
     "toolkit.integrations.onnx_export": ("export_onnx",),
     "toolkit.integrations.nnunet.results": ("load_nnunet",),
     "toolkit.show.report": ("report",),

@@ -1,7 +1,8 @@
-"""The code of the pages on watching, several GPUs and export runs as it is written, on a small network."""
+"""The code of the pages on watching, several GPUs, export and MONAI runs as it is written, on a small network."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -87,3 +88,32 @@ def test_export(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(torch.from_numpy(kept["AnnData"][0]), rows)
     assert len(kept["AnnData"][1]["obs"]) == len(rows) == len(kept["DataArray"][1]["coords"]["case"][1])
     assert os.path.getsize("out/similarity.pdf") > 1000
+
+
+@pytest.mark.slow
+def test_monai_torchio(small: Path) -> None:
+    import monai
+    import torchio
+
+    drawn = torch.Generator().manual_seed(0)
+    images = [torch.rand(1, 32, 32, generator=drawn) for _ in range(10)]
+    items = [{"image": image, "label": (image > 0.8).long(), "subject": f"p{i}"} for i, image in enumerate(images)]
+    volumes = [torch.rand(1, 8, 8, 8, generator=drawn) for _ in range(5)]
+    subjects = [
+        torchio.Subject(image=torchio.ScalarImage(tensor=v), label=torchio.LabelMap(tensor=(v > 0.8).to(torch.uint8)))
+        for v in volumes
+    ]
+    bundle = small / "spleen_ct_segmentation"
+    for name in ("configs", "models"):
+        (bundle / name).mkdir(parents=True)
+    entry = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
+    (bundle / "configs" / "inference.json").write_text(json.dumps({"network_def": {"_target_": "UNet", **entry}}))
+    torch.save(monai.networks.nets.UNet(**entry).state_dict(), bundle / "models" / "model.pt")
+    known: dict[str, Any] = {"items": items, "subjects": subjects}
+    for code in blocks("monai_torchio"):
+        exec(code.replace("steps=500", "steps=3, batch_size=2").replace('"steps": 500', '"steps": 3'), known)
+    assert len(known["task"].cases()) == 10
+    assert (known["other"].dims, len(known["other"].cases())) == (3, 5)
+    assert (small / "runs" / "monai" / "run.json").is_file()
+    assert known["run"].step == 3
+    assert known["label"].shape[-2:] == (32, 32)

@@ -11,6 +11,7 @@ import torch
 from toolkit.data.augment import Augmentation, apply, checked_augmentation
 from toolkit.data.case import Case
 from toolkit.data.randomness import fits_sequence, keyed_random, place_of_noise, windows_of_noise
+from toolkit.data.transform import Transform, transformed
 from toolkit.errors import ConfigError, DataError
 
 
@@ -31,7 +32,8 @@ class Loader:
         batch_size: samples per batch.
         patch_size: size of every sample.
         seed: base of all random numbers.
-        augmentation: preset name or `Augmentation`.
+        augmentation: preset name, `Augmentation`, or a callable on the sample, such as MONAI's dictionary transforms:
+            see `toolkit.data.transform`. A callable's random numbers are keyed like all others.
         flips: axes that may be mirrored.
         shuffle: False keeps the order of `cases` in every epoch.
         foreground: share of crops that are placed on foreground (default 0.5).
@@ -41,7 +43,7 @@ class Loader:
         ConfigError: no cases, or a setting that cannot work.
     """
 
-    ahead = True  # batches depend on nothing that changes, so that threads may prepare them in any order
+    ahead: bool  # whether threads may prepare the batches in any order
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class Loader:
         batch_size: int,
         patch_size: Sequence[int],
         seed: int = 0,
-        augmentation: str | Augmentation | None = "none",
+        augmentation: str | Augmentation | Transform | None = "none",
         flips: Sequence[int] = (),
         shuffle: bool = True,
         foreground: float | None = None,
@@ -64,7 +66,9 @@ class Loader:
         self.cases = list(cases)
         self.channels, self.batch_size, self.seed = channels, int(batch_size), seed
         self.patch_size = tuple(int(side) for side in patch_size)
-        self.augmentation = checked_augmentation(augmentation)
+        self.transform = augmentation if callable(augmentation) else None
+        self.augmentation = None if callable(augmentation) else checked_augmentation(augmentation)
+        self.ahead = self.transform is None  # transforms draw from generators that all threads share
         self.flips, self.shuffle = tuple(flips), shuffle
         self.foreground = 0.5 if foreground is None else float(foreground)
         self.limits = limits
@@ -89,7 +93,12 @@ class Loader:
         Raises:
             DataError: a case's file is damaged, has no label or has another number of channels.
         """
-        return self.finish(self.draw(step))
+        batch = self.finish(self.draw(step))
+        if self.transform is None:
+            return batch
+        first = int(step) * self.batch_size
+        keys = (keyed_random("transform", self.seed, first + row) for row in range(len(batch["case"])))
+        return transformed(self.transform, batch, [int(key.integers(2**32)) for key in keys])
 
     def draw(self, step: int) -> dict[str, Any]:
         """The first half of `batch(step)`, cheap and on the CPU: crops with their margins, and what was drawn for them.

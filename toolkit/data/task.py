@@ -14,6 +14,7 @@ from toolkit.data.folds import make_folds
 from toolkit.data.labels import checked_classes, checked_regions
 from toolkit.data.loader import Loader
 from toolkit.data.normalise import DEFAULT, check_rule, fixed_range
+from toolkit.data.transform import Transform
 from toolkit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Task:
         batch_size: int = 16,
         patch_size: Sequence[int] | None = None,
         seed: int = 0,
-        augmentation: str | Augmentation = "none",
+        augmentation: str | Augmentation | Transform = "none",
         shuffle: bool = True,
         foreground: float | None = None,
     ) -> Loader:

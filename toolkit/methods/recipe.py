@@ -191,7 +191,8 @@ class Recipe:
             network = stage.build()
             if RunDirectory(folder).exists():
                 regularizers = as_regularizers(stage.regularizer)
-                runs.append(resume(folder, network, stage.task, regularizers, stage.objective, progress=progress))
+                own = {"factories": stage.config.factories, "progress": progress}
+                runs.append(resume(folder, network, stage.task, regularizers, stage.objective, **own))
                 continue
             if stage.transfer is not None:
                 TRANSFERS[stage.transfer](unwrap(runs[-1].model), network)

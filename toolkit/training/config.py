@@ -6,10 +6,11 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from toolkit.errors import ConfigError
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.training.factories import FACTORIES, Missing, check_same, factory_found, factory_record
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("32", "bf16", "16"),
@@ -45,21 +46,25 @@ class TrainConfig(metaclass=_SuggestNearest):
             `torchrun --nproc-per-node` with the same number, or a script.
         checkpoint_every: steps between checkpoints; 0 = only the first and the last.
         keep_checkpoints: how many of the newest checkpoints stay on disk (the best one stays besides).
-        optimizer: "adamw", "adam" or "sgd" (Nesterov).
-        learning_rate: the highest rate of the schedule.
+        optimizer: "adamw", "adam" or "sgd" (Nesterov), or a callable `optimizer(parameter_groups)` that returns a
+            `torch.optim.Optimizer`, such as `torch.optim.NAdam` or a function of one's own. The schedule sets its rates.
+        learning_rate: the highest rate of the schedule; what the factors of a schedule of one's own multiply.
         rate_factors: parts of the network that learn faster or slower: patterns of parameter names with the factor
             on the learning rate, for example {"encoder.*": 0.1}; 0 holds a part still. The first match counts.
         weight_decay: decoupled for adamw, L2 for the others.
         momentum: of sgd.
         betas: of adam and adamw.
         schedule: "one_cycle" (cosine up over the first 30 %, cosine down), "constant", "polynomial" (power 0.9),
-            "polynomial_delayed" (the same one step late, as SelfReg-UNet ran it) or "cosine".
+            "polynomial_delayed" (the same one step late, as SelfReg-UNet ran it) or "cosine"; or a callable
+            `schedule(step, steps)` that returns the factor on `learning_rate` after `step` of `steps` steps.
         clip_norm: largest norm of the whole gradient; None = no clipping.
         split_backward: losses that make passes of their own (latent augmentation) are back-propagated apart, which
             halves the memory of activations and gives the same gradients to rounding; False = one backward of the sum.
         patch_size: size that the network sees, one number a spatial axis; None = the task's own.
         foreground: share of the patches that are placed on foreground, in [0, 1]; None = the loader's own (0.5).
-        augmentation: name of the loader's augmentation.
+        augmentation: name of the loader's augmentation, or a callable on the sample {"image", "label", "case"}: MONAI's
+            dictionary transforms, batchgenerators' or a function. It is seeded for every sample and runs in the
+            training's own thread.
         validate_every: steps between validations on the val split; 0 = never.
         validation_cases: score only the first so many val volumes; None = all.
         select: "best" (highest mean foreground Dice on the val split) or "last"; never by the test split.
@@ -84,18 +89,18 @@ class TrainConfig(metaclass=_SuggestNearest):
     devices: int = 1
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
-    optimizer: str = "adamw"
+    optimizer: str | Callable[..., Any] = "adamw"
     learning_rate: float = 2e-3
     rate_factors: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
     weight_decay: float = 1e-2
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
-    schedule: str = "one_cycle"
+    schedule: str | Callable[..., Any] = "one_cycle"
     clip_norm: float | None = None
     split_backward: bool = True
     patch_size: tuple[int, ...] | None = None
     foreground: float | None = None
-    augmentation: str = "standard"
+    augmentation: str | Callable[..., Any] = "standard"
     validate_every: int = 100
     validation_cases: int | None = None
     select: str = "best"
@@ -107,9 +112,9 @@ class TrainConfig(metaclass=_SuggestNearest):
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
             value = getattr(self, name)
-            if value not in known:
+            if not (value in known or (name in FACTORIES and callable(value))):
                 near = difflib.get_close_matches(str(value), known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                hint = f" Did you mean {near[0]!r}?" if near else " Or a callable." if name in FACTORIES else ""
                 raise _bad(name, value, f"One of {', '.join(map(repr, known))}.{hint}")
         for name, least in _WHOLE.items():
             _check_whole(name, getattr(self, name), least)
@@ -158,8 +163,10 @@ class TrainConfig(metaclass=_SuggestNearest):
             raise _bad("split_backward", self.split_backward, "Give True, or False on a single device.")
         if not isinstance(self.compile, bool):
             raise _bad("compile", self.compile, "Give True or False.")
-        if not isinstance(self.augmentation, str):
-            raise _bad("augmentation", self.augmentation, 'Give its name, for example "standard" or "none".')
+        if not isinstance(self.augmentation, str) and not callable(self.augmentation):
+            raise _bad("augmentation", self.augmentation, 'Give its name, such as "standard" or "none", or a callable.')
+        if callable(self.augmentation) and self.workers:
+            raise _bad("workers", self.workers, "A callable augmentation runs in the training's thread: leave it None.")
         kind, _, number = str(self.device).partition(":")
         if kind not in ("auto", "cpu", "cuda", "mps") or (number and not number.isdigit()):
             raise _bad("device", self.device, 'Use "auto", "cpu", "cuda", "cuda:1" or "mps".')
@@ -168,11 +175,40 @@ class TrainConfig(metaclass=_SuggestNearest):
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some fields changed."""
-        return TrainConfig(**{**self.to_dict(), **changes})
+        return TrainConfig(
+            **{**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, **changes}
+        )
+
+    @property
+    def factories(self) -> dict[str, Callable[..., Any]]:
+        """The callables among the settings, by name: what `resume(factories=...)` takes."""
+        return {name: value for name in FACTORIES if callable(value := getattr(self, name))}
+
+    def with_factories(self, given: Mapping[str, Callable[..., Any]] | None, where: str) -> TrainConfig:
+        """A copy with the callables that were passed again in their places.
+
+        Raises:
+            CheckpointError: one was neither found nor passed, or another one was passed.
+        """
+        given = given or {}
+        for name, value in given.items():
+            check_same(name, self.factories.get(name, getattr(self, name, Missing)), value, where)
+        config = self.replace(**given)
+        missing = {name: str(value) for name, value in config.factories.items() if isinstance(value, Missing)}
+        if missing:
+            call = ", ".join(f"{name!r}: ..." for name in missing)
+            raise CheckpointError(
+                "This run has settings of your own, which must be passed again: "
+                f"{'; '.join(f'{name}={value}' for name, value in missing.items())}.",
+                where=where,
+                fix=f"toolkit.resume(path, factories={{{call}}}), or import their modules first.",
+            )
+        return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` reads them back to an equal object."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Plain JSON values; `from_dict` reads them back to an equal object where it finds the callables."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return json.loads(json.dumps(values | {name: factory_record(v) for name, v in self.factories.items()}))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -181,7 +217,9 @@ class TrainConfig(metaclass=_SuggestNearest):
         Raises:
             ConfigError: unknown or unusable values.
         """
-        return cls(**values)
+        return cls(
+            **{k: factory_found(v) if k in FACTORIES and isinstance(v, Mapping) else v for k, v in values.items()}
+        )
 
 
 _WHOLE = {

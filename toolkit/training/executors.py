@@ -61,7 +61,8 @@ class Training:
         model, objective, regularizers = copy.deepcopy((self.model, self.objective, self.regularizers))
         with thread_count(self.config.threads):
             if RunDirectory(self.folder).exists():
-                run = resume(self.folder, model, self.task, regularizers, objective, progress=self.progress)
+                own = {"factories": self.config.factories, "progress": self.progress}
+                run = resume(self.folder, model, self.task, regularizers, objective, **own)
             else:
                 run = train(
                     model,

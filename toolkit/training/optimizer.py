@@ -44,18 +44,32 @@ def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Opti
     """The configured optimizer over `parameter_groups(step)`.
 
     Raises:
-        ConfigError: see `parameter_groups`.
+        ConfigError: see `parameter_groups`; or a factory that returns no optimizer of all these parameters.
     """
     # One kernel for all parameters; not with a loss scale, which a fused step would have to undo before the clipping.
     fused = (resolve_device(config).type == "cuda" and config.precision != "16") or None
     groups: Any = with_rate_factors(parameter_groups(step), step.model, config)
     rate, decay = learning_rate(config, 0), config.weight_decay
+    if callable(config.optimizer):
+        return _checked_optimizer(config.optimizer(groups), groups)
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             groups, lr=rate, weight_decay=decay, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused
         )
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=rate, weight_decay=decay, betas=config.betas, fused=fused)
+
+
+def _checked_optimizer(optimizer: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    given = {id(p) for group in groups for p in group["params"]}
+    held = getattr(optimizer, "param_groups", [])
+    if not isinstance(optimizer, torch.optim.Optimizer) or {id(p) for g in held for p in g["params"]} != given:
+        raise ConfigError(
+            f"The optimizer's factory returned {type(optimizer).__name__}, not an optimizer of the given parameters.",
+            where="TrainConfig(optimizer=...)",
+            fix="Return torch.optim.SGD(parameter_groups, ...) or another torch.optim.Optimizer of all of them.",
+        )
+    return optimizer
 
 
 def with_rate_factors(groups: list[dict[str, Any]], model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

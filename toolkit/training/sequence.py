@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,7 +215,7 @@ def train_sequence(
     record["initial"] = hashlib.sha256(weights).hexdigest()
     write_sealed(path / RECORD, record)
     given = {"model": model, "task": task, "objective": objective, "regularizers": regularizers}
-    return _carry_on(path, record, given, progress)
+    return _carry_on(path, record, given, config, progress)
 
 
 def resume_sequence(
@@ -226,6 +226,7 @@ def resume_sequence(
     objective: Objective | Loss | None = None,
     *,
     progress: bool = True,
+    factories: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Stages:
     """Continue a sequence that was stopped; a finished one is returned as it is.
 
@@ -238,6 +239,7 @@ def resume_sequence(
         regularizer: needed if one is not.
         objective: needed if it is not.
         progress: show a bar for each stage.
+        factories: as in `resume`.
 
     Raises:
         CheckpointError: no sequence here, or see `resume`.
@@ -252,18 +254,21 @@ def resume_sequence(
     given = {"model": model, "task": task, "objective": objective, "regularizers": regularizers}
     with guarded_random_state():
         objects = restore(record["objects"], given, str(path))
-    return _carry_on(path, record, objects, progress)
+    config = TrainConfig.from_dict(record["config"]).with_factories(factories, str(path))
+    return _carry_on(path, record, objects, config, progress)
 
 
-def _carry_on(path: Path, record: Mapping[str, Any], objects: Mapping[str, Any], progress: bool) -> Stages:
+def _carry_on(
+    path: Path, record: Mapping[str, Any], objects: Mapping[str, Any], config: TrainConfig, progress: bool
+) -> Stages:
     model, task = objects["model"], objects["task"]
     load_weights(unwrap(model), path / INITIAL, sha256=record.get("initial"))
     initial = _copied(unwrap(model))
     strategy, sites = as_strategy(record.get("strategy", "sequential")), tuple(record["sites"])
     regularizers = as_regularizers([*objects["regularizers"], *strategy.regularizers()])
-    names, config = sites, dict(record["config"])
+    names = sites
     if strategy.one_stage:
-        names, config["steps"] = (strategy.name,), config["steps"] * len(sites)
+        names, config = (strategy.name,), config.replace(steps=config.steps * len(sites))
     runs: list[Run] = []
     for stage, name in enumerate(names):
         folder = path / f"stage-{stage}-{re.sub(r'[^A-Za-z0-9.+-]+', '_', name)}"
@@ -272,7 +277,9 @@ def _carry_on(path: Path, record: Mapping[str, Any], objects: Mapping[str, Any],
             regularizers = [one.in_later_stage() for one in regularizers]
         common = {"regularizer": regularizers, "objective": objects["objective"], "progress": progress}
         if RunDirectory(folder).exists():
-            run = resume(folder, model, data, **common)  # brings back what the strategy had kept
+            run = resume(
+                folder, model, data, factories=config.factories, **common
+            )  # brings back what the strategy had kept
         else:
             if not strategy.carries_on:
                 load_weights(unwrap(model), path / INITIAL, sha256=record.get("initial"))

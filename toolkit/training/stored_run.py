@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -32,6 +32,8 @@ def open_run(
     objective: Objective | Loss | None = None,
     *,
     fallback: bool = False,
+    factories: Mapping[str, Callable[..., Any]] | None = None,
+    training: bool = False,
 ) -> tuple[Run, TrainingStep, Checkpoint, dict[str, Any]]:
     """Read and verify a run and its newest checkpoint; nothing is written and no object is changed.
 
@@ -45,6 +47,8 @@ def open_run(
     with guarded_random_state():
         objects = restore(record["objects"], given, str(path))
     config = TrainConfig.from_dict(record["config"])
+    if training:  # a run that is only looked at needs no optimizer
+        config = config.with_factories(factories, str(path))
     check_task(record, objects["task"], str(path))
     check_fit(objects["model"], newest, str(path))
     step = TrainingStep(

@@ -9,7 +9,7 @@ import os
 import secrets
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +135,8 @@ def train(
         "contents": contents(task),
         "inference": run_with(task, config),
     }
-    parcel = packed(_not_recorded(objects, model, task, objective, regularizers)) if background else b""
+    lacking = _not_recorded(objects, model, task, objective, regularizers) | {"factories": config.factories}
+    parcel = packed(lacking) if background else b""
     run = Run(directory.path, model, task, config, objective=objective, regularizers=regularizers, site=site)
     with directory.reserved() if is_first_process() else contextlib.nullcontext():
         if is_first_process():
@@ -167,6 +168,7 @@ def resume(
     progress: bool = True,
     stop: StopRequest | None = None,
     on_log: OnLog | Iterable[OnLog] | None = None,
+    factories: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Run:
     """Continue a run from its newest checkpoint to the same bits as if it had never stopped.
 
@@ -186,6 +188,7 @@ def resume(
         progress: show a progress bar.
         stop: a request to stop that the caller sets; None = interrupts of this process set one.
         on_log: as in `train`; told of the rows from here on.
+        factories: callables among the settings that cannot be found by their module: {"optimizer": make, ...}.
 
     Raises:
         CheckpointError: no run, a damaged, foreign or unsafe checkpoint, an object that is missing or is not the
@@ -200,7 +203,9 @@ def resume(
     directory.check_not_running()
     training = is_first_process() and (fallback or steps is not None or not directory.complete())
     with directory.locked() if training else contextlib.nullcontext():
-        run, step, newest, record = open_run(path, model, task, given, objective, fallback=fallback)
+        run, step, newest, record = open_run(
+            path, model, task, given, objective, fallback=fallback, factories=factories, training=True
+        )
         if steps is not None and steps != run.config.steps:
             record = _with_new_schedule(run, record, newest.step, steps)
         if newest.step < run.config.steps:
