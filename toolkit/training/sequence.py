@@ -277,9 +277,8 @@ def _carry_on(
             regularizers = [one.in_later_stage() for one in regularizers]
         common = {"regularizer": regularizers, "objective": objects["objective"], "progress": progress}
         if RunDirectory(folder).exists():
-            run = resume(
-                folder, model, data, factories=config.factories, **common
-            )  # brings back what the strategy had kept
+            # brings back what the strategy had kept
+            run = resume(folder, model, data, factories=config.factories, **common)
         else:
             if not strategy.carries_on:
                 load_weights(unwrap(model), path / INITIAL, sha256=record.get("initial"))
