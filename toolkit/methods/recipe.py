@@ -191,7 +191,7 @@ class Recipe:
             network = stage.build()
             if RunDirectory(folder).exists():
                 regularizers = as_regularizers(stage.regularizer)
-                own = {"factories": stage.config.factories, "progress": progress}
+                own: dict[str, Any] = {"factories": stage.config.factories, "progress": progress}
                 runs.append(resume(folder, network, stage.task, regularizers, stage.objective, **own))
                 continue
             if stage.transfer is not None:

@@ -217,9 +217,11 @@ class TrainConfig(metaclass=_SuggestNearest):
         Raises:
             ConfigError: unknown or unusable values.
         """
-        return cls(
-            **{k: factory_found(v) if k in FACTORIES and isinstance(v, Mapping) else v for k, v in values.items()}
-        )
+        settings: dict[str, Any] = dict(values)
+        for name in FACTORIES:
+            if isinstance(settings.get(name), Mapping):
+                settings[name] = factory_found(settings[name])
+        return cls(**settings)
 
 
 _WHOLE = {

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from toolkit.errors import ConfigError
-from toolkit.features.modules import refuse_scripted
+from toolkit.errors import ConfigError, ToolkitWarning
+from toolkit.features.modules import own_precision, refuse_scripted
 from toolkit.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -78,20 +79,35 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
-def check_network(model: nn.Module) -> None:
+def check_network(model: nn.Module, config: TrainConfig) -> None:
     """Refuse a network that cannot be trained as it is.
+
+    A network in bfloat16, float16 or float64 is trained in it: inputs are cast to it, losses are computed in single
+    precision or better, and the optimizer's state has the precision of the weights.
 
     Raises:
         LayerError: TorchScript or an exported program.
-        ConfigError: weights in half precision, in which small updates round to nothing.
+        ConfigError: float16 weights with an optimizer or a loss scale that cannot work on them.
+
+    Warns:
+        ToolkitWarning: weights in float16 or bfloat16.
     """
     refuse_scripted(model)
-    half = sorted({str(p.dtype) for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)})
-    if half:
+    own = own_precision(model)
+    if own == torch.float16 and (config.optimizer in ("adam", "adamw") or config.precision == "16"):
+        what = "a loss scale needs float32 weights" if config.precision == "16" else "Adam's epsilon is 0 in float16"
         raise ConfigError(
-            f"The network's weights are {', '.join(half)}; steps smaller than their rounding would be lost.",
+            f"The network's weights are float16, and {what}.",
             where=type(model).__name__,
-            fix='Pass network.float(), and TrainConfig(precision="bf16") for passes in half precision.',
+            fix='Pass model.float() (TrainConfig(precision="bf16") makes its passes in half precision), '
+            'model.bfloat16(), or TrainConfig(optimizer="sgd").',
+        )
+    if own in (torch.float16, torch.bfloat16):
+        warnings.warn(
+            f"The network's weights are {str(own).removeprefix('torch.')}: steps smaller than their rounding are lost. "
+            'model.float() with TrainConfig(precision="bf16") makes its passes in half precision and loses none.',
+            ToolkitWarning,
+            stacklevel=4,
         )
 
 

@@ -61,7 +61,7 @@ class Training:
         model, objective, regularizers = copy.deepcopy((self.model, self.objective, self.regularizers))
         with thread_count(self.config.threads):
             if RunDirectory(self.folder).exists():
-                own = {"factories": self.config.factories, "progress": self.progress}
+                own: dict[str, Any] = {"factories": self.config.factories, "progress": self.progress}
                 run = resume(self.folder, model, self.task, regularizers, objective, **own)
             else:
                 run = train(

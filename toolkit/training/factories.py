@@ -51,7 +51,7 @@ def factory_record(value: Callable[..., Any]) -> dict[str, Any]:
 
 def factory_found(entry: Mapping[str, Any]) -> Callable[..., Any]:
     """The callable of a record, or a `Missing`."""
-    value = find(entry) if "class" in entry else None
+    value: Any = find(entry) if "class" in entry else None
     optimizer = isinstance(value, type) and issubclass(value, Optimizer)
     if optimizer or (callable(value) and _is_users_own(value, str(entry.get("class")).partition(":")[0])):
         return value

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import CheckpointError, ConfigError, ToolkitError
+from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.compilation import compiled
@@ -83,13 +83,6 @@ class Loop:
 
     def __init__(self, plan: Plan, start: Checkpoint) -> None:
         self.plan, self.config = plan, plan.config
-        double = [name for name, value in plan.step.model.named_parameters() if value.dtype == torch.float64]
-        if double:
-            raise ConfigError(
-                "The network is in double precision, and images come in single precision.",
-                where=double[0],
-                fix="Call model.float(), and build networks under torch.set_default_dtype(torch.float32).",
-            )
         regularizers = plan.step.regularizers
         self.fabric: Fabric = build_fabric(plan.config, any(r.deferred for r in regularizers))
         restore_step(plan.step, start)

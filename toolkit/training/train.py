@@ -107,7 +107,7 @@ def train(
         )
     regularizers = tuple(as_regularizers(regularizer))
     objective = as_objective(objective)
-    check_network(model)
+    check_network(model, config)
     step = TrainingStep(model, objective, regularizers, seed=config.seed, aliases=aliases)
     resolve_device(config)
     check_compile(step, config)
