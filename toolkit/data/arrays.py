@@ -57,6 +57,11 @@ def task_from_arrays(
     Raises:
         DataError: shapes that do not agree, NaN or infinite voxels, labels that are no class.
         ConfigError: lists of different lengths, or a setting that cannot work.
+
+    Example:
+        >>> images, labels = np.random.rand(10, 32, 32), np.zeros((10, 32, 32), dtype=int)
+        >>> tk.task_from_arrays(images, labels, classes=["background", "tumour"], spacing=(0.7, 0.7)).classes
+        {0: 'background', 1: 'tumour'}
     """
     images = list(images)
     count = len(images)

@@ -170,6 +170,10 @@ def with_artefacts(
 
     Raises:
         ConfigError: no such artefact or split, fewer than one copy, or a split without cases.
+
+    Example:
+        >>> tk.with_artefacts(tk.load_task("phantom-cardiac"), ["bias", "spike"], copies=1).sites
+        ('bias', 'spike')
     """
     base = task if isinstance(task, Task) else registry.build("task", dict(task))
     unknown = [name for name in artefacts if name not in ARTEFACTS]

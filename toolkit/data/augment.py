@@ -32,6 +32,9 @@ class Augmentation:
         noise: standard deviation of Gaussian noise between 0 and this, in units of the normalised image.
         label_before: batches also hold `label_before` (B, 1, *P), the label as it was before it was moved: only
             there to repeat a published mistake.
+
+    Example:
+        >>> loader = task.loader("train", batch_size=4, augmentation=tk.Augmentation(rotation=30, flips=False))
     """
 
     rotation: float = 15.0

@@ -46,6 +46,10 @@ def load_task(
     Raises:
         ConfigError: no such task, rule or split list.
         DataError: the data are not there or not complete; the message is the list of what to do.
+
+    Example:
+        >>> tk.load_task("phantom-cardiac", normalisation="range:2,98").classes
+        {0: 'background', 1: 'RV', 2: 'myocardium', 3: 'LV'}
     """
     manifest = find_manifest(name)
     if normalisation is not None:
@@ -96,6 +100,10 @@ def list_tasks() -> pd.DataFrame:
     """All tasks with a manifest: name, anatomy, modality, dims, classes, sites, licence, access, ready.
 
     `ready` is True where `load_task` finds the data on this machine.
+
+    Example:
+        >>> tk.list_tasks().query("ready")[["name", "modality", "licence"]]  # doctest: +ELLIPSIS
+        name ...
     """
     import pandas as pd
 

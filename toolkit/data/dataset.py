@@ -102,6 +102,10 @@ def task_from_dataset(
     Raises:
         DataError: no items, items without an image, random transforms, arrays that do not fit each other.
         ConfigError: no map-style data set, or lists of another length.
+
+    Example:
+        >>> pairs = [(c.image, c.label) for c in task.cases("train")]  # any data set with len() and [index]
+        >>> own = tk.task_from_dataset(pairs, classes=task.classes, subjects=[c.subject for c in task.cases("train")])
     """
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise ConfigError(

@@ -38,6 +38,10 @@ def join_tasks(
 
     Raises:
         ConfigError: tasks that do not fit, a class that a task does not have, or an entry that is missing.
+
+    Example:
+        >>> other = tk.load_task("phantom-cardiac", normalisation=task.normalisation)
+        >>> both = tk.join_tasks([task, other], classes={"LV": {task.name: "LV", other.name: 3}})
     """
     loaded = [task if isinstance(task, Task) else registry.build("task", dict(task)) for task in tasks]
     _check_fit(loaded)

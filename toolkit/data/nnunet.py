@@ -51,6 +51,9 @@ def task_from_nnunet(
 
     Raises:
         DataError: no `dataset.json` or one that cannot be used; files that are missing or elsewhere.
+
+    Example:
+        >>> own = tk.task_from_nnunet("nnUNet_raw/Dataset001_Hearts")
     """
     root = Path(folder).expanduser().absolute()
     table = read_description(root)

@@ -75,6 +75,10 @@ def task_from_table(
     Raises:
         DataError: no rows, files that cannot be trusted, images that do not fit each other.
         ConfigError: columns that are not known, a setting that cannot work.
+
+    Example:
+        >>> rows = [{"image": f"images/{n}.png", "label": f"labels/{n}.png", "subject": n // 2} for n in range(10)]
+        >>> own = tk.task_from_table(rows, classes=["background", "tumour"], flips=(0, 1))
     """
     named, rule = checked_classes(classes), check_rule(normalisation)
     rows = completed(table_rows(frame, folder), splits)

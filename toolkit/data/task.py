@@ -48,6 +48,10 @@ class Task:
 
     Raises:
         DataError: no cases, an id used twice, a subject in two splits, an unknown split or site.
+
+    Example:
+        >>> len(task.cases("test", site="B")), task.loader("train", batch_size=4).batch(0)["image"].shape
+        (2, torch.Size([4, 1, 32, 32]))
     """
 
     def __init__(
