@@ -166,6 +166,11 @@ def load_result(path: str | os.PathLike[str], *, most_bytes: int = 2**32) -> Res
 
     Raises:
         ResultError: not a result file, a damaged one, one of a newer format, or one that is too large.
+
+    Example:
+        >>> file = tk.collapse(features, "bottleneck").save("collapse.zip")
+        >>> tk.load_result(file).table().shape[0] > 0
+        True
     """
     try:
         with zipfile.ZipFile(path) as archive:

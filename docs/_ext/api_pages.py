@@ -21,12 +21,18 @@ PAGES = {
     "show": ("Figures and reports", ("toolkit.show",)),
     "errors": ("Errors and results", ("toolkit.errors", "toolkit.results", "toolkit.registry")),
 }
-BLOCKS = {  # functions that the papers define and that live in their method's package
+BLOCKS = {  # functions that the papers define and that live in their method's package, and the checks of a contract
     "toolkit.methods.segreg": ("sliced_epps_pulley",),
     "toolkit.methods.selfreg": ("semantic_consistency", "internal_distillation"),
     "toolkit.methods.med_disseg": ("dispersive_loss",),
     "toolkit.methods.latent_augmentation": ("targeted_mask", "dropout_mask"),
+    "toolkit.testing": ("check_regularizer", "check_objective", "check_network"),
 }
+PREPARED = (
+    "Examples write ``tk`` for ``toolkit`` and take a ``task``, one of its cases as ``case`` with its ``image`` and ``label``,",
+    "a trained ``model`` and its ``run``, training settings ``config``, and stored ``features`` (``later``: of a later stage)",
+    "as given. ``tests/contract/test_examples.py`` makes small ones and runs every example.",
+)
 
 
 def entry(path: str, value: Any) -> list[str]:
@@ -61,7 +67,7 @@ def write(app: Any) -> None:
         (folder / f"{stem}.rst").write_text("\n".join(page(title, packages, homes)), encoding="utf-8")
     if missing := sorted(set(homes) - placed):
         raise RuntimeError(f"No page of the reference holds {', '.join(missing)}; add their package to PAGES.")
-    contents = ["Reference", "=========", "", ".. toctree::", "", *(f"   {stem}" for stem in PAGES), ""]
+    contents = ["Reference", "=========", "", *PREPARED, "", ".. toctree::", "", *(f"   {stem}" for stem in PAGES), ""]
     (folder / "index.rst").write_text("\n".join(contents), encoding="utf-8")
 
 

@@ -35,17 +35,18 @@ import toolkit as tk
 
 CLASSES = {0: "background", 1: "RV", 2: "myocardium", 3: "LV"}
 PACKAGES = ("segreg", "selfreg", "latent_augmentation", "med_disseg")
-# Classes that calls return or raise, or that the loop makes: their calls have the examples.
+# What calls return or raise, or what the loop makes: their calls have the examples.
 NOT_CONSTRUCTED = {
     *("Attached", "Case", "Features", "Result", "Run", "Stages", "StepContext", "Study", "Target"),
     *(name for name in tk.__all__ if name.endswith(("Error", "Warning"))),
     *("MedDisSeg", "MedDisSegOutput", "MedDisSegStageOne", "Violation"),
+    "difference_between_processes",  # a part of check_regularizer
 }
 NOT_RUN = {
     "load_backbone": "needs ResNet-50 weights, which the reader brings",
     "load_swin": "needs weights of a Swin classifier, which the reader brings",
     "load_nnunet": "needs a results folder of nnU-Net",
-    "difference_between_processes": "starts two processes; tests/contract/test_two_processes.py runs it",
+    "load_trained": "needs a network that `make networks` wrote; tests/unit/training/test_trained.py reads one",
 }
 
 
@@ -89,7 +90,12 @@ def write_files() -> None:
             picture.save(path)
         for path in (Path(f"labels/{n}.png"), raw / f"labelsTr/heart_{n:03}.png"):
             mask.save(path)
-    about = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "heart": 1}, "numTraining": 20, "file_ending": ".png"}
+    about = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "heart": 1},
+        "numTraining": 20,
+        "file_ending": ".png",
+    }
     (raw / "dataset.json").write_text(json.dumps(about), encoding="utf-8")
 
 
@@ -104,7 +110,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
     images, labels = arrays(0)
     task = tk.task_from_arrays(images, labels, name="hearts", **given)
     unit_task = tk.task_from_arrays(images, labels, normalisation="none", **given)
-    quick: dict[str, Any] = {"batch_size": 4, "validate_every": 0, "checkpoint_every": 0, "select": "last", "workers": 0}
+    quick: dict[str, Any] = {
+        "batch_size": 4,
+        "validate_every": 0,
+        "checkpoint_every": 0,
+        "select": "last",
+        "workers": 0,
+    }
     config = tk.TrainConfig(steps=2, **quick)
     model = tk.unet(1, 4, channels=(4, 8))
     learning = tk.TrainConfig(steps=80, learning_rate=2e-2, augmentation="none", **quick)
@@ -117,9 +129,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
     case = task.cases("test")[0]
     parts = {"model": model, "run": run, "case": case, "image": case.image, "label": case.label}
     modules = {"tk": tk, "torch": torch, "np": np, "pd": pd}
-    yield modules | parts | {
-        "task": task, "unit_task": unit_task, "config": config, "features": features, "later": later
-    }
+    yield (
+        modules | parts | {"task": task, "unit_task": unit_task, "config": config, "features": features, "later": later}
+    )
     os.chdir(before)
 
 

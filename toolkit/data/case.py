@@ -34,10 +34,6 @@ class Case:
         index: which slice of the volume that is read, or None for all of it.
         geometry: how to write a result back in the file's own axes, or None.
         relabel: new class of every stored class (joined tasks), or None.
-
-    Example:
-        >>> case.image.shape, case.label.shape, case.spacing
-        (torch.Size([1, 32, 32]), torch.Size([32, 32]), (1.5, 1.5))
     """
 
     id: str

@@ -86,6 +86,9 @@ def attribute(
         ConfigError: unknown method, baseline or class, or a layer missing or not wanted.
         DataError: no label for a target that needs one, images of several sizes, or a region empty in all images.
         LayerError: a layer that does not exist, runs more than once, or does not return one tensor.
+
+    Example:
+        >>> result = tk.attribute(model, case, "integrated_gradients", tk.Region("LV"), steps=8)
     """
     settings = Settings(steps, window, stride, baseline, features, layer, batch_size)
     _check_method(method, settings)

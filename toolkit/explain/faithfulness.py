@@ -100,6 +100,10 @@ def faithfulness(
     Raises:
         ResultError: the network has other weights than the one that was explained.
         ConfigError: a setting that cannot work.
+
+    Example:
+        >>> cam = tk.grad_cam(model, case, "decoder.1", tk.Region("LV"))
+        >>> areas = tk.faithfulness(model, cam, tk.Region("LV"), steps=4, orders=2, perturbations=0).table()
     """
     import pandas as pd
 

@@ -79,6 +79,11 @@ def grad_cam(
         ConfigError: unknown method or class.
         DataError: no label for a target that needs one, images of several sizes, or a region that is empty in all
             images.
+
+    Example:
+        >>> cam = tk.grad_cam(model, case, layers="decoder.*", target=tk.Region("LV", inside="prediction"))
+        >>> cam["decoder.1"].shape
+        torch.Size([1, 1, 32, 32])
     """
     methods = (method,) if isinstance(method, str) else tuple(method)
     if not methods or not set(methods) <= set(METHODS):

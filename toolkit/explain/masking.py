@@ -112,6 +112,9 @@ def mask_latent(
             mask that does not fit the code.
         LayerError: a layer that does not exist, never runs, or that the output does not depend on; or several layers.
         DataError: no image, or images of several sizes.
+
+    Example:
+        >>> mask = tk.mask_latent(model, case, scheme="channel", fraction=0.5, skips="zero")
     """
     predictor = Predictor(
         model,

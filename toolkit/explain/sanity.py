@@ -132,6 +132,9 @@ def randomised_weights(
 
     Raises:
         As `toolkit.grad_cam`, and ConfigError for less than one draw.
+
+    Example:
+        >>> numbers = tk.randomised_weights(model, case, "bottleneck", tk.ClassSum("LV"), draws=2).table()
     """
     import pandas as pd
 

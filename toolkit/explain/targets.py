@@ -126,6 +126,9 @@ class ClassSum(Target):
 
     Args:
         index: class index or name.
+
+    Example:
+        >>> cam = tk.grad_cam(model, image[None], "bottleneck", tk.ClassSum(2))
     """
 
     index: int | str
@@ -143,6 +146,9 @@ class Region(Target):
     Args:
         index: class index or name.
         inside: "prediction" or "reference".
+
+    Example:
+        >>> cam = tk.grad_cam(model, case, "decoder.1", tk.Region("LV", inside="reference"))
     """
 
     index: int | str
@@ -162,6 +168,9 @@ class BoundaryBand(Target):
         index: class index or name.
         width: half width of the band in voxels (a square or cubic neighbourhood).
         inside: whose boundary, "prediction" or "reference".
+
+    Example:
+        >>> cam = tk.grad_cam(model, case, "decoder.1", tk.BoundaryBand("LV", width=1))
     """
 
     index: int | str
@@ -185,6 +194,9 @@ class ErrorRegion(Target):
     Args:
         index: class index or name.
         kind: "all", "missed" (in the reference only) or "spurious" (in the prediction only).
+
+    Example:
+        >>> cam = tk.grad_cam(model, case, "decoder.1", tk.ErrorRegion("RV", kind="all"))
     """
 
     index: int | str
@@ -208,6 +220,9 @@ class LesionComponent(Target):
         index: class index or name.
         component: 0 = the largest component of each image, 1 = the second largest, ...
         inside: "prediction" or "reference".
+
+    Example:
+        >>> cam = tk.grad_cam(model, case, "decoder.1", tk.LesionComponent("LV", component=0))
     """
 
     index: int | str
@@ -231,6 +246,9 @@ class Voxel(Target):
     Args:
         position: index along every spatial axis of the image.
         index: class index or name; None = the class predicted there, per image.
+
+    Example:
+        >>> result = tk.attribute(model, case, "saliency", tk.Voxel((16, 16), "LV"))
     """
 
     position: Sequence[int]
@@ -261,6 +279,9 @@ class NormalisedClassSum(Target):
     Args:
         classes: class indices or names; None = all but the background.
         inside: "reference" (the authors') or "prediction".
+
+    Example:
+        >>> cam = tk.grad_cam(model, case, "decoder.*", tk.NormalisedClassSum())
     """
 
     classes: tuple[int | str, ...] | None = None

@@ -86,6 +86,11 @@ def capture(
     Raises:
         LayerError: a name that matches nothing, or on leaving the block a layer that never ran or that does not
             return one tensor; the message offers the closest names.
+
+    Example:
+        >>> with tk.capture(model, ["bottleneck"]) as tape:
+        ...     logits = model(image[None])
+        >>> (gradient,) = torch.autograd.grad(logits[:, 3].sum(), tape["bottleneck"])
     """
     wanted = [layers] if isinstance(layers, str) else list(layers)
     tape = Tape()

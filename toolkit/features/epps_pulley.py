@@ -205,6 +205,12 @@ def sliced_epps_pulley(
         ConfigError: shapes that do not fit, an impossible grid, or unusable weights.
 
     Source: Epps and Pulley 1983; sliced form (SIGReg) of Balestriero and LeCun, arXiv 2511.08544, section 4.
+
+    Example:
+        >>> from toolkit.methods.segreg import sliced_epps_pulley
+        >>> z, directions = torch.randn(2000, 8), torch.nn.functional.normalize(torch.randn(8, 64), dim=0)
+        >>> bool(sliced_epps_pulley(z, directions) < 0.1 * sliced_epps_pulley(z + 2, directions))
+        True
     """
     with torch.autocast(z.device.type, enabled=False):
         rows, axes, row_weights = _prepared(z, directions, weights)

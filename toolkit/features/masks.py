@@ -49,6 +49,11 @@ def targeted_mask(
 
     Raises:
         ConfigError: unknown axis or score, fraction outside 0 to 1, or shapes that do not fit.
+
+    Example:
+        >>> from toolkit.methods.latent_augmentation import targeted_mask
+        >>> targeted_mask(torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 4, 1, 1), fraction=0.5).flatten()
+        tensor([1., 0., 1., 0.])
     """
     if axis not in ("channel", "spatial"):
         raise ConfigError(f"axis must be 'channel' or 'spatial', not {axis!r}.", where="targeted_mask(axis=...)")
@@ -85,6 +90,11 @@ def dropout_mask(code: Tensor, rate: float = 0.5, generator: torch.Generator | N
 
     Raises:
         ConfigError: a rate outside [0, 1).
+
+    Example:
+        >>> from toolkit.methods.latent_augmentation import dropout_mask
+        >>> dropout_mask(torch.ones(2, 8, 4, 4), rate=0.25, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 8, 1, 1])
     """
     if not 0 <= rate < 1:
         raise ConfigError(f"rate must be at least 0 and below 1, not {rate}.", where="dropout_mask(rate=...)")

@@ -180,6 +180,9 @@ def open_features(path: str | os.PathLike[str]) -> Features:
 
     Raises:
         ResultError: no such folder, not a feature store, a newer format, or a damaged one.
+
+    Example:
+        >>> features = tk.open_features("features.zarr")
     """
     return Features(*read_store(path))
 

@@ -87,6 +87,9 @@ def extract(
         DataError: an input that the network cannot take, or no label for a pool that needs one.
         ConfigError: unknown pool, a foreign device, or somebody else is writing `out`.
         ResultError: `out` exists and is not a feature store, or holds an unfinished extraction of other inputs.
+
+    Example:
+        >>> features = tk.extract(model, task.cases("test"), layers=["encoder.*", "head_input"], pool="per-class")
     """
     check_pool(pool)
     _check_device(model, device)

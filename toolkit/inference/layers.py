@@ -57,6 +57,10 @@ def layers(
 
     Returns:
         Columns name, aliases, kind, shape, mb (of the output if captured, 10^6 bytes).
+
+    Example:
+        >>> tk.layers(model, image)[["name", "aliases", "shape"]].iloc[-1]["name"]
+        'head'
     """
     predictor = Predictor(model, select=select, patch_size=patch_size, divisor=divisor)
     return layer_table(predictor.model, observed(predictor, example), aliases)

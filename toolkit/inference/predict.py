@@ -70,6 +70,10 @@ def predict(
         DataError: an image that does not fit the network, a file that cannot be read, or logits that hold NaN.
         ConfigError: an unknown setting, or one output that nothing says to be a logit.
         LayerError: logits that cannot be told from other outputs.
+
+    Example:
+        >>> tk.predict(model, image, output="probabilities").shape
+        torch.Size([4, 32, 32])
     """
     if output not in OUTPUTS:
         raise ConfigError(f"output cannot be {output!r}.", fix=f"One of {', '.join(OUTPUTS)}.")

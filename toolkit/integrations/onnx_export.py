@@ -51,6 +51,9 @@ def export_onnx(
         ConfigError: the packages `onnx` and `onnxscript` are missing.
         LayerError: a layer that does not exist.
         ResultError: onnxruntime computes something else from the file.
+
+    Example:
+        >>> file = tk.export_onnx(model, "model.onnx", layers="bottleneck", example=image)
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:

@@ -108,6 +108,9 @@ def classifier_variability(
         DataError: NaN features.
         ResultError: fewer than two classes.
         ConfigError: fewer than two bootstraps or fewer rows than classes.
+
+    Example:
+        >>> heads = tk.classifier_variability(features, "head_input", target=later, bootstraps=3, rows=40).table()
     """
     values, labels = rows_of(source, layer).numpy(), source.cases["class"].to_numpy()
     known = np.unique(labels)

@@ -102,6 +102,9 @@ def collapse(
         DataError: NaN features.
         ResultError: fewer than 3 rows.
         ConfigError: a setting that cannot work.
+
+    Example:
+        >>> diagnostics = tk.collapse(features, "bottleneck").table()
     """
     if not tau > 0 or max_rows < 3 or bins < 1:
         raise ConfigError(

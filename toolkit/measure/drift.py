@@ -126,6 +126,9 @@ def drift(
         ResultError: fewer than two stages, stores that differ, or too few rows.
         DataError: NaN features.
         ConfigError: a setting that cannot work.
+
+    Example:
+        >>> drift = tk.drift([features, later], "head_input", bootstrap=20, null_splits=20).table()
     """
     import pandas as pd
 

@@ -66,6 +66,9 @@ def evaluate(
     Raises:
         DataError: a case without label, or a network whose logits hold NaN.
         ConfigError: no cases, or a network whose outputs are not the classes or regions of the cases.
+
+    Example:
+        >>> scores = tk.evaluate(model, task.cases("test"), metrics=["dice", "hd95"])
     """
     import pandas as pd
 

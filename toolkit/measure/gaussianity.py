@@ -87,6 +87,9 @@ def gaussianity(
         LayerError: no such layer.
         DataError: NaN features.
         ResultError: fewer rows than twice the channels.
+
+    Example:
+        >>> table = tk.gaussianity(features, "head_input", null_draws=20).table()
     """
     import pandas as pd
 

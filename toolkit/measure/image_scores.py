@@ -18,6 +18,10 @@ def image_scores(probability: Tensor, target: Tensor, threshold: float = 0.5) ->
         probability: (N, ...) foreground probabilities; foreground is strictly above the threshold.
         target: (N, ...) of the same shape; foreground is strictly above 0.5.
         threshold: of the prediction.
+
+    Example:
+        >>> tk.image_scores(torch.tensor([[0.9, 0.8, 0.2]]), torch.tensor([[1, 0, 0]]))[0, 0]
+        tensor(0.5000, dtype=torch.float64)
     """
     predicted = (probability > threshold).flatten(1).double()
     truth = (target > 0.5).flatten(1).double()

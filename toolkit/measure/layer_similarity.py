@@ -92,6 +92,9 @@ def layer_similarity(
         ResultError: the stores hold different rows (says which), or fewer than 4.
         DataError: NaN features.
         ConfigError: unknown method or a batch below 4.
+
+    Example:
+        >>> cka = tk.layer_similarity(features, later, "linear_cka")
     """
     choose("method", method, METHODS)
     if batch < 4:

@@ -122,6 +122,9 @@ def project(
         ResultError: stores that differ, too few rows, no classes for "lda", no head weights for "head".
         DataError: NaN features.
         ConfigError: unknown method, basis or option.
+
+    Example:
+        >>> planes = tk.project([features, later], "head_input", "pca", basis="shared")
     """
     choose("method", method, METHODS)
     basis = basis or ("stage1" if method == "umap" else "shared")

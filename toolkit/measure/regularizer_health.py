@@ -63,6 +63,9 @@ def regularizer_health(history: pd.DataFrame) -> RegularizerHealth:
 
     Raises:
         ResultError: no such column, for example because the run had no regularizer.
+
+    Example:
+        >>> ratios = tk.regularizer_health(run.history).table()
     """
     import pandas as pd
 

@@ -65,6 +65,11 @@ def segmentation_metrics(
     Raises:
         DataError: shapes differ, not a 2D or 3D map, values that are not whole numbers, labels not in `classes`.
         ConfigError: spacing that does not fit, an unknown metric or an unknown legacy rule.
+
+    Example:
+        >>> reference = np.eye(8, dtype=int)
+        >>> tk.segmentation_metrics(reference, reference, spacing=(0.5, 0.5), metrics=["dice"])["value"].item()
+        1.0
     """
     import pandas as pd
 
@@ -123,6 +128,9 @@ def aggregate(table: pd.DataFrame, penalty: str | float = "diagonal", by: Sequen
     Raises:
         ResultError: a table with missing columns, several rules or units mixed.
         ConfigError: an unknown policy, or a number below a measured distance.
+
+    Example:
+        >>> means = tk.aggregate(tk.evaluate(model, task.cases("test")), by=["site"])
     """
     import pandas as pd
 

@@ -111,6 +111,9 @@ def channel_similarity(features: Features | Tensor, layer: str = "", form: str =
         LayerError: the store has no such layer.
         ResultError: no moments, NaN features, or fewer than two living channels.
         ConfigError: unknown form.
+
+    Example:
+        >>> similarity = tk.channel_similarity(features, "bottleneck", form="pearson")
     """
     choose("similarity form", form, FORMS)
     gram, total, count, source = moments_of(features, layer)

@@ -129,6 +129,11 @@ def compare_methods(
     Raises:
         ResultError: missing columns, an incomplete design, fewer than 2 patients.
         ConfigError: the baseline is not in the table.
+
+    Example:
+        >>> tables = [tk.evaluate(network, task.cases("test")) for network in (model, tk.unet(1, 4, channels=(4, 8)))]
+        >>> rows = pd.concat([t.assign(method=m, seed=0) for t, m in zip(tables, ["trained", "plain"])])
+        >>> verdict = tk.compare_methods(rows, baseline="plain").table()
     """
     options = {"higher_is_better": metric in ("dice", "iou"), **options}
     if "fold" in table.columns:
@@ -181,6 +186,10 @@ def compare_scores(
     Raises:
         ResultError: shapes differ, NaN, fewer than 2 patients.
         ConfigError: no such baseline, or a setting that cannot work.
+
+    Example:
+        >>> scores = {"plain": np.random.rand(12, 3), "segreg": np.random.rand(12, 3) + 0.5}  # patients x seeds
+        >>> verdict = tk.compare_scores(scores, baseline="plain").table()
     """
     import pandas as pd
 

@@ -87,6 +87,9 @@ def transfer_metrics(
 
     Raises:
         ResultError: not a square matrix, or inputs of another length.
+
+    Example:
+        >>> transfer = tk.transfer_metrics([[0.9, 0.3], [0.7, 0.8]], ["A", "B"]).table()
     """
     import pandas as pd
 
@@ -129,6 +132,11 @@ def score_matrix(evaluations: Sequence[pd.DataFrame], tasks: Sequence[str], metr
 
     Raises:
         ResultError: a table lacks a column, or a missed organ has no penalty.
+
+    Example:
+        >>> tables = [tk.evaluate(network, task.cases("test")) for network in (tk.unet(1, 4, channels=(4, 8)), model)]
+        >>> tk.score_matrix(tables, ["A", "B"]).shape
+        (2, 2)
     """
     matrix = np.full((len(evaluations), len(tasks)), np.nan)
     for stage, table in enumerate(evaluations):

@@ -213,6 +213,9 @@ def load_weights(
         CheckpointError: an unreadable or unsafe file, another hash, no match at all, several prefixes that match equally
             well, with `strict` any mismatch (all listed), or a tensor that is sparse, on no device, of another kind of
             number, or holds NaN.
+
+    Example:
+        >>> report = tk.load_weights(model, "mine.pth", strict=False)
     """
     own, tensors = tensors_of(model), read_weights(file, sha256)
     prefixes = _prefixes(tensors, own)

@@ -160,5 +160,9 @@ def unet(
         channels: widths of encoder.1 … encoder.n and the bottleneck.
         dims: 2 or 3.
         norm: "instance", "batch" or "group".
+
+    Example:
+        >>> tk.unet(1, 4, channels=(8, 16), dims=3)(torch.zeros(1, 1, 16, 16, 16)).shape
+        torch.Size([1, 4, 16, 16, 16])
     """
     return UNet(in_channels, out_channels, channels, dims, norm)

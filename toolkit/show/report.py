@@ -46,6 +46,9 @@ def report(
 
     Raises:
         ResultError: content that cannot be shown, or another suffix than .html.
+
+    Example:
+        >>> page = tk.report(tk.drift([features, later], "bottleneck"), "drift.html", interactive=False)
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):

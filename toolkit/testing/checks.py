@@ -68,6 +68,10 @@ def check_regularizer(
 
     Raises:
         Violation: at the first check that does not hold.
+
+    Example:
+        >>> from toolkit.testing import check_regularizer
+        >>> table = check_regularizer(tk.SegReg(samples=64, directions=8), dims=(2,), processes=1)
     """
     make, objective = surroundings(regularizer, model, objective)
     report = _Report(f"regularizer {regularizer.name!r}")
@@ -116,6 +120,10 @@ def check_objective(
 
     Raises:
         Violation: at the first check that does not hold.
+
+    Example:
+        >>> from toolkit.testing import check_objective
+        >>> table = check_objective(torch.nn.CrossEntropyLoss(), dims=(2,))
     """
     objective, make = as_objective(objective), model or small_unet
     report = _Report(f"objective {objective.name!r}")
@@ -153,6 +161,10 @@ def check_network(model: nn.Module | Factory, *, dims: Sequence[int] = (2,)) -> 
 
     Raises:
         Violation: at the first check that does not hold.
+
+    Example:
+        >>> from toolkit.testing import check_network
+        >>> table = check_network(tk.unet(1, 2, channels=(4, 8)))
     """
     from toolkit.inference.layers import layers
 
@@ -270,7 +282,13 @@ def _check_resume(
 
 
 def without_weight(regularizer: Regularizer) -> Regularizer:
-    """A copy whose weights are 0: by its settings named `weight`, `*_weight` or like a term, else by `weights` itself."""
+    """A copy whose weights are 0: by its settings named `weight`, `*_weight` or like a term, else by `weights` itself.
+
+    Example:
+        >>> from toolkit.testing import without_weight
+        >>> without_weight(tk.SegReg(weight=0.3)).weight
+        0.0
+    """
     clone, terms = copy.deepcopy(regularizer), regularizer.weights(10**6)
     for name, value in vars(regularizer).items():
         if isinstance(value, float) and (name == "weight" or name.endswith("_weight") or name in terms):

@@ -32,6 +32,9 @@ class Arm:
         objective: its supervised part.
         regularizer: one, several or none.
         config: training settings that differ from the study's, by name; the seed is always the study's.
+
+    Example:
+        >>> arm = tk.Arm(lambda: tk.unet(1, 4, norm="batch"), regularizer=tk.SegReg(), config={"learning_rate": 1e-3})
     """
 
     model: Factory | None = None

@@ -57,6 +57,9 @@ def calibrate(
 
     Raises:
         ConfigError: no weight to change, a ratio that is not positive, or a gradient that is 0 (a dead regularizer).
+
+    Example:
+        >>> regularizer = tk.calibrate(model, task, tk.SegReg(warm_up=0), config, ratio=0.1, steps=2)
     """
     weight = getattr(regularizer, "weight", None)
     if not dataclasses.is_dataclass(regularizer) or not isinstance(weight, (int, float)) or weight <= 0:

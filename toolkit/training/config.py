@@ -78,6 +78,9 @@ class TrainConfig(metaclass=_SuggestNearest):
 
     Raises:
         ConfigError: unknown keyword (the nearest is named), wrong type, or a value that cannot work.
+
+    Example:
+        >>> config = tk.TrainConfig(steps=500, batch_size=8, optimizer="sgd", schedule="polynomial", clip_norm=1.0)
     """
 
     steps: int = 500

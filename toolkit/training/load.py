@@ -33,6 +33,9 @@ def load_model(
 
     Raises:
         CheckpointError: no run, a damaged or unsafe checkpoint, or a network that does not fit.
+
+    Example:
+        >>> network = tk.load_model("runs/segreg", which="last")
     """
     directory = RunDirectory(path)
     record = directory.record()
@@ -68,6 +71,9 @@ def load_run(
 
     Raises:
         CheckpointError: see `toolkit.resume`.
+
+    Example:
+        >>> scores = tk.load_run("runs/segreg", task=task).evaluate("test")
     """
     from toolkit.training.regularizer import as_regularizers
 

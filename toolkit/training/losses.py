@@ -25,6 +25,9 @@ class LossObjective(Objective):
     Args:
         loss: gives a scalar; called in float32. The softmax is the loss's own business (`DiceLoss(softmax=True)`).
         channels: "none" = (B, *S), "one" = (B, 1, *S), "classes" = one-hot (B, K, *S); None = as described.
+
+    Example:
+        >>> objective = tk.LossObjective(torch.nn.CrossEntropyLoss(label_smoothing=0.1))
     """
 
     name: ClassVar[str] = "loss"

@@ -20,6 +20,12 @@ class Objective:
     The default pass is `model(batch["image"])`. An objective with a forward pass of its own (input noise, several
     modules, two views) overrides `forward_pass`; whatever that returns becomes `StepContext.outputs`. One that learns
     is an `nn.Module` too; its parameters are a group of the optimizer.
+
+    Example:
+        >>> class Plain(tk.Objective):
+        ...     def __call__(self, outputs, batch):
+        ...         return {"nll": torch.nn.functional.cross_entropy(outputs, batch["label"][:, 0].long())}
+        >>> run = tk.train(model, task, Plain(), config=config, out="runs/plain")
     """
 
     name: ClassVar[str] = "objective"

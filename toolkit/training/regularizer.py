@@ -65,6 +65,13 @@ class Regularizer:
 
     A subclass defines `taps`, `requires`, `weights` and `__call__`; the loop multiplies each returned term by its
     weight, adds them up, logs them and measures the gradient ratio at the taps.
+
+    Example:
+        >>> class Small(tk.Regularizer):
+        ...     taps, weights = ("bottleneck",), lambda self, step: {"norm": 0.1}
+        ...     def __call__(self, context):
+        ...         return {"norm": context.features["bottleneck"].square().mean()}
+        >>> run = tk.train(model, task, regularizer=Small(), config=config, out="runs/small")
     """
 
     name: ClassVar[str] = "regularizer"

@@ -48,6 +48,9 @@ class SegmentationObjective(Objective):
 
     Presets of the papers: SelfReg-UNet used `(0.4, 0.6)` on Synapse and `(0.3, 0.7)` on ACDC, each with
     `include_background=True`.
+
+    Example:
+        >>> objective = tk.SegmentationObjective(cross_entropy=0.4, dice=0.6, include_background=True)
     """
 
     name: ClassVar[str] = "segmentation"

@@ -183,6 +183,10 @@ def train_sequence(
 
     Raises:
         ConfigError: fewer than one site, an unknown one, an unknown strategy, or a sequence in `out` already.
+
+    Example:
+        >>> stages = tk.train_sequence(model, task, ["A", "B"], tk.SegReg(), config, out="runs/sequence")
+        >>> forgetting = stages.transfer().table()
     """
     config, strategy = as_config(config), as_strategy(strategy)
     sites = (sites,) if isinstance(sites, str) else tuple(sites)
@@ -243,6 +247,10 @@ def resume_sequence(
 
     Raises:
         CheckpointError: no sequence here, or see `resume`.
+
+    Example:
+        >>> stages = tk.train_sequence(model, task, ["B", "A"], config=config, out="runs/back")
+        >>> stages = tk.resume_sequence("runs/back", task=task)
     """
     path = absolute(path, "path")
     if not (path / RECORD).is_file():

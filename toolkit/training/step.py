@@ -60,6 +60,10 @@ class TrainingStep(nn.Module):
 
     Raises:
         ProtocolError: the network lacks a method that the objective or a regularizer requires.
+
+    Example:
+        >>> step = tk.TrainingStep(model, tk.SegmentationObjective(), [tk.SegReg()])
+        >>> partial = step(task.loader("train", batch_size=2).batch(0), 0, 0)
     """
 
     def __init__(

@@ -110,6 +110,11 @@ def compare(
         CheckpointError: a run below `out` is damaged or is not the one described.
         ResultError: fewer than 2 patients in the split.
         ToolkitError: the executor lost its workers again and again.
+
+    Example:
+        >>> arms, make = {"plain": None, "segreg": tk.SegReg()}, lambda: tk.unet(1, 4, channels=(4, 8))
+        >>> study = tk.compare(arms, model=make, task=task, config=config, seeds=range(2), out="runs/study")
+        >>> table = study.table()
     """
     config = as_config(config)
     chosen = checked_arms(arms, model, config)

@@ -99,6 +99,10 @@ def train(
         ConfigError: a setting that cannot work, or a run in `out` already.
         ProtocolError: the network does not offer what the objective or a regularizer needs.
         LayerError: a tapped layer that does not exist.
+
+    Example:
+        >>> run = tk.train(model, task, regularizer=tk.SegReg(weight=0.1), config=config, out="runs/mine")
+        >>> rows, scores = run.history, run.evaluate("test")
     """
     config, watchers = as_config(config), Watchers(on_log)
     if background and watchers:
@@ -197,6 +201,9 @@ def resume(
 
     Warns:
         ToolkitWarning: another thread count than recorded, or an older checkpoint was taken.
+
+    Example:
+        >>> run = tk.resume("runs/segreg", task=task, steps=3)
     """
     directory, given = RunDirectory(path), None if regularizer is None else as_regularizers(regularizer)
     directory.record()  # no run here is an error before anything is locked

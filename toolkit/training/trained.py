@@ -66,6 +66,9 @@ def list_trained() -> pd.DataFrame:
         One row a name and seed: name, method, task, seed, sites (what it was trained on), dice_home and dice_away (mean Dice of
         the test patients of those sites and of the others, NaN where there are none), above_floor (whether dice_home
         exceeds 0.75 and the Dice of a map that is all foreground), parameters, MB, note.
+
+    Example:
+        >>> best = tk.list_trained().sort_values("dice_away").tail(3)
     """
     import pandas as pd
 
@@ -107,6 +110,10 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
     Raises:
         ConfigError: there is no such network.
         CheckpointError: the file is damaged or is not the one that its card describes.
+
+    Example:
+        >>> network = tk.load_trained("phantom-cardiac/segreg", seed=0)
+        >>> task, scores = tk.load_task(**network.provenance["task"]), network.scores
     """
     import pandas as pd
 

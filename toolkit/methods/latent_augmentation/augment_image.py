@@ -33,6 +33,10 @@ def augment_image(image: Tensor, method: str, model: nn.Module | None = None, *,
 
     Raises:
         ConfigError: no such method, an image without batch and channel axes, or no model where one is needed.
+
+    Example:
+        >>> tk.augment_image(torch.rand(2, 1, 32, 32), "adversarial_noise", model, seed=1).shape
+        torch.Size([2, 1, 32, 32])
     """
     choose("image-space augmentation", method, (*RANDOM, *ADVERSARIAL), where="augment_image")
     if image.ndim not in (4, 5):

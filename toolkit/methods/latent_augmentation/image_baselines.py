@@ -96,6 +96,9 @@ class RandomWindows(_HardImage):
     """Random multi-window masking ("Rand MWM"): L_hard on images with windows, or all but windows, replaced by noise.
 
     Terms: `hard_segmentation`, `hard_reconstruction`, `hard_shape_prediction`, each with weight `weight` (1).
+
+    Example:
+        >>> arm = tk.Arm(lambda: tk.fast_slow_network(1, 4), tk.FastSlowObjective(), tk.RandomWindows())
     """
 
     name: ClassVar[str] = "random_windows"
@@ -173,6 +176,9 @@ class AdversarialNoise(_Adversarial):
         consistency: further factor of the divergence (1).
         size: length of the added noise over the whole image (0.1).
         probe: length of the probing step (1e-6).
+
+    Example:
+        >>> arm = tk.Arm(lambda: tk.fast_slow_network(1, 4), tk.FastSlowObjective(), tk.AdversarialNoise(size=0.05))
     """
 
     name: ClassVar[str] = "adversarial_noise"
@@ -203,6 +209,9 @@ class AdversarialBias(_Adversarial):
         consistency: further factor of the distance (1).
         size: the field stays in [1 - size, 1 + size] (0.4).
         contours: weight of the contours within the distance, in the search and in the term (0.5).
+
+    Example:
+        >>> arm = tk.Arm(lambda: tk.fast_slow_network(1, 4), tk.FastSlowObjective(), tk.AdversarialBias(size=0.3))
     """
 
     name: ClassVar[str] = "adversarial_bias"
@@ -238,6 +247,9 @@ class RandomConvolution(_HardImage):
         divergence: further factor of the two divergences (10).
         views: filtered copies a step (3).
         noise: standard deviation of the input noise, drawn for each view, clipped to the batch's range.
+
+    Example:
+        >>> arm = tk.Arm(lambda: tk.fast_slow_network(1, 4), tk.FastSlowObjective(), tk.RandomConvolution(views=2))
     """
 
     name: ClassVar[str] = "random_convolution"

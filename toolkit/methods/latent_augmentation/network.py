@@ -265,6 +265,10 @@ def fast_slow_network(
 
     Raises:
         ConfigError: arguments that describe no network.
+
+    Example:
+        >>> tk.fast_slow_network(1, 4, width=4)(torch.zeros(1, 1, 32, 32)).shape
+        torch.Size([1, 4, 32, 32])
     """
     return FastSlowNetwork(
         in_channels, out_channels, width, dims, image_activation, decoupler_bias, temperature, refined

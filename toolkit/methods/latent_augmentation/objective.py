@@ -46,6 +46,10 @@ class FastSlowObjective(Objective):
 
     Source: Chen et al. 2021, equation of L_std, as run by the later state of the authors' release. Their first
     release corresponds to `clip=False, label_reconstruction=False`.
+
+    Example:
+        >>> network, parts = tk.fast_slow_network(1, 4, width=4), (tk.FastSlowObjective(), tk.LatentAugmentation())
+        >>> run = tk.train(network, unit_task, *parts, config=config, out="runs/cooperative")
     """
 
     name: ClassVar[str] = "fast_slow"

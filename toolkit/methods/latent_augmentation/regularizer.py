@@ -69,6 +69,9 @@ class LatentAugmentation(Regularizer):
         separate_training: the slow network's loss on the hard prediction does not reach the fast network.
         preset: "final"; "first" (no batch norm is frozen); "literal" (the paper's text: reconstruction factor 1,
             dropout rate uniform below max_fraction without rescaling, ties at the cut masked, one factor a mask).
+
+    Example:
+        >>> arm = tk.Arm(lambda: tk.fast_slow_network(1, 4), tk.FastSlowObjective(), tk.LatentAugmentation())
     """
 
     name: ClassVar[str] = "latent_augmentation"

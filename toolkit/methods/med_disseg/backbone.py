@@ -87,6 +87,9 @@ def load_backbone(
     Raises:
         CheckpointError: unreadable file, another hash, or tensors that are missing or of another shape; nothing is
             changed then.
+
+    Example:
+        >>> filled = tk.load_backbone(tk.med_disseg_stage_one(), "resnet50-0676ba61.pth", sha256="0676ba61")
     """
     if sha256 is not None:
         _check_hash(weights, sha256)
@@ -123,6 +126,10 @@ def transfer_encoder(
 
     Raises:
         CheckpointError: an encoder tensor is missing or has another shape; nothing is changed then.
+
+    Example:
+        >>> one, two = tk.med_disseg_stage_one(1, encoder_width=4), tk.med_disseg(1, width=16, encoder_width=4)
+        >>> copied = tk.transfer_encoder(one, two)
     """
     if isinstance(stage_one, nn.Module):
         return copy_encoder(stage_two, stage_one.state_dict(), type(stage_one).__name__)

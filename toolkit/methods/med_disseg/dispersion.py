@@ -143,6 +143,11 @@ def dispersive_loss(
 
     Raises:
         ConfigError: unknown variant or preset, tau not positive, or a bank of another width.
+
+    Example:
+        >>> from toolkit.methods.med_disseg import dispersive_loss
+        >>> dispersive_loss(torch.eye(3), "hinge", preset="released", margin=2.0)  # pairs lie sqrt(2) apart
+        tensor(0.3431)
     """
     variant = checked_variant(variant, tau, preset)
     with torch.autocast(z.device.type, enabled=False):

@@ -219,6 +219,10 @@ def med_disseg_stage_one(in_channels: int = 3, out_channels: int = 2, encoder_wi
         in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
         out_channels: classes, background included; 2 gives one map, as published.
         encoder_width: 64 for ResNet-50; less for quick runs.
+
+    Example:
+        >>> tk.med_disseg_stage_one(1, 2, encoder_width=4)(torch.zeros(2, 1, 64, 64)).shape
+        torch.Size([2, 2, 64, 64])
     """
     return MedDisSegStageOne(in_channels, out_channels, encoder_width)
 
@@ -239,5 +243,9 @@ def med_disseg(
         width: working channels of decoder and guides, a multiple of 16 (published: 128).
         encoder_width: 64 for ResNet-50; less for quick runs.
         encoder_attention: ELAT on the outputs of Blocks 1-4 (an extension).
+
+    Example:
+        >>> tk.med_disseg(1, 2, width=16, encoder_width=4)(torch.zeros(2, 1, 64, 64)).shape
+        torch.Size([2, 2, 64, 64])
     """
     return MedDisSeg(in_channels, out_channels, width, encoder_width, encoder_attention)

@@ -111,6 +111,10 @@ class MedDisSegStageOneObjective(Objective):
     Args:
         strong_view: how the strong view is made; a mapping of its settings will do.
         consistency: weight of the consistency term (published: 1).
+
+    Example:
+        >>> network, views = tk.med_disseg_stage_one(1, 4, encoder_width=4), tk.Dispersive(tap=("layer3", "layer3#2"))
+        >>> run = tk.train(network, task, tk.MedDisSegStageOneObjective(), views, config, out="runs/stage-one")
     """
 
     name: ClassVar[str] = "med_disseg_stage_one"
@@ -161,6 +165,10 @@ class MedDisSegObjective(Objective):
         complementary: weight of the complementary term (published: 1).
         detach_balance: keep the gradient out of beta (published: not detached).
         aligned_background: take the background from the labels that the network is trained on (released code: not).
+
+    Example:
+        >>> network = tk.med_disseg(1, 4, width=16, encoder_width=4)
+        >>> run = tk.train(network, task, tk.MedDisSegObjective(), config=config, out="runs/stage-two")
     """
 
     name: ClassVar[str] = "med_disseg"

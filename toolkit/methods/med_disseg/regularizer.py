@@ -58,6 +58,9 @@ class Dispersive(Regularizer):
 
     Raises:
         ConfigError: a setting that cannot work.
+
+    Example:
+        >>> reg = tk.attach(tk.Dispersive(weight=0.2, tap="bottleneck", variant="infonce_cosine"), model)
     """
 
     name: ClassVar[str] = "dispersive"

@@ -56,6 +56,9 @@ class SegReg(Regularizer):
             to 64 columns if there are more), "variance_covariance", "gaussian_kernel", "nearest_neighbour" (an
             entropy, no reference) or "class_conditional" (Epps-Pulley to one Gaussian a class; needs `classes`).
         classes: number of classes, for "class_conditional".
+
+    Example:
+        >>> reg = tk.attach(tk.SegReg(weight=0.05, tap=["head_input", "bottleneck"]), model)
     """
 
     name: ClassVar[str] = "segreg"

@@ -101,6 +101,9 @@ class SelfReg(Regularizer):
         grouping: "code" adds the means of encoder and decoder for IFD; "global_mean" averages over all maps.
         include_first_encoder_block: also teach the first stage of the encoder (not with `groups`).
         include_final_in_ifd: also distil the teacher map.
+
+    Example:
+        >>> reg = tk.attach(tk.SelfReg(scr=0.1, ifd=0.015), tk.self_reg_unet(1, 4, width=4))
     """
 
     name: ClassVar[str] = "selfreg"

@@ -133,6 +133,9 @@ def load_swin(model: SwinUnet, weights: str | os.PathLike[str] | Mapping[str, Te
 
     Raises:
         CheckpointError: unreadable, or a tensor that should fit is missing or has another shape; nothing changes then.
+
+    Example:
+        >>> filled = tk.load_swin(tk.swin_unet(1, 4), "swin_tiny_patch4_window7_224.pth")
     """
     tensors = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
     where = "weights" if isinstance(weights, Mapping) else str(weights)
@@ -217,5 +220,9 @@ def swin_unet(
         heads: attention heads at each resolution.
         window: side of the attention windows (published: 7).
         drop_path: rate of stochastic depth at the deepest block.
+
+    Example:
+        >>> tk.swin_unet(1, 4, width=12, heads=(1, 2, 2, 4), window=2)(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 4, 64, 64])
     """
     return SwinUnet(in_channels, out_channels, width, depths, heads, window, drop_path)

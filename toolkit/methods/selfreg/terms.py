@@ -80,6 +80,11 @@ def semantic_consistency(
         ConfigError: maps or channel lists that do not fit each other.
 
     Source: SelfReg-UNet, equation of L_SCR; channels drawn on both sides as in the authors' code.
+
+    Example:
+        >>> from toolkit.methods.selfreg import semantic_consistency
+        >>> semantic_consistency(torch.ones(2, 4, 8, 8), torch.zeros(2, 6, 16, 16))
+        tensor(1.)
     """
     size = _common_size(student, teacher)
     if student_channels is None or teacher_channels is None:
@@ -139,6 +144,11 @@ def internal_distillation(features: Tensor, order: str = "score", stop_gradient:
         ConfigError: an unknown option.
 
     Source: SelfReg-UNet, equation of L_IFD; order and averaging as in the authors' code.
+
+    Example:
+        >>> from toolkit.methods.selfreg import internal_distillation
+        >>> internal_distillation(torch.arange(4.0).reshape(1, 4, 1, 1), order="index")  # channels 0, 1 against 2, 3
+        tensor(4.)
     """
     if order not in ("score", "index") or stop_gradient not in ("none", "top"):
         raise ConfigError(
