@@ -59,7 +59,7 @@ def task_from_arrays(
         ConfigError: lists of different lengths, or a setting that cannot work.
 
     Example:
-        >>> images, labels = np.random.rand(10, 32, 32), np.zeros((10, 32, 32), dtype=int)
+        >>> images, labels = np.zeros((10, 32, 32)), np.zeros((10, 32, 32), dtype=int)
         >>> tk.task_from_arrays(images, labels, classes=["background", "tumour"], spacing=(0.7, 0.7)).classes
         {0: 'background', 1: 'tumour'}
     """
