@@ -39,7 +39,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
         ("bootstrap", "bootstraps", "null_splits", "cascade", "skip", "stage", "orders", "perturbations"), (0, MANY)
     ),
-    "seed": (0, 2**63 - 1),
+    **dict.fromkeys(("seed", "jitter_seed"), (0, 2**63 - 1)),
+    "jitter": (0, 1e12),
     "dims": (2, 3),
     "divisor": (1, MANY),
     "points": (2, 4096),

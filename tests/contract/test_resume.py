@@ -326,12 +326,15 @@ def test_missing_objects_are_listed_and_wrong_ones_refused(program: ModuleType, 
     assert snapshot(stopped) == before
 
 
-def test_another_thread_count_is_said(program: ModuleType, stopped: Path) -> None:
+def test_a_resume_uses_the_threads_that_the_run_began_with(program: ModuleType, stopped: Path) -> None:
     record = read_sealed(stopped / "run.json")
-    record["environment"]["threads"] = 7
+    own = torch.get_num_threads()
+    record["environment"]["threads"] = own + 1
     write_sealed(stopped / "run.json", record)
-    with pytest.warns(ToolkitWarning, match=r"7 thread\(s\) and continues with 1"):
-        program.train_to_end(stopped)
+    used: set[int] = set()
+    program.train_to_end(stopped, on_log=lambda *_: used.add(torch.get_num_threads()))
+    assert used == {own + 1}
+    assert torch.get_num_threads() == own
 
 
 def test_a_run_in_training_is_not_trained_twice(program: ModuleType, stopped: Path) -> None:

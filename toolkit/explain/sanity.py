@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError
 from toolkit.explain.cam_result import TELLING
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import Target
+from toolkit.features.changed_weights import shuffled
 from toolkit.features.logits import Select
-from toolkit.features.modules import device_of, named, unwrap
+from toolkit.features.modules import device_of, named
 from toolkit.features.provenance import provenance
 from toolkit.features.trace import trace_calls
 from toolkit.inference.network import Predictor
@@ -192,19 +190,6 @@ def randomised_weights(
     )
 
 
-def shuffled(model: nn.Module, seed: int = 0, draw: int = 0, modules: Collection[str] | None = None) -> nn.Module:
-    """A copy of the network with the entries of every parameter permuted (of the modules named, or of all)."""
-    with torch.inference_mode(False), torch.no_grad():
-        network = _copy(unwrap(model))
-        for name, parameter in network.named_parameters():
-            if modules is not None and name.rpartition(".")[0] not in modules:
-                continue
-            order = keyed_random("shuffled weights", seed, draw, name).permutation(parameter.numel())
-            flat = parameter.flatten()
-            parameter.copy_(flat[torch.from_numpy(order).to(flat.device)].view_as(parameter))
-    return network
-
-
 def _cascade(predictor: Predictor, image: Tensor, steps: int) -> list[tuple[set[str] | None, str]]:
     """Growing sets of modules with weights, from the last one that runs to the first, and the name of the newest."""
     network = predictor.model
@@ -215,22 +200,6 @@ def _cascade(predictor: Predictor, image: Tensor, steps: int) -> list[tuple[set[
     order = sorted(owners, key=lambda name: -last.get(name, -1))
     cuts = sorted({math.ceil(len(order) * step / steps) for step in range(1, steps + 1)} - {0})
     return [(set(order[:cut]), order[cut - 1] or type(network).__name__) for cut in cuts]
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy, also of a network that keeps tensors with a graph from its last pass, which torch refuses to copy."""
-    known: dict[int, Any] = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Tensor) and not value.is_leaf:
-            known[id(value)] = value.detach().clone()
-        elif isinstance(value, (list, tuple, dict)):
-            for item in value.values() if isinstance(value, dict) else value:
-                visit(item)
-
-    for module in model.modules():
-        visit(vars(module))
-    return copy.deepcopy(model, known)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.features.capture import observe
+from toolkit.features.changed_weights import jittered
 from toolkit.features.logits import Select
 from toolkit.features.memory import Limit
 from toolkit.features.modules import device_of, named, unwrap
@@ -47,6 +48,8 @@ def extract(
     overlap: float = 0.5,
     divisor: int | None = None,
     precision: str | None = None,
+    jitter: float = 0.0,
+    jitter_seed: int = 0,
 ) -> Features:
     """Features of any network at any layers; the network is left untouched.
 
@@ -81,6 +84,10 @@ def extract(
         overlap: of neighbouring windows, as a share of their side.
         divisor: what the sides must be multiples of.
         precision: autocast; None = the network's own.
+        jitter: take the features of a copy whose every parameter tensor has normal noise added, this many times its root
+            mean square (0.01 = 1 %). As `repeat` of `toolkit.drift` they say how far features move when the weights move
+            by so little and nothing is learnt, on these very patients; another training is not needed. 0 = none.
+        jitter_seed: of that noise.
 
     Raises:
         LayerError: a layer that does not exist, never ran, or gives no map.
@@ -93,6 +100,7 @@ def extract(
     """
     check_pool(pool)
     _check_device(model, device)
+    model = jittered(model, jitter, jitter_seed) if jitter else model
     layers = [layers] if isinstance(layers, str) else list(layers)
     if not layers:
         raise LayerError(
@@ -102,7 +110,7 @@ def extract(
         model, select=select, patch_size=patch_size, overlap=overlap, divisor=divisor, precision=precision
     )
     settings: dict[str, Any] = {"pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode}
-    settings |= predictor.settings
+    settings |= predictor.settings | ({"jitter": jitter, "jitter_seed": jitter_seed} if jitter else {})
     writer: FeatureWriter = MemoryWriter()
     if out is not None:
         request = provenance(model, None, layers=layers, aliases=dict(aliases or {}), batch_size=batch_size, **settings)

@@ -105,8 +105,10 @@ def drift(
         seed: of the draws.
         cluster: column of the row table that holds the unit drawn (default: subject, else volume, else case).
         confidence: level of both intervals.
-        repeat: stage 1 once more, on the same rows (or, unpaired, cohorts): of a training with another seed, or of the
-            same weights after jitter. What it differs from stage 1 is a yardstick of the same kind as the drift.
+        repeat: stage 1 once more, on the same rows (or, unpaired, cohorts): of a training with another seed ("is this
+            more than another training would show?"), or of the same weights after `toolkit.extract(..., jitter=0.01)`
+            ("is this more than weights that moved by 1 % would show?": a smaller yardstick, and no training). What it
+            differs from stage 1 is a yardstick of the same kind as the drift; the null of halves is one of patients.
 
     Returns:
         Rows with: measure, kind (raw, rotation-free, reference), class ("pooled" = all rows), from, to (stages from

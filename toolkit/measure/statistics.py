@@ -13,7 +13,8 @@ import numpy as np
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.files import write_atomically
-from toolkit.measure.intervals import mean_of, measured_coverage, patient_bootstrap
+from toolkit.measure.intervals import mean_of, measured_coverage, measured_power, patient_bootstrap
+from toolkit.measure.power import fewest_patients, spread_of
 from toolkit.results import Result, latex_table
 
 if TYPE_CHECKING:
@@ -44,12 +45,17 @@ _COLUMNS = (
     "smallest_detectable",
     "smallest_detectable_low",
     "smallest_detectable_high",
+    "smallest_detectable_power",
+    "patient_spread",
+    "training_spread",
+    "rest_spread",
     "patients",
     "seeds",
     "verdict",
 )
 _TESTS = ("p_mean", "p_seeds", "p_bootstrap", "p_wilcoxon")
 _DETECTABLE = ("smallest_detectable", "smallest_detectable_low", "smallest_detectable_high")
+_SPREADS = ("patient_spread", "training_spread", "rest_spread")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -94,6 +100,49 @@ class Comparison(Result):
             for _, row in self.numbers.iterrows()
         ]
         return pd.DataFrame(rows)
+
+    def needed(self, effect: float, power: float = 0.8, *, seeds: Sequence[int] = (2, 3, 5, 10)) -> pd.DataFrame:
+        """The patients and seeds with which a verdict would find a true difference, from how this study's differences vary.
+
+        Studies with a normal spread between patients, between trainings and of the rest, each as estimated here, are
+        simulated and judged as this one was (400 a design: the power is known to about 0.04). What few seeds tell about
+        trainings is little, so the numbers are the plan that follows from this study, not a guarantee.
+
+        Args:
+            effect: true difference to the baseline, in units of the metric.
+            power: probability with which it is to be found.
+            seeds: numbers of seeds to look at, each at least 2; in cross-validation a seed is one training a fold.
+
+        Returns:
+            A row a method and number of seeds: method, seeds, patients (the fewest of 6, 8, 10, ... 500 with that power;
+            <NA> where 500 are not enough) and power (simulated with so many; else with 500).
+
+        Raises:
+            ConfigError: an effect of 0, a power outside (0, 1), or fewer than 2 seeds.
+            ResultError: a study of one seed, which cannot tell trainings from methods, or a table saved before 0.2.
+        """
+        import pandas as pd
+
+        if not (effect and math.isfinite(effect)) or not 0 < power < 1 or not seeds or min(seeds) < 2:
+            raise ConfigError(
+                "An effect is not 0, a power lies in (0, 1), and a verdict needs 2 seeds.",
+                where=f"needed({effect=}, {power=}, {seeds=})",
+            )
+        others = self.numbers[self.numbers["method"] != self.baseline]
+        if not set(_SPREADS) <= set(others) or others[list(_SPREADS)].isna().any(axis=None):
+            raise ResultError(
+                "It is not known how trainings vary: this comparison has one seed, or was saved by an older version.",
+                fix="Compare at least two seeds, and compare saved scores again.",
+            )
+        settings = self.provenance.get("parameters", {})
+        level = CAUTION * (1 - settings.get("confidence", 0.95)) / max(1, len(others))
+        rows = []
+        for _, row in others.iterrows():
+            for count in seeds:
+                design = (int(count), int(settings.get("folds") or 1))
+                patients, reached = fewest_patients(effect, power, list(row[list(_SPREADS)]), design, level=level)
+                rows.append({"method": row["method"], "seeds": design[0], "patients": patients, "power": reached})
+        return pd.DataFrame(rows).astype({"patients": "Int64"})
 
     def write_table(self, path: str | os.PathLike[str], digits: int = 3) -> Path:
         """Write all numbers as CSV, or `paper_table(digits)` as a LaTeX tabular, by suffix (.csv or .tex)."""
@@ -180,8 +229,12 @@ def compare_scores(
         difference, patients only); p_mean, p_seeds (NaN with one seed), p_bootstrap, p_wilcoxon, p_holm (of the
         largest of the four); probability_not_better (that the method which leads in this pair is not better: its
         Bayesian posterior from the paired scores, see Christodoulou et al. 2025 on claims of outperformance);
-        smallest_detectable (true difference found with probability 0.8 at the verdict's level and Holm's first step)
-        with its 95 % interval, NaN where no verdict is possible; patients, seeds, verdict.
+        smallest_detectable (true difference that the least certain of Student's tests finds with probability 0.8 at the
+        verdict's level and Holm's first step) with its 95 % interval, NaN where no verdict is possible, and beside it
+        smallest_detectable_power (how often the whole verdict found such a difference in simulated studies of this
+        size: 0.58 to 0.71, NaN below 10 patients; `Comparison.needed` plans for a power); patient_spread, training_spread,
+        rest_spread (standard deviations of the difference, see `toolkit.measure.power.spread_of`); patients, seeds,
+        verdict.
 
     Raises:
         ResultError: shapes differ, NaN, fewer than 2 patients.
@@ -232,8 +285,11 @@ def compare_scores(
         if possible:
             sizes = known.smallest_detectable(level / (len(rows) - 1))
             row |= dict(zip(_DETECTABLE, sizes, strict=True))
+            row["smallest_detectable_power"] = measured_power(row["patients"], row["seeds"])
         row["verdict"] = _verdict(row, level, higher_is_better, possible)
     parameters = {"baseline": baseline, "confidence": confidence, "bootstrap": bootstrap, "seed": seed}
+    if folds is not None:
+        parameters["folds"] = len(set(folds))
     return Comparison(
         baseline=baseline,
         metric="",
@@ -310,6 +366,7 @@ def _row(
     row["p_bootstrap"] = known.p_bootstrap()
     row["p_wilcoxon"] = wilcoxon((own - base).mean(1))
     row["probability_not_better"] = known.probability_wrong_side()
+    row |= dict(zip(_SPREADS, spread_of(own - base, places), strict=True))
     return row
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import torch
-
 from toolkit.training import handover
 from toolkit.training.directory import RunDirectory
 from toolkit.training.interrupt import graceful_interrupt
@@ -19,7 +17,6 @@ def main(arguments: list[str]) -> int:
     directory = RunDirectory(arguments[0])
     try:
         with graceful_interrupt(also_terminate=True) as request:
-            torch.set_num_threads(directory.record()["environment"]["threads"])
             resume(directory.path, progress=False, stop=request, **handover.received(sys.stdin.buffer))
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -73,8 +73,8 @@ class TrainConfig(metaclass=_SuggestNearest):
             that tap layers: a compiled pass calls no hooks.
         workers: threads that prepare batches ahead of their step; None = as many as this machine has to spare (the
             number is recorded), 0 = none. No bit depends on it.
-        threads: CPU threads while training; None = leave the process as it is. The count is recorded either way,
-            because 1 and 2 threads give different bits.
+        threads: CPU threads while training; None = those of the process at its start. The count is recorded and kept to
+            the end, also by `resume` elsewhere, because 1 and 2 threads give different bits.
 
     Raises:
         ConfigError: unknown keyword (the nearest is named), wrong type, or a value that cannot work.

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from toolkit.errors import ToolkitWarning
 from toolkit.training.config import TrainConfig
 from toolkit.training.engine import resolve_device
 from toolkit.training.feed import worker_count
@@ -35,22 +32,6 @@ def environment(config: TrainConfig) -> dict[str, Any]:
         "workers": worker_count(config),
         "malloc": {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")},
     }
-
-
-def warn_of_threads(record: Mapping[str, Any], config: TrainConfig) -> None:
-    """Say so if this process uses another thread count than the run: 1 and 2 threads give different bits.
-
-    Warns:
-        ToolkitWarning: they differ (and the run does not fix a count of its own).
-    """
-    now, then = config.threads or torch.get_num_threads(), record["environment"]["threads"]
-    if now != then:
-        warnings.warn(
-            f"This run was trained with {then} thread(s) and continues with {now}: the result will not have the same "
-            f"bits as an uninterrupted run. Call torch.set_num_threads({then}) first, or set TrainConfig(threads=...).",
-            ToolkitWarning,
-            stacklevel=3,
-        )
 
 
 def content_hash(task: Any) -> str | None:

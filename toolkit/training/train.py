@@ -31,7 +31,7 @@ from toolkit.training.compilation import check_compile
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory
 from toolkit.training.engine import check_network, is_first_process, resolve_device, with_gradients
-from toolkit.training.environment import content_hash, contents, environment, warn_of_threads
+from toolkit.training.environment import content_hash, contents, environment
 from toolkit.training.handover import packed
 from toolkit.training.interrupt import StopRequest, graceful_interrupt
 from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
@@ -200,7 +200,7 @@ def resume(
         ConfigError: the run is being trained by another process, or has taken `steps` steps already.
 
     Warns:
-        ToolkitWarning: another thread count than recorded, or an older checkpoint was taken.
+        ToolkitWarning: an older checkpoint was taken.
 
     Example:
         >>> run = tk.resume("runs/segreg", task=task, steps=3)
@@ -216,7 +216,6 @@ def resume(
         if steps is not None and steps != run.config.steps:
             record = _with_new_schedule(run, record, newest.step, steps)
         if newest.step < run.config.steps:
-            warn_of_threads(record, run.config)
             directory.set_aside_after(newest.step)
         watchers = Watchers(on_log)
         train_to_end(run, step, newest, record, progress=progress, stop=stop, watchers=watchers)
@@ -275,7 +274,12 @@ def train_to_end(
     modes = [(module, module.training) for module in step.modules()]
     scored = _validation_cases(run)
     try:
-        with guarded_random_state(), thread_count(config.threads), with_gradients(), _stopping(stop) as request:
+        with (
+            guarded_random_state(),
+            thread_count(record["environment"]["threads"]),
+            with_gradients(),
+            _stopping(stop) as request,
+        ):
             plan = Plan(
                 directory=directory,
                 run=start.run,

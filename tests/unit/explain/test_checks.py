@@ -16,8 +16,9 @@ from toolkit.errors import ResultError
 from toolkit.explain.attribute import attribute
 from toolkit.explain.faithfulness import Faithfulness, area, deletion_insertion, faithfulness
 from toolkit.explain.gradcam import grad_cam
-from toolkit.explain.sanity import RandomisedWeights, randomised_weights, rank_correlation, shuffled
+from toolkit.explain.sanity import RandomisedWeights, randomised_weights, rank_correlation
 from toolkit.explain.targets import ClassSum, Region
+from toolkit.features.changed_weights import shuffled
 from toolkit.models.unet import unet
 from toolkit.show.figures import compose
 from toolkit.show.panels import Heatmap

@@ -13,6 +13,7 @@ from networks import Inplace, Tokens
 
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.features.capture import capture
+from toolkit.features.changed_weights import jittered
 from toolkit.features.store import open_features
 from toolkit.inference.extract import extract
 from toolkit.models.unet import UNet, unet
@@ -221,3 +222,25 @@ def test_wrong_calls_say_what_is_wrong(net: UNet, scans: dict[str, torch.Tensor]
         extract(net, image, "bottleneck", pool="global", device="cuda")
     with pytest.raises(LayerError, match="They hold"):
         extract(net, image, "bottleneck", pool="global").rows("encoder.1")
+
+
+def test_jittered_features_are_those_of_weights_that_moved_by_the_stated_share(
+    net: UNet, scans: dict[str, torch.Tensor]
+) -> None:
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    own, moved = (extract(net, scans, "bottleneck", jitter=jitter) for jitter in (0.0, 0.01))
+    copy = jittered(net, 0.01)
+    again = extract(copy, scans, "bottleneck")
+    assert torch.equal(moved.rows("bottleneck"), again.rows("bottleneck"))
+    assert 0 < (moved.rows("bottleneck") - own.rows("bottleneck")).norm() < 0.5 * own.rows("bottleneck").norm()
+    assert moved.provenance["weights"] == again.provenance["weights"] != own.provenance["weights"]
+    assert moved.provenance["parameters"]["jitter"] == 0.01
+    assert moved.cases.equals(own.cases)
+    other = extract(net, scans, "bottleneck", jitter=0.01, jitter_seed=1)
+    assert not torch.equal(other.rows("bottleneck"), moved.rows("bottleneck"))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    weight, changed = net.bottleneck.state_dict(), copy.bottleneck.state_dict()
+    name = max(weight, key=lambda key: weight[key].numel())
+    assert (changed[name] - weight[name]).norm() / weight[name].norm() == pytest.approx(0.01, rel=0.1)
+    with pytest.raises(ConfigError, match="positive"):
+        jittered(net, 0.0)

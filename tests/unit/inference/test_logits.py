@@ -12,7 +12,7 @@ from networks import Awkward
 from torch import Tensor, nn
 
 from toolkit.errors import DataError, LayerError
-from toolkit.explain.sanity import shuffled
+from toolkit.features.changed_weights import shuffled
 from toolkit.features.logits import find_logits, full_size, logits_by_scale
 from toolkit.features.untouched import untouched
 from toolkit.inference.layers import layers

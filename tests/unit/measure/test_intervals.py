@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from toolkit.measure.intervals import COVERAGE, PATIENTS, SEEDS, mean_of, measured_coverage, patient_bootstrap
+from toolkit.measure.intervals import (
+    COVERAGE,
+    PATIENTS,
+    POWER,
+    SEEDS,
+    mean_of,
+    measured_coverage,
+    measured_power,
+    patient_bootstrap,
+)
 
 COMMITTED = Path(__file__).parents[3] / "benchmarks" / "results" / "coverage.csv"
 
@@ -103,6 +112,18 @@ def test_the_coverage_that_is_printed_is_the_committed_one() -> None:
             assert COVERAGE[i][j] == pytest.approx(min(shares), abs=0.0051)
     assert measured_coverage(29, 4) == COVERAGE[3][2]
     assert math.isnan(measured_coverage(1, 4))
+
+
+def test_the_power_that_is_printed_is_the_committed_one() -> None:
+    rows = [row for row in committed("power at smallest detectable") if row["folds"] == "0"]
+    for i, patients in enumerate((10, 30, 60)):
+        for j, seeds in enumerate((2, 3, 5)):
+            shares = [float(r["share"]) for r in rows if (r["patients"], r["seeds"]) == (str(patients), str(seeds))]
+            assert len(shares) == 3
+            assert POWER[i][j] == pytest.approx(min(shares), abs=0.0051)
+    assert measured_power(59, 9) == POWER[1][2]
+    assert math.isnan(measured_power(9, 4))
+    assert math.isnan(measured_power(10, 1))
 
 
 def test_the_committed_simulation_keeps_the_promises() -> None:
