@@ -186,7 +186,7 @@ def compare_methods(
     """
     options = {"higher_is_better": metric in ("dice", "iou"), **options}
     if "fold" in table.columns:
-        options["folds"] = _folds_of(table[table["metric"] == metric], patient or _unit(table))
+        options["folds"] = _folds_of(table[table["metric"] == metric], patient or patient_column(table))
     result = compare_scores(patient_scores(table, metric, patient), baseline, **options)
     result.metric = metric
     result.provenance["parameters"]["metric"] = metric
@@ -308,7 +308,7 @@ def patient_scores(table: pd.DataFrame, metric: str = "dice", patient: str | Non
     Raises:
         ResultError: missing columns, undefined values, or an incomplete design (says what is missing).
     """
-    unit = patient or _unit(table)
+    unit = patient or patient_column(table)
     needed = ["method", "seed", "case", "class", "metric", "value", "status", unit]
     missing = [name for name in needed if name not in table.columns]
     if missing:
@@ -332,6 +332,11 @@ def patient_scores(table: pd.DataFrame, metric: str = "dice", patient: str | Non
     per_patient = wide.groupby(level=["patient", "case"]).mean().groupby(level="patient").mean()
     methods = list(dict.fromkeys(rows["method"]))
     return {str(name): per_patient[name].sort_index(axis=1).to_numpy() for name in methods}
+
+
+def patient_column(table: pd.DataFrame) -> str:
+    """The column of a table of scores that identifies a patient."""
+    return next((name for name in ("subject", "volume", "case") if name in table.columns), "case")
 
 
 def wilcoxon(differences: np.ndarray) -> float:
@@ -378,10 +383,6 @@ def _verdict(row: dict[str, Any], level: float, higher_is_better: bool, possible
     if not row["p_holm"] <= level:
         return INCONCLUSIVE
     return "better" if (row["difference"] > 0) == higher_is_better else "worse"
-
-
-def _unit(table: pd.DataFrame) -> str:
-    return next((name for name in ("subject", "volume", "case") if name in table.columns), "case")
 
 
 def _folds_of(table: pd.DataFrame, unit: str) -> list[Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.measure.intervals import mean_of
 from toolkit.measure.penalty import counted
+from toolkit.measure.statistics import patient_column
 from toolkit.show.captions import caption
 from toolkit.show.compose import compose, compose_together
 from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series
@@ -17,6 +20,7 @@ from toolkit.training.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
+_OVERLAPS = ("dice", "iou")
 _DIAGNOSTICS = ("gradient_status", "weight")
 _TEXTS = {"total": "total loss (weighted sum)", "learning_rate": "learning rate", "gradient_ratio": "gradient ratio"}
 
@@ -162,20 +166,21 @@ def scores_by_site(
     provenance: Mapping[str, Any] | None = None,
     columns: int = 4,
 ) -> Figure:
-    """One panel a class: mean score per site for every network, with a 95 % bootstrap interval over cases.
+    """One panel a class: mean score per site for every network, with its 95 % interval over patients.
 
-    A missed or spurious class counts as Dice 0; a class absent from both maps is left out. The panel's note gives the
-    counts.
+    A missed or spurious class counts as Dice 0, its distance as the image's diagonal; a class absent from both maps is
+    left out. The panel's note gives the counts. Intervals are those of `toolkit.compare_scores` for one training
+    (Student's and bootstrap-t, see `toolkit.measure.intervals`): they say nothing of other seeds. One patient has none.
 
     Args:
         evaluations: per network, the table of `run.evaluate(...)`.
-        metric: "dice" or "iou".
+        metric: dice, iou, hd95 or assd.
         note: sentence for the caption.
         provenance: what the networks and the data are.
         columns: panels in a row.
 
     Raises:
-        ResultError: a table without this metric.
+        ResultError: a table without this metric, or without the diagonals that missed organs count.
     """
     tables = {name: table[table["metric"] == metric] for name, table in evaluations.items()}
     if not tables or any(not len(table) for table in tables.values()):
@@ -190,8 +195,11 @@ def scores_by_site(
         assert isinstance(panel, Bars)
         panel.legend = index + 1 == min(columns, len(panels))
     return Figure(
-        title=f"{metric.upper() if metric == 'iou' else metric.capitalize()} per site and class",
-        subtitle="Mean over volumes with a 95 % bootstrap interval over volumes; all axes run from 0 to 1.",
+        title=f"{metric.capitalize() if metric == 'dice' else metric.upper()} per site and class",
+        subtitle="Mean over patients with its 95 % interval over patients, of one training"
+        + (
+            "; all axes run from 0 to 1." if metric in _OVERLAPS else "; a missed organ counts as the image's diagonal."
+        ),
         rows=[list(panels[start : start + columns]) for start in range(0, len(panels), columns)],
         caption=caption(provenance or {}, note),
     )
@@ -203,7 +211,7 @@ def _score_panel(
     series, counts = [], []
     for name, table in tables.items():
         chosen = table[table["class"].isin(classes)]
-        triples = [_interval(chosen[chosen["site"] == site], len(classes) > 1) for site in sites]
+        triples = [_interval(chosen[chosen["site"] == site], metric) for site in sites]
         series.append(
             Series(
                 name=name, x=sites, y=[t[0] for t in triples], low=[t[1] for t in triples], high=[t[2] for t in triples]
@@ -216,25 +224,24 @@ def _score_panel(
         note="; ".join(counts),
         series=series,
         x_label="site",
-        y_label=metric.capitalize(),
-        y_range=(0.0, 1.0),
+        y_label=metric.capitalize() if metric == "dice" else metric.upper(),
+        y_range=(0.0, 1.0) if metric in _OVERLAPS else None,
         width=max(170, 34 * len(sites) * max(1, len(tables)) // 2 + 60),
         height=190,
     )
 
 
-def _interval(rows: pd.DataFrame, several: bool) -> tuple[float, float, float]:
-    """Mean and 95 % percentile bootstrap interval over cases; several classes are averaged within a case first."""
-    values = rows if rows.empty else counted(rows, str(rows["metric"].iloc[0]))
-    if several:
-        numbers = values.groupby("case", sort=True)["value"].mean().to_numpy(dtype=float)
-    else:
-        numbers = values["value"].to_numpy(dtype=float)
-    if not len(numbers):
-        return float("nan"), float("nan"), float("nan")
-    draws = np.random.default_rng(0).integers(len(numbers), size=(2000, len(numbers)))
-    low, high = np.quantile(numbers[draws].mean(axis=1), [0.025, 0.975])
-    return float(numbers.mean()), float(low), float(high)
+def _interval(rows: pd.DataFrame, metric: str) -> tuple[float, float, float]:
+    """Mean over patients and its 95 % interval; classes, then cases, are averaged within a patient first."""
+    rows = rows if rows.empty else counted(rows, metric)
+    unit = patient_column(rows)
+    per_case = rows.groupby([*dict.fromkeys((unit, "case"))], sort=True)["value"].mean()
+    numbers = per_case.groupby(level=0).mean().to_numpy(dtype=float)
+    if len(numbers) < 2:
+        return (float(numbers[0]) if len(numbers) else math.nan), math.nan, math.nan
+    low, high = mean_of(numbers[:, None]).interval()
+    least, most = (0.0, 1.0) if metric in _OVERLAPS else (0.0, math.inf)
+    return float(numbers.mean()), max(least, low), min(most, high)
 
 
 def transfer_matrices(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.explain.cam_result import GradCamResult
@@ -445,10 +446,37 @@ def test_bars_are_means_over_cases_without_absent_classes() -> None:
     assert bars.note == "plain: 1 missed, 0 spurious"
 
 
-def test_intervals_are_those_of_the_percentile_bootstrap() -> None:
-    """With two cases a resample's mean is one of three values; the outer two hold a quarter of the mass each."""
-    series = scores_by_site({"plain": scores()}).panels()[0].series[0]  # type: ignore[attr-defined]
-    assert (series.low[0], series.high[0]) == pytest.approx((0.6, 0.8))
+def test_intervals_of_sites_are_over_patients_and_hold_students() -> None:
+    """The percentile bootstrap covered 0.88 with ten patients; slices of a patient are not patients."""
+    values = np.array([0.81, 0.62, 0.9, 0.77, 0.55, 0.7, 0.84, 0.66])
+    rows = [
+        {"case": f"p{p}/{s}", "subject": f"p{p}", "site": "A", "class": "RV", "metric": "dice", "status": "ok"}
+        | {"value": value + (0.02 if s else -0.02)}
+        for p, value in enumerate(values)
+        for s in range(2)
+    ]
+    series = scores_by_site({"plain": pd.DataFrame(rows)}).panels()[0].series[0]  # type: ignore[attr-defined]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert series.y == [pytest.approx(values.mean())]
+    assert series.low[0] <= expected.low + 1e-9
+    assert series.high[0] >= expected.high - 1e-9
+    assert series.high[0] - series.low[0] < 1.6 * (expected.high - expected.low)
+    alone = scores_by_site({"plain": pd.DataFrame(rows[:2])}).panels()[0].series[0]  # type: ignore[attr-defined]
+    assert np.isnan([alone.low[0], alone.high[0]]).all()
+
+
+def test_a_missed_organ_counts_its_diagonal_in_the_distances_of_a_site() -> None:
+    rows = scores()[lambda table: table["site"] == "A"].assign(metric="hd95", value=[3.0, 5.0, np.nan, 1.0])
+    rows = rows.assign(status=["ok", "ok", "missed", "ok"], diagonal=20.0)
+    panels = scores_by_site({"plain": rows}, metric="hd95").panels()
+    assert [panel.series[0].y for panel in panels] == [  # type: ignore[attr-defined]
+        [pytest.approx((3 + 20) / 2)],
+        [pytest.approx((5 + 1) / 2)],
+        [pytest.approx((4 + 10.5) / 2)],
+    ]
+    assert panels[0].y_range is None  # type: ignore[attr-defined]
+    with pytest.raises(ResultError, match="diagonal"):
+        scores_by_site({"plain": rows.drop(columns="diagonal")}, metric="hd95")
 
 
 def test_a_missing_metric_is_an_error() -> None:

@@ -113,6 +113,18 @@ def test_scores_are_means_over_classes_then_volumes() -> None:
         volume_scores(frame, "iou")
 
 
+def test_missing_an_organ_never_improves_a_mean() -> None:
+    """Two volumes of two organs, diagonal 30: hd95 of 2, 4 and 6, and an organ that is missed."""
+    rows = {"class": ["RV", "LV"] * 2, "value": [2.0, 4.0, 6.0, np.nan], "status": ["ok", "ok", "ok", "missed"]}
+    frame = pd.DataFrame({"case": ["a", "a", "b", "b"], "metric": "hd95", "diagonal": 30.0, **rows})
+    assert volume_scores(frame, "hd95").tolist() == pytest.approx([3.0, 18.0])
+    assert score_means({"plain": {"home": frame}}, "hd95").loc["plain", "home"] == pytest.approx(10.5)
+    with pytest.raises(ResultError, match="diagonal"):
+        score_means({"plain": {"home": frame.drop(columns="diagonal")}}, "hd95")
+    dice = frame.assign(metric="dice", value=[0.8, 0.6, 0.9, 0.0])
+    assert score_means({"plain": {"home": dice}}).loc["plain", "home"] == pytest.approx((0.7 + 0.45) / 2)
+
+
 def test_boxes_hold_every_volume_and_both_backends_draw_quartiles(tmp_path: Path) -> None:
     scores = {
         name: {"home": table({str(i): [i / 10] for i in range(9)}), "away": table({"z": [0.5]})}
