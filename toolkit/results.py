@@ -52,11 +52,21 @@ class Result:
         raise TypeError(f"{type(self).__name__} defines no table")
 
     def plot(self, **options: Any) -> go.Figure:
-        """An interactive Plotly figure; nothing is shown or printed."""
+        """An interactive Plotly figure; nothing is shown or printed.
+
+        Args:
+            options: those of the function of `toolkit.figures` that draws this kind of result, for example
+                `figures.grad_cam(..., scale="shared")` for `.plot(scale="shared")`; their docstrings explain them.
+        """
         return _drawing_code().plotly_figure(self, **options)
 
     def figure(self, path: str | os.PathLike[str], **options: Any) -> Path:
-        """Write the static twin of `plot` (PDF, SVG or PNG by suffix) with matplotlib; no browser is needed."""
+        """Write the static twin of `plot` (PDF, SVG or PNG by suffix) with matplotlib; no browser is needed.
+
+        Args:
+            path: file to write.
+            options: as for `plot`.
+        """
         return _drawing_code().static_figure(self, Path(path), **options)
 
     def write_table(self, path: str | os.PathLike[str], digits: int = 4) -> Path:

@@ -59,9 +59,14 @@ def category(index: int) -> str:
     return CATEGORIES[index] if index == GREY else CATEGORIES[index % GREY]
 
 
+def class_category(label: int) -> int:
+    """Index of the category of a label value, the same in every figure; background (0) is grey."""
+    return (label - 1) % GREY if label > 0 else GREY
+
+
 def class_colour(label: int) -> tuple[int, int, int]:
-    """RGB of a label value; background (0) is never drawn."""
-    code = category(label - 1 if label > 0 else 7).lstrip("#")
+    """RGB of a label value; background (0) is not drawn in pictures."""
+    code = category(class_category(label)).lstrip("#")
     return int(code[0:2], 16), int(code[2:4], 16), int(code[4:6], 16)
 
 

@@ -154,7 +154,7 @@ def _cloud(result: Any, stage: int, name: str, stages: Sequence[str], limits: An
     for label in _classes(result):
         rows = keep[labels[keep] == label]
         title = _class_name(result, label)
-        series.append(Series(name=title, x=points[rows, 0], y=points[rows, 1], size=3.5))
+        series.append(Series(name=title, x=points[rows, 0], y=points[rows, 1], size=3.5, label=label))
     for label in _classes(result):
         centre = points[labels == label, :2].mean(axis=0) if (labels == label).any() else np.full(2, np.nan)
         series.append(Series(name="", colour=_class_name(result, label), x=centre[:1], y=centre[1:], size=10, symbol=2))
@@ -192,6 +192,7 @@ def _paths(result: Any, name: str) -> Scatter:
                 y=centres[:, 1],
                 size=9,
                 symbol=2,
+                label=label,
                 text=[f"stage {s + 1}" for s in range(len(centres))],
             )
         )

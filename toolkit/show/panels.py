@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ResultError
-from toolkit.show.colours import GREY
+from toolkit.show.colours import GREY, class_category
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -130,6 +130,7 @@ class Series:
         low: lower ends of intervals, or None.
         high: upper ends of intervals.
         colour: name that picks the colour (default: the series' own name).
+        label: value of the class that the series is, which has one colour in every figure; None or below 0 = no class.
         dash: 0 solid, 1 dashed, 2 dotted, 3 dash-dotted.
         symbol: index of the marker.
         size: diameter of the marker in pixels.
@@ -146,6 +147,7 @@ class Series:
     symbol: int = 0
     size: float = 5.0
     text: Sequence[str] | None = None
+    label: int | None = None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -240,15 +242,18 @@ class Figure:
         return [panel for row in self.rows for panel in row if panel is not None]
 
     def colours(self) -> dict[str, int]:
-        """Index of the colour of every series name, in order of appearance."""
+        """Index of the colour of every series name: that of its class, else in order of appearance."""
         names: dict[str, int] = {}
+        classes: dict[str, int] = {}
         for panel in self.panels():
             for one in getattr(panel, "series", ()):
                 names.setdefault(one.colour or one.name, len(names))
+                if one.label is not None and one.label >= 0:
+                    classes[one.colour or one.name] = class_category(one.label)
         if "null" in names:  # the absence of an effect is grey
             order = [name for name in names if name != "null"]
             names = {name: index for index, name in enumerate(order)} | {"null": GREY}
-        return names
+        return names | classes
 
 
 def symmetric_limits(values: np.ndarray) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ResultError
 from toolkit.results import Result
+from toolkit.show.compose_robustness import volume_scores
 from toolkit.show.compose_training import scores_by_site, training_curves
 from toolkit.show.figures import compose
 from toolkit.show.page import Section, write_page
@@ -56,7 +57,9 @@ def report(
     items = list(content) if isinstance(content, (list, tuple)) else [content]
     if not items:
         raise ResultError("There is nothing to report on.", where="report(content=...)")
-    sections = [section for item in items for section in _sections(item, split)]
+    runs = [item for item in items if isinstance(item, Run)]
+    sections = [Section("Runs side by side", tables=[("Runs", runs_table(runs, split))])] if len(runs) > 1 else []
+    sections += [section for item in items for section in _sections(item, split)]
     return write_page(title or _title(items[0]), summary, sections, path, interactive=interactive)
 
 
@@ -117,6 +120,38 @@ def settings_table(record: dict[str, Any]) -> pd.DataFrame:
     ]
     texts = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for _, value in flat]
     return pd.DataFrame({"setting": [key for key, _ in flat], "value": texts})
+
+
+def runs_table(runs: Sequence[Run], split: str = "val") -> pd.DataFrame:
+    """A row a run: its mean Dice (classes, then volumes; a missed organ counts 0) and what it was trained with.
+
+    Args:
+        runs: several runs.
+        split: what is scored; a run without cases there has no score.
+    """
+    import pandas as pd
+
+    rows = []
+    for run in runs:
+        config, cases = run.config, run.task.cases(split, site=run.site)
+        scores = volume_scores(run.evaluate(split, run.site, metrics=("dice",))) if cases else []
+        row = {"run": run.path.name, f"dice ({split})": round(float(scores.mean()), 4) if len(scores) else None}
+        row |= {"volumes": len(scores), "regularizer": ", ".join(one.name for one in run.regularizers) or "none"}
+        row |= {"loss": _loss(run.directory.record()["objects"]["objective"])}
+        row |= {"patch": _sides(config.patch_size or getattr(run.task, "patch_size", None))}
+        row |= {name: getattr(config, name) for name in ("schedule", "learning_rate", "augmentation", "steps", "seed")}
+        rows.append(row | {"selected step": run.selected_step})
+    return pd.DataFrame(rows)
+
+
+def _loss(entry: dict[str, Any]) -> str:
+    name = str(entry.get("name") or entry.get("class") or entry.get("foreign"))
+    settings = ", ".join(f"{key}={value}" for key, value in entry.get("arguments", {}).items())
+    return f"{name} ({settings})" if settings else name
+
+
+def _sides(patch: Sequence[int] | None) -> str:
+    return "whole" if patch is None else " x ".join(map(str, patch))
 
 
 def _of_run(run: Run, split: str) -> list[Section]:

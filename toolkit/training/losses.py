@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from toolkit.errors import ConfigError
 from toolkit.training.objective import Loss, Objective
-from toolkit.training.segmentation import SegmentationObjective, fitted_label
+from toolkit.training.segmentation import SegmentationObjective, fitted_label, fitted_regions
 
 
 class LossObjective(Objective):
@@ -20,7 +20,8 @@ class LossObjective(Objective):
     The labels come in the shape that the loss takes: (B, *S) int64 for torch's `CrossEntropyLoss`, `NLLLoss` and
     `nn.functional.cross_entropy`; (B, 1, *S) int64 for everything else, which is what MONAI's losses take with
     `to_onehot_y=True`. A MONAI loss without it, and torch's `BCEWithLogitsLoss`, get one-hot labels (B, K, *S) of the
-    logits' type. `channels` overrides the choice.
+    logits' type. `channels` overrides the choice. On a task with regions one-hot labels are the masks of the regions,
+    and losses that take other labels are refused.
 
     Args:
         loss: gives a scalar; called in float32. The softmax is the loss's own business (`DiceLoss(softmax=True)`).
@@ -41,20 +42,35 @@ class LossObjective(Objective):
         """The one term `loss`.
 
         Raises:
-            ConfigError: labels that do not fit the logits, or a loss that gives no scalar.
+            ConfigError: labels that do not fit the logits, a loss that gives no scalar, or one of exclusive classes on a
+                task with regions.
         """
         logits = self.logits(outputs)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        label = fitted_label(batch["label"], logits, ignore_label=getattr(self.loss, "ignore_index", None))
-        if self.channels == "one":
-            label = label.unsqueeze(1)
-        elif self.channels == "classes":
-            label = nn.functional.one_hot(label, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
-        value = self.loss(logits, label)
+        value = self.loss(logits, self._regions(logits, batch) if "regions" in batch else self._label(logits, batch))
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ConfigError(f"The loss {self.loss!r} gives {shape}, not one number.", fix='Give it reduction="mean".')
         return {"loss": value.reshape(())}
+
+    def _label(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        label = fitted_label(batch["label"], logits, ignore_label=getattr(self.loss, "ignore_index", None))
+        if self.channels == "one":
+            return label.unsqueeze(1)
+        if self.channels == "classes":
+            return nn.functional.one_hot(label, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+        return label
+
+    def _regions(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        parts = self.loss.modules() if isinstance(self.loss, nn.Module) else ()
+        if self.channels != "classes" or any(vars(part).get("softmax") for part in parts):
+            raise ConfigError(
+                f"The loss {self.loss!r} takes exclusive classes, and this task has regions, which overlap.",
+                where="objective=",
+                fix="Use a loss with a sigmoid, such as DiceLoss(sigmoid=True) or BCEWithLogitsLoss(), or state that yours takes "
+                'masks: LossObjective(loss, channels="classes").',
+            )
+        return fitted_regions(batch["regions"], logits)
 
 
 def as_objective(value: Any) -> Objective:

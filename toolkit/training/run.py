@@ -165,11 +165,13 @@ class Run:
 
         Args:
             cases: whole volumes of a task.
-            out: folder for one NIfTI file a volume, in the geometry of its image; None = keep them in memory.
+            out: folder for one NIfTI file a volume (of pictures: PNG), in the geometry of its image; on a task with
+                regions for one folder a volume with a 0/1 file a region, since regions overlap. None = keep them in memory.
             progress: show a bar over volumes.
 
         Returns:
-            Path, or label map (uint8) without `out`, by name of the volume.
+            Path of the file or folder, or without `out` the label map (*S) uint8 or the masks (regions, *S), by name of the
+            volume.
 
         Raises:
             DataError: slices are missing, so that the volume's geometry cannot be kept.

@@ -61,12 +61,14 @@ def evaluate_run(
 
 
 def predict_run(run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | None, progress: bool) -> dict[str, Any]:
-    """Label maps of cases by volume, as arrays or as NIfTI files in the geometry of their images."""
+    """Label maps (masks of regions) of cases by volume, as arrays or as NIfTI files in the geometry of their images."""
     from tqdm.auto import tqdm
 
     volumes = group_volumes(cases)
     ids = _volume_ids(volumes)
-    maps = predict_volumes(Predictor(run.model), volumes, batch_size=run.config.batch_size)
+    predictor = Predictor(run.model)
+    regions = predictor.activation.regions or {}
+    maps = predict_volumes(predictor, volumes, batch_size=run.config.batch_size)
     results: dict[str, Any] = {}
     for volume, name, file, labels in tqdm(
         zip(volumes, ids, distinct_names(ids), maps, strict=True),
@@ -74,11 +76,15 @@ def predict_run(run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | N
         desc="predicting",
         disable=not progress,
     ):
-        results[name] = labels if out is None else _write(Path(out), file, labels, volume)
+        results[name] = labels if out is None else _write(Path(out), file, labels, volume, list(regions))
     return results
 
 
-def _write(folder: Path, name: str, labels: np.ndarray, volume: Sequence[Case]) -> Path:
+def _write(folder: Path, name: str, labels: np.ndarray, volume: Sequence[Case], regions: Sequence[str] = ()) -> Path:
+    if regions:  # overlap, so that no one label map holds them: a file each
+        for region, mask in zip(distinct_names(regions), labels, strict=True):
+            _write(folder / name, region, mask, volume)
+        return folder / name
     first = volume[0]
     if isinstance(first.reader, PictureSource) and labels.ndim == 2:
         return write_label_picture(folder / f"{name}.png", labels)

@@ -144,13 +144,7 @@ class SegmentationObjective(Objective):
                 where="SegmentationObjective(class_weights=..., focal=...)",
                 fix="Leave them out for regions and for one output.",
             )
-        if truth.shape[1] != logits.shape[1]:
-            raise ConfigError(
-                f"The network has {logits.shape[1]} outputs, the task {truth.shape[1]} regions.",
-                where="batch['regions']",
-                fix="Give the network one output per region.",
-            )
-        truth = functional.interpolate(truth.to(logits.dtype), size=logits.shape[2:], mode="nearest")
+        truth = fitted_regions(truth, logits)
         counted = torch.ones_like(truth[:, :1])
         if self.ignore_label is not None:
             counted = functional.interpolate(
@@ -250,6 +244,21 @@ def fitted_label(label: Tensor, logits: Tensor, ignore_label: int | None = None)
     if target.device.type == "cpu":
         _check_values(target, logits.shape[1], ignore_label)
     return target
+
+
+def fitted_regions(masks: Tensor, logits: Tensor) -> Tensor:
+    """Masks of regions (B, K, *S) at the logits' size and in their type, nearest neighbour.
+
+    Raises:
+        ConfigError: another number of regions than outputs.
+    """
+    if masks.shape[1] != logits.shape[1]:
+        raise ConfigError(
+            f"The network has {logits.shape[1]} outputs, the task {masks.shape[1]} regions.",
+            where="batch['regions']",
+            fix="Give the network one output per region.",
+        )
+    return functional.interpolate(masks.to(logits.dtype), size=logits.shape[2:], mode="nearest")
 
 
 def _check_values(target: Tensor, classes: int, ignore_label: int | None) -> None:

@@ -105,6 +105,16 @@ def test_equal_names_share_a_colour_in_a_figure() -> None:
     assert figure.colours() == {"plain": 0, "other": 1}
 
 
+def test_a_class_has_the_colour_of_its_contour_whichever_classes_a_figure_holds() -> None:
+    series = [Series(name=name, x=[0], y=[0], label=label) for name, label in (("background", 0), ("LV", 3), ("RV", 1))]
+    names = Figure("classes", [[Scatter(series=series)]]).colours()
+    for name, label in (("LV", 3), ("RV", 1), ("background", 0)):
+        code = colours.category(names[name]).lstrip("#")
+        assert tuple(bytes.fromhex(code)) == colours.class_colour(label)
+    assert len(set(names.values())) == 3
+    assert Figure("one", [[Scatter(series=series[1:2])]]).colours() == {"LV": names["LV"]}
+
+
 def test_panels_never_overlap_and_stay_on_the_page() -> None:
     plan = place(example())
     assert len(plan.placed) == 7

@@ -21,7 +21,7 @@ from toolkit.errors import ConfigError, ResultError
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet
 from toolkit.show.panels import Figure, Heatmap
-from toolkit.show.report import report, run_record
+from toolkit.show.report import report, run_record, runs_table
 from toolkit.training.config import TrainConfig
 from toolkit.training.run import Run
 from toolkit.training.train import train
@@ -75,6 +75,33 @@ def test_a_report_takes_several_things(run: Run, tmp_path: Path) -> None:
     text = report([run, figure], tmp_path / "report.html", title="Mine", interactive=False).read_text(encoding="utf-8")
     assert re.search("<title>Mine</title>", text)
     assert "A matrix" in text
+    assert "Runs side by side" not in text
+
+
+def test_several_runs_share_one_table_of_scores_and_settings(run: Run, tmp_path: Path) -> None:
+    config = TrainConfig(
+        steps=2, batch_size=4, validate_every=0, select="last", patch_size=(16, 16), learning_rate=1e-3
+    )
+    other = train(
+        unet(1, 3, channels=(4, 8)),
+        small_task(),
+        torch.nn.CrossEntropyLoss(),
+        None,
+        config,
+        out=tmp_path / "b",
+        progress=False,
+    )
+    table = runs_table([run, other]).set_index("run")
+    scored = run.evaluate("val", metrics=("dice",)).groupby("case")["value"].mean()
+    assert table.loc["small", "dice (val)"] == pytest.approx(scored.mean(), abs=1e-4)
+    assert table["volumes"].tolist() == [8, 8]
+    assert table["patch"].tolist() == ["32 x 32", "16 x 16"]
+    assert table["augmentation"].tolist() == ["none", "standard"]
+    assert table["regularizer"].tolist() == ["segreg", "none"]
+    assert table["steps"].tolist() == [4, 2]
+    assert "CrossEntropyLoss" in table.loc["b", "loss"]
+    text = report([run, other], tmp_path / "both.html", interactive=False).read_text(encoding="utf-8")
+    assert text.index("Runs side by side") < text.index("Training of small") < text.index("Training of b")
 
 
 @pytest.mark.parametrize(

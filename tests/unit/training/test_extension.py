@@ -160,6 +160,23 @@ def test_a_loss_of_torch_or_monai_gets_the_labels_it_takes(loss: Any, label: tor
     assert terms["loss"].item() == pytest.approx(loss(LOGITS, label).item(), rel=1e-6)
 
 
+def test_a_loss_on_a_task_with_regions_gets_their_masks_or_is_refused() -> None:
+    logits = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(3))
+    label = torch.arange(32).reshape(2, 1, 4, 4) % 4
+    masks = torch.cat([label > 0, (label == 1) | (label == 3)], 1)  # whole = 1, 2, 3; core = 1, 3
+    batch = {"label": label, "regions": masks.float()}
+    value = LossObjective(nn.BCEWithLogitsLoss())(logits, batch)["loss"].item()
+    assert value == pytest.approx(nn.functional.binary_cross_entropy_with_logits(logits, masks.float()).item())
+    soft = monai.losses.DiceLoss(sigmoid=True)
+    assert LossObjective(soft)(logits, batch)["loss"].item() == pytest.approx(soft(logits, masks.float()).item())
+    one_hot = monai.losses.DiceLoss(to_onehot_y=True, sigmoid=True)
+    for exclusive in (nn.CrossEntropyLoss(), monai.losses.DiceLoss(softmax=True), one_hot):
+        with pytest.raises(ConfigError, match="regions, which overlap"):
+            LossObjective(exclusive)(logits, batch)
+    with pytest.raises(ConfigError, match="3 outputs, the task 2 regions"):
+        LossObjective(nn.BCEWithLogitsLoss())(logits.repeat(1, 2, 1, 1)[:, :3], batch)
+
+
 def test_losses_that_give_no_number_and_things_that_are_no_loss_are_refused() -> None:
     with pytest.raises(ConfigError, match="reduction"):
         LossObjective(nn.CrossEntropyLoss(reduction="none"))(LOGITS, {"label": LABEL})

@@ -272,13 +272,14 @@ class MaskExplorer(Explorer):
 
     def _numbers(self, canvas: Canvas, top: int, result: Any) -> None:
         """Voxels of every class, clean and masked, in one line each; and what the colours mean."""
-        canvas.key(_LEFT, top - 2, self.shelf.foreground())
-        foreground = result.segmentation
-        words = []
-        for index, name in self.shelf.foreground():
-            counts = [int((one == index).sum()) for one in foreground]
-            words.append(f"{name} {counts[0]} to {counts[1]}")
-        changed = float((foreground[0] != foreground[1]).float().mean())
+        table = result.table()
+        rows = table[table["class"] > 0]  # of overlapping regions: the regions, numbered from 1
+        names = result.classes or self.shelf.classes
+        key = [(int(index), str(names.get(index, index))) for index in rows["class"]]
+        canvas.key(_LEFT, top - 2, key)
+        counts = zip(key, rows["clean_voxels"], rows["masked_voxels"], strict=True)
+        words = [f"{name} {clean} to {masked}" for (_, name), clean, masked in counts]
+        changed = float(table["changed"].iloc[0])
         canvas.text(
             _LEFT,
             top + 16,
