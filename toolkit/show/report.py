@@ -137,14 +137,17 @@ def runs_table(runs: Sequence[Run], split: str = "val") -> pd.DataFrame:
         scores = volume_scores(run.evaluate(split, run.site, metrics=("dice",))) if cases else []
         row = {"run": run.path.name, f"dice ({split})": round(float(scores.mean()), 4) if len(scores) else None}
         row |= {"volumes": len(scores), "regularizer": ", ".join(one.name for one in run.regularizers) or "none"}
-        row |= {"loss": _loss(run.directory.record()["objects"]["objective"])}
+        row |= {"loss": _named(run.directory.record()["objects"]["objective"])}
         row |= {"patch": _sides(config.patch_size or getattr(run.task, "patch_size", None))}
-        row |= {name: getattr(config, name) for name in ("schedule", "learning_rate", "augmentation", "steps", "seed")}
+        settings = config.to_dict()  # what is one's own is a record there
+        row |= {name: _named(settings[name]) for name in ("schedule", "learning_rate", "augmentation", "steps", "seed")}
         rows.append(row | {"selected step": run.selected_step})
     return pd.DataFrame(rows)
 
 
-def _loss(entry: dict[str, Any]) -> str:
+def _named(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
     name = str(entry.get("name") or entry.get("class") or entry.get("foreign"))
     settings = ", ".join(f"{key}={value}" for key, value in entry.get("arguments", {}).items())
     return f"{name} ({settings})" if settings else name
