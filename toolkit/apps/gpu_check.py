@@ -25,6 +25,7 @@ from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.models.unet import unet
 from toolkit.training.config import TrainConfig
+from toolkit.training.engine import sound_backward
 from toolkit.training.history import read_rows
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.run import Run
@@ -168,7 +169,8 @@ def _step_on(
             with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
                 total = step(there, part=part).total
             if total is not None:
-                total.backward()
+                with sound_backward(network if precision == "bf16" else None):
+                    total.backward()
                 loss += float(total.detach())
     return loss, torch.cat([p.grad.flatten().float().cpu() for p in network.parameters() if p.grad is not None])
 

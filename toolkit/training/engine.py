@@ -143,7 +143,27 @@ def _mixed_precision(name: Any, device: str) -> Any:
         def convert_input(self, data: Any) -> Any:
             return data
 
+        def backward(self, tensor: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+            with sound_backward(model):
+                super().backward(tensor, model, *args, **kwargs)
+
     return KeepInputs(name, device)
+
+
+@contextlib.contextmanager
+def sound_backward(model: nn.Module | None) -> Iterator[None]:
+    """A backward pass of a bf16 forward pass on the CPU without oneDNN, where the network has 3D convolutions.
+
+    oneDNN 3.12 (torch 2.13) returns memory it never wrote (up to 1e37) as the bf16 gradient of a 3D convolution's weights
+    where its output has sides of 1 or 2; 2D, float32 and torch's own kernels are right.
+    """
+    solid = model is not None and any(isinstance(module, nn.Conv3d) for module in model.modules())
+    before = torch.backends.mkldnn.enabled
+    try:  # mkldnn.flags() warns about GPUs of Intel
+        torch.backends.mkldnn.enabled = before and not (solid and next(model.parameters()).device.type == "cpu")  # type: ignore
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 def scaler_state(fabric: Fabric) -> dict[str, Any]:

@@ -407,3 +407,26 @@ def test_three_dimensions_with_patches(trained: Trainer, balls: Task) -> None:
     table = run.evaluate("test")
     assert set(table["unit"]) == {"", "mm"}
     assert (run.history["validation/dice"].dropna() >= 0).all()
+
+
+def test_bf16_gradients_of_3d_convolutions_on_the_cpu_are_numbers() -> None:
+    """oneDNN leaves the weight's gradient unwritten where sides are 2; the closed form: sums of shifted products."""
+    from toolkit.training.engine import _mixed_precision
+
+    torch.manual_seed(0)
+    layer, image, weights = (
+        torch.nn.Conv3d(16, 16, 3, padding=1),
+        torch.randn(2, 16, 2, 2, 2),
+        torch.randn(2, 16, 2, 2, 2),
+    )
+    padded = torch.nn.functional.pad(image, (1,) * 6).unfold(2, 2, 1).unfold(3, 2, 1).unfold(4, 2, 1)
+    expected = torch.einsum("bixyzuvw,bouvw->oixyz", padded, weights)
+    precision = _mixed_precision("bf16-mixed", "cpu")
+    for _ in range(3):
+        layer.zero_grad()
+        with precision.forward_context():
+            output = layer(image)
+        precision.backward((output.float() * weights).sum(), layer)
+        assert layer.weight.grad is not None
+        assert float((layer.weight.grad - expected).norm() / expected.norm()) < 0.02
+    assert torch.backends.mkldnn.enabled
