@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import secrets
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.files import absolute, read_sealed, write_atomically, write_sealed
+from toolkit.files import absolute, distinct_names, read_sealed, write_atomically, write_sealed
 from toolkit.locks import exclusive
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
@@ -263,3 +264,11 @@ def check_empty(path: Path, besides: Sequence[str] = ()) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON to a temporary name in the same folder and rename it."""
     write_atomically(path, json.dumps(value, indent=1))
+
+
+def default_path(task: Any, regularizers: Sequence[Any]) -> Path:
+    """A new directory below `runs/`, named after the task, the regularizers and the time."""
+    method = "-".join(r.name for r in regularizers) or "plain"
+    moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{getattr(task, 'name', 'task')}-{method}-{moment}-{secrets.token_hex(2)}"
+    return Path("runs") / distinct_names([name])[0]  # no name leads out of this folder

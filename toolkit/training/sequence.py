@@ -23,14 +23,14 @@ from toolkit.measure.transfer import Transfer, transfer_metrics
 from toolkit.models.load import load_weights, tensors_of, weights_bytes
 from toolkit.training import scoring
 from toolkit.training.config import TrainConfig, as_config
-from toolkit.training.directory import RunDirectory, check_empty
+from toolkit.training.directory import RunDirectory, check_empty, default_path
 from toolkit.training.losses import as_objective
 from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.serialization import describe, restore
 from toolkit.training.strategies import Strategy, as_strategy
-from toolkit.training.train import default_path, resume, train
+from toolkit.training.train import resume, train
 
 if TYPE_CHECKING:
     import pandas as pd

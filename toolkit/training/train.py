@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import os
 import secrets
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from torch import nn
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state, thread_count
-from toolkit.files import distinct_names, write_sealed
+from toolkit.files import write_sealed
 from toolkit.inference.volumes import group_volumes
 from toolkit.measure.evaluate import evaluate, validation_scores
 from toolkit.training import background as child
@@ -29,7 +27,7 @@ from toolkit.training import history
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.compilation import check_compile
 from toolkit.training.config import TrainConfig, as_config
-from toolkit.training.directory import RunDirectory
+from toolkit.training.directory import RunDirectory, default_path
 from toolkit.training.engine import check_network, is_first_process, resolve_device, with_gradients
 from toolkit.training.environment import content_hash, contents, environment
 from toolkit.training.handover import packed
@@ -274,12 +272,8 @@ def train_to_end(
     modes = [(module, module.training) for module in step.modules()]
     scored = _validation_cases(run)
     try:
-        with (
-            guarded_random_state(),
-            thread_count(record["environment"]["threads"]),
-            with_gradients(),
-            _stopping(stop) as request,
-        ):
+        threads = record["environment"]["threads"]
+        with guarded_random_state(), thread_count(threads), with_gradients(), _stopping(stop) as request:
             plan = Plan(
                 directory=directory,
                 run=start.run,
@@ -399,11 +393,3 @@ def _not_recorded(
     if any(map(needs_handing_over, objects["regularizers"])):
         lacking["regularizer"] = list(regularizers)
     return lacking
-
-
-def default_path(task: Any, regularizers: Sequence[Regularizer]) -> Path:
-    """A new directory below `runs/`, named after the task, the regularizers and the time."""
-    method = "-".join(r.name for r in regularizers) or "plain"
-    moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{getattr(task, 'name', 'task')}-{method}-{moment}-{secrets.token_hex(2)}"
-    return Path("runs") / distinct_names([name])[0]  # no name leads out of this folder

@@ -13,7 +13,7 @@ from PIL import Image
 import toolkit as tk
 from toolkit.errors import CheckpointError
 from toolkit.files import distinct_names
-from toolkit.training.train import default_path
+from toolkit.training.directory import default_path
 
 CLASSES = ["background", "disc"]
 
