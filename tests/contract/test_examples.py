@@ -45,6 +45,7 @@ NOT_CONSTRUCTED = {
 NOT_RUN = {
     "load_backbone": "needs ResNet-50 weights, which the reader brings",
     "load_swin": "needs weights of a Swin classifier, which the reader brings",
+    "load_bundle": "needs the folder of a MONAI bundle; tests/unit/integrations/test_bundle.py writes one",
     "load_nnunet": "needs a results folder of nnU-Net",
     "load_trained": "needs a network that `make networks` wrote; tests/unit/training/test_trained.py reads one",
 }

@@ -178,6 +178,9 @@ class Features(Result):
 def open_features(path: str | os.PathLike[str]) -> Features:
     """Open a feature store; arrays and tables are read, and their hashes checked, when they are asked for.
 
+    Args:
+        path: the .zarr folder that `Features.save` or `toolkit.extract(out=...)` wrote.
+
     Raises:
         ResultError: no such folder, not a feature store, a newer format, or a damaged one.
 

@@ -161,6 +161,9 @@ def unet(
         dims: 2 or 3.
         norm: "instance", "batch" or "group".
 
+    Raises:
+        ConfigError: another dims or norm, fewer than two widths, fewer than two classes.
+
     Example:
         >>> tk.unet(1, 4, channels=(8, 16), dims=3)(torch.zeros(1, 1, 16, 16, 16)).shape
         torch.Size([1, 4, 16, 16, 16])

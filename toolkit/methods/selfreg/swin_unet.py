@@ -221,6 +221,9 @@ def swin_unet(
         window: side of the attention windows (published: 7).
         drop_path: rate of stochastic depth at the deepest block.
 
+    Raises:
+        ConfigError: fewer than two classes, not four depths and heads, or widths that the heads do not divide.
+
     Example:
         >>> tk.swin_unet(1, 4, width=12, heads=(1, 2, 2, 4), window=2)(torch.zeros(1, 1, 64, 64)).shape
         torch.Size([1, 4, 64, 64])

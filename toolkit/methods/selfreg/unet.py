@@ -140,6 +140,9 @@ def self_reg_unet(in_channels: int = 1, out_channels: int = 9, width: int = 64, 
         width: channels of the first block (published: 64).
         dims: 2 (published) or 3.
 
+    Raises:
+        ConfigError: another dims, or fewer than two classes.
+
     Example:
         >>> tk.self_reg_unet(1, 4, width=4)(torch.zeros(1, 1, 32, 32)).shape
         torch.Size([1, 4, 32, 32])
