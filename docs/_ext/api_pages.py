@@ -31,7 +31,7 @@ BLOCKS = {  # functions that the papers define and that live in their method's p
 PREPARED = (
     "Examples write ``tk`` for ``toolkit`` and take a ``task``, one of its cases as ``case`` with its ``image`` and ``label``,",
     "a trained ``model`` and its ``run``, training settings ``config``, and stored ``features`` (``later``: of a later stage)",
-    "as given. ``tests/contract/test_examples.py`` makes small ones, runs the examples and names four that it cannot run.",
+    "as given. ``tests/contract/test_examples.py`` makes small ones, runs the examples and names five that it cannot run.",
 )
 
 
