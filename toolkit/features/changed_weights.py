@@ -42,7 +42,7 @@ def jittered(model: nn.Module, scale: float = 0.01, seed: int = 0) -> nn.Module:
         for name, parameter in network.named_parameters():
             noise = keyed_random("jittered weights", seed, name).normal(size=tuple(parameter.shape))
             size = scale * parameter.double().square().mean().sqrt()
-            parameter += (size * torch.as_tensor(noise, device=parameter.device)).to(parameter.dtype)
+            parameter.add_((size * torch.as_tensor(noise, device=parameter.device)).to(parameter.dtype))
     return network
 
 

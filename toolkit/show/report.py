@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from toolkit.errors import ResultError
 from toolkit.results import Result
 from toolkit.show.compose_robustness import volume_scores
@@ -134,7 +136,7 @@ def runs_table(runs: Sequence[Run], split: str = "val") -> pd.DataFrame:
     rows = []
     for run in runs:
         config, cases = run.config, run.task.cases(split, site=run.site)
-        scores = volume_scores(run.evaluate(split, run.site, metrics=("dice",))) if cases else []
+        scores = volume_scores(run.evaluate(split, run.site, metrics=("dice",))) if cases else np.zeros(0)
         row = {"run": run.path.name, f"dice ({split})": round(float(scores.mean()), 4) if len(scores) else None}
         row |= {"volumes": len(scores), "regularizer": ", ".join(one.name for one in run.regularizers) or "none"}
         row |= {"loss": _named(run.directory.record()["objects"]["objective"])}

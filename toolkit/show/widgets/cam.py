@@ -364,8 +364,8 @@ def cam_explorer(
 
     if model is None:
         trained, task_or_cases = trained_pair()
-        (name, model), *others = trained.items()
-        compare = dict(others) or None
+        (name, model), *rest = trained.items()
+        compare = dict(rest) or None
     models: dict[str, nn.Module] = {name: model}
     if compare is not None:
         others = dict(compare) if isinstance(compare, Mapping) else {"compared network": compare}

@@ -97,8 +97,10 @@ def trained_pair() -> tuple[dict[str, nn.Module], Any]:
         raise ConfigError("No trained network is installed.", where="cam_explorer()", fix="Pass a network and images.")
     table = table.assign(first=~table["name"].str.endswith("/plain")).sort_values(["first", "seed", "name"])
     equal = (table[["task", "parameters", "seed"]] == table[["task", "parameters", "seed"]].iloc[0]).all(axis=1)
-    models = {row.name: load_trained(row.name, row.seed) for row in table[equal].head(2).itertuples(index=False)}
-    return models, load_task(**next(iter(models.values())).provenance["task"])
+    pairs = table.loc[equal, ["name", "seed"]].head(2).to_numpy().tolist()
+    models = {str(name): load_trained(str(name), int(seed)) for name, seed in pairs}
+    record: Any = next(iter(models.values())).provenance
+    return models, load_task(**record["task"])
 
 
 def view_of(page: Page, padded: Sequence[int], spacing: tuple[float, ...] | None) -> View:
