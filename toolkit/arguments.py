@@ -42,6 +42,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("seed", "jitter_seed"), (0, 2**63 - 1)),
     "jitter": (0, 1e12),
     "dims": (2, 3),
+    "channels": (1, 65536),
     "divisor": (1, MANY),
     "points": (2, 4096),
     "timeout": (0, math.inf),
@@ -133,6 +134,12 @@ def at_the_door(value: Any) -> Any:
     return value
 
 
+def doors(names: dict[str, Any]) -> None:
+    """The functions that a package offers in `__all__`, checked in place: called at the end of its `__init__`."""
+    public = {name: names[name] for name in names["__all__"]}
+    names.update({name: at_the_door(value) for name, value in public.items() if inspect.isfunction(value)})
+
+
 def _bind(
     call: Callable[..., Any], signature: inspect.Signature, values: tuple[Any, ...], named: Mapping[str, Any]
 ) -> inspect.BoundArguments:
@@ -209,6 +216,10 @@ def _unforeseen(call: Callable[..., Any], arguments: Mapping[str, Any], error: E
             ),
             fix="Check that it exists, that the disk has room and that you may use it; then call again.",
         )
+    unknown = re.match(r"(\w+)\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if unknown and unknown[2] in arguments.get("options", ()):
+        fix = f"Its options are those of toolkit.figures.{unknown[1]}."
+        return ConfigError(f"There is no option {unknown[2]!r}.", where=f"{_name(call)}({unknown[2]}=...)", fix=fix)
     given = ", ".join(f"{name}={_described(value)}" for name, value in arguments.items() if name != "self")
     return ToolkitError(
         f"{_name(call)} cannot work with these arguments: {type(error).__name__}: {str(error).strip()[:300]}",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import wrong_arguments
@@ -74,3 +77,39 @@ def test_a_raw_error_from_inside_gets_words() -> None:
 def test_public_calls_can_be_pickled() -> None:
     for name in ("train", "grad_cam", "unet"):
         assert pickle.loads(pickle.dumps(getattr(tk, name))) is getattr(tk, name)
+
+
+def calls_beside_the_root() -> dict[str, Callable[..., object]]:
+    from toolkit.methods import latent_augmentation, med_disseg, segreg, selfreg
+
+    packages = (tk.figures, tk.widgets, segreg, selfreg, latent_augmentation, med_disseg)
+    found = {f"{p.__name__}.{name}": getattr(p, name) for p in packages for name in p.__all__}
+    return {name: call for name, call in found.items() if inspect.isfunction(call)}
+
+
+def test_figures_widgets_and_the_methods_own_functions_have_the_same_door() -> None:
+    calls = calls_beside_the_root()
+    assert len(calls) > 40
+    for name, call in calls.items():
+        with pytest.raises(tk.ConfigError, match=r"missing a required argument|unexpected keyword argument 'nonsense'"):
+            pytest.fail(f"{name} took {call(nonsense=3)!r}")
+    for name, values in (("epps_pulley", ("a", 3)), ("figures.drift", (3,)), ("cam_explorer", (3,))):
+        (call,) = [one for full, one in calls.items() if full.endswith(name)]
+        with pytest.raises(tk.ConfigError, match=r" takes .*, not (3|'a')\."):
+            call(*values)
+
+
+def test_what_was_raw_has_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = wrong_arguments.Calls(tmp_path)
+    fit = {"source": known.features, "layer": "bottleneck", "bootstraps": 2, "rows": 50}
+    for call, words in (
+        (lambda: tk.grad_cam(known.net, {"image": known.image, "label": 3}, "bottleneck", 1), "single number 3"),
+        (lambda: tk.faithfulness(known.net, known.cam, target=1, baseline="nonsense"), "no baseline 'nonsense'"),
+        (lambda: tk.task_from_arrays(**known.arrays, label_values={}), "label_values is empty"),
+        (lambda: tk.transfer_metrics(np.array([["a", "b"], ["c", "d"]])), "does not hold numbers only"),
+        (lambda: tk.classifier_variability(**fit, penalty=0), "penalty=0"),
+        (lambda: known.cam.plot(nonsense=1), "no option 'nonsense'"),
+    ):
+        with pytest.raises(tk.ToolkitError, match=words):
+            call()

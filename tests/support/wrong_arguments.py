@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import json
 import random
+import shutil
 import signal
 import warnings
 from collections import Counter
@@ -99,6 +101,27 @@ class Calls:
                 picture[2:9, 2:9] = values[1]
                 Image.fromarray(picture).save(folder / name / f"case{index}.png")
 
+        self.rows = [
+            {"image": self.folder / "images" / f"case{i}.png", "label": self.folder / "labels" / f"case{i}.png"}
+            for i in range(4)
+        ]
+        self.items = [{"image": i, "label": la} for i, la in zip(images, labels, strict=True)]
+        self.write_folders()
+
+    def write_folders(self) -> None:
+        """A bundle of MONAI and a raw data set of nnU-Net, as small as they come."""
+        bundle, raw = self.folder / "bundle", self.folder / "Dataset001_X"
+        for path in (bundle / "configs", bundle / "models", raw / "imagesTr", raw / "labelsTr"):
+            path.mkdir(parents=True)
+        network = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+        (bundle / "configs" / "inference.json").write_text(json.dumps({"network_def": network}))
+        torch.save(torch.nn.Conv2d(1, 2, 1).state_dict(), bundle / "models" / "model.pt")
+        names = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "x": 1}, "file_ending": ".png"}
+        (raw / "dataset.json").write_text(json.dumps({**names, "numTraining": 4}))
+        for index in range(4):
+            shutil.copy(self.folder / "images" / f"case{index}.png", raw / "imagesTr" / f"case{index}_0000.png")
+            shutil.copy(self.folder / "labels" / f"case{index}.png", raw / "labelsTr" / f"case{index}.png")
+
     def network(self) -> torch.nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -172,6 +195,11 @@ class Calls:
                 "prediction": np.eye(6, dtype=int), "reference": np.eye(6, dtype=int), "classes": {1: "x"},
             },
             "self_reg_unet": lambda: {"in_channels": 1, "out_channels": 2, "width": 4},
+            "attach": lambda: {"regularizer": tk.SegReg(samples=8, directions=4), "model": self.network()},
+            "load_bundle": lambda: {"folder": self.folder / "bundle"},
+            "task_from_dataset": lambda: {"dataset": self.items, "classes": self.arrays["classes"]},
+            "task_from_nnunet": lambda: {"folder": self.folder / "Dataset001_X"},
+            "task_from_table": lambda: {"frame": self.rows, "classes": ["background", "x"]},
             "task_from_arrays": lambda: {**self.arrays, "sites": "A"},
             "task_from_folder": lambda: {
                 "images": self.folder / "images", "labels": self.folder / "labels", "classes": ["background", "x"],

@@ -107,7 +107,7 @@ def task_from_dataset(
         >>> pairs = [(c.image, c.label) for c in task.cases("train")]  # any data set with len() and [index]
         >>> own = tk.task_from_dataset(pairs, classes=task.classes, subjects=[c.subject for c in task.cases("train")])
     """
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or isinstance(dataset, Mapping):
         raise ConfigError(
             f"{type(dataset).__name__} is no map-style data set.",
             where="task_from_dataset",

@@ -67,10 +67,14 @@ def checked_values(
     """The stored-value table as sorted pairs (None stays None).
 
     Raises:
-        ConfigError: a class that does not exist.
+        ConfigError: a class that does not exist, or no value at all.
     """
     if values is None:
         return None
+    if not values:
+        raise ConfigError(
+            "label_values is empty.", fix="List every stored value, such as {0: 0, 255: 1}, or leave it out."
+        )
     pairs = tuple(sorted((float(stored), int(target)) for stored, target in values.items()))
     unknown = sorted({target for _, target in pairs} - set(classes))
     if unknown:

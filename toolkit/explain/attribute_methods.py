@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError, DataError, LayerError
+from toolkit.errors import ConfigError, DataError, LayerError, choose
 from toolkit.explain.frozen import FixedScore, Frozen
 from toolkit.explain.stitched import score_of, window_parts
 from toolkit.features.layout import to_maps
@@ -100,7 +100,9 @@ def baseline_of(image: Tensor, baseline: str | float) -> Tensor:
     """The image without information, of the image's shape (B, C, *S)."""
     if isinstance(baseline, str):
         flat = image.flatten(2)
-        level = {"minimum": flat.amin(2), "mean": flat.mean(2), "zero": torch.zeros_like(flat[:, :, 0])}[baseline]
+        levels = {"minimum": flat.amin(2), "mean": flat.mean(2), "zero": torch.zeros_like(flat[:, :, 0])}
+        choose("baseline", baseline, levels)
+        level = levels[baseline]
         return level.reshape(*image.shape[:2], *[1] * (image.ndim - 2)).expand_as(image).clone()
     return torch.full_like(image, float(baseline))
 

@@ -248,6 +248,8 @@ def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | Non
     """Items of a dict of arrays: one image, or a batch of them with one entry per image in every list."""
     image = _tensor(fields["image"]).float()
     label = None if fields.get("label") is None else _whole(_tensor(fields["label"]), fields)
+    if label is not None and label.ndim == 0:
+        raise DataError(f"The label is the single number {label.item()}.", fix="Give a label map of the image's size.")
     ids = fields.get("case", fields.get("id"))
     if dims is None:
         dims = image.ndim - 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,14 +36,12 @@ def load_bundle(folder: str | os.PathLike[str], *, weights: str = "models/model.
     Example:
         >>> model = tk.load_bundle("spleen_ct_segmentation")
     """
-    from monai.bundle import ConfigParser
-
     root = absolute(folder, "folder")
     file = next((root / "configs" / name for name in CONFIGS if (root / "configs" / name).is_file()), None)
     if file is None:
         raise CheckpointError(f"There is no {CONFIGS[0]} or {CONFIGS[1]}.", where=str(root / "configs"))
     try:
-        entry = ConfigParser.load_config_file(str(file)).get("network_def")
+        entry = _read(file).get("network_def")
     except Exception as error:
         raise CheckpointError(f"The configuration cannot be read: {error}.", where=str(file)) from error
     if not isinstance(entry, Mapping) or "_target_" not in entry:
@@ -50,6 +49,14 @@ def load_bundle(folder: str | os.PathLike[str], *, weights: str = "models/model.
     model = _built(entry, file)
     load_weights(model, root / weights)
     return model.eval()
+
+
+def _read(file: Path) -> Any:
+    if file.suffix == ".json":
+        return json.loads(file.read_text(encoding="utf-8"))
+    from monai.bundle import ConfigParser
+
+    return ConfigParser.load_config_file(str(file))
 
 
 def _built(entry: Any, file: Path) -> Any:

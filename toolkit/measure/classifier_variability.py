@@ -107,7 +107,7 @@ def classifier_variability(
         LayerError: no such layer.
         DataError: NaN features.
         ResultError: fewer than two classes.
-        ConfigError: fewer than two bootstraps or fewer rows than classes.
+        ConfigError: fewer than two bootstraps, fewer rows than classes, or a penalty of 0.
 
     Example:
         >>> heads = tk.classifier_variability(features, "head_input", target=later, bootstraps=3, rows=40).table()
@@ -120,6 +120,10 @@ def classifier_variability(
         )
     if bootstraps < 2 or rows < len(known):
         raise ConfigError("bootstraps is at least 2, rows at least the number of classes.")
+    if penalty <= 0:
+        raise ConfigError(
+            f"penalty={penalty} leaves the weights of separable classes without a bound.", fix="Give one above 0."
+        )
     with guarded_random_state():
         fitted = [_fit(values, labels, known, rows, penalty, (seed, draw)) for draw in range(bootstraps)]
     weights, biases = (np.stack(part) for part in zip(*fitted, strict=True))

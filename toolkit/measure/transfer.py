@@ -183,7 +183,10 @@ def _per_task(r: np.ndarray, given: dict[str, np.ndarray]) -> Iterator[tuple[str
 
 
 def _array(value: Any, name: str, dims: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    array = np.asarray(value, dtype=float)
+    try:
+        array = np.asarray(value, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ResultError(f"{name} does not hold numbers only: {error}.", fix="Give scores such as Dice.") from error
     if array.ndim != dims or (shape is not None and array.shape != shape):
         raise ResultError(f"{name} has the shape {array.shape}; expected {shape or f'{dims} axes'}.")
     return array

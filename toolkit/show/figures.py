@@ -4,6 +4,7 @@
 tables, or for its options.
 """
 
+from toolkit.arguments import doors
 from toolkit.show.captions import caption, captions
 from toolkit.show.compose import compose, compose_together, stacked
 from toolkit.show.compose_attribution import attribution
@@ -84,3 +85,5 @@ __all__ = [
     "transfer_matrices",
     "transfer_scatter",
 ]
+
+doors(globals())
