@@ -128,7 +128,7 @@ class Attacks:
             try:
                 right = call()
             except tk.ToolkitError as error:
-                return "unclear" if "cannot work with these arguments" in str(error) else "clear"
+                return "unclear" if "failed on these arguments" in str(error) else "clear"
             except (Exception, Vanished):
                 return "unclear"
         return "right" if right else "clear" if any(issubclass(w.category, tk.ToolkitWarning) for w in said) else "lost"
@@ -233,7 +233,7 @@ class Attacks:
             yield self.judged(lambda p=path: bool(tk.load_weights(network(), p)) and False)
 
     def full_disks(self) -> Iterator[str]:
-        """No file may grow beyond a size: training and extraction end in words, and go on when there is room."""
+        """No file may grow beyond a size: training and extraction end with an error, and go on when there is space."""
         for size in (200, 2_000, 6_000, 12_000, 30_000):
             out = self.fresh()
             command = [sys.executable, __file__, "--train", str(out), "--file-size", str(size)]

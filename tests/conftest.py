@@ -10,7 +10,7 @@ import pytest
 import torch
 
 GOLDEN = Path(__file__).parent / "golden"
-sys.path.insert(0, str(Path(__file__).parent / "support"))  # modules shared by tests of several rooms
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # modules shared by tests of several packages
 
 
 @pytest.fixture(autouse=True)

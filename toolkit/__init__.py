@@ -1,6 +1,6 @@
 """Train regularised segmentation networks and look at what they have learnt.
 
-`import toolkit as tk` gives every public call; each is imported from its room on first use, so that the import
+`import toolkit as tk` gives every public call; each is imported from its module on first use, so that the import
 itself costs little more than torch. See the README for a tour.
 """
 
@@ -15,7 +15,7 @@ from toolkit.results import draw_with
 
 __version__ = "0.1.0"
 
-_ROOMS: dict[str, tuple[str, ...]] = {
+_PUBLIC: dict[str, tuple[str, ...]] = {
     "toolkit.errors": (
         "CheckpointError",
         "ConfigError",
@@ -121,7 +121,7 @@ _SUBMODULES = {
     "show": "toolkit.show",
     "widgets": "toolkit.show.widgets",
 }
-_HOME = {name: module for module, public in _ROOMS.items() for name in public}
+_HOME = {name: module for module, public in _PUBLIC.items() for name in public}
 __all__ = sorted([*_HOME, *_SUBMODULES])
 
 

@@ -214,7 +214,7 @@ def _unforeseen(call: Callable[..., Any], arguments: Mapping[str, Any], error: E
             where=str(
                 error.filename or ", ".join(paths) or arguments.get("out") or arguments.get("path") or _name(call)
             ),
-            fix="Check that it exists, that the disk has room and that you may use it; then call again.",
+            fix="Check that it exists, that the disk has free space and that you may use it; then call again.",
         )
     unknown = re.match(r"(\w+)\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if unknown and unknown[2] in arguments.get("options", ()):
@@ -222,7 +222,7 @@ def _unforeseen(call: Callable[..., Any], arguments: Mapping[str, Any], error: E
         return ConfigError(f"There is no option {unknown[2]!r}.", where=f"{_name(call)}({unknown[2]}=...)", fix=fix)
     given = ", ".join(f"{name}={_described(value)}" for name, value in arguments.items() if name != "self")
     return ToolkitError(
-        f"{_name(call)} cannot work with these arguments: {type(error).__name__}: {str(error).strip()[:300]}",
+        f"{_name(call)} failed on these arguments: {type(error).__name__}: {str(error).strip()[:300]}",
         where=f"{_name(call)}({given})"[:500],
         fix="See which argument the error speaks of; its origin is in the traceback above.",
     )

@@ -29,7 +29,7 @@ class LayerError(ToolkitError):
 
 
 class ConfigError(ToolkitError):
-    """An argument or a configuration that cannot work."""
+    """An invalid argument or configuration."""
 
 
 class ProtocolError(ToolkitError):

@@ -225,7 +225,7 @@ def _read_array(content: bytes) -> np.ndarray:
 def _result_class(header: dict[str, Any]) -> type[Result]:
     module = header.get("module", "")
     if header["class"] not in _CLASSES and module.startswith("toolkit."):
-        importlib.import_module(module)  # one of our own rooms: the file names it, it brings no code
+        importlib.import_module(module)  # one of our own modules: the file names it, it brings no code
     return _CLASSES[header["class"]]
 
 

@@ -60,7 +60,7 @@ def write(app: Any) -> None:
     """Write all pages and their table of contents."""
     folder = Path(app.srcdir) / "api"
     folder.mkdir(exist_ok=True)
-    homes = {name: home for home, names in toolkit._ROOMS.items() for name in names}
+    homes = {name: home for home, names in toolkit._PUBLIC.items() for name in names}
     placed: set[str] = set()
     for stem, (title, packages) in PAGES.items():
         placed |= {n for n, home in homes.items() if any(f"{home}.".startswith(f"{p}.") for p in packages)}

@@ -68,7 +68,7 @@ def test_a_raw_error_from_inside_gets_words() -> None:
         return inner.torch.zeros(count)[count].item()
 
     broken.__code__ = broken.__code__.replace(co_filename=inner.__file__)
-    with pytest.raises(tk.ToolkitError, match=r"cannot work with these arguments: IndexError") as caught:
+    with pytest.raises(tk.ToolkitError, match=r"failed on these arguments: IndexError") as caught:
         checked(broken)(3)
     assert "count=3" in str(caught.value)
     assert isinstance(caught.value.__cause__, IndexError)

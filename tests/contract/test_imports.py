@@ -1,4 +1,4 @@
-"""The direction of dependencies between rooms, and the price of `import toolkit`."""
+"""The direction of dependencies between packages, and the price of `import toolkit`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "toolkit"
 
-# What each room may import besides itself. Rooms on one level do not import each other.
+# What each package may import besides itself. Packages on one level do not import each other.
 FOUNDATION = {"errors", "registry", "results", "files", "locks", "arguments"}
 BELOW_MODELS = FOUNDATION | {"data"}
 BELOW_FEATURES = BELOW_MODELS | {"models"}
@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "testing": BELOW_SHOW,
     "apps": BELOW_SHOW | {"show", "testing"},
 }
-# `__init__` maps names lazily and `__main__` starts commands: they stand above the rooms.
+# `__init__` maps names lazily and `__main__` starts commands: they stand above the packages.
 ABOVE = {"__init__", "__main__"}
 CHEAP = {"torch", "numpy"} | set(sys.stdlib_module_names)
 HEAVY = (
@@ -68,7 +68,7 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     first = path.relative_to(PACKAGE).parts[0]
     return first.removesuffix(".py")
 
@@ -103,27 +103,27 @@ def module_of(node: ast.ImportFrom, path: Path) -> str:
 
 
 def violations(source: str, path: Path) -> list[str]:
-    room = room_of(path)
-    if room in ABOVE:
+    package = package_of(path)
+    if package in ABOVE:
         return []
     wrong = []
     for name, line in imported(ast.parse(source), path):
         parts = name.split(".")
         if parts[0] != "toolkit" or len(parts) < 2:
             continue
-        if parts[1] != room and parts[1] not in ALLOWED[room] and parts[1] not in ABOVE | {"__version__"}:
+        if parts[1] != package and parts[1] not in ALLOWED[package] and parts[1] not in ABOVE | {"__version__"}:
             wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
     return wrong
 
 
-def test_every_room_has_a_place() -> None:
-    assert {room_of(path) for path in modules()} - ABOVE <= set(ALLOWED)
+def test_every_package_has_a_place() -> None:
+    assert {package_of(path) for path in modules()} - ABOVE <= set(ALLOWED)
 
 
 def test_the_rule_itself_has_no_cycle() -> None:
-    for room, below in ALLOWED.items():
-        assert room not in below
-        assert all(room not in ALLOWED[other] for other in below)
+    for package, below in ALLOWED.items():
+        assert package not in below
+        assert all(package not in ALLOWED[other] for other in below)
 
 
 def test_no_arrow_points_back() -> None:
@@ -132,7 +132,7 @@ def test_no_arrow_points_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "statement"),
+    ("package", "statement"),
     [
         ("data", "from toolkit.models.unet import unet"),
         ("measure", "def late():\n    from toolkit.explain.gradcam import grad_cam"),
@@ -141,8 +141,8 @@ def test_no_arrow_points_back() -> None:
         ("measure", "import importlib\nimportlib.import_module('toolkit.show.draw')"),
     ],
 )
-def test_a_backward_arrow_is_found(room: str, statement: str) -> None:
-    assert len(violations(statement, PACKAGE / room / "made_up.py")) == 1
+def test_a_backward_arrow_is_found(package: str, statement: str) -> None:
+    assert len(violations(statement, PACKAGE / package / "made_up.py")) == 1
 
 
 def edges() -> dict[str, set[str]]:

@@ -274,7 +274,7 @@ def outcome(call: Callable[[], Any]) -> tuple[str, str]:
             call()
         return "right", ""
     except tk.ToolkitError as error:
-        kind = "unforeseen" if "cannot work with these arguments" in error.what else "clear"
+        kind = "unforeseen" if "failed on these arguments" in error.what else "clear"
         return (kind if error.what and (error.where or error.fix) else "clear"), str(error)
     except (Exception, TooLongError) as error:
         return "raw", f"{type(error).__name__}: {error}"

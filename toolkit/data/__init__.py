@@ -1,6 +1,6 @@
 """Data: manifests, volumes and their geometry, tasks, loaders and embedded phantoms.
 
-Importing this room registers the tasks that a run directory can name; nothing heavy is loaded.
+Importing this package registers the tasks that a run directory can name; nothing heavy is loaded.
 """
 
 from __future__ import annotations

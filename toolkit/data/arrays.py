@@ -56,7 +56,7 @@ def task_from_arrays(
 
     Raises:
         DataError: shapes that do not agree, NaN or infinite voxels, labels that are no class.
-        ConfigError: lists of different lengths, or a setting that cannot work.
+        ConfigError: lists of different lengths, or an invalid setting.
 
     Example:
         >>> images, labels = np.zeros((10, 32, 32)), np.zeros((10, 32, 32), dtype=int)

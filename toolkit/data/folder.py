@@ -74,7 +74,7 @@ def task_from_folder(
 
     Raises:
         DataError: no files, an image without a label or the other way round, a file that cannot be trusted.
-        ConfigError: a setting that cannot work.
+        ConfigError: an invalid setting.
 
     Example:
         >>> own = tk.task_from_folder("images/", "labels/", classes={0: "background", 1: "tumour"}, patch_size=(32, 32))

@@ -40,7 +40,7 @@ class Loader:
         limits: values that augmented images are clipped to, for normalisations with a fixed range; None = not.
 
     Raises:
-        ConfigError: no cases, or a setting that cannot work.
+        ConfigError: no cases, or an invalid setting.
     """
 
     ahead: bool  # whether threads may prepare the batches in any order

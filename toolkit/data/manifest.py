@@ -192,7 +192,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         checked_classes(manifest.classes)
         check_rule(manifest.normalisation)
     except ValueError as error:
-        raise DataError(f"The manifest cannot work: {error}", where=str(path)) from error
+        raise DataError(f"The manifest is invalid: {error}", where=str(path)) from error
     _check_consistency(manifest, path)
     return manifest
 

@@ -74,7 +74,7 @@ def task_from_table(
 
     Raises:
         DataError: no rows, files that cannot be trusted, images that do not fit each other.
-        ConfigError: columns that are not known, a setting that cannot work.
+        ConfigError: columns that are not known, an invalid setting.
 
     Example:
         >>> rows = [{"image": f"images/{n}.png", "label": f"labels/{n}.png", "subject": n // 2} for n in range(10)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, DataError, LayerError
-from toolkit.explain.attribute_methods import METHODS, Question, Settings, baseline_of, explain_one
+from toolkit.explain.attribute_methods import METHODS, AttributionInput, Settings, baseline_of, explain_one
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.frozen import Frozen, freeze
 from toolkit.explain.stitched import score_of
@@ -109,8 +109,8 @@ def attribute(
         values, at_baseline = [], []
         for i, image_i in enumerate(batch.image.detach().split(1)):
             base, own = baseline_of(image_i, settings.baseline), frame.select(i)
-            question = Question(image_i, base, own, batch.label_of(i), module)
-            values.append(explain_one(predictor, frozen.select(i), question, method, settings))
+            given = AttributionInput(image_i, base, own, batch.label_of(i), module)
+            values.append(explain_one(predictor, frozen.select(i), given, method, settings))
             score = score_of(predictor, frozen.select(i), own, image_i)
             at_baseline.append(score.in_batches(base, 1))
     result = _result(batch, frozen, torch.cat(at_baseline), torch.cat(values), settings)

@@ -43,13 +43,16 @@ class Settings:
         if not isinstance(self.baseline, str) and not (
             isinstance(self.baseline, Real) and math.isfinite(self.baseline)
         ):
-            raise ConfigError(f"baseline={self.baseline!r} is no level.", fix=f"Use a number, {', '.join(BASELINES)}.")
+            raise ConfigError(
+                f"baseline={self.baseline!r} is neither a number nor the name of a baseline.",
+                fix=f"Use a number, {', '.join(BASELINES)}.",
+            )
         if min(self.steps, self.window, self.batch_size, self.stride or 1) < 1:
             raise ConfigError("steps, window, stride and batch_size are at least 1.", where="attribute")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Question:
+class AttributionInput:
     """One image and what is asked about it.
 
     Attributes:
@@ -67,7 +70,9 @@ class Question:
     layer: tuple[nn.Module, bool] | None = None
 
 
-def explain_one(predictor: Predictor, frozen: Frozen, question: Question, method: str, settings: Settings) -> Tensor:
+def explain_one(
+    predictor: Predictor, frozen: Frozen, given: AttributionInput, method: str, settings: Settings
+) -> Tensor:
     """Raw attributions (1, C, *S) of one image, or (1, *layer size) of a layer's units as captum returns them.
 
     With windows, gradients and path integrals are taken window by window and added up, which is exact because the score
@@ -77,22 +82,22 @@ def explain_one(predictor: Predictor, frozen: Frozen, question: Question, method
     Args:
         predictor: of the network, in evaluation mode.
         frozen: the target on this image.
-        question: the image, its baseline, label, frame and layer.
+        given: the image, its baseline, label, frame and layer.
         method: one of `METHODS`.
         settings: parameters.
     """
-    image, frame = question.image, question.frame
+    image, frame = given.image, given.frame
     if method in _PERTURBING:
-        return _perturbed(score_of(predictor, frozen, frame, image), frozen, question, method, settings)
+        return _perturbed(score_of(predictor, frozen, frame, image), frozen, given, method, settings)
     if frame.tiling is None:
-        return _by_gradients(FixedScore(predictor, frozen, frame), question, method, settings)
-    padded, base = frame.pad(image), frame.pad(question.base)
-    channels = 1 if question.layer is not None else image.shape[1]
+        return _by_gradients(FixedScore(predictor, frozen, frame), given, method, settings)
+    padded, base = frame.pad(image), frame.pad(given.base)
+    channels = 1 if given.layer is not None else image.shape[1]
     total = torch.zeros_like(padded[:, :1]).repeat(1, channels, *[1] * (image.ndim - 2))
     for inside, part in window_parts(frozen, frame):
-        piece = dataclasses.replace(question, image=padded[inside], base=base[inside])
+        piece = dataclasses.replace(given, image=padded[inside], base=base[inside])
         found = _by_gradients(FixedScore(predictor, part), piece, method, settings)
-        total[inside] += found if question.layer is None else _spread(found, piece.image, settings.layer)
+        total[inside] += found if given.layer is None else _spread(found, piece.image, settings.layer)
     return frame.crop(total)
 
 
@@ -107,12 +112,12 @@ def baseline_of(image: Tensor, baseline: str | float) -> Tensor:
     return torch.full_like(image, float(baseline))
 
 
-def _by_gradients(score: FixedScore, question: Question, method: str, settings: Settings) -> Tensor:
+def _by_gradients(score: FixedScore, given: AttributionInput, method: str, settings: Settings) -> Tensor:
     from captum import attr as captum
 
-    x = question.image.clone().requires_grad_()
+    x = given.image.clone().requires_grad_()
     path: dict[str, Any] = {
-        "baselines": question.base,
+        "baselines": given.base,
         "n_steps": settings.steps,
         "internal_batch_size": settings.batch_size,
     }
@@ -123,22 +128,22 @@ def _by_gradients(score: FixedScore, question: Question, method: str, settings: 
     elif method == "input_x_gradient":
         values = captum.InputXGradient(score).attribute(x)
     else:
-        assert question.layer is not None
-        module, at_input = question.layer
+        assert given.layer is not None
+        module, at_input = given.layer
         values = captum.LayerConductance(score, module).attribute(x, attribute_to_layer_input=at_input, **path)
     if not isinstance(values, Tensor):
         raise LayerError(f"The layer {settings.layer!r} does not return one tensor.")
     return values.detach()
 
 
-def _perturbed(score: FixedScore, frozen: Frozen, question: Question, method: str, settings: Settings) -> Tensor:
+def _perturbed(score: FixedScore, frozen: Frozen, given: AttributionInput, method: str, settings: Settings) -> Tensor:
     from captum import attr as captum
 
-    image = question.image
-    options: dict[str, Any] = {"baselines": question.base, "perturbations_per_eval": settings.batch_size}
+    image = given.image
+    options: dict[str, Any] = {"baselines": given.base, "perturbations_per_eval": settings.batch_size}
     with torch.no_grad():
         if method == "feature_ablation":
-            mask = _feature_mask(image, frozen, settings, question.label)
+            mask = _feature_mask(image, frozen, settings, given.label)
             return captum.FeatureAblation(score).attribute(image, feature_mask=mask, **options).detach()
         sides = [min(settings.window, side) for side in image.shape[2:]]
         stride = settings.stride or max(1, settings.window // 2)

@@ -11,7 +11,7 @@ from torch import Tensor
 from toolkit.errors import LayerError
 from toolkit.explain.cam_maps import Padding, gradient_parts, net_gradient, normalised_sum, raw_map
 from toolkit.explain.frozen import Frozen
-from toolkit.explain.targets import NormalisedClassSum, Scene, Target
+from toolkit.explain.targets import NormalisedClassSum, Target, TargetContext
 from toolkit.features.capture import Tape, capture
 from toolkit.features.layout import to_maps
 from toolkit.features.untouched import untouched
@@ -53,15 +53,15 @@ def explain_batch(predictor: Predictor, batch: InputBatch, request: CamRequest, 
         image = batch.image.detach().clone().requires_grad_().clone()  # not a leaf: networks may change it in place
         with capture(network, request.layers, aliases=request.aliases) as tape:
             logits = predictor.logits(image, frame)
-        scene = Scene.of(logits, batch, predictor)
+        context = TargetContext.of(logits, batch, predictor)
         require_gradients(tape)
-        score, region = target.score(scene)
-        parts = target.parts(scene)
+        score, region = target.score(context)
+        parts = target.parts(context)
         maps: dict[str, dict[str, list[Tensor]]] = {method: {name: [] for name in tape} for method in request.methods}
         shares: dict[str, list[Tensor]] = {name: [] for name in tape}
         connected = dict.fromkeys(tape, False)
         for position, part in enumerate(parts):
-            total = score if part is target else part.score(scene)[0]
+            total = score if part is target else part.score(context)[0]
             gradients = torch.autograd.grad(
                 total.sum(), list(tape.values()), retain_graph=position + 1 < len(parts), allow_unused=True
             )
@@ -71,7 +71,7 @@ def explain_batch(predictor: Predictor, batch: InputBatch, request: CamRequest, 
                 shares[name].append(share)
                 for method, one in found.items():
                     maps[method][name].append(one)
-    frozen = Frozen(score, score.detach(), region, scene.prediction)
+    frozen = Frozen(score, score.detach(), region, context.prediction)
     return collected(batch, target, (maps, shares, connected), frozen, frame.padding)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from toolkit.explain.cam_maps import resized
 from toolkit.explain.cam_pass import CamBatch, CamRequest, Parts, collected, maps_of, require_gradients
 from toolkit.explain.frozen import Frozen, freeze
-from toolkit.explain.targets import Scene
+from toolkit.explain.targets import TargetContext
 from toolkit.features.capture import capture
 from toolkit.features.untouched import untouched
 from toolkit.inference.inputs import InputBatch
@@ -21,7 +21,7 @@ def explain_windows(predictor: Predictor, batch: InputBatch, request: CamRequest
     with untouched(predictor.model, request.mode), torch.inference_mode(False):
         with torch.no_grad():
             logits = predictor.logits(batch.image, frame)
-        targets = request.target.parts(Scene.of(logits, batch, predictor))
+        targets = request.target.parts(TargetContext.of(logits, batch, predictor))
         frozen = [freeze(part, logits, batch, predictor) for part in targets]
         whole = freeze(request.target, logits, batch, predictor)
         parts = _accumulate(predictor, batch.image, request, frozen, frame)

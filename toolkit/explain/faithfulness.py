@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
-from toolkit.explain.attribute_methods import Question, Settings, baseline_of, explain_one
+from toolkit.explain.attribute_methods import AttributionInput, Settings, baseline_of, explain_one
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.frozen import FixedScore, Frozen, freeze
@@ -99,7 +99,7 @@ def faithfulness(
 
     Raises:
         ResultError: the network has other weights than the one that was explained.
-        ConfigError: a setting that cannot work.
+        ConfigError: an invalid setting.
 
     Example:
         >>> cam = tk.grad_cam(model, case, "decoder.1", tk.Region("LV"))
@@ -109,7 +109,7 @@ def faithfulness(
 
     if steps < 1 or min(orders, perturbations) < 0:
         raise ConfigError(
-            "These settings cannot work.",
+            "These settings are invalid.",
             where=f"faithfulness({steps=}, {orders=}, {perturbations=})",
             fix="At least one step is taken; the other two are 0 or more.",
         )
@@ -143,9 +143,9 @@ def faithfulness(
                 curves[f"{name}/{case}/deletion"], curves[f"{name}/{case}/insertion"] = deleted, inserted
                 wrong = {"infidelity": math.nan, "sensitivity": math.nan}
                 if isinstance(result, AttributionResult) and name == "input" and perturbations >= 1:
-                    question = Question(image, base, frame.select(index), batch.label_of(index))
+                    given = AttributionInput(image, base, frame.select(index), batch.label_of(index))
                     noise = Noise(perturbations, radius, seed)
-                    wrong = _captum_checks(predictor, result, index, frozen.select(index), question, noise)
+                    wrong = _captum_checks(predictor, result, index, frozen.select(index), given, noise)
                 known = {"name": name, "case": case, "status": _state(result, name, index)}
                 rows.append({**known, **_areas(deleted, inserted, chance), **wrong})
     return Faithfulness(
@@ -231,13 +231,13 @@ class Noise:
 
 
 def _captum_checks(
-    predictor: Predictor, result: AttributionResult, index: int, frozen: Frozen, question: Question, noise: Noise
+    predictor: Predictor, result: AttributionResult, index: int, frozen: Frozen, given: AttributionInput, noise: Noise
 ) -> dict[str, float]:
     """Infidelity and largest sensitivity of an attribution to the input."""
     from captum.metrics import infidelity, sensitivity_max
 
-    image, settings = question.image, Settings(**result.settings)
-    score = score_of(predictor, frozen, question.frame, image)
+    image, settings = given.image, Settings(**result.settings)
+    score = score_of(predictor, frozen, given.frame, image)
     random = keyed_random("infidelity", noise.seed, result.cases[index])
 
     def disturb(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,7 +249,7 @@ def _captum_checks(
 
     def explain(x: Tensor | tuple[Tensor], **_: Any) -> tuple[Tensor]:
         def of(one: Tensor) -> Tensor:
-            changed = dataclasses.replace(question, image=one, base=baseline_of(one, settings.baseline))
+            changed = dataclasses.replace(given, image=one, base=baseline_of(one, settings.baseline))
             return explain_one(predictor, frozen, changed, result.method, settings)
 
         images = x if isinstance(x, Tensor) else x[0]  # captum hands them over bare or in a tuple

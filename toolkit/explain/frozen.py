@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import LayerError
-from toolkit.explain.targets import Scene, Target
+from toolkit.explain.targets import Target, TargetContext
 from toolkit.inference.inputs import InputBatch
 from toolkit.inference.network import Predictor
 from toolkit.inference.windows import Frame
@@ -53,10 +53,10 @@ def freeze(target: Target, logits: Tensor, batch: InputBatch, predictor: Predict
     """
     with torch.inference_mode(False), torch.enable_grad():
         leaf = logits.detach().clone().requires_grad_()
-        scene = Scene.of(leaf, batch, predictor)
-        score, region = target.score(scene)
+        context = TargetContext.of(leaf, batch, predictor)
+        score, region = target.score(context)
         (weights,) = torch.autograd.grad(score.sum(), leaf)
-    return Frozen(weights, score.detach(), region, scene.prediction)
+    return Frozen(weights, score.detach(), region, context.prediction)
 
 
 class FixedScore:

@@ -22,7 +22,7 @@ from toolkit.inference.network import Predictor
 
 
 @dataclasses.dataclass
-class Scene:
+class TargetContext:
     """What a target may look at.
 
     Attributes:
@@ -41,7 +41,7 @@ class Scene:
 
     @classmethod
     def of(cls, logits: Tensor, batch: InputBatch, predictor: Predictor) -> Self:
-        """The scene of a batch."""
+        """The context of a batch."""
         return cls(logits, batch.label, batch.classes, batch.ids, predictor.activation)
 
     @property
@@ -111,11 +111,11 @@ class Scene:
 class Target:
     """Base of all targets: `score` gives one number per image, and the mask of the voxels that count."""
 
-    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
         """(B,) scores with their graph, and the (B, 1, *S) bool mask of the region."""
         raise NotImplementedError
 
-    def parts(self, scene: Scene) -> list[Target]:
+    def parts(self, context: TargetContext) -> list[Target]:
         """The targets whose maps are combined into one; normally just this one."""
         return [self]
 
@@ -133,10 +133,10 @@ class ClassSum(Target):
 
     index: int | str
 
-    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
         """See `Target`."""
-        _, channel = scene.channel(self.index)
-        return _masked_sum(scene.logits, channel, torch.ones_like(scene.logits[:, :1], dtype=torch.bool))
+        _, channel = context.channel(self.index)
+        return _masked_sum(context.logits, channel, torch.ones_like(context.logits[:, :1], dtype=torch.bool))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,10 +154,10 @@ class Region(Target):
     index: int | str
     inside: str = "prediction"
 
-    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
         """See `Target`."""
-        index, channel = scene.channel(self.index)
-        return _masked_sum(scene.logits, channel, scene.inside(index, self.inside))
+        index, channel = context.channel(self.index)
+        return _masked_sum(context.logits, channel, context.inside(index, self.inside))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,14 +177,14 @@ class BoundaryBand(Target):
     width: int = 2
     inside: str = "prediction"
 
-    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
         """See `Target`."""
         if self.width < 1:
             raise ConfigError(f"width must be at least 1 voxel, not {self.width}.", where="BoundaryBand")
-        index, channel = scene.channel(self.index)
-        region = scene.inside(index, self.inside)
+        index, channel = context.channel(self.index)
+        region = context.inside(index, self.inside)
         band = _dilate(region, self.width) & _dilate(~region, self.width)
-        return _masked_sum(scene.logits, channel, band)
+        return _masked_sum(context.logits, channel, band)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,14 +202,14 @@ class ErrorRegion(Target):
     index: int | str
     kind: str = "all"
 
-    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
         """See `Target`."""
-        index, channel = scene.channel(self.index)
-        predicted, true = scene.inside(index, "prediction"), scene.inside(index, "reference")
+        index, channel = context.channel(self.index)
+        predicted, true = context.inside(index, "prediction"), context.inside(index, "reference")
         regions = {"all": predicted ^ true, "missed": true & ~predicted, "spurious": predicted & ~true}
         if self.kind not in regions:
             raise ConfigError(f"kind must be one of {', '.join(regions)}, not {self.kind!r}.", where="ErrorRegion")
-        return _masked_sum(scene.logits, channel, regions[self.kind])
+        return _masked_sum(context.logits, channel, regions[self.kind])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,14 +229,14 @@ class LesionComponent(Target):
     component: int = 0
     inside: str = "prediction"
 
-    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
         """See `Target`."""
         if self.component < 0:
             raise ConfigError(f"component counts from 0, not {self.component}.", where="LesionComponent")
-        index, channel = scene.channel(self.index)
-        region = scene.inside(index, self.inside)
+        index, channel = context.channel(self.index)
+        region = context.inside(index, self.inside)
         mask = torch.stack([_component(image[0], self.component)[None] for image in region])
-        return _masked_sum(scene.logits, channel, mask)
+        return _masked_sum(context.logits, channel, mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,18 +254,18 @@ class Voxel(Target):
     position: Sequence[int]
     index: int | str | None = None
 
-    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
         """See `Target`."""
-        size = scene.logits.shape[2:]
+        size = context.logits.shape[2:]
         position = tuple(int(i) for i in self.position)
         if len(position) != len(size) or any(not 0 <= i < side for i, side in zip(position, size, strict=True)):
             raise ConfigError(f"There is no voxel {position} in an image of size {tuple(size)}.", where="Voxel")
-        mask = torch.zeros_like(scene.logits[:, :1], dtype=torch.bool)
+        mask = torch.zeros_like(context.logits[:, :1], dtype=torch.bool)
         place: Any = (slice(None), slice(None), *position)
         mask[place] = True
         if self.index is not None:
-            return _masked_sum(scene.logits, scene.channel(self.index)[1], mask)
-        return scene.logits[place].amax(1), mask
+            return _masked_sum(context.logits, context.channel(self.index)[1], mask)
+        return context.logits[place].amax(1), mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,15 +287,15 @@ class NormalisedClassSum(Target):
     classes: tuple[int | str, ...] | None = None
     inside: str = "reference"
 
-    def score(self, scene: Scene) -> tuple[Tensor, Tensor]:
+    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
         """The sum of the parts' scores, and the union of their regions."""
-        scores, masks = zip(*(part.score(scene) for part in self.parts(scene)), strict=True)
+        scores, masks = zip(*(part.score(context) for part in self.parts(context)), strict=True)
         return torch.stack(scores).sum(0), torch.stack(masks).any(0)
 
-    def parts(self, scene: Scene) -> list[Target]:
+    def parts(self, context: TargetContext) -> list[Target]:
         """One `Region` per class."""
-        outputs = scene.logits.shape[1]
-        wanted = self.classes or (range(outputs) if scene.overlapping else range(1, max(outputs, 2)))
+        outputs = context.logits.shape[1]
+        wanted = self.classes or (range(outputs) if context.overlapping else range(1, max(outputs, 2)))
         return [Region(index, self.inside) for index in wanted]
 
 

@@ -147,7 +147,7 @@ def extract(
             raise ResultError(
                 f"The features could not be written, or their inputs not be read ({type(error).__name__}: {error}).",
                 where=str(out),
-                fix="Make room or restore the access, and call again: what is there is kept.",
+                fix="Free some space or restore the access, and call again: what is there is kept.",
             ) from error
         raise
 

@@ -303,7 +303,7 @@ def _item(
 
 
 def _whole(label: Tensor, fields: Mapping[str, Any]) -> Tensor:
-    """The label as integers; fractions would be cut to another class without a word, NaN to none."""
+    """The label as integers; fractions would be silently cut to another class, NaN to none."""
     if label.is_floating_point() and not torch.equal(label, label.round()):  # NaN is unequal to itself
         raise DataError(
             "The label holds values that are not whole numbers.",

@@ -45,7 +45,7 @@ class Predictor:
         regions: name -> classes of every output of a sigmoid network.
 
     Raises:
-        ConfigError: a setting that cannot work.
+        ConfigError: an invalid setting.
     """
 
     def __init__(

@@ -101,14 +101,14 @@ def collapse(
         LayerError: no such layer.
         DataError: NaN features.
         ResultError: fewer than 3 rows.
-        ConfigError: a setting that cannot work.
+        ConfigError: an invalid setting.
 
     Example:
         >>> diagnostics = tk.collapse(features, "bottleneck").table()
     """
     if not tau > 0 or max_rows < 3 or bins < 1:
         raise ConfigError(
-            "These settings cannot work.",
+            "These settings are invalid.",
             where=f"collapse({tau=}, {max_rows=}, {bins=})",
             fix="tau is positive, at least 3 rows and 1 bin are needed.",
         )

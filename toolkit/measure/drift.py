@@ -12,10 +12,10 @@ from torch import Tensor
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.features.store import Features
-from toolkit.measure.cluster_sums import ClusterSums, bootstrap_weights, half_splits, strata
 from toolkit.measure.drift_moments import REFERENCE, MomentMeasures, Pair, Values, debiased_cka
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions, subsample
 from toolkit.measure.pairing import PairedRows, class_members, cluster_codes, paired_rows
+from toolkit.measure.patient_moments import PatientMoments, bootstrap_weights, half_splits, strata
 from toolkit.results import Result
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def drift(
         LayerError: a store lacks the layer.
         ResultError: fewer than two stages, stores that differ, or too few rows.
         DataError: NaN features.
-        ConfigError: a setting that cannot work.
+        ConfigError: an invalid setting.
 
     Example:
         >>> drift = tk.drift([features, later], "head_input", bootstrap=20, null_splits=20).table()
@@ -139,7 +139,7 @@ def drift(
         raise ResultError(f"Drift needs at least two stages; there are {len(features)}.")
     if not 0 < confidence < 1 or min(bootstrap, null_splits) < 0 or min(max_rows, directions) < 2:
         raise ConfigError(
-            "These settings cannot work.",
+            "These settings are invalid.",
             where=f"{confidence=}, {bootstrap=}, {null_splits=}, {max_rows=}, {directions=}",
             fix="confidence lies in (0, 1), counts are not negative, at least 2 rows and directions.",
         )
@@ -193,7 +193,7 @@ class _Group:
                 f"{self.count} rows of {name!r} are too few to measure drift; at least 4 are needed.",
                 fix="Extract more cases, or more samples per class with pool='voxels'.",
             )
-        sums = ClusterSums(self.rows, self.clusters, plan.number, plan.pairs if self.paired else [])
+        sums = PatientMoments(self.rows, self.clusters, plan.number, plan.pairs if self.paired else [])
         self.values: Values = plan.measures.over(sums, plan.weights)
         self.status = {"linear_cka": "ok"}
         self.null = plan.measures.between_halves(sums, plan.halves) if len(plan.halves) else {}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from toolkit.measure import gaussians
 from toolkit.measure.cka import linear_cka
-from toolkit.measure.cluster_sums import ClusterSums, MomentBatch
+from toolkit.measure.patient_moments import MomentBatch, PatientMoments
 
 Pair = tuple[int, int]
 Values = dict[tuple[str, Pair], Tensor]  # measure and stages -> (B,)
@@ -33,12 +33,12 @@ class MomentMeasures:
     subspaces: Sequence[int]
     paired: bool
 
-    def over(self, sums: ClusterSums, weights: Tensor) -> Values:
+    def over(self, sums: PatientMoments, weights: Tensor) -> Values:
         """Every measure for every weighting (B, K)."""
         batches = [self._batch(batch) for batch in sums.moments(weights)]
         return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
-    def between_halves(self, sums: ClusterSums, halves: Tensor) -> dict[str, Tensor]:
+    def between_halves(self, sums: PatientMoments, halves: Tensor) -> dict[str, Tensor]:
         """The measures that need no pairing, between two halves of the patients at stage 1, for every split (S,)."""
         found: dict[str, list[Tensor]] = {}
         for one, two in zip(sums.moments(halves), sums.moments(1 - halves), strict=True):

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from toolkit.errors import ConfigError, DataError, choose
-from toolkit.measure.penalty import penalised
+from toolkit.measure.undefined_distances import penalised
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -238,7 +238,7 @@ def compare_scores(
 
     Raises:
         ResultError: shapes differ, NaN, fewer than 2 patients.
-        ConfigError: no such baseline, or a setting that cannot work.
+        ConfigError: no such baseline, or an invalid setting.
 
     Example:
         >>> plain = np.random.default_rng(0).random((12, 3))  # patients x seeds
@@ -249,7 +249,7 @@ def compare_scores(
 
     if not 0 < confidence < 1 or bootstrap < 1:
         raise ConfigError(
-            "These settings cannot work.",
+            "These settings are invalid.",
             where=f"{confidence=}, {bootstrap=}",
             fix="confidence lies in (0, 1), for example 0.95, and at least one replicate is drawn.",
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from toolkit.errors import ResultError
-from toolkit.measure.penalty import counted
+from toolkit.measure.undefined_distances import counted
 from toolkit.results import Result
 
 if TYPE_CHECKING:

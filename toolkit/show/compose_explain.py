@@ -95,7 +95,7 @@ def grad_cams(
 
 
 def target_text(target: str) -> str:
-    """`Region(index='LV', inside='reference')` in words; other targets as they write themselves."""
+    """`Region(index='LV', inside='reference')` as a phrase; other targets as they write themselves."""
     found = re.fullmatch(r"Region\(index=(.+?), inside='(\w+)'\)", target)
     if found:
         return f"{found[1].strip(chr(39))} inside the {found[2]}"

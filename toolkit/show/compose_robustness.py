@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.errors import ResultError
-from toolkit.measure.penalty import counted
+from toolkit.measure.undefined_distances import counted
 from toolkit.show.captions import caption
 from toolkit.show.panels import Boxes, Figure, Heatmap, Series
 

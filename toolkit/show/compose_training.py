@@ -10,8 +10,8 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.measure.intervals import mean_of
-from toolkit.measure.penalty import counted
 from toolkit.measure.statistics import patient_column
+from toolkit.measure.undefined_distances import counted
 from toolkit.show.captions import caption
 from toolkit.show.compose import compose, compose_together
 from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series

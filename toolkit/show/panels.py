@@ -264,7 +264,7 @@ def symmetric_limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def range_note(values: np.ndarray) -> str:
-    """The values' own range in words, as every picture must state it."""
+    """The values' own range as text, as every picture must state it."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return "no finite value"

@@ -247,13 +247,13 @@ def _check_autocast(
     made = [TrainingStep(copy.deepcopy(model), objective, [copy.deepcopy(regularizer)]) for _ in range(2)]
     full, half = (one_step(step, batch_of(dims), d) for step, d in zip(made, (None, dtype), strict=True))
     full, half = ({n: v for n, v in t.items() if n.startswith(f"{regularizer.name}/")} for t in (full, half))
-    # A masked code may lose another entry in half precision, so passes of a network's own get more room.
+    # A masked code may lose another entry in half precision, so passes of a network's own get a wider margin.
     _compare_terms(full, half, 0.5 if regularizer.deferred else 0.05)
 
 
-def _compare_terms(full: dict[str, float], half: dict[str, float], room: float) -> None:
+def _compare_terms(full: dict[str, float], half: dict[str, float], margin: float) -> None:
     scale = sum(abs(value) for value in full.values())
-    far = [name for name, value in half.items() if abs(value - full[name]) > room * scale]
+    far = [name for name, value in half.items() if abs(value - full[name]) > margin * scale]
     demand(set(full) == set(half) and not far, f"float32 gives {full}, half precision {half}")
 
 

@@ -78,7 +78,7 @@ def _report(directory: RunDirectory, process: subprocess.Popen[bytes] | None) ->
     if state.get("state") == "failed":
         what = f"The training in the background failed: {state.get('error', 'unknown error')}"
     else:
-        what = f"The training in the background ended without a word (exit status {status})."
+        what = f"The training in the background ended without a message (exit status {status})."
     raise ToolkitError(
         what,
         where=str(directory.path / "background.log"),

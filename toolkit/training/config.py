@@ -77,7 +77,7 @@ class TrainConfig(metaclass=_SuggestNearest):
             the end, also by `resume` elsewhere, because 1 and 2 threads give different bits.
 
     Raises:
-        ConfigError: unknown keyword (the nearest is named), wrong type, or a value that cannot work.
+        ConfigError: unknown keyword (the nearest is named), wrong type, or an invalid value.
 
     Example:
         >>> config = tk.TrainConfig(steps=500, batch_size=8, optimizer="sgd", schedule="polynomial", clip_norm=1.0)
@@ -238,7 +238,7 @@ _WHOLE = {
     "log_every": 1,
 }
 _WHOLE_OR_NONE = {"validation_cases": 1, "workers": 0, "threads": 1}
-_MOST = {"workers": 1024, "threads": 1024}  # more ends some processes without a word
+_MOST = {"workers": 1024, "threads": 1024}  # more ends some processes without a message
 _REAL = {"learning_rate": 0.0, "weight_decay": -1e-300, "momentum": -1e-300}
 
 

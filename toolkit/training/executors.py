@@ -86,7 +86,7 @@ def run_all(trainings: Sequence[Training], executor: Submits | Callable[[], Subm
     A training whose worker was lost is handed out again and goes on from its newest checkpoint.
 
     Raises:
-        ToolkitError: workers were lost again and again, or the executor cannot work any more.
+        ToolkitError: workers were lost again and again, or the executor broke.
     """
     if executor is None:
         return [training.run() for training in trainings]

@@ -94,7 +94,7 @@ def train(
         The run; its `model` is the one that was passed, with the selected weights.
 
     Raises:
-        ConfigError: a setting that cannot work, or a run in `out` already.
+        ConfigError: an invalid setting, or a run in `out` already.
         ProtocolError: the network does not offer what the objective or a regularizer needs.
         LayerError: a tapped layer that does not exist.
 
@@ -301,7 +301,7 @@ def train_to_end(
             raise CheckpointError(
                 f"The run could not be written or its data not be read ({type(error).__name__}: {error}).",
                 where=str(directory.path),
-                fix=f"Make room or restore the access, then continue: toolkit.resume({str(directory.path)!r}).",
+                fix=f"Free some space or restore the access, then continue: toolkit.resume({str(directory.path)!r}).",
             ) from error
         raise
     finally:

@@ -1,4 +1,4 @@
-"""Small files and tasks for the tests of the data room."""
+"""Small files and tasks for the tests of toolkit.data."""
 
 from __future__ import annotations
 

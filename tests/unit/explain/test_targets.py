@@ -1,4 +1,4 @@
-"""Every target's region and score on a scene that can be counted by hand."""
+"""Every target's region and score on a context that can be counted by hand."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from toolkit.explain.targets import (
     LesionComponent,
     NormalisedClassSum,
     Region,
-    Scene,
     Target,
+    TargetContext,
     Voxel,
     as_target,
 )
 from toolkit.inference.activation import Activation
 
 
-def scene(single: bool = False) -> Scene:
+def context(single: bool = False) -> TargetContext:
     """9x9: predicted class 1 in a 4x4 square and a 2x2 square; the reference is the 4x4 square moved by one."""
     prediction = torch.zeros(9, 9, dtype=torch.int64)
     prediction[1:5, 1:5], prediction[6:8, 6:8] = 1, 1
@@ -32,7 +32,7 @@ def scene(single: bool = False) -> Scene:
     logits = torch.stack([torch.where(prediction == 0, 2.0, -1.0), value, torch.full((9, 9), -5.0)])[None]
     if single:
         logits = torch.where(prediction == 1, 1.0, -1.0)[None, None]
-    return Scene(logits, label, {0: "background", 1: "LV", 2: "RV"}, ["a"])
+    return TargetContext(logits, label, {0: "background", 1: "LV", 2: "RV"}, ["a"])
 
 
 def value_at(mask: Tensor) -> float:
@@ -57,7 +57,7 @@ def value_at(mask: Tensor) -> float:
     ],
 )
 def test_regions_and_scores(target: Target, voxels: int) -> None:
-    here = scene()
+    here = context()
     score, mask = target.score(here)
     assert int(mask.sum()) == voxels
     if target != Region(2):
@@ -65,7 +65,7 @@ def test_regions_and_scores(target: Target, voxels: int) -> None:
 
 
 def test_a_voxel_explains_the_class_predicted_there() -> None:
-    here = scene()
+    here = context()
     assert float(Voxel((0, 0)).score(here)[0]) == 2.0
     assert float(Voxel((2, 2)).score(here)[0]) == pytest.approx(20 / 81)
     with pytest.raises(ConfigError, match="no voxel"):
@@ -75,7 +75,7 @@ def test_a_voxel_explains_the_class_predicted_there() -> None:
 
 
 def test_a_single_foreground_logit_is_class_one() -> None:
-    here = scene(single=True)
+    here = context(single=True)
     score, mask = Region(1).score(here)
     assert (int(mask.sum()), float(score)) == (20, 20.0)
     with pytest.raises(ConfigError, match="1: LV"):
@@ -83,14 +83,14 @@ def test_a_single_foreground_logit_is_class_one() -> None:
 
 
 def test_all_classes_are_parts_of_the_normalised_sum() -> None:
-    here = scene()
+    here = context()
     assert NormalisedClassSum().parts(here) == [Region(1, "reference"), Region(2, "reference")]
     assert NormalisedClassSum(("RV",)).parts(here) == [Region("RV", "reference")]
     assert int(NormalisedClassSum().score(here)[1].sum()) == 16
 
 
 def test_wrong_targets_are_refused() -> None:
-    here = scene()
+    here = context()
     for target, message in (
         (lambda: ClassSum("atrium"), "0: background, 1: LV, 2: RV"),
         (lambda: Region(1, inside="truth"), "'prediction' or 'reference'"),
@@ -107,7 +107,7 @@ def test_wrong_targets_are_refused() -> None:
 def test_regions_in_3d() -> None:
     logits = torch.zeros(1, 2, 5, 5, 5)
     logits[0, 1, 1:4, 1:4, 1:4] = 1
-    here = Scene(logits, None, None, ["v"])
+    here = TargetContext(logits, None, None, ["v"])
     assert int(Region(1).score(here)[1].sum()) == 27
     assert int(BoundaryBand(1, width=1).score(here)[1].sum()) == 125 - 1
     assert int(LesionComponent(1).score(here)[1].sum()) == 27
@@ -117,7 +117,7 @@ def test_overlapping_regions_are_scored_by_their_own_outputs() -> None:
     label = torch.tensor([0, 1, 2, 3]).view(1, 1, 2, 2)
     logits = torch.tensor([[[-1.0, 2.0], [3.0, -4.0]], [[-1.0, -1.0], [-1.0, 5.0]]])[None]
     regions = Activation(None, {"whole": (1, 2, 3), "core": (3,)})
-    here = Scene(logits, label, {0: "background", 1: "a", 2: "b", 3: "c"}, ["a"], regions)
+    here = TargetContext(logits, label, {0: "background", 1: "a", 2: "b", 3: "c"}, ["a"], regions)
     for target, score, voxels in (
         (ClassSum("whole"), 0.0, 4),
         (Region("whole"), 5.0, 2),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import exact_distances
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,10 +16,10 @@ from torch import Tensor
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.measure import distances
 from toolkit.measure.cka import linear_cka
-from toolkit.measure.cluster_sums import ClusterSums, bootstrap_weights, half_splits, strata
 from toolkit.measure.drift import Drift, drift
 from toolkit.measure.drift_moments import MomentMeasures
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions
+from toolkit.measure.patient_moments import PatientMoments, bootstrap_weights, half_splits, strata
 
 LAYER = "head_input"
 
@@ -50,21 +51,21 @@ def test_values_are_the_plain_distances(make_store: Callable[..., Any]) -> None:
     scale = float(x.double().var(0).mean().sqrt())
     for name, index in members.items():
         one, two = x[index], y[index]
-        angles = distances.subspace_angles(one, two, 2)
+        angles = exact_distances.subspace_angles(one, two, 2)
         expected = {
-            "centroid_shift": distances.centroid_shift(one, two, scale),
+            "centroid_shift": exact_distances.centroid_shift(one, two, scale),
             "frechet": distances.frechet(one, two),
             "linear_cka": 1 - linear_cka(one, two, debiased=len(index) < 60),
             "procrustes": distances.procrustes(one, two),
             "grassmann_2": angles.square().sum().sqrt(),
             "chordal_2": angles.sin().square().sum().sqrt(),
-            "sliced_w2": distances.sliced_wasserstein(one, two, directions),
+            "sliced_w2": exact_distances.sliced_wasserstein(one, two, directions),
         }
         got = values_of(result, name)
         for measure, value in expected.items():
             assert got[measure] == pytest.approx(float(value), rel=1e-5, abs=1e-6), (name, measure)
         reference = values_of(result, name, 0, 2)["frechet"]
-        assert reference == pytest.approx(float(distances.frechet_to_standard_normal(two)), rel=1e-6)
+        assert reference == pytest.approx(float(exact_distances.frechet_to_standard_normal(two)), rel=1e-6)
     table = result.table()
     assert set(zip(table["from"], table["to"], strict=True)) == {(0, 1), (0, 2), (0, 3), (1, 2), (2, 3), (1, 3)}
     inside = table.dropna(subset=["low"])
@@ -78,7 +79,7 @@ def test_values_are_the_plain_distances(make_store: Callable[..., Any]) -> None:
 def test_mmd_of_small_samples_is_the_plain_one(make_store: Callable[..., Any]) -> None:
     a, b = normal(300, 4), normal(300, 4, seed=1) + 0.5
     result = drift([make_store(a), make_store(b)], LAYER, max_rows=400, bootstrap=0, null_splits=0)
-    exact = distances.maximum_mean_discrepancy(a, b)
+    exact = exact_distances.maximum_mean_discrepancy(a, b)
     assert values_of(result)["mmd2"] == pytest.approx(float(exact), rel=1e-4)
     assert result.table()["low"].isna().all()
 
@@ -88,7 +89,7 @@ def test_the_kernel_of_mmd_knows_all_rows_and_survives_a_large_mean() -> None:
     place = torch.arange(8).repeat_interleave(100)
     a = normal(800, 3) + 20.0 * place[:, None]
     b = a + normal(800, 3, seed=1)
-    exact = float(distances.maximum_mean_discrepancy(a, b))
+    exact = float(exact_distances.maximum_mean_discrepancy(a, b))
     ones = torch.ones(1, 8, dtype=torch.float64)
     for offset in (0.0, 1e4):
         for order in (torch.arange(800), torch.randperm(800, generator=torch.Generator().manual_seed(0))):
@@ -104,7 +105,9 @@ def test_cohorts_of_different_patients_are_each_drawn_among_themselves(make_stor
     table = drift([a, b], LAYER, paired=False, bootstrap=100, null_splits=40).table().set_index(["measure", "from"])
     row = table.loc[("centroid_shift", 1)]
     scale = float(a.rows(LAYER).double().var(0).mean().sqrt())
-    assert row["value"] == pytest.approx(float(distances.centroid_shift(a.rows(LAYER), b.rows(LAYER), scale)), rel=1e-5)
+    assert row["value"] == pytest.approx(
+        float(exact_distances.centroid_shift(a.rows(LAYER), b.rows(LAYER), scale)), rel=1e-5
+    )
     assert table[["value", "low", "high"]].notna().all(axis=None)
     assert row["null_high"] < row["low"]
     groups = strata([torch.tensor([0, 1, 1, 2]), torch.tensor([2, 3, 4])], 5)
@@ -142,16 +145,16 @@ def test_replicates_are_measures_of_resampled_rows() -> None:
     weights = bootstrap_weights([np.arange(7)], 5, seed=0)
     assert weights[0].tolist() == [1] * 7
     assert (weights.sum(1) == 7).all()
-    sums = ClusterSums([a, b], [clusters, clusters], 7, [(0, 1)])
+    sums = PatientMoments([a, b], [clusters, clusters], 7, [(0, 1)])
     got = MomentMeasures([(0, 1)], 2.0, [2], True).over(sums, weights)
     for replicate, weight in enumerate(weights):
         one, two = (resampled(rows, clusters, weight) for rows in (a, b))
         expected = {
-            "centroid_shift": distances.centroid_shift(one, two, 2.0),
+            "centroid_shift": exact_distances.centroid_shift(one, two, 2.0),
             "frechet": distances.frechet(one, two),
             "linear_cka": 1 - linear_cka(one, two),
             "procrustes": distances.procrustes(one, two),
-            "grassmann_2": distances.subspace_angles(one, two, 2).square().sum().sqrt(),
+            "grassmann_2": exact_distances.subspace_angles(one, two, 2).square().sum().sqrt(),
         }
         for name, value in expected.items():
             assert float(got[name, (0, 1)][replicate]) == pytest.approx(float(value), rel=1e-7), name
@@ -163,7 +166,7 @@ def test_kernel_replicates_leave_out_copies() -> None:
     blocks = KernelBlocks(a, b, clusters, clusters, 5)
     weights = torch.tensor([[1.0] * 5, [2.0, 0, 1, 1, 1]], dtype=torch.float64)
     got = blocks.discrepancy(weights)
-    exact = distances.maximum_mean_discrepancy(a, b, bandwidth=blocks.bandwidth)
+    exact = exact_distances.maximum_mean_discrepancy(a, b, bandwidth=blocks.bandwidth)
     assert float(got[0]) == pytest.approx(float(exact), rel=1e-5)
     index = torch.cat([(clusters == k).nonzero()[:, 0].repeat(int(w)) for k, w in enumerate(weights[1])])
     different = index[:, None] != index[None, :]
@@ -185,7 +188,7 @@ def test_sliced_replicates_follow_resampling() -> None:
     got = one.distance(two, weights).numpy()
     exact = np.array(
         [
-            float(distances.sliced_wasserstein(*(resampled(rows, clusters, w) for rows in (a, b)), directions))
+            float(exact_distances.sliced_wasserstein(*(resampled(rows, clusters, w) for rows in (a, b)), directions))
             for w in weights
         ]
     )

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.errors import ConfigError, DataError, ResultError
-from toolkit.measure.penalty import inconsistent_overlap
 from toolkit.measure.segmentation import METRICS, aggregate, segmentation_metrics
 
 
@@ -224,15 +223,3 @@ def test_aggregate_refuses_what_would_mislead() -> None:
         aggregate(pd.concat([table, segmentation_metrics(first, second, legacy=True)]))
     with pytest.raises(ResultError, match="lacks the columns"):
         aggregate(table.drop(columns="status"))
-
-
-def test_mean_dice_is_bounded_by_mean_iou() -> None:
-    rng = np.random.default_rng(0)
-    tables = [segmentation_metrics(*rng.integers(0, 3, (2, 8, 8)), metrics=("dice", "iou")) for _ in range(6)]
-    assert inconsistent_overlap(aggregate(pd.concat(tables)), tolerance=1e-12).empty
-    published = pd.DataFrame(
-        {"method": ["A", "A", "B", "B"], "metric": ["dice", "iou", "dice", "iou"], "value": [0.90, 0.80, 0.85, 0.80]}
-    )
-    found = inconsistent_overlap(published, keys=["method"])  # 2 * 0.8 / 1.8 = 0.889
-    assert found["method"].tolist() == ["A"]
-    assert found["bound"].iloc[0] == pytest.approx(1.6 / 1.8)

@@ -1,4 +1,4 @@
-"""Settings and shapes that cannot work are refused in words, and nothing else in the process notices a call."""
+"""Invalid settings and shapes are refused with an error that names the fix, and nothing else in the process notices a call."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 import toolkit as tk
 from toolkit.errors import ConfigError, DataError
 from toolkit.registry import describe
-from toolkit.show.widgets.shelf import Shelf, default_layers
+from toolkit.show.widgets.image_stacks import ImageStacks, default_layers
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +132,14 @@ def test_a_large_slice_is_a_small_picture(model: torch.nn.Module) -> None:
 
 
 def test_a_shelf_opens_at_the_fullest_slice(task: tk.Task, model: torch.nn.Module) -> None:
-    shelf = Shelf(task, model)
-    assert list(shelf.foreground()) == [(1, "wall"), (2, "cavity")]
+    images = ImageStacks(task, model)
+    assert list(images.foreground()) == [(1, "wall"), (2, "cavity")]
     with pytest.raises(DataError):
-        Shelf([], model)
+        ImageStacks([], model)
     volume = np.zeros((8, 16, 16), dtype=np.int64)
     volume[3, :5], volume[6, :2] = 1, 1
     item = {"image": np.zeros((1, 8, 16, 16), dtype=np.float32), "label": volume}
-    stacked = Shelf(item, tk.unet(1, 2, channels=(4, 8), dims=3))
+    stacked = ImageStacks(item, tk.unet(1, 2, channels=(4, 8), dims=3))
     assert stacked.fullest(next(iter(stacked.stacks))) == 3
 
 

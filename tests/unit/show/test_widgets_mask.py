@@ -25,7 +25,7 @@ def explorer(net: torch.nn.Module) -> MaskExplorer:
 
 
 def test_the_scheme_is_that_of_mask_latent(net: torch.nn.Module, explorer: MaskExplorer) -> None:
-    item = next(iter(explorer.shelf.items.values()))
+    item = next(iter(explorer.images.items.values()))
     for settings in (
         {"scheme": "spatial", "fraction": 0.5},
         {"scheme": "channel", "soft": False, "seed": 3, "skips": "zero"},

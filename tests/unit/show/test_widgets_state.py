@@ -8,7 +8,7 @@ import pytest
 
 from toolkit.errors import ConfigError
 from toolkit.show.widgets.canvas import Area, Canvas
-from toolkit.show.widgets.memory import Remembered
+from toolkit.show.widgets.memory import TimedResults
 from toolkit.show.widgets.state import Control, Explorer
 
 
@@ -110,7 +110,7 @@ def test_the_state_is_a_copy() -> None:
 
 
 def test_memory_keeps_what_was_used_last() -> None:
-    memory, made = Remembered(2), []
+    memory, made = TimedResults(2), []
 
     def value(key: str) -> str:
         return memory.get((key,), lambda: made.append(key) or key.upper())

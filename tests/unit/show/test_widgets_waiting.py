@@ -12,7 +12,7 @@ import toolkit as tk
 from toolkit.errors import DataError
 from toolkit.show.widgets import state
 from toolkit.show.widgets.canvas import Canvas
-from toolkit.show.widgets.memory import Key, Remembered
+from toolkit.show.widgets.memory import Key, TimedResults
 from toolkit.show.widgets.state import AT_ONCE, PAUSE, Control, Explorer
 
 LATER = 5 * PAUSE
@@ -24,7 +24,7 @@ class Slow(Explorer):
     def __init__(self, guess: float = 1.0, seconds: float = 0.0) -> None:
         super().__init__()
         self._values = {"number": 0}
-        self.memory, self.seconds = Remembered(guesses={"square": guess}), seconds
+        self.memory, self.seconds = TimedResults(guesses={"square": guess}), seconds
         self.made: list[int] = []
         self.heard: list[int] = []
         self.words: list[tuple[str, bool]] = []
@@ -32,7 +32,7 @@ class Slow(Explorer):
     def controls(self) -> list[Control]:
         return [Control("number", "number", "integer", low=0, high=9)]
 
-    def wanted(self) -> list[tuple[Remembered, Key]]:
+    def wanted(self) -> list[tuple[TimedResults, Key]]:
         return [(self.memory, ("square", self._values["number"]))]
 
     def result(self) -> int:

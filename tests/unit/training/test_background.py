@@ -103,6 +103,6 @@ def test_a_child_that_was_killed_is_reported_and_can_go_on(start: Callable[..., 
     run = start(background=True)
     until(lambda: len(run.history) > 3)
     os.kill(json.loads((run.path / "state.json").read_text())["process"], signal.SIGKILL)
-    with pytest.raises(ToolkitError, match=r"without a word \(exit status -9\)"):
+    with pytest.raises(ToolkitError, match=r"without a message \(exit status -9\)"):
         run.wait(timeout=60)
     assert resume(run.path, progress=False).finished

@@ -219,7 +219,7 @@ def _bank_rows(bank: Tensor | None, rows: Tensor) -> Tensor:
 
 
 def checked_variant(variant: str, tau: float | str, preset: str) -> str:
-    """The variant to compute (a preset may imply one); raises ConfigError for settings that cannot work."""
+    """The variant to compute (a preset may imply one); raises ConfigError for invalid settings."""
     choose("variant", variant, VARIANTS)
     choose("preset", preset, PRESETS)
     if tau != "median" and (isinstance(tau, str) or not tau > 0):

@@ -57,7 +57,7 @@ class Dispersive(Regularizer):
             equal one process of W * B.
 
     Raises:
-        ConfigError: a setting that cannot work.
+        ConfigError: an invalid setting.
 
     Example:
         >>> reg = tk.attach(tk.Dispersive(weight=0.2, tap="bottleneck", variant="infonce_cosine"), model)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toolkit.errors import ConfigError
 from toolkit.features.epps_pulley import null_expectation, sliced_epps_pulley
-from toolkit.methods.segreg import references
+from toolkit.methods.segreg import normal_distances
 from toolkit.methods.segreg.class_reference import class_conditional_epps_pulley
 from toolkit.training.sampling import RowSample
 
@@ -22,16 +22,16 @@ def _covariance(rows: Tensor, sample: RowSample, directions: Tensor, generator: 
     channels, sketch = rows.shape[1], None
     if channels > SKETCH_COLUMNS:
         sketch = torch.randn(SKETCH_COLUMNS, channels, generator=generator) / math.sqrt(channels)
-    return references.covariance_distance(rows, sketch, sample.weights)
+    return normal_distances.covariance_distance(rows, sketch, sample.weights)
 
 
 _OTHERS: dict[str, Callable[[Tensor, RowSample, Tensor, torch.Generator], Tensor]] = {
-    "sliced_wasserstein": lambda z, s, a, g: references.sliced_wasserstein(z, a, s.weights),
-    "gaussian_kl": lambda z, s, a, g: references.gaussian_kl(z, s.weights),
+    "sliced_wasserstein": lambda z, s, a, g: normal_distances.sliced_wasserstein(z, a, s.weights),
+    "gaussian_kl": lambda z, s, a, g: normal_distances.gaussian_kl(z, s.weights),
     "covariance": _covariance,
-    "variance_covariance": lambda z, s, a, g: references.variance_covariance(z, weights=s.weights),
-    "gaussian_kernel": lambda z, s, a, g: references.gaussian_kernel_distance(z, weights=s.weights),
-    "nearest_neighbour": lambda z, s, a, g: references.nearest_neighbour_entropy(z),
+    "variance_covariance": lambda z, s, a, g: normal_distances.variance_covariance(z, weights=s.weights),
+    "gaussian_kernel": lambda z, s, a, g: normal_distances.gaussian_kernel_distance(z, weights=s.weights),
+    "nearest_neighbour": lambda z, s, a, g: normal_distances.nearest_neighbour_entropy(z),
 }
 DIVERGENCES = ("epps_pulley", *_OTHERS, "class_conditional")
 

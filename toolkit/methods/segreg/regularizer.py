@@ -20,7 +20,7 @@ from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectat
 from toolkit.methods.segreg.divergences import DIVERGENCES, divergence, null_value
 from toolkit.methods.segreg.presets import PRESETS
 from toolkit.registry import register
-from toolkit.training.ranks import labels_of_all, process, rows_of_all
+from toolkit.training.gathering import labels_of_all, process, rows_of_all
 from toolkit.training.regularizer import Regularizer, StepContext, linear_warm_up
 from toolkit.training.sampling import POOLING, SAMPLING, RowSample, choose_rows, labels_at
 

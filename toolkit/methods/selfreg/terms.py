@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.errors import ConfigError
-from toolkit.training.ranks import mean_of_all
+from toolkit.training.gathering import mean_of_all
 from toolkit.training.regularizer import fresh_generator
 
 _POOL: dict[int, Any] = {

@@ -20,8 +20,8 @@ from toolkit.inference.volumes import one_map
 from toolkit.show.colours import FAINT
 from toolkit.show.slices import View
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, fitted, grey, heated, outlined
-from toolkit.show.widgets.memory import Key, Remembered
-from toolkit.show.widgets.shelf import Page, Shelf, default_layers, trained_pair, view_of
+from toolkit.show.widgets.image_stacks import ImageStacks, Page, default_layers, trained_pair, view_of
+from toolkit.show.widgets.memory import Key, TimedResults
 from toolkit.show.widgets.state import Control, Explorer
 
 INPUT_METHODS = tuple(name for name in attribution.METHODS if name != "layer_conductance")
@@ -71,7 +71,7 @@ class CamExplorer(Explorer):
 
     Args:
         models: network by name, one or two.
-        shelf: the images.
+        images: the images.
         layers: layers of every network, in order of the strip.
         options: further arguments of `grad_cam`.
         attribution_options: further arguments of `attribute`.
@@ -82,23 +82,23 @@ class CamExplorer(Explorer):
     def __init__(
         self,
         models: Mapping[str, nn.Module],
-        shelf: Shelf,
+        images: ImageStacks,
         layers: Mapping[str, Sequence[str]],
         options: Mapping[str, Any],
         attribution_options: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        self.models, self.shelf, self.options = dict(models), shelf, dict(options)
+        self.models, self.images, self.options = dict(models), images, dict(options)
         self.attribution_options = dict(attribution_options)
         self.layers = {name: list(names) for name, names in layers.items()}
         # captum's methods pass the network many times: they are announced from the first time on
-        self.memory = Remembered(200, {(name, method): 1.0 for name in models for method in INPUT_METHODS})
+        self.memory = TimedResults(200, {(name, method): 1.0 for name in models for method in INPUT_METHODS})
         first = next(iter(self.layers.values()))
-        stack = next(iter(shelf.stacks))
-        classes = shelf.foreground()
+        stack = next(iter(images.stacks))
+        classes = images.foreground()
         self._values = {
             "case": stack,
-            "slice": shelf.fullest(stack),
+            "slice": images.fullest(stack),
             "layer": first[min(len(first) - 1, len(first) // 2)],
             "target_class": classes[-1][0],
             "target": "prediction",
@@ -110,11 +110,11 @@ class CamExplorer(Explorer):
 
     def controls(self) -> list[Control]:
         """See `Explorer`."""
-        stacks = tuple((name, name) for name in self.shelf.stacks)
-        classes = tuple((name, index) for index, name in self.shelf.foreground())
+        stacks = tuple((name, name) for name in self.images.stacks)
+        classes = tuple((name, index) for index, name in self.images.foreground())
         strip = tuple((name, name) for name in next(iter(self.layers.values())))
         methods = tuple((NAMES[name], name) for name in (*CAM_METHODS, *INPUT_METHODS))
-        last = len(self.shelf.stacks[self._values["case"]]) - 1
+        last = len(self.images.stacks[self._values["case"]]) - 1
         return [
             Control("case", "case", "choice", stacks),
             Control("slice", "slice", "integer", low=0, high=last, hint="also arrow up and down on the picture"),
@@ -132,7 +132,7 @@ class CamExplorer(Explorer):
     def adapt(self, changed: set[str]) -> None:
         """See `Explorer`: another stack opens at its fullest slice."""
         if "case" in changed:
-            self._values["slice"] = self.shelf.fullest(self._values["case"])
+            self._values["slice"] = self.images.fullest(self._values["case"])
 
     def picked(self, area: str, row: int, column: int) -> None:
         """See `Explorer`: a click on the strip chooses the layer."""
@@ -180,7 +180,7 @@ class CamExplorer(Explorer):
             lambda: grad_cam(self.models[name], [page.item], self.layers[name], target, method=method, **self.options),
         )
 
-    def wanted(self) -> list[tuple[Remembered, Key]]:
+    def wanted(self) -> list[tuple[TimedResults, Key]]:
         """See `Explorer`."""
         return [(self.memory, self._key(name)) for name in self.models]
 
@@ -222,7 +222,7 @@ class CamExplorer(Explorer):
         )
 
     def _page(self) -> Page:
-        return self.shelf.page(self._values["case"], self._values["slice"])
+        return self.images.page(self._values["case"], self._values["slice"])
 
     def draw(self) -> Canvas:
         """See `Explorer`."""
@@ -246,7 +246,7 @@ class CamExplorer(Explorer):
     def _heading(self, canvas: Canvas) -> None:
         state = self._values
         words = {value: label for label, value in TARGETS}[state["target"]]
-        name = self.shelf.classes[state["target_class"]]
+        name = self.images.classes[state["target_class"]]
         canvas.text(_LEFT, 6, f"{NAMES[state['method']]} of {name}, {words}", size=15, bold=True)
         canvas.text(
             _LEFT,
@@ -255,7 +255,7 @@ class CamExplorer(Explorer):
             size=12,
             colour=FAINT,
         )
-        canvas.key(640, 26, self.shelf.foreground())
+        canvas.key(640, 26, self.images.foreground())
 
     def _image(self, canvas: Canvas, one: Maps | None) -> None:
         page = self._page()
@@ -372,15 +372,15 @@ def cam_explorer(
         if len(others) != 1 or name in others:
             raise ConfigError("Compare with exactly one network of another name.", where="cam_explorer(compare=...)")
         models |= others
-    shelf = Shelf(task_or_cases, model, split)
-    example = [next(iter(shelf.items.values()))]
+    images = ImageStacks(task_or_cases, model, split)
+    example = [next(iter(images.items.values()))]
     chosen = {
         key: default_layers(one, example)
         if layers is None
         else layer_names(one, layers, example, options.get("aliases"))
         for key, one in models.items()
     }
-    return CamExplorer(models, shelf, chosen, options, attribution_options or {})
+    return CamExplorer(models, images, chosen, options, attribution_options or {})
 
 
 def _tile(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

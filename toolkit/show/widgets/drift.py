@@ -14,8 +14,8 @@ from toolkit.measure.projection import Projection, project
 from toolkit.show.colours import FAINT, class_colour
 from toolkit.show.slices import choose_view
 from toolkit.show.widgets.canvas import Canvas, enlarged, fitted, grey
-from toolkit.show.widgets.memory import Key, Remembered
-from toolkit.show.widgets.shelf import label_of
+from toolkit.show.widgets.image_stacks import label_of
+from toolkit.show.widgets.memory import Key, TimedResults
 from toolkit.show.widgets.state import Control, Explorer
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class DriftExplorer(Explorer):
             raise ResultError(
                 "The stages hold different rows.", fix="Extract the same cases with the same seed at every stage."
             )
-        self.memory = Remembered(24, {("projection", "umap"): 10.0})  # mostly compiling, the first time
+        self.memory = TimedResults(24, {("projection", "umap"): 10.0})  # mostly compiling, the first time
         self.shown = np.unique(np.linspace(0, len(self.rows) - 1, min(MOST_POINTS, len(self.rows))).astype(int))
         classes = tuple(sorted({int(index) for index in self.rows["class"]}))
         self.selected: tuple[int, ...] = tuple(np.flatnonzero(self.rows["case"] == self.rows["case"].iloc[0]))
@@ -128,7 +128,7 @@ class DriftExplorer(Explorer):
             (("projection", method), layer, basis), lambda: project(self.features, layer, method, basis)
         )
 
-    def wanted(self) -> list[tuple[Remembered, Key]]:
+    def wanted(self) -> list[tuple[TimedResults, Key]]:
         """See `Explorer`."""
         layer, method, basis = (self._values[name] for name in ("layer", "method", "basis"))
         return [(self.memory, (("projection", method), layer, basis)), (self.memory, ("drift", layer))]

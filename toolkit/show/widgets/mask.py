@@ -13,8 +13,8 @@ from toolkit.explain.masking import mask_latent
 from toolkit.inference.volumes import one_map
 from toolkit.show.colours import FAINT
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, enlarged, fitted, grey, heated, outlined
-from toolkit.show.widgets.memory import Key, Remembered
-from toolkit.show.widgets.shelf import Page, Shelf, view_of
+from toolkit.show.widgets.image_stacks import ImageStacks, Page, view_of
+from toolkit.show.widgets.memory import Key, TimedResults
 from toolkit.show.widgets.state import Control, Explorer
 
 SCHEMES = (("channels, targeted", "channel"), ("positions, targeted", "spatial"), ("channels, dropout", "dropout"))
@@ -28,7 +28,7 @@ class MaskExplorer(Explorer):
 
     Args:
         model: the network.
-        shelf: the images.
+        images: the images.
         layer: where the code is.
         structured: the network has codes of its own (no skip connections to choose about).
         options: further arguments of `mask_latent`.
@@ -37,17 +37,17 @@ class MaskExplorer(Explorer):
     title = "Masked latent code"
 
     def __init__(
-        self, model: nn.Module, shelf: Shelf, layer: str, structured: bool, options: Mapping[str, Any]
+        self, model: nn.Module, images: ImageStacks, layer: str, structured: bool, options: Mapping[str, Any]
     ) -> None:
         super().__init__()
-        self.model, self.shelf, self.layer, self.structured = model, shelf, layer, structured
-        self.options, self.memory = dict(options), Remembered(64)
+        self.model, self.images, self.layer, self.structured = model, images, layer, structured
+        self.options, self.memory = dict(options), TimedResults(64)
         self.by_hand: dict[int, float] = {}
         self.cursor: int | None = None
-        stack = next(iter(shelf.stacks))
+        stack = next(iter(images.stacks))
         self._values = {
             "case": stack,
-            "slice": shelf.fullest(stack),
+            "slice": images.fullest(stack),
             "scheme": "channel",
             "fraction": 0.3,
             "soft": True,
@@ -61,8 +61,8 @@ class MaskExplorer(Explorer):
 
     def controls(self) -> list[Control]:
         """See `Explorer`."""
-        stacks = tuple((name, name) for name in self.shelf.stacks)
-        last = len(self.shelf.stacks[self._values["case"]]) - 1
+        stacks = tuple((name, name) for name in self.images.stacks)
+        last = len(self.images.stacks[self._values["case"]]) - 1
         highest = 0.95 if self._values["scheme"] == "dropout" else 1.0
         controls = [
             Control("case", "case", "choice", stacks),
@@ -80,7 +80,7 @@ class MaskExplorer(Explorer):
     def adapt(self, changed: set[str]) -> None:
         """See `Explorer`: a hand-made mask ends when the code or its scheme changes."""
         if "case" in changed:
-            self._values["slice"] = self.shelf.fullest(self._values["case"])
+            self._values["slice"] = self.images.fullest(self._values["case"])
         if self._values["scheme"] == "dropout":
             self._values["fraction"] = min(self._values["fraction"], 0.95)
         if changed - {"filled"}:
@@ -137,7 +137,7 @@ class MaskExplorer(Explorer):
             lambda: mask_latent(self.model, [self._page().item], mask=self.mask(), **self._arguments()),
         )
 
-    def wanted(self) -> list[tuple[Remembered, Key]]:
+    def wanted(self) -> list[tuple[TimedResults, Key]]:
         """See `Explorer`."""
         return [(self.memory, self._key()), (self.memory, self._key(by_hand=True))]
 
@@ -180,7 +180,7 @@ class MaskExplorer(Explorer):
         return -(-entries // rows) if rows > 1 else -(-entries // max(1, int(entries**0.5)))
 
     def _page(self) -> Page:
-        return self.shelf.page(self._values["case"], self._values["slice"])
+        return self.images.page(self._values["case"], self._values["slice"])
 
     def draw(self) -> Canvas:
         """See `Explorer`."""
@@ -274,7 +274,7 @@ class MaskExplorer(Explorer):
         """Voxels of every class, clean and masked, in one line each; and what the colours mean."""
         table = result.table()
         rows = table[table["class"] > 0]  # of overlapping regions: the regions, numbered from 1
-        names = result.classes or self.shelf.classes
+        names = result.classes or self.images.classes
         key = [(int(index), str(names.get(index, index))) for index in rows["class"]]
         canvas.key(_LEFT, top - 2, key)
         counts = zip(key, rows["clean_voxels"], rows["masked_voxels"], strict=True)
@@ -321,7 +321,7 @@ def mask_explorer(
 
     network = unwrap(model)
     structured = callable(getattr(network, "encode", None)) and callable(getattr(network, "decode_segmentation", None))
-    explorer = MaskExplorer(model, Shelf(task, model, split), layer, structured, options)
+    explorer = MaskExplorer(model, ImageStacks(task, model, split), layer, structured, options)
     with torch.no_grad():
         explorer.base()  # a wrong layer is reported here, not by the page
     return explorer

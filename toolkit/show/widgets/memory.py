@@ -1,4 +1,4 @@
-"""`Remembered`: results of expensive calls by key, and how long a call of each kind took."""
+"""`TimedResults`: results of expensive calls by key, and how long a call of each kind took."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 Key = tuple[Hashable, ...]
 
 
-class Remembered:
+class TimedResults:
     """Results by key; the oldest are dropped. The first entry of a key is the kind of call.
 
     Args:

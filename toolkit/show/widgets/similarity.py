@@ -22,8 +22,8 @@ from toolkit.measure.layer_similarity import layer_similarity
 from toolkit.measure.similarity import FORMS, channel_similarity
 from toolkit.show.colours import FAINT
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, enlarged, fitted, grey
-from toolkit.show.widgets.memory import Key, Remembered
-from toolkit.show.widgets.shelf import Page, Shelf, default_layers, view_of
+from toolkit.show.widgets.image_stacks import ImageStacks, Page, default_layers, view_of
+from toolkit.show.widgets.memory import Key, TimedResults
 from toolkit.show.widgets.state import Control, Explorer
 
 MEASURES = {"linear_cka": "linear CKA", "rbf_cka": "RBF CKA", "procrustes": "Procrustes", "rsa": "RSA"}
@@ -37,15 +37,15 @@ class SimilarityExplorer(Explorer):
     Args:
         features: the stored features.
         model: the network whose maps are shown, or None.
-        shelf: images for the maps, or None.
+        images: images for the maps, or None.
     """
 
     title = "Similarity of layers and channels"
 
-    def __init__(self, features: Features, model: nn.Module | None, shelf: Shelf | None) -> None:
+    def __init__(self, features: Features, model: nn.Module | None, images: ImageStacks | None) -> None:
         super().__init__()
-        self.features, self.model, self.shelf = features, model, shelf
-        self.memory, self.maps_memory = Remembered(64, {"layers by rsa": 0.5}), Remembered(16)
+        self.features, self.model, self.images = features, model, images
+        self.memory, self.maps_memory = TimedResults(64, {"layers by rsa": 0.5}), TimedResults(16)
         middle = len(features.layers) // 2
         self._values = {
             "measure": "linear_cka",
@@ -56,9 +56,9 @@ class SimilarityExplorer(Explorer):
             "channel_i": 0,
             "channel_j": 1,
         }
-        if shelf is not None:
-            stack = next(iter(shelf.stacks))
-            self._values |= {"case": stack, "slice": shelf.fullest(stack)}
+        if images is not None:
+            stack = next(iter(images.stacks))
+            self._values |= {"case": stack, "slice": images.fullest(stack)}
 
     def controls(self) -> list[Control]:
         """See `Explorer`."""
@@ -73,9 +73,9 @@ class SimilarityExplorer(Explorer):
             Control("channel_i", "channel i", "integer", low=0, high=last),
             Control("channel_j", "channel j", "integer", low=0, high=last),
         ]
-        if self.shelf is not None:
-            stacks = tuple((name, name) for name in self.shelf.stacks)
-            slices = len(self.shelf.stacks[self._values["case"]]) - 1
+        if self.images is not None:
+            stacks = tuple((name, name) for name in self.images.stacks)
+            slices = len(self.images.stacks[self._values["case"]]) - 1
             found += [
                 Control("case", "case", "choice", stacks),
                 Control("slice", "slice", "integer", low=0, high=slices),
@@ -84,8 +84,8 @@ class SimilarityExplorer(Explorer):
 
     def adapt(self, changed: set[str]) -> None:
         """See `Explorer`: channels stay within the layer they are of."""
-        if "case" in changed and self.shelf is not None:
-            self._values["slice"] = self.shelf.fullest(self._values["case"])
+        if "case" in changed and self.images is not None:
+            self._values["slice"] = self.images.fullest(self._values["case"])
         last = self._channels(self._pair_layer()) - 1
         for name in ("channel_i", "channel_j"):
             self._values[name] = min(self._values[name], last)
@@ -122,15 +122,15 @@ class SimilarityExplorer(Explorer):
         layer = self._values[f"layer_{side}"]
         return self.memory.get(("channels", layer), lambda: channel_similarity(self.features, layer))
 
-    def wanted(self) -> list[tuple[Remembered, Key]]:
+    def wanted(self) -> list[tuple[TimedResults, Key]]:
         """See `Explorer`."""
-        keys: list[tuple[Remembered, Key]] = [(self.memory, (f"layers by {self._values['measure']}",))]
+        keys: list[tuple[TimedResults, Key]] = [(self.memory, (f"layers by {self._values['measure']}",))]
         keys += [(self.memory, ("channels", self._values[f"layer_{side}"])) for side in "ab"]
-        return keys + ([(self.maps_memory, ("maps", self._page().key))] if self.shelf is not None else [])
+        return keys + ([(self.maps_memory, ("maps", self._page().key))] if self.images is not None else [])
 
     def _page(self) -> Page:
-        assert self.shelf is not None
-        return self.shelf.page(self._values["case"], self._values["slice"])
+        assert self.images is not None
+        return self.images.page(self._values["case"], self._values["slice"])
 
     def _pair_layer(self) -> str:
         return str(self._values[f"layer_{self._values['pair_of']}"])
@@ -158,7 +158,7 @@ class SimilarityExplorer(Explorer):
 
     def draw(self) -> Canvas:
         """See `Explorer`."""
-        canvas = Canvas(2 * _LEFT + _NAMES + 3 * (_SIDE + 44), 66 + _SIDE + 46 + (_MAPS + 20 if self.shelf else 0))
+        canvas = Canvas(2 * _LEFT + _NAMES + 3 * (_SIDE + 44), 66 + _SIDE + 46 + (_MAPS + 20 if self.images else 0))
         values = self._values
         canvas.text(
             _LEFT,
@@ -179,7 +179,7 @@ class SimilarityExplorer(Explorer):
         self._matrix(canvas, _LEFT + _NAMES + _SIDE + 44, 66, "a")
         if values["layer_a"] != values["layer_b"]:
             self._matrix(canvas, _LEFT + _NAMES + 2 * (_SIDE + 44), 66, "b")
-        if self.shelf is not None:
+        if self.images is not None:
             self._pair(canvas, 66 + _SIDE + 46)
         return canvas
 
@@ -235,10 +235,10 @@ class SimilarityExplorer(Explorer):
 
     def _pair(self, canvas: Canvas, top: int) -> None:
         """The image and the maps of the two chosen channels, on one scale."""
-        shelf = self.shelf
-        assert shelf is not None
+        images = self.images
+        assert images is not None
         batch, tape = self.activations()
-        page, layer = shelf.page(self._values["case"], self._values["slice"]), self._pair_layer()
+        page, layer = images.page(self._values["case"], self._values["slice"]), self._pair_layer()
         view = view_of(page, batch.image.shape[2:], batch.spacing[0])
         picture = view.picture(batch.image[0].cpu())
         size = fitted(picture.shape[:2], view.aspect, _MAPS - 20)
@@ -295,12 +295,12 @@ def similarity_explorer(
             raise ConfigError(
                 "A network needs cases.", where="similarity_explorer(cases=...)", fix="Pass a task or cases."
             )
-        images = Shelf(cases, source, split)
-        items = list(images.items.values())
+        stacks = ImageStacks(cases, source, split)
+        items = list(stacks.items.values())
         chosen = default_layers(source, items[:1]) if layers is None else layers
         settings = {"pool": "voxels", "samples": 16, **(extraction or {})}
-        return SimilarityExplorer(extract(source, items, chosen, **settings), source, images)
-    shelf = None if model is None or cases is None else Shelf(cases, model, split)
+        return SimilarityExplorer(extract(source, items, chosen, **settings), source, stacks)
+    images = None if model is None or cases is None else ImageStacks(cases, model, split)
     if len(source.layers) < 1:
         raise LayerError("The features hold no layer.")
-    return SimilarityExplorer(source, model, shelf)
+    return SimilarityExplorer(source, model, images)

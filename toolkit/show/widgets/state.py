@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.show.widgets.memory import Key, Remembered, seconds_of
+from toolkit.show.widgets.memory import Key, TimedResults, seconds_of
 
 if TYPE_CHECKING:
     from toolkit.show.widgets.canvas import Canvas
@@ -96,7 +96,7 @@ class Explorer:
         """Compose the picture of the current state."""
         raise NotImplementedError
 
-    def wanted(self) -> list[tuple[Remembered, Key]]:
+    def wanted(self) -> list[tuple[TimedResults, Key]]:
         """The remembered results that the picture of the current state is made from."""
         return []
 

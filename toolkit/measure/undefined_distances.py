@@ -16,7 +16,7 @@ _NEEDED = ("class", "metric", "value", "status", "unit", "diagonal", "rule")
 
 
 def penalised(table: pd.DataFrame, penalty: str | float, by: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
-    """The table with undefined distances filled in, a column `excluded`, and the policy in words.
+    """The table with undefined distances filled in, a column `excluded`, and the policy as a sentence.
 
     Legacy tables already hold a number for every case and are left as they are.
 
@@ -96,25 +96,3 @@ def _fixed(table: pd.DataFrame, penalty: str | float) -> float:
             fix='Take a larger number or "diagonal".',
         )
     return value
-
-
-def inconsistent_overlap(
-    aggregated: pd.DataFrame, keys: Sequence[str] = ("class",), tolerance: float = 5e-4
-) -> pd.DataFrame:
-    """Rows of an aggregated table whose mean Dice is above 2 IoU / (1 + IoU), which no data can give.
-
-    The bound is an equality case by case and, the function being concave, an inequality for means. A published pair
-    of numbers that breaks it was averaged, rounded or scored by different rules.
-
-    Args:
-        aggregated: rows with the keys, metric ("dice", "iou") and value.
-        keys: columns that name a row.
-        tolerance: for rounded numbers.
-
-    Returns:
-        One row per violation: the keys, dice, iou, bound.
-    """
-    dice, iou = (aggregated[aggregated["metric"] == name].set_index(list(keys))["value"] for name in ("dice", "iou"))
-    both = dice.to_frame("dice").join(iou.rename("iou"), how="inner")
-    both["bound"] = 2 * both["iou"] / (1 + both["iou"])
-    return both[both["dice"] > both["bound"] + tolerance].reset_index()

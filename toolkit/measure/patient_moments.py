@@ -29,7 +29,7 @@ class MomentBatch:
     crosses: dict[tuple[int, int], Tensor]
 
 
-class ClusterSums:
+class PatientMoments:
     """Count, sum and second moments of the rows of each patient, per stage.
 
     Args:

@@ -26,7 +26,7 @@ class Page:
 
     Attributes:
         item: a case or a dict with "image".
-        key: name of the item, unique on the shelf.
+        key: name of the item, unique among the images.
         position: index along the first axis of a volume; None for a 2D item.
     """
 
@@ -35,7 +35,7 @@ class Page:
     position: int | None
 
 
-class Shelf:
+class ImageStacks:
     """Stacks of slices in the order in which they came.
 
     Args:
