@@ -105,7 +105,7 @@ def test_several_runs_share_one_table_of_scores_and_settings(run: Run, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("content", "path", "message"), [(3, "r.html", "int"), ([], "r.html", "nothing"), (3, "r.pdf", "HTML")]
+    ("content", "path", "message"), [({}, "r.html", "dict"), ([], "r.html", "nothing"), ([], "r.pdf", "HTML")]
 )
 def test_what_cannot_be_reported_is_refused(content: Any, path: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ResultError, match=message):
