@@ -17,7 +17,7 @@ from toolkit.apps.demo import DemoSettings, _missing_steps
 from toolkit.apps.demo_report import explained_case
 from toolkit.apps.gpu_check import Check, relative_difference
 from toolkit.data.arrays import task_from_arrays
-from toolkit.errors import ConfigError, ResultError
+from toolkit.errors import ToolkitError
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet
 from toolkit.show.panels import Figure, Heatmap
@@ -108,7 +108,7 @@ def test_several_runs_share_one_table_of_scores_and_settings(run: Run, tmp_path:
     ("content", "path", "message"), [({}, "r.html", "dict"), ([], "r.html", "nothing"), ([], "r.pdf", "HTML")]
 )
 def test_what_cannot_be_reported_is_refused(content: Any, path: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match=message):
+    with pytest.raises(ToolkitError, match=message):
         report(content, tmp_path / path)
     assert not list(tmp_path.iterdir())
 
