@@ -17,7 +17,7 @@ from toolkit.apps.demo import DemoSettings, _missing_steps
 from toolkit.apps.demo_report import explained_case
 from toolkit.apps.gpu_check import Check, relative_difference
 from toolkit.data.arrays import task_from_arrays
-from toolkit.errors import ToolkitError
+from toolkit.errors import ConfigError, ToolkitError
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet
 from toolkit.show.panels import Figure, Heatmap
