@@ -17,13 +17,12 @@ import toolkit as tk
 from evidence.run import Job
 from evidence.studies import STUDIES
 from toolkit.measure.intervals import patient_bootstrap
-from toolkit.models.load import tensors_of
 from toolkit.training.directory import RunDirectory
 from toolkit.training.history import read_history
-from toolkit.training.trained import save_trained, short_history
+from toolkit.training.trained import card_file, save_trained, short_history
 
 FOLDER = Path(__file__).with_name("networks")
-SAMPLE, TOLERANCE, FLOOR, SEEDS = 2, 0.002, 0.75, (0, 1, 2)
+PATIENTS, SAMPLE, TOLERANCE, FLOOR, SEEDS = 8, 2, 0.002, 0.75, (0, 1, 2)
 # name: (study, arm, which of its runs, method)
 NETWORKS = {
     "phantom-cardiac/plain": ("cardiac", "plain", -1, "plain U-Net"),
@@ -60,22 +59,21 @@ NETWORKS = {
             ("med-disseg-without", "without", "without its loss"),
             ("med-disseg-released", "released", "with the released loss"),
         )
-        for suffix, run, stage in (("-encoder", 0, "stage 1"), ("", 1, "stage 2"))
+        for suffix, run, stage in (("", 1, "stage 2"), ("-encoder", 0, "stage 1"))
     },
 }  # fmt: skip
 
 
 def store(name: str, seed: int, runs: Path) -> Path | None:
-    """Write one network and its card; None if it is not trained."""
+    """Write one network and its card; None if it is not trained, or is there."""
     study, arm, index, method = NETWORKS[name]
     job = Job(study, arm, seed, None, runs)
-    if not job.done:
+    if not job.done or card_file(name, seed, FOLDER).exists():
         return None
     path = Path(json.loads((job.folder / "cost.json").read_text())["paths"][index])
     network, record = tk.load_model(path), RunDirectory(path).record()
-    for tensor in tensors_of(network).values():
-        if tensor.is_floating_point():
-            tensor.copy_(tensor.half())
+    for tensor in network.parameters():
+        tensor.data.copy_(tensor.half())
     task, site = STUDIES[study].task(), record["site"]
     sites = task.sites if site is None else [site] if isinstance(site, str) else list(site)
     table = _patients(network, task)
@@ -92,6 +90,7 @@ def store(name: str, seed: int, runs: Path) -> Path | None:
         "recipe": {
             **{key: record["objects"][key] for key in ("model", "objective", "regularizers")},
             "config": record["config"],
+            "inference": record.get("inference", {}),
         },
         "steps": record["config"]["steps"],
         "parameters": sum(one.numel() for one in network.parameters()),
@@ -110,8 +109,10 @@ def store(name: str, seed: int, runs: Path) -> Path | None:
 
 
 def _patients(network: Any, task: Any) -> Any:
-    """Mean Dice of every test patient, on whole images as any caller of the network sees them."""
-    table = tk.evaluate(network, task.cases("test"), metrics=("dice",))
+    """Mean Dice of the first test patients of every site, on whole images as any caller of the network sees them."""
+    cases = task.cases("test")
+    subjects = {site: list(dict.fromkeys(c.subject for c in cases if c.site == site))[:PATIENTS] for site in task.sites}
+    table = tk.evaluate(network, [c for c in cases if c.subject in subjects[c.site]], metrics=("dice",))
     present = table[table["status"] != "both_absent"]
     volumes = present.groupby(["site", "subject", "case"], sort=False)["value"].mean()
     return volumes.groupby(level=["site", "subject"], sort=False).mean().rename("dice").reset_index()

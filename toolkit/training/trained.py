@@ -16,6 +16,7 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.provenance import mark_trained_with
 from toolkit.files import write_atomically
+from toolkit.inference.memory import remember
 from toolkit.models.load import tensors_of, weights_bytes, weights_from_bytes
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
     stored = weights_from_bytes(content, str(weights))
     network.load_state_dict({key: value.to(own[key].dtype) if key in own else value for key, value in stored.items()})
     mark_trained_with(network, [one["name"] for one in card["recipe"]["regularizers"]])
+    remember(network, **card["recipe"].get("inference", {}))
     described = {key: value for key, value in card.items() if key not in ("scores", "history")}
     vars(network).update(
         scores=pd.DataFrame(card["scores"]), history=pd.DataFrame(card["history"]), provenance=described
@@ -156,14 +158,20 @@ def save_trained(model: nn.Module, card: dict[str, Any], folder: Path) -> Path:
     card = {**card, "sha256": hashlib.sha256(content).hexdigest()}
     if set(card) != set(FIELDS):
         raise ConfigError(f"The card lacks or does not know {sorted(set(card) ^ set(FIELDS))}.", where=card["name"])
-    file = folder / f"{_stem(card['name'], card['seed'])}.json"
+    file = card_file(card["name"], card["seed"], folder)
     write_atomically(file.with_suffix(".safetensors"), content, parents=True)
     return write_atomically(file, json.dumps({"format": FORMAT, **card}, indent=1) + "\n")
 
 
+def card_file(name: str, seed: int, folder: Path) -> Path:
+    """Where the card of a network lies; its weights lie beside it."""
+    return folder / f"{_stem(name, seed)}.json"
+
+
 def half_precision(model: nn.Module) -> bytes:
-    """The network's tensors as safetensors, floating ones in float16."""
-    stored = {key: value.half() if value.is_floating_point() else value for key, value in tensors_of(model).items()}
+    """The network's tensors as safetensors, parameters in float16; buffers as they are: variances can exceed its range."""
+    parameters = dict(model.named_parameters())
+    stored = {key: value.half() if key in parameters else value for key, value in tensors_of(model).items()}
     return weights_bytes(stored)
 
 
