@@ -17,7 +17,11 @@ LISTS: dict[str, tuple[tuple[str, ...], str, set[int]]] = {
         set(range(1, 19)),
     ),
     "SegReg": (  # P17 to P19 concern a trainer of another framework
-        ("methods/segreg/test_segreg*.py", "methods/segreg/test_references.py", "training/test_sequence_drift.py"),
+        (
+            "methods/segreg/test_segreg*.py",
+            "methods/segreg/test_normal_distances.py",
+            "training/test_sequence_drift.py",
+        ),
         r"test_p(\d\d)_",
         {*range(1, 17), 20},
     ),

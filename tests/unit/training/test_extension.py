@@ -222,7 +222,7 @@ config = tk.TrainConfig(steps=3, batch_size=2, validate_every=0, log_every=1, ch
 for background in (True, False):
     out = Path(sys.argv[1]) / str(background)
     torch.manual_seed(0)
-    run = tk.train(Net(), task, nn.CrossEntropyLoss(), Mine(samples=200), config, out, background=background, progress=False)
+    run = tk.train(Net(), task, nn.CrossEntropyLoss(), Mine(samples=200), config, out=out, background=background, progress=False)
     run.wait(100)
     print(run.history["mine/epps_pulley"].dropna().tolist())
 print(type(tk.resume(out, model=Net(), task=task, objective=nn.CrossEntropyLoss(), progress=False).regularizers[0]).__name__)

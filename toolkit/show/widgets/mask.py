@@ -299,13 +299,13 @@ class MaskExplorer(Explorer):
 
 
 def mask_explorer(
-    model: nn.Module, task: Any, *, layer: str = "bottleneck", split: str = "test", **options: Any
+    model: nn.Module, task_or_cases: Any, *, layer: str = "bottleneck", split: str = "test", **options: Any
 ) -> MaskExplorer:
     """Explore what a network depends on: mask its latent code by a scheme or by hand.
 
     Args:
         model: any network; one with `encode` and `decode_segmentation` has its own codes masked.
-        task: a task (its cases of `split`), cases, or anything that `toolkit.mask_latent` takes.
+        task_or_cases: a task (its cases of `split`), cases, or anything that `toolkit.mask_latent` takes.
         layer: where to mask a network without codes of its own.
         split: of a task.
         options: further arguments of `toolkit.mask_latent`: `score`, `temperature`, `aliases`.
@@ -321,7 +321,7 @@ def mask_explorer(
 
     network = unwrap(model)
     structured = callable(getattr(network, "encode", None)) and callable(getattr(network, "decode_segmentation", None))
-    explorer = MaskExplorer(model, ImageStacks(task, model, split), layer, structured, options)
+    explorer = MaskExplorer(model, ImageStacks(task_or_cases, model, split), layer, structured, options)
     with torch.no_grad():
         explorer.base()  # a wrong layer is reported here, not by the page
     return explorer
