@@ -28,6 +28,7 @@ from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
 from toolkit.features.store import Features, open_features
 from toolkit.inference.extract import extract
+from toolkit.inference.memory import remember
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.methods.latent_augmentation.objective import FastSlowObjective
 from toolkit.methods.latent_augmentation.regularizer import LatentAugmentation
@@ -170,6 +171,7 @@ def open_bundle(path: str | Path) -> Workshop:
         for stage in (1, 2):
             network = registry.build("model", config)
             load_weights(network, folder / "networks" / f"{name}_{stage}.safetensors")
+            remember(network, patch_size=(record["settings"]["size"],) * 2)  # windows of the size it was trained with
             networks.setdefault(name, []).append(network.eval())
             features.setdefault(name, []).append(open_features(folder / "features" / f"{name}_{stage}.zarr"))
     task, unit = (read_data(folder / "data", rule) for rule in (None, UNIT_RANGE))
