@@ -26,7 +26,7 @@ class Judgement:
         first, second: mean of the first arm and of the second (with four arms: of the differences).
         difference, low, high: mean paired difference (of one arm: its mean) with its 95 % interval.
         chance: probability that the claim is false if nothing was known before (flat prior, Student's distribution).
-        detectable: the smallest effect that this design would find with 80 % power.
+        detectable: the smallest effect that this design would find with a nominal power of 80 %; simulated power is lower (`benchmarks/results/coverage.csv`).
         patients, trainings: size of the design; trainings are seeds, or folds of a cross-validation.
         planned: trainings that the claim asks for.
     """
