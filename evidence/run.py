@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--only", nargs="*", default=[], help="arms")
     parser.add_argument("--seeds", type=int, nargs="*", default=[])
+    parser.add_argument("--folds", type=int, nargs="*", default=[])
     parser.add_argument("--list", action="store_true", help="what would be trained, and what is done")
     parser.add_argument("--collect", action="store_true", help="only gather what is measured")
     parser.add_argument("--one", nargs=4, metavar=("STUDY", "ARM", "SEED", "FOLD"), help=argparse.SUPPRESS)
@@ -160,14 +161,16 @@ def main() -> None:
     todo = [
         job
         for job in jobs(names, options.runs)
-        if (not options.only or job.arm in options.only) and (not options.seeds or job.seed in options.seeds)
+        if (not options.only or job.arm in options.only)
+        and (not options.seeds or job.seed in options.seeds)
+        and (not options.folds or job.fold in options.folds)
     ]
     if options.list:
         for job in todo:
             print("done" if job.done else "    ", job.folder)
     elif not options.collect:
         others = [
-            subprocess.Popen([sys.executable, "-m", "evidence.run", *names, "--runs", str(options.runs)])
+            subprocess.Popen([sys.executable, "-m", "evidence.run", *sys.argv[1:], "--jobs", "1"])
             for _ in range(options.jobs - 1)
         ]
         work(todo)
