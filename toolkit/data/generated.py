@@ -105,7 +105,7 @@ class GeneratedSource(Source):
             if not self.sha256 or stack.sha256() == self.sha256:
                 return stack
         made = _module(self.generator).generate(self.site, self.subject, self.seed)
-        spacing = (made.slice_spacing, *made.spacing) if hasattr(made, "spacing") else ()
+        spacing = (made.slice_spacing, *made.spacing) if made.spacing else ()
         stack = Stack(made.image, made.label, spacing, made.group or "")
         if self.sha256 and stack.sha256() != self.sha256:
             raise DataError(

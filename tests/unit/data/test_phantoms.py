@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from toolkit.data.phantoms import glands, hippocampus, prostate
-from toolkit.data.phantoms.phantom import numbered, spread, streams
+from toolkit.data.phantoms.phantom import Generator, numbered, spread
 from toolkit.errors import DataError
 
 MODULES = {"phantom-glands": glands, "phantom-hippocampus": hippocampus, "phantom-prostate": prostate}
@@ -75,8 +75,13 @@ def test_unknown_site_and_negative_numbers_are_errors(name, bad):
 def test_streams_of_a_subject_are_keyed_apart():
     """Other purpose, site, subject or seed: other numbers; the same key: the same numbers."""
 
+    def draw(settings, group, stream):
+        return {"image": np.stack([stream(purpose).uniforms(4) for purpose in range(3)]), "label": np.zeros(1)}
+
+    generator = Generator("phantom-glands", 99, glands.Site, draw)
+
     def draws(*key):
-        return [tuple(stream.uniforms(4)) for stream in streams("t", 99, ("A", "B"), *key)]
+        return [tuple(row) for row in generator.generate(*key).image]
 
     first = draws("A", 0, 0)
     assert first == draws("A", 0, 0)

@@ -16,27 +16,21 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scanner:
-    """How one site's scanner renders a scene of tissue signals in [0, 1].
+    """How one site's scanner renders a scene of tissue signals in [0, 1]."""
 
-    Attributes:
-        curve: contrast curve x / (x + curve (1 - x)): 1 is linear, above 1 darkens the middle, below 1 lifts it.
-        bias: strength of the smooth random shading (about the relative deviation).
-        band: depth of the dark band that off-resonance leaves somewhere in the view.
-        coil: relative loss of signal across the field of view, away from the surface coil.
-        coil_direction: unit vector, in array axes, from the centre of the field of view to the coil.
-        blur: standard deviation of the point-spread function in voxels, along each axis.
-        noise: standard deviation of the noise in each of the two quadrature channels.
-        gain: grey value of signal 1.
-    """
-
-    curve: float = 1.0
-    bias: float = 0.0
-    band: float = 0.0
-    coil: float = 0.0
-    coil_direction: tuple[float, ...] = (-0.5, -0.85)
-    blur: tuple[float, ...] = (0.5, 0.5)
-    noise: float = 0.02
-    gain: float = 1000.0
+    curve: float = (
+        1.0  # contrast curve x / (x + curve (1 - x)): 1 is linear, above 1 darkens the middle, below lifts it
+    )
+    bias: float = 0.0  # strength of the smooth random shading (about the relative deviation)
+    band: float = 0.0  # depth of the dark band that off-resonance leaves somewhere in the view
+    coil: float = 0.0  # relative loss of signal across the field of view, away from the surface coil
+    coil_direction: tuple[float, ...] = (
+        -0.5,
+        -0.85,
+    )  # unit vector, array axes, from the centre of the view to the coil
+    blur: tuple[float, ...] = (0.5, 0.5)  # standard deviation of the point-spread function along each axis, voxels
+    noise: float = 0.02  # standard deviation of the noise in each of the two quadrature channels
+    gain: float = 1000.0  # grey value of signal 1
 
 
 def contrast_curve(signal: Floats, curve: float) -> Floats:

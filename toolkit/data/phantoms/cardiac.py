@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.phantoms.appearance import Scanner, acquire, shading
+from toolkit.data.phantoms import phantom
+from toolkit.data.phantoms.appearance import acquire, shading
 from toolkit.data.phantoms.fields import average_down, paint, smooth_field, soft_inside
 from toolkit.data.phantoms.heart import Heart, HeartSlice, direction, sample_heart, slice_heart
-from toolkit.data.phantoms.phantom import Phantom
 from toolkit.data.phantoms.stream import Stream
 from toolkit.data.phantoms.thorax import Grid, Signals, Thorax, draw_thorax, sample_thorax
-from toolkit.errors import DataError
 
 Floats = NDArray[np.float64]
 
@@ -22,195 +23,24 @@ VERSION = 1
 CLASSES = {0: "background", 1: "RV", 2: "myocardium", 3: "LV"}
 SIZE = 96
 _FINE = 2  # grid points per pixel along each axis before averaging
-_TASK_KEY = 71  # keeps this task's random numbers apart from the other phantoms'
 
 
-@dataclass(frozen=True)
-class Site:
-    """One hospital: its sequence, scanner, planning habits and patients.
+@dataclass(frozen=True, kw_only=True)
+class Site(phantom.Site):
+    """One hospital: besides its sequence, scanner and patients how it plans the view."""
 
-    Attributes:
-        description: one line for people.
-        signals: signal of each tissue, about [0, 1].
-        scanner: see `Scanner`.
-        spacing: side of a pixel, mm.
-        slice_spacing: distance between slices, mm.
-        turn: mean rotation of the whole scene in the image, degrees.
-        turn_spread: standard deviation of it.
-        groups: share of each pathology group.
-        round_view: True where the scanner keeps only a disc of the image.
-    """
-
-    description: str
-    signals: Signals
-    scanner: Scanner
-    spacing: float
-    slice_spacing: float
-    turn: float
-    turn_spread: float
-    groups: dict[str, float] = field(default_factory=dict)
-    round_view: bool = False
+    turn: float = 0.0  # mean rotation of the whole scene in the image, degrees
+    turn_spread: float  # standard deviation of it
+    round_view: bool = False  # True where the scanner keeps only a disc of the image
 
 
-_BALANCED = {"normal": 0.2, "dilated": 0.2, "hypertrophic": 0.2, "infarct": 0.2, "abnormal_rv": 0.2}
-
-_SITES = {
-    "A": Site(
-        "like balanced steady-state cine, 1.5 T: bright blood, dark wall, little noise; all groups",
-        {
-            "air": 0.01,
-            "lung": 0.05,
-            "fat": 0.85,
-            "muscle": 0.22,
-            "bone": 0.34,
-            "myocardium": 0.24,
-            "blood": 0.70,
-            "right_blood": 0.62,
-            "scar": 0.26,
-            "liver": 0.25,
-            "spleen": 0.36,
-            "fluid": 0.75,
-        },
-        Scanner(curve=1.0, bias=0.06, coil=0.25, blur=(0.45, 0.45), noise=0.012, gain=900.0),
-        spacing=2.0,
-        slice_spacing=10.0,
-        turn=0.0,
-        turn_spread=8.0,
-        groups=_BALANCED,
-    ),
-    "B": Site(
-        "like balanced steady-state cine, 3 T, another vendor: strong coil shading, darker middle tones, disc-shaped view",
-        {
-            "air": 0.01,
-            "lung": 0.07,
-            "fat": 1.0,
-            "muscle": 0.25,
-            "bone": 0.40,
-            "myocardium": 0.30,
-            "blood": 0.62,
-            "right_blood": 0.54,
-            "scar": 0.32,
-            "liver": 0.28,
-            "spleen": 0.40,
-            "fluid": 0.85,
-        },
-        Scanner(curve=1.6, bias=0.15, band=0.5, coil=0.6, blur=(0.6, 0.6), noise=0.022, gain=1900.0),
-        spacing=1.75,
-        slice_spacing=8.0,
-        turn=38.0,
-        turn_spread=12.0,
-        round_view=True,
-        groups={"normal": 0.25, "dilated": 0.05, "hypertrophic": 0.55, "infarct": 0.05, "abnormal_rv": 0.10},
-    ),
-    "C": Site(
-        "like spoiled gradient-echo cine with damped fat: low blood-wall contrast, noise, blur, a wide view",
-        {
-            "air": 0.01,
-            "lung": 0.06,
-            "fat": 0.48,
-            "muscle": 0.32,
-            "bone": 0.24,
-            "myocardium": 0.34,
-            "blood": 0.64,
-            "right_blood": 0.60,
-            "scar": 0.36,
-            "liver": 0.40,
-            "spleen": 0.42,
-            "fluid": 0.35,
-        },
-        Scanner(curve=0.8, bias=0.12, coil=0.5, blur=(0.75, 0.6), noise=0.030, gain=300.0),
-        spacing=2.3,
-        slice_spacing=10.0,
-        turn=-14.0,
-        turn_spread=12.0,
-        groups={"normal": 0.10, "dilated": 0.45, "hypertrophic": 0.05, "infarct": 0.35, "abnormal_rv": 0.05},
-    ),
-    "D": Site(
-        "like T1-weighted black-blood spin echo: dark blood, grey wall, bright fat; right-heart patients",
-        {
-            "air": 0.01,
-            "lung": 0.05,
-            "fat": 0.95,
-            "muscle": 0.46,
-            "bone": 0.60,
-            "myocardium": 0.48,
-            "blood": 0.16,
-            "right_blood": 0.20,
-            "scar": 0.42,
-            "liver": 0.55,
-            "spleen": 0.42,
-            "fluid": 0.20,
-        },
-        Scanner(curve=1.2, bias=0.10, coil=0.6, blur=(0.6, 0.75), noise=0.03, gain=1400.0),
-        spacing=2.1,
-        slice_spacing=9.0,
-        turn=18.0,
-        turn_spread=10.0,
-        groups={"normal": 0.30, "dilated": 0.10, "hypertrophic": 0.10, "infarct": 0.10, "abnormal_rv": 0.40},
-    ),
-}
-
-SITES: tuple[str, ...] = tuple(_SITES)
-DESCRIPTIONS: dict[str, str] = {name: site.description for name, site in _SITES.items()}
-_SPLITS = {"train": range(20), "val": range(20, 24), "test": range(24, 32)}
-SUBJECTS: dict[str, dict[str, list[int]]] = {
-    name: {split: list(numbers) for split, numbers in _SPLITS.items()} for name in SITES
-}
-
-
-def group_of(site: str, subject: int) -> str:
-    """Pathology group of a subject: the site's shares, evenly spread over any run of subject numbers."""
-    # Multiples of the golden section modulo 1 fill [0, 1) evenly, in integers to stay exact.
-    place = ((subject + 1) * 40503 % 65536) / 65536
-    names, shares = zip(*_SITES[site].groups.items(), strict=True)
-    total = 0.0
-    for name, share in zip(names, shares, strict=True):
-        total += share
-        if place < total:
-            return str(name)
-    return str(names[-1])
-
-
-def generate(site: str, subject: int, seed: int = 0) -> Phantom:
-    """Draw one subject's stack, base first.
-
-    Every random number comes from raw PCG64 words keyed by (seed, site, subject), and pixels are made with additions,
-    multiplications, divisions and square roots only before they are rounded to whole grey values; so the same
-    arguments give the same bytes wherever float64 follows IEEE 754.
-
-    Args:
-        site: one of `SITES`.
-        subject: number of the subject, 0 or more; `SUBJECTS` lists the usual ones and their splits.
-        seed: another seed draws another population.
-
-    Returns:
-        Phantom: 6 to 8 slices of 96 x 96.
-
-    Raises:
-        DataError: for an unknown site or a negative number.
-    """
-    if site not in _SITES:
-        raise DataError(f"There is no site {site!r}.", where="phantom-cardiac", fix=f"Use one of {list(SITES)}.")
-    if subject < 0 or seed < 0:
-        raise DataError(f"Subject and seed must be 0 or more, not {subject} and {seed}.", where="phantom-cardiac")
-    settings = _SITES[site]
-    key = (seed, _TASK_KEY, SITES.index(site), subject)
-    stream = Stream(*key, 0)
-    group = group_of(site, subject)
-    heart = sample_heart(stream, group)
-    scene = _sample_scene(stream, settings, heart)
-    slices = [_draw_slice(Stream(*key, 1 + k), settings, scene, level) for k, level in enumerate(scene.levels)]
-    split = next((name for name, numbers in SUBJECTS[site].items() if subject in numbers), "train")
-    return Phantom(
-        image=np.stack([image for image, _ in slices]),
-        label=np.stack([label for _, label in slices]),
-        spacing=(settings.spacing, settings.spacing),
-        slice_spacing=settings.slice_spacing,
-        group=group,
-        split=split,
-        site=site,
-        subject=subject,
-    )
+def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> dict[str, Any]:
+    """6 to 8 slices of 96 x 96."""
+    anatomy = stream(0)
+    scene = _sample_scene(anatomy, settings, sample_heart(anatomy, group))
+    slices = [_draw_slice(stream(1 + k), settings, scene, level) for k, level in enumerate(scene.levels)]
+    images, labels = zip(*slices, strict=True)
+    return {"image": np.stack(images), "label": np.stack(labels)}
 
 
 @dataclass(frozen=True)
@@ -342,3 +172,8 @@ def _draw_cavity(
             muscle -= size * min(1.0, cut.inner / 18.0)
             blood = blood + (signals["myocardium"] - blood) * soft_inside(muscle, 2.0 * pitch)
     paint(canvas, blood, soft_inside(np.maximum(cut.endocardium, cut.epicardium), width))
+
+
+_GENERATOR = phantom.Generator("phantom-cardiac", 71, Site, _draw)
+SITES, SUBJECTS, DESCRIPTIONS = _GENERATOR.sites, _GENERATOR.subjects, _GENERATOR.descriptions
+generate, group_of = _GENERATOR.generate, _GENERATOR.group_of

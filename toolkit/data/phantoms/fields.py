@@ -89,6 +89,20 @@ def average_down(image: Floats, factors: Sequence[int]) -> Floats:
     return np.ascontiguousarray(image)
 
 
+def centred_axes(shape: Sequence[int], factors: Sequence[int], steps: Sequence[float]) -> list[Floats]:
+    """Positions along each axis from the middle of the view, mm.
+
+    Args:
+        shape: voxels along each axis.
+        factors: grid points per voxel.
+        steps: mm between voxels.
+    """
+    return [
+        (np.arange(n * f, dtype=np.float64) + 0.5 - 0.5 * n * f) * (step / f)
+        for n, f, step in zip(shape, factors, steps, strict=True)
+    ]
+
+
 def stamp_disc(mask: Floats, row: float, column: float, radius: float, width: float, strength: float = 1.0) -> None:
     """Add a small soft disc (all sizes in pixels) to a 2D mask, in place, as the larger of the two."""
     reach = radius + width

@@ -7,15 +7,17 @@ strip of it, so that merged objects are a typical mistake.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.data.phantoms import phantom
 from toolkit.data.phantoms.appearance import Scanner, shading
 from toolkit.data.phantoms.fields import average_down, blur, paint, smooth_field, soft_inside, stamp_disc
 from toolkit.data.phantoms.heart import direction
-from toolkit.data.phantoms.phantom import numbered, split_of, spread, streams
 from toolkit.data.phantoms.stream import Stream
 
 Floats = NDArray[np.float64]
@@ -25,167 +27,43 @@ VERSION = 1
 CLASSES = {0: "background", 1: "gland"}
 SIZE = 128
 _FINE = 2
-_TASK_KEY = 74
 
 
-@dataclass(frozen=True, eq=False)
-class Tile:
-    """A generated RGB image.
+@dataclass(frozen=True, kw_only=True)
+class Site(phantom.Site):
+    """One laboratory: stains, scanner, magnification."""
 
-    Attributes:
-        image: (3, H, W) float32, whole numbers 0 to 255.
-        label: (H, W) uint8.
-        instances: number of each gland (H, W) uint8, 0 outside.
-        group: "benign" or "malignant".
-        split: "train", "val" or "test".
-        site: name of the laboratory.
-        subject: number of the tile within it.
-    """
-
-    image: NDArray[np.float32]
-    label: NDArray[np.uint8]
-    instances: NDArray[np.uint8]
-    group: str
-    split: str
-    site: str
-    subject: int
+    nuclear: tuple[float, float, float]  # absorption of the nuclear stain in red, green, blue
+    tissue: tuple[float, float, float]  # absorption of the tissue stain
+    strength: tuple[float, float]  # (nuclear, tissue) amount of stain
+    light: tuple[float, float, float]  # colour of the empty slide
+    scale: float  # size of everything, relative
+    blur: float  # standard deviation of the focus in pixels
+    noise: float  # standard deviation of the camera's noise in grey values
+    uneven: float  # strength of uneven illumination
 
 
-@dataclass(frozen=True)
-class Site:
-    """One laboratory: stains, scanner, magnification, patients.
-
-    Attributes:
-        description: one line for people.
-        nuclear: absorption of the nuclear stain in red, green, blue.
-        tissue: absorption of the tissue stain.
-        strength: (nuclear, tissue) amount of stain.
-        light: colour of the empty slide.
-        scale: size of everything, relative.
-        blur: standard deviation of the focus in pixels.
-        noise: standard deviation of the camera's noise in grey values.
-        uneven: strength of uneven illumination.
-        malignant: share of malignant tiles.
-    """
-
-    description: str
-    nuclear: tuple[float, float, float]
-    tissue: tuple[float, float, float]
-    strength: tuple[float, float]
-    light: tuple[float, float, float]
-    scale: float
-    blur: float
-    noise: float
-    uneven: float
-    malignant: float
-
-
-_SITES = {
-    "A": Site(
-        "balanced violet and pink stain, sharp",
-        (1.3, 1.5, 0.6),
-        (0.15, 1.0, 0.45),
-        (1.0, 0.8),
-        (245, 243, 246),
-        scale=1.0,
-        blur=0.5,
-        noise=3.0,
-        uneven=0.02,
-        malignant=0.5,
-    ),
-    "B": Site(
-        "faded stain, out of focus, yellowed slide",
-        (0.9, 1.0, 0.55),
-        (0.10, 0.55, 0.50),
-        (0.6, 0.6),
-        (236, 228, 200),
-        scale=0.85,
-        blur=1.3,
-        noise=5.0,
-        uneven=0.08,
-        malignant=0.7,
-    ),
-    "C": Site(
-        "overstained with the nuclear stain: dark blue everywhere",
-        (1.6, 1.2, 0.35),
-        (0.55, 0.80, 0.20),
-        (1.5, 1.3),
-        (225, 228, 240),
-        scale=1.15,
-        blur=0.7,
-        noise=6.0,
-        uneven=0.08,
-        malignant=0.3,
-    ),
-    "D": Site(
-        "brown marker on the stroma, pale epithelium, dark ground light",
-        (0.9, 0.7, 0.3),
-        (0.35, 0.85, 1.4),
-        (0.7, 1.4),
-        (205, 205, 200),
-        scale=0.95,
-        blur=0.8,
-        noise=5.0,
-        uneven=0.12,
-        malignant=0.5,
-    ),
-}
-
-SITES: tuple[str, ...] = tuple(_SITES)
-DESCRIPTIONS: dict[str, str] = {name: site.description for name, site in _SITES.items()}
-SUBJECTS: dict[str, dict[str, list[int]]] = {name: numbered(40, 8, 20) for name in SITES}
-
-
-def group_of(site: str, subject: int) -> str:
-    """Group of a tile, "malignant" or "benign", evenly spread over any run of numbers."""
-    return "malignant" if spread(subject) < _SITES[site].malignant else "benign"
-
-
-def generate(site: str, subject: int, seed: int = 0) -> Tile:
-    """Draw one tile; the same arguments give the same bytes (see `toolkit.data.phantoms.cardiac`).
-
-    Args:
-        site: one of `SITES`.
-        subject: number of the tile, 0 or more; `SUBJECTS` lists the usual ones and their splits.
-        seed: another seed draws other tiles.
-
-    Raises:
-        DataError: for an unknown site or a negative number.
-    """
-    anatomy, drawing, noise = streams("phantom-glands", _TASK_KEY, SITES, site, subject, seed)
-    settings, group = _SITES[site], group_of(site, subject)
-    distance, owner, wall = _pack(anatomy, settings, group == "malignant")
-    nuclear, tissue = _stain(drawing, settings, distance, wall)
+def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> dict[str, Any]:
+    """A tile of 128 x 128 with its instances."""
+    distance, owner, wall = _pack(stream(0), settings, group == "malignant")
+    nuclear, tissue = _stain(stream(1), settings, distance, wall)
     inside = average_down(distance, (_FINE, _FINE)) < 0.0
-    label = inside.astype(np.uint8)
-    return Tile(
-        image=_photograph(noise, settings, nuclear, tissue),
-        label=label,
-        instances=np.where(inside, owner[::_FINE, ::_FINE], 0).astype(np.uint8),
-        group=group,
-        split=split_of(SUBJECTS[site], subject),
-        site=site,
-        subject=subject,
-    )
+    return {
+        "image": _photograph(stream(2), settings, nuclear, tissue),
+        "label": inside.astype(np.uint8),
+        "instances": np.where(inside, owner[::_FINE, ::_FINE], 0).astype(np.uint8),
+    }
 
 
 @dataclass(frozen=True)
 class _Outline:
-    """One gland: lengths in points of the fine grid.
+    """One gland: lengths in points of the fine grid."""
 
-    Attributes:
-        size: mean radius across.
-        aspect: length over width.
-        along: cosine and sine of the long axis.
-        waves: relative strength of three waves around the outline.
-        thickness: of the epithelium.
-    """
-
-    size: float
-    aspect: float
-    along: tuple[float, float]
-    waves: tuple[float, float, float]
-    thickness: float
+    size: float  # mean radius across
+    aspect: float  # length over width
+    along: tuple[float, float]  # cosine and sine of the long axis
+    waves: tuple[float, float, float]  # relative strength of three waves around the outline
+    thickness: float  # of the epithelium
 
     def reach(self, margin: float) -> float:
         """Beyond this distance from the centre every point is more than the margin outside."""
@@ -308,3 +186,8 @@ def _photograph(stream: Stream, site: Site, nuclear: Floats, tissue: Floats) -> 
         grey = seen * light * site.light[channel] + site.noise * stream.normals(SIZE, SIZE)
         colours.append(np.clip(np.rint(grey), 0.0, 255.0))
     return np.stack(colours).astype(np.float32)
+
+
+_GENERATOR = phantom.Generator("phantom-glands", 74, Site, _draw)
+SITES, SUBJECTS, DESCRIPTIONS = _GENERATOR.sites, _GENERATOR.subjects, _GENERATOR.descriptions
+generate, group_of = _GENERATOR.generate, _GENERATOR.group_of

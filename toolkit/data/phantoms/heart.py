@@ -16,8 +16,6 @@ from toolkit.data.phantoms.stream import Stream
 
 Floats = NDArray[np.float64]
 
-GROUPS = ("normal", "dilated", "hypertrophic", "infarct", "abnormal_rv")
-
 # (epicardial radius, wall thickness, right ventricular depth) in mm, at the base in diastole.
 _SIZES = {
     "normal": (33.0, 9.0, 27.0),
@@ -30,42 +28,23 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Heart:
-    """One subject's heart; lengths in mm, angles as (cosine, sine) from the septal direction.
+    """One subject's heart; lengths in mm, angles as (cosine, sine) from the septal direction."""
 
-    Attributes:
-        group: pathology group.
-        epicardium: outer radius of the left ventricle at the base.
-        wall: thickness of the wall at the base.
-        septal_excess: relative extra thickness of the septum.
-        right_depth: largest depth of the right ventricle at the base.
-        right_skew: how much of that depth moves to the anterior side (outflow tract).
-        right_point: 0 a crescent that hugs the left ventricle, 1 a triangular one.
-        right_reach: cosine of the angle at which the right ventricle meets the left.
-        right_length: level at which the right ventricle ends.
-        bluntness: 0 a pointed apex, 1 a blunt one.
-        second: (cosine, sine) coefficients of the outline's second harmonic, relative.
-        third: the same for the third harmonic.
-        scar: direction (cosine, sine) of the thinned segment, or None.
-        scar_reach: cosine of the segment's half angle.
-        scar_thinning: relative loss of thickness in its middle.
-        papillary: per muscle (direction cosine, sine, distance as a fraction of the cavity radius, radius in mm).
-    """
-
-    group: str
-    epicardium: float
-    wall: float
-    septal_excess: float
-    right_depth: float
-    right_skew: float
-    right_point: float
-    right_reach: float
-    right_length: float
-    bluntness: float
-    second: tuple[float, float]
-    third: tuple[float, float]
-    scar: tuple[float, float] | None
-    scar_reach: float
-    scar_thinning: float
+    epicardium: float  # outer radius of the left ventricle at the base
+    wall: float  # thickness of the wall at the base
+    septal_excess: float  # relative extra thickness of the septum
+    right_depth: float  # largest depth of the right ventricle at the base
+    right_skew: float  # how much of that depth moves to the anterior side (outflow tract)
+    right_point: float  # 0 a crescent that hugs the left ventricle, 1 a triangular one
+    right_reach: float  # cosine of the angle at which the right ventricle meets the left
+    right_length: float  # level at which the right ventricle ends
+    bluntness: float  # 0 a pointed apex, 1 a blunt one
+    second: tuple[float, float]  # (cosine, sine) coefficients of the outline's second harmonic, relative
+    third: tuple[float, float]  # the same for the third harmonic
+    scar: tuple[float, float] | None  # direction of the thinned segment
+    scar_reach: float  # cosine of the segment's half angle
+    scar_thinning: float  # relative loss of thickness in its middle
+    # per muscle: direction (cosine, sine), distance as a fraction of the cavity radius, radius
     papillary: tuple[tuple[float, float, float, float], ...]
 
 
@@ -84,7 +63,6 @@ def sample_heart(stream: Stream, group: str) -> Heart:
     wall = wall * (1.0 + 0.32 * systole)
     scarred = group == "infarct"
     return Heart(
-        group=group,
         epicardium=cavity + wall,
         wall=wall,
         septal_excess=stream.uniform(0.15, 0.6) if group == "hypertrophic" else stream.uniform(-0.05, 0.15),
@@ -108,33 +86,19 @@ def sample_heart(stream: Stream, group: str) -> Heart:
 
 @dataclass(frozen=True)
 class HeartSlice:
-    """Signed distances (mm, negative inside) and directions on one slice's grid.
+    """Signed distances (mm, negative inside) and directions on one slice's grid."""
 
-    Attributes:
-        epicardium: to the outer border of the left ventricular wall.
-        endocardium: to its inner border.
-        right: to the right ventricular cavity.
-        envelope: to the outside of the whole heart, right ventricular wall included.
-        scar: how deep in the thinned segment each direction lies, 0 to 1.
-        radius: distance to the left ventricle's axis.
-        first: cosine of the direction from the axis (1 = septum).
-        second: sine of it (1 = anterior).
-        outer: radius of the left ventricle at this level, mm.
-        inner: radius of its cavity, mm.
-        slope: how fast that radius shrinks along the axis, mm per unit of level.
-    """
-
-    epicardium: Floats
-    endocardium: Floats
-    right: Floats
-    envelope: Floats
-    scar: Floats
-    radius: Floats
-    first: Floats
-    second: Floats
-    outer: float
-    inner: float
-    slope: float
+    epicardium: Floats  # to the outer border of the left ventricular wall
+    endocardium: Floats  # to its inner border
+    right: Floats  # to the right ventricular cavity
+    envelope: Floats  # to the outside of the whole heart, right ventricular wall included
+    scar: Floats  # how deep in the thinned segment each direction lies, 0 to 1
+    radius: Floats  # distance to the left ventricle's axis
+    first: Floats  # cosine of the direction from the axis (1 = septum)
+    second: Floats  # sine of it (1 = anterior)
+    outer: float  # radius of the left ventricle at this level, mm
+    inner: float  # radius of its cavity, mm
+    slope: float  # how fast that radius shrinks along the axis, mm per unit of level
 
 
 def taper(heart: Heart, level: float) -> float:

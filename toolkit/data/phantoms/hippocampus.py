@@ -8,16 +8,17 @@ before the head has nearly the same grey value and belongs to no class.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.phantoms.appearance import Scanner, acquire, shading
-from toolkit.data.phantoms.fields import average_down, paint, smooth_field, smooth_step, soft_inside
-from toolkit.data.phantoms.phantom import Phantom, numbered, spread, streams
+from toolkit.data.phantoms.appearance import acquire, shading
+from toolkit.data.phantoms.fields import average_down, centred_axes, paint, smooth_field, smooth_step, soft_inside
+from toolkit.data.phantoms.phantom import Generator, Site
 from toolkit.data.phantoms.stream import Stream
-from toolkit.data.phantoms.volume import centred_axes, finished
 
 Floats = NDArray[np.float64]
 
@@ -26,52 +27,6 @@ VERSION = 1
 CLASSES = {0: "background", 1: "anterior", 2: "posterior"}
 SHAPE = (24, 48, 48)
 _FINE = (2, 2, 2)
-_TASK_KEY = 72
-
-
-@dataclass(frozen=True)
-class Site:
-    """One centre: its sequence, scanner, voxels and people (share with atrophy)."""
-
-    description: str
-    signals: dict[str, float]
-    scanner: Scanner
-    spacing: float
-    slice_spacing: float
-    atrophy: float
-
-
-_COIL = (0.0, 0.6, 0.5)
-_SITES = {
-    "A": Site(
-        "like T1-weighted gradient echo, 3 T: bright white matter, dark fluid, little noise",
-        {"fluid": 0.10, "grey": 0.48, "white": 0.80, "hippocampus": 0.52, "deep": 0.70, "vessel": 0.95},
-        Scanner(bias=0.05, coil=0.2, coil_direction=_COIL, blur=(0.3, 0.5, 0.5), noise=0.020, gain=1500.0),
-        spacing=1.0,
-        slice_spacing=2.0,
-        atrophy=0.3,
-    ),
-    "B": Site(
-        "like an older T1-weighted scan kept in 8 bits: flat contrast, shading, noise; older people",
-        {"fluid": 0.22, "grey": 0.54, "white": 0.78, "hippocampus": 0.57, "deep": 0.70, "vessel": 0.60},
-        Scanner(curve=1.3, bias=0.14, coil=0.6, coil_direction=_COIL, blur=(0.5, 0.75, 0.75), noise=0.028, gain=180.0),
-        spacing=1.15,
-        slice_spacing=2.2,
-        atrophy=0.8,
-    ),
-    "C": Site(
-        "like T2-weighted spin echo: bright fluid, grey brighter than white matter",
-        {"fluid": 0.98, "grey": 0.60, "white": 0.36, "hippocampus": 0.62, "deep": 0.43, "vessel": 0.05},
-        Scanner(bias=0.08, coil=0.4, coil_direction=_COIL, blur=(0.4, 0.55, 0.55), noise=0.030, gain=700.0),
-        spacing=0.95,
-        slice_spacing=2.0,
-        atrophy=0.4,
-    ),
-}
-
-SITES: tuple[str, ...] = tuple(_SITES)
-DESCRIPTIONS: dict[str, str] = {name: site.description for name, site in _SITES.items()}
-SUBJECTS: dict[str, dict[str, list[int]]] = {name: numbered(20, 4, 8) for name in SITES}
 
 
 @dataclass(frozen=True)
@@ -93,40 +48,20 @@ class _Shape:
     mirrored: bool
 
 
-def group_of(site: str, subject: int) -> str:
-    """Group of a subject, "atrophy" or "control", evenly spread over any run of subject numbers."""
-    return "atrophy" if spread(subject) < _SITES[site].atrophy else "control"
-
-
-def generate(site: str, subject: int, seed: int = 0) -> Phantom:
-    """Draw one subject's volume; the same arguments give the same bytes (see `toolkit.data.phantoms.cardiac`).
-
-    Args:
-        site: one of `SITES`.
-        subject: number of the subject, 0 or more; `SUBJECTS` lists the usual ones and their splits.
-        seed: another seed draws another population.
-
-    Returns:
-        Phantom: 24 coronal slices of 48 x 48, labels 1 anterior and 2 posterior.
-
-    Raises:
-        DataError: for an unknown site or a negative number.
-    """
-    stream, drawing, noise = streams("phantom-hippocampus", _TASK_KEY, SITES, site, subject, seed)
-    settings, group = _SITES[site], group_of(site, subject)
-    shape = _sample(stream, group)
-    signals = {name: stream.near(value, 0.06) for name, value in settings.signals.items()}
+def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> dict[str, Any]:
+    """24 coronal slices of 48 x 48, labels 1 anterior and 2 posterior."""
+    anatomy = stream(0)
+    shape = _sample(anatomy, group)
+    signals = {name: anatomy.near(value, 0.06) for name, value in settings.signals.items()}
     along, across, up = _coordinates(settings, shape)
-    canvas, distance = _draw(drawing, shape, signals, settings.spacing / _FINE[1], (along, across, up))
+    canvas, distance = _paint(stream(1), shape, signals, settings.spacing / _FINE[1], (along, across, up))
     label = np.zeros(SHAPE, dtype=np.uint8)
     inside = average_down(distance, _FINE) < 0.0
     front = average_down(np.broadcast_to(along, distance.shape), _FINE) >= shape.border
     label[inside & front] = 1
     label[inside & ~front] = 2
-    field = shading(stream, SHAPE, settings.scanner)
-    image = acquire(noise, average_down(canvas, _FINE), field, settings.scanner)
-    spacing = (settings.spacing, settings.slice_spacing)
-    return finished(image, label, spacing, group, SUBJECTS[site], site, subject)
+    field = shading(anatomy, SHAPE, settings.scanner)
+    return {"image": acquire(stream(2), average_down(canvas, _FINE), field, settings.scanner), "label": label}
 
 
 def _sample(stream: Stream, group: str) -> _Shape:
@@ -161,7 +96,7 @@ def _coordinates(site: Site, shape: _Shape) -> tuple[Floats, Floats, Floats]:
     return along, across, up
 
 
-def _draw(
+def _paint(
     stream: Stream, shape: _Shape, signals: dict[str, float], pitch: float, grid: tuple[Floats, Floats, Floats]
 ) -> tuple[Floats, Floats]:
     """Tissue signals and the signed distance to the hippocampus."""
@@ -216,3 +151,8 @@ def _deep_grey(
     paint(canvas, signals["fluid"], soft_inside(cleft, pitch) * soft_inside(5.0 - across, 3.0))
     vessel = np.sqrt((across - 13.0) ** 2 + (up - 4.0) ** 2) - 1.3
     paint(canvas, signals["vessel"], soft_inside(vessel, pitch) * np.ones_like(along))
+
+
+_GENERATOR = Generator("phantom-hippocampus", 72, Site, _draw)
+SITES, SUBJECTS, DESCRIPTIONS = _GENERATOR.sites, _GENERATOR.subjects, _GENERATOR.descriptions
+generate, group_of = _GENERATOR.generate, _GENERATOR.group_of

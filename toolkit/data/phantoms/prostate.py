@@ -7,16 +7,17 @@ fat at the sides.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.phantoms.appearance import Scanner, acquire, shading
-from toolkit.data.phantoms.fields import average_down, paint, smooth_field, soft_inside
-from toolkit.data.phantoms.phantom import Phantom, numbered, spread, streams
+from toolkit.data.phantoms import phantom
+from toolkit.data.phantoms.appearance import acquire, shading
+from toolkit.data.phantoms.fields import average_down, centred_axes, paint, smooth_field, soft_inside
 from toolkit.data.phantoms.stream import Stream
-from toolkit.data.phantoms.volume import centred_axes, finished
 
 Floats = NDArray[np.float64]
 
@@ -25,134 +26,13 @@ VERSION = 1
 CLASSES = {0: "background", 1: "peripheral zone", 2: "transition zone"}
 SHAPE = (16, 64, 64)
 _FINE = (2, 2, 2)
-_TASK_KEY = 73
 
 
-@dataclass(frozen=True)
-class Site:
-    """One hospital: sequence, scanner, voxels, patients and how many of them.
+@dataclass(frozen=True, kw_only=True)
+class Site(phantom.Site):
+    """One hospital."""
 
-    Attributes:
-        description: one line for people.
-        signals: signal of each tissue.
-        scanner: see `Scanner`.
-        spacing: side of a pixel, mm.
-        slice_spacing: mm between slices.
-        enlarged: share of patients with an enlarged transition zone.
-        counts: subjects in train, val and test.
-        coil_flare: brightness beside the rectum where a coil lies in it, 0 without one.
-    """
-
-    description: str
-    signals: dict[str, float]
-    scanner: Scanner
-    spacing: float
-    slice_spacing: float
-    enlarged: float
-    counts: tuple[int, int, int]
-    coil_flare: float = 0.0
-
-
-def _signals(peripheral: float, transition: float, fat: float, muscle: float, fluid: float) -> dict[str, float]:
-    return {
-        "peripheral": peripheral,
-        "transition": transition,
-        "fat": fat,
-        "muscle": muscle,
-        "fluid": fluid,
-        "gas": 0.02,
-        "bone": 0.45 * fat,
-        "capsule": 0.6 * muscle,
-    }
-
-
-_FLAT = (0.0, 0.0, 0.0)
-_SITES = {
-    "A": Site(
-        "T2-weighted, 3 T, surface coil: clear zones, little noise",
-        _signals(0.72, 0.42, 0.66, 0.18, 0.95),
-        Scanner(bias=0.05, coil_direction=_FLAT, blur=(0.3, 0.5, 0.5), noise=0.018, gain=900.0),
-        spacing=1.5,
-        slice_spacing=3.6,
-        enlarged=0.4,
-        counts=(16, 3, 6),
-    ),
-    "B": Site(
-        "T2-weighted, 1.5 T, coil in the rectum: strong flare behind, dark in front",
-        _signals(0.66, 0.40, 0.60, 0.20, 0.90),
-        Scanner(bias=0.06, coil_direction=_FLAT, blur=(0.3, 0.6, 0.6), noise=0.026, gain=500.0),
-        spacing=1.35,
-        slice_spacing=4.0,
-        enlarged=0.5,
-        counts=(16, 3, 6),
-        coil_flare=1.6,
-    ),
-    "C": Site(
-        "T2-weighted, 3 T, thin slices: narrow view, bright muscle, shading",
-        _signals(0.60, 0.44, 0.52, 0.30, 0.80),
-        Scanner(
-            curve=0.7,
-            bias=0.16,
-            coil=0.4,
-            coil_direction=(0.0, -1.0, 0.0),
-            blur=(0.2, 0.5, 0.5),
-            noise=0.030,
-            gain=1500.0,
-        ),
-        spacing=1.25,
-        slice_spacing=3.0,
-        enlarged=0.7,
-        counts=(10, 2, 5),
-    ),
-    "D": Site(
-        "T2-weighted, 1.5 T: flat contrast, noise, thick slices, a wide view",
-        _signals(0.58, 0.46, 0.60, 0.30, 0.75),
-        Scanner(
-            curve=1.4,
-            bias=0.10,
-            coil=0.3,
-            coil_direction=(0.0, -1.0, 0.0),
-            blur=(0.5, 0.7, 0.7),
-            noise=0.036,
-            gain=240.0,
-        ),
-        spacing=1.7,
-        slice_spacing=4.2,
-        enlarged=0.8,
-        counts=(7, 2, 4),
-    ),
-    "E": Site(
-        "T2-weighted with fat suppression and a coil in the rectum: dark fat, flare",
-        _signals(0.80, 0.50, 0.14, 0.26, 1.0),
-        Scanner(bias=0.08, coil_direction=_FLAT, blur=(0.3, 0.6, 0.6), noise=0.028, gain=700.0),
-        spacing=1.4,
-        slice_spacing=3.6,
-        enlarged=0.3,
-        counts=(6, 2, 4),
-        coil_flare=0.9,
-    ),
-    "F": Site(
-        "T1-weighted: no contrast between the zones' fluid and muscle, bright fat",
-        _signals(0.40, 0.50, 0.92, 0.34, 0.16),
-        Scanner(
-            curve=1.1,
-            bias=0.10,
-            coil=0.3,
-            coil_direction=(0.0, -1.0, 0.0),
-            blur=(0.4, 0.6, 0.6),
-            noise=0.024,
-            gain=400.0,
-        ),
-        spacing=1.5,
-        slice_spacing=3.8,
-        enlarged=0.5,
-        counts=(6, 2, 4),
-    ),
-}
-
-SITES: tuple[str, ...] = tuple(_SITES)
-DESCRIPTIONS: dict[str, str] = {name: f"like {site.description}" for name, site in _SITES.items()}
-SUBJECTS: dict[str, dict[str, list[int]]] = {name: numbered(*site.counts) for name, site in _SITES.items()}
+    coil_flare: float = 0.0  # brightness beside the rectum where a coil lies in it, 0 without one
 
 
 @dataclass(frozen=True)
@@ -170,39 +50,20 @@ class _Gland:
     fat: float
 
 
-def group_of(site: str, subject: int) -> str:
-    """Group of a subject, "enlarged" or "normal", evenly spread over any run of subject numbers."""
-    return "enlarged" if spread(subject) < _SITES[site].enlarged else "normal"
-
-
-def generate(site: str, subject: int, seed: int = 0) -> Phantom:
-    """Draw one patient's volume; the same arguments give the same bytes (see `toolkit.data.phantoms.cardiac`).
-
-    Args:
-        site: one of `SITES`.
-        subject: number of the subject, 0 or more; `SUBJECTS` lists the usual ones and their splits.
-        seed: another seed draws another population.
-
-    Returns:
-        Phantom: 16 axial slices of 64 x 64, labels 1 peripheral and 2 transition zone.
-
-    Raises:
-        DataError: for an unknown site or a negative number.
-    """
-    stream, drawing, noise = streams("phantom-prostate", _TASK_KEY, SITES, site, subject, seed)
-    settings, group = _SITES[site], group_of(site, subject)
-    gland = _sample(stream, group)
-    signals = {name: stream.near(value, 0.06) for name, value in settings.signals.items()}
-    canvas, outer, inner = _draw(drawing, settings, gland, signals)
+def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> dict[str, Any]:
+    """16 axial slices of 64 x 64, labels 1 peripheral and 2 transition zone."""
+    anatomy, known = stream(0), settings.signals
+    gland = _sample(anatomy, group)
+    tissues = {**known, "gas": 0.02, "bone": 0.45 * known["fat"], "capsule": 0.6 * known["muscle"]}
+    signals = {name: anatomy.near(value, 0.06) for name, value in tissues.items()}
+    canvas, outer, inner = _paint(stream(1), settings, gland, signals)
     whole = average_down(outer, _FINE) < 0.0
     core = average_down(inner, _FINE) < 0.0
     label = np.zeros(SHAPE, dtype=np.uint8)
     label[whole] = 1
     label[whole & core] = 2
-    field = shading(stream, SHAPE, settings.scanner) * _flare(settings, gland)
-    image = acquire(noise, average_down(canvas, _FINE), field, settings.scanner)
-    spacing = (settings.spacing, settings.slice_spacing)
-    return finished(image, label, spacing, group, SUBJECTS[site], site, subject)
+    field = shading(anatomy, SHAPE, settings.scanner) * _flare(settings, gland)
+    return {"image": acquire(stream(2), average_down(canvas, _FINE), field, settings.scanner), "label": label}
 
 
 def _sample(stream: Stream, group: str) -> _Gland:
@@ -245,7 +106,7 @@ def _ellipsoid(axes: tuple[Floats, Floats, Floats], middle: tuple[float, ...], h
     return (np.sqrt(squares[0] + squares[1] + squares[2]) - 1.0) * min(half)
 
 
-def _draw(stream: Stream, site: Site, gland: _Gland, signals: dict[str, float]) -> tuple[Floats, Floats, Floats]:
+def _paint(stream: Stream, site: Site, gland: _Gland, signals: dict[str, float]) -> tuple[Floats, Floats, Floats]:
     """Tissue signals and the signed distances to the gland and to its transition zone."""
     axes = _axes(site, gland, _FINE)
     size, pitch = tuple(n * f for n, f in zip(SHAPE, _FINE, strict=True)), site.spacing / _FINE[1]
@@ -298,3 +159,8 @@ def _draw_pelvis(
     paint(canvas, signals["muscle"], soft_inside(bladder - 2.5, pitch))
     paint(canvas, signals["fluid"], soft_inside(bladder, pitch))
     return canvas
+
+
+_GENERATOR = phantom.Generator("phantom-prostate", 73, Site, _draw)
+SITES, SUBJECTS, DESCRIPTIONS = _GENERATOR.sites, _GENERATOR.subjects, _GENERATOR.descriptions
+generate, group_of = _GENERATOR.generate, _GENERATOR.group_of

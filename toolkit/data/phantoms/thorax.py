@@ -20,17 +20,11 @@ Signals = dict[str, float]
 
 @dataclass(frozen=True)
 class Grid:
-    """Sampling points of a slice in the scene's frame, which is turned and shifted against the image.
+    """Sampling points of a slice in the scene's frame, which is turned and shifted against the image."""
 
-    Attributes:
-        x: first coordinate of every point, mm.
-        y: second coordinate.
-        pitch: distance between neighbouring points, mm.
-    """
-
-    x: Floats
-    y: Floats
-    pitch: float
+    x: Floats  # first coordinate of every point, mm
+    y: Floats  # second coordinate
+    pitch: float  # distance between neighbouring points, mm
 
     @classmethod
     def turned(cls, side: int, pitch: float, turn: tuple[float, float], centre: tuple[float, float]) -> Grid:
@@ -73,39 +67,22 @@ class Grid:
 
 @dataclass(frozen=True)
 class Thorax:
-    """One subject's surroundings; lengths in mm.
+    """One subject's surroundings; lengths in mm, positions as (centre, centre, radius) or with two half axes."""
 
-    Attributes:
-        centre: centre of the body's outline.
-        axes: half axes of it.
-        fat: thickness of the subcutaneous fat.
-        muscle: thickness of the chest wall's muscle.
-        pericardial_fat: usual thickness of the fat around the heart.
-        diaphragm: height of the diaphragm below the axis at the base.
-        tilt: slope of the diaphragm.
-        rise: how much it rises from base to apex.
-        liver_edge: where the liver ends and the stomach begins, along the first axis.
-        aorta: centre and radius of the descending aorta.
-        spine: centre and radius of the vertebral body.
-        stomach: centre, half axes and filling (0 air to 1 bright) of the stomach.
-        spleen: centre and half axes.
-        organs: further soft organs (bowel, kidney): centre, half axes and signal relative to the fluid's.
-    """
-
-    centre: tuple[float, float]
-    axes: tuple[float, float]
-    fat: float
-    muscle: float
-    pericardial_fat: float
-    diaphragm: float
-    tilt: float
-    rise: float
-    liver_edge: float
-    aorta: tuple[float, float, float]
-    spine: tuple[float, float, float]
-    stomach: tuple[float, float, float, float, float]
+    centre: tuple[float, float]  # of the body's outline
+    axes: tuple[float, float]  # half axes of it
+    fat: float  # thickness of the subcutaneous fat
+    muscle: float  # thickness of the chest wall's muscle
+    pericardial_fat: float  # usual thickness of the fat around the heart
+    diaphragm: float  # height of the diaphragm below the axis at the base
+    tilt: float  # slope of the diaphragm
+    rise: float  # how much it rises from base to apex
+    liver_edge: float  # where the liver ends and the stomach begins, along the first axis
+    aorta: tuple[float, float, float]  # descending
+    spine: tuple[float, float, float]  # vertebral body
+    stomach: tuple[float, float, float, float, float]  # and its filling (0 air to 1 bright)
     spleen: tuple[float, float, float, float]
-    organs: tuple[tuple[float, float, float, float, float], ...]
+    organs: tuple[tuple[float, float, float, float, float], ...]  # bowel, kidney; and signal relative to the fluid's
 
 
 def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Thorax:
