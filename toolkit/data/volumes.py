@@ -127,6 +127,7 @@ def write_nifti(
     *,
     affine: np.ndarray | None = None,
     spacing: tuple[float, ...] | None = None,
+    description: str = "",
 ) -> Path:
     """Write a volume atomically, in the axes, shape and coordinates of the file that `geometry` was read from.
 
@@ -137,6 +138,7 @@ def write_nifti(
         geometry: of the image it belongs to.
         affine: voxel-to-world matrix in mm, where there is no geometry.
         spacing: mm, where there is neither; None writes a header that says that the geometry is unknown.
+        description: at most 79 characters of the header's `descrip`.
 
     Raises:
         ConfigError: another suffix.
@@ -159,6 +161,7 @@ def write_nifti(
     if matrix is None and known is not None:
         stored = known if geometry is None else [known[axis] / geometry.unit for axis in geometry.axes]
         image.header.set_zooms(tuple(stored)[: data.ndim] + (1.0,) * (data.ndim - 3))
+    image.header["descrip"] = description.encode("ascii", "replace")[:79]
     image.header.set_xyzt_units(unit if matrix is not None or known is not None else 0)
     with replacing(path, parents=True) as temporary:
         nibabel.save(image, temporary)

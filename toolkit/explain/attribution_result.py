@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from toolkit.errors import LayerError
@@ -91,6 +90,18 @@ class AttributionResult(Result):
         size = self.padded_size
         return {name: to_maps(values, size, name).sum(1, keepdim=True) for name, values in self.attributions.items()}
 
+    @property
+    def status(self) -> dict[str, list[str]]:
+        """Per name and image: "ok", "zero" or "empty region"."""
+        empty = ~self.region.flatten(1).any(1)
+        return {
+            name: [
+                "empty region" if none else "ok" if one.any() else "zero"
+                for one, none in zip(values, empty, strict=True)
+            ]
+            for name, values in self.attributions.items()
+        }
+
     def resized(self, name: str) -> Tensor:
         """The map on the image's grid (B, 1, *S), linear with half-pixel centres."""
         self[name]
@@ -101,7 +112,7 @@ class AttributionResult(Result):
 
         Values are raw and signed, summed over channels; maps of a layer are resized by linear
         interpolation. Slices of one stack become one volume; slices that were not explained are 0. Images without a
-        file or an affine get a header that says that their place is unknown.
+        file or an affine get a header that says that their place is unknown; its `descrip` holds method and status.
 
         Args:
             folder: made if missing; files are called `<volume>_<name>.nii.gz`.
@@ -134,7 +145,7 @@ class AttributionResult(Result):
                     {
                         "name": name,
                         "case": self.cases[index],
-                        "status": self._status(one, index),
+                        "status": self.status[name][index],
                         "min": float(one.min()),
                         "max": float(one.max()),
                         "sum": float(one.sum()),
@@ -149,11 +160,6 @@ class AttributionResult(Result):
 
     def __repr__(self) -> str:
         return f"AttributionResult({self.method} of {self.target}, {len(self.cases)} images)"
-
-    def _status(self, values: Tensor, index: int) -> str:
-        if not bool(self.region[index].any()):
-            return "empty region"
-        return "ok" if bool(torch.count_nonzero(values)) else "zero"
 
     def _inside(self, name: str, index: int) -> float:
         values, region = self.attributions[name][index].abs(), self.region[index]

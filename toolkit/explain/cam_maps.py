@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 METHODS = ("grad_cam", "grad_cam++", "hires_cam", "layer_cam")
+TELLING = ("ok", "negative")  # statuses of maps that say something
 CANCELLED_BELOW = 0.02  # measured: docs/grad_cam_and_instance_norm.md
 Padding = Sequence[tuple[int, int]]  # (before, after) along every axis; empty = none
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}

@@ -13,13 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from toolkit.errors import LayerError, ResultError
-from toolkit.explain.cam_maps import CANCELLED_BELOW, displayed, on_image
+from toolkit.explain.cam_maps import CANCELLED_BELOW, TELLING, displayed, on_image
 from toolkit.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
-
-TELLING = ("ok", "negative")
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
@@ -154,7 +152,8 @@ class GradCamResult(Result):
 
         Values are raw and signed, resized to the image by linear interpolation. Slices of one
         stack become one volume; slices that were not explained are 0. Images without a file or an affine get a
-        header that says that their place is unknown.
+        header that says that their place is unknown. The header's `descrip` holds the method and the status; a file
+        whose map is not one to read (cancelled, constant, empty) is also warned of.
 
         Args:
             folder: made if missing; files are called `<volume>_<layer>.nii.gz`.

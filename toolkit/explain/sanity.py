@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError
-from toolkit.explain.cam_result import TELLING
+from toolkit.explain.cam_maps import TELLING
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import Target
 from toolkit.features.changed_weights import shuffled

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.explain.cam_result import TELLING
+from toolkit.explain.cam_maps import TELLING
 from toolkit.explain.faithfulness import Faithfulness
 from toolkit.explain.sanity import RandomisedWeights
 from toolkit.measure.classifier_variability import ClassifierVariability

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from golden_cases import golden_case
 from networks import Checkpointed, Inplace, Outputs, Reused, Tokens
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError, DataError, LayerError, ResultError
+from toolkit.errors import ConfigError, DataError, LayerError, ResultError, ToolkitWarning
 from toolkit.explain.cam_maps import displayed, normalised_sum, raw_map, stretched
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.gradcam import grad_cam
@@ -349,6 +350,22 @@ def test_a_map_whose_gradient_cancels_says_so(patch_size: tuple[int, int] | None
             found.by_method("layer_cam")
     assert states["instance"] == {"before": ["cancelled"] * 2, "after": ["ok"] * 2}
     assert states["batch"] == {"before": ["ok"] * 2, "after": ["ok"] * 2}
+
+
+def test_a_saved_map_carries_its_status(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, image = _Normed(nn.InstanceNorm2d(4)).eval(), torch.randn(2, 1, 16, 16)
+    found = grad_cam(net, image, ["before", "after"], ClassSum(1))
+    with pytest.warns(ToolkitWarning, match="'before' that is saved for .* is not one to read .*cancelled") as seen:
+        files = found.save_nifti(tmp_path)
+    assert len(seen) == 2
+    words = {layer: [bytes(nibabel.load(f).header["descrip"]).rstrip(b"\0") for f in files[layer]] for layer in files}
+    assert words == {"before": [b"grad_cam: cancelled"] * 2, "after": [b"grad_cam: ok"] * 2}
+    found.positions, found.volumes = [0, 1], ["p", "p"]  # a stack
+    found.status["before"][0] = "ok"
+    with pytest.warns(ToolkitWarning, match="1 ok, 1 cancelled"):
+        (file,) = found.save_nifti(tmp_path / "stack", ["before"])["before"]
+    assert bytes(nibabel.load(file).header["descrip"]).startswith(b"grad_cam: 1 ok, 1 cancelled")
 
 
 def test_the_share_that_the_mean_keeps_is_that_of_the_gradient() -> None:
