@@ -26,7 +26,7 @@ _COMPOSERS = {
 }
 globals().update(_COMPOSERS)
 __all__ = ["Axes", "Bars", "Boxes", "Figure", "Heatmap", "Image", "Intervals", "Lines", "Panel", "Scatter", "Series"]
-__all__ += ["caption", "captions", "compose", "compose_together", "stacked", "masking_summary", "score_means"]
+__all__ += ["caption", "captions", "compose", "compose_together", "masking_summary", "score_means", "stacked"]
 __all__ += list(_COMPOSERS)
 
 doors(globals())
