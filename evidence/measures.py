@@ -38,9 +38,8 @@ def _dice_rows(table: Any, arm: str, metric: str) -> Iterator[Row]:
 
 
 def _scored(run: Any, split: str = "test") -> Any:
-    """Dice per volume and class in windows of the task's own size, as the finished network is used."""
-    options = {"patch_size": run.task.patch_size, "select": run.objective.logits}
-    return tk.evaluate(run.model, run.task.cases(split), metrics=("dice",), **options)
+    """Dice per volume and class in windows of the size that the network was trained with, as every caller of it sees them."""
+    return tk.evaluate(run.model, run.task.cases(split), metrics=("dice",), select=run.objective.logits)
 
 
 def dice(runs: Sequence[Any], arm: str) -> Iterator[Row]:
