@@ -98,7 +98,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "toolkit.training.calibrate": ("calibrate",),
     "toolkit.training.config": ("TrainConfig",),
     "toolkit.training.load": ("load_model", "load_run"),
-    "toolkit.training.trained": ("list_trained", "load_trained"),
+    "toolkit.training.trained": ("list_claims", "list_trained", "load_trained"),
     "toolkit.training.losses": ("LossObjective",),
     "toolkit.training.objective": ("Objective",),
     "toolkit.training.regularizer": ("Regularizer", "StepContext"),
@@ -120,6 +120,7 @@ _SUBMODULES = {
     "figures": "toolkit.show.figures",
     "show": "toolkit.show",
     "widgets": "toolkit.show.widgets",
+    "workshop": "toolkit.apps.workshop",
 }
 _HOME = {name: module for module, public in _PUBLIC.items() for name in public}
 __all__ = sorted([*_HOME, *_SUBMODULES])

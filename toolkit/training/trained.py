@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,10 @@ _COLUMNS = (
     "parameters",
     "MB",
     "note",
+)
+_CLAIM = (
+    *("claim", "paper", "source", "measure", "arms", "verdict"),
+    *("difference", "low", "high", "patients", "trainings", "planned"),
 )
 _HISTORY_DIGITS = 4
 
@@ -141,6 +146,38 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
         scores=pd.DataFrame(card["scores"]), history=pd.DataFrame(card["history"]), provenance=described
     )
     return network.eval()
+
+
+def list_claims(paper: str | None = None) -> pd.DataFrame:
+    """What the papers claim, what was measured here, and the verdict of the rule that was fixed before; see docs/evidence.md.
+
+    Args:
+        paper: "SegReg", "SelfReg-UNet", "Latent augmentation" or "Med-DisSeg"; None = all.
+
+    Returns:
+        One row a claim: claim, paper, source (where the paper says it), measure, arms, verdict, difference, low, high (first
+        arm less second, or the value of a single arm), patients, trainings, planned.
+
+    Raises:
+        ConfigError: there is no such paper.
+
+    Example:
+        >>> tk.list_claims("SegReg")[["claim", "verdict", "difference", "low", "high"]]
+    """
+    import pandas as pd
+
+    folder = shipped_folders("TOOLKIT_EVIDENCE", "evidence")[0]
+    stated = pd.DataFrame(tomllib.loads((folder / "claims.toml").read_text(encoding="utf-8"))["claim"])
+    verdicts = pd.read_csv(folder / "results" / "verdicts.csv")
+    table = stated.rename(columns={"id": "claim"}).merge(verdicts, on="claim", how="left")
+    if paper is not None and paper not in set(table["paper"]):
+        raise ConfigError(
+            f"No claim is from {paper!r}.",
+            where="list_claims",
+            fix=f"Choose from {', '.join(table['paper'].unique())}.",
+        )
+    chosen = table if paper is None else table[table["paper"] == paper]
+    return chosen.assign(arms=[" less ".join(arms) for arms in chosen["arms"]])[list(_CLAIM)].reset_index(drop=True)
 
 
 def save_trained(model: nn.Module, card: dict[str, Any], folder: Path) -> Path:

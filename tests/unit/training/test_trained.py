@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import toolkit as tk
+from toolkit.errors import ConfigError
 from toolkit.registry import describe
 from toolkit.training.trained import FIELDS, half_precision, save_trained, short_history
 
@@ -96,3 +97,13 @@ def test_a_card_must_be_whole(tmp_path: Path) -> None:
     network = tk.unet(1, 2, channels=(4, 8))
     with pytest.raises(tk.ConfigError, match="licence"):
         save_trained(network, {k: v for k, v in card(network).items() if k != "licence"}, tmp_path)
+
+
+def test_claims_come_with_their_verdicts() -> None:
+    table = tk.list_claims("Med-DisSeg").set_index("claim")
+    verdicts = {"supported", "contradicted", "inconclusive", "not run yet", "not tested here"}
+    assert set(table["verdict"]) <= verdicts
+    assert table.loc["disseg-helps-home", ["arms", "measure"]].tolist() == ["with less without", "dice @ A"]
+    assert len(tk.list_claims()) > len(table)
+    with pytest.raises(ConfigError, match="Choose from SegReg"):
+        tk.list_claims("another paper")
