@@ -17,10 +17,11 @@ from toolkit.measure.drift import drift
 from toolkit.measure.projection import project
 from toolkit.measure.similarity import channel_similarity
 from toolkit.methods.segreg.regularizer import SegReg
+from toolkit.show.compose_compare import transfer_matrices
 from toolkit.show.compose_drift import drifts
 from toolkit.show.compose_explain import grad_cams, masked_latent
 from toolkit.show.compose_measure import channel_similarities, projections
-from toolkit.show.compose_training import scores_by_site, training_curves, transfer_matrices
+from toolkit.show.compose_training import scores_by_site, training_curves
 from toolkit.show.page import Section, write_page
 from toolkit.show.report import run_record, settings_table
 from toolkit.training.sequence import Stages

@@ -39,6 +39,7 @@ class MaskedLatent(Result):
         temperature: T above.
         against: what the targeted masks attack: the "reference" label, or the network's own clean "prediction".
         loss: mean cross-entropy of each image (B,) with what `against` names; None in results of earlier versions.
+        spacing: mm per axis or None, per image; empty in results of earlier versions.
     """
 
     input: Tensor
@@ -59,6 +60,7 @@ class MaskedLatent(Result):
     temperature: float
     against: str
     loss: tuple[Tensor, Tensor] | None = None
+    spacing: list[tuple[float, ...] | None] = dataclasses.field(default_factory=list)
     kind: ClassVar[str] = "masked_latent"
 
     def table(self) -> pd.DataFrame:

@@ -334,6 +334,7 @@ def _result(
         temperature=settings.temperature,
         against="prediction" if batch.label is None else "reference",
         loss=(loss[0], loss[1]),
+        spacing=list(batch.spacing),
         **known,
     )
 

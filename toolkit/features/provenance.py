@@ -18,7 +18,9 @@ from toolkit.features.modules import device_of, unwrap
 _WEIGHTS: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = weakref.WeakKeyDictionary()
 
 
-_TRAINED_WITH = "toolkit_trained_with"  # attribute of a network that the toolkit has trained
+FLOOR = 0.75  # mean Dice below which a network counts as untrained
+# attributes of a network that the toolkit has trained
+_TRAINED_WITH, _SCORED = "toolkit_trained_with", "toolkit_scored"
 
 
 def mark_trained_with(model: nn.Module, regularizers: Iterable[str]) -> None:
@@ -27,6 +29,19 @@ def mark_trained_with(model: nn.Module, regularizers: Iterable[str]) -> None:
     added = [name for name in regularizers if name not in known]
     if added:
         setattr(unwrap(model), _TRAINED_WITH, [*known, *added])
+
+
+def mark_scored(model: nn.Module, dice: float, patients: int, **record: Any) -> None:
+    """Remember the network's test score, so that figures can say what it had learnt; it ends with the next change of a weight.
+
+    Args:
+        model: the network, as it is now.
+        dice: mean Dice of the test patients of the sites it was trained on.
+        patients: how many.
+        record: name, steps, seed, sites, floor: what a network that has learnt exceeds (0.75 where nothing is said).
+    """
+    scored = {"floor": FLOOR, **record, "dice": float(dice), "patients": int(patients)}
+    setattr(unwrap(model), _SCORED, (weights_hash(model), scored))
 
 
 def provenance(model: nn.Module | None = None, data: str | None = None, **parameters: Any) -> dict[str, Any]:
@@ -38,8 +53,8 @@ def provenance(model: nn.Module | None = None, data: str | None = None, **parame
         parameters: settings of the computation.
 
     Returns:
-        Keys model, weights (sha256), trained_with (regularizers, if the toolkit trained it with any), data,
-        parameters, versions, threads, device.
+        Keys model, weights (sha256), trained_with (regularizers, if the toolkit trained it with any), network (name,
+        steps, seed and test score, where they are known), data, parameters, versions, threads, device.
     """
     record: dict[str, Any] = {}
     if model is not None:
@@ -48,6 +63,9 @@ def provenance(model: nn.Module | None = None, data: str | None = None, **parame
         record["device"] = str(device_of(model))
         if getattr(unwrap(model), _TRAINED_WITH, []):
             record["trained_with"] = list(getattr(unwrap(model), _TRAINED_WITH))
+        scored_weights, scored = getattr(unwrap(model), _SCORED, ("", {}))
+        if scored_weights == record["weights"]:
+            record["network"] = dict(scored)
     if data is not None:
         record["data"] = data
     record["parameters"] = {name: _plain(value) for name, value in parameters.items()}

@@ -114,6 +114,7 @@ def extract(
     writer: FeatureWriter = MemoryWriter()
     if out is not None:
         request = provenance(model, None, layers=layers, aliases=dict(aliases or {}), batch_size=batch_size, **settings)
+        request.pop("network", None)  # a score that became known since is no other request
         writer = StoreWriter(out, request, resume)
     data = DataHash()
     try:

@@ -1,15 +1,71 @@
-"""The line of provenance below every figure, and the notes that a figure owes its reader."""
+"""What stands below a figure: how good its networks are, the notes it owes its reader, and its provenance."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from toolkit.registry import attributes
 
 _HASH = re.compile(r"\b[0-9a-f]{16,128}\b")
 _ABSOLUTE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\)")
+
+
+def credits(source: Any, note: str = "", names: Sequence[str] = ()) -> dict[str, str]:
+    """`caption`, `provenance` and `stamp` of a figure.
+
+    The caption says steps, seed, test score and number of patients of every network whose score is known; the stamp is
+    "untrained" where a score is below its floor. Of a network whose score is unknown nothing is claimed.
+
+    Args:
+        source: a result or a record of provenance, or several, one a network.
+        note: a sentence to add, for example which case is shown.
+        names: of the networks.
+    """
+    several = isinstance(source, (list, tuple))
+    records = [getattr(one, "provenance", one) for one in (source if several else [source])]
+    networks = [network for record in records for network in _networks(record)]
+    known = list(names) if len(names) == len(networks) else [str(one.get("name", "")) for one in networks]
+    lines = dict.fromkeys(_score(name, one) for name, one in zip(known, networks, strict=True))
+    low = dict.fromkeys(n for n, one in zip(known, networks, strict=True) if not one["dice"] > one["floor"])
+    all_low = len(low) == len(dict.fromkeys(known))
+    whole = "\n".join(
+        filter(None, _lines(records, names if several and names else [""] * len(records)) if records else ())
+    )
+    return {
+        "caption": _with_caveats([note, *lines], also=" ".join([whole, *names])),
+        "provenance": whole,
+        "stamp": ("untrained" if all_low else f"untrained: {', '.join(low)}") if low else "",
+    }
+
+
+def of_case(result: Any, index: int, note: str = "") -> str:
+    """A note that names the image of a result that is shown."""
+    return "; ".join(filter(None, (f"case {result.cases[index]}", note)))
+
+
+def _networks(record: Any) -> Iterator[Mapping[str, Any]]:
+    """The records of `mark_scored` in a provenance, in order."""
+    if isinstance(record, Mapping):
+        for key, value in record.items():
+            if key == "network" and isinstance(value, Mapping) and "dice" in value:
+                yield value
+            else:
+                yield from _networks(value)
+    elif isinstance(record, (list, tuple)):
+        for one in record:
+            yield from _networks(one)
+
+
+def _score(name: str, network: Mapping[str, Any]) -> str:
+    told = [f"{network['steps']} steps"] if "steps" in network else []
+    told += [f"seed {network['seed']}"] if "seed" in network else []
+    where = f" of {network['sites']}" if network.get("sites") else ""
+    told += [f"test Dice {network['dice']:.2f} (n = {network['patients']}{where})"]
+    if not network["dice"] > network["floor"]:
+        told += [f"below the floor of {network['floor']:.2f}"]
+    return f"{name}: {', '.join(told)}".removeprefix(": ")
 
 
 def caption(provenance: Mapping[str, Any], note: str = "") -> str:
@@ -22,10 +78,7 @@ def caption(provenance: Mapping[str, Any], note: str = "") -> str:
             network, by name; what they share is then said once.
         note: a sentence to add, for example which run the network comes from.
     """
-    rest = {key: value for key, value in provenance.items() if key != "networks"}
-    networks = provenance.get("networks", {})
-    lines = _lines(list(networks.values()), list(networks)) if networks else []
-    return _with_caveats([note, *lines, " · ".join(_parts(rest))])
+    return _with_caveats([note, *_lines([provenance], [""])])
 
 
 def captions(results: Sequence[Any], names: Sequence[str], note: str = "") -> str:
@@ -34,6 +87,10 @@ def captions(results: Sequence[Any], names: Sequence[str], note: str = "") -> st
 
 
 def _lines(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    if len(records) == 1 and records[0].get("networks"):
+        rest = {key: value for key, value in records[0].items() if key != "networks"}
+        own = records[0]["networks"]
+        return [*_lines(list(own.values()), list(own)), " · ".join(_parts(rest))]
     parts = [_parts(record) for record in records]
     common = [part for part in parts[0] if len(parts) > 1 and all(part in others for others in parts)]
     own = [" · ".join(part for part in one if part not in common) for one in parts]

@@ -9,7 +9,7 @@ CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", 
 GREY = 7  # index of the neutral colour
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "line-ns-open")
-TEXT, FAINT, GRID = "#1f2933", "#5f6b76", "#dfe4e8"
+TEXT, FAINT, GRID, STAMP = "#1f2933", "#5f6b76", "#dfe4e8", "#b3261e"
 
 _VIRIDIS = (
     (68, 1, 84),
@@ -44,12 +44,14 @@ _BLUE_TO_RED_OVERLAY = (
     (230, 80, 40, 0.68),
     (205, 20, 30, 0.90),
 )
+_HEAT_OVERLAY = ((250, 180, 120, 0.0), *_BLUE_TO_RED_OVERLAY[5:])
 _GREY = ((0, 0, 0), (255, 255, 255))
 
 SCALES: dict[str, tuple[tuple[float, ...], ...]] = {
     "sequential": _VIRIDIS,
     "diverging": _BLUE_WHITE_RED,
     "diverging_overlay": _BLUE_TO_RED_OVERLAY,
+    "positive_overlay": _HEAT_OVERLAY,
     "grey": _GREY,
 }
 
@@ -65,9 +67,22 @@ def class_category(label: int) -> int:
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """RGB of a label value; background (0) is not drawn in pictures."""
-    code = category(class_category(label)).lstrip("#")
-    return int(code[0:2], 16), int(code[2:4], 16), int(code[4:6], 16)
+    """RGB of a label value, 0 to 255; background (0) is not drawn in pictures."""
+    red, green, blue = bytes.fromhex(hex_colour(label)[1:])
+    return red, green, blue
+
+
+def hex_colour(label: int) -> str:
+    """The colour of a label value as "#rrggbb"."""
+    return category(class_category(label))
+
+
+def painted(labels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: every class in its colour, background black."""
+    picture = np.zeros((*labels.shape, 3), np.uint8)
+    for label in np.unique(labels[labels > 0]):
+        picture[labels == label] = class_colour(int(label))
+    return picture
 
 
 def rgba(values: np.ndarray, low: float, high: float, scale: str) -> np.ndarray:

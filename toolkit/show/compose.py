@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from toolkit.errors import ResultError
-from toolkit.show.captions import captions
+from toolkit.show.captions import credits
 from toolkit.show.panels import Figure, Panel
 
 
@@ -76,6 +76,5 @@ def stacked(results: Sequence[Any], names: Sequence[str], *, note: str = "", **o
             first = row[0]
             head = None if first is None else dataclasses.replace(first, title=f"{name}: {first.title}".rstrip(": "))
             rows.append([head, *row[1:]])
-    recorded = all(hasattr(result, "provenance") for result in results)
-    caption = captions(results, names, note) if recorded else "\n".join(filter(None, (note, figures[0].caption)))
-    return Figure(title=figures[0].title, subtitle=figures[0].subtitle, rows=rows, caption=caption)
+    told = credits([one for one in results if hasattr(one, "provenance")], note, names)
+    return Figure(title=figures[0].title, subtitle=figures[0].subtitle, rows=rows, **told)

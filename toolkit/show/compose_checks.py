@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from toolkit.explain.sanity import RandomisedWeights
 from toolkit.measure.classifier_variability import ClassifierVariability
 from toolkit.measure.gaussianity import Gaussianity
 from toolkit.measure.regularizer_health import RegularizerHealth
-from toolkit.show.captions import caption
-from toolkit.show.compose import compose
+from toolkit.show.captions import credits
+from toolkit.show.compose import compose, compose_together
 from toolkit.show.compose_explain import target_text
-from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series
+from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series, number_text
 
 
 @compose.register
@@ -56,7 +57,7 @@ def faithfulness(result: Faithfulness, *, note: str = "", most: int = 7) -> Figu
         subtitle="Voxels are removed from the image, or put into the baseline, from the map's highest value to its lowest."
         + (f" The first {most} of {len(every)} maps." if len(every) > most else ""),
         rows=[panels],
-        caption=caption(result.provenance, note),
+        **credits(result, note),
     )
 
 
@@ -90,7 +91,7 @@ def randomised_weights(result: RandomisedWeights, *, note: str = "") -> Figure:
         title=f"Randomised-weights check of {target_text(result.target)}",
         subtitle=subtitle,
         rows=[[panel]],
-        caption=caption(result.provenance, note),
+        **credits(result, note),
     )
 
 
@@ -143,33 +144,54 @@ def gaussianity(result: Gaussianity, *, note: str = "") -> Figure:
                 Lines(title="eigenvalues", note="all 1 for N(0, I)", series=spectrum, x_label="component"),
             ]
         ],
-        caption=caption(result.provenance, note),
+        **credits(result, note),
     )
 
 
 @compose.register
-def classifier_variability(result: ClassifierVariability, *, note: str = "") -> Figure:
-    """Angles between refitted heads per class, and how often two of them disagree.
+def classifier_variability(result: ClassifierVariability, *, note: str = "", name: str = "") -> Figure:
+    """Angles between refitted heads per class, how often two of them disagree, and how good they are.
 
     Args:
         result: a `ClassifierVariability`.
         note: sentence for the caption.
+        name: name of the network.
     """
-    shares = [
-        Series(name="disagreement", x=["source", "target"], y=[result.source_disagreement, result.target_disagreement])
-    ]
-    angles = [Series(name="angle", x=result.class_names, y=np.asarray(result.angles))]
-    return Figure(
-        title=f"Variability of a classifier refitted on {result.layer}",
-        subtitle="Linear heads fitted on bootstraps of class-balanced features: how far apart they are, and how often two disagree.",
-        rows=[
-            [
-                Bars(title="angle between heads", note="degrees, mean over pairs", series=angles, legend=False),
-                Bars(title="disagreement", note="share of rows", series=shares, legend=False),
-            ]
-        ],
-        caption=caption(result.provenance, note),
+    return classifier_variabilities([result], [name], note=note)
+
+
+def classifier_variabilities(results: Sequence[Any], names: Sequence[str], *, note: str = "") -> Figure:
+    """Refitted heads of several networks side by side (SegReg, Fig. 1, as a measurement).
+
+    Args:
+        results: one `ClassifierVariability` a network.
+        names: names of the networks.
+        note: sentence for the caption.
+    """
+    pairs, where = list(zip(results, names, strict=True)), ["source", "target"]
+    angles = [Series(name=name, x=results[0].class_names, y=np.asarray(one.angles)) for one, name in pairs]
+    disagreement, accuracy = (
+        [Series(name=name, x=where, y=[getattr(one, f"{side}_{field}") for side in where]) for one, name in pairs]
+        for field in ("disagreement", "accuracy")
     )
+    mean = ", ".join(f"{name} {number_text(float(one.angles.mean()))}".strip() for one, name in pairs)
+    panels: list[Panel | None] = [
+        Bars(title="angle between heads", note=f"degrees; mean {mean}", series=angles, legend=False, width=300),
+        Bars(title="disagreement", note="share of rows", series=disagreement, legend=False, width=200),
+        Bars(title="balanced accuracy", note="mean over heads", series=accuracy, y_range=(0.0, 1.0), width=200),
+    ]
+    return Figure(
+        title=f"Variability of a classifier refitted on {results[0].layer}",
+        subtitle="Linear heads fitted on bootstraps of class-balanced features of the source site: how far apart they are, "
+        "and how often two of them disagree, at home and on another site.",
+        rows=[panels],
+        **credits(results, note, names),
+    )
+
+
+@compose_together.register
+def _(first: ClassifierVariability, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
+    return classifier_variabilities(results, names, **options)
 
 
 @compose.register
@@ -189,5 +211,5 @@ def regularizer_health(result: RegularizerHealth, *, note: str = "") -> Figure:
         subtitle="Norm of the regularizer's gradient divided by the objective's at the tapped layers: dead below 1e-8, "
         "dominant above 1.",
         rows=[[Lines(title="gradient ratio", series=series, x_label="step", log_y=True, width=420)]],
-        caption=caption(result.provenance, note),
+        **credits(result, note),
     )

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
+from toolkit.errors import ResultError
 from toolkit.measure.collapse import Collapse
 from toolkit.measure.layer_similarity import LayerSimilarity
 from toolkit.measure.statistics import Comparison
 from toolkit.measure.transfer import Transfer
-from toolkit.show.captions import caption
-from toolkit.show.compose import compose
+from toolkit.show.captions import credits
+from toolkit.show.compose import compose, compose_together
 from toolkit.show.panels import Bars, Figure, Heatmap, Intervals, Lines, Panel, Series, number_text, range_note
+
+_FORGETTING = "A column that falls from one row to the next is forgetting; all colours run from 0 to 1."
+_RANKS = ("effective_rank", "participation_ratio")
 
 
 @compose.register
@@ -22,15 +30,15 @@ def layer_similarity(result: LayerSimilarity, *, note: str = "") -> Figure:
         note: sentence for the caption.
     """
     values = np.asarray(result.matrix, dtype=float)
-    negative = bool(np.nanmin(values) < -0.02)
+    signed = result.method == "rsa"  # a correlation; the others lie between 0 and 1 but for the error of an estimate
     panel = Heatmap(
         title=f"{result.method}, {result.rows} rows",
         note=range_note(values),
         values=values,
-        limits=(-1.0, 1.0) if negative else (0.0, 1.0),
-        scale="diverging" if negative else "sequential",
+        limits=(-1.0, 1.0) if signed else (0.0, 1.0),
+        scale="diverging" if signed else "sequential",
         row_names=result.layers_a,
-        column_names=[_broken(name) for name in result.layers_b],
+        column_names=[broken(name) for name in result.layers_b],
         annotate=values.size <= 150,
         x_label="layers of the second network",
         y_label="layers of the first",
@@ -41,60 +49,88 @@ def layer_similarity(result: LayerSimilarity, *, note: str = "") -> Figure:
         title="Similarity of layers",
         subtitle="1 = the same up to what the method ignores.",
         rows=[[panel]],
-        caption=caption(result.provenance, note),
+        **credits(result, note),
     )
 
 
-def _broken(name: str) -> str:
-    """A layer's name on at most two lines."""
-    return name if len(name) < 10 else name.replace(".", ".\n", 1)
+def broken(name: str) -> str:
+    """A layer's or a test set's name on at most two lines."""
+    return name if len(name) < 10 else re.sub(r"([. ])", r"\1\n", name, count=1)
 
 
 @compose.register
-def collapse(result: Collapse, *, note: str = "") -> Figure:
+def collapse(result: Collapse, *, note: str = "", name: str = "") -> Figure:
     """Distribution of pairwise distances, and the diagnostics that lie between -1 and 1.
 
     Args:
         result: a `Collapse`.
         note: sentence for the caption.
+        name: name of the network.
     """
-    counts, edges = np.asarray(result.histogram, dtype=float), np.asarray(result.edges, dtype=float)
-    share = counts / counts.sum() if counts.sum() else counts
-    distances = Lines(
-        title="distances between rows",
-        note=f"{number_text(float(edges[0]))} to {number_text(float(edges[-1]))}",
-        series=[Series(name="pairs", x=(edges[1:] + edges[:-1]) / 2, y=share)],
-        x_label="Euclidean distance",
-        y_label="share of pairs",
-        legend=False,
-        width=280,
-        height=230,
+    return collapses([result], [name], note=note)
+
+
+def collapses(results: Sequence[Any], names: Sequence[str], *, note: str = "") -> Figure:
+    """Collapse diagnostics of several networks: distances between rows, and every diagnostic within -1 and 1.
+
+    Raises:
+        ResultError: results of different layers, or none.
+    """
+    if not results or len({result.layer for result in results}) != 1 or len(results) != len(names):
+        raise ResultError("These are not the diagnostics of one layer in several named networks.")
+    histograms, numbers = [], []
+    for result, name in zip(results, names, strict=True):
+        counts, edges = np.asarray(result.histogram, dtype=float), np.asarray(result.edges, dtype=float)
+        histograms.append(Series(name=name, x=(edges[1:] + edges[:-1]) / 2, y=counts / max(1.0, counts.sum())))
+        shares = {
+            **{key: value for key, value in result.values.items() if key not in _RANKS},
+            **{f"{key} / channels": result.values[key] / result.channels for key in _RANKS if key in result.values},
+        }
+        numbers.append({key: value for key, value in shares.items() if np.isfinite(value) and -1 <= value <= 1.000001})
+    kept = [key for key in numbers[0] if all(key in one for one in numbers)]
+    low = min(0.0, *(one[key] for one in numbers for key in kept))
+    series = [
+        Series(name=name, x=[one[key] for key in kept], y=[key.replace("_", " ") for key in kept])
+        for name, one in zip(names, numbers, strict=True)
+    ]
+    uniform = ", ".join(
+        f"{n} {number_text(float(r.values['uniformity']))}" for n, r in zip(names, results, strict=True)
     )
-    scaled = {
-        f"{name} / channels" if name in ("effective_rank", "participation_ratio") else name: (
-            value / result.channels if name in ("effective_rank", "participation_ratio") else value
-        )
-        for name, value in result.values.items()
-        if name != "uniformity"
-    }
-    kept = {name: value for name, value in scaled.items() if np.isfinite(value) and -1 <= value <= 1.000001}
-    numbers = Intervals(
-        title="diagnostics",
-        note=f"uniformity {number_text(float(result.values.get('uniformity', np.nan)))}",
-        series=[Series(name="value", x=list(kept.values()), y=[name.replace("_", " ") for name in kept])],
-        x_label="value",
-        x_range=(min(0.0, *kept.values(), 0.0) - 0.03, 1.05),
-        legend=False,
-        width=260,
-        height=230,
-    )
+    first = results[0]
     return Figure(
-        title=f"Collapse diagnostics of {result.layer}",
-        subtitle=f"{result.rows} rows, {result.channels} channels. A collapsed space has small distances, cosines near 1 and a "
-        "rank near 1.",
-        rows=[[distances, numbers]],
-        caption=caption(result.provenance, note),
+        title=f"Collapse diagnostics of {first.layer}",
+        subtitle=f"{first.rows} rows of {first.channels} channels each. A collapsed space has small distances, cosines near 1 and a "
+        "rank near 1. Distances are in each network's own units.",
+        rows=[
+            [
+                Lines(
+                    title="distances between rows",
+                    note="histograms of all pairs",
+                    series=histograms,
+                    legend=False,
+                    x_label="Euclidean distance",
+                    y_label="share of pairs",
+                    width=280,
+                    height=260,
+                ),
+                Intervals(
+                    title="diagnostics",
+                    note=f"uniformity: {uniform}",
+                    series=series,
+                    x_label="value",
+                    x_range=(low - 0.03, 1.05),
+                    width=280,
+                    height=260,
+                ),
+            ]
+        ],
+        **credits(results, note, names),
     )
+
+
+@compose_together.register
+def _(first: Collapse, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
+    return collapses(results, names, **options)
 
 
 @compose.register
@@ -105,18 +141,7 @@ def transfer(result: Transfer, *, note: str = "") -> Figure:
         result: a `Transfer`.
         note: sentence for the caption.
     """
-    scores = np.asarray(result.scores, dtype=float)
-    matrix = Heatmap(
-        title="score on each task after each stage",
-        note=range_note(scores),
-        values=scores,
-        row_names=[f"after {name}" for name in result.tasks],
-        column_names=list(result.tasks),
-        annotate=True,
-        width=max(150, 56 * len(scores)),
-        height=max(110, 46 * len(scores)),
-        x_label="tested on",
-    )
+    matrix = _score_matrix("score on each task after each stage", result.scores, result.tasks, result.tasks)
     means = result.numbers[(result.numbers["task"] == "mean") & result.numbers["value"].notna()]
     panels: list[Panel | None] = [matrix]
     if len(means):
@@ -134,11 +159,38 @@ def transfer(result: Transfer, *, note: str = "") -> Figure:
                 height=30 + 20 * len(means),
             )
         )
+    return Figure(title="Transfer over the sequence", subtitle=_FORGETTING, rows=[panels], **credits(result, note))
+
+
+def transfer_matrices(
+    matrices: Mapping[str, np.ndarray],
+    sites: Sequence[str],
+    *,
+    stages: Sequence[str] = (),
+    note: str = "",
+    provenance: Mapping[str, Any] | None = None,
+) -> Figure:
+    """Score on every site after every stage, one matrix a network: rows are stages, columns the tested sites."""
     return Figure(
-        title="Transfer over the sequence",
-        subtitle="A column that falls from one row to the next is forgetting; all colours run from 0 to 1.",
-        rows=[panels],
-        caption=caption(result.provenance, note),
+        title="Mean Dice on every site after every stage",
+        subtitle=_FORGETTING,
+        rows=[[_score_matrix(name, values, stages, sites) for name, values in matrices.items()]],
+        **credits(provenance or {}, note),
+    )
+
+
+def _score_matrix(title: str, scores: Any, stages: Sequence[str], sites: Sequence[str]) -> Heatmap:
+    values = np.asarray(scores, dtype=float)
+    return Heatmap(
+        title=title,
+        note=range_note(values),
+        values=values,
+        row_names=[f"after {stage}" for stage in stages] or None,
+        column_names=list(sites),
+        annotate=True,
+        x_label="tested on",
+        width=max(150, 54 * values.shape[1]),
+        height=max(60, 45 * len(values)),
     )
 
 
@@ -193,5 +245,5 @@ def comparison(result: Comparison, *, note: str = "") -> Figure:
         title=f"Methods compared with {result.baseline}",
         subtitle="An interval that holds zero is no evidence of a difference.",
         rows=[[means, differences if len(others) else None]],
-        caption=caption(result.provenance, note),
+        **credits(result, note),
     )

@@ -53,11 +53,6 @@ def task(task: Task, *, columns: int = 6, side: int = 130, split: str | None = N
         cases = task.cases(split, site=site) if split else task.cases(site=site)
         row: list[Panel | None] = [_panel(one, None, side, contours=True) for one in _spread(cases, columns)]
         rows += [row] if row else []
-    for row in rows[:1]:
-        last = row[-1]
-        assert isinstance(last, Image)
-        last.class_names = {index: name for index, name in task.classes.items() if index}
-        last.legend = True
     sites = f"{len(task.sites)} sites, one a row: {', '.join(map(str, task.sites))}" if len(task.sites) > 1 else ""
     return Figure(
         title=f"{task.name}: {len(task.cases())} cases",
@@ -79,14 +74,14 @@ def _panel(case: Case, position: int | None, side: int, *, contours: bool) -> Im
     focus = None if label is None else label > 0
     view = choose_view(size, size, focus=focus, position=position, spacing=case.spacing)
     picture = view.picture(image)
-    slice_ = f"; slice {view.position}" if view.position is not None else ""
-    return Image(
+    return view.panel(
+        picture,
+        side,
         title=str(case.id) if not contours else "",
-        note=f"{range_note(picture)}{slice_}" if not contours else f"{case.id}{slice_}",
-        pixels=picture,
+        note=f"{case.id if contours else range_note(picture)}{view.note}",
         labels=view.plane(label) if contours and label is not None else None,
-        aspect=view.aspect,
-    ).fit(side)
+        class_names=case.classes,
+    )
 
 
 def _about(case: Case) -> str:

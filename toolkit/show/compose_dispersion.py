@@ -1,4 +1,4 @@
-"""Figures of the dispersive loss: distances against its reach, collapse of several networks, contours of predictions."""
+"""Figures of the dispersive loss: distances against its reach, contours of predictions."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.errors import ResultError
-from toolkit.measure.collapse import Collapse
 from toolkit.methods.med_disseg.preset_check import preset_distances
 from toolkit.methods.med_disseg.regularizer import ACTIVE_BAND
-from toolkit.show.captions import caption, captions
-from toolkit.show.compose import compose_together
-from toolkit.show.panels import Figure, Image, Intervals, Lines, Panel, Series, number_text
+from toolkit.show.captions import credits
+from toolkit.show.panels import Figure, Image, Lines, Panel, Series, number_text
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_RANKS = ("effective_rank", "participation_ratio")
 
 
 def active_band(
@@ -65,65 +61,7 @@ def active_band(
         subtitle=f"A pair farther apart than {ACTIVE_BAND} tau adds less than 1e-8 to the mean inside the logarithm (dotted line). Every "
         "panel has its own axis.",
         rows=[panels],
-        caption=caption(provenance or {}, note),
-    )
-
-
-def collapses(results: Sequence[Any], names: Sequence[str], *, note: str = "") -> Figure:
-    """Collapse diagnostics of several networks: distances between rows, and every diagnostic within -1 and 1.
-
-    Raises:
-        ResultError: results of different layers, or none.
-    """
-    if not results or len({result.layer for result in results}) != 1 or len(results) != len(names):
-        raise ResultError("These are not the diagnostics of one layer in several named networks.")
-    histograms, numbers = [], []
-    for result, name in zip(results, names, strict=True):
-        counts, edges = np.asarray(result.histogram, dtype=float), np.asarray(result.edges, dtype=float)
-        histograms.append(Series(name=name, x=(edges[1:] + edges[:-1]) / 2, y=counts / max(1.0, counts.sum())))
-        shares = {
-            f"{key} / channels" if key in _RANKS else key: value / result.channels if key in _RANKS else value
-            for key, value in result.values.items()
-        }
-        numbers.append({key: value for key, value in shares.items() if np.isfinite(value) and -1 <= value <= 1.000001})
-    kept = [key for key in numbers[0] if all(key in one for one in numbers)]
-    low = min(0.0, *(one[key] for one in numbers for key in kept))
-    series = [
-        Series(name=name, x=[one[key] for key in kept], y=[key.replace("_", " ") for key in kept])
-        for name, one in zip(names, numbers, strict=True)
-    ]
-    uniform = ", ".join(
-        f"{n} {number_text(float(r.values['uniformity']))}" for n, r in zip(names, results, strict=True)
-    )
-    first = results[0]
-    return Figure(
-        title=f"Collapse diagnostics of {first.layer}",
-        subtitle=f"{first.rows} rows of {first.channels} channels each. A collapsed space has small distances, cosines near 1 and a "
-        "rank near 1. Distances are in each network's own units.",
-        rows=[
-            [
-                Lines(
-                    title="distances between rows",
-                    note="histograms of all pairs",
-                    series=histograms,
-                    legend=False,
-                    x_label="Euclidean distance",
-                    y_label="share of pairs",
-                    width=280,
-                    height=260,
-                ),
-                Intervals(
-                    title="diagnostics",
-                    note=f"uniformity: {uniform}",
-                    series=series,
-                    x_label="value",
-                    x_range=(low - 0.03, 1.05),
-                    width=280,
-                    height=260,
-                ),
-            ]
-        ],
-        caption=captions(results, names, note),
+        **credits(provenance or {}, note),
     )
 
 
@@ -168,10 +106,5 @@ def qualitative(
         subtitle="Contours of the most likely class; Dice of this image over all foreground. The cases are "
         f"{', '.join(str(case.id) for case in cases)}.",
         rows=rows,
-        caption=caption(provenance or {}, note),
+        **credits(provenance or {}, note),
     )
-
-
-@compose_together.register
-def _(first: Collapse, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
-    return collapses(results, names, **options)

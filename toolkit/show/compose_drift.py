@@ -10,9 +10,9 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.measure.drift import Drift
-from toolkit.show.captions import captions
+from toolkit.show.captions import credits
 from toolkit.show.compose import compose, compose_together
-from toolkit.show.panels import Figure, Intervals, Panel, Series
+from toolkit.show.panels import Figure, Intervals, Series, in_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,11 +62,9 @@ def drifts(
     found = [m for m in measures or MEASURE_NAMES if (first["measure"] == m).any()]
     if not found:
         raise ResultError("The results hold none of these measures.", where=str(measures))
-    panels: list[Panel | None] = [_panel(measure, tables) for measure in found]
-    tallest = max(panel.height for panel in panels if panel is not None)
-    for index, panel in enumerate(panels):
-        assert isinstance(panel, Intervals)
-        panel.legend = index + 1 == min(columns, len(panels))
+    panels = [_panel(measure, tables) for measure in found]
+    tallest = max(panel.height for panel in panels)
+    for panel in panels:
         panel.height = tallest
     return Figure(
         title=f"Drift of {results[0].layer}",
@@ -75,8 +73,8 @@ def drifts(
         + (_NULLS if any(table["null_high"].notna().any() for table in tables.values()) else "")
         + (_REPEATS if any("repeat" in table for table in tables.values()) else "")
         + "Raw measures see rotations, rotation-free ones do not.",
-        rows=[panels[start : start + columns] for start in range(0, len(panels), columns)],
-        caption=captions(results, names, note),
+        rows=in_rows(panels, columns),
+        **credits(results, note, names),
     )
 
 

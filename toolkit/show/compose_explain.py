@@ -1,4 +1,4 @@
-"""Figures of explanations: Grad-CAM of many layers and masked latents."""
+"""Figures of explanations: Grad-CAM of many layers, attributions, masked latents."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ResultError, choose
+from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.inference.volumes import one_map
-from toolkit.show.captions import caption, captions
+from toolkit.show.captions import credits, of_case
 from toolkit.show.compose import compose, compose_together
-from toolkit.show.panels import Figure, Image, Panel, range_note, symmetric_limits
-from toolkit.show.slices import View, choose_view
+from toolkit.show.panels import Figure, Image, Panel, in_rows, range_note, symmetric_limits
+from toolkit.show.slices import View, result_view
 
 SCALES = ("layer", "shared")
+_METHODS = {
+    "grad_cam": "Grad-CAM",
+    "grad_cam++": "Grad-CAM++",
+    "hires_cam": "HiResCAM",
+    "layer_cam": "LayerCAM",
+    "saliency": "Gradient of the score",
+    "input_x_gradient": "Input times gradient",
+}
 
 
 @compose.register
@@ -32,8 +41,9 @@ def grad_cam(
     side: int = 150,
     columns: int = 5,
     name: str = "",
+    crop: bool = True,
 ) -> Figure:
-    """The image with its contours, then the raw signed map of every layer over the image.
+    """The image with its contours, then the raw signed map of every layer over the image, with the target's contour.
 
     Args:
         result: a `GradCamResult`.
@@ -44,18 +54,18 @@ def grad_cam(
         side: longer edge of a picture in pixels.
         columns: panels in a row.
         name: name of the network in the title.
+        crop: show the organs and a margin only; False = the whole image, as for maps that light up at its border.
 
     Raises:
         ConfigError: unknown scale.
         ResultError: no such image or slice.
     """
-    panels = _cam_panels(result, index, scale, position, side)
-    _name_classes(panels[min(columns, len(panels)) - 1], result.classes)
+    panels = _cam_panels(result, index, scale, position, side, crop)
     return Figure(
-        title=f"{_METHODS.get(result.method, result.method)} of {target_text(result.target)}{f', {name}' if name else ''}",
+        title=f"{_method(result)} of {target_text(result.target)}{f', {name}' if name else ''}",
         subtitle=_how_to_read(scale, result.target),
-        rows=[panels[start : start + columns] for start in range(0, len(panels), columns)],
-        caption=caption(result.provenance, _join(f"case {result.cases[index]}", note)),
+        rows=in_rows(panels, columns),
+        **credits(result, of_case(result, index, note)),
     )
 
 
@@ -68,8 +78,9 @@ def grad_cams(
     position: int | None = None,
     note: str = "",
     side: int = 104,
+    crop: bool = True,
 ) -> Figure:
-    """Several networks on one image: one row a network, one column a layer.
+    """Several networks on one image: one row a network, one column a layer; for the options see `grad_cam`.
 
     Raises:
         ConfigError: unknown scale.
@@ -79,18 +90,15 @@ def grad_cams(
         raise ResultError(
             "The results are of different images or layers.", fix="Explain the same case at the same layers."
         )
-    rows = []
+    rows: list[list[Panel | None]] = []
     for result, name in zip(results, names, strict=True):
-        panels = _cam_panels(result, index, scale, position, side)
-        panels[0] = dataclasses.replace(panels[0], title=name)  # type: ignore[type-var]
-        rows.append(panels)
-    _name_classes(rows[0][-1], results[0].classes)
-    first = results[0]
+        first, *others = _cam_panels(result, index, scale, position, side, crop)
+        rows.append([dataclasses.replace(first, title=name), *others])
     return Figure(
-        title=f"{_METHODS.get(first.method, first.method)} of {target_text(first.target)}, every layer",
-        subtitle=_how_to_read(scale, first.target),
-        rows=[list(row) for row in rows],
-        caption=captions(results, names, _join(f"case {first.cases[index]}", note)),
+        title=f"{_method(results[0])} of {target_text(results[0].target)}, every layer",
+        subtitle=_how_to_read(scale, results[0].target),
+        rows=rows,
+        **credits(results, of_case(results[0], index, note), names),
     )
 
 
@@ -103,66 +111,77 @@ def target_text(target: str) -> str:
     return f"{found[1].strip(chr(39))} over the whole image" if found else target
 
 
-_METHODS = {"grad_cam": "Grad-CAM", "grad_cam++": "Grad-CAM++", "hires_cam": "HiResCAM", "layer_cam": "LayerCAM"}
-
-
-def _name_classes(panel: Panel | None, classes: Any) -> None:
-    """Put the colours of the contours to the right of a picture."""
-    assert isinstance(panel, Image)
-    panel.class_names, panel.legend = dict(classes or {}), bool(classes)
+def _method(result: Any) -> str:
+    return _METHODS.get(result.method, result.method.replace("_", " ").capitalize())
 
 
 def _how_to_read(scale: str, target: str = "") -> str:
     choose("scale", scale, SCALES)
-    ranges = (
-        "each map has its own symmetric colour range, its values are stated above it"
-        if scale == "layer"
-        else "all maps share one symmetric colour range"
-    )
-    if target.startswith("NormalisedClassSum"):
+    if _unsigned(target):
         return (
             "Not signed: each class's map is rectified and scaled to [0, 1] at the image's size, then the maps are added "
             "and divided by the maximum of the sum, so small organs weigh as much as large ones."
         )
+    own = "each map has its own symmetric colour range, its values are stated above it"
+    ranges = own if scale == "layer" else "all maps share one symmetric colour range"
     return f"Raw signed maps at the layer's own resolution: red raises the target's score, blue lowers it; {ranges}."
 
 
-def _join(*parts: str) -> str:
-    return "; ".join(part for part in parts if part)
+def _unsigned(target: str) -> bool:
+    return target.startswith("NormalisedClassSum")
 
 
-def _cam_panels(result: Any, index: int, scale: str, position: int | None, side: int) -> list[Panel | None]:
+def _cam_panels(result: Any, index: int, scale: str, position: int | None, side: int, crop: bool) -> list[Image]:
     _how_to_read(scale)
-    if not -len(result.cases) <= index < len(result.cases):
-        raise ResultError(f"There is no image {index}; the result holds {len(result.cases)}.", where="index")
-    view = choose_view(
-        tuple(result.image.shape[2:]),
-        result.padded_size,
-        focus=result.region[index, 0],
-        position=position,
-        spacing=result.spacing[index],
-    )
+    view = result_view(result, index, result.region, position)
+    known = result.label is not None
+    labels = result.label[index, 0] if known else one_map(result.prediction[index], len(view.size))
+    view = view.around(np.asarray(labels) > 0) if crop else view
+    contours = np.clip(view.plane(labels), 0, None)
     picture = view.picture(result.image[index])
-    panels: list[Panel | None] = [_contour_panel(result, index, view, picture, side)]
+    which = "reference" if known else "prediction"
+    panels = [
+        view.panel(
+            picture,
+            side,
+            title="image",
+            note=f"{which}{view.note}; {range_note(picture)}",
+            labels=contours,
+            class_names=result.classes or {},
+        )
+    ]
     telling = [np.asarray(m[index]).ravel() for layer, m in result.maps.items() if result.telling(layer, index)]
     shared = symmetric_limits(np.concatenate(telling or [np.zeros(1)]))
+    organ = _organ(result, contours)
     for layer, maps in result.maps.items():
         raw = np.asarray(maps[index, 0], dtype=float)
-        shown = view.coarse(raw, lambda layer=layer: result.resized(layer)[index, 0])
         status = result.status[layer][index]
+        limits = shared if scale == "shared" else symmetric_limits(raw)
+        cancelled = status == "cancelled"
         panels.append(
-            Image(
+            view.panel(
+                picture,
+                side,
                 title=layer,
                 note=range_note(raw)
                 if status == "ok"
                 else f"{status}: {_why(result, layer, index) or range_note(raw)}",
-                pixels=picture,
-                overlay=None if status == "cancelled" else shown,
-                overlay_limits=shared if scale == "shared" else symmetric_limits(raw),
-                aspect=view.aspect,
-            ).fit(side)
+                overlay=None if cancelled else view.coarse(raw, lambda layer=layer: result.resized(layer)[index, 0]),
+                overlay_limits=(0.0, limits[1]) if _unsigned(result.target) else limits,
+                overlay_scale="positive_overlay" if _unsigned(result.target) else "diverging_overlay",
+                labels=organ,
+                bar=not cancelled,
+            )
         )
     return panels
+
+
+def _organ(result: Any, labels: np.ndarray) -> np.ndarray:
+    """The contours of the class that is asked for; of all classes if the target names none."""
+    asked = re.search(r"index='?(.+?)'?[,)]", result.target)
+    named = {str(name): label for label, name in (result.classes or {}).items()}
+    label = named.get(asked[1], int(asked[1]) if asked[1].isdigit() else None) if asked else None
+    return labels if label is None or not (labels == label).any() else np.where(labels == label, label, 0)
 
 
 def _why(result: Any, layer: str, index: int) -> str:
@@ -172,24 +191,58 @@ def _why(result: Any, layer: str, index: int) -> str:
     return f"the mean keeps {result.net_gradient[layer][index]:.2g} of the gradient"
 
 
-def _contour_panel(result: Any, index: int, view: View, picture: np.ndarray, side: int) -> Image:
-    known = result.label is not None
-    labels = view.plane(result.label[index, 0] if known else one_map(result.prediction[index], len(view.size)))
-    which = "reference" if known else "prediction"
-    slice_ = f", slice {view.position}" if view.position is not None else ""
-    return Image(
-        title="image",
-        note=f"{which}{slice_}; {range_note(picture)}",
-        pixels=picture,
-        labels=np.clip(labels, 0, None),
-        class_names=result.classes or {},
-        aspect=view.aspect,
-    ).fit(side)
+@compose.register
+def attribution(
+    result: AttributionResult, *, index: int = 0, position: int | None = None, note: str = "", side: int = 260
+) -> Figure:
+    """The image with the target's region, then the signed attribution summed over channels.
+
+    Args:
+        result: an `AttributionResult`.
+        index: which image of the batch.
+        position: slice of a volume; None = where the target's region is largest.
+        note: sentence for the caption.
+        side: longer edge of a picture in pixels.
+
+    Raises:
+        ResultError: no such image or slice.
+    """
+    fits = result.region.shape[2:] == result.image.shape[2:]  # the output, and so the region, has the image's size
+    view = result_view(result, index, result.region if fits else None, position)
+    picture = view.picture(result.image[index])
+    region = view.plane(np.asarray(result.region[index, 0], dtype=int)) if fits else None
+    note_ = f"the region that is scored{view.note}; {range_note(picture)}"
+    panels: list[Panel | None] = [view.panel(picture, side, title="image", note=note_, labels=region)]
+    for name, maps in result.maps.items():
+        raw = np.asarray(maps[index, 0], dtype=float)
+        panels.append(
+            view.panel(
+                picture,
+                side,
+                title=name,
+                note=range_note(raw),
+                overlay=view.coarse(raw, lambda name=name: result.resized(name)[index, 0]),
+                overlay_limits=symmetric_limits(raw),
+                bar=True,
+            )
+        )
+    return Figure(
+        title=f"{_method(result)} of {target_text(result.target)}",
+        subtitle="Raw signed values, summed over channels, on a symmetric colour range: red adds to the score.",
+        rows=[panels],
+        **credits(result, of_case(result, index, note)),
+    )
 
 
 @compose.register
 def masked_latent(
-    result: MaskedLatent, *, index: int = 0, position: int | None = None, note: str = "", side: int = 190
+    result: MaskedLatent,
+    *,
+    index: int = 0,
+    position: int | None = None,
+    note: str = "",
+    side: int = 190,
+    crop: bool = True,
 ) -> Figure:
     """Input and mask, then what the network makes of the clean (above) and of the masked code (below).
 
@@ -199,85 +252,71 @@ def masked_latent(
         position: slice of a volume; None = where the foreground is largest.
         note: sentence for the caption.
         side: longer edge of a picture in pixels.
+        crop: show the organs and a margin only; False = the whole image.
 
     Raises:
         ResultError: no such image or slice.
     """
-    if not -len(result.cases) <= index < len(result.cases):
-        raise ResultError(f"There is no image {index}; the result holds {len(result.cases)}.", where="index")
-    size = tuple(result.input.shape[2:])
-    reference = result.segmentation[0][index] if result.label is None else result.label[index, 0]
-    view = choose_view(size, size, focus=np.asarray(reference) > 0, position=position)
+    organs = result.segmentation[0][:, None] if result.label is None else result.label
+    view = result_view(result, index, organs > 0, position)
+    view = view.around(one_map(organs[index, 0] > 0, len(view.size))) if crop else view
     picture = view.picture(result.input[index])
     most = max(float(entropy[index].max()) for entropy in result.entropy)
+    known = None if result.label is None else np.clip(view.plane(result.label[index, 0]), 0, None)
+    note_ = f"{'reference; ' if known is not None else ''}{range_note(picture)}"
+    head = view.panel(picture, side, title="image", note=note_, labels=known)
     rows: list[list[Panel | None]] = []
     for line, name in enumerate(("clean", "masked")):
-        labels = view.plane(result.segmentation[line][index])
         entropy = view.plane(result.entropy[line][index])
         row: list[Panel | None] = [
-            _reference_panel(result, index, view, picture, side)
-            if line == 0
-            else _mask_panel(result, index, view, side),
-            Image(
+            _mask_panel(result, index, view, side) if line else head,
+            view.panel(
+                picture,
+                side,
                 title=f"{name} code: segmentation",
                 note=_changed(result, index) if line else "contours of the prediction",
-                pixels=picture,
-                labels=labels,
-            ).fit(side),
-            Image(
+                labels=view.plane(result.segmentation[line][index]),
+                class_names=result.classes or {},
+            ),
+            view.panel(
+                picture,
+                side,
                 title=f"{name} code: entropy",
                 note=f"{range_note(entropy)} bits, mean {entropy.mean():.2g}",
-                pixels=picture,
                 overlay=entropy,
                 overlay_limits=(0.0, most or 1.0),
                 overlay_scale="sequential",
                 bar=True,
-            ).fit(side),
+            ),
         ]
         if result.image is not None:
             decoded = view.picture(result.image[line][index])
-            row.insert(2, Image(title=f"{name} code: image", note=range_note(decoded), pixels=decoded).fit(side))
+            row.insert(2, view.panel(decoded, side, title=f"{name} code: image", note=range_note(decoded)))
         rows.append(row)
-    _name_classes(rows[0][-1], result.classes)
     softness = "soft" if result.soft and result.scheme != "dropout" else "hard"
     return Figure(
         title=f"Masked latent: {result.fraction:.0%} of {result.layer}, {result.scheme}, {softness}",
         subtitle=f"Skip connections: {result.skips}; batch statistics: {result.bn_mode}; masks attack the {result.against}. "
         "Both entropy maps share one colour range.",
         rows=rows,
-        caption=caption(result.provenance, _join(f"case {result.cases[index]}", note)),
+        **credits(result, of_case(result, index, note)),
     )
-
-
-def _reference_panel(result: Any, index: int, view: View, picture: np.ndarray, side: int) -> Image:
-    known = result.label is not None
-    labels = np.clip(view.plane(result.label[index, 0]), 0, None) if known else None
-    return Image(
-        title="image", note=f"{'reference; ' if known else ''}{range_note(picture)}", pixels=picture, labels=labels
-    ).fit(side)
 
 
 def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:
     mask = np.asarray(result.mask[min(index, len(result.mask) - 1)], dtype=float)
     kept = f"{(mask >= 1).mean():.0%} kept"
     if mask.size == len(mask):  # one multiplier a channel: laid out row by row
-        values = mask.ravel()
+        values, what, rest = mask.ravel(), "channels", ", row by row"
         lines = max(divisor for divisor in range(1, int(len(values) ** 0.5) + 1) if len(values) % divisor == 0)
-        return Image(
-            title="mask of the channels",
-            note=f"{kept}; {range_note(values)}, row by row",
-            pixels=values.reshape(lines, -1),
-            limits=(0.0, max(1.0, float(values.max()))),
-        ).fit(side)
-    plane = mask[0]
-    if plane.ndim == 3 and view.position is not None:
-        plane = plane[min(len(plane) - 1, int((view.position + 0.5) * len(plane) / view.padded[0]))]
-    return Image(
-        title="mask of the positions",
-        note=f"{kept}; {range_note(plane)}",
-        pixels=plane,
-        limits=(0.0, max(1.0, plane.max())),
-    ).fit(side)
+        plane = values.reshape(lines, -1)
+    else:
+        plane, what, rest = mask[0], "positions", ""
+        if plane.ndim == 3 and view.position is not None:
+            plane = plane[min(len(plane) - 1, int((view.position + 0.5) * len(plane) / view.padded[0]))]
+    limits = (0.0, max(1.0, float(plane.max())))
+    note = f"black = masked, {kept}; {range_note(plane)}{rest}"
+    return Image(title=f"mask of the {what}", note=note, pixels=plane, limits=limits).fit(side)
 
 
 def _changed(result: Any, index: int) -> str:

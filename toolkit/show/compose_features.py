@@ -8,9 +8,9 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.features.store import Features
-from toolkit.show.captions import caption
+from toolkit.show.captions import credits
 from toolkit.show.compose import compose
-from toolkit.show.panels import Figure, Heatmap, Panel, symmetric_limits
+from toolkit.show.panels import Figure, Heatmap, in_rows, symmetric_limits
 
 
 @compose.register
@@ -23,13 +23,13 @@ def features(result: Features, *, note: str = "", layers: list[str] | None = Non
         layers: layers to draw, default all.
         columns: panels in a row.
     """
-    panels: list[Panel | None] = [_class_means(result, layer) for layer in layers or result.layers]
+    panels = [_class_means(result, layer) for layer in layers or result.layers]
     return Figure(
         title="Class means of the features",
         subtitle="Each channel is centred on its mean over all rows and divided by its standard deviation: red is above, blue "
         "below. Every panel has its own symmetric scale.",
-        rows=[panels[start : start + columns] for start in range(0, len(panels), columns)],
-        caption=caption(result.provenance, note),
+        rows=in_rows(panels, columns),
+        **credits(result, note),
     )
 
 

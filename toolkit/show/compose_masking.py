@@ -9,9 +9,10 @@ import numpy as np
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.inference.volumes import one_map
-from toolkit.show.captions import caption
+from toolkit.show.captions import credits, of_case
+from toolkit.show.colours import painted
 from toolkit.show.panels import Figure, Image, Lines, Panel, Series, range_note, symmetric_limits
-from toolkit.show.slices import choose_view
+from toolkit.show.slices import result_view
 
 SHOWN = ("image", "segmentation", "entropy")
 _QUANTITIES = {
@@ -33,8 +34,8 @@ def masked_grid(
 ) -> Figure:
     """One row (or one a quantity) for every entry, one column for every fraction; the input and its reference first.
 
-    Label maps are grey with one range for all (0 to the highest class), entropies share the range 0 to log2(classes),
-    decoded images have their own range, which is written above them: a class that vanishes changes no other grey.
+    Label maps are in the colours of their classes, entropies share the range 0 to log2(classes), decoded images have
+    their own range, which is written above them.
 
     Args:
         rows: per row name, `MaskedLatent` results of the same image at rising fractions.
@@ -65,52 +66,44 @@ def masked_grid(
         subtitle=f"Columns: share of the code that is masked. Batch statistics: {', '.join(modes)}; skip connections: "
         f"{', '.join(skips)}. {_READING[show[0]] if len(show) == 1 else _READING['several']}",
         rows=grid,
-        caption=caption(first.provenance, "; ".join(filter(None, (f"case {first.cases[index]}", note)))),
+        **credits(first, of_case(first, index, note)),
     )
 
 
 _READING = {
     "image": "Each picture has its own grey range, stated above it.",
-    "segmentation": "Label maps: black is background; one grey range for all.",
+    "segmentation": "Label maps: black is background.",
     "entropy": "Entropies share one range.",
-    "several": "Label maps share one grey range, entropies another; decoded images have their own.",
+    "several": "Entropies share one range; decoded images have their own.",
 }
 
 
 def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> list[Panel | None]:
     first = row[0]
-    size = tuple(first.input.shape[2:])
-    reference = first.segmentation[0][index] if first.label is None else first.label[index]
-    reference = one_map(reference, len(size))
-    view = choose_view(size, size, focus=np.asarray(reference) > 0)
+    reference = one_map(
+        first.segmentation[0][index] if first.label is None else first.label[index], first.input.ndim - 2
+    )
+    view = result_view(first, index, {index: np.asarray(reference)[None] > 0})
     classes = max(2, len(first.classes), 1 + max(int(result.segmentation[0].max()) for result in row))
-    limits = {"segmentation": (0.0, classes - 1.0), "entropy": (0.0, float(np.log2(classes)))}.get(what)
     label = np.clip(view.plane(reference), 0, None)
-    head: Panel | None = {
-        "image": Image(
-            title=f"{name}: input",
-            note=range_note(view.picture(first.input[index])),
-            pixels=view.picture(first.input[index]),
-        ),
-        "segmentation": Image(
-            title=f"{name}: {'reference' if first.label is not None else 'clean'}", pixels=label, limits=limits
-        ),
-        "entropy": None,
-    }[what]
-    panels: list[Panel | None] = [None if head is None else head.fit(side)]  # type: ignore[attr-defined]
-    for result in row:
-        source = {"image": result.image, "segmentation": result.segmentation, "entropy": result.entropy}[what]
-        pixels = view.picture(source[1][index]) if what == "image" else view.plane(one_map(source[1][index], len(size)))
-        shown: dict[str, Any] = {"pixels": pixels, "limits": limits}
-        if what == "entropy":
-            shown = {
-                "pixels": view.picture(result.input[index]),
-                "overlay": pixels,
-                "overlay_limits": limits,
-                "overlay_scale": "sequential",
-            }
-        panels.append(Image(title=f"{result.fraction:.0%}", note=_about(what, pixels, label), **shown).fit(side))
-    return panels
+
+    def panel(result: Any, side_: int, title: str, note: str = "") -> Panel:
+        """The input's (0) or the masked code's (1) picture of a result."""
+        if what == "segmentation":
+            labels = view.plane(one_map(result.segmentation[1][index], len(view.size))) if side_ else label
+            settings: dict[str, Any] = {"labels": labels, "class_names": result.classes or {}, "limits": (0, 255)}
+            return view.panel(painted(labels), side, title=title, note=note or _about(what, labels, label), **settings)
+        picture = view.picture(result.input[index])
+        if what == "image":
+            picture = view.picture(result.image[1][index]) if side_ else picture
+            return view.panel(picture, side, title=title, note=range_note(picture))
+        entropy = view.plane(result.entropy[1][index])
+        settings = {"overlay_limits": (0.0, float(np.log2(classes))), "overlay_scale": "sequential", "bar": True}
+        return view.panel(picture, side, title=title, note=_about(what, entropy, label), overlay=entropy, **settings)
+
+    which = "input" if what == "image" else "reference" if first.label is not None else "clean"
+    head = None if what == "entropy" else panel(first, 0, f"{name}: {which}", " ")
+    return [head, *(panel(result, 1, f"{result.fraction:.0%}") for result in row)]
 
 
 def _about(what: str, pixels: np.ndarray, label: np.ndarray) -> str:
@@ -163,7 +156,7 @@ def masking_curves(results: Sequence[Any], *, note: str = "", quantities: Sequen
         subtitle="Solid: running batch statistics (eval); dashed: statistics of these images (train). The direction depends "
         "on the mode.",
         rows=[panels],
-        caption=caption(results[0].provenance, note),
+        **credits(results[0], note),
     )
 
 
@@ -244,5 +237,5 @@ def gallery(
         title=title,
         subtitle="Above: each picture in its own grey range. Below: the difference from the first, all in one range.",
         rows=[above, below],
-        caption=caption(provenance or {}, note),
+        **credits(provenance or {}, note),
     )

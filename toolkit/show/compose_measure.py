@@ -10,17 +10,22 @@ import numpy as np
 from toolkit.errors import ResultError
 from toolkit.measure.projection import Projection
 from toolkit.measure.similarity import ChannelSimilarity
-from toolkit.show.captions import caption, captions
+from toolkit.show.captions import credits
 from toolkit.show.compose import compose, compose_together
 from toolkit.show.panels import Figure, Heatmap, Panel, Scatter, Series, range_note
 
 _AXES = {"pca": "PC", "lda": "LD", "head": "head axis", "umap": "UMAP", "tsne": "t-SNE"}
+_ORDERED = 512  # channels; the best order of the leaves of a larger tree takes minutes
+_ORDER = (
+    "Rows and columns are channels, like ones side by side (average linkage). Off the diagonal, 1 = redundant and 0 = "
+    "unrelated; the redundancy is the mean off the diagonal, averaged over images."
+)
 _POINTS = 900  # per stage and panel; more only hide each other
 
 
 @compose.register
 def channel_similarity(result: ChannelSimilarity, *, note: str = "", side: int = 300, name: str = "") -> Figure:
-    """The whole matrix of the living channels, in the result's form.
+    """The whole matrix of the living channels in clustered order, in the result's form and on its fixed colour range.
 
     Args:
         result: a `ChannelSimilarity`.
@@ -30,9 +35,9 @@ def channel_similarity(result: ChannelSimilarity, *, note: str = "", side: int =
     """
     return Figure(
         title=f"Channel similarity of {result.layer or 'a layer'}",
-        subtitle="Rows and columns are channels in index order. Off the diagonal, 1 = redundant and 0 = unrelated.",
-        rows=[[_matrix(result, side, name, _signed(result))]],
-        caption=caption(result.provenance, note),
+        subtitle=_ORDER,
+        rows=[[_matrix(result, side, name)]],
+        **credits(result, note),
     )
 
 
@@ -46,38 +51,43 @@ def channel_similarities(
     """
     if len(results) != len(names):
         raise ResultError(f"{len(results)} rows of matrices need as many names, not {len(names)}.")
-    signed = any(_signed(result) for row in results for result in row)
     rows: list[list[Panel | None]] = [
-        [_matrix(result, side, name, signed) for result in row] for row, name in zip(results, names, strict=True)
+        [_matrix(result, side, name) for result in row] for row, name in zip(results, names, strict=True)
     ]
     return Figure(
         title="Channel similarity",
-        subtitle="One row a network, one column a layer; channels in index order. Off the diagonal, 1 = redundant and 0 = "
-        "unrelated. The redundancy is the mean off the diagonal, averaged over images.",
+        subtitle=f"One row a network, one column a layer. {_ORDER}",
         rows=rows,
-        caption=captions([row[0] for row in results], names, note),
+        **credits([row[0] for row in results], note, names),
     )
 
 
-def _signed(result: Any) -> bool:
-    values = np.asarray(result.matrix, dtype=float)
-    return result.form != "absolute" and bool(np.nanmin(values) < -0.02)
+def _clustered(values: np.ndarray) -> np.ndarray:
+    """Channels in the order of an average-linkage tree over 1 - similarity: groups of like channels become squares."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    if len(values) < 3 or not np.isfinite(values).all():
+        return np.arange(len(values))
+    distance = 1 - (values + values.T)[np.triu_indices(len(values), 1)] / 2
+    return leaves_list(linkage(np.clip(distance, 0, None), "average", optimal_ordering=len(values) <= _ORDERED))
 
 
-def _matrix(result: Any, side: int, name: str, signed: bool) -> Heatmap:
+def _matrix(result: Any, side: int, name: str) -> Heatmap:
     values = np.asarray(result.matrix, dtype=float)
-    off = values[~np.eye(len(values), dtype=bool)]
+    off, signed = values[~np.eye(len(values), dtype=bool)], result.form != "absolute"
+    order = _clustered(values)
     dead = f", {len(result.dead)} dead" if len(result.dead) else ""
     return Heatmap(
         title=f"{name}: {result.layer}" if name else result.layer,
         note=f"{result.form}, redundancy {result.redundancy:.2f}, off-diagonal {range_note(off)}{dead}",
-        values=values,
+        values=values[np.ix_(order, order)],
         limits=(-1.0, 1.0) if signed else (0.0, 1.0),
         scale="diverging" if signed else "sequential",
         width=side,
         height=side,
-        x_label="channel",
-        y_label="channel",
+        row_names=[],
+        column_names=[],
+        x_label=f"{len(values)} channels",
     )
 
 
@@ -121,7 +131,7 @@ def projections(results: Sequence[Any], names: Sequence[str], *, note: str = "",
         title=f"{first.method.upper()} of the features of {first.layer}",
         subtitle=f"One point is one voxel; {basis}; large markers are class centroids. The stages of a row share limits. {limit}",
         rows=rows,
-        caption=captions(results, names, note),
+        **credits(results, note, names),
     )
 
 

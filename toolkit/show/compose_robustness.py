@@ -9,7 +9,8 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.measure.undefined_distances import counted
-from toolkit.show.captions import caption
+from toolkit.show.captions import credits
+from toolkit.show.compose_compare import broken
 from toolkit.show.panels import Boxes, Figure, Heatmap, Series
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def score_boxes(
         title="Robustness: scores on every test set",
         subtitle="A volume's score is the mean over its classes; missed and spurious classes count as 0.",
         rows=[[panel]],
-        caption=caption(provenance or {}, note),
+        **credits(provenance or {}, note),
     )
 
 
@@ -93,7 +94,7 @@ def score_table(
         values=table.to_numpy(),
         annotate=True,
         row_names=list(table.index),
-        column_names=[_broken(str(name)) for name in table.columns],
+        column_names=[broken(str(name)) for name in table.columns],
         width=max(150, 66 * table.shape[1]),
         height=36 * table.shape[0] + 8,
     )
@@ -101,7 +102,7 @@ def score_table(
         title=title,
         subtitle="The last column is the mean over the test sets, each weighing the same." if several else "",
         rows=[[panel]],
-        caption=caption(provenance or {}, note),
+        **credits(provenance or {}, note),
     )
 
 
@@ -125,7 +126,3 @@ def volume_scores(table: pd.DataFrame, metric: str = "dice") -> np.ndarray:
     if not len(rows):
         raise ResultError(f"A table has no rows of the metric {metric!r}.")
     return rows.groupby("case", sort=True)["value"].mean().to_numpy(dtype=float)
-
-
-def _broken(name: str) -> str:
-    return name if len(name) < 10 else name.replace(" ", "\n", 1)

@@ -12,9 +12,9 @@ from toolkit.errors import ResultError
 from toolkit.measure.intervals import mean_of
 from toolkit.measure.statistics import patient_column
 from toolkit.measure.undefined_distances import counted
-from toolkit.show.captions import caption
+from toolkit.show.captions import credits
 from toolkit.show.compose import compose, compose_together
-from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series
+from toolkit.show.panels import Bars, Figure, Lines, Panel, Series, in_rows
 from toolkit.training.run import Run
 
 if TYPE_CHECKING:
@@ -57,14 +57,12 @@ def training_curves(
         last = max(float(frame["step"].max()) for frame in frames.values())
         for panel in panels:
             panel.x_range = (-0.02 * last, 1.04 * last)
-    for index, panel in enumerate(panels):
-        panel.legend = index + 1 == min(columns, len(panels))
     return Figure(
         title="Training curves",
         subtitle="Terms are shown before their weights. The gradient ratio compares regularizer and objective at the tapped "
         "layers: dead below 1e-8, dominant above 1.",
-        rows=[list(panels[start : start + columns]) for start in range(0, len(panels), columns)],
-        caption=caption(provenance or {}, _with_regularizers(note, frames.values(), provenance or {})),
+        rows=in_rows(panels, columns),
+        **credits(provenance or {}, _with_regularizers(note, frames.values(), provenance or {})),
     )
 
 
@@ -191,17 +189,14 @@ def scores_by_site(
     if len(groups) > 1:
         groups.append(("mean of the classes", [c for _, members in groups for c in members]))
     panels: list[Panel] = [_score_panel(name, members, tables, sites, metric) for name, members in groups]
-    for index, panel in enumerate(panels):
-        assert isinstance(panel, Bars)
-        panel.legend = index + 1 == min(columns, len(panels))
     return Figure(
         title=f"{metric.capitalize() if metric == 'dice' else metric.upper()} per site and class",
         subtitle="Mean over patients with its 95 % interval over patients, of one training"
         + (
             "; all axes run from 0 to 1." if metric in _OVERLAPS else "; a missed organ counts as the image's diagonal."
         ),
-        rows=[list(panels[start : start + columns]) for start in range(0, len(panels), columns)],
-        caption=caption(provenance or {}, note),
+        rows=in_rows(panels, columns),
+        **credits(provenance or {}, note),
     )
 
 
@@ -242,34 +237,3 @@ def _interval(rows: pd.DataFrame, metric: str) -> tuple[float, float, float]:
     low, high = mean_of(numbers[:, None]).interval()
     least, most = (0.0, 1.0) if metric in _OVERLAPS else (0.0, math.inf)
     return float(numbers.mean()), max(least, low), min(most, high)
-
-
-def transfer_matrices(
-    matrices: Mapping[str, np.ndarray],
-    sites: Sequence[str],
-    *,
-    stages: Sequence[str] = (),
-    note: str = "",
-    provenance: Mapping[str, Any] | None = None,
-) -> Figure:
-    """Score on every site after every stage, one matrix a network: rows are stages, columns the tested sites."""
-    panels: list[Panel | None] = [
-        Heatmap(
-            title=name,
-            note=f"{np.nanmin(values):.2f} to {np.nanmax(values):.2f}",
-            values=np.asarray(values, dtype=float),
-            row_names=[f"after {stage}" for stage in stages] or None,
-            column_names=list(sites),
-            annotate=True,
-            x_label="tested on",
-            width=52 * len(sites),
-            height=max(60, 44 * len(values)),
-        )
-        for name, values in matrices.items()
-    ]
-    return Figure(
-        title="Mean Dice on every site after every stage",
-        subtitle="A column that falls from one row to the next is forgetting; all colours run from 0 to 1.",
-        rows=[panels],
-        caption=caption(provenance or {}, note),
-    )

@@ -1,4 +1,4 @@
-"""Figures of a sequence of tasks: forward transfer by task, scatter of transfer against Dice, refitted classifiers."""
+"""Figures of a sequence of tasks: forward transfer by task, scatter of transfer against Dice."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ResultError
-from toolkit.measure.classifier_variability import ClassifierVariability
-from toolkit.show.captions import caveats
-from toolkit.show.compose import compose_together
-from toolkit.show.panels import Bars, Figure, Intervals, Lines, Panel, Scatter, Series, number_text, range_note
+from toolkit.show.captions import credits
+from toolkit.show.panels import Figure, Intervals, Lines, Panel, Scatter, Series, range_note
 
 Pairs = Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
 
@@ -60,7 +58,7 @@ def forward_transfer(
         title="Forward transfer by task",
         subtitle=f"{marks} {method}; bands are the deviation over seeds ({_counted(seeds)}).",
         rows=[[panel]],
-        caption=_caption(method, note),
+        **_credits(pairs, method, note),
     )
 
 
@@ -108,42 +106,7 @@ def transfer_scatter(pairs: Pairs, *, method: str = "SegReg", note: str = "") ->
         title="Transfer against accuracy",
         subtitle="Better is towards the top right. Means over seeds; one seed decides nothing.",
         rows=[panels],
-        caption=_caption(method, note),
-    )
-
-
-def classifier_variabilities(results: Sequence[Any], names: Sequence[str], *, note: str = "") -> Figure:
-    """Refitted heads of several networks side by side (SegReg, Fig. 1, as a measurement).
-
-    Args:
-        results: one `ClassifierVariability` a network.
-        names: names of the networks.
-        note: sentence for the caption.
-    """
-    classes = results[0].class_names
-    angles = [Series(name=name, x=classes, y=np.asarray(one.angles)) for one, name in zip(results, names, strict=True)]
-    where = ["source", "target"]
-    disagreement, accuracy = (
-        [
-            Series(name=name, x=where, y=[getattr(one, f"source_{field}"), getattr(one, f"target_{field}")])
-            for one, name in zip(results, names, strict=True)
-        ]
-        for field in ("disagreement", "accuracy")
-    )
-    mean = ", ".join(
-        f"{name} {number_text(float(one.angles.mean()))}" for one, name in zip(results, names, strict=True)
-    )
-    panels: list[Panel | None] = [
-        Bars(title="angle between heads", note=f"degrees; mean {mean}", series=angles, legend=False, width=300),
-        Bars(title="disagreement", note="share of rows", series=disagreement, legend=False, width=200),
-        Bars(title="balanced accuracy", note="mean over heads", series=accuracy, y_range=(0.0, 1.0), width=200),
-    ]
-    return Figure(
-        title=f"Variability of a classifier refitted on {results[0].layer}",
-        subtitle="Linear heads fitted on bootstraps of class-balanced features of the source site: how far apart they are, "
-        "and how often two of them disagree, at home and on another site.",
-        rows=[panels],
-        caption=_caption(" ".join(names), note),
+        **_credits(pairs, method, note),
     )
 
 
@@ -208,10 +171,6 @@ def _counted(seeds: set[int]) -> str:
     return f"{', '.join(map(str, sorted(seeds)))} seeds"
 
 
-def _caption(method: str, note: str) -> str:
-    return "\n".join(filter(None, (note, *caveats(method))))
-
-
-@compose_together.register
-def _(first: ClassifierVariability, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
-    return classifier_variabilities(results, names, **options)
+def _credits(pairs: Pairs, method: str, note: str) -> dict[str, str]:
+    """A transfer is made of scores alone; the method's name says which regularizer it owes its reader a word about."""
+    return credits([one for arms in pairs.values() for transfers in arms for one in transfers][:1], note, [method])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ResultError
 from toolkit.show.figures import compose, compose_together
+from toolkit.show.layout import place
 from toolkit.show.panels import Figure
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ class Picture:
     """A static figure: a notebook displays it as the last line of a cell; `.save(path)` writes PDF, SVG or PNG."""
 
     figure: Figure
-    width: int = 1000
-    dpi: int = 110
+    dpi: int = 130
 
     def save(self, path: str | os.PathLike[str], *, dpi: int = 200) -> Path:
         """Write it; the suffix chooses the format."""
@@ -31,9 +31,7 @@ class Picture:
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         from toolkit.show import matplotlib_backend
 
-        png = matplotlib_backend.render(self.figure, "png", dpi=self.dpi)
-        pixels = int.from_bytes(png[16:20], "big")  # IHDR: the width is the first field of a PNG
-        return png, {"width": min(pixels, self.width)}
+        return matplotlib_backend.render(self.figure, "png", dpi=self.dpi), {"width": place(self.figure).width}
 
     def __repr__(self) -> str:
         return f"Picture({self.figure.title!r})"

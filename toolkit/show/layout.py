@@ -7,9 +7,11 @@ import re
 import textwrap
 from itertools import zip_longest
 
-from toolkit.show.panels import Figure, Panel
+from toolkit.show.panels import Coloured, Figure, Image, Panel
 
-TITLE_SIZE, SUBTITLE_SIZE, PANEL_SIZE, NOTE_SIZE, TICK_SIZE, CAPTION_SIZE = 16, 12, 12.5, 11, 10.5, 10.5
+# in pixels; 11.2 are 8 points in print and more on a screen
+TITLE_SIZE, SUBTITLE_SIZE, PANEL_SIZE, NOTE_SIZE, TICK_SIZE, CAPTION_SIZE = 16, 12, 12.5, 11.2, 11.2, 11.2
+WIDEST = 1000  # pixels of a page: shown at its own size wherever there is room for a notebook
 MARGIN, GAP = 18, 10
 BOLD = 1.12  # bold text is this much wider
 LINE = 1.35  # line height in units of the font size
@@ -39,6 +41,8 @@ class Layout:
     subtitle: tuple[str, ...]
     caption: tuple[str, ...]
     placed: tuple[Placed, ...]
+    key: tuple[tuple[float, float, int, str], ...] = ()
+    """Left, top, label and name of every class whose contours are drawn."""
 
 
 def wrap(text: str, width: float, size: float) -> tuple[str, ...]:
@@ -64,6 +68,11 @@ def _in_pieces(text: str, characters: int) -> str:
     return " ".join(words)
 
 
+def stamp_size(stamp: str, width: float) -> float:
+    """Font size in pixels at which a stamp fills half the page's width."""
+    return min(90.0, 0.6 * width / (len(stamp) * _GLYPH))
+
+
 def lines_height(lines: tuple[str, ...], size: float) -> float:
     """Height of wrapped lines in pixels."""
     return len(lines) * size * LINE
@@ -76,7 +85,8 @@ def place(figure: Figure, minimum_width: int = 480) -> Layout:
         figure: the figure.
         minimum_width: the page is never narrower than this, so that captions stay readable.
     """
-    rows = [row for row in figure.rows if any(panel is not None for panel in row)]
+    rows = [_sharing(row) for row in figure.rows if any(panel is not None for panel in row)]
+    rows = _narrowed(rows, WIDEST - 2 * MARGIN)
     columns = _columns(rows)
     content = max((sum(sum(cell) for cell in row) + GAP * max(0, len(row) - 1) for row in columns), default=0)
     width = max(minimum_width, round(content + 2 * MARGIN))
@@ -85,6 +95,11 @@ def place(figure: Figure, minimum_width: int = 480) -> Layout:
     subtitle = wrap(figure.subtitle, usable, SUBTITLE_SIZE)
     caption = wrap(figure.caption, usable, CAPTION_SIZE)
     top = MARGIN * 0.7 + lines_height(title, TITLE_SIZE) + lines_height(subtitle, SUBTITLE_SIZE) + 10
+    key, left = [], float(MARGIN)
+    for label, name in figure.key().items():
+        key.append((left, top - 4, label, name))
+        left += (len(name) + 4) * NOTE_SIZE * _GLYPH
+    top += NOTE_SIZE * LINE if key else 0
     placed: list[Placed] = []
     for row, cells in zip(rows, columns, strict=True):
         texts = [
@@ -106,7 +121,46 @@ def place(figure: Figure, minimum_width: int = 480) -> Layout:
             bottom = max(bottom, panel.height + panel.padding()[2])
         top += head + bottom + GAP
     height = round(top + lines_height(caption, CAPTION_SIZE) + MARGIN)
-    return Layout(width, height, title, subtitle, caption, tuple(placed))
+    return Layout(width, height, title, subtitle, caption, tuple(placed), tuple(key))
+
+
+def _sharing(row: list[Panel | None]) -> list[Panel | None]:
+    """A row with one colour bar a scale, relative where the ranges differ, and one millimetre bar a size."""
+    shared: list[Panel | None] = []
+    bars = [panel.ramp() for panel in row if isinstance(panel, Coloured) and panel.bar]
+    known = None
+    for place, panel in enumerate(row):
+        if isinstance(panel, Coloured) and panel.bar:
+            low, _, scale = panel.ramp()
+            later = [one for one in row[place + 1 :] if isinstance(one, Coloured) and one.bar]
+            if any(one.ramp()[2] == scale for one in later):
+                panel = dataclasses.replace(panel, bar=False)
+            elif len({ramp for ramp in bars if ramp[2] == scale}) > 1:
+                ticks = ("\N{MINUS SIGN}max", "0", "max") if low < 0 else ("min", "", "max")
+                panel = dataclasses.replace(panel, bar_ticks=ticks)
+        if isinstance(panel, Image) and panel.mm is not None:
+            size = (panel.mm, panel.shown(), panel.width)
+            panel, known = (dataclasses.replace(panel, mm=None), known) if size == known else (panel, size)
+        shared.append(panel)
+    return shared
+
+
+def _narrowed(rows: list[list[Panel | None]], width: float) -> list[list[Panel | None]]:
+    """The panels of a figure that is too wide, smaller by one factor; texts keep their size."""
+    factor = 1.0
+    for row in rows:
+        panels = [panel for panel in row if panel is not None]
+        inner = sum(panel.width for panel in panels)
+        around = sum(panel.padding()[0] + panel.padding()[1] for panel in panels) + GAP * (len(row) - 1)
+        factor = min(factor, max(0.3, (width - around) / inner)) if inner else factor
+    if factor == 1.0:
+        return rows
+    return [[None if panel is None else _smaller(panel, factor) for panel in row] for row in rows]
+
+
+def _smaller(panel: Panel, factor: float) -> Panel:
+    height = round(panel.height * factor) if isinstance(panel, Image) else panel.height
+    return dataclasses.replace(panel, width=round(panel.width * factor), height=height)
 
 
 def _columns(rows: list[list[Panel | None]]) -> list[list[tuple[float, float, float]]]:

@@ -12,7 +12,7 @@ import numpy as np
 from toolkit.errors import ResultError
 from toolkit.files import write_atomically
 from toolkit.show import colours, layout
-from toolkit.show.panels import Axes, Bars, Boxes, Figure, Heatmap, Image, Intervals, Scatter, Series
+from toolkit.show.panels import Axes, Bars, Boxes, Coloured, Figure, Heatmap, Image, Intervals, Scatter, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Canvas
@@ -29,6 +29,7 @@ _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "text.parse_math": False,  # a dollar in a name of a class is a dollar
 }
+_STAMP: dict[str, Any] = {"color": colours.STAMP, "alpha": 0.45, "weight": "bold", "zorder": 100}
 FORMATS = ("pdf", "svg", "png")
 
 
@@ -51,10 +52,15 @@ def render(figure: Figure, kind: str, *, dpi: int = 200, where: str = "") -> byt
         )
     import matplotlib
 
-    dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
+    made = figure.provenance or None
+    told = {
+        "pdf": {"CreationDate": None, "Subject": made},
+        "svg": {"Date": None, "Description": made},
+        "png": {"Software": None} | ({"Description": made} if made else {}),
+    }
     buffer = io.BytesIO()
     with matplotlib.rc_context(_SETTINGS):
-        draw(figure).savefig(buffer, format=kind, dpi=dpi, metadata=dates[kind], facecolor="white")
+        draw(figure).savefig(buffer, format=kind, dpi=dpi, metadata=told[kind], facecolor="white")
     return buffer.getvalue()
 
 
@@ -69,6 +75,8 @@ def draw(figure: Figure) -> Page:
     top = layout.MARGIN * 0.7
     top = _text(page, plan, plan.title, layout.MARGIN, top, layout.TITLE_SIZE, weight="bold")
     _text(page, plan, plan.subtitle, layout.MARGIN, top + 2, layout.SUBTITLE_SIZE, color=colours.FAINT)
+    for left, height, label, name in plan.key:
+        _text(page, plan, (f"■ {name}",), left, height, layout.NOTE_SIZE, color=colours.hex_colour(label))
     names = figure.colours()
     for one in plan.placed:
         canvas = page.add_axes(_box(plan, one.left, one.top, one.width, one.height))
@@ -79,6 +87,9 @@ def draw(figure: Figure) -> Page:
         _text(page, plan, one.note, one.left, end, layout.NOTE_SIZE, color=colours.FAINT)
     foot = plan.height - layout.lines_height(plan.caption, layout.CAPTION_SIZE) - layout.MARGIN * 0.6
     _text(page, plan, plan.caption, layout.MARGIN, foot, layout.CAPTION_SIZE, color=colours.FAINT)
+    if figure.stamp:
+        size = layout.stamp_size(figure.stamp, plan.width) * _POINTS
+        page.text(0.5, 0.5, figure.stamp, fontsize=size, rotation=20, ha="center", va="center", **_STAMP)
     return page
 
 
@@ -129,28 +140,23 @@ def _image(page: Page, canvas: Canvas, panel: Image, one: layout.Placed, plan: l
         canvas.imshow(over, extent=extent, aspect="auto", interpolation="nearest")
     if panel.labels is not None:
         for label in [int(v) for v in np.unique(panel.labels) if v > 0]:
-            red, green, blue = (c / 255 for c in colours.class_colour(label))
             mask = (panel.labels == label).astype(float)
             if 0 < mask.mean() < 1:
-                canvas.contour(mask, levels=[0.5], colors=[(red, green, blue)], linewidths=panel.contour_width)
-    canvas.set(xticks=[], yticks=[], xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+                colour = colours.hex_colour(label)
+                canvas.contour(mask, levels=[0.5], colors=[colour], linewidths=panel.contour_width)
+    top, bottom, left, end = panel.shown()
+    canvas.set(xticks=[], yticks=[], xlim=(left - 0.5, end - 0.5), ylim=(bottom - 0.5, top - 0.5))
+    if (bar := panel.scale_bar()) is not None:
+        from matplotlib.patheffects import withStroke
+
+        halo = [withStroke(linewidth=2.5, foreground="black")]
+        style: dict[str, Any] = {"transform": canvas.transAxes, "color": "white", "path_effects": halo}
+        across = (0.05, 0.05 + bar[0] / (end - left))
+        canvas.plot(across, (0.06, 0.06), linewidth=2, solid_capstyle="butt", **style)
+        canvas.text(0.05, 0.09, bar[1], fontsize=layout.NOTE_SIZE * _POINTS, va="bottom", **style)
     for spine in canvas.spines.values():  # a white picture would be lost on the page
         spine.set(visible=True, edgecolor=colours.GRID, linewidth=0.6)
-    right = one.left + one.width + 6
-    if panel.bar:
-        limits = panel.overlay_limits if panel.overlay is not None else panel.limits or (0.0, 1.0)
-        scale = panel.overlay_scale if panel.overlay is not None else "grey"
-        _bar(page, plan, right, one.top, one.height, limits, scale)
-        right += 56
-    if panel.legend:
-        from matplotlib.patches import Rectangle
-
-        handles = [
-            Rectangle((0, 0), 1, 1, color=tuple(c / 255 for c in colours.class_colour(label)), label=name)
-            for label, name in panel.class_names.items()
-            if label > 0
-        ]
-        _legend(canvas, handles, (right - one.left) / one.width)
+    _bar(page, plan, one, panel)
 
 
 def _heatmap(page: Page, canvas: Canvas, panel: Heatmap, one: layout.Placed, plan: layout.Layout) -> None:
@@ -174,21 +180,22 @@ def _heatmap(page: Page, canvas: Canvas, panel: Heatmap, one: layout.Placed, pla
                 value = panel.values[row, column]
                 text = "" if np.isnan(value) else f"{value:.2f}"
                 canvas.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
-    _bar(page, plan, one.left + one.width + 8, one.top, one.height, panel.limits, panel.scale)
+    _bar(page, plan, one, panel)
 
 
-def _bar(
-    page: Page, plan: layout.Layout, left: float, top: float, height: float, limits: tuple[float, float], scale: str
-) -> None:
-    bar = page.add_axes(_box(plan, left, top, 10, height))
+def _bar(page: Page, plan: layout.Layout, one: layout.Placed, panel: Coloured) -> None:
+    if not panel.bar:
+        return
+    low, high, scale = panel.ramp()
+    bar = page.add_axes(_box(plan, one.left + one.width + 8, one.top, 10, one.height))
     _style(bar)
-    ramp = np.linspace(limits[1], limits[0], 256)[:, None]
-    bar.imshow(colours.rgba(ramp, *limits, scale), aspect="auto", extent=(0, 1, limits[0], limits[1]))
+    bar.imshow(
+        colours.rgba(np.linspace(high, low, 256)[:, None], low, high, scale), aspect="auto", extent=(0, 1, low, high)
+    )
     bar.yaxis.tick_right()
-    ticks = [limits[0], (limits[0] + limits[1]) / 2, limits[1]]
+    ticks = [low, (low + high) / 2, high]
     bar.set_xticks([])
-    bar.set_yticks(ticks, [f"{tick:.2g}" for tick in ticks])
-    bar.tick_params(labelsize=layout.TICK_SIZE * _POINTS * 0.92)
+    bar.set_yticks(ticks, panel.bar_ticks or [f"{tick:.2g}" for tick in ticks])
     for spine in bar.spines.values():
         spine.set_visible(False)
 
@@ -201,6 +208,7 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
 
         canvas.set_yscale("log")
         if panel.decades() >= 1.3:
+            canvas.yaxis.set_major_formatter("{x:g}")
             canvas.yaxis.set_minor_formatter(NullFormatter())
         else:
             canvas.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -234,7 +242,7 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
     for x, text in panel.marks:
         canvas.axvline(x, color=colours.FAINT, linewidth=0.8, linestyle=":")
         canvas.text(
-            x, 1.0, f" {text}", transform=canvas.get_xaxis_transform(), fontsize=7.5, va="top", color=colours.FAINT
+            x, 1.0, f" {text}", transform=canvas.get_xaxis_transform(), fontsize=8, va="top", color=colours.FAINT
         )
     curves = not isinstance(panel, Bars | Boxes | Intervals | Scatter)
     if curves and panel.series and all(np.asarray(one.x).dtype.kind in "iu" for one in panel.series):
@@ -248,7 +256,7 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
     canvas.set_xlabel(panel.x_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
     canvas.set_ylabel(panel.y_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
     if panel.legend and any(one.name for one in panel.series):
-        _legend(canvas, None, 1.0 + 10 / panel.width)
+        _legend(canvas, 1.0 + 10 / panel.width)
 
 
 def _thin_ticks(canvas: Canvas, width: int) -> None:
@@ -261,21 +269,18 @@ def _thin_ticks(canvas: Canvas, width: int) -> None:
         canvas.locator_params(axis="x", nbins=max(2, int(width / needed) - 1))
 
 
-def _legend(canvas: Canvas, handles: list[Any] | None, left: float) -> None:
+def _legend(canvas: Canvas, left: float) -> None:
     named = [line for line in canvas.get_lines() if not str(line.get_label()).startswith("_")]
     broken = any(line.get_linestyle() not in ("-", "None") for line in named)
-    style: dict[str, Any] = {
-        "loc": "upper left",
-        "bbox_to_anchor": (left, 1.02),
-        "frameon": False,
-        "borderaxespad": 0.0,
-        "fontsize": layout.NOTE_SIZE * _POINTS,
-        "handlelength": 3.0 if broken else 1.6,
-        "labelcolor": colours.TEXT,
-    }
-    if handles is not None:
-        style["handles"] = handles
-    canvas.legend(**style)
+    canvas.legend(
+        loc="upper left",
+        bbox_to_anchor=(left, 1.02),
+        frameon=False,
+        borderaxespad=0.0,
+        fontsize=layout.NOTE_SIZE * _POINTS,
+        handlelength=3.0 if broken else 1.6,
+        labelcolor=colours.TEXT,
+    )
 
 
 def _curve(canvas: Canvas, one: Series, colour: str) -> None:
@@ -313,7 +318,7 @@ def _join(canvas: Canvas, one: Series, colour: str) -> None:
     canvas.plot(one.x, one.y, color=colour, linewidth=1.2)
     for number, (x, y) in enumerate(zip(one.x, one.y, strict=True), 1):
         if np.isfinite(x) and np.isfinite(y):
-            canvas.annotate(str(number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7.5, clip_on=True)
+            canvas.annotate(str(number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8, clip_on=True)
 
 
 def _bar_group(canvas: Canvas, one: Series, index: int, count: int, colour: str) -> None:

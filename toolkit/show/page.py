@@ -72,7 +72,7 @@ def _drawn(figure: Figure) -> dict[str, object]:
     """What the template writes of a figure; its interactive version is drawn where the template asks for it."""
     from toolkit.show.layout import place
 
-    bare = dataclasses.replace(figure, title="", subtitle="", caption="")
+    bare = dataclasses.replace(figure, title="", subtitle="", caption="", provenance="")
     heavy = any(isinstance(panel, (Image, Heatmap, Scatter)) for panel in figure.panels())
     kind, mime = ("png", "image/png") if heavy else ("svg", "image/svg+xml")
     data = base64.b64encode(matplotlib_backend.render(bare, kind, dpi=160)).decode()
@@ -80,6 +80,7 @@ def _drawn(figure: Figure) -> dict[str, object]:
         "title": figure.title,
         "subtitle": figure.subtitle,
         "caption": plain(figure.caption).splitlines(),
+        "provenance": plain(figure.provenance).splitlines(),
         "panels": "; ".join(filter(None, (f"{p.title} {p.note}".strip() for p in figure.panels()))),
         "width": place(bare).width,
         "data": f"data:{mime};base64,{data}",

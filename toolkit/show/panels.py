@@ -37,7 +37,24 @@ class Panel:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Image(Panel):
+class Coloured(Panel):
+    """Base of the panels with a colour bar.
+
+    Attributes:
+        bar: draw the colour bar; of the panels of a row that share a scale only the last keeps it.
+        bar_ticks: texts at the two ends and in the middle of the bar; None = the numbers.
+    """
+
+    bar: bool = False
+    bar_ticks: tuple[str, str, str] | None = None
+
+    def ramp(self) -> tuple[float, float, str]:
+        """Ends and scale of the colours."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(kw_only=True)
+class Image(Coloured):
     """A grey or RGB picture, with a signed or positive map or a label map over it.
 
     Attributes:
@@ -48,11 +65,12 @@ class Image(Panel):
         overlay_limits: display range of the overlay.
         overlay_scale: name of a colour scale.
         labels: (H, W) integer map whose classes are drawn as coloured contours.
-        class_names: names for the legend of the contours.
+        class_names: names for the figure's key of the contours.
         aspect: height of a pixel divided by its width (spacing ratio).
         contour_width: of the class contours, in points.
-        bar: draw the overlay's colour bar (or the picture's own, without an overlay).
-        legend: name the contours' classes to the right of the picture.
+        window: first row, end row, first and end column of what is shown; None = all.
+        mm: width of a pixel in millimetres, for the scale bar; None = unknown.
+        bar: as for `Coloured`: of the overlay (or of the picture, without an overlay).
     """
 
     pixels: np.ndarray
@@ -63,13 +81,27 @@ class Image(Panel):
     labels: np.ndarray | None = None
     class_names: dict[int, str] = dataclasses.field(default_factory=dict)
     aspect: float = 1.0
-    contour_width: float = 0.9
-    bar: bool = False
-    legend: bool = False
+    contour_width: float = 1.1
+    window: tuple[int, int, int, int] | None = None
+    mm: float | None = None
 
     def padding(self) -> tuple[int, int, int]:
-        longest = max(map(len, self.class_names.values()), default=0) if self.legend else 0
-        return 8, 8 + (56 if self.bar else 0) + (26 + 7 * longest if longest else 0), 8
+        return 4, 60 if self.bar else 4, 8
+
+    def ramp(self) -> tuple[float, float, str]:
+        if self.overlay is None:
+            return *(self.limits or (0.0, 1.0)), "grey"
+        return *self.overlay_limits, self.overlay_scale
+
+    def shown(self) -> tuple[int, int, int, int]:
+        """First row, end row, first and end column of what is shown."""
+        return self.window or (0, self.pixels.shape[0], 0, self.pixels.shape[1])
+
+    def scale_bar(self) -> tuple[float, str] | None:
+        """Length in pixels and text of the millimetre bar, at most a third of the width; None if nothing is known."""
+        _, _, first, end = self.shown()
+        lengths = [mm for mm in (100, 50, 20, 10, 5, 2, 1) if self.mm and mm <= (end - first) * self.mm / 3]
+        return (lengths[0] / self.mm, f"{lengths[0]} mm") if lengths and self.mm else None
 
     def __post_init__(self) -> None:
         self.pixels = np.asarray(self.pixels)
@@ -82,7 +114,8 @@ class Image(Panel):
 
     def fit(self, side: int) -> Image:
         """Set the panel's size so that the longer side of the picture measures `side` pixels."""
-        rows, columns = self.pixels.shape[0] * self.aspect, self.pixels.shape[1]
+        top, bottom, left, right = self.shown()
+        rows, columns = (bottom - top) * self.aspect, right - left
         self.height = max(24, round(side * rows / max(rows, columns)))
         self.width = max(24, round(side * columns / max(rows, columns)))
         return self
@@ -96,14 +129,14 @@ class Image(Panel):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Heatmap(Panel):
+class Heatmap(Coloured):
     """A matrix with a colour bar.
 
     Attributes:
         values: (rows, columns).
         limits: display range.
         scale: name of a colour scale.
-        row_names: tick labels of the rows (none: indices).
+        row_names: tick labels of the rows (None: indices; an empty list: none).
         column_names: tick labels of the columns.
         annotate: write the numbers into the cells.
     """
@@ -116,10 +149,17 @@ class Heatmap(Panel):
     x_label: str = ""
     y_label: str = ""
     annotate: bool = False
+    bar: bool = True
 
     def padding(self) -> tuple[int, int, int]:
-        longest = max((len(name) for name in self.row_names or ("00",)), default=2)
-        return 22 + 7 * longest + (16 if self.y_label else 0), 62, 26 + (18 if self.x_label else 0)
+        names = ["00"] if self.row_names is None else self.row_names
+        longest = max((len(name) for name in names), default=-2)
+        ticks = 26 if self.column_names is None or len(self.column_names) else 8
+        below = ticks + (18 if self.x_label else 0)
+        return 22 + 7 * longest + (16 if self.y_label else 0), 62 if self.bar else 8, below
+
+    def ramp(self) -> tuple[float, float, str]:
+        return *self.limits, self.scale
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -229,17 +269,26 @@ class Figure:
         title: what the figure shows.
         rows: panels, row by row; None leaves a cell empty.
         subtitle: how to read it, one or two sentences.
-        caption: provenance line(s), drawn below the panels.
+        caption: drawn below the panels: steps, scores, seeds, and what else a reader must know.
+        provenance: what made the figure; behind a button of interactive figures and in the metadata of files.
+        stamp: a word across the whole picture, for example "untrained".
     """
 
     title: str
     rows: list[list[Panel | None]]
     subtitle: str = ""
     caption: str = ""
+    provenance: str = ""
+    stamp: str = ""
 
     def panels(self) -> list[Panel]:
         """All panels, row by row."""
         return [panel for row in self.rows for panel in row if panel is not None]
+
+    def key(self) -> dict[int, str]:
+        """Names of the classes whose contours are drawn, by label."""
+        shown = [panel for panel in self.panels() if isinstance(panel, Image) and panel.labels is not None]
+        return {label: name for panel in shown for label, name in panel.class_names.items() if label > 0}
 
     def colours(self) -> dict[str, int]:
         """Index of the colour of every series name: that of its class, else in order of appearance."""
@@ -254,6 +303,14 @@ class Figure:
             order = [name for name in names if name != "null"]
             names = {name: index for index, name in enumerate(order)} | {"null": GREY}
         return names | classes
+
+
+def in_rows(panels: Sequence[Panel], columns: int) -> list[list[Panel | None]]:
+    """Panels of equal series row by row; the legend stands once, to the right of the first row."""
+    for index, panel in enumerate(panels):
+        if isinstance(panel, Axes):
+            panel.legend = index + 1 == min(columns, len(panels))
+    return [list(panels[start : start + columns]) for start in range(0, len(panels), columns)]
 
 
 def symmetric_limits(values: np.ndarray) -> tuple[float, float]:

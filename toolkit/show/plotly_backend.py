@@ -8,13 +8,12 @@ import numpy as np
 
 from toolkit.show import colours, layout
 from toolkit.show import plotly_encoding as encoding
-from toolkit.show.panels import Axes, Bars, Boxes, Figure, Heatmap, Image, Intervals, Scatter, Series
+from toolkit.show.panels import Axes, Bars, Boxes, Coloured, Figure, Heatmap, Image, Intervals, Scatter, Series
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
-_LEVELS = 127  # maps are sent as signed or unsigned bytes
 
 
 def draw(figure: Figure) -> go.Figure:
@@ -26,6 +25,8 @@ def draw(figure: Figure) -> go.Figure:
     top = layout.MARGIN * 0.7
     top = page.write(plan.title, layout.MARGIN, top, layout.TITLE_SIZE, bold=True)
     page.write(plan.subtitle, layout.MARGIN, top + 2, layout.SUBTITLE_SIZE, colour=colours.FAINT)
+    for left, height, label, name in plan.key:
+        page.write((f"■ {name}",), left, height, layout.NOTE_SIZE, colour=colours.hex_colour(label))
     for one in plan.placed:
         head = layout.lines_height(one.title, layout.PANEL_SIZE) + layout.lines_height(one.note, layout.NOTE_SIZE)
         end = page.write(one.title, one.left, one.top - head - 4, layout.PANEL_SIZE, bold=True)
@@ -33,12 +34,23 @@ def draw(figure: Figure) -> go.Figure:
         page.panel(one)
     foot = plan.height - layout.lines_height(plan.caption, layout.CAPTION_SIZE) - layout.MARGIN * 0.6
     page.write(plan.caption, layout.MARGIN, foot, layout.CAPTION_SIZE, colour=colours.FAINT)
+    if figure.stamp:
+        page.write((figure.stamp,), 0, 0, layout.stamp_size(figure.stamp, plan.width), bold=True, colour=colours.STAMP)
+        page.notes[-1] |= {
+            "x": 0.5,
+            "y": 0.5,
+            "xanchor": "center",
+            "yanchor": "middle",
+            "textangle": -20,
+            "opacity": 0.45,
+        }
     result = go.Figure(data=page.traces)
     result.update_layout(
         width=plan.width,
         height=plan.height,
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
         annotations=page.notes,
+        updatemenus=page.toggle(figure.provenance),
         shapes=page.shapes,
         plot_bgcolor="white",
         paper_bgcolor="white",
@@ -95,6 +107,19 @@ class _Page:
             )
         return top + layout.lines_height(lines, size)
 
+    def toggle(self, words: str) -> list[dict[str, Any]]:
+        """A button that shows and hides the provenance, over the foot of the figure."""
+        if not words:
+            return []
+        lines = layout.wrap(words, self.plan.width - 3 * layout.MARGIN, layout.CAPTION_SIZE)
+        self.write(lines, layout.MARGIN, self.plan.height - 4, layout.CAPTION_SIZE, colour=colours.FAINT)
+        self.notes[-1] |= {"yanchor": "bottom", "visible": False, "bgcolor": "white", "bordercolor": colours.GRID}
+        self.notes[-1] |= {"borderpad": 6}
+        shown = f"annotations[{len(self.notes) - 1}].visible"
+        button = {"label": "Provenance", "method": "relayout", "args": [{shown: True}], "args2": [{shown: False}]}
+        place = {"x": 1, "y": 1, "xanchor": "right", "yanchor": "top", "pad": {"r": 4, "t": 4}}
+        return [{"type": "buttons", "buttons": [button], "showactive": False, "font": {"size": 11.2}, **place}]
+
     def panel(self, one: layout.Placed) -> None:
         self.count += 1
         suffix = "" if self.count == 1 else str(self.count)
@@ -117,9 +142,11 @@ class _Page:
             self._axes(panel, one, suffix, across, up)
         self.axes[f"xaxis{suffix}"], self.axes[f"yaxis{suffix}"] = across, up
 
-    def _bar(self, left: float, one: layout.Placed, ticks: tuple[list[float], list[str]]) -> dict[str, Any]:
+    def _bar(self, one: layout.Placed, panel: Coloured) -> dict[str, Any]:
+        low, high, _ = panel.ramp()
+        values, texts = encoding.ticks(low, high)
         return {
-            "x": left / self.plan.width,
+            "x": (one.left + one.width + 8) / self.plan.width,
             "y": 1 - one.top / self.plan.height,
             "xref": "paper",
             "yref": "paper",
@@ -131,8 +158,8 @@ class _Page:
             "xpad": 0,
             "ypad": 0,
             "outlinewidth": 0,
-            "tickvals": ticks[0],
-            "ticktext": ticks[1],
+            "tickvals": values,
+            "ticktext": panel.bar_ticks or texts,
         }
 
     def _image(self, panel: Image, one: layout.Placed, suffix: str, across: dict[str, Any], up: dict[str, Any]) -> None:
@@ -153,19 +180,14 @@ class _Page:
                     dx=columns / width,
                     y0=-0.5 + rows / height / 2,
                     dy=rows / height,
-                    colorbar=self._bar(one.left + one.width + 6, one, encoding.ticks(low, high)),
+                    colorbar=self._bar(one, panel),
                     **axes,
                 )
             )
         if panel.labels is not None:
             self._contours(panel, axes)
-        if panel.legend:
-            left = one.left + one.width + 6 + (56 if panel.bar else 0)
-            for line, (label, name) in enumerate((k, v) for k, v in panel.class_names.items() if k > 0):
-                red, green, blue = colours.class_colour(label)
-                self.write(
-                    (f"■ {name}",), left, one.top + 16 * line, layout.NOTE_SIZE, colour=f"rgb({red},{green},{blue})"
-                )
+        self._millimetres(panel, axes)
+        top, bottom, left, end = panel.shown()
         self.shapes.append(
             {
                 "type": "rect",
@@ -178,29 +200,38 @@ class _Page:
                 "line": {"color": colours.GRID, "width": 0.6},
             }
         )
-        across.update(visible=False, range=[-0.5, columns - 0.5], constrain="domain")
+        across.update(visible=False, range=[left - 0.5, end - 0.5], constrain="domain")
         up.update(
             visible=False,
-            range=[rows - 0.5, -0.5],
+            range=[bottom - 0.5, top - 0.5],
             scaleanchor=f"x{suffix}",
             scaleratio=panel.aspect,
             constrain="domain",
         )
+
+    def _millimetres(self, panel: Image, axes: dict[str, str]) -> None:
+        import plotly.graph_objects as go
+
+        if (bar := panel.scale_bar()) is None:
+            return
+        top, bottom, left, end = panel.shown()
+        x, y = left + 0.05 * (end - left), bottom - 0.08 * (bottom - top)
+        style: dict[str, Any] = {"hoverinfo": "skip", "showlegend": False, "textfont": {"color": "white", "size": 11.2}}
+        line = {"color": "white", "width": 3}
+        self.traces.append(go.Scatter(x=[x, x + bar[0]], y=[y, y], mode="lines", line=line, **style, **axes))
+        text = {"text": [bar[1]], "textposition": "top right", "mode": "text"}
+        self.traces.append(go.Scatter(x=[x], y=[y], **text, **style, **axes))
 
     def _contours(self, panel: Image, axes: dict[str, str]) -> None:
         import plotly.graph_objects as go
 
         assert panel.labels is not None
         for label in [int(v) for v in np.unique(panel.labels) if v > 0]:
-            red, green, blue = colours.class_colour(label)
             self.traces.append(
                 go.Contour(
                     z=(panel.labels == label).astype(np.uint8),
                     contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
-                    line={
-                        "color": f"rgb({red},{green},{blue})",
-                        "width": 4 * panel.contour_width / 3,
-                    },  # points to pixels
+                    line={"color": colours.hex_colour(label), "width": 4 * panel.contour_width / 3},  # points to pixels
                     showscale=False,
                     showlegend=False,
                     hoverinfo="skip",
@@ -220,7 +251,8 @@ class _Page:
             go.Heatmap(
                 **encoding.coded_values(panel.values, low, high),
                 colorscale=colours.plotly_scale(panel.scale),
-                colorbar=self._bar(one.left + one.width + 8, one, encoding.ticks(low, high)),
+                colorbar=self._bar(one, panel),
+                showscale=panel.bar,
                 xaxis=f"x{suffix}",
                 yaxis=f"y{suffix}",
                 **annotate,
@@ -289,7 +321,7 @@ class _Page:
                     "showarrow": False,
                     "xanchor": "left",
                     "yanchor": "top",
-                    "font": {"size": 10, "color": colours.FAINT},
+                    "font": {"size": layout.TICK_SIZE, "color": colours.FAINT},
                     **reference,
                 }
             )

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
-
-_FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 _LEVELS = 127  # maps are sent as signed or unsigned bytes
 
 

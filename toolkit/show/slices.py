@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.show.panels import Image
 
 LARGEST = 256  # pixels of a side in figures of many panels; more cannot be seen there
 
@@ -22,6 +23,8 @@ class View:
         position: index along the first axis of a volume; None for a 2D image.
         stride: every stride-th pixel is kept.
         aspect: height of a pixel divided by its width.
+        mm: width of a shown pixel in millimetres, if it is known.
+        window: first row, end row, first and end column of what is shown; None = all.
     """
 
     size: tuple[int, ...]
@@ -29,6 +32,30 @@ class View:
     position: int | None
     stride: int
     aspect: float
+    mm: float | None = None
+    window: tuple[int, int, int, int] | None = None
+
+    def panel(self, pixels: np.ndarray, side: int, **settings: Any) -> Image:
+        """A picture of this slice; its longer edge measures `side` pixels."""
+        return Image(pixels=pixels, aspect=self.aspect, mm=self.mm, window=self.window, **settings).fit(side)
+
+    @property
+    def note(self) -> str:
+        """Which slice it is; nothing for a 2D image."""
+        return "" if self.position is None else f", slice {self.position}"
+
+    def around(self, organ: Any) -> View:
+        """The same slice cut to an organ (*S) and a margin of a quarter; whole if that is most of it or nothing."""
+        rows, columns = np.nonzero(self.plane(organ))
+        if not len(rows):
+            return self
+        height, width = self.plane(organ).shape
+        half = 0.75 * max(np.ptp(rows) * self.aspect, np.ptp(columns), 8) + 1
+        middle = (rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2
+        top, bottom = max(0, round(middle[0] - half / self.aspect)), min(height, round(middle[0] + half / self.aspect))
+        left, right = max(0, round(middle[1] - half)), min(width, round(middle[1] + half))
+        small = (bottom - top) * (right - left) < 0.7 * height * width
+        return dataclasses.replace(self, window=(top, bottom, left, right)) if small else self
 
     def plane(self, values: Any) -> np.ndarray:
         """(H, W) of an array with the image's spatial size."""
@@ -80,5 +107,25 @@ def choose_view(
             raise ResultError(f"There is no slice {position} in a volume of {size[0]}.", where="position")
     else:
         position = None
-    aspect = float(spacing[-2] / spacing[-1]) if spacing is not None and spacing[-1] > 0 else 1.0
-    return View(size, padded, position, max(1, -(-max(size[-2:]) // largest)), aspect)
+    known = spacing is not None and spacing[-1] > 0
+    aspect = float(spacing[-2] / spacing[-1]) if known and spacing is not None else 1.0
+    stride = max(1, -(-max(size[-2:]) // largest))
+    return View(size, padded, position, stride, aspect, stride * float(spacing[-1]) if known and spacing else None)
+
+
+def result_view(result: Any, index: int, focus: Any = None, position: int | None = None) -> View:
+    """The slice of one image of a result: the given one, the one in which `focus` (B, 1, *S) is largest, or the middle.
+
+    Raises:
+        ResultError: no such image or slice.
+    """
+    if not -len(result.cases) <= index < len(result.cases):
+        raise ResultError(f"There is no image {index}; the result holds {len(result.cases)}.", where="index")
+    size = tuple((result.input if hasattr(result, "input") else result.image).shape[2:])
+    return choose_view(
+        size,
+        getattr(result, "padded_size", size),
+        focus=None if focus is None else focus[index, 0],
+        position=position,
+        spacing=(getattr(result, "spacing", None) or [None] * len(result.cases))[index],
+    )

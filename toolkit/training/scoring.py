@@ -16,12 +16,13 @@ import numpy as np
 from toolkit.data.images import PictureSource, write_label_picture
 from toolkit.data.volumes import write_nifti
 from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitWarning
-from toolkit.features.provenance import provenance
+from toolkit.features.provenance import mark_scored, provenance
 from toolkit.files import distinct_names, read_sealed, write_atomically, write_sealed
 from toolkit.inference.network import Predictor
 from toolkit.inference.predict import predict_volumes
 from toolkit.inference.volumes import group_volumes, volume_spacing
 from toolkit.measure.evaluate import evaluate
+from toolkit.measure.statistics import patient_column
 from toolkit.training.environment import content_hash
 
 if TYPE_CHECKING:
@@ -47,9 +48,11 @@ def evaluate_run(
         metrics=list(metrics),
         **Predictor(run.model).settings,
     )
+    made_by.pop("network", None)  # an earlier score is no part of what makes this one
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
     table_file = run.path / "evaluation" / f"{split}-{key}.csv"
     if table_file.is_file() and (known := _read_table(table_file)) is not None:
+        _remember(run, split, known)
         return known
     run.directory.record()  # a lost directory is not made again
     table = evaluate(run.model, cases, batch_size=run.config.batch_size, metrics=metrics, progress=progress)
@@ -57,7 +60,18 @@ def evaluate_run(
     table_file.parent.mkdir(exist_ok=True)
     write_sealed(table_file.with_suffix(".json"), {**made_by, "sha256": hashlib.sha256(content.encode()).hexdigest()})
     write_atomically(table_file, content)
-    return _parsed(content)  # the same object on the first call and the next ones
+    _remember(run, split, known := _parsed(content))
+    return known  # the same object on the first call and the next ones
+
+
+def _remember(run: Run, split: str, table: pd.DataFrame) -> None:
+    """The test score at home, for the figures of this network."""
+    sites = [run.site] if isinstance(run.site, str) else list(run.site or table["site"].unique())
+    rows = table[(table["metric"] == "dice") & table["site"].isin(sites) & (table["status"] != "both_absent")]
+    if split == "test" and len(rows) and set(sites) <= set(rows["site"]):
+        patients = rows.groupby(["site", patient_column(rows)])["value"].mean()
+        told = {"name": run.path.name, "steps": run.config.steps, "seed": run.config.seed, "sites": ", ".join(sites)}
+        mark_scored(run.model, patients.groupby(level="site").mean().mean(), len(patients), **told)
 
 
 def predict_run(run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | None, progress: bool) -> dict[str, Any]:

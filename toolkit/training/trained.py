@@ -15,7 +15,7 @@ from toolkit import registry
 from toolkit.data.manifest import shipped_folders
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.features.process_state import guarded_random_state
-from toolkit.features.provenance import mark_trained_with
+from toolkit.features.provenance import mark_scored, mark_trained_with
 from toolkit.files import write_atomically
 from toolkit.inference.memory import remember
 from toolkit.models.load import tensors_of, weights_bytes, weights_from_bytes
@@ -141,6 +141,10 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
     network.load_state_dict({key: value.to(own[key].dtype) if key in own else value for key, value in stored.items()})
     mark_trained_with(network, [one["name"] for one in card["recipe"]["regularizers"]])
     remember(network, **card["recipe"].get("inference", {}))
+    home = [one for one in card["scores"] if one["site"] in card["sites"]]
+    patients, dice = sum(one["patients"] for one in home), sum(one["dice"] for one in home) / max(1, len(home))
+    told = {key: card[key] for key in ("name", "steps", "seed")}
+    mark_scored(network, dice, patients, **told, sites=", ".join(card["sites"]), floor=card["floor"]["dice"])
     described = {key: value for key, value in card.items() if key not in ("scores", "history")}
     vars(network).update(
         scores=pd.DataFrame(card["scores"]), history=pd.DataFrame(card["history"]), provenance=described

@@ -22,10 +22,11 @@ from toolkit.measure.similarity import ChannelSimilarity
 from toolkit.measure.statistics import Comparison
 from toolkit.measure.transfer import Transfer
 from toolkit.methods.segreg.regularizer import SegReg
+from toolkit.show.compose_compare import transfer_matrices
 from toolkit.show.compose_drift import drifts
 from toolkit.show.compose_explain import grad_cam, grad_cams, masked_latent
 from toolkit.show.compose_measure import channel_similarities, projections
-from toolkit.show.compose_training import curve_columns, scores_by_site, training_curves, transfer_matrices
+from toolkit.show.compose_training import curve_columns, scores_by_site, training_curves
 from toolkit.show.draw import plotly_figure, static_figure
 from toolkit.show.figures import compose
 from toolkit.show.panels import Bars, Heatmap, Image, Intervals, Lines, Scatter
@@ -205,7 +206,8 @@ def every_result() -> list[Any]:
 @pytest.mark.parametrize("result", every_result(), ids=lambda result: type(result).__name__)
 def test_every_result_is_drawn_twice_with_range_and_provenance(result: Any, tmp_path: Path) -> None:
     figure = compose(result, note="network trained with SegReg")
-    assert "weights abababababab" in figure.caption
+    assert "weights abababababab" in figure.provenance
+    assert "weights" not in figure.caption, "the caption says how good the networks are, not what made the figure"
     assert SegReg.caveat in figure.caption
     for panel in figure.panels():
         assert panel.note or isinstance(panel, (Intervals, Scatter)), f"{panel.title} does not state its range"
@@ -300,13 +302,67 @@ def test_masked_latent_shows_clean_above_masked() -> None:
     assert "1.6% of the image changed" in [panel.note for panel in figure.panels()]  # 4 of 256 pixels
 
 
-def test_signed_similarities_get_the_diverging_scale_everywhere() -> None:
+def test_a_measure_of_similarity_has_one_range_whatever_its_values() -> None:
     positive, negative = similarity_result(), similarity_result("pearson", sign=-0.3)
-    assert [p.scale for p in compose(positive).panels() if isinstance(p, Heatmap)] == ["sequential"]
+    assert [p.scale for p in compose(positive).panels() if isinstance(p, Heatmap)] == ["diverging"]
     both = channel_similarities([[positive], [negative]], ["a", "b"]).panels()
     assert {(p.scale, p.limits) for p in both if isinstance(p, Heatmap)} == {("diverging", (-1.0, 1.0))}
     assert "redundancy 0.40" in both[0].note
     assert "1 dead" in both[0].note
+
+
+def test_like_channels_stand_side_by_side() -> None:
+    """Two groups of channels that alternate in the network are two squares in the figure."""
+    result = similarity_result()
+    group = np.arange(12) % 2
+    result.matrix = torch.from_numpy(np.where(group[:, None] == group, 0.9, 0.1) + 0.1 * np.eye(12))
+    (panel,) = compose(result).panels()
+    assert isinstance(panel, Heatmap)
+    values = np.asarray(panel.values)
+    assert (values[:6, :6] > 0.8).all()
+    assert (values[6:, 6:] > 0.8).all()
+    assert (values[:6, 6:] < 0.2).all()
+
+
+def scored(dice: float, name: str = "a/plain") -> dict[str, object]:
+    network = {"name": name, "steps": 600, "seed": 1, "dice": dice, "patients": 8, "sites": "A", "floor": 0.75}
+    return {**PROVENANCE, "network": network}
+
+
+def test_a_network_below_its_floor_is_stamped_and_an_unknown_score_is_not_claimed() -> None:
+    good, bad, unknown = cam_result(), cam_result(), cam_result()
+    good.provenance, bad.provenance = scored(0.91), scored(0.41, "a/bad")
+    assert compose(unknown).stamp == compose(good).stamp == ""
+    assert "Dice" not in compose(unknown).caption
+    assert "a/plain: 600 steps, seed 1, test Dice 0.91 (n = 8 of A)" in compose(good).caption
+    assert compose(bad).stamp == "untrained"
+    assert "below the floor of 0.75" in compose(bad).caption
+    both = grad_cams([good, bad], ["plain", "short"])
+    assert both.stamp == "untrained: short"
+    assert "plain: 600 steps" in both.caption
+    assert any(note.text == "<b>untrained: short</b>" for note in plotly_figure(both).layout.annotations)
+
+
+def test_the_score_of_every_stage_is_found_in_nested_provenance() -> None:
+    result = projection_result()
+    result.provenance = {"stages": [scored(0.9, "a/1"), scored(0.8, "a/2")]}
+    figure = compose(result)
+    assert [line.split(":")[0] for line in figure.caption.splitlines()] == ["a/1", "a/2"]
+    assert figure.stamp == ""
+
+
+def test_maps_are_cut_to_the_organs_and_carry_their_contour() -> None:
+    result = cam_result()
+    result.label = torch.zeros(2, 1, *result.image.shape[2:], dtype=torch.int64)
+    result.label[:, :, 2:5, 3:6] = 1
+    panels = grad_cam(result).panels()
+    windows = {panel.window for panel in panels if isinstance(panel, Image)}
+    assert len(windows) == 1
+    (window,) = windows
+    assert window is not None
+    assert window[0] <= 2 < 5 <= window[1] < result.image.shape[2]
+    assert all(isinstance(panel, Image) and panel.labels is not None for panel in panels)
+    assert {panel.window for panel in grad_cam(result, crop=False).panels() if isinstance(panel, Image)} == {None}
 
 
 def test_stages_of_a_projection_share_limits() -> None:

@@ -14,7 +14,8 @@ import torch
 from toolkit.errors import ResultError
 from toolkit.measure.collapse import Collapse
 from toolkit.methods.med_disseg.preset_check import preset_check
-from toolkit.show.compose_dispersion import active_band, collapses, qualitative
+from toolkit.show.compose_compare import collapses
+from toolkit.show.compose_dispersion import active_band, qualitative
 from toolkit.show.draw import plotly_figure, static_figure
 from toolkit.show.panels import Figure, Image, Intervals, Lines
 

@@ -31,9 +31,7 @@ def example() -> Figure:
             Image(
                 title="a", note="range", pixels=picture, overlay=picture[::8, ::8], overlay_limits=(-3, 3), bar=True
             ).fit(150),
-            Image(
-                title="b", pixels=picture, labels=(picture > 1).astype(int), class_names={1: "organ"}, legend=True
-            ).fit(150),
+            Image(title="b", pixels=picture, labels=(picture > 1).astype(int), class_names={1: "organ"}).fit(150),
         ],
         [Heatmap(title="h", values=np.eye(5), row_names=list("abcde"), x_label="channel"), None],
         [
@@ -140,6 +138,31 @@ def test_legends_and_bars_get_their_room() -> None:
     assert long - short >= 15 * 6
     picture = np.zeros((4, 4))
     assert Image(pixels=picture, bar=True).padding()[1] > Image(pixels=picture).padding()[1] + 40
+
+
+def test_a_row_has_one_colour_bar_a_scale() -> None:
+    rows: list[list[Panel | None]] = [
+        [Heatmap(values=np.eye(3)), Heatmap(values=np.eye(3))],
+        [Heatmap(values=np.eye(3)), Heatmap(values=np.eye(3), limits=(0.0, 2.0))],
+    ]
+    bars = [one.panel for one in place(Figure("t", rows)).placed if isinstance(one.panel, Heatmap)]
+    assert [panel.bar for panel in bars] == [False, True, False, True]
+    assert bars[1].bar_ticks is None
+    assert bars[3].bar_ticks == ("min", "", "max"), "two ranges have no common numbers"
+
+
+def test_a_wide_figure_shrinks_its_panels_and_not_its_text() -> None:
+    picture = np.zeros((20, 20))
+    plan = place(Figure("t", [[Image(pixels=picture, width=300, height=300) for _ in range(9)]]))
+    assert plan.width <= WIDEST
+    assert all(one.width == one.height < 110 for one in plan.placed)
+    assert min(SUBTITLE_SIZE, NOTE_SIZE, TICK_SIZE, CAPTION_SIZE) * 0.72 >= 8, "points at 100 pixels an inch"
+
+
+def test_the_millimetre_bar_is_round_and_at_most_a_third_of_the_width() -> None:
+    assert Image(pixels=np.zeros((96, 96)), mm=1.5).scale_bar() == (pytest.approx(20 / 1.5), "20 mm")
+    assert Image(pixels=np.zeros((96, 96)), mm=1.5, window=(0, 9, 0, 30)).scale_bar() == (pytest.approx(10 / 1.5), "10 mm")
+    assert Image(pixels=np.zeros((96, 96))).scale_bar() is None
 
 
 def test_columns_line_up_where_kinds_agree() -> None:

@@ -19,10 +19,11 @@ from toolkit.explain.targets import BoundaryBand, ClassSum, Region, Target
 from toolkit.inference.volumes import one_map
 from toolkit.show.colours import FAINT
 from toolkit.show.slices import View
-from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, fitted, grey, heated, outlined
-from toolkit.show.widgets.image_stacks import ImageStacks, Page, default_layers, trained_pair, view_of
+from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, fitted, heated
+from toolkit.show.widgets.image_explorer import ImageExplorer
+from toolkit.show.widgets.image_stacks import ImageStacks, default_layers, image_of, trained_pair, view_of
 from toolkit.show.widgets.memory import Key, TimedResults
-from toolkit.show.widgets.state import Control, Explorer
+from toolkit.show.widgets.state import Control
 
 INPUT_METHODS = tuple(name for name in attribution.METHODS if name != "layer_conductance")
 TARGETS = (
@@ -39,6 +40,7 @@ NAMES = {
     **{name: name.replace("_", " ").capitalize() for name in INPUT_METHODS},
 }
 SCALES = (("own scale for each map", "layer"), ("one shared scale", "shared"))
+SLOW = 2.0  # s; what takes longer says so in the list of methods
 _LARGE, _SMALL, _GAP, _LEFT, _WIDTH = 290, 104, 12, 14, 980
 _NO_COLOUR = 1e30  # a range in which every value is the middle
 
@@ -66,7 +68,7 @@ class Maps:
     limits: dict[str, float]
 
 
-class CamExplorer(Explorer):
+class CamExplorer(ImageExplorer):
     """State of `cam_explorer`; see there.
 
     Args:
@@ -87,18 +89,16 @@ class CamExplorer(Explorer):
         options: Mapping[str, Any],
         attribution_options: Mapping[str, Any],
     ) -> None:
-        super().__init__()
+        super().__init__(images)
         self.models, self.images, self.options = dict(models), images, dict(options)
         self.attribution_options = dict(attribution_options)
         self.layers = {name: list(names) for name, names in layers.items()}
         # captum's methods pass the network many times: they are announced from the first time on
+        self._guessed = {(name, method) for name in models for method in INPUT_METHODS}
         self.memory = TimedResults(200, {(name, method): 1.0 for name in models for method in INPUT_METHODS})
         first = next(iter(self.layers.values()))
-        stack = next(iter(images.stacks))
         classes = images.foreground()
-        self._values = {
-            "case": stack,
-            "slice": images.fullest(stack),
+        self._values |= {
             "layer": first[min(len(first) - 1, len(first) // 2)],
             "target_class": classes[-1][0],
             "target": "prediction",
@@ -110,29 +110,37 @@ class CamExplorer(Explorer):
 
     def controls(self) -> list[Control]:
         """See `Explorer`."""
-        stacks = tuple((name, name) for name in self.images.stacks)
         classes = tuple((name, index) for index, name in self.images.foreground())
         strip = tuple((name, name) for name in next(iter(self.layers.values())))
-        methods = tuple((NAMES[name], name) for name in (*CAM_METHODS, *INPUT_METHODS))
-        last = len(self.images.stacks[self._values["case"]]) - 1
+        methods = tuple((f"{NAMES[name]}{self._duration(name)}", name) for name in (*CAM_METHODS, *INPUT_METHODS))
+        asked, drawn = "explanation", "drawing"
+        walk = "also a click on the strip, arrow left and right on the picture"
         return [
-            Control("case", "case", "choice", stacks),
-            Control("slice", "slice", "integer", low=0, high=last, hint="also arrow up and down on the picture"),
+            *self.image_controls(),
+            Control("target_class", "class", "choice", classes, group=asked),
+            Control("target", "target", "choice", TARGETS, group=asked),
             Control(
-                "layer", "layer", "choice", strip, hint="also a click on the strip, arrow left and right on the picture"
+                "method", "method", "choice", methods, hint="the last five are captum's, of the input", group=asked
             ),
-            Control("target_class", "class", "choice", classes),
-            Control("target", "target", "choice", TARGETS),
-            Control("method", "method", "choice", methods, hint="the last five are captum's, of the input"),
-            Control("opacity", "opacity", "real", low=0, high=1, step=0.05),
-            Control("scale", "colours", "choice", SCALES),
-            Control("contours", "contours", "switch"),
+            Control("layer", "layer", "choice", strip, hint=walk, group=asked),
+            Control("opacity", "opacity", "real", low=0, high=1, step=0.05, group=drawn),
+            Control("scale", "colours", "choice", SCALES, group=drawn),
+            Control("contours", "contours", "switch", group=drawn),
         ]
 
-    def adapt(self, changed: set[str]) -> None:
-        """See `Explorer`: another stack opens at its fullest slice."""
-        if "case" in changed:
-            self._values["slice"] = self.images.fullest(self._values["case"])
+    def _duration(self, method: str) -> str:
+        """What the list of methods says of one that takes long: its last time, or a guess from the passes it makes."""
+        seconds = sum(self.memory.seconds.get((name, method), 0.0) for name in self.models)
+        if (next(iter(self.models)), method) in self._guessed and (one := self._pass_seconds()):
+            window = self.attribution_options.get("window", 16)
+            area = float(np.prod([side / max(1, window) for side in image_of(self.page().item).shape[1:]]))
+            passes = {"occlusion": 4 * area, "feature_ablation": 4 * area, "integrated_gradients": 16}
+            seconds = one * passes.get(method, 1.0)
+        return f" (slow: about {seconds:.0f} s)" if seconds >= SLOW else ""
+
+    def _pass_seconds(self) -> float:
+        """How long a forward and backward pass of every network took."""
+        return sum(self.memory.seconds.get((name, "maps"), 0.0) for name in self.models)
 
     def picked(self, area: str, row: int, column: int) -> None:
         """See `Explorer`: a click on the strip chooses the layer."""
@@ -163,8 +171,9 @@ class CamExplorer(Explorer):
         Raises:
             DataError: the region is empty on this item.
         """
-        page, target, method = self._page(), self.target(), self._values["method"]
+        page, target, method = self.page(), self.target(), self._values["method"]
         if method in INPUT_METHODS:
+            self._guessed.discard((name, method))
             return self.memory.get(
                 self._key(name),
                 lambda: attribute(
@@ -187,7 +196,7 @@ class CamExplorer(Explorer):
     def _key(self, name: str) -> Key:
         method = self._values["method"]
         kind = (name, method if method in INPUT_METHODS else "maps")  # all CAM methods take about as long
-        return kind, self._page().key, repr(self.target()), method
+        return kind, self.page().key, repr(self.target()), method
 
     def maps(self, name: str) -> Maps:
         """The result of one network, cut to the current slice.
@@ -195,7 +204,7 @@ class CamExplorer(Explorer):
         Raises:
             DataError: the region is empty on this item.
         """
-        result, page = self.result(name), self._page()
+        result, page = self.result(name), self.page()
         view = view_of(page, result.padded_size, result.spacing[0])
         raw = result.maps if isinstance(result, GradCamResult) else None
         status = {layer: words[0] for layer, words in result.status.items()} if raw is not None else {}
@@ -220,9 +229,6 @@ class CamExplorer(Explorer):
                 for layer, one in raw.items()
             },
         )
-
-    def _page(self) -> Page:
-        return self.images.page(self._values["case"], self._values["slice"])
 
     def draw(self) -> Canvas:
         """See `Explorer`."""
@@ -258,17 +264,25 @@ class CamExplorer(Explorer):
         canvas.key(640, 26, self.images.foreground())
 
     def _image(self, canvas: Canvas, one: Maps | None) -> None:
-        page = self._page()
+        page = self.page()
         if one is None:
             canvas.text(_LEFT, 100, "Nothing to show for this slice.", colour=FAINT)
             return
         size = fitted(one.picture.shape[:2], one.view.aspect, _LARGE)
         labels = one.contours if one.reference is None else one.reference
-        tile = outlined(_tile(one.picture, size), labels) if self._values["contours"] else _tile(one.picture, size)
         which = "prediction" if one.reference is None else "reference"
         slice_ = f", slice {page.position}" if page.position is not None else ""
         canvas.text(_LEFT, 46, f"{page.key}{slice_}: {which}", size=12, width=_LARGE)
-        canvas.paste(tile, _LEFT, 64)
+        self.tile(
+            canvas,
+            "image",
+            (_LEFT, 64),
+            size,
+            one.view,
+            ground=self.shades(one.picture),
+            planes={"image": one.picture, which: labels},
+            labels=labels if self._values["contours"] else None,
+        )
 
     def _main(self, canvas: Canvas, place: int, name: str, one: Maps | str, shared: float) -> None:
         left = _LEFT + (place + 1) * (_LARGE + 30)
@@ -279,14 +293,21 @@ class CamExplorer(Explorer):
         layer = self._layer(name, one)
         limit = self._limit(one, layer, shared)
         size = fitted(one.picture.shape[:2], one.view.aspect, _LARGE - 42)
-        tile = heated(grey(one.picture), one.maps[layer], (-limit, limit), size, self._values["opacity"])
-        if self._values["contours"]:
-            tile = outlined(tile, one.contours)
         status = one.status.get(layer, "ok")
         words = {"ok": "", "cancelled": " (cancelled by a norm: choose HiResCAM)"}.get(status, f" ({status})")
         note = f"{name}: {layer}{words}"
         canvas.text(left, 46, note, size=12, bold=True, width=_LARGE)
-        canvas.paste(tile, left, 64)
+        self.tile(
+            canvas,
+            f"map of {name}",
+            (left, 64),
+            size,
+            one.view,
+            ground=self.shades(one.picture),
+            planes={"image": one.picture, "map": one.maps[layer], "prediction": one.contours},
+            heat=(one.maps[layer], (-limit, limit), self._values["opacity"], "diverging_overlay"),
+            labels=one.contours if self._values["contours"] else None,
+        )
         if limit != _NO_COLOUR:
             canvas.bar(left + size[1] + 6, 64, size[0], (-limit, limit), "diverging_overlay")
         shape = "x".join(map(str, one.maps[layer].shape))
@@ -298,12 +319,14 @@ class CamExplorer(Explorer):
         canvas.text(_LEFT, top, name, size=12, bold=True)
         layers = list(one.maps)
         side = min(_SMALL, (_WIDTH - 2 * _LEFT) // max(len(layers), 1) - _GAP)
-        size, ground = fitted(one.picture.shape[:2], one.view.aspect, side), grey(one.picture)
+        size, ground = fitted(one.picture.shape[:2], one.view.aspect, side), self.shades(one.picture)
         for place, layer in enumerate(layers):
             left = _LEFT + place * (side + _GAP)
             limit = self._limit(one, layer, shared)
-            tile = heated(ground, one.maps[layer], (-limit, limit), size, self._values["opacity"])
-            canvas.paste(tile, left, top + 18)
+            opacity = self._values["opacity"]
+            canvas.paste(
+                heated(ground, one.maps[layer], (-limit, limit), size, opacity, lens=self.lens), left, top + 18
+            )
             text = "cancelled" if one.status.get(layer) == "cancelled" else layer
             canvas.text(left, top + 20 + size[0], text, size=11, width=side + _GAP - 2)
             if layer == self._layer(name, one):
@@ -381,12 +404,6 @@ def cam_explorer(
         for key, one in models.items()
     }
     return CamExplorer(models, images, chosen, options, attribution_options or {})
-
-
-def _tile(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    from toolkit.show.widgets.canvas import enlarged
-
-    return enlarged(grey(picture), size)
 
 
 def _paragraph(canvas: Canvas, left: int, top: int, words: str, width: int = 42) -> None:

@@ -20,6 +20,8 @@ from toolkit.show.colours import FAINT, GRID, TEXT, class_colour, rgba
 LARGEST_BYTES = 450_000  # of one picture; a larger PNG is sent as JPEG
 BUSY_BYTES = 200_000  # a JPEG of more shows a picture whose PNG takes longer to pack than to draw
 ACCENT = "#D55E00"
+Lens = tuple[float, float, float, float]  # top, left, height, width of what a tile shows, as shares of its array
+WHOLE: Lens = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +46,15 @@ class Area:
     rows: int = 1
     columns: int = 1
 
+    def share(self, x: float, y: float) -> tuple[float, float] | None:
+        """How far down and across a point lies, from 0 to 1; None outside."""
+        across, down = (x - self.left) / self.width, (y - self.top) / self.height
+        return (down, across) if 0 <= across < 1 and 0 <= down < 1 else None
+
     def cell(self, x: float, y: float) -> tuple[int, int] | None:
         """(row, column) of the cell that holds a point, or None outside."""
-        across, down = (x - self.left) / self.width, (y - self.top) / self.height
-        if not (0 <= across < 1 and 0 <= down < 1):
-            return None
-        return int(down * self.rows), int(across * self.columns)
+        place = self.share(x, y)
+        return None if place is None else (int(place[0] * self.rows), int(place[1] * self.columns))
 
     def centre(self, row: int = 0, column: int = 0) -> tuple[float, float]:
         """The point in the middle of a cell, in pixels of the picture."""
@@ -73,6 +78,7 @@ class Canvas:
         self.image: Any = Image.new("RGB", (width, height), "white")
         self._draw: Any = ImageDraw.Draw(self.image)
         self.areas: list[Area] = []
+        self.planes: dict[str, dict[str, np.ndarray]] = {}  # of a tile's area: what is drawn there, (H, W) by name
 
     @property
     def size(self) -> tuple[int, int]:
@@ -187,16 +193,17 @@ def fitted(shape: tuple[int, int], aspect: float, side: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def enlarged(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest neighbour in the first two axes; (h, w, ...) -> (*size, ...)."""
-    rows = (np.arange(size[0]) + 0.5) * array.shape[0] / size[0]
-    columns = (np.arange(size[1]) + 0.5) * array.shape[1] / size[1]
+def enlarged(array: np.ndarray, size: tuple[int, int], lens: Lens = WHOLE) -> np.ndarray:
+    """Nearest neighbour in the first two axes of what the lens shows; (h, w, ...) -> (*size, ...)."""
+    top, left, height, width = lens
+    rows = (top + (np.arange(size[0]) + 0.5) / size[0] * height) * array.shape[0]
+    columns = (left + (np.arange(size[1]) + 0.5) / size[1] * width) * array.shape[1]
     return array[rows.astype(int)][:, columns.astype(int)]
 
 
-def grey(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of an image (H, W) or (H, W, 3), stretched between its extremes."""
-    low, high = float(np.nanmin(picture)), float(np.nanmax(picture))
+def grey(picture: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 of an image (H, W) or (H, W, 3), stretched between limits or its extremes."""
+    low, high = limits or (float(np.nanmin(picture)), float(np.nanmax(picture)))
     scaled = (np.nan_to_num(picture, nan=low) - low) / (high - low if high > low else 1.0) * 255
     bytes_ = np.clip(scaled, 0, 255).astype(np.uint8)
     return bytes_ if bytes_.ndim == 3 else np.repeat(bytes_[:, :, None], 3, axis=2)
@@ -215,30 +222,37 @@ def heated(
     size: tuple[int, int],
     opacity: float = 1.0,
     scale: str = "diverging_overlay",
+    lens: Lens = WHOLE,
 ) -> np.ndarray:
     """A map of any resolution over an RGB picture, both enlarged to `size` without smoothing."""
     colours = rgba(values, *limits, scale)
     whole = [side / part for side, part in zip(picture.shape[:2], values.shape, strict=True)]
-    if picture.shape[0] <= size[0] and all(factor >= 1 and factor.is_integer() for factor in whole):
+    if lens == WHOLE and picture.shape[0] <= size[0] and all(factor >= 1 and factor.is_integer() for factor in whole):
         blended = over(picture, enlarged(colours, picture.shape[:2]), opacity)  # fewer pixels, and the same ones
         return enlarged(blended, size)
-    return over(enlarged(picture, size), enlarged(colours, size), opacity)
+    return over(enlarged(picture, size, lens), enlarged(colours, size, lens), opacity)
 
 
-def coloured(values: np.ndarray, limits: tuple[float, float], size: tuple[int, int], scale: str) -> np.ndarray:
+def coloured(
+    values: np.ndarray, limits: tuple[float, float], size: tuple[int, int], scale: str, lens: Lens = WHOLE
+) -> np.ndarray:
     """A map alone, in colour; NaN is light grey."""
     ground = np.full((*values.shape, 3), 225, np.uint8)
-    return enlarged(over(ground, rgba(values, *limits, scale)), size)
+    return enlarged(over(ground, rgba(values, *limits, scale)), size, lens)
 
 
-def outlined(pixels: np.ndarray, labels: np.ndarray, *, fill: float = 0.0) -> np.ndarray:
+def outlined(
+    pixels: np.ndarray, labels: np.ndarray, *, fill: float = 0.0, thickness: int = 2, lens: Lens = WHOLE
+) -> np.ndarray:
     """Contours of a label map (any resolution) on an RGB tile; `fill` also tints the inside."""
-    wide = enlarged(labels, pixels.shape[:2])
+    wide = enlarged(labels, pixels.shape[:2], lens)
     edge = np.zeros(wide.shape, dtype=bool)
     edge[1:] |= wide[1:] != wide[:-1]
     edge[:, 1:] |= wide[:, 1:] != wide[:, :-1]
-    edge[:-1] |= edge[1:].copy()  # two pixels thick
-    edge[:, :-1] |= edge[:, 1:].copy()
+    for step in range(thickness - 1):  # by a pixel, up and to the left, then down and to the right
+        one, other = (slice(None, -1), slice(1, None)) if step % 2 == 0 else (slice(1, None), slice(None, -1))
+        edge[one] |= edge[other].copy()
+        edge[:, one] |= edge[:, other].copy()
     drawn = pixels.copy()
     for label in np.unique(labels):
         if label <= 0:

@@ -66,7 +66,7 @@ class CurvesView:
             margin={"l": 45, "r": 10, "t": 40, "b": 40},
             legend={"font": {"size": 10}, "orientation": "h", "y": -0.2},
         )
-        figure.update_xaxes(title_text="step", range=[0, self.monitor.steps])
+        figure.update_xaxes(title_text="step", rangemode="tozero")  # ends where the run is
         state = self.monitor.state
         figure.layout.yaxis.type = "log" if state["logarithmic"] else "linear"
         for place, (part, name, steps, values) in enumerate(curves):

@@ -9,21 +9,22 @@ import numpy as np
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.features.store import Features
+from toolkit.inference.extract import extract
 from toolkit.measure.drift import drift
 from toolkit.measure.projection import Projection, project
 from toolkit.show.colours import FAINT, class_colour
 from toolkit.show.slices import choose_view
-from toolkit.show.widgets.canvas import Canvas, enlarged, fitted, grey
-from toolkit.show.widgets.image_stacks import label_of
+from toolkit.show.widgets.canvas import ACCENT, Canvas, enlarged, fitted, grey
+from toolkit.show.widgets.image_stacks import label_of, trained_pair
 from toolkit.show.widgets.memory import Key, TimedResults
 from toolkit.show.widgets.state import Control, Explorer
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PROJECTIONS = (("PCA", "pca"), ("UMAP", "umap"), ("Fisher's discriminants", "lda"))
+PROJECTIONS = (("PCA", "pca"), ("UMAP (slow: 10 s at first)", "umap"), ("Fisher's discriminants", "lda"))
 BASES = (("all stages", "shared"), ("first stage", "stage1"), ("each stage, aligned", "per_stage"))
-MOST_POINTS, MOST_IMAGES = 1500, 4
+MOST_POINTS, MOST_IMAGES, RINGS = 1500, 4, 5
 _SIDE, _LEFT = 210, 14
 
 
@@ -69,6 +70,7 @@ class DriftExplorer(Explorer):
         classes = tuple((str(name), int(str(index))) for index, name in named.items())
         sites = tuple((name or "unknown", name) for name in self._everything["sites"])
         bases = BASES if self._values["method"] != "umap" else BASES[:2]
+        view, points = "projection", "points"
         return [
             Control(
                 "stage",
@@ -78,19 +80,21 @@ class DriftExplorer(Explorer):
                 high=len(self.features),
                 step=0.1,
                 animated=True,
+                group=view,
                 hint="positions between two stages are interpolated, for the eye only",
             ),
-            Control("layer", "layer", "choice", tuple((name, name) for name in self.features[0].layers)),
+            Control("layer", "layer", "choice", tuple((name, name) for name in self.features[0].layers), group=view),
             Control(
                 "method",
                 "projection",
                 "choice",
                 PROJECTIONS,
                 hint="the first UMAP of a session is compiled before it runs",
+                group=view,
             ),
-            Control("basis", "axes from", "choice", bases),
-            Control("classes", "classes", "several", classes),
-            Control("sites", "sites", "several", sites),
+            Control("basis", "axes from", "choice", bases, group=view),
+            Control("classes", "classes", "several", classes, group=points),
+            Control("sites", "sites", "several", sites, group=points),
         ]
 
     def adapt(self, changed: set[str]) -> None:
@@ -169,7 +173,7 @@ class DriftExplorer(Explorer):
 
     def draw(self) -> Canvas:
         """See `Explorer`: the images of the selected points, most points first."""
-        canvas = Canvas(2 * _LEFT + MOST_IMAGES * (_SIDE + 14), _SIDE + 70)
+        canvas = Canvas(2 * _LEFT + MOST_IMAGES * (_SIDE + 14), _SIDE + 88)
         chosen = self.rows.iloc[list(self.selected)]
         counts = chosen.groupby("case", sort=False).size().sort_values(ascending=False, kind="stable")
         canvas.text(
@@ -182,7 +186,7 @@ class DriftExplorer(Explorer):
         canvas.text(
             _LEFT,
             27,
-            "Select points with the mouse in the figure, or walk from case to case with the arrow keys here.",
+            "Click a point of the figure or draw a loop around several; the arrow keys walk from case to case here.",
             size=12,
             colour=FAINT,
         )
@@ -220,6 +224,12 @@ class DriftExplorer(Explorer):
             y = 66 + round((row + 0.5) * tile[0] / picture.shape[0]) - side // 2
             red, green, blue = class_colour(int(index)) if index > 0 else (190, 190, 190)
             canvas.fill(x, y, side, side, f"#{red:02x}{green:02x}{blue:02x}")
+            if len(places) <= RINGS:
+                canvas.frame(x - 5, y - 5, side + 10, side + 10, ACCENT, 2)
+        if len(places) == 1:
+            (row, column), spacing = places[0][-2:], case.spacing
+            mm = f", {row * spacing[-2]:.1f} x {column * spacing[-1]:.1f} mm" if spacing else ""
+            canvas.text(left, 68 + tile[0], f"row {row}, column {column}{mm}", size=12, colour=FAINT, width=_SIDE)
 
     def extra_views(self) -> list[Any]:
         """See `Explorer`: the scatter and the numbers beside it."""
@@ -235,14 +245,19 @@ class DriftExplorer(Explorer):
 
 
 def drift_explorer(
-    features: Sequence[Features], cases: Any = None, *, stages: Sequence[str] | None = None, bootstrap: int = 100
+    features: Sequence[Features] | None = None,
+    cases: Any = None,
+    *,
+    stages: Sequence[str] | None = None,
+    bootstrap: int = 100,
 ) -> DriftExplorer:
     """Explore how features move over training stages: a projection with a stage slider, its voxels, and drift numbers.
 
     Distances in a projection can mislead; the numbers beside it are measured in the full feature space.
 
     Args:
-        features: one store per stage, of the same rows (same cases, same seed).
+        features: one store per stage, of the same rows (same cases, same seed); None = those of two trained networks
+            that come with the project, on cases of their task.
         cases: a task or the cases the features come from, for the images of selected points.
         stages: names of the stages.
         bootstrap: replicates of the intervals of the drift numbers.
@@ -254,6 +269,11 @@ def drift_explorer(
         ConfigError: fewer than two stages, or names that do not fit.
         ResultError: stages of different rows.
     """
+    if features is None:
+        trained, cases = trained_pair()
+        stages = stages or list(trained)
+        settings: dict[str, Any] = {"pool": "voxels", "samples": 8}
+        features = [extract(one, cases, ["head_input", "bottleneck"], **settings) for one in trained.values()]
     stores = list(features)
     names = [f"stage {index + 1}" for index in range(len(stores))] if stages is None else list(stages)
     if len(stores) < 2 or len(names) != len(stores):

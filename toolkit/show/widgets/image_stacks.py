@@ -17,7 +17,7 @@ from toolkit.inference.layers import layers as list_layers
 from toolkit.inference.network import Predictor
 from toolkit.show.slices import View, choose_view
 
-FEWEST_LAYERS, MOST_LAYERS = 4, 14
+FEWEST_LAYERS, MOST_LAYERS, PATIENTS = 4, 14, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +81,10 @@ class ImageStacks:
 
 
 def trained_pair() -> tuple[dict[str, nn.Module], Any]:
-    """A trained network that comes with the project and one of the same size to compare it with, by name; their task.
+    """A trained network that comes with the project and one of the same size to compare it with, by name; and cases.
 
-    Plain networks come first, networks below their floor are left out.
+    Plain networks come first, networks below their floor are left out. The cases are those of the first test patients of
+    the site that they were trained on.
 
     Raises:
         ConfigError: there is none.
@@ -94,21 +95,22 @@ def trained_pair() -> tuple[dict[str, nn.Module], Any]:
     table = list_trained()
     table = table[table["above_floor"].astype(bool)]
     if table.empty:
-        raise ConfigError("No trained network is installed.", where="cam_explorer()", fix="Pass a network and images.")
+        raise ConfigError("No trained network is installed.", where="model", fix="Pass a network and images.")
     table = table.assign(first=~table["name"].str.endswith("/plain")).sort_values(["first", "seed", "name"])
     equal = (table[["task", "parameters", "seed"]] == table[["task", "parameters", "seed"]].iloc[0]).all(axis=1)
     pairs = table.loc[equal, ["name", "seed"]].head(2).to_numpy().tolist()
     models = {str(name): load_trained(str(name), int(seed)) for name, seed in pairs}
     record: Any = next(iter(models.values())).provenance
-    return models, load_task(**record["task"])
+    cases = load_task(**record["task"]).cases("test", site=record["sites"])
+    first = list(dict.fromkeys(case.volume or case.id for case in cases))[:PATIENTS]
+    return models, [case for case in cases if (case.volume or case.id) in first]
 
 
 def view_of(page: Page, padded: Sequence[int], spacing: tuple[float, ...] | None) -> View:
     """The slice of an image as a `View`, at full resolution."""
-    size = (
-        tuple(np.asarray(_image(page.item)).shape[1:]) if _is_case(page.item) else tuple(page.item["image"].shape[1:])
+    return choose_view(
+        tuple(image_of(page.item).shape[1:]), tuple(padded), position=page.position, spacing=spacing, largest=10**6
     )
-    return choose_view(size, tuple(padded), position=page.position, spacing=spacing, largest=10**6)
 
 
 def label_of(item: Any) -> np.ndarray | None:
@@ -149,7 +151,10 @@ def _is_case(item: Any) -> bool:
     return hasattr(item, "image") and hasattr(item, "id")
 
 
-def _image(item: Any) -> Any:
+def image_of(item: Any) -> Any:
+    """Image (C, *S) of an item."""
+    if isinstance(item, dict):
+        return item["image"]
     return item.image_array() if hasattr(item, "image_array") else item.image
 
 
@@ -165,7 +170,7 @@ def _items(source: Any, model: nn.Module, split: str) -> Any:
         source = [source]
     if isinstance(source, Sequence) and not isinstance(source, str) and all(_is_case(one) for one in source):
         for case in source:
-            yield case, case.id, case.volume or case.id, tuple(_image(case).shape[1:])
+            yield case, case.id, case.volume or case.id, tuple(image_of(case).shape[1:])
         return
     for batch in as_batches(source, model, batch_size=1):
         item = {"image": batch.image[0].cpu(), "id": batch.ids[0], "spacing": batch.spacing[0]}

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from toolkit.explain.masking import mask_latent
 from toolkit.inference.volumes import one_map
 from toolkit.show.colours import FAINT
-from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, enlarged, fitted, grey, heated, outlined
-from toolkit.show.widgets.image_stacks import ImageStacks, Page, view_of
+from toolkit.show.slices import View
+from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, fitted, grey
+from toolkit.show.widgets.image_explorer import ImageExplorer
+from toolkit.show.widgets.image_stacks import ImageStacks, trained_pair, view_of
 from toolkit.show.widgets.memory import Key, TimedResults
-from toolkit.show.widgets.state import Control, Explorer
+from toolkit.show.widgets.state import Control
 
 SCHEMES = (("channels, targeted", "channel"), ("positions, targeted", "spatial"), ("channels, dropout", "dropout"))
 SKIPS = (("keep the skip connections", "keep"), ("mask them too", "mask"), ("set them to zero", "zero"))
@@ -23,7 +25,7 @@ NORMS = (("running statistics", "eval"), ("statistics of this image", "train"))
 _SIDE, _GAP, _LEFT = 215, 22, 14
 
 
-class MaskExplorer(Explorer):
+class MaskExplorer(ImageExplorer):
     """State of `mask_explorer`; see there. Beside the controls' values it has `by_hand`: entry -> multiplier.
 
     Args:
@@ -39,15 +41,12 @@ class MaskExplorer(Explorer):
     def __init__(
         self, model: nn.Module, images: ImageStacks, layer: str, structured: bool, options: Mapping[str, Any]
     ) -> None:
-        super().__init__()
+        super().__init__(images)
         self.model, self.images, self.layer, self.structured = model, images, layer, structured
         self.options, self.memory = dict(options), TimedResults(64)
         self.by_hand: dict[int, float] = {}
         self.cursor: int | None = None
-        stack = next(iter(images.stacks))
-        self._values = {
-            "case": stack,
-            "slice": images.fullest(stack),
+        self._values |= {
             "scheme": "channel",
             "fraction": 0.3,
             "soft": True,
@@ -61,29 +60,27 @@ class MaskExplorer(Explorer):
 
     def controls(self) -> list[Control]:
         """See `Explorer`."""
-        stacks = tuple((name, name) for name in self.images.stacks)
-        last = len(self.images.stacks[self._values["case"]]) - 1
         highest = 0.95 if self._values["scheme"] == "dropout" else 1.0
+        mask, network = "mask", "network and drawing"
+        soft = "masked entries keep a random share below one half"
         controls = [
-            Control("case", "case", "choice", stacks),
-            Control("slice", "slice", "integer", low=0, high=last),
-            Control("scheme", "mask", "choice", SCHEMES),
-            Control("fraction", "fraction", "real", low=0, high=highest, step=0.05),
-            Control("soft", "soft mask", "switch", hint="masked entries keep a random share below one half"),
-            Control("seed", "seed", "integer", low=0, high=99),
-            Control("mode", "batch norm", "choice", NORMS),
-            Control("skips", "skips", "choice", SKIPS),
-            Control("filled", "fill the classes", "switch"),
+            *self.image_controls(),
+            Control("scheme", "mask", "choice", SCHEMES, group=mask),
+            Control("fraction", "fraction", "real", low=0, high=highest, step=0.05, group=mask),
+            Control("seed", "seed", "integer", low=0, high=99, group=mask),
+            Control("soft", "soft mask", "switch", hint=soft, group=mask),
+            Control("mode", "batch norm", "choice", NORMS, group=network),
+            Control("skips", "skips", "choice", SKIPS, group=network),
+            Control("filled", "fill the classes", "switch", group=network),
         ]
         return [control for control in controls if control.name in self._values]
 
     def adapt(self, changed: set[str]) -> None:
         """See `Explorer`: a hand-made mask ends when the code or its scheme changes."""
-        if "case" in changed:
-            self._values["slice"] = self.images.fullest(self._values["case"])
+        super().adapt(changed)
         if self._values["scheme"] == "dropout":
             self._values["fraction"] = min(self._values["fraction"], 0.95)
-        if changed - {"filled"}:
+        if changed - {"filled", "level", "window", "contour"}:
             self.by_hand = {}
         if "scheme" in changed:
             self.cursor = None
@@ -126,7 +123,7 @@ class MaskExplorer(Explorer):
 
     def base(self) -> Any:
         """The `MaskedLatent` of the scheme alone, kept for later."""
-        return self.memory.get(self._key(), lambda: mask_latent(self.model, [self._page().item], **self._arguments()))
+        return self.memory.get(self._key(), lambda: mask_latent(self.model, [self.page().item], **self._arguments()))
 
     def result(self) -> Any:
         """The `MaskedLatent` of the current state, with what was clicked."""
@@ -134,7 +131,7 @@ class MaskExplorer(Explorer):
             return self.base()
         return self.memory.get(
             self._key(by_hand=True),
-            lambda: mask_latent(self.model, [self._page().item], mask=self.mask(), **self._arguments()),
+            lambda: mask_latent(self.model, [self.page().item], mask=self.mask(), **self._arguments()),
         )
 
     def wanted(self) -> list[tuple[TimedResults, Key]]:
@@ -157,7 +154,7 @@ class MaskExplorer(Explorer):
     def _key(self, by_hand: bool = False) -> Key:
         arguments = tuple(sorted((name, repr(value)) for name, value in self._arguments().items()))
         clicked = tuple(sorted(self.by_hand.items())) if by_hand else ()
-        return "mask", self._page().key, arguments, clicked
+        return "mask", self.page().key, arguments, clicked
 
     def mask(self) -> Tensor:
         """The multiplier of the code: the scheme's, with the entries that were clicked."""
@@ -179,15 +176,13 @@ class MaskExplorer(Explorer):
         rows = max((d for d in range(1, int(entries**0.5) + 1) if entries % d == 0), default=1)
         return -(-entries // rows) if rows > 1 else -(-entries // max(1, int(entries**0.5)))
 
-    def _page(self) -> Page:
-        return self.images.page(self._values["case"], self._values["slice"])
-
     def draw(self) -> Canvas:
         """See `Explorer`."""
-        result, page = self.result(), self._page()
+        result, page = self.result(), self.page()
         spacing = getattr(page.item, "spacing", None)
         view = view_of(page, result.input.shape[2:], spacing)
-        picture = grey(view.picture(result.input[0]))
+        plane = view.picture(result.input[0])
+        picture = self.shades(plane)
         size = fitted(picture.shape[:2], view.aspect, _SIDE)
         columns = 4 if result.image is not None else 3
         canvas = Canvas(2 * _LEFT + columns * (_SIDE + _GAP) + 30, 2 * (size[0] + 24) + 132)
@@ -197,28 +192,23 @@ class MaskExplorer(Explorer):
             top = 66 + row * (size[0] + 24)
             labels = view.plane(one_map(result.segmentation[row][0], len(view.size)))
             entropy = view.plane(result.entropy[row][0])
-            ground = enlarged(picture, size)
-            seen = outlined(ground, labels, fill=0.5 if self._values["filled"] else 0.0)
-            tiles = [
-                (f"{name}: segmentation", seen),
-                (
-                    f"{name}: entropy, mean {entropy.mean():.3f} bit",
-                    heated(picture, entropy, (0.0, most), size, 0.85, "sequential"),
-                ),
+            values: dict[str, np.ndarray] = {"image": plane, "prediction": labels, "entropy": entropy}
+            shared: dict[str, Any] = {"ground": picture, "planes": values}
+            heat = (entropy, (0.0, most), 0.85, "sequential")
+            fill = 0.5 if self._values["filled"] else 0.0
+            tiles: list[tuple[str, dict[str, Any]]] = [
+                (f"{name}: segmentation", {**shared, "labels": labels, "fill": fill}),
+                (f"{name}: entropy, mean {entropy.mean():.3f} bit", {**shared, "heat": heat}),
             ]
             if result.image is not None:
-                tiles.append((f"{name}: decoded image", enlarged(grey(view.picture(result.image[row][0])), size)))
-            for place, (title, tile) in enumerate(tiles, start=1):
-                self._put(canvas, place, top, title, tile)
-        self._put(
-            canvas,
-            0,
-            66,
-            f"{page.key}: {'reference' if result.label is not None else 'image'}",
-            enlarged(picture, size)
-            if result.label is None
-            else outlined(enlarged(picture, size), np.clip(view.plane(result.label[0, 0]), 0, None)),
-        )
+                decoded = view.picture(result.image[row][0])
+                tiles.append((f"{name}: decoded image", {"ground": grey(decoded), "planes": {"decoded": decoded}}))
+            for place, (title, settings) in enumerate(tiles, start=1):
+                self._put(canvas, (place, top), title, size, view, settings)
+        labels = None if result.label is None else np.clip(view.plane(result.label[0, 0]), 0, None)
+        known = {} if labels is None else {"reference": labels}
+        settings = {"ground": picture, "planes": {"image": plane, **known}, "labels": labels}
+        self._put(canvas, (0, 66), f"{page.key}: {'image' if labels is None else 'reference'}", size, view, settings)
         self._code(canvas, 66 + size[0] + 24, size, result)
         canvas.bar(_LEFT + columns * (_SIDE + _GAP) - _GAP + 6, 66, size[0], (0.0, most), "sequential")
         self._numbers(canvas, 66 + 2 * (size[0] + 24), result)
@@ -241,10 +231,19 @@ class MaskExplorer(Explorer):
             colour=FAINT,
         )
 
-    def _put(self, canvas: Canvas, column: int, top: int, title: str, tile: np.ndarray) -> None:
+    def _put(
+        self,
+        canvas: Canvas,
+        at: tuple[int, int],
+        title: str,
+        size: tuple[int, int],
+        view: View,
+        settings: dict[str, Any],
+    ) -> None:
+        column, top = at
         left = _LEFT + column * (_SIDE + _GAP)
         canvas.text(left, top - 18, title, size=12, width=_SIDE + _GAP - 4)
-        canvas.paste(tile, left, top)
+        self.tile(canvas, f"tile {column} {top}", (left, top), size, view, **settings)
 
     def _code(self, canvas: Canvas, top: int, size: tuple[int, int], result: Any) -> None:
         """The multipliers of the code as a grid of cells that can be clicked."""
@@ -299,12 +298,17 @@ class MaskExplorer(Explorer):
 
 
 def mask_explorer(
-    model: nn.Module, task_or_cases: Any, *, layer: str = "bottleneck", split: str = "test", **options: Any
+    model: nn.Module | None = None,
+    task_or_cases: Any = None,
+    *,
+    layer: str = "bottleneck",
+    split: str = "test",
+    **options: Any,
 ) -> MaskExplorer:
     """Explore what a network depends on: mask its latent code by a scheme or by hand.
 
     Args:
-        model: any network; one with `encode` and `decode_segmentation` has its own codes masked.
+        model: None = a trained one that comes with the project, on cases of its task; or any network; one with `encode` and `decode_segmentation` has its own codes masked.
         task_or_cases: a task (its cases of `split`), cases, or anything that `toolkit.mask_latent` takes.
         layer: where to mask a network without codes of its own.
         split: of a task.
@@ -319,6 +323,9 @@ def mask_explorer(
     """
     from toolkit.features.modules import unwrap
 
+    if model is None:
+        trained, task_or_cases = trained_pair()
+        model = next(iter(trained.values()))
     network = unwrap(model)
     structured = callable(getattr(network, "encode", None)) and callable(getattr(network, "decode_segmentation", None))
     explorer = MaskExplorer(model, ImageStacks(task_or_cases, model, split), layer, structured, options)

@@ -1,4 +1,4 @@
-"""A picture in the notebook that can be clicked and, when it has the focus, steered with the keyboard."""
+"""A picture in the notebook that can be clicked, zoomed and dragged and, when it has the focus, steered with the keyboard."""
 
 from __future__ import annotations
 
@@ -23,15 +23,51 @@ function render({ model, el }) {
     if (address !== null) URL.revokeObjectURL(address);
     address = next;
   };
-  image.addEventListener("click", (event) => {
-    image.focus();
+  const readout = document.createElement("div");
+  readout.className = "toolkit-readout";
+  const say = () => { readout.textContent = model.get("readout") || "\u00a0"; };
+  const place = (event) => {
     const box = image.getBoundingClientRect();
-    model.send({
-      kind: "click",
+    return {
       x: ((event.clientX - box.left) * image.naturalWidth) / box.width,
       y: ((event.clientY - box.top) * image.naturalHeight) / box.height,
-    });
+    };
+  };
+  let start = null, moved = false, last = 0;
+  image.draggable = false;
+  image.addEventListener("pointerdown", (event) => {
+    start = place(event);
+    moved = false;
+    if (event.isPrimary) image.setPointerCapture(event.pointerId);
   });
+  image.addEventListener("pointermove", (event) => {
+    if (event.timeStamp - last < 40) return; // the kernel answers each of these
+    last = event.timeStamp;
+    const now = place(event);
+    if (start === null) {
+      model.send({ kind: "hover", ...now });
+    } else if (moved || Math.hypot(now.x - start.x, now.y - start.y) > 5) {
+      model.send({ kind: "drag", from: start, to: now });
+      moved = true;
+      start = now;
+    }
+  });
+  image.addEventListener("pointerup", (event) => {
+    const now = place(event), from = start;
+    start = null;
+    if (moved && from) model.send({ kind: "drag", from, to: now });
+  });
+  image.addEventListener("pointercancel", () => { start = null; });
+  image.addEventListener("pointerleave", () => model.send({ kind: "hover", x: -1, y: -1 }));
+  image.addEventListener("click", (event) => {
+    image.focus();
+    if (!moved) model.send({ kind: "click", ...place(event) });
+  });
+  image.addEventListener("wheel", (event) => {
+    if (document.activeElement !== image) return; // or nobody could scroll past
+    event.preventDefault();
+    model.send({ kind: "wheel", steps: -Math.sign(event.deltaY), ...place(event) });
+  }, { passive: false });
   image.addEventListener("keydown", (event) => {
     if (!KEYS.includes(event.key) || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
     event.preventDefault();
@@ -39,9 +75,11 @@ function render({ model, el }) {
     model.send({ kind: "key", key: event.key });
   });
   model.on("change:value", draw);
+  model.on("change:readout", say);
   draw();
-  el.appendChild(image);
-  return () => { model.off("change:value", draw); if (address !== null) URL.revokeObjectURL(address); };
+  say();
+  el.append(image, readout);
+  return () => { model.off("change:value", draw); model.off("change:readout", say); if (address !== null) URL.revokeObjectURL(address); };
 }
 export default { render };
 """
@@ -49,6 +87,8 @@ export default { render };
 _STYLE = """
 .toolkit-picture { max-width: 100%; height: auto; cursor: pointer; outline: none; border: 2px solid transparent; }
 .toolkit-picture:focus { border-color: #56B4E9; }
+.toolkit-picture { touch-action: none; }
+.toolkit-readout { font: 12px/1.4 monospace; color: #5f6b76; min-height: 17px; padding-left: 4px; }
 """
 
 
@@ -58,13 +98,14 @@ def _picture_class() -> type[Any]:
     import traitlets
 
     class PictureWidget(anywidget.AnyWidget):
-        """Bytes of one picture; sends {"kind": "click", "x", "y"} and {"kind": "key", "key"}."""
+        """Bytes of one picture; sends {"kind": "click" | "hover" | "wheel", "x", "y"}, drags and keys."""
 
         _esm = _SCRIPT
         _css = _STYLE
         value = traitlets.Bytes(b"").tag(sync=True)
         format = traitlets.Unicode("png").tag(sync=True)
         description = traitlets.Unicode("").tag(sync=True)
+        readout = traitlets.Unicode("").tag(sync=True)
 
     return PictureWidget
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.show.colours import GREY, category
+from toolkit.show.colours import hex_colour
 from toolkit.show.compose_drift import MEASURE_NAMES
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class ScatterView:
 
     def _colours(self) -> list[str]:
         indices = self.explorer.rows["class"].to_numpy()[self.rows]
-        return [category(int(index) - 1 if index > 0 else GREY) for index in indices]
+        return [hex_colour(int(index)) for index in indices]
 
     def _texts(self) -> list[str]:
         part = self.explorer.rows.iloc[self.rows]
@@ -134,7 +134,7 @@ def numbers_table(explorer: DriftExplorer) -> str:
     )
     classes = explorer.rows.groupby("class", sort=True)["class_name"].first()
     key = " ".join(
-        f"<span style='color:{category(int(str(index)) - 1 if int(str(index)) > 0 else GREY)}'>&#9679;</span> {html.escape(str(name))}"
+        f"<span style='color:{hex_colour(int(str(index)))}'>&#9679;</span> {html.escape(str(name))}"
         for index, name in classes.items()
     )
     return (

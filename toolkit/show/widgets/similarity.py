@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,17 +21,18 @@ from toolkit.inference.network import Predictor
 from toolkit.measure.layer_similarity import layer_similarity
 from toolkit.measure.similarity import FORMS, channel_similarity
 from toolkit.show.colours import FAINT
-from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, enlarged, fitted, grey
-from toolkit.show.widgets.image_stacks import ImageStacks, Page, default_layers, view_of
+from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, fitted
+from toolkit.show.widgets.image_explorer import ImageExplorer
+from toolkit.show.widgets.image_stacks import ImageStacks, default_layers, trained_pair, view_of
 from toolkit.show.widgets.memory import Key, TimedResults
-from toolkit.show.widgets.state import Control, Explorer
+from toolkit.show.widgets.state import Control
 
 MEASURES = {"linear_cka": "linear CKA", "rbf_cka": "RBF CKA", "procrustes": "Procrustes", "rsa": "RSA"}
 RSA_ROWS = 300  # it ranks every pair of rows
 _SIDE, _LEFT, _NAMES, _MAPS = 270, 14, 84, 200
 
 
-class SimilarityExplorer(Explorer):
+class SimilarityExplorer(ImageExplorer):
     """State of `similarity_explorer`; see there.
 
     Args:
@@ -43,11 +44,11 @@ class SimilarityExplorer(Explorer):
     title = "Similarity of layers and channels"
 
     def __init__(self, features: Features, model: nn.Module | None, images: ImageStacks | None) -> None:
-        super().__init__()
+        super().__init__(images)
         self.features, self.model, self.images = features, model, images
         self.memory, self.maps_memory = TimedResults(64, {"layers by rsa": 0.5}), TimedResults(16)
         middle = len(features.layers) // 2
-        self._values = {
+        self._values |= {
             "measure": "linear_cka",
             "form": "cosine",
             "layer_a": features.layers[middle],
@@ -56,36 +57,31 @@ class SimilarityExplorer(Explorer):
             "channel_i": 0,
             "channel_j": 1,
         }
-        if images is not None:
-            stack = next(iter(images.stacks))
-            self._values |= {"case": stack, "slice": images.fullest(stack)}
 
     def controls(self) -> list[Control]:
         """See `Explorer`."""
         layers = tuple((name, name) for name in self.features.layers)
         last = self._channels(self._pair_layer()) - 1
-        found = [
-            Control("measure", "layers by", "choice", tuple((label, name) for name, label in MEASURES.items())),
-            Control("form", "channels by", "choice", tuple((name, name) for name in FORMS)),
-            Control("layer_a", "layer A", "choice", layers),
-            Control("layer_b", "layer B", "choice", layers),
-            Control("pair_of", "pair from", "choice", (("layer A", "a"), ("layer B", "b"))),
-            Control("channel_i", "channel i", "integer", low=0, high=last),
-            Control("channel_j", "channel j", "integer", low=0, high=last),
+        measures = tuple((label, name) for name, label in MEASURES.items())
+        alike, pair = "similarity", "pair of channels"
+        return [
+            *[control for control in self.image_controls() if control.name != "contour"],
+            Control("measure", "layers by", "choice", measures, group=alike),
+            Control("form", "channels by", "choice", tuple((name, name) for name in FORMS), group=alike),
+            Control("layer_a", "layer A", "choice", layers, group=alike),
+            Control("layer_b", "layer B", "choice", layers, group=alike),
+            Control("pair_of", "pair from", "choice", (("layer A", "a"), ("layer B", "b")), group=pair),
+            Control("channel_i", "channel i", "integer", low=0, high=last, group=pair),
+            Control("channel_j", "channel j", "integer", low=0, high=last, group=pair),
         ]
-        if self.images is not None:
-            stacks = tuple((name, name) for name in self.images.stacks)
-            slices = len(self.images.stacks[self._values["case"]]) - 1
-            found += [
-                Control("case", "case", "choice", stacks),
-                Control("slice", "slice", "integer", low=0, high=slices),
-            ]
-        return found
+
+    def actions(self) -> list[tuple[str, str, Callable[[], str]]]:
+        """See `Explorer`: nothing to come back from without images."""
+        return super().actions()[: None if self.images is not None else 1]
 
     def adapt(self, changed: set[str]) -> None:
         """See `Explorer`: channels stay within the layer they are of."""
-        if "case" in changed and self.images is not None:
-            self._values["slice"] = self.images.fullest(self._values["case"])
+        super().adapt(changed)
         last = self._channels(self._pair_layer()) - 1
         for name in ("channel_i", "channel_j"):
             self._values[name] = min(self._values[name], last)
@@ -94,7 +90,7 @@ class SimilarityExplorer(Explorer):
         """See `Explorer`: a cell of the layer map opens two layers, a cell of a channel matrix a pair of channels."""
         if area == "layers":
             self.set(layer_a=self.features.layers[row], layer_b=self.features.layers[column])
-        else:
+        elif area.startswith("channels "):
             side = area.removeprefix("channels ")
             alive = self.channels(side).channels
             self.set(pair_of=side).set(channel_i=int(alive[row]), channel_j=int(alive[column]))
@@ -126,11 +122,7 @@ class SimilarityExplorer(Explorer):
         """See `Explorer`."""
         keys: list[tuple[TimedResults, Key]] = [(self.memory, (f"layers by {self._values['measure']}",))]
         keys += [(self.memory, ("channels", self._values[f"layer_{side}"])) for side in "ab"]
-        return keys + ([(self.maps_memory, ("maps", self._page().key))] if self.images is not None else [])
-
-    def _page(self) -> Page:
-        assert self.images is not None
-        return self.images.page(self._values["case"], self._values["slice"])
+        return keys + ([(self.maps_memory, ("maps", self.page().key))] if self.images is not None else [])
 
     def _pair_layer(self) -> str:
         return str(self._values[f"layer_{self._values['pair_of']}"])
@@ -140,7 +132,7 @@ class SimilarityExplorer(Explorer):
 
     def activations(self) -> tuple[Any, dict[str, Tensor]]:
         """(image batch, layer -> (C, *size) activations) of the current slice; all layers from one pass."""
-        page, model = self._page(), self.model
+        page, model = self.page(), self.model
         assert model is not None
 
         def run() -> tuple[Any, dict[str, Tensor]]:
@@ -235,16 +227,15 @@ class SimilarityExplorer(Explorer):
 
     def _pair(self, canvas: Canvas, top: int) -> None:
         """The image and the maps of the two chosen channels, on one scale."""
-        images = self.images
-        assert images is not None
         batch, tape = self.activations()
-        page, layer = images.page(self._values["case"], self._values["slice"]), self._pair_layer()
+        page, layer = self.page(), self._pair_layer()
         view = view_of(page, batch.image.shape[2:], batch.spacing[0])
         picture = view.picture(batch.image[0].cpu())
         size = fitted(picture.shape[:2], view.aspect, _MAPS - 20)
         left = _LEFT + _NAMES
         canvas.text(left, top - 18, f"{page.key}", size=12)
-        canvas.paste(enlarged(grey(picture), size), left, top)
+        shared: dict[str, Any] = {"ground": self.shades(picture)}
+        self.tile(canvas, "image", (left, top), size, view, planes={"image": picture}, **shared)
         pair = [tape[layer][self._values[name]] for name in ("channel_i", "channel_j")]
         flat = [one.flatten().double() for one in pair]
         norms = float(flat[0].norm() * flat[1].norm())
@@ -258,14 +249,15 @@ class SimilarityExplorer(Explorer):
             canvas.text(
                 x, top - 18, f"{layer}, channel {name} = {self._values[f'channel_{name}']}", size=12, width=size[1] + 56
             )
-            canvas.paste(coloured(plane, (-limit, limit), size, "diverging"), x, top)
+            heat = (plane, (-limit, limit), 1.0, "diverging")
+            self.tile(canvas, f"map {name}", (x, top), size, view, planes={"map": plane}, heat=heat, **shared)
         x = left + 2 * (size[1] + 60)
         canvas.bar(x + size[1] + 6, top, size[0], (-limit, limit), "diverging")
         canvas.text(x + size[1] + 60, top, f"cosine on this image: {cosine:.3f}", size=12)
 
 
 def similarity_explorer(
-    source: Features | nn.Module,
+    source: Features | nn.Module | None = None,
     cases: Any = None,
     *,
     layers: str | Sequence[str] | None = None,
@@ -276,7 +268,8 @@ def similarity_explorer(
     """Explore how alike layers and channels are: a layer map, channel matrices, and the maps of a pair of channels.
 
     Args:
-        source: stored features with moments, or a network, whose features are then extracted from `cases`.
+        source: stored features with moments, or a network, whose features are then extracted from `cases`; None = a
+            trained one that comes with the project, on cases of its task.
         cases: a task (its cases of `split`) or cases; with stored features they are only used for the maps.
         layers: of a network: names, globs or aliases; None = its outermost blocks.
         model: with stored features: the network they come from, for the maps.
@@ -290,6 +283,9 @@ def similarity_explorer(
         ConfigError: a network without cases.
         LayerError: a layer that does not exist, or no maps can be captured from the network.
     """
+    if source is None:
+        trained, cases = trained_pair()
+        source = next(iter(trained.values()))
     if isinstance(source, nn.Module):
         if cases is None:
             raise ConfigError(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.files import write_atomically
 from toolkit.show.widgets.memory import Key, TimedResults, seconds_of
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ class Control:
         step: of a slider.
         animated: the page offers a play button.
         hint: tooltip.
+        group: heading under which the page puts it.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Control:
     step: float = 1
     animated: bool = False
     hint: str = ""
+    group: str = ""
 
     def checked(self, value: Any) -> Any:
         """The value, as the type it has in the state.
@@ -108,6 +114,31 @@ class Explorer:
 
     def pressed(self, key: str) -> None:
         """React to a key pressed while the picture has the focus: an arrow key, "Enter" or " "."""
+
+    def readout(self, x: float, y: float) -> str:
+        """What is under a point of the picture, for the line below it."""
+        return ""
+
+    def turned(self, x: float, y: float, steps: float) -> None:
+        """React to the mouse wheel at a point of the picture; positive steps come closer."""
+
+    def dragged(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """React to a drag from one point of the picture to another."""
+
+    def actions(self) -> list[tuple[str, str, Callable[[], str]]]:
+        """Buttons beside the controls: text, icon, and what they do; it returns what to say about it."""
+        return [("Save this figure", "download", lambda: f"Saved as {self.save()}, beside the notebook.")]
+
+    def save(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write the picture of the current state as PNG.
+
+        Args:
+            path: the file; None = the explorer's title with a number that is free, in the working directory.
+        """
+        if path is None:
+            stem = self.title.lower().replace(" ", "_")
+            path = next(file for n in itertools.count(1) if not (file := Path(f"{stem}_{n}.png")).exists())
+        return write_atomically(Path(path), self.compose().png())
 
     @property
     def state(self) -> dict[str, Any]:

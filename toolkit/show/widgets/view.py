@@ -31,11 +31,10 @@ class ExplorerView:
         self.picture = picture_widget(value, form, explorer.title)
         self.picture.on_msg(self._from_picture)
         self.message = ipywidgets.HTML(layout={"min_height": "20px"})  # nothing moves when it speaks
-        rows = [self._row(control) for control in explorer.controls()]
         self.box = ipywidgets.VBox(
             [
                 ipywidgets.HTML(f"<b>{html.escape(explorer.title)}</b> <small>{KEYBOARD}</small>"),
-                ipywidgets.Box(rows, layout={"flex_flow": "row wrap", "width": "100%"}),
+                ipywidgets.Box(self._groups(), layout={"flex_flow": "row wrap", "width": "100%"}),
                 self.message,
                 self.picture,
                 *explorer.extra_views(),
@@ -43,6 +42,24 @@ class ExplorerView:
         )
         self.box.add_class("toolkit-explorer")
         explorer.listen(self.follow, self.announce)
+
+    def _groups(self) -> list[Any]:
+        """The controls in one row of boxes, a group each; the buttons stand in the last."""
+        import ipywidgets
+
+        groups: dict[str, list[Any]] = {}
+        for control in self.explorer.controls():
+            groups.setdefault(control.group, []).append(self._row(control))
+        last = next(reversed(groups.values()))
+        for text, icon, action in self.explorer.actions():
+            button = ipywidgets.Button(description=text, icon=icon, layout={"width": "200px"})
+            button.on_click(lambda _, action=action: self._guarded(lambda: self.announce(action(), False)))
+            last.append(button)
+        frame = {"border": "1px solid #dfe4e8", "margin": "0 6px 4px 0", "padding": "2px 4px"}
+        return [
+            ipywidgets.VBox([ipywidgets.HTML(f"<small>{html.escape(name)}</small>")] * bool(name) + rows, layout=frame)
+            for name, rows in groups.items()
+        ]
 
     def _row(self, control: Control) -> Any:
         import ipywidgets
@@ -71,7 +88,7 @@ class ExplorerView:
             "tooltip": control.hint or control.label,
             "style": {"description_width": "initial"},
         }
-        slim = {"width": "auto", "min_width": "150px", "max_width": "330px", "margin": "2px 12px 2px 2px"}
+        slim = {"width": "auto", "min_width": "150px", "max_width": "290px", "margin": "1px 4px 1px 2px"}
         if control.kind == "choice":
             widget: Any = ipywidgets.Dropdown(options=list(control.options), value=value, layout=slim, **common)
         elif control.kind == "several":
@@ -88,7 +105,7 @@ class ExplorerView:
                 min=control.low,
                 max=control.high,
                 step=control.step,
-                layout={**slim, "width": "300px"},
+                layout={**slim, "width": "280px"},
                 **common,
             )
         widget.add_class(f"toolkit-{control.name}")
@@ -100,10 +117,18 @@ class ExplorerView:
             self._guarded(lambda: self.explorer.set(**{name: value}))
 
     def _from_picture(self, _: Any, content: dict[str, Any], __: Any) -> None:
-        if content.get("kind") == "click":
-            self._guarded(lambda: self.explorer.click(float(content["x"]), float(content["y"])))
-        elif content.get("kind") == "key":
+        kind, (x, y) = content.get("kind"), (float(content.get("x", 0)), float(content.get("y", 0)))
+        if kind == "hover":
+            self.picture.readout = self.explorer.readout(x, y)
+        elif kind == "click":
+            self._guarded(lambda: self.explorer.click(x, y))
+        elif kind == "key":
             self._guarded(lambda: self.explorer.key(str(content["key"])))
+        elif kind == "wheel":
+            self._guarded(lambda: self.explorer.turned(x, y, float(content["steps"])))
+        elif kind == "drag":
+            start, end = ((float(content[name]["x"]), float(content[name]["y"])) for name in ("from", "to"))
+            self._guarded(lambda: self.explorer.dragged(start, end))
 
     def _guarded(self, action: Any) -> None:
         """Run what the page asked for; an error of the toolkit becomes a line above the picture."""
@@ -173,15 +198,12 @@ def show(explorer: Explorer) -> None:
     )
     for picture in explorer.static_pictures():
         pixels = int.from_bytes(picture[16:20], "big")  # IHDR: the width is the first field of a PNG
-        display(Image(picture, format="png", width=min(pixels, 700)))
+        display(Image(picture, format="png", width=min(pixels, 1000)))
 
 
 def static_png(result: Any, **options: Any) -> bytes:
     """The static twin of a result's figure."""
-    import tempfile
-    from pathlib import Path
+    from toolkit.show import matplotlib_backend
+    from toolkit.show.figures import compose
 
-    from toolkit.show.draw import static_figure
-
-    with tempfile.TemporaryDirectory() as folder:
-        return static_figure(result, Path(folder) / "figure.png", dpi=90, **options).read_bytes()
+    return matplotlib_backend.render(compose(result, **options), "png", dpi=100)
