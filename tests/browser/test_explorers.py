@@ -74,6 +74,12 @@ class Shown:
         box = self.picture.bounding_box()
         self.picture.click(position={"x": across * box["width"], "y": down * box["height"]})
 
+    def at(self, across: float, down: float) -> tuple[float, float]:
+        """Place on the page of a share of the picture's width and height."""
+        self.picture.scroll_into_view_if_needed()
+        box = self.picture.bounding_box()
+        return box["x"] + across * box["width"], box["y"] + down * box["height"]
+
     def figure(self) -> Any:
         """The Plotly figure of the explorer."""
         return self.box.locator(".js-plotly-plot").first.element_handle()
@@ -163,6 +169,32 @@ def test_cam_explorer(opened: Any) -> None:
     shown.screenshot("cam")
 
 
+def test_zoom_drag_window_and_values(lab: Any, opened: Any) -> None:
+    shown = Shown(opened.page, "Class activation maps")
+    page, readout = shown.page, shown.box.locator(".toolkit-readout").first
+    first = shown.digest()
+    shown.press("window", "ArrowLeft")
+    second = shown.wait_for_change(first)
+    page.mouse.move(*shown.at(0.15, 0.3))
+    page.wait_for_function("line => /^row \\d+, column \\d+/.test(line.textContent)", arg=readout.element_handle())
+    words = readout.inner_text()
+    assert "mm" in words
+    assert "image" in words
+    shown.picture.focus()
+    page.mouse.wheel(0, -300)
+    third = shown.wait_for_change(second)
+    page.mouse.down()
+    page.mouse.move(*shown.at(0.2, 0.35), steps=4)
+    page.mouse.up()
+    fourth = shown.wait_for_change(third)
+    shown.screenshot("zoom")
+    shown.box.get_by_role("button", name="Whole image").click()
+    shown.wait_for_change(fourth)
+    shown.box.get_by_role("button", name="Save this figure").click()
+    shown.box.get_by_text("Saved as class_activation_maps_1.png").wait_for()
+    assert (lab.root / "class_activation_maps_1.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_long_work_is_announced(opened: Any) -> None:
     shown = Shown(opened.page, "Class activation maps")
     shown.box.evaluate("""box => {
@@ -173,7 +205,8 @@ def test_long_work_is_announced(opened: Any) -> None:
       }).observe(box, {subtree: true, childList: true});
     }""")
     before = shown.digest()
-    shown.box.locator(".toolkit-method select").select_option(label="Occlusion")
+    label = shown.box.locator(".toolkit-method option", has_text="Occlusion").first.inner_text()
+    shown.box.locator(".toolkit-method select").select_option(label=label)  # on a slow machine it says how long
     shown.wait_for_change(before)
     assert any("Computing" in words for words in shown.page.evaluate("window.announced"))
     assert shown.box.locator(".toolkit-announced").count() == 0
@@ -227,6 +260,16 @@ def test_drift_explorer(opened: Any) -> None:
     shown.page.keyboard.press("ArrowRight")
     shown.wait_for_change(picture)
     assert shown.box.locator(".toolkit-numbers tr").count() > 5
+    picture = shown.digest()
+    shown.figure().scroll_into_view_if_needed()
+    place = shown.figure().evaluate("""gd => {
+      const box = gd.querySelector(".nsewdrag").getBoundingClientRect(), points = gd._fullData[0], axes = gd._fullLayout;
+      return [box.left + axes.xaxis.d2p(points.x[7]), box.top + axes.yaxis.d2p(points.y[7])];
+    }""")
+    shown.page.mouse.move(*place)
+    shown.page.wait_for_timeout(300)
+    shown.page.mouse.click(*place)
+    shown.wait_for_change(picture)
 
 
 def test_the_console_is_quiet(opened: Any) -> None:

@@ -27,7 +27,7 @@ def credits(source: Any, note: str = "", names: Sequence[str] = ()) -> dict[str,
     records = [getattr(one, "provenance", one) for one in (source if several else [source])]
     networks = [network for record in records for network in _networks(record)]
     known = list(names) if len(names) == len(networks) else [str(one.get("name", "")) for one in networks]
-    lines = dict.fromkeys(_score(name, one) for name, one in zip(known, networks, strict=True))
+    lines = _scores(known, networks)
     low = dict.fromkeys(n for n, one in zip(known, networks, strict=True) if not one["dice"] > one["floor"])
     all_low = len(low) == len(dict.fromkeys(known))
     whole = "\n".join(
@@ -58,14 +58,17 @@ def _networks(record: Any) -> Iterator[Mapping[str, Any]]:
             yield from _networks(one)
 
 
-def _score(name: str, network: Mapping[str, Any]) -> str:
-    told = [f"{network['steps']} steps"] if "steps" in network else []
-    told += [f"seed {network['seed']}"] if "seed" in network else []
-    where = f" of {network['sites']}" if network.get("sites") else ""
-    told += [f"test Dice {network['dice']:.2f} (n = {network['patients']}{where})"]
-    if not network["dice"] > network["floor"]:
-        told += [f"below the floor of {network['floor']:.2f}"]
-    return f"{name}: {', '.join(told)}".removeprefix(": ")
+def _scores(names: Sequence[str], networks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for all networks of equal length of training and seed: their test scores."""
+    lines: dict[str, dict[str, None]] = {}
+    for name, one in zip(names, networks, strict=True):
+        trained = [f"{one['steps']} steps"] if "steps" in one else []
+        trained += [f"seed {one['seed']}"] if "seed" in one else []
+        where = f" of {one['sites']}" if one.get("sites") else ""
+        low = "" if one["dice"] > one["floor"] else f", below the floor of {one['floor']:.2f}"
+        told = f"{name} test Dice {one['dice']:.2f} (n = {one['patients']}{where}){low}".lstrip()
+        lines.setdefault(", ".join(trained), {})[told] = None
+    return [f"{trained}: {'; '.join(told)}".removeprefix(": ") for trained, told in lines.items()]
 
 
 def caption(provenance: Mapping[str, Any], note: str = "") -> str:

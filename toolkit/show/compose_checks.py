@@ -63,12 +63,7 @@ def faithfulness(result: Faithfulness, *, note: str = "", most: int = 7) -> Figu
 
 @compose.register
 def randomised_weights(result: RandomisedWeights, *, note: str = "") -> Figure:
-    """Similarity of maps of the trained and of the shuffled network: one bar a layer, or for a cascade a table of steps.
-
-    Args:
-        result: a `RandomisedWeights`.
-        note: sentence for the caption.
-    """
+    """Similarity of maps of the trained and of the shuffled network: one bar a layer, or for a cascade a table of steps."""
     table = result.table()
     subtitle = (
         "Mean |rank correlation| of the maps with those of copies with shuffled weights; high values mean that "
@@ -116,12 +111,7 @@ def _cascade(table: Any) -> Heatmap:
 
 @compose.register
 def gaussianity(result: Gaussianity, *, note: str = "") -> Figure:
-    """The statistic of every group of rows against its null, and the spectrum of the covariance.
-
-    Args:
-        result: a `Gaussianity`.
-        note: sentence for the caption.
-    """
+    """The statistic of every group of rows against its null, and the spectrum of the covariance."""
     table = result.table()
     groups = list(table["group"])
     values = [
@@ -150,24 +140,12 @@ def gaussianity(result: Gaussianity, *, note: str = "") -> Figure:
 
 @compose.register
 def classifier_variability(result: ClassifierVariability, *, note: str = "", name: str = "") -> Figure:
-    """Angles between refitted heads per class, how often two of them disagree, and how good they are.
-
-    Args:
-        result: a `ClassifierVariability`.
-        note: sentence for the caption.
-        name: name of the network.
-    """
+    """Angles between refitted heads per class, how often two of them disagree, and how good they are."""
     return classifier_variabilities([result], [name], note=note)
 
 
 def classifier_variabilities(results: Sequence[Any], names: Sequence[str], *, note: str = "") -> Figure:
-    """Refitted heads of several networks side by side (SegReg, Fig. 1, as a measurement).
-
-    Args:
-        results: one `ClassifierVariability` a network.
-        names: names of the networks.
-        note: sentence for the caption.
-    """
+    """Refitted heads of several networks side by side (SegReg, Fig. 1, as a measurement)."""
     pairs, where = list(zip(results, names, strict=True)), ["source", "target"]
     angles = [Series(name=name, x=results[0].class_names, y=np.asarray(one.angles)) for one, name in pairs]
     disagreement, accuracy = (
@@ -196,12 +174,7 @@ def _(first: ClassifierVariability, results: Sequence[Any], names: Sequence[str]
 
 @compose.register
 def regularizer_health(result: RegularizerHealth, *, note: str = "") -> Figure:
-    """Gradient ratios over the steps of a run.
-
-    Args:
-        result: a `RegularizerHealth`.
-        note: sentence for the caption.
-    """
+    """Gradient ratios over the steps of a run."""
     series = [
         Series(name=str(name), x=part["step"].to_numpy(), y=part["ratio"].to_numpy())
         for name, part in result.ratios.groupby("regularizer", sort=False)

@@ -23,12 +23,7 @@ _RANKS = ("effective_rank", "participation_ratio")
 
 @compose.register
 def layer_similarity(result: LayerSimilarity, *, note: str = "") -> Figure:
-    """All layers of one store against all layers of another, with the numbers in the cells.
-
-    Args:
-        result: a `LayerSimilarity`.
-        note: sentence for the caption.
-    """
+    """All layers of one store against all layers of another, with the numbers in the cells."""
     values = np.asarray(result.matrix, dtype=float)
     signed = result.method == "rsa"  # a correlation; the others lie between 0 and 1 but for the error of an estimate
     panel = Heatmap(
@@ -60,13 +55,7 @@ def broken(name: str) -> str:
 
 @compose.register
 def collapse(result: Collapse, *, note: str = "", name: str = "") -> Figure:
-    """Distribution of pairwise distances, and the diagnostics that lie between -1 and 1.
-
-    Args:
-        result: a `Collapse`.
-        note: sentence for the caption.
-        name: name of the network.
-    """
+    """Distribution of pairwise distances, and the diagnostics that lie between -1 and 1."""
     return collapses([result], [name], note=note)
 
 
@@ -83,8 +72,8 @@ def collapses(results: Sequence[Any], names: Sequence[str], *, note: str = "") -
         counts, edges = np.asarray(result.histogram, dtype=float), np.asarray(result.edges, dtype=float)
         histograms.append(Series(name=name, x=(edges[1:] + edges[:-1]) / 2, y=counts / max(1.0, counts.sum())))
         shares = {
-            **{key: value for key, value in result.values.items() if key not in _RANKS},
-            **{f"{key} / channels": result.values[key] / result.channels for key in _RANKS if key in result.values},
+            f"{key} / channels" if key in _RANKS else key: value / result.channels if key in _RANKS else value
+            for key, value in result.values.items()
         }
         numbers.append({key: value for key, value in shares.items() if np.isfinite(value) and -1 <= value <= 1.000001})
     kept = [key for key in numbers[0] if all(key in one for one in numbers)]
@@ -135,12 +124,7 @@ def _(first: Collapse, results: Sequence[Any], names: Sequence[str], **options: 
 
 @compose.register
 def transfer(result: Transfer, *, note: str = "") -> Figure:
-    """The R matrix (rows: after each stage, columns: tested on) and the mean of every metric.
-
-    Args:
-        result: a `Transfer`.
-        note: sentence for the caption.
-    """
+    """The R matrix (rows: after each stage, columns: tested on) and the mean of every metric."""
     matrix = _score_matrix("score on each task after each stage", result.scores, result.tasks, result.tasks)
     means = result.numbers[(result.numbers["task"] == "mean") & result.numbers["value"].notna()]
     panels: list[Panel | None] = [matrix]
@@ -196,12 +180,7 @@ def _score_matrix(title: str, scores: Any, stages: Sequence[str], sites: Sequenc
 
 @compose.register
 def comparison(result: Comparison, *, note: str = "") -> Figure:
-    """Mean of every method and its paired difference from the baseline, with 95 % intervals.
-
-    Args:
-        result: a `Comparison`.
-        note: sentence for the caption.
-    """
+    """Mean of every method and its paired difference from the baseline, with 95 % intervals."""
     table = result.numbers
     methods = [str(name) for name in table["method"]]
     means = Bars(

@@ -64,8 +64,10 @@ def drifts(
         raise ResultError("The results hold none of these measures.", where=str(measures))
     panels = [_panel(measure, tables) for measure in found]
     tallest = max(panel.height for panel in panels)
-    for panel in panels:
-        panel.height = tallest
+    every = {one.name: one for panel in panels for one in panel.series}
+    for panel in panels:  # equal rows, and a legend that names what the last panel lacks
+        own = {one.name: one for one in panel.series}
+        panel.height, panel.series = tallest, [own.get(name) or _absent(one) for name, one in every.items()]
     return Figure(
         title=f"Drift of {results[0].layer}",
         subtitle="Measured in the full feature space; "
@@ -129,6 +131,11 @@ def _panel(measure: str, tables: dict[str, pd.DataFrame]) -> Intervals:
         width=230,
         height=40 + max(34, 8 * len(series + nulls)) * len(classes),
     )
+
+
+def _absent(one: Series) -> Series:
+    gaps = np.full(len(one.y), np.nan)
+    return dataclasses.replace(one, x=gaps, low=gaps, high=gaps)
 
 
 def _same_interval(one: Series, other: Series) -> bool:

@@ -83,7 +83,8 @@ def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> lis
     reference = one_map(
         first.segmentation[0][index] if first.label is None else first.label[index], first.input.ndim - 2
     )
-    view = result_view(first, index, {index: np.asarray(reference)[None] > 0})
+    focus = np.asarray(reference)[None, None] > 0
+    view = result_view(first, index, np.broadcast_to(focus, (len(first.cases), *focus.shape[1:])))
     classes = max(2, len(first.classes), 1 + max(int(result.segmentation[0].max()) for result in row))
     label = np.clip(view.plane(reference), 0, None)
 

@@ -157,6 +157,11 @@ def _axis_labels(result: Any, stage: int | None) -> tuple[str, str]:
     return tuple(f"{prefix} {axis + 1} ({100 * float(result.explained[stage, axis]):.0f} %)" for axis in range(2))  # type: ignore[return-value]
 
 
+def _centre(result: Any, stage: int, label: int) -> np.ndarray:
+    inside = np.asarray(result.classes[stage]) == label
+    return np.asarray(result.coordinates[stage])[inside, :2].mean(axis=0) if inside.any() else np.full(2, np.nan)
+
+
 def _cloud(result: Any, stage: int, name: str, stages: Sequence[str], limits: Any) -> Scatter:
     points, labels = np.asarray(result.coordinates[stage]), np.asarray(result.classes[stage])
     keep = np.sort(np.random.default_rng(0).permutation(len(points))[:_POINTS])
@@ -166,62 +171,31 @@ def _cloud(result: Any, stage: int, name: str, stages: Sequence[str], limits: An
         title = _class_name(result, label)
         series.append(Series(name=title, x=points[rows, 0], y=points[rows, 1], size=3.5, label=label))
     for label in _classes(result):
-        centre = points[labels == label, :2].mean(axis=0) if (labels == label).any() else np.full(2, np.nan)
+        centre = _centre(result, stage, label)
         series.append(Series(name="", colour=_class_name(result, label), x=centre[:1], y=centre[1:], size=10, symbol=2))
     where = stages[stage] if stage < len(stages) else f"stage {stage + 1}"
-    x_label, y_label = _axis_labels(result, stage)
-    return Scatter(
-        title=f"{name}: {where}" if name else where,
-        note=f"{len(keep)} of {len(points)} rows",
-        series=series,
-        x_label=x_label,
-        y_label=y_label,
-        x_range=limits[0],
-        y_range=limits[1],
-        width=240,
-        height=240,
-    )
+    axes = _axis_labels(result, stage)
+    return _plane(f"{name}: {where}", f"{len(keep)} of {len(points)} rows", series, axes, limits)
 
 
 def _paths(result: Any, name: str) -> Scatter:
-    series, everything = [], []
+    count, series = len(result.coordinates), []
     for label in _classes(result):
-        centres = np.array(
-            [
-                np.asarray(c)[np.asarray(k) == label, :2].mean(axis=0)
-                if (np.asarray(k) == label).any()
-                else np.full(2, np.nan)
-                for c, k in zip(result.coordinates, result.classes, strict=True)
-            ]
-        )
-        everything.append(centres)
-        series.append(
-            Series(
-                name=_class_name(result, label),
-                x=centres[:, 0],
-                y=centres[:, 1],
-                size=9,
-                symbol=2,
-                label=label,
-                text=[f"stage {s + 1}" for s in range(len(centres))],
-            )
-        )
-    x_label, y_label = _axis_labels(result, None)
-    low, high = np.nanmin(np.concatenate(everything), axis=0), np.nanmax(np.concatenate(everything), axis=0)
+        centres = np.array([_centre(result, stage, label) for stage in range(count)])
+        told: dict[str, Any] = {"name": _class_name(result, label), "text": [f"stage {s + 1}" for s in range(count)]}
+        series.append(Series(x=centres[:, 0], y=centres[:, 1], size=9, symbol=2, label=label, **told))
+    everything = np.array([[one.x, one.y] for one in series])  # classes, axes, stages
+    low, high = np.nanmin(everything, axis=(0, 2)), np.nanmax(everything, axis=(0, 2))
     half = 0.65 * max(float((high - low).max()), 1e-9)
     limits = [(float(m) - half, float(m) + half) for m in (low + high) / 2]
-    return Scatter(
-        title=f"{name}: centroids" if name else "centroids",
-        note="by stage, own limits",
-        series=series,
-        x_label=x_label,
-        y_label=y_label,
-        x_range=limits[0],
-        y_range=limits[1],
-        width=240,
-        height=240,
-        joined=True,
-    )
+    panel = _plane(f"{name}: centroids", "by stage, own limits", series, _axis_labels(result, None), limits)
+    panel.joined = True
+    return panel
+
+
+def _plane(title: str, note: str, series: list[Series], axes: tuple[str, str], limits: Any) -> Scatter:
+    names = {"title": title.removeprefix(": "), "note": note, "x_label": axes[0], "y_label": axes[1]}
+    return Scatter(series=series, x_range=limits[0], y_range=limits[1], width=240, height=240, **names)
 
 
 @compose_together.register

@@ -1,7 +1,8 @@
 """Every figure by name, public as `toolkit.figures`: each function returns a `Figure` for `toolkit.show`.
 
 `toolkit.show(result)` finds the function by the type of the result; call one here for a figure that needs several
-tables, or for its options. Every function of a `compose_*` module that returns a `Figure` is one of them.
+tables, or for its options. Every function of a `compose_*` module that returns a `Figure` is one of them. All take
+`note`, a sentence for the caption; those of one result `name`, and those of several `names`, of the networks.
 """
 
 import importlib

@@ -11,6 +11,7 @@ from toolkit.show.panels import Coloured, Figure, Image, Panel
 
 # in pixels; 11.2 are 8 points in print and more on a screen
 TITLE_SIZE, SUBTITLE_SIZE, PANEL_SIZE, NOTE_SIZE, TICK_SIZE, CAPTION_SIZE = 16, 12, 12.5, 11.2, 11.2, 11.2
+MANY = 9  # pictures in a row that are too small beside each other
 WIDEST = 1000  # pixels of a page: shown at its own size wherever there is room for a notebook
 MARGIN, GAP = 18, 10
 BOLD = 1.12  # bold text is this much wider
@@ -85,8 +86,8 @@ def place(figure: Figure, minimum_width: int = 480) -> Layout:
         figure: the figure.
         minimum_width: the page is never narrower than this, so that captions stay readable.
     """
-    rows = [_sharing(row) for row in figure.rows if any(panel is not None for panel in row)]
-    rows = _narrowed(rows, WIDEST - 2 * MARGIN)
+    rows = _folded([row for row in figure.rows if any(panel is not None for panel in row)])
+    rows = _narrowed([_sharing(row) for row in rows], WIDEST - 2 * MARGIN)
     columns = _columns(rows)
     content = max((sum(sum(cell) for cell in row) + GAP * max(0, len(row) - 1) for row in columns), default=0)
     width = max(minimum_width, round(content + 2 * MARGIN))
@@ -104,7 +105,7 @@ def place(figure: Figure, minimum_width: int = 480) -> Layout:
     for row, cells in zip(rows, columns, strict=True):
         texts = [
             (
-                wrap(panel.title, panel.width + panel.padding()[1], PANEL_SIZE * BOLD),
+                wrap(panel.title, panel.width + panel.padding()[1] + GAP - 2, PANEL_SIZE * BOLD),
                 wrap(panel.note, panel.width + 8, NOTE_SIZE),
             )
             if panel is not None
@@ -122,6 +123,20 @@ def place(figure: Figure, minimum_width: int = 480) -> Layout:
         top += head + bottom + GAP
     height = round(top + lines_height(caption, CAPTION_SIZE) + MARGIN)
     return Layout(width, height, title, subtitle, caption, tuple(placed), tuple(key))
+
+
+def _folded(rows: list[list[Panel | None]]) -> list[list[Panel | None]]:
+    """A grid of many pictures a row in two halves, one below the other; what stood above one another still does."""
+    count = len(rows[0]) if rows else 0
+    if count < MANY or any(len(row) != count or not all(isinstance(one, Image | None) for one in row) for row in rows):
+        return rows
+    half, folded = -(-count // 2), [row[: -(-count // 2)] for row in rows]
+    for row in rows:
+        name = row[0].title.split(":")[0] if row[0] is not None else ""
+        first, *others = row[half:]
+        titled = first and dataclasses.replace(first, title=f"{name}: {first.title}".removeprefix(": "))
+        folded.append([titled, *others])
+    return folded
 
 
 def _sharing(row: list[Panel | None]) -> list[Panel | None]:
@@ -159,7 +174,8 @@ def _narrowed(rows: list[list[Panel | None]], width: float) -> list[list[Panel |
 
 
 def _smaller(panel: Panel, factor: float) -> Panel:
-    height = round(panel.height * factor) if isinstance(panel, Image) else panel.height
+    square = isinstance(panel, Image) or panel.width == panel.height
+    height = round(panel.height * factor) if square else panel.height
     return dataclasses.replace(panel, width=round(panel.width * factor), height=height)
 
 

@@ -164,7 +164,7 @@ def _heatmap(page: Page, canvas: Canvas, panel: Heatmap, one: layout.Placed, pla
     canvas.imshow(colours.rgba(panel.values, *panel.limits, panel.scale), aspect="auto", interpolation="nearest")
     for axis, names, count in ((canvas.xaxis, panel.column_names, columns), (canvas.yaxis, panel.row_names, rows)):
         if names is not None:
-            axis.set_ticks(range(count), list(names))
+            axis.set_ticks(range(len(names)), list(names))
         else:
             step = max(1, round(count / 4))
             axis.set_ticks(range(0, count, step))
@@ -353,18 +353,8 @@ def _box_group(canvas: Canvas, one: Series, categories: list[str], index: int, c
 def _interval_rows(canvas: Canvas, one: Series, index: int, count: int, colour: str) -> None:
     heights = np.arange(len(one.y)) + (index - (count - 1) / 2) * min(0.28, 0.8 / count)
     values = np.asarray(one.x, dtype=float)
+    spread = None
     if one.low is not None and one.high is not None:
         spread = np.maximum(np.stack([values - np.asarray(one.low), np.asarray(one.high) - values]), 0)
-        canvas.errorbar(
-            values,
-            heights,
-            xerr=spread,
-            fmt=_MARKERS[one.symbol % len(_MARKERS)],
-            color=colour,
-            markersize=5,
-            elinewidth=1.6,
-            capsize=2.5,
-            label=one.name,
-        )
-    else:
-        canvas.plot(values, heights, _MARKERS[one.symbol % len(_MARKERS)], color=colour, markersize=5, label=one.name)
+    style: dict[str, Any] = {"color": colour, "markersize": 5, "elinewidth": 1.6, "capsize": 2.5, "label": one.name}
+    canvas.errorbar(values, heights, xerr=spread, fmt=_MARKERS[one.symbol % len(_MARKERS)], **style)

@@ -13,6 +13,7 @@ from toolkit.show.panels import Axes, Bars, Boxes, Coloured, Figure, Heatmap, Im
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_PAPER = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "top"}
 _FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
 
@@ -95,10 +96,7 @@ class _Page:
                     "text": f"<b>{text}</b>" if bold else text,
                     "x": left / self.plan.width,
                     "y": 1 - top / self.plan.height,
-                    "xref": "paper",
-                    "yref": "paper",
-                    "xanchor": "left",
-                    "yanchor": "top",
+                    **_PAPER,
                     "align": "left",
                     "showarrow": False,
                     "font": {"size": size, "color": colour},
@@ -148,10 +146,7 @@ class _Page:
         return {
             "x": (one.left + one.width + 8) / self.plan.width,
             "y": 1 - one.top / self.plan.height,
-            "xref": "paper",
-            "yref": "paper",
-            "xanchor": "left",
-            "yanchor": "top",
+            **_PAPER,
             "len": one.height,
             "lenmode": "pixels",
             "thickness": 10,

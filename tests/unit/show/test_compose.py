@@ -315,7 +315,7 @@ def test_like_channels_stand_side_by_side() -> None:
     """Two groups of channels that alternate in the network are two squares in the figure."""
     result = similarity_result()
     group = np.arange(12) % 2
-    result.matrix = torch.from_numpy(np.where(group[:, None] == group, 0.9, 0.1) + 0.1 * np.eye(12))
+    result.matrices[result.form] = torch.from_numpy(np.where(group[:, None] == group, 0.9, 0.1) + 0.1 * np.eye(12))
     (panel,) = compose(result).panels()
     assert isinstance(panel, Heatmap)
     values = np.asarray(panel.values)
@@ -334,12 +334,12 @@ def test_a_network_below_its_floor_is_stamped_and_an_unknown_score_is_not_claime
     good.provenance, bad.provenance = scored(0.91), scored(0.41, "a/bad")
     assert compose(unknown).stamp == compose(good).stamp == ""
     assert "Dice" not in compose(unknown).caption
-    assert "a/plain: 600 steps, seed 1, test Dice 0.91 (n = 8 of A)" in compose(good).caption
+    assert "600 steps, seed 1: a/plain test Dice 0.91 (n = 8 of A)" in compose(good).caption
     assert compose(bad).stamp == "untrained"
     assert "below the floor of 0.75" in compose(bad).caption
     both = grad_cams([good, bad], ["plain", "short"])
     assert both.stamp == "untrained: short"
-    assert "plain: 600 steps" in both.caption
+    assert "600 steps, seed 1: plain test Dice 0.91 (n = 8 of A); short test Dice 0.41" in both.caption
     assert any(note.text == "<b>untrained: short</b>" for note in plotly_figure(both).layout.annotations)
 
 
@@ -347,7 +347,7 @@ def test_the_score_of_every_stage_is_found_in_nested_provenance() -> None:
     result = projection_result()
     result.provenance = {"stages": [scored(0.9, "a/1"), scored(0.8, "a/2")]}
     figure = compose(result)
-    assert [line.split(":")[0] for line in figure.caption.splitlines()] == ["a/1", "a/2"]
+    assert figure.caption.endswith("a/1 test Dice 0.90 (n = 8 of A); a/2 test Dice 0.80 (n = 8 of A)")
     assert figure.stamp == ""
 
 

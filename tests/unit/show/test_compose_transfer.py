@@ -164,7 +164,7 @@ def test_stacked_names_every_row_and_keeps_every_panel() -> None:
     first = [row[0] for row in figure.rows]
     assert all(isinstance(panel, Image) for panel in first)
     assert [panel.title.split(":")[0] for panel in first if panel] == ["plain", "plain", "SegReg", "SegReg"]
-    assert "plain: weights one" in figure.caption
+    assert "plain: weights one" in figure.provenance
     with pytest.raises(ResultError, match="one kind"):
         stacked([masked("one"), variability(1.0)], ["a", "b"])
 

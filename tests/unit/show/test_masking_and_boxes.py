@@ -12,6 +12,7 @@ import torch
 from toolkit.errors import ConfigError, ResultError
 from toolkit.explain.masking import mask_latent
 from toolkit.methods.latent_augmentation.network import fast_slow_network
+from toolkit.show.colours import class_colour
 from toolkit.show.compose_masking import gallery, masked_grid, masking_curves, masking_summary
 from toolkit.show.compose_robustness import score_boxes, score_means, score_table, volume_scores
 from toolkit.show.draw import plotly_figure, static_figure
@@ -45,9 +46,12 @@ def test_a_grid_has_a_row_a_quantity_and_a_column_a_fraction(results: dict[str, 
     assert isinstance(head, Image)
     assert isinstance(clean, Image)
     assert isinstance(masked, Image)
-    assert np.array_equal(head.pixels, results["channel"][0].label[1, 0])
-    assert np.array_equal(masked.pixels, results["channel"][1].segmentation[1][1])
-    assert clean.limits == masked.limits == (0.0, 2.0), "a missing class does not shift the greys"
+    assert np.array_equal(head.labels, results["channel"][0].label[1, 0])
+    assert np.array_equal(masked.labels, results["channel"][1].segmentation[1][1])
+    for label in (1, 2):
+        colours = masked.pixels[masked.labels == label]
+        assert (colours == class_colour(label)).all(), "a class has the colour of its contour in every figure"
+    assert (masked.pixels[masked.labels == 0] == 0).all()
     assert figure.rows[1][0] is None
     assert "eval" in figure.subtitle
 

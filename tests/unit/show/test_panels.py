@@ -7,7 +7,7 @@ import pytest
 
 from toolkit.errors import ResultError
 from toolkit.show import colours
-from toolkit.show.layout import place, wrap
+from toolkit.show.layout import CAPTION_SIZE, NOTE_SIZE, SUBTITLE_SIZE, TICK_SIZE, WIDEST, place, wrap
 from toolkit.show.panels import (
     Axes,
     Bars,
@@ -161,7 +161,10 @@ def test_a_wide_figure_shrinks_its_panels_and_not_its_text() -> None:
 
 def test_the_millimetre_bar_is_round_and_at_most_a_third_of_the_width() -> None:
     assert Image(pixels=np.zeros((96, 96)), mm=1.5).scale_bar() == (pytest.approx(20 / 1.5), "20 mm")
-    assert Image(pixels=np.zeros((96, 96)), mm=1.5, window=(0, 9, 0, 30)).scale_bar() == (pytest.approx(10 / 1.5), "10 mm")
+    assert Image(pixels=np.zeros((96, 96)), mm=1.5, window=(0, 9, 0, 30)).scale_bar() == (
+        pytest.approx(10 / 1.5),
+        "10 mm",
+    )
     assert Image(pixels=np.zeros((96, 96))).scale_bar() is None
 
 

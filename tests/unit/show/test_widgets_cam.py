@@ -70,7 +70,7 @@ def test_all_layers_come_from_one_pass_and_are_kept(task: tk.Task) -> None:
     explorer.changed()
     explorer.compose()
     before = calls[0]
-    for _, layer in explorer.controls()[2].options:
+    for _, layer in next(one for one in explorer.controls() if one.name == "layer").options:
         explorer.set(layer=layer).compose()
     explorer.set(opacity=0.3, scale="shared", contours=False).compose()
     assert calls[0] == before
@@ -150,9 +150,10 @@ def test_without_an_argument_it_opens_on_a_plain_network_and_one_of_its_size(
 
     def stored(name: str, above: bool) -> None:
         recipe = {"model": describe(model), "regularizers": []}
-        card = {key: "" for key in FIELDS if key != "sha256"} | {"name": name, "seed": 0, "sites": ["A"], "history": {}}
-        card |= {"recipe": recipe, "task": {"name": "mine"}, "parameters": 1, "floor": {"above": above}}
-        save_trained(model, card | {"scores": [{"site": "A", "dice": 0.9}]}, tmp_path)
+        card = {key: "" for key in FIELDS if key != "sha256"} | {"name": name, "seed": 0, "history": {}}
+        card |= {"recipe": recipe, "task": {"name": "mine"}, "parameters": 1, "floor": {"above": above, "dice": 0.75}}
+        scores = [{"site": task.sites[0], "dice": 0.9, "patients": 3}]
+        save_trained(model, card | {"sites": list(task.sites), "scores": scores}, tmp_path)
 
     monkeypatch.setenv("TOOLKIT_NETWORKS", str(tmp_path))
     monkeypatch.setattr("toolkit.data.catalogue.load_task", lambda name: task)
@@ -161,9 +162,77 @@ def test_without_an_argument_it_opens_on_a_plain_network_and_one_of_its_size(
     explorer = tk.widgets.cam_explorer()
     assert list(explorer.models) == ["mine/plain", "mine/other"]
     assert explorer.set(target="image", target_class=1).maps("mine/plain").maps
+    assert explorer.result("mine/plain").provenance["network"]["dice"] == 0.9
+    masks, similar = tk.widgets.mask_explorer(), tk.widgets.similarity_explorer()
+    assert masks.state["case"] == similar.state["case"] == explorer.state["case"]
+    assert tk.widgets.drift_explorer().stages == ["mine/plain", "mine/other"]
 
 
 def test_without_an_argument_and_networks_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolkit.training.trained.list_trained", lambda: pd.DataFrame({"above_floor": []}))
     with pytest.raises(ConfigError, match="No trained network"):
         tk.widgets.cam_explorer()
+
+
+def test_the_wheel_zooms_about_the_cursor_and_a_drag_moves_the_image(model: torch.nn.Module, task: tk.Task) -> None:
+    explorer = tk.widgets.cam_explorer(model, task).set(target="image")
+    area = explorer.compose().find("image")
+    x, y = area.left + 0.25 * area.width + 1, area.top + 0.75 * area.height + 1
+    before = explorer.readout(x, y)
+    assert before.startswith("row 24, column 8, image ")
+    explorer.turned(x, y, 5)
+    assert explorer.lens[2] == pytest.approx(1.25**-5)
+    assert explorer.readout(x, y) == before, "the place under the cursor stays there"
+    top, left, side, _ = explorer.lens
+    explorer.dragged((x, y), (x + area.width / 4, y - area.height / 4))
+    assert explorer.lens == pytest.approx((min(top + side / 4, 1 - side), max(left - side / 4, 0.0), side, side))
+    explorer.zoom(0)
+    assert explorer.lens == (0.0, 0.0, 1.0, 1.0)
+    explorer.turned(1, 1, 5)
+    assert explorer.lens == (0.0, 0.0, 1.0, 1.0), "beside every picture nothing happens"
+
+
+def test_the_value_under_the_cursor_is_that_of_the_image_and_the_map(model: torch.nn.Module, task: tk.Task) -> None:
+    explorer = tk.widgets.cam_explorer(model, task).set(target="image", layer="encoder.1")
+    image = task.cases("test")[0].image[0]
+    area = explorer.compose().find("map of network")
+    x, y = area.left + (5.5 / 32) * area.width, area.top + (20.5 / 32) * area.height
+    plane = explorer.maps("network").maps["encoder.1"]
+    value = plane[int(20.5 / 32 * plane.shape[0]), int(5.5 / 32 * plane.shape[1])]
+    words = explorer.readout(x, y)
+    assert words.startswith(f"row 20, column 5, image {float(image[20, 5]):.3g}, map {value:.3g}, prediction ")
+
+
+def test_window_and_level_set_black_and_white(model: torch.nn.Module, task: tk.Task) -> None:
+    explorer = tk.widgets.cam_explorer(model, task)
+    picture = np.array([[0.0, 0.25, 0.5, 1.0]])
+    explorer.set(level=0.5, window=0.5)
+    assert explorer.shades(picture)[0, :, 0].tolist() == [0, 0, 127, 255]
+    low = next(one for one in explorer.controls() if one.name == "level").low
+    assert low == pytest.approx(float(task.cases("test")[0].image.min()))
+
+
+def test_a_method_that_takes_long_says_so_before_it_is_chosen(model: torch.nn.Module, task: tk.Task) -> None:
+    explorer = tk.widgets.cam_explorer(model, task).set(target="image")
+
+    def label(method: str) -> str:
+        control = next(one for one in explorer.controls() if one.name == "method")
+        return next(text for text, value in control.options if value == method)
+
+    explorer.memory.seconds[("network", "maps")] = 1.0  # as on a large network
+    assert label("occlusion") == "Occlusion (slow: about 16 s)", "16 windows of 16 with steps of 8: 4 x 4 places"
+    assert label("grad_cam") == "Grad-CAM"
+    explorer.memory.seconds[("network", "occlusion")] = 0.1
+    explorer.set(method="occlusion").maps("network")
+    assert label("occlusion") == "Occlusion", "after the first time it is known to be quick"
+
+
+def test_the_figure_is_saved_beside_the_notebook(
+    model: torch.nn.Module, task: tk.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    explorer = tk.widgets.cam_explorer(model, task).set(target="image")
+    words = [action() for text, _, action in explorer.actions() if text == "Save this figure"]
+    assert words == ["Saved as class_activation_maps_1.png, beside the notebook."]
+    assert explorer.save().name == "class_activation_maps_2.png"
+    assert (tmp_path / "class_activation_maps_2.png").read_bytes() == explorer.compose().png()

@@ -84,3 +84,22 @@ def test_a_picture_that_is_too_large_becomes_a_jpeg() -> None:
     data, form = Canvas(1000, 700).encode()
     assert form == "png"
     assert Image.open(io.BytesIO(data)).size == (1000, 700)
+
+
+def test_thicker_contours_stay_inside_the_class() -> None:
+    labels = np.zeros((40, 40), dtype=int)
+    labels[10:30, 10:30] = 1
+    widths = []
+    for thickness in (1, 2, 5):
+        drawn = outlined(np.zeros((40, 40, 3), np.uint8), labels, thickness=thickness).any(axis=2)
+        assert not drawn[labels == 0].any()
+        widths.append(int(drawn[20, 10:20].sum()))
+    assert widths == sorted(widths)
+    assert widths[-1] >= 2
+
+
+def test_a_lens_shows_a_part_at_any_resolution() -> None:
+    fine = np.arange(64).reshape(8, 8)
+    assert (enlarged(fine, (4, 4), (0.5, 0.25, 0.5, 0.5)) == fine[4:8, 2:6]).all()
+    coarse = np.arange(4).reshape(2, 2)
+    assert (enlarged(coarse, (4, 4), (0.5, 0.0, 0.5, 0.5)) == 2).all()

@@ -65,6 +65,30 @@ def test_the_stop_of_a_slider_follows_the_state(explorer: MaskExplorer) -> None:
     assert view.controls["fraction"].value == 0.95
 
 
+def test_wheel_drag_and_cursor_come_through(explorer: MaskExplorer) -> None:
+    view = explorer.view.explorer_view
+    x, y = explorer.compose().find("tile 0 66").centre()
+    before = view.picture.value
+    view._from_picture(None, {"kind": "wheel", "x": x, "y": y, "steps": 3}, [])
+    assert view.picture.value != before
+    assert explorer.lens[2] == pytest.approx(1.25**-3)
+    view._from_picture(None, {"kind": "drag", "from": {"x": x, "y": y}, "to": {"x": x + 20, "y": y}}, [])
+    assert explorer.lens[1] < (1 - explorer.lens[2]) / 2
+    view._from_picture(None, {"kind": "hover", "x": x, "y": y}, [])
+    assert view.picture.readout.startswith("row ")
+    view._from_picture(None, {"kind": "hover", "x": -1, "y": -1}, [])
+    assert view.picture.readout == ""
+
+
+def test_the_controls_stand_in_one_row_of_groups(explorer: MaskExplorer) -> None:
+    row = explorer.view.children[1]
+    assert [group.children[0].value for group in row.children] == [
+        "<small>image</small>",
+        "<small>mask</small>",
+        "<small>network and drawing</small>",
+    ]
+
+
 def test_one_page_for_one_explorer(explorer: MaskExplorer) -> None:
     assert explorer.view is explorer.view
 
@@ -102,6 +126,7 @@ def test_the_monitor_reads_what_is_written(run_folder: Path) -> None:
     assert monitor.refresh() is True
     figure = box.children[1]
     assert figure.data[0].y[-1] == 0.5
+    assert figure.layout.xaxis.range is None, "the axis ends where the run is"
     monitor.set(logarithmic=True, parts=["scores"])
     assert figure.layout.yaxis.type == "log"
     assert [trace.visible for trace in figure.data] == [trace.name.startswith("dice") for trace in figure.data]

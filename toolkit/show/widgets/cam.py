@@ -69,15 +69,7 @@ class Maps:
 
 
 class CamExplorer(ImageExplorer):
-    """State of `cam_explorer`; see there.
-
-    Args:
-        models: network by name, one or two.
-        images: the images.
-        layers: layers of every network, in order of the strip.
-        options: further arguments of `grad_cam`.
-        attribution_options: further arguments of `attribute`.
-    """
+    """State of `cam_explorer`; see there."""
 
     title = "Class activation maps"
 
@@ -94,7 +86,7 @@ class CamExplorer(ImageExplorer):
         self.attribution_options = dict(attribution_options)
         self.layers = {name: list(names) for name, names in layers.items()}
         # captum's methods pass the network many times: they are announced from the first time on
-        self._guessed = {(name, method) for name in models for method in INPUT_METHODS}
+        self._guessed = set(INPUT_METHODS)
         self.memory = TimedResults(200, {(name, method): 1.0 for name in models for method in INPUT_METHODS})
         first = next(iter(self.layers.values()))
         classes = images.foreground()
@@ -119,9 +111,7 @@ class CamExplorer(ImageExplorer):
             *self.image_controls(),
             Control("target_class", "class", "choice", classes, group=asked),
             Control("target", "target", "choice", TARGETS, group=asked),
-            Control(
-                "method", "method", "choice", methods, hint="the last five are captum's, of the input", group=asked
-            ),
+            Control("method", "method", "choice", methods, hint="the last ones are captum's", group=asked),
             Control("layer", "layer", "choice", strip, hint=walk, group=asked),
             Control("opacity", "opacity", "real", low=0, high=1, step=0.05, group=drawn),
             Control("scale", "colours", "choice", SCALES, group=drawn),
@@ -130,17 +120,15 @@ class CamExplorer(ImageExplorer):
 
     def _duration(self, method: str) -> str:
         """What the list of methods says of one that takes long: its last time, or a guess from the passes it makes."""
-        seconds = sum(self.memory.seconds.get((name, method), 0.0) for name in self.models)
-        if (next(iter(self.models)), method) in self._guessed and (one := self._pass_seconds()):
-            window = self.attribution_options.get("window", 16)
-            area = float(np.prod([side / max(1, window) for side in image_of(self.page().item).shape[1:]]))
-            passes = {"occlusion": 4 * area, "feature_ablation": 4 * area, "integrated_gradients": 16}
-            seconds = one * passes.get(method, 1.0)
+        every = self.memory.seconds
+        seconds, one = (sum(every.get((name, kind), 0.0) for name in self.models) for kind in (method, "maps"))
+        if method in self._guessed and one:
+            windows = [
+                side / self.attribution_options.get("window", 16) for side in image_of(self.page().item).shape[1:]
+            ]
+            many = 4 * float(np.prod(windows))
+            seconds = one * {"occlusion": many, "feature_ablation": many, "integrated_gradients": 16}.get(method, 1)
         return f" (slow: about {seconds:.0f} s)" if seconds >= SLOW else ""
-
-    def _pass_seconds(self) -> float:
-        """How long a forward and backward pass of every network took."""
-        return sum(self.memory.seconds.get((name, "maps"), 0.0) for name in self.models)
 
     def picked(self, area: str, row: int, column: int) -> None:
         """See `Explorer`: a click on the strip chooses the layer."""
@@ -173,7 +161,7 @@ class CamExplorer(ImageExplorer):
         """
         page, target, method = self.page(), self.target(), self._values["method"]
         if method in INPUT_METHODS:
-            self._guessed.discard((name, method))
+            self._guessed.discard(method)
             return self.memory.get(
                 self._key(name),
                 lambda: attribute(
@@ -254,35 +242,21 @@ class CamExplorer(ImageExplorer):
         words = {value: label for label, value in TARGETS}[state["target"]]
         name = self.images.classes[state["target_class"]]
         canvas.text(_LEFT, 6, f"{NAMES[state['method']]} of {name}, {words}", size=15, bold=True)
-        canvas.text(
-            _LEFT,
-            26,
-            "Raw signed maps at their own resolution: red raises the score, blue lowers it.",
-            size=12,
-            colour=FAINT,
-        )
+        reading = "Raw signed maps at their own resolution: red raises the score, blue lowers it."
+        canvas.text(_LEFT, 26, reading, size=12, colour=FAINT)
         canvas.key(640, 26, self.images.foreground())
 
     def _image(self, canvas: Canvas, one: Maps | None) -> None:
-        page = self.page()
         if one is None:
             canvas.text(_LEFT, 100, "Nothing to show for this slice.", colour=FAINT)
             return
         size = fitted(one.picture.shape[:2], one.view.aspect, _LARGE)
         labels = one.contours if one.reference is None else one.reference
         which = "prediction" if one.reference is None else "reference"
-        slice_ = f", slice {page.position}" if page.position is not None else ""
-        canvas.text(_LEFT, 46, f"{page.key}{slice_}: {which}", size=12, width=_LARGE)
-        self.tile(
-            canvas,
-            "image",
-            (_LEFT, 64),
-            size,
-            one.view,
-            ground=self.shades(one.picture),
-            planes={"image": one.picture, which: labels},
-            labels=labels if self._values["contours"] else None,
-        )
+        canvas.text(_LEFT, 46, f"{self.page().key}{one.view.note}: {which}", size=12, width=_LARGE)
+        planes, outline = {"image": one.picture, which: labels}, labels if self._values["contours"] else None
+        shades = self.shades(one.picture)
+        self.tile(canvas, "image", (_LEFT, 64), size, one.view, ground=shades, planes=planes, labels=outline)
 
     def _main(self, canvas: Canvas, place: int, name: str, one: Maps | str, shared: float) -> None:
         left = _LEFT + (place + 1) * (_LARGE + 30)
@@ -323,10 +297,8 @@ class CamExplorer(ImageExplorer):
         for place, layer in enumerate(layers):
             left = _LEFT + place * (side + _GAP)
             limit = self._limit(one, layer, shared)
-            opacity = self._values["opacity"]
-            canvas.paste(
-                heated(ground, one.maps[layer], (-limit, limit), size, opacity, lens=self.lens), left, top + 18
-            )
+            opacity, limits = self._values["opacity"], (-limit, limit)
+            canvas.paste(heated(ground, one.maps[layer], limits, size, opacity, lens=self.lens), left, top + 18)
             text = "cancelled" if one.status.get(layer) == "cancelled" else layer
             canvas.text(left, top + 20 + size[0], text, size=11, width=side + _GAP - 2)
             if layer == self._layer(name, one):

@@ -21,9 +21,6 @@ class CurvesView:
 
     The figure is made anew, with all its data, whenever a curve or the run's condition is new: what is sent to a figure before
     the page has loaded its script is lost, but not what it is made with.
-
-    Args:
-        monitor: whose history it shows.
     """
 
     def __init__(self, monitor: TrainingMonitor) -> None:

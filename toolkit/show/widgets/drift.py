@@ -29,14 +29,7 @@ _SIDE, _LEFT = 210, 14
 
 
 class DriftExplorer(Explorer):
-    """State of `drift_explorer`; see there. Beside the controls' values it has `selected`: rows of the features.
-
-    Args:
-        features: one store per stage, of the same rows.
-        cases: case by id.
-        stages: name of every stage.
-        bootstrap: replicates of the intervals.
-    """
+    """State of `drift_explorer`; see there. Beside the controls' values it has `selected`: rows of the features."""
 
     title = "Drift of the features"
 
@@ -176,20 +169,10 @@ class DriftExplorer(Explorer):
         canvas = Canvas(2 * _LEFT + MOST_IMAGES * (_SIDE + 14), _SIDE + 88)
         chosen = self.rows.iloc[list(self.selected)]
         counts = chosen.groupby("case", sort=False).size().sort_values(ascending=False, kind="stable")
-        canvas.text(
-            _LEFT,
-            6,
-            f"{len(chosen)} selected points of {len(counts)} case{'s' * (len(counts) != 1)}",
-            size=15,
-            bold=True,
-        )
-        canvas.text(
-            _LEFT,
-            27,
-            "Click a point of the figure or draw a loop around several; the arrow keys walk from case to case here.",
-            size=12,
-            colour=FAINT,
-        )
+        words = f"{len(chosen)} selected points of {len(counts)} case{'s' * (len(counts) != 1)}"
+        canvas.text(_LEFT, 6, words, size=15, bold=True)
+        words = "Click a point of the figure or draw a loop around several; the arrow keys walk from case to case here."
+        canvas.text(_LEFT, 27, words, size=12, colour=FAINT)
         for place, name in enumerate(counts.index[:MOST_IMAGES]):
             self._voxels(canvas, _LEFT + place * (_SIDE + 14), str(name), chosen[chosen["case"] == name])
         return canvas

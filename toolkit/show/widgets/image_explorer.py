@@ -17,11 +17,7 @@ STEP = 1.25  # of the wheel
 
 
 class ImageExplorer(Explorer):
-    """Base of the explorers that show a slice; `lens` is what their tiles show of it.
-
-    Args:
-        images: the images.
-    """
+    """Base of the explorers that show a slice; `lens` is what their tiles show of it."""
 
     def __init__(self, images: ImageStacks | None) -> None:
         super().__init__()

@@ -26,15 +26,7 @@ _SIDE, _GAP, _LEFT = 215, 22, 14
 
 
 class MaskExplorer(ImageExplorer):
-    """State of `mask_explorer`; see there. Beside the controls' values it has `by_hand`: entry -> multiplier.
-
-    Args:
-        model: the network.
-        images: the images.
-        layer: where the code is.
-        structured: the network has codes of its own (no skip connections to choose about).
-        options: further arguments of `mask_latent`.
-    """
+    """State of `mask_explorer`; see there. Beside the controls' values it has `by_hand`: entry -> multiplier."""
 
     title = "Masked latent code"
 
@@ -222,14 +214,11 @@ class MaskExplorer(ImageExplorer):
             _LEFT, 6, f"{self._values['fraction']:.0%} of {result.layer}: {scheme}, {soft}{hand}", size=15, bold=True
         )
         before, after = (float(one[0]) for one in result.loss)
-        canvas.text(
-            _LEFT,
-            27,
+        words = (
             f"cross-entropy {before:.3f} clean, {after:.3f} masked ({after - before:+.3f}), against the "
-            f"{result.against}; batch norm: {result.bn_mode}",
-            size=12,
-            colour=FAINT,
+            f"{result.against}; batch norm: {result.bn_mode}"
         )
+        canvas.text(_LEFT, 27, words, size=12, colour=FAINT)
 
     def _put(
         self,
@@ -277,24 +266,12 @@ class MaskExplorer(ImageExplorer):
         key = [(int(index), str(names.get(index, index))) for index in rows["class"]]
         canvas.key(_LEFT, top - 2, key)
         counts = zip(key, rows["clean_voxels"], rows["masked_voxels"], strict=True)
-        words = [f"{name} {clean} to {masked}" for (_, name), clean, masked in counts]
+        moved = [f"{name} {clean} to {masked}" for (_, name), clean, masked in counts]
         changed = float(table["changed"].iloc[0])
-        canvas.text(
-            _LEFT,
-            top + 16,
-            f"voxels, clean to masked: {', '.join(words)}; {changed:.1%} of the image changed",
-            size=12,
-            colour=FAINT,
-            width=canvas.size[0] - 2 * _LEFT,
-        )
-        canvas.text(
-            _LEFT,
-            top + 34,
-            "Click a cell of the code to mask or keep it (arrow keys and Enter do the same). Dark cells are masked.",
-            size=11,
-            colour=FAINT,
-            width=canvas.size[0] - 2 * _LEFT,
-        )
+        words = f"voxels, clean to masked: {', '.join(moved)}; {changed:.1%} of the image changed"
+        canvas.text(_LEFT, top + 16, words, size=12, colour=FAINT, width=canvas.size[0] - 2 * _LEFT)
+        words = "Click a cell of the code to mask or keep it (arrow keys and Enter do the same). Dark cells are masked."
+        canvas.text(_LEFT, top + 34, words, size=11, colour=FAINT, width=canvas.size[0] - 2 * _LEFT)
 
 
 def mask_explorer(

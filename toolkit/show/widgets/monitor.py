@@ -23,13 +23,7 @@ _WIDTH, _LEFT = 760, 14
 
 
 class TrainingMonitor(Explorer):
-    """State of `training_monitor`; see there.
-
-    Args:
-        path: the run's directory.
-        process: the child that trains it, if this process started it.
-        interval: seconds between two looks at the files.
-    """
+    """State of `training_monitor`; see there."""
 
     title = "Training"
 
@@ -127,13 +121,8 @@ class TrainingMonitor(Explorer):
         """See `Explorer`: how far the run is, and its newest numbers."""
         canvas = Canvas(_WIDTH, 84)
         share = self.step / self.steps
-        canvas.text(
-            _LEFT,
-            6,
-            f"{self.directory.path.name}: {self.condition}, step {self.step} of {self.steps}",
-            size=15,
-            bold=True,
-        )
+        words = f"{self.directory.path.name}: {self.condition}, step {self.step} of {self.steps}"
+        canvas.text(_LEFT, 6, words, size=15, bold=True)
         canvas.frame(_LEFT, 32, _WIDTH - 2 * _LEFT, 14)
         canvas.fill(_LEFT, 32, round(share * (_WIDTH - 2 * _LEFT)), 14, category(0))
         newest = [
@@ -142,14 +131,8 @@ class TrainingMonitor(Explorer):
             for name, _, values in found
             if values
         ]
-        canvas.text(
-            _LEFT,
-            54,
-            ", ".join(newest) or "nothing is logged yet",
-            size=12,
-            colour=TEXT if newest else FAINT,
-            width=_WIDTH - 2 * _LEFT,
-        )
+        words = ", ".join(newest) or "nothing is logged yet"
+        canvas.text(_LEFT, 54, words, size=12, colour=TEXT if newest else FAINT, width=_WIDTH - 2 * _LEFT)
         return canvas
 
     def extra_views(self) -> list[Any]:

@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 class ScatterView:
-    """One trace for all points: the colours say the class, lasso and box select.
-
-    Args:
-        explorer: whose points it shows.
-    """
+    """One trace for all points: the colours say the class, lasso and box select."""
 
     def __init__(self, explorer: DriftExplorer) -> None:
         import ipywidgets

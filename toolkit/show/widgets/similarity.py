@@ -33,13 +33,7 @@ _SIDE, _LEFT, _NAMES, _MAPS = 270, 14, 84, 200
 
 
 class SimilarityExplorer(ImageExplorer):
-    """State of `similarity_explorer`; see there.
-
-    Args:
-        features: the stored features.
-        model: the network whose maps are shown, or None.
-        images: images for the maps, or None.
-    """
+    """State of `similarity_explorer`; see there."""
 
     title = "Similarity of layers and channels"
 
@@ -152,21 +146,13 @@ class SimilarityExplorer(ImageExplorer):
         """See `Explorer`."""
         canvas = Canvas(2 * _LEFT + _NAMES + 3 * (_SIDE + 44), 66 + _SIDE + 46 + (_MAPS + 20 if self.images else 0))
         values = self._values
-        canvas.text(
-            _LEFT,
-            6,
-            f"{MEASURES[values['measure']]} of the layers ({self.layers().rows} rows), {values['form']} similarity of the channels",
-            size=15,
-            bold=True,
-        )
-        canvas.text(
-            _LEFT,
-            27,
+        words = f"{MEASURES[values['measure']]} of the layers ({self.layers().rows} rows), {values['form']} similarity of the channels"
+        canvas.text(_LEFT, 6, words, size=15, bold=True)
+        words = (
             "Click a cell of the layer map, then a cell of a channel matrix. Arrow keys move over the layer "
-            "map. Only living channels are drawn.",
-            size=12,
-            colour=FAINT,
+            "map. Only living channels are drawn."
         )
+        canvas.text(_LEFT, 27, words, size=12, colour=FAINT)
         self._layer_map(canvas, _LEFT + _NAMES, 66)
         self._matrix(canvas, _LEFT + _NAMES + _SIDE + 44, 66, "a")
         if values["layer_a"] != values["layer_b"]:
@@ -181,14 +167,8 @@ class SimilarityExplorer(ImageExplorer):
         side = cell * len(names)
         matrix = np.asarray(found.matrix, dtype=float)
         row, column = names.index(self._values["layer_a"]), names.index(self._values["layer_b"])
-        canvas.text(
-            left,
-            top - 18,
-            f"A: {names[row]}, B: {names[column]}: {matrix[row, column]:.3f}",
-            size=12,
-            bold=True,
-            width=_SIDE + 20,
-        )
+        words = f"A: {names[row]}, B: {names[column]}: {matrix[row, column]:.3f}"
+        canvas.text(left, top - 18, words, size=12, bold=True, width=_SIDE + 20)
         canvas.paste(coloured(matrix, (0.0, 1.0), (side, side), "sequential"), left, top)
         for place, name in enumerate(names):
             canvas.text(left - 4, top + (place + 0.5) * cell, name, size=11, anchor="rm", width=_NAMES - 4)
@@ -209,13 +189,8 @@ class SimilarityExplorer(ImageExplorer):
         canvas.bar(left + length + 6, top, length, limits, scale)
         redundancy = found.scores[form]["all"]
         mean = float(redundancy[torch.isfinite(redundancy)].mean())
-        canvas.text(
-            left,
-            top + length + 4,
-            f"redundancy {mean:.3f}; {len(found.dead)} channels are zero everywhere",
-            size=11,
-            colour=FAINT,
-        )
+        words = f"redundancy {mean:.3f}; {len(found.dead)} channels are zero everywhere"
+        canvas.text(left, top + length + 4, words, size=11, colour=FAINT)
         canvas.area(Area(f"channels {side}", left, top, length, length, len(matrix), len(matrix)))
         if side == self._values["pair_of"]:
             alive = found.channels.tolist()

@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 class ExplorerView:
-    """The page of one explorer: controls above the picture, in step with the explorer's state both ways.
-
-    Args:
-        explorer: whose state it shows.
-    """
+    """The page of one explorer: controls above the picture, in step with the explorer's state both ways."""
 
     def __init__(self, explorer: Explorer) -> None:
         import ipywidgets
