@@ -194,7 +194,7 @@ def _paths(result: Any, name: str) -> Scatter:
 
 
 def _plane(title: str, note: str, series: list[Series], axes: tuple[str, str], limits: Any) -> Scatter:
-    names = {"title": title.removeprefix(": "), "note": note, "x_label": axes[0], "y_label": axes[1]}
+    names: dict[str, Any] = {"title": title.removeprefix(": "), "note": note, "x_label": axes[0], "y_label": axes[1]}
     return Scatter(series=series, x_range=limits[0], y_range=limits[1], width=240, height=240, **names)
 
 

@@ -8,8 +8,8 @@ tables, or for its options. Every function of a `compose_*` module that returns 
 import importlib
 import inspect
 import pkgutil
+from pathlib import Path
 
-import toolkit.show
 from toolkit.arguments import doors
 from toolkit.show.captions import caption, captions
 from toolkit.show.compose import compose, compose_together, stacked
@@ -19,7 +19,7 @@ from toolkit.show.panels import Axes, Bars, Boxes, Figure, Heatmap, Image, Inter
 
 _COMPOSERS = {
     name: function
-    for module in pkgutil.iter_modules(toolkit.show.__path__, "toolkit.show.")
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)], "toolkit.show.")
     if module.name.startswith("toolkit.show.compose_")
     for name, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction)
     if function.__module__ == module.name and not name.startswith("_")

@@ -175,8 +175,8 @@ def _narrowed(rows: list[list[Panel | None]], width: float) -> list[list[Panel |
 
 def _smaller(panel: Panel, factor: float) -> Panel:
     square = isinstance(panel, Image) or panel.width == panel.height
-    height = round(panel.height * factor) if square else panel.height
-    return dataclasses.replace(panel, width=round(panel.width * factor), height=height)
+    height = int(panel.height * factor) if square else panel.height
+    return dataclasses.replace(panel, width=int(panel.width * factor), height=height)
 
 
 def _columns(rows: list[list[Panel | None]]) -> list[list[tuple[float, float, float]]]:

@@ -50,7 +50,7 @@ class View:
         if not len(rows):
             return self
         height, width = self.plane(organ).shape
-        half = 0.75 * max(np.ptp(rows) * self.aspect, np.ptp(columns), 8) + 1
+        half = 0.75 * max(float(np.ptp(rows)) * self.aspect, float(np.ptp(columns)), 8.0) + 1
         middle = (rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2
         top, bottom = max(0, round(middle[0] - half / self.aspect)), min(height, round(middle[0] + half / self.aspect))
         left, right = max(0, round(middle[1] - half)), min(width, round(middle[1] + half))

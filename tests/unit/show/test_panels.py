@@ -153,9 +153,17 @@ def test_a_row_has_one_colour_bar_a_scale() -> None:
 
 def test_a_wide_figure_shrinks_its_panels_and_not_its_text() -> None:
     picture = np.zeros((20, 20))
-    plan = place(Figure("t", [[Image(pixels=picture, width=300, height=300) for _ in range(9)]]))
+    plan = place(Figure("t", [[Image(pixels=picture, width=300, height=300) for _ in range(8)]]))
     assert plan.width <= WIDEST
     assert all(one.width == one.height < 110 for one in plan.placed)
+    folded = place(Figure("t", [[Image(pixels=picture, width=300, height=300) for _ in range(9)]] * 2)).placed
+    assert [len([one for one in folded if one.top == top]) for top in sorted({one.top for one in folded})] == [
+        5,
+        5,
+        4,
+        4,
+    ]
+    assert folded[0].width > 150, "more than eight a row stand in two halves, one below the other"
     assert min(SUBTITLE_SIZE, NOTE_SIZE, TICK_SIZE, CAPTION_SIZE) * 0.72 >= 8, "points at 100 pixels an inch"
 
 

@@ -59,7 +59,11 @@ class ImageExplorer(Explorer):
 
     def actions(self) -> list[tuple[str, str, Callable[[], str]]]:
         """See `Explorer`: the way back from a zoom."""
-        return [*super().actions(), ("Whole image", "expand", lambda: self.zoom(0) and "The whole image.")]
+        return [*super().actions(), ("Whole image", "expand", self._whole)]
+
+    def _whole(self) -> str:
+        self.zoom(0)
+        return "The whole image."
 
     def _open(self) -> None:
         low, high, dark, bright = self._range()

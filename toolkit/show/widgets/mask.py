@@ -197,10 +197,10 @@ class MaskExplorer(ImageExplorer):
                 tiles.append((f"{name}: decoded image", {"ground": grey(decoded), "planes": {"decoded": decoded}}))
             for place, (title, settings) in enumerate(tiles, start=1):
                 self._put(canvas, (place, top), title, size, view, settings)
-        labels = None if result.label is None else np.clip(view.plane(result.label[0, 0]), 0, None)
-        known = {} if labels is None else {"reference": labels}
-        settings = {"ground": picture, "planes": {"image": plane, **known}, "labels": labels}
-        self._put(canvas, (0, 66), f"{page.key}: {'image' if labels is None else 'reference'}", size, view, settings)
+        reference = None if result.label is None else np.clip(view.plane(result.label[0, 0]), 0, None)
+        known = {} if reference is None else {"reference": reference}
+        settings = {"ground": picture, "planes": {"image": plane, **known}, "labels": reference}
+        self._put(canvas, (0, 66), f"{page.key}: {'reference' if known else 'image'}", size, view, settings)
         self._code(canvas, 66 + size[0] + 24, size, result)
         canvas.bar(_LEFT + columns * (_SIDE + _GAP) - _GAP + 6, 66, size[0], (0.0, most), "sequential")
         self._numbers(canvas, 66 + 2 * (size[0] + 24), result)
