@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,32 +73,24 @@ def array_shape(path: Path, key: str) -> tuple[int, ...]:
         return tuple(int(side) for side in _dataset(file, key, path).shape)
 
 
-class _opened:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     """An HDF5 file, with every failure of the library turned into an error that names the file."""
-
-    def __init__(self, path: Path) -> None:
-        require_file(path)
-        self.path = path
-
-    def __enter__(self) -> Any:
-        try:
-            import h5py
-        except ImportError as error:
-            raise DataError(
-                "HDF5 files need the package h5py, which is not installed.",
-                where=str(self.path),
-                fix="pip install h5py",
-            ) from error
-        try:
-            self.file = h5py.File(self.path, "r")
-        except OSError as error:
-            raise _damaged(self.path, error) from error
-        return self.file
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.file.close()
-        if error is not None and not isinstance(error, DataError) and isinstance(error, Exception):
-            raise _damaged(self.path, error) from error
+    require_file(path)
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError(
+            "HDF5 files need the package h5py, which is not installed.", where=str(path), fix="pip install h5py"
+        ) from error
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except DataError:
+        raise
+    except Exception as error:  # decoders of damaged files raise anything
+        fix = "Copy or download it again; check it with task.verify()."
+        raise incomplete_file(path, "a readable HDF5 file", error, fix) from error
 
 
 def _dataset(file: Any, key: str, path: Path) -> Any:
@@ -119,8 +113,3 @@ def _dataset(file: Any, key: str, path: Path) -> Any:
     if dataset.size > _MOST_VOXELS:
         raise DataError(f"The header gives {key} the shape {dataset.shape}.", where=str(path), fix="It is damaged.")
     return dataset
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    fix = "Copy or download it again; check it with task.verify()."
-    return incomplete_file(path, "a readable HDF5 file", error, fix)

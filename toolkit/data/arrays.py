@@ -9,7 +9,7 @@ import numpy as np
 
 from toolkit.data.normalise import DEFAULT
 from toolkit.data.splits import Splits
-from toolkit.data.table import task_from_table
+from toolkit.data.table import shared, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
 
@@ -63,6 +63,7 @@ def task_from_arrays(
         >>> tk.task_from_arrays(images, labels, classes=["background", "tumour"], spacing=(0.7, 0.7)).classes
         {0: 'background', 1: 'tumour'}
     """
+    given = dict(locals())
     images = list(images)
     count = len(images)
     labels = [None] * count if labels is None else list(labels)
@@ -73,18 +74,7 @@ def task_from_arrays(
     columns = {"label": labels, "case": ids, "subject": subjects, "site": sites, "group": groups}
     _check_lengths(count, labels=labels, ids=ids, subjects=subjects, sites=sites, groups=groups)
     columns |= {"image": images, "spacing": _spacings(spacing, count)}
-    return task_from_table(
-        columns,
-        classes=classes,
-        regions=regions,
-        splits=splits,
-        dims=dims,
-        label_values=label_values,
-        normalisation=normalisation,
-        patch_size=patch_size,
-        flips=flips,
-        name=name,
-    )
+    return task_from_table(columns, name=name, **shared(given))
 
 
 def _check_lengths(count: int, **lists: Sequence[Any]) -> None:

@@ -20,7 +20,7 @@ from toolkit.data.crop import crop_or_pad, put_back
 from toolkit.data.randomness import keyed_random
 from toolkit.data.source import Pair, Source
 from toolkit.data.task import Task
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import ConfigError, DataError, choose
 from toolkit.registry import register
 
 ARTEFACTS = ("bias", "ghosting", "motion", "spike")
@@ -41,6 +41,7 @@ def draw_artefact(name: str, *key: int | str) -> dict[str, Any]:
     Raises:
         ConfigError: no such artefact.
     """
+    choose("artefact", name, ARTEFACTS)
     random = keyed_random("artefact", name, *key)
     if name == "bias":
         return {"order": 3, "coefficients": random.uniform(-0.5, 0.5, 20).tolist()}
@@ -53,9 +54,7 @@ def draw_artefact(name: str, *key: int | str) -> dict[str, Any]:
             "translation": random.uniform(-10, 10, (2, 3)).tolist(),
             "times": (np.array([1, 2]) / 3 + random.uniform(-0.1, 0.1, 2)).tolist(),
         }
-    if name == "spike":
-        return {"position": random.uniform(0, 1, 3).tolist(), "intensity": float(random.uniform(1, 3))}
-    raise ConfigError(f"There is no artefact {name!r}.", fix=f"Artefacts: {', '.join(ARTEFACTS)}.")
+    return {"position": random.uniform(0, 1, 3).tolist(), "intensity": float(random.uniform(1, 3))}
 
 
 def apply_artefact(stack: np.ndarray, name: str, parameters: Mapping[str, Any]) -> np.ndarray:
@@ -79,18 +78,16 @@ def _transform(name: str, parameters: Mapping[str, Any]) -> Any:
         raise DataError(
             "Simulated artefacts need TorchIO, which is not installed.", fix='pip install "torchio<2"'
         ) from error
+    choose("artefact", name, ARTEFACTS)
     if name == "bias":
-        return torchio.BiasField(coefficients=list(parameters["coefficients"]), order=parameters["order"])
+        return torchio.BiasField(**parameters)
     if name == "ghosting":
-        wanted = {key: parameters[key] for key in ("num_ghosts", "axis", "intensity")}
-        return torchio.Ghosting(**wanted, restore=None)
+        return torchio.Ghosting(**parameters, restore=None)
     if name == "motion":
-        moves = {key: np.asarray(parameters[key], np.float32) for key in ("degrees", "translation", "times")}
+        moves = {key: np.asarray(value, np.float32) for key, value in parameters.items()}
         return torchio.Motion(**moves, image_interpolation="linear")
-    if name == "spike":
-        place = np.asarray(parameters["position"]).reshape(1, 3)
-        return torchio.Spike(spikes_positions=place, intensity=parameters["intensity"])
-    raise ConfigError(f"There is no artefact {name!r}.", fix=f"Artefacts: {', '.join(ARTEFACTS)}.")
+    place = np.asarray(parameters["position"]).reshape(1, 3)
+    return torchio.Spike(spikes_positions=place, intensity=parameters["intensity"])
 
 
 def slices_to_unit_range(stack: np.ndarray) -> np.ndarray:
@@ -176,13 +173,10 @@ def with_artefacts(
         ('bias', 'spike')
     """
     base = task if isinstance(task, Task) else registry.build("task", dict(task))
-    unknown = [name for name in artefacts if name not in ARTEFACTS]
-    if unknown or not artefacts or copies < 1:
-        raise ConfigError(
-            f"Unknown artefacts {unknown}, none at all, or {copies} copies.",
-            where="with_artefacts",
-            fix=f"Artefacts: {', '.join(ARTEFACTS)}; copies is at least 1.",
-        )
+    for name in artefacts or ("",):
+        choose("artefact", name, ARTEFACTS, where="with_artefacts")
+    if copies < 1:
+        raise ConfigError(f"{copies} copies are none.", where="with_artefacts(copies=...)", fix="Ask for at least 1.")
     chosen = base.cases(split)
     if not chosen:
         raise ConfigError(f"The split {split!r} of {base.name!r} has no cases.", where="with_artefacts")
@@ -195,48 +189,24 @@ def with_artefacts(
     ]
     arguments = {"artefacts": list(artefacts), "copies": copies, "split": split, "seed": seed}
     recipe = registry.describe(base)
-    return Task(
-        f"{base.name}_c",
-        cases,
-        dims=base.dims,
-        channels=base.channels,
-        classes=base.classes,
-        regions=base.regions,
-        patch_size=base.patch_size,
-        normalisation=base.normalisation,
-        sites=tuple(artefacts),
-        flips=base.flips,
-        licence=base.licence,
-        citation=base.citation,
-        toolkit_config=None
-        if recipe is None
-        else {"name": "with_artefacts", "arguments": {"task": recipe, **arguments}},
-    )
+    config = None if recipe is None else {"name": "with_artefacts", "arguments": {"task": recipe, **arguments}}
+    return base.restricted(cases, name=f"{base.name}_c", sites=tuple(artefacts), manifest=None, toolkit_config=config)
 
 
 def _corrupted_cases(cases: Sequence[Case], name: str, copy: int, seed: int, rule: str) -> list[Case]:
     readers: dict[int, ArtefactSource] = {}
-    made = []
+    changed = []
     for case in cases:
-        if id(case.reader) not in readers:
-            readers[id(case.reader)] = ArtefactSource(
+        if id(inner := case.reader) not in readers:
+            readers[id(inner)] = ArtefactSource(
                 normalisation=rule,
-                label_values=case.reader.label_values,
-                classes=case.reader.classes,
-                inner=case.reader,
+                label_values=inner.label_values,
+                classes=inner.classes,
+                inner=inner,
                 artefact=name,
                 parameters=draw_artefact(name, seed, case.volume, copy),
             )
-        reader = readers[id(case.reader)]
-        volume = f"{name}/{case.volume}_{copy}"
-        made.append(
-            dataclasses.replace(
-                case,
-                id=case.id.replace(case.volume, volume, 1),
-                volume=volume,
-                site=name,
-                reader=reader,
-                source=reader.where,
-            )
-        )
-    return made
+        reader, volume = readers[id(inner)], f"{name}/{case.volume}_{copy}"
+        renamed = {"id": case.id.replace(case.volume, volume, 1), "volume": volume, "site": name}
+        changed.append(dataclasses.replace(case, **renamed, reader=reader, source=reader.where))
+    return changed

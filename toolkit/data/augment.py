@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.errors import ConfigError
+from toolkit.errors import choose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +83,9 @@ def checked_augmentation(value: str | Augmentation | None) -> Augmentation | Non
     """
     if value is None or isinstance(value, Augmentation):
         return value
-    if value not in PRESETS:
-        raise ConfigError(
-            f"Unknown augmentation {value!r}.",
-            where="augmentation",
-            fix=f"Use one of {', '.join(PRESETS)}, or a toolkit.data.Augmentation(...).",
-        )
+    choose(
+        "augmentation", value, PRESETS, where="augmentation (a name, a toolkit.data.Augmentation(...) or a callable)"
+    )
     return PRESETS[value]
 
 

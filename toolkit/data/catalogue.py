@@ -51,6 +51,7 @@ def load_task(
         >>> tk.load_task("phantom-cardiac", normalisation="range:2,98").classes
         {0: 'background', 1: 'RV', 2: 'myocardium', 3: 'LV'}
     """
+    given = dict(locals())
     manifest = find_manifest(name)
     if normalisation is not None:
         manifest = dataclasses.replace(manifest, normalisation=check_rule(normalisation))
@@ -90,9 +91,7 @@ def load_task(
         manifest=manifest,
         licence=manifest.licence,
         citation=manifest.citation,
-        toolkit_config=recipe(
-            "load_task", name=name, normalisation=normalisation, split_list=split_list, regions=regions
-        ),
+        toolkit_config=recipe("load_task", given),
     )
 
 
@@ -107,25 +106,13 @@ def list_tasks() -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = []
-    for name in manifest_names():
-        manifest = find_manifest(name)
-        ready = manifest.generated or any(folder.is_dir() for folder in data_folders(name))
-        classes = ", ".join(label for index, label in sorted(manifest.classes.items()) if index)
-        rows.append(
-            [
-                name,
-                manifest.anatomy,
-                manifest.modality,
-                manifest.dims,
-                classes,
-                ", ".join(manifest.sites),
-                manifest.licence,
-                manifest.access.kind,
-                ready,
-            ]
-        )
     columns = ["name", "anatomy", "modality", "dims", "classes", "sites", "licence", "access", "ready"]
+    rows = []
+    for manifest in map(find_manifest, manifest_names()):
+        classes = ", ".join(label for index, label in sorted(manifest.classes.items()) if index)
+        ready = manifest.generated or any(folder.is_dir() for folder in data_folders(manifest.name))
+        seen = {"classes": classes, "sites": ", ".join(manifest.sites), "access": manifest.access.kind, "ready": ready}
+        rows.append([seen[name] if name in seen else getattr(manifest, name) for name in columns])
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.geometry import Geometry
+from toolkit.data.geometry import LPS, Geometry
 from toolkit.data.normalise import DEFAULT
 from toolkit.data.reading import Row, as_array, channel_first
 from toolkit.data.source import Pair, Source, checked_pair
 from toolkit.data.splits import Splits
-from toolkit.data.table import task_from_table
+from toolkit.data.table import shared, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
 
 _NAMES = ("case", "subject", "site", "split", "group", "volume")
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,6 +106,7 @@ def task_from_dataset(
         >>> pairs = [(c.image, c.label) for c in task.cases("train")]  # any data set with len() and [index]
         >>> own = tk.task_from_dataset(pairs, classes=task.classes, subjects=[c.subject for c in task.cases("train")])
     """
+    arguments = dict(locals())
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or isinstance(dataset, Mapping):
         raise ConfigError(
             f"{type(dataset).__name__} is no map-style data set.",
@@ -124,18 +124,7 @@ def task_from_dataset(
             raise ConfigError(f"There are {count} items but {len(values)} {column}s.", where="task_from_dataset")
         for row, value in zip(rows, values or (), strict=False):
             row[column] = value
-    return task_from_table(
-        rows,
-        classes=classes,
-        regions=regions,
-        splits=splits,
-        dims=dims or len(rows[0]["shape"]),
-        label_values=label_values,
-        normalisation=normalisation,
-        patch_size=patch_size,
-        flips=flips,
-        name=name,
-    )
+    return task_from_table(rows, name=name, **shared(arguments | {"dims": dims or len(rows[0]["shape"])}))
 
 
 def arrays_of(
@@ -164,7 +153,7 @@ def affine_of(image: Any) -> np.ndarray | None:
         return None
     affine = np.asarray(as_array(affine), dtype=float)
     meta = getattr(image, "meta", None) or {}
-    return _LPS @ affine if str(meta.get("space", "RAS")).upper() == "LPS" else affine
+    return LPS @ affine if str(meta.get("space", "RAS")).upper() == "LPS" else affine
 
 
 def _entries(item: Any, keys: tuple[str, str], name: str) -> tuple[Any, Any]:

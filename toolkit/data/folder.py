@@ -12,7 +12,7 @@ from toolkit.data.normalise import DEFAULT
 from toolkit.data.reading import READABLE, Row, kind_of
 from toolkit.data.splits import Splits
 from toolkit.data.subjects import person_of
-from toolkit.data.table import recipe, task_from_table
+from toolkit.data.table import recipe, shared, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
 from toolkit.registry import register
@@ -79,6 +79,7 @@ def task_from_folder(
     Example:
         >>> own = tk.task_from_folder("images/", "labels/", classes={0: "background", 1: "tumour"}, patch_size=(32, 32))
     """
+    given = dict(locals())
     root = _folder(images, "images")
     label_root = None if labels is None else _folder(labels, "labels")
     named_channels = None if channels is None or isinstance(channels, int) else tuple(channels)
@@ -95,36 +96,23 @@ def task_from_folder(
     ids = [row["case"] for row in rows]
     task = task_from_table(
         rows,
-        classes=classes,
-        regions=regions,
-        splits=splits,
-        dims=dims,
         channels=channels if isinstance(channels, int) else None,
-        label_values=label_values,
-        normalisation=normalisation,
-        patch_size=patch_size,
-        flips=flips,
         name=name or root.parent.name or root.name,
         check=check,
+        **shared(given),
     )
     grey = channels is None and task.channels == 1 and kind_of(rows[0]["image"][0]) == "picture"
     task.toolkit_config = recipe(
         "task_from_folder",
+        given,
         images=str(root),
         labels=None if label_root is None else str(label_root),
         classes=task.classes,
-        regions=regions,
         sites=_storable(sites, ids),
         subjects=_storable(subjects, ids),
         volumes=_storable(volumes, ids),
-        splits=splits,
         dims=task.dims,
         channels=1 if grey else channels,
-        label_values=label_values,
-        normalisation=normalisation,
-        patch_size=patch_size,
-        flips=flips,
-        name=name,
         check=False,
     )
     return task

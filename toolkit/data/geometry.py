@@ -10,6 +10,8 @@ import numpy as np
 
 from toolkit.errors import DataError
 
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from left, posterior, superior (DICOM, ITK) to right, anterior, superior
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Geometry:

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.geometry import Geometry
+from toolkit.data.geometry import LPS, Geometry
 from toolkit.data.source import Pair, Source, checked_image, checked_pair
 from toolkit.data.volumes import geometry_of, require_same_grid
 from toolkit.errors import DataError
 
 SUFFIXES = (".mha", ".mhd", ".nrrd")
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +78,7 @@ def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(image.GetDirection()).reshape(3, 3) * np.asarray(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    geometry = geometry_of(_LPS @ affine, stored.shape, path, dims)
+    geometry = geometry_of(LPS @ affine, stored.shape, path, dims)
     return geometry.arrange(stored), geometry
 
 

@@ -56,14 +56,13 @@ def join_tasks(
         cases += [_joined(case, task.name, renamed[case.site], named, tables[task.name]) for case in task.cases()]
     configs = [registry.describe(task) for task in loaded]
     arguments = {"tasks": configs, "classes": _plain(classes), "name": name, "patch_size": patch_size}
-    return Task(
-        name or "+".join(task.name for task in loaded),
+    return loaded[0].restricted(
         cases,
-        dims=loaded[0].dims,
-        channels=loaded[0].channels,
+        name=name or "+".join(task.name for task in loaded),
         classes=named,
+        regions=None,
         patch_size=patch_size or tuple(max(sides) for sides in zip(*(t.patch_size for t in loaded), strict=True)),
-        normalisation=loaded[0].normalisation,
+        manifest=None,
         sites=sites,
         flips=[axis for axis in loaded[0].flips if all(axis in task.flips for task in loaded)],
         licence="; ".join(dict.fromkeys(f"{task.name}: {task.licence}" for task in loaded if task.licence)),

@@ -17,17 +17,8 @@ from toolkit.errors import ConfigError, DataError
 SCHEMES = ("https://",)
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 FACTS = (
-    "source",
-    "citation",
-    "licence",
-    "access",
-    "layout",
-    "classes",
-    "label_coding",
-    "sites",
-    "splits",
-    "cases",
-    "spacing",
+    *("source", "citation", "licence", "access", "layout", "classes"),
+    *("label_coding", "sites", "splits", "cases", "spacing"),
 )
 
 

@@ -11,7 +11,7 @@ from toolkit.data.normalise import DEFAULT
 from toolkit.data.reading import Row
 from toolkit.data.sets.decathlon import decathlon_rows, read_description
 from toolkit.data.splits import Splits, held_out
-from toolkit.data.table import recipe, task_from_table
+from toolkit.data.table import recipe, shared, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import DataError
 from toolkit.registry import register
@@ -55,38 +55,17 @@ def task_from_nnunet(
     Example:
         >>> own = tk.task_from_nnunet("nnUNet_raw/Dataset001_Hearts")
     """
+    given = dict(locals())
     root = Path(folder).expanduser().absolute()
     table = read_description(root)
     named, own_regions = _classes(table, root / "dataset.json")
     rows = decathlon_rows(root) if "training" in table else _raw(table, root)
     if splits is None and any("split" in row for row in rows):
         held_out(rows, 0.2, "nnunet")
-    task = task_from_table(
-        rows,
-        classes=classes or named,
-        regions=regions or own_regions,
-        splits=splits,
-        dims=dims,
-        label_values={float(value): value for value in named},  # decathlon labels are whole numbers stored as float
-        normalisation=normalisation,
-        patch_size=patch_size,
-        flips=flips,
-        name=name or root.name,
-        check=check,
-    )
-    task.toolkit_config = recipe(
-        "task_from_nnunet",
-        folder=str(root),
-        classes=classes,
-        regions=regions,
-        splits=splits,
-        dims=dims,
-        normalisation=normalisation,
-        patch_size=patch_size,
-        flips=flips,
-        name=name,
-        check=False,
-    )
+    settings = shared(given) | {"classes": classes or named, "regions": regions or own_regions}
+    settings["label_values"] = {float(value): value for value in named}  # the decathlon stores whole numbers as float
+    task = task_from_table(rows, name=name or root.name, check=check, **settings)
+    task.toolkit_config = recipe("task_from_nnunet", given, folder=str(root), check=False)
     return task
 
 

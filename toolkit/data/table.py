@@ -80,6 +80,7 @@ def task_from_table(
         >>> rows = [{"image": f"images/{n}.png", "label": f"labels/{n}.png", "subject": n // 2} for n in range(10)]
         >>> own = tk.task_from_table(rows, classes=["background", "tumour"], flips=(0, 1))
     """
+    given = dict(locals())
     named, rule = checked_classes(classes), check_rule(normalisation)
     rows = completed(table_rows(frame, folder), splits)
     dims = dims or dims_of(rows[0])
@@ -92,18 +93,13 @@ def task_from_table(
     stored: Any = os.path.abspath(frame) if isinstance(frame, (str, os.PathLike)) else columns_of(rows)
     config = recipe(
         "task_from_table",
+        given,
         frame=stored,
         classes=named,
-        regions=regions,
         folder=os.path.abspath(folder) if file and folder is not None else None,
         splits=splits if file else None,
         dims=dims,
         channels=counted if counted == 1 else channels,
-        label_values=label_values,
-        normalisation=normalisation,
-        patch_size=patch_size,
-        flips=flips,
-        name=name,
         check=False,
     )
     return Task(
@@ -120,10 +116,23 @@ def task_from_table(
     )
 
 
-def recipe(factory: str, /, **arguments: Any) -> dict[str, Any]:
-    """What `registry.build` takes to make a task again: plain values, without the arguments that were left out."""
-    given = {key: _plain(value) for key, value in arguments.items() if value is not None and value != ()}
-    return {"name": factory, "arguments": given}
+def shared(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the arguments of a function that makes a task those that `task_from_table` takes as they are."""
+    names = ("classes", "regions", "splits", "dims", "label_values", "normalisation", "patch_size", "flips")
+    return {name: given[name] for name in names if name in given}
+
+
+def recipe(factory: str, given: Mapping[str, Any], /, **resolved: Any) -> dict[str, Any]:
+    """What `registry.build` takes to make a task again: plain values, without the arguments that were left out.
+
+    Args:
+        factory: registered name of the function that made the task.
+        given: its arguments.
+        resolved: those of them that are stored otherwise, such as paths from the root.
+    """
+    arguments = {**given, **resolved}
+    plain = {key: _plain(value) for key, value in arguments.items() if value is not None and value != ()}
+    return {"name": factory, "arguments": plain}
 
 
 def cases_of_rows(

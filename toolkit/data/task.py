@@ -15,7 +15,7 @@ from toolkit.data.labels import checked_classes, checked_regions
 from toolkit.data.loader import Loader
 from toolkit.data.normalise import DEFAULT, check_rule, fixed_range
 from toolkit.data.transform import Transform
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import ConfigError, DataError, choose
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 _BUCKETS = 256
+_SETTINGS = (
+    *("dims", "channels", "classes", "regions", "patch_size", "normalisation"),
+    *("sites", "flips", "manifest", "licence", "citation"),
+)
 
 
 @checked_methods
@@ -99,10 +103,8 @@ class Task:
         Raises:
             ConfigError: a split or site that does not exist; the message lists those that do.
         """
-        if split is not None and split not in SPLITS:
-            raise ConfigError(
-                f"There is no split {split!r}.", where=f"task {self.name!r}", fix=f"Use one of {', '.join(SPLITS)}."
-            )
+        if split is not None:
+            choose("split", split, SPLITS, where=f"task {self.name!r}")
         wanted = set(self.checked_sites(site))
         return [case for case in self._cases if split in (None, case.split) and case.site in wanted]
 
@@ -241,26 +243,13 @@ class Task:
         """
         return make_folds(self, count, seed)
 
-    def restricted(
-        self, cases: Sequence[Case], *, name: str | None = None, toolkit_config: Mapping[str, Any] | None = None
-    ) -> Task:
-        """A task of these cases with the same settings; without `toolkit_config` it cannot be rebuilt from its name."""
-        return Task(
-            self.name if name is None else name,
-            cases,
-            dims=self.dims,
-            channels=self.channels,
-            classes=self.classes,
-            regions=self.regions,
-            patch_size=self.patch_size,
-            normalisation=self.normalisation,
-            sites=self.sites,
-            flips=self.flips,
-            manifest=self.manifest,
-            licence=self.licence,
-            citation=self.citation,
-            toolkit_config=toolkit_config,
-        )
+    def restricted(self, cases: Sequence[Case], *, name: str | None = None, **changes: Any) -> Task:
+        """A task of these cases with the same settings but for `changes`, which are arguments of `Task`.
+
+        Without `toolkit_config` among them it cannot be rebuilt from its name.
+        """
+        own = {setting: getattr(self, setting) for setting in _SETTINGS}
+        return Task(self.name if name is None else name, cases, **{**own, **changes})
 
     def __len__(self) -> int:
         return len(self._cases)

@@ -23,19 +23,8 @@ if TYPE_CHECKING:
 
 
 COLUMNS = (
-    "case",
-    "verdict",
-    "checksum",
-    "detail",
-    "source",
-    "site",
-    "split",
-    "shape",
-    "spacing",
-    "classes",
-    "low",
-    "high",
-    "notes",
+    *("case", "verdict", "checksum", "detail", "source", "site", "split"),
+    *("shape", "spacing", "classes", "low", "high", "notes"),
 )
 _TINY = 10
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from toolkit import registry
 from toolkit.data.randomness import keyed_random
-from toolkit.data.task import Task
 from toolkit.errors import ConfigError
 from toolkit.registry import register
 from toolkit.training.regularizer import Regularizer
@@ -95,20 +94,7 @@ class Rehearsal(Strategy):
             *task.cases("test"),
         ]
         names = [site for site in task.sites if any(case.site == site for case in cases)]
-        view = Task(
-            f"{task.name}-rehearsal-{stage}",
-            cases,
-            dims=task.dims,
-            channels=task.channels,
-            classes=task.classes,
-            patch_size=task.patch_size,
-            normalisation=task.normalisation,
-            sites=names,
-            flips=task.flips,
-            licence=task.licence,
-            citation=task.citation,
-        )
-        return view, None
+        return task.restricted(cases, name=f"{task.name}-rehearsal-{stage}", sites=names, manifest=None), None
 
     def stored(self, task: Any, site: str) -> list[Any]:
         """The training cases of a site that are kept: whole volumes."""
