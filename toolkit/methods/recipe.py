@@ -200,14 +200,21 @@ class Recipe:
         return runs
 
 
-def replaced(settings: Sequence[Setting], part: str, changes: Mapping[str, Any]) -> list[Setting]:
-    """The settings with some values of a part changed by the caller; the source then says so."""
-    known = {(setting.part, setting.name) for setting in settings}
-    changed = [
-        dataclasses.replace(setting, value=changes[setting.name], source="chosen by the caller", note="")
-        if setting.part == part and setting.name in changes
-        else setting
-        for setting in settings
-    ]
-    new = [name for name in changes if (part, name) not in known]
-    return changed + [Setting(part, name, changes[name], "chosen by the caller") for name in new]
+def several(part: str, source: str, note: str = "", /, **values: Any) -> list[Setting]:
+    """Settings of one part that share their source."""
+    return [Setting(part, name, value, source, note) for name, value in values.items()]
+
+
+def fitting(task: Any, *names: str) -> list[Setting]:
+    """What the task decides about its network: channels, classes and, if it is named, `dims`."""
+    own = {"in_channels": task.channels, "out_channels": len(task.classes), "dims": task.dims}
+    return several("model", "the task", **{name: own[name] for name in ("in_channels", "out_channels", *names)})
+
+
+def replaced(settings: Sequence[Setting], **changes: Mapping[str, Any] | None) -> list[Setting]:
+    """The settings with some values of a part, such as `config`, changed by the caller; the source then says so."""
+    known = {(setting.part, setting.name): setting for setting in settings}
+    for part, values in changes.items():
+        for name, value in (values or {}).items():
+            known[part, name] = Setting(part, name, value, "chosen by the caller")
+    return list(known.values())

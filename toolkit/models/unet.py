@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError
+from toolkit.models.inputs import check_channels, check_image
 from toolkit.registry import register
 
 _CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -65,13 +66,7 @@ class UNet(nn.Module):
 
     Blocks, in order of execution: `encoder.1` … `encoder.n`, `bottleneck`, `decoder.n` … `decoder.1`, `head`
     (n = number of channels - 1; `decoder.1` is nearest the output). The input's sides must be divisible by 2^n.
-
-    Args:
-        in_channels: channels of the image.
-        out_channels: number of classes, background included.
-        channels: widths of encoder.1 … encoder.n and the bottleneck.
-        dims: 2 or 3.
-        norm: "instance" (default), "batch" or "group".
+    Its arguments are those of `toolkit.unet`.
     """
 
     def __init__(
@@ -87,11 +82,7 @@ class UNet(nn.Module):
             raise ConfigError(f"dims must be 2 or 3, not {dims!r}.", where="unet(dims=...)")
         if len(channels) < 2 or min(channels) < 1:
             raise ConfigError(f"channels must be at least two positive widths, not {tuple(channels)}.")
-        if in_channels < 1 or out_channels < 2:
-            raise ConfigError(
-                f"A U-Net needs in_channels >= 1 and out_channels >= 2, not {in_channels} and {out_channels}.",
-                fix="Count the background as a class: a binary task has out_channels=2.",
-            )
+        check_channels("A U-Net", in_channels, out_channels)
         self.dims, self.in_channels, self.out_channels = dims, in_channels, out_channels
         self.channels = tuple(channels)
         *widths, deepest = self.channels
@@ -121,7 +112,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""
-        self._check(x)
+        check_image(x, self.in_channels, self.dims, self.divisor)
         skips: list[Tensor] = []
         for block in self.encoder.values():
             x = block(x)
@@ -130,18 +121,6 @@ class UNet(nn.Module):
         for block in self.decoder.values():
             x = block(x, skips.pop())
         return self.head(x)
-
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels:
-            raise ConfigError(
-                f"This U-Net takes (B, {self.in_channels}, {'D, ' * (self.dims - 2)}H, W), not {tuple(x.shape)}.",
-                fix="Add the batch and channel axes, or build the network with other dims or in_channels.",
-            )
-        if any(side % self.divisor for side in x.shape[2:]):
-            raise ConfigError(
-                f"Every side must be a multiple of {self.divisor}, not {tuple(x.shape[2:])}.",
-                fix="Pad the image, or use toolkit.predict, which pads and crops back.",
-            )
 
 
 @register("model", "unet")

@@ -74,6 +74,17 @@ def with_gradients() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def same_modes(model: nn.Module) -> Iterator[None]:
+    """Every module's own train or eval mode, which may be changed inside the block, back after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def is_first_process() -> bool:
     """Whether this process writes files: True unless a launcher gave it a rank above 0."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0

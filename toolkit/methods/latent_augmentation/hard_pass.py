@@ -1,17 +1,53 @@
-"""The hard-example pass of the fast/slow network: the loss on a corrupted image, shared by everything that makes one."""
+"""The hard-example pass of the fast/slow network: the loss on a corrupted image, and the base of all that make one."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional
 
+from toolkit.errors import ConfigError
 from toolkit.models.batch_norm import frozen_batch_norm
-from toolkit.training.regularizer import StepContext
+from toolkit.training.regularizer import Regularizer, StepContext
 
 IMAGE_TERMS = ("hard_segmentation", "hard_reconstruction", "hard_shape_prediction")
+
+
+@dataclasses.dataclass(frozen=True)
+class HardExamples(Regularizer):
+    """Base of the regularizers that make hard examples for the fast/slow network and pass them through it."""
+
+    deferred: ClassVar[bool] = True
+
+    weight: float = 1.0
+    _last: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ConfigError(f"The weight must not be negative, but is {self.weight}.", where=self.name)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The two codes of the standard pass."""
+        return ("image_code", "shape_code")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """The passes it makes."""
+        return ("encode", "decouple", "decode_image", "decode_segmentation", "refine")
+
+    def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
+        """The standard pass's codes for the objective, the hard pass's codes for its own loss."""
+        standard = [code for code in context.features.values() if code.requires_grad]
+        return standard or self._last.pop("codes", [])
+
+    def _keep(self, context: StepContext, codes: Sequence[Tensor]) -> None:
+        if context.logging:
+            self._last["codes"] = codes
 
 
 def hard_pass(

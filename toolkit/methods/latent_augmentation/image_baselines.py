@@ -6,17 +6,16 @@ MICCAI 2021, whose comparison they are; settings of the authors' follow-up code,
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from toolkit.errors import ConfigError
-from toolkit.methods.latent_augmentation.hard_pass import IMAGE_TERMS, hard_pass
+from toolkit.methods.latent_augmentation.hard_pass import IMAGE_TERMS, HardExamples, hard_pass
 from toolkit.methods.latent_augmentation.image_space import (
     adversarial_bias,
     adversarial_noise,
@@ -27,52 +26,17 @@ from toolkit.methods.latent_augmentation.image_space import (
 )
 from toolkit.models.batch_norm import frozen_batch_norm
 from toolkit.registry import register
-from toolkit.training.regularizer import Regularizer, StepContext
-
-
-@contextlib.contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+from toolkit.training.engine import same_modes
+from toolkit.training.regularizer import StepContext
 
 
 @dataclasses.dataclass(frozen=True)
-class _HardImage(Regularizer):
+class _HardImage(HardExamples):
     """L_hard on an image made in image space, without the term of corrupted shapes; shared by three baselines."""
-
-    deferred: ClassVar[bool] = True
-
-    weight: float = 1.0
-    _last: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ConfigError(f"The weight must not be negative, but is {self.weight}.", where=self.name)
-
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """The two codes of the standard pass."""
-        return ("image_code", "shape_code")
-
-    @property
-    def requires(self) -> tuple[str, ...]:
-        """The passes it makes."""
-        return ("encode", "decouple", "decode_image", "decode_segmentation", "refine")
 
     def weights(self, step: int) -> dict[str, float]:
         """One weight for all terms."""
         return dict.fromkeys(IMAGE_TERMS, self.weight)
-
-    def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
-        """The standard pass's codes for the objective, the hard pass's codes for its own loss."""
-        standard = [code for code in context.features.values() if code.requires_grad]
-        return standard or self._last.pop("codes", [])
 
     def hard_image(self, context: StepContext) -> Tensor:
         """The augmented image, a constant."""
@@ -81,8 +45,7 @@ class _HardImage(Regularizer):
     def _terms(self, context: StepContext, image_hat: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         terms, codes, logits = hard_pass(context, image_hat)
         self._last.clear()
-        if context.logging:
-            self._last["codes"] = codes
+        self._keep(context, codes)
         return terms, logits
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
@@ -148,7 +111,8 @@ class _Adversarial(_HardImage):
         network: Any = context.model
         image = context.batch["image"]
         # In full precision: the gradient of a mean over pixels underflows in half precision.
-        with _evaluation(network), torch.autocast(image.device.type, enabled=False):
+        with same_modes(network), torch.autocast(image.device.type, enabled=False):
+            network.eval()
             return self._search(
                 lambda x: network.decode_segmentation(network.decouple(network.encode(x))),
                 image.float(),
@@ -291,8 +255,7 @@ class RandomConvolution(_HardImage):
                 refined.append(network.refine(fast[-1]))
             restored.append(0.5 * functional.mse_loss(network.decode_image(codes[-1]).float(), clean))
         self._last.clear()
-        if context.logging:
-            self._last["codes"] = codes
+        self._keep(context, codes)
         return {
             "view_reconstruction": torch.stack(restored).mean(),
             "agreement": _agreement(fast),

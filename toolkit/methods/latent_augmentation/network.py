@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError
+from toolkit.models.inputs import check_channels, check_image
 from toolkit.registry import register
 
 _CONVOLUTION: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -103,18 +104,11 @@ class FastSlowNetwork(nn.Module):
 
     `network(x)` gives the fast network's logits, or the refined ones if the attribute `refined` is True. Sides must
     be divisible by 16; codes are non-negative, (B, 8 width, sides / 16). Named layers: `image_encoder` (its output
-    is the image code), `decoupler` (the shape code), and in the decoders `up1` (coarsest) to `up4` and `head`.
-
-    Args:
-        in_channels: channels of the image.
-        out_channels: number of classes, background included.
-        width: channels at full resolution (the paper's 16: 2 528 953 parameters for 1 channel and 4 classes).
-        dims: 2 or 3 (the paper's is 2).
-        image_activation: "sigmoid" for images in [0, 1] (default), or "none".
-        decoupler_bias: bias of the decoupler's convolutions (the authors' first release had none).
-        temperature: the slow network reads softmax(logits / temperature).
-        refined: what `forward` returns.
+    is the image code), `decoupler` (the shape code), and in the decoders `up1` (coarsest) to `up4` and `head`. Its
+    arguments are those of `toolkit.fast_slow_network`; the attribute `refined` may be changed later.
     """
+
+    divisor = 16
 
     def __init__(
         self,
@@ -128,19 +122,22 @@ class FastSlowNetwork(nn.Module):
         refined: bool = False,
     ) -> None:
         super().__init__()
-        _check_arguments(in_channels, out_channels, width, dims, image_activation, temperature)
+        if dims not in (2, 3) or image_activation not in ("sigmoid", "none"):
+            raise ConfigError(
+                f"dims must be 2 or 3 and image_activation 'sigmoid' or 'none', not {dims!r} and {image_activation!r}.",
+                where="fast_slow_network",
+            )
+        if width < 1 or not temperature > 0:
+            raise ConfigError("A fast/slow network needs width >= 1 and temperature > 0.", where="fast_slow_network")
+        check_channels("A fast/slow network", in_channels, out_channels)
         self.dims, self.in_channels, self.out_channels, self.width = dims, in_channels, out_channels, width
         self.temperature, self.refined = temperature, refined
         code, convolution, norm = 8 * width, _CONVOLUTION[dims], _BATCH_NORM[dims]
         self.image_encoder = CodeEncoder(in_channels, width, dims)
-        self.decoupler = nn.Sequential(
-            convolution(code, code, 3, padding=1, bias=decoupler_bias),
-            norm(code),
-            nn.LeakyReLU(_SLOPE),
-            convolution(code, code, 3, padding=1, bias=decoupler_bias),
-            norm(code),
-            nn.ReLU(),
-        )
+        layers: list[nn.Module] = []
+        for activation in (nn.LeakyReLU(_SLOPE), nn.ReLU()):
+            layers += [convolution(code, code, 3, padding=1, bias=decoupler_bias), norm(code), activation]
+        self.decoupler = nn.Sequential(*layers)
         self.image_decoder = CodeDecoder(in_channels, width, "transposed", dims)
         self.image_activation = nn.Sigmoid() if image_activation == "sigmoid" else nn.Identity()
         self.segmentation_decoder = CodeDecoder(out_channels, width, "nearest", dims)
@@ -156,14 +153,9 @@ class FastSlowNetwork(nn.Module):
         }
         self._initialise()
 
-    @property
-    def divisor(self) -> int:
-        """Every side of the input must be a multiple of this."""
-        return 16
-
     def encode(self, x: Tensor) -> Tensor:
         """Image code (B, 8 width, *S / 16) of an image (B, in_channels, *S)."""
-        self._check(x)
+        check_image(x, self.in_channels, self.dims, self.divisor)
         return self.image_encoder(x)
 
     def decouple(self, image_code: Tensor) -> Tensor:
@@ -200,18 +192,6 @@ class FastSlowNetwork(nn.Module):
         for decoder in (self.image_decoder, self.segmentation_decoder, self.shape_decoder):
             nn.init.zeros_(decoder.head.get_parameter("bias"))
 
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels:
-            raise ConfigError(
-                f"This network takes (B, {self.in_channels}, {'D, ' * (self.dims - 2)}H, W), not {tuple(x.shape)}.",
-                fix="Add the batch and channel axes, or build the network with other dims or in_channels.",
-            )
-        if any(side % 16 for side in x.shape[2:]):
-            raise ConfigError(
-                f"Every side must be a multiple of 16, not {tuple(x.shape[2:])}.",
-                fix="Pad the image, or use toolkit.predict, which pads and crops back.",
-            )
-
 
 def soft_shape(logits: Tensor, temperature: float = 2.0) -> Tensor:
     """What the slow network reads of a prediction: softmax(logits / temperature) over classes, in float32 at least."""
@@ -222,21 +202,6 @@ def hard_shape(label: Tensor, classes: int, dtype: torch.dtype = torch.float32) 
     """What the slow network reads of a label map (B, 1, *S): its one-hot form (B, classes, *S)."""
     one_hot = torch.nn.functional.one_hot(label[:, 0].long(), classes)
     return one_hot.movedim(-1, 1).to(dtype)
-
-
-def _check_arguments(
-    in_channels: int, out_channels: int, width: int, dims: int, image_activation: str, temperature: float
-) -> None:
-    if dims not in (2, 3) or image_activation not in ("sigmoid", "none"):
-        raise ConfigError(
-            f"dims must be 2 or 3 and image_activation 'sigmoid' or 'none', not {dims!r} and {image_activation!r}.",
-            where="fast_slow_network",
-        )
-    if in_channels < 1 or out_channels < 2 or width < 1 or not temperature > 0:
-        raise ConfigError(
-            "A fast/slow network needs in_channels >= 1, out_channels >= 2, width >= 1 and temperature > 0.",
-            fix="Count the background as a class: a binary task has out_channels=2.",
-        )
 
 
 @register("model", "fast_slow_network")
@@ -256,10 +221,10 @@ def fast_slow_network(
     Args:
         in_channels: channels of the image.
         out_channels: number of classes, background included.
-        width: channels at full resolution (16 in the paper).
-        dims: 2 or 3.
+        width: channels at full resolution (the paper's 16: 2 528 953 parameters for 1 channel and 4 classes).
+        dims: 2 or 3 (the paper's is 2).
         image_activation: "sigmoid" for images in [0, 1], or "none".
-        decoupler_bias: bias of the decoupler's convolutions.
+        decoupler_bias: bias of the decoupler's convolutions (the authors' first release had none).
         temperature: the slow network reads softmax(logits / temperature).
         refined: whether `forward` returns the refined logits instead of the fast ones.
 

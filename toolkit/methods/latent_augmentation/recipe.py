@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit import registry
-from toolkit.errors import ConfigError
-from toolkit.methods.recipe import Recipe, Setting, Stage, replaced
+from toolkit.errors import choose
+from toolkit.methods.recipe import Recipe, Setting, Stage, fitting, replaced, several
 
 PAPER = "Chen et al., Cooperative Training and Latent Space Data Augmentation, MICCAI 2021, as last released"
 RULE = "range:2,98"
@@ -41,36 +41,28 @@ def latent_augmentation(
     Raises:
         ConfigError: no such baseline.
     """
-    if baseline is not None and baseline not in BASELINES:
-        raise ConfigError(
-            f"There is no baseline {baseline!r}.",
-            where="recipes.latent_augmentation",
-            fix=f"Baselines: {', '.join(BASELINES)}.",
-        )
+    if baseline is not None:
+        choose("baseline", baseline, BASELINES, where="recipes.latent_augmentation")
     regularizer = baseline or ("latent_augmentation" if cooperative else None)
     task, unit_range = in_unit_range(task)
     source = "latent_augmentation 4.4" if unit_range else "ours"
     why = "" if unit_range else f"images are normalised by {task.normalisation!r}, not to [0, 1]"
     settings = [
-        Setting("model", "in_channels", task.channels, "the task"),
-        Setting("model", "out_channels", len(task.classes), "the task"),
-        Setting("model", "dims", task.dims, "the task"),
+        *fitting(task, "dims"),
         Setting("model", "width", 16, "latent_augmentation 1.3"),
         Setting("model", "temperature", 2.0, "latent_augmentation 2.2"),
         Setting("model", "image_activation", "sigmoid" if unit_range else "none", source, why),
-        Setting(
-            "model", "refined", True, "latent_augmentation 4.2", "the slow network's result is scored and selected"
-        ),
+        *several("model", _TRAINING, "the slow network's result is scored and selected", refined=True),
         Setting("objective", "noise", 0.05, "latent_augmentation 4.1"),
         Setting("objective", "clip", unit_range, source, why),
         Setting("objective", "reconstruction_factor", 0.5, "latent_augmentation 2.1"),
         *_regularizer(regularizer, preset),
-        Setting("epochs", "epochs", 600, "latent_augmentation 4.2"),
+        Setting("epochs", "epochs", 600, _TRAINING),
         *_CONFIG,
     ]
     if task.dims == 2:
         settings.append(Setting("config", "patch_size", (192, 192), "latent_augmentation 4.4"))
-    settings = replaced(replaced(settings, "model", model or {}), "config", config)
+    settings = replaced(settings, model=model, config=config)
     stage = Stage(
         regularizer or "standard",
         task,
@@ -102,35 +94,29 @@ def in_unit_range(task: Any) -> tuple[Any, bool]:
     return registry.build("task", {**recipe, "arguments": {**recipe["arguments"], "normalisation": RULE}}), True
 
 
+_TRAINING = "latent_augmentation 4.2"
+_SCHEMES = ["dropout", "channel", "spatial"]
 _MASKS = [
-    Setting("regularizer", "max_fraction", 0.5, "latent_augmentation 4.2"),
-    Setting("regularizer", "random_fraction", True, "latent_augmentation 4.2"),
-    Setting("regularizer", "soft", True, "latent_augmentation 4.2"),
+    *several("regularizer", _TRAINING, max_fraction=0.5, random_fraction=True, soft=True),
     Setting("regularizer", "dropout_rate", 0.5, "latent_augmentation 3.2"),
-    Setting("regularizer", "image_schemes", ["dropout", "channel", "spatial"], "latent_augmentation 3.1"),
-    Setting("regularizer", "shape_schemes", ["dropout", "channel", "spatial"], "latent_augmentation 3.1"),
+    *several("regularizer", "latent_augmentation 3.1", image_schemes=_SCHEMES, shape_schemes=_SCHEMES),
 ]
 _CONFIG = [
-    Setting("config", "optimizer", "adam", "latent_augmentation 4.2", "one for all modules, with equal settings"),
-    Setting("config", "learning_rate", 1e-4, "latent_augmentation 4.2"),
-    Setting("config", "schedule", "constant", "latent_augmentation 4.2"),
-    Setting("config", "weight_decay", 0.0, "latent_augmentation 4.2"),
-    Setting("config", "batch_size", 20, "latent_augmentation 4.2"),
+    Setting("config", "optimizer", "adam", _TRAINING, "one for all modules, with equal settings"),
+    *several("config", _TRAINING, learning_rate=1e-4, schedule="constant", weight_decay=0.0, batch_size=20),
     Setting("config", "augmentation", "standard", "ours"),
-    Setting("config", "select", "best", "latent_augmentation 4.2", "by mean Dice; the source takes mean IoU"),
-    Setting(
+    Setting("config", "select", "best", _TRAINING, "by mean Dice; the source takes mean IoU"),
+    *several(
         "not taken over",
-        "batch",
-        "10 augmented slices and the same 10 unaugmented",
         "latent_augmentation 4.1",
         "all 20 are augmented",
+        batch="10 augmented slices and the same 10 unaugmented",
     ),
-    Setting(
+    *several(
         "not taken over",
-        "augmentation",
-        "eight turns of 45 degrees, elastic deformation",
         "latent_augmentation 4.4",
         "the toolkit's standard augmentation",
+        augmentation="eight turns of 45 degrees, elastic deformation",
     ),
     Setting("not taken over", "resampling", "1.36719 mm in the plane", "latent_augmentation 4.4", "images as they are"),
 ]

@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from toolkit.errors import ConfigError
 from toolkit.features.masks import dropout_mask, targeted_mask
-from toolkit.methods.latent_augmentation.hard_pass import IMAGE_TERMS, hard_pass
+from toolkit.methods.latent_augmentation.hard_pass import IMAGE_TERMS, HardExamples, hard_pass
 from toolkit.models.batch_norm import frozen_batch_norm
 from toolkit.registry import register
-from toolkit.training.regularizer import Regularizer, StepContext
+from toolkit.training.regularizer import StepContext
 
 __all__ = ["Draw", "LatentAugmentation", "dropout_mask", "targeted_mask"]
 
@@ -48,7 +48,7 @@ class Draw:
 
 @register("regularizer", "latent_augmentation")
 @dataclasses.dataclass(frozen=True)
-class LatentAugmentation(Regularizer):
+class LatentAugmentation(HardExamples):
     """L_hard on images and shapes decoded from masked codes of the same step; the codes are constants.
 
     Terms: `hard_segmentation`, `hard_reconstruction`, `hard_shape_prediction` on the image decoded from the masked
@@ -75,9 +75,7 @@ class LatentAugmentation(Regularizer):
     """
 
     name: ClassVar[str] = "latent_augmentation"
-    deferred: ClassVar[bool] = True
 
-    weight: float = 1.0
     image_schemes: Sequence[str] = SCHEMES
     shape_schemes: Sequence[str] = SCHEMES
     max_fraction: float = 0.5
@@ -88,9 +86,9 @@ class LatentAugmentation(Regularizer):
     score: str = "signed"
     separate_training: bool = False
     preset: str = "final"
-    _last: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = (set(self.image_schemes) | set(self.shape_schemes)) - set(SCHEMES)
         if unknown or not self.image_schemes or self.preset not in PRESETS:
             raise ConfigError(
@@ -98,18 +96,8 @@ class LatentAugmentation(Regularizer):
                 where="LatentAugmentation",
                 fix=f"Schemes are {SCHEMES}, presets {PRESETS}.",
             )
-        if not 0 < self.max_fraction < 1 or not 0 <= self.dropout_rate < 1 or self.weight < 0:
-            raise ConfigError("LatentAugmentation needs 0 < max_fraction < 1, 0 <= dropout_rate < 1 and weight >= 0.")
-
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """The two codes of the standard pass."""
-        return ("image_code", "shape_code")
-
-    @property
-    def requires(self) -> tuple[str, ...]:
-        """The passes it makes."""
-        return ("encode", "decouple", "decode_image", "decode_segmentation", "refine")
+        if not 0 < self.max_fraction < 1 or not 0 <= self.dropout_rate < 1:
+            raise ConfigError("LatentAugmentation needs 0 < max_fraction < 1 and 0 <= dropout_rate < 1.")
 
     def weights(self, step: int) -> dict[str, float]:
         """One weight for all terms."""
@@ -128,14 +116,8 @@ class LatentAugmentation(Regularizer):
             separate_training=self.separate_training,
             factor=1.0 if self.preset == "literal" else 0.5,
         )
-        if context.logging:
-            self._last["codes"] = codes
+        self._keep(context, codes)
         return terms
-
-    def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
-        """The standard pass's codes for the objective, the hard pass's codes for its own loss."""
-        standard = [code for code in context.features.values() if code.requires_grad]
-        return standard or self._last.pop("codes", [])
 
     def diagnostics(self) -> dict[str, float]:
         """Of the last call: index of each code's scheme in `SCHEMES`, and the share of the mask that is below 1."""

@@ -20,6 +20,7 @@ from toolkit.methods.med_disseg.decoding import (
     GuideUpsampler,
     OutputBlock,
 )
+from toolkit.models.inputs import check_channels, check_image
 from toolkit.registry import register
 
 
@@ -51,11 +52,7 @@ class _Encoder(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, encoder_width: int) -> None:
         super().__init__()
-        if in_channels < 1 or out_channels < 2:
-            raise ConfigError(
-                f"Med-DisSeg needs in_channels >= 1 and out_channels >= 2, not {in_channels} and {out_channels}.",
-                fix="Count the background as a class: a binary task has out_channels=2.",
-            )
+        check_channels("Med-DisSeg", in_channels, out_channels)
         if encoder_width < 4:
             raise ConfigError(f"encoder_width must be at least 4, not {encoder_width}.")
         self.in_channels, self.out_channels, self.dims = in_channels, out_channels, 2
@@ -67,16 +64,7 @@ class _Encoder(nn.Module):
 
     def blocks(self, x: Tensor) -> list[Tensor]:
         """Outputs of Blocks 1-4 for an image (B, in_channels, H, W)."""
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ConfigError(
-                f"This network takes (B, {self.in_channels}, H, W), not {tuple(x.shape)}.",
-                fix="Add the batch and channel axes, or build the network with other in_channels.",
-            )
-        if any(side % self.divisor for side in x.shape[2:]):
-            raise ConfigError(
-                f"Every side must be a multiple of {self.divisor}, not {tuple(x.shape[2:])}.",
-                fix="Pad the image, or use toolkit.predict, which pads and crops back.",
-            )
+        check_image(x, self.in_channels, 2, self.divisor)
         x = x.expand(-1, 3, -1, -1) if self.in_channels == 1 else x
         outputs = []
         for name in ENCODER:
@@ -100,12 +88,7 @@ class MedDisSegStageOne(_Encoder):
     """Stage 1: the encoder under an attentive head (ELAT), trained on a clean and a strong view of each image.
 
     Only the encoder goes on to stage 2 (`transfer_encoder`). Layers: `layer0` … `layer3` (Blocks 1-4; `layer3` is
-    the alias `bottleneck`), `head`.
-
-    Args:
-        in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
-        out_channels: classes, background included; 2 gives one map, as published.
-        encoder_width: 64 for ResNet-50; less for quick runs.
+    the alias `bottleneck`), `head`. Its arguments are those of `toolkit.med_disseg_stage_one`.
     """
 
     def __init__(self, in_channels: int = 3, out_channels: int = 2, encoder_width: int = 64) -> None:
@@ -131,14 +114,7 @@ class MedDisSeg(_Encoder):
     Layers, in order of execution: `layer0` … `layer3` (Blocks 1-4; `layer3` is the alias `bottleneck`),
     `decouple_layer`, `preprocess_fg4` …, `dconv1` … `dconv4`, `cdfa4` … `cdfa1`, `decoder_small` (aliases
     `decoder_1`; the finest), `decoder_middle`, `decoder_large`, `output_block`. The auxiliary heads `aux_head` run in
-    `forward_with_auxiliaries` only.
-
-    Args:
-        in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
-        out_channels: classes, background included; 2 gives one map, as published.
-        width: working channels m of decoder and guides, a multiple of 16 (published: 128).
-        encoder_width: 64 for ResNet-50; less for quick runs.
-        encoder_attention: ELAT on the outputs of Blocks 1-4 (an extension; published networks have none here).
+    `forward_with_auxiliaries` only. Its arguments are those of `toolkit.med_disseg`.
     """
 
     def __init__(
@@ -161,9 +137,9 @@ class MedDisSeg(_Encoder):
         self.aux_head = AuxiliaryHeads(width)
         for level in (4, 3, 2, 1):
             self.add_module(f"cdfa{level}", ContrastDrivenAggregation(width if level == 4 else 2 * width, width))
-        self.decoder_small = CalibratedDecoder(width, width, width)
-        self.decoder_middle = CalibratedDecoder(width, width, width)
-        self.decoder_large = CalibratedDecoder(width, width, width)
+        self.decoder_small, self.decoder_middle, self.decoder_large = (
+            CalibratedDecoder(width, width, width) for _ in range(3)
+        )
         self.output_block = OutputBlock(width, self.maps)
         if encoder_attention:
             self.encoder_attention = nn.ModuleList(
@@ -240,9 +216,9 @@ def med_disseg(
     Args:
         in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
         out_channels: classes, background included; 2 gives one map, as published.
-        width: working channels of decoder and guides, a multiple of 16 (published: 128).
+        width: working channels m of decoder and guides, a multiple of 16 (published: 128).
         encoder_width: 64 for ResNet-50; less for quick runs.
-        encoder_attention: ELAT on the outputs of Blocks 1-4 (an extension).
+        encoder_attention: ELAT on the outputs of Blocks 1-4 (an extension; published networks have none here).
 
     Example:
         >>> tk.med_disseg(1, 2, width=16, encoder_width=4)(torch.zeros(2, 1, 64, 64)).shape

@@ -10,7 +10,7 @@ from toolkit.errors import ConfigError
 from toolkit.methods.med_disseg import load_backbone
 from toolkit.methods.med_disseg.backbone import ENCODER
 from toolkit.methods.med_disseg.regularizer import Dispersive
-from toolkit.methods.recipe import Recipe, Setting, Stage, replaced
+from toolkit.methods.recipe import Recipe, Setting, Stage, fitting, replaced, several
 
 PAPER = "Med-DisSeg, arXiv 2605.14579, after ConDSeg, arXiv 2412.08345"
 
@@ -45,19 +45,16 @@ def med_disseg(
     if task.dims != 2:
         raise ConfigError("Med-DisSeg takes images, not volumes.", fix="Give a 2D task.")
     task, colours = _colours(task, legacy, backbone is not None)
-    changes = dict(model or {})
-    first = replaced(
-        [*_network(task), colours, *_stage_one(), *_dispersive(preset, 1), *_CONFIG],
-        "model",
-        {name: value for name, value in changes.items() if name in ("in_channels", "out_channels", "encoder_width")},
-    )
-    second = [*_network(task), colours, *_stage_two(), *_dispersive(preset, 2), *_CONFIG, *_data_and_rates(legacy)]
-    second = replaced(second, "model", changes)
+    shared = [*fitting(task), Setting("model", "encoder_width", 64, "med_disseg 4.1", "ResNet-50"), colours]
+    own = ("in_channels", "out_channels", "encoder_width")
+    encoder = {name: value for name, value in (model or {}).items() if name in own}
+    first = [*shared, *_STAGE_ONE, *_dispersive(preset, 1), *_CONFIG]
+    second = [*shared, *_STAGE_TWO, *_dispersive(preset, 2), *_CONFIG, *_data_and_rates(legacy)]
     stages = (
         Stage(
             "encoder",
             task,
-            replaced(first, "config", config),
+            replaced(first, model=encoder, config=config),
             model="med_disseg_stage_one",
             objective="med_disseg_stage_one",
             regularizer="dispersive",
@@ -66,7 +63,7 @@ def med_disseg(
         Stage(
             "network",
             task,
-            replaced(second, "config", config),
+            replaced(second, model=model, config=config),
             model="med_disseg",
             objective="med_disseg",
             regularizer="dispersive",
@@ -77,28 +74,16 @@ def med_disseg(
     return Recipe("med_disseg", PAPER, stages)
 
 
-def _network(task: Any) -> list[Setting]:
-    return [
-        Setting("model", "in_channels", task.channels, "the task"),
-        Setting("model", "out_channels", len(task.classes), "the task"),
-        Setting("model", "encoder_width", 64, "med_disseg 4.1", "ResNet-50"),
-    ]
-
-
-def _stage_one() -> list[Setting]:
-    return [
-        Setting("objective", "consistency", 1.0, "med_disseg 5.1"),
-        Setting("objective", "strong_view", {}, "med_disseg 5.2", "jitter (.3, .3, .3, .1), grey .5, blur .1 to 3"),
-        Setting("epochs", "epochs", 600, "med_disseg 5.2", "at most; the source stops after 200 without gain"),
-        Setting("config", "augmentation", "geometry", "ours", "the source rotates, flips and cuts holes"),
-    ]
-
-
-def _stage_two() -> list[Setting]:
-    return [
-        Setting("model", "width", 128, "med_disseg 4.4"),
-        Setting("epochs", "epochs", 300, "med_disseg 5.2", "at most; the source stops after 100 without gain"),
-    ]
+_STAGE_ONE = [
+    Setting("objective", "consistency", 1.0, "med_disseg 5.1"),
+    Setting("objective", "strong_view", {}, "med_disseg 5.2", "jitter (.3, .3, .3, .1), grey .5, blur .1 to 3"),
+    Setting("epochs", "epochs", 600, "med_disseg 5.2", "at most; the source stops after 200 without gain"),
+    Setting("config", "augmentation", "geometry", "ours", "the source rotates, flips and cuts holes"),
+]
+_STAGE_TWO = [
+    Setting("model", "width", 128, "med_disseg 4.4"),
+    Setting("epochs", "epochs", 300, "med_disseg 5.2", "at most; the source stops after 100 without gain"),
+]
 
 
 def _colours(task: Any, legacy: bool, pretrained: bool) -> tuple[Any, Setting]:
@@ -120,27 +105,14 @@ def _colours(task: Any, legacy: bool, pretrained: bool) -> tuple[Any, Setting]:
 
 def _data_and_rates(legacy: bool) -> list[Setting]:
     """What stage 2 corrects, or repeats: the background target and the encoder's learning rate."""
+    target = "the released code builds the background target before the augmentation and does not move it"
+    moved = "geometry-label-before" if legacy else "geometry"
+    factors = {} if legacy else {f"{layer}.*": 0.1 for layer in ENCODER}
     return [
-        Setting(
-            "objective",
-            "aligned_background",
-            not legacy,
-            "med_disseg 8.1",
-            "the released code builds the background target before the augmentation and does not move it",
-        ),
-        Setting(
-            "config",
-            "augmentation",
-            "geometry-label-before" if legacy else "geometry",
-            "ours",
-            "the source rotates, flips and cuts holes",
-        ),
-        Setting(
-            "config",
-            "rate_factors",
-            {} if legacy else {f"{layer}.*": 0.1 for layer in ENCODER},
-            "med_disseg 8.1",
-            "1e-5 for the encoder; the released code: 1e-4 for all",
+        Setting("objective", "aligned_background", not legacy, "med_disseg 8.1", target),
+        Setting("config", "augmentation", moved, "ours", "the source rotates, flips and cuts holes"),
+        *several(
+            "config", "med_disseg 8.1", "1e-5 for the encoder; the released code: 1e-4 for all", rate_factors=factors
         ),
     ]
 
@@ -161,13 +133,10 @@ def _dispersive(preset: str, stage: int) -> list[Setting]:
 
 
 _CONFIG = [
-    Setting("config", "optimizer", "adam", "med_disseg 5.2"),
-    Setting("config", "learning_rate", 1e-4, "med_disseg 5.2"),
-    Setting("config", "weight_decay", 0.0, "med_disseg 5.2"),
+    *several("config", "med_disseg 5.2", optimizer="adam", learning_rate=1e-4, weight_decay=0.0),
     Setting("config", "schedule", "constant", "med_disseg 5.2", "the source divides by 10 on a plateau of 30 epochs"),
-    Setting("config", "batch_size", 8, "med_disseg 5.2"),
     Setting("config", "seed", 0, "med_disseg 5.2", "random in the source's stage 1"),
-    Setting("config", "patch_size", (256, 256), "med_disseg 5.2"),
+    *several("config", "med_disseg 5.2", batch_size=8, patch_size=(256, 256)),
     Setting("config", "select", "best", "med_disseg 5.2", "by mean Dice on the validation split; the source: mean IoU"),
     Setting("not taken over", "coarse dropout", "10 holes of 32 x 32, p 0.3", "med_disseg 5.2"),
 ]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit import registry
-from toolkit.methods.recipe import Recipe, Setting, Stage, replaced
+from toolkit.methods.recipe import Recipe, Setting, Stage, fitting, replaced, several
 from toolkit.methods.segreg.regularizer import SegReg
-from toolkit.training.config import TrainConfig
 
 PAPER = "Vaish et al., SegReg, arXiv 2602.23509; training settings of nnU-Net, its host"
 EPOCHS, STEPS_PER_EPOCH = 1000, 250
@@ -26,45 +25,31 @@ def segreg(task: Any, preset: str = "segreg_default", *, model: dict[str, Any] |
     classes = len(task.classes) if preset == "segreg_classcond" else None
     regularizer = SegReg.from_preset(preset, warm_up=max(1, steps // 20), classes=classes)
     arguments: dict[str, Any] = (registry.describe(regularizer) or {})["arguments"]
+    batch_size = 12 if task.dims == 2 else 2
     settings = [
-        Setting("model", "in_channels", task.channels, "the task"),
-        Setting("model", "out_channels", len(task.classes), "the task"),
-        Setting("model", "dims", task.dims, "the task"),
+        *fitting(task, "dims"),
         Setting("model", "channels", [32, 64, 128, 256], "segreg 2.1", "32 channels at the head; depth is ours"),
         Setting("model", "norm", "instance", "segreg 3.1"),
-        Setting("objective", "cross_entropy", 1.0, "segreg 3.1"),
-        Setting("objective", "dice", 1.0, "segreg 3.1"),
-        Setting("objective", "include_background", False, "segreg 3.1"),
-        Setting("objective", "smooth", 1e-5, "segreg 3.1"),
-        *(
-            Setting("regularizer", name, value, "segreg 2.10", _NOTES.get(name, ""))
-            for name, value in arguments.items()
-        ),
+        *several("objective", "segreg 3.1", cross_entropy=1.0, dice=1.0, include_background=False, smooth=1e-5),
+        *(Setting("regularizer", key, value, "segreg 2.10", _NOTES.get(key, "")) for key, value in arguments.items()),
         Setting("config", "steps", EPOCHS * STEPS_PER_EPOCH, "segreg 3.1", "1000 epochs of 250 iterations"),
-        Setting(
-            "config", "batch_size", 12 if task.dims == 2 else 2, "segreg 2.3", "nnU-Net's plans choose it; 2 in 3D"
-        ),
+        Setting("config", "batch_size", batch_size, "segreg 2.3", "nnU-Net's plans choose it; 2 in 3D"),
         Setting("config", "optimizer", "sgd", "segreg 3.1", "Nesterov"),
-        Setting("config", "momentum", 0.99, "segreg 3.1"),
-        Setting("config", "learning_rate", 1e-2, "segreg 3.1"),
-        Setting("config", "weight_decay", 3e-5, "segreg 3.1"),
+        *several("config", "segreg 3.1", momentum=0.99, learning_rate=1e-2, weight_decay=3e-5, clip_norm=12.0),
         Setting("config", "schedule", "polynomial", "segreg 3.1"),
-        Setting("config", "clip_norm", 12.0, "segreg 3.1"),
         Setting("config", "select", "last", "continual_learning 1", "nothing is chosen on data of a later task"),
         Setting("config", "checkpoint_every", 250, "ours"),
         Setting("config", "validate_every", 2500, "ours", "for the history only"),
-        Setting(
+        *several(
             "not taken over",
-            "network",
-            "nnU-Net's planned network with deep supervision",
             "segreg 3.1",
             "the toolkit's U-Net has one output",
+            network="nnU-Net's planned network with deep supervision",
         ),
         Setting("not taken over", "augmentation", "nnU-Net's", "segreg 3.4", "the toolkit's standard augmentation"),
     ]
-    settings = replaced(replaced(settings, "model", model or {}), "config", config)
+    settings = replaced(settings, model=model, config=config)
     stage = Stage("segreg", task, settings, model="unet", objective="segmentation", regularizer="segreg")
-    assert isinstance(stage.config, TrainConfig)
     return Recipe("segreg", PAPER, (stage,))
 
 

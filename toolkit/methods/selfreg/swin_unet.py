@@ -19,6 +19,7 @@ from toolkit.methods.selfreg.swin_blocks import (
     PatchMerging,
     SwinStage,
 )
+from toolkit.models.inputs import check_channels, check_image
 from toolkit.models.load import read_weights
 from toolkit.registry import register
 
@@ -28,16 +29,8 @@ class SwinUnet(nn.Module):
 
     Every block (`encoder.2.blocks.0`, …), normalisation and stage gives a channel-first map (B, C, H, W). The skips
     are the inputs of the encoder stages, as in the original. The paper's decoder stages 1, 2, 3 are `decoder.3`,
-    `decoder.2`, `decoder.1`; its teacher is `final`, the normalised output of the 4x expansion (`head_input`).
-
-    Args:
-        in_channels: 1 (repeated to 3 channels, as published), 3, or any other number.
-        out_channels: number of classes, background included.
-        width: channels of the first stage (published: 96).
-        depths: blocks at each of the four resolutions, the same in encoder and decoder (published: 2 each).
-        heads: attention heads at each resolution.
-        window: side of the attention windows (published: 7; 224 x 224 needs no padding).
-        drop_path: rate of stochastic depth at the deepest block; rises linearly from 0.
+    `decoder.2`, `decoder.1`; its teacher is `final`, the normalised output of the 4x expansion (`head_input`). Its
+    arguments are those of `toolkit.swin_unet`.
     """
 
     divisor = 32
@@ -53,7 +46,13 @@ class SwinUnet(nn.Module):
         drop_path: float = 0.2,
     ) -> None:
         super().__init__()
-        _check_settings(in_channels, out_channels, width, depths, heads, window, drop_path)
+        check_channels("Swin-Unet", in_channels, out_channels)
+        if len(depths) != 4 or len(heads) != 4 or min(depths) < 1 or min(heads) < 1:
+            raise ConfigError(f"depths and heads must be four positive numbers each, not {depths} and {heads}.")
+        if any(width * 2**k % head for k, head in enumerate(heads)):
+            raise ConfigError(f"Widths {[width * 2**k for k in range(4)]} must be divisible by heads {tuple(heads)}.")
+        if window < 2 or not 0 <= drop_path < 1:
+            raise ConfigError(f"window must be at least 2 and drop_path in [0, 1), not {window} and {drop_path}.")
         self.in_channels, self.out_channels, self.dims = in_channels, out_channels, 2
         rates = [drop_path * k / max(sum(depths) - 1, 1) for k in range(sum(depths))]
         stages = [(width * 2**k, heads[k], window, rates[sum(depths[:k]) : sum(depths[: k + 1])]) for k in range(4)]
@@ -79,10 +78,8 @@ class SwinUnet(nn.Module):
     @property
     def selfreg_groups(self) -> list[dict[str, list[str]]]:
         """SelfReg's students: the last and the first block of every stage, for `SelfReg(groups=...)`."""
-        encoder, decoder = (
-            ["encoder.1", "encoder.2", "encoder.3", "bottleneck"],
-            ["decoder.3", "decoder.2", "decoder.1"],
-        )
+        encoder = ["encoder.1", "encoder.2", "encoder.3", "bottleneck"]
+        decoder = ["decoder.3", "decoder.2", "decoder.1"]
 
         def pick(stage: str, last: bool) -> str:
             blocks = self.get_submodule(f"{stage}.blocks")
@@ -102,11 +99,7 @@ class SwinUnet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, H, W) of an image (B, in_channels, H, W)."""
-        if x.ndim != 4 or x.shape[1] != self.in_channels or any(side % self.divisor for side in x.shape[2:]):
-            raise ConfigError(
-                f"This network takes (B, {self.in_channels}, H, W) with sides that are multiples of {self.divisor}, not {tuple(x.shape)}.",
-                fix="Add the batch and channel axes, pad the image, or use toolkit.predict, which pads and crops back.",
-            )
+        check_image(x, self.in_channels, 2, self.divisor)
         x = self.embed(x.expand(-1, 3, -1, -1) if self.in_channels == 1 else x)
         skips: list[Tensor] = []
         for level, stage in self.encoder.items():
@@ -154,17 +147,17 @@ def load_swin(model: SwinUnet, weights: str | os.PathLike[str] | Mapping[str, Te
 
 
 def _official_name(name: str) -> str | None:
-    parts = name.replace("mlp.linear", "mlp.fc").split(".")
-    if parts[0] == "embed":
-        return ".".join(["patch_embed", *parts[1:]])
-    if parts[0] == "norm":
-        return ".".join(parts)
-    if parts[0] == "merge":
-        return ".".join(["layers", str(int(parts[1]) - 1), "downsample", *parts[2:]])
-    if parts[0] == "bottleneck":
-        return ".".join(["layers", "3", *parts[1:]])
-    if parts[0] in ("encoder", "decoder") and parts[2] == "blocks":
-        return ".".join(["layers", str(int(parts[1]) - 1), *parts[2:]])
+    part, *rest = name.replace("mlp.linear", "mlp.fc").split(".")
+    if part == "embed":
+        return ".".join(["patch_embed", *rest])
+    if part == "norm":
+        return ".".join([part, *rest])
+    if part == "merge":
+        return ".".join(["layers", str(int(rest[0]) - 1), "downsample", *rest[1:]])
+    if part == "bottleneck":
+        return ".".join(["layers", "3", *rest])
+    if part in ("encoder", "decoder") and rest[1] == "blocks":
+        return ".".join(["layers", str(int(rest[0]) - 1), *rest[1:]])
     return None
 
 
@@ -173,30 +166,6 @@ def _initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _check_settings(
-    in_channels: int,
-    out_channels: int,
-    width: int,
-    depths: Sequence[int],
-    heads: Sequence[int],
-    window: int,
-    drop_path: float,
-) -> None:
-    if in_channels < 1 or out_channels < 2:
-        raise ConfigError(
-            f"Swin-Unet needs in_channels >= 1 and out_channels >= 2, not {in_channels} and {out_channels}.",
-            fix="Count the background as a class: a binary task has out_channels=2.",
-        )
-    if len(depths) != 4 or len(heads) != 4 or min(depths) < 1 or min(heads) < 1:
-        raise ConfigError(
-            f"depths and heads must be four positive numbers each, not {depths} and {heads}.", where="swin_unet(...)"
-        )
-    if any(width * 2**k % head for k, head in enumerate(heads)):
-        raise ConfigError(f"Widths {[width * 2**k for k in range(4)]} must be divisible by heads {tuple(heads)}.")
-    if window < 2 or not 0 <= drop_path < 1:
-        raise ConfigError(f"window must be at least 2 and drop_path in [0, 1), not {window} and {drop_path}.")
 
 
 @register("model", "swin_unet")
@@ -213,13 +182,13 @@ def swin_unet(
     """Build a Swin-Unet, a `SwinUnet` (see there for the stages).
 
     Args:
-        in_channels: 1 (repeated to 3), 3, or any other number.
+        in_channels: 1 (repeated to 3 channels, as published), 3, or any other number.
         out_channels: number of classes, background included.
         width: channels of the first stage (published: 96).
-        depths: blocks at each of the four resolutions.
+        depths: blocks at each of the four resolutions, the same in encoder and decoder (published: 2 each).
         heads: attention heads at each resolution.
-        window: side of the attention windows (published: 7).
-        drop_path: rate of stochastic depth at the deepest block.
+        window: side of the attention windows (published: 7; 224 x 224 needs no padding).
+        drop_path: rate of stochastic depth at the deepest block; rises linearly from 0.
 
     Raises:
         ConfigError: fewer than two classes, not four depths and heads, or widths that the heads do not divide.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.errors import ConfigError
+from toolkit.models.inputs import check_channels, check_image
 from toolkit.registry import register
 
 _CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -69,24 +70,18 @@ class SelfRegUNet(nn.Module):
 
     `decoder.1` is nearest the output; the paper counts decoder blocks from the bottleneck, so its decoder blocks
     1, 2, 3 are `decoder.4`, `decoder.3`, `decoder.2`, and its teacher is `decoder.1`. 17.26 M parameters with 1 channel
-    and 9 classes. Sides from 16 on are accepted; `divisor` is the size at which nothing is padded inside.
-
-    Args:
-        in_channels: channels of the image.
-        out_channels: number of classes, background included.
-        width: channels of the first block (published: 64); the others have 2, 4, 8 and 8 times as many.
-        dims: 2 (published) or 3.
+    and 9 classes. Sides from 16 on are accepted; `divisor` is the size at which nothing is padded inside. Its
+    arguments are those of `toolkit.self_reg_unet`.
     """
 
     divisor = 16
 
     def __init__(self, in_channels: int = 1, out_channels: int = 9, width: int = 64, dims: int = 2) -> None:
         super().__init__()
-        if dims not in (2, 3) or in_channels < 1 or out_channels < 2 or width < 1:
+        check_channels("SelfReg's U-Net", in_channels, out_channels)
+        if dims not in (2, 3) or width < 1:
             raise ConfigError(
-                f"dims must be 2 or 3, in_channels and width >= 1, out_channels >= 2, not {dims}, {in_channels}, {width}, {out_channels}.",
-                where="self_reg_unet(...)",
-                fix="Count the background as a class: a binary task has out_channels=2.",
+                f"dims must be 2 or 3 and width >= 1, not {dims} and {width}.", where="self_reg_unet(...)"
             )
         self.dims, self.in_channels, self.out_channels = dims, in_channels, out_channels
         widths = [width, 2 * width, 4 * width, 8 * width, 8 * width]
@@ -115,11 +110,9 @@ class SelfRegUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""
-        if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels or min(x.shape[2:]) < 16:
-            raise ConfigError(
-                f"This network takes (B, {self.in_channels}, {'D, ' * (self.dims - 2)}H, W) with sides from 16 on, not {tuple(x.shape)}.",
-                fix="Add the batch and channel axes, or build the network with other dims or in_channels.",
-            )
+        check_image(x, self.in_channels, self.dims)
+        if min(x.shape[2:]) < 16:
+            raise ConfigError(f"This network takes sides from 16 on, not {tuple(x.shape[2:])}.", fix="Pad the image.")
         skips: list[Tensor] = []
         for block in self.encoder.values():
             x = block(x)
@@ -137,7 +130,7 @@ def self_reg_unet(in_channels: int = 1, out_channels: int = 9, width: int = 64, 
     Args:
         in_channels: channels of the image.
         out_channels: number of classes, background included.
-        width: channels of the first block (published: 64).
+        width: channels of the first block (published: 64); the others have 2, 4, 8 and 8 times as many.
         dims: 2 (published) or 3.
 
     Raises:

@@ -115,5 +115,5 @@ def test_settings_that_cannot_work(settings: dict) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 32, 32), (1, 1, 8, 32)])
 def test_images_that_do_not_fit(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="sides from 16"):
+    with pytest.raises(ConfigError, match="This network takes"):
         self_reg_unet(width=4)(torch.zeros(shape))
