@@ -47,9 +47,15 @@ LIMITS: dict[str, tuple[float, float]] = {
     "points": (2, 4096),
     "timeout": (0, math.inf),
     **dict.fromkeys(("tau", "t_max", "temperature", "radius", "ratio"), (1e-12, 1e12)),
-    **dict.fromkeys(("threshold", "fraction"), (0, 1)),
+    **dict.fromkeys(("threshold", "fraction", "foreground"), (0, 1)),
     "overlap": (0, 0.99),
     "confidence": (1e-6, 1 - 1e-6),
+    **dict.fromkeys(("devices", "keep_checkpoints", "log_every", "validation_cases"), (1, MANY)),
+    **dict.fromkeys(("checkpoint_every", "validate_every"), (0, MANY)),
+    "workers": (0, 1024),  # more ends some processes without a message
+    "threads": (1, 1024),
+    **dict.fromkeys(("learning_rate", "clip_norm"), (1e-300, 1e12)),
+    **dict.fromkeys(("weight_decay", "momentum"), (0, 1e12)),
     **dict.fromkeys(("weight", "penalty", "auxiliary", "complementary", "consistency", "divergence"), (0, 1e12)),
 }
 # What a thing of this name must offer where its annotation allows any object.
@@ -146,9 +152,10 @@ def _bind(
     try:
         return signature.bind(*values, **named)
     except TypeError as error:
-        known = list(signature.parameters)
-        unknown = [name for name in named if name not in known]
-        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
+        known = [name for name in signature.parameters if name != "self"]
+        unknown = next((name for name in named if name not in known), "")
+        near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+        near = near or [name for name in known if unknown and unknown.lower() in name]
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise ConfigError(
             f"{_name(call)}: {error}.", where=f"{_name(call)}(...)", fix=f"{hint}It takes: {', '.join(known)}."

@@ -6,9 +6,12 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
+from toolkit.arguments import checked_methods
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.training.factories import FACTORIES, Missing, check_same, factory_found, factory_record
 
@@ -20,19 +23,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-class _SuggestNearest(type):
-    """Turns an unknown keyword into an error that names the nearest field."""
-
-    def __call__(cls, *values: Any, **settings: Any) -> Any:
-        fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        for name in settings:
-            if name not in fields:
-                raise _unknown_field(name, fields)
-        return super().__call__(*values, **settings)
-
-
+@checked_methods
 @dataclasses.dataclass(frozen=True)
-class TrainConfig(metaclass=_SuggestNearest):
+class TrainConfig:
     """Settings of one training run; immutable, comparable, and stored in the run's `run.json`.
 
     Attributes:
@@ -113,64 +106,34 @@ class TrainConfig(metaclass=_SuggestNearest):
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())  # JSON holds Python's own numbers
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if not (value in known or (name in FACTORIES and callable(value))):
                 near = difflib.get_close_matches(str(value), known, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else " Or a callable." if name in FACTORIES else ""
                 raise _bad(name, value, f"One of {', '.join(map(repr, known))}.{hint}")
-        for name, least in _WHOLE.items():
-            _check_whole(name, getattr(self, name), least)
-        for name, least in _WHOLE_OR_NONE.items():
-            if getattr(self, name) is not None:
-                _check_whole(name, getattr(self, name), least)
-            if (getattr(self, name) or 0) > _MOST.get(name, math.inf):
-                raise _bad(name, getattr(self, name), f"Give at most {_MOST[name]}.")
-        for name, above in _REAL.items():
-            _check_real(name, getattr(self, name), above)
-        if self.clip_norm is not None:
-            _check_real("clip_norm", self.clip_norm, 0.0)
-        if self.foreground is not None and not (_is_real(self.foreground) and 0 <= self.foreground <= 1):
-            raise _bad("foreground", self.foreground, "Give a share in [0, 1].")
-        self._check_betas()
-        self._check_rate_factors()
-        self._check_patch_size()
-        self._check_names()
-
-    def _check_betas(self) -> None:
-        betas = tuple(self.betas) if isinstance(self.betas, (tuple, list)) else ()
-        if len(betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas):
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if not all(0 <= beta < 1 for beta in self.betas):
             raise _bad("betas", self.betas, "Give two numbers in [0, 1), for example (0.9, 0.999).")
-        object.__setattr__(self, "betas", betas)
+        rows = self.rate_factors.items() if isinstance(self.rate_factors, Mapping) else self.rate_factors
+        object.__setattr__(self, "rate_factors", tuple((str(pattern), factor) for pattern, factor in rows))
+        if not all(0 <= factor < math.inf for _, factor in self.rate_factors):
+            raise _bad("rate_factors", self.rate_factors, 'Give patterns with factors from 0 on: {"encoder.*": 0.1}.')
+        if self.patch_size is not None:
+            object.__setattr__(self, "patch_size", tuple(self.patch_size))
+            if len(self.patch_size) not in (2, 3) or min(self.patch_size) < 1:
+                raise _bad("patch_size", self.patch_size, "Give one positive number a spatial axis: (96, 96).")
+        self._check_together()
 
-    def _check_rate_factors(self) -> None:
-        given = self.rate_factors
-        rows = given.items() if isinstance(given, Mapping) else given
-        pairs = tuple(map(tuple, rows)) if isinstance(rows, Iterable) else (("", ()),)
-        for pair in pairs:
-            if len(pair) != 2 or not isinstance(pair[0], str) or isinstance(pair[1], bool):
-                raise _bad("rate_factors", given, 'Give patterns with factors: {"encoder.*": 0.1}.')
-            _check_real("rate_factors", pair[1], -1e-300)
-        object.__setattr__(self, "rate_factors", pairs)
-
-    def _check_patch_size(self) -> None:
-        if self.patch_size is None:
-            return
-        sides = tuple(self.patch_size) if isinstance(self.patch_size, (tuple, list)) else ()
-        if len(sides) not in (2, 3) or not all(type(side) is int and side > 0 for side in sides):
-            raise _bad("patch_size", self.patch_size, "Give one positive number a spatial axis: (96, 96).")
-        object.__setattr__(self, "patch_size", sides)
-
-    def _check_names(self) -> None:
-        if not isinstance(self.split_backward, bool) or (not self.split_backward and self.devices > 1):
+    def _check_together(self) -> None:
+        if not self.split_backward and self.devices > 1:
             raise _bad("split_backward", self.split_backward, "Give True, or False on a single device.")
-        if not isinstance(self.compile, bool):
-            raise _bad("compile", self.compile, "Give True or False.")
-        if not isinstance(self.augmentation, str) and not callable(self.augmentation):
-            raise _bad("augmentation", self.augmentation, 'Give its name, such as "standard" or "none", or a callable.')
         if callable(self.augmentation) and self.workers:
             raise _bad("workers", self.workers, "A callable augmentation runs in the training's thread: leave it None.")
-        kind, _, number = str(self.device).partition(":")
+        kind, _, number = self.device.partition(":")
         if kind not in ("auto", "cpu", "cuda", "mps") or (number and not number.isdigit()):
             raise _bad("device", self.device, 'Use "auto", "cpu", "cuda", "cuda:1" or "mps".')
         if self.precision == "16" and kind == "cpu":
@@ -227,21 +190,6 @@ class TrainConfig(metaclass=_SuggestNearest):
         return cls(**settings)
 
 
-_WHOLE = {
-    "steps": 1,
-    "batch_size": 1,
-    "seed": 0,
-    "devices": 1,
-    "checkpoint_every": 0,
-    "keep_checkpoints": 1,
-    "validate_every": 0,
-    "log_every": 1,
-}
-_WHOLE_OR_NONE = {"validation_cases": 1, "workers": 0, "threads": 1}
-_MOST = {"workers": 1024, "threads": 1024}  # more ends some processes without a message
-_REAL = {"learning_rate": 0.0, "weight_decay": -1e-300, "momentum": -1e-300}
-
-
 def as_config(value: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
     """A `TrainConfig` from one, a mapping of its fields, or None (the defaults).
 
@@ -259,31 +207,5 @@ def as_config(value: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
     )
 
 
-def _unknown_field(name: str, fields: list[str]) -> ConfigError:
-    near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-    if not near:
-        near = [field for field in fields if name.lower() in field or field in name.lower()][:1]
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    return ConfigError(
-        f"TrainConfig has no setting {name!r}.",
-        where=f"TrainConfig({name}=...)",
-        fix=f"{hint}Known: {', '.join(fields)}.",
-    )
-
-
 def _bad(name: str, value: object, fix: str) -> ConfigError:
     return ConfigError(f"{name} cannot be {value!r}.", where=f"TrainConfig({name}=...)", fix=fix)
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if type(value) is not int or value < least:
-        raise _bad(name, value, f"Give a whole number of at least {least}.")
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_real(name: str, value: Any, above: float) -> None:
-    if not _is_real(value) or value <= above:
-        raise _bad(name, value, "Give a positive number." if above == 0 else "Give a number that is not negative.")

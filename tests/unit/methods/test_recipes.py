@@ -146,7 +146,7 @@ def test_what_cannot_be(grey: Task) -> None:
         recipes.self_reg_unet(grey, "brain")
     with pytest.raises(ConfigError, match="no preset"):
         recipes.segreg(grey, "segreg_best")
-    with pytest.raises(ConfigError, match="no setting 'step'"):
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'step'"):
         recipes.segreg(grey, step=5)
     with pytest.raises(ConfigError, match="belongs to one of"):
         Setting("optimizer", "lr", 1, "segreg 1")

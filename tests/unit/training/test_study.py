@@ -127,7 +127,7 @@ def test_arms_bring_their_own_network_objective_and_settings(study: Callable[...
     assert {name: tuple(value.shape) for name, value in trained.items()} == shapes
     with pytest.raises(ConfigError, match="has no network"):
         study("y", {"plain": None, "wide": Arm(model=wider)}, model=None)
-    with pytest.raises(ConfigError, match="no setting 'stepz'"):
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'stepz'"):
         study("y", {"plain": Arm(config={"stepz": 3})})
 
 
