@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from evidence.claims import Claim, claims
 from evidence.judge import NOT_HERE, NOT_RUN, RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+GALLERY = PAGE.with_name("gallery.md")
 HEAD = """# What was tested, and what was found
 
 Written by `python -m evidence.page` from `evidence/claims.toml` and `evidence/results/`; do not edit it.
@@ -50,22 +52,18 @@ def _table(chosen: list[Claim], verdicts: pd.DataFrame) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for claim in chosen:
         row = verdicts.loc[claim.id]
-        cells = [f"`{claim.id}`: {claim.source}", claim.published, *_measured(claim, row), claim.protocol]
+        figure = f" ([figure](gallery.md#{_figures()[claim.id]}))" if claim.id in _figures() else ""
+        how = f"{claim.protocol} (`{claim.command or f'make evidence STUDY={claim.study}'}`)"
+        cells = [f"`{claim.id}`: {claim.source}{figure}", claim.published, *_measured(claim, row), how]
         yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 def _measured(claim: Claim, row: pd.Series) -> list[str]:
     if row["verdict"] == NOT_HERE:
-        return [
-            f"not tested here; {claim.power}",
-            "",
-            f"{claim.expected:g} planned",
-            "0",
-            f"{NOT_HERE}: `{claim.command}`",
-        ]
+        return [f"not tested here; {claim.power}", "", f"{claim.expected:g} planned", "0", NOT_HERE]
     if row["verdict"] == NOT_RUN:
         hours = f", about {_planned()[claim.study]:g} h"
-        return ["", "", f"{claim.expected:g} planned", "0", f"{NOT_RUN}: `make evidence STUDY={claim.study}`{hours}"]
+        return ["", "", f"{claim.expected:g} planned", "0", f"{NOT_RUN}{hours}"]
     compared = (
         " less ".join(claim.arms[:2]) if len(claim.arms) < 4 else "({} less {}) less ({} less {})".format(*claim.arms)
     )
@@ -77,6 +75,18 @@ def _measured(claim: Claim, row: pd.Series) -> list[str]:
     if row["trainings"] == 1 and row["planned"] > 1:
         verdict += " (one training)"
     return [measured, f"{row['chance']:.2g}", f"{row['detectable']:.2g}", count, verdict]
+
+
+@functools.cache
+def _figures() -> dict[str, str]:
+    """Claims that a figure of the gallery shows, with its anchor."""
+    anchors, anchor = {}, ""
+    for line in GALLERY.read_text(encoding="utf-8").splitlines():
+        if line.startswith("### "):
+            anchor = re.sub(r"[^\w\- ]", "", line[4:].lower()).replace(" ", "-")
+        elif match := re.match(r"\* \[([\w-]+)\]\(evidence\.md", line):
+            anchors.setdefault(match[1], anchor)
+    return anchors
 
 
 @functools.cache
