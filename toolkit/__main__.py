@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from toolkit.apps import data_command
 from toolkit.errors import ToolkitError
 
 
@@ -32,9 +34,7 @@ def parser() -> argparse.ArgumentParser:
     workshop.add_argument("--out", default="dist/workshop", help="folder of the bundle")
     workshop.add_argument("--notebooks", help="folder of the notebooks to take along")
     workshop.add_argument("--small", action="store_true", help="networks that are hardly trained, in seconds")
-    from toolkit.apps.data_command import add_parser
-
-    add_parser(each)
+    data_command.add_parser(each)
     return commands
 
 
@@ -57,9 +57,7 @@ def _run(options: argparse.Namespace) -> int:
 
         return gpu_check()
     if options.command == "data":
-        from toolkit.apps import data_command as command
-
-        return command.run(options)
+        return data_command.run(options)
     if options.command == "workshop":
         from toolkit.apps.workshop import BundleSettings, build_bundle
 
@@ -67,8 +65,6 @@ def _run(options: argparse.Namespace) -> int:
         print(build_bundle(options.out, settings, notebooks=options.notebooks))
         return 0
     if options.command == "report":
-        from pathlib import Path
-
         from toolkit.show.report import report
         from toolkit.training.load import load_run
 

@@ -34,31 +34,18 @@ ANALYSIS_UNITS = 100  # length of the analysis on the progress bar, in training 
 
 @dataclasses.dataclass(frozen=True)
 class DemoSettings:
-    """Size of the demo.
+    """Size of the demo."""
 
-    Attributes:
-        out: folder of the runs and the report.
-        task: name of the task.
-        sites: two sites, trained one after the other; None = the task's first two.
-        steps: optimizer steps on each site.
-        batch_size: images in a step.
-        size: edge of the training patches in pixels; None = the task's own.
-        weight: weight of SegReg.
-        seed: of everything.
-        precision: "32" or "bf16".
-        device: "auto", "cpu" or "cuda".
-    """
-
-    out: str = "runs/demo"
-    task: str = "phantom-cardiac"
-    sites: tuple[str, ...] | None = None
-    steps: int = 200
-    batch_size: int = 16
-    size: int | None = None
-    weight: float = 0.1
-    seed: int = 0
-    precision: str = "32"
-    device: str = "auto"
+    out: str = "runs/demo"  # folder of the runs and the report
+    task: str = "phantom-cardiac"  # name of the task
+    sites: tuple[str, ...] | None = None  # two sites, trained one after the other; None = the task's first two
+    steps: int = 200  # optimizer steps on each site
+    batch_size: int = 16  # images in a step
+    size: int | None = None  # edge of the training patches in pixels; None = the task's own
+    weight: float = 0.1  # weight of SegReg
+    seed: int = 0  # of everything
+    precision: str = "32"  # "32" or "bf16"
+    device: str = "auto"  # "auto", "cpu" or "cuda"
 
     def config(self) -> TrainConfig:
         """Settings of every stage."""
@@ -174,19 +161,15 @@ def _missing_steps(path: Path, settings: DemoSettings, sites: tuple[str, ...]) -
     if not (path / RECORD).is_file():
         return total
     record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-    if {**TrainConfig().to_dict(), **record["config"]} != settings.config().to_dict() or tuple(
-        record["sites"]
-    ) != tuple(sites):
+    recorded = {**TrainConfig().to_dict(), **record["config"]}, tuple(record["sites"])
+    if recorded != (settings.config().to_dict(), tuple(sites)):
         raise ConfigError(
             "This folder holds a demo with other settings.",
             where=str(path),
             fix=f"Choose another folder with --out, or delete {path.parent}.",
         )
-    done = [
-        max(checkpoints.steps_on_disk(RunDirectory(folder).checkpoints), default=0)
-        for folder in sorted(path.glob("stage-*"))
-    ]
-    return total - sum(done)
+    stages = [checkpoints.steps_on_disk(RunDirectory(folder).checkpoints) for folder in path.glob("stage-*")]
+    return total - sum(max(steps, default=0) for steps in stages)
 
 
 def _key(settings: DemoSettings, sites: tuple[str, ...], task: Task) -> str:

@@ -50,17 +50,11 @@ CLASSES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One comparison.
+    """One comparison."""
 
-    Attributes:
-        name: what was compared.
-        measured: the number, or NaN where there is none.
-        limit: what it must not exceed.
-    """
-
-    name: str
-    measured: float
-    limit: float
+    name: str  # what was compared
+    measured: float  # the number, or NaN where there is none
+    limit: float  # what it must not exceed
 
     @property
     def passed(self) -> bool:
@@ -140,14 +134,13 @@ def _single_steps(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterab
         batch = {"image": (label + torch.rand(label.shape, generator=generator)) / CLASSES, "label": label}
         for name, method in METHODS.items():
             loss, gradient = _step_on("cpu", "32", method, dims, sizes, batch)
+            codes = method is LatentAugmentation
             for precision in sizes.precisions:
                 other = _step_on(device, precision, method, dims, sizes, batch)
                 limits = (1e-4, 1e-2) if precision == "32" else (0.05, 0.35)
                 what = f"{name}, {dims}D, {precision}:"
                 yield Check(f"{what} loss of a step", abs(other[0] - loss) / abs(loss), limits[0])
-                if (
-                    precision == "32" or method is not LatentAugmentation
-                ):  # rounding moves its masks, and all behind them
+                if precision == "32" or not codes:  # rounding moves the masks of the codes, and all behind them
                     yield Check(f"{what} gradient of a step", relative_difference(other[1], gradient), limits[1])
 
 
@@ -196,15 +189,8 @@ def _analyses(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[C
 
 
 def _config(device: str, precision: str, steps: int) -> TrainConfig:
-    return TrainConfig(
-        steps=steps,
-        device=device,
-        precision=precision,
-        log_every=1,
-        validate_every=0,
-        checkpoint_every=5,
-        select="last",
-    )
+    often = {"log_every": 1, "validate_every": 0, "checkpoint_every": 5}
+    return TrainConfig(steps, device=device, precision=precision, select="last", **often)
 
 
 def _training(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[Check]:

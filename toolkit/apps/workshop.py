@@ -54,29 +54,17 @@ NOT_FOR_LEARNERS = ("solution", "instructor")
 
 @dataclasses.dataclass(frozen=True)
 class BundleSettings:
-    """Size of the bundle.
+    """Size of the bundle."""
 
-    Attributes:
-        steps: optimizer steps on each site.
-        batch_size: images in a step.
-        size: edge of the training patches.
-        channels: of the U-Net's levels.
-        width: of the fast/slow network.
-        sites: trained one after the other.
-        subjects: at most so many subjects of a site and split; None = all.
-        samples: voxels per class and image in the stored features.
-        seed: of everything.
-    """
-
-    steps: int = 150
-    batch_size: int = 12
-    size: int = 96
-    channels: tuple[int, ...] = (8, 16, 32, 64)
-    width: int = 8
-    sites: tuple[str, str] = ("A", "B")
-    subjects: int | None = None
-    samples: int = 16
-    seed: int = 0
+    steps: int = 150  # optimizer steps on each site
+    batch_size: int = 12  # images in a step
+    size: int = 96  # edge of the training patches
+    channels: tuple[int, ...] = (8, 16, 32, 64)  # of the U-Net's levels
+    width: int = 8  # of the fast/slow network
+    sites: tuple[str, str] = ("A", "B")  # trained one after the other
+    subjects: int | None = None  # at most so many subjects of a site and split; None = all
+    samples: int = 16  # voxels per class and image in the stored features
+    seed: int = 0  # of everything
 
     @classmethod
     def small(cls) -> BundleSettings:
@@ -86,25 +74,15 @@ class BundleSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Workshop:
-    """An opened bundle.
+    """An opened bundle."""
 
-    Attributes:
-        path: its folder.
-        task: the data.
-        unit_task: the same with images in [0, 1], for the fast/slow network.
-        networks: per method, the network after each site.
-        features: per method, features of the first site's test patients after each site.
-        scores: Dice per method, stage, site, case and class on the test split.
-        settings: what it was made with.
-    """
-
-    path: Path
-    task: Task
-    unit_task: Task
-    networks: dict[str, list[nn.Module]]
-    features: dict[str, list[Features]]
-    scores: pd.DataFrame
-    settings: dict[str, Any]
+    path: Path  # its folder
+    task: Task  # the data
+    unit_task: Task  # the same with images in [0, 1], for the fast/slow network
+    networks: dict[str, list[nn.Module]]  # per method, the network after each site
+    features: dict[str, list[Features]]  # per method, features of the first site's test patients after each site
+    scores: pd.DataFrame  # Dice per method, stage, site, case and class on the test split
+    settings: dict[str, Any]  # what it was made with
 
 
 def methods(settings: BundleSettings) -> dict[str, tuple[str, Objective | None, Regularizer | None]]:
@@ -218,10 +196,7 @@ def read_data(folder: Path, normalisation: str | None = None) -> Task:
         classes={int(index): name for index, name in known["classes"].items()},
         dims=2,
         ids=list(table["subject"]),
-        subjects=list(table["subject"]),
-        sites=list(table["site"]),
-        splits=list(table["split"]),
-        groups=list(table["group"]),
+        **{f"{name}s": list(table[name]) for name in ("subject", "site", "split", "group")},
         spacing=table[_SPACING].to_numpy().tolist(),
         normalisation=normalisation or known["normalisation"],
         patch_size=known["patch_size"],
@@ -231,15 +206,15 @@ def read_data(folder: Path, normalisation: str | None = None) -> Task:
 
 def _chosen(task: Task, settings: BundleSettings) -> list[Any]:
     """One case of every stack that the bundle holds."""
-    found: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     counts: dict[tuple[str, str], int] = {}
     for case in task.cases():
         place = case.site, case.split
-        if case.volume in found or (settings.subjects is not None and counts.get(place, 0) >= settings.subjects):
+        if case.volume in chosen or (settings.subjects is not None and counts.get(place, 0) >= settings.subjects):
             continue
         counts[place] = counts.get(place, 0) + 1
-        found[case.volume] = case
-    return list(found.values())
+        chosen[case.volume] = case
+    return list(chosen.values())
 
 
 def _write_data(task: Task, settings: BundleSettings, folder: Path) -> None:
@@ -260,30 +235,17 @@ def _write_data(task: Task, settings: BundleSettings, folder: Path) -> None:
     pd.DataFrame(rows, columns=["subject", "site", "split", "group", *_SPACING]).to_csv(
         folder / "cases.csv", index=False
     )
-    known = {
-        "name": task.name,
-        "classes": task.classes,
-        "sites": list(task.sites),
-        "patch_size": list(task.patch_size),
-        "normalisation": task.normalisation,
-        "licence": task.licence,
-    }
-    _write_json(folder / "task.json", known)
+    names = ("name", "classes", "sites", "patch_size", "normalisation", "licence")
+    _write_json(folder / "task.json", {name: getattr(task, name) for name in names})
 
 
 def _write_networks(settings: BundleSettings, folder: Path, runs: Path, progress: bool) -> None:
     import pandas as pd
 
     plain, unit = (read_data(folder / "data", rule) for rule in (None, UNIT_RANGE))
-    config = TrainConfig(
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        patch_size=(settings.size,) * 2,
-        validate_every=0,
-        checkpoint_every=0,
-        select="last",
-    )
+    rarely = {"validate_every": 0, "checkpoint_every": 0, "select": "last"}
+    size = (settings.size,) * 2
+    config = TrainConfig(settings.steps, settings.batch_size, settings.seed, patch_size=size, **rarely)
     (folder / "networks").mkdir()
     configs, tables = {}, []
     for name, (kind, objective, regularizer) in methods(settings).items():
@@ -295,28 +257,14 @@ def _write_networks(settings: BundleSettings, folder: Path, runs: Path, progress
                 else unet(task.channels, len(task.classes), channels=settings.channels)
             )
         configs[name] = network.toolkit_config
-        stages = train_sequence(
-            network,
-            task,
-            list(settings.sites),
-            regularizer,
-            config,
-            out=runs / name,
-            objective=objective,
-            progress=progress,
-        )
+        options = {"out": runs / name, "objective": objective, "progress": progress}
+        stages = train_sequence(network, task, list(settings.sites), regularizer, config, **options)
         cases = task.cases("test", settings.sites[0])
         for number, run in enumerate(stages.stages, start=1):
             save_weights(run.model, folder / "networks" / f"{name}_{number}.safetensors")
-            extract(
-                run.model,
-                cases,
-                list(LAYERS[kind]),
-                pool="voxels",
-                samples=settings.samples,
-                seed=settings.seed,
-                out=folder / "features" / f"{name}_{number}.zarr",
-            )
+            store = folder / "features" / f"{name}_{number}.zarr"
+            drawn = {"pool": "voxels", "samples": settings.samples, "seed": settings.seed}
+            extract(run.model, cases, list(LAYERS[kind]), **drawn, out=store)
             scores = run.evaluate("test", list(settings.sites), metrics=("dice",))
             tables.append(scores.assign(method=name, stage=number)[_SCORES])
     pd.concat(tables, ignore_index=True).to_csv(folder / "scores.csv", index=False, float_format="%.5f")

@@ -109,17 +109,11 @@ def corrupted(image: np.ndarray, name: str, parameters: Mapping[str, Any], side:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArtefactSource(Source):
-    """A volume of another reader, corrupted; labels are unchanged.
+    """A volume of another reader, corrupted; labels are unchanged."""
 
-    Args:
-        inner: what reads the clean volume.
-        artefact: one of `ARTEFACTS`.
-        parameters: drawn by `draw_artefact`.
-    """
-
-    inner: Source = dataclasses.field(default_factory=Source)
-    artefact: str = ARTEFACTS[0]
-    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    inner: Source = dataclasses.field(default_factory=Source)  # what reads the clean volume
+    artefact: str = ARTEFACTS[0]  # one of `ARTEFACTS`
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # drawn by `draw_artefact`
 
     def read_raw(self) -> Pair:
         """The corrupted volume, every slice in [0, 1]."""

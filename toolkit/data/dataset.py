@@ -24,23 +24,14 @@ _NAMES = ("case", "subject", "site", "split", "group", "volume")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetSource(Source):
-    """One item of a data set, read when it is needed.
+    """One item of a data set, read when it is needed."""
 
-    Args:
-        items: the data set.
-        index: of the item.
-        keys: entries of the image and of the label.
-        dims: spatial axes of a case.
-        geometry: of the item, or None.
-        name: of the case.
-    """
-
-    items: Any = None
-    index: int = 0
-    keys: tuple[str, str] = ("image", "label")
-    dims: int | None = None
-    geometry: Geometry | None = None
-    name: str = ""
+    items: Any = None  # the data set
+    index: int = 0  # of the item
+    keys: tuple[str, str] = ("image", "label")  # entries of the image and of the label
+    dims: int | None = None  # spatial axes of a case
+    geometry: Geometry | None = None  # of the item, or None
+    name: str = ""  # of the case
 
     def read_raw(self) -> Pair:
         """The arrays of the item, slices first where a 2D task cuts a volume."""

@@ -23,23 +23,14 @@ _REDIRECTS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """How files are transferred; a downloader for pooch that continues a partial file.
+    """How files are transferred; a downloader for pooch that continues a partial file."""
 
-    Args:
-        size: bytes that the manifest records; 0 = not known.
-        partial: hidden file that keeps what has come.
-        timeout: seconds without a byte after which an attempt ends.
-        attempts: how often a broken transfer is taken up again.
-        pause: seconds between two attempts.
-        progress: show a bar on stderr.
-    """
-
-    size: int = 0
-    partial: Path = Path()
-    timeout: float = 30.0
-    attempts: int = 4
-    pause: float = 1.0
-    progress: bool = True
+    size: int = 0  # bytes that the manifest records; 0 = not known
+    partial: Path = Path()  # hidden file that keeps what has come
+    timeout: float = 30.0  # seconds without a byte after which an attempt ends
+    attempts: int = 4  # how often a broken transfer is taken up again
+    pause: float = 1.0  # seconds between two attempts
+    progress: bool = True  # show a bar on stderr
 
     def __call__(self, url: str, output_file: str, pooch: Any = None) -> None:
         """Bring `url` to `output_file`.

@@ -34,19 +34,12 @@ _COLUMNS = ("site", "subject", "split", "group", "slices", "row_mm", "column_mm"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stack:
-    """What a generator made.
+    """What a generator made."""
 
-    Attributes:
-        image: stack (Z, H, W) of one channel, or tile (C, H, W).
-        label: (Z, H, W) or (H, W).
-        spacing: (slice, row, column) in mm, empty where a tile has none.
-        group: pathology group or "".
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    spacing: tuple[float, ...]
-    group: str
+    image: np.ndarray  # stack (Z, H, W) of one channel, or tile (C, H, W)
+    label: np.ndarray  # (Z, H, W) or (H, W)
+    spacing: tuple[float, ...]  # (slice, row, column) in mm, empty where a tile has none
+    group: str  # pathology group or ""
 
     def sha256(self) -> str:
         """Hash of the shape, the image as little-endian float32 and the label as uint8, in C order."""
@@ -67,23 +60,14 @@ class Stack:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GeneratedSource(Source):
-    """One subject of a generator; the stack is read from the cache if it was made before.
+    """One subject of a generator; the stack is read from the cache if it was made before."""
 
-    Args:
-        generator: key of `GENERATORS`.
-        site: site of the subject.
-        subject: number of the subject.
-        seed: seed of the population.
-        version: the generator's version number, part of the cache's path.
-        sha256: hash of the stack as the index table has it.
-    """
-
-    generator: str = ""
-    site: str = ""
-    subject: int = 0
-    seed: int = 0
-    version: str = ""
-    sha256: str = ""
+    generator: str = ""  # key of `GENERATORS`
+    site: str = ""  # site of the subject
+    subject: int = 0  # number of the subject
+    seed: int = 0  # seed of the population
+    version: str = ""  # the generator's version number, part of the cache's path
+    sha256: str = ""  # hash of the stack as the index table has it
 
     def read_raw(self) -> Pair:
         """The stack (1, Z, H, W) or tile (C, H, W) and its label."""

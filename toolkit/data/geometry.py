@@ -15,32 +15,20 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from left, posterior, superior (DICOM, 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Geometry:
-    """Axes of a volume as it was read and as it is stored.
+    """Axes of a volume as it was read and as it is stored."""
 
-    Attributes:
-        affine: 4x4 voxel-to-world matrix in mm of the array as read (axes closest to right, anterior, superior),
-            or None if the file does not say.
-        shape: shape of the array as read, before it is cut into slices (three axes).
-        spacing: mm along these axes, or None if it is not known.
-        stored_affine: the file's own matrix in its own unit, or None.
-        stored_shape: the file's own shape.
-        axes: for each stored axis, its axis in the array as read.
-        flips: for each stored axis, whether it was reversed.
-        codes: q-form and s-form code of the file.
-        unit: millimetres per unit of the file.
-        slice_axis: axis of the array as read that a 2D task counts slices along, or None.
-    """
-
+    # 4x4 voxel-to-world matrix in mm of the array as read (axes closest to right, anterior, superior), or None if the
+    # file does not say
     affine: np.ndarray | None
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...] | None
-    stored_affine: np.ndarray | None
-    stored_shape: tuple[int, ...]
-    axes: tuple[int, ...] = (0, 1, 2)
-    flips: tuple[bool, ...] = (False, False, False)
-    codes: tuple[int, int] = (0, 0)
-    unit: float = 1.0
-    slice_axis: int | None = None
+    shape: tuple[int, ...]  # shape of the array as read, before it is cut into slices (three axes)
+    spacing: tuple[float, ...] | None  # mm along these axes, or None if it is not known
+    stored_affine: np.ndarray | None  # the file's own matrix in its own unit, or None
+    stored_shape: tuple[int, ...]  # the file's own shape
+    axes: tuple[int, ...] = (0, 1, 2)  # for each stored axis, its axis in the array as read
+    flips: tuple[bool, ...] = (False, False, False)  # for each stored axis, whether it was reversed
+    codes: tuple[int, int] = (0, 0)  # q-form and s-form code of the file
+    unit: float = 1.0  # millimetres per unit of the file
+    slice_axis: int | None = None  # axis of the array as read that a 2D task counts slices along, or None
 
     @classmethod
     def of_array(cls, affine: np.ndarray, shape: Sequence[int], dims: int) -> Geometry | None:

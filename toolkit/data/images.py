@@ -23,22 +23,17 @@ _ORIENTATION_TAG = 0x0112
 class PictureSource(FileSource):
     """A picture and the picture of its label, or a folder with a picture of every object.
 
-    Args:
-        label: of a folder, every picture is the mask of one object: they are numbered in the order of their names, and
-            where two overlap the first one counts.
-        channels: 1 or 3: what every image is brought to by the task's channel rule (grey is repeated, equal colour
-            channels are merged); None keeps what the file holds.
-        foreground: every label value above 0 is class 1 (numbered objects).
-        threshold: label values from here on (mean of the colours) are class 1, the rest class 0: for soft, 0/255,
-            colour and JPEG masks.
-        background: an image without label file is background everywhere.
+    In a folder every picture is the mask of one object: they are numbered in the order of their names, and where two
+    overlap the first one counts.
     """
 
     image: Path = Path()
+    # 1 or 3: what every image is brought to (grey is repeated, equal colour channels are merged); None = as in the file
     channels: int | None = None
-    foreground: bool = False
+    foreground: bool = False  # every label value above 0 is class 1 (numbered objects)
+    # label values from here on (mean of the colours) are class 1, the rest class 0: soft, 0/255, colour and JPEG masks
     threshold: int | None = None
-    background: bool = False
+    background: bool = False  # an image without label file is background everywhere
 
     def read_raw(self) -> Pair:
         """Read both pictures: image (C, H, W), label (H, W)."""
@@ -90,10 +85,6 @@ class PictureSource(FileSource):
                 "The folder holds no mask.", where=str(self.label), fix="Complete the data set, or move the image away."
             )
         return found
-
-    @property
-    def where(self) -> str:
-        return ", ".join(str(path) for path in (self.image, self.label) if path is not None)
 
     def files(self) -> tuple[Path, ...]:
         return (*self.image_files(), *self.label_files())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.geometry import LPS, Geometry
-from toolkit.data.source import Pair, Source, checked_image, checked_pair
+from toolkit.data.source import FileSource, Pair, checked_image, checked_pair
 from toolkit.data.volumes import geometry_of, require_same_grid
 from toolkit.errors import DataError
 
@@ -20,11 +20,10 @@ SUFFIXES = (".mha", ".mhd", ".nrrd")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ItkSource(Source):
+class ItkSource(FileSource):
     """A volume that SimpleITK reads (a file, or the folder of one DICOM series), with its label as a file or folder."""
 
     image: Path = Path()
-    label: Path | None = None
     dims: int = 3
 
     def read_raw(self) -> Pair:
@@ -36,17 +35,8 @@ class ItkSource(Source):
             require_same_grid(geometry, other, self.image, self.label)
         return checked_pair(checked_image(array, str(self.image))[None], label, self)
 
-    @property
-    def where(self) -> str:
-        return str(self.image) if self.label is None else f"{self.image}, {self.label}"
-
-    @property
-    def label_where(self) -> str:
-        return str(self.label)
-
-    def files(self) -> tuple[Path, ...]:
-        paths = [self.image, *([] if self.label is None else [self.label])]
-        return tuple(file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path]))
+    def image_files(self) -> tuple[Path, ...]:
+        return (self.image,)
 
 
 def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:

@@ -24,23 +24,14 @@ FACTS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Download:
-    """One file to fetch.
+    """One file to fetch."""
 
-    Attributes:
-        url: https address.
-        hash: "sha256:..." or "md5:..." of the file, as its publisher or a well-kept package gives it.
-        bytes: its size; 0 = not known.
-        file: name to store it under; default that of the address.
-        unpack: whether it is an archive to be unpacked.
-        inside: folder of the archive whose content is the data folder; empty = the archive itself.
-    """
-
-    url: str
-    hash: str
-    bytes: int = 0
-    file: str = ""
-    unpack: bool = True
-    inside: str = ""
+    url: str  # https address
+    hash: str  # "sha256:..." or "md5:..." of the file, as its publisher or a well-kept package gives it
+    bytes: int = 0  # its size; 0 = not known
+    file: str = ""  # name to store it under; default that of the address
+    unpack: bool = True  # whether it is an archive to be unpacked
+    inside: str = ""  # folder of the archive whose content is the data folder; empty = the archive itself
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
 
@@ -57,63 +48,39 @@ class Access:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """One data set. The index table and the checksums are files of the same name beside it (`.csv`, `.sha256`).
+    """One data set. The index table and the checksums are files of the same name beside it (`.csv`, `.sha256`)."""
 
-    Attributes:
-        name: name for `load_task`.
-        title: one line for people.
-        anatomy: what is segmented.
-        modality: how the images were made.
-        dims: 2 or 3, spatial axes of a case.
-        channels: channels of every image as the network sees it.
-        channel_rule: `as-is`, or `grey-to-rgb`: a grey image is repeated into three channels.
-        classes: class index -> name.
-        sites: domains, in the order of `task.sites`.
-        spacing: where the voxel size comes from: `header`, `generated`, or `unknown`.
-        normalisation: rule of `toolkit.data.normalise`.
-        patch_size: default network input size.
-        flips: axes along which a mirrored image is plausible.
-        source: where the data were published.
-        citation: what to cite.
-        licence: licence of the data.
-        access: how to get them.
-        files: pattern of paths below the data folder -> how many there are in the complete set (0 = at least one).
-        other_files: patterns of files that the release has besides and that are no cases.
-        label_values: stored label value -> class, if the coding differs.
-        split_lists: name -> split -> subjects; subjects that a list does not name are left out.
-        default_split: the list that `load_task(name)` takes; empty = the split of the files, else a derived one.
-        label_coding: how labels are stored and what is easily mistaken about them.
-        unconfirmed: fact -> what is not confirmed about it; facts that are not named here are confirmed.
-        notes: what a user of these data has to know.
-        folder: where the manifest was read from.
-    """
-
-    name: str
-    title: str
-    anatomy: str
-    modality: str
-    dims: Literal[2, 3]
-    channels: int
+    name: str  # name for `load_task`
+    title: str  # one line for people
+    anatomy: str  # what is segmented
+    modality: str  # how the images were made
+    dims: Literal[2, 3]  # 2 or 3, spatial axes of a case
+    channels: int  # channels of every image as the network sees it
+    # `as-is`, or `grey-to-rgb`: a grey image is repeated into three channels
     channel_rule: Literal["as-is", "grey-to-rgb"] = "as-is"
-    classes: dict[int, str]
-    sites: tuple[str, ...]
+    classes: dict[int, str]  # class index -> name
+    sites: tuple[str, ...]  # domains, in the order of `task.sites`
+    # where the voxel size comes from: `header`, `generated`, or `unknown`
     spacing: Literal["header", "generated", "unknown"]
-    normalisation: str
-    patch_size: tuple[int, ...]
-    flips: tuple[int, ...] = ()
-    source: str
-    citation: str
-    licence: str
-    access: Access
+    normalisation: str  # rule of `toolkit.data.normalise`
+    patch_size: tuple[int, ...]  # default network input size
+    flips: tuple[int, ...] = ()  # axes along which a mirrored image is plausible
+    source: str  # where the data were published
+    citation: str  # what to cite
+    licence: str  # licence of the data
+    access: Access  # how to get them
+    # pattern of paths below the data folder -> how many there are in the complete set (0 = at least one)
     files: dict[str, int] = dataclasses.field(default_factory=dict)
-    other_files: tuple[str, ...] = ()
-    label_values: dict[str, int] | None = None
+    other_files: tuple[str, ...] = ()  # patterns of files that the release has besides and that are no cases
+    label_values: dict[str, int] | None = None  # stored label value -> class, if the coding differs
+    # name -> split -> subjects; subjects that a list does not name are left out
     split_lists: dict[str, dict[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
-    default_split: str = ""
-    label_coding: str = ""
+    default_split: str = ""  # the list that `load_task(name)` takes; empty = the split of the files, else a derived one
+    label_coding: str = ""  # how labels are stored and what is easily mistaken about them
+    # fact -> what is not confirmed about it; facts that are not named here are confirmed
     unconfirmed: dict[str, str] = dataclasses.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    folder: str = ""
+    notes: tuple[str, ...] = ()  # what a user of these data has to know
+    folder: str = ""  # where the manifest was read from
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     @property

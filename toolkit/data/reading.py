@@ -28,19 +28,13 @@ READABLE = (*volumes.SUFFIXES, *itk.SUFFIXES, *pictures.SUFFIXES, *ARRAY_SUFFIXE
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A reader and what is known before its voxels are read.
+    """A reader and what is known before its voxels are read."""
 
-    Attributes:
-        reader: reads the voxels.
-        shape: spatial axes as they will be read, slices first where a stack is cut; 0 where a side is not known yet.
-        geometry: how to write a result back in the file's own axes, or None.
-        spacing: mm along `shape`, or None if it is not known.
-    """
-
-    reader: Source
+    reader: Source  # reads the voxels
+    # spatial axes as they will be read, slices first where a stack is cut; 0 where a side is not known yet
     shape: tuple[int, ...]
-    geometry: Geometry | None = None
-    spacing: tuple[float, ...] | None = None
+    geometry: Geometry | None = None  # how to write a result back in the file's own axes, or None
+    spacing: tuple[float, ...] | None = None  # mm along `shape`, or None if it is not known
 
 
 def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any]) -> Opened:

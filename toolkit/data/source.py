@@ -32,17 +32,12 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """Base of the readers. Subclasses define `read_raw`, `where` and `fingerprint`.
+    """Base of the readers. Subclasses define `read_raw`, `where` and `fingerprint`."""
 
-    Args:
-        normalisation: rule of `toolkit.data.normalise`, applied to the whole volume.
-        label_values: stored label value -> class index for data that is coded otherwise; None = stored as it is.
-        classes: class indices that may occur.
-    """
-
-    normalisation: str = DEFAULT
+    normalisation: str = DEFAULT  # rule of `toolkit.data.normalise`, applied to the whole volume
+    # stored label value -> class index for data that is coded otherwise; None = stored as it is
     label_values: tuple[tuple[float, int], ...] | None = None
-    classes: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()  # class indices that may occur
 
     def read_raw(self) -> Pair:
         """Read the volume as stored: image (C, *S) and label with class indices, checked."""
@@ -89,13 +84,9 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileSource(Source):
-    """Base of the readers whose label is a file of its own. Subclasses define `read_raw` and `image_files`.
+    """Base of the readers whose label is a file of its own. Subclasses define `read_raw` and `image_files`."""
 
-    Args:
-        label: file of the label, or None.
-    """
-
-    label: Path | None = None
+    label: Path | None = None  # file of the label, or None
 
     def image_files(self) -> tuple[Path, ...]:
         """Files of the image, in the order of its channels."""
@@ -103,13 +94,17 @@ class FileSource(Source):
 
     @property
     def where(self) -> str:
-        return ", ".join(str(path) for path in self.files())
+        return ", ".join(map(str, self._paths()))
 
     @property
     def label_where(self) -> str:
         return self.where if self.label is None else str(self.label)
 
     def files(self) -> tuple[Path, ...]:
+        """The files, those in a folder by name."""
+        return tuple(file for path in self._paths() for file in (sorted(path.iterdir()) if path.is_dir() else [path]))
+
+    def _paths(self) -> tuple[Path, ...]:
         return self.image_files() if self.label is None else (*self.image_files(), self.label)
 
 

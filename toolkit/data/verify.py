@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.data.case import Case
-from toolkit.data.completeness import counts, foreign
 from toolkit.data.generated import GeneratedSource, index_rows
 from toolkit.data.manifest import Manifest, data_folders
+from toolkit.data.sets import files_of, rows_of
 from toolkit.data.source import Pair, Source, file_sha256
 from toolkit.data.subjects import person_of
 from toolkit.errors import DataError, ToolkitError
@@ -27,6 +27,8 @@ COLUMNS = (
     *("shape", "spacing", "classes", "low", "high", "notes"),
 )
 _TINY = 10
+_COMPANIONS = (".md", ".txt", ".csv", ".json", ".cfg", ".pdf", ".sha256", ".raw", ".zraw", ".xlsx")
+_COMPANION_NAMES = ("SHA256SUMS", "LICENSE", "README")
 
 
 def verify(task: Task) -> pd.DataFrame:
@@ -162,17 +164,51 @@ def _about_the_folder(task: Task) -> list[dict[str, Any]]:
     folder = next((folder for folder in data_folders(task.manifest.name) if folder.is_dir()), None)
     if folder is None:
         return []
-    rows = [
-        {"verdict": count.verdict, "source": str(folder / count.pattern), "detail": count.detail}
-        for count in counts(task.manifest, folder)
-        if count.verdict != "ok"
-    ]
-    used = (path for case in task.cases() for path in case.reader.files())
-    rows += [
-        {"verdict": "foreign", "source": str(path), "detail": "No case uses this file."}
-        for path in foreign(task.manifest, folder, used)
-    ]
+    rows = []
+    for pattern, expected in task.manifest.files.items():
+        verdict, detail = counted(expected, len(_matching(folder, pattern)), task.manifest.unconfirmed.get("cases", ""))
+        if verdict != "ok":
+            rows.append({"verdict": verdict, "source": str(folder / pattern), "detail": detail})
+    for path in _foreign(task, task.manifest, folder):
+        rows.append({"verdict": "foreign", "source": str(path), "detail": "No case uses this file."})
     return [dict.fromkeys(COLUMNS, "") | {"checksum": "none"} | row for row in rows]
+
+
+def counted(expected: int, found: int, doubt: str = "") -> tuple[str, str]:
+    """Verdict on a number of files, `ok`, `incomplete` (fewer) or `surplus` (more), and a sentence about it.
+
+    Args:
+        expected: files in the complete data set; 0 = any number from one on.
+        found: files that are there; hidden ones do not count.
+        doubt: what the manifest does not hold for certain about the number of cases.
+    """
+    wanted = f"{expected} are expected" if expected else "at least one is expected"
+    doubt = f" The number is not confirmed: {doubt}" if doubt else ""
+    detail = f"{found} {'file' if found == 1 else 'files'} found, {wanted}.{doubt}"
+    if found < max(expected, 1):
+        return "incomplete", detail
+    return "surplus" if expected and found > expected else "ok", detail
+
+
+def _foreign(task: Task, manifest: Manifest, folder: Path) -> list[Path]:
+    """Files that nothing accounts for: no case, no pattern of the manifest, no companion (text, table, licence)."""
+    own = {path.resolve() for case in task.cases() for path in case.reader.files()}
+    # a split list may leave out cases that belong all the same
+    own |= {path.resolve() for row in rows_of(manifest, folder) for path in files_of(row)}
+    for pattern in (*manifest.files, *manifest.other_files):
+        own |= {path.resolve() for path in _matching(folder, pattern)}
+    others = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.resolve() not in own)
+    return [
+        path for path in others if not path.name.lower().endswith(_COMPANIONS) and path.stem not in _COMPANION_NAMES
+    ]
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    return [
+        path
+        for path in folder.glob(pattern)
+        if path.is_file() and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+    ]
 
 
 def _checksum(reader: Source, recorded: dict[str, str]) -> str:

@@ -20,7 +20,7 @@ from toolkit.training.objective import Objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.seeding import seeded
-from toolkit.training.train import resume, train
+from toolkit.training.train import train_or_resume
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,14 +189,10 @@ class Recipe:
         for stage, name in zip(self.stages, folders, strict=True):
             folder = root / name
             network = stage.build()
-            if RunDirectory(folder).exists():
-                regularizers = as_regularizers(stage.regularizer)
-                own: dict[str, Any] = {"factories": stage.config.factories, "progress": progress}
-                runs.append(resume(folder, network, stage.task, regularizers, stage.objective, **own))
-                continue
-            if stage.transfer is not None:
+            if stage.transfer is not None and not RunDirectory(folder).exists():
                 TRANSFERS[stage.transfer](unwrap(runs[-1].model), network)
-            runs.append(train(**stage, out=folder, progress=progress))
+            parts = (network, stage.task, stage.objective, as_regularizers(stage.regularizer), stage.config)
+            runs.append(train_or_resume(folder, *parts, progress=progress, stage=stage.index))
         return runs
 
 

@@ -17,6 +17,7 @@ from toolkit.errors import ConfigError, RegularizerWarning
 from toolkit.features.modules import unwrap
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.objective import Loss, Objective
+from toolkit.training.optimizer import learning_rate
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.train import train
 
@@ -102,7 +103,5 @@ def calibrate(
 
 def _first_rate(config: TrainConfig, steps: int) -> float:
     """Mean learning rate over the first steps of the configured schedule."""
-    from toolkit.training.schedule import learning_rate
-
     count = min(steps, config.steps)
     return sum(learning_rate(config, step) for step in range(count)) / count

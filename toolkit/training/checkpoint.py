@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.features.modules import unwrap
 from toolkit.files import flush, read_sealed, write_atomically, write_sealed
 from toolkit.models.load import restricted_load, weights_bytes, weights_from_bytes
 
@@ -23,25 +24,20 @@ WEIGHTS, STATE, RECORD = "weights.safetensors", "state.pt", "checkpoint.json"
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """The content of one verified checkpoint.
+    """The content of one verified checkpoint."""
 
-    Attributes:
-        step: optimizer steps taken.
-        run: identity of the run that wrote it.
-        weights: parameters and buffers of the network by name.
-        state: optimizer, gradient scaler, objective and regularizers, and the network's other values.
-        best: {"step", "value"} of the best validation so far, or None.
-        sha256: hash of the weights file.
-        history: {"bytes", "sha256"} of the history up to this step, or None if that was not recorded.
-    """
-
-    step: int
-    run: str
-    weights: dict[str, Tensor]
-    state: dict[str, Any]
-    best: dict[str, Any] | None = None
-    sha256: str = ""
+    step: int  # optimizer steps taken
+    run: str  # identity of the run that wrote it
+    weights: dict[str, Tensor]  # parameters and buffers of the network by name
+    state: dict[str, Any]  # optimizer, gradient scaler, objective and regularizers, and the network's other values
+    best: dict[str, Any] | None = None  # {"step", "value"} of the best validation so far, or None
+    sha256: str = ""  # hash of the weights file
+    # {"bytes", "sha256"} of the history up to this step, or None if that was not recorded
     history: dict[str, Any] | None = None
+
+    def put_into(self, model: nn.Module) -> None:
+        """Copy the weights into a network that fits."""
+        unwrap(model).load_state_dict({**self.weights, **self.state["network"]})
 
 
 def folder(root: Path, step: int) -> Path:

@@ -6,7 +6,7 @@ import sys
 
 from toolkit.training import handover
 from toolkit.training.directory import RunDirectory
-from toolkit.training.interrupt import graceful_interrupt
+from toolkit.training.process import graceful_interrupt
 from toolkit.training.train import resume
 
 INTERRUPTED = 3  # exit status of a child that was asked to stop

@@ -1,4 +1,4 @@
-"""Lightning Fabric, set up for one `TrainingStep`: device, precision and several processes."""
+"""Lightning Fabric, set up for one `TrainingStep`: device, precision, compilation and several processes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from toolkit.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+    from toolkit.training.step import TrainingStep
 
 _PRECISION = {"bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -193,3 +195,35 @@ def share_of(batch: dict[str, Any], rank: int, world_size: int) -> dict[str, Any
     if world_size == 1:
         return batch
     return {key: value[rank::world_size] for key, value in batch.items()}  # equal shares: see `build_fabric`
+
+
+def check_compile(step: TrainingStep, config: TrainConfig) -> None:
+    """Refuse to compile a network whose passes are not whole calls without hooks.
+
+    Raises:
+        ConfigError: a regularizer taps layers, or something calls parts of the network.
+    """
+    if not config.compile:
+        return
+    tapping = [r.name for r in step.regularizers if r.taps_on(step.model)]
+    partly = [part.name for part in step.regularizers if part.requires]
+    partly += [step.objective.name] if step.objective.requires else []
+    if tapping or partly:
+        reason = "taps layers, and compiled passes call no hooks" if tapping else "calls parts of the network by name"
+        raise ConfigError(
+            f"The network cannot be compiled here: {', '.join(tapping or partly)} {reason}.",
+            where="TrainConfig(compile=True)",
+            fix="Train with compile=False, or compile blocks that hold no tapped layer: model.encoder['1'].compile().",
+        )
+
+
+@contextlib.contextmanager
+def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """The network's calls compiled inside the block, its own way of being called given back after it."""
+    before = model._compiled_call_impl
+    if wanted and before is None:
+        model.compile()
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = before

@@ -14,10 +14,9 @@ from torch import nn
 from toolkit.errors import ToolkitError
 from toolkit.features.process_state import thread_count
 from toolkit.training.config import TrainConfig
-from toolkit.training.directory import RunDirectory
 from toolkit.training.objective import Objective
 from toolkit.training.regularizer import Regularizer
-from toolkit.training.train import resume, train
+from toolkit.training.train import train_or_resume
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,21 +59,9 @@ class Training:
         """Train, or continue, and score; what is held here stays as it is."""
         model, objective, regularizers = copy.deepcopy((self.model, self.objective, self.regularizers))
         with thread_count(self.config.threads):
-            if RunDirectory(self.folder).exists():
-                own: dict[str, Any] = {"factories": self.config.factories, "progress": self.progress}
-                run = resume(self.folder, model, self.task, regularizers, objective, **own)
-            else:
-                run = train(
-                    model,
-                    self.task,
-                    objective,
-                    regularizers,
-                    self.config,
-                    out=self.folder,
-                    aliases=self.aliases,
-                    site=self.site,
-                    progress=self.progress,
-                )
+            parts = (model, self.task, objective, regularizers, self.config)
+            options = {"aliases": self.aliases, "site": self.site, "progress": self.progress}
+            run = train_or_resume(self.folder, *parts, **options)  # type: ignore[arg-type]
             table = run.evaluate(self.split, self.site, metrics=(self.metric,))
         place = {} if self.fold is None else {"fold": self.fold}
         return table.assign(method=self.method, seed=self.seed, **place)

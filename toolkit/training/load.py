@@ -1,24 +1,31 @@
-"""`load_model` and `load_run`: what a run directory holds, without training."""
+"""`load_model` and `load_run`: what a run directory holds, verified, and its objects brought back; nothing is changed."""
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, ToolkitWarning
 from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.provenance import mark_trained_with
 from toolkit.inference.memory import remember
+from toolkit.models.load import compare_weights, tensors_of
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
+from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
+from toolkit.training.environment import content_hash
 from toolkit.training.loop import restore_step
+from toolkit.training.objective import Loss, Objective
+from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.serialization import restore
-from toolkit.training.stored_run import check_fit, open_run
+from toolkit.training.step import TrainingStep
 
 
 def load_model(
@@ -43,7 +50,7 @@ def load_model(
     with guarded_random_state():
         network = restore(record["objects"], {"model": model}, str(path), only=("model",))["model"]
     check_fit(network, checkpoint, str(path))
-    put_weights(network, checkpoint)
+    checkpoint.put_into(network)
     mark_trained_with(network, [one["name"] for one in record["objects"]["regularizers"] if "name" in one])
     remember(network, **record.get("inference", {}))
     network.eval()
@@ -75,8 +82,6 @@ def load_run(
     Example:
         >>> scores = tk.load_run("runs/segreg", task=task).evaluate("test")
     """
-    from toolkit.training.regularizer import as_regularizers
-
     regularizers = None if regularizer is None else as_regularizers(regularizer)
     run, step, _, record = open_run(path, model, task, regularizers, objective)
     restore_step(step, choose(run.directory, record, which))
@@ -103,6 +108,75 @@ def choose(directory: RunDirectory, record: dict[str, Any], which: str | int) ->
     return checkpoints.read(directory.checkpoints, newest.best["step"], record["run"])
 
 
-def put_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy the weights of a checkpoint into a network that fits."""
-    unwrap(model).load_state_dict({**checkpoint.weights, **checkpoint.state["network"]})
+def open_run(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    task: Any = None,
+    regularizers: Sequence[Regularizer] | None = None,
+    objective: Objective | Loss | None = None,
+    *,
+    fallback: bool = False,
+    factories: Mapping[str, Callable[..., Any]] | None = None,
+    training: bool = False,
+) -> tuple[Run, TrainingStep, Checkpoint, dict[str, Any]]:
+    """Read and verify a run and its newest checkpoint; nothing is written and no object is changed.
+
+    Raises:
+        CheckpointError: see `resume`.
+    """
+    directory = RunDirectory(path)
+    record = directory.record()
+    newest, problems = directory.newest(record["run"], fallback)
+    given = {"model": model, "task": task, "objective": objective, "regularizers": regularizers}
+    with guarded_random_state():
+        objects = restore(record["objects"], given, str(path))
+    config = TrainConfig.from_dict(record["config"])
+    if training:  # a run that is only looked at needs no optimizer
+        config = config.with_factories(factories, str(path))
+    check_task(record, objects["task"], str(path))
+    check_fit(objects["model"], newest, str(path))
+    step = TrainingStep(
+        objects["model"], objects["objective"], objects["regularizers"], seed=config.seed, aliases=record["taps"]
+    )
+    if problems:
+        warnings.warn(
+            f"Continuing from the older checkpoint of step {newest.step}, because newer ones are damaged "
+            f"({'; '.join(problems)}).",
+            ToolkitWarning,
+            stacklevel=3,
+        )
+    parts = {"objective": objects["objective"], "regularizers": tuple(objects["regularizers"])}
+    run = Run(directory.path, objects["model"], objects["task"], config, **parts, site=record["site"])
+    return run, step, newest, record
+
+
+def check_fit(model: nn.Module, checkpoint: Checkpoint, where: str) -> None:
+    """Compare the names and shapes of a network with those of a checkpoint.
+
+    Raises:
+        CheckpointError: they differ; all differences are listed.
+    """
+    report = compare_weights(tensors_of(unwrap(model)), checkpoint.weights)
+    if not report.complete:
+        raise CheckpointError(
+            f"The network does not fit the weights of this run.\n{report}",
+            where=where,
+            fix="Pass the network that was trained: toolkit.resume(path, model=...).",
+        )
+
+
+def check_task(record: dict[str, Any], task: Any, where: str) -> None:
+    """Compare the content of a task with the recorded one.
+
+    Raises:
+        CheckpointError: other data.
+    """
+    now, then = content_hash(task), record["data"]
+    if now != then:
+        compare = getattr(task, "difference", None)
+        difference = compare(record["contents"]) if callable(compare) and record.get("contents") else ""
+        raise CheckpointError(
+            "The data are not those this run was trained on (their content hash differs).",
+            where=f"{where}: {difference or f'recorded {str(then)[:12]}, now {str(now)[:12]}'}",
+            fix="Pass the same task, or restore the files that changed.",
+        )

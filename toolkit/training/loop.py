@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
-from toolkit.training.compilation import compiled
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
-from toolkit.training.engine import build_fabric, load_scaler_state, scaler_state
+from toolkit.training.engine import build_fabric, compiled, load_scaler_state, scaler_state
 from toolkit.training.feed import Feed
 from toolkit.training.health import GradientMonitor, gradient_ratio
 from toolkit.training.history import HistoryWriter
-from toolkit.training.interrupt import StopRequest
-from toolkit.training.optimizer import build_optimizer, set_learning_rate
-from toolkit.training.schedule import learning_rate
+from toolkit.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from toolkit.training.process import StopRequest
 from toolkit.training.seeding import seed_step
 from toolkit.training.step import PartialLoss, TrainingStep
 from toolkit.training.watching import Watchers
@@ -39,37 +37,23 @@ SCORE = "validation/dice"  # what `select="best"` compares
 
 @dataclasses.dataclass
 class Plan:
-    """Everything one stretch of training needs.
+    """Everything one stretch of training needs."""
 
-    Attributes:
-        directory: where the run is kept.
-        run: its identity, written into every checkpoint.
-        record: its `run.json`, for a copy where the directory is lost.
-        step: network, objective and regularizers.
-        loader: gives `batch(step)`.
-        config: settings.
-        watchers: are told every row.
-        pictures: draws the network's predictions after a validation; None = nobody wants them.
-        validate: scores the network on the val split: {column: value} with `validation/dice`; None = never.
-        stop: read between steps.
-        stage: index of the stage in a sequence.
-        progress: show a progress bar.
-        caption: text of the progress bar.
-    """
-
-    directory: RunDirectory
-    run: str
-    step: TrainingStep
-    loader: Any
+    directory: RunDirectory  # where the run is kept
+    run: str  # its identity, written into every checkpoint
+    step: TrainingStep  # network, objective and regularizers
+    loader: Any  # gives `batch(step)`
     config: TrainConfig
-    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its `run.json`, for a copy if it is lost
+    # scores the network on the val split: {column: value} with `validation/dice`; None = never
     validate: Callable[[nn.Module], dict[str, float]] | None = None
-    watchers: Watchers = dataclasses.field(default_factory=Watchers)
+    watchers: Watchers = dataclasses.field(default_factory=Watchers)  # are told every row
+    # draws the network's predictions after a validation; None = nobody wants them
     pictures: Callable[[nn.Module], dict[str, np.ndarray]] | None = None
-    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
-    stage: int = 0
-    progress: bool = True
-    caption: str = "training"
+    stop: StopRequest = dataclasses.field(default_factory=StopRequest)  # read between steps
+    stage: int = 0  # index of the stage in a sequence
+    progress: bool = True  # show a progress bar
+    caption: str = "training"  # of the progress bar
 
 
 def initial_checkpoint(step: TrainingStep, config: TrainConfig, run: str) -> Checkpoint:
@@ -291,7 +275,7 @@ class Loop:
 def restore_step(step: TrainingStep, checkpoint: Checkpoint) -> None:
     """Put the values of a checkpoint into the network, the objective and the regularizers, in place."""
     state = checkpoint.state
-    step.model.load_state_dict({**checkpoint.weights, **state["network"]})
+    checkpoint.put_into(step.model)
     if isinstance(step.objective, nn.Module):
         step.objective.load_state_dict(state["objective"])
     for regularizer in step.regularizers:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from toolkit.arguments import checked_methods
-from toolkit.features.modules import unwrap
 from toolkit.inference.memory import remember
 from toolkit.measure.segmentation import METRICS
 from toolkit.training import background, scoring
@@ -130,8 +129,7 @@ class Run:
             CheckpointError: the checkpoint is damaged.
         """
         step = self.selected_step if self.finished else self.step
-        content = checkpoints.read(self.directory.checkpoints, self.step if step is None else step)
-        unwrap(self.model).load_state_dict({**content.weights, **content.state["network"]})
+        checkpoints.read(self.directory.checkpoints, self.step if step is None else step).put_into(self.model)
 
     def evaluate(
         self,

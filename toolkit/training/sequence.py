@@ -28,9 +28,9 @@ from toolkit.training.losses import as_objective
 from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
-from toolkit.training.serialization import describe, restore
+from toolkit.training.serialization import described, restore
 from toolkit.training.strategies import Strategy, as_strategy
-from toolkit.training.train import resume, train
+from toolkit.training.train import train_or_resume
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -206,12 +206,7 @@ def train_sequence(
         )
     check_empty(path)
     _copied(unwrap(model))  # one that cannot be copied is an error before anything is written
-    objects = {
-        "model": describe("model", model),
-        "task": describe("task", task),
-        "objective": describe("objective", objective),
-        "regularizers": [describe("regularizer", r) for r in regularizers],
-    }
+    objects = described(model, task, objective, regularizers)
     weights = weights_bytes(tensors_of(unwrap(model)))
     write_atomically(path / INITIAL, weights, parents=True, durable=True)
     record = {"sites": list(sites), "config": config.to_dict(), "taps": dict(aliases or {}), "objects": objects}
@@ -283,18 +278,14 @@ def _carry_on(
         data, where = strategy.data(task, sites, stage)
         if stage == 1 and strategy.carries_on:
             regularizers = [one.in_later_stage() for one in regularizers]
-        common = {"regularizer": regularizers, "objective": objects["objective"], "progress": progress}
-        if RunDirectory(folder).exists():
-            # brings back what the strategy had kept
-            run = resume(folder, model, data, factories=config.factories, **common)
-        else:
+        if not RunDirectory(folder).exists():  # else the run itself brings back what the strategy had kept
             if not strategy.carries_on:
                 load_weights(unwrap(model), path / INITIAL, sha256=record.get("initial"))
             if runs:
                 strategy.remember(regularizers, runs[-1])
-            run = train(
-                model, data, config=config, out=folder, aliases=record["taps"], site=where, stage=stage, **common
-            )
+        place = {"aliases": record["taps"], "site": where, "stage": stage}
+        parts = (objects["objective"], regularizers, config)
+        run = train_or_resume(folder, model, data, *parts, progress=progress, **place)
         last = stage == len(names) - 1
         runs.append(run if last else dataclasses.replace(run, model=_copied(unwrap(model), initial)))
     return Stages(path, runs, sites, initial, strategy)

@@ -42,6 +42,13 @@ def describe(kind: str, obj: Any) -> dict[str, Any]:
         return _foreign(obj)  # arguments that JSON cannot hold: the object must be passed again
 
 
+def described(model: nn.Module, task: Any, objective: Any, regularizers: Sequence[Any]) -> dict[str, Any]:
+    """The `objects` of a run's record."""
+    single = {"model": model, "task": task, "objective": objective}
+    objects: dict[str, Any] = {kind: describe(kind, value) for kind, value in single.items()}
+    return {**objects, "regularizers": [describe("regularizer", each) for each in regularizers]}
+
+
 def class_name(obj: object) -> str:
     """Module and name of an object's class, inside any parallel or compiled wrapper."""
     kind = type(getattr(obj, "_orig_mod", obj))

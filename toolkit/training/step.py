@@ -30,18 +30,13 @@ from toolkit.training.regularizer import Regularizer, StepContext, keyed_generat
 
 @dataclasses.dataclass
 class PartialLoss:
-    """One part of a step: its total to back-propagate and its named terms for the history.
+    """One part of a step: its total to back-propagate and its named terms for the history."""
 
-    Attributes:
-        total: differentiable scalar (weighted sum), or None if this part had nothing to add.
-        terms: detached, unweighted values by `owner/term`.
-        weights: the weight each regularizer term, and the objective where it has one, was multiplied with.
-        gradients: squared gradient norms at the probes, by owner (logging steps only).
-    """
-
-    total: Tensor | None
-    terms: dict[str, Tensor]
+    total: Tensor | None  # differentiable scalar (weighted sum), or None if this part had nothing to add
+    terms: dict[str, Tensor]  # detached, unweighted values by `owner/term`
+    # the weight each regularizer term, and the objective where it has one, was multiplied with
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    # squared gradient norms at the probes, by owner (logging steps only)
     gradients: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 

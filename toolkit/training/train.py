@@ -8,11 +8,10 @@ import os
 import secrets
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import nn
 
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
@@ -25,21 +24,27 @@ from toolkit.training import background as child
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training import history
 from toolkit.training.checkpoint import Checkpoint
-from toolkit.training.compilation import check_compile
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, default_path
-from toolkit.training.engine import check_network, is_first_process, resolve_device, with_gradients
+from toolkit.training.engine import (
+    check_compile,
+    check_network,
+    is_first_process,
+    resolve_device,
+    same_modes,
+    with_gradients,
+)
 from toolkit.training.environment import content_hash, contents, environment
 from toolkit.training.handover import packed
-from toolkit.training.interrupt import StopRequest, graceful_interrupt
+from toolkit.training.load import open_run
 from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
 from toolkit.training.losses import as_objective
 from toolkit.training.objective import Loss, Objective
+from toolkit.training.process import StopRequest, graceful_interrupt
 from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run, run_with
-from toolkit.training.serialization import describe, needs_handing_over
+from toolkit.training.serialization import described, needs_handing_over
 from toolkit.training.step import TrainingStep
-from toolkit.training.stored_run import open_run
 from toolkit.training.watching import OnLog, Watchers, prediction_pictures
 
 if TYPE_CHECKING:
@@ -114,12 +119,7 @@ def train(
     resolve_device(config)
     check_compile(step, config)
     _loader(task, config, site)  # an unusable split or patch is an error before anything is written
-    objects = {
-        "model": describe("model", model),
-        "task": describe("task", task),
-        "objective": describe("objective", objective),
-        "regularizers": [describe("regularizer", r) for r in regularizers],
-    }
+    objects = described(model, task, objective, regularizers)
     if out is None and config.devices > 1:
         raise ConfigError("Several processes need one `out` to agree on.", fix="Pass out=..., the same for all.")
     directory = RunDirectory(default_path(task, regularizers) if out is None else out)
@@ -220,6 +220,24 @@ def resume(
     return run
 
 
+def train_or_resume(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    task: Any,
+    objective: Objective,
+    regularizers: Sequence[Regularizer],
+    config: TrainConfig,
+    *,
+    progress: bool,
+    **options: Any,
+) -> Run:
+    """Train in a folder (`options` are of `train`), or go on with the run that is there."""
+    if RunDirectory(folder).exists():
+        own = {"factories": config.factories, "progress": progress}
+        return resume(folder, model, task, regularizers, objective, **own)  # type: ignore[arg-type]
+    return train(model, task, objective, regularizers, config, out=folder, progress=progress, **options)
+
+
 def _with_new_schedule(run: Run, record: Mapping[str, Any], done: int, steps: int) -> dict[str, Any]:
     if steps <= done:
         raise ConfigError(
@@ -269,11 +287,11 @@ def train_to_end(
         directory.set_state("running", step=start.step)
         if progress:
             _announce(directory)
-    modes = [(module, module.training) for module in step.modules()]
     scored = _validation_cases(run)
     try:
         threads = record["environment"]["threads"]
-        with guarded_random_state(), thread_count(threads), with_gradients(), _stopping(stop) as request:
+        stopping = graceful_interrupt() if stop is None else contextlib.nullcontext(stop)
+        with same_modes(step), guarded_random_state(), thread_count(threads), with_gradients(), stopping as request:
             plan = Plan(
                 directory=directory,
                 run=start.run,
@@ -283,7 +301,7 @@ def train_to_end(
                 record={key: value for key, value in record.items() if key != "run"},
                 validate=None if scored is None else partial(_validated, run, scored),
                 watchers=(watchers or Watchers()) if is_first_process() else Watchers(),
-                pictures=None if scored is None else partial(_drawn, run, scored),
+                pictures=None if scored is None else partial(prediction_pictures, cases=scored),
                 stop=request,
                 stage=record["stage"],
                 progress=progress,
@@ -306,8 +324,6 @@ def train_to_end(
         raise
     finally:
         step.zero_grad()
-        for module, training in modes:
-            module.training = training
     if not finished:
         directory.set_state("interrupted", step=run.step)
         raise _interrupted(directory)
@@ -318,20 +334,10 @@ def _finish(run: Run, step: TrainingStep, last: Checkpoint, record: Mapping[str,
     selected = last.step
     if record["selection"]["rule"] == "best" and last.best is not None and last.best["step"] != last.step:
         selected = int(last.best["step"])
-        best = checkpoints.read(run.directory.checkpoints, selected, last.run)
-        step.model.load_state_dict({**best.weights, **best.state["network"]})
+        checkpoints.read(run.directory.checkpoints, selected, last.run).put_into(step.model)
     state = run.directory.state()
     if is_first_process() and (state.get("state") != "finished" or state.get("selected_step") != selected):
         run.directory.set_state("finished", step=last.step, selected_step=selected, best=last.best)
-
-
-@contextlib.contextmanager
-def _stopping(stop: StopRequest | None) -> Iterator[StopRequest]:
-    if stop is not None:
-        yield stop
-    else:
-        with graceful_interrupt() as request:
-            yield request
 
 
 def _interrupted(directory: RunDirectory) -> KeyboardInterrupt:
@@ -357,10 +363,6 @@ def _validation_cases(run: Run) -> list[Case] | None:
 
 def _validated(run: Run, cases: list[Case], model: nn.Module) -> dict[str, float]:
     return validation_scores(evaluate(model, cases, batch_size=run.config.batch_size, metrics=("dice",)))
-
-
-def _drawn(run: Run, cases: list[Case], model: nn.Module) -> dict[str, np.ndarray]:
-    return prediction_pictures(model, cases)
 
 
 def _selection_rule(task: Any, config: TrainConfig, site: str | Sequence[str] | None) -> str:

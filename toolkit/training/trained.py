@@ -25,38 +25,12 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FIELDS = (
-    "name",
-    "seed",
-    "method",
-    "task",
-    "sites",
-    "recipe",
-    "steps",
-    "parameters",
-    "scores",
-    "floor",
-    "sample",
-    "tolerance",
-    "data",
-    "sha256",
-    "command",
-    "environment",
-    "licence",
-    "history",
-    "note",
+    *("name", "seed", "method", "task", "sites", "recipe", "steps", "parameters", "scores", "floor"),
+    *("sample", "tolerance", "data", "sha256", "command", "environment", "licence", "history", "note"),
 )
 _COLUMNS = (
-    "name",
-    "method",
-    "task",
-    "seed",
-    "sites",
-    "dice_home",
-    "dice_away",
-    "above_floor",
-    "parameters",
-    "MB",
-    "note",
+    *("name", "method", "task", "seed", "sites", "dice_home"),
+    *("dice_away", "above_floor", "parameters", "MB", "note"),
 )
 _CLAIM = (
     *("claim", "paper", "source", "measure", "arms", "verdict"),
@@ -83,21 +57,10 @@ def list_trained() -> pd.DataFrame:
         card = _read(file)
         scores = pd.DataFrame(card["scores"])
         home = scores["site"].isin(card["sites"])
-        rows.append(
-            {
-                "name": card["name"],
-                "method": card["method"],
-                "task": card["task"]["name"],
-                "seed": card["seed"],
-                "sites": ", ".join(card["sites"]),
-                "dice_home": scores.loc[home, "dice"].mean(),
-                "dice_away": scores.loc[~home, "dice"].mean(),
-                "above_floor": card["floor"]["above"],
-                "parameters": card["parameters"],
-                "MB": round(file.with_suffix(".safetensors").stat().st_size / 1e6, 2),
-                "note": card["note"],
-            }
-        )
+        row = {name: card.get(name) for name in _COLUMNS} | {"task": card["task"]["name"]}
+        row |= {"sites": ", ".join(card["sites"]), "above_floor": card["floor"]["above"]}
+        row |= {"dice_home": scores.loc[home, "dice"].mean(), "dice_away": scores.loc[~home, "dice"].mean()}
+        rows.append(row | {"MB": round(file.with_suffix(".safetensors").stat().st_size / 1e6, 2)})
     return pd.DataFrame(rows, columns=_COLUMNS).sort_values(["name", "seed"], ignore_index=True)
 
 

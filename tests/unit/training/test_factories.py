@@ -18,7 +18,7 @@ from small_networks import weights_of
 
 import toolkit as tk
 from toolkit.training.factories import Missing
-from toolkit.training.schedule import learning_rate
+from toolkit.training.optimizer import learning_rate
 
 Trainer = Callable[..., tk.Run]
 OWN = """

@@ -8,7 +8,7 @@ from golden_cases import golden_case
 from torch.optim import lr_scheduler
 
 from toolkit.training.config import TrainConfig
-from toolkit.training.schedule import learning_rate
+from toolkit.training.optimizer import learning_rate
 
 STEPS, RATE = 37, 0.02
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from toolkit.data.manifest import Manifest, leaves_folder
 from toolkit.data.reading import Row
 from toolkit.data.rows import completed, table_rows
-from toolkit.data.sets import abdomen, brain, heart, pictures, prostate
+from toolkit.data.sets import pictures, scans
 from toolkit.data.sets.files import DATA_SETS
 from toolkit.data.splits import assign_splits
 from toolkit.errors import DataError
 
-__all__ = ["abdomen", "brain", "heart", "pictures", "prostate", "rows_of", "split_rows"]
+__all__ = ["pictures", "rows_of", "scans", "split_rows"]
 
 
 def rows_of(manifest: Manifest, folder: Path) -> list[Row]:

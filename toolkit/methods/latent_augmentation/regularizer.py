@@ -31,19 +31,13 @@ PRESETS = ("final", "first", "literal")
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """The random part of one masked code.
+    """The random part of one masked code."""
 
-    Attributes:
-        scheme: "dropout", "channel" or "spatial", the same for the whole batch.
-        fraction: share of the entries to mask (targeted), or the rate (dropout).
-        factors: what masked entries are multiplied with: (B, entries) or one number; None for a hard mask.
-        mask: the finished mask of the dropout scheme.
-    """
-
-    scheme: str
-    fraction: float
+    scheme: str  # "dropout", "channel" or "spatial", the same for the whole batch
+    fraction: float  # share of the entries to mask (targeted), or the rate (dropout)
+    # what masked entries are multiplied with: (B, entries) or one number; None for a hard mask
     factors: Tensor | float | None = None
-    mask: Tensor | None = None
+    mask: Tensor | None = None  # the finished mask of the dropout scheme
 
 
 @register("regularizer", "latent_augmentation")

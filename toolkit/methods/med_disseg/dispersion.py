@@ -23,20 +23,13 @@ VARIANTS = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """How one preset measures distances, which pairs it counts, and what its source trains with.
+    """How one preset measures distances, which pairs it counts, and what its source trains with."""
 
-    Attributes:
-        normalised: squared L2 divided by the number of features (hinge: its root) instead of the raw L2 distance.
-        self_pairs: InfoNCE counts the B pairs (i, i) too; they bound the loss from below at -log B.
-        floor: constant added to the mean inside the logarithm.
-        variant: the variant this preset stands for, or None if every variant can be asked for.
-        tau, weights, layout: the source's settings (weights: first and second stage).
-    """
-
-    normalised: bool
-    self_pairs: bool
-    floor: float
-    variant: str | None
+    normalised: bool  # squared L2 divided by the number of features (hinge: its root) instead of the raw L2 distance
+    self_pairs: bool  # InfoNCE counts the B pairs (i, i) too; they bound the loss from below at -log B
+    floor: float  # constant added to the mean inside the logarithm
+    variant: str | None  # the variant this preset stands for, or None if every variant can be asked for
+    # tau, weights, layout: the source's settings (weights: first and second stage)
     tau: float
     weights: tuple[float, float]
     layout: str

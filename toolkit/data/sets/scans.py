@@ -1,4 +1,4 @@
-"""Cardiac MR: ACDC in four forms, M&Ms, Sunnybrook."""
+"""Volumes and their slices: cardiac MR, abdominal CT, hippocampus, prostate."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from toolkit.data.manifest import Manifest
 from toolkit.data.reading import Row
+from toolkit.data.sets.decathlon import decathlon_rows
 from toolkit.data.sets.files import data_set, index_of, matched, paths_below, table_of, text_of
 from toolkit.errors import DataError
 
@@ -129,4 +130,97 @@ def mnms(folder: Path, manifest: Manifest) -> list[Row]:
             row: Row = {"case": f"{code}_{phase}", "subject": code, "site": entry.get("Vendor", "")}
             row |= {"group": entry.get("Pathology") or None, "image": image, "label": label}
             rows.append(row | {"frame": int(frame), "label_frame": int(frame)})
+    return rows
+
+
+@data_set
+def btcv(folder: Path, manifest: Manifest) -> list[Row]:
+    """The 30 labelled scans."""
+    training = "RawData/Training"
+    found = matched(
+        folder, rf"{training}/img/img(?P<number>\d{{4}})\.nii\.gz", f"{training}/label/label{{number}}.nii.gz"
+    )
+    return [{"case": f"case{f['number']}", "subject": f"case{f['number']}", **row} for f, row in found]
+
+
+@data_set
+def synapse(folder: Path, manifest: Manifest) -> list[Row]:
+    """Slices to train on, volumes to test on."""
+    slices = matched(folder, r"train_npz/(?P<subject>case\d{4})_slice(?P<position>\d+)\.npz")
+    volumes = matched(folder, r"test_vol_h5/(?P<subject>case\d{4})\.npy\.h5")
+    return [
+        {"case": f["stem"], "subject": f["subject"], "volume": f["subject"], "position": f.get("position"), **row}
+        for f, row in (*slices, *volumes)
+    ]
+
+
+@data_set
+def msd_hippocampus(folder: Path, manifest: Manifest) -> list[Row]:
+    """The labelled cases of task 04."""
+    return decathlon_rows(folder)
+
+
+@data_set
+def hippocampus_msd04(folder: Path, manifest: Manifest) -> list[Row]:
+    """The same cases with a fixed split and three intensity families as sites."""
+    return [
+        {
+            "case": row["case"],
+            "subject": row["case"],
+            "split": row["split"],
+            "site": row["intensity_family"],
+            "image": folder / "images" / f"{row['case']}.nii.gz",
+            "label": folder / "labels" / f"{row['case']}.nii.gz",
+        }
+        for row in index_of(manifest)
+    ]
+
+
+@data_set
+def harp(folder: Path, manifest: Manifest) -> list[Row]:
+    """Whole brains at two field strengths."""
+    found = matched(folder, r"(?P<site>1\.5T|3T)/images/(?P<subject>[^/]+?)\.nii\.gz", "{site}/labels/{subject}.nii.gz")
+    return [{"case": f["subject"], "subject": f["subject"], "site": f["site"], **row} for f, row in found]
+
+
+@data_set
+def hisub25(folder: Path, manifest: Manifest) -> list[Row]:
+    """25 subjects with three subfields."""
+    found = matched(folder, r"images/(?P<subject>[^/]+?)\.nii\.gz", "labels/{subject}.nii.gz")
+    return [{"case": f["subject"], "subject": f["subject"], **row} for f, row in found]
+
+
+@data_set
+def msd_prostate(folder: Path, manifest: Manifest) -> list[Row]:
+    """The labelled cases of task 05, T2 alone (the first of two channels)."""
+    return [{**row, "frame": 0} for row in decathlon_rows(folder)]
+
+
+@data_set
+def nci_isbi(folder: Path, manifest: Manifest) -> list[Row]:
+    """DICOM series of two sites with labels as NRRD."""
+    sites = {"Prostate3T": "RUNMC", "ProstateDx": "BMC"}
+    rows: list[Row] = []
+    pattern = r"images/(?P<part>Prostate3T|ProstateDx)-(?P<number>[\d-]+)/"
+    for fields, row in matched(folder, pattern, "labels/{part}-{number}.nrrd"):
+        name = f"{sites[fields['part']]}_{fields['number']}"
+        rows.append({"case": name, "subject": name, "site": sites[fields["part"]], **row})
+    return rows
+
+
+@data_set
+def promise12(folder: Path, manifest: Manifest) -> list[Row]:
+    """The 50 labelled cases."""
+    found = matched(folder, r"TrainingData/(?P<case>Case\d{2})\.mhd", "TrainingData/{case}_segmentation.mhd")
+    return [{"case": f["case"], "subject": f["case"], **row} for f, row in found]
+
+
+@data_set
+def prostate_saml(folder: Path, manifest: Manifest) -> list[Row]:
+    """Six sites, a folder each."""
+    pattern = r"(?P<site>RUNMC|BMC|I2CVB|UCL|BIDMC|HK)/Case(?P<number>\d+)\.nii\.gz"
+    rows: list[Row] = []
+    for fields, row in matched(folder, pattern, "{site}/Case{number}_segmentation.nii.gz"):
+        name = f"{fields['site']}_{fields['number']}"
+        rows.append({"case": name, "subject": name, "site": fields["site"], **row})
     return rows
