@@ -53,7 +53,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "toolkit.methods.latent_augmentation.objective": ("FastSlowObjective",),
     "toolkit.methods.med_disseg.objective": ("MedDisSegObjective", "MedDisSegStageOneObjective"),
     "toolkit.training.segmentation": ("SegmentationObjective",),
-    "toolkit.methods.latent_augmentation.augment_image": ("augment_image",),
+    "toolkit.methods.latent_augmentation.image_space": ("augment_image",),
     "toolkit.methods.med_disseg.regularizer": ("Dispersive",),
     "toolkit.methods.latent_augmentation.image_baselines": (
         "AdversarialBias",

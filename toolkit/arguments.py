@@ -56,6 +56,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "threads": (1, 1024),
     **dict.fromkeys(("learning_rate", "clip_norm"), (1e-300, 1e12)),
     **dict.fromkeys(("weight_decay", "momentum"), (0, 1e12)),
+    **dict.fromkeys(("bank_size", "warm_up", "warm_up_steps"), (0, MANY)),
+    "views": (2, MANY),
+    **dict.fromkeys(("cross_entropy", "dice", "focal", "focal_gamma", "scr", "ifd", "noise"), (0, 1e12)),
     **dict.fromkeys(("weight", "penalty", "auxiliary", "complementary", "consistency", "divergence"), (0, 1e12)),
 }
 # What a thing of this name must offer where its annotation allows any object.

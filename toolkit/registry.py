@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from toolkit.errors import ConfigError, ToolkitWarning
+from toolkit.arguments import at_the_door
+from toolkit.errors import ConfigError, ToolkitWarning, choose
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
@@ -87,6 +88,8 @@ def register(kind: str, name: str) -> Callable[[Factory], Factory]:
         made: Any = factory
         if isinstance(factory, type):
             made.registered_name = (kind, name)
+            if factory.__module__.startswith("toolkit."):
+                at_the_door(factory)  # however it is made: by its public name, from a record, by another class
             if not dataclasses.is_dataclass(factory):
                 _remember_calls(factory)
         elif kind == "model":
@@ -122,9 +125,7 @@ def factory(kind: str, name: str) -> Callable[..., Any]:
         ConfigError: unknown name.
     """
     if name not in _FACTORIES.get(kind, {}):
-        known = names(kind)
-        if name not in known:
-            raise ConfigError(f"There is no {kind} called {name!r}.", fix=f"Known: {', '.join(known) or 'none'}.")
+        choose(f"{kind} called", name, names(kind))
     return _FACTORIES[kind][name]
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, choose
 from toolkit.training.objective import Loss, Objective
 from toolkit.training.segmentation import SegmentationObjective, fitted_label, fitted_regions
 
@@ -34,8 +34,8 @@ class LossObjective(Objective):
     name: ClassVar[str] = "loss"
 
     def __init__(self, loss: Loss, channels: str | None = None) -> None:
-        if channels not in (None, "none", "one", "classes"):
-            raise ConfigError(f"channels cannot be {channels!r}.", fix='Use "none", "one", "classes" or None.')
+        if channels is not None:
+            choose("layout of labels", channels, ("none", "one", "classes"), where="LossObjective(channels=...)")
         self.loss, self.channels = loss, channels or _channels_for(loss)
 
     def __call__(self, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:

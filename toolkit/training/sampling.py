@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, choose
 
 SAMPLING = ("uniform", "class_balanced")
 POOLING = ("pooled", "per_image")
@@ -64,10 +64,8 @@ def choose_rows(
     Raises:
         ConfigError: an unknown option, or labels are needed and missing.
     """
-    if sampling not in SAMPLING or pooling not in POOLING:
-        raise ConfigError(
-            f"Unknown sampling {sampling!r} or pooling {pooling!r}.", fix=f"Use {SAMPLING} and {POOLING}."
-        )
+    choose("sampling", sampling, SAMPLING)
+    choose("pooling", pooling, POOLING)
     balanced = sampling == "class_balanced"
     if labels is None and (balanced or ignore_label is not None):
         raise ConfigError("Class-balanced sampling and ignore_label need labels in the batch.")

@@ -68,18 +68,15 @@ class SegmentationObjective(Objective):
     focal_gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        shares = (self.cross_entropy, self.dice, self.focal)
-        if min(shares) < 0 or sum(shares) == 0:
-            raise ConfigError(
-                f"The loss weights must be >= 0 and not all 0, not {shares}.",
-                where="SegmentationObjective(cross_entropy=..., dice=..., focal=...)",
-            )
+        if self.cross_entropy == self.dice == self.focal == 0:
+            where = "SegmentationObjective(cross_entropy=..., dice=..., focal=...)"
+            raise ConfigError("The loss weights must not all be 0.", where=where)
         weights = None if self.class_weights is None else tuple(float(weight) for weight in self.class_weights)
-        if self.focal_gamma < 0 or (weights is not None and (min(weights) < 0 or sum(weights) == 0)):
+        if weights is not None and (min(weights) < 0 or sum(weights) == 0):
             raise ConfigError(
-                f"class_weights={weights} or focal_gamma={self.focal_gamma} does not give a loss.",
-                where="SegmentationObjective(class_weights=..., focal_gamma=...)",
-                fix="Give one weight >= 0 a class, background first, and an exponent >= 0.",
+                f"class_weights={weights} does not give a loss.",
+                where="SegmentationObjective(class_weights=...)",
+                fix="Give one weight >= 0 a class, background first.",
             )
         object.__setattr__(self, "class_weights", weights)
 

@@ -10,8 +10,7 @@ import torch
 import toolkit as tk
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError
-from toolkit.methods.segreg.presets import PRESETS
-from toolkit.methods.segreg.regularizer import SegReg
+from toolkit.methods.segreg.regularizer import PRESETS, SegReg
 from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.models.unet import unet
 from toolkit.training.calibrate import calibrate

@@ -17,8 +17,8 @@ import torch
 from small_networks import weights_of
 
 import toolkit as tk
-from toolkit.training.factories import Missing
 from toolkit.training.optimizer import learning_rate
+from toolkit.training.origin import Missing
 
 Trainer = Callable[..., tk.Run]
 OWN = """

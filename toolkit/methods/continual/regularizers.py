@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, choose
 from toolkit.features.logits import find_logits
 from toolkit.features.untouched import untouched
 from toolkit.registry import register
@@ -37,10 +37,6 @@ class ElasticWeights(Regularizer):
 
     weight: float = 0.4
     _memory: dict[str, Tensor] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ConfigError(f"The weight must be >= 0, not {self.weight}.", where="ElasticWeights")
 
     def weights(self, step: int) -> dict[str, float]:
         """The weight; 0 before the first task has ended."""
@@ -107,12 +103,10 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float = 2.0, redu
     Raises:
         ConfigError: unknown reduction, or other shapes.
     """
-    if reduction not in ("mean", "batchmean") or logits.shape != teacher.shape:
-        raise ConfigError(
-            f"reduction must be 'mean' or 'batchmean', and the logits of one shape, not {reduction!r}, "
-            f"{tuple(logits.shape)} and {tuple(teacher.shape)}.",
-            where="distillation",
-        )
+    choose("reduction", reduction, ("mean", "batchmean"), where="distillation")
+    if logits.shape != teacher.shape:
+        shapes = f"{tuple(logits.shape)} and {tuple(teacher.shape)}"
+        raise ConfigError(f"The logits must have one shape, not {shapes}.", where="distillation")
     now = (logits / temperature).log_softmax(1)
     then = (teacher / temperature).log_softmax(1)
     divergence = (then.exp() * (then - now)).sum(1)
@@ -142,11 +136,7 @@ class LearningWithoutForgetting(Regularizer):
     _teachers: list[nn.Module] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or not self.temperature > 0 or self.reduction not in ("mean", "batchmean"):
-            raise ConfigError(
-                "LwF needs weight >= 0, temperature > 0 and the reduction 'mean' or 'batchmean'.",
-                where="LearningWithoutForgetting",
-            )
+        choose("reduction", self.reduction, ("mean", "batchmean"), where="LearningWithoutForgetting")
 
     def weights(self, step: int) -> dict[str, float]:
         """The weight; 0 before the first task has ended."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError
+from toolkit.errors import choose
 from toolkit.features.modules import unwrap
 from toolkit.features.untouched import untouched
 from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting
@@ -46,10 +46,7 @@ class ElasticWeightConsolidation(Strategy):
     scaled: bool = True
 
     def __post_init__(self) -> None:
-        if self.fisher not in ("images", "last_batch"):
-            raise ConfigError(
-                f"There is no Fisher information called {self.fisher!r}.", fix='Use "images" or "last_batch".'
-            )
+        choose("Fisher information called", self.fisher, ("images", "last_batch"))
 
     def regularizers(self) -> list[Regularizer]:
         """An empty memory."""

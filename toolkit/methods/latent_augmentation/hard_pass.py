@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn import functional
 
-from toolkit.errors import ConfigError
 from toolkit.models.batch_norm import frozen_batch_norm
 from toolkit.training.regularizer import Regularizer, StepContext
 
@@ -25,10 +24,6 @@ class HardExamples(Regularizer):
 
     weight: float = 1.0
     _last: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ConfigError(f"The weight must not be negative, but is {self.weight}.", where=self.name)
 
     @property
     def taps(self) -> tuple[str, ...]:

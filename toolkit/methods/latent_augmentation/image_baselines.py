@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from toolkit.errors import ConfigError
 from toolkit.methods.latent_augmentation.hard_pass import IMAGE_TERMS, HardExamples, hard_pass
 from toolkit.methods.latent_augmentation.image_space import (
     adversarial_bias,
@@ -76,11 +75,6 @@ class _Adversarial(_HardImage):
     """The hard pass of an image that was searched against the network, and the distance to the standard prediction."""
 
     consistency: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.consistency < 0:
-            raise ConfigError("consistency must not be negative.", where=self.name)
 
     def weights(self, step: int) -> dict[str, float]:
         """`weight` for the hard terms, `consistency` times it for the distance."""
@@ -151,7 +145,6 @@ class AdversarialNoise(_Adversarial):
     probe: float = 1e-6
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         checked_size(self.size, self.name)
         checked_size(self.probe, self.name)
 
@@ -184,7 +177,6 @@ class AdversarialBias(_Adversarial):
     contours: float = 0.5
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         checked_size(self.size, self.name, 1.0)
 
     @property
@@ -221,13 +213,6 @@ class RandomConvolution(_HardImage):
     divergence: float = 10.0
     views: int = 3
     noise: float = 0.05
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.views < 2 or self.noise < 0 or self.divergence < 0:
-            raise ConfigError(
-                "Random convolution needs at least two views, noise >= 0 and divergence >= 0.", where=self.name
-            )
 
     def weights(self, step: int) -> dict[str, float]:
         """`weight` for the reconstruction, `divergence` times it for the agreements."""

@@ -82,7 +82,6 @@ class LatentAugmentation(HardExamples):
     preset: str = "final"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         unknown = (set(self.image_schemes) | set(self.shape_schemes)) - set(SCHEMES)
         if unknown or not self.image_schemes or self.preset not in PRESETS:
             raise ConfigError(

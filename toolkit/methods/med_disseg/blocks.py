@@ -1,4 +1,4 @@
-"""The convolution unit and the attention blocks of Med-DisSeg, with the tensor names of the released checkpoints.
+"""The parts of Med-DisSeg (units, attention, decoders), with the tensor names of the released checkpoints.
 
 Source: Med-DisSeg (arXiv 2605.14579), whose parts other than TeLU, ELAT and CBAM come from ConDSeg (arXiv
 2412.08345). Attribute names such as `conv`, `fc` or `c1` are those of the released weights, so that they load.
@@ -6,7 +6,9 @@ Source: Med-DisSeg (arXiv 2605.14579), whose parts other than TeLU, ELAT and CBA
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -144,3 +146,169 @@ class ConvolutionalAttention(nn.Module):
 def mean_and_maximum(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, 2, H, W): mean and maximum over the channels."""
     return torch.cat((x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)), dim=1)
+
+
+class AttentiveHead(nn.Module):
+    """Stage-1 head: maps reduced to 64 channels at full size, each under its own ELAT, fused to logits.
+
+    Args:
+        inputs: channels of the maps, the largest map first.
+        outputs: channels of the logits.
+        factors: enlargement of each map, so that all arrive at one size.
+    """
+
+    def __init__(self, inputs: Sequence[int], outputs: int, factors: Sequence[int], width: int = 64) -> None:
+        super().__init__()
+        self.factors = tuple(factors)
+        for level, channels in enumerate(inputs, start=1):
+            self.add_module(f"conv{level}", ConvolutionUnit(channels, width, 1))
+            self.add_module(f"att{level}", LesionAttention(width))
+        self.conv_fuse = nn.Conv2d(width * len(self.factors), outputs, 1, bias=False)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        attended = []
+        for level, (x, factor) in enumerate(zip(maps, self.factors, strict=True), start=1):
+            reduced = self.get_submodule(f"conv{level}")(x, enlarge=factor)
+            attended.append(self.get_submodule(f"att{level}")(reduced))
+        return self.conv_fuse(torch.cat(attended, dim=1))
+
+
+class DilatedEnhancement(nn.Module):
+    """Four branches (1x1 and 3x3 with dilation 6, 12, 18) under channel attention, fused, with a residual."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        for branch, dilation in enumerate((1, 6, 12, 18), start=1):
+            unit = ConvolutionUnit(inputs, outputs, 1 if branch == 1 else 3, dilation=dilation)
+            self.add_module(f"c{branch}", nn.Sequential(unit, ChannelAttention(outputs)))
+        self.c5 = ConvolutionUnit(4 * outputs, outputs, 3, activation=False)
+        self.c6 = ConvolutionUnit(inputs, outputs, 1, activation=False)
+        self.sa = SpatialAttention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = [self.get_submodule(f"c{branch}")(x) for branch in (1, 2, 3, 4)]
+        return self.sa((self.c5(torch.cat(branches, dim=1)) + self.c6(x)).relu())
+
+
+class Decoupling(nn.Module):
+    """Three independent stacks on Block 4: foreground, background and uncertain features."""
+
+    def __init__(self, inputs: int, outputs: int, width: int = 512) -> None:
+        super().__init__()
+        for part in ("fg", "bg", "uc"):
+            stack = nn.Sequential(
+                ConvolutionUnit(inputs, width), ConvolutionUnit(width, outputs), ConvolutionUnit(outputs, outputs, 1)
+            )
+            self.add_module(f"cbt_{part}", stack)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        foreground, background, uncertain = (self.get_submodule(f"cbt_{part}")(x) for part in ("fg", "bg", "uc"))
+        return foreground, background, uncertain
+
+
+class AuxiliaryHeads(nn.Module):
+    """Logit maps (B, 1, 16 h, 16 w) of the three decoupled features; used in training only."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        widths = (2 * inputs, 2 * inputs, inputs, inputs // 2, inputs // 2)
+        for part in ("fg", "bg", "uc"):
+            layers: list[nn.Module] = [ConvolutionUnit(inputs, widths[0])]
+            for before, after in itertools.pairwise(widths):
+                layers += [nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)]
+                layers += [ConvolutionUnit(before, after)]
+            layers += [nn.Conv2d(widths[-1], 1, 1)]
+            self.add_module(f"branch_{part}", nn.Sequential(*layers))
+
+    def forward(self, foreground: Tensor, background: Tensor, uncertain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            self.get_submodule("branch_fg")(foreground),
+            self.get_submodule("branch_bg")(background),
+            self.get_submodule("branch_uc")(uncertain),
+        )
+
+
+class GuideUpsampler(nn.Module):
+    """A 3x3 unit, then `doublings` times (enlarge by 2, 3x3 unit): brings a guide to a level's size."""
+
+    def __init__(self, inputs: int, outputs: int, doublings: int) -> None:
+        super().__init__()
+        self.c1 = ConvolutionUnit(inputs, outputs)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for k in range(doublings):
+            layers[f"up_{k}"] = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+            layers[f"conv_{k}"] = ConvolutionUnit(outputs, outputs)
+        self.preprocess = nn.Sequential(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.preprocess(self.c1(x))
+
+
+class ContrastDrivenAggregation(nn.Module):
+    """CDFA: 3x3 window attention whose weights come from the foreground guide, then from the background guide.
+
+    Every position mixes the nine values of its zero-padded neighbourhood by a 9x9 matrix a head, and adds the nine
+    results back to the nine places they came from. Input (B, c_in, H, W) and two guides (B, C, H, W).
+    """
+
+    def __init__(self, inputs: int, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.v = nn.Linear(channels, channels)
+        self.attn_fg = nn.Linear(channels, heads * 81)
+        self.attn_bg = nn.Linear(channels, heads * 81)
+        self.proj = nn.Linear(channels, channels)
+        self.input_cbt = nn.Sequential(ConvolutionUnit(inputs, channels), ConvolutionUnit(channels, channels))
+        self.output_cbt = nn.Sequential(ConvolutionUnit(channels, channels), ConvolutionUnit(channels, channels))
+
+    def forward(self, x: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
+        x = self.input_cbt(x).permute(0, 2, 3, 1)
+        x = self._attend(self.v(x), self.attn_fg(foreground.permute(0, 2, 3, 1)))
+        x = self._attend(x, self.attn_bg(background.permute(0, 2, 3, 1)))
+        return self.output_cbt(x.permute(0, 3, 1, 2))
+
+    def _attend(self, values: Tensor, attention: Tensor) -> Tensor:
+        """Values (B, H, W, C) mixed by attention logits (B, H, W, heads * 81)."""
+        batch, height, width, channels = values.shape
+        depth, places = channels // self.heads, height * width
+        weights = (attention.reshape(batch, places, self.heads, 9, 9) * depth**-0.5).softmax(dim=-1)
+        windows = functional.unfold(values.permute(0, 3, 1, 2), 3, padding=1)
+        windows = windows.reshape(batch, self.heads, depth, 9, places).permute(0, 4, 1, 3, 2)
+        mixed = (weights @ windows).permute(0, 2, 4, 3, 1).reshape(batch, channels * 9, places)
+        return self.proj(functional.fold(mixed, (height, width), 3, padding=1).permute(0, 2, 3, 1))
+
+
+class CalibratedDecoder(nn.Module):
+    """CBAT decoder block: deep map and skip, three residual units, then two attentions (CA-SA and CBAM)."""
+
+    def __init__(self, deep: int, skip: int, outputs: int) -> None:
+        super().__init__()
+        self.c1 = ConvolutionUnit(deep + skip, outputs, 1)
+        self.c2 = ConvolutionUnit(outputs, outputs, 3, activation=False)
+        self.c3 = ConvolutionUnit(outputs, outputs, 3, activation=False)
+        self.c4 = ConvolutionUnit(outputs, outputs, 1, activation=False)
+        self.ca = ChannelAttention(outputs)
+        self.sa = SpatialAttention()
+        self.cbam = ConvolutionalAttention(outputs)
+
+    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
+        first = self.c1(torch.cat((upsample(deep, 2), skip), dim=1))
+        second = (self.c2(first) + first).relu()
+        third = (self.c3(second) + second + first).relu()
+        fourth = (self.c4(third) + third + second + first).relu()
+        return self.cbam(self.sa(self.ca(fourth)))
+
+
+class OutputBlock(nn.Module):
+    """Fuses the three decoders (full, half and quarter size) by concatenation into logits of twice the size."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.fuse = ConvolutionUnit(3 * channels, channels)
+        self.c1 = ConvolutionUnit(channels, 128)
+        self.c2 = ConvolutionUnit(128, 64, 1)
+        self.c3 = nn.Conv2d(64, outputs, 1)
+
+    def forward(self, small: Tensor, middle: Tensor, large: Tensor) -> Tensor:
+        fused = self.fuse(torch.cat((small, upsample(middle, 2), upsample(large, 4)), dim=1))
+        return self.c3(self.c2(self.c1(upsample(fused, 2))))

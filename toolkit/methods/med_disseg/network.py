@@ -8,18 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError
+from toolkit.methods.med_disseg import blocks as parts
 from toolkit.methods.med_disseg.backbone import ENCODER, encoder_blocks
-from toolkit.methods.med_disseg.blocks import LesionAttention, upsample
-from toolkit.methods.med_disseg.decoding import (
-    AttentiveHead,
-    AuxiliaryHeads,
-    CalibratedDecoder,
-    ContrastDrivenAggregation,
-    Decoupling,
-    DilatedEnhancement,
-    GuideUpsampler,
-    OutputBlock,
-)
 from toolkit.models.inputs import check_channels, check_image
 from toolkit.registry import register
 
@@ -93,7 +83,7 @@ class MedDisSegStageOne(_Encoder):
 
     def __init__(self, in_channels: int = 3, out_channels: int = 2, encoder_width: int = 64) -> None:
         super().__init__(in_channels, out_channels, encoder_width)
-        self.head = AttentiveHead(self.widths, self.maps, (2, 4, 8, 16))
+        self.head = parts.AttentiveHead(self.widths, self.maps, (2, 4, 8, 16))
         self._name_layers(head_input="head.conv_fuse:input", pre_activation="head.conv4.conv.1")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,21 +119,21 @@ class MedDisSeg(_Encoder):
         if width < 16 or width % 16:
             raise ConfigError(f"width must be a multiple of 16, not {width}.", where="med_disseg(width=...)")
         for level, channels in enumerate(self.widths, start=1):
-            self.add_module(f"dconv{level}", DilatedEnhancement(channels, width))
-        self.decouple_layer = Decoupling(self.widths[-1], width, 4 * width)
+            self.add_module(f"dconv{level}", parts.DilatedEnhancement(channels, width))
+        self.decouple_layer = parts.Decoupling(self.widths[-1], width, 4 * width)
         for level in (4, 3, 2, 1):
             for part in ("fg", "bg"):
-                self.add_module(f"preprocess_{part}{level}", GuideUpsampler(width, width, 4 - level))
-        self.aux_head = AuxiliaryHeads(width)
+                self.add_module(f"preprocess_{part}{level}", parts.GuideUpsampler(width, width, 4 - level))
+        self.aux_head = parts.AuxiliaryHeads(width)
         for level in (4, 3, 2, 1):
-            self.add_module(f"cdfa{level}", ContrastDrivenAggregation(width if level == 4 else 2 * width, width))
+            self.add_module(f"cdfa{level}", parts.ContrastDrivenAggregation(width if level == 4 else 2 * width, width))
         self.decoder_small, self.decoder_middle, self.decoder_large = (
-            CalibratedDecoder(width, width, width) for _ in range(3)
+            parts.CalibratedDecoder(width, width, width) for _ in range(3)
         )
-        self.output_block = OutputBlock(width, self.maps)
+        self.output_block = parts.OutputBlock(width, self.maps)
         if encoder_attention:
             self.encoder_attention = nn.ModuleList(
-                LesionAttention(channels, min(8, channels)) for channels in self.widths
+                parts.LesionAttention(channels, min(8, channels)) for channels in self.widths
             )
         self._name_layers(
             head_input="output_block.c3:input",
@@ -175,7 +165,7 @@ class MedDisSeg(_Encoder):
         for level in (4, 3, 2, 1):
             x = self.get_submodule(f"dconv{level}")(blocks[level - 1])
             if level < 4:
-                x = torch.cat((x, upsample(aggregated[level + 1], 2)), dim=1)
+                x = torch.cat((x, parts.upsample(aggregated[level + 1], 2)), dim=1)
             guides = [
                 self.get_submodule(f"preprocess_{part}{level}")(feature)
                 for part, feature in (("fg", foreground), ("bg", background))

@@ -85,10 +85,9 @@ class Dispersive(Regularizer):
     def __post_init__(self) -> None:
         checked_variant(self.variant, self.tau, self.preset)
         choose("layout", self.layout, LAYOUTS)
-        if self.reduction not in ("mean", "sum"):
-            raise ConfigError(f"reduction must be 'mean' or 'sum', not {self.reduction!r}.")
-        if self.weight < 0 or self.samples < 2 or self.bank_size < 0 or self.warm_up_steps < 0:
-            raise ConfigError("weight, bank_size and warm_up_steps must not be negative, samples at least 2.")
+        choose("reduction", self.reduction, ("mean", "sum"))
+        if self.samples < 2:
+            raise ConfigError(f"samples must be at least 2, not {self.samples}.")
         object.__setattr__(self, "tap", self.tap if isinstance(self.tap, str) else tuple(self.tap))
 
     @classmethod

@@ -9,22 +9,47 @@ INFERENCE from the public parts; results made with it are results of this loss, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from toolkit.errors import ConfigError, LayerError
+from toolkit.errors import ConfigError, LayerError, choose
 from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectation, sliced_epps_pulley, unit_directions
 from toolkit.methods.segreg.divergences import DIVERGENCES, divergence, null_value
-from toolkit.methods.segreg.presets import PRESETS
 from toolkit.registry import register
 from toolkit.training.gathering import labels_of_all, process, rows_of_all
 from toolkit.training.regularizer import Regularizer, StepContext, linear_warm_up
 from toolkit.training.sampling import POOLING, SAMPLING, RowSample, choose_rows, labels_at
 
 __all__ = ["SegReg", "epps_pulley_by_direction", "null_expectation", "sliced_epps_pulley", "unit_directions"]
+
+
+# The specification's section 2.10. A two-sided grid of 5 points on [-3, 3] is the folded one with 3 points.
+_COMMON: dict[str, Any] = {"samples": 4096, "directions": 256, "sampling": "uniform", "pooling": "pooled"}
+_LITE: dict[str, Any] = {**_COMMON, "directions": 4096, "points": 3, "scaled": True, "convex": True}
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "segreg_default": {**_COMMON, "tap": "head_input", "weight": 0.1},
+        "segreg_preact": {**_COMMON, "tap": "pre_activation", "weight": 0.1},
+        "segreg_litessl": {**_LITE, "tap": "head_input", "weight": 0.05},
+        # the control: the weight per row instead of the N-scaled statistic's own
+        "segreg_litessl_control": {**_LITE, "tap": "head_input", "weight": 0.05 / 4096},
+        "segreg_sw": {**_COMMON, "tap": "pre_activation", "divergence": "sliced_wasserstein", "weight": 0.1},
+        "segreg_kl": {**_COMMON, "tap": "pre_activation", "divergence": "gaussian_kl", "weight": 0.05},
+        "segreg_classcond": {
+            **_COMMON,
+            "tap": "head_input",
+            "divergence": "class_conditional",
+            "sampling": "class_balanced",
+            "weight": 0.1,
+        },
+        "baseline": {**_COMMON, "tap": "head_input", "weight": 0.0},
+    }
+)
 
 
 @register("regularizer", "segreg")
@@ -86,40 +111,29 @@ class SegReg(Regularizer):
     _last: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.sampling not in SAMPLING or self.pooling not in POOLING:
-            raise ConfigError(
-                f"Unknown sampling {self.sampling!r} or pooling {self.pooling!r}.",
-                where="SegReg",
-                fix=f"sampling is one of {SAMPLING}, pooling one of {POOLING}.",
-            )
-        if self.divergence not in DIVERGENCES or (self._by_class and self.classes is None):
-            raise ConfigError(
-                f"Unknown divergence {self.divergence!r}, or class_conditional without a number of classes.",
-                where="SegReg",
-                fix=f"divergence is one of {DIVERGENCES}; SegReg(divergence='class_conditional', classes=4).",
-            )
+        choose("sampling", self.sampling, SAMPLING, where="SegReg")
+        choose("pooling", self.pooling, POOLING, where="SegReg")
+        choose("divergence", self.divergence, DIVERGENCES, where="SegReg")
+        if self._by_class and self.classes is None:
+            fix = "SegReg(divergence='class_conditional', classes=4)"
+            raise ConfigError("class_conditional needs the number of classes.", where="SegReg", fix=fix)
         if self.null_centred and not self._by_class:
             null_value(self, 1.0, 1)
-        if self.weight < 0 or (self.convex and self.weight > 1):
-            raise ConfigError(f"SegReg's weight must be >= 0 (and <= 1 if convex), not {self.weight}.")
-        if min(self.samples, self.directions) < 1 or self.points < 2 or not self.t_max > 0:
-            raise ConfigError("SegReg needs samples >= 1, directions >= 1, points >= 2 and t_max > 0.")
+        if self.convex and self.weight > 1:
+            raise ConfigError(f"SegReg's weight must be <= 1 if convex, not {self.weight}.")
         if self.tap_weights is not None and len(self.tap_weights) != len(self.taps):
             raise ConfigError(f"{len(self.taps)} taps need as many tap_weights, not {len(self.tap_weights)}.")
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> SegReg:
-        """One of the named settings (`segreg_presets.PRESETS`); `changes` win.
+        """One of the named settings (`PRESETS`: our inference, like the loss); `changes` win.
 
         The class-conditional one needs the number of classes: `from_preset("segreg_classcond", classes=4)`.
 
         Raises:
             ConfigError: no such preset.
         """
-        if name not in PRESETS:
-            raise ConfigError(
-                f"There is no preset {name!r}.", where="SegReg.from_preset", fix=f"Presets: {', '.join(PRESETS)}."
-            )
+        choose("preset", name, PRESETS, where="SegReg.from_preset")
         return cls(**{**PRESETS[name], **changes})
 
     @property

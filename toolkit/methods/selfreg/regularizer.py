@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError, ProtocolError, ToolkitError
+from toolkit.errors import ConfigError, ProtocolError, ToolkitError, choose
 from toolkit.features.layout import grid_of, to_maps
 from toolkit.features.modules import unwrap
 from toolkit.features.names import resolve, stages
@@ -127,10 +127,7 @@ class SelfReg(Regularizer):
     )
 
     def __post_init__(self) -> None:
-        if self.mode not in _MODES:
-            raise ConfigError(f"Unknown mode {self.mode!r}.", where="SelfReg", fix=f"Use {list(_MODES)}.")
-        if min(self.scr, self.ifd) < 0:
-            raise ConfigError(f"SelfReg's weights must be >= 0, not {self.scr} and {self.ifd}.")
+        choose("mode", self.mode, _MODES, where="SelfReg")
         for group in self._given():
             if not isinstance(group, Mapping) or not set(group) <= set(_PARTS) or not any(group.values()):
                 raise ConfigError(f"{group!r} names no blocks.", where="SelfReg(groups=...)", fix=_REMEDY)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from toolkit.errors import ConfigError
 from toolkit.methods.latent_augmentation import image_space
-from toolkit.methods.latent_augmentation.augment_image import ADVERSARIAL, RANDOM, augment_image
+from toolkit.methods.latent_augmentation.image_space import ADVERSARIAL, RANDOM, augment_image
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.models.unet import unet
 

@@ -18,7 +18,9 @@ from toolkit.features.capture import capture
 from toolkit.inference.layers import layers
 from toolkit.methods.med_disseg import MedDisSeg, MedDisSegStageOne, med_disseg, med_disseg_stage_one, transfer_encoder
 from toolkit.methods.med_disseg.blocks import (
+    AttentiveHead,
     ChannelAttention,
+    ContrastDrivenAggregation,
     ConvolutionalAttention,
     ConvolutionUnit,
     LesionAttention,
@@ -26,7 +28,6 @@ from toolkit.methods.med_disseg.blocks import (
     telu,
     upsample,
 )
-from toolkit.methods.med_disseg.decoding import AttentiveHead, ContrastDrivenAggregation
 from toolkit.methods.med_disseg.objective import MedDisSegObjective, MedDisSegStageOneObjective
 from toolkit.methods.med_disseg.regularizer import Dispersive
 from toolkit.models.load import save_weights

@@ -9,20 +9,18 @@ from golden_cases import golden_file
 from torch import Tensor, nn
 
 from toolkit.methods.med_disseg.blocks import (
-    ChannelAttention,
-    ConvolutionalAttention,
-    ConvolutionUnit,
-    LesionAttention,
-    SpatialAttention,
-    telu,
-)
-from toolkit.methods.med_disseg.decoding import (
     AttentiveHead,
     CalibratedDecoder,
+    ChannelAttention,
     ContrastDrivenAggregation,
+    ConvolutionalAttention,
+    ConvolutionUnit,
     DilatedEnhancement,
     GuideUpsampler,
+    LesionAttention,
     OutputBlock,
+    SpatialAttention,
+    telu,
 )
 
 FILE = golden_file("med_disseg", "blocks.npz")

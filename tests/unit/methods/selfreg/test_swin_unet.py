@@ -308,5 +308,5 @@ def test_settings_that_cannot_work(settings: dict) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 2, 32, 32), (1, 32, 32), (1, 1, 48, 32)])
 def test_images_that_do_not_fit(small: SwinUnet, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="takes|multiple of 32"):
+    with pytest.raises(ConfigError, match=r"takes|multiple of 32"):
         small(torch.zeros(shape))
