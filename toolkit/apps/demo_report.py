@@ -144,9 +144,9 @@ def _similarity_and_drift(trained: Mapping[str, Stages], task: Task) -> list[Sec
     site, names = first.sites[0], list(trained)
     cases = task.cases("test", site=site)
     stores = {name: [_features(run.model, cases) for run in stages.stages] for name, stages in trained.items()}
-    similar = [[channel_similarity(found[-1], layer) for layer in (SHALLOW, DEEP)] for found in stores.values()]
-    projected = [project(found, PENULTIMATE, method="pca", basis="shared") for found in stores.values()]
-    drifted = [drift(found, PENULTIMATE) for found in stores.values()]
+    similar = [[channel_similarity(sequence[-1], layer) for layer in (SHALLOW, DEEP)] for sequence in stores.values()]
+    projected = [project(sequence, PENULTIMATE, method="pca", basis="shared") for sequence in stores.values()]
+    drifted = [drift(sequence, PENULTIMATE) for sequence in stores.values()]
     stages = [f"after {one}" for one in first.sites]
     return [
         Section(

@@ -202,12 +202,12 @@ def _training(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[C
         losses[len(losses)] = run.history["total"].dropna().tolist()
         if len(losses) > 1:
             limit = 1e-3 if precision == "32" else 0.05
-            found, reference = losses[len(losses) - 1], losses[0]
-            yield Check(f"training, {precision}: first loss", abs(found[0] / reference[0] - 1), limit)
+            ours, reference = losses[len(losses) - 1], losses[0]
+            yield Check(f"training, {precision}: first loss", abs(ours[0] / reference[0] - 1), limit)
             yield Check(
-                f"training, {precision}: loss after {sizes.steps} steps", abs(found[-1] / reference[-1] - 1), 0.25
+                f"training, {precision}: loss after {sizes.steps} steps", abs(ours[-1] / reference[-1] - 1), 0.25
             )
-            yield Check(f"training, {precision}: last loss over first", found[-1] / found[0], 0.98)
+            yield Check(f"training, {precision}: last loss over first", ours[-1] / ours[0], 0.98)
 
 
 def _kill_and_resume(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[Check]:

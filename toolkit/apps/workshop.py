@@ -175,11 +175,11 @@ def check_bundle(folder: Path) -> dict[str, Any]:
 
 def unsolved(notebook: Mapping[str, Any]) -> dict[str, Any]:
     """The notebook (as JSON) without the cells that are for the instructor."""
-    made = copy.deepcopy(dict(notebook))
-    made["cells"] = [
-        cell for cell in made["cells"] if not set(cell["metadata"].get("tags", [])) & set(NOT_FOR_LEARNERS)
+    copied = copy.deepcopy(dict(notebook))
+    copied["cells"] = [
+        cell for cell in copied["cells"] if not set(cell["metadata"].get("tags", [])) & set(NOT_FOR_LEARNERS)
     ]
-    return made
+    return copied
 
 
 def read_data(folder: Path, normalisation: str | None = None) -> Task:

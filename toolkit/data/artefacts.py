@@ -67,8 +67,8 @@ def apply_artefact(stack: np.ndarray, name: str, parameters: Mapping[str, Any]) 
     import torch
 
     volume = torch.from_numpy(np.ascontiguousarray(stack, dtype=np.float32))
-    made = _transform(name, parameters)(volume if volume.ndim == 4 else volume.unsqueeze(0)).numpy()
-    return np.asarray(made.reshape(stack.shape), dtype=np.float32)
+    changed = _transform(name, parameters)(volume if volume.ndim == 4 else volume.unsqueeze(0)).numpy()
+    return np.asarray(changed.reshape(stack.shape), dtype=np.float32)
 
 
 def _transform(name: str, parameters: Mapping[str, Any]) -> Any:
@@ -103,8 +103,8 @@ def corrupted(image: np.ndarray, name: str, parameters: Mapping[str, Any], side:
     to [0, 1] again, back into zeros of the original size.
     """
     cut, offsets = crop_or_pad(image, (side, side))
-    made = slices_to_unit_range(apply_artefact(slices_to_unit_range(cut), name, parameters))
-    return put_back(made, offsets, image.shape[-2:])
+    changed = slices_to_unit_range(apply_artefact(slices_to_unit_range(cut), name, parameters))
+    return put_back(changed, offsets, image.shape[-2:])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

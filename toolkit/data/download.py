@@ -195,12 +195,14 @@ def refuse_private(url: str) -> None:
     parts = urllib.parse.urlsplit(url)
     host = parts.hostname or ""
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, parts.port or 443, type=socket.SOCK_STREAM)}
+        addresses = {entry[4][0] for entry in socket.getaddrinfo(host, parts.port or 443, type=socket.SOCK_STREAM)}
     except OSError as error:
         if urllib.request.getproxies().get(parts.scheme):
             return
         raise _offline(url, error) from error
-    if parts.scheme != "https" or not all(ipaddress.ip_address(str(one).partition("%")[0]).is_global for one in found):
+    if parts.scheme != "https" or not all(
+        ipaddress.ip_address(str(one).partition("%")[0]).is_global for one in addresses
+    ):
         raise DataError(
             f"The address {parts.scheme}://{host} is not fetched: it is not https, or it lies in a private network.",
             where=url,

@@ -83,8 +83,8 @@ def task_from_folder(
     root = _folder(images, "images")
     label_root = None if labels is None else _folder(labels, "labels")
     named_channels = None if channels is None or isinstance(channels, int) else tuple(channels)
-    found = _pairs(root, label_root, named_channels)
-    rows: list[Row] = [{"case": case, "image": files, "label": label} for case, (files, label) in found.items()]
+    pairs = _pairs(root, label_root, named_channels)
+    rows: list[Row] = [{"case": case, "image": files, "label": label} for case, (files, label) in pairs.items()]
     folders = _sites([row["case"] for row in rows])
     for row, folder in zip(rows, folders, strict=True):
         row["site"] = _name_of(sites, row["case"], folder, "sites")
@@ -188,7 +188,7 @@ def _by_channel(
 def _files(root: Path) -> dict[str, Path]:
     """Readable files below `root`, links followed, by their relative name without suffix; hidden ones are left out."""
     known = sorted((end for end in READABLE if end not in (".npz", *HDF5_SUFFIXES)), key=len, reverse=True)
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     others: set[str] = set()
     for path in files_below(root):
         suffix = next((end for end in known if path.name.lower().endswith(end)), None)
@@ -199,28 +199,28 @@ def _files(root: Path) -> dict[str, Path]:
             continue
         stem = path.relative_to(root).as_posix()
         stem = stem[: len(stem) - len(suffix)]
-        if found.get(stem, path) != path:
+        if files.get(stem, path) != path:
             raise DataError(
-                f"Two files are called {stem!r}: {found[stem].name} and {path.name}.",
+                f"Two files are called {stem!r}: {files[stem].name} and {path.name}.",
                 where=str(root),
                 fix="Keep one of them.",
             )
-        found[stem] = path
-    if not found:
+        files[stem] = path
+    if not files:
         kinds = f" It holds {', '.join(sorted(others))} files." if others else " It is empty."
         raise DataError(
             f"The folder has no images that can be read.{kinds}",
             where=str(root),
             fix=f"Readable: {', '.join(known)}, and folders of DICOM series (.dcm).",
         )
-    if len({kind_of(path) == "picture" for path in found.values()}) > 1:
+    if len({kind_of(path) == "picture" for path in files.values()}) > 1:
         raise DataError("The folder mixes volumes and pictures.", where=str(root), fix="Use one folder for each.")
-    return found
+    return files
 
 
 def files_below(root: Path) -> list[Path]:
     """Files below a folder, sorted, through links to folders too (each folder once); hidden ones are left out."""
-    found: list[Path] = []
+    files: list[Path] = []
     seen: set[str] = set()
     for folder, inner, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -229,8 +229,8 @@ def files_below(root: Path) -> list[Path]:
             continue
         seen.add(real)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.is_file())
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in files if path.is_file())
 
 
 def _sites(cases: Sequence[str]) -> list[str]:

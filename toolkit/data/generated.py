@@ -83,14 +83,14 @@ class GeneratedSource(Source):
         """
         path = self._path()
         with contextlib.suppress(DataError):
-            held = read_npz(path, ["image", "label", "spacing", "group"])
-            mm = tuple(float(value) for value in held["spacing"])
-            stack = Stack(held["image"].astype(np.float32), held["label"], mm, str(held["group"]))
+            cached = read_npz(path, ["image", "label", "spacing", "group"])
+            mm = tuple(float(value) for value in cached["spacing"])
+            stack = Stack(cached["image"].astype(np.float32), cached["label"], mm, str(cached["group"]))
             if not self.sha256 or stack.sha256() == self.sha256:
                 return stack
-        made = _module(self.generator).generate(self.site, self.subject, self.seed)
-        spacing = (made.slice_spacing, *made.spacing) if made.spacing else ()
-        stack = Stack(made.image, made.label, spacing, made.group or "")
+        drawn = _module(self.generator).generate(self.site, self.subject, self.seed)
+        spacing = (drawn.slice_spacing, *drawn.spacing) if drawn.spacing else ()
+        stack = Stack(drawn.image, drawn.label, spacing, drawn.group or "")
         if self.sha256 and stack.sha256() != self.sha256:
             raise DataError(
                 "The generator makes other bytes here than the index table records.",

@@ -79,12 +79,12 @@ class PictureSource(FileSource):
         """
         if self.label is None or not self.label.is_dir():
             return () if self.label is None else (self.label,)
-        found = tuple(sorted(path for path in self.label.iterdir() if path.suffix.lower() in SUFFIXES))
-        if not found:
+        pictures = tuple(sorted(path for path in self.label.iterdir() if path.suffix.lower() in SUFFIXES))
+        if not pictures:
             raise DataError(
                 "The folder holds no mask.", where=str(self.label), fix="Complete the data set, or move the image away."
             )
-        return found
+        return pictures
 
     def files(self) -> tuple[Path, ...]:
         return (*self.image_files(), *self.label_files())

@@ -87,10 +87,10 @@ def check_compressed(path: Path) -> None:
             if re.search(rb"^encoding: gz(ip)?\s*$", header, re.MULTILINE):
                 gzip.decompress(voxels)
             return
-        found = re.search(rb"^ElementDataFile\s*=\s*(.+?)\r?\n", content, re.MULTILINE)
-        if found and re.search(rb"^CompressedData\s*=\s*True\s*$", content[: found.end()], re.MULTILINE):
-            name = found[1].decode()
-            voxels = content[found.end() :] if name == "LOCAL" else path.with_name(Path(name).name).read_bytes()
+        entry = re.search(rb"^ElementDataFile\s*=\s*(.+?)\r?\n", content, re.MULTILINE)
+        if entry and re.search(rb"^CompressedData\s*=\s*True\s*$", content[: entry.end()], re.MULTILINE):
+            name = entry[1].decode()
+            voxels = content[entry.end() :] if name == "LOCAL" else path.with_name(Path(name).name).read_bytes()
             stream = zlib.decompressobj()
             stream.decompress(voxels)
             if not stream.eof:
@@ -121,12 +121,12 @@ def simple_itk(path: Path) -> Any:
 
 
 def _series(itk: Any, folder: Path) -> Any:
-    found = itk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(found) != 1:
+    series = itk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
         raise DataError(
-            f"The folder holds {len(found)} DICOM series.", where=str(folder), fix="Keep one series in a folder."
+            f"The folder holds {len(series)} DICOM series.", where=str(folder), fix="Keep one series in a folder."
         )
-    names = itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), found[0])
+    names = itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     _check_steps(itk, names, folder)
     reader = itk.ImageSeriesReader()
     reader.SetFileNames(names)

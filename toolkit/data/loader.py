@@ -166,8 +166,8 @@ class Loader:
         return (self.channels, *self.patch_size)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        held = self._order
-        if held is None or held[0] != epoch:
+        order = self._order
+        if order is None or order[0] != epoch:
             rounds = range(-(-self.batch_size // len(self.cases)))
             orders = [
                 keyed_random("order", self.seed, epoch, repeat).permutation(len(self.cases))
@@ -175,8 +175,8 @@ class Loader:
                 else np.arange(len(self.cases))
                 for repeat in rounds
             ]
-            held = self._order = (epoch, np.concatenate(orders))
-        return held[1]
+            order = self._order = (epoch, np.concatenate(orders))
+        return order[1]
 
     def _fill(self, case: Case, image: np.ndarray, label: np.ndarray, random: np.random.Generator) -> None:
         """Write one crop, with its margin, into the rows of the batch."""
@@ -190,10 +190,10 @@ class Loader:
             )
         starts = self._starts(case, classes, random)
         into, out_of = [], []
-        for start, extra, side, held in zip(starts, self._margin, label.shape, classes.shape, strict=True):
+        for start, extra, side, length in zip(starts, self._margin, label.shape, classes.shape, strict=True):
             low = start - extra
-            into.append(slice(max(0, -low), max(0, min(side, held - low))))
-            out_of.append(slice(max(0, low), max(0, min(held, low + side))))
+            into.append(slice(max(0, -low), max(0, min(side, length - low))))
+            out_of.append(slice(max(0, low), max(0, min(length, low + side))))
         if any(part.start > 0 or part.stop < side for part, side in zip(into, label.shape, strict=True)):
             image[...] = pixels.min(axis=tuple(range(1, pixels.ndim)), keepdims=True)
         image[(slice(None), *into)] = pixels[(slice(None), *out_of)]
@@ -202,7 +202,7 @@ class Loader:
     def _starts(self, case: Case, classes: np.ndarray, random: np.random.Generator) -> list[int]:
         """First voxel of the crop along each axis (negative where the image is smaller than the patch)."""
         draws = random.random(len(self.patch_size) + 3)
-        slack = [held - side for held, side in zip(classes.shape, self.patch_size, strict=True)]
+        slack = [length - side for length, side in zip(classes.shape, self.patch_size, strict=True)]
         point: np.ndarray | None = None
         if max(slack) > 0 and draws[0] < self.foreground:
             point = self._foreground_point(case, classes, draws[1], draws[2])

@@ -70,16 +70,16 @@ class Source:
         Raises:
             DataError: the files are missing, damaged or not what the task says.
         """
-        found = MEMORY.get(self)
-        if found is None:
+        pair = MEMORY.get(self)
+        if pair is None:
             raw = self.read_raw()
             image = normalise(raw.image, self.normalisation)
             image.setflags(write=False)
             if raw.label is not None:
                 raw.label.setflags(write=False)
-            found = Pair(image, raw.label)
-            MEMORY.put(self, found)
-        return found
+            pair = Pair(image, raw.label)
+            MEMORY.put(self, pair)
+        return pair
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,10 +121,10 @@ class Memory:
     def get(self, source: Source) -> Pair | None:
         """The stored volume, or None."""
         with self._lock:
-            found = self._pairs.get(id(source))
-            if found is not None:
+            pair = self._pairs.get(id(source))
+            if pair is not None:
                 self._pairs.move_to_end(id(source))
-            return found
+            return pair
 
     def put(self, source: Source, pair: Pair) -> None:
         """Store a volume and drop the least recently used ones beyond the limit."""
@@ -188,7 +188,7 @@ def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
                 raise ValueError("it is not a zip archive of arrays")
             missing = [key for key in keys if key not in archive.files]
             arrays = {} if missing else {key: archive[key] for key in keys}
-            held = ", ".join(archive.files) or "nothing"
+            names = ", ".join(archive.files) or "nothing"
     except Exception as error:  # decoders of damaged files raise anything
         pickled = "allow_pickle" in str(error)
         raise DataError(
@@ -204,7 +204,7 @@ def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
         raise DataError(
             f"The archive has no array called {', '.join(missing)}.",
             where=str(path),
-            fix=f"It holds {held}; name the arrays accordingly.",
+            fix=f"It holds {names}; name the arrays accordingly.",
         )
     return arrays
 

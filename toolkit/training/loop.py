@@ -240,8 +240,8 @@ class Loop:
             self._check_home()
             root = self.plan.directory.checkpoints
             checkpoints.write(root, dataclasses.replace(self._checkpoint(), best=self.best, history=history.mark()))
-            kept = [self.best["step"]] if self.best is not None else []
-            checkpoints.prune(root, self.config.keep_checkpoints, always=kept)
+            best = [self.best["step"]] if self.best is not None else []
+            checkpoints.prune(root, self.config.keep_checkpoints, always=best)
         self.fabric.barrier()
 
     def _checkpoint(self) -> Checkpoint:

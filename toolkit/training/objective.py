@@ -32,9 +32,9 @@ class Objective:
 
     def __new__(cls, *values: Any, **named: Any) -> Any:
         """Remember the call, so that a run can store it."""
-        made = super().__new__(cls)
-        registry.remember_new(made, values, named)
-        return made
+        new = super().__new__(cls)
+        registry.remember_new(new, values, named)
+        return new
 
     @property
     def requires(self) -> tuple[str, ...]:

@@ -69,8 +69,8 @@ def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Opti
 
 def _checked_optimizer(optimizer: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     given = {id(p) for group in groups for p in group["params"]}
-    held = getattr(optimizer, "param_groups", [])
-    if not isinstance(optimizer, torch.optim.Optimizer) or {id(p) for g in held for p in g["params"]} != given:
+    own = getattr(optimizer, "param_groups", [])
+    if not isinstance(optimizer, torch.optim.Optimizer) or {id(p) for g in own for p in g["params"]} != given:
         raise ConfigError(
             f"The optimizer's factory returned {type(optimizer).__name__}, not an optimizer of the given parameters.",
             where="TrainConfig(optimizer=...)",

@@ -119,14 +119,14 @@ def _restore_one(key: str, recorded: Any, given: Any, where: str) -> Any:
 
 
 def _rebuilt(kind: str, entry: Mapping[str, Any]) -> Any:
-    made = find(entry) if "class" in entry else None
+    owner = find(entry) if "class" in entry else None
     if "name" in entry:
         return registry.build(kind, entry)
     base = _BASES.get(kind, type(None))
-    if not (isinstance(made, type) and issubclass(made, base)):
+    if not (isinstance(owner, type) and issubclass(owner, base)):
         raise ConfigError(f"{entry['class']} is not a {base.__name__}.", fix="")
     try:
-        return made(**entry["arguments"])
+        return owner(**entry["arguments"])
     except TypeError as error:
         raise ConfigError(f"{entry['class']}: {error}.", fix="") from error
 
@@ -166,8 +166,10 @@ def _call(entry: Mapping[str, Any]) -> str:
 
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An entry without the places that change when a file moves or a script becomes a module."""
-    kept = {key: value for key, value in entry.items() if key not in ("file", "sha256", "class")}
-    return kept if "name" in kept or "class" not in entry else {**kept, "class": entry["class"].partition(":")[2]}
+    lasting = {key: value for key, value in entry.items() if key not in ("file", "sha256", "class")}
+    return (
+        lasting if "name" in lasting or "class" not in entry else {**lasting, "class": entry["class"].partition(":")[2]}
+    )
 
 
 def _foreign(obj: object) -> dict[str, Any]:

@@ -84,12 +84,12 @@ class Rehearsal(Strategy):
 
     def data(self, task: Any, sites: tuple[str, ...], stage: int) -> tuple[Any, Any]:
         """A task whose training cases are those; validation is the site's own, testing everything."""
-        kept = [
+        rehearsed = [
             case for site in dict.fromkeys(sites[:stage]) if site != sites[stage] for case in self.stored(task, site)
         ]
         cases = [
             *task.cases("train", site=sites[stage]),
-            *kept,
+            *rehearsed,
             *task.cases("val", site=sites[stage]),
             *task.cases("test"),
         ]

@@ -181,13 +181,13 @@ def half_precision(model: nn.Module) -> bytes:
 
 def short_history(history: pd.DataFrame) -> dict[str, list[Any]]:
     """A run's history as the card holds it: columns of plain values, rounded; what was not logged is None."""
-    kept = history.drop(columns=[name for name in history if str(name).startswith("seconds")])
+    columns = history.drop(columns=[name for name in history if str(name).startswith("seconds")])
     return {
         str(name): [
             None if value != value else float(f"{value:.{_HISTORY_DIGITS}g}") if isinstance(value, float) else value
-            for value in kept[name].tolist()
+            for value in columns[name].tolist()
         ]
-        for name in kept
+        for name in columns
     }
 
 

@@ -81,14 +81,14 @@ def _with_splits(manifest: Manifest, rows: list[Row], chosen: str | None) -> lis
     lists = manifest.split_lists.get(chosen or manifest.default_split)
     if lists:
         split_of = {subject: split for split, members in lists.items() for subject in members}
-        kept = [{**row, "split": split_of[row["subject"]]} for row in rows if row["subject"] in split_of]
-        if not kept:
+        listed = [{**row, "split": split_of[row["subject"]]} for row in rows if row["subject"] in split_of]
+        if not listed:
             raise DataError(
                 "None of the subjects of the split list is there.",
                 where=manifest.name,
                 fix=f"It names {', '.join(list(split_of)[:3])}; found: {', '.join(r['subject'] for r in rows[:3])}.",
             )
-        return kept
+        return listed
     if all("split" in row for row in rows):
         return rows
     subjects = [row["subject"] for row in rows]

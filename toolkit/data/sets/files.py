@@ -61,7 +61,7 @@ def matched(folder: Path, image: str, label: str = "") -> Iterator[tuple[dict[st
 def paths_below(folder: Path) -> list[str]:
     """Files below a folder, and folders with a slash at the end, sorted; hidden ones and links out are passed over."""
     root = folder.resolve()
-    found = []
+    paths = []
     for place, inner, names in os.walk(folder):
         here = Path(place).relative_to(folder)
         inner[:] = [name for name in inner if not name.startswith((".", "__MACOSX"))]
@@ -69,8 +69,8 @@ def paths_below(folder: Path) -> list[str]:
             path = folder / here / name
             if name.startswith(".") or (path.is_symlink() and not path.resolve().is_relative_to(root)):
                 continue
-            found.append((here / name).as_posix() + ("/" if path.is_dir() else ""))
-    return sorted(found)
+            paths.append((here / name).as_posix() + ("/" if path.is_dir() else ""))
+    return sorted(paths)
 
 
 def text_of(path: Path) -> str:

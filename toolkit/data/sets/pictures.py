@@ -39,8 +39,8 @@ def digestpath_wsi(folder: Path, manifest: Manifest) -> list[Row]:
 @data_set
 def dsb2018(folder: Path, manifest: Manifest) -> list[Row]:
     """Nuclei as released: a folder an image, a mask an object."""
-    found = matched(folder, r"stage1_train/(?P<id>[^/]+)/images/(?P=id)\.png", "stage1_train/{id}/masks/")
-    return [{"case": f["id"][:12], "subject": f["id"], "foreground": True, **row} for f, row in found]
+    pairs = matched(folder, r"stage1_train/(?P<id>[^/]+)/images/(?P=id)\.png", "stage1_train/{id}/masks/")
+    return [{"case": f["id"][:12], "subject": f["id"], "foreground": True, **row} for f, row in pairs]
 
 
 @data_set
@@ -63,8 +63,8 @@ def nuclei_dsb2018(folder: Path, manifest: Manifest) -> list[Row]:
 @data_set
 def ebhi_seg(folder: Path, manifest: Manifest) -> list[Row]:
     """Six kinds of tissue, a folder each."""
-    found = matched(folder, r"(?P<group>[^/]+)/image/(?P<name>[^/]+?)\.png", "{group}/label/{name}.png")
-    return [{**_single(f"{f['group']}/{f['name']}"), "group": f["group"], **_SOFT, **row} for f, row in found]
+    pairs = matched(folder, r"(?P<group>[^/]+)/image/(?P<name>[^/]+?)\.png", "{group}/label/{name}.png")
+    return [{**_single(f"{f['group']}/{f['name']}"), "group": f["group"], **_SOFT, **row} for f, row in pairs]
 
 
 @data_set
@@ -75,8 +75,8 @@ def glas(folder: Path, manifest: Manifest) -> list[Row]:
     """
     rows: list[Row] = []
     for part, split in (("train", "train"), ("testA", "test"), ("testB", "test")):
-        found = matched(folder, rf"(?P<name>{part}_\d+)\.bmp", "{name}_anno.bmp")
-        rows += [{**_single(f["stem"]), "split": split, "foreground": True, **row} for f, row in found]
+        pairs = matched(folder, rf"(?P<name>{part}_\d+)\.bmp", "{name}_anno.bmp")
+        rows += [{**_single(f["stem"]), "split": split, "foreground": True, **row} for f, row in pairs]
     table = folder / "Grade.csv"
     grades = _grades(table, [row["case"] for row in rows]) if table.is_file() else {}
     for row in rows:
@@ -149,8 +149,8 @@ def _isic(folder: Path, parts: dict[str, tuple[str, str]], ending: str) -> list[
     rows: list[Row] = []
     for split, (images, labels) in parts.items():
         label = f"{labels.format('GroundTruth')}/ISIC_{{number}}_{ending}.png"
-        found = matched(folder, rf"{images.format('Data')}/ISIC_(?P<number>\d{{7}})\.jpg", label)
-        rows += [{**_single(f["stem"]), "split": split, **_SOFT, **row} for f, row in found]
+        pairs = matched(folder, rf"{images.format('Data')}/ISIC_(?P<number>\d{{7}})\.jpg", label)
+        rows += [{**_single(f["stem"]), "split": split, **_SOFT, **row} for f, row in pairs]
     return rows
 
 
@@ -167,8 +167,8 @@ def kvasir_sessile(folder: Path, manifest: Manifest) -> list[Row]:
 
 
 def _kvasir(folder: Path, splits: Iterable[str]) -> list[Row]:
-    found = matched(folder, r"images/(?P<name>[^/]+?)\.jpg", "masks/{name}.jpg")
-    rows = [{**_single(f["stem"]), **_SOFT, **row} for f, row in found]
+    pairs = matched(folder, r"images/(?P<name>[^/]+?)\.jpg", "masks/{name}.jpg")
+    rows = [{**_single(f["stem"]), **_SOFT, **row} for f, row in pairs]
     return _listed(rows, folder, {split: folder / f"{split}.txt" for split in splits})
 
 

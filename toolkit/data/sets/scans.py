@@ -43,10 +43,10 @@ def _volume(info: Path, stem: str) -> Path:
 @data_set
 def acdc_c(folder: Path, manifest: Manifest) -> list[Row]:
     """Corrupted test volumes, one folder an artefact."""
-    found = matched(folder, r"(?P<site>bias|ghosting|motion|spike)/(?P<patient>patient\d{3})_(?:ED|ES)_[0-2]\.npz")
+    pairs = matched(folder, r"(?P<site>bias|ghosting|motion|spike)/(?P<patient>patient\d{3})_(?:ED|ES)_[0-2]\.npz")
     return [
         {"case": f"{f['site']}/{f['stem']}", "subject": f["patient"], "site": f["site"], "split": "test", **row}
-        for f, row in found
+        for f, row in pairs
     ]
 
 
@@ -137,10 +137,10 @@ def mnms(folder: Path, manifest: Manifest) -> list[Row]:
 def btcv(folder: Path, manifest: Manifest) -> list[Row]:
     """The 30 labelled scans."""
     training = "RawData/Training"
-    found = matched(
+    pairs = matched(
         folder, rf"{training}/img/img(?P<number>\d{{4}})\.nii\.gz", f"{training}/label/label{{number}}.nii.gz"
     )
-    return [{"case": f"case{f['number']}", "subject": f"case{f['number']}", **row} for f, row in found]
+    return [{"case": f"case{f['number']}", "subject": f"case{f['number']}", **row} for f, row in pairs]
 
 
 @data_set
@@ -179,15 +179,15 @@ def hippocampus_msd04(folder: Path, manifest: Manifest) -> list[Row]:
 @data_set
 def harp(folder: Path, manifest: Manifest) -> list[Row]:
     """Whole brains at two field strengths."""
-    found = matched(folder, r"(?P<site>1\.5T|3T)/images/(?P<subject>[^/]+?)\.nii\.gz", "{site}/labels/{subject}.nii.gz")
-    return [{"case": f["subject"], "subject": f["subject"], "site": f["site"], **row} for f, row in found]
+    pairs = matched(folder, r"(?P<site>1\.5T|3T)/images/(?P<subject>[^/]+?)\.nii\.gz", "{site}/labels/{subject}.nii.gz")
+    return [{"case": f["subject"], "subject": f["subject"], "site": f["site"], **row} for f, row in pairs]
 
 
 @data_set
 def hisub25(folder: Path, manifest: Manifest) -> list[Row]:
     """25 subjects with three subfields."""
-    found = matched(folder, r"images/(?P<subject>[^/]+?)\.nii\.gz", "labels/{subject}.nii.gz")
-    return [{"case": f["subject"], "subject": f["subject"], **row} for f, row in found]
+    pairs = matched(folder, r"images/(?P<subject>[^/]+?)\.nii\.gz", "labels/{subject}.nii.gz")
+    return [{"case": f["subject"], "subject": f["subject"], **row} for f, row in pairs]
 
 
 @data_set
@@ -211,8 +211,8 @@ def nci_isbi(folder: Path, manifest: Manifest) -> list[Row]:
 @data_set
 def promise12(folder: Path, manifest: Manifest) -> list[Row]:
     """The 50 labelled cases."""
-    found = matched(folder, r"TrainingData/(?P<case>Case\d{2})\.mhd", "TrainingData/{case}_segmentation.mhd")
-    return [{"case": f["case"], "subject": f["case"], **row} for f, row in found]
+    pairs = matched(folder, r"TrainingData/(?P<case>Case\d{2})\.mhd", "TrainingData/{case}_segmentation.mhd")
+    return [{"case": f["case"], "subject": f["case"], **row} for f, row in pairs]
 
 
 @data_set

@@ -82,8 +82,8 @@ def random_windows(image: Tensor, generator: torch.Generator, *, keep: bool | No
 def convolved(image: Tensor, kernel: Tensor, alpha: float | Tensor) -> Tensor:
     """The image mixed with a filtered copy: alpha * image + (1 - alpha) * (image cross-correlated with a kernel (C, C, k, k, ...), zero padding)."""
     sides = image.ndim - 2
-    made = _CONVOLUTION[sides](image, kernel.to(image), padding=(kernel.shape[-1] - 1) // 2)
-    return alpha * image + (1 - alpha) * made
+    filtered = _CONVOLUTION[sides](image, kernel.to(image), padding=(kernel.shape[-1] - 1) // 2)
+    return alpha * image + (1 - alpha) * filtered
 
 
 def random_convolution(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -163,13 +163,13 @@ def bias_field(control_points: Tensor, sides: Sequence[int], *, size: float = 0.
         kernel = _spline_kernel(stride).to(field)
         lines = field.movedim(axis, -1)
         shape = lines.shape
-        made = _SPREAD[1](
+        spread = _SPREAD[1](
             lines.reshape(-1, 1, shape[-1]), kernel.reshape(1, 1, -1), stride=stride, padding=(len(kernel) - 1) // 2
         )
         excess = count - (stride * -(-count // stride) - (stride - 1))  # pixels beyond the inner knots
         first = stride - (excess // 2 + excess % 2)
-        made = made[..., first : first + count]
-        field = made.reshape(*shape[:-1], count).movedim(-1, axis)
+        spread = spread[..., first : first + count]
+        field = spread.reshape(*shape[:-1], count).movedim(-1, axis)
     field = functional.interpolate(field, size=tuple(sides), mode=_INTERPOLATION[len(half)], align_corners=False)
     return field.exp().clamp(1 - size, 1 + size)
 

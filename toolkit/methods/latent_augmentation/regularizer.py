@@ -175,7 +175,7 @@ class LatentAugmentation(HardExamples):
             "image",
             image_code,
             network.decode_image,
-            lambda made: scale * functional.mse_loss(made.float(), image.float()),
+            lambda decoded: scale * functional.mse_loss(decoded.float(), image.float()),
             context.generator,
         )
         with torch.no_grad(), self._frozen(network):
@@ -186,7 +186,7 @@ class LatentAugmentation(HardExamples):
             "shape",
             shape_code,
             network.decode_segmentation,
-            lambda made: scale * functional.cross_entropy(made.float(), label),
+            lambda decoded: scale * functional.cross_entropy(decoded.float(), label),
             context.generator,
         )
         with torch.no_grad(), self._frozen(network):

@@ -105,10 +105,10 @@ def _check_hash(weights: str | os.PathLike[str] | Mapping[str, Tensor], expected
     if not os.path.isfile(weights):
         raise CheckpointError("There is no such weights file.", where=str(weights))
     with open(weights, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not found.startswith(expected.lower()):
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not digest.startswith(expected.lower()):
         raise CheckpointError(
-            f"The file's SHA-256 is {found}, not {expected}.", where=str(weights), fix="Get the file again."
+            f"The file's SHA-256 is {digest}, not {expected}.", where=str(weights), fix="Get the file again."
         )
 
 
