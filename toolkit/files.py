@@ -67,7 +67,12 @@ def absolute(path: str | os.PathLike[str], argument: str = "out") -> Path:
 
 def seal(values: Mapping[str, Any]) -> str:
     """sha256 of JSON values, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(values, sort_keys=True))
+
+
+def sha256(content: str | bytes) -> str:
+    """SHA-256 of a text (UTF-8) or of bytes, in hexadecimal."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
 def write_sealed(path: Path, values: Mapping[str, Any], *, durable: bool = True) -> None:
@@ -117,6 +122,6 @@ def distinct_names(names: Sequence[str]) -> list[str]:
     plain = [re.sub(r"[^\w.+-]+", "_", name).lstrip(".")[:200] or "_" for name in names]
     counts = Counter(name.casefold() for name in plain)
     return [
-        short if counts[short.casefold()] == 1 else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        short if counts[short.casefold()] == 1 else f"{short}-{sha256(name)[:8]}"
         for short, name in zip(plain, names, strict=True)
     ]

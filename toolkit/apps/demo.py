@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import time
@@ -17,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from toolkit.errors import ConfigError
 from toolkit.features.process_state import guarded_random_state
+from toolkit.files import seal
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet
 from toolkit.training.config import TrainConfig
@@ -176,8 +176,7 @@ def _key(settings: DemoSettings, sites: tuple[str, ...], task: Task) -> str:
     from toolkit import __version__
 
     values = {**dataclasses.asdict(settings), "out": "", "sites": list(sites), "data": task.content_hash()}
-    text = json.dumps({**values, "toolkit": __version__}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return seal({**values, "toolkit": __version__})
 
 
 def _read_key(stamp: str | os.PathLike[str]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import shutil
 import tempfile
@@ -24,6 +23,7 @@ from toolkit import registry
 from toolkit.apps.workshop_text import README
 from toolkit.data.arrays import task_from_arrays
 from toolkit.data.catalogue import load_task
+from toolkit.data.source import file_sha256
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
 from toolkit.features.store import Features, open_features
@@ -167,7 +167,7 @@ def check_bundle(folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     for name, known in record["files"].items():
         file = folder / name
-        if not file.is_file() or _sha256(file) != known["sha256"]:
+        if not file.is_file() or file_sha256(file) != known["sha256"]:
             what = "is missing" if not file.is_file() else "has other bytes than the manifest records"
             raise DataError(f"{name} {what}.", where=str(folder), fix="Copy the bundle again.")
     return record
@@ -297,7 +297,7 @@ def _write_manifest(folder: Path, settings: BundleSettings) -> None:
         "threads": torch.get_num_threads(),
         "networks": json.loads((folder / "networks" / "networks.json").read_text(encoding="utf-8")),
         "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
             for path in files
         },
     }
@@ -306,7 +306,3 @@ def _write_manifest(folder: Path, settings: BundleSettings) -> None:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

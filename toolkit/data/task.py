@@ -76,8 +76,6 @@ class Task:
         citation: str = "",
         toolkit_config: Mapping[str, Any] | None = None,
     ) -> None:
-        if dims not in (2, 3):
-            raise ConfigError(f"dims must be 2 or 3, not {dims!r}.", where=name)
         self.name, self.dims, self.channels = name, dims, int(channels)
         self.classes = checked_classes(classes)
         self.regions = checked_regions(regions, self.classes)
@@ -272,10 +270,7 @@ def checked_patch(size: Sequence[int], dims: int) -> tuple[int, ...]:
     Raises:
         ConfigError: wrong number of sides or a side below 1.
     """
-    try:
-        patch = tuple(int(side) for side in size)
-    except TypeError as error:
-        raise ConfigError(f"patch_size must be {dims} numbers, not {size!r}.") from error
+    patch = tuple(int(side) for side in size)
     if len(patch) != dims or min(patch) < 1:
         raise ConfigError(
             f"patch_size must be {dims} positive numbers, not {patch}.", fix="For example (96, 96) or (32, 48, 32)."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from toolkit.errors import ConfigError
 from toolkit.features.modules import unwrap
+from toolkit.files import sha256
 from toolkit.models.load import tensors_of, weights_bytes
 from toolkit.training.config import TrainConfig
 from toolkit.training.losses import as_objective
@@ -145,4 +145,4 @@ def _network(model: Factory, seed: int) -> nn.Module:
 
 
 def _digest(model: nn.Module) -> str:
-    return hashlib.sha256(weights_bytes(tensors_of(model))).hexdigest()
+    return sha256(weights_bytes(tensors_of(model)))

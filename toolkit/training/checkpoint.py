@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import os
 import shutil
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.features.modules import unwrap
-from toolkit.files import flush, read_sealed, write_atomically, write_sealed
+from toolkit.files import flush, read_sealed, sha256, write_atomically, write_sealed
 from toolkit.models.load import restricted_load, weights_bytes, weights_from_bytes
 
 WEIGHTS, STATE, RECORD = "weights.safetensors", "state.pt", "checkpoint.json"
@@ -64,7 +63,7 @@ def write(root: Path, checkpoint: Checkpoint) -> Path:
         "step": checkpoint.step,
         "best": checkpoint.best,
         "history": checkpoint.history,
-        "sha256": {WEIGHTS: _hash(weights), STATE: _hash(state)},
+        "sha256": {WEIGHTS: sha256(weights), STATE: sha256(state)},
     }
     target = folder(root, checkpoint.step)
     temporary = root / f".{target.name}.{os.getpid()}.tmp"
@@ -152,10 +151,6 @@ def _state_bytes(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def _move_into_place(temporary: Path, target: Path) -> None:
     if target.exists():  # the same step again, after a fall back to an older checkpoint
         replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
@@ -172,7 +167,7 @@ def _read_verified(path: Path, expected: str) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError("A file of the checkpoint is missing.", where=str(path)) from error
-    if _hash(content) != expected:
+    if sha256(content) != expected:
         raise CheckpointError(
             "The file is damaged or was changed: its hash is not the one recorded.",
             where=str(path),

@@ -11,7 +11,6 @@ torch's kind of optimizer.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import inspect
 import json
@@ -27,6 +26,7 @@ from torch.optim import Optimizer
 
 from toolkit import registry
 from toolkit.errors import CheckpointError, ToolkitWarning
+from toolkit.files import sha256
 
 FACTORIES = ("optimizer", "schedule", "augmentation")  # settings that may be callables
 _LIBRARIES = tuple(
@@ -44,9 +44,9 @@ def origin_of(value: Any) -> dict[str, Any] | None:
         return None
     file = _file_of(sys.modules.get(module))
     if file is not None:
-        return {"class": registry.place(value), "file": str(file), "sha256": _digest(file.read_bytes())}
+        return {"class": registry.place(value), "file": str(file), "sha256": sha256(file.read_bytes())}
     text = _text(value)
-    return None if text is None else {"class": registry.place(value), "sha256": _digest(text.encode())}
+    return None if text is None else {"class": registry.place(value), "sha256": sha256(text)}
 
 
 def find(entry: Mapping[str, Any]) -> Any:
@@ -63,7 +63,7 @@ def find(entry: Mapping[str, Any]) -> Any:
     if value is None or (file is None) != ("file" not in entry):
         return None
     if file is None:
-        return value if _digest((_text(value) or "").encode()) == entry.get("sha256") else None
+        return value if sha256(_text(value) or "") == entry.get("sha256") else None
     return value if _is_the_file(file, entry) else None
 
 
@@ -87,7 +87,7 @@ def _imported(name: str, entry: Mapping[str, Any]) -> Any:
 
 
 def _is_the_file(file: Path, entry: Mapping[str, Any], quiet: bool = False) -> bool:
-    if _digest(file.read_bytes()) == entry.get("sha256"):
+    if sha256(file.read_bytes()) == entry.get("sha256"):
         return True
     if str(file) != entry.get("file"):
         return False
@@ -106,10 +106,6 @@ def _text(value: Any) -> str | None:
         return inspect.getsource(value)
     except (OSError, TypeError):
         return None
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -17,7 +15,7 @@ from toolkit.data.images import PictureSource, write_label_picture
 from toolkit.data.volumes import write_nifti
 from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitWarning
 from toolkit.features.provenance import mark_scored, provenance
-from toolkit.files import distinct_names, read_sealed, write_atomically, write_sealed
+from toolkit.files import distinct_names, read_sealed, seal, sha256, write_atomically, write_sealed
 from toolkit.inference.network import Predictor
 from toolkit.inference.predict import predict_volumes
 from toolkit.inference.volumes import group_volumes, volume_spacing
@@ -49,7 +47,7 @@ def evaluate_run(
         **Predictor(run.model).settings,
     )
     made_by.pop("network", None)  # an earlier score is no part of what makes this one
-    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
+    key = seal(made_by)[:12]
     table_file = run.path / "evaluation" / f"{split}-{key}.csv"
     if table_file.is_file() and (known := _read_table(table_file)) is not None:
         _remember(run, split, known)
@@ -58,7 +56,7 @@ def evaluate_run(
     table = evaluate(run.model, cases, batch_size=run.config.batch_size, metrics=metrics, progress=progress)
     content = table.to_csv(index=False)
     table_file.parent.mkdir(exist_ok=True)
-    write_sealed(table_file.with_suffix(".json"), {**made_by, "sha256": hashlib.sha256(content.encode()).hexdigest()})
+    write_sealed(table_file.with_suffix(".json"), {**made_by, "sha256": sha256(content)})
     write_atomically(table_file, content)
     _remember(run, split, known := _parsed(content))
     return known  # the same object on the first call and the next ones
@@ -129,7 +127,7 @@ def _read_table(path: Path) -> pd.DataFrame | None:
     """
     try:
         made_by, content = read_sealed(path.with_suffix(".json")), path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != made_by.get("sha256"):
+        if sha256(content) != made_by.get("sha256"):
             raise CheckpointError("its content does not fit its hash")
         return _parsed(content.decode())
     except (OSError, CheckpointError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from toolkit.arguments import checked_methods
 from toolkit.errors import CheckpointError, ConfigError, ResultError
 from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state
-from toolkit.files import absolute, read_sealed, write_atomically, write_sealed
+from toolkit.files import absolute, read_sealed, sha256, write_atomically, write_sealed
 from toolkit.measure.segmentation import METRICS
 from toolkit.measure.transfer import Transfer, transfer_metrics
 from toolkit.models.load import load_weights, tensors_of, weights_bytes
@@ -211,7 +210,7 @@ def train_sequence(
     write_atomically(path / INITIAL, weights, parents=True, durable=True)
     record = {"sites": list(sites), "config": config.to_dict(), "taps": dict(aliases or {}), "objects": objects}
     record["strategy"] = {"name": strategy.name, "arguments": dataclasses.asdict(strategy)}
-    record["initial"] = hashlib.sha256(weights).hexdigest()
+    record["initial"] = sha256(weights)
     write_sealed(path / RECORD, record)
     given = {"model": model, "task": task, "objective": objective, "regularizers": regularizers}
     return _carry_on(path, record, given, config, progress)

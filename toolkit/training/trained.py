@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tomllib
@@ -16,7 +15,7 @@ from toolkit.data.manifest import shipped_folders
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.provenance import mark_scored, mark_trained_with
-from toolkit.files import write_atomically
+from toolkit.files import sha256, write_atomically
 from toolkit.inference.memory import remember
 from toolkit.models.load import tensors_of, weights_bytes, weights_from_bytes
 
@@ -93,7 +92,7 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
             "The card has no weights beside it.", where=str(weights), fix="Install the package again."
         )
     content = weights.read_bytes()
-    if hashlib.sha256(content).hexdigest() != card["sha256"]:
+    if sha256(content) != card["sha256"]:
         raise CheckpointError(
             "The weights are not those that the card describes.", where=str(weights), fix="Install the package again."
         )
@@ -159,7 +158,7 @@ def save_trained(model: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         ConfigError: fields are missing or unknown.
     """
     content = half_precision(model)
-    card = {**card, "sha256": hashlib.sha256(content).hexdigest()}
+    card = {**card, "sha256": sha256(content)}
     if set(card) != set(FIELDS):
         raise ConfigError(f"The card lacks or does not know {sorted(set(card) ^ set(FIELDS))}.", where=card["name"])
     file = card_file(card["name"], card["seed"], folder)

@@ -6,8 +6,6 @@ SegReg's authors used is not public.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -97,15 +95,10 @@ def variance_covariance(
         return variance * hinge + covariance * penalty
 
 
-def henze_zirkler_width(rows: int, channels: int) -> float:
-    """The bandwidth b of the Henze-Zirkler test."""
-    return ((2 * channels + 1) * rows / 4) ** (1 / (channels + 4)) / math.sqrt(2)
-
-
 def gaussian_kernel_distance(z: Tensor, width: float | None = None, weights: Tensor | None = None) -> Tensor:
     """Squared maximum mean discrepancy to N(0, I) with kernel exp(-b^2 |x - y|^2 / 2), closed form ("R6", BHEP).
 
-    `width` is b; None means 1 / sqrt(C). Costs O(N^2 C).
+    `width` is b (of the Henze-Zirkler test: ((2 C + 1) N / 4)^(1 / (C + 4)) / sqrt(2)); None means 1 / sqrt(C). Costs O(N^2 C).
     """
     with torch.autocast(z.device.type, enabled=False):
         z = _full(z)

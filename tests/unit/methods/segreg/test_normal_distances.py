@@ -78,7 +78,8 @@ def test_variance_covariance() -> None:
 @pytest.mark.parametrize("key", ["bhep_beta0.1", "bhep_beta0.5", "bhep_beta1.0", "hz"])
 def test_gaussian_kernel_distance(key: str) -> None:
     data, limits = load("bhep_henze_zirkler")
-    width = r.henze_zirkler_width(200, 4) if key == "hz" else float(key.removeprefix("bhep_beta"))
+    hz = ((2 * 4 + 1) * 200 / 4) ** (1 / (4 + 4)) / 2**0.5  # Henze and Zirkler, 200 rows of 4 channels
+    width = hz if key == "hz" else float(key.removeprefix("bhep_beta"))
     if key == "hz":
         assert width == pytest.approx(float(data["hz_beta"]))
     check(lambda x: r.gaussian_kernel_distance(x, width), data["x"], data[key], data[f"{key}__grad"], limits)
