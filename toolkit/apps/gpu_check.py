@@ -189,7 +189,7 @@ def _analyses(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[C
 
 
 def _config(device: str, precision: str, steps: int) -> TrainConfig:
-    often = {"log_every": 1, "validate_every": 0, "checkpoint_every": 5}
+    often: dict[str, Any] = {"log_every": 1, "validate_every": 0, "checkpoint_every": 5}
     return TrainConfig(steps, device=device, precision=precision, select="last", **often)
 
 

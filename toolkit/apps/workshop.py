@@ -243,7 +243,7 @@ def _write_networks(settings: BundleSettings, folder: Path, runs: Path, progress
     import pandas as pd
 
     plain, unit = (read_data(folder / "data", rule) for rule in (None, UNIT_RANGE))
-    rarely = {"validate_every": 0, "checkpoint_every": 0, "select": "last"}
+    rarely: dict[str, Any] = {"validate_every": 0, "checkpoint_every": 0, "select": "last"}
     size = (settings.size,) * 2
     config = TrainConfig(settings.steps, settings.batch_size, settings.seed, patch_size=size, **rarely)
     (folder / "networks").mkdir()
@@ -257,13 +257,13 @@ def _write_networks(settings: BundleSettings, folder: Path, runs: Path, progress
                 else unet(task.channels, len(task.classes), channels=settings.channels)
             )
         configs[name] = network.toolkit_config
-        options = {"out": runs / name, "objective": objective, "progress": progress}
+        options: dict[str, Any] = {"out": runs / name, "objective": objective, "progress": progress}
         stages = train_sequence(network, task, list(settings.sites), regularizer, config, **options)
         cases = task.cases("test", settings.sites[0])
         for number, run in enumerate(stages.stages, start=1):
             save_weights(run.model, folder / "networks" / f"{name}_{number}.safetensors")
             store = folder / "features" / f"{name}_{number}.zarr"
-            drawn = {"pool": "voxels", "samples": settings.samples, "seed": settings.seed}
+            drawn: dict[str, Any] = {"pool": "voxels", "samples": settings.samples, "seed": settings.seed}
             extract(run.model, cases, list(LAYERS[kind]), **drawn, out=store)
             scores = run.evaluate("test", list(settings.sites), metrics=("dice",))
             tables.append(scores.assign(method=name, stage=number)[_SCORES])

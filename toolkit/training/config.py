@@ -119,9 +119,10 @@ class TrainConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise _bad("betas", self.betas, "Give two numbers in [0, 1), for example (0.9, 0.999).")
         rows = self.rate_factors.items() if isinstance(self.rate_factors, Mapping) else self.rate_factors
-        object.__setattr__(self, "rate_factors", tuple((str(pattern), factor) for pattern, factor in rows))
-        if not all(0 <= factor < math.inf for _, factor in self.rate_factors):
+        pairs = tuple((pattern, factor) for pattern, factor in rows)
+        if not all(0 <= factor < math.inf for _, factor in pairs):
             raise _bad("rate_factors", self.rate_factors, 'Give patterns with factors from 0 on: {"encoder.*": 0.1}.')
+        object.__setattr__(self, "rate_factors", pairs)
         if self.patch_size is not None:
             object.__setattr__(self, "patch_size", tuple(self.patch_size))
             if len(self.patch_size) not in (2, 3) or min(self.patch_size) < 1:

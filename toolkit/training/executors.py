@@ -60,8 +60,8 @@ class Training:
         model, objective, regularizers = copy.deepcopy((self.model, self.objective, self.regularizers))
         with thread_count(self.config.threads):
             parts = (model, self.task, objective, regularizers, self.config)
-            options = {"aliases": self.aliases, "site": self.site, "progress": self.progress}
-            run = train_or_resume(self.folder, *parts, **options)  # type: ignore[arg-type]
+            options: dict[str, Any] = {"aliases": self.aliases, "site": self.site, "progress": self.progress}
+            run = train_or_resume(self.folder, *parts, **options)
             table = run.evaluate(self.split, self.site, metrics=(self.metric,))
         place = {} if self.fold is None else {"fold": self.fold}
         return table.assign(method=self.method, seed=self.seed, **place)

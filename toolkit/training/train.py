@@ -233,8 +233,8 @@ def train_or_resume(
 ) -> Run:
     """Train in a folder (`options` are of `train`), or go on with the run that is there."""
     if RunDirectory(folder).exists():
-        own = {"factories": config.factories, "progress": progress}
-        return resume(folder, model, task, regularizers, objective, **own)  # type: ignore[arg-type]
+        own: dict[str, Any] = {"factories": config.factories, "progress": progress}
+        return resume(folder, model, task, regularizers, objective, **own)
     return train(model, task, objective, regularizers, config, out=folder, progress=progress, **options)
 
 
