@@ -124,7 +124,7 @@ class TrainConfig:
             raise _bad("rate_factors", self.rate_factors, 'Give patterns with factors from 0 on: {"encoder.*": 0.1}.')
         object.__setattr__(self, "rate_factors", pairs)
         if self.patch_size is not None:
-            object.__setattr__(self, "patch_size", tuple(self.patch_size))
+            object.__setattr__(self, "patch_size", tuple(map(int, self.patch_size)))
             if len(self.patch_size) not in (2, 3) or min(self.patch_size) < 1:
                 raise _bad("patch_size", self.patch_size, "Give one positive number a spatial axis: (96, 96).")
         self._check_together()
