@@ -190,13 +190,14 @@ def read_data(folder: Path, normalisation: str | None = None) -> Task:
     known = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     stacks = {site: np.load(folder / f"site_{site}.npz") for site in known["sites"]}
     pairs = list(zip(table["site"], table["subject"], strict=True))
+    columns: dict[str, Any] = {f"{name}s": list(table[name]) for name in ("subject", "site", "split", "group")}
     return task_from_arrays(
         [stacks[site][f"{subject}_image"].astype(np.float32) for site, subject in pairs],
         [stacks[site][f"{subject}_label"] for site, subject in pairs],
         classes={int(index): name for index, name in known["classes"].items()},
         dims=2,
         ids=list(table["subject"]),
-        **{f"{name}s": list(table[name]) for name in ("subject", "site", "split", "group")},
+        **columns,
         spacing=table[_SPACING].to_numpy().tolist(),
         normalisation=normalisation or known["normalisation"],
         patch_size=known["patch_size"],

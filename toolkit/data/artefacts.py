@@ -201,6 +201,6 @@ def _corrupted_cases(cases: Sequence[Case], name: str, copy: int, seed: int, rul
                 parameters=draw_artefact(name, seed, case.volume, copy),
             )
         reader, volume = readers[id(inner)], f"{name}/{case.volume}_{copy}"
-        renamed = {"id": case.id.replace(case.volume, volume, 1), "volume": volume, "site": name}
+        renamed: dict[str, Any] = {"id": case.id.replace(case.volume, volume, 1), "volume": volume, "site": name}
         changed.append(dataclasses.replace(case, **renamed, reader=reader, source=reader.where))
     return changed
