@@ -22,7 +22,7 @@ BELOW_METHODS = BELOW_MIDDLE | {"explain", "measure", "training"}
 BELOW_SHOW = BELOW_METHODS | {"methods", "integrations"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "registry": {"errors"},
+    "registry": {"errors", "arguments"},
     "files": {"errors"},
     "locks": {"errors", "files"},
     "arguments": {"errors"},
