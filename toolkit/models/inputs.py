@@ -1,4 +1,4 @@
-"""What every network of the toolkit refuses in the same words: numbers of channels that are none, images that do not fit."""
+"""What every network refuses in the same words: numbers of channels that are none, images that do not fit."""
 
 from __future__ import annotations
 

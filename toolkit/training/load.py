@@ -1,4 +1,4 @@
-"""`load_model` and `load_run`: what a run directory holds, verified, and its objects brought back; nothing is changed."""
+"""`load_model` and `load_run`: what a run directory holds, verified and brought back; nothing is changed."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 A run directory may come from anybody, so nothing in it is executed. A recorded class is looked for among the modules
 that this process has imported; a module that is not imported yet is imported only if it lies on `sys.path` under the
 recorded name and is the very file of the run: the same path, or the same content (a run that moved to another machine).
-Anything else has to be passed again. Callables among the settings of a run (optimizer, schedule, augmentation) are called in
-a training, so nothing of Python's own library or of an installed package is taken from a record for them, except for
-torch's kind of optimizer.
+Anything else has to be passed again. Callables among the settings of a run (optimizer, schedule, augmentation) are
+called in a training, so nothing of Python's own library or of an installed package is taken from a record for them,
+except for torch's kind of optimizer.
 """
 
 from __future__ import annotations

@@ -98,7 +98,8 @@ def variance_covariance(
 def gaussian_kernel_distance(z: Tensor, width: float | None = None, weights: Tensor | None = None) -> Tensor:
     """Squared maximum mean discrepancy to N(0, I) with kernel exp(-b^2 |x - y|^2 / 2), closed form ("R6", BHEP).
 
-    `width` is b (of the Henze-Zirkler test: ((2 C + 1) N / 4)^(1 / (C + 4)) / sqrt(2)); None means 1 / sqrt(C). Costs O(N^2 C).
+    `width` is b, in the Henze-Zirkler test ((2 C + 1) N / 4)^(1 / (C + 4)) / sqrt(2); None means 1 / sqrt(C).
+    Costs O(N^2 C).
     """
     with torch.autocast(z.device.type, enabled=False):
         z = _full(z)
