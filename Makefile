@@ -55,7 +55,7 @@ docs: $(READY) ## build the site into build/site, with the notebooks as `make no
 	"$(BIN)/python" -m sphinx -q -W --keep-going -b html docs build/site $(OPTIONS)
 	@echo "build/site/index.html"
 
-workshop: $(READY) ## write dist/workshop: notebooks, data, small trained networks, features; for use without a network connection
+workshop: $(READY) ## write dist/workshop: the learners' and the instructor's notebooks; they need no network connection
 	@$(LAUNCH) "$(BIN)/python" -m toolkit workshop --out dist/workshop --notebooks notebooks $(OPTIONS)
 
 browser: $(READY) ## the explorers in a real JupyterLab and a headless chromium (needs: apt-get install -y chromium)

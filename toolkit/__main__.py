@@ -32,8 +32,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", help="the .html file (default: report.html in the run directory)")
     workshop = each.add_parser("workshop", help="write the offline bundle of the workshop")
     workshop.add_argument("--out", default="dist/workshop", help="folder of the bundle")
-    workshop.add_argument("--notebooks", help="folder of the notebooks to take along")
-    workshop.add_argument("--small", action="store_true", help="networks that are hardly trained, in seconds")
+    workshop.add_argument("--notebooks", default="notebooks", help="folder of the notebooks")
     data_command.add_parser(each)
     return commands
 
@@ -59,10 +58,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "data":
         return data_command.run(options)
     if options.command == "workshop":
-        from toolkit.apps.workshop import BundleSettings, build_bundle
+        from toolkit.apps.workshop import build_bundle
 
-        settings = BundleSettings.small() if options.small else BundleSettings()
-        print(build_bundle(options.out, settings, notebooks=options.notebooks))
+        print(build_bundle(options.out, options.notebooks))
         return 0
     if options.command == "report":
         from toolkit.show.report import report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,28 @@ def test_cells_parse(notebook: dict[str, Any]) -> None:
     for cell in code_cells(notebook):
         lines = [line for line in source(cell).splitlines() if not line.lstrip().startswith(("%", "!"))]
         compile("\n".join(lines), "cell", "exec")
+
+
+def test_imports_from_the_toolkit_are_public(notebook: dict[str, Any]) -> None:
+    """A notebook shows what everybody can write: the package, its methods, and the contract of a regularizer."""
+    pattern = re.compile(r"^\s*(?:from|import) (toolkit[\w.]*)", flags=re.MULTILINE)
+    imported = {name for cell in code_cells(notebook) for name in pattern.findall(source(cell))}
+    private = {
+        name
+        for name in imported
+        if name not in ("toolkit", "toolkit.testing") and not name.startswith("toolkit.methods.")
+    }
+    assert not private
+
+
+@pytest.mark.parametrize(
+    "name", ["10_segreg", "20_selfreg_unet", "30_latent_augmentation", "40_med_disseg", "50_compare"]
+)
+def test_a_method_s_notebook_is_a_lesson(name: str) -> None:
+    """At most 900 words; it opens trained networks, and trains only where the reader says so."""
+    (path,) = (path for path in NOTEBOOKS if path.stem == name)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    texts = [source(cell) for cell in content["cells"] if cell["cell_type"] == "markdown"]
+    assert sum(len(text.split()) for text in texts) <= 900
+    assert any("tk.load_trained(" in source(cell) for cell in code_cells(content))
+    assert any("TRAIN" in source(cell) for cell in code_cells(content))

@@ -1,309 +1,242 @@
-"""The offline bundle of the workshop: data, small trained networks of all methods, stored features, notebooks.
+"""The workshop: its folder of notebooks, and the checks of its exercises; public as `toolkit.workshop`.
 
-`build_bundle` writes it, `open_bundle` checks every file against the manifest and reads it. What is written depends on
-the settings alone (and on the processor, whose last bits can differ): no times, no paths, no random names.
+Every expected value is measured on the trained networks that the notebook itself loads: nothing is written down here.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
+import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from toolkit import registry
 from toolkit.apps.workshop_text import README
-from toolkit.data.arrays import task_from_arrays
 from toolkit.data.catalogue import load_task
-from toolkit.data.source import file_sha256
-from toolkit.data.task import Task
-from toolkit.errors import ConfigError, DataError
-from toolkit.features.store import Features, open_features
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.explain.gradcam import grad_cam
+from toolkit.explain.mask_result import MaskedLatent
+from toolkit.explain.targets import Region
+from toolkit.files import write_atomically
 from toolkit.inference.extract import extract
-from toolkit.inference.memory import remember
-from toolkit.methods.latent_augmentation.network import fast_slow_network
-from toolkit.methods.latent_augmentation.objective import FastSlowObjective
-from toolkit.methods.latent_augmentation.regularizer import LatentAugmentation
-from toolkit.methods.med_disseg.regularizer import Dispersive
-from toolkit.methods.segreg.regularizer import SegReg
-from toolkit.methods.selfreg.regularizer import SelfReg
-from toolkit.models.load import load_weights, save_weights
-from toolkit.models.unet import unet
-from toolkit.training.config import TrainConfig
-from toolkit.training.objective import Objective
-from toolkit.training.regularizer import Regularizer
-from toolkit.training.seeding import seeded
-from toolkit.training.sequence import train_sequence
+from toolkit.inference.layers import layer_names
+from toolkit.measure.drift import Drift
+from toolkit.measure.similarity import channel_similarity
+from toolkit.methods.med_disseg.preset_check import preset_check
+from toolkit.training.trained import list_trained, load_trained
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-MANIFEST = "manifest.json"
-UNIT_RANGE = "range:2,98"  # what the fast/slow network needs
-LAYERS = {"unet": ("encoder.1", "bottleneck", "head_input"), "fast_slow": ("image_code", "head_input")}
+NOTEBOOK = "70_workshop.ipynb"
 NOT_FOR_LEARNERS = ("solution", "instructor")
+BLOCKS = ("encoder.1", "encoder.2", "encoder.3", "bottleneck", "decoder.3", "decoder.2", "decoder.1")
 
 
-@dataclasses.dataclass(frozen=True)
-class BundleSettings:
-    """Size of the bundle."""
-
-    steps: int = 150  # optimizer steps on each site
-    batch_size: int = 12  # images in a step
-    size: int = 96  # edge of the training patches
-    channels: tuple[int, ...] = (8, 16, 32, 64)  # of the U-Net's levels
-    width: int = 8  # of the fast/slow network
-    sites: tuple[str, str] = ("A", "B")  # trained one after the other
-    subjects: int | None = None  # at most so many subjects of a site and split; None = all
-    samples: int = 16  # voxels per class and image in the stored features
-    seed: int = 0  # of everything
-
-    @classmethod
-    def small(cls) -> BundleSettings:
-        """Seconds instead of minutes: the networks are hardly trained."""
-        return cls(steps=6, batch_size=6, size=64, channels=(6, 12, 24), width=3, subjects=4, samples=6)
+class Unsolved(AssertionError):
+    """An exercise without an answer, or with one that does not hold."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Workshop:
-    """An opened bundle."""
+def build_bundle(out: str | Path, notebooks: str | Path) -> Path:
+    """Write the notebooks and the page beside them; the folder appears whole or not at all.
 
-    path: Path  # its folder
-    task: Task  # the data
-    unit_task: Task  # the same with images in [0, 1], for the fast/slow network
-    networks: dict[str, list[nn.Module]]  # per method, the network after each site
-    features: dict[str, list[Features]]  # per method, features of the first site's test patients after each site
-    scores: pd.DataFrame  # Dice per method, stage, site, case and class on the test split
-    settings: dict[str, Any]  # what it was made with
-
-
-def methods(settings: BundleSettings) -> dict[str, tuple[str, Objective | None, Regularizer | None]]:
-    """Name -> kind of network, objective and regularizer."""
-    return {
-        "plain": ("unet", None, None),
-        "segreg": ("unet", None, SegReg(weight=0.1, samples=1024, directions=64)),
-        "selfreg": ("unet", None, SelfReg()),
-        "dispersive": ("unet", None, Dispersive()),
-        "latent_augmentation": ("fast_slow", FastSlowObjective(), LatentAugmentation()),
-    }
-
-
-def build_bundle(
-    out: str | Path,
-    settings: BundleSettings | None = None,
-    *,
-    notebooks: str | Path | None = None,
-    progress: bool = True,
-) -> Path:
-    """Train the networks and write the bundle; the folder appears whole or not at all.
+    Data and networks are not copied: they come with the installed toolkit, and nothing is downloaded.
 
     Args:
         out: folder to write; an earlier bundle there is replaced, anything else is left alone.
-        settings: sizes; None = those of a real workshop (minutes on two cores).
-        notebooks: folder of the notebooks to take along; exercises of the workshop notebook lose their solutions.
-        progress: show a bar for each training.
+        notebooks: folder of the notebooks; the learners' copy of the workshop's loses its solutions.
 
     Raises:
-        ConfigError: `out` holds something that is no bundle.
+        ConfigError: `out` holds something that is no bundle, or `notebooks` holds no workshop.
     """
-    settings = settings or BundleSettings()
-    target = Path(out)
-    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+    target, source = Path(out), Path(notebooks)
+    if target.exists() and any(target.iterdir()) and not (target / "notebooks" / NOTEBOOK).is_file():
         raise ConfigError("The folder holds something else.", where=str(target), fix="Name an empty or new one.")
+    if not (source / NOTEBOOK).is_file():
+        raise ConfigError(f"There is no {NOTEBOOK}.", where=str(source), fix="Name the folder of the notebooks.")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".workshop-") as temporary:
         new = Path(temporary) / "bundle"
-        _write_data(load_task("phantom-cardiac"), settings, new / "data")
-        _write_networks(settings, new, Path(temporary) / "runs", progress)
-        if notebooks is not None:
-            _write_notebooks(Path(notebooks), new / "notebooks")
-        (new / "README.md").write_text(README, encoding="utf-8")
-        _write_manifest(new, settings)
+        shutil.copytree(source, new / "notebooks", ignore=shutil.ignore_patterns(".*", "*checkpoints"))
+        solved = new / "notebooks" / NOTEBOOK
+        learners = json.dumps(unsolved(json.loads(solved.read_text(encoding="utf-8"))), indent=1)
+        solved.rename(solved.with_stem(f"{solved.stem}_solutions"))
+        write_atomically(solved, learners + "\n")
+        write_atomically(new / "README.md", README)
         if target.exists():
             shutil.rmtree(target)
         new.replace(target)
     return target
 
 
-def open_bundle(path: str | Path) -> Workshop:
-    """Check a bundle against its manifest and read it.
-
-    Raises:
-        DataError: no bundle, or a file that is missing or has other bytes than recorded.
-    """
-    import pandas as pd
-
-    folder = Path(path)
-    record = check_bundle(folder)
-    networks: dict[str, list[nn.Module]] = {}
-    features: dict[str, list[Features]] = {}
-    for name, config in record["networks"].items():
-        for stage in (1, 2):
-            network = registry.build("model", config)
-            load_weights(network, folder / "networks" / f"{name}_{stage}.safetensors")
-            remember(network, patch_size=(record["settings"]["size"],) * 2)  # windows of the size it was trained with
-            networks.setdefault(name, []).append(network.eval())
-            features.setdefault(name, []).append(open_features(folder / "features" / f"{name}_{stage}.zarr"))
-    task, unit = (read_data(folder / "data", rule) for rule in (None, UNIT_RANGE))
-    return Workshop(folder, task, unit, networks, features, pd.read_csv(folder / "scores.csv"), record["settings"])
-
-
-def check_bundle(folder: Path) -> dict[str, Any]:
-    """The manifest, after every file has been compared with it.
-
-    Raises:
-        DataError: see `open_bundle`.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise DataError("This is no workshop bundle.", where=str(folder), fix="Make one with: make workshop.")
-    record: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for name, known in record["files"].items():
-        file = folder / name
-        if not file.is_file() or file_sha256(file) != known["sha256"]:
-            what = "is missing" if not file.is_file() else "has other bytes than the manifest records"
-            raise DataError(f"{name} {what}.", where=str(folder), fix="Copy the bundle again.")
-    return record
-
-
 def unsolved(notebook: Mapping[str, Any]) -> dict[str, Any]:
     """The notebook (as JSON) without the cells that are for the instructor."""
-    copied = copy.deepcopy(dict(notebook))
-    copied["cells"] = [
-        cell for cell in copied["cells"] if not set(cell["metadata"].get("tags", [])) & set(NOT_FOR_LEARNERS)
+    made = copy.deepcopy(dict(notebook))
+    made["cells"] = [
+        cell for cell in made["cells"] if not set(cell["metadata"].get("tags", [])) & set(NOT_FOR_LEARNERS)
     ]
-    return copied
+    return made
 
 
-def read_data(folder: Path, normalisation: str | None = None) -> Task:
-    """The task in a bundle's data folder."""
-    import pandas as pd
+def check(number: int, answer: Any) -> None:
+    """Compare the answer of an exercise with what the trained networks show.
 
-    table = pd.read_csv(folder / "cases.csv", dtype={"subject": str}, keep_default_na=False)
-    known = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    stacks = {site: np.load(folder / f"site_{site}.npz") for site in known["sites"]}
-    pairs = list(zip(table["site"], table["subject"], strict=True))
-    columns: dict[str, Any] = {f"{name}s": list(table[name]) for name in ("subject", "site", "split", "group")}
-    return task_from_arrays(
-        [stacks[site][f"{subject}_image"].astype(np.float32) for site, subject in pairs],
-        [stacks[site][f"{subject}_label"] for site, subject in pairs],
-        classes={int(index): name for index, name in known["classes"].items()},
-        dims=2,
-        ids=list(table["subject"]),
-        **columns,
-        spacing=table[_SPACING].to_numpy().tolist(),
-        normalisation=normalisation or known["normalisation"],
-        patch_size=known["patch_size"],
-        name=known["name"],
-    )
+    Raises:
+        Unsolved: no answer yet, or a wrong one; with a hint.
+    """
+    judge, hint = _CHECKS[number - 1]
+    if answer is ... or answer is None:
+        raise Unsolved(f"Exercise {number} is not solved yet. Hint: {hint}")
+    if (wrong := judge(answer)) is not None:
+        raise Unsolved(f"Exercise {number}: {wrong}. Hint: {hint}")
 
 
-def _chosen(task: Task, settings: BundleSettings) -> list[Any]:
-    """One case of every stack that the bundle holds."""
-    chosen: dict[str, Any] = {}
-    counts: dict[tuple[str, str], int] = {}
-    for case in task.cases():
-        place = case.site, case.split
-        if case.volume in chosen or (settings.subjects is not None and counts.get(place, 0) >= settings.subjects):
-            continue
-        counts[place] = counts.get(place, 0) + 1
-        chosen[case.volume] = case
-    return list(chosen.values())
-
-
-def _write_data(task: Task, settings: BundleSettings, folder: Path) -> None:
-    import pandas as pd
-
-    folder.mkdir(parents=True)
-    stacks: dict[str, dict[str, np.ndarray]] = {site: {} for site in task.sites}
-    rows = []
-    for case in _chosen(task, settings):
-        pair = case.reader.read_raw()
-        image = np.asarray(pair.image[0])
-        whole = bool(np.array_equal(image, np.round(image)) and image.min() >= 0 and image.max() < 2**16)
-        stacks[case.site][f"{case.subject}_image"] = image.astype(np.uint16) if whole else image
-        stacks[case.site][f"{case.subject}_label"] = np.asarray(pair.label, dtype=np.uint8)
-        rows.append([case.subject, case.site, case.split, case.group, case.slice_spacing, *(case.spacing or ())])
-    for site, arrays in stacks.items():
-        np.savez_compressed(folder / f"site_{site}.npz", **arrays)  # type: ignore[arg-type]
-    pd.DataFrame(rows, columns=["subject", "site", "split", "group", *_SPACING]).to_csv(
-        folder / "cases.csv", index=False
-    )
-    names = ("name", "classes", "sites", "patch_size", "normalisation", "licence")
-    _write_json(folder / "task.json", {name: getattr(task, name) for name in names})
-
-
-def _write_networks(settings: BundleSettings, folder: Path, runs: Path, progress: bool) -> None:
-    import pandas as pd
-
-    plain, unit = (read_data(folder / "data", rule) for rule in (None, UNIT_RANGE))
-    rarely: dict[str, Any] = {"validate_every": 0, "checkpoint_every": 0, "select": "last"}
-    size = (settings.size,) * 2
-    config = TrainConfig(settings.steps, settings.batch_size, settings.seed, patch_size=size, **rarely)
-    (folder / "networks").mkdir()
-    configs, tables = {}, []
-    for name, (kind, objective, regularizer) in methods(settings).items():
-        task = unit if kind == "fast_slow" else plain
-        with seeded(settings.seed):
-            network: Any = (
-                fast_slow_network(task.channels, len(task.classes), width=settings.width)
-                if kind == "fast_slow"
-                else unet(task.channels, len(task.classes), channels=settings.channels)
-            )
-        configs[name] = network.toolkit_config
-        options: dict[str, Any] = {"out": runs / name, "objective": objective, "progress": progress}
-        stages = train_sequence(network, task, list(settings.sites), regularizer, config, **options)
-        cases = task.cases("test", settings.sites[0])
-        for number, run in enumerate(stages.stages, start=1):
-            save_weights(run.model, folder / "networks" / f"{name}_{number}.safetensors")
-            store = folder / "features" / f"{name}_{number}.zarr"
-            drawn: dict[str, Any] = {"pool": "voxels", "samples": settings.samples, "seed": settings.seed}
-            extract(run.model, cases, list(LAYERS[kind]), **drawn, out=store)
-            scores = run.evaluate("test", list(settings.sites), metrics=("dice",))
-            tables.append(scores.assign(method=name, stage=number)[_SCORES])
-    pd.concat(tables, ignore_index=True).to_csv(folder / "scores.csv", index=False, float_format="%.5f")
-    _write_json(folder / "networks" / "networks.json", configs)
-
-
-_SPACING = ["slices_mm", "rows_mm", "columns_mm"]
-_SCORES = ["method", "stage", "site", "case", "class", "metric", "value", "status"]
-
-
-def _write_notebooks(source: Path, folder: Path) -> None:
-    folder.mkdir()
-    if (source / "images").is_dir():
-        shutil.copytree(source / "images", folder / "images")
-    for path in sorted(source.glob("*.ipynb")):
-        shutil.copyfile(path, folder / path.name)
-        if path.name.endswith("_workshop.ipynb"):
-            solved = json.loads(path.read_text(encoding="utf-8"))
-            (folder / path.name).rename(folder / path.name.replace("_workshop", "_workshop_solutions"))
-            _write_json(folder / path.name, unsolved(solved))
-
-
-def _write_manifest(folder: Path, settings: BundleSettings) -> None:
-    from toolkit import __version__
-
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    record = {
-        "settings": dataclasses.asdict(settings),
-        "versions": {"toolkit": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        "threads": torch.get_num_threads(),
-        "networks": json.loads((folder / "networks" / "networks.json").read_text(encoding="utf-8")),
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-            for path in files
-        },
+def expected() -> dict[int, Any]:
+    """The instructor's sheet: what each exercise's check compares with, from the same files."""
+    return {
+        1: _patients(),
+        2: "head_input, or head:input",
+        3: sorted(_cancelled()),
+        4: {str(seed): f"{plain:.2f} to {taught:.2f}" for seed, (plain, taught) in _redundancies().items()},
+        5: _released_gradient(),
+        6: "a tk.Drift of the two stores, paired=False; its value lies in the grey null",
+        7: "a masked latent of fraction 0.5, soft=False, skips='zero'",
+        8: "inconclusive (one seed)",
     }
-    _write_json(folder / MANIFEST, record)
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def _network() -> Any:
+    return load_trained("phantom-cardiac/plain", seed=0)
+
+
+def _seeds(*names: str) -> list[int]:
+    listed = list_trained()
+    return sorted(set.intersection(*(set(listed.loc[listed["name"] == name, "seed"]) for name in names)))
+
+
+@functools.cache
+def _cases(site: str) -> list[Any]:
+    """The test images of a site, the largest right ventricle first."""
+    cases = load_task("phantom-cardiac").cases("test", site=site)
+    return sorted(cases, key=lambda one: -int((one.label == 1).sum()))
+
+
+def _patients() -> int:
+    return len({case.subject for case in _cases("B")})
+
+
+@functools.cache
+def _cancelled() -> frozenset[str]:
+    """Blocks whose Grad-CAM of the left ventricle cancels in every trained plain network, on the first image."""
+    target = Region("LV", inside="reference")
+    found = []
+    for seed in _seeds("phantom-cardiac/plain"):
+        cam = grad_cam(load_trained("phantom-cardiac/plain", seed), _cases("A")[0], list(BLOCKS), target)
+        table = cam.table()
+        found.append(frozenset(table.loc[table["status"] == "cancelled", "layer"]))
+    return frozenset.intersection(*found)
+
+
+@functools.cache
+def _redundancies() -> dict[int, tuple[float, float]]:
+    """Redundancy of the bottleneck, plain and taught, of every seed."""
+    names = ("phantom-cardiac/selfreg-plain", "phantom-cardiac/selfreg")
+    return {
+        seed: tuple(
+            channel_similarity(
+                extract(load_trained(name, seed), _cases("A")[:16], ["bottleneck"], pool="voxels", samples=8),
+                "bottleneck",
+            ).redundancy
+            for name in names
+        )
+        for seed in _seeds(*names)
+    }  # type: ignore[return-value]
+
+
+@functools.cache
+def _released_gradient() -> float:
+    from toolkit.features.capture import capture
+
+    network = load_trained("phantom-glands/med-disseg-without")
+    cases = load_task(**network.provenance["task"]).cases("test", site="A")[:8]
+    with torch.no_grad(), capture(network, ["layer3"]) as tape:
+        network(torch.stack([torch.as_tensor(case.image) for case in cases]))
+    table = preset_check(tape["layer3"]).set_index("preset")
+    return float(table.loc["released", "gradient_norm"])
+
+
+def _one(answer: Any) -> str | None:
+    return None if answer == _patients() else f"{answer!r} is not the number of patients"
+
+
+def _two(answer: Any) -> str | None:
+    try:
+        found = layer_names(_network(), [str(answer)], _cases("A")[0])
+    except ToolkitError:
+        found = []
+    return None if found == ["head:input"] else f"{answer!r} names {found or 'no layer'}"
+
+
+def _three(answer: Any) -> str | None:
+    given = {answer} if isinstance(answer, str) else set(answer)
+    if unknown := given - set(BLOCKS):
+        return f"{sorted(map(str, unknown))} are none of the blocks"
+    return None if given == _cancelled() else f"{sorted(given ^ _cancelled())} belong to the other side"
+
+
+def _four(answer: Any) -> str | None:
+    rises = [taught > plain for plain, taught in _redundancies().values()]
+    right = "rises" if all(rises) else "falls" if not any(rises) else "no direction"
+    return (
+        None
+        if answer == right
+        else f"it is not true that it {answer}"
+        if answer in _WORDS
+        else f"{answer!r} is no word"
+    )
+
+
+def _five(answer: Any) -> str | None:
+    same = isinstance(answer, (int, float, np.number)) and float(answer) == _released_gradient()
+    return None if same else f"{answer!r} is not its gradient norm"
+
+
+def _six(answer: Any) -> str | None:
+    if not isinstance(answer, Drift):
+        return f"a {type(answer).__name__} is no drift"
+    weights = [stage.get("weights") for stage in answer.provenance.get("stages", [])]
+    if len(set(weights)) != 1 or len(weights) != 2:
+        return "these are not two stores of one and the same network"
+    return None if answer.layer == "head_input" else f"the layer is {answer.layer}"
+
+
+def _seven(answer: Any) -> str | None:
+    if not isinstance(answer, MaskedLatent):
+        return f"a {type(answer).__name__} is no masked latent"
+    if answer.skips != "zero":
+        return f"the skip connections are still there: skips={answer.skips!r}"
+    right = (answer.scheme, answer.fraction, answer.soft) == ("channel", 0.5, False)
+    return None if right else f"scheme {answer.scheme}, fraction {answer.fraction}, soft {answer.soft}"
+
+
+def _eight(answer: Any) -> str | None:
+    return None if str(answer).strip().startswith("inconclusive") else f"{answer!r} claims more than one seed can show"
+
+
+_WORDS = ("rises", "falls", "no direction")
+_CHECKS: tuple[tuple[Callable[[Any], str | None], str], ...] = (
+    (_one, "a case is one slice; case.subject says whose it is, and a set holds everyone once."),
+    (_two, "look at the column `aliases` of tk.layers(network, case), or write the input of a layer as 'path:input'."),
+    (_three, "the column `status` of cam.table() says 'cancelled'; keep the blocks that it names for every seed."),
+    (
+        _four,
+        f"channel_similarity(...).redundancy of both networks for every seed; answer with one of {', '.join(_WORDS)}.",
+    ),
+    (_five, "the column `gradient_norm` of preset_check(features), row `released`."),
+    (_six, "tk.drift takes a list of two stores, here `draws`, layer 'head_input', and paired=False: other voxels."),
+    (_seven, "tk.mask_latent(network, case, scheme='channel', fraction=0.5, soft=False, skips='zero')."),
+    (_eight, "read the column `verdict` of the comparison's table for the method, and answer with that text."),
+)
