@@ -61,6 +61,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("cross_entropy", "dice", "focal", "focal_gamma", "scr", "ifd", "noise"), (0, 1e12)),
     **dict.fromkeys(("weight", "penalty", "auxiliary", "complementary", "consistency", "divergence"), (0, 1e12)),
 }
+DEFAULTS: dict[str, Any] = {"overlap": 0.5}  # of keywords that a TypedDict names; the others are None
 # What a thing of this name must offer where its annotation allows any object.
 OFFERS: dict[str, tuple[str, ...]] = {"task": ("cases", "loader")}
 _LOOKED_AT = 256  # elements of a sequence whose type is looked at
@@ -97,7 +98,7 @@ def checked(call: Call) -> Call:
         ToolkitError: an exception of Python or a library from inside, with the call and its arguments. One that comes
             from the caller's own code, or that belongs to the contract, is passed on as it is.
     """
-    signature = inspect.signature(call)
+    signature = _signature(call)
 
     @functools.wraps(call)
     def door(*values: Any, **named: Any) -> Any:
@@ -113,7 +114,7 @@ def checked(call: Call) -> Call:
                 raise
             raise _unforeseen(call, bound.arguments, error) from error
 
-    door.__checked__ = True  # type: ignore[attr-defined]
+    door.__checked__, door.__signature__ = True, signature  # type: ignore[attr-defined]
     return typing.cast("Call", door)
 
 
@@ -149,6 +150,32 @@ def doors(names: dict[str, Any]) -> None:
     names.update({name: at_the_door(value) for name, value in public.items() if inspect.isfunction(value)})
 
 
+def _signature(call: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a call, each keyword of a `**name: Unpack[Keywords]` by itself."""
+    signature = inspect.signature(call)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for keywords in _unpacked(call):
+        named += [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=DEFAULTS.get(name),
+                annotation=getattr(kind, "__forward_arg__", kind),
+            )
+            for name, kind in keywords.__annotations__.items()
+        ]
+        return signature.replace(parameters=named)
+    return signature
+
+
+def _unpacked(call: Callable[..., Any]) -> list[type]:
+    """The TypedDict that names the keywords of a call, if one does."""
+    if not any("Unpack" in str(text) for text in call.__annotations__.values()):
+        return []  # nothing is evaluated before its module is complete
+    kinds = [one for kind in _hints(call).values() for part in kind for one in typing.get_args(part)]
+    return [kind for kind in kinds if typing.is_typeddict(kind)]
+
+
 def _bind(
     call: Callable[..., Any], signature: inspect.Signature, values: tuple[Any, ...], named: Mapping[str, Any]
 ) -> inspect.BoundArguments:
@@ -175,7 +202,7 @@ def _check(call: Callable[..., Any], signature: inspect.Signature, name: str, va
         return
     if not _fits(value, _hints(call).get(name, Any)):
         expected = str(parameter.annotation).replace("collections.abc.", "").replace("os.PathLike[str]", "a path")
-        error = _refused(call, signature, name, f"takes {expected}, not {_described(value)}")
+        error = _refused(call, signature, name, f"takes {expected}, not {_described(value)}", value)
         if inspect.isclass(value):
             error = ConfigError(error.what, where=error.where, fix=f"Call the class first: toolkit.{value.__name__}().")
         raise error
@@ -184,16 +211,22 @@ def _check(call: Callable[..., Any], signature: inspect.Signature, name: str, va
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         least, most, number = *LIMITS.get(name, (-math.inf, math.inf)), typing.cast("Any", value)
         if not least <= number <= most:  # NaN is between nothing
-            raise _refused(call, signature, name, f"is a number from {least:g} to {most:g}, not {value}")
+            range_ = f"is at least {least:g}" if most >= MANY else f"is a number from {least:g} to {most:g}"
+            raise _refused(call, signature, name, f"{range_}, not {value}", value)
 
 
-def _refused(call: Callable[..., Any], signature: inspect.Signature, name: str, what: str) -> ConfigError:
+def _refused(
+    call: Callable[..., Any], signature: inspect.Signature, name: str, what: str, value: Any = ...
+) -> ConfigError:
     owner = getattr(sys.modules[call.__module__], call.__qualname__.removesuffix(".__init__"), call)
-    lines = re.search(rf"^ *{name}: (.+(?:\n {{8,}}.*)*)", inspect.getdoc(owner) or "", flags=re.MULTILINE)
+    texts = "\n".join(inspect.getdoc(one) or "" for one in (owner, *_unpacked(call)))
+    lines = re.search(rf"^ *{name}: (.+(?:\n {{8,}}.*)*)", texts, flags=re.MULTILINE)
     text = f"{name}: {' '.join(lines[1].split())}" if lines else ""
     order = ", ".join(p for p in signature.parameters if p != "self")
     return ConfigError(
-        f"{name} {what}.", where=f"{_name(call)}({name}=...)", fix=text or f"Its arguments are: {order}."
+        f"{name} {what}.",
+        where=f"{_name(call)}({name}={value if isinstance(value, (str, int, float, type(None))) else '...'})"[:200],
+        fix=text or f"Its arguments are: {order}.",
     )
 
 
@@ -285,6 +318,9 @@ def _hints(call: Callable[..., Any]) -> dict[str, Any]:
             hints[name] = tuple(eval(part, {}, names) if isinstance(part, str) else part for part in parts)
         except Exception:  # an annotation that only a type checker understands
             hints[name] = (Any,)
+        for keywords in typing.get_args(hints[name][0]):
+            if typing.is_typeddict(keywords):
+                hints |= {key: (kind,) for key, kind in typing.get_type_hints(keywords).items()}
     return hints
 
 

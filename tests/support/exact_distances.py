@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError
-from toolkit.measure import distances, gaussians
-from toolkit.measure.cka import squared_distances
-from toolkit.measure.distances import gaussian
+from toolkit.measure import gaussians
+from toolkit.measure.cka import centred, median_squared_distance, rbf_kernel, squared_distances, unbiased_hsic
 
 
 def centroid_shift(first: Tensor, second: Tensor, scale: float | None = None) -> Tensor:
@@ -44,7 +43,7 @@ def maximum_mean_discrepancy(
         biased: keep the pairs of a row with itself.
     """
     x, y = first.double(), second.double()
-    s2 = bandwidth if bandwidth is not None else distances.median_squared_distance(torch.cat((x, y)))
+    s2 = bandwidth if bandwidth is not None else median_squared_distance(torch.cat((x, y)))
     own_x, own_y, cross = (torch.exp(-squared_distances(a, b) / (2 * s2)) for a, b in ((x, x), (y, y), (x, y)))
     if biased:
         return own_x.mean() + own_y.mean() - 2 * cross.mean()
@@ -67,3 +66,34 @@ def sliced_wasserstein(first: Tensor, second: Tensor, directions: Tensor) -> Ten
         raise ResultError(f"Sorted projections need as many rows; there are {len(first)} and {len(second)}.")
     one, two = (torch.sort((rows.double() @ directions.double()).T, dim=1).values for rows in (first, second))
     return ((one - two) ** 2).mean().sqrt()
+
+
+def gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and unbiased covariance (C, C) of rows (N, C), in float64."""
+    if len(rows) < 2:
+        raise ResultError(f"{len(rows)} rows are too few for a covariance.")
+    x = centred(rows)
+    return rows.double().mean(0), x.T @ x / (len(x) - 1)
+
+
+def frechet(first: Tensor, second: Tensor) -> Tensor:
+    """Squared Frechet distance between Gaussians with the means and (unbiased) covariances of two clouds."""
+    mean, covariance = gaussian(first)
+    root = gaussians.root_from_eigen(*torch.linalg.eigh(covariance))
+    return gaussians.frechet_from_root(mean, root, *gaussian(second))
+
+
+def rbf_cka(first: Tensor, second: Tensor, debiased: bool = False) -> Tensor:
+    """CKA with the kernels of `toolkit.measure.cka.rbf_kernel`."""
+    return kernel_cka(rbf_kernel(first), rbf_kernel(second), debiased)
+
+
+def kernel_cka(first: Tensor, second: Tensor, debiased: bool = False) -> Tensor:
+    """CKA of two kernel matrices (N, N)."""
+    if debiased:
+        table = unbiased_hsic(torch.stack((first, second)))
+    else:
+        turned = [k - k.mean(0)[None] - k.mean(1)[:, None] + k.mean() for k in (first, second)]
+        flat = torch.stack([kernel.flatten() for kernel in turned])
+        table = flat @ flat.T
+    return table[0, 1] / (table[0, 0] * table[1, 1]).sqrt()

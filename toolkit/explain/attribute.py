@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError, DataError, LayerError
-from toolkit.explain.attribute_methods import METHODS, AttributionInput, Settings, baseline_of, explain_one
+from toolkit.arguments import checked
+from toolkit.errors import ConfigError, DataError, LayerError, choose
+from toolkit.explain.attribute_methods import FEATURES, METHODS, AttributionInput, Settings, baseline_of, explain_one
 from toolkit.explain.attribution_result import AttributionResult
-from toolkit.explain.frozen import Frozen, freeze
-from toolkit.explain.stitched import score_of
+from toolkit.explain.explained import fields_of
+from toolkit.explain.frozen import Frozen, freeze, score_of
 from toolkit.explain.targets import Target, as_target
 from toolkit.features.capture import capture
-from toolkit.features.logits import Select
-from toolkit.features.memory import Limit, affordable_batch
 from toolkit.features.modules import eager, named, parse
-from toolkit.features.names import resolve
 from toolkit.features.provenance import DataHash, provenance
 from toolkit.features.untouched import untouched
-from toolkit.inference.inputs import InputBatch, as_batches
-from toolkit.inference.layers import prepare_aliases
-from toolkit.inference.network import Predictor
+from toolkit.inference.inputs import InputBatch
+from toolkit.inference.layers import one_layer
+from toolkit.inference.memory import Passes
+from toolkit.inference.network import Predictor, one_batch
 from toolkit.inference.windows import Frame
 
 
+@checked
 def attribute(
     model: nn.Module,
     image: Any,
@@ -43,12 +43,7 @@ def attribute(
     features: str = "grid",
     aliases: Mapping[str, str] | None = None,
     batch_size: int = 8,
-    select: Select | None = None,
-    patch_size: Sequence[int] | str | None = None,
-    overlap: float = 0.5,
-    divisor: int | None = None,
-    precision: str | None = None,
-    activation: str | None = None,
+    **passes: Unpack[Passes],
 ) -> AttributionResult:
     """Attribute a target's score to the input voxels, or to the units of a layer, with captum.
 
@@ -72,15 +67,10 @@ def attribute(
             the "reference", which says how much the score of one organ leans on another.
         aliases: overrides of aliases.
         batch_size: perturbed images per pass.
-        select: where the logits are; as for divisor, precision and activation see `toolkit.predict`.
-        patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass. What is
+        **passes: select, patch_size, overlap, divisor, precision and activation, see `toolkit.predict`. What is
             explained with windows is the score of the stitched logits, which is a function of the whole image:
             attributions of its windows add up, and completeness holds as for one window. Layer conductance then comes
             on the image's grid.
-        overlap: of neighbouring windows, as a share of their side.
-        divisor: what the sides must be multiples of.
-        precision: autocast; None = the network's own.
-        activation: "softmax" or "sigmoid".
 
     Raises:
         ConfigError: unknown method, baseline or class, or a layer missing or not wanted.
@@ -92,16 +82,8 @@ def attribute(
     """
     settings = Settings(steps, window, stride, baseline, features, layer, batch_size)
     _check_method(method, settings)
-    predictor = Predictor(
-        model,
-        select=select,
-        patch_size=patch_size,
-        overlap=overlap,
-        divisor=divisor,
-        precision=precision,
-        activation=activation,
-    )
-    batch = _one_batch(image, predictor, label)
+    predictor = Predictor(model, **passes)
+    batch = one_batch(image, predictor, label, "attribute")
     frame = predictor.frame(batch.image)
     with untouched(model, "eval"), torch.inference_mode(False), torch.enable_grad(), eager(predictor.model):
         module = None if layer is None else _layer_module(predictor, layer, batch.image[:1], aliases)
@@ -113,14 +95,23 @@ def attribute(
             values.append(explain_one(predictor, frozen.select(i), given, method, settings))
             score = score_of(predictor, frozen.select(i), own, image_i)
             at_baseline.append(score.in_batches(base, 1))
-    result = _result(batch, frozen, torch.cat(at_baseline), torch.cat(values), settings)
     data = DataHash()
     data.update(batch.ids, batch.image, batch.label)
     chosen = {**dataclasses.asdict(settings), **predictor.settings}
-    result.target, result.method, result.classes = repr(as_target(target)), method, predictor.class_names(batch.classes)
-    result.padding = [] if layer is None or frame.tiling is not None else list(frame.padding)
-    result.provenance = provenance(model, data.hexdigest(), method=method, target=result.target, **chosen)
-    return result
+    return AttributionResult(
+        attributions={layer or "input": torch.cat(values).cpu()},
+        **fields_of([batch]),
+        prediction=frozen.prediction.cpu(),
+        region=frozen.region.cpu(),
+        score=frozen.score.cpu(),
+        baseline_score=torch.cat(at_baseline).cpu(),
+        classes=predictor.class_names(batch.classes),
+        target=repr(as_target(target)),
+        method=method,
+        settings=dataclasses.asdict(settings),
+        padding=[] if layer is None or frame.tiling is not None else list(frame.padding),
+        provenance=provenance(model, data.hexdigest(), method=method, target=repr(as_target(target)), **chosen),
+    )
 
 
 def frozen_target(predictor: Predictor, target: Target, batch: InputBatch, frame: Frame) -> Frozen:
@@ -145,11 +136,8 @@ def _layer_module(
 ) -> tuple[nn.Module, bool]:
     """The module that a name means, and whether its input is meant."""
     network, x = predictor.model, predictor.one_window(image)
-    prepare_aliases(predictor, layer, image, aliases)
-    names = resolve(network, layer, x, aliases)
-    if len(names) != 1:
-        raise LayerError(f"{layer!r} matches {len(names)} layers.", fix=f"Name one: {', '.join(names[:8])}.")
-    name = parse(names[0])
+    full_name = one_layer(predictor, layer, image, aliases)
+    name = parse(full_name)
     calls = 0
 
     def count(*_: Any) -> None:
@@ -159,13 +147,13 @@ def _layer_module(
     module = named(network)[name.path]
     handle = module.register_forward_hook(count)
     try:
-        with torch.no_grad(), capture(network, names):
+        with torch.no_grad(), capture(network, full_name):
             predictor.run(x)
     finally:
         handle.remove()
     if calls != 1:
         raise LayerError(
-            f"The layer {names[0]!r} runs {calls} times in one pass, and captum cannot tell its calls apart.",
+            f"The layer {full_name!r} runs {calls} times in one pass, and captum cannot tell its calls apart.",
             where="attribute(layer=...)",
             fix="Choose a layer that runs once, or use grad_cam.",
         )
@@ -173,45 +161,11 @@ def _layer_module(
 
 
 def _check_method(method: str, settings: Settings) -> None:
-    if method not in METHODS:
-        raise ConfigError(f"Unknown method {method!r}.", where="attribute", fix=f"Use {', '.join(METHODS)}.")
+    choose("method", method, METHODS, where="attribute(method=...)")
+    choose("features", settings.features, FEATURES, where="attribute(features=...)")
     if (method == "layer_conductance") != (settings.layer is not None):
         raise ConfigError(
             f"{method} and layer={settings.layer!r} do not go together.",
             where="attribute",
             fix="Layer conductance needs a layer; the other methods explain the input.",
         )
-
-
-def _one_batch(image: Any, predictor: Predictor, label: Any) -> InputBatch:
-    batches = list(as_batches(image, predictor.model, batch_size=10**6, label=label))
-    if len(batches) != 1:
-        what = "There is no image to explain." if not batches else "The images have several sizes."
-        raise DataError(what, where="attribute(image=...)", fix="Pass one image, or several of one size.")
-    image = batches[0].image
-    affordable_batch(predictor.model, image[:1], 1, Limit("attribute", 2.0, one_pass=predictor.one_window))
-    return batches[0]
-
-
-def _result(
-    batch: InputBatch, frozen: Frozen, at_baseline: Tensor, values: Tensor, settings: Settings
-) -> AttributionResult:
-    return AttributionResult(
-        attributions={settings.layer or "input": values.cpu()},
-        image=batch.image.detach().cpu(),
-        label=None if batch.label is None else batch.label.cpu(),
-        prediction=frozen.prediction.cpu(),
-        region=frozen.region.cpu(),
-        score=frozen.score.cpu(),
-        baseline_score=at_baseline.cpu(),
-        cases=batch.ids,
-        spacing=batch.spacing,
-        affine=batch.affine,
-        volumes=batch.volumes,
-        positions=batch.positions,
-        geometry=[None if one is None else dataclasses.asdict(one) for one in batch.geometries],
-        classes={},
-        target="",
-        method="",
-        settings=dataclasses.asdict(settings),
-    )

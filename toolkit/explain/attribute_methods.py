@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError, DataError, LayerError, choose
-from toolkit.explain.frozen import FixedScore, Frozen
-from toolkit.explain.stitched import score_of, window_parts
+from toolkit.errors import DataError, LayerError, choose
+from toolkit.explain.frozen import FixedScore, Frozen, score_of, window_parts
 from toolkit.features.layout import to_maps
 from toolkit.inference.network import Predictor
 from toolkit.inference.windows import Frame
@@ -34,21 +31,6 @@ class Settings:
     features: str = "grid"
     layer: str | None = None
     batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        if self.features not in FEATURES:
-            raise ConfigError(f"Unknown features {self.features!r}.", fix=f"Use {', '.join(FEATURES)}.")
-        if isinstance(self.baseline, str) and self.baseline not in BASELINES:
-            raise ConfigError(f"Unknown baseline {self.baseline!r}.", fix=f"Use a number, {', '.join(BASELINES)}.")
-        if not isinstance(self.baseline, str) and not (
-            isinstance(self.baseline, Real) and math.isfinite(self.baseline)
-        ):
-            raise ConfigError(
-                f"baseline={self.baseline!r} is neither a number nor the name of a baseline.",
-                fix=f"Use a number, {', '.join(BASELINES)}.",
-            )
-        if min(self.steps, self.window, self.batch_size, self.stride or 1) < 1:
-            raise ConfigError("steps, window, stride and batch_size are at least 1.", where="attribute")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from torch import Tensor
 
 from toolkit.errors import LayerError
 from toolkit.explain.cam_maps import on_image
+from toolkit.explain.explained import Explained
 from toolkit.features.layout import to_maps
 from toolkit.results import Result
 
@@ -21,49 +18,22 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
-class AttributionResult(Result):
+class AttributionResult(Explained, Result):
     """Attributions of a batch of images.
 
     Attributes:
         attributions: name -> raw signed values: "input" -> (B, C, *S), or for layer conductance the layer's name ->
             its activation's own shape.
-        image: (B, C, *S).
-        label: (B, 1, *S) reference, or None.
-        prediction: (B, *S) labels, or (B, K, *S) masks of overlapping regions: those that `toolkit.predict` gives.
-        region: (B, 1, *S) bool, the voxels whose logits were summed.
-        score: (B,) value of the target.
         baseline_score: (B,) value of the same voxels on the baseline image.
-        cases: names of the images.
-        spacing: mm per axis or None, per image.
-        classes: class names by index.
-        target: what was explained.
         method: captum's method.
         settings: its parameters.
-        affine: 4x4 matrix or None, per image.
-        volumes: stack that each image belongs to.
-        positions: index of the image in its stack, or None.
-        geometry: fields of `toolkit.data.geometry.Geometry`, or None, per image: how to write a map as NIfTI.
-        padding: (before, after) along every axis that a layer's units cover besides the image; empty = none.
+
+    The other attributes are those of `toolkit.explain.explained.Explained`.
     """
 
     attributions: dict[str, Tensor]
-    image: Tensor
-    label: Tensor | None
-    prediction: Tensor
-    region: Tensor
-    score: Tensor
     baseline_score: Tensor
-    cases: list[str]
-    spacing: list[tuple[float, ...] | None]
-    classes: dict[int, str]
-    target: str
-    method: str
     settings: dict[str, Any]
-    affine: list[np.ndarray | None] = dataclasses.field(default_factory=list)
-    volumes: list[str] = dataclasses.field(default_factory=list)
-    positions: list[int | None] = dataclasses.field(default_factory=list)
-    geometry: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
-    padding: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     kind: ClassVar[str] = "attribution"
 
     def __getitem__(self, name: str) -> Tensor:
@@ -79,10 +49,9 @@ class AttributionResult(Result):
         return self.attributions[name]
 
     @property
-    def padded_size(self) -> tuple[int, ...]:
-        """Spatial size that the maps of a layer cover: the image's and its padding."""
-        padding = self.padding or [(0, 0)] * (self.image.ndim - 2)
-        return tuple(side + sum(pair) for side, pair in zip(self.image.shape[2:], padding, strict=True))
+    def layers(self) -> list[str]:
+        """Names of the attributions."""
+        return list(self.attributions)
 
     @property
     def maps(self) -> dict[str, Tensor]:
@@ -102,31 +71,9 @@ class AttributionResult(Result):
             for name, values in self.attributions.items()
         }
 
-    def resized(self, name: str) -> Tensor:
-        """The map on the image's grid (B, 1, *S), linear with half-pixel centres."""
-        self[name]
-        return on_image(self.maps[name], self.image.shape[2:], () if name == "input" else self.padding)
-
-    def save_nifti(self, folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> dict[str, list[Path]]:
-        """Write every map as NIfTI on the grid, axes and affine of its image's file, so that viewers overlay them.
-
-        Values are raw and signed, summed over channels; maps of a layer are resized by linear
-        interpolation. Slices of one stack become one volume; slices that were not explained are 0. Images without a
-        file or an affine get a header that says that their place is unknown; its `descrip` holds method and status.
-
-        Args:
-            folder: made if missing; files are called `<volume>_<name>.nii.gz`.
-            names: which attributions; None = all.
-
-        Returns:
-            The files of each name.
-
-        Raises:
-            LayerError: no attribution of a name.
-        """
-        from toolkit.explain.cam_files import write_maps
-
-        return write_maps(self, Path(folder), list(self.attributions if names is None else names))
+    def resized(self, layer: str) -> Tensor:
+        self[layer]
+        return on_image(self.maps[layer], self.image.shape[2:], () if layer == "input" else self.padding)
 
     def table(self) -> pd.DataFrame:
         """One row per name and image.

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from toolkit.features.logits import interpolated
 
 METHODS = ("grad_cam", "grad_cam++", "hires_cam", "layer_cam")
 TELLING = ("ok", "negative")  # statuses of maps that say something
 CANCELLED_BELOW = 0.02  # measured: docs/grad_cam_and_instance_norm.md
 Padding = Sequence[tuple[int, int]]  # (before, after) along every axis; empty = none
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def raw_map(activation: Tensor, gradient: Tensor, method: str = "grad_cam") -> Tensor:
@@ -71,9 +71,7 @@ def stretched(maps: Tensor, epsilon: float = 1e-7) -> Tensor:
 
 def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Linear interpolation with half-pixel centres."""
-    if tuple(maps.shape[2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, size=tuple(size), mode=_MODES[len(size)], align_corners=False)
+    return maps if tuple(maps.shape[2:]) == tuple(size) else interpolated(maps, size)
 
 
 def on_image(maps: Tensor, size: Sequence[int], padding: Padding = ()) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from toolkit.errors import LayerError
-from toolkit.explain.cam_maps import Padding, gradient_parts, net_gradient, normalised_sum, raw_map
-from toolkit.explain.frozen import Frozen
+from toolkit.explain.cam_maps import Padding, gradient_parts, net_gradient, normalised_sum, raw_map, resized
+from toolkit.explain.frozen import Frozen, freeze
 from toolkit.explain.targets import NormalisedClassSum, Target, TargetContext
 from toolkit.features.capture import Tape, capture
 from toolkit.features.layout import to_maps
@@ -54,31 +54,79 @@ def explain_batch(predictor: Predictor, batch: InputBatch, request: CamRequest, 
         with capture(network, request.layers, aliases=request.aliases) as tape:
             logits = predictor.logits(image, frame)
         context = TargetContext.of(logits, batch, predictor)
-        require_gradients(tape)
         score, region = target.score(context)
-        parts = target.parts(context)
+        scores = [score if part is target else part.score(context)[0] for part in target.parts(context)]
         maps: dict[str, dict[str, list[Tensor]]] = {method: {name: [] for name in tape} for method in request.methods}
         shares: dict[str, list[Tensor]] = {name: [] for name in tape}
         connected = dict.fromkeys(tape, False)
-        for position, part in enumerate(parts):
-            total = score if part is target else part.score(context)[0]
-            gradients = torch.autograd.grad(
-                total.sum(), list(tape.values()), retain_graph=position + 1 < len(parts), allow_unused=True
-            )
-            for (name, activation), gradient in zip(tape.items(), gradients, strict=True):
-                connected[name] |= gradient is not None
-                found, share = maps_of(activation, gradient, frame.target, name, request.methods)
-                shares[name].append(share)
-                for method, one in found.items():
-                    maps[method][name].append(one)
+        for _, name, of_part, share, reached in _maps_of_parts(tape, scores, frame.target, request.methods):
+            connected[name] |= reached
+            shares[name].append(share)
+            for method, one in of_part.items():
+                maps[method][name].append(one)
     frozen = Frozen(score, score.detach(), region, context.prediction)
-    return collected(batch, target, (maps, shares, connected), frozen, frame.padding)
+    return _collected(batch, target, (maps, shares, connected), frozen, frame.padding)
+
+
+def explain_windows(predictor: Predictor, batch: InputBatch, request: CamRequest, frame: Frame) -> CamBatch:
+    """Maps of every layer on the image's grid (B, 1, *S); see `toolkit.grad_cam`."""
+    with untouched(predictor.model, request.mode), torch.inference_mode(False):
+        with torch.no_grad():
+            logits = predictor.logits(batch.image, frame)
+        targets = request.target.parts(TargetContext.of(logits, batch, predictor))
+        frozen = [freeze(part, logits, batch, predictor) for part in targets]
+        whole = freeze(request.target, logits, batch, predictor)
+        parts = _accumulate(predictor, batch.image, request, frozen, frame)
+    return _collected(batch, request.target, parts, whole, ())
+
+
+def _accumulate(predictor: Predictor, image: Tensor, request: CamRequest, frozen: list[Frozen], frame: Frame) -> Parts:
+    """Weighted mean over windows of maps by method, layer and part; sums of gradient parts; what is connected."""
+    assert frame.tiling is not None
+    totals: dict[str, dict[str, list[Tensor]]] = {method: {} for method in request.methods}
+    shares: dict[str, list[Tensor]] = {}
+    connected: dict[str, bool] = {}
+    weight, padded = frame.tiling.importance, frame.pad(image)
+    empty = torch.zeros_like(padded[:, :1], dtype=torch.float32)
+    coefficients = [frame.pad(part.weights, 0.0) for part in frozen]
+    for window in frame.tiling.windows:
+        with torch.enable_grad():
+            x = padded[window].detach().clone().requires_grad_().clone()
+            with capture(predictor.model, request.layers, aliases=request.aliases) as tape:
+                logits = predictor.one_pass(x)
+            scores = [(part[window] * logits).sum() for part in coefficients]
+            for position, name, of_part, share, reached in _maps_of_parts(tape, scores, weight.shape, request.methods):
+                for method, one in of_part.items():
+                    into = totals[method].setdefault(name, [empty.clone() for _ in frozen])
+                    into[position][window] += weight * resized(one, weight.shape)
+                sums = shares.setdefault(name, [torch.zeros_like(share) for _ in frozen])
+                sums[position] += share
+                connected[name] = connected.get(name, False) or reached
+    covered = frame.tiling.covered
+    means = {
+        method: {name: [frame.crop(total / covered) for total in parts] for name, parts in of_layers.items()}
+        for method, of_layers in totals.items()
+    }
+    return means, shares, connected
+
+
+def _maps_of_parts(
+    tape: Tape, scores: Sequence[Tensor], size: Sequence[int], methods: Sequence[str]
+) -> Iterator[tuple[int, str, dict[str, Tensor], Tensor, bool]]:
+    """One backward pass per score: its number, layer, raw maps by method, `gradient_parts`, and whether it is connected."""
+    require_gradients(tape)
+    for position, score in enumerate(scores):
+        gradients = torch.autograd.grad(
+            score.sum(), list(tape.values()), retain_graph=position + 1 < len(scores), allow_unused=True
+        )
+        for (name, activation), gradient in zip(tape.items(), gradients, strict=True):
+            yield position, name, *maps_of(activation, gradient, size, name, methods), gradient is not None
 
 
 Parts = tuple[dict[str, dict[str, list[Tensor]]], dict[str, list[Tensor]], dict[str, bool]]
 
 
-def collected(batch: InputBatch, target: Target, parts: Parts, whole: Frozen, padding: Padding) -> CamBatch:
+def _collected(batch: InputBatch, target: Target, parts: Parts, whole: Frozen, padding: Padding) -> CamBatch:
     """The maps of a target's parts combined.
 
     Args:

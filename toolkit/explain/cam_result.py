@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from torch import Tensor
 
 from toolkit.errors import LayerError, ResultError
 from toolkit.explain.cam_maps import CANCELLED_BELOW, TELLING, displayed, on_image
+from toolkit.explain.explained import Explained
 from toolkit.results import Result
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
-class GradCamResult(Result):
+class GradCamResult(Explained, Result):
     """Heat maps of several layers; works like a mapping from layer name to raw signed map.
 
     Attributes:
@@ -31,54 +29,20 @@ class GradCamResult(Result):
             map is made of rounding and of what the zero padding adds), "zero" (the map is 0 everywhere, as of a dead
             layer), "empty region" (the target's region has no voxel), "not connected" (the score does not depend on
             this layer). Only "ok" and "negative" maps say something: see `telling`.
-        image: (B, C, *S).
-        label: (B, 1, *S) reference, or None.
-        prediction: (B, *S) labels, or (B, K, *S) masks of overlapping regions: those that `toolkit.predict` gives.
-        region: (B, 1, *S) bool, the voxels whose logits were summed.
-        score: (B,) value of the target.
-        cases: names of the images.
-        spacing: mm per axis or None, per image.
-        affine: 4x4 matrix or None, per image.
-        volumes: stack that each image belongs to.
-        positions: index of the image in its stack, or None.
         net_gradient: layer -> per image, the sum over channels of |mean gradient| over that of the mean |gradient|.
         connected: layer -> whether the score depends on it.
         others: maps of further methods that shared the pass, by method and layer; see `by_method`.
-        geometry: fields of `toolkit.data.geometry.Geometry`, or None, per image: how to write a map as NIfTI.
-        padding: (before, after) along every axis, by which the image was padded for the network: maps of a layer cover
-            the padded image. Empty if nothing was padded, or if the maps are on the image's grid already.
-        classes: class names by index.
-        target: what was explained.
         method: "grad_cam" or a variant.
+
+    The other attributes are those of `toolkit.explain.explained.Explained`.
     """
 
     maps: dict[str, Tensor]
     status: dict[str, list[str]]
-    image: Tensor
-    label: Tensor | None
-    prediction: Tensor
-    region: Tensor
-    score: Tensor
-    cases: list[str]
-    spacing: list[tuple[float, ...] | None]
-    affine: list[np.ndarray | None]
-    classes: dict[int, str]
-    target: str
-    method: str
-    volumes: list[str] = dataclasses.field(default_factory=list)
-    positions: list[int | None] = dataclasses.field(default_factory=list)
-    geometry: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
     net_gradient: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     connected: dict[str, bool] = dataclasses.field(default_factory=dict)
     others: dict[str, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
-    padding: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     kind: ClassVar[str] = "grad_cam"
-
-    @property
-    def padded_size(self) -> tuple[int, ...]:
-        """Spatial size that the maps of a layer cover: the image's and its padding."""
-        padding = self.padding or [(0, 0)] * (self.image.ndim - 2)
-        return tuple(side + sum(pair) for side, pair in zip(self.image.shape[2:], padding, strict=True))
 
     @property
     def layers(self) -> list[str]:
@@ -140,34 +104,11 @@ class GradCamResult(Result):
         return dataclasses.replace(self, maps=maps, status=status, method=method, others=others)
 
     def resized(self, layer: str) -> Tensor:
-        """The raw map on the image's grid (B, 1, *S), linear with half-pixel centres."""
         return on_image(self[layer], self.image.shape[2:], self.padding)
 
     def displayed(self, layer: str) -> Tensor:
         """The map as it is usually drawn: rectified, resized to the image, scaled to [0, 1]."""
         return displayed(self[layer], self.image.shape[2:], self.padding)
-
-    def save_nifti(self, folder: str | os.PathLike[str], layers: Sequence[str] | None = None) -> dict[str, list[Path]]:
-        """Write every map as NIfTI on the grid, axes and affine of its image's file, so that viewers overlay them.
-
-        Values are raw and signed, resized to the image by linear interpolation. Slices of one
-        stack become one volume; slices that were not explained are 0. Images without a file or an affine get a
-        header that says that their place is unknown. The header's `descrip` holds the method and the status; a file
-        whose map is not one to read (cancelled, constant, empty) is also warned of.
-
-        Args:
-            folder: made if missing; files are called `<volume>_<layer>.nii.gz`.
-            layers: which layers; None = all.
-
-        Returns:
-            The files of each layer.
-
-        Raises:
-            LayerError: no map of a layer.
-        """
-        from toolkit.explain.cam_files import write_maps
-
-        return write_maps(self, Path(folder), list(self.maps if layers is None else layers))
 
     def table(self) -> pd.DataFrame:
         """One row per layer and image: status, range and mean of the raw map, share above 0, score, voxels summed.

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from toolkit.arguments import checked
 from toolkit.data.randomness import keyed_random
-from toolkit.errors import ConfigError, ResultError
+from toolkit.errors import ResultError
 from toolkit.explain.attribute_methods import AttributionInput, Settings, baseline_of, explain_one
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
-from toolkit.explain.frozen import FixedScore, Frozen, freeze
-from toolkit.explain.stitched import score_of
+from toolkit.explain.frozen import FixedScore, Frozen, freeze, score_of
 from toolkit.explain.targets import Target, as_target
 from toolkit.features.logits import Select
 from toolkit.features.modules import device_of
@@ -50,6 +50,7 @@ class Faithfulness(Result):
         return self.numbers.copy()
 
 
+@checked
 def faithfulness(
     model: nn.Module,
     result: GradCamResult | AttributionResult,
@@ -107,12 +108,6 @@ def faithfulness(
     """
     import pandas as pd
 
-    if steps < 1 or min(orders, perturbations) < 0:
-        raise ConfigError(
-            "These settings are invalid.",
-            where=f"faithfulness({steps=}, {orders=}, {perturbations=})",
-            fix="At least one step is taken; the other two are 0 or more.",
-        )
     if result.provenance.get("weights") != weights_hash(model):
         raise ResultError(
             "These maps were made with other weights.", where="faithfulness", fix="Explain this network first."

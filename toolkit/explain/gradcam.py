@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from toolkit.errors import ConfigError, DataError
+from toolkit.arguments import checked
+from toolkit.errors import DataError, choose
 from toolkit.explain.cam_maps import METHODS
-from toolkit.explain.cam_pass import CamBatch, CamRequest, explain_batch
+from toolkit.explain.cam_pass import CamBatch, CamRequest, explain_batch, explain_windows
 from toolkit.explain.cam_result import GradCamResult, statuses
-from toolkit.explain.cam_windows import explain_windows
+from toolkit.explain.explained import fields_of
 from toolkit.explain.targets import Target, as_target
-from toolkit.features.logits import Select
 from toolkit.features.memory import Limit
 from toolkit.features.provenance import DataHash, provenance
 from toolkit.inference.inputs import as_batches
 from toolkit.inference.layers import prepare_aliases
+from toolkit.inference.memory import Passes
 from toolkit.inference.network import Predictor
 
 
+@checked
 def grad_cam(
     model: nn.Module,
     inputs: Any,
@@ -34,12 +35,7 @@ def grad_cam(
     aliases: Mapping[str, str] | None = None,
     batch_size: int = 8,
     mode: str = "eval",
-    select: Select | None = None,
-    patch_size: Sequence[int] | str | None = None,
-    overlap: float = 0.5,
-    divisor: int | None = None,
-    precision: str | None = None,
-    activation: str | None = None,
+    **passes: Unpack[Passes],
 ) -> GradCamResult:
     """Heat maps of a score at one or many layers; the network is left untouched.
 
@@ -59,15 +55,10 @@ def grad_cam(
         aliases: overrides of aliases.
         batch_size: images per pass.
         mode: "eval" (running statistics, images independent of each other) or "train".
-        select: where the logits are; as for divisor, precision and activation see `toolkit.predict`.
-        patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass. With
-            windows the target's region is found once, on the stitched logits; every window is explained for its part
-            of that region, and the maps, brought to the image's grid, are averaged with Gaussian weights. Grad-CAM's
-            channel weights are then those of each window.
-        overlap: of neighbouring windows, as a share of their side.
-        divisor: what the sides must be multiples of.
-        precision: autocast; None = the network's own.
-        activation: "softmax" or "sigmoid".
+        **passes: select, patch_size, overlap, divisor, precision and activation, see `toolkit.predict`. With windows the
+            target's region is found once, on the stitched logits; every window is explained for its part of that
+            region, and the maps, brought to the image's grid, are averaged with Gaussian weights. Grad-CAM's channel
+            weights are then those of each window.
 
     Returns:
         Mapping from layer name to raw map (B, 1, *layer size). Look at its `status`: where an instance norm follows
@@ -86,17 +77,9 @@ def grad_cam(
         torch.Size([1, 1, 32, 32])
     """
     methods = (method,) if isinstance(method, str) else tuple(method)
-    if not methods or not set(methods) <= set(METHODS):
-        raise ConfigError(f"Unknown method {method!r}.", where="grad_cam(method=...)", fix=f"Use {', '.join(METHODS)}.")
-    predictor = Predictor(
-        model,
-        select=select,
-        patch_size=patch_size,
-        overlap=overlap,
-        divisor=divisor,
-        precision=precision,
-        activation=activation,
-    )
+    for name in methods or ("",):
+        choose("method", name, METHODS, where="grad_cam(method=...)")
+    predictor = Predictor(model, **passes)
     request = CamRequest(layers, as_target(target), methods, aliases, mode)
     data = DataHash()
     pieces: list[CamBatch] = []
@@ -146,26 +129,16 @@ def _collect(
     net = {name: torch.cat([piece.net_gradient[name] for piece in pieces]).tolist() for name in names}
     connected = {name: any(piece.connected[name] for piece in pieces) for name in names}
     empty = torch.cat([piece.empty for piece in pieces])
-    labels = [batch.label for batch in batches]
     return GradCamResult(
         maps=maps[methods[0]],
         status=statuses(maps[methods[0]], methods[0], empty.tolist(), net, connected),
         others={method: maps[method] for method in methods[1:]},
         net_gradient=net,
         connected=connected,
-        image=torch.cat([batch.image.detach().cpu() for batch in batches]),
-        label=None
-        if any(part is None for part in labels)
-        else torch.cat([part.cpu() for part in labels if part is not None]),
+        **fields_of(batches),
         prediction=torch.cat([piece.prediction for piece in pieces]),
         region=torch.cat([piece.region for piece in pieces]),
         score=torch.cat([piece.scores for piece in pieces]),
-        cases=[name for batch in batches for name in batch.ids],
-        spacing=[mm for batch in batches for mm in batch.spacing],
-        affine=[matrix for batch in batches for matrix in batch.affine],
-        volumes=[name for batch in batches for name in batch.volumes],
-        positions=[position for batch in batches for position in batch.positions],
-        geometry=[None if one is None else dataclasses.asdict(one) for batch in batches for one in batch.geometries],
         padding=list(pieces[0].padding),
         classes=predictor.class_names(batches[0].classes),
         target=repr(request.target),

@@ -5,27 +5,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from toolkit.arguments import checked
 from toolkit.data.randomness import keyed_random
-from toolkit.errors import ConfigError, DataError, LayerError
+from toolkit.errors import ConfigError, choose
 from toolkit.explain.bypass import Bypass, Place, gradients
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.explain.mask_scores import entropy_of, losses, mean_loss
 from toolkit.features.layout import channel_axis
-from toolkit.features.logits import Select
 from toolkit.features.masks import dropout_mask, targeted_mask
-from toolkit.features.memory import Limit, affordable_batch
-from toolkit.features.names import resolve
 from toolkit.features.provenance import DataHash, provenance
 from toolkit.features.untouched import untouched
-from toolkit.inference.inputs import InputBatch, as_batches
-from toolkit.inference.layers import prepare_aliases
-from toolkit.inference.network import Predictor
+from toolkit.inference.inputs import InputBatch
+from toolkit.inference.layers import one_layer
+from toolkit.inference.memory import Passes
+from toolkit.inference.network import Predictor, one_batch
 from toolkit.inference.windows import Frame
 
 _SCHEMES = ("channel", "spatial", "dropout")
@@ -44,6 +43,7 @@ class _Settings:
     by_hand: Tensor | None = dataclasses.field(default=None, repr=False)
 
 
+@checked
 def mask_latent(
     model: nn.Module,
     image: Any,
@@ -60,12 +60,7 @@ def mask_latent(
     temperature: float | None = None,
     aliases: Mapping[str, str] | None = None,
     mask: Tensor | None = None,
-    select: Select | None = None,
-    patch_size: Sequence[int] | str | None = None,
-    overlap: float = 0.5,
-    divisor: int | None = None,
-    precision: str | None = None,
-    activation: str | None = None,
+    **passes: Unpack[Passes],
 ) -> MaskedLatent:
     """Mask part of a latent code and decode it; the network is left untouched.
 
@@ -99,13 +94,8 @@ def mask_latent(
         mask: a multiplier of one's own that broadcasts to the code, for example (1, C, 1, 1) for channels; `scheme` and
             `fraction` then only apply to what goes around the layer (`skips="mask"`). Both codes of a fast/slow network
             get it.
-        select: where the logits are; as for divisor, precision and activation see `toolkit.predict`.
-        patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass. Every
-            window's code is masked by itself, and the outputs are stitched; the masks stand one behind the other.
-        overlap: of neighbouring windows, as a share of their side.
-        divisor: what the sides must be multiples of.
-        precision: autocast; None = the network's own.
-        activation: "softmax" or "sigmoid".
+        **passes: select, patch_size, overlap, divisor, precision and activation, see `toolkit.predict`. Every window's
+            code is masked by itself, and the outputs are stitched; the masks stand one behind the other.
 
     Raises:
         ConfigError: unknown scheme, skips or score, a fraction outside 0 to 1, a temperature that is not positive, or a
@@ -116,15 +106,7 @@ def mask_latent(
     Example:
         >>> mask = tk.mask_latent(model, case, scheme="channel", fraction=0.5, skips="zero")
     """
-    predictor = Predictor(
-        model,
-        select=select,
-        patch_size=patch_size,
-        overlap=overlap,
-        divisor=divisor,
-        precision=precision,
-        activation=activation,
-    )
+    predictor = Predictor(model, **passes)
     network = predictor.model
     structured = callable(getattr(network, "encode", None)) and callable(getattr(network, "decode_segmentation", None))
     settings = _Settings(
@@ -138,8 +120,8 @@ def mask_latent(
         mask,
     )
     _check(settings, skips)
-    batch = _one_batch(image, predictor, label)
-    at = "codes" if structured else _one_layer(predictor, layer, batch, aliases)
+    batch = one_batch(image, predictor, label, "mask_latent", fixed=True)
+    at = "codes" if structured else one_layer(predictor, layer, batch.image, aliases)
     frame = predictor.frame(batch.image)
     with untouched(model, mode), torch.inference_mode(False), torch.enable_grad():
         pieces = [
@@ -152,14 +134,6 @@ def mask_latent(
     data.update(batch.ids, batch.image, batch.label)
     made_by = provenance(model, data.hexdigest(), **record)
     return _result(predictor, batch, settings, _joined(pieces, frame), layer=at, bn_mode=mode, provenance=made_by)
-
-
-def _one_layer(predictor: Predictor, layer: str, batch: InputBatch, aliases: Mapping[str, str] | None) -> str:
-    prepare_aliases(predictor, layer, batch.image, aliases)
-    names = resolve(predictor.model, layer, predictor.one_window(batch.image[:1]), aliases)
-    if len(names) != 1:
-        raise LayerError(f"{layer!r} matches {len(names)} layers.", fix=f"Name one: {', '.join(names[:8])}.")
-    return names[0]
 
 
 @dataclasses.dataclass
@@ -203,12 +177,7 @@ def _joined(pieces: Sequence[_Outputs], frame: Frame) -> _Outputs:
     """The pieces' outputs on the image's grid, stitched if they are windows; their masks one behind the other."""
 
     def grid(tensors: Sequence[Tensor]) -> Tensor:
-        if frame.tiling is None:
-            return frame.crop(tensors[0])
-        total = tensors[0].new_zeros(*tensors[0].shape[:2], *frame.target)
-        for window, tensor in zip(frame.tiling.windows, tensors, strict=True):
-            total[window] += frame.tiling.importance * tensor
-        return frame.crop(total / frame.tiling.covered)
+        return frame.crop(tensors[0] if frame.tiling is None else frame.tiling.stitched(tensors))
 
     images = [piece.image for piece in pieces if piece.image is not None]
     masks = [piece.image_mask for piece in pieces if piece.image_mask is not None]
@@ -339,39 +308,16 @@ def _result(
     )
 
 
-def _one_batch(image: Any, predictor: Predictor, label: Any) -> InputBatch:
-    batches = list(as_batches(image, predictor.model, batch_size=10**6, label=label))
-    if len(batches) != 1:
-        what = "There is no image to mask." if not batches else "The images have several sizes."
-        raise DataError(what, where="mask_latent(image=...)", fix="Pass one image, or several of one size.")
-    image = batches[0].image
-    limit = Limit("mask_latent", 2.0, fixed=True, one_pass=predictor.one_window)
-    affordable_batch(predictor.model, image[:1], len(image), limit)
-    return batches[0]
-
-
 def _drawn_fraction(fraction: float | tuple[float, float], seed: int) -> float:
     if isinstance(fraction, Real):
         return float(fraction)
-    if not isinstance(fraction, (tuple, list)) or len(fraction) != 2:
-        raise ConfigError(
-            f"fraction={fraction!r} is neither a number nor a range.",
-            where="mask_latent",
-            fix="Write 0.3 or (0.1, 0.5).",
-        )
     low, high = fraction
     return float(low + (high - low) * keyed_random("mask_latent fraction", seed).random())
 
 
 def _check(settings: _Settings, skips: str) -> None:
-    if settings.scheme not in _SCHEMES:
-        raise ConfigError(
-            f"Unknown scheme {settings.scheme!r}.", where="mask_latent", fix=f"Use {', '.join(_SCHEMES)}."
-        )
-    if skips not in _SKIPS:
-        raise ConfigError(f"Unknown skips {skips!r}.", where="mask_latent", fix=f"Use {', '.join(_SKIPS)}.")
-    if not settings.temperature > 0:
-        raise ConfigError(f"temperature must be above 0, not {settings.temperature}.", where="mask_latent")
+    choose("scheme", settings.scheme, _SCHEMES, where="mask_latent(scheme=...)")
+    choose("skips", skips, _SKIPS, where="mask_latent(skips=...)")
     if not 0 <= settings.fraction <= 1 or (settings.scheme == "dropout" and settings.fraction == 1):
         raise ConfigError(
             f"fraction must be between 0 and 1 (dropout: below 1), not {settings.fraction}.", where="mask_latent"

@@ -6,19 +6,19 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError
+from toolkit.arguments import checked
 from toolkit.explain.cam_maps import TELLING
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import Target
 from toolkit.features.changed_weights import shuffled
-from toolkit.features.logits import Select
 from toolkit.features.modules import device_of, named
 from toolkit.features.provenance import provenance
 from toolkit.features.trace import trace_calls
+from toolkit.inference.memory import Passes
 from toolkit.inference.network import Predictor
 from toolkit.results import Result
 
@@ -79,6 +79,7 @@ class RandomisedWeights(Result):
         return pd.DataFrame(rows)
 
 
+@checked
 def randomised_weights(
     model: nn.Module,
     inputs: Any,
@@ -91,12 +92,7 @@ def randomised_weights(
     label: Any = None,
     batch_size: int = 8,
     cascade: int = 0,
-    select: Select | None = None,
-    patch_size: Sequence[int] | str | None = None,
-    overlap: float = 0.5,
-    divisor: int | None = None,
-    precision: str | None = None,
-    activation: str | None = None,
+    **passes: Unpack[Passes],
 ) -> RandomisedWeights:
     """Compare Grad-CAM maps with those of copies whose weights are shuffled (Adebayo et al. 2018).
 
@@ -116,12 +112,7 @@ def randomised_weights(
         batch_size: images per pass.
         cascade: shuffle in this many steps from the output down to the input, each step on top of those before
             (Adebayo's cascading randomisation); 0 shuffles everything at once.
-        select: as for `toolkit.grad_cam`, like patch_size, overlap, divisor, precision and activation.
-        patch_size: window.
-        overlap: of neighbouring windows.
-        divisor: what the sides must be multiples of.
-        precision: autocast.
-        activation: "softmax" or "sigmoid".
+        **passes: select, patch_size, overlap, divisor, precision and activation, as for `toolkit.grad_cam`.
 
     Returns:
         `numbers`: layer, case, draw, status (of the network's own map, or of the copy's), rank_correlation (Spearman, of the raw maps; NaN
@@ -136,27 +127,14 @@ def randomised_weights(
     """
     import pandas as pd
 
-    if draws < 1 or cascade < 0:
-        raise ConfigError("randomised_weights needs draws >= 1 and cascade >= 0.", where=f"{draws=}, {cascade=}")
     label = list(label) if hasattr(label, "__next__") else label
-    options: dict[str, Any] = {
-        "method": method,
-        "label": label,
-        "batch_size": batch_size,
-        "select": select,
-        "patch_size": patch_size,
-        "overlap": overlap,
-        "divisor": divisor,
-        "precision": precision,
-        "activation": activation,
-    }
+    options: dict[str, Any] = {"method": method, "label": label, "batch_size": batch_size, **passes}
     inputs = inputs if hasattr(inputs, "shape") or not hasattr(inputs, "__iter__") else _kept(inputs)
     own = grad_cam(model, inputs, layers, target, **options)
     rows = []
     groups: list[tuple[set[str] | None, str]] = [(None, "")]
     if cascade:
-        predictor = Predictor(model, select=select, patch_size=patch_size, divisor=divisor)
-        groups = _cascade(predictor, own.image[:1].to(device_of(model)), cascade)
+        groups = _cascade(Predictor(model, **passes), own.image[:1].to(device_of(model)), cascade)
     for draw, (modules, down_to) in itertools.product(range(draws), groups):
         other = grad_cam(shuffled(model, seed, draw, modules), inputs, list(own), target, **options)
         for layer in own:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import ConfigError, DataError, choose
 from toolkit.inference.activation import Activation
 from toolkit.inference.inputs import InputBatch
 from toolkit.inference.network import Predictor
@@ -87,8 +87,7 @@ class TargetContext:
         if where == "prediction":
             labels = self.prediction
             return labels[:, index : index + 1] > 0 if self.overlapping else labels.unsqueeze(1) == index
-        if where != "reference":
-            raise ConfigError(f"inside must be 'prediction' or 'reference', not {where!r}.", where="target")
+        choose("inside", where, ("prediction", "reference"), where="target")
         if self.overlapping:
             return self.activation.targets(self.reference())[:, index : index + 1] > 0
         return self.reference() == index
@@ -121,7 +120,23 @@ class Target:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassSum(Target):
+class _OfClass(Target):
+    """Logits of one class, summed over the voxels of `mask`."""
+
+    index: int | str
+
+    def mask(self, context: TargetContext, index: int) -> Tensor:
+        """(B, 1, *S) bool, the voxels that count."""
+        raise NotImplementedError
+
+    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
+        """See `Target`."""
+        index, channel = context.channel(self.index)
+        return _masked_sum(context.logits, channel, self.mask(context, index))
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassSum(_OfClass):
     """Logits of one class, summed over the whole image.
 
     Args:
@@ -131,16 +146,12 @@ class ClassSum(Target):
         >>> cam = tk.grad_cam(model, image[None], "bottleneck", tk.ClassSum(2))
     """
 
-    index: int | str
-
-    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
-        """See `Target`."""
-        _, channel = context.channel(self.index)
-        return _masked_sum(context.logits, channel, torch.ones_like(context.logits[:, :1], dtype=torch.bool))
+    def mask(self, context: TargetContext, index: int) -> Tensor:
+        return torch.ones_like(context.logits[:, :1], dtype=torch.bool)
 
 
 @dataclasses.dataclass(frozen=True)
-class Region(Target):
+class Region(_OfClass):
     """Logits of one class, summed where the prediction (or the reference) is that class.
 
     Args:
@@ -151,17 +162,14 @@ class Region(Target):
         >>> cam = tk.grad_cam(model, case, "decoder.1", tk.Region("LV", inside="reference"))
     """
 
-    index: int | str
     inside: str = "prediction"
 
-    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
-        """See `Target`."""
-        index, channel = context.channel(self.index)
-        return _masked_sum(context.logits, channel, context.inside(index, self.inside))
+    def mask(self, context: TargetContext, index: int) -> Tensor:
+        return context.inside(index, self.inside)
 
 
 @dataclasses.dataclass(frozen=True)
-class BoundaryBand(Target):
+class BoundaryBand(_OfClass):
     """Logits of one class, summed over the band around its boundary.
 
     Args:
@@ -173,22 +181,18 @@ class BoundaryBand(Target):
         >>> cam = tk.grad_cam(model, case, "decoder.1", tk.BoundaryBand("LV", width=1))
     """
 
-    index: int | str
     width: int = 2
     inside: str = "prediction"
 
-    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
-        """See `Target`."""
+    def mask(self, context: TargetContext, index: int) -> Tensor:
         if self.width < 1:
             raise ConfigError(f"width must be at least 1 voxel, not {self.width}.", where="BoundaryBand")
-        index, channel = context.channel(self.index)
         region = context.inside(index, self.inside)
-        band = _dilate(region, self.width) & _dilate(~region, self.width)
-        return _masked_sum(context.logits, channel, band)
+        return _dilate(region, self.width) & _dilate(~region, self.width)
 
 
 @dataclasses.dataclass(frozen=True)
-class ErrorRegion(Target):
+class ErrorRegion(_OfClass):
     """Logits of one class, summed where prediction and reference disagree about it.
 
     Args:
@@ -199,21 +203,17 @@ class ErrorRegion(Target):
         >>> cam = tk.grad_cam(model, case, "decoder.1", tk.ErrorRegion("RV", kind="all"))
     """
 
-    index: int | str
     kind: str = "all"
 
-    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
-        """See `Target`."""
-        index, channel = context.channel(self.index)
+    def mask(self, context: TargetContext, index: int) -> Tensor:
         predicted, true = context.inside(index, "prediction"), context.inside(index, "reference")
         regions = {"all": predicted ^ true, "missed": true & ~predicted, "spurious": predicted & ~true}
-        if self.kind not in regions:
-            raise ConfigError(f"kind must be one of {', '.join(regions)}, not {self.kind!r}.", where="ErrorRegion")
-        return _masked_sum(context.logits, channel, regions[self.kind])
+        choose("kind", self.kind, regions, where="ErrorRegion")
+        return regions[self.kind]
 
 
 @dataclasses.dataclass(frozen=True)
-class LesionComponent(Target):
+class LesionComponent(_OfClass):
     """Logits of one class, summed over one connected component of it.
 
     Args:
@@ -225,18 +225,14 @@ class LesionComponent(Target):
         >>> cam = tk.grad_cam(model, case, "decoder.1", tk.LesionComponent("LV", component=0))
     """
 
-    index: int | str
     component: int = 0
     inside: str = "prediction"
 
-    def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
-        """See `Target`."""
+    def mask(self, context: TargetContext, index: int) -> Tensor:
         if self.component < 0:
             raise ConfigError(f"component counts from 0, not {self.component}.", where="LesionComponent")
-        index, channel = context.channel(self.index)
         region = context.inside(index, self.inside)
-        mask = torch.stack([_component(image[0], self.component)[None] for image in region])
-        return _masked_sum(context.logits, channel, mask)
+        return torch.stack([_component(image[0], self.component)[None] for image in region])
 
 
 @dataclasses.dataclass(frozen=True)

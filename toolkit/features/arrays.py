@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,23 +28,6 @@ COLUMNS = {
 }
 
 
-class Arrays(Protocol):
-    """Where the numbers of `Features` come from."""
-
-    def read(self, layer: str, kind: str) -> Tensor | None:
-        """`rows`, `gram`, `sum` or `count` of a layer; None if not stored."""
-
-    def batches(self, layer: str, kind: str, size: int) -> Iterator[Tensor]:
-        """The same in pieces of `size` (one empty piece if there are no rows)."""
-
-    def table(self, name: str) -> pd.DataFrame:
-        """`cases` (one row per feature row) or `images` (one row per image)."""
-
-
-# What Features is made of: layer names, arrays, provenance, weights and bias of the layer behind `head_input`.
-Contents: TypeAlias = tuple[list[str], Arrays, dict[str, Any], Tensor | None, Tensor | None]
-
-
 class MemoryArrays:
     """Numbers that are in memory."""
 
@@ -52,15 +35,15 @@ class MemoryArrays:
         self.values, self.tables = dict(values), dict(tables)
 
     def read(self, layer: str, kind: str) -> Tensor | None:
-        """See `Arrays`."""
+        """`rows`, `gram`, `sum` or `count` of a layer; None if not stored."""
         return self.values.get((layer, kind))
 
     def batches(self, layer: str, kind: str, size: int) -> Iterator[Tensor]:
-        """See `Arrays`."""
+        """The same in pieces of `size` (one empty piece if there are no rows)."""
         yield from self.values[layer, kind].split(size)
 
     def table(self, name: str) -> pd.DataFrame:
-        """See `Arrays`."""
+        """`cases` (one row per feature row) or `images` (one row per image)."""
         import pandas as pd
 
         records = self.tables[name]
@@ -85,7 +68,7 @@ class StoredArrays:
                     )
 
     def read(self, layer: str, kind: str) -> Tensor | None:
-        """See `Arrays`.
+        """As in memory.
 
         Raises:
             ResultError: the bytes are not those that were written.
@@ -94,7 +77,7 @@ class StoredArrays:
         return None if entry is None else next(self.batches(layer, kind, max(1, entry["shape"][0])))
 
     def batches(self, layer: str, kind: str, size: int) -> Iterator[Tensor]:
-        """See `Arrays`; the hash is that of all pieces, so it is checked before the last one is given out.
+        """As in memory; the hash is that of all pieces, so it is checked before the last one is given out.
 
         Raises:
             ResultError: the bytes are not those that were written.
@@ -116,7 +99,7 @@ class StoredArrays:
             yield from torch.from_numpy(values).split(size)
 
     def table(self, name: str) -> pd.DataFrame:
-        """See `Arrays`.
+        """As in memory.
 
         Raises:
             ResultError: the table is missing or changed.
@@ -132,6 +115,11 @@ class StoredArrays:
             raise
         except Exception as error:
             raise _damaged(self.folder, error, file.name) from error
+
+
+Arrays: TypeAlias = MemoryArrays | StoredArrays
+# What Features is made of: layer names, arrays, provenance, weights and bias of the layer behind `head_input`.
+Contents: TypeAlias = tuple[list[str], Arrays, dict[str, Any], Tensor | None, Tensor | None]
 
 
 def read_store(path: str | os.PathLike[str]) -> Contents:

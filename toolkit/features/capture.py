@@ -97,29 +97,27 @@ def capture(
     if not wanted:
         yield tape
         return
-    recorder = TapeRecorder(unwrap(model), wanted, aliases, tape, detach, clone)
-    with eager(model):
-        try:
-            recorder.attach()
-            yield tape
-        finally:
-            recorder.remove()
-    recorder.check()
+    with _attached(model, TapeRecorder(unwrap(model), wanted, aliases, tape, detach, clone)):
+        yield tape
 
 
-@contextlib.contextmanager
 def observe(
     model: nn.Module,
     layers: str | Sequence[str],
     consume: Callable[[str, Tensor], None],
     *,
     aliases: Mapping[str, str] | None = None,
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Hand each activation to `consume(name, tensor)` the moment it exists; nothing is copied or kept.
 
     For streaming: memory stays flat however many layers are watched. Names, errors and unwrapping as in `capture`.
     """
-    recorder = _Observer(unwrap(model), layers, aliases, consume)
+    wanted = [layers] if isinstance(layers, str) else list(layers)
+    return _attached(model, _Observer(unwrap(model), wanted, aliases, consume))
+
+
+@contextlib.contextmanager
+def _attached(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     with eager(model):
         try:
             recorder.attach()
@@ -299,11 +297,11 @@ class _Observer(Recorder):
     def __init__(
         self,
         model: nn.Module,
-        layers: str | Sequence[str],
+        wanted: list[str],
         aliases: Mapping[str, str] | None,
         consume: Callable[[str, Tensor], None],
     ) -> None:
-        super().__init__(model, [layers] if isinstance(layers, str) else list(layers), aliases)
+        super().__init__(model, wanted, aliases)
         self.consume = consume
 
     def handle(self, requests: list[Request], tensor: Tensor) -> None:

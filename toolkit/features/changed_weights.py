@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.data.randomness import keyed_random
-from toolkit.errors import ConfigError
 from toolkit.features.modules import unwrap
 
 
@@ -31,12 +30,7 @@ def jittered(model: nn.Module, scale: float = 0.01, seed: int = 0) -> nn.Module:
     """A copy of the network with normal noise added to every parameter tensor, `scale` times its root mean square.
 
     Buffers (statistics of batch norms) and tensors of zeros stay as they are.
-
-    Raises:
-        ConfigError: a scale that is not positive.
     """
-    if not 0 < scale < float("inf"):
-        raise ConfigError(f"The scale of a jitter is positive, not {scale!r}.", fix="0.01 changes weights by 1 %.")
     with torch.inference_mode(False), torch.no_grad():
         network = _copy(unwrap(model))
         for name, parameter in network.named_parameters():

@@ -28,15 +28,7 @@ def quadrature(t_max: float = 3.0, points: int = 17) -> tuple[Tensor, Tensor, Te
 
     The trapezoid rule on [-t_max, t_max] with 2 points - 1 knots, folded by symmetry: q is twice the knot distance
     inside and once at both ends. A two-sided rule with an odd number n of knots is the folded one with (n + 1) / 2.
-
-    Raises:
-        ConfigError: fewer than 2 points, or t_max not positive.
     """
-    if points < 2 or not t_max > 0:
-        raise ConfigError(
-            f"The grid needs points >= 2 and t_max > 0, not points={points}, t_max={t_max}.",
-            fix="The usual choice is t_max=3.0, points=17.",
-        )
     knots = torch.linspace(0.0, t_max, points, dtype=torch.float64)
     distance = t_max / (points - 1)
     rule = torch.full((points,), 2 * distance, dtype=torch.float64)

@@ -159,5 +159,10 @@ def full_size(logits: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
             where="output",
             fix="Return logits of the image's size, or a whole number of times coarser along every axis.",
         )
+    return interpolated(logits, size)
+
+
+def interpolated(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, C, *S) at another size, linear with half-pixel centres."""
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
-    return torch.nn.functional.interpolate(logits, size=tuple(size), mode=mode, align_corners=False)
+    return torch.nn.functional.interpolate(maps, size=tuple(size), mode=mode, align_corners=False)

@@ -55,10 +55,7 @@ def targeted_mask(
         >>> targeted_mask(torch.tensor([1.0, 4.0, 2.0, 3.0]).reshape(1, 4, 1, 1), fraction=0.5).flatten()
         tensor([1., 0., 1., 0.])
     """
-    if axis not in ("channel", "spatial"):
-        raise ConfigError(f"axis must be 'channel' or 'spatial', not {axis!r}.", where="targeted_mask(axis=...)")
-    if not 0 <= fraction <= 1:
-        raise ConfigError(f"fraction must be between 0 and 1, not {fraction}.", where="targeted_mask(fraction=...)")
+    choose("axis", axis, ("channel", "spatial"), where="targeted_mask(axis=...)")
     if gradient.ndim < 3:
         raise ConfigError(f"The gradient must be (N, C, *S), not {tuple(gradient.shape)}.")
     values = _score(gradient.detach(), score, code)

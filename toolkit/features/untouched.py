@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError, LayerError
+from toolkit.errors import LayerError, choose
 from toolkit.features.modules import refuse_scripted
 from toolkit.features.process_state import random_state, set_random_state
 
@@ -43,8 +43,7 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
         LayerError: a TorchScript module or exported program, which can neither be observed nor guarded; or gradients
             through a part that is checkpointed with use_reentrant=True.
     """
-    if mode not in ("eval", "train", "keep"):
-        raise ConfigError(f"mode must be 'eval', 'train' or 'keep', not {mode!r}.", where="untouched(mode=...)")
+    choose("mode", mode, ("eval", "train", "keep"), where="mode=...")
     refuse_scripted(model)
     modules = list(model.modules())
     training = [module.training for module in modules]

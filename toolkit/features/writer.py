@@ -4,56 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError
 from toolkit.features.arrays import COLUMNS, FORMAT, Contents, MemoryArrays, is_store, read_store
-from toolkit.features.partial import cut, read_progress, remove_progress, write_progress
-from toolkit.files import absolute, seal
+from toolkit.files import absolute, seal, write_atomically
 from toolkit.locks import exclusive
 
 _BUFFER = 8 * 2**20  # bytes kept per array before they are written
 _CHUNK = 2**20  # bytes per chunk
+_PROGRESS = "progress.json"  # in an unfinished store: the batches that are in, the length and hash of every array
 CHECKPOINT_SECONDS = 10.0  # longest work that a kill can cost, besides one batch
 
 
-class FeatureWriter(Protocol):
-    """What `extract` writes to."""
-
-    layers: list[str]
-    done: int
-
-    def checkpoint(self, batches: int, data: Callable[[], str]) -> None:
-        """`batches` batches are in whole, and `data()` is the hash of their inputs; a good moment to make that last."""
-
-    def check_inputs(self, batches: int, data: Callable[[], str]) -> None:
-        """Refuse inputs other than those of the unfinished store that is going on."""
-
-    def add(self, layer: str, kind: str, values: Tensor) -> None:
-        """Append to one array of one layer."""
-
-    def add_rows(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append to the case table."""
-
-    def add_images(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append to the image table."""
-
-    def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Contents:
-        """Close and return what was written."""
-
-    def abort(self) -> int:
-        """Stop, and drop what nobody could go on with; gives the number of batches that are kept."""
-
-
 class MemoryWriter:
-    """Keeps everything in memory."""
+    """What `extract` writes to; this one keeps everything in memory."""
 
     done = 0
 
@@ -63,41 +38,42 @@ class MemoryWriter:
         self._tables: dict[str, list[dict[str, Any]]] = {"cases": [], "images": []}
 
     def add(self, layer: str, kind: str, values: Tensor) -> None:
-        """See `FeatureWriter`."""
+        """Append to one array of one layer."""
         if layer not in self.layers:
             self.layers.append(layer)
         self._parts.setdefault((layer, kind), []).append(values)
 
     def add_rows(self, records: Iterable[dict[str, Any]]) -> None:
-        """See `FeatureWriter`."""
+        """Append to the case table."""
         self._tables["cases"].extend(records)
 
     def add_images(self, records: Iterable[dict[str, Any]]) -> None:
-        """See `FeatureWriter`."""
+        """Append to the image table."""
         self._tables["images"].extend(records)
 
     def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Contents:
-        """See `FeatureWriter`."""
+        """Close and return what was written."""
         values = {key: torch.cat(parts) for key, parts in self._parts.items()}
         return self.layers, MemoryArrays(values, self._tables), provenance, weights, bias
 
     def abort(self) -> int:
-        """See `FeatureWriter`."""
+        """Stop, and drop what nobody could go on with; gives the number of batches that are kept."""
         self._parts.clear()
         return 0
 
     def checkpoint(self, batches: int, data: Callable[[], str]) -> None:
-        """Nothing to do in memory."""
+        """`batches` batches are in whole, and `data()` is the hash of their inputs; a good moment to make that last."""
 
     def check_inputs(self, batches: int, data: Callable[[], str]) -> None:
-        """Nothing to compare with in memory."""
+        """Refuse inputs other than those of the unfinished store that is going on."""
 
 
 class StoreWriter(MemoryWriter):
     """Writes a zarr 3 store: one group per layer, the tables as parquet beside them, provenance in the attributes.
 
     Everything goes to a hidden folder next to `path`, which is renamed when complete; an existing feature store is
-    replaced only then.
+    replaced only then. Every now and then the arrays are flushed, and one small file is replaced that says what counts:
+    whatever was appended later is cut off again, and a store whose content is not what it says is started anew.
 
     Args:
         path: the store.
@@ -140,7 +116,6 @@ class StoreWriter(MemoryWriter):
             self._root: Any = zarr.open_group(str(self._folder), mode="w", zarr_format=3)
 
     def add(self, layer: str, kind: str, values: Tensor) -> None:
-        """See `FeatureWriter`."""
         super().add(layer, kind, values)
         if self._request is None:  # else only whole batches are written, see `abort`
             self._flush(layer, kind, _BUFFER)
@@ -161,7 +136,8 @@ class StoreWriter(MemoryWriter):
             for (layer, kind), array in self._arrays.items()
         ]
         batches, data = self._whole
-        write_progress(self._folder, self._request, batches=batches, data=data, layers=self.layers, arrays=arrays)
+        record = {"request": self._request, "batches": batches, "data": data, "layers": self.layers, "arrays": arrays}
+        write_atomically(self._folder / _PROGRESS, json.dumps(record))
         self._saved = time.monotonic()
 
     def check_inputs(self, batches: int, data: Callable[[], str]) -> None:
@@ -178,7 +154,6 @@ class StoreWriter(MemoryWriter):
             )
 
     def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Contents:
-        """See `FeatureWriter`."""
         for layer, kind in list(self._parts):
             self._flush(layer, kind)
         head: dict[str, str] = {}
@@ -215,7 +190,7 @@ class StoreWriter(MemoryWriter):
                         self._flush(*key)
                     self._write_progress()
             super().abort()
-            progress = None if self._request is None else read_progress(self._folder, self._request)
+            progress = None if self._request is None else _progress(self._folder, self._request)
             if progress is None:
                 shutil.rmtree(self._folder, ignore_errors=True)
         return progress["batches"] if progress else 0
@@ -252,14 +227,14 @@ class StoreWriter(MemoryWriter):
         """Go on with an unfinished store of the same request, if there is one and it is whole."""
         import zarr
 
-        progress = read_progress(self._folder, request)
+        progress = _progress(self._folder, request)
         if progress is None:
             return False
         try:
             self._root = zarr.open_group(str(self._folder), mode="r+")
             for layer, kind, length, digest in progress["arrays"]:
                 array = self._root[f"layer{progress['layers'].index(layer)}/{kind}"]
-                running = cut(array, length, digest)
+                running = _cut(array, length, digest)
                 if running is None:
                     raise ValueError("the arrays are not what was recorded")
                 self._arrays[layer, kind], self._hashes[layer, kind] = array, running
@@ -273,7 +248,7 @@ class StoreWriter(MemoryWriter):
         return True
 
     def _publish(self) -> None:
-        remove_progress(self._folder)
+        (self._folder / _PROGRESS).unlink(missing_ok=True)
         if not self.path.exists():
             self._folder.rename(self.path)
             return
@@ -281,6 +256,36 @@ class StoreWriter(MemoryWriter):
         self.path.rename(old)
         self._folder.rename(self.path)
         shutil.rmtree(old)
+
+
+def _progress(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of an unfinished store of the same request, or None."""
+    try:
+        state = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(state, dict) and state.get("batches") and state.get("request") == json.loads(json.dumps(request))
+    return state if known else None
+
+
+def _cut(array: Any, length: int, digest: str) -> Any | None:
+    """Shorten an array to the rows that count; gives the running hash of its content, None if that is another.
+
+    The rows of the last chunk are written again, so that nothing of what was cut stays behind in it.
+    """
+    chunk = array.chunks[0]
+    whole = length - length % chunk
+    running = hashlib.sha256()
+    for start in range(0, whole, chunk):
+        running.update(np.ascontiguousarray(array[start : start + chunk]).data)
+    rest = np.ascontiguousarray(array[whole:length])
+    running.update(rest.data)
+    if running.hexdigest() != digest or array.shape[0] < length:
+        return None
+    array.resize((whole, *array.shape[1:]))
+    if len(rest):
+        array.append(rest)
+    return running
 
 
 def _hash(values: Tensor) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from toolkit.errors import ConfigError, ToolkitWarning
+from toolkit.errors import ConfigError, ToolkitWarning, choose
 from toolkit.inference.memory import Regions
 
 
@@ -37,10 +37,8 @@ class Activation:
     classes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in (None, "softmax", "sigmoid"):
-            raise ConfigError(
-                f"activation cannot be {self.kind!r}.", where="activation=...", fix='Use "softmax" or "sigmoid".'
-            )
+        if self.kind is not None:
+            choose("activation", self.kind, ("softmax", "sigmoid"), where="activation=...")
         if self.regions and self.kind == "softmax":
             raise ConfigError("Overlapping regions need sigmoid outputs, not a softmax.", where="regions=...")
         if self.regions and self.kind is None:

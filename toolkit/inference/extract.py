@@ -5,28 +5,30 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.arguments import checked
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.features.capture import observe
 from toolkit.features.changed_weights import jittered
-from toolkit.features.logits import Select
 from toolkit.features.memory import Limit
 from toolkit.features.modules import device_of, named, unwrap
 from toolkit.features.names import AliasUnknown, find_requests
 from toolkit.features.provenance import DataHash, provenance
 from toolkit.features.store import Features
 from toolkit.features.untouched import untouched
-from toolkit.features.writer import FeatureWriter, MemoryWriter, StoreWriter
+from toolkit.features.writer import MemoryWriter, StoreWriter
 from toolkit.inference.inputs import InputBatch, as_batches
 from toolkit.inference.layers import prepare_aliases
+from toolkit.inference.memory import Passes
 from toolkit.inference.network import Predictor
 from toolkit.inference.pooling import Pooler, check_pool
 
 
+@checked
 def extract(
     model: nn.Module,
     inputs: Any,
@@ -43,13 +45,9 @@ def extract(
     mode: str = "eval",
     label: Any = None,
     resume: bool = True,
-    select: Select | None = None,
-    patch_size: Sequence[int] | str | None = None,
-    overlap: float = 0.5,
-    divisor: int | None = None,
-    precision: str | None = None,
     jitter: float = 0.0,
     jitter_seed: int = 0,
+    **passes: Unpack[Passes],
 ) -> Features:
     """Features of any network at any layers; the network is left untouched.
 
@@ -78,16 +76,12 @@ def extract(
         mode: "eval" (running statistics) or "train"; statistics are restored afterwards.
         label: label map(s) for bare arrays or paths.
         resume: False starts anew even if an unfinished extraction of the same weights, layers and settings is found.
-        select: where the logits are, which tells the aliases; as for divisor and precision see `toolkit.predict`.
-        patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass. With
-            windows a row is the mean over the windows, weighted as their logits are when they are stitched.
-        overlap: of neighbouring windows, as a share of their side.
-        divisor: what the sides must be multiples of.
-        precision: autocast; None = the network's own.
         jitter: take the features of a copy whose every parameter tensor has normal noise added, this many times its root
             mean square (0.01 = 1 %). As `repeat` of `toolkit.drift` they say how far features move when the weights move
             by so little and nothing is learnt, on these very patients; another training is not needed. 0 = none.
         jitter_seed: of that noise.
+        **passes: select (it tells the aliases), patch_size, overlap, divisor and precision, see `toolkit.predict`. With
+            windows a row is the mean over the windows, weighted as their logits are when they are stitched.
 
     Raises:
         LayerError: a layer that does not exist, never ran, or gives no map.
@@ -106,12 +100,10 @@ def extract(
         raise LayerError(
             "No layer was named.", where="extract(layers=[])", fix="Name at least one: see toolkit.layers(model)."
         )
-    predictor = Predictor(
-        model, select=select, patch_size=patch_size, overlap=overlap, divisor=divisor, precision=precision
-    )
+    predictor = Predictor(model, **passes)
     settings: dict[str, Any] = {"pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode}
     settings |= predictor.settings | ({"jitter": jitter, "jitter_seed": jitter_seed} if jitter else {})
-    writer: FeatureWriter = MemoryWriter()
+    writer = MemoryWriter()
     if out is not None:
         request = provenance(model, None, layers=layers, aliases=dict(aliases or {}), batch_size=batch_size, **settings)
         request.pop("network", None)  # a score that became known since is no other request
@@ -169,7 +161,7 @@ def head_of(model: nn.Module, aliases: Mapping[str, str] | None = None) -> tuple
 class _Stream:
     """Sends every activation of the batch that is running through its pooler to the writer."""
 
-    def __init__(self, writer: FeatureWriter, moments: bool, predictor: Predictor) -> None:
+    def __init__(self, writer: MemoryWriter, moments: bool, predictor: Predictor) -> None:
         self.writer, self.moments, self.predictor = writer, moments, predictor
         self.pooler: Pooler | None = None
         self.totals: dict[tuple[str, str], Tensor] = {}

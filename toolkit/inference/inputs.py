@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.data.geometry import Geometry
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import DataError
 from toolkit.features.memory import Limit, affordable_batch
 from toolkit.features.modules import device_of, dims_and_channels, unwrap
 from toolkit.inference.foreign import unpacked
@@ -112,10 +112,7 @@ def as_batches(
     Raises:
         DataError: an input that is not understood, has another size or channel count, or holds NaN; a label that is not
             made of whole numbers, or another number of labels than of inputs.
-        ConfigError: a batch size below 1.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
     network = unwrap(model)
     dims, channels = dims_and_channels(network)
     device = torch.device(device) if device is not None else device_of(network)

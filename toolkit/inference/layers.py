@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import Tensor, nn
 
-from toolkit.features.logits import Select
+from toolkit.arguments import checked
+from toolkit.errors import LayerError
 from toolkit.features.modules import example_input, failure_explained
 from toolkit.features.names import AliasUnknown, find_requests, layer_table, resolve
 from toolkit.features.trace import Trace, trace_calls
 from toolkit.inference.inputs import as_batches
+from toolkit.inference.memory import Passes
 from toolkit.inference.network import Predictor
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@checked
 def layers(
-    model: nn.Module,
-    example: Any = None,
-    *,
-    aliases: Mapping[str, str] | None = None,
-    select: Select | None = None,
-    patch_size: Sequence[int] | str | None = None,
-    divisor: int | None = None,
+    model: nn.Module, example: Any = None, *, aliases: Mapping[str, str] | None = None, **passes: Unpack[Passes]
 ) -> pd.DataFrame:
     """List the layers of a network that can be named, in the order in which they return.
 
@@ -51,9 +48,7 @@ def layers(
         example: an input of the network, in any form that `toolkit.extract` takes; its first image is run, padded or
             cut to a window as in every call. None makes one of zeros from the first convolution's channels.
         aliases: overrides of aliases.
-        select: where the logits are, see `toolkit.predict`.
-        patch_size: window; None = the one that the network was trained with here, if any.
-        divisor: what the sides must be multiples of.
+        **passes: select, patch_size, overlap, divisor and precision, see `toolkit.predict`.
 
     Returns:
         Columns name, aliases, kind, shape, mb (of the output if captured, 10^6 bytes).
@@ -62,7 +57,7 @@ def layers(
         >>> tk.layers(model, image)[["name", "aliases", "shape"]].iloc[-1]["name"]
         'head'
     """
-    predictor = Predictor(model, select=select, patch_size=patch_size, divisor=divisor)
+    predictor = Predictor(model, **passes)
     return layer_table(predictor.model, observed(predictor, example), aliases)
 
 
@@ -90,6 +85,19 @@ def layer_names(
     """Full names of paths, globs and aliases; the first image of the example is run if an alias needs it."""
     predictor = Predictor(model)
     return resolve(predictor.model, layers, trial_image(predictor, example), aliases)
+
+
+def one_layer(predictor: Predictor, layer: str, image: Tensor, aliases: Mapping[str, str] | None) -> str:
+    """The full name of the one layer that a path, glob or alias means; the first image is run if an alias needs it.
+
+    Raises:
+        LayerError: none, or several.
+    """
+    prepare_aliases(predictor, layer, image, aliases)
+    names = resolve(predictor.model, layer, predictor.one_window(image[:1]), aliases)
+    if len(names) != 1:
+        raise LayerError(f"{layer!r} matches {len(names)} layers.", fix=f"Name one: {', '.join(names[:8])}.")
+    return names[0]
 
 
 def prepare_aliases(

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError, DataError, LayerError, ToolkitError, ToolkitWarning
-from toolkit.features.logits import Select, find_logits, full_size
+from toolkit.arguments import checked
+from toolkit.errors import ConfigError, DataError, LayerError, ToolkitError, ToolkitWarning, choose
+from toolkit.features.logits import find_logits, full_size
+from toolkit.features.memory import Limit, affordable_batch
 from toolkit.features.modules import failure_explained, own_precision, unwrap
 from toolkit.features.untouched import untouched
 from toolkit.inference.activation import Activation
-from toolkit.inference.memory import Regions, defaults_of, remember
+from toolkit.inference.inputs import InputBatch, as_batches
+from toolkit.inference.memory import Passes, Regions, defaults_of, remember
 from toolkit.inference.windows import Frame, Tiling, frame_of, sides_of
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
@@ -36,45 +39,29 @@ class Predictor:
 
     Args:
         model: any network.
-        select: where the logits are: an entry's name, an index, or a function of the output.
-        patch_size: window; None = the one that the network was trained with, "whole" = no windows.
-        overlap: of neighbouring windows, as a share of their side.
-        divisor: what the sides must be multiples of; None = the network's attribute `divisor`, else found by trying.
-        precision: "32", "bf16" or "16" for autocast of a float32 network; None = the network's own.
-        activation: "softmax" or "sigmoid", see `toolkit.inference.activation`.
         regions: name -> classes of every output of a sigmoid network.
+        **passes: see `toolkit.inference.memory.Passes`.
 
     Raises:
         ConfigError: an invalid setting.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        select: Select | None = None,
-        patch_size: Sequence[int] | str | None = None,
-        overlap: float = 0.5,
-        divisor: int | None = None,
-        precision: str | None = None,
-        activation: str | None = None,
-        regions: Regions | None = None,
-    ) -> None:
-        known = defaults_of(model)
+    @checked
+    def __init__(self, model: nn.Module, *, regions: Regions | None = None, **passes: Unpack[Passes]) -> None:
+        memory, patch_size = defaults_of(model), passes.get("patch_size")
+        select, divisor = passes.get("select"), passes.get("divisor")
         self.model = unwrap(model)
-        self.select = known.select if select is None else select
-        self.patch_size = known.patch_size if patch_size is None else None
+        self.select = memory.select if select is None else select
+        self.patch_size = memory.patch_size if patch_size is None else None
         if patch_size is not None and patch_size != "whole":
             self.patch_size = sides_of(patch_size)
-        if not 0 <= overlap < 1:
-            raise ConfigError(f"overlap must be at least 0 and below 1, not {overlap}.", where="overlap=...")
-        if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
-            raise ConfigError(f"divisor must be a positive whole number, not {divisor!r}.", where="divisor=...")
-        self.overlap = overlap
-        self.divisor = known.divisor if divisor is None else divisor
+        self.overlap = passes.get("overlap", 0.5)
+        self.divisor = memory.divisor if divisor is None else divisor
         self.dtype = own_precision(self.model)
-        self.autocast = _autocast_type(self.dtype, precision)
-        self.activation = Activation(activation or known.activation, regions or known.regions, known.classes)
+        self.autocast = _autocast_type(self.dtype, passes.get("precision"))
+        self.activation = Activation(
+            passes.get("activation") or memory.activation, regions or memory.regions, memory.classes
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -143,16 +130,9 @@ class Predictor:
         )
 
     def _stitched(self, image: Tensor, tiling: Tiling, at_once: int) -> Tensor:
-        total: Tensor | None = None
-        for start in range(0, len(tiling.windows), at_once):
-            windows = tiling.windows[start : start + at_once]
-            parts = self.one_pass(torch.cat([image[window] for window in windows])).split(len(image))
-            if total is None:
-                total = parts[0].new_zeros(*parts[0].shape[:2], *image.shape[2:])
-            for window, part in zip(windows, parts, strict=True):
-                total[window] += tiling.importance * part
-        assert total is not None
-        return total / tiling.covered
+        starts = range(0, len(tiling.windows), at_once)
+        passes = (torch.cat([image[w] for w in tiling.windows[start : start + at_once]]) for start in starts)
+        return tiling.stitched(part for x in passes for part in self.one_pass(x).split(len(image)))
 
     def _checked(self, logits: Tensor) -> Tensor:
         values = logits.detach()
@@ -215,11 +195,26 @@ class Predictor:
         return divisor
 
 
+def one_batch(image: Any, predictor: Predictor, label: Any, call: str, *, fixed: bool = False) -> InputBatch:
+    """The images of a call that takes one image, or several of one size, as one batch.
+
+    Raises:
+        DataError: none, or several sizes.
+        ConfigError: not enough memory for an image, or with `fixed` for all of them at once.
+    """
+    batches = list(as_batches(image, predictor.model, batch_size=10**6, label=label))
+    if len(batches) != 1:
+        what = "There is no image." if not batches else "The images have several sizes."
+        raise DataError(what, where=f"{call}(image=...)", fix="Pass one image, or several of one size.")
+    limit = Limit(call, 2.0, fixed=fixed, one_pass=predictor.one_window)
+    affordable_batch(predictor.model, batches[0].image[:1], len(batches[0]) if fixed else 1, limit)
+    return batches[0]
+
+
 def _autocast_type(own: torch.dtype, precision: str | None) -> torch.dtype | None:
     if precision is None:
         return None
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision cannot be {precision!r}.", fix=f"One of {', '.join(PRECISIONS)}, or None.")
+    choose("precision", precision, PRECISIONS, where="precision=...")
     wanted = PRECISIONS[precision]
     if wanted == own:
         return None

@@ -216,43 +216,29 @@ def _plan(batch: InputBatch, pool: str, samples: int, seed: int) -> RowPlan:
     if pool == "global":
         table = [_row(batch, k, -1, math.prod(batch.size)) for k in range(len(batch))]
         return RowPlan(table, torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64), None, None)
-    if pool == "per-class":
-        assert batch.label is not None
-        labels = batch.label[:, 0].cpu().numpy()
-        table, images = [], []
-        for position, label in enumerate(labels):
-            counts = _counts(label.ravel())
-            table += [_row(batch, position, index, count) for index, count in counts.items()]
-            images += [position] * len(counts)
-        areas = torch.tensor([row["class"] for row in table], dtype=torch.int64)
-        return RowPlan(table, torch.tensor(images, dtype=torch.int64), areas, batch.label, None)
-    return _plan_of_areas(batch, pool)
-
-
-def _plan_of_areas(batch: InputBatch, pool: str) -> RowPlan:
-    """Areas that are not the classes themselves: regions of the label, or cells of a grid."""
-    maps = np.full((len(batch), *batch.image.shape[2:]), -1, dtype=np.int64)
+    maps: list[np.ndarray] = []
     table: list[dict[str, Any]] = []
     images: list[int] = []
     areas: list[int] = []
-    owners: dict[int, int] = {}
     for position in range(len(batch)):
-        if pool == "grid":
-            maps[position], owners = _cells(batch.size), {}
-        else:
-            assert batch.label is not None
-            maps[position], owners = _regions(batch.label[position, 0].cpu().numpy())
-        for area, count in _counts(maps[position].ravel()).items():
-            table.append({**_row(batch, position, owners.get(area, -1), count), "index": area})
+        of_image, owners = _areas(batch, pool, position)
+        maps.append(of_image)
+        for area, count in _counts(of_image.ravel()).items():
+            named = {"index": -1 if pool == "per-class" else area}
+            table.append({**_row(batch, position, owners.get(area, -1), count), **named})
             images.append(position)
             areas.append(area)
-    return RowPlan(
-        table,
-        torch.tensor(images, dtype=torch.int64),
-        torch.tensor(areas, dtype=torch.int64),
-        torch.from_numpy(maps).unsqueeze(1),
-        None,
-    )
+    owners_of_rows, numbers = (torch.tensor(values, dtype=torch.int64) for values in (images, areas))
+    return RowPlan(table, owners_of_rows, numbers, torch.from_numpy(np.stack(maps)).unsqueeze(1), None)
+
+
+def _areas(batch: InputBatch, pool: str, position: int) -> tuple[np.ndarray, dict[int, int]]:
+    """Number of the area of every voxel of an image, -1 outside, and the class of every area that has one."""
+    if pool == "grid":
+        return _cells(batch.size), {}
+    assert batch.label is not None
+    label = batch.label[position, 0].cpu().numpy()
+    return _regions(label) if pool == "per-region" else (label, {area: area for area in _counts(label.ravel())})
 
 
 def _cells(size: tuple[int, ...]) -> np.ndarray:

@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from toolkit.arguments import checked
 from toolkit.data.case import Case
 from toolkit.data.normalise import DEFAULT
-from toolkit.errors import ConfigError, DataError
-from toolkit.features.logits import Select
+from toolkit.errors import DataError, choose
 from toolkit.features.modules import device_of, dims_and_channels
 from toolkit.features.untouched import untouched
 from toolkit.inference.image_files import read_items
 from toolkit.inference.inputs import as_batches, files_of
-from toolkit.inference.memory import defaults_of
+from toolkit.inference.memory import Passes, defaults_of
 from toolkit.inference.network import Predictor
 from toolkit.inference.volumes import same_size, stack
 
 OUTPUTS = ("labels", "probabilities", "logits")
 
 
+@checked
 def predict(
     model: nn.Module,
     image: Any,
     *,
     output: str = "labels",
-    patch_size: Sequence[int] | str | None = None,
-    overlap: float = 0.5,
     batch_size: int = 8,
-    divisor: int | None = None,
-    precision: str | None = None,
     normalisation: str = DEFAULT,
-    select: Select | None = None,
-    activation: str | None = None,
+    **passes: Unpack[Passes],
 ) -> Tensor:
     """Segment one image, or a stack of slices with a 2D network, as every call that takes a model runs it.
 
@@ -50,12 +46,12 @@ def predict(
             one-channel network, normalised as in training; a path to a NIfTI volume or a picture, which is
             normalised here (several NIfTI paths: one a channel); or anything else that `toolkit.extract` takes.
         output: "labels", "probabilities" (softmax over the classes, or the sigmoid of each output) or "logits".
+        batch_size: slices or windows in one pass.
+        normalisation: rule for files, see `toolkit.data.normalise`.
         patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass.
         overlap: of neighbouring windows, as a share of their side.
-        batch_size: slices or windows in one pass.
         divisor: what the sides must be multiples of; None = the network's attribute, else found by trying.
         precision: "bf16" or "16" for autocast; None = the network's own.
-        normalisation: rule for files, see `toolkit.data.normalise`.
         select: where the logits are in the network's output, as a name, an index or a function; None = the rule of
             `toolkit.features.logits.find_logits`.
         activation: "softmax" (exclusive classes) or "sigmoid" (each output by itself, or one foreground output);
@@ -75,17 +71,8 @@ def predict(
         >>> tk.predict(model, image, output="probabilities").shape
         torch.Size([4, 32, 32])
     """
-    if output not in OUTPUTS:
-        raise ConfigError(f"output cannot be {output!r}.", fix=f"One of {', '.join(OUTPUTS)}.")
-    predictor = Predictor(
-        model,
-        select=select,
-        patch_size=patch_size,
-        overlap=overlap,
-        divisor=divisor,
-        precision=precision,
-        activation=activation,
-    )
+    choose("output", output, OUTPUTS, where="predict(output=...)")
+    predictor = Predictor(model, **passes)
     files, paths = defaults_of(predictor.model).files, _paths_of(image)
     if files is not None and paths and output == "labels":
         return torch.from_numpy(np.ascontiguousarray(files.predict(predictor.model, paths)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
@@ -31,15 +31,9 @@ class Tiling:
 
     @classmethod
     def of(cls, size: Sequence[int], patch: Sequence[int], overlap: float, device: torch.device) -> Self:
-        """Windows of an image whose sides are at least the patch's.
-
-        Raises:
-            ConfigError: an overlap outside [0, 1).
-        """
+        """Windows of an image whose sides are at least the patch's; an overlap is at least 0 and below 1."""
         from monai.data.utils import compute_importance_map, dense_patch_slices
 
-        if not 0 <= overlap < 1:
-            raise ConfigError(f"overlap must be at least 0 and below 1, not {overlap}.", where="overlap=...")
         steps = [
             side if side == whole else max(1, int(side * (1 - overlap)))
             for side, whole in zip(patch, size, strict=True)
@@ -53,6 +47,16 @@ class Tiling:
         for window in windows:
             covered[window] += importance
         return cls(windows, importance, covered)
+
+    def stitched(self, parts: Iterable[Tensor]) -> Tensor:
+        """(B, K, *S) weighted mean of what every window gives, (B, K, *patch) each."""
+        total: Tensor | None = None
+        for window, part in zip(self.windows, parts, strict=True):
+            if total is None:
+                total = part.new_zeros(*part.shape[:2], *self.covered.shape)
+            total[window] += self.importance * part
+        assert total is not None
+        return total / self.covered
 
     def share(self, window: Window) -> Tensor:
         """(*patch) part that a window has in what is stitched, between 0 and 1."""

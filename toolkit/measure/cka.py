@@ -1,4 +1,4 @@
-"""Centred kernel alignment between two sets of features of the same rows: linear, RBF, biased and unbiased."""
+"""Centred kernel alignment between two sets of features of the same rows: linear and unbiased; and Procrustes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError
+from toolkit.measure import gaussians
 
 
 def linear_cka(first: Tensor, second: Tensor, debiased: bool = False) -> Tensor:
@@ -25,28 +26,8 @@ def linear_cka(first: Tensor, second: Tensor, debiased: bool = False) -> Tensor:
     return cross / (own * other).sqrt()
 
 
-def rbf_cka(first: Tensor, second: Tensor, fraction: float = 0.5, debiased: bool = False) -> Tensor:
-    """CKA with Gaussian kernels exp(-d^2 / (2 fraction^2 m)), m = median of all N^2 squared distances of each set.
-
-    Raises:
-        ResultError: row counts differ, or too few rows.
-    """
-    _check_rows(first, second, 4 if debiased else 2)
-    return kernel_cka(rbf_kernel(first, fraction), rbf_kernel(second, fraction), debiased)
-
-
-def kernel_cka(first: Tensor, second: Tensor, debiased: bool = False) -> Tensor:
-    """CKA of two kernel matrices (N, N)."""
-    if debiased:
-        table = unbiased_hsic(torch.stack((first, second)))
-    else:
-        flat = torch.stack([_double_centred(kernel).flatten() for kernel in (first, second)])
-        table = flat @ flat.T
-    return table[0, 1] / (table[0, 0] * table[1, 1]).sqrt()
-
-
 def rbf_kernel(rows: Tensor, fraction: float = 0.5) -> Tensor:
-    """Gaussian kernel (N, N) with the bandwidth of `rbf_cka`."""
+    """Gaussian kernel (N, N) exp(-d^2 / (2 fraction^2 m)), m = median of all N^2 squared distances."""
     distances = squared_distances(rows.double(), rows.double())
     return torch.exp(-distances / (2 * fraction**2 * median(distances.flatten()).clamp_min(1e-300)))
 
@@ -93,16 +74,30 @@ def _linear_hsic(x: Tensor, y: Tensor, debiased: bool) -> Tensor:
     return value + squares_x.sum() * squares_y.sum() / ((number - 1) * (number - 2))
 
 
-def _double_centred(kernel: Tensor) -> Tensor:
-    means = kernel.mean(0)
-    return kernel - means[None, :] - kernel.mean(1)[:, None] + means.mean()
-
-
 def median(values: Tensor) -> Tensor:
     """The median as usual: the mean of the two middle values of an even number."""
     middle = sorted({(values.numel() - 1) // 2, values.numel() // 2})
     parted = np.partition(values.cpu().numpy(), middle)  # both at once, in less time than one `kthvalue`
     return torch.from_numpy(parted[middle]).mean().to(values.device)
+
+
+def procrustes(first: Tensor, second: Tensor) -> Tensor:
+    """Procrustes disparity of paired rows (N, C), (N, D): what no rotation, scale or shift removes, in [0, 1].
+
+    Raises:
+        ResultError: row counts differ.
+    """
+    if len(first) != len(second):
+        raise ResultError(f"Procrustes compares the same rows; there are {len(first)} and {len(second)}.")
+    x, y = centred(first), centred(second)
+    return gaussians.procrustes_disparity(x.T @ x, y.T @ y, x.T @ y)
+
+
+def median_squared_distance(rows: Tensor) -> float:
+    """Median of the squared distances of all pairs of rows."""
+    distances = squared_distances(rows, rows)
+    upper = torch.triu_indices(len(rows), len(rows), 1)
+    return float(median(distances[upper[0], upper[1]]))
 
 
 def _check_rows(first: Tensor, second: Tensor, minimum: int) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from toolkit.errors import ConfigError, ResultError
+from toolkit.arguments import checked
+from toolkit.errors import ResultError
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
 from toolkit.measure.cka import centred, squared_distances
@@ -73,6 +74,7 @@ class Collapse(Result):
         )
 
 
+@checked
 def collapse(
     features: Features, layer: str, *, tau: float = 0.5, max_rows: int = 2048, bins: int = 50, seed: int = 0
 ) -> Collapse:
@@ -106,12 +108,6 @@ def collapse(
     Example:
         >>> diagnostics = tk.collapse(features, "bottleneck").table()
     """
-    if not tau > 0 or max_rows < 3 or bins < 1:
-        raise ConfigError(
-            "These settings are invalid.",
-            where=f"collapse({tau=}, {max_rows=}, {bins=})",
-            fix="tau is positive, at least 3 rows and 1 bin are needed.",
-        )
     rows = rows_of(features, layer)
     table = features.cases.reset_index(drop=True)
     keep = _evenly(table, max_rows, seed)

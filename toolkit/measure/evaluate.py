@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from torch import nn
 
+from toolkit.arguments import checked
 from toolkit.data.case import Case
 from toolkit.errors import ConfigError
-from toolkit.features.logits import Select
-from toolkit.inference.memory import Regions
+from toolkit.inference.memory import Passes, Regions
 from toolkit.inference.network import Predictor
 from toolkit.inference.predict import predict_volumes
 from toolkit.inference.volumes import group_volumes, stack, volume_spacing
@@ -24,20 +24,16 @@ if TYPE_CHECKING:
 COLUMNS = ("case", "site", "class", "metric", "value", "status", "subject", "group", "unit", "diagonal", "rule")
 
 
+@checked
 def evaluate(
     model: nn.Module,
     cases: Iterable[Case],
     *,
-    patch_size: Sequence[int] | str | None = None,
-    overlap: float = 0.5,
     batch_size: int = 16,
-    divisor: int | None = None,
-    precision: str | None = None,
     metrics: Sequence[str] = METRICS,
-    select: Select | None = None,
-    activation: str | None = None,
     regions: Regions | None = None,
     progress: bool = False,
+    **passes: Unpack[Passes],
 ) -> pd.DataFrame:
     """Score a network on labelled cases, one set of rows a volume.
 
@@ -47,17 +43,12 @@ def evaluate(
     Args:
         model: any network that gives logits (B, K, *S).
         cases: labelled cases of a task, in any order.
-        patch_size: window; None = the one that the network was trained with here, if any; "whole" = one pass.
-        overlap: of neighbouring windows, as a share of their side.
         batch_size: slices or volumes in one pass.
-        divisor: see `toolkit.predict`, as for precision, select and activation.
-        precision: "bf16" or "16" for autocast; None = the network's own.
         metrics: any of dice, iou, hd95, assd.
-        select: where the logits are in the network's output.
-        activation: "softmax", or "sigmoid" for overlapping regions or one output.
         regions: name -> classes of every output of a sigmoid network, scored one by one; None = those of the task that
             it was trained on here, if it has any.
         progress: show a bar over volumes.
+        **passes: select, patch_size, overlap, divisor, precision and activation, see `toolkit.predict`.
 
     Returns:
         case, site, class, metric, value, status, subject, group, unit, diagonal, rule. Distances are in mm where
@@ -75,16 +66,7 @@ def evaluate(
     volumes = group_volumes(cases)
     if not volumes:
         raise ConfigError("There are no cases to evaluate.", fix="Check the split and the site.")
-    predictor = Predictor(
-        model,
-        select=select,
-        patch_size=patch_size,
-        overlap=overlap,
-        divisor=divisor,
-        precision=precision,
-        activation=activation,
-        regions=regions,
-    )
+    predictor = Predictor(model, regions=regions, **passes)
     tables = []
     predictions = predict_volumes(predictor, volumes, batch_size=batch_size)
     for volume, prediction in zip(_with_bar(volumes, progress), predictions, strict=True):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from toolkit.arguments import checked
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ResultError
 from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectation, unit_directions
@@ -44,6 +45,7 @@ class Gaussianity(Result):
         return self.numbers.copy()
 
 
+@checked
 def gaussianity(
     features: Features,
     layer: str,

@@ -6,20 +6,15 @@ import torch
 from torch import Tensor
 
 
-def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
+def frechet_from_root(mean_a: Tensor, root_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
     """Squared Frechet distance of Gaussians: |m1-m2|^2 + tr(S1 + S2 - 2 (S1^{1/2} S2 S1^{1/2})^{1/2}).
 
     Args:
         mean_a: (..., C).
-        cov_a: (..., C, C).
+        root_a: S1^{1/2}, (..., C, C).
         mean_b: (..., C).
         cov_b: (..., C, C).
     """
-    return frechet_from_root(mean_a, symmetric_root(cov_a), mean_b, cov_b)
-
-
-def frechet_from_root(mean_a: Tensor, root_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
-    """`frechet_distance` with S1^{1/2} already known."""
     inner = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp_min(0).sqrt().sum(-1)
     traces = (root_a**2).sum((-2, -1)) + cov_b.diagonal(dim1=-2, dim2=-1).sum(-1)
     return (((mean_a - mean_b) ** 2).sum(-1) + traces - 2 * inner).clamp_min(0)
@@ -28,11 +23,6 @@ def frechet_from_root(mean_a: Tensor, root_a: Tensor, mean_b: Tensor, cov_b: Ten
 def distance_to_standard_normal(mean: Tensor, eigenvalues: Tensor) -> Tensor:
     """Squared Frechet distance to N(0, I), from the mean (..., C) and the covariance's eigenvalues (..., C)."""
     return (mean**2).sum(-1) + ((eigenvalues.clamp_min(0).sqrt() - 1) ** 2).sum(-1)
-
-
-def symmetric_root(covariance: Tensor) -> Tensor:
-    """The symmetric square root of positive semidefinite matrices."""
-    return root_from_eigen(*torch.linalg.eigh(covariance))
 
 
 def root_from_eigen(values: Tensor, vectors: Tensor) -> Tensor:

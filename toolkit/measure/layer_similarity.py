@@ -12,8 +12,7 @@ from torch import Tensor
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError, choose
 from toolkit.features.store import Features
-from toolkit.measure import distances
-from toolkit.measure.cka import rbf_kernel, unbiased_hsic
+from toolkit.measure.cka import procrustes, rbf_kernel, unbiased_hsic
 from toolkit.measure.drift_samples import subsample
 from toolkit.measure.pairing import row_order, rows_of
 from toolkit.results import Result
@@ -164,7 +163,7 @@ def _procrustes(first: list[Tensor], second: list[Tensor]) -> Tensor:
             if second is first and j < i:
                 matrix[i, j] = matrix[j, i]  # the disparity is symmetric
             else:
-                matrix[i, j] = 1 - distances.procrustes(one, other)
+                matrix[i, j] = 1 - procrustes(one, other)
     return matrix
 
 

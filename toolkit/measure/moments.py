@@ -93,11 +93,6 @@ def _gram(rows: Tensor) -> Tensor:
     return torch.from_numpy(array.T @ array)
 
 
-def moments(rows: Tensor, weights: Tensor | None = None) -> StreamingMoments:
-    """Mean and covariance of rows (N, C) in one call."""
-    return StreamingMoments(rows.shape[1]).update(rows, weights)
-
-
 def balanced_weights(labels: Tensor) -> Tensor:
     """Row weights (N,) that give every class the same total weight and sum to N."""
     _, inverse, counts = torch.unique(labels, return_inverse=True, return_counts=True)

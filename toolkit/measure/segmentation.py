@@ -73,8 +73,8 @@ def segmentation_metrics(
     """
     import pandas as pd
 
-    if not metrics or not set(metrics) <= set(METRICS):
-        raise ConfigError(f"Unknown metrics: {list(metrics)}.", fix=f"Choose from {', '.join(METRICS)}.")
+    for metric in metrics or ("",):
+        choose("metric", metric, METRICS, where="metrics=...")
     measured = bool(set(metrics) & set(DISTANCES))
     rule = _legacy_rule(legacy)
     predicted, expected = _label_map(prediction, "prediction"), _label_map(reference, "reference")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError
+from toolkit.arguments import checked
+from toolkit.errors import ConfigError, choose
 from toolkit.models.inputs import check_channels, check_image
 from toolkit.registry import register
 
@@ -23,9 +24,8 @@ def _normalisation(kind: str, channels: int, dims: int) -> nn.Module:
         return _INSTANCE[dims](channels, affine=True)
     if kind == "batch":
         return _BATCH[dims](channels)
-    if kind == "group":
-        return nn.GroupNorm(min(8, channels), channels)
-    raise ConfigError(f"Unknown normalisation {kind!r}.", fix="Use 'instance', 'batch' or 'group'.")
+    choose("normalisation", kind, ("instance", "batch", "group"))
+    return nn.GroupNorm(min(8, channels), channels)
 
 
 class ConvolutionBlock(nn.Module):
@@ -78,8 +78,6 @@ class UNet(nn.Module):
         norm: str = "instance",
     ) -> None:
         super().__init__()
-        if dims not in (2, 3):
-            raise ConfigError(f"dims must be 2 or 3, not {dims!r}.", where="unet(dims=...)")
         if len(channels) < 2 or min(channels) < 1:
             raise ConfigError(f"channels must be at least two positive widths, not {tuple(channels)}.")
         check_channels("A U-Net", in_channels, out_channels)
@@ -124,6 +122,7 @@ class UNet(nn.Module):
 
 
 @register("model", "unet")
+@checked
 def unet(
     in_channels: int,
     out_channels: int,

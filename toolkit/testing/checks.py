@@ -184,11 +184,7 @@ def check_network(model: nn.Module | Factory, *, dims: Sequence[int] = (2,)) -> 
             demand(torch.equal(first, second) and torch.equal(first, other), "eval mode or a copy gives others")
         with report.check(f"layer names in {axes}D") as row:
             table = layers(network, batch["image"])
-            aliases = {
-                alias
-                for names in table["aliases"]
-                for alias in (names if isinstance(names, (list, tuple)) else str(names).split(", "))
-            }
+            aliases = {alias for names in table["aliases"] for alias in names.split(", ")}
             row.append(f"{len(table)} layers; aliases: {', '.join(sorted(aliases - {''})) or 'none'}")
         with report.check(f"a step in {axes}D") as row:
             network.train()

@@ -165,7 +165,7 @@ def test_round_trip_and_figure(tmp_path: Path, linear: nn.Conv2d) -> None:
 
 def test_wrong_calls(linear: nn.Conv2d) -> None:
     image = noise(1, 2, 4, 4)
-    with pytest.raises(ConfigError, match="Unknown method 'gradient'"):
+    with pytest.raises(ConfigError, match="no method 'gradient'"):
         attribute(linear, image, "gradient")
     with pytest.raises(ConfigError, match="needs a layer"):
         attribute(linear, image, "layer_conductance")

@@ -254,7 +254,7 @@ def test_wrong_calls_say_what_is_wrong(net: UNet, scan: dict[str, Tensor]) -> No
     for keywords, message in (
         ({"scheme": "rows"}, "channel, spatial, dropout"),
         ({"skips": "drop"}, "keep, mask, zero"),
-        ({"fraction": 1.5}, "between 0 and 1"),
+        ({"fraction": 1.5}, "from 0 to 1"),
         ({"scheme": "dropout", "fraction": 1.0}, "below 1"),
         ({"score": "best"}, "signed"),
     ):

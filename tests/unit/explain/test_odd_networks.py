@@ -197,7 +197,7 @@ def test_a_loader_that_shuffles_is_read_once(net: Coarse) -> None:
 def test_settings_that_cannot_work_are_named(net: Coarse) -> None:
     maps = grad_cam(net, SCAN, "bottleneck", 1)
     for call, word in (
-        (lambda: mask_latent(net, SCAN, fraction=(0.1, 0.2, 0.3)), "range"),  # type: ignore[arg-type]
+        (lambda: mask_latent(net, SCAN, fraction=(0.1, 0.2, 0.3)), "(low, high)"),  # type: ignore[arg-type]
         (lambda: mask_latent(net, SCAN, temperature=0), "temperature"),
         (lambda: mask_latent(net, SCAN, mask=torch.full((1, 8, 1, 1), torch.nan)), "NaN"),
         (lambda: attribute(net, SCAN, baseline=None), "baseline=None"),  # type: ignore[arg-type]

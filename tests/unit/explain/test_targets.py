@@ -93,7 +93,7 @@ def test_wrong_targets_are_refused() -> None:
     here = context()
     for target, message in (
         (lambda: ClassSum("atrium"), "0: background, 1: LV, 2: RV"),
-        (lambda: Region(1, inside="truth"), "'prediction' or 'reference'"),
+        (lambda: Region(1, inside="truth"), "prediction, reference"),
         (lambda: ErrorRegion(1, "half"), "missed, spurious"),
         (lambda: BoundaryBand(1, width=0), "at least 1 voxel|from 1 to"),
     ):

@@ -9,7 +9,7 @@ from golden_cases import golden_case
 from torch import Tensor
 
 from toolkit.errors import ConfigError
-from toolkit.features.masks import dropout_mask, targeted_mask
+from toolkit.methods.latent_augmentation import dropout_mask, targeted_mask
 
 FRACTIONS = {
     "mask_channel_mse_hard": 0.5,

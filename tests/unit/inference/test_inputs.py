@@ -15,6 +15,7 @@ from toolkit.errors import ConfigError, DataError
 from toolkit.explain.gradcam import grad_cam
 from toolkit.features.modules import dims_and_channels
 from toolkit.features.provenance import provenance, weights_hash
+from toolkit.inference.extract import extract
 from toolkit.inference.inputs import as_batches
 from toolkit.models.unet import unet
 
@@ -196,7 +197,7 @@ def test_class_names_may_be_a_list_and_nothing_is_no_image() -> None:
     with pytest.raises(DataError, match="no voxel"):
         list(as_batches(IMAGES[:, :, :0], net))
     with pytest.raises(ConfigError, match="batch_size"):
-        list(as_batches(IMAGES, net, batch_size=0))
+        extract(net, IMAGES, "bottleneck", "global", batch_size=0)
 
 
 def test_a_float_mask_of_a_loader_is_a_label_and_never_an_image() -> None:

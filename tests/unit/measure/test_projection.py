@@ -15,7 +15,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.features.store import open_features
-from toolkit.measure.moments import CHUNK, StreamingMoments, balanced_weights, moments
+from toolkit.measure.moments import CHUNK, StreamingMoments, balanced_weights
 from toolkit.measure.projection import Projection, project
 from toolkit.measure.projection_planes import principal_plane
 
@@ -37,7 +37,10 @@ def test_streamed_moments_equal_numpy(offset: float) -> None:
     np.testing.assert_allclose(streamed.mean, expected.mean(0), rtol=1e-7)
     np.testing.assert_allclose(streamed.covariance(), np.cov(expected.T), rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(
-        moments(rows).covariance(unbiased=False), np.cov(rows.numpy().T, ddof=0), rtol=1e-7, atol=1e-9
+        StreamingMoments(rows.shape[1]).update(rows).covariance(unbiased=False),
+        np.cov(rows.numpy().T, ddof=0),
+        rtol=1e-7,
+        atol=1e-9,
     )
 
 
@@ -45,7 +48,9 @@ def test_weights_are_repetitions() -> None:
     rows, times = cloud(40, 5), torch.arange(40) % 3 + 1
     repeated = rows.repeat_interleave(times, 0)
     np.testing.assert_allclose(
-        moments(rows, times).covariance(unbiased=False), moments(repeated).covariance(unbiased=False), rtol=1e-10
+        StreamingMoments(rows.shape[1]).update(rows, times).covariance(unbiased=False),
+        StreamingMoments(repeated.shape[1]).update(repeated).covariance(unbiased=False),
+        rtol=1e-10,
     )
     weights = balanced_weights(torch.tensor([0, 0, 0, 1]))
     assert weights.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
@@ -199,4 +204,4 @@ def test_wrong_calls(make_store: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match="row 3"):
         project(store, "head_input")
     with pytest.raises(DataError, match="NaN"):
-        principal_plane(moments(store.rows("head_input")))
+        principal_plane(StreamingMoments(store.rows("head_input").shape[1]).update(store.rows("head_input")))
