@@ -80,8 +80,9 @@ def extract(
             mean square (0.01 = 1 %). As `repeat` of `toolkit.drift` they say how far features move when the weights move
             by so little and nothing is learnt, on these very patients; another training is not needed. 0 = none.
         jitter_seed: of that noise.
-        **passes: select (it tells the aliases), patch_size, overlap, divisor and precision, see `toolkit.predict`. With
-            windows a row is the mean over the windows, weighted as their logits are when they are stitched.
+        **passes: select (it tells the aliases), patch_size, overlap, divisor and precision, see `toolkit.predict`
+            (activation changes nothing here). With windows a row is the mean over the windows, weighted as their logits
+            are when they are stitched.
 
     Raises:
         LayerError: a layer that does not exist, never ran, or gives no map.

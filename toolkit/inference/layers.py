@@ -48,7 +48,7 @@ def layers(
         example: an input of the network, in any form that `toolkit.extract` takes; its first image is run, padded or
             cut to a window as in every call. None makes one of zeros from the first convolution's channels.
         aliases: overrides of aliases.
-        **passes: select, patch_size, overlap, divisor and precision, see `toolkit.predict`.
+        **passes: select, patch_size, overlap, divisor and precision, see `toolkit.predict` (activation changes nothing here).
 
     Returns:
         Columns name, aliases, kind, shape, mb (of the output if captured, 10^6 bytes).

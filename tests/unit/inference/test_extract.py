@@ -242,5 +242,5 @@ def test_jittered_features_are_those_of_weights_that_moved_by_the_stated_share(
     weight, changed = net.bottleneck.state_dict(), copy.bottleneck.state_dict()
     name = max(weight, key=lambda key: weight[key].numel())
     assert (changed[name] - weight[name]).norm() / weight[name].norm() == pytest.approx(0.01, rel=0.1)
-    with pytest.raises(ConfigError, match="jitter is a number from 0"):
+    with pytest.raises(ConfigError, match="jitter is at least 0"):
         extract(net, scans, "bottleneck", jitter=-0.1)
