@@ -168,6 +168,6 @@ def _write(result: Explained, maps: np.ndarray, path: Path, name: str, indices: 
     if geometry is None and result.positions[first] is not None:  # a stack of an unknown file: so is its place
         return write_nifti(path, array, description=text)
     if geometry is None:
-        place = {"affine": result.affine[first], "spacing": result.spacing[first]}
-        return write_nifti(path, array, **place, description=text)
+        affine, spacing = result.affine[first], result.spacing[first]
+        return write_nifti(path, array, affine=affine, spacing=spacing, description=text)
     return write_nifti(path, array, geometry, description=text)

@@ -311,7 +311,7 @@ def _result(
 def _drawn_fraction(fraction: float | tuple[float, float], seed: int) -> float:
     if isinstance(fraction, Real):
         return float(fraction)
-    low, high = fraction
+    low, high = fraction  # type: ignore[misc]
     return float(low + (high - low) * keyed_random("mask_latent fraction", seed).random())
 
 

@@ -214,8 +214,8 @@ def _plan(batch: InputBatch, pool: str, samples: int, seed: int) -> RowPlan:
     if pool in VOXELS:
         return _plan_of_voxels(batch, pool, samples, seed)
     if pool == "global":
-        table = [_row(batch, k, -1, math.prod(batch.size)) for k in range(len(batch))]
-        return RowPlan(table, torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64), None, None)
+        whole = [_row(batch, k, -1, math.prod(batch.size)) for k in range(len(batch))]
+        return RowPlan(whole, torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64), None, None)
     maps: list[np.ndarray] = []
     table: list[dict[str, Any]] = []
     images: list[int] = []
