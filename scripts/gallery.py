@@ -458,7 +458,7 @@ ENTRIES = (
         "Images decoded from masked codes: already blurred without any mask; dropout makes blobs, channels ripple, positions lose contrast locally.",
         "Agrees in kind: without skip connections the image is blurred from the start, and dropout changes it most.",
         (),
-        ("30_latent_augmentation", "masked code"),
+        ("30_latent_augmentation", "Damaged codes"),
         latent_images,
     ),
     Entry(
@@ -468,7 +468,7 @@ ENTRIES = (
         "Label maps and entropy of masked codes: dropout and channel masks over-segment, spatial masks under-segment.",
         "Agrees for spatial masks, which under-segment, and in the rise of entropy with the fraction. Dropout and channel masks do not over-segment here.",
         ("latent-dropout-overfills", "latent-channel-overfills", "latent-spatial-underfills"),
-        ("30_latent_augmentation", "masked code"),
+        ("30_latent_augmentation", "Damaged codes"),
         latent_masks,
     ),
     Entry(
@@ -478,7 +478,7 @@ ENTRIES = (
         "Soft masks against hard ones: milder, and different in every draw.",
         "Agrees: soft masks change less; their draws differ little, since they share the masked channels.",
         (),
-        ("30_latent_augmentation", "Soft"),
+        ("30_latent_augmentation", "Soft against hard"),
         latent_soft,
     ),
     Entry(
@@ -488,7 +488,7 @@ ENTRIES = (
         "One slice under four image-space augmentations and under latent masks.",
         "Agrees in kind: adversarial noise is invisible, bias fields are smooth, latent examples are blurred by the bottleneck.",
         ("latent-beats-windows", "latent-beats-convolution", "latent-beats-noise", "latent-beats-bias"),
-        ("30_latent_augmentation", "augmentation of the image"),
+        ("30_latent_augmentation", "changes of the image"),
         latent_gallery,
     ),
     Entry(
@@ -498,7 +498,7 @@ ENTRIES = (
         "Box plots by test set, standard and cooperative training, without and with the slow network: cooperative training is ahead away from home.",
         "Not its data. Boxes of both trainings overlap at every site.",
         ("latent-unseen-generated", "latent-home", "latent-slow-helps", "latent-slow-only-after-cooperative"),
-        ("30_latent_augmentation", "box plots"),
+        ("30_latent_augmentation", "Robustness"),
         latent_boxes,
     ),
     Entry(
@@ -516,7 +516,7 @@ ENTRIES = (
         "Rows of polyps and lesions, columns of networks: the outlines with the loss are cleanest.",
         "Generated glands, one image a site. At home both networks find the glands, with outlines that hardly differ; away both call most of the picture a gland.",
         ("disseg-helps-home",),
-        ("40_med_disseg", "Qualitative"),
+        ("40_med_disseg", "qualitative grid"),
         disseg_masks,
     ),
     Entry(
@@ -526,7 +526,7 @@ ENTRIES = (
         "Scattered points with the loss, clumps without; the released script draws random numbers under one of the titles.",
         "Deliberately not that construction: both networks in one space, each under its own name. The points spread wider with the loss; that can be scale alone, so the verdicts use measures that do not see it.",
         ("disseg-disperses-rank", "disseg-disperses-cosine"),
-        ("40_med_disseg", "scatter"),
+        ("40_med_disseg", "disperse?"),
         disseg_features,
     ),
     Entry(
@@ -536,7 +536,7 @@ ENTRIES = (
         "Scores across domains, higher with the loss.",
         "Other data and sites. The verdicts weigh the differences, at home and away.",
         ("disseg-helps-home", "disseg-helps-unseen"),
-        ("40_med_disseg", "Architectures"),
+        ("41_med_disseg_appendix", "Architectures"),
         disseg_domains,
     ),
     Entry(
@@ -546,7 +546,7 @@ ENTRIES = (
         "Validation curves by weight, layer and temperature.",
         "Not drawn here: the notebook trains a few settings in its long form.",
         ("disseg-released-gradient",),
-        ("40_med_disseg", "Parameters"),
+        ("41_med_disseg_appendix", "Parameters"),
     ),
 )
 

@@ -12,6 +12,7 @@ import torch
 
 import toolkit as tk
 from toolkit.errors import ConfigError
+from toolkit.features.provenance import provenance
 from toolkit.registry import describe
 from toolkit.training.trained import FIELDS, half_precision, save_trained, short_history
 
@@ -38,7 +39,7 @@ def card(network: torch.nn.Module) -> dict[str, Any]:
         {"site": site, "dice": dice, "low": 0, "high": 1, "patients": 8} for site, dice in (("B", 0.6), ("C", 0.4))
     ]
     values = dict.fromkeys(FIELDS, "") | {"name": NAME, "seed": 2, "method": "SegReg", "sites": ["A"], "scores": scores}
-    values |= {"recipe": recipe, "task": {"name": "phantom-cardiac"}, "parameters": 1, "floor": {"above": True}}
+    values |= {"recipe": recipe, "task": {"name": "phantom-cardiac"}, "parameters": 1, "floor": {"above": True, "dice": 0.75}}
     values |= {"history": short_history(history), "sample": {}}
     return {key: value for key, value in values.items() if key != "sha256"}
 
@@ -52,6 +53,11 @@ def test_a_network_comes_back_in_half_precision(folder: Path) -> None:
     assert network.history.to_dict("list")["total"][0] == 0.1235
     assert "seconds/step" not in network.history
     assert network.scores["dice"].tolist() == [0.9, 0.6, 0.4]
+    told = provenance(network)["network"]
+    assert (told["name"], told["seed"], told["dice"], told["patients"], told["floor"]) == (NAME, 2, 0.9, 8, 0.75)
+    with torch.no_grad():
+        next(network.parameters()).add_(0.1)
+    assert "network" not in provenance(network), "a network that was changed has no known score"
     assert network.provenance["name"] == NAME
     assert tk.predict(network, torch.zeros(1, 16, 16)) is not None
 
