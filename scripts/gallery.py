@@ -416,7 +416,7 @@ ENTRIES = (
         "SelfReg-UNet",
         "Fig. 1b",
         "Grad-CAM of nine blocks of a CNN and a Swin U-Net: early blocks fire on outline and background, only the last decoder on all organs.",
-        "Agrees in the last decoder block, which covers all organs, and in early blocks that answer to edges. The grid at decoder 2 is not seen.",
+        "Agrees in the last decoder block, which covers all organs, in early blocks that answer to outlines, and in encoder 4 of the plain network, hot at the body wall. The grid at decoder 2 is not seen.",
         ("selfreg-attention",),
         ("20_selfreg_unet", "Fig. 1b"),
         selfreg_attention,

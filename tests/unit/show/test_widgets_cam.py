@@ -55,7 +55,7 @@ def test_the_default_layers_are_the_blocks() -> None:
 
 
 def test_the_maps_are_those_of_grad_cam(model: torch.nn.Module, task: tk.Task) -> None:
-    explorer = tk.widgets.cam_explorer(model, task).set(target="reference", target_class=2)
+    explorer = tk.widgets.cam_explorer(model, task).set(target="reference", target_class=2, method="grad_cam")
     case = task.cases("test")[0]
     expected = tk.grad_cam(model, case, ["encoder.1", "bottleneck", "decoder.1", "head"], tk.Region(2, "reference"))
     for layer, plane in explorer.maps("network").maps.items():
@@ -120,7 +120,7 @@ def test_volumes_are_cut_at_the_slice() -> None:
     explorer = tk.widgets.cam_explorer(model, image).set(target="image")
     assert explorer.controls()[1].high == 7
     explorer.set(layer="bottleneck", slice=5)
-    whole = tk.grad_cam(model, image, "bottleneck", tk.ClassSum(1))["bottleneck"][0, 0]
+    whole = tk.grad_cam(model, image, "bottleneck", tk.ClassSum(1), method="hires_cam")["bottleneck"][0, 0]
     plane = torch.from_numpy(explorer.maps("network").maps["bottleneck"]).float()
     torch.testing.assert_close(plane, whole[int(5.5 * len(whole) / 8)])
     explorer.compose()

@@ -94,7 +94,7 @@ class CamExplorer(ImageExplorer):
             "layer": first[min(len(first) - 1, len(first) // 2)],
             "target_class": classes[-1][0],
             "target": "prediction",
-            "method": "grad_cam",
+            "method": "hires_cam",  # before a norm the mean gradient of Grad-CAM cancels: most panels would be blank
             "opacity": 1.0,
             "scale": "layer",
             "contours": True,
