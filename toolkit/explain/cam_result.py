@@ -65,9 +65,6 @@ class GradCamResult(Explained, Result):
     def __len__(self) -> int:
         return len(self.maps)
 
-    def __contains__(self, layer: object) -> bool:
-        return layer in self.maps
-
     def keys(self) -> KeysView[str]:
         """Layer names."""
         return self.maps.keys()

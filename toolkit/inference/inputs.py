@@ -20,7 +20,7 @@ from toolkit.inference.foreign import unpacked
 from toolkit.inference.image_files import read_items
 from toolkit.inference.memory import Files, defaults_of
 
-_PER_ITEM = ("id", "site", "subject", "volume", "group", "spacing", "affine", "source", "geometry", "position")
+_PER_ITEM = ("id", "site", "subject", "volume", "spacing", "affine", "geometry", "position")
 
 
 @dataclasses.dataclass
@@ -34,10 +34,8 @@ class InputBatch:
         sites: domain of each image, "" if unknown.
         subjects: person of each image (its volume if unknown).
         volumes: stack of each image (its id if unknown).
-        groups: pathology group or None.
         spacing: mm per axis or None, per image.
         affine: 4x4 matrix or None, per image.
-        sources: file, recipe or "" per image.
         geometries: how to write a result in the file's own axes, or None, per image.
         positions: index of the slice in its volume or None, per image.
         classes: class names by index, or None.
@@ -49,10 +47,8 @@ class InputBatch:
     sites: list[str]
     subjects: list[str]
     volumes: list[str]
-    groups: list[str | None]
     spacing: list[tuple[float, ...] | None]
     affine: list[np.ndarray | None]
-    sources: list[str]
     geometries: list[Geometry | None]
     positions: list[int | None]
     classes: dict[int, str] | None
@@ -78,10 +74,8 @@ class _Item:
     site: str = ""
     subject: str = ""
     volume: str = ""
-    group: str | None = None
     spacing: tuple[float, ...] | None = None
     affine: np.ndarray | None = None
-    source: str = ""
     geometry: Geometry | None = None
     position: int | None = None
     classes: dict[int, str] | None = None
@@ -232,7 +226,7 @@ def _with_labels(inputs: Iterable[Any], labels: Any) -> Iterator[tuple[Any, Any]
 def _from_case(case: Any) -> _Item:
     has_label = getattr(case, "has_label", getattr(case, "label", None) is not None)
     known: dict[str, Any] = {name: getattr(case, name, None) for name in _PER_ITEM}
-    known |= {name: known[name] or "" for name in ("site", "subject", "volume", "source")}
+    known |= {name: known[name] or "" for name in ("site", "subject", "volume")}
     return _Item(
         image=torch.as_tensor(case.image).float(),
         label=torch.as_tensor(case.label).long() if has_label else None,
@@ -360,10 +354,8 @@ def _collate(items: list[_Item], device: torch.device) -> InputBatch:
         sites=[item.site for item in items],
         subjects=[item.subject or item.volume or item.id for item in items],
         volumes=[item.volume or item.id for item in items],
-        groups=[item.group for item in items],
         spacing=[item.spacing for item in items],
         affine=[item.affine for item in items],
-        sources=[item.source for item in items],
         geometries=[item.geometry for item in items],
         positions=[item.position for item in items],
         classes=next((item.classes for item in items if item.classes), None),

@@ -81,20 +81,8 @@ def neighbour_overlap(first: Tensor, second: Tensor, number: int = 15) -> float:
 
 
 def trustworthiness(rows: Tensor, points: Tensor, number: int = 15) -> float:
-    """How far neighbours in the picture are neighbours in feature space, 1 = all (Venna and Kaski 2001).
+    """How far neighbours in the picture (N, 2) are neighbours among the rows (N, C), 1 = all (Venna and Kaski 2001)."""
+    from sklearn import manifold
 
-    Args:
-        rows: (N, C).
-        points: (N, 2).
-        number: neighbours, less than N / 2.
-    """
-    count = len(rows)
-    number = min(number, (count - 1) // 2)
-    distances = torch.cdist(rows.double(), rows.double())
-    distances.fill_diagonal_(-1)
-    ranks = torch.argsort(torch.argsort(distances, dim=1, stable=True), dim=1, stable=True)
-    shown = torch.cdist(points.double(), points.double())
-    shown.fill_diagonal_(torch.inf)
-    closest = torch.topk(shown, number, dim=1, largest=False).indices
-    excess = (ranks.gather(1, closest) - number).clamp_min(0).sum()
-    return 1 - 2 * float(excess) / (count * number * (2 * count - 3 * number - 1))
+    number = min(number, (len(rows) - 1) // 2)
+    return float(manifold.trustworthiness(rows.double().numpy(), points.double().numpy(), n_neighbors=number))

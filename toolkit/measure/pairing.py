@@ -192,8 +192,7 @@ def moments_of(features: Features | Tensor, layer: str = "") -> tuple[Tensor, Te
         flat = features.detach().flatten(2).double()
         count = torch.full((len(flat),), flat.shape[-1], dtype=torch.float64)
         return flat @ flat.transpose(1, 2), flat.sum(2), count, {}
-    if layer not in list(features.layers):
-        _require_layer(features, layer, "")  # raises, naming the closest layers
+    _require_layer(features, layer, "")
     moments = features.moments(layer)
     if moments is None:
         raise ResultError("These features hold no second moments.", where=layer, fix="Extract again with moments=True.")
