@@ -1,37 +1,43 @@
-"""The joint with nnU-Net v2, by its own commands: plan, train, resume, predict; what must be equal, and the overhead.
+"""The joint with nnU-Net v2, by its own commands: plan, train, kill, resume, predict; what must be equal, and the overhead.
 
-    python benchmarks/nnunet_joint.py --raw RAW_DATASET [--cases 12] [--iterations 4] [--out build/nnunet]
+    python benchmarks/nnunet_joint.py --raw FOLDER [--cases 7] [--iterations 3] [--out build/nnunet]
 
-Needs an environment with nnunetv2 (`make third-party`). RAW_DATASET is a folder in nnU-Net's raw format, or one with
-`images/` and `labels/` of NIfTI files. Writes benchmarks/results/nnunet_joint.json:
+Needs an environment with nnunetv2 (`make third-party`). FOLDER holds `images/` and `labels/` of NIfTI files. Commands that
+are done are not run again, so the same call goes on after a kill. Writes benchmarks/results/nnunet_joint.json. Every
+command is seeded, on one thread of the CPU; each configuration has two plans: nnU-Net's own with batches of two (cost),
+and the same with a quarter of the channels (everything else).
 
-* weight 0 of the SegReg trainer gives the stock trainer's weights bit for bit (CPU, same seeds);
-* parameter count and checkpoint keys are the stock trainer's; the validation loss holds no regularizer;
-* a run of 1 + 1 epochs by `--c` logs the regularizer's terms of both;
-* `tk.predict(tk.load_nnunet(folder), file)` equals `nnUNetv2_predict --disable_tta`;
-* seconds an iteration, with and without.
+* Weight 0 of the three trainers gives the stock trainer's weights and validation losses bit for bit, with the same
+  checkpoint keys. With learning rate 0 the validation loss is the stock trainer's, and the training loss is more by
+  what the regularizer logs: nothing else is added, nothing enters the validation.
+* A run that was killed after its first epoch and continued by `--c` equals the run that was not.
+* nnU-Net's log and `history.jsonl` hold the terms of every epoch.
+* `tk.predict(tk.load_nnunet(folder), file)` equals `nnUNetv2_predict --disable_tta`.
+* CPU seconds of a training step, with and without: the median over the steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import re
 import shutil
+import statistics
 import subprocess
 import sys
-import textwrap
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 DATASET = "Dataset901_Joint"
-# Trainers of a few iterations, seeded, so that two trainings see the same batches.
+WEIGHTS = {"SegReg": {"weight": 0.1}, "SelfReg": {"scr": 0.015, "ifd": 0.015}, "Dispersive": {"weight": 0.2}}
+# Trainers of a few seeded iterations, so that two trainings see the same batches, whenever they started.
 SHORT = """
-import os, random
+import json, os, random, signal, time
 import numpy as np, torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from toolkit.integrations.nnunet.trainers import nnUNetTrainerDispersive, nnUNetTrainerSegReg, nnUNetTrainerSelfReg
@@ -40,169 +46,233 @@ class Short:
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
         torch.manual_seed(0)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_iterations_per_epoch = int(os.environ["SHORT_ITERATIONS"])
-        self.num_val_iterations_per_epoch = 1
-        self.num_epochs = int(os.environ["SHORT_EPOCHS"])
-        self.save_every = 1
+        self.num_iterations_per_epoch, self.num_epochs = int(os.environ["SHORT_ITERATIONS"]), 2
+        self.num_val_iterations_per_epoch = self.save_every = 1
+        self.logger.plot_progress_png = lambda folder: None  # seconds an epoch
 
-    def on_train_start(self):
-        np.random.seed(1), random.seed(1), torch.manual_seed(1)
-        super().on_train_start()
+    def perform_actual_validation(self, save_probabilities=False):
+        if type(self).__name__ in ("ShortStock", "ShortSegReg"):  # minutes on a CPU
+            super().perform_actual_validation(save_probabilities)
 
-class ShortStock(Short, nnUNetTrainer): pass
-class ShortSegReg(Short, nnUNetTrainerSegReg): pass
-class ShortSelfReg(Short, nnUNetTrainerSelfReg): pass
-class ShortDispersive(Short, nnUNetTrainerDispersive): pass
+    def on_epoch_start(self):
+        super().on_epoch_start()
+        seed = self.current_epoch
+        np.random.seed(seed), random.seed(seed), torch.manual_seed(seed)
+
+    def train_step(self, batch):
+        begin = time.process_time()
+        result = super().train_step(batch)
+        with open(os.path.join(self.output_folder, "seconds.txt"), "a") as file:
+            file.write(f"{time.process_time() - begin}\\n")
+        return result
+
+class Killed(Short):
+    def on_epoch_end(self):
+        super().on_epoch_end()
+        if self.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+class Still(Short):
+    def __init__(self, *given, **more):
+        super().__init__(*given, **more)
+        self.num_epochs, self.initial_lr = 1, 0.0
 """
+KINDS = {"Stock": "nnUNetTrainer", **{name: f"nnUNetTrainer{name}" for name in WEIGHTS}}
+
+
+def trainers() -> str:
+    """The module of trainers that nnU-Net is to find."""
+    names = [("Short", kind, "") for kind in KINDS] + [("Still", kind, "") for kind in KINDS]
+    names += [("Short", kind, "Zero") for kind in WEIGHTS] + [("Killed", "SegReg", ""), ("Short", "SegReg", "Killed")]
+    return SHORT + "".join(f"class {base}{kind}{end}({base}, {KINDS[kind]}): pass\n" for base, kind, end in names)
 
 
 def environment(out: Path, **extra: str) -> dict[str, str]:
-    """Variables of nnU-Net for folders below `out`, one process for its data."""
+    """Variables of nnU-Net for folders below `out`, one process and one thread."""
     folders = {f"nnUNet_{name}": str(out / name) for name in ("raw", "preprocessed", "results")}
-    root = str(Path(__file__).parents[1])
-    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    return {
-        **os.environ,
-        **folders,
-        "nnUNet_extTrainer": str(out / "trainers"),
-        "nnUNet_n_proc_DA": "0",
-        "nnUNet_compile": "f",
-        "PYTHONPATH": paths,
-        "SHORT_EPOCHS": "1",
-        **extra,
-    }
+    paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    fixed = {"nnUNet_extTrainer": str(out / "trainers"), "nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
+    return {**os.environ, **folders, **fixed, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **extra}
 
 
-def command(name: str, *arguments: str, env: dict[str, str], log: Path) -> float:
-    """Run one of nnU-Net's commands; seconds it took."""
-    program = Path(sys.executable).with_name(name)
-    begin = time.perf_counter()
-    with log.open("ab") as stream:
-        subprocess.run([str(program), *arguments], env=env, stdout=stream, stderr=subprocess.STDOUT, check=True)
-    return time.perf_counter() - begin
+def log_of(out: Path, name: str, *arguments: str) -> Path:
+    """The file that holds a command's output once it is done."""
+    return out / "logs" / f"{'_'.join((name, *arguments)).replace('/', '_')[-150:]}.log"
 
 
-def raw_dataset(source: Path, out: Path, cases: int) -> None:
-    """Copy a few cases into nnU-Net's raw format; two more are for prediction."""
-    target = out / "raw" / DATASET
-    images = sorted((source / "images").glob("*.nii.gz"))
-    if not images:
-        shutil.copytree(source, target)
+def command(out: Path, name: str, *arguments: str, expect: int = 0, **extra: str) -> None:
+    """Run one of nnU-Net's commands, once: its output stands in a file that says that it was done."""
+    log = log_of(out, name, *arguments)
+    if log.is_file():
         return
-    for folder in ("imagesTr", "labelsTr", "imagesTs"):
-        (target / folder).mkdir(parents=True)
-    for index, image in enumerate(images[: cases + 2]):
-        stem = image.name.removesuffix(".nii.gz")
-        folder = "imagesTr" if index < cases else "imagesTs"
-        shutil.copy(image, target / folder / f"{stem}_0000.nii.gz")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    running, begin = log.with_suffix(".running"), time.perf_counter()
+    with running.open("wb") as stream:
+        program = str(Path(sys.executable).with_name(name))
+        done = subprocess.run(
+            [program, *arguments], env=environment(out, **extra), stdout=stream, stderr=subprocess.STDOUT
+        )
+    if done.returncode != expect:
+        raise SystemExit(f"{name} ended with {done.returncode}, see {running}")
+    print(f"{time.perf_counter() - begin:6.0f} s {name} {' '.join(arguments)}", flush=True)
+    running.rename(log)
+
+
+def prepare(source: Path, out: Path, cases: int) -> None:
+    """The raw data set of a few cases, two more for prediction; nnU-Net's plans, and smaller ones."""
+    target = out / "raw" / DATASET
+    for folder in (*(target / name for name in ("imagesTr", "labelsTr", "imagesTs")), out / "trainers"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(sorted((source / "images").glob("*.nii.gz"))[: cases + 2]):
+        folder, stem = "imagesTr" if index < cases else "imagesTs", image.name.removesuffix(".nii.gz")
+        (target / folder / f"{stem}_0000.nii.gz").write_bytes(image.read_bytes())
         if index < cases:
-            shutil.copy(source / "labels" / image.name, target / "labelsTr" / image.name)
+            (target / "labelsTr" / image.name).write_bytes((source / "labels" / image.name).read_bytes())
     labels = {"background": 0, "anterior": 1, "posterior": 2}
     record = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": cases, "file_ending": ".nii.gz"}
     (target / "dataset.json").write_text(json.dumps(record))
-
-
-def smaller_plans(out: Path) -> None:
-    """Batches of two: the plans' own fill a GPU."""
-    path = out / "preprocessed" / DATASET / "nnUNetPlans.json"
-    plans = json.loads(path.read_text())
-    for configuration in plans["configurations"].values():
-        if "batch_size" in configuration:
+    (out / "trainers" / "short_trainers.py").write_text(trainers())
+    planning = ("-d", "901", "-c", "2d", "3d_fullres", "-np", "1", "-npfp", "1")
+    command(out, "nnUNetv2_plan_and_preprocess", *planning, nnUNet_n_proc_DA="1")
+    plans = json.loads((out / "preprocessed" / DATASET / "nnUNetPlans.json").read_text())
+    for name in ("nnUNetPlansTwo", "nnUNetPlansSmall"):
+        plans["plans_name"] = name
+        for configuration in plans["configurations"].values():
             configuration["batch_size"] = 2
-    path.write_text(json.dumps(plans))
+            if name == "nnUNetPlansSmall":
+                arguments = configuration["architecture"]["arch_kwargs"]
+                arguments["features_per_stage"] = [width // 4 for width in arguments["features_per_stage"]]
+        (out / "preprocessed" / DATASET / f"{name}.json").write_text(json.dumps(plans))
 
 
-def checkpoint(out: Path, trainer: str, configuration: str, name: str = "final") -> dict[str, Any]:
-    """A checkpoint of our own run."""
-    import torch
+class Joint:
+    """Everything that is compared for one configuration."""
 
-    folder = out / "results" / DATASET / f"{trainer}__nnUNetPlans__{configuration}" / "fold_0"
-    return torch.load(folder / f"checkpoint_{name}.pth", map_location="cpu", weights_only=False)
+    def __init__(self, out: Path, configuration: str, iterations: int) -> None:
+        self.out, self.configuration, self.iterations = out, configuration, iterations
+
+    def folder(self, trainer: str, plans: str = "nnUNetPlansSmall") -> Path:
+        return self.out / "results" / DATASET / f"{trainer}__{plans}__{self.configuration}"
+
+    def train(self, trainer: str, settings: dict[str, Any], *more: str, expect: int = 0, plans: str = "Small") -> None:
+        given = ("901", self.configuration, "0", "-tr", trainer, "-p", f"nnUNetPlans{plans}", "-device", "cpu", *more)
+        extra = {"TOOLKIT_REGULARIZER": json.dumps(settings), "SHORT_ITERATIONS": str(self.iterations)}
+        if "--c" not in more and not log_of(self.out, "nnUNetv2_train", *given).is_file():
+            shutil.rmtree(self.folder(trainer, f"nnUNetPlans{plans}"), ignore_errors=True)
+        command(self.out, "nnUNetv2_train", *given, expect=expect, **extra)
+
+    @functools.cache  # noqa: B019 - one object a configuration
+    def checkpoint(self, trainer: str) -> dict[str, Any]:
+        import torch
+
+        path = self.folder(trainer) / "fold_0" / "checkpoint_final.pth"
+        return torch.load(path, map_location="cpu", weights_only=False)  # our own run
+
+    def logged(self, trainer: str, name: str) -> list[float]:
+        return [float(value) for value in self.checkpoint(trainer)["logging"][name]]
+
+    def equal(self, one: str, other: str) -> dict[str, bool]:
+        import torch
+
+        a, b = (self.checkpoint(name)["network_weights"] for name in (one, other))
+        return {
+            "checkpoint keys": list(a) == list(b),
+            "weights": all(torch.equal(a[key], b[key]) for key in a),
+            "training losses": self.logged(one, "train_losses") == self.logged(other, "train_losses"),
+            "validation losses": self.logged(one, "val_losses") == self.logged(other, "val_losses"),
+        }
+
+    def history(self, trainer: str) -> list[dict[str, Any]]:
+        lines = (self.folder(trainer) / "fold_0" / "history.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def zero_weight(self) -> dict[str, dict[str, bool]]:
+        self.train("ShortStock", {})
+        rows = {}
+        for name, weights in WEIGHTS.items():
+            self.train(f"Short{name}Zero", dict.fromkeys(weights, 0.0))
+            rows[name] = self.equal("ShortStock", f"Short{name}Zero")
+        return rows
+
+    def still(self) -> dict[str, dict[str, Any]]:
+        self.train("StillStock", {})
+        rows = {}
+        for name, weights in WEIGHTS.items():
+            self.train(f"Still{name}", weights)
+            (row,) = self.history(f"Still{name}")
+            added = sum(weights[key if key in weights else "weight"] * value for key, value in terms(row).items())
+            (stock,), (loss,) = (self.logged(f"Still{kind}", "train_losses") for kind in ("Stock", name))
+            rows[name] = {
+                "validation loss equals stock": self.equal("StillStock", f"Still{name}")["validation losses"],
+                "training loss above stock": loss - stock,
+                "weighted terms of the history": added,
+            }
+        return rows
+
+    def terms(self) -> dict[str, Any]:
+        rows = {}
+        for name, weights in WEIGHTS.items():
+            self.train(f"Short{name}", weights)
+            fold = self.folder(f"Short{name}") / "fold_0"
+            log = "".join(path.read_text() for path in fold.glob("training_log_*.txt"))
+            history = self.history(f"Short{name}")
+            rows[name] = {
+                "steps": [row["step"] for row in history],
+                "by epoch": [terms(row, whole=True) for row in history],
+                "in nnU-Net's log": all(f"{k} {v:.4g}" in log for r in history for k, v in terms(r, whole=True).items()),
+                "changes the weights": not self.equal("ShortStock", f"Short{name}")["weights"],
+            }
+        return rows
+
+    def resume(self) -> dict[str, Any]:
+        self.train("KilledSegReg", WEIGHTS["SegReg"], expect=-9)
+        source, target = self.folder("KilledSegReg"), self.folder("ShortSegRegKilled")
+        if not target.is_dir():  # the same run under a trainer that is not killed again
+            shutil.copytree(source, target)
+        self.train("ShortSegRegKilled", WEIGHTS["SegReg"], "--c")
+        same = self.history("ShortSegRegKilled") == self.history("ShortSegReg")
+        return {**self.equal("ShortSegReg", "ShortSegRegKilled"), "history": same}
+
+    def predict(self, name: str) -> dict[str, Any]:
+        import toolkit as tk
+
+        source, target = self.out / "raw" / DATASET / "imagesTs", self.out / f"predicted_{self.configuration}_{name}"
+        given = ("-d", "901", "-c", self.configuration, "-f", "0", "-tr", f"Short{name}", "-p", "nnUNetPlansSmall")
+        quick = ("--disable_tta", "-device", "cpu", "-npp", "1", "-nps", "1")
+        command(self.out, "nnUNetv2_predict", "-i", str(source), "-o", str(target), *given, *quick)
+        model, rows = tk.load_nnunet(self.folder(f"Short{name}"), fold=0), {}
+        for path in sorted(source.glob("*.nii.gz")):
+            stem = path.name.removesuffix("_0000.nii.gz")
+            ours, theirs = np.asarray(tk.predict(model, str(path))), reference_labels(target / f"{stem}.nii.gz")
+            counts = {str(label): int((theirs == label).sum()) for label in np.unique(theirs)}
+            rows[stem] = {"voxels": counts, "different": int((ours != theirs).sum())}
+        return rows
+
+    def cost(self) -> dict[str, Any]:
+        """CPU seconds of a step with nnU-Net's own network, without what the first step prepares."""
+        rows = {}
+        for name, weights in {"Stock": {}, **WEIGHTS}.items():
+            self.train(f"Still{name}", weights, plans="Two")
+            lines = (self.folder(f"Still{name}", "nnUNetPlansTwo") / "fold_0" / "seconds.txt").read_text().split()
+            rows[name] = {"seconds": round(statistics.median(float(line) for line in lines[1:]), 3)}
+            rows[name]["over stock"] = round(rows[name]["seconds"] / rows["Stock"]["seconds"], 3)
+        return rows
+
+    def run(self) -> dict[str, Any]:
+        return {
+            "iterations an epoch": self.iterations,
+            "weight 0 equals stock": self.zero_weight(),
+            "learning rate 0": self.still(),
+            "terms": self.terms(),
+            "killed and continued by --c equals uninterrupted": self.resume(),
+            "tk.predict against nnUNetv2_predict": {name: self.predict(name) for name in ("Stock", "SegReg")},
+            "cost of a step": self.cost(),
+        }
 
 
-def validation_losses(out: Path, trainer: str, configuration: str) -> list[float]:
-    """`val_loss` of every epoch, from the log."""
-    return list(checkpoint(out, trainer, configuration)["logging"]["val_losses"])
-
-
-def check(out: Path, configuration: str, iterations: int) -> dict[str, Any]:
-    """Train and predict with one configuration; everything that is compared."""
-    import torch
-
-    import toolkit as tk
-
-    log, short = out / f"{configuration}.log", str(iterations)
-
-    def train(trainer: str, epochs: int = 1, settings: dict[str, Any] | None = None, *more: str) -> float:
-        env = environment(
-            out, SHORT_ITERATIONS=short, SHORT_EPOCHS=str(epochs), TOOLKIT_REGULARIZER=json.dumps(settings or {})
-        )
-        return command(
-            "nnUNetv2_train", "901", configuration, "0", "-tr", trainer, "-device", "cpu", *more, env=env, log=log
-        )
-
-    seconds = {"stock": train("ShortStock"), "segreg, weight 0": train("ShortSegReg", 1, {"weight": 0.0})}
-    stock, zero = (checkpoint(out, name, configuration) for name in ("ShortStock", "ShortSegReg"))
-    keys = list(stock["network_weights"])
-    row: dict[str, Any] = {
-        "checkpoint keys equal": keys == list(zero["network_weights"]),
-        "weight 0 equals stock": all(
-            torch.equal(stock["network_weights"][k], zero["network_weights"][k]) for k in keys
-        ),
-        "validation loss equal at weight 0": validation_losses(out, "ShortStock", configuration)
-        == validation_losses(out, "ShortSegReg", configuration),
-    }
-    for name, settings in (("SegReg", {"weight": 0.1}), ("SelfReg", {}), ("Dispersive", {})):
-        trainer = f"Short{name}"
-        shutil.rmtree(out / "results" / DATASET / f"{trainer}__nnUNetPlans__{configuration}", ignore_errors=True)
-        seconds[name] = train(trainer, 1, settings)
-        weights = checkpoint(out, trainer, configuration)["network_weights"]
-        row[f"{name} changes the weights"] = not all(torch.equal(weights[k], stock["network_weights"][k]) for k in keys)
-        fold = out / "results" / DATASET / f"{trainer}__nnUNetPlans__{configuration}" / "fold_0"
-        history = [json.loads(line) for line in (fold / "history.jsonl").read_text().splitlines()]
-        row[f"{name} terms"] = {k: round(v, 4) for k, v in history[-1].items() if "/" in k}
-        if name == "SegReg":  # one more epoch on the same run
-            shutil.copy(fold / "checkpoint_final.pth", fold / "checkpoint_latest.pth")
-            (fold / "checkpoint_final.pth").unlink()
-            train(trainer, 2, settings, "--c")
-            steps = [json.loads(line)["step"] for line in (fold / "history.jsonl").read_text().splitlines()]
-            row["steps logged over a resume"] = steps
-    row["seconds of a command"] = {name: round(value, 1) for name, value in seconds.items()}
-    predicted = out / f"predicted_{configuration}"
-    command(
-        "nnUNetv2_predict",
-        "-i",
-        str(out / "raw" / DATASET / "imagesTs"),
-        "-o",
-        str(predicted),
-        "-d",
-        "901",
-        "-c",
-        configuration,
-        "-f",
-        "0",
-        "-tr",
-        "ShortSegReg",
-        "--disable_tta",
-        "-device",
-        "cpu",
-        "-npp",
-        "1",
-        "-nps",
-        "1",
-        env=environment(out, SHORT_ITERATIONS=short),
-        log=log,
-    )
-    folder = out / "results" / DATASET / f"ShortSegReg__nnUNetPlans__{configuration}"
-    model = tk.load_nnunet(folder, fold=0)
-    differences = {}
-    for path in sorted((out / "raw" / DATASET / "imagesTs").glob("*.nii.gz")):
-        stem = path.name.removesuffix("_0000.nii.gz")
-        ours = np.asarray(tk.predict(model, str(path)))
-        theirs = reference_labels(predicted / f"{stem}.nii.gz")
-        differences[stem] = {"voxels": int(theirs.size), "different": int((ours != theirs).sum())}
-    row["tk.predict against nnUNetv2_predict"] = differences
-    return row
+def terms(row: dict[str, Any], whole: bool = False) -> dict[str, float]:
+    """The regularizer's terms of a row of the history, by `owner/term` or `term`."""
+    return {key if whole else key.split("/")[1]: value for key, value in row.items() if "/" in key}
 
 
 def reference_labels(path: Path) -> np.ndarray:
@@ -216,42 +286,19 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--raw", required=True, type=Path)
     options.add_argument("--out", type=Path, default=Path("build/nnunet"))
-    options.add_argument("--cases", type=int, default=12)
-    options.add_argument("--iterations", type=int, default=4)
+    options.add_argument("--cases", type=int, default=7)
+    options.add_argument("--iterations", type=int, default=3)
     options.add_argument("--configurations", nargs="+", default=["2d", "3d_fullres"])
     given = options.parse_args()
     out = given.out.resolve()
+    prepare(given.raw, out, given.cases)
     os.environ.update(environment(out))
-    if not (out / "preprocessed" / DATASET / "nnUNetPlans.json").is_file():
-        shutil.rmtree(out, ignore_errors=True)
-        for folder in ("preprocessed", "results", "trainers"):
-            (out / folder).mkdir(parents=True)
-        (out / "trainers" / "short_trainers.py").write_text(textwrap.dedent(SHORT))
-        raw_dataset(given.raw, out, given.cases)
-        command(
-            "nnUNetv2_plan_and_preprocess",
-            "-d",
-            "901",
-            "-c",
-            *given.configurations,
-            "-np",
-            "1",
-            "-npfp",
-            "1",
-            env={**environment(out), "nnUNet_n_proc_DA": "1"},
-            log=out / "plan.log",
-        )
-        smaller_plans(out)
-    shutil.rmtree(out / "results" / DATASET, ignore_errors=True)
-    import nnunetv2
-
-    results = {name: check(out, name, given.iterations) for name in given.configurations}
-    version = re.search(
-        r"\d+(\.\d+)+", subprocess.check_output([sys.executable, "-m", "pip", "show", "nnunetv2"], text=True)
-    )
-    record = {"nnunetv2": version.group() if version else nnunetv2.__name__, "iterations": given.iterations, **results}
     path = Path(__file__).parent / "results" / "nnunet_joint.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    record["nnunetv2"] = metadata.version("nnunetv2")
+    for name in given.configurations:
+        record[name] = Joint(out, name, given.iterations).run()
+        path.write_text(json.dumps(record, indent=1) + "\n")
     print(path.read_text())
 
 
