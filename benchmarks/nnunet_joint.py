@@ -4,8 +4,8 @@
 
 Needs an environment with nnunetv2 (`make third-party`). FOLDER holds `images/` and `labels/` of NIfTI files. Commands that
 are done are not run again, so the same call goes on after a kill. Writes benchmarks/results/nnunet_joint.json. Every
-command is seeded, on one thread of the CPU; each configuration has two plans: nnU-Net's own with batches of two (cost),
-and the same with a quarter of the channels (everything else).
+command is seeded, on one thread of the CPU; trainings that need no process of their own call what the command calls.
+Each configuration has two plans: nnU-Net's own with batches of two, and the same with a quarter of the channels.
 
 * Weight 0 of the three trainers gives the stock trainer's weights and validation losses bit for bit, with the same
   checkpoint keys. With learning rate 0 the validation loss is the stock trainer's, and the training loss is more by
@@ -19,6 +19,7 @@ and the same with a quarter of the channels (everything else).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -27,6 +28,8 @@ import statistics
 import subprocess
 import sys
 import time
+import unittest.mock
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,14 +47,17 @@ from toolkit.integrations.nnunet.trainers import nnUNetTrainerDispersive, nnUNet
 
 class Short:
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
+        torch.set_num_threads(1)  # nnU-Net takes every core
         torch.manual_seed(0)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_iterations_per_epoch, self.num_epochs = int(os.environ["SHORT_ITERATIONS"]), 2
+        if isinstance(self, Still):
+            self.num_epochs, self.initial_lr = 1, 0.0
         self.num_val_iterations_per_epoch = self.save_every = 1
         self.logger.plot_progress_png = lambda folder: None  # seconds an epoch
 
     def perform_actual_validation(self, save_probabilities=False):
-        if type(self).__name__ in ("ShortStock", "ShortSegReg"):  # minutes on a CPU
+        if type(self).__name__ == "ShortStock":  # minutes on a CPU
             super().perform_actual_validation(save_probabilities)
 
     def on_epoch_start(self):
@@ -72,10 +78,7 @@ class Killed(Short):
         if self.current_epoch == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-class Still(Short):
-    def __init__(self, *given, **more):
-        super().__init__(*given, **more)
-        self.num_epochs, self.initial_lr = 1, 0.0
+class Still(Short): pass
 """
 KINDS = {"Stock": "nnUNetTrainer", **{name: f"nnUNetTrainer{name}" for name in WEIGHTS}}
 
@@ -100,7 +103,17 @@ def log_of(out: Path, name: str, *arguments: str) -> Path:
     return out / "logs" / f"{'_'.join((name, *arguments)).replace('/', '_')[-150:]}.log"
 
 
-def command(out: Path, name: str, *arguments: str, expect: int = 0, **extra: str) -> None:
+def inside(program: list[str], extra: dict[str, str], log: Path) -> int:
+    """What the command `nnUNetv2_train` calls, in this process: half a minute less, most of which is imports."""
+    from nnunetv2.run.run_training import run_training_entry
+
+    os.environ.update(extra)
+    with log.open("w") as stream, contextlib.redirect_stdout(stream), unittest.mock.patch("sys.argv", program):
+        run_training_entry()
+    return 0
+
+
+def command(out: Path, name: str, *arguments: str, expect: int = 0, within: bool = False, **extra: str) -> None:
     """Run one of nnU-Net's commands, once: its output stands in a file that says that it was done."""
     log = log_of(out, name, *arguments)
     if log.is_file():
@@ -108,12 +121,16 @@ def command(out: Path, name: str, *arguments: str, expect: int = 0, **extra: str
     log.parent.mkdir(parents=True, exist_ok=True)
     running, begin = log.with_suffix(".running"), time.perf_counter()
     with running.open("wb") as stream:
-        program = str(Path(sys.executable).with_name(name))
-        done = subprocess.run(
-            [program, *arguments], env=environment(out, **extra), stdout=stream, stderr=subprocess.STDOUT
+        program = [str(Path(sys.executable).with_name(name)), *arguments]
+        code = (
+            inside(program, extra, running)
+            if within
+            else subprocess.run(
+                program, env=environment(out, **extra), stdout=stream, stderr=subprocess.STDOUT
+            ).returncode
         )
-    if done.returncode != expect:
-        raise SystemExit(f"{name} ended with {done.returncode}, see {running}")
+    if code != expect:
+        raise SystemExit(f"{name} ended with {code}, see {running}")
     print(f"{time.perf_counter() - begin:6.0f} s {name} {' '.join(arguments)}", flush=True)
     running.rename(log)
 
@@ -159,7 +176,8 @@ class Joint:
         extra = {"TOOLKIT_REGULARIZER": json.dumps(settings), "SHORT_ITERATIONS": str(self.iterations)}
         if "--c" not in more and not log_of(self.out, "nnUNetv2_train", *given).is_file():
             shutil.rmtree(self.folder(trainer, f"nnUNetPlans{plans}"), ignore_errors=True)
-        command(self.out, "nnUNetv2_train", *given, expect=expect, **extra)
+        within = not {"ShortStock", "KilledSegReg", "ShortSegRegKilled"} & {trainer}
+        command(self.out, "nnUNetv2_train", *given, expect=expect, within=within, **extra)
 
     @functools.cache  # noqa: B019 - one object a configuration
     def checkpoint(self, trainer: str) -> dict[str, Any]:
@@ -219,7 +237,9 @@ class Joint:
             rows[name] = {
                 "steps": [row["step"] for row in history],
                 "by epoch": [terms(row, whole=True) for row in history],
-                "in nnU-Net's log": all(f"{k} {v:.4g}" in log for r in history for k, v in terms(r, whole=True).items()),
+                "in nnU-Net's log": all(
+                    f"{k} {v:.4g}" in log for r in history for k, v in terms(r, whole=True).items()
+                ),
                 "changes the weights": not self.equal("ShortStock", f"Short{name}")["weights"],
             }
         return rows
@@ -248,25 +268,25 @@ class Joint:
             rows[stem] = {"voxels": counts, "different": int((ours != theirs).sum())}
         return rows
 
-    def cost(self) -> dict[str, Any]:
-        """CPU seconds of a step with nnU-Net's own network, without what the first step prepares."""
+    def cost(self, base: str, plans: str) -> dict[str, Any]:
+        """CPU seconds of a step, without the first, which prepares more."""
         rows = {}
         for name, weights in {"Stock": {}, **WEIGHTS}.items():
-            self.train(f"Still{name}", weights, plans="Two")
-            lines = (self.folder(f"Still{name}", "nnUNetPlansTwo") / "fold_0" / "seconds.txt").read_text().split()
+            self.train(f"{base}{name}", weights, plans=plans)
+            lines = (self.folder(f"{base}{name}", f"nnUNetPlans{plans}") / "fold_0" / "seconds.txt").read_text().split()
             rows[name] = {"seconds": round(statistics.median(float(line) for line in lines[1:]), 3)}
             rows[name]["over stock"] = round(rows[name]["seconds"] / rows["Stock"]["seconds"], 3)
         return rows
 
-    def run(self) -> dict[str, Any]:
+    def sections(self) -> dict[str, Callable[[], Any]]:
         return {
-            "iterations an epoch": self.iterations,
-            "weight 0 equals stock": self.zero_weight(),
-            "learning rate 0": self.still(),
-            "terms": self.terms(),
-            "killed and continued by --c equals uninterrupted": self.resume(),
-            "tk.predict against nnUNetv2_predict": {name: self.predict(name) for name in ("Stock", "SegReg")},
-            "cost of a step": self.cost(),
+            "weight 0 equals stock": self.zero_weight,
+            "learning rate 0": self.still,
+            "terms": self.terms,
+            "killed and continued by --c equals uninterrupted": self.resume,
+            "tk.predict against nnUNetv2_predict": lambda: {name: self.predict(name) for name in ("Stock", "SegReg")},
+            "CPU seconds of a step, a quarter of the channels": lambda: self.cost("Short", "Small"),
+            "CPU seconds of a step, nnU-Net's own network": lambda: self.cost("Still", "Two"),
         }
 
 
@@ -297,8 +317,10 @@ def main() -> None:
     record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     record["nnunetv2"] = metadata.version("nnunetv2")
     for name in given.configurations:
-        record[name] = Joint(out, name, given.iterations).run()
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        row = record[name] = {"iterations an epoch": given.iterations}
+        for title, section in Joint(out, name, given.iterations).sections().items():
+            row[title] = section()
+            path.write_text(json.dumps(record, indent=1) + "\n")
     print(path.read_text())
 
 

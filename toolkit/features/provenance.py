@@ -111,10 +111,14 @@ def _sums(tensors: list[Tensor]) -> list[float]:
 
 
 class DataHash:
-    """sha256 over the names and voxels of images as they pass by."""
+    """sha256 over the hashes of images, of names and voxels, as they pass by.
+
+    Attributes:
+        images: hash of every image; those of several parts in their order make the hash of the whole.
+    """
 
     def __init__(self) -> None:
-        self._digest = hashlib.sha256()
+        self.images: list[str] = []
 
     def update(self, ids: Iterable[str], *tensors: Tensor | None) -> None:
         """Add images (and labels) with their names, one by one: the hash does not depend on how they were batched."""
@@ -124,14 +128,15 @@ class DataHash:
             if tensor is not None
         ]
         for index, name in enumerate(ids):
-            self._digest.update(f"{name}|".encode())
+            digest = hashlib.sha256(f"{name}|".encode())
             for kind, images in known:
-                self._digest.update(kind)
-                self._digest.update(images[index])
+                digest.update(kind)
+                digest.update(images[index])
+            self.images.append(digest.hexdigest())
 
     def hexdigest(self) -> str:
         """The hash of everything added so far."""
-        return self._digest.hexdigest()
+        return hashlib.sha256("".join(self.images).encode()).hexdigest()
 
 
 def _narrow(tensor: Tensor) -> Any:

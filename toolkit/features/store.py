@@ -143,18 +143,22 @@ class Features(Result):
         """
         writer = StoreWriter(path)
         try:
-            for layer in self.layers:
-                for kind in ("rows", *_MOMENTS):
-                    values = self._arrays.read(layer, kind)
-                    if values is not None:
-                        writer.add(layer, kind, values)
-            writer.add_rows(_records(self.cases))
-            writer.add_images(_records(self.images))
+            self.copy_to(writer)
             writer.finish(self.provenance, self.head_weights, self.head_bias)
         except BaseException:
             writer.abort()
             raise
         return Path(path)
+
+    def copy_to(self, writer: StoreWriter) -> None:
+        """Append all rows and tables to a store that is being written."""
+        for layer in self.layers:
+            for kind in ("rows", *_MOMENTS):
+                values = self._arrays.read(layer, kind)
+                if values is not None:
+                    writer.add(layer, kind, values)
+        writer.add_rows(_records(self.cases))
+        writer.add_images(_records(self.images))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from toolkit.arguments import checked
-from toolkit.errors import ConfigError, DataError, LayerError, ResultError
-from toolkit.features.capture import observe
+from toolkit.errors import ConfigError, LayerError
 from toolkit.features.changed_weights import jittered
-from toolkit.features.memory import Limit
-from toolkit.features.modules import device_of, named, unwrap
-from toolkit.features.names import AliasUnknown, find_requests
-from toolkit.features.provenance import DataHash, provenance
+from toolkit.features.modules import device_of
 from toolkit.features.store import Features
-from toolkit.features.untouched import untouched
-from toolkit.features.writer import MemoryWriter, StoreWriter
-from toolkit.inference.inputs import InputBatch, as_batches
-from toolkit.inference.layers import prepare_aliases
+from toolkit.inference.executors import Submits
+from toolkit.inference.extract_parts import extract_parts
+from toolkit.inference.extraction import Extraction
 from toolkit.inference.memory import Passes
-from toolkit.inference.network import Predictor
-from toolkit.inference.pooling import Pooler, check_pool
+from toolkit.inference.pooling import check_pool
 
 
 @checked
@@ -47,6 +40,7 @@ def extract(
     resume: bool = True,
     jitter: float = 0.0,
     jitter_seed: int = 0,
+    executor: Submits | Callable[[], Submits] | None = None,
     **passes: Unpack[Passes],
 ) -> Features:
     """Features of any network at any layers; the network is left untouched.
@@ -80,6 +74,10 @@ def extract(
             mean square (0.01 = 1 %). As `repeat` of `toolkit.drift` they say how far features move when the weights move
             by so little and nothing is learnt, on these very patients; another training is not needed. 0 = none.
         jitter_seed: of that noise.
+        executor: split a list of inputs over the workers of any `concurrent.futures.Executor` (or of what a function
+            makes, which is then called again for a pool that broke), into the one store `out`. Its bytes are those of
+            one process where every input is one image and neighbours have one size. A worker that is lost, or the same
+            call after a kill, goes on from the batches that are on disk.
         **passes: select (it tells the aliases), patch_size, overlap, divisor and precision, see `toolkit.predict`
             (activation changes nothing here). With windows a row is the mean over the windows, weighted as their logits
             are when they are stitched.
@@ -87,7 +85,7 @@ def extract(
     Raises:
         LayerError: a layer that does not exist, never ran, or gives no map.
         DataError: an input that the network cannot take, or no label for a pool that needs one.
-        ConfigError: unknown pool, a foreign device, or somebody else is writing `out`.
+        ConfigError: unknown pool, a foreign device, somebody else is writing `out`, or an executor without `out` or list.
         ResultError: `out` exists and is not a feature store, or holds an unfinished extraction of other inputs.
 
     Example:
@@ -95,115 +93,23 @@ def extract(
     """
     check_pool(pool)
     _check_device(model, device)
-    model = jittered(model, jitter, jitter_seed) if jitter else model
     layers = [layers] if isinstance(layers, str) else list(layers)
     if not layers:
         raise LayerError(
             "No layer was named.", where="extract(layers=[])", fix="Name at least one: see toolkit.layers(model)."
         )
-    predictor = Predictor(model, **passes)
-    settings: dict[str, Any] = {"pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode}
-    settings |= predictor.settings | ({"jitter": jitter, "jitter_seed": jitter_seed} if jitter else {})
-    writer = MemoryWriter()
-    if out is not None:
-        request = provenance(model, None, layers=layers, aliases=dict(aliases or {}), batch_size=batch_size, **settings)
-        request.pop("network", None)  # a score that became known since is no other request
-        writer = StoreWriter(out, request, resume)
-    data = DataHash()
-    try:
-        with untouched(model, mode) as network, torch.no_grad():
-            stream = _Stream(writer, moments, predictor)
-            # a store goes on where it was: with the same batches
-            limit = Limit("extract", 1.0, fixed=out is not None, one_pass=predictor.one_window)
-            batches = as_batches(inputs, model, batch_size=batch_size, label=label, limit=limit)
-            first = next(batches, None)
-            if first is not None:
-                predictor.frame(first.image)  # tries an odd size before anything is observed
-                prepare_aliases(predictor, layers, first.image, aliases)
-                with observe(network, layers, stream.consume, aliases=aliases):
-                    for number, batch in enumerate(itertools.chain([first], batches)):
-                        data.update(batch.ids, batch.image, batch.label)
-                        frame = predictor.frame(batch.image)
-                        stream.run(batch, Pooler(batch, pool, samples, seed, frame), known=number < writer.done)
-                        writer.check_inputs(number + 1, data.hexdigest)
-                        if number >= writer.done:
-                            writer.checkpoint(number + 1, data.hexdigest)
-                    if number + 1 < writer.done:
-                        writer.check_inputs(writer.done, lambda: "")
-        if not writer.layers:
-            raise DataError("There are no inputs to extract features from.", where="extract(inputs=...)")
-        record = provenance(model, data.hexdigest(), layers=writer.layers, **settings)
-        return Features(*writer.finish(record, *head_of(model, aliases)))
-    except BaseException as error:
-        if count := writer.abort():
-            error.add_note(f"{count} batches are kept beside {out}: the same call goes on from there.")
-        if isinstance(error, OSError) and out is not None:
-            raise ResultError(
-                f"The features could not be written, or their inputs not be read ({type(error).__name__}: {error}).",
-                where=str(out),
-                fix="Free some space or restore the access, and call again: what is there is kept.",
-            ) from error
-        raise
-
-
-def head_of(model: nn.Module, aliases: Mapping[str, str] | None = None) -> tuple[Tensor | None, Tensor | None]:
-    """Weights (classes, C) and bias of the layer behind `head_input`, if that is a kernel-1 layer known by now."""
-    try:
-        (request,) = find_requests(model, ["head_input"], aliases)
-    except (AliasUnknown, ValueError):
-        return None, None
-    head = named(unwrap(model))[request.layer.path]
-    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
-    if not isinstance(weight, Tensor) or weight.ndim < 2 or weight[0, 0].numel() != 1:
-        return None, None
-    return weight.detach().flatten(1).float().cpu(), None if bias is None else bias.detach().float().cpu()
-
-
-class _Stream:
-    """Sends every activation of the batch that is running through its pooler to the writer."""
-
-    def __init__(self, writer: MemoryWriter, moments: bool, predictor: Predictor) -> None:
-        self.writer, self.moments, self.predictor = writer, moments, predictor
-        self.pooler: Pooler | None = None
-        self.totals: dict[tuple[str, str], Tensor] = {}
-
-    def consume(self, name: str, activation: Tensor) -> None:
-        """Pool one activation."""
-        assert self.pooler is not None
-        parts = dict(zip(("rows", "weight"), self.pooler.rows(activation, name), strict=True))
-        if self.moments:
-            parts |= zip(("gram", "sum", "count"), self.pooler.moments(activation, name), strict=True)
-        for kind, value in parts.items():
-            known = self.totals.get((name, kind))
-            self.totals[name, kind] = value if known is None else known + value
-        if self.pooler.window is None:
-            self._write()
-
-    def run(self, batch: InputBatch, pooler: Pooler, known: bool = False) -> None:
-        """Run the network on one batch, unless its features are known from before a kill."""
-        self.pooler = pooler
-        if not known:
-            padded, tiling = pooler.frame.pad(batch.image), pooler.frame.tiling
-            if tiling is None:
-                self.predictor.run(padded)
-            else:
-                for window in tiling.windows:
-                    pooler.begin(window)
-                    self.predictor.run(padded[window].clone())
-                self._write()
-        self.writer.add_rows(pooler.plan.table)
-        self.writer.add_images(
-            {"case": batch.ids[i], "volume": batch.volumes[i], "subject": batch.subjects[i], "site": batch.sites[i]}
-            for i in range(len(batch))
-        )
-
-    def _write(self) -> None:
-        for (name, kind), value in self.totals.items():
-            if kind == "rows":
-                self.writer.add(name, kind, value / self.totals[name, "weight"])
-            elif kind != "weight":
-                self.writer.add(name, kind, value)
-        self.totals.clear()
+    jitters = {"jitter": jitter, "jitter_seed": jitter_seed} if jitter else {}
+    extraction = Extraction(
+        jittered(model, jitter, jitter_seed) if jitter else model,
+        layers,
+        batch_size,
+        aliases,
+        {"pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode, **jitters},
+        passes,
+    )
+    if executor is None:
+        return extraction.run(inputs, label, out, resume)
+    return extract_parts(extraction, inputs, label, out, resume, executor)
 
 
 def _check_device(model: nn.Module, device: torch.device | str | None) -> None:

@@ -66,6 +66,12 @@ class InputBatch:
         return tuple(self.image.shape[2:])
 
 
+class Part(list[Any]):
+    """Inputs `first`, `first` + 1, ... of a longer list: images without a name are named by their place in that."""
+
+    first = 0
+
+
 @dataclasses.dataclass
 class _Item:
     image: Tensor
@@ -158,7 +164,7 @@ def _items(
         pair = {"image": inputs[0], "label": inputs[1], "id": name}
         yield from _from_array(unpacked(pair), dims, channels)
     elif isinstance(inputs, Iterable):
-        for position, (one, one_label) in enumerate(_with_labels(inputs, label)):
+        for position, (one, one_label) in enumerate(_with_labels(inputs, label), getattr(inputs, "first", 0)):
             yield from _items(one, dims, channels, one_label, index + position, nested=True, files=files)
     else:
         raise DataError(
@@ -192,7 +198,11 @@ def _is_pair(inputs: Any, dims: int | None, nested: bool) -> bool:
     Two arrays in a tuple, or as one item of a loader or a list, are a pair. A list of two arrays by itself is one if
     the second holds whole numbers and the first does not.
     """
-    arrays = isinstance(inputs, (list, tuple)) and all(isinstance(one, (Tensor, np.ndarray)) for one in inputs)
+    arrays = (
+        isinstance(inputs, (list, tuple))
+        and not isinstance(inputs, Part)
+        and all(isinstance(one, (Tensor, np.ndarray)) for one in inputs)
+    )
     if not arrays or len(inputs) != 2 or dims is None:
         return False
     image, label = inputs

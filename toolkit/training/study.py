@@ -14,12 +14,13 @@ import torch
 
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.files import absolute, read_sealed, write_sealed
+from toolkit.inference.executors import Submits, hand_out
 from toolkit.measure.statistics import Comparison, compare_methods
 from toolkit.training.arms import Arm, Factory, baseline_of, checked_arms, first_networks, folder
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import check_empty
 from toolkit.training.environment import content_hash, environment
-from toolkit.training.executors import Submits, Training, run_all
+from toolkit.training.executors import Training
 from toolkit.training.losses import as_objective
 from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer
@@ -160,7 +161,8 @@ def compare(
         for seed in seeds
         for name, arm in chosen.items()
     ]
-    return _judged(run_all(trainings, executor), trainings, first, path, record)
+    tables = hand_out([training.run for training in trainings], executor, "compare", "trainings")
+    return _judged(tables, trainings, first, path, record)
 
 
 def _fold_tasks(task: Any, folds: int | Sequence[Any] | None, split: str) -> dict[int | None, Any]:

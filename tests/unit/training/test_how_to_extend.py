@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
 import sys
@@ -50,21 +51,66 @@ def test_a_regularizer_outside_the_package_is_checked_trained_resumed_and_drawn(
     sys.modules.pop("smoothness")
 
 
-def test_the_loops_of_others_train_with_a_regularizer() -> None:
-    plain, with_lightning, with_monai, with_transformers = blocks("own_loop.md")
+def images_and_labels() -> tuple[torch.Tensor, torch.Tensor]:
     batch = every.batch()
-    images = torch.cat([batch["image"], batch["image"].flip(-1)])
-    labels = torch.cat([batch["label"], batch["label"].flip(-1)])
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=3)
+    return tuple(torch.cat([batch[key], batch[key].flip(-1)]) for key in ("image", "label"))  # type: ignore[return-value]
+
+
+@pytest.fixture
+def own_loop() -> dict[str, Any]:
+    """What the page's plain loop leaves behind."""
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*images_and_labels()), batch_size=3)
     space: dict[str, Any] = {"loader": loader}
-    exec(compile(plain, "own_loop.md", "exec"), space)
+    exec(compile(blocks("own_loop.md")[0], "own_loop.md", "exec"), space)
     assert space["reg"].step == 2
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on workers and devices
-        exec(compile(with_lightning, "own_loop.md", "exec"), space)
-    assert space["trainer"].global_step == 4
-    exec(compile(with_monai, "own_loop.md", "exec"), space)
-    logits = space["model"](images)
-    space["loss_function"](logits, labels).backward()
-    assert space["reg"].step == 3
-    compile(with_transformers, "own_loop.md", "exec")
+    return space
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and devices
+def test_lightning_trains_with_a_regularizer(own_loop: dict[str, Any]) -> None:
+    exec(compile(blocks("own_loop.md")[1], "own_loop.md", "exec"), own_loop)
+    assert own_loop["trainer"].global_step == 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_monais_trainer_trains_with_a_regularizer(own_loop: dict[str, Any]) -> None:
+    """Its step is the plain loop's: the same weights after two batches."""
+    pytest.importorskip("ignite")
+    images, labels = images_and_labels()
+    own_loop["dictionaries"] = [{"image": i, "label": n} for i, n in zip(images.split(3), labels.split(3), strict=True)]
+    before = {name: value.clone() for name, value in own_loop["model"].state_dict().items()}
+    moments = copy.deepcopy(own_loop["optimizer"].state_dict())
+    exec(compile(blocks("own_loop.md")[2], "own_loop.md", "exec"), own_loop)
+    after = {name: value.clone() for name, value in own_loop["model"].state_dict().items()}
+    assert own_loop["reg"].step == 4
+    own_loop["model"].load_state_dict(before)
+    own_loop["optimizer"].load_state_dict(moments)
+    own_loop["reg"].step = 2
+    for image, label in zip(images.split(3), labels.split(3), strict=True):
+        loss = own_loop["criterion"](own_loop["model"](image), label[:, 0])
+        loss = loss + own_loop["reg"].loss({"image": image, "label": label})
+        own_loop["optimizer"].zero_grad()
+        loss.backward()
+        own_loop["optimizer"].step()
+    for name, value in own_loop["model"].state_dict().items():
+        torch.testing.assert_close(value, after[name])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_faces_trainer_trains_with_a_regularizer(
+    own_loop: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers: Any = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    monkeypatch.chdir(tmp_path)
+    sizes = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 16]}
+    parts = {"patch_sizes": [3, 3], "strides": [2, 2], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2]}
+    settings = transformers.SegformerConfig(num_channels=1, num_labels=2, decoder_hidden_size=8, **sizes, **parts)
+    model = own_loop["segformer"] = transformers.SegformerForSemanticSegmentation(settings)
+    pairs = zip(*images_and_labels(), strict=True)
+    own_loop["dataset"] = [{"pixel_values": image, "labels": label[0].long()} for image, label in pairs]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    exec(compile(blocks("own_loop.md")[3], "own_loop.md", "exec"), own_loop)
+    assert own_loop["reg"].step == 2
+    assert all(torch.isfinite(value) for value in own_loop["reg"].terms.values())
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())

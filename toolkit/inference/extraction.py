@@ -1,0 +1,167 @@
+"""One extraction: the images pass through the network once and are pooled while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import DataError, ResultError
+from toolkit.features.capture import observe
+from toolkit.features.memory import Limit
+from toolkit.features.modules import named, unwrap
+from toolkit.features.names import AliasUnknown, find_requests
+from toolkit.features.provenance import DataHash, provenance
+from toolkit.features.store import Features
+from toolkit.features.untouched import untouched
+from toolkit.features.writer import MemoryWriter, StoreWriter
+from toolkit.inference.inputs import InputBatch, as_batches
+from toolkit.inference.layers import prepare_aliases
+from toolkit.inference.memory import Passes
+from toolkit.inference.network import Predictor
+from toolkit.inference.pooling import Pooler
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """What is asked of `extract`, but for the inputs and the place; plain objects that can go to another process."""
+
+    model: nn.Module
+    layers: list[str]
+    batch_size: int
+    aliases: Mapping[str, str] | None
+    pooling: dict[str, Any]
+    passes: Passes
+
+    def settings(self, predictor: Predictor) -> dict[str, Any]:
+        """What a result records of these."""
+        return self.pooling | predictor.settings
+
+    def request(self, predictor: Predictor) -> dict[str, Any]:
+        """What an unfinished store is recognised by."""
+        named = {"layers": self.layers, "aliases": dict(self.aliases or {}), "batch_size": self.batch_size}
+        request = provenance(self.model, None, **named, **self.settings(predictor))
+        request.pop("network", None)  # a score that became known since is no other request
+        return request
+
+    def batches(self, inputs: Any, label: Any, limit: Limit | None = None) -> Iterator[InputBatch]:
+        """The inputs as the network gets them."""
+        return as_batches(inputs, self.model, batch_size=self.batch_size, label=label, limit=limit)
+
+    def run(
+        self,
+        inputs: Any,
+        label: Any = None,
+        out: str | os.PathLike[str] | None = None,
+        resume: bool = True,
+        data: DataHash | None = None,
+    ) -> Features:
+        """Extract in this process; `data` is given the hashes of the images."""
+        predictor, data = Predictor(self.model, **self.passes), data or DataHash()
+        writer = MemoryWriter()
+        if out is not None:
+            writer = StoreWriter(out, self.request(predictor), resume)
+        try:
+            # a store goes on where it was: with the same batches
+            limit = Limit("extract", 1.0, fixed=out is not None, one_pass=predictor.one_window)
+            self._pass(self.batches(inputs, label, limit), predictor, writer, data)
+            if not writer.layers:
+                raise DataError("There are no inputs to extract features from.", where="extract(inputs=...)")
+            record = provenance(self.model, data.hexdigest(), layers=writer.layers, **self.settings(predictor))
+            return Features(*writer.finish(record, *head_of(self.model, self.aliases)))
+        except BaseException as error:
+            if count := writer.abort():
+                error.add_note(f"{count} batches are kept beside {out}: the same call goes on from there.")
+            if isinstance(error, OSError) and out is not None:
+                raise ResultError(
+                    f"The features could not be written, or their inputs not be read ({type(error).__name__}: {error}).",
+                    where=str(out),
+                    fix="Free some space or restore the access, and call again: what is there is kept.",
+                ) from error
+            raise
+
+    def _pass(self, batches: Iterator[InputBatch], predictor: Predictor, writer: MemoryWriter, data: DataHash) -> None:
+        """Run the network on everything and send what it computes to the writer."""
+        pool, samples, seed, moments, mode = itertools.islice(self.pooling.values(), 5)
+        with untouched(self.model, mode) as network, torch.no_grad():
+            first = next(batches, None)
+            if first is None:
+                return
+            stream = _Stream(writer, moments, predictor)
+            predictor.frame(first.image)  # tries an odd size before anything is observed
+            prepare_aliases(predictor, self.layers, first.image, self.aliases)
+            with observe(network, self.layers, stream.consume, aliases=self.aliases):
+                for number, batch in enumerate(itertools.chain([first], batches)):
+                    data.update(batch.ids, batch.image, batch.label)
+                    frame = predictor.frame(batch.image)
+                    stream.run(batch, Pooler(batch, pool, samples, seed, frame), known=number < writer.done)
+                    writer.check_inputs(number + 1, data.hexdigest)
+                    if number >= writer.done:
+                        writer.checkpoint(number + 1, data.hexdigest)
+                if number + 1 < writer.done:
+                    writer.check_inputs(writer.done, lambda: "")
+
+
+def head_of(model: nn.Module, aliases: Mapping[str, str] | None = None) -> tuple[Tensor | None, Tensor | None]:
+    """Weights (classes, C) and bias of the layer behind `head_input`, if that is a kernel-1 layer known by now."""
+    try:
+        (request,) = find_requests(model, ["head_input"], aliases)
+    except (AliasUnknown, ValueError):
+        return None, None
+    head = named(unwrap(model))[request.layer.path]
+    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2 or weight[0, 0].numel() != 1:
+        return None, None
+    return weight.detach().flatten(1).float().cpu(), None if bias is None else bias.detach().float().cpu()
+
+
+class _Stream:
+    """Sends every activation of the batch that is running through its pooler to the writer."""
+
+    def __init__(self, writer: MemoryWriter, moments: bool, predictor: Predictor) -> None:
+        self.writer, self.moments, self.predictor = writer, moments, predictor
+        self.pooler: Pooler | None = None
+        self.totals: dict[tuple[str, str], Tensor] = {}
+
+    def consume(self, name: str, activation: Tensor) -> None:
+        """Pool one activation."""
+        assert self.pooler is not None
+        parts = dict(zip(("rows", "weight"), self.pooler.rows(activation, name), strict=True))
+        if self.moments:
+            parts |= zip(("gram", "sum", "count"), self.pooler.moments(activation, name), strict=True)
+        for kind, value in parts.items():
+            known = self.totals.get((name, kind))
+            self.totals[name, kind] = value if known is None else known + value
+        if self.pooler.window is None:
+            self._write()
+
+    def run(self, batch: InputBatch, pooler: Pooler, known: bool = False) -> None:
+        """Run the network on one batch, unless its features are known from before a kill."""
+        self.pooler = pooler
+        if not known:
+            padded, tiling = pooler.frame.pad(batch.image), pooler.frame.tiling
+            if tiling is None:
+                self.predictor.run(padded)
+            else:
+                for window in tiling.windows:
+                    pooler.begin(window)
+                    self.predictor.run(padded[window].clone())
+                self._write()
+        self.writer.add_rows(pooler.plan.table)
+        self.writer.add_images(
+            {"case": batch.ids[i], "volume": batch.volumes[i], "subject": batch.subjects[i], "site": batch.sites[i]}
+            for i in range(len(batch))
+        )
+
+    def _write(self) -> None:
+        for (name, kind), value in self.totals.items():
+            if kind == "rows":
+                self.writer.add(name, kind, value / self.totals[name, "weight"])
+            elif kind != "weight":
+                self.writer.add(name, kind, value)
+        self.totals.clear()
