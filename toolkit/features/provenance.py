@@ -119,6 +119,7 @@ class DataHash:
 
     def __init__(self) -> None:
         self.images: list[str] = []
+        self._whole = hashlib.sha256()
 
     def update(self, ids: Iterable[str], *tensors: Tensor | None) -> None:
         """Add images (and labels) with their names, one by one: the hash does not depend on how they were batched."""
@@ -132,11 +133,17 @@ class DataHash:
             for kind, images in known:
                 digest.update(kind)
                 digest.update(images[index])
-            self.images.append(digest.hexdigest())
+            self.add([digest.hexdigest()])
+
+    def add(self, images: Iterable[str]) -> None:
+        """Add the hashes of images, as `images` of another part has them."""
+        for image in images:
+            self.images.append(image)
+            self._whole.update(image.encode())
 
     def hexdigest(self) -> str:
         """The hash of everything added so far."""
-        return hashlib.sha256("".join(self.images).encode()).hexdigest()
+        return self._whole.hexdigest()
 
 
 def _narrow(tensor: Tensor) -> Any:

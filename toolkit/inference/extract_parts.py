@@ -59,8 +59,8 @@ def extract_parts(
             place = folder / f"{start:08d}-{start + len(part)}.zarr"
             jobs.append(functools.partial(_extract_part, extraction, part, labels, place, torch.get_num_threads()))
         data = DataHash()
-        data.images = [image for images in hand_out(jobs, executor, "extract", "parts") for image in images]
-        for job in jobs:
+        for job, images in zip(jobs, hand_out(jobs, executor, "extract", "parts"), strict=True):
+            data.add(images)
             (features := open_features(job.args[3])).copy_to(writer)
         if not jobs:
             raise DataError("There are no inputs to extract features from.", where="extract(inputs=...)")

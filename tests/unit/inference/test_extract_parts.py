@@ -41,6 +41,7 @@ def images(count: int = 19) -> list[dict[str, Any]]:
 def test_two_workers_write_the_bytes_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of the page on clusters, as it is written."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(PAGE.parents[2]))
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "extract" in block)
     task = types.SimpleNamespace(cases=images)
     names = {"tk": tk, "model": network(), "task": task, "ProcessPoolExecutor": ProcessPoolExecutor}

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, init_bundle
+from monai.bundle.scripts import DEFAULT_INFERENCE
+from monai.networks.nets import SegResNet
 
 import toolkit as tk
 
@@ -37,6 +39,18 @@ def test_a_bundles_network_is_the_one_that_monai_builds(tmp_path: Path, target: 
     with torch.no_grad():
         assert torch.equal(model(image), theirs(image))
     assert tk.predict(model, image).shape[-2:] == (16, 16)
+
+
+def test_a_bundle_that_monai_itself_wrote(tmp_path: Path) -> None:
+    """`init_bundle` fills its template: expressions stand beside `network_def`, which is all that is read."""
+    theirs = SegResNet(spatial_dims=2, init_filters=8, in_channels=1, out_channels=3).eval()
+    entry = {"_target_": "SegResNet", "spatial_dims": 2, "init_filters": 8, "in_channels": 1, "out_channels": 3}
+    folder = tmp_path / "organs"
+    init_bundle(folder, network=theirs, inference_str={**DEFAULT_INFERENCE, "network_def": entry})
+    assert "$" in (folder / "configs" / "inference.json").read_text()
+    image = torch.randn(1, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(tk.load_bundle(folder)(image), theirs(image))
 
 
 @pytest.mark.parametrize(
