@@ -23,6 +23,7 @@ from toolkit.errors import ConfigError, ToolkitError
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.explain.targets import Region
+from toolkit.features.capture import capture
 from toolkit.files import write_atomically
 from toolkit.inference.extract import extract
 from toolkit.inference.layers import layer_names
@@ -141,31 +142,25 @@ def _cancelled() -> frozenset[str]:
 
 
 @functools.cache
-def _redundancies() -> dict[int, tuple[float, float]]:
+def _redundancies() -> dict[int, list[float]]:
     """Redundancy of the bottleneck, plain and taught, of every seed."""
     names = ("phantom-cardiac/selfreg-plain", "phantom-cardiac/selfreg")
-    return {
-        seed: tuple(
-            channel_similarity(
-                extract(load_trained(name, seed), _cases("A")[:16], ["bottleneck"], pool="voxels", samples=8),
-                "bottleneck",
-            ).redundancy
-            for name in names
-        )
-        for seed in _seeds(*names)
-    }  # type: ignore[return-value]
+    return {seed: [_redundancy(load_trained(name, seed)) for name in names] for seed in _seeds(*names)}
+
+
+def _redundancy(model: Any) -> float:
+    features = extract(model, _cases("A")[:16], ["bottleneck"], pool="voxels", samples=8)
+    return channel_similarity(features, "bottleneck").redundancy
 
 
 @functools.cache
 def _released_gradient() -> float:
-    from toolkit.features.capture import capture
-
-    network = load_trained("phantom-glands/med-disseg-without")
-    cases = load_task(**network.provenance["task"]).cases("test", site="A")[:8]
-    with torch.no_grad(), capture(network, ["layer3"]) as tape:
-        network(torch.stack([torch.as_tensor(case.image) for case in cases]))
-    table = preset_check(tape["layer3"]).set_index("preset")
-    return float(table.loc["released", "gradient_norm"])
+    model: Any = load_trained("phantom-glands/med-disseg-without")
+    cases = load_task(**model.provenance["task"]).cases("test", site="A")[:8]
+    with torch.no_grad(), capture(model, ["layer3"]) as tape:
+        model(torch.stack([torch.as_tensor(case.image) for case in cases]))
+    rows = preset_check(tape["layer3"]).to_dict("records")
+    return next(float(row["gradient_norm"]) for row in rows if row["preset"] == "released")
 
 
 def _one(answer: Any) -> str | None:
