@@ -38,7 +38,7 @@ def test_a_foreign_object_has_no_description() -> None:
 
 
 def test_an_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(ConfigError, match="Known: pair"):
+    with pytest.raises(ConfigError, match="Use one of pair"):
         registry.build("thing", {"name": "triple"})
 
 
