@@ -38,10 +38,10 @@ class MomentMeasures:
         batches = [self._batch(batch) for batch in sums.moments(weights)]
         return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
-    def between_halves(self, sums: PatientMoments, halves: Tensor) -> dict[str, Tensor]:
-        """The measures that need no pairing, between two halves of the patients at stage 1, for every split (S,)."""
+    def between_halves(self, sums: PatientMoments, halves: Tensor, whole: Tensor) -> dict[str, Tensor]:
+        """The measures that need no pairing, between halves (S, K) of the patients `whole` (1, K) at stage 1: (S,)."""
         found: dict[str, list[Tensor]] = {}
-        for one, two in zip(sums.moments(halves), sums.moments(1 - halves), strict=True):
+        for one, two in zip(sums.moments(halves), sums.moments(whole - halves), strict=True):
             eigen = [torch.linalg.eigh(part.covariances[0]) for part in (one, two)]
             both = MomentBatch([one.means[0], two.means[0]], [one.covariances[0], two.covariances[0]], {})
             for name, value in self._unpaired(both, eigen, 0, 1).items():

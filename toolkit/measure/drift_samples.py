@@ -62,38 +62,43 @@ class SlicedSamples:
 
 
 class KernelBlocks:
-    """Sums of the Gaussian kernel within and between patients, for two sets of rows."""
+    """Sums of the Gaussian kernel within and between the patients of two sets of rows (at most one a row)."""
 
-    def __init__(self, x: Tensor, y: Tensor, clusters_x: Tensor, clusters_y: Tensor, number: int) -> None:
+    def __init__(self, x: Tensor, y: Tensor, clusters_x: Tensor, clusters_y: Tensor) -> None:
         middle = torch.cat((x, y)).double().mean(0)
         x, y = (x.double() - middle).float(), (y.double() - middle).float()  # large means leave no digits for distances
         self.bandwidth = median_squared_distance(torch.cat((x, y)))
-        one_x, one_y = (torch.nn.functional.one_hot(c, number).float() for c in (clusters_x, clusters_y))
-        self.own_x, self.pairs_x = self._own(x, one_x)
-        self.own_y, self.pairs_y = self._own(y, one_y)
+        self.patients, codes = torch.unique(torch.cat((clusters_x, clusters_y)), return_inverse=True)
+        one_x, one_y = torch.nn.functional.one_hot(codes).float().split([len(x), len(y)])
+        self.count_x, self.count_y = one_x.sum(0).double(), one_y.sum(0).double()
+        self.own_x, self.own_y = self._own(x, one_x), self._own(y, one_y)
         self.cross = (one_x.T @ self._kernel(x, y) @ one_y).double()
-        self.pairs_cross = torch.outer(one_x.sum(0), one_y.sum(0)).double()
 
     def discrepancy(self, weights: Tensor) -> Tensor:
         """Unbiased MMD^2 for every weighting (B, K); a row is never paired with its own copies."""
-        own_x = _form(weights, self.own_x, weights) / _form(weights, self.pairs_x, weights)
-        own_y = _form(weights, self.own_y, weights) / _form(weights, self.pairs_y, weights)
-        return own_x + own_y - 2 * _form(weights, self.cross, weights) / _form(weights, self.pairs_cross, weights)
+        w = weights[:, self.patients]
+        own = _within(w, self.own_x, self.count_x) + _within(w, self.own_y, self.count_y)
+        return own - 2 * _form(w, self.cross, w) / (w @ self.count_x * (w @ self.count_y))
 
     def between_halves(self, halves: Tensor) -> Tensor:
         """Unbiased MMD^2 between two halves of the patients of the first set, for every split (S, K) -> (S,)."""
-        rest = 1 - halves
-        parts = [_form(h, self.own_x, h) / _form(h, self.pairs_x, h) for h in (halves, rest)]
-        return parts[0] + parts[1] - 2 * _form(halves, self.own_x, rest) / _form(halves, self.pairs_x, rest)
+        half, count = halves[:, self.patients], self.count_x
+        rest = 1 - half
+        own = _within(half, self.own_x, count) + _within(rest, self.own_x, count)
+        return own - 2 * _form(half, self.own_x, rest) / (half @ count * (rest @ count))
 
-    def _own(self, rows: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+    def _own(self, rows: Tensor, one_hot: Tensor) -> Tensor:
         kernel = self._kernel(rows, rows)
         kernel.diagonal().zero_()
-        count = one_hot.sum(0).double()
-        return (one_hot.T @ kernel @ one_hot).double(), torch.outer(count, count) - torch.diag(count)
+        return (one_hot.T @ kernel @ one_hot).double()
 
     def _kernel(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.exp(squared_distances(x, y) * (-0.5 / max(self.bandwidth, 1e-30)))
+
+
+def _within(weights: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+    """Mean over pairs of different rows, of which each patient has `counts`."""
+    return _form(weights, sums, weights) / ((weights @ counts) ** 2 - weights**2 @ counts)
 
 
 def _form(left: Tensor, matrix: Tensor, right: Tensor) -> Tensor:

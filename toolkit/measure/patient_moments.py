@@ -12,6 +12,7 @@ from torch import Tensor
 from toolkit.data.randomness import keyed_random
 
 _CHUNK = 4_000_000  # covariance entries held at once
+_PATIENTS = 64  # whose second moments are held at once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,33 +38,51 @@ class PatientMoments:
         clusters: per stage, the patient of every row, 0..K-1.
         number: K.
         pairs: pairs of stages whose rows correspond and whose cross moments are wanted.
+        units: (U, K) weightings of the patients for which the sums are kept in place of single patients, so that memory
+            does not grow with K; every later weighting is one of units.
     """
 
     def __init__(
-        self, rows: Sequence[Tensor], clusters: Sequence[Tensor], number: int, pairs: Sequence[tuple[int, int]]
+        self,
+        rows: Sequence[Tensor],
+        clusters: Sequence[Tensor],
+        number: int,
+        pairs: Sequence[tuple[int, int]],
+        units: Tensor | None = None,
     ) -> None:
-        self.number, self.channels = number, rows[0].shape[1]
-        self.shift = rows[0].double().mean(0)
-        self.counts = [torch.bincount(codes, minlength=number).double() for codes in clusters]
-        self.sums = [torch.zeros(number, self.channels, dtype=torch.float64) for _ in rows]
-        self.grams = [torch.zeros(number, self.channels, self.channels, dtype=torch.float64) for _ in rows]
+        kept, self.channels = number if units is None else len(units), rows[0].shape[1]
+        self.units = units
+        self.shift = rows[0].mean(0, dtype=torch.float64)
+        self.counts = [torch.zeros(kept, 1, dtype=torch.float64) for _ in rows]
+        self.sums = [torch.zeros(kept, self.channels, dtype=torch.float64) for _ in rows]
+        self.grams = [torch.zeros(kept, self.channels, self.channels, dtype=torch.float64) for _ in rows]
         self.crosses = {pair: torch.zeros_like(self.grams[0]) for pair in pairs}
         parts = [_by_cluster(r, c, number) for r, c in zip(rows, clusters, strict=True)]
-        for k in range(number):
-            own = [part[k].double() - self.shift for part in parts]
-            for stage, part in enumerate(own):
-                self.sums[stage][k] = part.sum(0)
-                self.grams[stage][k] = part.T @ part
+        for start in range(0, number, _PATIENTS):
+            some = slice(start, start + _PATIENTS)
+            own = [[part.double() - self.shift for part in stage[some]] for stage in parts]
+            for stage, mine in enumerate(own):
+                self._add(self.counts[stage], some, [torch.tensor([float(len(part))]).double() for part in mine])
+                self._add(self.sums[stage], some, [part.sum(0) for part in mine])
+                self._add(self.grams[stage], some, [part.T @ part for part in mine])
             for first, second in pairs:
-                self.crosses[first, second][k] = own[first].T @ own[second]
+                both = zip(own[first], own[second], strict=True)
+                self._add(self.crosses[first, second], some, [one.T @ two for one, two in both])
+
+    def _add(self, total: Tensor, patients: slice, values: list[Tensor]) -> None:
+        part = torch.stack(values)
+        if self.units is None:
+            total[patients] = part
+        else:
+            total += (self.units[:, patients] @ part.flatten(1)).view_as(total)
 
     def moments(self, weights: Tensor) -> Iterator[MomentBatch]:
-        """Moments under weights (B, K), a few replicates at a time."""
+        """Moments under weights (B, K), or (B, U) of the units, a few replicates at a time."""
         for part in weights.double().split(max(1, _CHUNK // self.channels**2)):
             yield self._moments(part)
 
     def _moments(self, weights: Tensor) -> MomentBatch:
-        counts = [weights @ count for count in self.counts]
+        counts = [(weights @ count)[:, 0] for count in self.counts]
         means = [weights @ total / n[:, None] for total, n in zip(self.sums, counts, strict=True)]
         covariances = [
             self._covariance(weights, gram, means[s], means[s], counts[s]) for s, gram in enumerate(self.grams)
@@ -109,5 +128,6 @@ def half_splits(groups: Sequence[np.ndarray], splits: int, seed: int) -> Tensor:
 
 
 def _by_cluster(rows: Tensor, codes: Tensor, number: int) -> list[Tensor]:
-    order = torch.argsort(codes, stable=True)
-    return list(rows.index_select(0, order).split(torch.bincount(codes, minlength=number).tolist()))
+    if bool((codes.diff() < 0).any()):
+        rows = rows.index_select(0, torch.argsort(codes, stable=True))
+    return list(rows.split(torch.bincount(codes, minlength=number).tolist()))

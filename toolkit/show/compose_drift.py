@@ -27,8 +27,8 @@ MEASURE_NAMES = {
 }
 _INTERVALS = "bars are bootstrap intervals over patients. "
 _NO_INTERVALS = "there are too few patients for intervals. "
-_NULLS = "Null: the same measure between two random halves of stage 1, that is other patients. "
-_REPEATS = "Repeat: between stage 1 and its repeat (another training, or a jitter), the same patients. "
+NULLS = "Null: two random halves of stage 1's patients, what other patients would have shown. "
+_REPEATS = "Repeat: stage 1 and {} on the same patients, what {} alone would have shown. "
 
 
 @compose.register
@@ -72,12 +72,20 @@ def drifts(
         title=f"Drift of {results[0].layer}",
         subtitle="Measured in the full feature space; "
         + (_INTERVALS if any(table["low"].notna().any() for table in tables.values()) else _NO_INTERVALS)
-        + (_NULLS if any(table["null_high"].notna().any() for table in tables.values()) else "")
-        + (_REPEATS if any("repeat" in table for table in tables.values()) else "")
+        + (NULLS if any(table["null_high"].notna().any() for table in tables.values()) else "")
+        + "".join(dict.fromkeys(repeat_of(result) for result in results))
         + "Raw measures see rotations, rotation-free ones do not.",
         rows=in_rows(panels, columns),
         **credits(results, note, names),
     )
+
+
+def repeat_of(result: Drift) -> str:
+    """What the repeat of stage 1 is and which question it answers; nothing without a repeat."""
+    if "repeat" not in result.numbers:
+        return ""
+    what = result.settings.get("repeat", "its repeat")
+    return _REPEATS.format(what, "a jitter" if "jitter" in what else "another training")
 
 
 def _drawable(table: pd.DataFrame) -> pd.DataFrame:

@@ -11,8 +11,9 @@ from plotly.callbacks import Points
 
 import toolkit as tk
 from toolkit.errors import ConfigError, ResultError
+from toolkit.show.compose_drift import drifts
 from toolkit.show.widgets.drift import DriftExplorer
-from toolkit.show.widgets.scatter import ScatterView
+from toolkit.show.widgets.scatter import ScatterView, numbers_table
 from toolkit.show.widgets.similarity import SimilarityExplorer
 
 
@@ -129,6 +130,29 @@ def test_the_numbers_are_those_of_drift(drifting: DriftExplorer) -> None:
     ]
     assert len(found) > 5
     np.testing.assert_allclose(found, expected.loc[found.index])
+
+
+def test_a_jitter_as_the_repeat_is_named_in_the_figure_and_beside_the_points(
+    models: list[torch.nn.Module], cases: list[Any]
+) -> None:
+    options: dict[str, Any] = {"layers": "bottleneck", "pool": "voxels", "samples": 6}
+    stages = [tk.extract(model, cases, **options) for model in models[:2]]
+    again = tk.extract(models[0], cases, jitter=0.01, **options)
+    explorer = tk.widgets.drift_explorer(stages, cases, bootstrap=20, repeat=again)
+    answered = (
+        "weights that a jitter moved by 0.01 of their size on the same patients, what a jitter alone would have shown"
+    )
+    assert answered in numbers_table(explorer)
+    assert ">repeat</th>" in numbers_table(explorer)
+    row = explorer.numbers().set_index("measure").loc["frechet"]
+    assert f"{row['repeat_low']:.3g} to {row['repeat_high']:.3g}" in numbers_table(explorer)
+    result = tk.drift(stages, "bottleneck", bootstrap=20, null_splits=20, repeat=again)
+    figure = drifts([result], [""])
+    assert answered in figure.subtitle
+    assert "what other patients would have shown" in figure.subtitle
+    assert "repeat" in [series.name for series in figure.panels()[0].series]  # type: ignore[attr-defined]
+    result = tk.drift(stages, "bottleneck", bootstrap=20, null_splits=20, repeat=stages[1])
+    assert "what another training alone would have shown" in drifts([result], [""]).subtitle
 
 
 def test_umap_has_no_axes_of_each_stage(drifting: DriftExplorer) -> None:

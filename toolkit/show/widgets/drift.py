@@ -10,9 +10,10 @@ import numpy as np
 from toolkit.errors import ConfigError, ResultError
 from toolkit.features.store import Features
 from toolkit.inference.extract import extract
-from toolkit.measure.drift import drift
+from toolkit.measure.drift import Drift, drift
 from toolkit.measure.projection import Projection, project
 from toolkit.show.colours import FAINT, class_colour
+from toolkit.show.compose_drift import repeat_of
 from toolkit.show.slices import choose_view
 from toolkit.show.widgets.canvas import ACCENT, Canvas, enlarged, fitted, grey
 from toolkit.show.widgets.image_stacks import label_of, trained_pair
@@ -34,10 +35,16 @@ class DriftExplorer(Explorer):
     title = "Drift of the features"
 
     def __init__(
-        self, features: Sequence[Features], cases: dict[str, Any], stages: Sequence[str], bootstrap: int
+        self,
+        features: Sequence[Features],
+        cases: dict[str, Any],
+        stages: Sequence[str],
+        bootstrap: int,
+        repeat: Features | None = None,
     ) -> None:
         super().__init__()
         self.features, self.cases, self.stages, self.bootstrap = (list(features), cases, list(stages), bootstrap)
+        self.repeat = repeat
         self.rows: pd.DataFrame = self.features[0].cases
         if any(len(one.cases) != len(self.rows) for one in self.features):
             raise ResultError(
@@ -132,12 +139,19 @@ class DriftExplorer(Explorer):
 
     def numbers(self) -> pd.DataFrame:
         """`drift(...)` of the current layer: all rows pooled, one row per measure and pair of stages."""
-        layer = self._values["layer"]
-        table = self.memory.get(
-            ("drift", layer),
-            lambda: drift(self.features, layer, bootstrap=self.bootstrap, null_splits=self.bootstrap).table(),
-        )
+        table = self._drift().table()
         return table[(table["class"] == "pooled") & (table["from"] > 0) & table["value"].notna()]
+
+    def repeat_text(self) -> str:
+        """What the repeat is and which question it answers; nothing without one."""
+        return repeat_of(self._drift())
+
+    def _drift(self) -> Drift:
+        layer, number = self._values["layer"], self.bootstrap
+        return self.memory.get(
+            ("drift", layer),
+            lambda: drift(self.features, layer, bootstrap=number, null_splits=number, repeat=self.repeat),
+        )
 
     def points(self) -> tuple[np.ndarray, np.ndarray]:
         """(rows, positions (n, 2)) of the points that the filters leave, at the current stage."""
@@ -233,6 +247,7 @@ def drift_explorer(
     *,
     stages: Sequence[str] | None = None,
     bootstrap: int = 100,
+    repeat: Features | None = None,
 ) -> DriftExplorer:
     """Explore how features move over training stages: a projection with a stage slider, its voxels, and drift numbers.
 
@@ -244,6 +259,8 @@ def drift_explorer(
         cases: a task or the cases the features come from, for the images of selected points.
         stages: names of the stages.
         bootstrap: replicates of the intervals of the drift numbers.
+        repeat: stage 1 once more (another training, or `toolkit.extract(..., jitter=0.01)`), a yardstick on the same
+            patients beside the halves of stage 1's patients; see `toolkit.drift`.
 
     Returns:
         The explorer: `.state`, `.set(...)`, `.select(rows)`, `.numbers()`, `.compose()`.
@@ -266,4 +283,4 @@ def drift_explorer(
             fix="Pass two stages or more, and one name for each.",
         )
     known = cases.cases() if callable(getattr(cases, "cases", None)) else cases or []
-    return DriftExplorer(stores, {case.id: case for case in known}, names, bootstrap)
+    return DriftExplorer(stores, {case.id: case for case in known}, names, bootstrap, repeat)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.show.colours import hex_colour
-from toolkit.show.compose_drift import MEASURE_NAMES
+from toolkit.show.compose_drift import MEASURE_NAMES, NULLS
 
 if TYPE_CHECKING:
     from toolkit.show.widgets.drift import DriftExplorer
@@ -115,19 +115,22 @@ class ScatterView:
 
 def numbers_table(explorer: DriftExplorer) -> str:
     """HTML of the drift numbers, with their interval and that of the null."""
+
+    def interval(row: Any, name: str) -> str:
+        low, high = row.get(f"{name}low", np.nan), row.get(f"{name}high", np.nan)
+        return f"{low:.3g} to {high:.3g}" if np.isfinite(low) else ""
+
     lines = []
+    columns = 2 + (explorer.repeat is not None)
     for _, row in explorer.numbers().iterrows():
-        interval = f"{row['low']:.3g} to {row['high']:.3g}" if np.isfinite(row["low"]) else ""
-        null = f"{row['null_low']:.3g} to {row['null_high']:.3g}" if np.isfinite(row["null_low"]) else ""
         stages = f"{explorer.stages[int(row['from']) - 1]} to {explorer.stages[int(row['to']) - 1]}"
-        cells = (MEASURE_NAMES.get(row["measure"], row["measure"]), stages, f"{row['value']:.3g}", interval, null)
+        cells = [MEASURE_NAMES.get(row["measure"], row["measure"]), stages, f"{row['value']:.3g}"]
+        cells += [interval(row, name) for name in ("", "null_", "repeat_")[:columns]]
         lines.append(
             "<tr>" + "".join(f"<td style='padding:1px 6px'>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
         )
-    head = "".join(
-        f"<th style='padding:1px 6px;text-align:left'>{name}</th>"
-        for name in ("measure", "stages", "value", "interval", "no drift")
-    )
+    names = ("measure", "stages", "value", "interval", "null", "repeat")[: 3 + columns]
+    head = "".join(f"<th style='padding:1px 6px;text-align:left'>{name}</th>" for name in names)
     classes = explorer.rows.groupby("class", sort=True)["class_name"].first()
     key = " ".join(
         f"<span style='color:{hex_colour(int(str(index)))}'>&#9679;</span> {html.escape(str(name))}"
@@ -136,5 +139,5 @@ def numbers_table(explorer: DriftExplorer) -> str:
     return (
         f"<div style='font-size:11px;line-height:1.25;max-height:460px;overflow:auto'>{key}<br><b>Drift in the full feature "
         f"space</b> (all classes, intervals over patients)<table class='toolkit-numbers'><tr>{head}</tr>{''.join(lines)}</table>"
-        "</div>"
+        f"{html.escape(NULLS + explorer.repeat_text())}</div>"
     )
