@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -150,6 +151,20 @@ def test_a_cascade_goes_from_the_output_to_the_input() -> None:
     head = shuffled(net, modules={"head"})
     changed = [n for (n, a), b in zip(net.named_parameters(), head.parameters(), strict=True) if not torch.equal(a, b)]
     assert {name.rpartition(".")[0] for name in changed} == {"head"}
+
+
+def test_maps_that_say_nothing_enter_no_mean_unnamed() -> None:
+    """An instance norm cancels the encoder's maps; the decoder's mean is Spearman's over its own maps."""
+    torch.manual_seed(0)
+    net, image = unet(1, 2, channels=(4, 8)), noise(2, 1, 16, 16)
+    found = randomised_weights(net, image, ["encoder.1", "decoder.1"], ClassSum(1), draws=1, seed=3)
+    assert set(grad_cam(net, image, "encoder.1", ClassSum(1)).status["encoder.1"]) == {"cancelled"}
+    table = found.table().set_index("layer")
+    assert table.loc["encoder.1", ["maps", "left_out", "verdict"]].tolist() == [0, "cancelled", "undefined"]
+    assert np.isnan(table.loc["encoder.1", "similarity"])
+    own, copy = (grad_cam(n, image, "decoder.1", ClassSum(1))["decoder.1"] for n in (net, shuffled(net, 3, 0)))
+    expected = [abs(stats.spearmanr(a.flatten(), b.flatten()).statistic) for a, b in zip(own, copy, strict=True)]
+    assert table.loc["decoder.1", "similarity"] == pytest.approx(np.mean(expected))
 
 
 class Edges(nn.Module):

@@ -107,6 +107,23 @@ def test_one_channel_of_logits_and_lists_of_logits() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
+def test_class_299_stays_299_and_nan_logits_are_no_class() -> None:
+    network = nn.Conv2d(1, 300, 1)
+    with torch.no_grad():
+        network.bias.copy_(torch.arange(300.0) - 1000)
+        network.weight.zero_()
+    image = torch.rand(1, 8, 8)
+    labels = predict(network, image)
+    assert (labels.dtype, labels.unique().tolist()) == (torch.int16, [299])  # uint8 would say 43
+    network.bias.data[7] = torch.nan
+    task = task_from_arrays(
+        [image.numpy()], [np.zeros((8, 8), np.uint8)], classes=["background", "organ"], splits=["test"]
+    )
+    for call in (lambda: predict(network, image), lambda: evaluate(network, task.cases("test"))):
+        with pytest.raises(DataError, match="NaN"):
+            call()
+
+
 def test_shapes_that_do_not_fit_are_named(channels: int) -> None:
     with pytest.raises(DataError, match=f"does not fit a 2D network with {channels} input"):
         predict(Threshold(channels=channels), noise(2, 2, 2, 8, 8))
