@@ -106,7 +106,6 @@ def test_one_channel_of_logits_and_lists_of_logits() -> None:
     assert torch.equal(predict(Binary(), image, activation="sigmoid"), (image > 0.5).to(torch.uint8))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
 def test_class_299_stays_299_and_nan_logits_are_no_class() -> None:
     network = nn.Conv2d(1, 300, 1)
     with torch.no_grad():
@@ -124,6 +123,7 @@ def test_class_299_stays_299_and_nan_logits_are_no_class() -> None:
             call()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 def test_shapes_that_do_not_fit_are_named(channels: int) -> None:
     with pytest.raises(DataError, match=f"does not fit a 2D network with {channels} input"):
         predict(Threshold(channels=channels), noise(2, 2, 2, 8, 8))
