@@ -1,9 +1,9 @@
 """Do the statistics of a comparison keep what they promise? Simulated studies with a known truth.
 
-`python -m benchmarks.coverage [studies]` (default 2000 a design, about ten minutes of one core) writes benchmarks/results/coverage.csv:
+`python -m benchmarks.coverage [studies]` (default 4000 a design, a few minutes of one core) writes benchmarks/results/coverage.csv:
 the share of nominal 95 % intervals that hold the truth (and their median width), of studies of equal methods with a
-winner, of studies at the printed smallest detectable difference that find it, and the posterior probability of a wrong
-claim beside how often the claim is wrong.
+winner, of new studies that find the smallest detectable difference which an earlier one printed (and its median), and the
+posterior probability of a wrong claim beside how often the claim is wrong.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 
 from toolkit.measure.intervals import PATIENTS, SEEDS, mean_of
-from toolkit.measure.statistics import CAUTION, wilcoxon
+from toolkit.measure.power import won
+from toolkit.measure.statistics import CAUTION
 
 RESULTS = Path(__file__).parent / "results" / "coverage.csv"
 KINDS = ("normal", "skewed", "dice")
 FOLDS = 5
 COLUMNS = ("quantity", "scores", "patients", "seeds", "folds", "studies", "share", "width")
 REPLICATES = 1000
+LEVEL = CAUTION * 0.05
+FEWEST = (6, 8)  # patients with which a verdict is possible, beside those of the intervals
 
 
 def scores(random: np.random.Generator, kind: str, shape: tuple[int, int, int], folds: int = 0) -> np.ndarray:
@@ -63,6 +66,7 @@ def simulate(studies: int) -> Iterator[dict[str, Any]]:
     random = np.random.default_rng(0)
     designs = [(patients, seeds, 0) for patients in PATIENTS for seeds in SEEDS]
     designs += [(patients, seeds, FOLDS) for patients in PATIENTS[3:] for seeds in SEEDS[:3]]
+    designs += [(patients, seeds, 0) for patients in FEWEST for seeds in SEEDS[1:]]
     for kind in KINDS:
         truth = np.mean([scores(random, kind, (2000, 60, 1)).mean() for _ in range(10)])
         for patients, seeds, folds in designs:
@@ -71,16 +75,13 @@ def simulate(studies: int) -> Iterator[dict[str, Any]]:
             yield {"quantity": "mean", **design, **_covered(scores(random, kind, shape, folds), truth, folds)}
             paired = differences(random, kind, shape, folds)
             yield {"quantity": "difference", **design, **_covered(paired, 0.0, folds)}
-            if seeds > 1 and 2 * 0.5**patients <= CAUTION * 0.05:
-                yield {"quantity": "false winner", **design, "share": np.mean([won(each, folds) for each in paired])}
-                yield {"quantity": "power at smallest detectable", **design, **_power(random, paired, folds)}
+            if seeds > 1 and 2 * 0.5**patients <= LEVEL:
+                either = won(paired, _folds(paired[0], folds), level=LEVEL).mean()
+                either += won(-paired, _folds(paired[0], folds), level=LEVEL).mean()
+                yield {"quantity": "false winner", **design, "share": either}
+                again = differences(random, kind, shape, folds)
+                yield {"quantity": "power at smallest detectable", **design, **_power(paired, again, folds)}
                 yield from _claims(random, paired, folds, design)
-
-
-def won(paired: np.ndarray, folds: int = 0) -> bool:
-    """Whether `compare_scores` would name a winner between two methods."""
-    known = mean_of(paired, _folds(paired, folds), replicates=REPLICATES)
-    return max(*known.p_values(), known.p_bootstrap(), wilcoxon(paired.mean(1))) <= CAUTION * 0.05
 
 
 def _covered(values: np.ndarray, truth: float, folds: int) -> dict[str, float]:
@@ -89,24 +90,20 @@ def _covered(values: np.ndarray, truth: float, folds: int) -> dict[str, float]:
     return {"share": inside.mean(), "width": np.median(ends[:, 1] - ends[:, 0])}
 
 
-def _power(random: np.random.Generator, paired: np.ndarray, folds: int) -> dict[str, float]:
-    """Winners among new studies whose true difference is the median of the printed ones."""
-    half = len(paired) // 2
-    sizes = [
-        mean_of(each, _folds(each, folds), replicates=2).smallest_detectable(CAUTION * 0.05)[0]
-        for each in paired[:half]
-    ]
-    effect = float(np.median(sizes))
-    return {"share": np.mean([won(each + effect, folds) for each in paired[half:]]), "width": effect}
+def _power(paired: np.ndarray, again: np.ndarray, folds: int) -> dict[str, float]:
+    """Winners among new studies whose true difference is what an earlier study printed; the median of what is printed."""
+    sizes = [mean_of(e, _folds(e, folds), replicates=0).smallest_detectable(LEVEL) for e in paired]
+    found = won(again + np.reshape(sizes, (-1, 1, 1)), _folds(paired[0], folds), level=LEVEL)
+    return {"share": found.mean(), "width": float(np.median(sizes))}
 
 
 def _claims(
     random: np.random.Generator, paired: np.ndarray, folds: int, design: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """True differences drawn widely: the mean posterior of a wrong claim, and how often the leading method is no better."""
-    scale = float(np.mean([mean_of(each, _folds(each, folds), replicates=2).errors[0][0] for each in paired]))
+    scale = float(np.mean([mean_of(each, _folds(each, folds), replicates=0).errors[0][0] for each in paired]))
     truths = random.uniform(-6 * scale, 6 * scale, len(paired))
-    known = [mean_of(e + t, _folds(e, folds), replicates=2) for e, t in zip(paired, truths, strict=True)]
+    known = [mean_of(e + t, _folds(e, folds), replicates=0) for e, t in zip(paired, truths, strict=True)]
     wrong = np.array([one.mean * truth <= 0 for one, truth in zip(known, truths, strict=True)])
     claimed = np.array([one.probability_wrong_side() for one in known])
     yield {"quantity": "claim wrong, posterior", **design, "share": claimed.mean()}
@@ -146,4 +143,4 @@ def main(studies: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 4000)

@@ -26,7 +26,7 @@ class Judgement:
         first, second: mean of the first arm and of the second (with four arms: of the differences).
         difference, low, high: mean paired difference (of one arm: its mean) with its 95 % interval.
         chance: probability that the claim is false if nothing was known before (flat prior, Student's distribution).
-        detectable: the smallest effect that this design would find with a nominal power of 80 %; simulated power is lower (`benchmarks/results/coverage.csv`).
+        detectable: the smallest effect that this design would find with a power of 80 % (see `toolkit.measure.intervals.Mean`).
         patients, trainings: size of the design; trainings are seeds, or folds of a cross-validation.
         planned: trainings that the claim asks for.
     """
@@ -75,7 +75,7 @@ def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
         "inconclusive" if alone else claim.verdict(low, high),
         *(_rounded(value) for value in (first, second, known.mean, low, high)),
         chance=_rounded(_chance_of_false(claim, known)),
-        detectable=_rounded(known.smallest_detectable()[0]),
+        detectable=_rounded(known.smallest_detectable()),
         patients=len(complete.droplevel("fold").unique()),
         trainings=trainings,
         planned=planned,

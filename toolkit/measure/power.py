@@ -54,23 +54,30 @@ def power_of(
         replicates: bootstrap samples of each.
         seed: of the simulation.
     """
-    from scipy.special import stdtr
-    from scipy.stats import wilcoxon
-
     patients, seeds, count = design
     random = keyed_random("power", seed, patients, seeds, count)
     folds = np.arange(patients) % count
     d = abs(effect) + spread[0] * random.normal(size=(studies, patients, 1))
     d = d + spread[1] * random.normal(size=(studies, count, seeds))[:, folds]
     d += spread[2] * random.normal(size=d.shape)
-    means, errors = d.mean((1, 2)), errors_of(d, folds if count > 1 else None)
-    won = means > 0
+    return float(won(d, folds if count > 1 else None, level=level, replicates=replicates, seed=seed).mean())
+
+
+def won(
+    d: np.ndarray, folds: np.ndarray | None = None, *, level: float, replicates: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """For paired differences (studies, patients, seeds): whether all four tests find a mean above 0 at `level`."""
+    from scipy.special import stdtr
+    from scipy.stats import wilcoxon
+
+    means, errors = d.mean((1, 2)), errors_of(d, folds)
+    found = means > 0
     for error, freedom in errors:
-        won &= 2 * stdtr(freedom, -np.abs(means) / np.maximum(error, 1e-300)) <= level
+        found &= 2 * stdtr(freedom, -np.abs(means) / np.maximum(error, 1e-300)) <= level
     per_patient = d.mean(2)
-    won[won] &= wilcoxon(per_patient[won], axis=1).pvalue <= level if won.any() else True
-    won[won] &= _p_bootstrap(per_patient[won], means[won] / errors[0][0][won], replicates, seed) <= level
-    return float(won.mean())
+    found[found] &= wilcoxon(per_patient[found], axis=1).pvalue <= level if found.any() else True
+    found[found] &= _p_bootstrap(per_patient[found], means[found] / errors[0][0][found], replicates, seed) <= level
+    return np.asarray(found)
 
 
 def fewest_patients(

@@ -13,7 +13,7 @@ import numpy as np
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.files import write_atomically
-from toolkit.measure.intervals import mean_of, measured_coverage, measured_power, patient_bootstrap
+from toolkit.measure.intervals import mean_of, measured_coverage, patient_bootstrap
 from toolkit.measure.power import fewest_patients, spread_of
 from toolkit.results import Result, latex_table
 
@@ -43,9 +43,6 @@ _COLUMNS = (
     "p_holm",
     "probability_not_better",
     "smallest_detectable",
-    "smallest_detectable_low",
-    "smallest_detectable_high",
-    "smallest_detectable_power",
     "patient_spread",
     "training_spread",
     "rest_spread",
@@ -54,7 +51,6 @@ _COLUMNS = (
     "verdict",
 )
 _TESTS = ("p_mean", "p_seeds", "p_bootstrap", "p_wilcoxon")
-_DETECTABLE = ("smallest_detectable", "smallest_detectable_low", "smallest_detectable_high")
 _SPREADS = ("patient_spread", "training_spread", "rest_spread")
 
 
@@ -229,10 +225,9 @@ def compare_scores(
         difference, patients only); p_mean, p_seeds (NaN with one seed), p_bootstrap, p_wilcoxon, p_holm (of the
         largest of the four); probability_not_better (that the method which leads in this pair is not better: its
         Bayesian posterior from the paired scores, see Christodoulou et al. 2025 on claims of outperformance);
-        smallest_detectable (true difference that the least certain of Student's tests finds with probability 0.8 at the
-        verdict's level and Holm's first step) with its 95 % interval, NaN where no verdict is possible, and beside it
-        smallest_detectable_power (how often the whole verdict found such a difference in simulated studies of this
-        size: 0.58 to 0.71, NaN below 10 patients; `Comparison.needed` plans for a power); patient_spread, training_spread,
+        smallest_detectable (true difference that a verdict of a new study of this size finds with probability 0.8, at
+        Holm's first step; 0.78 and more in simulated studies; NaN where no verdict is possible; `Comparison.needed`
+        plans for a stated difference); patient_spread, training_spread,
         rest_spread (standard deviations of the difference, see `toolkit.measure.power.spread_of`); patients, seeds,
         verdict.
 
@@ -283,9 +278,7 @@ def compare_scores(
         known = row.pop("known")
         possible = row["seeds"] > 1 and 2 * 0.5 ** row["patients"] * (len(rows) - 1) <= level
         if possible:
-            sizes = known.smallest_detectable(level / (len(rows) - 1))
-            row |= dict(zip(_DETECTABLE, sizes, strict=True))
-            row["smallest_detectable_power"] = measured_power(row["patients"], row["seeds"])
+            row["smallest_detectable"] = known.smallest_detectable(level / (len(rows) - 1))
         row["verdict"] = _verdict(row, level, higher_is_better, possible)
     parameters = {"baseline": baseline, "confidence": confidence, "bootstrap": bootstrap, "seed": seed}
     if folds is not None:

@@ -124,9 +124,9 @@ def test_detectable_difference_is_detected_about_as_often_as_it_says() -> None:
         scores = study(rng, {"plain": 0.0, "a": effect}, patients=20, seeds=6)
         return compare_scores(scores, "plain", bootstrap=400).table().iloc[1]
 
-    effect = float(np.mean([compared(0.0)["smallest_detectable"] for _ in range(60)]))
-    found = np.mean([compared(effect)["p_holm"] < CAUTION * 0.05 for _ in range(150)])
-    assert 0.6 <= found <= 0.95
+    effects = [compared(0.0)["smallest_detectable"] for _ in range(100)]
+    found = np.mean([compared(effect)["p_holm"] < CAUTION * 0.05 for effect in effects])
+    assert 0.7 <= found <= 0.93  # 0.8 and a little more, give or take the error of 100 studies
 
 
 def test_scores_average_classes_then_cases_then_patients() -> None:
@@ -154,11 +154,10 @@ def test_no_verdict_and_nothing_detectable_where_wilcoxon_cannot_reach_the_level
     clear = study(rng, {"plain": 0.0, "a": 0.9, "b": 0.9}, patients=6, training=0.001)
     rows = compare_scores(clear, "plain").table().set_index("method")
     assert rows.loc["a", "verdict"] == "inconclusive (6 patients are too few for any verdict)"
-    assert rows[["smallest_detectable", "smallest_detectable_low"]].isna().all(axis=None)
+    assert rows["smallest_detectable"].isna().all()
     alone = compare_scores({name: clear[name] for name in ("plain", "a")}, "plain").table().iloc[1]
     assert alone["verdict"] == "better"
-    low, size, high = (alone[f"smallest_detectable{end}"] for end in ("_low", "", "_high"))
-    assert 0 < low < size < high
+    assert 0 < alone["smallest_detectable"] < 0.9
 
 
 def test_folds_of_a_table_are_those_of_its_patients_and_widen_the_interval() -> None:
