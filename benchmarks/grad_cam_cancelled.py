@@ -1,6 +1,6 @@
 """Where Grad-CAM's mean gradient cancels: many networks, each map against that of the same weights with another padding.
 
-    scripts/launch python benchmarks/grad_cam_cancelled.py [--steps 120] [--networks "toolkit U-Net, instance" ...]
+    scripts/launch python benchmarks/grad_cam_cancelled.py [--steps 120]
 
 Writes benchmarks/results/grad_cam_cancelled.json and docs/images/grad_cam_cancelled.png; see
 docs/grad_cam_and_instance_norm.md. A map that says what a network uses hardly changes when zeros outside the image are
@@ -56,8 +56,20 @@ def networks() -> dict[str, Callable[[], nn.Module]]:
         "MONAI UNETR, instance": lambda: nets.UNETR(
             1, 4, (96, 96), feature_size=8, hidden_size=96, mlp_dim=192, num_heads=4, spatial_dims=2
         ),
+        "MONAI VNet, batch": lambda: nets.VNet(2, 1, 4),
+        "MONAI HighResNet, batch": lambda: nets.HighResNet(2, 1, 4, layer_params=high_res_layers()),
         "SelfReg's U-Net, batch": lambda: tk.self_reg_unet(1, 4, width=8),
     }
+
+
+def high_res_layers() -> list[dict[str, Any]]:
+    """HighResNet's own layers with half the features: it never leaves the image's resolution."""
+    from monai.networks.nets.highresnet import DEFAULT_LAYER_PARAMS_3D
+
+    return [
+        {key: value // 2 if key == "n_features" else value for key, value in layer.items()}
+        for layer in DEFAULT_LAYER_PARAMS_3D
+    ]
 
 
 def padded(network: nn.Module, mode: str) -> nn.Module:
@@ -190,38 +202,28 @@ def picture(rows: list[dict[str, Any]], network: nn.Module, cases: Sequence[Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, measure, write; with `--networks` only those anew, the others are kept (none: the picture)."""
+    """Train, measure, write; all networks in one go, so that the file comes from one state of the code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--networks", nargs="*", default=None)
     options = parser.parse_args(arguments)
-    torch.manual_seed(0)
     task = tk.load_task("phantom-cardiac")
     cases = [case for case in task.cases("test", site="A") if (np.asarray(case.label) == 3).sum() > 60]
     cases = [cases[i] for i in np.linspace(0, len(cases) - 1, 12).round().astype(int)]
     rows: list[dict[str, Any]] = []
-    if RESULTS.exists() and options.networks is not None:
-        rows = [row for row in json.loads(RESULTS.read_text())["rows"] if row["network"] not in options.networks]
-    default = None
+    trained: dict[str, nn.Module] = {}
     for name, build in networks().items():
-        if options.networks is not None and name not in options.networks:
-            continue
         start = time.monotonic()
         torch.manual_seed(0)
         network = build()
         rows += measure(name, network, cases, 0)
-        network = trained_copy(network, task, options.steps)
-        rows += measure(name, network, cases, options.steps)
-        default = network if name == "toolkit U-Net, instance" else default
-        mine = [row for row in rows if row["network"] == name and row["steps"]]
+        trained[name] = trained_copy(network, task, options.steps)
+        mine = measure(name, trained[name], cases, options.steps)
+        rows += mine
         words = ", ".join(f"{row['layer']} {row['net_gradient_min']:.1e}/{row['grad_cam']:.2f}" for row in mine[:6])
         print(f"{name} ({time.monotonic() - start:.0f} s): {words}", flush=True)
-        record = {"cases": len(cases), "bound": CANCELLED_BELOW, "torch": torch.__version__}
-        RESULTS.write_text(json.dumps({**record, "summary": summary(rows), "rows": rows}, indent=1) + "\n")
-    if default is None:  # measured before
-        torch.manual_seed(0)
-        default = trained_copy(networks()["toolkit U-Net, instance"](), task, options.steps)
-    picture(rows, default.eval(), cases)
+    record = {"cases": len(cases), "bound": CANCELLED_BELOW, "torch": torch.__version__}
+    RESULTS.write_text(json.dumps({**record, "summary": summary(rows), "rows": rows}, indent=1) + "\n")
+    picture(rows, trained["toolkit U-Net, instance"].eval(), cases)
 
 
 if __name__ == "__main__":
