@@ -5,8 +5,8 @@
 Extraction (16 x 16 images, a small U-Net, into a store), PCA of a stored layer, CKA of two layers, drift of two stages
 and the similarity of channels, on one thread. Time is CPU time per row; memory is the growth of the process's peak over
 what it held before the call. Flat: at most twice the time per row of 10 times the rows at 1 000 times; CKA, drift and
-similarity keep the rows of their layers in memory, every call the table of the rows, and drift blocks over pairs of
-patients (a tenth of 1e5 rows has 333 of them, all have 3 333). Linux only: the peak is read from /proc.
+similarity keep the rows of their layers in memory, every call the table of the rows; drift keeps sums for each patient,
+or for each of its replicates where those are fewer (all 1e5 rows have 3 333 patients). Linux only: the peak is read from /proc.
 """
 
 from __future__ import annotations
