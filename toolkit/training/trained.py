@@ -128,7 +128,7 @@ def list_claims(paper: str | None = None) -> pd.DataFrame:
         ConfigError: there is no such paper.
 
     Example:
-        >>> tk.list_claims("SegReg")[["claim", "verdict", "difference", "low", "high"]]
+        >>> verdicts = tk.list_claims("SegReg")[["claim", "verdict", "difference", "low", "high"]]
     """
     import pandas as pd
 

@@ -39,7 +39,12 @@ def card(network: torch.nn.Module) -> dict[str, Any]:
         {"site": site, "dice": dice, "low": 0, "high": 1, "patients": 8} for site, dice in (("B", 0.6), ("C", 0.4))
     ]
     values = dict.fromkeys(FIELDS, "") | {"name": NAME, "seed": 2, "method": "SegReg", "sites": ["A"], "scores": scores}
-    values |= {"recipe": recipe, "task": {"name": "phantom-cardiac"}, "parameters": 1, "floor": {"above": True, "dice": 0.75}}
+    values |= {
+        "recipe": recipe,
+        "task": {"name": "phantom-cardiac"},
+        "parameters": 1,
+        "floor": {"above": True, "dice": 0.75},
+    }
     values |= {"history": short_history(history), "sample": {}}
     return {key: value for key, value in values.items() if key != "sha256"}
 
