@@ -7,9 +7,10 @@ itself costs little more than torch. See the README for a tour.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
-from toolkit.arguments import at_the_door
+from toolkit.arguments import Doors
 from toolkit.registry import offer
 from toolkit.results import draw_with
 
@@ -122,6 +123,7 @@ _SUBMODULES = {
     "widgets": "toolkit.show.widgets",
     "workshop": "toolkit.apps.workshop",
 }
+sys.meta_path.insert(0, Doors(_PUBLIC))
 _HOME = {name: module for module, public in _PUBLIC.items() for name in public}
 __all__ = sorted([*_HOME, *_SUBMODULES])
 
@@ -130,7 +132,7 @@ def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(_SUBMODULES[name])
     if name in _HOME:
-        value = at_the_door(getattr(importlib.import_module(_HOME[name]), name))
+        value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'toolkit' has no attribute {name!r}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +79,31 @@ def test_a_raw_error_from_inside_gets_words() -> None:
 def test_public_calls_can_be_pickled() -> None:
     for name in ("train", "grad_cam", "unet"):
         assert pickle.loads(pickle.dumps(getattr(tk, name))) is getattr(tk, name)
+
+
+PROGRAM = """
+import pickle, sys
+{first}
+from toolkit.measure.drift import drift
+from toolkit.show.compose_drift import drift as figure
+from toolkit.methods.segreg import sliced_epps_pulley
+from toolkit.training.config import TrainConfig
+import toolkit as tk
+for call, values in ((drift, (3, "a")), (figure, (3,)), (sliced_epps_pulley, ("a", 3)), (TrainConfig, ("a",))):
+    try:
+        call(*values)
+    except tk.ConfigError as error:
+        assert " takes " in str(error), error
+    else:
+        raise AssertionError(call)
+assert drift is tk.drift is pickle.loads(pickle.dumps(drift)) is sys.modules["toolkit.measure.drift"].drift
+assert "zarr" not in sys.modules and "pandas" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import toolkit; toolkit.drift; toolkit.unet"])
+def test_a_call_imported_from_its_module_is_checked_whatever_was_looked_up_before(first: str) -> None:
+    subprocess.run([sys.executable, "-c", PROGRAM.format(first=first)], check=True)
 
 
 def calls_beside_the_root() -> dict[str, Callable[..., object]]:

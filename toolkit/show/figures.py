@@ -10,7 +10,6 @@ import inspect
 import pkgutil
 from pathlib import Path
 
-from toolkit.arguments import doors
 from toolkit.show.captions import caption, captions
 from toolkit.show.compose import compose, compose_together, stacked
 from toolkit.show.compose_masking import masking_summary
@@ -29,5 +28,3 @@ globals().update(_COMPOSERS)
 __all__ = ["Axes", "Bars", "Boxes", "Figure", "Heatmap", "Image", "Intervals", "Lines", "Panel", "Scatter", "Series"]
 __all__ += ["caption", "captions", "compose", "compose_together", "masking_summary", "score_means", "stacked"]
 __all__ += list(_COMPOSERS)
-
-doors(globals())

@@ -1,6 +1,5 @@
 """Med-DisSeg: the dispersive loss, the networks of both stages, and their objectives."""
 
-from toolkit.arguments import doors
 from toolkit.methods.med_disseg.backbone import load_backbone, transfer_encoder
 from toolkit.methods.med_disseg.dispersion import dispersive_loss
 from toolkit.methods.med_disseg.network import (
@@ -23,5 +22,3 @@ __all__ = [
     "med_disseg_stage_one",
     "transfer_encoder",
 ]
-
-doors(globals())

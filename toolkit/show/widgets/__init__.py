@@ -7,7 +7,6 @@ controls and the picture, and below them a static copy that stays readable when 
 
 from __future__ import annotations
 
-from toolkit.arguments import doors
 from toolkit.show.widgets.cam import CamExplorer, cam_explorer
 from toolkit.show.widgets.drift import DriftExplorer, drift_explorer
 from toolkit.show.widgets.mask import MaskExplorer, mask_explorer
@@ -29,5 +28,3 @@ __all__ = [
     "similarity_explorer",
     "training_monitor",
 ]
-
-doors(globals())
