@@ -41,6 +41,13 @@ TABLE = ROOT / "benchmarks" / "results" / "faults.csv"
 COLUMNS = ("version", "attack", "tried", "right_or_clear", "unclear", "lost")
 CONFIG = {"steps": 8, "batch_size": 2, "checkpoint_every": 2, "validate_every": 4, "log_every": 1, "seed": 3}
 MEMORY = 8 * 2**30
+STRATEGIES = ("sequential", "rehearsal", "ewc", "lwf")
+FAMILIES = (
+    *("adversarial_bias", "adversarial_noise", "dispersive", "elastic_weights", "latent_augmentation"),
+    *("learning_without_forgetting", "random_convolution", "random_windows", "segreg", "selfreg", *STRATEGIES),
+)
+KILLS = 3  # of each
+VOLUMES = (".nii", ".nii.gz", ".mha", ".nrrd", ".npz", ".png", ".bmp")
 
 
 def discs() -> Any:
@@ -140,18 +147,24 @@ class Attacks:
         file.write_bytes(bytes(content))
 
     def kills(self) -> Iterator[str]:
-        """SIGKILL at a random moment, then resume."""
-        for _ in range(max(2, self.times // 4)):
-            out = self.fresh()
-            child = subprocess.Popen([sys.executable, __file__, "--train", str(out)], stderr=subprocess.DEVNULL)
-            history, rows, end = out / "history.jsonl", self.random.randrange(1, 7), time.monotonic() + 120
-            while child.poll() is None and time.monotonic() < end:
-                if history.exists() and history.read_bytes().count(b"\n") >= rows:
-                    break
-                time.sleep(0.002)
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-            yield self.judged(lambda path=out: self.same(carry_on(path)))
+        """SIGKILL at a random moment, then resume: each regularizer, and a sequence of each strategy."""
+        for name in FAMILIES:
+            reference = family(name, self.fresh(), resumed=False)
+            for _ in range(KILLS):
+                out = self.fresh()
+                child = os.fork()
+                if child == 0:
+                    with contextlib.suppress(BaseException):
+                        family(name, out, resumed=False)
+                    os._exit(0)
+                rows, end = self.random.randrange(1, sum(map(len, reference[0]))), time.monotonic() + 300
+                while time.monotonic() < end and os.waitpid(child, os.WNOHANG) == (0, 0):
+                    if sum(one.read_bytes().count(b"\n") for one in out.rglob("history.jsonl")) >= rows:
+                        os.kill(child, signal.SIGKILL)
+                        os.waitpid(child, 0)
+                        break
+                    time.sleep(0.002)
+                yield self.judged(lambda n=name, path=out, whole=reference: alike(family(n, path, resumed=True), whole))
 
     def bits_in_a_run(self) -> Iterator[str]:
         """One flipped bit in any file that a resume reads."""
@@ -203,6 +216,22 @@ class Attacks:
             out = self.fresh(self.folder / "cam.zip")
             self.flipped(out)
             yield self.judged(lambda path=out: torch.equal(tk.load_result(path)["bottleneck"], self.cam["bottleneck"]))
+
+    def bits_in_a_volume(self) -> Iterator[str]:
+        """One flipped bit in a file of the user, read once before: same size, same date."""
+        whole = {}
+        for suffix in VOLUMES:
+            path = self.fresh().with_suffix(suffix)
+            write_volume(path)
+            for index in range(self.times):
+                changed = path.with_name(f"{index}-{path.name}")
+                shutil.copy2(path, changed)
+                whole[changed] = voxels(changed)
+                date = changed.stat().st_mtime_ns
+                self.flipped(changed)
+                os.utime(changed, ns=(date, date))
+        for path, first in whole.items():
+            yield self.judged(lambda p=path, f=first: np.array_equal(voxels(p), f))
 
     def fuzzed_files(self) -> Iterator[str]:
         """Cut, overwritten or random content in every kind of file that is opened; only a refusal is right."""
@@ -351,6 +380,56 @@ def contents(store: Path) -> Any:
     return rows, moments, head, data, features.cases.to_csv(), features.images.to_csv()
 
 
+def family(name: str, out: Path, *, resumed: bool) -> tuple[list[Any], list[Any]]:
+    """History and weights of each stage of a training with a regularizer, or of a sequence, begun or resumed."""
+    from every_regularizer import made, network_for, objective_for
+
+    generator = np.random.default_rng(2)
+    images = [generator.random((32, 32)).astype(np.float32) for _ in range(16)]
+    labels = [(image > 0.8).astype(np.uint8) for image in images]
+    fixed = {"classes": ["background", "x"], "sites": list("AB") * 8, "normalisation": "none"}
+    task = tk.task_from_arrays(images, labels, **fixed)
+    regularizer = None if name in STRATEGIES else made(name)
+    objects = {"model": network_for(regularizer), "task": task, "regularizer": regularizer, "progress": False}
+    objects["objective"] = None if regularizer is None else objective_for(regularizer)
+    if name in STRATEGIES and resumed:
+        stages = tk.resume_sequence(out, **objects).stages
+    elif name in STRATEGIES:
+        stages = tk.train_sequence(**objects, sites=["A", "B"], strategy=name, config=CONFIG, out=out).stages
+    else:
+        stages = [tk.resume(out, **objects) if resumed else tk.train(**objects, config=CONFIG, out=out)]
+    return [timeless(one.path) for one in stages], [[*one.model.state_dict().values()] for one in stages]
+
+
+def alike(one: tuple[list[Any], list[Any]], other: tuple[list[Any], list[Any]]) -> bool:
+    pairs = [(a, b) for mine, theirs in zip(one[1], other[1], strict=True) for a, b in zip(mine, theirs, strict=True)]
+    return one[0] == other[0] and all(torch.equal(a, b) for a, b in pairs)
+
+
+def write_volume(path: Path) -> None:
+    """A volume, a stack or a picture in the format of this name."""
+    import nibabel
+    from PIL import Image
+
+    values = np.random.default_rng(4).integers(1, 200, (12, 12, 8)).astype(np.uint8)
+    if path.suffix in (".nii", ".gz"):
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, image=values, label=values % 2)
+    elif path.suffix in (".png", ".bmp"):
+        Image.fromarray(values[..., 0]).save(path)
+    else:
+        import SimpleITK
+
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), path, useCompression=path.suffix == ".mha")
+
+
+def voxels(path: Path) -> np.ndarray:
+    """What a new task reads of it."""
+    dims = 2 if path.suffix in (".png", ".bmp") else 3
+    return tk.task_from_table([{"image": path}], classes=["background", "x"], dims=dims).cases()[0].image.numpy()
+
+
 def timeless(path: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
@@ -364,7 +443,7 @@ def run_all(threads: list[threading.Thread]) -> None:
 
 
 def train_here(out: Path, size: int | None) -> None:
-    """The child of `kills` and `full_disks`."""
+    """The child of `full_disks`."""
     torch.set_num_threads(1)
     if size is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -392,6 +471,7 @@ def main() -> None:
     names = [name for name in names if name not in ("fresh", "same", "judged", "flipped", "looked_at")]
     old = list(csv.DictReader(TABLE.open(encoding="utf-8"))) if TABLE.exists() else []
     with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("TOOLKIT_CACHE", f"{folder}/cache")
         attacks = Attacks(Path(folder), options.times)
         for name in options.only or names:
             counts = Counter(getattr(attacks, name)())

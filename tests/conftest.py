@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,17 @@ def _same_threads_everywhere() -> None:
 def golden() -> Path:
     """Folder of the reference numbers, one sub-folder a paper."""
     return GOLDEN
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_record_of_files_that_tests_make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Names of temporary folders come back: what was read below them before says nothing."""
+    from toolkit.data import first_reading
+
+    place = tmp_path_factory.mktemp("cache") / "first_reading.sqlite"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(first_reading, "record", lambda: place)
+        yield
 
 
 @pytest.fixture

@@ -103,6 +103,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return record
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def flush(path: Path) -> None:
     """Ask the operating system to put a file, or a folder's list of names, on the disk."""
     if path.is_dir() and os.name == "nt":

@@ -18,7 +18,7 @@ def task_from_arrays(
     images: Iterable[Any],
     labels: Iterable[Any] | None,
     *,
-    classes: Mapping[int, str] | Sequence[str],
+    classes: Mapping[int, str] | Mapping[str, str] | Sequence[str],
     regions: Mapping[str, Sequence[int]] | None = None,
     spacing: Sequence[float] | Sequence[Sequence[float] | None] | None = None,
     sites: Sequence[str] | str | None = None,

@@ -55,7 +55,7 @@ class DatasetSource(Source):
 def task_from_dataset(
     dataset: Any,
     *,
-    classes: Mapping[int, str] | Sequence[str],
+    classes: Mapping[int, str] | Mapping[str, str] | Sequence[str],
     regions: Mapping[str, Sequence[int]] | None = None,
     keys: tuple[str, str] = ("image", "label"),
     sites: Sequence[str] | str | None = None,

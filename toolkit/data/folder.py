@@ -28,7 +28,7 @@ def task_from_folder(
     images: str | os.PathLike[str],
     labels: str | os.PathLike[str] | None,
     *,
-    classes: Mapping[int, str] | Sequence[str],
+    classes: Mapping[int, str] | Mapping[str, str] | Sequence[str],
     regions: Mapping[str, Sequence[int]] | None = None,
     sites: Names | str = None,
     subjects: Names = None,

@@ -38,6 +38,16 @@ class ItkSource(FileSource):
     def image_files(self) -> tuple[Path, ...]:
         return (self.image,)
 
+    def files(self) -> tuple[Path, ...]:
+        return tuple(part for path in super().files() for part in (path, *_voxels_of(path)))
+
+
+def _voxels_of(path: Path) -> list[Path]:
+    """The file of voxels that a MetaImage header names."""
+    header = path.read_bytes()[:65536] if path.suffix.lower() == ".mhd" and path.is_file() else b""
+    named = re.findall(rb"^ElementDataFile *= *(.+?)\s*$", header, flags=re.MULTILINE)
+    return [file for name in named if (file := path.with_name(name.decode(errors="replace"))).is_file()]
+
 
 def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:
     """Read one volume in the axes closest to right, anterior, superior (slices first if `dims` is 2).

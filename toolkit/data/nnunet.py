@@ -21,7 +21,7 @@ from toolkit.registry import register
 def task_from_nnunet(
     folder: str | os.PathLike[str],
     *,
-    classes: Mapping[int, str] | Sequence[str] | None = None,
+    classes: Mapping[int, str] | Mapping[str, str] | Sequence[str] | None = None,
     regions: Mapping[str, Sequence[int]] | None = None,
     splits: Splits = None,
     dims: int | None = None,

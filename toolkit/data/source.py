@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit.data.first_reading import check as check_first_reading
 from toolkit.data.normalise import DEFAULT, normalise
 from toolkit.errors import DataError
+from toolkit.files import file_sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +70,12 @@ class Source:
         """The normalised volume, from memory if it is there.
 
         Raises:
-            DataError: the files are missing, damaged or not what the task says.
+            DataError: the files are missing, damaged, not what the task says, or not what they were when they were
+                first read although their date is.
         """
         pair = MEMORY.get(self)
         if pair is None:
+            check_first_reading(self.files())
             raw = self.read_raw()
             image = normalise(raw.image, self.normalisation)
             image.setflags(write=False)
@@ -229,12 +233,6 @@ def incomplete_file(path: Path, what: str, error: BaseException, fix: str) -> Da
     """The error for a file that a decoder gave up on: `what` it is not, and the first line of the decoder's reason."""
     reason = next(iter(str(error).splitlines()), "")[:120] or "no text"
     return DataError(f"The file is not {what} ({type(error).__name__}: {reason}).", where=str(path), fix=fix)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def checked_pair(image: np.ndarray, label: np.ndarray | None, source: Source) -> Pair:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def task_from_table(
     frame: pd.DataFrame | Iterable[Mapping[str, Any]] | Mapping[str, Sequence[Any]] | str | os.PathLike[str],
     *,
-    classes: Mapping[int, str] | Sequence[str],
+    classes: Mapping[int, str] | Mapping[str, str] | Sequence[str],
     regions: Mapping[str, Sequence[int]] | None = None,
     folder: str | os.PathLike[str] | None = None,
     splits: Splits = None,

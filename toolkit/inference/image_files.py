@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.data.first_reading import check as check_first_reading
 from toolkit.data.normalise import DEFAULT, normalise
 from toolkit.errors import DataError
 
@@ -54,6 +55,7 @@ def read_items(
         pair = PictureSource(image=file, label=marks, channels=channels, normalisation=normalisation).pair()
         yield {"image": pair.image, "label": pair.label, "id": file.stem, "source": str(file)}
     else:
+        check_first_reading([file])
         marks = None if label is None else np.load(label)
         yield {"image": _array(file, normalisation), "label": marks, "id": file.stem, "source": str(file)}
 
