@@ -470,7 +470,7 @@ def main() -> None:
     names = [n for n, f in vars(Attacks).items() if f.__doc__ and not n.startswith("_")]
     names = [name for name in names if name not in ("fresh", "same", "judged", "flipped", "looked_at")]
     old = list(csv.DictReader(TABLE.open(encoding="utf-8"))) if TABLE.exists() else []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ.setdefault("TOOLKIT_CACHE", f"{folder}/cache")
         attacks = Attacks(Path(folder), options.times)
         for name in options.only or names:

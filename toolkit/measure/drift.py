@@ -73,7 +73,7 @@ class _Plan:
 
 
 def drift(
-    features: Sequence[Features],
+    features: Features | Sequence[Features],
     layer: str,
     *,
     paired: bool = True,

@@ -95,7 +95,7 @@ def test_a_watcher_that_fails_is_named_and_left_alone(discs: Task, network: UNet
 def test_what_cannot_be_called_is_refused_before_anything_is_written(
     discs: Task, network: UNet, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="not callable"):
+    with pytest.raises(ConfigError, match="on_log takes"):
         started(network, discs, tmp_path / "run", on_log=["tensorboard"])
     with pytest.raises(ConfigError, match="cannot call on_log"):
         started(network, discs, tmp_path / "run", on_log=print, background=True)
