@@ -134,6 +134,18 @@ def checked_methods(owner: type) -> type:
     return owner
 
 
+def at_the_door(value: Any) -> Any:
+    """A public name as users get it: functions checked, and constructors of classes; anything else as it is."""
+    if inspect.isfunction(value) and not hasattr(value, "__checked__"):
+        value = checked(value)
+        setattr(sys.modules[value.__module__], value.__name__, value)  # so that it pickles
+    elif inspect.isclass(value) and not issubclass(value, BaseException):
+        start = vars(value).get("__init__")
+        if inspect.isfunction(start) and not hasattr(start, "__checked__"):
+            setattr(value, "__init__", checked(start))  # noqa: B010
+    return value
+
+
 class Doors(importlib.abc.MetaPathFinder):
     """Checks the public calls of each module of the toolkit the moment it is imported, by whatever road.
 
@@ -163,13 +175,8 @@ class Doors(importlib.abc.MetaPathFinder):
         figures = module.__name__.startswith("toolkit.show.compose")
         functions = [name for name in here if name[0] != "_"] if figures else here.get("__all__", ())
         for name in {*names, *functions} & {*here}:
-            value = here[name]
-            if inspect.isclass(value) and name in names and not issubclass(value, BaseException):
-                start = vars(value).get("__init__")
-                if inspect.isfunction(start) and not hasattr(start, "__checked__"):
-                    setattr(value, "__init__", checked(start))  # noqa: B010
-            elif inspect.isfunction(value) and not hasattr(value, "__checked__"):
-                here[name] = vars(sys.modules[value.__module__])[value.__name__] = checked(value)
+            if name in names or inspect.isfunction(here[name]):
+                here[name] = at_the_door(here[name])
 
 
 def _signature(call: Callable[..., Any]) -> inspect.Signature:
