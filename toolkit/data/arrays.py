@@ -27,7 +27,7 @@ def task_from_arrays(
     ids: Sequence[str] | None = None,
     groups: Sequence[str | None] | None = None,
     dims: int | None = None,
-    label_values: Mapping[float, int] | None = None,
+    label_values: Mapping[float, int] | Mapping[str, int] | None = None,
     normalisation: str = DEFAULT,
     patch_size: Sequence[int] | None = None,
     flips: Sequence[int] = (),

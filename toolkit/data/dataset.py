@@ -62,7 +62,7 @@ def task_from_dataset(
     subjects: Sequence[str] | None = None,
     splits: Splits = None,
     dims: int | None = None,
-    label_values: Mapping[float, int] | None = None,
+    label_values: Mapping[float, int] | Mapping[str, int] | None = None,
     normalisation: str = DEFAULT,
     patch_size: Sequence[int] | None = None,
     flips: Sequence[int] = (),

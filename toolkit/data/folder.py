@@ -36,7 +36,7 @@ def task_from_folder(
     splits: Splits = None,
     dims: int | None = None,
     channels: int | Sequence[str] | None = None,
-    label_values: Mapping[float, int] | None = None,
+    label_values: Mapping[float, int] | Mapping[str, int] | None = None,
     normalisation: str = DEFAULT,
     patch_size: Sequence[int] | None = None,
     flips: Sequence[int] = (),
