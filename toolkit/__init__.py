@@ -6,11 +6,15 @@ itself costs little more than torch. See the README for a tour.
 
 from __future__ import annotations
 
-import importlib
+import importlib.abc
+import importlib.machinery
+import inspect
 import sys
+import types
+from collections.abc import Mapping
 from typing import Any
 
-from toolkit.arguments import Doors
+from toolkit.arguments import at_the_door
 from toolkit.registry import offer
 from toolkit.results import draw_with
 
@@ -123,7 +127,42 @@ _SUBMODULES = {
     "widgets": "toolkit.show.widgets",
     "workshop": "toolkit.apps.workshop",
 }
-sys.meta_path.insert(0, Doors(_PUBLIC))
+
+
+class _Doors(importlib.abc.MetaPathFinder):
+    """Checks the public calls of each module of the toolkit the moment it is imported, by whatever road.
+
+    Public are the names that `toolkit` offers, functions in a package's `__all__`, and the functions of figures.
+
+    Args:
+        public: names by module.
+    """
+
+    def __init__(self, public: Mapping[str, tuple[str, ...]]) -> None:
+        self.public = public
+        for module in [module for name, module in sys.modules.items() if name in public]:
+            self.install(module)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        """The module as Python finds it, with a loader that ends in `install`."""
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name.startswith("toolkit.") else None
+        loader: Any = spec and spec.loader
+        if loader is not None:
+            run = loader.exec_module
+            loader.exec_module = lambda module: (run(module), self.install(module))
+        return spec
+
+    def install(self, module: types.ModuleType) -> None:
+        """Put the checked calls in the place of the others; constructors are changed in their class."""
+        names, here = self.public.get(module.__name__, ()), vars(module)
+        figures = module.__name__.startswith("toolkit.show.compose")
+        functions = [name for name in here if name[0] != "_"] if figures else here.get("__all__", ())
+        for name in {*names, *functions} & {*here}:
+            if name in names or inspect.isfunction(here[name]):
+                here[name] = at_the_door(here[name])
+
+
+sys.meta_path.insert(0, _Doors(_PUBLIC))
 _HOME = {name: module for module, public in _PUBLIC.items() for name in public}
 __all__ = sorted([*_HOME, *_SUBMODULES])
 

@@ -9,8 +9,6 @@ import builtins
 import collections.abc
 import difflib
 import functools
-import importlib.abc
-import importlib.machinery
 import inspect
 import math
 import numbers
@@ -144,39 +142,6 @@ def at_the_door(value: Any) -> Any:
         if inspect.isfunction(start) and not hasattr(start, "__checked__"):
             setattr(value, "__init__", checked(start))  # noqa: B010
     return value
-
-
-class Doors(importlib.abc.MetaPathFinder):
-    """Checks the public calls of each module of the toolkit the moment it is imported, by whatever road.
-
-    Public are the names that `toolkit` offers, functions in a package's `__all__`, and the functions of figures.
-
-    Args:
-        public: names by module.
-    """
-
-    def __init__(self, public: Mapping[str, tuple[str, ...]]) -> None:
-        self.public = public
-        for module in [module for name, module in sys.modules.items() if name in public]:
-            self.install(module)
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        """The module as Python finds it, with a loader that ends in `install`."""
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name.startswith("toolkit.") else None
-        loader: Any = spec and spec.loader
-        if loader is not None:
-            run = loader.exec_module
-            loader.exec_module = lambda module: (run(module), self.install(module))
-        return spec
-
-    def install(self, module: types.ModuleType) -> None:
-        """Put the checked calls in the place of the others; constructors are changed in their class."""
-        names, here = self.public.get(module.__name__, ()), vars(module)
-        figures = module.__name__.startswith("toolkit.show.compose")
-        functions = [name for name in here if name[0] != "_"] if figures else here.get("__all__", ())
-        for name in {*names, *functions} & {*here}:
-            if name in names or inspect.isfunction(here[name]):
-                here[name] = at_the_door(here[name])
 
 
 def _signature(call: Callable[..., Any]) -> inspect.Signature:

@@ -38,10 +38,10 @@ def test_scores_that_no_mean_can_be_taken_of(scores: np.ndarray) -> None:
 def test_settings_of_measures(make_store: Callable[..., Features]) -> None:
     store = make_store(ROWS, classes=2)
     for call, word in (
-        (lambda: compare_scores({"plain": SCORES}, "plain", confidence=95), "confidence is a number from"),
+        (lambda: compare_scores({"plain": SCORES}, "plain", confidence=95), "confidence=95"),
         (lambda: compare_scores({"plain": SCORES}, "plain", bootstrap=0), "bootstrap=0"),
-        (lambda: collapse(store, "head_input", tau=0), "tau is a number from"),
-        (lambda: collapse(store, "head_input", bins=0), "bins is a number from"),
+        (lambda: collapse(store, "head_input", tau=0), "tau=0"),
+        (lambda: collapse(store, "head_input", bins=0), "bins=0"),
         (lambda: project(store, "head_input", method="umap", neighbours=1), "at least 2 neighbours"),
         (lambda: channel_similarity(torch.randn(2, 6, 8), "").panel(part="third"), "second half"),
     ):
