@@ -130,7 +130,8 @@ class _Stream:
 
     def consume(self, name: str, activation: Tensor) -> None:
         """Pool one activation."""
-        assert self.pooler is not None
+        if self.pooler is None:
+            return  # a pass that only tries whether the network takes a size
         parts = dict(zip(("rows", "weight"), self.pooler.rows(activation, name), strict=True))
         if self.moments:
             parts |= zip(("gram", "sum", "count"), self.pooler.moments(activation, name), strict=True)
@@ -152,6 +153,7 @@ class _Stream:
                     pooler.begin(window)
                     self.predictor.run(padded[window].clone())
                 self._write()
+        self.pooler = None
         self.writer.add_rows(pooler.plan.table)
         self.writer.add_images(
             {"case": batch.ids[i], "volume": batch.volumes[i], "subject": batch.subjects[i], "site": batch.sites[i]}

@@ -244,3 +244,13 @@ def test_jittered_features_are_those_of_weights_that_moved_by_the_stated_share(
     assert (changed[name] - weight[name]).norm() / weight[name].norm() == pytest.approx(0.01, rel=0.1)
     with pytest.raises(ConfigError, match="jitter is at least 0"):
         extract(net, scans, "bottleneck", jitter=-0.1)
+
+
+def test_images_of_several_odd_sizes_give_the_rows_of_each_alone() -> None:
+    """Whether the network takes a size is tried in a pass whose features are not kept."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3, padding=1), torch.nn.Conv2d(3, 2, 1))
+    images = [torch.randn(1, side, side) for side in (9, 10, 11)]
+    together = extract(model, images, ["0"], pool="global")
+    alone = [extract(model, image, ["0"], pool="global").rows("0") for image in images]
+    assert torch.equal(together.rows("0"), torch.cat(alone))
