@@ -205,7 +205,8 @@ def _check(call: Callable[..., Any], signature: inspect.Signature, name: str, va
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         least, most, number = *LIMITS.get(name, (-math.inf, math.inf)), typing.cast("Any", value)
         if not least <= number <= most:  # NaN is between nothing
-            range_ = f"is at least {least:g}" if most >= MANY else f"is a number from {least:g} to {most:g}"
+            below = most >= MANY and number < least
+            range_ = f"is at least {least:g}" if below else f"is a number from {least:g} to {most:g}"
             raise _refused(call, signature, name, f"{range_}, not {value}", value)
 
 

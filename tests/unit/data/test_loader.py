@@ -239,7 +239,7 @@ def test_wrong_settings_say_what_there_is(striped):
         task.loader("train", augmentation="strong")
     with pytest.raises(ConfigError, match="2 positive numbers"):
         task.loader("train", patch_size=(8, 8, 8))
-    with pytest.raises(ConfigError, match="from 1"):
+    with pytest.raises(ConfigError, match="batch_size is at least 1, not 0"):
         task.loader("train", batch_size=0)
 
 

@@ -51,7 +51,7 @@ def test_what_cannot_be_calibrated(grey: Task, network: torch.nn.Module) -> None
     for regularizer in (SelfReg(), SegReg(weight=0.0)):
         with pytest.raises(ConfigError, match="no weight above 0"):
             calibrate(network, grey, regularizer, CONFIG)
-    with pytest.raises(ConfigError, match="ratio is a number from"):
+    with pytest.raises(ConfigError, match="ratio is at least 1e-12, not 0"):
         tk.calibrate(network, grey, SegReg(), CONFIG, ratio=0)
     dead = SegReg(samples=2, directions=4)  # fewer rows than twice the channels: left out at every step
     with pytest.raises(ConfigError, match="no weight gives"):

@@ -93,7 +93,7 @@ def test_wait_brings_the_selected_weights(start: Callable[..., Run]) -> None:
 
 
 def test_the_childs_error_is_reported(start: Callable[..., Run], pictures: Task, tmp_path: Path) -> None:
-    run = start(background=True, config={"learning_rate": 1e30, "schedule": "constant"})
+    run = start(background=True, config={"learning_rate": 1e11, "schedule": "constant"})
     with pytest.raises(ToolkitError, match=r"failed: ToolkitError: The (loss|weights)"):
         run.wait(timeout=120)
     assert "Traceback" in (run.path / "background.log").read_text()

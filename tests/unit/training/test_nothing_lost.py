@@ -287,7 +287,7 @@ def test_switched_off_gradients_are_switched_on_for_a_training(discs: tk.Task, t
 
 
 def test_too_many_threads_are_refused() -> None:
-    with pytest.raises(tk.ConfigError, match="at most 1024"):
+    with pytest.raises(tk.ConfigError, match="from 1 to 1024"):
         tk.TrainConfig(threads=10**6)
 
 
