@@ -149,7 +149,12 @@ class _Doors(importlib.abc.MetaPathFinder):
         loader: Any = spec and spec.loader
         if loader is not None:
             run = loader.exec_module
-            loader.exec_module = lambda module: (run(module), self.install(module))
+
+            def run_and_install(module: types.ModuleType) -> None:
+                run(module)
+                self.install(module)
+
+            loader.exec_module = run_and_install
         return spec
 
     def install(self, module: types.ModuleType) -> None:
