@@ -286,9 +286,10 @@ class Figure:
         return [panel for row in self.rows for panel in row if panel is not None]
 
     def key(self) -> dict[int, str]:
-        """Names of the classes whose contours are drawn, by label."""
+        """Names of the classes whose contours are drawn, by label; panels of several tasks share a colour's names."""
         shown = [panel for panel in self.panels() if isinstance(panel, Image) and panel.labels is not None]
-        return {label: name for panel in shown for label, name in panel.class_names.items() if label > 0}
+        pairs = dict.fromkeys(pair for panel in shown for pair in panel.class_names.items() if pair[0] > 0)
+        return {label: " / ".join(name for other, name in pairs if other == label) for label, _ in pairs}
 
     def colours(self) -> dict[str, int]:
         """Index of the colour of every series name: that of its class, else in order of appearance."""
