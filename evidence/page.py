@@ -49,13 +49,14 @@ def _summary(verdicts: pd.DataFrame) -> Iterator[str]:
 
 
 def _table(chosen: list[Claim], verdicts: pd.DataFrame) -> Iterator[str]:
-    yield "| claim | the paper | measured | chance of being false | could see | trainings | verdict | protocol |"
+    yield "| claim | verdict | the paper | measured | chance of being false | could see | trainings | protocol |"
     yield "|---|---|---|---|---|---|---|---|"
     for claim in chosen:
         row = verdicts.loc[claim.id]
         figure = f" ([figure](gallery.md#{_figures()[claim.id]}))" if claim.id in _figures() else ""
         how = f"{claim.protocol} (`{claim.command or f'make evidence STUDY={claim.study}'}`)"
-        cells = [f"`{claim.id}`: {claim.source}{figure}", claim.published, *_measured(claim, row), how]
+        *measured, verdict = _measured(claim, row)
+        cells = [f"`{claim.id}`: {claim.source}{figure}", verdict, claim.published, *measured, how]
         yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
