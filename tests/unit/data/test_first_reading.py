@@ -82,7 +82,8 @@ def test_a_folder_of_replaced_files_is_said_once_and_a_copy_of_the_same_bytes_no
 
 
 def test_files_with_a_checksum_are_not_recorded_and_a_voxel_file_behind_a_header_is(tmp_path: Path) -> None:
-    sitk = pytest.importorskip("SimpleITK")
+    import SimpleITK as sitk
+
     read(volume(tmp_path, suffix=".nii.gz"))
     sitk.WriteImage(sitk.GetImageFromArray(np.arange(64, dtype=np.int16).reshape(4, 4, 4)), tmp_path / "scan.mhd")
     read(tmp_path / "scan.mhd")
