@@ -203,3 +203,11 @@ def test_a_long_name_breaks_between_its_parts() -> None:
 def test_decades() -> None:
     panel = Lines(series=[Series(name="a", x=[0, 1], y=[0.01, 10.0]), Series(name="b", x=[0], y=[np.nan])])
     assert panel.decades() == pytest.approx(3.0)
+
+
+def test_a_few_bright_voxels_do_not_make_a_picture_black() -> None:
+    pixels = np.arange(10_000.0).reshape(100, 100) / 10_000
+    pixels[50, 50:52] = 1e4
+    picture = Image(title="MR", pixels=pixels)
+    assert picture.limits == pytest.approx(np.percentile(pixels, (0.5, 99.5)))
+    assert 100 < np.median(picture.shades()) < 155, "without the window 9 998 of 10 000 pixels would be black"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -430,3 +431,10 @@ def test_bf16_gradients_of_3d_convolutions_on_the_cpu_are_numbers() -> None:
         assert layer.weight.grad is not None
         assert float((layer.weight.grad - expected).norm() / expected.norm()) < 0.02
     assert torch.backends.mkldnn.enabled
+
+
+def test_a_printed_run_is_one_line_without_its_network(trained: Trainer) -> None:
+    text = repr(trained())
+    assert "\n" not in text
+    assert "Conv2d" not in text
+    assert re.fullmatch(r"Run\('.*': plain on .*, finished, step \d+ of \d+\)", text)
