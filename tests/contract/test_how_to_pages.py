@@ -29,7 +29,7 @@ def blocks(page: str) -> list[str]:
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The pages' network, small, in an empty folder."""
     whole = tk.unet
-    monkeypatch.setattr(tk, "unet", lambda *given: whole(*given, channels=(4, 8, 8)))
+    monkeypatch.setattr(tk, "unet", lambda *given, **named: whole(*given, channels=(4, 8, 8), **named))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -117,3 +117,16 @@ def test_monai_torchio(small: Path) -> None:
     assert (small / "runs" / "monai" / "run.json").is_file()
     assert known["run"].step == 3
     assert known["label"].shape[-2:] == (32, 32)
+
+
+@pytest.mark.slow
+def test_cross_validation(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known: dict[str, Any] = {"cfg": tk.TrainConfig(steps=1, validate_every=1, **QUICK)}
+    for code in blocks("cross_validation"):
+        exec(code, known)
+    assert set(known["table"]["method"]) == {"plain", "SegReg"}
+    assert "\\begin{tabular}" in (small / "table.tex").read_text(encoding="utf-8")
+    counts = [[int(n) for n in line.split()] for line in capsys.readouterr().out.splitlines() if line[:1].isdigit()]
+    assert len(counts) == 3
+    assert {sum(row) for row in counts} == {len(known["task"])}
+    assert sum(row[2] for row in counts) == len(known["task"]), "every image is tested once"
