@@ -60,9 +60,6 @@ def choose(what: str, value: object, known: Collection[object], *, where: str = 
         value: as the caller gave it.
         known: what there is.
         where: the argument or file it concerns.
-
-    Raises:
-        ConfigError: it is not one of them.
     """
     names = [str(name) for name in known]
     if isinstance(value, str) and value in names:

@@ -55,11 +55,7 @@ def write_atomically(
 
 
 def absolute(path: str | os.PathLike[str], argument: str = "out") -> Path:
-    """The path from the root, so that it means the same after a change of the working directory.
-
-    Raises:
-        ConfigError: an empty name, which would be the current folder.
-    """
+    """The path from the root, so that it means the same after a change of the working directory."""
     if not os.fspath(path):
         raise ConfigError("An empty name is no folder.", where=f"{argument}=''", fix="Name one: out='runs/first'.")
     return Path(os.path.abspath(path))
@@ -82,11 +78,7 @@ def write_sealed(path: Path, values: Mapping[str, Any], *, durable: bool = True)
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The values of a record written by `write_sealed`; one of format 1, which had no hash, is taken as it is.
-
-    Raises:
-        CheckpointError: it cannot be read, has another format, or is not what was written.
-    """
+    """The values of a record written by `write_sealed`; one of format 1, which had no hash, is taken as it is."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         found, known = record.pop("seal", None), record.pop("format", 1)

@@ -34,9 +34,6 @@ def exclusive(lock: Path, doing: str, where: Path) -> Iterator[None]:
         lock: the lock file; a `.json` of the same name beside it says who holds it. Both go when the block ends.
         doing: what the holder does, for the message: "is training this run".
         where: what is locked.
-
-    Raises:
-        ConfigError: somebody else holds it; says who, and how to break the lock of a machine that is gone.
     """
     from filelock import FileLock, Timeout
 

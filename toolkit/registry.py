@@ -37,11 +37,7 @@ def packages() -> list[str]:
 
 
 def load() -> None:
-    """Import every module that registers objects (the toolkit's import torch and NumPy only).
-
-    Warns:
-        ToolkitWarning: an extension cannot be imported; the others are.
-    """
+    """Import every module that registers objects (the toolkit's import torch and NumPy only)."""
     for name in packages():
         if name in _LOADED:
             continue
@@ -171,11 +167,7 @@ def describe(obj: object) -> dict[str, Any] | None:
 
 
 def build(kind: str, config: Mapping[str, Any]) -> Any:
-    """Rebuild the object that `describe` described.
-
-    Raises:
-        ConfigError: unknown name, or arguments the factory does not take.
-    """
+    """Rebuild the object that `describe` described."""
     make = factory(kind, config.get("name", ""))
     try:
         return make(**config.get("arguments", {}))

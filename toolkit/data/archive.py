@@ -54,10 +54,6 @@ def unpack(
 
     Returns:
         Paths of the files, relative to `folder`.
-
-    Raises:
-        DataError: no archive, or a damaged one; absolute paths, `..`, links, devices, names that are not portable or
-            occur twice; encrypted entries; more than the limits; a file that is already there.
     """
     archive, folder, limits = Path(archive), Path(folder), limits or Limits()
     if not archive.is_file():

@@ -17,9 +17,6 @@ def crop_or_pad(stack: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, tup
     Returns:
         The stack, and (row start, column start, rows, columns): where the cut begins in the padded stack, and the
         padded stack's sides. `put_back` takes them.
-
-    Raises:
-        DataError: fewer than two axes, or a size that is not two positive numbers.
     """
     if stack.ndim < 2 or len(size) != 2 or min(size) < 1:
         raise DataError(f"Cannot cut {stack.shape} to {tuple(size)}.", fix="Give (..., rows, columns) and two sides.")

@@ -33,11 +33,7 @@ class Transfer:
     progress: bool = True  # show a bar on stderr
 
     def __call__(self, url: str, output_file: str, pooch: Any = None) -> None:
-        """Bring `url` to `output_file`.
-
-        Raises:
-            DataError: no connection; a server that refuses, breaks off, sends us elsewhere or sends another size.
-        """
+        """Bring `url` to `output_file`."""
         import requests
         from urllib3.exceptions import HTTPError, NewConnectionError
 
@@ -123,9 +119,6 @@ def fetch(source: Download, folder: Path, **options: Any) -> Path:
         source: address and hash.
         folder: where it goes.
         options: of `Transfer`.
-
-    Raises:
-        DataError: as `Transfer`; other bytes than the hash says; a file of that name that has other content.
     """
     import pooch
 
@@ -157,11 +150,7 @@ def fetch(source: Download, folder: Path, **options: Any) -> Path:
 
 
 def fetch_all(manifest: Manifest, folder: Path, **options: Any) -> list[Path]:
-    """Fetch and unpack all files of a manifest into the data folder; what is there and right is left alone.
-
-    Raises:
-        DataError: as `fetch` and `unpack`; a data set that cannot be fetched.
-    """
+    """Fetch and unpack all files of a manifest into the data folder; what is there and right is left alone."""
     if not manifest.access.files:
         numbered = "".join(f"\n    {number}. {step}" for number, step in enumerate(manifest.access.steps, start=1))
         raise DataError(
@@ -188,9 +177,6 @@ def refuse_private(url: str) -> None:
     """Refuse an address that is not https, or that leads into this machine or a private network.
 
     A proxy resolves names itself; then only addresses written as numbers can be checked here.
-
-    Raises:
-        DataError: it does.
     """
     parts = urllib.parse.urlsplit(url)
     host = parts.hostname or ""

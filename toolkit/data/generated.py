@@ -76,11 +76,7 @@ class GeneratedSource(Source):
         return checked_pair(image, stack.label, self)
 
     def stack(self) -> Stack:
-        """The stack as generated; a cache file that is damaged or holds other bytes is made again.
-
-        Raises:
-            DataError: the generator makes other bytes on this machine than the index table records.
-        """
+        """The stack as generated; a cache file that is damaged or holds other bytes is made again."""
         path = self._path()
         with contextlib.suppress(DataError):
             cached = read_npz(path, ["image", "label", "spacing", "group"])

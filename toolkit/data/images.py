@@ -72,11 +72,7 @@ class PictureSource(FileSource):
         return (self.image,)
 
     def label_files(self) -> tuple[Path, ...]:
-        """The files of the label: one, or those of its folder.
-
-        Raises:
-            DataError: a folder without pictures.
-        """
+        """The files of the label: one, or those of its folder."""
         if self.label is None or not self.label.is_dir():
             return () if self.label is None else (self.label,)
         pictures = tuple(sorted(path for path in self.label.iterdir() if path.suffix.lower() in SUFFIXES))
@@ -104,11 +100,7 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_label_picture(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a label picture (H, W): grey values, or palette numbers as they are.
-
-    Raises:
-        DataError: as `read_picture`; JPEG; colours.
-    """
+    """Read a label picture (H, W): grey values, or palette numbers as they are."""
     path = Path(path)
     if path.suffix.lower() in (".jpg", ".jpeg"):
         raise DataError(
@@ -125,11 +117,7 @@ def read_label_picture(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def write_label_picture(path: str | os.PathLike[str], label: np.ndarray) -> Path:
-    """Write class indices (H, W) as a grey PNG, 8 bits or, from 256 classes on, 16.
-
-    Raises:
-        DataError: another number of axes, or values that are no class.
-    """
+    """Write class indices (H, W) as a grey PNG, 8 bits or, from 256 classes on, 16."""
     from PIL import Image
 
     path, label = Path(path), np.asarray(label)
@@ -141,11 +129,7 @@ def write_label_picture(path: str | os.PathLike[str], label: np.ndarray) -> Path
 
 
 def picture_shape(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Rows and columns, from the header.
-
-    Raises:
-        DataError: as `read_picture`, as far as the header tells.
-    """
+    """Rows and columns, from the header."""
     from PIL import Image
 
     path = Path(path)
@@ -161,9 +145,6 @@ def with_channels(image: np.ndarray, channels: int | None, path: Path) -> np.nda
     """Bring (C, H, W) to 1 or 3 channels without inventing anything.
 
     Grey to three channels repeats the one channel (a view, no memory); three equal channels become one.
-
-    Raises:
-        DataError: a colour image where one channel is wanted.
     """
     if channels is None or image.shape[0] == channels:
         return image

@@ -50,12 +50,7 @@ def _voxels_of(path: Path) -> list[Path]:
 
 
 def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:
-    """Read one volume in the axes closest to right, anterior, superior (slices first if `dims` is 2).
-
-    Raises:
-        DataError: SimpleITK is not installed; nothing to read, or a damaged file; a folder that holds no series or
-            several; missing slices; more than three axes or several channels.
-    """
+    """Read one volume in the axes closest to right, anterior, superior (slices first if `dims` is 2)."""
     itk = simple_itk(path)
     itk.ProcessObject.SetGlobalWarningDisplay(False)
     check_compressed(path)
@@ -83,11 +78,7 @@ def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:
 
 
 def check_compressed(path: Path) -> None:
-    """Read the compressed voxels of MetaImage and NRRD to the end of their stream, whose checksum ITK does not look at.
-
-    Raises:
-        DataError: the checksum does not fit, or the stream ends early.
-    """
+    """Read the compressed voxels of MetaImage and NRRD to the end of their stream, whose checksum ITK does not look at."""
     if not path.is_file() or not path.name.lower().endswith(SUFFIXES):
         return
     content = path.read_bytes()
@@ -114,11 +105,7 @@ def check_compressed(path: Path) -> None:
 
 
 def simple_itk(path: Path) -> Any:
-    """The SimpleITK module.
-
-    Raises:
-        DataError: it is not installed.
-    """
+    """The SimpleITK module."""
     try:
         import SimpleITK
     except ImportError as error:

@@ -10,11 +10,7 @@ from toolkit.errors import ConfigError, DataError
 
 
 def checked_classes(classes: Mapping[int, str] | Mapping[str, str] | Sequence[str]) -> dict[int, str]:
-    """Class names by index, 0 first; text keys (from JSON) become numbers, a plain list is numbered from 0.
-
-    Raises:
-        ConfigError: no background, gaps in the numbers, more than 255 classes or names used twice.
-    """
+    """Class names by index, 0 first; text keys (from JSON) become numbers, a plain list is numbered from 0."""
     items = classes.items() if isinstance(classes, Mapping) else enumerate(classes)
     try:
         named = {int(index): str(name) for index, name in items}
@@ -36,11 +32,7 @@ def checked_classes(classes: Mapping[int, str] | Mapping[str, str] | Sequence[st
 def checked_regions(
     regions: Mapping[str, Sequence[int]] | None, classes: Mapping[int, str]
 ) -> dict[str, tuple[int, ...]] | None:
-    """Regions by name as sorted class indices (None stays None).
-
-    Raises:
-        ConfigError: no regions, a region without classes, of the background, or of a class that does not exist.
-    """
+    """Regions by name as sorted class indices (None stays None)."""
     if regions is None:
         return None
     if not isinstance(regions, Mapping) or not regions:
@@ -64,11 +56,7 @@ def checked_regions(
 def checked_values(
     values: Mapping[float, int] | Mapping[str, int] | None, classes: Iterable[int]
 ) -> tuple[tuple[float, int], ...] | None:
-    """The stored-value table as sorted pairs (None stays None).
-
-    Raises:
-        ConfigError: a class that does not exist, or no value at all.
-    """
+    """The stored-value table as sorted pairs (None stays None)."""
     if values is None:
         return None
     if not values:
@@ -94,9 +82,6 @@ def class_indices(
         classes: class indices that may occur (empty: any up to 255).
         values: stored value -> class, if the coding differs.
         where: file or array name for the messages.
-
-    Raises:
-        DataError: float labels, values that no class has (0/255 masks among them).
     """
     if label.dtype.kind not in "buif":
         raise DataError(f"The label holds {label.dtype} values, not numbers.", where=where, fix="Export it again.")

@@ -121,11 +121,7 @@ def manifest_names() -> list[str]:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """Read and check one manifest.
-
-    Raises:
-        DataError: not TOML, or a key that is missing, unknown or of the wrong kind; the message names the key.
-    """
+    """Read and check one manifest."""
     from pydantic import TypeAdapter, ValidationError
 
     from toolkit.data.labels import checked_classes
@@ -218,12 +214,7 @@ def _download_problems(manifest: Manifest) -> list[str]:
 
 
 def find_manifest(name: str) -> Manifest:
-    """Read the manifest of a task.
-
-    Raises:
-        ConfigError: no manifest of that name; the message lists those there are.
-        DataError: a manifest that is wrong.
-    """
+    """Read the manifest of a task."""
     for folder in manifest_folders():
         path = folder / f"{name}.toml"
         if not leaves_folder(name) and path.is_file():

@@ -19,11 +19,7 @@ _MEANS, _DEVIATIONS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of Image
 
 
 def check_rule(rule: str) -> str:
-    """Return `rule` if `normalise` knows it.
-
-    Raises:
-        ConfigError: unknown rule; the message lists the known ones.
-    """
+    """Return `rule` if `normalise` knows it."""
     if rule in _RULES:
         return rule
     if rule.startswith(("window:", "range:")):

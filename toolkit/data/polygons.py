@@ -18,10 +18,6 @@ def read_polygons(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
     A pixel belongs to an outline if its centre is inside by the even-odd rule; the centre of the first pixel has the
     coordinates (0.5, 0.5).
-
-    Raises:
-        DataError: missing or damaged file, an entity or document type (which could read other files or fill the
-            memory), coordinates that are no numbers or far outside the picture, fewer than three corners.
     """
     require_file(path)
     if path.stat().st_size > _MOST_BYTES:

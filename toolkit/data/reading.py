@@ -48,9 +48,6 @@ def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any
         dims: spatial axes of a case.
         channels: 1 or 3 brings pictures to that many channels.
         common: settings of every `Source`.
-
-    Raises:
-        DataError: headers that are damaged or contradict each other; files of another kind.
     """
     image, label = row["image"], row.get("label")
     if isinstance(image, Source):
@@ -82,11 +79,7 @@ def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any
 
 
 def kind_of(path: Path) -> str:
-    """`nifti`, `itk` (DICOM folder, MetaImage, NRRD), `arrays`, `picture`, or `pages` of a TIFF file, by the name.
-
-    Raises:
-        DataError: a file that no reader knows.
-    """
+    """`nifti`, `itk` (DICOM folder, MetaImage, NRRD), `arrays`, `picture`, or `pages` of a TIFF file, by the name."""
     name = path.name.lower()
     if name.endswith(TIFF_SUFFIXES) and path.is_file() and stack_shape(path)[0] > 1:
         return "pages"
@@ -135,11 +128,7 @@ def as_array(value: Any) -> np.ndarray:
 def channel_first(
     image: np.ndarray, label: np.ndarray | None, dims: int | None, name: str
 ) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """Image (C, *S), label (*S) and the number of spatial axes.
-
-    Raises:
-        DataError: axes that are none of an image, or channels that come last.
-    """
+    """Image (C, *S), label (*S) and the number of spatial axes."""
     if label is not None and label.shape[:1] == (1,):
         flat = label.ndim == 3 and dims != 3 and image.shape[1:] == label.shape[1:]
         label = label[0] if flat or label.ndim == 4 else label

@@ -26,12 +26,7 @@ _TEXT = ("case", "subject", "site", "split", "volume", "group")
 
 
 def table_rows(frame: Any, folder: str | os.PathLike[str] | None) -> list[Row]:
-    """The rows of a table as dicts without their empty cells, files as absolute paths.
-
-    Raises:
-        DataError: no rows, or a row without an image.
-        ConfigError: a column that no reader takes.
-    """
+    """The rows of a table as dicts without their empty cells, files as absolute paths."""
     root = Path(folder).expanduser() if folder is not None else Path()
     if isinstance(frame, (str, os.PathLike)):
         path = Path(frame).expanduser()
@@ -62,11 +57,7 @@ def table_rows(frame: Any, folder: str | os.PathLike[str] | None) -> list[Row]:
 
 
 def completed(rows: list[Row], splits: Splits = None) -> list[Row]:
-    """Rows with a case, a subject, a site and a split; what is missing is filled in as `task_from_table` says.
-
-    Warns:
-        ToolkitWarning: subjects were read from the names, or the names look as if they could have been.
-    """
+    """Rows with a case, a subject, a site and a split; what is missing is filled in as `task_from_table` says."""
     for number, row in enumerate(rows):
         row.setdefault("case", _stem(row["image"]) or f"case{number:03d}")
         row.setdefault("site", "site")

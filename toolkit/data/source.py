@@ -180,11 +180,7 @@ class ArraySource(Source):
 
 
 def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
-    """Read named arrays of an `.npz` file without running anything stored in it.
-
-    Raises:
-        DataError: missing, empty, truncated or foreign file; a missing array; a pickled object.
-    """
+    """Read named arrays of an `.npz` file without running anything stored in it."""
     require_file(path)
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
@@ -214,11 +210,7 @@ def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
 
 
 def require_file(path: Path) -> None:
-    """Check that a file exists and is not empty.
-
-    Raises:
-        DataError: it is missing, a folder, or has no bytes.
-    """
+    """Check that a file exists and is not empty."""
     if not path.is_file():
         raise DataError(
             "The file does not exist." if not path.exists() else "This is not a file.",
@@ -236,11 +228,7 @@ def incomplete_file(path: Path, what: str, error: BaseException, fix: str) -> Da
 
 
 def checked_pair(image: np.ndarray, label: np.ndarray | None, source: Source) -> Pair:
-    """Image and label as float32 and class indices, or an error that names the source.
-
-    Raises:
-        DataError: not numbers, NaN or infinite voxels, different shapes, labels that are not whole classes.
-    """
+    """Image and label as float32 and class indices, or an error that names the source."""
     from toolkit.data.labels import class_indices
 
     image = checked_image(image, source.where)
@@ -256,11 +244,7 @@ def checked_pair(image: np.ndarray, label: np.ndarray | None, source: Source) ->
 
 
 def checked_image(image: np.ndarray, where: str) -> np.ndarray:
-    """The image as float32.
-
-    Raises:
-        DataError: no voxels, not real numbers, NaN or infinite values.
-    """
+    """The image as float32."""
     if image.dtype.kind not in "buif":
         raise DataError(
             f"The image holds {image.dtype} values, not real numbers.",

@@ -23,9 +23,6 @@ def inferred_subjects(names: Sequence[str]) -> list[str]:
 
     Plain is a word for a person with a number at the start (`patient012_...`, `sub-01_...`, also as a folder), or a
     word for a part with a number at the end (`..._slice03`, `..._frame2`).
-
-    Warns:
-        ToolkitWarning: subjects were found, so that they can be corrected; or many names share a long beginning.
     """
     subjects = [person_of(name) for name in names]
     counts = Counter(subjects)

@@ -150,11 +150,7 @@ def cases_of_rows(
 
 
 def cases_of(row: Row, opened: Opened, dims: int, classes: dict[int, str]) -> list[Case]:
-    """One case for a volume or image, or one per slice where a stack (slices first) is cut for a 2D task.
-
-    Raises:
-        DataError: an image with too few or too many axes, or a spacing for another number of axes.
-    """
+    """One case for a volume or image, or one per slice where a stack (slices first) is cut for a 2D task."""
     name, where, axes = row["case"], opened.reader.where, len(opened.shape)
     if axes != dims and (axes, dims) != (3, 2):
         raise DataError(f"{name!r} has {axes} spatial axes, the task has {dims}.", where=where)
@@ -201,11 +197,7 @@ def _plain(value: Any) -> Any:
 
 
 def _spacing(row: Row, opened: Opened, name: str, dims: int) -> tuple[float, ...] | None:
-    """Mm along the axes: of the file's header, else of the table.
-
-    Raises:
-        DataError: both say something, and not the same; a spacing for other axes; a spacing of 0.
-    """
+    """Mm along the axes: of the file's header, else of the table."""
     where, given = opened.reader.where, row.get("spacing")
     axes = len(opened.shape)
     if given is not None:
@@ -231,11 +223,7 @@ def _spacing(row: Row, opened: Opened, name: str, dims: int) -> tuple[float, ...
 
 
 def _checked_channels(cases: Sequence[Case], check: bool) -> int:
-    """Channels of the images, 0 for pictures that hold one grey channel three times; with `check` all files are read.
-
-    Raises:
-        DataError: files that cannot be used (the error counts them), or other channels from file to file.
-    """
+    """Channels of the images, 0 for pictures that hold one grey channel three times; with `check` all files are read."""
     counted: dict[int, Case] = {}
     errors: list[DataError] = []
     readers: dict[int, Case] = {}

@@ -265,11 +265,7 @@ def _bucket(name: str) -> int:
 
 
 def checked_patch(size: Sequence[int], dims: int) -> tuple[int, ...]:
-    """Patch size as a tuple of positive whole numbers.
-
-    Raises:
-        ConfigError: wrong number of sides or a side below 1.
-    """
+    """Patch size as a tuple of positive whole numbers."""
     patch = tuple(int(side) for side in size)
     if len(patch) != dims or min(patch) < 1:
         raise ConfigError(

@@ -34,11 +34,7 @@ class TiffStackSource(FileSource):
 
 
 def read_pages(path: Path) -> np.ndarray:
-    """All pages as (Z, H, W).
-
-    Raises:
-        DataError: missing, damaged or foreign file; pages of different sizes or in colour; far too many voxels.
-    """
+    """All pages as (Z, H, W)."""
     shape = stack_shape(path)
     with _opened(path) as file:
         pages = np.stack([page.asarray() for page in file.pages])
@@ -50,11 +46,7 @@ def read_pages(path: Path) -> np.ndarray:
 
 
 def stack_shape(path: Path) -> tuple[int, ...]:
-    """(pages, rows, columns) by the headers; one page is a picture, not a stack.
-
-    Raises:
-        DataError: as `read_pages`.
-    """
+    """(pages, rows, columns) by the headers; one page is a picture, not a stack."""
     with _opened(path) as file:
         shapes = {tuple(int(side) for side in page.shape) for page in file.pages}
         count = len(file.pages)

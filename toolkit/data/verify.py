@@ -234,11 +234,7 @@ def _tails(path: Path) -> list[str]:
 
 
 def _recorded(manifest: Manifest) -> dict[str, str]:
-    """SHA-256 by relative path, or by `site/subject` for an embedded task.
-
-    Raises:
-        DataError: a line of the checksum file that is none.
-    """
+    """SHA-256 by relative path, or by `site/subject` for an embedded task."""
     if manifest.generated:
         return {f"{row['site']}/{row['subject']}": row["sha256"] for row in index_rows(manifest)}
     if not manifest.checksum_path.is_file():

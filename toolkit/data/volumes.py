@@ -169,11 +169,7 @@ def write_nifti(
 
 
 def require_same_grid(first: Geometry, second: Geometry, image: Path, other: Path) -> None:
-    """Check that two files lie on one grid (shape, and corners within a tenth of a voxel).
-
-    Raises:
-        DataError: they do not.
-    """
+    """Check that two files lie on one grid (shape, and corners within a tenth of a voxel)."""
     where = f"{image} and {other}"
     fix = "Resample the second onto the grid of the first (labels with nearest-neighbour interpolation)."
     if first.shape != second.shape or first.stored_shape[:3] != second.stored_shape[:3]:

@@ -77,11 +77,7 @@ class StoredArrays:
         return None if entry is None else next(self.batches(layer, kind, max(1, entry["shape"][0])))
 
     def batches(self, layer: str, kind: str, size: int) -> Iterator[Tensor]:
-        """As in memory; the hash is that of all pieces, so it is checked before the last one is given out.
-
-        Raises:
-            ResultError: the bytes are not those that were written.
-        """
+        """As in memory; the hash is that of all pieces, so it is checked before the last one is given out."""
         entry = self.entries[layer]
         array, digest = self.root[f"{entry['group']}/{kind}"], hashlib.sha256()
         count = array.shape[0]
@@ -99,11 +95,7 @@ class StoredArrays:
             yield from torch.from_numpy(values).split(size)
 
     def table(self, name: str) -> pd.DataFrame:
-        """As in memory.
-
-        Raises:
-            ResultError: the table is missing or changed.
-        """
+        """As in memory."""
         import pandas as pd
 
         file = self.folder / f"{name}.parquet"
@@ -123,11 +115,7 @@ Contents: TypeAlias = tuple[list[str], Arrays, dict[str, Any], Tensor | None, Te
 
 
 def read_store(path: str | os.PathLike[str]) -> Contents:
-    """What a feature store holds; arrays and tables are read, and their hashes checked, when they are asked for.
-
-    Raises:
-        ResultError: no such folder, not a feature store, a newer format, or a damaged one.
-    """
+    """What a feature store holds; arrays and tables are read, and their hashes checked, when they are asked for."""
     import zarr
 
     folder = Path(path)

@@ -160,11 +160,7 @@ class Recorder:
         self.handles.clear()
 
     def check(self) -> None:
-        """Refuse to end with a requested layer missing.
-
-        Raises:
-            LayerError: see `capture`.
-        """
+        """Refuse to end with a requested layer missing."""
         if self.requests is None:
             raise LayerError(
                 f"The aliases among {self.wanted} could not be resolved: the network was never called.",

@@ -24,9 +24,6 @@ def to_maps(activation: Tensor, image_size: Sequence[int], name: str = "") -> Te
         activation: the captured tensor.
         image_size: spatial size of the network's input.
         name: layer name, for the message.
-
-    Raises:
-        LayerError: no reading fits.
     """
     if activation.ndim == len(image_size) + 2:
         return activation.movedim(channel_axis(activation, image_size), 1)

@@ -139,9 +139,6 @@ def full_size(logits: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
 
     Logits that are a whole number of times coarser along every axis, as transformers and DeepLab heads give them, are
     enlarged linearly (their own post-processing); any other size is refused, because it does not say where it lies.
-
-    Raises:
-        LayerError: logits of a size that does not divide the image's, or of another number of axes.
     """
     if logits.shape[2:] == tuple(size):
         return logits

@@ -60,12 +60,6 @@ def affordable_batch(model: nn.Module, image: Tensor, wanted: int, limit: Limit)
         image: one image (1, C, *S), on the network's device; of any size if `limit.one_pass` says what is seen of it.
         wanted: images a pass, as the caller asked.
         limit: who asks.
-
-    Raises:
-        ConfigError: not even one image fits, or not as many as must.
-
-    Warns:
-        ToolkitWarning: the pass needs more than a quarter of what is free, or takes fewer images than asked.
     """
     image = limit.one_pass(image)
     free = free_bytes(image.device)

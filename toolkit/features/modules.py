@@ -33,11 +33,7 @@ class LayerName:
 
 
 def parse(name: str) -> LayerName:
-    """Parse a layer name.
-
-    Raises:
-        LayerError: the name does not follow the grammar.
-    """
+    """Parse a layer name."""
     found = _LAYER.match(name)
     if not found:
         raise LayerError(
@@ -74,11 +70,7 @@ def named(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def refuse_scripted(model: nn.Module) -> None:
-    """Refuse a network with TorchScript in it, and an exported program.
-
-    Raises:
-        LayerError: names the first such module, or says that the program was exported.
-    """
+    """Refuse a network with TorchScript in it, and an exported program."""
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise LayerError(
@@ -150,11 +142,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def example_input(model: nn.Module) -> torch.Tensor:
-    """Zeros of a usual size for a trial run.
-
-    Raises:
-        DataError: the network does not say how many axes and channels it takes.
-    """
+    """Zeros of a usual size for a trial run."""
     dims, channels = dims_and_channels(model)
     if dims is None or channels is None:
         raise DataError(

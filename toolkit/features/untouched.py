@@ -37,11 +37,6 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
     Args:
         model: the network; changed to `mode` inside the block.
         mode: "eval", "train", or "keep" (leave each module's own mode).
-
-    Raises:
-        ConfigError: unknown mode.
-        LayerError: a TorchScript module or exported program, which can neither be observed nor guarded; or gradients
-            through a part that is checkpointed with use_reentrant=True.
     """
     choose("mode", mode, ("eval", "train", "keep"), where="mode=...")
     refuse_scripted(model)

@@ -80,10 +80,6 @@ class StoreWriter(MemoryWriter):
         request: what is being extracted. With it the hidden folder outlives a kill or a failure, and a writer with the
             same request goes on where it was: `done` batches need not be run again.
         resume: go on with an unfinished store; False starts anew.
-
-    Raises:
-        ResultError: `path` exists and is not a feature store.
-        ConfigError: somebody else is writing it.
     """
 
     def __init__(
@@ -141,11 +137,7 @@ class StoreWriter(MemoryWriter):
         self._saved = time.monotonic()
 
     def check_inputs(self, batches: int, data: Callable[[], str]) -> None:
-        """Called while batches that are in already pass by again.
-
-        Raises:
-            ResultError: other inputs than those the unfinished store was made from.
-        """
+        """Called while batches that are in already pass by again."""
         if batches == self.done and batches and data() != self._data:
             raise ResultError(
                 "An unfinished extraction to this path was made from other inputs.",

@@ -27,9 +27,6 @@ class Activation:
         kind: "softmax", "sigmoid" or None.
         regions: name -> classes, one entry an output.
         classes: number of classes that the network was trained on here, if it was.
-
-    Raises:
-        ConfigError: another kind, or regions with a softmax.
     """
 
     kind: str | None = None
@@ -74,11 +71,7 @@ class Activation:
         return logits.softmax(1)
 
     def targets(self, label: Tensor) -> Tensor:
-        """(B, K, *S) float masks of the regions in a label (B, 1, *S); negative labels belong to none.
-
-        Raises:
-            ConfigError: outputs that overlap, of which nobody said what they cover.
-        """
+        """(B, K, *S) float masks of the regions in a label (B, 1, *S); negative labels belong to none."""
         if not self.regions:
             raise ConfigError(
                 "The outputs overlap, and which classes of the label each covers is not known.",
@@ -89,12 +82,7 @@ class Activation:
         return torch.cat(masks, 1).float()
 
     def check(self, outputs: int, classes: Mapping[int, str]) -> None:
-        """Refuse a network whose outputs are not those of the data.
-
-        Raises:
-            ConfigError: the number of outputs differs from the classes or regions; overlapping outputs on exclusive
-                classes.
-        """
+        """Refuse a network whose outputs are not those of the data."""
         if self.regions:
             if outputs != len(self.regions):
                 raise ConfigError(

@@ -36,9 +36,6 @@ def hand_out(
         executor: one, or a function that gives one, which then replaces a broken pool.
         call: the public call, for the error.
         noun: what a job is, for the error.
-
-    Raises:
-        ToolkitError: workers were lost again and again, or the executor broke.
     """
     if executor is None:
         return [job() for job in jobs]

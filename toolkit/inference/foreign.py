@@ -16,9 +16,6 @@ def unpacked(value: Any) -> Any:
 
     The voxel-to-world matrix (mm, right-anterior-superior) becomes `affine` and `spacing`. An identity without a file
     is what both libraries put where nothing is known, so it counts as unknown.
-
-    Raises:
-        DataError: a Subject with several images and none called "image".
     """
     if _is_foreign(value):
         return _fields(value)

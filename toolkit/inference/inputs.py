@@ -175,11 +175,7 @@ def _items(
 
 
 def files_of(case: Any) -> tuple[list[str], str | None]:
-    """The image files of a case, one a channel, and its label's, for a network that reads files by itself.
-
-    Raises:
-        DataError: the case is not made of volume files, or is one slice of them.
-    """
+    """The image files of a case, one a channel, and its label's, for a network that reads files by itself."""
     reader = getattr(case, "reader", None)
     images: Sequence[Any] = getattr(reader, "image_files", tuple)()
     if not images or getattr(case, "index", None) is not None:

@@ -88,11 +88,7 @@ def layer_names(
 
 
 def one_layer(predictor: Predictor, layer: str, image: Tensor, aliases: Mapping[str, str] | None) -> str:
-    """The full name of the one layer that a path, glob or alias means; the first image is run if an alias needs it.
-
-    Raises:
-        LayerError: none, or several.
-    """
+    """The full name of the one layer that a path, glob or alias means; the first image is run if an alias needs it."""
     prepare_aliases(predictor, layer, image, aliases)
     names = resolve(predictor.model, layer, predictor.one_window(image[:1]), aliases)
     if len(names) != 1:

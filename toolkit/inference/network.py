@@ -41,9 +41,6 @@ class Predictor:
         model: any network.
         regions: name -> classes of every output of a sigmoid network.
         **passes: see `toolkit.inference.memory.Passes`.
-
-    Raises:
-        ConfigError: an invalid setting.
     """
 
     @checked
@@ -196,12 +193,7 @@ class Predictor:
 
 
 def one_batch(image: Any, predictor: Predictor, label: Any, call: str, *, fixed: bool = False) -> InputBatch:
-    """The images of a call that takes one image, or several of one size, as one batch.
-
-    Raises:
-        DataError: none, or several sizes.
-        ConfigError: not enough memory for an image, or with `fixed` for all of them at once.
-    """
+    """The images of a call that takes one image, or several of one size, as one batch."""
     batches = list(as_batches(image, predictor.model, batch_size=10**6, label=label))
     if len(batches) != 1:
         what = "There is no image." if not batches else "The images have several sizes."

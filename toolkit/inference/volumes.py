@@ -27,9 +27,6 @@ def stack(maps: Sequence[np.ndarray], volume: Sequence[Case], regions: bool = Fa
         maps: (*S) of every case, or (K, *S) masks.
         volume: the cases.
         regions: whether the maps are masks.
-
-    Raises:
-        ConfigError: slices of one volume that differ in size.
     """
     if volume[0].position is None and len(maps) == 1:
         return maps[0]

@@ -141,11 +141,7 @@ def frame_of(image: Tensor, patch: Sequence[int] | None, divisor: int, overlap: 
 
 
 def sides_of(patch_size: Any) -> tuple[int, ...]:
-    """The sides of a window as integers.
-
-    Raises:
-        ConfigError: not a sequence of positive whole numbers.
-    """
+    """The sides of a window as integers."""
     try:
         sides = tuple(operator.index(side) for side in patch_size)
     except TypeError:

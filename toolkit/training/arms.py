@@ -59,11 +59,7 @@ class Arm:
 def checked_arms(
     arms: Mapping[str, Arm | Regularizer | Sequence[Regularizer] | None], model: Factory | None, config: TrainConfig
 ) -> dict[str, Arm]:
-    """Every arm as an `Arm` with a network.
-
-    Raises:
-        ConfigError: no arms, names that clash, an arm without a network, or a setting that does not exist.
-    """
+    """Every arm as an `Arm` with a network."""
     chosen = {
         str(name): value if isinstance(value, Arm) else Arm(regularizer=as_regularizers(value))
         for name, value in arms.items()
@@ -83,11 +79,7 @@ def checked_arms(
 
 
 def baseline_of(arms: Mapping[str, Arm], baseline: str | None) -> str:
-    """The arm that the others are compared with: the one asked for, else the first plain one, else the first.
-
-    Raises:
-        ConfigError: there is no such arm.
-    """
+    """The arm that the others are compared with: the one asked for, else the first plain one, else the first."""
     if baseline is not None and baseline not in arms:
         raise ConfigError(f"There is no arm {baseline!r}.", fix=f"Arms: {', '.join(arms)}.")
     plain = [name for name, arm in arms.items() if not arm.regularizers]
@@ -119,11 +111,7 @@ def folder(arm: str) -> str:
 
 
 def _network(model: Factory, seed: int) -> nn.Module:
-    """The factory's network under a seed.
-
-    Raises:
-        ConfigError: the factory does not depend on the seed alone, or gives a network it keeps.
-    """
+    """The factory's network under a seed."""
     if isinstance(model, nn.Module):
         raise ConfigError(
             "compare needs a function that builds a network: every arm starts from new weights.",

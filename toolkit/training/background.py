@@ -49,12 +49,7 @@ def is_running(path: Path, process: subprocess.Popen[bytes] | None) -> bool:
 def wait(
     path: Path, process: subprocess.Popen[bytes] | None, steps: int, timeout: float | None, progress: bool
 ) -> None:
-    """Wait until nobody trains the run any more.
-
-    Raises:
-        TimeoutError: it still does after `timeout` seconds.
-        ToolkitError: the training failed; the message holds the child's error.
-    """
+    """Wait until nobody trains the run any more."""
     from tqdm.auto import tqdm
 
     directory = RunDirectory(path)

@@ -87,9 +87,6 @@ def read(root: Path, step: int, run: str | None = None) -> Checkpoint:
         root: folder of all checkpoints.
         step: which one.
         run: identity it must have; None = any.
-
-    Raises:
-        CheckpointError: missing, truncated, damaged, of another run or format, or unsafe.
     """
     path = folder(root, step)
     record = read_record(path)
@@ -110,11 +107,7 @@ def read(root: Path, step: int, run: str | None = None) -> Checkpoint:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The `checkpoint.json` of a checkpoint folder.
-
-    Raises:
-        CheckpointError: missing, damaged, changed or of another format.
-    """
+    """The `checkpoint.json` of a checkpoint folder."""
     record = {"best": None, "history": None, **read_sealed(path / RECORD)}
     if not (isinstance(record.get("step"), int) and isinstance(record.get("sha256"), dict) and "run" in record):
         raise CheckpointError("The checkpoint's record is damaged.", where=str(path / RECORD))

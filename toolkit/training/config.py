@@ -192,11 +192,7 @@ class TrainConfig:
 
 
 def as_config(value: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
-    """A `TrainConfig` from one, a mapping of its fields, or None (the defaults).
-
-    Raises:
-        ConfigError: anything else.
-    """
+    """A `TrainConfig` from one, a mapping of its fields, or None (the defaults)."""
     if value is None:
         return TrainConfig()
     if isinstance(value, TrainConfig):

@@ -26,11 +26,7 @@ _LOCK = ".lock"
 
 
 class RunDirectory:
-    """Paths and records of one run; holds no open file and no state besides its path, which is absolute.
-
-    Raises:
-        ConfigError: an empty path.
-    """
+    """Paths and records of one run; holds no open file and no state besides its path, which is absolute."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = absolute(path)
@@ -87,11 +83,7 @@ class RunDirectory:
                     self.path.rmdir()
 
     def check_free(self) -> None:
-        """Refuse a folder in which a new run would meet other files.
-
-        Raises:
-            ConfigError: it is no folder, holds a run, or holds anything else.
-        """
+        """Refuse a folder in which a new run would meet other files."""
         if self.exists():
             raise ConfigError(
                 "There is a run in this folder already.",
@@ -124,11 +116,7 @@ class RunDirectory:
         (self.path / _UNFINISHED).unlink()
 
     def await_creation(self, seconds: float = 300.0) -> None:
-        """Wait until the first of several processes has created the run.
-
-        Raises:
-            CheckpointError: it did not come about.
-        """
+        """Wait until the first of several processes has created the run."""
         deadline = time.monotonic() + seconds
         while not self.exists():
             if time.monotonic() > deadline:
@@ -145,11 +133,7 @@ class RunDirectory:
                 self.checkpoints.rmdir()
 
     def record(self) -> dict[str, Any]:
-        """The content of `run.json`.
-
-        Raises:
-            CheckpointError: no run here, or a damaged, changed or newer record.
-        """
+        """The content of `run.json`."""
         if not self.exists():
             raise CheckpointError(
                 "There is no run in this folder: it has no run.json.",
@@ -167,9 +151,6 @@ class RunDirectory:
         Args:
             run: identity of this run.
             fallback: pass over damaged checkpoints; False = the newest must be intact.
-
-        Raises:
-            CheckpointError: the newest is damaged (or, with `fallback`, every one is), or there is none.
         """
         problems: list[str] = []
         steps = checkpoints.steps_on_disk(self.checkpoints)
@@ -224,11 +205,7 @@ class RunDirectory:
                 self.set_state(state, **details)
 
     def check_not_running(self) -> None:
-        """Refuse to train a run that another live process on this machine is training.
-
-        Raises:
-            ConfigError: it is being trained.
-        """
+        """Refuse to train a run that another live process on this machine is training."""
         state = self.state()
         process = state.get("process")
         if state.get("state") != "running" or not isinstance(process, int) or process == os.getpid():
@@ -242,11 +219,7 @@ class RunDirectory:
 
 
 def check_empty(path: Path, besides: Sequence[str] = ()) -> None:
-    """Refuse a folder that holds anything: nothing of the user's is ever mixed with what a training writes or deletes.
-
-    Raises:
-        ConfigError: it is a file, cannot be looked into, or holds something else than `besides`.
-    """
+    """Refuse a folder that holds anything: nothing of the user's is ever mixed with what a training writes or deletes."""
     try:
         others = sorted(set(os.listdir(path)) - set(besides)) if os.path.lexists(path) else []
     except OSError as error:

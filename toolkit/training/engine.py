@@ -29,9 +29,6 @@ def build_fabric(config: TrainConfig, several_parts: bool = False) -> Fabric:
     Args:
         config: the run's settings.
         several_parts: a step makes several forward and backward passes, each through a part of the parameters.
-
-    Raises:
-        ConfigError: a device or a precision that this machine does not offer.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
@@ -54,11 +51,7 @@ def build_fabric(config: TrainConfig, several_parts: bool = False) -> Fabric:
 
 
 def _machines(config: TrainConfig) -> int:
-    """How many machines torchrun started processes on; 1 without it.
-
-    Raises:
-        ConfigError: it started another number of processes a machine than the run is set up for.
-    """
+    """How many machines torchrun started processes on; 1 without it."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
     if here != config.devices:
         raise ConfigError(
@@ -97,13 +90,6 @@ def check_network(model: nn.Module, config: TrainConfig) -> None:
 
     A network in bfloat16, float16 or float64 is trained in it: inputs are cast to it, losses are computed in single
     precision or better, and the optimizer's state has the precision of the weights.
-
-    Raises:
-        LayerError: TorchScript or an exported program.
-        ConfigError: float16 weights with an optimizer or a loss scale that cannot work on them.
-
-    Warns:
-        ToolkitWarning: weights in float16 or bfloat16.
     """
     refuse_scripted(model)
     own = own_precision(model)
@@ -125,11 +111,7 @@ def check_network(model: nn.Module, config: TrainConfig) -> None:
 
 
 def resolve_device(config: TrainConfig) -> torch.device:
-    """The device that `config.device` means on this machine.
-
-    Raises:
-        ConfigError: it is not there, or it cannot run the precision.
-    """
+    """The device that `config.device` means on this machine."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -198,11 +180,7 @@ def share_of(batch: dict[str, Any], rank: int, world_size: int) -> dict[str, Any
 
 
 def check_compile(step: TrainingStep, config: TrainConfig) -> None:
-    """Refuse to compile a network whose passes are not whole calls without hooks.
-
-    Raises:
-        ConfigError: a regularizer taps layers, or something calls parts of the network.
-    """
+    """Refuse to compile a network whose passes are not whole calls without hooks."""
     if not config.compile:
         return
     tapping = [r.name for r in step.regularizers if r.taps_on(step.model)]

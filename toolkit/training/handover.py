@@ -33,11 +33,7 @@ def environment() -> dict[str, str]:
 
 
 def packed(objects: Mapping[str, Any]) -> bytes:
-    """The objects as bytes for `start`.
-
-    Raises:
-        ConfigError: an object that cannot be handed over.
-    """
+    """The objects as bytes for `start`."""
     for name, value in objects.items():
         try:
             content = pickle.dumps(value)

@@ -34,14 +34,7 @@ def status_of(ratio: float) -> str:
 
 
 def check_gradient(regularizer: Regularizer, features: Mapping[str, Tensor], loss: Tensor) -> None:
-    """Look at a regularizer's first active step: does its loss reach anything that learns?
-
-    Raises:
-        ProtocolError: it does not, and none of the layers it reads has a gradient.
-
-    Warns:
-        RegularizerWarning: it does not in this step, or some of its layers have no gradient.
-    """
+    """Look at a regularizer's first active step: does its loss reach anything that learns?"""
     if not torch.is_grad_enabled():
         return
     without = [] if regularizer.deferred else [name for name, tensor in features.items() if not tensor.requires_grad]

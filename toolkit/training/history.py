@@ -64,11 +64,7 @@ class HistoryWriter:
 
 
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    """All rows that can be read, one by one; a last line that is still being written is left out.
-
-    Warns:
-        ToolkitWarning: damaged lines, which are passed over.
-    """
+    """All rows that can be read, one by one; a last line that is still being written is left out."""
     damaged: list[int] = []
     if path.is_file():
         with path.open("rb") as stream:
@@ -109,9 +105,6 @@ def truncate(path: Path, step: int, mark: Mapping[str, Any] | None = None) -> No
         step: the last that counts.
         mark: what `HistoryWriter.mark` gave at that step. Where the file still begins so it is cut there; else its lines
             are read one by one, those that cannot be read are dropped, and the file is replaced at once.
-
-    Warns:
-        ToolkitWarning: rows were damaged or are missing.
     """
     if mark is not None:
         length, digest = _digest(path, int(mark["bytes"]))

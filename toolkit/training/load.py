@@ -89,11 +89,7 @@ def load_run(
 
 
 def choose(directory: RunDirectory, record: dict[str, Any], which: str | int) -> Checkpoint:
-    """Read the checkpoint that `which` means.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, or it is damaged.
-    """
+    """Read the checkpoint that `which` means."""
     if isinstance(which, int):
         return checkpoints.read(directory.checkpoints, which, record["run"])
     if which not in ("selected", "last", "best"):
@@ -119,11 +115,7 @@ def open_run(
     factories: Mapping[str, Callable[..., Any]] | None = None,
     training: bool = False,
 ) -> tuple[Run, TrainingStep, Checkpoint, dict[str, Any]]:
-    """Read and verify a run and its newest checkpoint; nothing is written and no object is changed.
-
-    Raises:
-        CheckpointError: see `resume`.
-    """
+    """Read and verify a run and its newest checkpoint; nothing is written and no object is changed."""
     directory = RunDirectory(path)
     record = directory.record()
     newest, problems = directory.newest(record["run"], fallback)
@@ -151,11 +143,7 @@ def open_run(
 
 
 def check_fit(model: nn.Module, checkpoint: Checkpoint, where: str) -> None:
-    """Compare the names and shapes of a network with those of a checkpoint.
-
-    Raises:
-        CheckpointError: they differ; all differences are listed.
-    """
+    """Compare the names and shapes of a network with those of a checkpoint."""
     report = compare_weights(tensors_of(unwrap(model)), checkpoint.weights)
     if not report.complete:
         raise CheckpointError(
@@ -166,11 +154,7 @@ def check_fit(model: nn.Module, checkpoint: Checkpoint, where: str) -> None:
 
 
 def check_task(record: dict[str, Any], task: Any, where: str) -> None:
-    """Compare the content of a task with the recorded one.
-
-    Raises:
-        CheckpointError: other data.
-    """
+    """Compare the content of a task with the recorded one."""
     now, then = content_hash(task), record["data"]
     if now != then:
         compare = getattr(task, "difference", None)

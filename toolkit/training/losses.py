@@ -74,11 +74,7 @@ class LossObjective(Objective):
 
 
 def as_objective(value: Any) -> Objective:
-    """An objective as it is, a callable `loss(logits, labels)` as one, None as cross-entropy plus soft Dice.
-
-    Raises:
-        ConfigError: anything else.
-    """
+    """An objective as it is, a callable `loss(logits, labels)` as one, None as cross-entropy plus soft Dice."""
     if value is None:
         return SegmentationObjective()
     if isinstance(value, Objective):

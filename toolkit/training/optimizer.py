@@ -83,9 +83,6 @@ def with_rate_factors(groups: list[dict[str, Any]], model: nn.Module, config: Tr
     """The groups, each split by the first pattern of `config.rate_factors` that a parameter's name matches.
 
     A factor multiplies the scale that a group has of its own. The name of a split group tells the pattern.
-
-    Raises:
-        ConfigError: a pattern that matches no parameter of the network.
     """
     factors: dict[str, float] = dict(config.rate_factors)
     names = {id(parameter): name for name, parameter in model.named_parameters()}

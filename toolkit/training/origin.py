@@ -142,11 +142,7 @@ def factory_found(entry: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def check_same(name: str, recorded: Callable[..., Any], given: Callable[..., Any], where: str) -> None:
-    """Compare a callable that was passed again with the record.
-
-    Raises:
-        CheckpointError: another one, by its name.
-    """
+    """Compare a callable that was passed again with the record."""
     names = [_short(factory_record(value)) for value in (recorded, given)]
     if names[0] != names[1]:
         raise CheckpointError(

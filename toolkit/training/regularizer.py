@@ -142,11 +142,7 @@ class Regularizer:
 
 
 def as_regularizers(value: Regularizer | Sequence[Regularizer] | None) -> list[Regularizer]:
-    """None, one regularizer, or several, as a list.
-
-    Raises:
-        ConfigError: something that is not a regularizer, or two with one name (their terms would collide).
-    """
+    """None, one regularizer, or several, as a list."""
     if value is None:
         return []
     items = list(value) if isinstance(value, Sequence) else [value]

@@ -60,9 +60,6 @@ def choose_rows(
 
     `samples` is the total; per image each image gets samples // images. "class_balanced" draws equally many rows of
     every class present (all rows of a class that has fewer) and weights them so that classes count equally.
-
-    Raises:
-        ConfigError: an unknown option, or labels are needed and missing.
     """
     choose("sampling", sampling, SAMPLING)
     choose("pooling", pooling, POOLING)

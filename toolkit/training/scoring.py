@@ -120,11 +120,7 @@ def _volume_ids(volumes: Sequence[Sequence[Case]]) -> list[str]:
 
 
 def _read_table(path: Path) -> pd.DataFrame | None:
-    """A table of an earlier call, or None if it is not what was written.
-
-    Warns:
-        ToolkitWarning: it was changed.
-    """
+    """A table of an earlier call, or None if it is not what was written."""
     try:
         made_by, content = read_sealed(path.with_suffix(".json")), path.read_bytes()
         if sha256(content) != made_by.get("sha256"):

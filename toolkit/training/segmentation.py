@@ -224,11 +224,7 @@ def _precise(logits: Tensor) -> Tensor:
 
 
 def fitted_label(label: Tensor, logits: Tensor, ignore_label: int | None = None) -> Tensor:
-    """Labels (B, 1, *S) as (B, *s) int64 at the logits' size, nearest neighbour.
-
-    Raises:
-        ConfigError: another number of axes or images, or (checked on the CPU only) a value without a logit.
-    """
+    """Labels (B, 1, *S) as (B, *s) int64 at the logits' size, nearest neighbour."""
     if label.ndim != logits.ndim or label.shape[1] != 1 or label.shape[0] != logits.shape[0]:
         raise ConfigError(
             f"Labels must be (B, 1, *S) like the logits {tuple(logits.shape)}, not {tuple(label.shape)}.",
@@ -244,11 +240,7 @@ def fitted_label(label: Tensor, logits: Tensor, ignore_label: int | None = None)
 
 
 def fitted_regions(masks: Tensor, logits: Tensor) -> Tensor:
-    """Masks of regions (B, K, *S) at the logits' size and in their type, nearest neighbour.
-
-    Raises:
-        ConfigError: another number of regions than outputs.
-    """
+    """Masks of regions (B, K, *S) at the logits' size and in their type, nearest neighbour."""
     if masks.shape[1] != logits.shape[1]:
         raise ConfigError(
             f"The network has {logits.shape[1]} outputs, the task {masks.shape[1]} regions.",

@@ -291,11 +291,7 @@ def _carry_on(
 
 
 def _copied(model: nn.Module, like: nn.Module | None = None) -> nn.Module:
-    """A copy of a network; of one that keeps activations by way of the copy `like` that was made before it ran.
-
-    Raises:
-        ConfigError: it holds something that cannot be copied.
-    """
+    """A copy of a network; of one that keeps activations by way of the copy `like` that was made before it ran."""
     try:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError) as error:

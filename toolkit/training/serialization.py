@@ -73,9 +73,6 @@ def restore(
         given: what the caller passed, by the same keys; None = rebuild it.
         where: the run, for messages.
         only: keys that are needed.
-
-    Raises:
-        CheckpointError: an object that cannot be found was not passed (all missing ones are listed), or another one was.
     """
     if given.get("objective") is not None:
         given = {**given, "objective": as_objective(given["objective"])}

@@ -215,11 +215,7 @@ class TrainingStep(nn.Module):
 
 
 def require_methods(model: nn.Module, methods: Sequence[str], owner: str) -> None:
-    """Check a structural need.
-
-    Raises:
-        ProtocolError: a method is missing; the message lists the needed ones the network does offer.
-    """
+    """Check a structural need."""
     missing = [name for name in methods if not callable(getattr(model, name, None))]
     if missing:
         offered = [name for name in methods if name not in missing]

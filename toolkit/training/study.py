@@ -220,10 +220,6 @@ def _recorded(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Write the study's record, or check that the one here allows these trainings, and add to it.
 
     The thread count that the study began with is kept, so that a study continued elsewhere gives the same bits.
-
-    Raises:
-        ConfigError: settings, data, first weights or an arm differ from those of the study in this folder.
-        CheckpointError: the record cannot be read.
     """
     file = path / RECORD
     if not file.exists():

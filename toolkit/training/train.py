@@ -272,9 +272,6 @@ def train_to_end(
         progress: show a progress bar.
         stop: a request that something else sets; None = interrupts of this process set one.
         watchers: are told every row, in the first process only.
-
-    Raises:
-        KeyboardInterrupt: the training was interrupted; the message says how to resume.
     """
     directory, config = run.directory, run.config
     if start.step >= config.steps:

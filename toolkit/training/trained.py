@@ -153,9 +153,6 @@ def save_trained(model: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         model: a registered one.
         card: every field but `sha256`.
         folder: where both files go.
-
-    Raises:
-        ConfigError: fields are missing or unknown.
     """
     content = half_precision(model)
     card = {**card, "sha256": sha256(content)}

@@ -29,9 +29,6 @@ class Watchers:
     Args:
         given: one callable, several, or None. Each is called with a copy of every row of the history. One that has a
             method `pictures(step, images)` is also given {name: uint8 (H, 3 W, 3)} at every validation.
-
-    Raises:
-        ConfigError: something that cannot be called.
     """
 
     def __init__(self, given: OnLog | Iterable[OnLog] | None = None) -> None:

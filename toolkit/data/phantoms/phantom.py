@@ -85,9 +85,6 @@ class Generator:
             site: one of `sites`.
             subject: number of the subject, 0 or more; `subjects` lists the usual ones and their splits, others train.
             seed: another seed draws another population.
-
-        Raises:
-            DataError: for an unknown site or a negative number.
         """
         if site not in self.sites:
             raise DataError(f"There is no site {site!r}.", where=self.name, fix=f"Use one of {list(self.sites)}.")

@@ -21,11 +21,7 @@ __all__ = ["pictures", "rows_of", "scans", "split_rows"]
 
 
 def rows_of(manifest: Manifest, folder: Path) -> list[Row]:
-    """The rows of a data set whose files lie in `folder`, before its split lists are applied.
-
-    Raises:
-        DataError: nothing found, files missing, tables missing or damaged.
-    """
+    """The rows of a data set whose files lie in `folder`, before its split lists are applied."""
     read = DATA_SETS.get(manifest.name)
     if read is None:
         if not manifest.table_path.is_file():

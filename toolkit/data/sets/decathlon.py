@@ -24,11 +24,7 @@ def decathlon_rows(folder: Path) -> list[Row]:
 
 
 def read_description(root: Path) -> dict[str, Any]:
-    """The content of `dataset.json`.
-
-    Raises:
-        DataError: it is missing, too large, or no JSON object.
-    """
+    """The content of `dataset.json`."""
     path = root / "dataset.json"
     try:
         if path.stat().st_size > _MOST_BYTES:
@@ -46,11 +42,7 @@ def read_description(root: Path) -> dict[str, Any]:
 
 
 def decathlon_pairs(table: Mapping[str, Any], root: Path) -> list[tuple[str, str]]:
-    """Paths of image and label of the labelled cases that `dataset.json` of the decathlon lists.
-
-    Raises:
-        DataError: an entry that is none, names a file elsewhere, one that is missing, or one twice.
-    """
+    """Paths of image and label of the labelled cases that `dataset.json` of the decathlon lists."""
     path = root / "dataset.json"
     try:
         pairs = [(str(case["image"]), str(case["label"])) for case in table["training"]]

@@ -35,9 +35,6 @@ def matched(folder: Path, image: str, label: str = "") -> Iterator[tuple[dict[st
 
     Yields:
         The named groups and `stem` (the name up to its first dot), and a row with `image` and `label`.
-
-    Raises:
-        DataError: an image without its label.
     """
     paths = paths_below(folder)
     lowered = {path.lower(): path for path in paths} if label else {}
@@ -74,11 +71,7 @@ def paths_below(folder: Path) -> list[str]:
 
 
 def text_of(path: Path) -> str:
-    """A text file of a data set.
-
-    Raises:
-        DataError: missing, empty, no text, or larger than 64 MiB.
-    """
+    """A text file of a data set."""
     require_file(path)
     if path.stat().st_size > _MOST_BYTES:
         raise DataError("The table is larger than 64 MiB.", where=str(path), fix="It is not the expected file.")
@@ -89,11 +82,7 @@ def text_of(path: Path) -> str:
 
 
 def table_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, blanks around names and values removed.
-
-    Raises:
-        DataError: as `text_of`; no rows.
-    """
+    """The rows of a CSV file, blanks around names and values removed."""
     rows = [
         {(key or "").strip(): value.strip() for key, value in row.items() if isinstance(value, str)}
         for row in csv.DictReader(io.StringIO(text_of(path)), skipinitialspace=True)
@@ -104,11 +93,7 @@ def table_of(path: Path) -> list[dict[str, str]]:
 
 
 def index_of(manifest: Manifest) -> list[dict[str, str]]:
-    """The index table that comes with the toolkit, beside the manifest.
-
-    Raises:
-        DataError: it is missing.
-    """
+    """The index table that comes with the toolkit, beside the manifest."""
     if not manifest.table_path.is_file():
         raise DataError(
             f"The index table of {manifest.name!r} cannot be read: it is missing.",

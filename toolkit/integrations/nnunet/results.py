@@ -70,10 +70,6 @@ class NnUNetFiles:
 
     Args:
         folder: holds `plans.json` and `dataset.json`; the last part of its name is the configuration.
-
-    Raises:
-        ConfigError: nnunetv2 is not installed.
-        CheckpointError: a file is missing or is not JSON.
     """
 
     def __init__(self, folder: Path) -> None:
