@@ -38,10 +38,17 @@ def mark_scored(model: nn.Module, dice: float, patients: int, **record: Any) -> 
         model: the network, as it is now.
         dice: mean Dice of the test patients of the sites it was trained on.
         patients: how many.
-        record: name, steps, seed, sites, floor: what a network that has learnt exceeds (0.75 where nothing is said).
+        record: name, steps, seed, sites, split (test where nothing is said), floor: what a network that has learnt exceeds
+            (0.75 where nothing is said).
     """
     scored = {"floor": FLOOR, **record, "dice": float(dice), "patients": int(patients)}
     setattr(unwrap(model), _SCORED, (weights_hash(model), scored))
+
+
+def score_of(model: nn.Module) -> dict[str, Any]:
+    """What `mark_scored` remembered; nothing if a weight has changed since."""
+    weights, scored = getattr(unwrap(model), _SCORED, ("", {}))
+    return dict(scored) if weights == weights_hash(model) else {}
 
 
 def provenance(model: nn.Module | None = None, data: str | None = None, **parameters: Any) -> dict[str, Any]:
@@ -63,9 +70,8 @@ def provenance(model: nn.Module | None = None, data: str | None = None, **parame
         record["device"] = str(device_of(model))
         if getattr(unwrap(model), _TRAINED_WITH, []):
             record["trained_with"] = list(getattr(unwrap(model), _TRAINED_WITH))
-        scored_weights, scored = getattr(unwrap(model), _SCORED, ("", {}))
-        if scored_weights == record["weights"]:
-            record["network"] = dict(scored)
+        if scored := score_of(model):
+            record["network"] = scored
     if data is not None:
         record["data"] = data
     record["parameters"] = {name: _plain(value) for name, value in parameters.items()}

@@ -66,7 +66,7 @@ def _scores(names: Sequence[str], networks: Sequence[Mapping[str, Any]]) -> list
         trained += [f"seed {one['seed']}"] if "seed" in one else []
         where = f" of {one['sites']}" if one.get("sites") else ""
         low = "" if one["dice"] > one["floor"] else f", below the floor of {one['floor']:.2f}"
-        told = f"{name} test Dice {one['dice']:.2f} (n = {one['patients']}{where}){low}".lstrip()
+        told = f"{name} {one.get('split', 'test')} Dice {one['dice']:.2f} (n = {one['patients']}{where}){low}".lstrip()
         lines.setdefault(", ".join(trained), {})[told] = None
     return [f"{trained}: {'; '.join(told)}".removeprefix(": ") for trained, told in lines.items()]
 

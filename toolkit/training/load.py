@@ -16,6 +16,7 @@ from toolkit.features.provenance import mark_trained_with
 from toolkit.inference.memory import remember
 from toolkit.models.load import compare_weights, tensors_of
 from toolkit.training import checkpoint as checkpoints
+from toolkit.training import scoring
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
@@ -53,6 +54,7 @@ def load_model(
     checkpoint.put_into(network)
     mark_trained_with(network, [one["name"] for one in record["objects"]["regularizers"] if "name" in one])
     remember(network, **record.get("inference", {}))
+    scoring.recall_scores(network, directory.path, record)
     network.eval()
     return network
 
@@ -85,6 +87,7 @@ def load_run(
     regularizers = None if regularizer is None else as_regularizers(regularizer)
     run, step, _, record = open_run(path, model, task, regularizers, objective)
     restore_step(step, choose(run.directory, record, which))
+    scoring.recall_scores(run.model, run.path, record)
     return run
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from toolkit.data.images import PictureSource, write_label_picture
 from toolkit.data.volumes import write_nifti
 from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitWarning
-from toolkit.features.provenance import mark_scored, provenance
+from toolkit.features.provenance import mark_scored, provenance, score_of, weights_hash
 from toolkit.files import distinct_names, read_sealed, seal, sha256, write_atomically, write_sealed
 from toolkit.inference.network import Predictor
 from toolkit.inference.predict import predict_volumes
@@ -25,6 +25,7 @@ from toolkit.training.environment import content_hash
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
     from toolkit.data.case import Case
     from toolkit.training.run import Run
@@ -47,10 +48,10 @@ def evaluate_run(
         **Predictor(run.model).settings,
     )
     made_by.pop("network", None)  # an earlier score is no part of what makes this one
-    key = seal(made_by)[:12]
+    key, told = seal(made_by)[:12], _told(run.path, steps=run.config.steps, seed=run.config.seed)
     table_file = run.path / "evaluation" / f"{split}-{key}.csv"
     if table_file.is_file() and (known := _read_table(table_file)) is not None:
-        _remember(run, split, known)
+        _remember(run.model, told, run.site, split, known)
         return known
     run.directory.record()  # a lost directory is not made again
     table = evaluate(run.model, cases, batch_size=run.config.batch_size, metrics=metrics, progress=progress)
@@ -58,18 +59,33 @@ def evaluate_run(
     table_file.parent.mkdir(exist_ok=True)
     write_sealed(table_file.with_suffix(".json"), {**made_by, "sha256": sha256(content)})
     write_atomically(table_file, content)
-    _remember(run, split, known := _parsed(content))
+    _remember(run.model, told, run.site, split, known := _parsed(content))
     return known  # the same object on the first call and the next ones
 
 
-def _remember(run: Run, split: str, table: pd.DataFrame) -> None:
-    """The test score at home, for the figures of this network."""
-    sites = [run.site] if isinstance(run.site, str) else list(run.site or table["site"].unique())
+def recall_scores(model: nn.Module, path: Path, record: Mapping[str, Any]) -> None:
+    """Remember the score of these very weights that lies in a run's directory, for the figures of this network."""
+    for split in ("val", "test"):
+        for file in sorted((path / "evaluation").glob(f"{split}-*.csv")):
+            if (table := _read_table(file, weights_hash(model))) is not None:
+                _remember(model, _told(path, **record["config"]), record["site"], split, table)
+
+
+def _told(path: Path, *, steps: int, seed: int, **_: Any) -> dict[str, Any]:
+    return {"name": path.name, "steps": steps, "seed": seed}
+
+
+def _remember(model: nn.Module, told: dict[str, Any], site: Any, split: str, table: pd.DataFrame) -> None:
+    """The score at home, for the figures of this network: that of the test split where both are known."""
+    sites = [site] if isinstance(site, str) else list(site or table["site"].unique())
     rows = table[(table["metric"] == "dice") & table["site"].isin(sites) & (table["status"] != "both_absent")]
-    if split == "test" and len(rows) and set(sites) <= set(rows["site"]):
-        patients = rows.groupby(["site", patient_column(rows)])["value"].mean()
-        told = {"name": run.path.name, "steps": run.config.steps, "seed": run.config.seed, "sites": ", ".join(sites)}
-        mark_scored(run.model, patients.groupby(level="site").mean().mean(), len(patients), **told)
+    if split == "train" or not len(rows) or not set(sites) <= set(rows["site"]):
+        return
+    if split != "test" and score_of(model).get("split", split) == "test":
+        return
+    patients = rows.groupby(["site", patient_column(rows)])["value"].mean()
+    told = {**told, "sites": ", ".join(sites), "split": split}
+    mark_scored(model, patients.groupby(level="site").mean().mean(), len(patients), **told)
 
 
 def predict_run(run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | None, progress: bool) -> dict[str, Any]:
@@ -119,10 +135,12 @@ def _volume_ids(volumes: Sequence[Sequence[Case]]) -> list[str]:
     return plain
 
 
-def _read_table(path: Path) -> pd.DataFrame | None:
-    """A table of an earlier call, or None if it is not what was written."""
+def _read_table(path: Path, weights: str | None = None) -> pd.DataFrame | None:
+    """A table of an earlier call, or None if it is not what was written or is that of other weights."""
     try:
         made_by, content = read_sealed(path.with_suffix(".json")), path.read_bytes()
+        if weights not in (None, made_by.get("weights")):
+            return None
         if sha256(content) != made_by.get("sha256"):
             raise CheckpointError("its content does not fit its hash")
         return _parsed(content.decode())

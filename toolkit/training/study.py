@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.features.provenance import FLOOR
 from toolkit.files import absolute, read_sealed, write_sealed
 from toolkit.inference.executors import Submits, hand_out
 from toolkit.measure.statistics import Comparison, compare_methods
@@ -207,6 +208,7 @@ def _judged(
         settings=record,
         provenance={
             "measure": "study",
+            "arms": _scored_arms(comparison, design),
             "data": record["data"],
             "parameters": {**comparison.provenance["parameters"], **design},
             "versions": {name: now[name] for name in ("toolkit", "torch", "numpy", "python")},
@@ -214,6 +216,22 @@ def _judged(
             "device": now["device"],
         },
     )
+
+
+def _scored_arms(comparison: Comparison, design: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every arm's mean score as a figure's caption tells it, and its stamp where that is below the floor."""
+    if comparison.metric != "dice":
+        return []
+    told = {
+        "steps": design["steps"],
+        "seed": ", ".join(map(str, design["seeds"])),
+        "split": design["split"],
+        "floor": FLOOR,
+    }
+    return [
+        {"network": {**told, "name": str(row.method), "dice": float(row.dice), "patients": int(row.patients)}}
+        for row in comparison.numbers.rename(columns={"mean": "dice"}).itertuples()
+    ]
 
 
 def _recorded(path: Path, record: dict[str, Any]) -> dict[str, Any]:

@@ -18,14 +18,19 @@ from torch import nn
 
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError
+from toolkit.explain.gradcam import grad_cam
+from toolkit.explain.targets import ClassSum
+from toolkit.features.provenance import provenance
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.models.unet import unet
 from toolkit.results import load_result
+from toolkit.show.figures import compose
 from toolkit.training.arms import Arm
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
+from toolkit.training.load import load_model, load_run
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.study import Study, compare
 
@@ -79,6 +84,41 @@ def test_arms_are_paired_and_the_comparison_is_that_of_their_scores(study: Calla
     mine = result.scores[(result.scores["method"] == "segreg") & (result.scores["status"] != "both_absent")]
     per_patient = mine.groupby(["seed", "subject"])["value"].mean()
     assert table.loc["segreg", "mean"] == pytest.approx(per_patient.mean())
+
+
+def test_networks_of_a_study_carry_their_score_and_their_figures_say_untrained(
+    study: Callable[..., Study], two_sites: Task
+) -> None:
+    """Two steps teach nothing: the study's figure and every figure of a network loaded from it say so across."""
+    result = study("short", seeds=(0,))
+    drawn = compose(result)
+    assert drawn.stamp == "untrained"
+    table = result.table().set_index("method")
+    assert f"2 steps, seed 0: plain test Dice {table.loc['plain', 'mean']:.2f} (n = " in drawn.caption
+    run = load_run(result.runs["segreg"]["0"], task=two_sites)
+    mine = result.scores[(result.scores["method"] == "segreg") & (result.scores["status"] != "both_absent")]
+    dice = mine.groupby(["site", "subject"])["value"].mean().groupby(level="site").mean().mean()
+    for network in (run.model, load_model(run.path)):
+        told = provenance(network)["network"]
+        assert (told["name"], told["steps"], told["dice"]) == ("segreg", 2, pytest.approx(dice))
+    case = run.task.cases("test")[0]
+    assert compose(grad_cam(run.model, case, ["bottleneck"], ClassSum(1))).stamp == "untrained"
+    with torch.no_grad():
+        run.model.head.bias.add_(1.0)
+    assert "network" not in provenance(run.model), "other weights have no score"
+
+
+def test_a_study_on_the_validation_split_says_so(study: Callable[..., Study], two_sites: Task) -> None:
+    result = study("val", {"plain": None}, seeds=(0,), split="val")
+    assert "plain val Dice" in compose(result).caption
+    run = load_run(result.runs["plain"]["0"], task=two_sites)
+    assert provenance(run.model)["network"]["split"] == "val"
+    run.evaluate("test")
+    run.evaluate("val")
+    assert provenance(load_run(run.path, task=two_sites).model)["network"]["split"] == "test", (
+        "of both the test's is told"
+    )
+    assert provenance(run.model)["network"]["split"] == "test"
 
 
 def test_a_finished_study_is_read_and_a_stopped_one_goes_on(study: Callable[..., Study], tmp_path: Path) -> None:
