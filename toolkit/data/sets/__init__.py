@@ -65,15 +65,9 @@ def files_of(row: Row) -> list[Path]:
 
 
 def split_rows(manifest: Manifest, rows: list[Row], chosen: str | None = None) -> list[Row]:
-    """Rows with their split: of a named list, else of the files, else derived by subject (60 / 20 / 20 in a site).
-
-    Raises:
-        DataError: a list none of whose subjects is there.
-    """
-    return [{"site": manifest.sites[0], **row} for row in _with_splits(manifest, rows, chosen)]
-
-
-def _with_splits(manifest: Manifest, rows: list[Row], chosen: str | None) -> list[Row]:
+    """Rows with their split: of a named list, else of the files, else derived by subject (60 / 20 / 20 in a site)."""
+    places = [row.get("site", "") for row in rows]
+    rows = [{"site": manifest.sites[0], **row} for row in rows]
     lists = manifest.split_lists.get(chosen or manifest.default_split)
     if lists:
         split_of = {subject: split for split, members in lists.items() for subject in members}
@@ -88,5 +82,5 @@ def _with_splits(manifest: Manifest, rows: list[Row], chosen: str | None) -> lis
     if all("split" in row for row in rows):
         return rows
     subjects = [row["subject"] for row in rows]
-    assigned = assign_splits(subjects, subjects, [row.get("site", "") for row in rows], None)
+    assigned = assign_splits(subjects, subjects, places, None)
     return [{**row, "split": split} for row, split in zip(rows, assigned, strict=True)]

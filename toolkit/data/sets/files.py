@@ -6,8 +6,9 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from toolkit.data.manifest import Manifest
 from toolkit.data.reading import Row
@@ -25,26 +26,25 @@ def data_set(read: Reader) -> Reader:
     return read
 
 
-def matched(folder: Path, image: str, label: str = "") -> Iterator[tuple[dict[str, str], Row]]:
-    """Images whose path below `folder` is matched whole by a regular expression, with the label that belongs to each.
+def matched(folder: Path, image: str, label: str = "", case: str = "{stem}", **columns: Any) -> list[Row]:
+    """A row for every image whose path below `folder` is matched whole by a regular expression.
 
     Args:
         folder: of the data.
         image: regular expression with named groups; folders end in `/`.
-        label: path of the label with the groups in braces; upper and lower case may differ; empty = none.
-
-    Yields:
-        The named groups and `stem` (the name up to its first dot), and a row with `image` and `label`.
+        label: path of the label that belongs to the image; upper and lower case may differ; empty = none.
+        case: name of the case.
+        columns: further ones; the subject is the case where it is not among them. All texts are templates with the groups
+            in braces, and `stem`, the image's name up to its first dot.
     """
     paths = paths_below(folder)
     lowered = {path.lower(): path for path in paths} if label else {}
-    pattern = re.compile(image)
+    rows = []
     for path in paths:
-        if match := pattern.fullmatch(path):
+        if match := re.fullmatch(image, path):
             fields = {**match.groupdict(), "stem": path.rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]}
-            row: Row = {"image": folder / path}
-            if label:
-                wanted = label.format_map(fields)
+            row = {**filled(fields, case=case, **columns), "image": folder / path}
+            if wanted := label.format_map(fields):
                 if wanted.lower() not in lowered:
                     raise DataError(
                         f"An image has no label: {wanted} is missing.",
@@ -52,7 +52,23 @@ def matched(folder: Path, image: str, label: str = "") -> Iterator[tuple[dict[st
                         fix="Complete the data set, or move the image away.",
                     )
                 row["label"] = folder / lowered[wanted.lower()]
-            yield fields, row
+            rows.append(row)
+    return rows
+
+
+def indexed(manifest: Manifest, folder: Path, image: str, label: str = "", **columns: Any) -> list[Row]:
+    """A row for every entry of the index table beside the manifest, whose columns stand in braces in the templates."""
+    rows = []
+    for fields in index_of(manifest):
+        files = {name: folder / path.format_map(fields) for name, path in (("image", image), ("label", label)) if path}
+        rows.append(filled(fields, **columns) | files)
+    return rows
+
+
+def filled(fields: Mapping[str, Any], case: str, **columns: Any) -> Row:
+    """Columns whose texts are templates, filled in; the subject is the case unless they say otherwise."""
+    texts = {"case": case, "subject": case, **columns}
+    return {name: text.format_map(fields) if isinstance(text, str) else text for name, text in texts.items()}
 
 
 def paths_below(folder: Path) -> list[str]:
@@ -90,6 +106,13 @@ def table_of(path: Path) -> list[dict[str, str]]:
     if not rows:
         raise DataError("The table has no rows.", where=str(path), fix="Get it again.")
     return rows
+
+
+def frame_of(phases: Mapping[str, str], phase: str, where: Path, line: str) -> int:
+    """Number of the frame that a table names for a phase of the heart."""
+    if not (frame := phases.get(phase, "")).isdecimal():
+        raise DataError(f"{line} names no frame for {phase}.", where=str(where), fix="Get the file again (ED: 1).")
+    return int(frame)
 
 
 def index_of(manifest: Manifest) -> list[dict[str, str]]:

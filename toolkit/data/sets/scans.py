@@ -7,8 +7,10 @@ from pathlib import Path
 from toolkit.data.manifest import Manifest
 from toolkit.data.reading import Row
 from toolkit.data.sets.decathlon import decathlon_rows
-from toolkit.data.sets.files import data_set, index_of, matched, paths_below, table_of, text_of
+from toolkit.data.sets.files import data_set, frame_of, index_of, indexed, matched, paths_below, table_of, text_of
 from toolkit.errors import DataError
+
+_PHASES = ("ED", "ES")  # end of diastole, end of systole
 
 
 @data_set
@@ -18,15 +20,10 @@ def acdc(folder: Path, manifest: Manifest) -> list[Row]:
     for info in sorted(folder.rglob("Info.cfg")):
         patient = info.parent.name
         lines = (line.partition(":") for line in text_of(info).splitlines())
-        known = {key.strip(): value.strip() for key, _, value in lines}
-        for phase in ("ED", "ES"):
-            frame = known.get(phase, "")
-            if not frame.isdecimal():
-                raise DataError(
-                    f"Info.cfg names no frame for {phase}.", where=str(info), fix="Get the file again (ED: 1)."
-                )
-            stem = f"{patient}_frame{int(frame):02d}"
-            row = {"case": f"{patient}_{phase}", "subject": patient, "group": known.get("Group") or None}
+        entries = {key.strip(): value.strip() for key, _, value in lines}
+        for phase in _PHASES:
+            stem = f"{patient}_frame{frame_of(entries, phase, info, 'Info.cfg'):02d}"
+            row = {"case": f"{patient}_{phase}", "subject": patient, "group": entries.get("Group") or None}
             rows.append(row | {"image": _volume(info, stem), "label": _volume(info, f"{stem}_gt")})
     return rows
 
@@ -43,39 +40,34 @@ def _volume(info: Path, stem: str) -> Path:
 @data_set
 def acdc_c(folder: Path, manifest: Manifest) -> list[Row]:
     """Corrupted test volumes, one folder an artefact."""
-    pairs = matched(folder, r"(?P<site>bias|ghosting|motion|spike)/(?P<patient>patient\d{3})_(?:ED|ES)_[0-2]\.npz")
-    return [
-        {"case": f"{f['site']}/{f['stem']}", "subject": f["patient"], "site": f["site"], "split": "test", **row}
-        for f, row in pairs
-    ]
+    pattern = r"(?P<site>bias|ghosting|motion|spike)/(?P<patient>patient\d{3})_(?:ED|ES)_[0-2]\.npz"
+    return matched(folder, pattern, case="{site}/{stem}", subject="{patient}", site="{site}", split="test")
 
 
 @data_set
 def acdc_slices(folder: Path, manifest: Manifest) -> list[Row]:
     """Slices to train on, volumes to test on, as the semi-supervised literature stores them."""
     scan = r"(?P<volume>(?P<patient>patient\d{3})_frame\d{2})"
-    slices = matched(folder, rf"ACDC_training_slices/{scan}_slice_(?P<position>\d+)\.h5")
-    volumes = matched(folder, rf"ACDC_training_volumes/{scan}\.h5")
-    return [
-        {"case": f["stem"], "subject": f["patient"], "volume": f["volume"], "position": f.get("position"), **row}
-        for f, row in (*slices, *volumes)
-    ]
+    names = {"subject": "{patient}", "volume": "{volume}"}
+    slices = rf"ACDC_training_slices/{scan}_slice_(?P<position>\d+)\.h5"
+    volumes = matched(folder, rf"ACDC_training_volumes/{scan}\.h5", **names)
+    return matched(folder, slices, **names, position="{position}") + volumes
+
+
+@data_set
+def synapse(folder: Path, manifest: Manifest) -> list[Row]:
+    """Slices to train on, volumes to test on."""
+    names = {"subject": "{volume}", "volume": "{volume}"}
+    volumes = matched(folder, r"test_vol_h5/(?P<volume>case\d{4})\.npy\.h5", **names)
+    slices = r"train_npz/(?P<volume>case\d{4})_slice(?P<position>\d+)\.npz"
+    return matched(folder, slices, **names, position="{position}") + volumes
 
 
 @data_set
 def cardiac_acdc(folder: Path, manifest: Manifest) -> list[Row]:
     """Stacks of 35 patients in `.npz` files."""
-    return [
-        {
-            "case": f"{row['patient']}_{row['phase']}",
-            "subject": row["patient"],
-            "split": row["split"],
-            "group": row["group"],
-            "slices": row["slices"],
-            "image": folder / row["file"],
-        }
-        for row in index_of(manifest)
-    ]
+    names = {"case": "{patient}_{phase}", "subject": "{patient}"}
+    return indexed(manifest, folder, "{file}", **names, split="{split}", group="{group}", slices="{slices}")
 
 
 @data_set
@@ -86,18 +78,10 @@ def cardiac_sunnybrook(folder: Path, manifest: Manifest) -> list[Row]:
     for row in index_of(manifest):
         position, phase = divmod(int(row["frame_index"]) - 1, 20)
         volume = f"{row['subject']}_frame{phase:02d}"
-        rows.append(
-            {
-                "case": f"{volume}/slice{position}",
-                "subject": row["subject"],
-                "split": "val" if row["subject"] in validation else row["split"],
-                "group": row["group"],
-                "volume": volume,
-                "position": position,
-                "image": folder / "images" / row["file"],
-                "label": folder / "labels" / row["file"],
-            }
-        )
+        files = {"image": folder / "images" / row["file"], "label": folder / "labels" / row["file"]}
+        split = "val" if row["subject"] in validation else row["split"]
+        place = {"case": f"{volume}/slice{position}", "volume": volume, "position": position, "split": split}
+        rows.append({"subject": row["subject"], "group": row["group"], **place, **files})
     return rows
 
 
@@ -121,37 +105,19 @@ def mnms(folder: Path, manifest: Manifest) -> list[Row]:
         image = label.with_name(f"{code}_sa.nii.gz")
         if not image.is_file():
             raise DataError(f"{image.name} is missing.", where=str(image), fix="Complete the data set.")
-        for phase in ("ED", "ES"):
-            frame = entry.get(phase, "")
-            if not frame.isdecimal():
-                raise DataError(
-                    f"Row {number} names no frame for {phase}.", where=str(tables[0]), fix="Get the table again."
-                )
+        for phase in _PHASES:
+            frame = frame_of(entry, phase, tables[0], f"Row {number}")
             row: Row = {"case": f"{code}_{phase}", "subject": code, "site": entry.get("Vendor", "")}
             row |= {"group": entry.get("Pathology") or None, "image": image, "label": label}
-            rows.append(row | {"frame": int(frame), "label_frame": int(frame)})
+            rows.append(row | {"frame": frame, "label_frame": frame})
     return rows
 
 
 @data_set
 def btcv(folder: Path, manifest: Manifest) -> list[Row]:
     """The 30 labelled scans."""
-    training = "RawData/Training"
-    pairs = matched(
-        folder, rf"{training}/img/img(?P<number>\d{{4}})\.nii\.gz", f"{training}/label/label{{number}}.nii.gz"
-    )
-    return [{"case": f"case{f['number']}", "subject": f"case{f['number']}", **row} for f, row in pairs]
-
-
-@data_set
-def synapse(folder: Path, manifest: Manifest) -> list[Row]:
-    """Slices to train on, volumes to test on."""
-    slices = matched(folder, r"train_npz/(?P<subject>case\d{4})_slice(?P<position>\d+)\.npz")
-    volumes = matched(folder, r"test_vol_h5/(?P<subject>case\d{4})\.npy\.h5")
-    return [
-        {"case": f["stem"], "subject": f["subject"], "volume": f["subject"], "position": f.get("position"), **row}
-        for f, row in (*slices, *volumes)
-    ]
+    image, label = r"img/img(?P<number>\d{4})\.nii\.gz", "RawData/Training/label/label{number}.nii.gz"
+    return matched(folder, f"RawData/Training/{image}", label, case="case{number}")
 
 
 @data_set
@@ -163,31 +129,21 @@ def msd_hippocampus(folder: Path, manifest: Manifest) -> list[Row]:
 @data_set
 def hippocampus_msd04(folder: Path, manifest: Manifest) -> list[Row]:
     """The same cases with a fixed split and three intensity families as sites."""
-    return [
-        {
-            "case": row["case"],
-            "subject": row["case"],
-            "split": row["split"],
-            "site": row["intensity_family"],
-            "image": folder / "images" / f"{row['case']}.nii.gz",
-            "label": folder / "labels" / f"{row['case']}.nii.gz",
-        }
-        for row in index_of(manifest)
-    ]
+    files = "images/{case}.nii.gz", "labels/{case}.nii.gz"
+    return indexed(manifest, folder, *files, case="{case}", split="{split}", site="{intensity_family}")
 
 
 @data_set
 def harp(folder: Path, manifest: Manifest) -> list[Row]:
     """Whole brains at two field strengths."""
-    pairs = matched(folder, r"(?P<site>1\.5T|3T)/images/(?P<subject>[^/]+?)\.nii\.gz", "{site}/labels/{subject}.nii.gz")
-    return [{"case": f["subject"], "subject": f["subject"], "site": f["site"], **row} for f, row in pairs]
+    pattern = r"(?P<site>1\.5T|3T)/images/(?P<case>[^/]+?)\.nii\.gz"
+    return matched(folder, pattern, "{site}/labels/{case}.nii.gz", case="{case}", site="{site}")
 
 
 @data_set
 def hisub25(folder: Path, manifest: Manifest) -> list[Row]:
     """25 subjects with three subfields."""
-    pairs = matched(folder, r"images/(?P<subject>[^/]+?)\.nii\.gz", "labels/{subject}.nii.gz")
-    return [{"case": f["subject"], "subject": f["subject"], **row} for f, row in pairs]
+    return matched(folder, r"images/(?P<case>[^/]+?)\.nii\.gz", "labels/{case}.nii.gz", case="{case}")
 
 
 @data_set
@@ -199,28 +155,22 @@ def msd_prostate(folder: Path, manifest: Manifest) -> list[Row]:
 @data_set
 def nci_isbi(folder: Path, manifest: Manifest) -> list[Row]:
     """DICOM series of two sites with labels as NRRD."""
-    sites = {"Prostate3T": "RUNMC", "ProstateDx": "BMC"}
     rows: list[Row] = []
-    pattern = r"images/(?P<part>Prostate3T|ProstateDx)-(?P<number>[\d-]+)/"
-    for fields, row in matched(folder, pattern, "labels/{part}-{number}.nrrd"):
-        name = f"{sites[fields['part']]}_{fields['number']}"
-        rows.append({"case": name, "subject": name, "site": sites[fields["part"]], **row})
+    for part, site in (("Prostate3T", "RUNMC"), ("ProstateDx", "BMC")):
+        files = rf"images/{part}-(?P<number>[\d-]+)/", f"labels/{part}-{{number}}.nrrd"
+        rows += matched(folder, *files, case=f"{site}_{{number}}", site=site)
     return rows
 
 
 @data_set
 def promise12(folder: Path, manifest: Manifest) -> list[Row]:
     """The 50 labelled cases."""
-    pairs = matched(folder, r"TrainingData/(?P<case>Case\d{2})\.mhd", "TrainingData/{case}_segmentation.mhd")
-    return [{"case": f["case"], "subject": f["case"], **row} for f, row in pairs]
+    return matched(folder, r"TrainingData/Case\d{2}\.mhd", "TrainingData/{stem}_segmentation.mhd")
 
 
 @data_set
 def prostate_saml(folder: Path, manifest: Manifest) -> list[Row]:
     """Six sites, a folder each."""
     pattern = r"(?P<site>RUNMC|BMC|I2CVB|UCL|BIDMC|HK)/Case(?P<number>\d+)\.nii\.gz"
-    rows: list[Row] = []
-    for fields, row in matched(folder, pattern, "{site}/Case{number}_segmentation.nii.gz"):
-        name = f"{fields['site']}_{fields['number']}"
-        rows.append({"case": name, "subject": name, "site": fields["site"], **row})
-    return rows
+    label = "{site}/Case{number}_segmentation.nii.gz"
+    return matched(folder, pattern, label, case="{site}_{number}", site="{site}")
