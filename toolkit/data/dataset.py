@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.geometry import LPS, Geometry
+from toolkit.data.foreign import unpacked
+from toolkit.data.geometry import Geometry
 from toolkit.data.normalise import DEFAULT
 from toolkit.data.reading import Row, as_array, channel_first
 from toolkit.data.source import Pair, Source, checked_pair
@@ -120,31 +121,17 @@ def task_from_dataset(
 
 def arrays_of(
     item: Any, keys: tuple[str, str], dims: int | None, name: str
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Image (C, *S), label (*S) or None, and affine (right-anterior-superior) or None of one item.
-
-    Raises:
-        DataError: no image, or axes that are none of one.
-    """
+) -> tuple[np.ndarray, np.ndarray | None, Mapping[str, Any]]:
+    """Image (C, *S), label (*S) or None of one item, and what is known of its place, as `unpacked` gives it."""
     image, label = _entries(item, keys, name)
-    affine = affine_of(image)
-    pixels, mask = _voxels(image), None if label is None else _voxels(label)
+    place = unpacked({"image": image, "label": label})
+    pixels, mask = as_array(place["image"]), None if place["label"] is None else as_array(place["label"])
     if dims == 2 and pixels.ndim == 4 and pixels.shape[-1] == 1:  # TorchIO's pictures have a third axis of one voxel
         pixels, mask = pixels[..., 0], None if mask is None else mask[..., 0]
     if mask is not None and mask.dtype.kind == "f" and (mask == np.round(mask)).all():
         mask = mask.astype(np.int64)  # MONAI's loader gives every array as float
     pixels, mask, _ = channel_first(pixels, mask, dims if mask is None and dims == pixels.ndim - 1 else None, name)
-    return pixels, mask, affine
-
-
-def affine_of(image: Any) -> np.ndarray | None:
-    """Voxel-to-world matrix in mm (right-anterior-superior) of MONAI's MetaTensor or TorchIO's image, else None."""
-    affine = getattr(image, "affine", None)
-    if affine is None:
-        return None
-    affine = np.asarray(as_array(affine), dtype=float)
-    meta = getattr(image, "meta", None) or {}
-    return LPS @ affine if str(meta.get("space", "RAS")).upper() == "LPS" else affine
+    return pixels, mask, place
 
 
 def _entries(item: Any, keys: tuple[str, str], name: str) -> tuple[Any, Any]:
@@ -161,18 +148,12 @@ def _entries(item: Any, keys: tuple[str, str], name: str) -> tuple[Any, Any]:
     raise DataError(f"The item {name} is a {type(item).__name__}.", fix="Give dicts or pairs (image, label).")
 
 
-def _voxels(image: Any) -> np.ndarray:
-    return as_array(getattr(image, "data", image) if type(image).__module__.startswith("torchio") else image)
-
-
 def _row(dataset: Any, index: int, keys: tuple[str, str], dims: int | None) -> Row:
     item, name = dataset[index], f"case{index:03d}"
-    image, _, affine = arrays_of(item, keys, dims, name)
-    entry = _entries(item, keys, name)[0]
-    meta = getattr(entry, "meta", None) or {}
-    path = meta.get("filename_or_obj") or getattr(entry, "path", None)
-    if path:
-        name = Path(str(path)).name.split(".", 1)[0]
+    image, _, place = arrays_of(item, keys, dims, name)
+    affine = place.get("affine")
+    if place.get("source"):
+        name = Path(place["source"]).name.split(".", 1)[0]
     row: Row = {"case": name, "shape": image.shape[1:]}
     if isinstance(item, Mapping):
         row |= {key: str(item[key]) for key in _NAMES if isinstance(item.get(key), (str, int))}

@@ -59,7 +59,7 @@ def table_rows(frame: Any, folder: str | os.PathLike[str] | None) -> list[Row]:
 def completed(rows: list[Row], splits: Splits = None) -> list[Row]:
     """Rows with a case, a subject, a site and a split; what is missing is filled in as `task_from_table` says."""
     for number, row in enumerate(rows):
-        row.setdefault("case", _stem(row["image"]) or f"case{number:03d}")
+        row.setdefault("case", stem_of(row["image"]) or f"case{number:03d}")
         row.setdefault("site", "site")
     ids = [row["case"] for row in rows]
     own = [str(row.get("volume", row["case"])) for row in rows]
@@ -135,7 +135,7 @@ def _located(value: Any, root: Path) -> Any:
     return value
 
 
-def _stem(image: Any) -> str:
+def stem_of(image: Any) -> str:
     """The name of a file without its suffix, and of one of several channels without the channel; "" of an array."""
     first = image[0] if isinstance(image, tuple) else image
     if not isinstance(first, Path):

@@ -153,7 +153,7 @@ def cases_of(row: Row, opened: Opened, dims: int, classes: dict[int, str]) -> li
     """One case for a volume or image, or one per slice where a stack (slices first) is cut for a 2D task."""
     name, where, axes = row["case"], opened.reader.where, len(opened.shape)
     if axes != dims and (axes, dims) != (3, 2):
-        raise DataError(f"{name!r} has {axes} spatial axes, the task has {dims}.", where=where)
+        raise DataError(f"{name!r} has {axes} spatial axes, not {dims}.", where=where)
     mm = _spacing(row, opened, name, dims)
     between = mm[0] if mm is not None and len(mm) == 3 and dims == 2 else None
     affine = row.get("affine") if opened.geometry is None else opened.geometry.affine

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from toolkit.data.foreign import unpacked
 from toolkit.data.geometry import Geometry
 from toolkit.errors import DataError
 from toolkit.features.memory import Limit, affordable_batch
 from toolkit.features.modules import device_of, dims_and_channels, unwrap
-from toolkit.inference.foreign import unpacked
 from toolkit.inference.image_files import read_items
 from toolkit.inference.memory import Files, defaults_of
 
@@ -25,33 +25,19 @@ _PER_ITEM = ("id", "site", "subject", "volume", "spacing", "affine", "geometry",
 
 @dataclasses.dataclass
 class InputBatch:
-    """Images of one size, with what is known about each of them.
+    """Images of one size, with what is known about each of them."""
 
-    Attributes:
-        image: (B, C, *S) float32 on the network's device.
-        label: (B, 1, *S) int64, or None if any image of the batch has none.
-        ids: names of the images, unique within one call.
-        sites: domain of each image, "" if unknown.
-        subjects: person of each image (its volume if unknown).
-        volumes: stack of each image (its id if unknown).
-        spacing: mm per axis or None, per image.
-        affine: 4x4 matrix or None, per image.
-        geometries: how to write a result in the file's own axes, or None, per image.
-        positions: index of the slice in its volume or None, per image.
-        classes: class names by index, or None.
-    """
-
-    image: Tensor
-    label: Tensor | None
-    ids: list[str]
-    sites: list[str]
-    subjects: list[str]
-    volumes: list[str]
-    spacing: list[tuple[float, ...] | None]
-    affine: list[np.ndarray | None]
-    geometries: list[Geometry | None]
-    positions: list[int | None]
-    classes: dict[int, str] | None
+    image: Tensor  # (B, C, *S) float32 on the network's device
+    label: Tensor | None  # (B, 1, *S) int64, or None if any image of the batch has none
+    ids: list[str]  # names of the images, unique within one call
+    sites: list[str]  # domain of each image, "" if unknown
+    subjects: list[str]  # person of each image (its volume if unknown)
+    volumes: list[str]  # stack of each image (its id if unknown)
+    spacing: list[tuple[float, ...] | None]  # mm per axis
+    affine: list[np.ndarray | None]  # 4x4
+    geometries: list[Geometry | None]  # how to write a result in the file's own axes
+    positions: list[int | None]  # index of the slice in its volume
+    classes: dict[int, str] | None  # class names by index
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -99,10 +85,7 @@ def as_batches(
     """Iterate over any kind of input in batches; neighbours of one size share a batch.
 
     Args:
-        inputs: a case; a tensor or array (*S) of a one-channel network, (C, *S) or (B, C, *S); a dict with "image" and
-            perhaps "label", "id", "site", "spacing"; a NIfTI, PNG or NPY path; a pair (image, label) of
-            arrays of one size; MONAI's MetaTensor or TorchIO's images and Subjects, whose geometry is kept; or an
-            iterable of any of these, such as a list of cases, a task's loader or torch's DataLoader.
+        inputs: anything that `toolkit.extract` takes.
         model: the network; says dims and channels (its first convolution) and the device.
         batch_size: most images per batch.
         device: where to put the batch; None is the network's device.
@@ -147,8 +130,8 @@ def _items(
         yield from _from_array({"image": inputs, "label": label, "id": name}, dims, channels)
     elif isinstance(inputs, (str, os.PathLike)):
         path, marks = os.fspath(inputs), None if label is None else os.fspath(label)
-        for fields in files.items([path], marks) if files is not None else read_items([path], dims, label=marks):
-            yield from _from_array(fields, dims, channels)
+        own = files.items([path], marks) if files is not None else read_items([path], dims, channels, marks)
+        yield from _items(own, dims, channels, None, index)
     elif isinstance(inputs, Mapping):
         if "image" not in inputs:
             raise DataError(f"A dict needs the key 'image'; this one has {sorted(map(str, inputs))}.")
@@ -157,9 +140,7 @@ def _items(
         if files is None:
             yield _from_case(inputs)
         else:
-            images, marks = files_of(inputs)
-            for fields in files.items(images, marks):
-                yield from _from_array(fields, dims, channels)
+            yield from _items(files.items(*files_of(inputs)), dims, channels, None, index)
     elif label is None and _is_pair(inputs, dims, nested):
         pair = {"image": inputs[0], "label": inputs[1], "id": name}
         yield from _from_array(unpacked(pair), dims, channels)
@@ -230,7 +211,7 @@ def _with_labels(inputs: Iterable[Any], labels: Any) -> Iterator[tuple[Any, Any]
 
 
 def _from_case(case: Any) -> _Item:
-    has_label = getattr(case, "has_label", getattr(case, "label", None) is not None)
+    has_label = case.has_label if hasattr(case, "has_label") else getattr(case, "label", None) is not None
     known: dict[str, Any] = {name: getattr(case, name, None) for name in _PER_ITEM}
     known |= {name: known[name] or "" for name in ("site", "subject", "volume")}
     return _Item(

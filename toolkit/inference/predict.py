@@ -102,7 +102,8 @@ def _opened(network: nn.Module, image: Any, normalisation: str) -> tuple[Any, bo
     if paths := _paths_of(image):
         files = defaults_of(network).files
         items = list(files.items(paths) if files else read_items(paths, dims, channels, normalisation=normalisation))
-        return items, items[0].get("position") is not None
+        first = items[0]
+        return items, (first.position if isinstance(first, Case) else first.get("position")) is not None
     if isinstance(image, (Tensor, np.ndarray)):
         spatial = image.ndim - 2 if dims is None else dims
         stacked = image.ndim == spatial + 1 and channels == 1 and image.shape[0] != 1

@@ -106,7 +106,7 @@ def test_files(tmp_path: Path) -> None:
     np.save(tmp_path / "cell.npy", np.arange(64.0).reshape(8, 8))
     png, npy = (next(as_batches(tmp_path / f"cell.{kind}", unet(1, 2, channels=(4, 8)))) for kind in ("png", "npy"))
     torch.testing.assert_close(png.image, npy.image, rtol=1e-4, atol=1e-4)
-    with pytest.raises(DataError, match="cannot be read here"):
+    with pytest.raises(DataError, match="no image file that can be read"):
         list(as_batches("notes.txt", unet(1, 2)))
 
 
@@ -253,3 +253,14 @@ def test_maps_of_a_metatensor_are_saved_where_it_lies(tmp_path: Path) -> None:
     image = MetaTensor(torch.rand(1, 8, 8, 4), affine=torch.from_numpy(AFFINE), meta={"filename_or_obj": "a.nii"})
     (path,) = grad_cam(net, image, "head:input", 1).save_nifti(tmp_path)["head:input"]
     assert np.array_equal(nibabel.load(path).affine, AFFINE)
+
+
+def test_cases_without_a_label_and_files_of_arrays_are_images_too(tmp_path: Path) -> None:
+    task = task_from_arrays(list(IMAGES.numpy()), None, classes=["background", "line"], splits="test", dims=2)
+    (batch,) = as_batches(task.cases(), unet(1, 2, channels=(4, 8)))
+    assert batch.label is None
+    np.savez(tmp_path / "a.npz", image=np.arange(64.0).reshape(8, 8), label=np.eye(8, dtype="u1"))
+    (batch,) = as_batches(tmp_path / "a.npz", unet(1, 2, channels=(4, 8)))
+    assert (batch.ids, tuple(batch.image.shape)) == (["a"], (1, 1, 8, 8))
+    assert batch.label is not None
+    assert int(batch.label.sum()) == 8

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from toolkit.data.geometry import LPS
 from toolkit.errors import DataError
 
 
@@ -57,6 +58,7 @@ def _fields(value: Any) -> dict[str, Any]:
     source = meta.get("path", meta.get("filename_or_obj", getattr(value, "path", None)))
     matrix = value["affine"] if isinstance(value, Mapping) else value.affine
     affine = np.asarray(matrix.cpu() if isinstance(matrix, Tensor) else matrix, dtype=np.float64)
+    affine = LPS @ affine if str(meta.get("space", "RAS")).upper() == "LPS" else affine
     if affine.ndim == 3:
         sources = list(source) if isinstance(source, (list, tuple)) else [source] * len(affine)
         places = [_place(one, file) for one, file in zip(affine, sources, strict=True)]
