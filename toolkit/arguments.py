@@ -49,6 +49,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("tau", "t_max", "temperature", "radius", "ratio"), (1e-12, 1e12)),
     **dict.fromkeys(("threshold", "fraction", "foreground"), (0, 1)),
     "overlap": (0, 0.99),
+    "baseline": (-1e30, 1e30),
     "confidence": (1e-6, 1 - 1e-6),
     **dict.fromkeys(("devices", "keep_checkpoints", "log_every", "validation_cases"), (1, MANY)),
     **dict.fromkeys(("checkpoint_every", "validate_every"), (0, MANY)),

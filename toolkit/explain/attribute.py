@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from toolkit.arguments import checked
 from toolkit.errors import ConfigError, DataError, LayerError, choose
-from toolkit.explain.attribute_methods import FEATURES, METHODS, AttributionInput, Settings, baseline_of, explain_one
+from toolkit.explain.attribute_methods import (
+    FEATURES,
+    METHODS,
+    AttributionInput,
+    Settings,
+    affordable_settings,
+    baseline_of,
+    explain_one,
+)
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.explained import fields_of
 from toolkit.explain.frozen import Frozen, freeze, score_of
@@ -84,6 +92,7 @@ def attribute(
     _check_method(method, settings)
     predictor = Predictor(model, **passes)
     batch = one_batch(image, predictor, label, "attribute")
+    settings = affordable_settings(predictor, batch.image[:1], method, settings, "attribute")
     frame = predictor.frame(batch.image)
     with untouched(model, "eval"), torch.inference_mode(False), torch.enable_grad(), eager(predictor.model):
         module = None if layer is None else _layer_module(predictor, layer, batch.image[:1], aliases)

@@ -18,6 +18,7 @@ METHODS = ("integrated_gradients", "occlusion", "saliency", "input_x_gradient", 
 BASELINES = ("minimum", "mean", "zero")
 FEATURES = ("grid", "prediction", "reference")
 _PERTURBING = ("occlusion", "feature_ablation")
+_ALONG_A_PATH = ("integrated_gradients", "layer_conductance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,16 @@ class AttributionInput:
     frame: Frame
     label: Tensor | None = None
     layer: tuple[nn.Module, bool] | None = None
+
+
+def affordable_settings(predictor: Predictor, image: Tensor, method: str, settings: Settings, call: str) -> Settings:
+    """The settings with no more images a pass than the memory allows; `image` is one, (1, C, *S)."""
+    if method in _PERTURBING:
+        wanted, held = settings.batch_size, "outputs"
+    else:
+        wanted, held = min(settings.batch_size, settings.steps) if method in _ALONG_A_PATH else 1, "gradients"
+    count = predictor.affordable(call, image, wanted, held=held)
+    return dataclasses.replace(settings, batch_size=count) if count < wanted else settings
 
 
 def explain_one(

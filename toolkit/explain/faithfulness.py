@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toolkit.arguments import checked
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ResultError
-from toolkit.explain.attribute_methods import AttributionInput, Settings, baseline_of, explain_one
+from toolkit.explain.attribute_methods import AttributionInput, Settings, affordable_settings, baseline_of, explain_one
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.frozen import FixedScore, Frozen, freeze, score_of
@@ -118,6 +118,7 @@ def faithfulness(
     windows = {"patch_size": asked.get("patch_size") or "whole", "overlap": asked.get("overlap", 0.5)}
     predictor = Predictor(model, select=select, divisor=divisor, precision=precision, activation=activation, **windows)
     batch = _batch_of(result, model)
+    batch_size = predictor.affordable("faithfulness", batch.image[:1], min(batch_size, steps + 1))
     frame = predictor.frame(batch.image)
     with untouched(model, "eval"), torch.inference_mode(False):
         with torch.no_grad():
@@ -231,7 +232,8 @@ def _captum_checks(
     """Infidelity and largest sensitivity of an attribution to the input."""
     from captum.metrics import infidelity, sensitivity_max
 
-    image, settings = given.image, Settings(**result.settings)
+    image = given.image
+    settings = affordable_settings(predictor, image, result.method, Settings(**result.settings), "faithfulness")
     score = score_of(predictor, frozen, given.frame, image)
     random = keyed_random("infidelity", noise.seed, result.cases[index])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
@@ -15,7 +16,6 @@ from toolkit.explain.cam_pass import CamBatch, CamRequest, explain_batch, explai
 from toolkit.explain.cam_result import GradCamResult, statuses
 from toolkit.explain.explained import fields_of
 from toolkit.explain.targets import Target, as_target
-from toolkit.features.memory import Limit
 from toolkit.features.provenance import DataHash, provenance
 from toolkit.inference.inputs import as_batches
 from toolkit.inference.layers import prepare_aliases
@@ -83,7 +83,8 @@ def grad_cam(
     request = CamRequest(layers, as_target(target), methods, aliases, mode)
     data = DataHash()
     pieces: list[CamBatch] = []
-    limit = Limit("grad_cam", 2.0, one_pass=predictor.one_window)
+    held: dict[str, Any] = {"held": "gradients", "layers": layers, "aliases": aliases}
+    limit = functools.partial(predictor.affordable, "grad_cam", **held)
     for batch in as_batches(inputs, model, batch_size=batch_size, label=label, limit=limit):
         if pieces and batch.image.shape[1:] != pieces[0].batch.image.shape[1:]:
             raise DataError(

@@ -120,7 +120,8 @@ def mask_latent(
         mask,
     )
     _check(settings, skips)
-    batch = one_batch(image, predictor, label, "mask_latent", fixed=True)
+    batch = one_batch(image, predictor, label, "mask_latent")
+    predictor.affordable("mask_latent", batch.image[:1], len(batch), held="masks", fixed=True)
     at = "codes" if structured else one_layer(predictor, layer, batch.image, aliases)
     frame = predictor.frame(batch.image)
     with untouched(model, mode), torch.inference_mode(False), torch.enable_grad():

@@ -42,6 +42,10 @@ class MemoryArrays:
         """The same in pieces of `size` (one empty piece if there are no rows)."""
         yield from self.values[layer, kind].split(size)
 
+    def shape(self, layer: str, kind: str) -> tuple[int, ...]:
+        """See `Arrays`."""
+        return tuple(getattr(self.values.get((layer, kind)), "shape", ()))
+
     def table(self, name: str) -> pd.DataFrame:
         """`cases` (one row per feature row) or `images` (one row per image)."""
         import pandas as pd
@@ -75,6 +79,10 @@ class StoredArrays:
         """
         entry = self.entries[layer]["arrays"].get(kind)
         return None if entry is None else next(self.batches(layer, kind, max(1, entry["shape"][0])))
+
+    def shape(self, layer: str, kind: str) -> tuple[int, ...]:
+        """See `Arrays`."""
+        return tuple(self.entries[layer]["arrays"].get(kind, {}).get("shape", ()))
 
     def batches(self, layer: str, kind: str, size: int) -> Iterator[Tensor]:
         """As in memory; the hash is that of all pieces, so it is checked before the last one is given out."""

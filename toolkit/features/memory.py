@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from toolkit.errors import ConfigError, ToolkitWarning
-from toolkit.features.modules import named, unwrap
+from toolkit.errors import ConfigError, LayerError, ToolkitWarning
+from toolkit.features.modules import unwrap
+from toolkit.features.names import AliasUnknown, find_requests
 from toolkit.features.trace import trace_calls
 
 _SURELY = 3000  # numbers that a network makes of one number of its image, at most: below that nothing is counted
 _SAID = 0.25  # share of the free memory from which on the need is said
 _TAKEN = 0.8  # share beyond which it is refused
+# What is held of a pass at once, as multiples of the bytes of `Pass`; benchmarks/memory.py measures that it is so.
+HELD: dict[str, dict[str, float]] = {
+    "outputs": {"live": 1, "largest": 2},
+    "gradients": {"total": 1, "largest": 2, "kept": 2},
+    "masks": {"total": 1.6, "largest": 2},
+}
+# How often an analysis holds the rows (channel_similarity: the second moments) that it reads of stored features.
+COPIES = {
+    "drift": 4,
+    "project": 0.5,
+    "project umap": 3,
+    "project tsne": 3,
+    "channel_similarity": 1.2,
+    "layer_similarity linear_cka": 1.2,
+    "layer_similarity rbf_cka": 1.2,
+    "layer_similarity procrustes": 2,
+    "layer_similarity rsa": 1.5,
+    "collapse": 1.5,
+    "gaussianity": 4,
+    "classifier_variability": 2,
+}
 
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that are free on a device: of a GPU its own, else the least of the machine's and the container's."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "cuda":  # what torch keeps for later counts as free
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = [2**62]
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -35,54 +64,119 @@ def free_bytes(device: torch.device) -> int:
     return min(free)
 
 
-@dataclasses.dataclass(frozen=True)
-class Limit:
-    """Who asks for memory.
-
-    Attributes:
-        call: name of the analysis, for the messages.
-        copies: how often the activations of all layers are held at once (2 with gradients).
-        fixed: the number of images a pass cannot be lowered.
-        one_pass: gives what the network sees of an image in one pass: padded, or one window of it.
-    """
-
-    call: str
-    copies: float
-    fixed: bool = False
-    one_pass: Callable[[Tensor], Tensor] = dataclasses.field(default=lambda image: image)
-
-
-def affordable_batch(model: nn.Module, image: Tensor, wanted: int, limit: Limit) -> int:
+def affordable_images(
+    model: nn.Module, image: Tensor, wanted: int, *, call: str, held: str, pieces: float = 1.0, **options: Any
+) -> int:
     """How many images a pass may take: `wanted`, or fewer where so many would take more than 80 % of what is free.
 
     Args:
         model: the network.
-        image: one image (1, C, *S), on the network's device; of any size if `limit.one_pass` says what is seen of it.
+        image: what it sees of one image in one pass (1, C, *S), on its device.
         wanted: images a pass, as the caller asked.
-        limit: who asks.
+        call: name of the analysis, for the messages.
+        held: what it holds of a pass, a key of `HELD`.
+        pieces: how many times larger the whole image is, whose logits are stitched.
+        options: `layers` that are captured and their `aliases`; `fixed`, if the number cannot be lowered.
     """
-    image = limit.one_pass(image)
-    free = free_bytes(image.device)
-    if image.numel() * 4 * _SURELY * limit.copies * wanted < _SAID * free:
+    fixed = options.pop("fixed", False)
+    if image.numel() * max(pieces, 1) * 4 * _SURELY * wanted < _SAID * free_bytes(image.device):
         return wanted
-    each = activation_bytes(model, image) * limit.copies
-    count = min(wanted, int(_TAKEN * free / max(each, 1)))
-    need = f"{limit.call} needs about {each / 1e9:.2f} GB an image of size {tuple(image.shape[2:])}"
-    free_now = f"{free / 1e9:.2f} GB are free"
-    if count == 0 or (limit.fixed and count < wanted):
-        raise ConfigError(
-            f"{need}, {wanted} at once; {free_now}.",
-            where=limit.call,
-            fix="Pass fewer or smaller images, a smaller batch_size or patch_size where the call has one, or free memory.",
-        )
+    one = measured_pass(model, image, **options)
+    each = sum(times * getattr(one, name) for name, times in HELD[held].items())
+    each += 2 * pieces * one.output if pieces > 1 else 0
+    fix = "Pass fewer or smaller images, a smaller batch_size or patch_size where the call has one, or free memory."
+    what = f"{call} (image of size {tuple(image.shape[2:])})"
+    return affordable(what, each, fix, wanted, least=wanted if fixed else 1, device=image.device)
+
+
+def affordable(
+    call: str, each: float, fix: str, wanted: int = 1, *, least: int = 1, device: torch.device | None = None
+) -> int:
+    """How many of `wanted` pieces of `each` bytes may be held at once; says so beyond a quarter of what is free."""
+    free = free_bytes(device or torch.device("cpu"))
+    count = min(wanted, int(_TAKEN * free / max(each, 1.0)))
+    pieces = f", {each / 1e9:.3g} GB each for {max(count, least)} at once" if max(wanted, least) > 1 else ""
+    need = f"{call} needs about {max(count, least) * each / 1e9:.3g} GB{pieces}"
+    if count < least:
+        raise ConfigError(f"{need}; {free / 1e9:.3g} GB are free.", where=call, fix=fix)
     if each * count > _SAID * free:
         instead = f" instead of {wanted}" if count < wanted else ""
-        warnings.warn(f"{need}, at most {count}{instead} at once; {free_now}.", ToolkitWarning, stacklevel=4)
+        warnings.warn(f"{need}{instead}; {free / 1e9:.3g} GB are free.", ToolkitWarning, stacklevel=4)
     return count
 
 
-def activation_bytes(model: nn.Module, image: Tensor) -> float:
-    """Bytes of the outputs of all layers that hold no others, for this input."""
-    modules = named(unwrap(model))
-    leaves = {path for path, module in modules.items() if not any(True for _ in module.children())}
-    return sum(call.megabytes * 1e6 for call in trace_calls(model, [image]).calls if call.name.path in leaves)
+def state_rows(call: str, stores: Iterable[Any], layers: str | Iterable[str], kind: str = "rows") -> None:
+    """Say what an analysis of stored features takes, as `affordable` does; nothing is read.
+
+    Args:
+        call: its name, a key of `COPIES`.
+        stores: the features of each stage.
+        layers: what it reads of each.
+        kind: "rows", or "gram" for second moments.
+    """
+    names = [layers] if isinstance(layers, str) else list(layers)
+    need = COPIES[call] * sum(store.nbytes(layer, kind) for store in stores for layer in names)
+    affordable(call, need, "Extract fewer rows (samples=..., or pool='per-class'), name fewer layers, or free memory.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """Bytes of a pass over one image, weights apart.
+
+    Attributes:
+        live: most that a pass without a graph holds at once.
+        total: of all tensors that it makes; a graph keeps nearly all of them.
+        largest: of its largest tensor.
+        kept: of the captured layers.
+        output: of the logits.
+    """
+
+    live: float
+    total: float
+    largest: float
+    kept: float
+    output: float
+
+
+def measured_pass(
+    model: nn.Module, image: Tensor, layers: str | Sequence[str] = (), aliases: Mapping[str, str] | None = None
+) -> Pass:
+    """The bytes of one pass, by watching one without gradients."""
+    network = unwrap(model)
+    with _Meter([image, *network.parameters(), *network.buffers()]) as meter:
+        trace = trace_calls(model, [image])
+    wanted: set[tuple[str, int]] = set()
+    with contextlib.suppress(LayerError, AliasUnknown):  # the analysis itself speaks of layers
+        wanted = {(one.layer.path, one.layer.call) for one in find_requests(network, layers, aliases)}
+    kept = sum(call.megabytes * 1e6 for call in trace.calls if (call.name.path, call.name.call) in wanted)
+    return Pass(meter.peak, meter.total, meter.largest, kept, abs(4 * math.prod(trace.output)))
+
+
+class _Meter(TorchDispatchMode):
+    """Counts the bytes of tensors as they are made and let go; `known` ones do not count."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.alive = {one.untyped_storage()._cdata for one in known if one.layout is torch.strided}
+        self.live = self.peak = self.total = self.largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        for one in tree_leaves(output):
+            if isinstance(one, Tensor) and one.layout is torch.strided:
+                self._saw(one.untyped_storage())
+        return output
+
+    def _saw(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.alive:
+            return
+        self.alive.add(key)
+        self.live += size
+        self.total += size
+        self.peak, self.largest = max(self.peak, self.live), max(self.largest, size)
+        weakref.finalize(storage, self._gone, key, size).atexit = False
+
+    def _gone(self, key: int, size: int) -> None:
+        self.alive.discard(key)
+        self.live -= size

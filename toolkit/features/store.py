@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,11 @@ class Features(Result):
             yield piece
         if count != len(self.cases):
             raise ResultError("The rows of this layer do not fit the case table.", where=layer)
+
+    def nbytes(self, layer: str, kind: str = "rows") -> int:
+        """Bytes of the rows of one layer (or `gram`, second moments) in memory, told without reading them."""
+        shape = self._arrays.shape(layer, kind) if layer in self.layers else ()
+        return 4 * math.prod(shape) if shape else 0
 
     def moments(self, layer: str) -> Moments | None:
         """Second moments per image, or None if they were not kept.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from toolkit.errors import DataError, ResultError
 from toolkit.features.capture import observe
-from toolkit.features.memory import Limit
 from toolkit.features.modules import named, unwrap
 from toolkit.features.names import AliasUnknown, find_requests
 from toolkit.features.provenance import DataHash, provenance
@@ -49,7 +49,9 @@ class Extraction:
         request.pop("network", None)  # a score that became known since is no other request
         return request
 
-    def batches(self, inputs: Any, label: Any, limit: Limit | None = None) -> Iterator[InputBatch]:
+    def batches(
+        self, inputs: Any, label: Any, limit: Callable[[Tensor, int], int] | None = None
+    ) -> Iterator[InputBatch]:
         """The inputs as the network gets them."""
         return as_batches(inputs, self.model, batch_size=self.batch_size, label=label, limit=limit)
 
@@ -68,7 +70,7 @@ class Extraction:
             writer = StoreWriter(out, self.request(predictor), resume)
         try:
             # a store goes on where it was: with the same batches
-            limit = Limit("extract", 1.0, fixed=out is not None, one_pass=predictor.one_window)
+            limit = functools.partial(predictor.affordable, "extract", fixed=out is not None)
             self._pass(self.batches(inputs, label, limit), predictor, writer, data)
             if not writer.layers:
                 raise DataError("There are no inputs to extract features from.", where="extract(inputs=...)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from toolkit.data.foreign import unpacked
 from toolkit.data.geometry import Geometry
 from toolkit.errors import DataError
-from toolkit.features.memory import Limit, affordable_batch
 from toolkit.features.modules import device_of, dims_and_channels, unwrap
 from toolkit.inference.image_files import read_items
 from toolkit.inference.memory import Files, defaults_of
@@ -80,7 +79,7 @@ def as_batches(
     batch_size: int = 8,
     device: torch.device | str | None = None,
     label: Any = None,
-    limit: Limit | None = None,
+    limit: Callable[[Tensor, int], int] | None = None,
 ) -> Iterator[InputBatch]:
     """Iterate over any kind of input in batches; neighbours of one size share a batch.
 
@@ -90,7 +89,7 @@ def as_batches(
         batch_size: most images per batch.
         device: where to put the batch; None is the network's device.
         label: label map(s) for a bare array or path.
-        limit: of whose memory; a batch then holds no more images than fit. None = do not ask.
+        limit: how many images like one (1, C, *S) a batch may hold instead of so many, see `Predictor.affordable`.
 
     Raises:
         DataError: an input that is not understood, has another size or channel count, or holds NaN; a label that is not
@@ -108,7 +107,7 @@ def as_batches(
             waiting = []
         if limit is not None and item.image.shape != known:
             known = item.image.shape
-            most = affordable_batch(model, _collate([item], device).image, batch_size, limit)
+            most = limit(_collate([item], device).image, batch_size)
         waiting.append(item)
     if waiting:
         yield _collate(waiting, device)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolkit.arguments import checked
 from toolkit.errors import ConfigError, DataError, LayerError, ToolkitError, ToolkitWarning, choose
 from toolkit.features.logits import find_logits, full_size
-from toolkit.features.memory import Limit, affordable_batch
+from toolkit.features.memory import affordable_images
 from toolkit.features.modules import failure_explained, own_precision, unwrap
 from toolkit.features.untouched import untouched
 from toolkit.inference.activation import Activation
@@ -54,6 +54,7 @@ class Predictor:
             self.patch_size = sides_of(patch_size)
         self.overlap = passes.get("overlap", 0.5)
         self.divisor = memory.divisor if divisor is None else divisor
+        self.at_once: int | None = None  # images in a pass without gradients, once `affordable` has said it
         self.dtype = own_precision(self.model)
         self.autocast = _autocast_type(self.dtype, passes.get("precision"))
         self.activation = Activation(
@@ -76,6 +77,13 @@ class Predictor:
         frame = self.frame(image)
         x = frame.pad(image).to(self.dtype)
         return x if frame.tiling is None else x[frame.tiling.windows[0]].clone()
+
+    def affordable(self, call: str, image: Tensor, wanted: int, *, held: str = "outputs", **options: Any) -> int:
+        """How many images like this one (1, C, *S) a pass may take; see `toolkit.features.memory.affordable_images`."""
+        x = self.one_window(image)
+        pieces = image.numel() / x.numel()
+        self.at_once = affordable_images(self.model, x, wanted, call=call, held=held, pieces=pieces, **options)
+        return self.at_once
 
     def run(self, image: Tensor) -> Any:
         """What the network returns for images of a size that it takes.
@@ -109,10 +117,12 @@ class Predictor:
             at_once: windows in one pass, at least one of every image.
         """
         frame = self.frame(image) if frame is None else frame
-        padded = frame.pad(image)
-        if frame.tiling is None:
+        padded, most = frame.pad(image), self.at_once or at_once
+        if frame.tiling is not None:
+            return frame.crop(self._stitched(padded, frame.tiling, max(1, min(at_once, most) // len(image))))
+        if torch.is_grad_enabled() or self.model.training or self.at_once is None:
             return frame.crop(self.one_pass(padded))
-        return frame.crop(self._stitched(padded, frame.tiling, max(1, at_once // len(image))))
+        return frame.crop(torch.cat([self.one_pass(part) for part in padded.split(most)]))
 
     def labels(self, logits: Tensor, classes: Mapping[int, str] | None = None) -> Tensor:
         """Class indices (B, *S), or masks (B, K, *S) of overlapping regions; see `Activation.labels`."""
@@ -192,14 +202,12 @@ class Predictor:
         return divisor
 
 
-def one_batch(image: Any, predictor: Predictor, label: Any, call: str, *, fixed: bool = False) -> InputBatch:
+def one_batch(image: Any, predictor: Predictor, label: Any, call: str) -> InputBatch:
     """The images of a call that takes one image, or several of one size, as one batch."""
     batches = list(as_batches(image, predictor.model, batch_size=10**6, label=label))
     if len(batches) != 1:
         what = "There is no image." if not batches else "The images have several sizes."
         raise DataError(what, where=f"{call}(image=...)", fix="Pass one image, or several of one size.")
-    limit = Limit(call, 2.0, fixed=fixed, one_pass=predictor.one_window)
-    affordable_batch(predictor.model, batches[0].image[:1], len(batches[0]) if fixed else 1, limit)
     return batches[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Unpack
@@ -79,7 +80,8 @@ def predict(
     items, several = _opened(predictor.model, image, normalisation)
     parts = []
     with untouched(predictor.model, mode="eval"), torch.inference_mode():
-        for batch in as_batches(items, predictor.model, batch_size=batch_size):
+        limit = functools.partial(predictor.affordable, "predict")
+        for batch in as_batches(items, predictor.model, batch_size=batch_size, limit=limit):
             logits = predictor.logits(batch.image, at_once=batch_size)
             if output == "labels":
                 logits = predictor.labels(logits, batch.classes)
@@ -135,9 +137,12 @@ def predict_volumes(
     waiting = iter(volumes)
     due = next(waiting, None)
     maps: list[np.ndarray] = []
-    device = device_of(predictor.model)
+    device, size = device_of(predictor.model), None
     for cases in same_size([case for volume in volumes for case in volume], batch_size):
         image = torch.from_numpy(np.stack([case.image_array() for case in cases])).to(device)
+        if image.shape[1:] != size:
+            size = image.shape[1:]
+            predictor.affordable("evaluate", image[:1], min(batch_size, sum(map(len, volumes))))
         with untouched(predictor.model, mode="eval"), torch.inference_mode():
             logits = predictor.logits(image, at_once=len(cases))
             predictor.activation.check(logits.shape[1], cases[0].classes)

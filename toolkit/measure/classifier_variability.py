@@ -16,6 +16,7 @@ import torch
 
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
+from toolkit.features.memory import state_rows
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
 from toolkit.measure.normalised_margin import median_margin
@@ -112,6 +113,7 @@ def classifier_variability(
     Example:
         >>> heads = tk.classifier_variability(features, "head_input", target=later, bootstraps=3, rows=40).table()
     """
+    state_rows("classifier_variability", [source] if target is None else [source, target], layer)
     values, labels = rows_of(source, layer).numpy(), source.cases["class"].to_numpy()
     known = np.unique(labels)
     if len(known) < 2:

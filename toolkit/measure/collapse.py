@@ -11,6 +11,7 @@ from torch import Tensor
 
 from toolkit.arguments import checked
 from toolkit.errors import ResultError
+from toolkit.features.memory import state_rows
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
 from toolkit.measure.cka import centred, squared_distances
@@ -108,6 +109,7 @@ def collapse(
     Example:
         >>> diagnostics = tk.collapse(features, "bottleneck").table()
     """
+    state_rows("collapse", [features], layer)
     rows = rows_of(features, layer)
     table = features.cases.reset_index(drop=True)
     keep = _evenly(table, max_rows, seed)

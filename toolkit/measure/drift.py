@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError, ResultError
+from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
 from toolkit.measure.drift_moments import REFERENCE, MomentMeasures, Pair, Values, debiased_cka
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions, subsample
@@ -144,7 +145,9 @@ def drift(
             where=f"{confidence=}, {bootstrap=}, {null_splits=}, {max_rows=}, {directions=}",
             fix="confidence lies in (0, 1), counts are not negative, at least 2 rows and directions.",
         )
-    stages = paired_rows(features if repeat is None else [*features, repeat], layer, paired=paired)
+    everything = features if repeat is None else [*features, repeat]
+    state_rows("drift", everything, layer)
+    stages = paired_rows(everything, layer, paired=paired)
     if not all(len(rows) for rows in stages.rows):
         raise ResultError("A stage without any row has no drift.", where=layer, fix="Extract cases that hold a class.")
     members = _groups(stages)

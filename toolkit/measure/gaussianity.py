@@ -15,6 +15,7 @@ from toolkit.arguments import checked
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ResultError
 from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectation, unit_directions
+from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
 from toolkit.measure.pairing import CLUSTERS, class_members, cluster_codes, rows_of
 from toolkit.results import Result
@@ -95,6 +96,7 @@ def gaussianity(
     """
     import pandas as pd
 
+    state_rows("gaussianity", [features], layer)
     rows = rows_of(features, layer)
     channels = rows.shape[1]
     if len(rows) < 2 * channels:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError, choose
+from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
 from toolkit.measure.cka import procrustes, rbf_kernel, unbiased_hsic
 from toolkit.measure.drift_samples import subsample
@@ -100,6 +101,8 @@ def layer_similarity(
         raise ConfigError(f"A batch of {batch} rows is too small for the unbiased HSIC; take at least 4.")
     other = features_a if features_b is None else features_b
     names = [list(layers_a or features_a.layers), list(layers_b or other.layers)]
+    sides = [features_a] if other is features_a else [features_a, other]
+    state_rows(f"layer_similarity {method}", sides, {*names[0], *names[1]})
     first = [rows_of(features_a, name, f"first store, layer {name}") for name in names[0]]
     second = first
     if other is not features_a or names[0] != names[1]:

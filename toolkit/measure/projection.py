@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError, ResultError, choose
+from toolkit.features.memory import state_rows
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
 from toolkit.measure.embedding import TsneOptions, UmapOptions, balanced_sample, tsne_pictures, umap_pictures
@@ -132,6 +133,7 @@ def project(
     if method in LINEAR and options:
         raise ConfigError(f"The method {method!r} takes no option {sorted(options)}.")
     stores = [features] if isinstance(features, Features) else list(features)
+    state_rows("project" if method in LINEAR else f"project {method}", stores, layer)
     if method in LINEAR:
         streams = row_streams(stores, layer, paired=basis == "per_stage")
         tables = [stream.table for stream in streams]

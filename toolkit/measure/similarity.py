@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError, choose
+from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
 from toolkit.measure.pairing import moments_of
 from toolkit.results import Result
@@ -116,6 +117,8 @@ def channel_similarity(features: Features | Tensor, layer: str = "", form: str =
         >>> similarity = tk.channel_similarity(features, "bottleneck", form="pearson")
     """
     choose("similarity form", form, FORMS)
+    if isinstance(features, Features):
+        state_rows("channel_similarity", [features], layer, kind="gram")
     gram, total, count, source = moments_of(features, layer)
     channels = gram.shape[-1]
     parts = _halves(channels)

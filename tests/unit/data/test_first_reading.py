@@ -24,6 +24,7 @@ def _own_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def volume(path: Path, seed: int = 0, suffix: str = ".nii") -> Path:
     voxels = np.random.default_rng(seed).integers(1, 100, (8, 8, 4)).astype(np.int16)
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path / f"scan{suffix}")
+    os.utime(path / f"scan{suffix}", (10**9 + seed,) * 2)  # not of this moment
     return path / f"scan{suffix}"
 
 
@@ -86,6 +87,8 @@ def test_files_with_a_checksum_are_not_recorded_and_a_voxel_file_behind_a_header
 
     read(volume(tmp_path, suffix=".nii.gz"))
     sitk.WriteImage(sitk.GetImageFromArray(np.arange(64, dtype=np.int16).reshape(4, 4, 4)), tmp_path / "scan.mhd")
+    for name in ("scan.mhd", "scan.raw"):
+        os.utime(tmp_path / name, (1, 1))
     read(tmp_path / "scan.mhd")
     memory = sqlite3.connect(first_reading.record())
     known = {Path(row[0]).name for row in memory.execute("SELECT path FROM files")}
@@ -96,11 +99,51 @@ def test_files_with_a_checksum_are_not_recorded_and_a_voxel_file_behind_a_header
         read(tmp_path / "scan.mhd")
 
 
-def test_without_a_record_everything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = volume(tmp_path)
-    monkeypatch.setattr(first_reading, "record", lambda: path / "no folder" / "x.sqlite")
-    read(path)
-    damaged = tmp_path / "damaged.sqlite"
+def test_without_a_record_everything_is_read_and_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, damaged = volume(tmp_path), tmp_path / "damaged.sqlite"
     damaged.write_bytes(b"nonsense" * 1000)
-    monkeypatch.setattr(first_reading, "record", lambda: damaged)
+    for place in (path / "no folder" / "x.sqlite", damaged):
+        monkeypatch.setattr(first_reading, "record", lambda place=place: place)
+        with pytest.warns(tk.ToolkitWarning, match=r"not noticed: .* cannot be used .*TOOLKIT_CACHE"):
+            first = read(path)
+        assert np.array_equal(read(path), first)  # without another word
+
+
+def test_a_busy_record_is_not_waited_for_in_silence_and_hashing_holds_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = volume(tmp_path)
+    first_reading.check([])
+    other, hashed = sqlite3.connect(first_reading.record(), timeout=0), []
+
+    def slow_hash(path: Path) -> str:
+        with other:
+            other.execute("BEGIN IMMEDIATE")  # another process may write meanwhile
+            hashed.append(path)
+        return "0"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(first_reading, "file_sha256", slow_hash)
+        read(path)
+    assert hashed == [path]
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda place, timeout: connect(place, timeout=0.1))
+    path = path.rename(tmp_path / "other.nii")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.warns(tk.ToolkitWarning, match="cannot be used .database is locked"):
+        read(path)
+    other.close()
+
+
+def test_a_file_that_is_written_twice_within_one_date_is_not_called_damaged(tmp_path: Path) -> None:
+    path = volume(tmp_path)
+    os.utime(path)
     read(path)
+    with_a_flipped_bit(path)
+    with pytest.warns(tk.ToolkitWarning, match="scan.nii was replaced since it was read on"):
+        read(path)
+
+
+def test_a_file_that_may_not_be_read_is_its_readers_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_reading, "file_sha256", lambda path: (tmp_path / "none").read_bytes())
+    read(volume(tmp_path))
