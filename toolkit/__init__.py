@@ -103,7 +103,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "toolkit.training.calibrate": ("calibrate",),
     "toolkit.training.config": ("TrainConfig",),
     "toolkit.training.load": ("load_model", "load_run"),
-    "toolkit.training.trained": ("list_claims", "list_trained", "load_trained"),
+    "toolkit.training.trained": ("list_claims", "list_trained", "load_trained", "load_trained_arms", "trained_scores"),
     "toolkit.training.losses": ("LossObjective",),
     "toolkit.training.objective": ("Objective",),
     "toolkit.training.regularizer": ("Regularizer", "StepContext"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +15,9 @@ from torch import nn
 
 from toolkit import registry
 from toolkit.data.manifest import shipped_folders
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.features.process_state import guarded_random_state
-from toolkit.features.provenance import mark_scored, mark_trained_with
+from toolkit.features.provenance import mark_scored, mark_trained_with, score_of
 from toolkit.files import sha256, write_atomically
 from toolkit.inference.memory import remember
 from toolkit.models.load import tensors_of, weights_bytes, weights_from_bytes
@@ -112,6 +115,84 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
         scores=pd.DataFrame(card["scores"]), history=pd.DataFrame(card["history"]), provenance=described
     )
     return network.eval()
+
+
+def load_trained_arms(arms: Mapping[str, str], tasks: str | Sequence[str]) -> dict[tuple[str, int], nn.Module]:
+    """Trained networks of several arms on one task, for every seed that all arms have.
+
+    Args:
+        arms: for every name of your own the end of one in `toolkit.list_trained()`: {"plain": "plain", "mine": "segreg"}.
+        tasks: name of the task; of several the first one that has every arm is opened.
+
+    Returns:
+        (arm, seed) -> network; the seeds at which every network has learnt come first.
+
+    Warns:
+        ToolkitWarning: the first task does not have every arm, with what it has.
+
+    Example:
+        >>> networks = tk.load_trained_arms({"plain": "plain", "SegReg": "segreg"}, "phantom-cardiac")
+    """
+    listed, wanted = list_trained(), [tasks] if isinstance(tasks, str) else list(tasks)
+    for task in wanted:
+        own = {
+            arm: listed[listed["name"] == f"{task}/{name}"].set_index("seed")["above_floor"]
+            for arm, name in arms.items()
+        }
+        seeds = set.intersection(*(set(table.index) for table in own.values()))
+        if seeds:
+            break
+        there = sorted(set(listed.loc[listed["task"] == task, "name"]))
+        lacking = f"{task!r} has no trained networks of {', '.join(arms.values())} under a common seed; it has "
+        lacking += f"{', '.join(there) or 'none'}."
+        if task == wanted[-1]:
+            raise ConfigError(lacking, where="load_trained_arms", fix="Choose from list_trained().")
+        after = wanted[wanted.index(task) + 1]
+        warnings.warn(f"{lacking} Those of {after!r} are looked for.", ToolkitWarning, stacklevel=4)
+    order = sorted(seeds, key=lambda seed: (not all(table[seed] for table in own.values()), seed))
+    return {(arm, seed): load_trained(f"{task}/{name}", seed) for seed in order for arm, name in arms.items()}
+
+
+def trained_scores(networks: Mapping[Any, nn.Module]) -> pd.DataFrame:
+    """What the cards of trained networks say: a row a network, for the top of a page.
+
+    Args:
+        networks: by name, or by (name, seed) as `load_trained_arms` gives them.
+
+    Returns:
+        steps, patients and dice (low to high) at home, floor (what a network that has learnt exceeds), away (mean Dice of the
+        sites that it was not trained on) and minutes (of one core, that its training took); NaN where a network has no card.
+
+    Example:
+        >>> tk.trained_scores({"plain": tk.load_trained("phantom-cardiac/plain")})
+    """
+    import pandas as pd
+
+    costs = pd.read_csv(shipped_folders("TOOLKIT_EVIDENCE", "evidence")[0] / "results" / "costs.csv")
+    rows = []
+    for network in networks.values():
+        card, known = vars(network).get("provenance"), score_of(network)
+        row = {key: known.get(key) for key in ("steps", "patients", "dice", "low", "high", "floor")}
+        if card is not None:
+            home = network.scores["site"].isin(card["sites"])
+            row |= network.scores[home][["low", "high"]].mean().to_dict() | {
+                "away": network.scores[~home]["dice"].mean()
+            }
+            row["minutes"] = _minutes(card["command"], costs)
+        rows.append(row)
+    columns = ["steps", "patients", "dice", "low", "high", "floor", "away", "minutes"]
+    index = pd.MultiIndex.from_tuples([key if isinstance(key, tuple) else (key,) for key in networks])
+    return pd.DataFrame(rows, index=index, columns=columns).rename_axis(["network", "seed"][: index.nlevels])
+
+
+def _minutes(command: str, costs: pd.DataFrame) -> float:
+    """Of one core, as measured; NaN where no training of that command was."""
+    if not (told := re.search(r"evidence\.run (\S+) --only (\S+) --seeds (\d+)(?: --folds (\d+))?", command)):
+        return math.nan
+    study, arm, seed, fold = told.groups()
+    rows = costs[(costs["study"] == study) & (costs["arm"] == arm) & (costs["seed"] == int(seed))]
+    rows = rows[rows["fold"] == int(fold)] if fold else rows
+    return float(rows["cpu_minutes"].mean())
 
 
 def list_claims(paper: str | None = None) -> pd.DataFrame:

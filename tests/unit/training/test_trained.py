@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import toolkit as tk
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, ToolkitWarning
 from toolkit.features.provenance import provenance
 from toolkit.registry import describe
 from toolkit.training.trained import FIELDS, half_precision, save_trained, short_history
@@ -118,3 +118,28 @@ def test_claims_come_with_their_verdicts() -> None:
     assert len(tk.list_claims()) > len(table)
     with pytest.raises(ConfigError, match="Choose from SegReg"):
         tk.list_claims("another paper")
+
+
+def test_arms_are_opened_at_every_common_seed_those_that_have_learnt_first(folder: Path) -> None:
+    """Plain has seeds 0 to 2, mine 1 and 2, of which 1 has not learnt."""
+    torch.manual_seed(0)
+    network = tk.unet(1, 4, channels=(4, 8))
+    told = "python -m evidence.run cardiac --only segreg --seeds 1"
+    for name, seed, above in (("plain", 0, True), ("plain", 1, True), ("plain", 2, True), ("mine", 1, False)):
+        own = card(network) | {"name": f"here/{name}", "seed": seed, "floor": {"above": above, "dice": 0.75}}
+        save_trained(network, own | {"command": told}, folder)
+    save_trained(network, card(network) | {"name": "here/mine"}, folder)  # seed 2
+    with pytest.warns(
+        ToolkitWarning, match=r"'elsewhere' has no trained networks of plain, mine .* it has none. Those of 'here'"
+    ):
+        networks = tk.load_trained_arms({"a": "plain", "b": "mine"}, ["elsewhere", "here"])
+    assert list(networks) == [("a", 2), ("b", 2), ("a", 1), ("b", 1)]
+    with pytest.raises(ConfigError, match="'elsewhere' has no trained networks"):
+        tk.load_trained_arms({"a": "plain"}, "elsewhere")
+    table = tk.trained_scores({**networks, ("new", 0): tk.unet(1, 4)})
+    assert table.loc[("a", 2), ["dice", "low", "high", "floor", "away"]].tolist() == [0.9, 0.8, 1.0, 0.75, 0.5]
+    costs = pd.read_csv(Path(__file__).parents[3] / "evidence" / "results" / "costs.csv").set_index(
+        ["study", "arm", "seed"]
+    )
+    assert table.loc[("b", 1), "minutes"] == costs.loc[("cardiac", "segreg", 1), "cpu_minutes"]
+    assert table.loc[("new", 0)].isna().all(), "of a network without a card nothing is said"
