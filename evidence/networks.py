@@ -24,7 +24,7 @@ from toolkit.training.trained import card_file, save_trained, short_history
 
 FOLDER = Path(__file__).with_name("networks")
 PATIENTS, SAMPLE, TOLERANCE, FLOOR = 8, 2, 0.002, 0.75
-SEEDS, ONE_SEED = (0, 1, 2), re.compile("scr|ifd|swin|released|targeted|dropout|unet-|fast-slow|sequence")
+SEEDS, ONE_SEED = (0, 1, 2), re.compile("scr|ifd|selfreg-0|swin|released|targeted|dropout|unet-|fast-slow|sequence")
 # name: (study, arm, which of its runs, method)
 NETWORKS = {
     "phantom-cardiac/plain": ("cardiac", "plain", -1, "plain U-Net"),
@@ -35,6 +35,10 @@ NETWORKS = {
     "phantom-cardiac/selfreg": ("selfreg", "selfreg", -1, "SelfReg's U-Net, SCR and IFD"),
     "phantom-cardiac/selfreg-scr": ("selfreg", "scr", -1, "SelfReg's U-Net, SCR alone"),
     "phantom-cardiac/selfreg-ifd": ("selfreg", "ifd", -1, "SelfReg's U-Net, IFD alone"),
+    **{
+        f"phantom-cardiac/selfreg-{weight}": ("selfreg", f"selfreg-{weight}", -1, f"SelfReg's U-Net, both weights {weight}")
+        for weight in ("0.001", "0.015", "0.15")
+    },
     "phantom-cardiac/swin-plain": ("swin", "swin-plain", -1, "Swin-Unet, plain"),
     "phantom-cardiac/swin-selfreg": ("swin", "swin-selfreg", -1, "Swin-Unet, SCR and IFD"),
     "phantom-cardiac/standard": ("latent", "standard", -1, "fast and slow network, standard training"),
