@@ -62,7 +62,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("cross_entropy", "dice", "focal", "focal_gamma", "scr", "ifd", "noise"), (0, 1e12)),
     **dict.fromkeys(("weight", "penalty", "auxiliary", "complementary", "consistency", "divergence"), (0, 1e12)),
 }
-DEFAULTS: dict[str, Any] = {"overlap": 0.5}  # of keywords that a TypedDict names; the others are None
+# Of keywords that a TypedDict names; the others are None.
+DEFAULTS: dict[str, Any] = {"overlap": 0.5, "normalisation": "zscore-clip", "flips": ()}
 # What a thing of this name must offer where its annotation allows any object.
 OFFERS: dict[str, tuple[str, ...]] = {"task": ("cases", "loader")}
 _LOOKED_AT = 256  # elements of a sequence whose type is looked at

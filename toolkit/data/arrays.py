@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from toolkit.data.normalise import DEFAULT
-from toolkit.data.splits import Splits
-from toolkit.data.table import shared, task_from_table
+from toolkit.data.table import TaskSettings, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
 
@@ -19,19 +17,14 @@ def task_from_arrays(
     labels: Iterable[Any] | None,
     *,
     classes: Mapping[int, str] | Mapping[str, str] | Sequence[str],
-    regions: Mapping[str, Sequence[int]] | None = None,
     spacing: Sequence[float] | Sequence[Sequence[float] | None] | None = None,
     sites: Sequence[str] | str | None = None,
     subjects: Sequence[str] | None = None,
-    splits: Splits = None,
     ids: Sequence[str] | None = None,
     groups: Sequence[str | None] | None = None,
     dims: int | None = None,
-    label_values: Mapping[float, int] | Mapping[str, int] | None = None,
-    normalisation: str = DEFAULT,
-    patch_size: Sequence[int] | None = None,
-    flips: Sequence[int] = (),
     name: str = "arrays",
+    **settings: Unpack[TaskSettings],
 ) -> Task:
     """Make a task from arrays.
 
@@ -39,20 +32,15 @@ def task_from_arrays(
         images: list of arrays or one array whose first axis is the case; each (*S) or (C, *S).
         labels: the same for labels, each (*S) or (1, *S) with whole numbers; or None.
         classes: class names by index, 0 = background.
-        regions: overlapping regions made of classes, {"whole tumour": (1, 2, 3)}.
         spacing: mm along the axes of an image: one for all, or one per case; None = unknown. For stacks cut into
             slices: slice distance first, then the in-plane spacing.
         sites: site of every case, or one name; default one site, "site".
         subjects: subject of every case; default every case its own.
-        splits: see `toolkit.data.splits.assign_splits`; default 60 / 20 / 20 by subject.
         ids: case names; default case000, case001, ...
         groups: pathology group of every case.
         dims: 2 with three-dimensional arrays cuts stacks (Z, H, W) into slices; default: axes of a label.
-        label_values: stored value -> class index if the labels are coded otherwise, for example {0: 0, 255: 1}.
-        normalisation: rule of `toolkit.data.normalise`.
-        patch_size: network input size; default from the median size.
-        flips: axes along which mirroring is allowed.
         name: name of the task.
+        **settings: regions, splits, label_values, normalisation, patch_size and flips, see `task_from_table`.
 
     Raises:
         DataError: shapes that do not agree, NaN or infinite voxels, labels that are no class.
@@ -63,7 +51,6 @@ def task_from_arrays(
         >>> tk.task_from_arrays(images, labels, classes=["background", "tumour"], spacing=(0.7, 0.7)).classes
         {0: 'background', 1: 'tumour'}
     """
-    given = dict(locals())
     images = list(images)
     count = len(images)
     labels = [None] * count if labels is None else list(labels)
@@ -74,7 +61,7 @@ def task_from_arrays(
     columns = {"label": labels, "case": ids, "subject": subjects, "site": sites, "group": groups}
     _check_lengths(count, labels=labels, ids=ids, subjects=subjects, sites=sites, groups=groups)
     columns |= {"image": images, "spacing": _spacings(spacing, count)}
-    return task_from_table(columns, name=name, **shared(given))
+    return task_from_table(columns, classes=classes, dims=dims, name=name, **settings)
 
 
 def _check_lengths(count: int, **lists: Sequence[Any]) -> None:

@@ -6,17 +6,15 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from toolkit.data.foreign import unpacked
 from toolkit.data.geometry import Geometry
-from toolkit.data.normalise import DEFAULT
 from toolkit.data.reading import Row, as_array, channel_first
 from toolkit.data.source import Pair, Source, checked_pair
-from toolkit.data.splits import Splits
-from toolkit.data.table import shared, task_from_table
+from toolkit.data.table import TaskSettings, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
 
@@ -57,17 +55,12 @@ def task_from_dataset(
     dataset: Any,
     *,
     classes: Mapping[int, str] | Mapping[str, str] | Sequence[str],
-    regions: Mapping[str, Sequence[int]] | None = None,
     keys: tuple[str, str] = ("image", "label"),
     sites: Sequence[str] | str | None = None,
     subjects: Sequence[str] | None = None,
-    splits: Splits = None,
     dims: int | None = None,
-    label_values: Mapping[float, int] | Mapping[str, int] | None = None,
-    normalisation: str = DEFAULT,
-    patch_size: Sequence[int] | None = None,
-    flips: Sequence[int] = (),
     name: str = "dataset",
+    **settings: Unpack[TaskSettings],
 ) -> Task:
     """Make a task from a map-style data set: `len(dataset)` items that are dicts or pairs (image, label).
 
@@ -78,17 +71,12 @@ def task_from_dataset(
     Args:
         dataset: gives `len()` and `[index]`.
         classes: class names by index, 0 = background.
-        regions: overlapping regions made of classes, {"whole tumour": (1, 2, 3)}.
         keys: entries of the image and of the label in items that are dicts.
         sites: site of every item, or one name.
         subjects: subject of every item; default as in `task_from_table`.
-        splits: see `toolkit.data.splits.assign_splits`; default 60 / 20 / 20 by subject.
         dims: 2 cuts volumes into slices along their coarsest axis; default the axes of an item.
-        label_values: stored value -> class index if the labels are coded otherwise, for example {0: 0, 255: 1}.
-        normalisation: rule of `toolkit.data.normalise`; "none" if the transforms have done it.
-        patch_size: network input size; default from the median size.
-        flips: axes along which mirroring is allowed.
         name: name of the task.
+        **settings: regions, splits, label_values, normalisation, patch_size and flips, see `task_from_table`.
 
     Raises:
         DataError: no items, items without an image, random transforms, arrays that do not fit each other.
@@ -98,7 +86,6 @@ def task_from_dataset(
         >>> pairs = [(c.image, c.label) for c in task.cases("train")]  # any data set with len() and [index]
         >>> own = tk.task_from_dataset(pairs, classes=task.classes, subjects=[c.subject for c in task.cases("train")])
     """
-    arguments = dict(locals())
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or isinstance(dataset, Mapping):
         raise ConfigError(
             f"{type(dataset).__name__} is no map-style data set.",
@@ -116,7 +103,8 @@ def task_from_dataset(
             raise ConfigError(f"There are {count} items but {len(values)} {column}s.", where="task_from_dataset")
         for row, value in zip(rows, values or (), strict=False):
             row[column] = value
-    return task_from_table(rows, name=name, **shared(arguments | {"dims": dims or len(rows[0]["shape"])}))
+    dims = dims or len(rows[0]["shape"])
+    return task_from_table(rows, classes=classes, dims=dims, name=name, **settings)
 
 
 def arrays_of(

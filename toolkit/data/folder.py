@@ -6,13 +6,12 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from toolkit.data.array_files import HDF5_SUFFIXES
-from toolkit.data.normalise import DEFAULT
 from toolkit.data.reading import READABLE, Row, kind_of
-from toolkit.data.splits import Splits
 from toolkit.data.subjects import person_of
-from toolkit.data.table import recipe, shared, task_from_table
+from toolkit.data.table import TaskSettings, recipe, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
 from toolkit.registry import register
@@ -29,19 +28,14 @@ def task_from_folder(
     labels: str | os.PathLike[str] | None,
     *,
     classes: Mapping[int, str] | Mapping[str, str] | Sequence[str],
-    regions: Mapping[str, Sequence[int]] | None = None,
     sites: Names | str = None,
     subjects: Names = None,
     volumes: Names = None,
-    splits: Splits = None,
     dims: int | None = None,
     channels: int | Sequence[str] | None = None,
-    label_values: Mapping[float, int] | Mapping[str, int] | None = None,
-    normalisation: str = DEFAULT,
-    patch_size: Sequence[int] | None = None,
-    flips: Sequence[int] = (),
     name: str | None = None,
     check: bool = True,
+    **settings: Unpack[TaskSettings],
 ) -> Task:
     """Make a task from folders of volumes (NIfTI, MetaImage, NRRD, DICOM series) or of pictures (PNG, TIFF, BMP, JPEG).
 
@@ -53,24 +47,19 @@ def task_from_folder(
         images: folder of the images.
         labels: folder of the labels, or None.
         classes: class names by index, 0 = background.
-        regions: overlapping regions made of classes, {"whole tumour": (1, 2, 3)}.
         sites: site of each case: one name, {case: site} or a function of the case's name; default the sub-folder.
         subjects: subject of each case, {case: subject} or a function; default read from the names where their
             pattern is plain (`patient01_slice03`), which is said, else every file its own subject. Give it where one
             person has several files: splits are made by subject.
         volumes: stack of each picture, {case: volume} or a function, where pictures are slices: scores are then
             per volume and predictions one file a volume.
-        splits: see `toolkit.data.splits.assign_splits`; default 60 / 20 / 20 by subject within each site.
         dims: 2 cuts volumes into slices along their coarsest axis; default 3 for volumes, 2 for pictures.
         channels: 1 or 3 brings all pictures to that many channels (grey is repeated); or the endings of the files of
             one case, ("flair", "t1", "t1ce", "t2") as BraTS names them.
-        label_values: stored value -> class index if the labels are coded otherwise, for example {0: 0, 255: 1}.
-        normalisation: rule of `toolkit.data.normalise`, applied per file.
-        patch_size: network input size; default from the median size.
-        flips: axes along which mirroring is allowed.
         name: name of the task; default the name of the folder above the images.
         check: read every file now (default), so that a bad one is found before a training starts; False reads
             headers only.
+        **settings: regions, splits, label_values, normalisation, patch_size and flips, see `task_from_table`.
 
     Raises:
         DataError: no files, an image without a label or the other way round, a file that cannot be trusted.
@@ -99,7 +88,9 @@ def task_from_folder(
         channels=channels if isinstance(channels, int) else None,
         name=name or root.parent.name or root.name,
         check=check,
-        **shared(given),
+        classes=classes,
+        dims=dims,
+        **settings,
     )
     grey = channels is None and task.channels == 1 and kind_of(rows[0]["image"][0]) == "picture"
     task.toolkit_config = recipe(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from toolkit.data.normalise import DEFAULT
 from toolkit.data.reading import Row
 from toolkit.data.sets.decathlon import decathlon_rows, read_description
-from toolkit.data.splits import Splits, held_out
-from toolkit.data.table import recipe, shared, task_from_table
+from toolkit.data.splits import held_out
+from toolkit.data.table import TaskSettings, recipe, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import DataError
 from toolkit.registry import register
@@ -22,14 +21,10 @@ def task_from_nnunet(
     folder: str | os.PathLike[str],
     *,
     classes: Mapping[int, str] | Mapping[str, str] | Sequence[str] | None = None,
-    regions: Mapping[str, Sequence[int]] | None = None,
-    splits: Splits = None,
     dims: int | None = None,
-    normalisation: str = DEFAULT,
-    patch_size: Sequence[int] | None = None,
-    flips: Sequence[int] = (),
     name: str | None = None,
     check: bool = True,
+    **settings: Unpack[TaskSettings],
 ) -> Task:
     """Make a task from `nnUNet_raw/DatasetXXX_Name` or from a folder of the decathlon (`Task04_Hippocampus`).
 
@@ -40,14 +35,11 @@ def task_from_nnunet(
     Args:
         folder: holds `dataset.json`, `imagesTr` and `labelsTr`.
         classes: class names by index; default those of the file.
-        regions: overlapping regions made of classes; default those of the file (nnU-Net's region-based training).
-        splits: see `toolkit.data.splits.assign_splits`.
         dims: 2 cuts volumes into slices; default 3 for volumes, 2 for pictures.
-        normalisation: rule of `toolkit.data.normalise`.
-        patch_size: network input size; default from the median size.
-        flips: axes along which mirroring is allowed.
         name: name of the task; default the folder's.
         check: read every file now; False reads headers only.
+        **settings: regions and label_values (default those of the file), splits, normalisation, patch_size and flips,
+            see `task_from_table`.
 
     Raises:
         DataError: no `dataset.json` or one that cannot be used; files that are missing or elsewhere.
@@ -60,11 +52,11 @@ def task_from_nnunet(
     table = read_description(root)
     named, own_regions = _classes(table, root / "dataset.json")
     rows = decathlon_rows(root) if "training" in table else _raw(table, root)
-    if splits is None and any("split" in row for row in rows):
+    if settings.get("splits") is None and any("split" in row for row in rows):
         held_out(rows, 0.2, "nnunet")
-    settings = shared(given) | {"classes": classes or named, "regions": regions or own_regions}
-    settings["label_values"] = {float(value): value for value in named}  # the decathlon stores whole numbers as float
-    task = task_from_table(rows, name=name or root.name, check=check, **settings)
+    settings["regions"] = settings.get("regions") or own_regions
+    settings.setdefault("label_values", {float(value): value for value in named})  # the decathlon stores them as float
+    task = task_from_table(rows, classes=classes or named, dims=dims, name=name or root.name, check=check, **settings)
     task.toolkit_config = recipe("task_from_nnunet", given, folder=str(root), check=False)
     return task
 

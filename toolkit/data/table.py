@@ -6,7 +6,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -24,6 +24,17 @@ from toolkit.registry import register
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class TaskSettings(TypedDict, total=False):
+    """Keywords of every function that makes a task of one's own data."""
+
+    regions: Mapping[str, Sequence[int]] | None
+    splits: Splits
+    label_values: Mapping[float, int] | Mapping[str, int] | None
+    normalisation: str
+    patch_size: Sequence[int] | None
+    flips: Sequence[int]
 
 
 @register("task", "task_from_table")
@@ -116,10 +127,7 @@ def task_from_table(
     )
 
 
-def shared(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the arguments of a function that makes a task those that `task_from_table` takes as they are."""
-    names = ("classes", "regions", "splits", "dims", "label_values", "normalisation", "patch_size", "flips")
-    return {name: given[name] for name in names if name in given}
+TaskSettings.__doc__ = task_from_table.__doc__  # explains them, where the others stand too
 
 
 def recipe(factory: str, given: Mapping[str, Any], /, **resolved: Any) -> dict[str, Any]:
@@ -127,10 +135,10 @@ def recipe(factory: str, given: Mapping[str, Any], /, **resolved: Any) -> dict[s
 
     Args:
         factory: registered name of the function that made the task.
-        given: its arguments.
+        given: its arguments, keywords of `TaskSettings` in `settings`.
         resolved: those of them that are stored otherwise, such as paths from the root.
     """
-    arguments = {**given, **resolved}
+    arguments = {**given, **given.get("settings", {}), **resolved, "settings": None}
     plain = {key: _plain(value) for key, value in arguments.items() if value is not None and value != ()}
     return {"name": factory, "arguments": plain}
 
