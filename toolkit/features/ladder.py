@@ -14,23 +14,14 @@ Size = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """One call of one module.
+    """One call of one module."""
 
-    Attributes:
-        name: layer name of its output, or "" if it returned something else than one tensor.
-        kind: class name of the module.
-        start: order in which the call began.
-        end: order in which it returned.
-        entered: shape of the first tensor it was given, or None.
-        shape: shape of its output (of the first tensor in it), or None.
-    """
-
-    name: str
-    kind: str
-    start: int
-    end: int
-    entered: tuple[int, ...] | None
-    shape: tuple[int, ...] | None
+    name: str  # layer name of its output, or "" if it returned something else than one tensor
+    kind: str  # class name of the module
+    start: int  # order in which the call began
+    end: int  # order in which it returned
+    entered: tuple[int, ...] | None  # shape of the first tensor it was given, or None
+    shape: tuple[int, ...] | None  # shape of its output (of the first tensor in it), or None
 
     def inside(self, other: Span) -> bool:
         """Whether this call ran within the other one."""
@@ -39,17 +30,11 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """Layer names of the stages, one each.
+    """Layer names of the stages, one each."""
 
-    Attributes:
-        encoder: going down, the finest first, without the bottleneck.
-        bottleneck: the coarsest stage, which the decoder starts from; "" if there is none.
-        decoder: coming up, the finest last.
-    """
-
-    encoder: tuple[str, ...] = ()
-    bottleneck: str = ""
-    decoder: tuple[str, ...] = ()
+    encoder: tuple[str, ...] = ()  # going down, the finest first, without the bottleneck
+    bottleneck: str = ""  # the coarsest stage, which the decoder starts from; "" if there is none
+    decoder: tuple[str, ...] = ()  # coming up, the finest last
 
 
 def find_ladder(spans: Sequence[Span], image: Sequence[int]) -> Ladder:

@@ -33,19 +33,12 @@ _ALIASES = ("head_input", "pre_activation", "bottleneck", "decoder_")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One layer to observe.
+    """One layer to observe."""
 
-    Attributes:
-        key: the name under which it is handed out: as asked for, or the full path if a glob found it.
-        layer: where it is.
-        pattern: what was asked for.
-        required: False if a glob found it, so that a module which never runs is left out in silence.
-    """
-
-    key: str
-    layer: LayerName
-    pattern: str
-    required: bool
+    key: str  # the name under which it is handed out: as asked for, or the full path if a glob found it
+    layer: LayerName  # where it is
+    pattern: str  # what was asked for
+    required: bool  # False if a glob found it, so that a module which never runs is left out in silence
 
 
 class AliasUnknown(LookupError):

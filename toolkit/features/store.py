@@ -25,17 +25,11 @@ _MOMENTS = ("gram", "sum", "count")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """Second moments of one layer per image, over the positions of its map.
+    """Second moments of one layer per image, over the positions of its map."""
 
-    Attributes:
-        gram: (n, C, C), sum over positions of F F'.
-        sum: (n, C), sum over positions.
-        count: (n,), number of positions.
-    """
-
-    gram: Tensor
-    sum: Tensor
-    count: Tensor
+    gram: Tensor  # (n, C, C), sum over positions of F F'
+    sum: Tensor  # (n, C), sum over positions
+    count: Tensor  # (n,), number of positions
 
 
 class Features(Result):

@@ -22,25 +22,15 @@ _NORMALISATION = ("BatchNorm", "InstanceNorm", "GroupNorm", "LayerNorm", "RMSNor
 
 @dataclasses.dataclass
 class Call:
-    """One call of one module that returned one tensor.
+    """One call of one module that returned one tensor."""
 
-    Attributes:
-        name: layer name of the output (`path` or `path#n`).
-        kind: class name of the module.
-        start: order in which the call began.
-        end: order in which it returned.
-        shape: shape of the output.
-        megabytes: size of the output, 10^6 bytes.
-        kernel: largest side of the kernel (1 for Linear), None if it is no convolution.
-    """
-
-    name: LayerName
-    kind: str
-    start: int
-    end: int
-    shape: tuple[int, ...]
-    megabytes: float
-    kernel: int | None
+    name: LayerName  # layer name of the output (`path` or `path#n`)
+    kind: str  # class name of the module
+    start: int  # order in which the call began
+    end: int  # order in which it returned
+    shape: tuple[int, ...]  # shape of the output
+    megabytes: float  # size of the output, 10^6 bytes
+    kernel: int | None  # largest side of the kernel (1 for Linear), None if it is no convolution
 
 
 @dataclasses.dataclass

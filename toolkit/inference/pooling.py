@@ -31,21 +31,13 @@ _ADAPTIVE: dict[int, Callable[..., Tensor]] = {
 
 @dataclasses.dataclass
 class RowPlan:
-    """Which rows one batch gives, decided from the labels before the network runs, so all layers agree.
+    """Which rows one batch gives, decided from the labels before the network runs, so all layers agree."""
 
-    Attributes:
-        table: one dict per row: case, volume, subject, site, class, class_name, count, index.
-        images: position in the batch of each row's image.
-        areas: number of each row's area in `maps`.
-        maps: (B, 1, *S) area of every voxel, -1 outside, for pools of areas.
-        places: (rows, d) voxel coordinates in the image, for pools of voxels.
-    """
-
-    table: list[dict[str, Any]]
-    images: Tensor
-    areas: Tensor
-    maps: Tensor | None
-    places: Tensor | None
+    table: list[dict[str, Any]]  # one dict per row: case, volume, subject, site, class, class_name, count, index
+    images: Tensor  # position in the batch of each row's image
+    areas: Tensor  # number of each row's area in `maps`
+    maps: Tensor | None  # (B, 1, *S) area of every voxel, -1 outside, for pools of areas
+    places: Tensor | None  # (rows, d) voxel coordinates in the image, for pools of voxels
 
 
 class Pooler:

@@ -17,17 +17,11 @@ Window = tuple[Any, ...]  # an index: the ellipsis and one slice per spatial axi
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tiling:
-    """Windows that cover an image, as MONAI's sliding window places and weighs them.
+    """Windows that cover an image, as MONAI's sliding window places and weighs them."""
 
-    Attributes:
-        windows: their places, as indices of a tensor (..., *S).
-        importance: (*patch) weight of every voxel of a window in what is stitched, Gaussian.
-        covered: (*S) sum of the weights at every voxel of the image.
-    """
-
-    windows: list[Window]
-    importance: Tensor
-    covered: Tensor
+    windows: list[Window]  # their places, as indices of a tensor (..., *S).
+    importance: Tensor  # (*patch) weight of every voxel of a window in what is stitched, Gaussian
+    covered: Tensor  # (*S) sum of the weights at every voxel of the image
 
     @classmethod
     def of(cls, size: Sequence[int], patch: Sequence[int], overlap: float, device: torch.device) -> Self:
@@ -65,22 +59,15 @@ class Tiling:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frame:
-    """The place of images of one size in what the network takes.
+    """The place of images of one size in what the network takes."""
 
-    Attributes:
-        size: of the images.
-        starts: where they begin in the padded ones.
-        target: size of the padded images.
-        level: (B, C) each channel's minimum, which fills the padding; fixed here, so that a perturbed copy of the
-            image is padded as the image itself.
-        tiling: windows of the padded image; None = one pass.
-    """
-
-    size: tuple[int, ...]
-    starts: tuple[int, ...]
-    target: tuple[int, ...]
+    size: tuple[int, ...]  # of the images
+    starts: tuple[int, ...]  # where they begin in the padded ones
+    target: tuple[int, ...]  # size of the padded images
+    # (B, C) each channel's minimum, which fills the padding; fixed here, so that a perturbed copy of the image is
+    # padded as the image itself
     level: Tensor
-    tiling: Tiling | None
+    tiling: Tiling | None  # windows of the padded image; None = one pass
 
     @property
     def padding(self) -> tuple[tuple[int, int], ...]:
