@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.phantoms.fields import blur, smooth_field
-from toolkit.data.phantoms.stream import Stream
-
-Floats = NDArray[np.float64]
+from toolkit.data.phantoms.stream import Floats, Stream
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from toolkit.data.phantoms.stream import Stream
-
-Floats = NDArray[np.float64]
+from toolkit.data.phantoms.stream import Floats, Stream
 
 
 def soft_inside(distance: Floats, width: float) -> Floats:

@@ -6,15 +6,12 @@ Everything is in millimetres in the heart's own frame: origin on the left ventri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.data.phantoms.fields import smooth_step
-from toolkit.data.phantoms.stream import Stream
-
-Floats = NDArray[np.float64]
+from toolkit.data.phantoms.stream import Floats, Stream
 
 # (epicardial radius, wall thickness, right ventricular depth) in mm, at the base in diastole.
 _SIZES = {
@@ -26,26 +23,7 @@ _SIZES = {
 }
 
 
-@dataclass(frozen=True)
-class Heart:
-    """One subject's heart; lengths in mm, angles as (cosine, sine) from the septal direction."""
-
-    epicardium: float  # outer radius of the left ventricle at the base
-    wall: float  # thickness of the wall at the base
-    septal_excess: float  # relative extra thickness of the septum
-    right_depth: float  # largest depth of the right ventricle at the base
-    right_skew: float  # how much of that depth moves to the anterior side (outflow tract)
-    right_point: float  # 0 a crescent that hugs the left ventricle, 1 a triangular one
-    right_reach: float  # cosine of the angle at which the right ventricle meets the left
-    right_length: float  # level at which the right ventricle ends
-    bluntness: float  # 0 a pointed apex, 1 a blunt one
-    second: tuple[float, float]  # (cosine, sine) coefficients of the outline's second harmonic, relative
-    third: tuple[float, float]  # the same for the third harmonic
-    scar: tuple[float, float] | None  # direction of the thinned segment
-    scar_reach: float  # cosine of the segment's half angle
-    scar_thinning: float  # relative loss of thickness in its middle
-    # per muscle: direction (cosine, sine), distance as a fraction of the cavity radius, radius
-    papillary: tuple[tuple[float, float, float, float], ...]
+Heart = SimpleNamespace  # one subject's heart; lengths in mm, angles as (cosine, sine) from the septal direction
 
 
 def direction(degrees: float) -> tuple[float, float]:
@@ -63,20 +41,24 @@ def sample_heart(stream: Stream, group: str) -> Heart:
     wall = wall * (1.0 + 0.32 * systole)
     scarred = group == "infarct"
     return Heart(
-        epicardium=cavity + wall,
-        wall=wall,
+        epicardium=cavity + wall,  # outer radius of the left ventricle at the base
+        wall=wall,  # thickness of the wall at the base
+        # relative extra thickness of the septum
         septal_excess=stream.uniform(0.15, 0.6) if group == "hypertrophic" else stream.uniform(-0.05, 0.15),
-        right_depth=depth * (1.0 - 0.3 * systole),
-        right_skew=stream.uniform(-0.15, 0.45),
-        right_point=stream.uniform(0.35, 0.95),
+        right_depth=depth * (1.0 - 0.3 * systole),  # largest depth of the right ventricle at the base
+        right_skew=stream.uniform(-0.15, 0.45),  # how much of that depth moves to the anterior side (outflow tract)
+        right_point=stream.uniform(0.35, 0.95),  # 0 a crescent that hugs the left ventricle, 1 a triangular one
+        # cosine of the angle at which the right ventricle meets the left
         right_reach=stream.uniform(-0.2, 0.12) - (0.15 if group == "abnormal_rv" else 0.0),
-        right_length=stream.uniform(0.82, 0.96),
-        bluntness=stream.uniform(0.3, 1.0) if stiff else stream.uniform(0.0, 0.6),
+        right_length=stream.uniform(0.82, 0.96),  # level at which the right ventricle ends
+        bluntness=stream.uniform(0.3, 1.0) if stiff else stream.uniform(0.0, 0.6),  # 0 a pointed apex, 1 a blunt one
+        # (cosine, sine) coefficients of the outline's second harmonic, relative
         second=(stream.normal(0.0, 0.03) - (0.05 if group == "abnormal_rv" else 0.0), stream.normal(0.0, 0.03)),
-        third=(stream.normal(0.0, 0.015), stream.normal(0.0, 0.015)),
-        scar=direction(stream.uniform(-180.0, 180.0)) if scarred else None,
-        scar_reach=direction(stream.uniform(38.0, 65.0))[0],
-        scar_thinning=stream.uniform(0.45, 0.65),
+        third=(stream.normal(0.0, 0.015), stream.normal(0.0, 0.015)),  # the same for the third harmonic
+        scar=direction(stream.uniform(-180.0, 180.0)) if scarred else None,  # direction of the thinned segment
+        scar_reach=direction(stream.uniform(38.0, 65.0))[0],  # cosine of the segment's half angle
+        scar_thinning=stream.uniform(0.45, 0.65),  # relative loss of thickness in its middle
+        # per muscle: direction (cosine, sine), distance as a fraction of the cavity radius, radius
         papillary=tuple(
             (*direction(stream.normal(angle, 12.0)), stream.uniform(0.55, 0.78), stream.uniform(3.0, 5.4))
             for angle in (115.0, -120.0)
@@ -84,21 +66,7 @@ def sample_heart(stream: Stream, group: str) -> Heart:
     )
 
 
-@dataclass(frozen=True)
-class HeartSlice:
-    """Signed distances (mm, negative inside) and directions on one slice's grid."""
-
-    epicardium: Floats  # to the outer border of the left ventricular wall
-    endocardium: Floats  # to its inner border
-    right: Floats  # to the right ventricular cavity
-    envelope: Floats  # to the outside of the whole heart, right ventricular wall included
-    scar: Floats  # how deep in the thinned segment each direction lies, 0 to 1
-    radius: Floats  # distance to the left ventricle's axis
-    first: Floats  # cosine of the direction from the axis (1 = septum)
-    second: Floats  # sine of it (1 = anterior)
-    outer: float  # radius of the left ventricle at this level, mm
-    inner: float  # radius of its cavity, mm
-    slope: float  # how fast that radius shrinks along the axis, mm per unit of level
+HeartSlice = SimpleNamespace  # signed distances (mm, negative inside) and directions on one slice's grid
 
 
 def taper(heart: Heart, level: float) -> float:
@@ -136,17 +104,18 @@ def slice_heart(heart: Heart, level: float, first: Floats, second: Floats) -> He
     to_epicardium = radius - epicardium
     to_right = np.maximum(radius - right, -to_epicardium)
     return HeartSlice(
-        epicardium=to_epicardium,
-        endocardium=radius - (epicardium - wall),
-        right=to_right,
+        epicardium=to_epicardium,  # to the outer border of the left ventricular wall
+        endocardium=radius - (epicardium - wall),  # to its inner border
+        right=to_right,  # to the right ventricular cavity
+        # to the outside of the whole heart, right ventricular wall included
         envelope=np.minimum(to_epicardium, radius - right - 3.0),
-        scar=scar,
-        radius=radius,
-        first=c,
-        second=s,
-        outer=outer,
-        inner=inner,
-        slope=slope,
+        scar=scar,  # how deep in the thinned segment each direction lies, 0 to 1
+        radius=radius,  # distance to the left ventricle's axis
+        first=c,  # cosine of the direction from the axis (1 = septum)
+        second=s,  # sine of it (1 = anterior)
+        outer=outer,  # radius of the left ventricle at this level, mm
+        inner=inner,  # radius of its cavity, mm
+        slope=slope,  # how fast that radius shrinks along the axis, mm per unit of level
     )
 
 

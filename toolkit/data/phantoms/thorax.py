@@ -7,14 +7,13 @@ short-axis view, second axis downwards; the chest wall lies to the left, the dia
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.data.phantoms.fields import paint, smooth_field, soft_inside, stamp_disc
-from toolkit.data.phantoms.stream import Stream
+from toolkit.data.phantoms.stream import Floats, Stream
 
-Floats = NDArray[np.float64]
 Signals = dict[str, float]
 
 
@@ -65,24 +64,7 @@ class Grid:
         return distance
 
 
-@dataclass(frozen=True)
-class Thorax:
-    """One subject's surroundings; lengths in mm, positions as (centre, centre, radius) or with two half axes."""
-
-    centre: tuple[float, float]  # of the body's outline
-    axes: tuple[float, float]  # half axes of it
-    fat: float  # thickness of the subcutaneous fat
-    muscle: float  # thickness of the chest wall's muscle
-    pericardial_fat: float  # usual thickness of the fat around the heart
-    diaphragm: float  # height of the diaphragm below the axis at the base
-    tilt: float  # slope of the diaphragm
-    rise: float  # how much it rises from base to apex
-    liver_edge: float  # where the liver ends and the stomach begins, along the first axis
-    aorta: tuple[float, float, float]  # descending
-    spine: tuple[float, float, float]  # vertebral body
-    stomach: tuple[float, float, float, float, float]  # and its filling (0 air to 1 bright)
-    spleen: tuple[float, float, float, float]
-    organs: tuple[tuple[float, float, float, float, float], ...]  # bowel, kidney; and signal relative to the fluid's
+Thorax = SimpleNamespace  # one subject's surroundings; mm, positions as (centre, centre, radius) or two half axes
 
 
 def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Thorax:
@@ -94,17 +76,19 @@ def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Th
     floor = heart_radius + stream.uniform(2.0, 7.0)
     aorta = stream.uniform(9.0, 13.0)
     return Thorax(
-        centre=(axes[0] - left, stream.uniform(5.0, 35.0)),
-        axes=axes,
-        fat=fat,
-        muscle=muscle,
-        pericardial_fat=stream.uniform(0.5, 3.5),
-        diaphragm=floor,
-        tilt=stream.uniform(-0.12, 0.28),
-        rise=stream.uniform(6.0, 20.0),
-        liver_edge=stream.uniform(0.0, 35.0),
-        aorta=(heart_radius + aorta + stream.uniform(4.0, 14.0), stream.uniform(2.0, 0.8 * floor), aorta),
+        centre=(axes[0] - left, stream.uniform(5.0, 35.0)),  # of the body's outline
+        axes=axes,  # half axes of it
+        fat=fat,  # thickness of the subcutaneous fat
+        muscle=muscle,  # thickness of the chest wall's muscle
+        pericardial_fat=stream.uniform(0.5, 3.5),  # usual thickness of the fat around the heart
+        diaphragm=floor,  # height of the diaphragm below the axis at the base
+        tilt=stream.uniform(-0.12, 0.28),  # slope of the diaphragm
+        rise=stream.uniform(6.0, 20.0),  # how much it rises from base to apex
+        liver_edge=stream.uniform(0.0, 35.0),  # where the liver ends and the stomach begins, along the first axis
+        aorta=(heart_radius + aorta + stream.uniform(4.0, 14.0), stream.uniform(2.0, 0.8 * floor), aorta),  # descending
+        # vertebral body
         spine=(heart_radius + stream.uniform(50.0, 62.0), stream.uniform(15.0, 45.0), stream.uniform(17.0, 21.0)),
+        # and its filling (0 air to 1 bright)
         stomach=(
             stream.uniform(35.0, 60.0),
             floor + stream.uniform(22.0, 40.0),
@@ -118,6 +102,7 @@ def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Th
             stream.uniform(12.0, 18.0),
             stream.uniform(22.0, 34.0),
         ),
+        # bowel, kidney; and signal relative to the fluid's
         organs=tuple(
             (
                 stream.uniform(-40.0, 90.0),
