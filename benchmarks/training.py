@@ -6,12 +6,11 @@ blocks are several times longer than what is held ready.
 
 U-Net 16-32-64-128 on batches of 12 x 160 x 160 with the standard augmentation (MONAI: the same affine, flips, contrast,
 brightness and noise), on CUDA if there is one. The arms take turns in blocks, by the wall clock whatever is asked for.
-nnU-Net's own loop is timed only where nnU-Net is installed; peak memory of the device only on CUDA.
+Peak memory of the device is measured only on CUDA; nnU-Net's own loop has a benchmark of its own, `nnunet_loop.py`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
@@ -129,8 +128,6 @@ def rows(threads: int, clock: str, rounds: int) -> list[dict[str, Any]]:
         row("training, against a batch at hand", seconds["batch at hand"] / seconds["ours"], 0.95, **more),
         row("training, against PyTorch with MONAI's transforms", seconds["MONAI"] / seconds["ours"], 1.0, **more),
     ]
-    if importlib.util.find_spec("nnunetv2") is None:
-        print("training, against nnU-Net's own loop: not measured, nnunetv2 is not installed here")
     if device == "cpu":
         print("peak device memory, several trainings on one card: not measured, there is no CUDA device")
     return table

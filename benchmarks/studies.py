@@ -1,0 +1,50 @@
+"""A study of 40 trainings over four worker processes against the same study one training after the other.
+
+`tk.compare` with plain training and SegReg under 20 seeds, each training on one thread; both ways end in the same
+numbers to the bit, which is checked. Workers start inside the time. By the wall clock whatever is asked for.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from interleave import row
+
+import toolkit as tk
+
+SEEDS, WORKERS, FLOOR = 20, 4, 1.8
+CONFIG = {"steps": 40, "batch_size": 8, "learning_rate": 5e-3, "validate_every": 0, "threads": 1}
+
+
+def small_unet() -> torch.nn.Module:
+    return tk.unet(1, 4, channels=(8, 16, 32))
+
+
+def study(folder: Path, executor: Any) -> tuple[float, Any]:
+    task, arms = tk.load_task("phantom-cardiac"), {"plain": None, "segreg": tk.SegReg(weight=0.1)}
+    options = {"config": CONFIG, "seeds": range(SEEDS), "out": folder, "executor": executor, "progress": False}
+    begin = time.perf_counter()
+    result = tk.compare(arms, model=small_unet, task=task, **options)
+    return time.perf_counter() - begin, result
+
+
+def rows(threads: int, clock: str, rounds: int) -> list[dict[str, Any]]:
+    pool = partial(ProcessPoolExecutor, WORKERS, mp_context=multiprocessing.get_context("spawn"))
+    with tempfile.TemporaryDirectory() as temporary:
+        alone, serial = study(Path(temporary) / "serial", None)
+        beside, parallel = study(Path(temporary) / "parallel", pool)
+    if not serial.scores.equals(parallel.scores):
+        raise SystemExit("The two studies differ in their scores.")
+    more = {"workers": WORKERS, "cores": os.cpu_count(), "seconds": [round(alone, 1), round(beside, 1)]}
+    more["setting"] = (
+        f"{2 * SEEDS} trainings of {CONFIG['steps']} steps of {CONFIG['batch_size']} x 96 x 96, one thread each"
+    )
+    return [row("40 trainings over 4 workers, against one after the other", alone / beside, FLOOR, **more)]
