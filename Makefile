@@ -65,13 +65,15 @@ gpu-check: $(READY) ## train and extract on CUDA in fp32 and bf16 and compare wi
 	@$(LAUNCH) "$(BIN)/python" -m toolkit gpu-check $(OPTIONS)
 
 # torchvision has no build for the CPU torch that is pinned: a stand-in that can only be imported meets the requirement.
-third-party: $(READY) ## the calls on networks of smp, transformers, timm and nnU-Net, in .venv-third-party (about 400 MB more)
+third-party: $(READY) ## networks of smp, transformers, timm and nnU-Net, trainers and loggers of others, in .venv-third-party (about 400 MB more)
 	test -d "$(THIRD)" || "$(PYTHON)" -m venv "$(THIRD)"
 	"$(THIRD)/bin/python" -c 'import pathlib, site, sys; pathlib.Path(site.getsitepackages()[0], "base.pth").write_text("import site; site.addsitedir(%r)" % sys.argv[1])' \
 	  "$$("$(BIN)/python" -c 'import site; print(site.getsitepackages()[0])')"
 	"$(BIN)/python" scripts/torchvision_stub.py "$(THIRD)/torchvision-stub"
 	"$(THIRD)/bin/python" -m pip install --quiet --no-deps "$(THIRD)/torchvision-stub"
-	"$(THIRD)/bin/python" -m pip install --quiet -c constraints.txt nnunetv2==2.8.1 segmentation_models_pytorch transformers timm
+	"$(THIRD)/bin/python" -m pip install --quiet -c constraints.txt nnunetv2==2.8.1 segmentation_models_pytorch transformers timm \
+	  pytorch-ignite accelerate wandb mlflow-skinny sqlalchemy alembic
+	"$(THIRD)/bin/python" -m pytest -q tests/unit/integrations/test_loggers.py tests/unit/training/test_how_to_extend.py
 	$(LAUNCH) "$(THIRD)/bin/python" benchmarks/third_party.py $(OPTIONS)
 
 benchmarks: $(READY) ## ratios against other libraries, written to benchmarks/results/

@@ -1,4 +1,4 @@
-"""Ready loggers: what TensorBoard reads back, and what the other two hand to their libraries."""
+"""Ready loggers: what TensorBoard, Weights & Biases and MLflow read back, and what is handed to the latter two."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from toolkit.errors import ConfigError
 from toolkit.integrations import loggers
@@ -64,3 +65,38 @@ def test_the_others_get_numbers_by_step_and_pictures(monkeypatch: pytest.MonkeyP
         ("metrics", ({"total": 0.5},), {"step": 7, "run_id": "r1"}),
         ("image", (4, 12, 3), "predictions/a-b-00000007.png", {}),
     ]
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs, of what they import
+def test_wandb_reads_back_what_was_logged_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = loggers.wandb(mode="offline", dir=str(tmp_path), project="hearts")
+    logger(ROW)
+    logger.pictures(9, {"case": PICTURE})
+    summary = dict(logger.run.summary)
+    logger.run.finish()
+    assert (summary["total"], summary["_step"]) == (0.5, 7)  # step 9 is written when the run ends
+    assert "segmentation/dice" not in summary  # it was NaN
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    assert list(run.glob("*.wandb"))  # what `wandb sync` uploads
+    (picture,) = run.glob("files/media/images/prediction/case_9_*.png")
+    assert Image.open(picture).size == (12, 4)
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs, of what they import
+@pytest.mark.parametrize("store", ["file", "sqlite"])
+def test_mlflow_reads_back_what_was_logged(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.chdir(tmp_path)
+    uri = f"file://{tmp_path}/runs" if store == "file" else f"sqlite:///{tmp_path}/runs.db"
+    logger = loggers.mlflow(uri, experiment="hearts")
+    logger(ROW)
+    logger.pictures(9, {"case": PICTURE})
+    mlflow.end_run()
+    client, run = mlflow.MlflowClient(uri), logger.run.info.run_id
+    assert [(point.step, point.value) for point in client.get_metric_history(run, "total")] == [(7, 0.5)]
+    assert set(client.get_run(run).data.metrics) == {"total"}
+    (picture,) = client.list_artifacts(run, "predictions")
+    assert Image.open(client.download_artifacts(run, picture.path)).size == (12, 4)
