@@ -37,20 +37,37 @@ def images(count: int = 19) -> list[dict[str, Any]]:
     ]
 
 
+def page() -> dict[str, str]:
+    """The page's code of every engine as it extracts: its own call for processes, the study's executor for the others."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (own,) = (block for block in blocks if "extract" in block)
+    (call,) = re.findall(r"tk.extract\(.*?, executor=", own)
+    studies = (re.subn(r'tk.compare\(\*\*settings, out="runs/\w+", executor=', call, block) for block in blocks)
+    others = {re.findall(r"import (\w+)", code)[-1]: code for code, count in studies if count}
+    return {"processes": own} | {name: code for name, code in others.items() if name != "get_context"}
+
+
 @pytest.mark.slow
-def test_two_workers_write_the_bytes_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("engine", sorted(page()))
+def test_two_workers_write_the_bytes_of_one_process(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The code of the page on clusters, as it is written."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(PAGE.parents[2]))
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "extract" in block)
     task = types.SimpleNamespace(cases=images)
     names = {"tk": tk, "model": network(), "task": task, "ProcessPoolExecutor": ProcessPoolExecutor}
-    exec(code, names | {"get_context": get_context})
+    exec(page()[engine], names | {"get_context": get_context})
     extract(network(), images(), ["bottleneck"], out="one.zarr")
     assert content(Path("one.zarr")) == content(Path("runs/features.zarr"))
     both = tk.open_features("runs/features.zarr")
     assert list(both.images["case"]) == [f"image{index:04d}" for index in range(19)]
-    assert [path.name for path in Path("runs").iterdir()] == ["features.zarr"]
+    assert {path.name for path in Path("runs").iterdir()} <= {"features.zarr", "slurm-logs"}
+
+
+def test_the_page_has_four_engines() -> None:
+    assert len(page()) == 4
 
 
 @pytest.mark.slow
