@@ -115,11 +115,7 @@ def attributes(kind: str, attribute: str) -> dict[str, Any]:
 
 
 def factory(kind: str, name: str) -> Callable[..., Any]:
-    """The class or function of a name.
-
-    Raises:
-        ConfigError: unknown name.
-    """
+    """The class or function of a name."""
     if name not in _FACTORIES.get(kind, {}):
         choose(f"{kind} called", name, names(kind))
     return _FACTORIES[kind][name]

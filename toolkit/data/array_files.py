@@ -49,12 +49,7 @@ class ArrayFileSource(Source):
 
 
 def read_arrays(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
-    """Read named arrays of an `.npz` or HDF5 file; nothing stored in it is run and no other file is opened.
-
-    Raises:
-        DataError: missing, empty, truncated or foreign file; a missing array; pickled objects; arrays that lie in
-            another file.
-    """
+    """Read named arrays of an `.npz` or HDF5 file; nothing stored in it is run and no other file is opened."""
     if not path.name.lower().endswith(HDF5_SUFFIXES):
         return read_npz(path, keys)
     with _opened(path) as file:
@@ -62,11 +57,7 @@ def read_arrays(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
 
 
 def array_shape(path: Path, key: str) -> tuple[int, ...]:
-    """Shape of one array; of an HDF5 file only the header is read.
-
-    Raises:
-        DataError: as `read_arrays`.
-    """
+    """Shape of one array; of an HDF5 file only the header is read."""
     if not path.name.lower().endswith(HDF5_SUFFIXES):
         return read_npz(path, [key])[key].shape
     with _opened(path) as file:

@@ -33,13 +33,6 @@ def draw_artefact(name: str, *key: int | str) -> dict[str, Any]:
     "bias": 20 coefficients U(-0.5, 0.5) of a polynomial of order 3. "ghosting": 4 to 10 ghosts along one of the three
     axes, intensity U(0.5, 1). "motion": two movements of U(-30, 30) degrees and U(-10, 10) voxels about all axes, at
     times 1/3 and 2/3, each moved by U(-0.1, 0.1). "spike": one spike anywhere in k-space, U(1, 3) times the maximum.
-
-    Args:
-        name: one of `ARTEFACTS`.
-        key: what the draw is for.
-
-    Raises:
-        ConfigError: no such artefact.
     """
     choose("artefact", name, ARTEFACTS)
     random = keyed_random("artefact", name, *key)
@@ -58,12 +51,7 @@ def draw_artefact(name: str, *key: int | str) -> dict[str, Any]:
 
 
 def apply_artefact(stack: np.ndarray, name: str, parameters: Mapping[str, Any]) -> np.ndarray:
-    """The artefact on a stack (slices, rows, columns) or (C, slices, rows, columns), float32, voxels taken as cubes.
-
-    Raises:
-        ConfigError: no such artefact.
-        DataError: TorchIO is not installed.
-    """
+    """The artefact on a stack (slices, rows, columns) or (C, slices, rows, columns), float32, voxels taken as cubes."""
     import torch
 
     volume = torch.from_numpy(np.ascontiguousarray(stack, dtype=np.float32))

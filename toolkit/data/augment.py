@@ -76,11 +76,7 @@ PRESETS: dict[str, Augmentation | None] = {
 
 
 def checked_augmentation(value: str | Augmentation | None) -> Augmentation | None:
-    """A preset by name, or the object itself.
-
-    Raises:
-        ConfigError: unknown name; the message lists the presets.
-    """
+    """A preset by name, or the object itself."""
     if value is None or isinstance(value, Augmentation):
         return value
     choose(

@@ -113,13 +113,7 @@ class Transfer:
 
 
 def fetch(source: Download, folder: Path, **options: Any) -> Path:
-    """Fetch one file into a folder; until it is complete and checked it is a hidden file there.
-
-    Args:
-        source: address and hash.
-        folder: where it goes.
-        options: of `Transfer`.
-    """
+    """Fetch one file into a folder; until it is complete and checked it is a hidden file there."""
     import pooch
 
     name = source.file or Path(urllib.parse.urlsplit(source.url).path).name

@@ -30,13 +30,6 @@ def check(files: Iterable[Path]) -> None:
     A file of another size or date was replaced by somebody: its new content is taken, and said once a folder. Files are
     hashed at every reading, outside of any lock: 6 ms for 10 MB, 8 % of what reading the volume takes, and 24 % for
     pictures of 65 kB (benchmarks/first_reading.py).
-
-    Raises:
-        DataError: other bytes under the same size and date.
-
-    Warns:
-        ToolkitWarning: a file was replaced; or, once a process, no record can be kept (a cache that is read-only or busy
-            for long, a damaged record), so that nothing was compared.
     """
     if record() in _said:
         return

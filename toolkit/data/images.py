@@ -90,10 +90,6 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     """Read a picture as stored: (C, H, W) with one or three channels, 8, 16 or 32 bits.
 
     An opaque alpha channel is dropped, palettes are resolved to colours.
-
-    Raises:
-        DataError: missing, empty, truncated or foreign file; several pages; transparency; a rotation tag; far too
-            many pixels.
     """
     array = _decoded(Path(path), palette=False)
     return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)

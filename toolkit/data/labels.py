@@ -75,14 +75,7 @@ def checked_values(
 def class_indices(
     label: np.ndarray, classes: Sequence[int], values: tuple[tuple[float, int], ...] | None, where: str
 ) -> np.ndarray:
-    """Labels as uint8 class indices.
-
-    Args:
-        label: label array as stored.
-        classes: class indices that may occur (empty: any up to 255).
-        values: stored value -> class, if the coding differs.
-        where: file or array name for the messages.
-    """
+    """Labels as uint8 class indices, by `values` (stored value -> class) where the coding differs; no classes are any."""
     if label.dtype.kind not in "buif":
         raise DataError(f"The label holds {label.dtype} values, not numbers.", where=where, fix="Export it again.")
     if values is not None:

@@ -67,12 +67,7 @@ class Source:
         return digest.hexdigest()
 
     def pair(self) -> Pair:
-        """The normalised volume, from memory if it is there.
-
-        Raises:
-            DataError: the files are missing, damaged, not what the task says, or not what they were when they were
-                first read although their date is.
-        """
+        """The normalised volume, from memory if it is there."""
         pair = MEMORY.get(self)
         if pair is None:
             check_first_reading(self.files())

@@ -24,9 +24,6 @@ def transformed(transform: Transform, batch: Mapping[str, Any], seeds: Sequence[
             batchgenerators' transforms are called as they want it, with `data` and `seg`, or `image` and `segmentation`.
         batch: image (B, C, *S), label (B, 1, *S), case.
         seeds: one a sample, below 2**32.
-
-    Raises:
-        DataError: what it returns is no image and label map of the sample's shape.
     """
     samples = []
     for image, label, case, seed in zip(batch["image"], batch["label"], batch["case"], seeds, strict=True):

@@ -176,13 +176,7 @@ def _about_the_folder(task: Task) -> list[dict[str, Any]]:
 
 
 def counted(expected: int, found: int, doubt: str = "") -> tuple[str, str]:
-    """Verdict on a number of files, `ok`, `incomplete` (fewer) or `surplus` (more), and a sentence about it.
-
-    Args:
-        expected: files in the complete data set; 0 = any number from one on.
-        found: files that are there; hidden ones do not count.
-        doubt: what the manifest does not hold for certain about the number of cases.
-    """
+    """Verdict on a number of files, `ok`, `incomplete` or `surplus`, and a sentence; expected 0 is any number from one on."""
     wanted = f"{expected} are expected" if expected else "at least one is expected"
     doubt = f" The number is not confirmed: {doubt}" if doubt else ""
     detail = f"{found} {'file' if found == 1 else 'files'} found, {wanted}.{doubt}"

@@ -101,20 +101,12 @@ def volumes_in(path: Path) -> int:
 
 
 def read_geometry(path: str | os.PathLike[str], dims: int = 3, frame: int | None = None) -> Geometry:
-    """Read and check the header alone.
-
-    Raises:
-        DataError: as `read_volume`, as far as the header tells.
-    """
+    """Read and check the header alone."""
     return _load(Path(path), dims, frame, voxels=False)[1]
 
 
 def geometry_of(affine: np.ndarray, shape: tuple[int, ...], path: Path, dims: int = 3) -> Geometry:
-    """Geometry of a volume whose voxel-to-world matrix in mm is known from elsewhere.
-
-    Raises:
-        DataError: the matrix is singular or not finite, or the shape is none of a volume.
-    """
+    """Geometry of a volume whose voxel-to-world matrix in mm is known from elsewhere."""
     _check_shape(shape, path)
     zooms = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
     return _geometry(path, shape, (1, 1), (affine, affine), zooms, "mm", dims)

@@ -72,11 +72,7 @@ class StoredArrays:
                     )
 
     def read(self, layer: str, kind: str) -> Tensor | None:
-        """As in memory.
-
-        Raises:
-            ResultError: the bytes are not those that were written.
-        """
+        """As in memory."""
         entry = self.entries[layer]["arrays"].get(kind)
         return None if entry is None else next(self.batches(layer, kind, max(1, entry["shape"][0])))
 

@@ -41,11 +41,7 @@ class Tape(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def matching(self, pattern: str) -> dict[str, Tensor]:
-        """Tensors that were asked for with this pattern, or whose name it matches.
-
-        Raises:
-            LayerError: nothing on the tape matches.
-        """
+        """Tensors that were asked for with this pattern, or whose name it matches."""
         if pattern in self._tensors:
             return {pattern: self._tensors[pattern]}
         found = {

@@ -19,11 +19,6 @@ def to_maps(activation: Tensor, image_size: Sequence[int], name: str = "") -> Te
       blocks of Swin transformers;
     * 3 axes: tokens (B, L, C), row-major, on the grid that is the input divided by one whole number; a class token
       in front is left out if that makes the count fit; the square (cubic) grid is the last resort.
-
-    Args:
-        activation: the captured tensor.
-        image_size: spatial size of the network's input.
-        name: layer name, for the message.
     """
     if activation.ndim == len(image_size) + 2:
         return activation.movedim(channel_axis(activation, image_size), 1)

@@ -55,11 +55,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def named(model: nn.Module) -> dict[str, nn.Module]:
-    """Every submodule by `named_modules()` path; the marks of compiled submodules are left out of the paths.
-
-    Raises:
-        LayerError: a TorchScript module, whose hooks would never fire.
-    """
+    """Every submodule by `named_modules()` path; the marks of compiled submodules are left out of the paths."""
     modules: dict[str, nn.Module] = {}
     refuse_scripted(model)
     for path, module in model.named_modules(remove_duplicate=False):

@@ -82,17 +82,7 @@ def resolve(
     example: Tensor | None = None,
     aliases: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Full layer names of paths, globs and aliases, in the order asked for, without repeats.
-
-    Args:
-        model: any network.
-        patterns: names, globs or aliases.
-        example: an input of a size that the network takes; needed only to find aliases on a network that states none and was not observed yet.
-        aliases: overrides of aliases.
-
-    Raises:
-        LayerError: a name or glob that matches nothing; the message offers the closest names.
-    """
+    """Full layer names of paths, globs and aliases, in the order asked for, without repeats."""
     try:
         requests = find_requests(model, patterns, aliases)
     except AliasUnknown:
@@ -104,12 +94,7 @@ def resolve(
 def find_requests(
     model: nn.Module, patterns: str | Sequence[str], aliases: Mapping[str, str] | None = None
 ) -> list[Request]:
-    """Resolve patterns without running the network.
-
-    Raises:
-        AliasUnknown: an alias that needs an observed forward pass.
-        LayerError: a name or glob that matches nothing.
-    """
+    """Resolve patterns without running the network."""
     network = unwrap(model)
     modules = named(network)
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)

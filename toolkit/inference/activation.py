@@ -46,15 +46,7 @@ class Activation:
         return bool(self.regions) or (self.kind == "sigmoid" and outputs > 1)
 
     def labels(self, logits: Tensor, classes: Mapping[int, str] | None = None) -> Tensor:
-        """Class indices (B, *S), or masks (B, K, *S) of overlapping regions; uint8, or int16 above 256 classes.
-
-        Args:
-            logits: (B, K, *S).
-            classes: of the data, if known; two of them say what a single output is.
-
-        Raises:
-            ConfigError: one output that nothing says to be a logit; a softmax of one output.
-        """
+        """Class indices (B, *S), or masks (B, K, *S) of overlapping regions; uint8, or int16 above 256 classes."""
         outputs = logits.shape[1]
         if self.overlapping(outputs):
             return (logits > 0).to(torch.uint8)

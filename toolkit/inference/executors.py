@@ -30,12 +30,6 @@ def hand_out(
     """The results of all jobs in order; without executor one after the other.
 
     A job whose worker was lost is handed out again; it is to go on by itself from what it stored.
-
-    Args:
-        jobs: functions that can be pickled.
-        executor: one, or a function that gives one, which then replaces a broken pool.
-        call: the public call, for the error.
-        noun: what a job is, for the error.
     """
     if executor is None:
         return [job() for job in jobs]

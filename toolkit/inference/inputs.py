@@ -90,10 +90,6 @@ def as_batches(
         device: where to put the batch; None is the network's device.
         label: label map(s) for a bare array or path.
         limit: how many images like one (1, C, *S) a batch may hold instead of so many, see `Predictor.affordable`.
-
-    Raises:
-        DataError: an input that is not understood, has another size or channel count, or holds NaN; a label that is not
-            made of whole numbers, or another number of labels than of inputs.
     """
     network = unwrap(model)
     dims, channels = dims_and_channels(network)

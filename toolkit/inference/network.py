@@ -86,21 +86,12 @@ class Predictor:
         return self.at_once
 
     def run(self, image: Tensor) -> Any:
-        """What the network returns for images of a size that it takes.
-
-        Raises:
-            DataError: the network itself fails; says with which words, and on which size.
-        """
+        """What the network returns for images of a size that it takes."""
         with failure_explained(self.model, image), self._autocast(image.device):
             return self.model(image.to(self.dtype) if image.is_floating_point() else image)
 
     def one_pass(self, image: Tensor) -> Tensor:
-        """Logits (B, K, *S) in float32 of images of a size that the network takes.
-
-        Raises:
-            DataError: the network fails, or its logits hold NaN.
-            LayerError: the logits cannot be told from other outputs, or do not fit the image.
-        """
+        """Logits (B, K, *S) in float32 of images of a size that the network takes."""
         return self.read(self.run(image), image)
 
     def read(self, output: Any, image: Tensor) -> Tensor:

@@ -173,11 +173,7 @@ class Pooler:
 
 
 def check_pool(pool: str) -> None:
-    """Refuse an unknown pool.
-
-    Raises:
-        ConfigError: see above.
-    """
+    """Refuse an unknown pool."""
     choose("pool", pool, POOLS, where="extract(pool=...)")
 
 

@@ -126,9 +126,6 @@ def predict_volumes(
     """Labels of each volume in turn (masks with a first axis of regions, if they may overlap).
 
     Consecutive slices of one size share a pass, across volumes too.
-
-    Raises:
-        ConfigError: a network whose outputs are not the classes or regions of the cases.
     """
     if (files := defaults_of(predictor.model).files) is not None:
         for cases in volumes:

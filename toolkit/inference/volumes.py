@@ -21,13 +21,7 @@ def group_volumes(cases: Iterable[Case]) -> list[list[Case]]:
 
 
 def stack(maps: Sequence[np.ndarray], volume: Sequence[Case], regions: bool = False) -> np.ndarray:
-    """One array of a volume: the slices along a new axis before the spatial ones, or the single map itself.
-
-    Args:
-        maps: (*S) of every case, or (K, *S) masks.
-        volume: the cases.
-        regions: whether the maps are masks.
-    """
+    """One array of a volume: the slices along a new axis before the spatial ones, or the single map itself."""
     if volume[0].position is None and len(maps) == 1:
         return maps[0]
     if len({each.shape for each in maps}) > 1:

@@ -16,12 +16,7 @@ from toolkit.training.process import is_alive
 
 
 def start(path: Path, parcel: bytes) -> subprocess.Popen[bytes]:
-    """Start the child that carries on a run; its output goes to `background.log` in the run's directory.
-
-    Args:
-        path: the run's directory.
-        parcel: what the run's record cannot rebuild, by the arguments of `resume`; see `handover.packed`.
-    """
+    """Start the child that carries on a run; its output goes to `background.log` in the run's directory."""
     with (path / "background.log").open("ab") as log:
         process = handover.start(
             "toolkit.training.child",

@@ -52,11 +52,7 @@ def steps_on_disk(root: Path) -> list[int]:
 
 
 def write(root: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint into a temporary folder and rename it into place.
-
-    Raises:
-        ConfigError: state that could not be read back safely (something other than tensors and plain values).
-    """
+    """Write a checkpoint into a temporary folder and rename it into place."""
     weights, state = weights_bytes(checkpoint.weights), _state_bytes(checkpoint.state)
     record = {
         "run": checkpoint.run,
@@ -81,13 +77,7 @@ def write(root: Path, checkpoint: Checkpoint) -> Path:
 
 
 def read(root: Path, step: int, run: str | None = None) -> Checkpoint:
-    """Read and verify one checkpoint; nothing is written and no stored code can run.
-
-    Args:
-        root: folder of all checkpoints.
-        step: which one.
-        run: identity it must have; None = any.
-    """
+    """Read and verify one checkpoint (of this run, if one is named); nothing is written and no stored code can run."""
     path = folder(root, step)
     record = read_record(path)
     if run is not None and record["run"] != run:

@@ -56,20 +56,12 @@ class RunDirectory:
         return self.record_file.is_file()
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the run for the length of a `with` block: nobody else trains it meanwhile.
-
-        Raises:
-            ConfigError: somebody does.
-        """
+        """Hold the run for the length of a `with` block: nobody else trains it meanwhile."""
         return exclusive(self.path / _LOCK, "is training this run", self.path)
 
     @contextlib.contextmanager
     def reserved(self) -> Iterator[None]:
-        """Hold the folder for a new run; make it where it is missing, and take it away again if nothing came of it.
-
-        Raises:
-            ConfigError: it is no folder, or holds something; or somebody else is using it now.
-        """
+        """Hold the folder for a new run; make it where it is missing, and take it away again if nothing came of it."""
         self.check_free()
         missing = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -101,11 +93,7 @@ class RunDirectory:
             return False
 
     def create(self, record: Mapping[str, Any], first: Checkpoint) -> None:
-        """Write the first checkpoint, then `run.json`, whose presence says that the run is complete.
-
-        Raises:
-            ConfigError: see `check_free`.
-        """
+        """Write the first checkpoint, then `run.json`, whose presence says that the run is complete."""
         self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / _UNFINISHED).touch()
@@ -146,12 +134,7 @@ class RunDirectory:
         return record
 
     def newest(self, run: str, fallback: bool = False) -> tuple[Checkpoint, list[str]]:
-        """The newest checkpoint, verified, and what was wrong with any newer ones.
-
-        Args:
-            run: identity of this run.
-            fallback: pass over damaged checkpoints; False = the newest must be intact.
-        """
+        """The newest checkpoint, verified, and what was wrong with any newer ones (an error, unless `fallback` passes them over)."""
         problems: list[str] = []
         steps = checkpoints.steps_on_disk(self.checkpoints)
         for step in reversed(steps):

@@ -24,12 +24,7 @@ _PRECISION = {"bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 def build_fabric(config: TrainConfig, several_parts: bool = False) -> Fabric:
-    """Fabric with the configured device, precision and number of processes, launched.
-
-    Args:
-        config: the run's settings.
-        several_parts: a step makes several forward and backward passes, each through a part of the parameters.
-    """
+    """Fabric with the configured device, precision and number of processes, launched; `several_parts`: backward passes a step."""
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 

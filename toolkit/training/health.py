@@ -62,11 +62,7 @@ class GradientMonitor:
         self._warned: set[tuple[str, str]] = set()
 
     def observe(self, ratios: Mapping[str, float], step: int) -> dict[str, str]:
-        """Status of every regularizer at this logged step.
-
-        Warns:
-            RegularizerWarning: the same bad status on three logged steps in a row, once a regularizer and status.
-        """
+        """Status of every regularizer at this logged step."""
         statuses = {name: status_of(ratio) for name, ratio in ratios.items()}
         for name, status in statuses.items():
             before, count = self._streak.get(name, ("", 0))

@@ -122,11 +122,7 @@ def truncate(path: Path, step: int, mark: Mapping[str, Any] | None = None) -> No
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """The history as a table: `step`, `event` ("train" or "validation"), then one column a number, NaN where absent.
-
-    Warns:
-        ToolkitWarning: damaged lines, which are passed over.
-    """
+    """The history as a table: `step`, `event` ("train" or "validation"), then one column a number, NaN where absent."""
     import pandas as pd
 
     rows, parts = rows_of(path), []

@@ -30,9 +30,6 @@ def parameter_groups(step: TrainingStep) -> list[dict[str, Any]]:
 
     A network may split itself with a method `parameter_groups()` that returns dictionaries with `name`, `params`
     and optionally `weight_decay` or `learning_rate_scale`; else it is one group called "network".
-
-    Raises:
-        ConfigError: nothing to train, a parameter in two groups, or one in none.
     """
     network = step.model
     own = getattr(network, "parameter_groups", None)
@@ -48,11 +45,7 @@ def parameter_groups(step: TrainingStep) -> list[dict[str, Any]]:
 
 
 def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Optimizer:
-    """The configured optimizer over `parameter_groups(step)`.
-
-    Raises:
-        ConfigError: see `parameter_groups`; or a factory that returns no optimizer of all these parameters.
-    """
+    """The configured optimizer over `parameter_groups(step)`."""
     # One kernel for all parameters; not with a loss scale, which a fused step would have to undo before the clipping.
     fused = (resolve_device(config).type == "cuda" and config.precision != "16") or None
     groups: Any = with_rate_factors(parameter_groups(step), step.model, config)
@@ -134,9 +127,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     `one_cycle` has the shape of Smith and Topin (2018) with cosine flanks and constant momentum; `polynomial` falls
     as (1 - step/steps)^0.9, and `polynomial_delayed` does so one step later, so that the first two steps share the
     highest rate (as SelfReg-UNet's authors ran it); `cosine` falls to 0 over half a period. A callable gives the factor.
-
-    Raises:
-        ConfigError: a factor of the user's own that is no number of at least 0.
     """
     highest = config.learning_rate
     if callable(config.schedule):

@@ -50,11 +50,7 @@ def origin_of(value: Any) -> dict[str, Any] | None:
 
 
 def find(entry: Mapping[str, Any]) -> Any:
-    """The class or function of a record, or None.
-
-    Warns:
-        ToolkitWarning: its file is the recorded one, but has changed since.
-    """
+    """The class or function of a record, or None."""
     name, _, qualified = str(entry["class"]).partition(":")
     value = module = sys.modules.get(name) or _imported(name, entry)
     for part in qualified.split("."):

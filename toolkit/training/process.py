@@ -58,9 +58,6 @@ def graceful_interrupt(also_terminate: bool = False) -> Iterator[StopRequest]:
 
     Handlers are only set in the main thread, and only where Python's own handler is in place, so that a host
     program that handles interrupts itself keeps doing so.
-
-    Args:
-        also_terminate: treat SIGTERM likewise (for a process that does nothing but train).
     """
     request = StopRequest()
 

@@ -66,14 +66,7 @@ def restore(
     where: str,
     only: Sequence[str] = ("model", "task", "objective", "regularizers"),
 ) -> dict[str, Any]:
-    """The objects of a run: those that were passed again, else rebuilt.
-
-    Args:
-        recorded: the run's `objects`.
-        given: what the caller passed, by the same keys; None = rebuild it.
-        where: the run, for messages.
-        only: keys that are needed.
-    """
+    """The objects of a run's `recorded` ones: those that were passed again under the same keys, else rebuilt."""
     if given.get("objective") is not None:
         given = {**given, "objective": as_objective(given["objective"])}
     missing = [

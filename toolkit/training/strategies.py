@@ -107,11 +107,7 @@ class Rehearsal(Strategy):
 
 
 def as_strategy(value: Any) -> Strategy:
-    """A strategy by name, from its stored form, or as it is.
-
-    Raises:
-        ConfigError: there is none of that name, or it does not take these settings.
-    """
+    """A strategy by name, from its stored form, or as it is."""
     if isinstance(value, Strategy):
         return value
     return registry.build("strategy", {"name": value} if isinstance(value, str) else value)

@@ -262,17 +262,7 @@ def train_to_end(
     stop: StopRequest | None = None,
     watchers: Watchers | None = None,
 ) -> None:
-    """Train from a verified checkpoint to the end, select the weights and record how it ended.
-
-    Args:
-        run: where to.
-        step: network, objective and regularizers of the run.
-        start: its newest checkpoint.
-        record: its `run.json`.
-        progress: show a progress bar.
-        stop: a request that something else sets; None = interrupts of this process set one.
-        watchers: are told every row, in the first process only.
-    """
+    """Train from a verified checkpoint to the end, select the weights and record how it ended."""
     directory, config = run.directory, run.config
     if start.step >= config.steps:
         restore_step(step, start)

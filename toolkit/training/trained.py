@@ -228,13 +228,7 @@ def list_claims(paper: str | None = None) -> pd.DataFrame:
 
 
 def save_trained(model: nn.Module, card: dict[str, Any], folder: Path) -> Path:
-    """Write a network in half precision with its card.
-
-    Args:
-        model: a registered one.
-        card: every field but `sha256`.
-        folder: where both files go.
-    """
+    """Write a network in half precision with its card."""
     content = half_precision(model)
     card = {**card, "sha256": sha256(content)}
     if set(card) != set(FIELDS):

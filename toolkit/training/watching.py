@@ -73,13 +73,7 @@ class Watchers:
 
 
 def prediction_pictures(model: nn.Module, cases: Sequence[Case], volumes: int = 3) -> dict[str, np.ndarray]:
-    """Image, reference and prediction side by side, (H, 3 W, 3) uint8, of the fullest slice of the first volumes.
-
-    Args:
-        model: the network.
-        cases: labelled cases.
-        volumes: how many of their volumes.
-    """
+    """Image, reference, prediction side by side, (H, 3 W, 3) uint8, of the fullest slice of the first volumes of labelled cases."""
     shown = [[max(volume, key=_foreground)] for volume in group_volumes(cases)[:volumes]]
     images = {}
     for (case,), labels in zip(shown, predict_volumes(Predictor(model), shown), strict=True):

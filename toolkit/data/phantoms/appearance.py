@@ -63,12 +63,6 @@ def rician(stream: Stream, signal: Floats, deviation: float) -> Floats:
 def acquire(stream: Stream, signal: Floats, field: Floats, scanner: Scanner) -> NDArray[np.float32]:
     """Image of a scene of tissue signals: point spread, shading, noise, contrast curve, 12-bit grey values.
 
-    Args:
-        stream: where the noise comes from.
-        signal: tissue signals, around [0, 1], at the image's resolution.
-        field: the coil's field from `shading`, of the same shape or broadcastable to it.
-        scanner: the site's settings.
-
     Returns:
         Whole numbers 0 to 4095, as float32.
     """

@@ -30,13 +30,7 @@ def paint(canvas: Floats, value: float | Floats, mask: Floats) -> None:
 
 
 def smooth_field(stream: Stream, shape: Sequence[int], cells: Sequence[int]) -> Floats:
-    """Smooth random field of about unit deviation: a coarse normal lattice, interpolated by quadratic B-splines.
-
-    Args:
-        stream: where the lattice's draws come from.
-        shape: size of the field.
-        cells: lattice cells along each axis; more cells, finer texture.
-    """
+    """Smooth random field of about unit deviation: a coarse normal lattice, interpolated by quadratic B-splines."""
     field = stream.normals(*(count + 2 for count in cells))
     for axis, (size, count) in enumerate(zip(shape, cells, strict=True)):
         at = (np.arange(size) + 0.5) * (count / size)
@@ -87,13 +81,7 @@ def average_down(image: Floats, factors: Sequence[int]) -> Floats:
 
 
 def centred_axes(shape: Sequence[int], factors: Sequence[int], steps: Sequence[float]) -> list[Floats]:
-    """Positions along each axis from the middle of the view, mm.
-
-    Args:
-        shape: voxels along each axis.
-        factors: grid points per voxel.
-        steps: mm between voxels.
-    """
+    """Positions along each axis from the middle of the view, mm."""
     return [
         (np.arange(n * f, dtype=np.float64) + 0.5 - 0.5 * n * f) * (step / f)
         for n, f, step in zip(shape, factors, steps, strict=True)

@@ -77,14 +77,7 @@ def taper(heart: Heart, level: float) -> float:
 
 
 def slice_heart(heart: Heart, level: float, first: Floats, second: Floats) -> HeartSlice:
-    """Cut the heart at a level, on a grid of coordinates in the heart's frame.
-
-    Args:
-        heart: the subject's heart.
-        level: 0 (mitral plane) to 1 (apex).
-        first: coordinate towards the septum, mm.
-        second: coordinate towards the anterior wall, mm.
-    """
+    """Cut the heart at a level, on a grid of coordinates in the heart's frame."""
     radius = np.sqrt(first * first + second * second) + 1e-6
     c, s = first / radius, second / radius
     outer = heart.epicardium * taper(heart, level)

@@ -117,15 +117,7 @@ def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Th
 
 
 def draw_thorax(stream: Stream, thorax: Thorax, level: float, grid: Grid, signals: Signals) -> Floats:
-    """Tissue signals of one slice without the heart.
-
-    Args:
-        stream: where this slice's texture comes from.
-        thorax: the subject's surroundings.
-        level: 0 (base) to 1 (apex).
-        grid: the slice's sampling points.
-        signals: signal of each tissue.
-    """
+    """Tissue signals of one slice without the heart."""
     shape, pitch = grid.x.shape, grid.pitch
     centre = (thorax.centre[0] + 8.0 * level, thorax.centre[1])
     body = grid.ellipse(centre, thorax.axes)

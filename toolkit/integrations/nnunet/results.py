@@ -128,15 +128,7 @@ class NnUNetFiles:
         return {"regions": dict(zip(names, regions, strict=True))}
 
     def items(self, paths: Sequence[str], label: str | None = None) -> Iterator[dict[str, Any]]:
-        """One item a volume, or one a slice for a 2D network, as nnU-Net's network sees it.
-
-        Args:
-            paths: one file a channel, in the order of `channel_names`.
-            label: file of the reference.
-
-        Raises:
-            DataError: nnU-Net cannot read or preprocess the files.
-        """
+        """One item a volume, or one a slice for a 2D network, as nnU-Net's network sees it."""
         data, marks, _ = self._prepared(paths, label)
         stem = Path(paths[0]).name.split(".")[0].removesuffix("_0000")
         spacing = tuple(float(mm) for mm in self.configuration.spacing)
@@ -159,9 +151,6 @@ class NnUNetFiles:
 
         Returns:
             (*S) in the axes closest to right-anterior-superior, as `toolkit.predict` gives volumes.
-
-        Raises:
-            DataError: nnU-Net cannot read or preprocess the files.
         """
         import nibabel
         from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
