@@ -220,11 +220,8 @@ def _refused(
     lines = re.search(rf"^ *{name}: (.+(?:\n {{8,}}.*)*)", texts, flags=re.MULTILINE)
     text = f"{name}: {' '.join(lines[1].split())}" if lines else ""
     order = ", ".join(p for p in signature.parameters if p != "self")
-    return ConfigError(
-        f"{name} {what}.",
-        where=f"{_name(call)}({name}={value if isinstance(value, (str, int, float, type(None))) else '...'})"[:200],
-        fix=text or f"Its arguments are: {order}.",
-    )
+    where = f"{_name(call)}({name}={value if isinstance(value, (str, int, float, type(None))) else '...'})"[:200]
+    return ConfigError(f"{name} {what}.", where=where, fix=text or f"Its arguments are: {order}.")
 
 
 def _name(call: Callable[..., Any]) -> str:

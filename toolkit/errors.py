@@ -15,9 +15,11 @@ class ToolkitError(ValueError):
         fix: what the reader can do about it.
     """
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what, self.where, self.fix = what, where, fix
-        super().__init__("\n".join(filter(None, (what, where and f"  where: {where}", fix and f"  fix:   {fix}"))))
+    def __init__(self, what: str, *, where: object = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, str(where), fix
+        super().__init__(
+            "\n".join(filter(None, (what, self.where and f"  where: {self.where}", fix and f"  fix:   {fix}")))
+        )
 
 
 class DataError(ToolkitError):

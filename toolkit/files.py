@@ -83,15 +83,13 @@ def read_sealed(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         found, known = record.pop("seal", None), record.pop("format", 1)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} cannot be read ({type(error).__name__}).", where=str(path)) from error
+        raise CheckpointError(f"{path.name} cannot be read ({type(error).__name__}).", where=path) from error
     if known not in (1, SEALED):
-        raise CheckpointError(f"{path.name} has the unknown format {known!r}.", where=str(path))
+        raise CheckpointError(f"{path.name} has the unknown format {known!r}.", where=path)
     if (found is not None or known == SEALED) and found != seal({"format": known, **record}):
-        raise CheckpointError(
-            f"{path.name} was changed after it was written: its content does not fit its hash.",
-            where=str(path),
-            fix="Restore the file from a copy. Settings are changed by a new call, not in this file.",
-        )
+        what = f"{path.name} was changed after it was written: its content does not fit its hash."
+        fix = "Restore the file from a copy. Settings are changed by a new call, not in this file."
+        raise CheckpointError(what, where=path, fix=fix)
     return record
 
 

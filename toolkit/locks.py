@@ -110,4 +110,4 @@ def _taken(owner: dict[str, Any], note: Path, doing: str, where: Path) -> Config
             f"If you know that it is gone, delete {note.name} there and call again."
         )
     process, host = owner.get("process", "(unknown)"), owner.get("host", "this machine")
-    return ConfigError(f"Process {process} on {host} {doing} now.", where=str(where), fix=fix)
+    return ConfigError(f"Process {process} on {host} {doing} now.", where=where, fix=fix)

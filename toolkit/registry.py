@@ -76,11 +76,9 @@ def register(kind: str, name: str) -> Callable[[Factory], Factory]:
     def decorate(factory: Factory) -> Factory:
         owner = _FACTORIES.setdefault(kind, {}).get(name)
         if owner is not None and place(owner) != place(factory):
-            raise ConfigError(
-                f"The {kind} name {name!r} belongs to {place(owner)}.",
-                where=f"register({kind!r}, {name!r}) on {place(factory)}",
-                fix="Register it under another name.",
-            )
+            what = f"The {kind} name {name!r} belongs to {place(owner)}."
+            fix = "Register it under another name."
+            raise ConfigError(what, where=f"register({kind!r}, {name!r}) on {place(factory)}", fix=fix)
         made: Any = factory
         if isinstance(factory, type):
             made.registered_name = (kind, name)

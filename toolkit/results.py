@@ -81,11 +81,8 @@ class Result:
         """
         path = Path(path)
         if path.suffix not in (".csv", ".tex"):
-            raise ResultError(
-                f"Tables are not written as {path.suffix or 'files without a suffix'}.",
-                where=str(path),
-                fix="Name the file .csv or .tex.",
-            )
+            what = f"Tables are not written as {path.suffix or 'files without a suffix'}."
+            raise ResultError(what, where=path, fix="Name the file .csv or .tex.")
         table = self.table()
         text = table.to_csv(index=False) if path.suffix == ".csv" else latex_table(table, digits)
         return write_atomically(path, text, parents=True)
@@ -122,7 +119,7 @@ class Result:
         """
         result = load_result(path)
         if not isinstance(result, cls):
-            raise ResultError(f"This file holds a {type(result).__name__}, not a {cls.__name__}.", where=str(path))
+            raise ResultError(f"This file holds a {type(result).__name__}, not a {cls.__name__}.", where=path)
         return result
 
 
@@ -196,11 +193,8 @@ def load_result(path: str | os.PathLike[str], *, most_bytes: int = 2**32) -> Res
         fields = {name: _decode(value, arrays) for name, value in header["fields"].items()}
         return _result_class(header)(**fields)
     except Exception as error:  # a file from elsewhere: whatever is wrong in it, it is the file that is wrong
-        raise ResultError(
-            f"This is not a readable result file ({type(error).__name__}: {error}).",
-            where=str(path),
-            fix="Compute the result again and save it with .save(path).",
-        ) from error
+        what = f"This is not a readable result file ({type(error).__name__}: {error})."
+        raise ResultError(what, where=path, fix="Compute the result again and save it with .save(path).") from error
 
 
 def _check_size(archive: zipfile.ZipFile, most_bytes: int) -> None:

@@ -57,7 +57,7 @@ def unpack(
     """
     archive, folder, limits = Path(archive), Path(folder), limits or Limits()
     if not archive.is_file():
-        raise DataError("There is no such archive.", where=str(archive), fix="Check the path.")
+        raise DataError("There is no such archive.", where=archive, fix="Check the path.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     hidden = Path(tempfile.mkdtemp(prefix=".unpack-", dir=folder.parent))
     try:
@@ -123,7 +123,7 @@ class _BoundedHeader(tarfile.TarInfo):
 
     def _proc_member(self, opened: tarfile.TarFile) -> Any:
         if not (self.isreg() or self.isdir()) and self.size > _HEADER:
-            raise DataError(f"The archive has a header of {self.size} bytes.", where=str(opened.name), fix=_FIX)
+            raise DataError(f"The archive has a header of {self.size} bytes.", where=opened.name, fix=_FIX)
         return super()._proc_member(opened)  # type: ignore[misc]
 
 
@@ -159,11 +159,9 @@ def _safe(name: str, archive: Path) -> PurePosixPath:
 def _move(hidden: Path, folder: Path, names: list[str], archive: Path) -> None:
     there = [name for name in names if (folder / name).exists() or (folder / name).is_symlink()]
     if there:
-        raise DataError(
-            f"{len(there)} files of the archive are already there, for example {there[0]}.",
-            where=str(folder),
-            fix=f"Move them away if {archive.name} shall replace them; nothing was changed.",
-        )
+        what = f"{len(there)} files of the archive are already there, for example {there[0]}."
+        fix = f"Move them away if {archive.name} shall replace them; nothing was changed."
+        raise DataError(what, where=folder, fix=fix)
     if not folder.exists():
         hidden.rename(folder)
         folder.chmod(0o755)
@@ -174,7 +172,7 @@ def _move(hidden: Path, folder: Path, names: list[str], archive: Path) -> None:
         for parent in (folder / name).parents
         if parent != folder and parent.is_relative_to(folder)
     ):
-        raise DataError("A folder there is a link.", where=str(folder), fix="Replace it by a folder.")
+        raise DataError("A folder there is a link.", where=folder, fix="Replace it by a folder.")
     moved: list[Path] = []
     try:
         for name in names:
@@ -185,8 +183,8 @@ def _move(hidden: Path, folder: Path, names: list[str], archive: Path) -> None:
     except OSError as error:
         for target in moved:  # all or nothing
             target.unlink(missing_ok=True)
-        raise DataError(f"The archive cannot be moved into place ({error}).", where=str(folder), fix=_FIX) from error
+        raise DataError(f"The archive cannot be moved into place ({error}).", where=folder, fix=_FIX) from error
 
 
 def _bad(archive: Path, what: str) -> DataError:
-    return DataError(f"The archive {what}.", where=str(archive), fix=_FIX)
+    return DataError(f"The archive {what}.", where=archive, fix=_FIX)

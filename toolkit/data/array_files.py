@@ -33,11 +33,8 @@ class ArrayFileSource(Source):
         image = arrays[self.image_key]
         if image.ndim not in ((2, 3) if self.axes is None else (self.axes,)):
             wanted = {2: "rows x columns", 3: "slices x rows x columns"}.get(self.axes or 0, "a slice or a stack")
-            raise DataError(
-                f"The array {self.image_key!r} has shape {image.shape}, not {wanted}.",
-                where=str(self.path),
-                fix="Store rows x columns, or slices x rows x columns.",
-            )
+            what = f"The array {self.image_key!r} has shape {image.shape}, not {wanted}."
+            raise DataError(what, where=self.path, fix="Store rows x columns, or slices x rows x columns.")
         return checked_pair(image[None], arrays[self.label_key] if self.label_key else None, self)
 
     @property
@@ -72,7 +69,7 @@ def _opened(path: Path) -> Iterator[Any]:
         import h5py
     except ImportError as error:
         raise DataError(
-            "HDF5 files need the package h5py, which is not installed.", where=str(path), fix="pip install h5py"
+            "HDF5 files need the package h5py, which is not installed.", where=path, fix="pip install h5py"
         ) from error
     try:
         with h5py.File(path, "r") as file:
@@ -88,19 +85,16 @@ def _dataset(file: Any, key: str, path: Path) -> Any:
     import h5py
 
     if key not in file:
-        raise DataError(
-            f"The file has no array called {key}.",
-            where=str(path),
-            fix=f"It holds {', '.join(file) or 'nothing'}; name the arrays accordingly.",
-        )
+        what = f"The file has no array called {key}."
+        raise DataError(what, where=path, fix=f"It holds {', '.join(file) or 'nothing'}; name the arrays accordingly.")
     link = file.get(key, getlink=True)
     dataset = None if isinstance(link, h5py.ExternalLink) else file[key]
     if dataset is None or (isinstance(dataset, h5py.Dataset) and (dataset.external or dataset.is_virtual)):
         raise DataError(
-            f"The array {key} lies in another file.", where=str(path), fix="Store it in this file: links are refused."
+            f"The array {key} lies in another file.", where=path, fix="Store it in this file: links are refused."
         )
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "buif":
-        raise DataError(f"{key} is no array of numbers.", where=str(path), fix="Store plain number arrays.")
+        raise DataError(f"{key} is no array of numbers.", where=path, fix="Store plain number arrays.")
     if dataset.size > _MOST_VOXELS:
-        raise DataError(f"The header gives {key} the shape {dataset.shape}.", where=str(path), fix="It is damaged.")
+        raise DataError(f"The header gives {key} the shape {dataset.shape}.", where=path, fix="It is damaged.")
     return dataset

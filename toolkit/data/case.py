@@ -97,9 +97,7 @@ class Case:
 
     def _checked_index(self, slices: int) -> int:
         if self.index is None or not 0 <= self.index < slices:
-            raise DataError(
-                f"The case {self.id!r} is slice {self.index} of a stack that has {slices}.",
-                where=self.source,
-                fix="The file and the index table of the data set disagree: check it with task.verify().",
-            )
+            what = f"The case {self.id!r} is slice {self.index} of a stack that has {slices}."
+            fix = "The file and the index table of the data set disagree: check it with task.verify()."
+            raise DataError(what, where=self.source, fix=fix)
         return self.index

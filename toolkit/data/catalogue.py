@@ -56,11 +56,8 @@ def load_task(
     if normalisation is not None:
         manifest = dataclasses.replace(manifest, normalisation=check_rule(normalisation))
     if split_list is not None and split_list not in manifest.split_lists:
-        raise ConfigError(
-            f"{name!r} has no split list {split_list!r}.",
-            where="load_task",
-            fix=f"It has: {', '.join(manifest.split_lists) or 'none; leave split_list out'}.",
-        )
+        fix = f"It has: {', '.join(manifest.split_lists) or 'none; leave split_list out'}."
+        raise ConfigError(f"{name!r} has no split list {split_list!r}.", where="load_task", fix=fix)
     if manifest.generated:
         rows = generated_rows(manifest)
     else:
@@ -118,11 +115,9 @@ def list_tasks() -> pd.DataFrame:
 
 def _to_do(manifest: Manifest, looked: Sequence[Path]) -> DataError:
     numbered = "".join(f"\n    {number}. {step}" for number, step in enumerate(steps(manifest), start=1))
-    return DataError(
-        f"The data of {manifest.name!r} ({manifest.title}) are not on this machine.",
-        where="looked in " + ", ".join(str(folder) for folder in looked),
-        fix=f"to do (licence of the data: {manifest.licence}){numbered}",
-    )
+    what = f"The data of {manifest.name!r} ({manifest.title}) are not on this machine."
+    fix = f"to do (licence of the data: {manifest.licence}){numbered}"
+    return DataError(what, where="looked in " + ", ".join(str(folder) for folder in looked), fix=fix)
 
 
 def steps(manifest: Manifest) -> list[str]:

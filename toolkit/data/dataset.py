@@ -87,11 +87,8 @@ def task_from_dataset(
         >>> own = tk.task_from_dataset(pairs, classes=task.classes, subjects=[c.subject for c in task.cases("train")])
     """
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or isinstance(dataset, Mapping):
-        raise ConfigError(
-            f"{type(dataset).__name__} is no map-style data set.",
-            where="task_from_dataset",
-            fix="Give one with len() and [index]; of a loader its .dataset, of an iterable a list.",
-        )
+        fix = "Give one with len() and [index]; of a loader its .dataset, of an iterable a list."
+        raise ConfigError(f"{type(dataset).__name__} is no map-style data set.", where="task_from_dataset", fix=fix)
     count = len(dataset)
     if not count:
         raise DataError("The data set has no items.", where="task_from_dataset")
@@ -163,8 +160,6 @@ def _row(dataset: Any, index: int, keys: tuple[str, str], dims: int | None) -> R
 def _refuse_random(dataset: Any, keys: tuple[str, str], dims: int | None) -> None:
     first, second = (arrays_of(dataset[0], keys, dims, "0")[0] for _ in range(2))
     if first.shape != second.shape or not np.array_equal(first, second, equal_nan=True):
-        raise DataError(
-            "The data set gives another image every time it is asked: its transforms are random.",
-            where="task_from_dataset",
-            fix="Leave random transforms out; task.loader(augmentation=...) and training augment.",
-        )
+        what = "The data set gives another image every time it is asked: its transforms are random."
+        fix = "Leave random transforms out; task.loader(augmentation=...) and training augment."
+        raise DataError(what, where="task_from_dataset", fix=fix)

@@ -103,11 +103,8 @@ class Transfer:
             target = urllib.parse.urljoin(url, answer.headers["Location"])
             old, new = urllib.parse.urlsplit(url), urllib.parse.urlsplit(target)
             if (old.scheme, old.netloc) != (new.scheme, new.netloc):
-                raise DataError(
-                    f"The server sends us elsewhere: {new.scheme}://{new.netloc}.",
-                    where=url,
-                    fix="Check the address of the data set at its publisher; it may have moved.",
-                )
+                fix = "Check the address of the data set at its publisher; it may have moved."
+                raise DataError(f"The server sends us elsewhere: {new.scheme}://{new.netloc}.", where=url, fix=fix)
             url = target
         raise _failed(url, f"The server answers {answer.status_code} ({answer.reason}) again and again")
 
@@ -119,11 +116,8 @@ def fetch(source: Download, folder: Path, **options: Any) -> Path:
     name = source.file or Path(urllib.parse.urlsplit(source.url).path).name
     target, partial = folder / name, folder / f".{name}.{source.hash.rpartition(':')[2][:12]}.part"
     if target.is_file() and not pooch.hashes.hash_matches(target, source.hash):
-        raise DataError(
-            "A file of this name is there, with other content than the manifest records.",
-            where=str(target),
-            fix="Move it away and fetch again.",
-        )
+        what = "A file of this name is there, with other content than the manifest records."
+        raise DataError(what, where=target, fix="Move it away and fetch again.")
     missing = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     pooch.get_logger().setLevel("WARNING")
@@ -133,11 +127,9 @@ def fetch(source: Download, folder: Path, **options: Any) -> Path:
     except DataError:
         raise
     except ValueError as error:
-        raise DataError(
-            f"The file has another hash than the manifest records ({source.hash[:19]}...).",
-            where=source.url,
-            fix="It was damaged or exchanged; it was deleted. Fetch again; if this stays, do not use it.",
-        ) from error
+        what = f"The file has another hash than the manifest records ({source.hash[:19]}...)."
+        fix = "It was damaged or exchanged; it was deleted. Fetch again; if this stays, do not use it."
+        raise DataError(what, where=source.url, fix=fix) from error
     finally:
         if missing and not any(folder.iterdir()):
             folder.rmdir()
@@ -147,11 +139,8 @@ def fetch_all(manifest: Manifest, folder: Path, **options: Any) -> list[Path]:
     """Fetch and unpack all files of a manifest into the data folder; what is there and right is left alone."""
     if not manifest.access.files:
         numbered = "".join(f"\n    {number}. {step}" for number, step in enumerate(manifest.access.steps, start=1))
-        raise DataError(
-            f"{manifest.name!r} cannot be fetched by a program ({manifest.access.kind}).",
-            where=manifest.access.page or manifest.name,
-            fix=f"to do{numbered}",
-        )
+        what = f"{manifest.name!r} cannot be fetched by a program ({manifest.access.kind})."
+        raise DataError(what, where=manifest.access.page or manifest.name, fix=f"to do{numbered}")
     store = folder.parent / ".downloads" / manifest.name
     fetched = []
     for source in manifest.access.files:
@@ -183,11 +172,9 @@ def refuse_private(url: str) -> None:
     if parts.scheme != "https" or not all(
         ipaddress.ip_address(str(one).partition("%")[0]).is_global for one in addresses
     ):
-        raise DataError(
-            f"The address {parts.scheme}://{host} is not fetched: it is not https, or it lies in a private network.",
-            where=url,
-            fix="Use the public https address of the data set, or put the files in place by hand.",
-        )
+        what = f"The address {parts.scheme}://{host} is not fetched: it is not https, or it lies in a private network."
+        fix = "Use the public https address of the data set, or put the files in place by hand."
+        raise DataError(what, where=url, fix=fix)
 
 
 def _all_there(record: Path, folder: Path) -> bool:
@@ -210,8 +197,6 @@ def _changed(url: str, what: str) -> DataError:
 
 
 def _offline(url: str, cause: BaseException) -> DataError:
-    return DataError(
-        f"There is no connection to {urllib.parse.urlsplit(url).netloc} ({type(cause).__name__}).",
-        where=url,
-        fix="Connect to the internet (or set https_proxy), or download the file elsewhere and put it in place.",
-    )
+    what = f"There is no connection to {urllib.parse.urlsplit(url).netloc} ({type(cause).__name__})."
+    fix = "Connect to the internet (or set https_proxy), or download the file elsewhere and put it in place."
+    return DataError(what, where=url, fix=fix)

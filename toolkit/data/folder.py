@@ -114,7 +114,7 @@ def _folder(path: str | os.PathLike[str], what: str) -> Path:
     if not folder.is_dir():
         raise DataError(
             f"The folder of the {what} does not exist." if not folder.exists() else f"The {what} are not a folder.",
-            where=str(folder),
+            where=folder,
             fix=f"Pass the folder that holds the {what}.",
         )
     return folder
@@ -133,11 +133,8 @@ def _pairs(
                 continue
             case = _ENDINGS.sub("", stem)
             if case in labels:
-                raise DataError(
-                    f"Two files could be the label of {case!r}: {labels[case].name} and {path.name}.",
-                    where=str(label_root),
-                    fix="Keep the right one and move the other away.",
-                )
+                what = f"Two files could be the label of {case!r}: {labels[case].name} and {path.name}."
+                raise DataError(what, where=label_root, fix="Keep the right one and move the other away.")
             labels[case] = path
         images = {stem: path for stem, path in images.items() if not (same and _ENDINGS.search(stem))}
     grouped = _by_channel(images, labels, channels)
@@ -191,21 +188,15 @@ def _files(root: Path) -> dict[str, Path]:
         stem = path.relative_to(root).as_posix()
         stem = stem[: len(stem) - len(suffix)]
         if files.get(stem, path) != path:
-            raise DataError(
-                f"Two files are called {stem!r}: {files[stem].name} and {path.name}.",
-                where=str(root),
-                fix="Keep one of them.",
-            )
+            what = f"Two files are called {stem!r}: {files[stem].name} and {path.name}."
+            raise DataError(what, where=root, fix="Keep one of them.")
         files[stem] = path
     if not files:
         kinds = f" It holds {', '.join(sorted(others))} files." if others else " It is empty."
-        raise DataError(
-            f"The folder has no images that can be read.{kinds}",
-            where=str(root),
-            fix=f"Readable: {', '.join(known)}, and folders of DICOM series (.dcm).",
-        )
+        what = f"The folder has no images that can be read.{kinds}"
+        raise DataError(what, where=root, fix=f"Readable: {', '.join(known)}, and folders of DICOM series (.dcm).")
     if len({kind_of(path) == "picture" for path in files.values()}) > 1:
-        raise DataError("The folder mixes volumes and pictures.", where=str(root), fix="Use one folder for each.")
+        raise DataError("The folder mixes volumes and pictures.", where=root, fix="Use one folder for each.")
     return files
 
 

@@ -20,11 +20,9 @@ def make_folds(task: Task, count: int, seed: int = 0) -> list[Task]:
     """See `Task.folds`."""
     subjects = {case.subject for case in task.cases()}
     if count < 3 or count > len(subjects):
-        raise ConfigError(
-            f"{len(subjects)} patients cannot be dealt into {count} folds.",
-            where=f"task {task.name!r}, folds({count})",
-            fix="Use at least 3 folds (one is tested, one selects the weights, the others train), at most one a patient.",
-        )
+        what = f"{len(subjects)} patients cannot be dealt into {count} folds."
+        fix = "Use at least 3 folds (one is tested, one selects the weights, the others train), at most one a patient."
+        raise ConfigError(what, where=f"task {task.name!r}, folds({count})", fix=fix)
     places = deal(task.cases(), count, seed)
     recipe = registry.describe(task)
     return [

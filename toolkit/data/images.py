@@ -6,6 +6,7 @@ import dataclasses
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,11 +61,8 @@ class PictureSource(FileSource):
         for number, path in enumerate(self.label_files(), start=1):
             mask = read_label_picture(path)
             if mask.shape != shape:
-                raise DataError(
-                    f"The image has shape {shape} and the mask of an object {mask.shape}.",
-                    where=str(path),
-                    fix="Get the file again, or move the image away.",
-                )
+                what = f"The image has shape {shape} and the mask of an object {mask.shape}."
+                raise DataError(what, where=path, fix="Get the file again, or move the image away.")
             label[(mask > 0) & (label == 0)] = number
         return label
 
@@ -78,7 +76,7 @@ class PictureSource(FileSource):
         pictures = tuple(sorted(path for path in self.label.iterdir() if path.suffix.lower() in SUFFIXES))
         if not pictures:
             raise DataError(
-                "The folder holds no mask.", where=str(self.label), fix="Complete the data set, or move the image away."
+                "The folder holds no mask.", where=self.label, fix="Complete the data set, or move the image away."
             )
         return pictures
 
@@ -100,13 +98,13 @@ def read_label_picture(path: str | os.PathLike[str]) -> np.ndarray:
     path = Path(path)
     if path.suffix.lower() in (".jpg", ".jpeg"):
         raise DataError(
-            "A label is stored as JPEG, which changes values at edges.", where=str(path), fix="Export labels as PNG."
+            "A label is stored as JPEG, which changes values at edges.", where=path, fix="Export labels as PNG."
         )
     array = _decoded(path, palette=True)
     if array.ndim == 3:
         if (array != array[..., :1]).any():
             raise DataError(
-                "The label is a colour picture.", where=str(path), fix="Save class numbers 0, 1, 2, ... in one channel."
+                "The label is a colour picture.", where=path, fix="Save class numbers 0, 1, 2, ... in one channel."
             )
         array = array[..., 0]
     return array
@@ -118,7 +116,7 @@ def write_label_picture(path: str | os.PathLike[str], label: np.ndarray) -> Path
 
     path, label = Path(path), np.asarray(label)
     if label.ndim != 2 or label.dtype.kind not in "bui" or label.min(initial=0) < 0 or label.max(initial=0) > 65535:
-        raise DataError(f"A label of shape {label.shape} and type {label.dtype} is no picture.", where=str(path))
+        raise DataError(f"A label of shape {label.shape} and type {label.dtype} is no picture.", where=path)
     with replacing(path, parents=True) as temporary:
         Image.fromarray(label.astype(np.uint8 if label.max(initial=0) < 256 else np.uint16)).save(temporary, "PNG")
     return path
@@ -148,11 +146,8 @@ def with_channels(image: np.ndarray, channels: int | None, path: Path) -> np.nda
         return np.broadcast_to(image, (channels, *image.shape[1:]))
     if channels == 1 and (image == image[:1]).all():
         return image[:1]
-    raise DataError(
-        f"The image has {image.shape[0]} different channels where {channels} is wanted.",
-        where=str(path),
-        fix="Convert it, or declare three channels for the task.",
-    )
+    what = f"The image has {image.shape[0]} different channels where {channels} is wanted."
+    raise DataError(what, where=path, fix="Convert it, or declare three channels for the task.")
 
 
 def _decoded(path: Path, *, palette: bool) -> np.ndarray:
@@ -175,33 +170,25 @@ def _decoded(path: Path, *, palette: bool) -> np.ndarray:
         raise _unreadable(path, error) from error
     if mode in ("RGBA", "LA", "PA"):
         if (array[..., -1] != array[..., -1].flat[0]).any():
-            raise DataError(
-                "The picture is partly transparent.", where=str(path), fix="Flatten it onto a background first."
-            )
+            raise DataError("The picture is partly transparent.", where=path, fix="Flatten it onto a background first.")
         array = array[..., :-1]
         array = array[..., 0] if array.shape[-1] == 1 else array
     elif mode not in ("1", "L", "P", "I", "F", "RGB") and not mode.startswith("I;16"):
-        raise DataError(f"The picture has the colour mode {mode}.", where=str(path), fix="Convert it to grey or RGB.")
+        raise DataError(f"The picture has the colour mode {mode}.", where=path, fix="Convert it to grey or RGB.")
     return array.astype(np.uint8) if array.dtype == np.bool_ else array
 
 
-def _refuse(picture: object, path: Path) -> None:
+def _refuse(picture: Any, path: Path) -> None:
     if getattr(picture, "n_frames", 1) > 1:
-        raise DataError(
-            f"The file holds {picture.n_frames} pages.",  # type: ignore[attr-defined]
-            where=str(path),
-            fix="Save each page as its own file, or the stack as NIfTI.",
-        )
-    width, height = picture.size  # type: ignore[attr-defined]
+        what = f"The file holds {picture.n_frames} pages."
+        raise DataError(what, where=path, fix="Save each page as its own file, or the stack as NIfTI.")
+    width, height = picture.size
     if width * height > _MOST_PIXELS:
-        raise DataError(f"The picture has {width} x {height} pixels.", where=str(path), fix="Cut it into tiles.")
-    turned = picture.getexif().get(_ORIENTATION_TAG, 1)  # type: ignore[attr-defined]
+        raise DataError(f"The picture has {width} x {height} pixels.", where=path, fix="Cut it into tiles.")
+    turned = picture.getexif().get(_ORIENTATION_TAG, 1)
     if turned != 1:
-        raise DataError(
-            f"The picture carries a rotation tag ({turned}) that viewers follow and label files do not.",
-            where=str(path),
-            fix="Save it upright without the tag (Pillow: ImageOps.exif_transpose).",
-        )
+        what = f"The picture carries a rotation tag ({turned}) that viewers follow and label files do not."
+        raise DataError(what, where=path, fix="Save it upright without the tag (Pillow: ImageOps.exif_transpose).")
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:

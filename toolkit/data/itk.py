@@ -58,17 +58,11 @@ def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:
         image = _series(itk, path) if path.is_dir() else itk.ReadImage(str(path))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1][-160:] if str(error).strip() else "no text"
-        raise DataError(
-            f"SimpleITK cannot read this ({reason}).",
-            where=str(path),
-            fix="It is missing, truncated, damaged or of another format: copy or export it again.",
-        ) from error
+        fix = "It is missing, truncated, damaged or of another format: copy or export it again."
+        raise DataError(f"SimpleITK cannot read this ({reason}).", where=path, fix=fix) from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(
-            f"The image has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} channels.",
-            where=str(path),
-            fix="Save one number per voxel and one 3D file per time point.",
-        )
+        what = f"The image has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} channels."
+        raise DataError(what, where=path, fix="Save one number per voxel and one 3D file per time point.")
     stored = np.transpose(itk.GetArrayFromImage(image))  # to x, y, z, as NIfTI stores it
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(image.GetDirection()).reshape(3, 3) * np.asarray(image.GetSpacing())
@@ -97,11 +91,8 @@ def check_compressed(path: Path) -> None:
             if not stream.eof:
                 raise EOFError("the compressed stream ends early")
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(
-            f"The compressed voxels are damaged ({type(error).__name__}: {error}).",
-            where=str(path),
-            fix="Copy or export it again.",
-        ) from error
+        what = f"The compressed voxels are damaged ({type(error).__name__}: {error})."
+        raise DataError(what, where=path, fix="Copy or export it again.") from error
 
 
 def simple_itk(path: Path) -> Any:
@@ -109,11 +100,9 @@ def simple_itk(path: Path) -> Any:
     try:
         import SimpleITK
     except ImportError as error:
-        raise DataError(
-            "DICOM series, MetaImage (.mhd, .mha) and NRRD files need the package SimpleITK, which is not installed.",
-            where=str(path),
-            fix="pip install SimpleITK, or convert the images to NIfTI (.nii.gz).",
-        ) from error
+        what = "DICOM series, MetaImage (.mhd, .mha) and NRRD files need the package SimpleITK, which is not installed."
+        fix = "pip install SimpleITK, or convert the images to NIfTI (.nii.gz)."
+        raise DataError(what, where=path, fix=fix) from error
     return SimpleITK
 
 
@@ -121,7 +110,7 @@ def _series(itk: Any, folder: Path) -> Any:
     series = itk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise DataError(
-            f"The folder holds {len(series)} DICOM series.", where=str(folder), fix="Keep one series in a folder."
+            f"The folder holds {len(series)} DICOM series.", where=folder, fix="Keep one series in a folder."
         )
     names = itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     _check_steps(itk, names, folder)
@@ -140,8 +129,5 @@ def _check_steps(itk: Any, names: tuple[str, ...], folder: Path) -> None:
         positions.append(header.GetOrigin())
     steps = np.linalg.norm(np.diff(np.asarray(positions), axis=0), axis=1)
     if len(steps) and steps.max() - steps.min() > 0.05 * max(float(np.median(steps)), 1e-6):
-        raise DataError(
-            f"Neighbouring slices are {steps.min():.3g} to {steps.max():.3g} mm apart.",
-            where=str(folder),
-            fix="A slice is missing or there twice: export the series again.",
-        )
+        what = f"Neighbouring slices are {steps.min():.3g} to {steps.max():.3g} mm apart."
+        raise DataError(what, where=folder, fix="A slice is missing or there twice: export the series again.")

@@ -90,19 +90,15 @@ def _table(task: Task, classes: Mapping[str, Mapping[str, ClassOf]]) -> tuple[in
     table = [0] * len(task.classes)
     for new, (name, members) in enumerate(classes.items(), start=1):
         if task.name not in members:
-            raise ConfigError(
-                f"The class {name!r} has no entry for the task {task.name!r}.",
-                where="join_tasks(classes=...)",
-                fix="Leave the class out, unless every task labels it: elsewhere it would be taught as background.",
-            )
+            what = f"The class {name!r} has no entry for the task {task.name!r}."
+            fix = "Leave the class out, unless every task labels it: elsewhere it would be taught as background."
+            raise ConfigError(what, where="join_tasks(classes=...)", fix=fix)
         for wanted in _members(members[task.name]):
             number = numbers.get(wanted, -1) if isinstance(wanted, str) else int(wanted)
             if number not in task.classes or number == 0 or table[number]:
-                raise ConfigError(
-                    f"The class {wanted!r} of {task.name!r} cannot become {name!r}.",
-                    where="join_tasks(classes=...)",
-                    fix=f"Its classes are {task.classes}; background and a class already used cannot be taken.",
-                )
+                what = f"The class {wanted!r} of {task.name!r} cannot become {name!r}."
+                fix = f"Its classes are {task.classes}; background and a class already used cannot be taken."
+                raise ConfigError(what, where="join_tasks(classes=...)", fix=fix)
             table[number] = new
     return tuple(table)
 

@@ -19,11 +19,9 @@ def checked_classes(classes: Mapping[int, str] | Mapping[str, str] | Sequence[st
             f"Class numbers must be whole numbers: {classes!r}.", fix='Write {0: "background", 1: "tumour"}.'
         ) from error
     if sorted(named) != list(range(len(named))) or not 2 <= len(named) <= 256:
-        raise ConfigError(
-            f"Classes must be numbered 0 (background), 1, 2, ... without gaps, not {sorted(named)}.",
-            where="classes",
-            fix="Renumber them and give label_values={stored value: class number} for what the files hold.",
-        )
+        what = f"Classes must be numbered 0 (background), 1, 2, ... without gaps, not {sorted(named)}."
+        fix = "Renumber them and give label_values={stored value: class number} for what the files hold."
+        raise ConfigError(what, where="classes", fix=fix)
     if len(set(named.values())) < len(named):
         raise ConfigError(f"Two classes share a name: {named}.", where="classes", fix="Name each class once.")
     return dict(sorted(named.items()))
@@ -44,11 +42,8 @@ def checked_regions(
         except (TypeError, ValueError):
             indices = []
         if not indices or not set(indices) <= set(classes) - {0}:
-            raise ConfigError(
-                f"The region {name!r} cannot be made of {members!r}.",
-                where="regions",
-                fix=f"Name classes by number, without the background: {dict(classes)}.",
-            )
+            fix = f"Name classes by number, without the background: {dict(classes)}."
+            raise ConfigError(f"The region {name!r} cannot be made of {members!r}.", where="regions", fix=fix)
         checked[str(name)] = tuple(indices)
     return checked
 
@@ -115,11 +110,8 @@ def _recoded(label: np.ndarray, values: tuple[tuple[float, int], ...], where: st
     position = np.clip(np.searchsorted(stored, label), 0, len(stored) - 1)
     unknown = np.unique(label[stored[position] != label])
     if unknown.size:
-        raise DataError(
-            f"The label has values that label_values does not list: {_some(unknown)}.",
-            where=where,
-            fix=f"Add them to label_values (listed: {_some(stored)}).",
-        )
+        what = f"The label has values that label_values does not list: {_some(unknown)}."
+        raise DataError(what, where=where, fix=f"Add them to label_values (listed: {_some(stored)}).")
     return targets[position]
 
 

@@ -133,20 +133,17 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         manifest = TypeAdapter(Manifest).validate_python({**text, "folder": str(path.parent)})
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(
-            f"The manifest cannot be read: {error}.", where=str(path), fix="Write it as TOML in UTF-8."
+            f"The manifest cannot be read: {error}.", where=path, fix="Write it as TOML in UTF-8."
         ) from error
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}" for problem in error.errors()]
-        raise DataError(
-            "The manifest has wrong keys.",
-            where=f"{path}: " + "; ".join(problems),
-            fix="Correct these keys; data_manifests/ has complete examples.",
-        ) from error
+        fix = "Correct these keys; data_manifests/ has complete examples."
+        raise DataError("The manifest has wrong keys.", where=f"{path}: " + "; ".join(problems), fix=fix) from error
     try:
         checked_classes(manifest.classes)
         check_rule(manifest.normalisation)
     except ValueError as error:
-        raise DataError(f"The manifest is invalid: {error}", where=str(path)) from error
+        raise DataError(f"The manifest is invalid: {error}", where=path) from error
     _check_consistency(manifest, path)
     return manifest
 

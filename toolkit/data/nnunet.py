@@ -71,14 +71,11 @@ def _raw(table: Mapping[str, Any], root: Path) -> list[Row]:
             case = label.name.removesuffix(ending)
             files = tuple(root / f"images{part}" / f"{case}_{channel:04d}{ending}" for channel in range(channels))
             if missing := [file for file in files if not file.is_file()]:
-                raise DataError(
-                    f"{missing[0].relative_to(root).as_posix()} is missing.",
-                    where=str(root),
-                    fix="dataset.json names the channels; every label needs a file of each.",
-                )
+                fix = "dataset.json names the channels; every label needs a file of each."
+                raise DataError(f"{missing[0].relative_to(root).as_posix()} is missing.", where=root, fix=fix)
             rows.append({"case": case, "image": files, "label": label, "split": split})
     if not rows:
-        raise DataError(f"labelsTr holds no {ending} files.", where=str(root), fix="Check file_ending in dataset.json.")
+        raise DataError(f"labelsTr holds no {ending} files.", where=root, fix="Check file_ending in dataset.json.")
     if not any(row["split"] == "test" for row in rows):
         rows = [{key: value for key, value in row.items() if key != "split"} for row in rows]
     return rows
@@ -95,13 +92,10 @@ def _classes(table: Mapping[str, Any], path: Path) -> tuple[dict[int, str], dict
             for label, value in dict(labels or {}).items()
         }
     except (TypeError, ValueError) as error:
-        raise DataError(f"The labels of dataset.json are {labels!r}.", where=str(path), fix="Name them all.") from error
+        raise DataError(f"The labels of dataset.json are {labels!r}.", where=path, fix="Name them all.") from error
     if "ignore" in values:
-        raise DataError(
-            "The data set has a label that is to be ignored, which training here does not know.",
-            where=str(path),
-            fix="Pass task_from_table the cases that are labelled whole.",
-        )
+        what = "The data set has a label that is to be ignored, which training here does not know."
+        raise DataError(what, where=path, fix="Pass task_from_table the cases that are labelled whole.")
     singles = {members[0]: label for label, members in values.items() if len(members) == 1}
     highest = max((max(members) for members in values.values()), default=0)
     named = {

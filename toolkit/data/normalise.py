@@ -71,11 +71,8 @@ def fixed_range(rule: str) -> tuple[float, float] | None:
 def _colours(array: np.ndarray, rule: str) -> np.ndarray:
     low, high = float(array.min()), float(array.max())
     if array.shape[0] != 3 or low < 0 or high > 255 or (high <= 1 and (array % 1).any()):
-        raise ConfigError(
-            f"The rule {rule!r} needs three channels from 0 to 255, not {array.shape[0]} from {low:g} to {high:g}.",
-            where="normalisation",
-            fix="Use 'zscore-clip' or 'range' for other images.",
-        )
+        what = f"The rule {rule!r} needs three channels from 0 to 255, not {array.shape[0]} from {low:g} to {high:g}."
+        raise ConfigError(what, where="normalisation", fix="Use 'zscore-clip' or 'range' for other images.")
     image = np.asarray(array, dtype=np.float32) / np.float32(255)
     if rule == "bgr":
         return np.ascontiguousarray(image[::-1])

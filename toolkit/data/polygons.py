@@ -21,14 +21,11 @@ def read_polygons(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """
     require_file(path)
     if path.stat().st_size > _MOST_BYTES:
-        raise DataError("The XML file is larger than 256 MiB.", where=str(path), fix="It is no outline file.")
+        raise DataError("The XML file is larger than 256 MiB.", where=path, fix="It is no outline file.")
     content = path.read_bytes()
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content or b"\x00" in content:
-        raise DataError(
-            "The XML file declares a document type or entities, which outlines do not need and which are unsafe.",
-            where=str(path),
-            fix="Take the file as it was published.",
-        )
+        what = "The XML file declares a document type or entities, which outlines do not need and which are unsafe."
+        raise DataError(what, where=path, fix="Take the file as it was published.")
     try:
         root = ElementTree.fromstring(content)
         outlines = [
@@ -36,13 +33,10 @@ def read_polygons(path: Path, shape: tuple[int, int]) -> np.ndarray:
             for region in root.iter("Region")
         ]
     except (ElementTree.ParseError, KeyError, ValueError) as error:
-        raise DataError(
-            f"The XML file cannot be read as outlines ({type(error).__name__}: {error}).",
-            where=str(path),
-            fix="Take the file as it was published.",
-        ) from error
+        what = f"The XML file cannot be read as outlines ({type(error).__name__}: {error})."
+        raise DataError(what, where=path, fix="Take the file as it was published.") from error
     if not outlines:
-        raise DataError("The XML file has no regions.", where=str(path), fix="Check that it belongs to the image.")
+        raise DataError("The XML file has no regions.", where=path, fix="Check that it belongs to the image.")
     objects = np.zeros(shape, np.uint16)
     for number, outline in enumerate(outlines, start=1):
         _check_outline(outline, shape, number, path)
@@ -69,16 +63,10 @@ def fill(outline: np.ndarray, shape: tuple[int, int]) -> tuple[slice, slice, np.
 
 def _check_outline(outline: np.ndarray, shape: tuple[int, int], number: int, path: Path) -> None:
     if len(outline) < 3 or not np.isfinite(outline).all():
-        raise DataError(
-            f"Region {number} has {len(outline)} corners or corners that are no numbers.",
-            where=str(path),
-            fix="Take the file as it was published.",
-        )
+        what = f"Region {number} has {len(outline)} corners or corners that are no numbers."
+        raise DataError(what, where=path, fix="Take the file as it was published.")
     # Annotators click a little beyond the border; a whole picture further is another picture's file.
     reach = np.asarray((shape[1], shape[0]))
     if (outline < -reach).any() or (outline > 2 * reach).any() or number > np.iinfo(np.uint16).max:
-        raise DataError(
-            f"Region {number} lies outside the picture of {shape[0]} x {shape[1]} pixels.",
-            where=str(path),
-            fix="The outlines belong to another picture.",
-        )
+        what = f"Region {number} lies outside the picture of {shape[0]} x {shape[1]} pixels."
+        raise DataError(what, where=path, fix="The outlines belong to another picture.")

@@ -88,11 +88,8 @@ def kind_of(path: Path) -> str:
             return kind
     if path.is_dir() or name.endswith(itk.SUFFIXES):
         return "itk"
-    raise DataError(
-        "This is no image file that can be read.",
-        where=str(path),
-        fix=f"Readable: {', '.join(READABLE)}, and folders of one DICOM series.",
-    )
+    what = "This is no image file that can be read."
+    raise DataError(what, where=path, fix=f"Readable: {', '.join(READABLE)}, and folders of one DICOM series.")
 
 
 def dims_of(row: Row) -> int:

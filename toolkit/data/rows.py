@@ -41,11 +41,8 @@ def table_rows(frame: Any, folder: str | os.PathLike[str] | None) -> list[Row]:
         raise DataError("The table has no rows.", where="task_from_table", fix="Give a row for every image.")
     unknown = sorted({key for row in rows for key in row} - set(COLUMNS))
     if unknown:
-        raise ConfigError(
-            f"The table has columns that are not known: {', '.join(unknown)}.",
-            where="task_from_table",
-            fix=f"Rename or drop them; known are {', '.join(COLUMNS)}.",
-        )
+        what = f"The table has columns that are not known: {', '.join(unknown)}."
+        raise ConfigError(what, where="task_from_table", fix=f"Rename or drop them; known are {', '.join(COLUMNS)}.")
     for number, row in enumerate(rows):
         if "image" not in row:
             raise DataError(f"Row {number} has no image.", where="task_from_table", fix="Fill the column image.")
@@ -96,9 +93,7 @@ def _read_csv(path: Path) -> list[Row]:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows: list[Row] = [dict(row) for row in csv.DictReader(stream, restkey="more than the first line names")]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"The table cannot be read ({error}).", where=str(path), fix="Save it as CSV, UTF-8."
-        ) from error
+        raise DataError(f"The table cannot be read ({error}).", where=path, fix="Save it as CSV, UTF-8.") from error
     for row in rows:
         for key in ("frame", "label_frame", "slices", "position", "threshold"):
             if text := row.get(key):
@@ -112,7 +107,7 @@ def _number(text: str, column: str, path: Path) -> float:
     try:
         return float(text) if column == "spacing" else int(text)
     except ValueError as error:
-        raise DataError(f"The column {column!r} holds {text!r}, no number.", where=str(path)) from error
+        raise DataError(f"The column {column!r} holds {text!r}, no number.", where=path) from error
 
 
 def _empty(value: Any) -> bool:

@@ -190,36 +190,30 @@ def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
             "The archive holds pickled objects, which could run code."
             if pickled
             else f"The file is not a readable .npz archive ({type(error).__name__}: {error}).",
-            where=str(path),
+            where=path,
             fix="Write it again with numpy.savez(path, image=..., label=...) from plain number arrays."
             if pickled
             else "Copy or download the file again; check it with task.verify().",
         ) from error
     if missing:
-        raise DataError(
-            f"The archive has no array called {', '.join(missing)}.",
-            where=str(path),
-            fix=f"It holds {names}; name the arrays accordingly.",
-        )
+        what = f"The archive has no array called {', '.join(missing)}."
+        raise DataError(what, where=path, fix=f"It holds {names}; name the arrays accordingly.")
     return arrays
 
 
 def require_file(path: Path) -> None:
     """Check that a file exists and is not empty."""
     if not path.is_file():
-        raise DataError(
-            "The file does not exist." if not path.exists() else "This is not a file.",
-            where=str(path),
-            fix="Check the path and that the data set is complete (task.verify() lists what is missing).",
-        )
+        fix = "Check the path and that the data set is complete (task.verify() lists what is missing)."
+        raise DataError("The file does not exist." if not path.exists() else "This is not a file.", where=path, fix=fix)
     if path.stat().st_size == 0:
-        raise DataError("The file is empty (0 bytes).", where=str(path), fix="Copy or download it again.")
+        raise DataError("The file is empty (0 bytes).", where=path, fix="Copy or download it again.")
 
 
 def incomplete_file(path: Path, what: str, error: BaseException, fix: str) -> DataError:
     """The error for a file that a decoder gave up on: `what` it is not, and the first line of the decoder's reason."""
     reason = next(iter(str(error).splitlines()), "")[:120] or "no text"
-    return DataError(f"The file is not {what} ({type(error).__name__}: {reason}).", where=str(path), fix=fix)
+    return DataError(f"The file is not {what} ({type(error).__name__}: {reason}).", where=path, fix=fix)
 
 
 def checked_pair(image: np.ndarray, label: np.ndarray | None, source: Source) -> Pair:
@@ -230,22 +224,17 @@ def checked_pair(image: np.ndarray, label: np.ndarray | None, source: Source) ->
     if label is None:
         return Pair(image, None)
     if label.shape != image.shape[1:]:
-        raise DataError(
-            f"The image has shape {image.shape[1:]} and its label {label.shape}.",
-            where=source.where,
-            fix="Give the label the image's grid (resample it with nearest-neighbour interpolation).",
-        )
+        what = f"The image has shape {image.shape[1:]} and its label {label.shape}."
+        fix = "Give the label the image's grid (resample it with nearest-neighbour interpolation)."
+        raise DataError(what, where=source.where, fix=fix)
     return Pair(image, class_indices(label, source.classes, source.label_values, source.label_where))
 
 
 def checked_image(image: np.ndarray, where: str) -> np.ndarray:
     """The image as float32."""
     if image.dtype.kind not in "buif":
-        raise DataError(
-            f"The image holds {image.dtype} values, not real numbers.",
-            where=where,
-            fix="Store it as one number per voxel and channel (for complex data: the magnitude).",
-        )
+        fix = "Store it as one number per voxel and channel (for complex data: the magnitude)."
+        raise DataError(f"The image holds {image.dtype} values, not real numbers.", where=where, fix=fix)
     if image.ndim and image.shape[0] > 1 and image.strides[0] == 0:  # a grey channel that is only repeated
         return np.broadcast_to(checked_image(image[:1], where), image.shape)
     if image.size == 0:
@@ -255,9 +244,7 @@ def checked_image(image: np.ndarray, where: str) -> np.ndarray:
     bad = ~np.isfinite(image)
     if bad.any():
         nans = int(np.isnan(image).sum())
-        raise DataError(
-            f"The image has {nans} NaN and {int(bad.sum()) - nans} infinite of {image.size} voxels.",
-            where=where,
-            fix="Replace them, for example numpy.nan_to_num(image), if you know why they are there.",
-        )
+        what = f"The image has {nans} NaN and {int(bad.sum()) - nans} infinite of {image.size} voxels."
+        fix = "Replace them, for example numpy.nan_to_num(image), if you know why they are there."
+        raise DataError(what, where=where, fix=fix)
     return image

@@ -79,17 +79,13 @@ def _listed(ids: Sequence[str], subjects: Sequence[str], splits: Mapping[str, Se
                 raise ConfigError(f"{member!r} is listed in {named[str(member)]} and in {split}.", where="splits")
     unknown = sorted(set(named) - set(ids) - set(subjects))
     if unknown:
-        raise ConfigError(
-            f"The splits name cases that do not exist: {', '.join(unknown[:5])}.",
-            where="splits",
-            fix=f"Use case ids or subjects, for example {', '.join(list(ids)[:3])}.",
-        )
+        what = f"The splits name cases that do not exist: {', '.join(unknown[:5])}."
+        fix = f"Use case ids or subjects, for example {', '.join(list(ids)[:3])}."
+        raise ConfigError(what, where="splits", fix=fix)
     chosen = [named.get(case, named.get(subject, "")) for case, subject in zip(ids, subjects, strict=True)]
     missing = [case for case, split in zip(ids, chosen, strict=True) if not split]
     if missing:
-        raise ConfigError(
-            f"{len(missing)} cases are in no split, for example {', '.join(missing[:3])}.",
-            where="splits",
-            fix="List every case, or leave splits out to have them derived by subject.",
-        )
+        what = f"{len(missing)} cases are in no split, for example {', '.join(missing[:3])}."
+        fix = "List every case, or leave splits out to have them derived by subject."
+        raise ConfigError(what, where="splits", fix=fix)
     return chosen

@@ -212,21 +212,16 @@ def _spacing(row: Row, opened: Opened, name: str, dims: int) -> tuple[float, ...
         given = tuple(float(value) for value in given)
         stacked = dims == 2 and axes == 2 and "volume" in row
         if len(given) not in {axes, dims, 3 if stacked else axes}:
-            raise DataError(
-                f"{name!r} has {axes} spatial axes but a spacing of {len(given)} numbers.",
-                where=where,
-                fix="Give mm along every axis of the image, or None if it is not known.",
-            )
+            what = f"{name!r} has {axes} spatial axes but a spacing of {len(given)} numbers."
+            raise DataError(what, where=where, fix="Give mm along every axis of the image, or None if it is not known.")
         if not all(0 < value < float("inf") for value in given):
             raise DataError(f"The spacing of {name!r} is {given}.", where=where, fix="Use mm, above 0.")
     if opened.spacing is None:
         return given
     if given is not None and not np.allclose(given, opened.spacing[-len(given) :], rtol=0.01):
-        raise DataError(
-            f"The header of {name!r} gives a spacing of {opened.spacing} mm, the table {given}.",
-            where=where,
-            fix="Leave the column spacing empty for files that say it, or correct one of them.",
-        )
+        what = f"The header of {name!r} gives a spacing of {opened.spacing} mm, the table {given}."
+        fix = "Leave the column spacing empty for files that say it, or correct one of them."
+        raise DataError(what, where=where, fix=fix)
     return opened.spacing
 
 
@@ -248,22 +243,17 @@ def _checked_channels(cases: Sequence[Case], check: bool) -> int:
         grey = grey and _may_be_grey(case.reader) and image.shape[0] in (1, 3) and bool((image == image[:1]).all())
     if len(errors) > 1:
         others = "; ".join(f"{error.where}: {error.what}" for error in errors[1:5])
-        raise DataError(
-            f"{len(errors)} of {len(readers)} cases cannot be used. The first: {errors[0].what}",
-            where=f"{errors[0].where} (next: {others})",
-            fix=errors[0].fix,
-        )
+        what = f"{len(errors)} of {len(readers)} cases cannot be used. The first: {errors[0].what}"
+        raise DataError(what, where=f"{errors[0].where} (next: {others})", fix=errors[0].fix)
     if errors:
         raise errors[0]
     if grey and 3 in counted:
         return 0
     if len(counted) > 1:
         (first, one), (second, other), *_ = counted.items()
-        raise DataError(
-            f"The image of {other.id!r} has {second} channel(s), that of {one.id!r} {first}.",
-            where=f"{one.source}; {other.source}",
-            fix="Pass channels=1 or channels=3 (pictures), or convert the images.",
-        )
+        what = f"The image of {other.id!r} has {second} channel(s), that of {one.id!r} {first}."
+        fix = "Pass channels=1 or channels=3 (pictures), or convert the images."
+        raise DataError(what, where=f"{one.source}; {other.source}", fix=fix)
     return next(iter(counted))
 
 

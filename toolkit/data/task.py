@@ -115,11 +115,8 @@ class Task:
         wanted = self.sites if site is None else (site,) if isinstance(site, str) else tuple(site)
         unknown = [name for name in wanted if name not in self.sites]
         if unknown or not wanted:
-            raise ConfigError(
-                f"There is no site {', '.join(map(repr, unknown))}." if unknown else "No site was named.",
-                where=f"task {self.name!r}",
-                fix=f"Its sites: {', '.join(self.sites)}.",
-            )
+            what = f"There is no site {', '.join(map(repr, unknown))}." if unknown else "No site was named."
+            raise ConfigError(what, where=f"task {self.name!r}", fix=f"Its sites: {', '.join(self.sites)}.")
         return tuple(wanted)
 
     def loader(
@@ -142,11 +139,8 @@ class Task:
         cases = self.cases(split, site)
         if not cases:
             counts = {name: len(self.cases(name, site)) for name in SPLITS}
-            raise ConfigError(
-                f"The split {split!r} has no cases{'' if site is None else f' at {site!r}'}.",
-                where=f"task {self.name!r}",
-                fix=f"Cases per split there: {counts}.",
-            )
+            what = f"The split {split!r} has no cases{'' if site is None else f' at {site!r}'}."
+            raise ConfigError(what, where=f"task {self.name!r}", fix=f"Cases per split there: {counts}.")
         return Loader(
             cases,
             channels=self.channels,
@@ -284,20 +278,12 @@ def _check_cases(name: str, cases: Sequence[Case], sites: Sequence[str]) -> None
             raise DataError(f"Two cases are called {case.id!r}.", where=f"task {name!r}", fix="Give each its own id.")
         ids.add(case.id)
         if case.split not in SPLITS:
-            raise DataError(
-                f"The case {case.id!r} is in the split {case.split!r}.",
-                where=f"task {name!r}",
-                fix=f"Use one of {', '.join(SPLITS)}.",
-            )
+            what = f"The case {case.id!r} is in the split {case.split!r}."
+            raise DataError(what, where=f"task {name!r}", fix=f"Use one of {', '.join(SPLITS)}.")
         if split_of.setdefault(case.subject, case.split) != case.split:
-            raise DataError(
-                f"The subject {case.subject!r} is in two splits: {split_of[case.subject]} and {case.split}.",
-                where=f"task {name!r}",
-                fix="Put all cases of a subject into one split; otherwise the test scores are too good.",
-            )
+            what = f"The subject {case.subject!r} is in two splits: {split_of[case.subject]} and {case.split}."
+            fix = "Put all cases of a subject into one split; otherwise the test scores are too good."
+            raise DataError(what, where=f"task {name!r}", fix=fix)
         if case.site not in sites:
-            raise DataError(
-                f"The case {case.id!r} is from the site {case.site!r}, which is not listed.",
-                where=f"task {name!r}",
-                fix=f"Listed: {', '.join(sites)}.",
-            )
+            what = f"The case {case.id!r} is from the site {case.site!r}, which is not listed."
+            raise DataError(what, where=f"task {name!r}", fix=f"Listed: {', '.join(sites)}.")

@@ -39,9 +39,7 @@ def read_pages(path: Path) -> np.ndarray:
     with _opened(path) as file:
         pages = np.stack([page.asarray() for page in file.pages])
     if pages.shape != shape:
-        raise DataError(
-            f"The pages are {pages.shape}, the header says {shape}.", where=str(path), fix="Export it again."
-        )
+        raise DataError(f"The pages are {pages.shape}, the header says {shape}.", where=path, fix="Export it again.")
     return pages
 
 
@@ -53,14 +51,11 @@ def stack_shape(path: Path) -> tuple[int, ...]:
     if count == 1:
         return (1, *next(iter(shapes))[:2])
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
-        raise DataError(
-            f"The pages have the shapes {sorted(shapes)}; a stack has grey pages of one size.",
-            where=str(path),
-            fix="Save colour as one file a page, thumbnails in files of their own.",
-        )
+        what = f"The pages have the shapes {sorted(shapes)}; a stack has grey pages of one size."
+        raise DataError(what, where=path, fix="Save colour as one file a page, thumbnails in files of their own.")
     shape = (count, *next(iter(shapes)))
     if int(np.prod(shape, dtype=np.int64)) > _MOST_VOXELS:
-        raise DataError(f"The header gives the shape {shape}.", where=str(path), fix="It is damaged.")
+        raise DataError(f"The header gives the shape {shape}.", where=path, fix="It is damaged.")
     return shape
 
 

@@ -237,6 +237,6 @@ def _recorded(manifest: Manifest) -> dict[str, str]:
     for number, line in enumerate(manifest.checksum_path.read_text(encoding="utf-8").splitlines(), start=1):
         digest, _, name = line.partition("  ")
         if len(digest) != 64 or not name:
-            raise DataError(f"Line {number} is no checksum.", where=str(manifest.checksum_path))
+            raise DataError(f"Line {number} is no checksum.", where=manifest.checksum_path)
         sums[name.strip()] = digest
     return sums

@@ -77,7 +77,7 @@ def read_volume(path: str | os.PathLike[str], dims: int = 3, frame: int | None =
     array = checked_image(geometry.arrange(_numbers(image, path)), str(path))
     if array.size > 1 and array.min() == array.max():
         raise DataError(
-            f"Every voxel is {array.flat[0]:g}.", where=str(path), fix="The export failed: export the image again."
+            f"Every voxel is {array.flat[0]:g}.", where=path, fix="The export failed: export the image again."
         )
     return array, geometry
 
@@ -165,11 +165,8 @@ def require_same_grid(first: Geometry, second: Geometry, image: Path, other: Pat
     where = f"{image} and {other}"
     fix = "Resample the second onto the grid of the first (labels with nearest-neighbour interpolation)."
     if first.shape != second.shape or first.stored_shape[:3] != second.stored_shape[:3]:
-        raise DataError(
-            f"Two files of one case have different shapes: {first.stored_shape} and {second.stored_shape}.",
-            where=where,
-            fix=fix,
-        )
+        what = f"Two files of one case have different shapes: {first.stored_shape} and {second.stored_shape}."
+        raise DataError(what, where=where, fix=fix)
     if (first.affine is None) != (second.affine is None):
         raise DataError(
             "One file of the case says where it lies in the world, the other does not.", where=where, fix=fix
@@ -211,7 +208,7 @@ def _opened(path: Path, voxels: bool = False) -> Any:
 
     require_file(path)
     if not path.name.lower().endswith(SUFFIXES):
-        raise DataError("This is not a NIfTI file name.", where=str(path), fix="Convert it to .nii.gz.")
+        raise DataError("This is not a NIfTI file name.", where=path, fix="Convert it to .nii.gz.")
     try:
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image):
@@ -236,11 +233,8 @@ def _unpacked(path: Path, size: int) -> bytes:
 def _one_frame(image: Any, frame: int, path: Path) -> Any:
     """The 3-D image of one frame; its voxels stay unread."""
     if len(image.shape) != 4 or not 0 <= frame < image.shape[3]:
-        raise DataError(
-            f"Frame {frame} was asked for, but the file has the shape {tuple(image.shape)}.",
-            where=str(path),
-            fix="The table of the data set and the file disagree: get both again.",
-        )
+        what = f"Frame {frame} was asked for, but the file has the shape {tuple(image.shape)}."
+        raise DataError(what, where=path, fix="The table of the data set and the file disagree: get both again.")
     return image.slicer[..., frame]
 
 
@@ -257,7 +251,7 @@ def _geometry(
     volume = (*shape, 1, 1)[:3]
     mm = tuple(float(zoom) * scale for zoom in (*zooms, 1.0, 1.0)[:3])
     if not all(0 < value < float("inf") for value in mm):
-        raise DataError(f"The header gives a voxel size of {mm} mm.", where=str(path), fix="Correct the header.")
+        raise DataError(f"The header gives a voxel size of {mm} mm.", where=path, fix="Correct the header.")
     stored = forms[1] if codes[1] > 0 else forms[0] if codes[0] > 0 else None
     if stored is None:
         # Codes 0, no unit and size 1 is what a program writes that knew nothing; anything else is a statement.
@@ -268,11 +262,8 @@ def _geometry(
     lengths = np.linalg.norm(stored[:3, :3], axis=0)
     flat = abs(np.linalg.det(stored[:3, :3])) < 1e-9 * max(float(lengths.prod()), 1e-30)
     if flat or not np.isfinite(stored).all():
-        raise DataError(
-            "The header's affine is singular or not finite: it maps the volume to a plane or to nowhere.",
-            where=str(path),
-            fix="Restore the affine from the original image.",
-        )
+        what = "The header's affine is singular or not finite: it maps the volume to a plane or to nowhere."
+        raise DataError(what, where=path, fix="Restore the affine from the original image.")
     _check_forms(path, codes, forms, volume, float(lengths.min()))
     return _placed(stored, shape, codes, scale, dims)
 
@@ -302,7 +293,7 @@ def _check_forms(
     if shift > 0.1 * voxel:
         raise DataError(
             f"The header's q-form and s-form disagree by up to {shift:.3g} mm: programs will read this file differently.",
-            where=str(path),
+            where=path,
             fix="Decide which one is right and write it to both (nibabel: image.set_qform(affine, 1); "
             "image.set_sform(affine, 1)), then save.",
         )
@@ -312,13 +303,10 @@ def _check_shape(shape: tuple[int, ...], path: Path) -> None:
     if len(shape) > 3 and max(shape[3:]) == 1:
         shape = shape[:3]
     if not 2 <= len(shape) <= 3:
-        raise DataError(
-            f"The file has {len(shape)} axes: {shape}.",
-            where=str(path),
-            fix="Save one 3D file per time point, or one per channel (case_0000.nii.gz, case_0001.nii.gz).",
-        )
+        fix = "Save one 3D file per time point, or one per channel (case_0000.nii.gz, case_0001.nii.gz)."
+        raise DataError(f"The file has {len(shape)} axes: {shape}.", where=path, fix=fix)
     if min(shape) < 1 or int(np.prod(shape, dtype=np.int64)) > _MOST_VOXELS:
-        raise DataError(f"The header gives the shape {shape}.", where=str(path), fix="The header is damaged.")
+        raise DataError(f"The header gives the shape {shape}.", where=path, fix="The header is damaged.")
 
 
 def _numbers(image: Any, path: Path, axes: int = 3) -> np.ndarray:
@@ -326,11 +314,8 @@ def _numbers(image: Any, path: Path, axes: int = 3) -> np.ndarray:
     kind = image.get_data_dtype()
     if kind.kind not in "buif":
         what = "colour" if kind.fields else str(kind)
-        raise DataError(
-            f"The file holds {what} voxels.",
-            where=str(path),
-            fix="Save one number per voxel (colour: one file per channel).",
-        )
+        fix = "Save one number per voxel (colour: one file per channel)."
+        raise DataError(f"The file holds {what} voxels.", where=path, fix=fix)
     try:
         array = np.asanyarray(image.dataobj)
     except Exception as error:  # decoders of damaged files raise anything

@@ -65,11 +65,8 @@ class StoredArrays:
             for kind, expected in entry["arrays"].items():
                 shape = list(root[f"{entry['group']}/{kind}"].shape)
                 if shape != expected["shape"]:
-                    raise ResultError(
-                        f"{kind} of layer {entry['name']!r} has the shape {shape}, not {expected['shape']}.",
-                        where=str(folder),
-                        fix=_FIX,
-                    )
+                    what = f"{kind} of layer {entry['name']!r} has the shape {shape}, not {expected['shape']}."
+                    raise ResultError(what, where=folder, fix=_FIX)
 
     def read(self, layer: str, kind: str) -> Tensor | None:
         """As in memory."""
@@ -93,9 +90,7 @@ class StoredArrays:
                 raise _damaged(self.folder, error, f"{kind} of layer {layer!r}") from error
             digest.update(values.data)
             if start + step >= count and digest.hexdigest() != entry["arrays"][kind]["sha256"]:
-                raise ResultError(
-                    f"{kind} of layer {layer!r} is not what was written.", where=str(self.folder), fix=_FIX
-                )
+                raise ResultError(f"{kind} of layer {layer!r} is not what was written.", where=self.folder, fix=_FIX)
             yield from torch.from_numpy(values).split(size)
 
     def table(self, name: str) -> pd.DataFrame:
@@ -105,7 +100,7 @@ class StoredArrays:
         file = self.folder / f"{name}.parquet"
         try:
             if hashlib.sha256(file.read_bytes()).hexdigest() != self.tables[name]["sha256"]:
-                raise ResultError(f"The table {file.name} is not what was written.", where=str(file), fix=_FIX)
+                raise ResultError(f"The table {file.name} is not what was written.", where=file, fix=_FIX)
             return pd.read_parquet(file)
         except ResultError:
             raise
@@ -125,20 +120,18 @@ def read_store(path: str | os.PathLike[str]) -> Contents:
     folder = Path(path)
     if not is_store(folder):
         what = "There is no feature store here." if not folder.exists() else "This is not a feature store."
-        raise ResultError(
-            what, where=str(folder), fix="Pass a folder written by Features.save(...) or extract(out=...)."
-        )
+        raise ResultError(what, where=folder, fix="Pass a folder written by Features.save(...) or extract(out=...).")
     try:
         root: Any = zarr.open_group(str(folder), mode="r")
         attributes = root.attrs.asdict()
         if attributes["format"] not in (1, FORMAT["format"]):
             raise ResultError(
                 f"This store has format {attributes['format']}; this toolkit reads 1 and {FORMAT['format']}.",
-                where=str(folder),
+                where=folder,
             )
         found = attributes.pop("seal", None)
         if attributes["format"] != 1 and found != seal(attributes):
-            raise ResultError("The record of this store is not what was written.", where=str(folder), fix=_FIX)
+            raise ResultError("The record of this store is not what was written.", where=folder, fix=_FIX)
         arrays = StoredArrays(folder, root, attributes)
         layers = [entry["name"] for entry in attributes["layers"]]
         head = [_head(root, name, attributes.get("head")) for name in ("head_weights", "head_bias")]
@@ -173,4 +166,4 @@ def is_store(path: Path) -> bool:
 
 
 def _damaged(folder: Path, error: Exception, part: str = "The store") -> ResultError:
-    return ResultError(f"{part} cannot be read ({type(error).__name__}: {error}).", where=str(folder), fix=_FIX)
+    return ResultError(f"{part} cannot be read ({type(error).__name__}: {error}).", where=folder, fix=_FIX)

@@ -25,11 +25,8 @@ class Tape(Mapping[str, Tensor]):
         try:
             return self._tensors[name]
         except KeyError:
-            raise LayerError(
-                f"{name!r} is not on this tape.",
-                where="tape",
-                fix=f"It holds: {', '.join(self._tensors) or 'nothing yet; run the network first'}.",
-            ) from None
+            fix = f"It holds: {', '.join(self._tensors) or 'nothing yet; run the network first'}."
+            raise LayerError(f"{name!r} is not on this tape.", where="tape", fix=fix) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -158,11 +155,9 @@ class Recorder:
     def check(self) -> None:
         """Refuse to end with a requested layer missing."""
         if self.requests is None:
-            raise LayerError(
-                f"The aliases among {self.wanted} could not be resolved: the network was never called.",
-                where=type(self.model).__name__,
-                fix='Call the network inside the block, or say where they are: aliases={"head_input": "..."}.',
-            )
+            what = f"The aliases among {self.wanted} could not be resolved: the network was never called."
+            fix = 'Call the network inside the block, or say where they are: aliases={"head_input": "..."}.'
+            raise LayerError(what, where=type(self.model).__name__, fix=fix)
         missing = [r for r in self.requests if r.key not in self.done and r.required]
         globs = {r.pattern for r in self.requests} - {
             r.pattern for r in self.requests if r.key in self.done or r.required
@@ -234,17 +229,15 @@ class Recorder:
         layer = request.layer
         if layer in self.not_tensors:
             children = [n for n in named(self.model) if n.startswith(f"{layer.path}.")]
-            return LayerError(
-                f"The layer {request.key!r} gives {self.not_tensors[layer]}, not one tensor.",
-                where=str(layer),
-                fix=f"Name a layer inside it: {', '.join(children[:8]) or 'it has none'}.",
-            )
+            what = f"The layer {request.key!r} gives {self.not_tensors[layer]}, not one tensor."
+            fix = f"Name a layer inside it: {', '.join(children[:8]) or 'it has none'}."
+            return LayerError(what, where=layer, fix=fix)
         calls = self.counts.get((layer.path, layer.port), 0)
         ran = "it never ran" if not calls else f"it ran {calls} time{'s' * (calls > 1)} only"
         names = [n for n in named(self.model) if n != layer.path]
         return LayerError(
             f"The layer {request.key!r} was not captured: {ran} inside the block.",
-            where=str(layer),
+            where=layer,
             fix=f"Run the network inside the block, or ask for another layer. Closest names: {closest(layer.path, names)}.",
         )
 

@@ -72,11 +72,9 @@ def logits_by_scale(output: Any, image: Tensor | None = None, select: Select | N
     if len(kinds) == 1 and len(maps) == len(tensors):
         heads.reverse()
         return sorted(heads, key=lambda head: -head.shape[2:].numel())  # of one size, the last first
-    raise LayerError(
-        f"{'Several tensors could' if maps else 'No tensor can'} be the logits: {_listed(tensors)}.",
-        where=type(output).__name__,
-        fix=f"Say which with select=..., a name, an index or a function: select={next(iter(tensors))!r}.",
-    )
+    what = f"{'Several tensors could' if maps else 'No tensor can'} be the logits: {_listed(tensors)}."
+    fix = f"Say which with select=..., a name, an index or a function: select={next(iter(tensors))!r}."
+    raise LayerError(what, where=type(output).__name__, fix=fix)
 
 
 def _selected(output: Any, select: Select) -> Any:
@@ -86,11 +84,8 @@ def _selected(output: Any, select: Select) -> Any:
     found = list(fields.values())[select] if isinstance(select, int) and -len(fields) <= select < len(fields) else None
     found = fields.get(str(select)) if found is None else found
     if found is None:
-        raise LayerError(
-            f"The network's output has no entry {select!r}.",
-            where="select=...",
-            fix=f"There are {_listed(_tensors(output)) or 'none: it is one tensor'}.",
-        )
+        fix = f"There are {_listed(_tensors(output)) or 'none: it is one tensor'}."
+        raise LayerError(f"The network's output has no entry {select!r}.", where="select=...", fix=fix)
     return found
 
 
@@ -151,11 +146,9 @@ def full_size(logits: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
         )
     factors = {whole / side for whole, side in zip(size, logits.shape[2:], strict=True)}
     if len(factors) != 1 or not (factor := factors.pop()).is_integer() or factor < 2:
-        raise LayerError(
-            f"The network gives logits of size {tuple(logits.shape[2:])} for an image of size {tuple(size)}.",
-            where="output",
-            fix="Return logits of the image's size, or a whole number of times coarser along every axis.",
-        )
+        what = f"The network gives logits of size {tuple(logits.shape[2:])} for an image of size {tuple(size)}."
+        fix = "Return logits of the image's size, or a whole number of times coarser along every axis."
+        raise LayerError(what, where="output", fix=fix)
     return interpolated(logits, size)
 
 

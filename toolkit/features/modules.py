@@ -69,17 +69,12 @@ def refuse_scripted(model: nn.Module) -> None:
     """Refuse a network with TorchScript in it, and an exported program."""
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise LayerError(
-                "The layers of a TorchScript module cannot be observed: its hooks never fire.",
-                where=path or type(model).__name__,
-                fix="Pass the original torch.nn.Module that was scripted or traced.",
-            )
+            what = "The layers of a TorchScript module cannot be observed: its hooks never fire."
+            fix = "Pass the original torch.nn.Module that was scripted or traced."
+            raise LayerError(what, where=path or type(model).__name__, fix=fix)
     if isinstance(model, torch.fx.GraphModule) and "train" in vars(model):  # torch.export replaces it by an error
-        raise LayerError(
-            "An exported program has no layers to observe and no training mode.",
-            where=type(model).__name__,
-            fix="Pass the original torch.nn.Module that was exported.",
-        )
+        what = "An exported program has no layers to observe and no training mode."
+        raise LayerError(what, where=type(model).__name__, fix="Pass the original torch.nn.Module that was exported.")
 
 
 @contextlib.contextmanager
@@ -170,8 +165,5 @@ def failure_explained(model: nn.Module, image: torch.Tensor) -> Iterator[None]:
         )
         if isinstance(error, TypeError) and "forward() missing" in str(error):
             fix = "A network is called with the image alone: wrap yours in a module that holds its other inputs."
-        raise DataError(
-            f"The network failed on an input of shape {tuple(image.shape)}: {type(error).__name__}: {error}",
-            where=type(unwrap(model)).__name__,
-            fix=fix,
-        ) from error
+        what = f"The network failed on an input of shape {tuple(image.shape)}: {type(error).__name__}: {error}"
+        raise DataError(what, where=type(unwrap(model)).__name__, fix=fix) from error

@@ -134,11 +134,9 @@ def _match(pattern: str, modules: Mapping[str, nn.Module], aliases: Mapping[str,
             for name in modules
             if name.startswith(f"{layer.path}.") and name.count(".") == layer.path.count(".") + 1
         ]
-        raise LayerError(
-            f"{layer.path!r} is a container that is never called, so it has no output.",
-            where=pattern,
-            fix=f"Name a block inside it: {', '.join(inside[:8])}; or all of them: '{layer.path}.*'.",
-        )
+        what = f"{layer.path!r} is a container that is never called, so it has no output."
+        fix = f"Name a block inside it: {', '.join(inside[:8])}; or all of them: '{layer.path}.*'."
+        raise LayerError(what, where=pattern, fix=fix)
     return [Request(pattern, layer, pattern, True)]
 
 

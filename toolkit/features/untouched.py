@@ -56,11 +56,9 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
     except RuntimeError as error:
         if "use_reentrant" not in str(error):
             raise
-        raise LayerError(
-            "No gradient can be taken through a part of the network that is checkpointed with use_reentrant=True.",
-            where=type(model).__name__,
-            fix="Set use_reentrant=False in its calls of torch.utils.checkpoint, or choose a layer after that part.",
-        ) from error
+        what = "No gradient can be taken through a part of the network that is checkpointed with use_reentrant=True."
+        fix = "Set use_reentrant=False in its calls of torch.utils.checkpoint, or choose a layer after that part."
+        raise LayerError(what, where=type(model).__name__, fix=fix) from error
     finally:
         for module, was_training, tables in zip(modules, training, hooks, strict=True):
             module.training = was_training

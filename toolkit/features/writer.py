@@ -90,11 +90,8 @@ class StoreWriter(MemoryWriter):
 
         self.path = absolute(path)
         if self.path.exists() and not is_store(self.path):
-            raise ResultError(
-                "This path exists and is not a feature store, so it is not overwritten.",
-                where=str(self.path),
-                fix="Choose another name, usually ending in .zarr.",
-            )
+            what = "This path exists and is not a feature store, so it is not overwritten."
+            raise ResultError(what, where=self.path, fix="Choose another name, usually ending in .zarr.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = contextlib.ExitStack()
         lock = self.path.with_name(f".{self.path.name}.lock")
@@ -139,11 +136,9 @@ class StoreWriter(MemoryWriter):
     def check_inputs(self, batches: int, data: Callable[[], str]) -> None:
         """Called while batches that are in already pass by again."""
         if batches == self.done and batches and data() != self._data:
-            raise ResultError(
-                "An unfinished extraction to this path was made from other inputs.",
-                where=str(self.path),
-                fix="Pass the same inputs in the same order to go on, or resume=False to start anew.",
-            )
+            what = "An unfinished extraction to this path was made from other inputs."
+            fix = "Pass the same inputs in the same order to go on, or resume=False to start anew."
+            raise ResultError(what, where=self.path, fix=fix)
 
     def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Contents:
         for layer, kind in list(self._parts):

@@ -65,11 +65,9 @@ class Activation:
     def targets(self, label: Tensor) -> Tensor:
         """(B, K, *S) float masks of the regions in a label (B, 1, *S); negative labels belong to none."""
         if not self.regions:
-            raise ConfigError(
-                "The outputs overlap, and which classes of the label each covers is not known.",
-                where='activation="sigmoid"',
-                fix='Declare them: tk.load_task(..., regions={"whole tumour": (1, 2, 3)}) or evaluate(..., regions=...).',
-            )
+            what = "The outputs overlap, and which classes of the label each covers is not known."
+            fix = 'Declare them: tk.load_task(..., regions={"whole tumour": (1, 2, 3)}) or evaluate(..., regions=...).'
+            raise ConfigError(what, where='activation="sigmoid"', fix=fix)
         masks = [torch.isin(label, torch.as_tensor(list(c), device=label.device)) for c in self.regions.values()]
         return torch.cat(masks, 1).float()
 

@@ -40,11 +40,9 @@ def extract_parts(
 ) -> Features:
     """See `toolkit.extract`; all workers must reach `out` under the same path."""
     if out is None or not isinstance(inputs, list):
-        raise ConfigError(
-            "Workers need a list of inputs and a store to write to.",
-            where="extract(executor=...)",
-            fix='Pass a list of cases, paths or arrays, and out="features.zarr".',
-        )
+        what = "Workers need a list of inputs and a store to write to."
+        fix = 'Pass a list of cases, paths or arrays, and out="features.zarr".'
+        raise ConfigError(what, where="extract(executor=...)", fix=fix)
     if label is not None and len(label) != len(inputs):
         raise DataError(f"There are {len(inputs)} inputs and {len(label)} labels.", where="extract(label=...)")
     predictor, path = Predictor(extraction.model, **extraction.passes), absolute(out)

@@ -82,7 +82,7 @@ class Extraction:
             if isinstance(error, OSError) and out is not None:
                 raise ResultError(
                     f"The features could not be written, or their inputs not be read ({type(error).__name__}: {error}).",
-                    where=str(out),
+                    where=out,
                     fix="Free some space or restore the access, and call again: what is there is kept.",
                 ) from error
             raise

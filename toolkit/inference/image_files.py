@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.case import Case
 from toolkit.data.first_reading import check as check_first_reading
 from toolkit.data.normalise import DEFAULT, normalise
 from toolkit.data.reading import dims_of
@@ -23,8 +22,8 @@ def read_items(
     channels: int | None = None,
     label: str | None = None,
     normalisation: str = DEFAULT,
-) -> list[Case] | list[dict[str, Any]]:
-    """The images of a file: of a volume one, or one a slice for a 2D network; normalised over the whole file.
+) -> list[Any]:
+    """The images of a file as cases, of a volume one a slice for a 2D network; of a `.npy` array a dict.
 
     Args:
         paths: any file that a task can be made of, a `.npy` array (*S) or (C, *S), or several NIfTI files, one a channel.
@@ -45,8 +44,9 @@ def read_items(
 def _array(file: Path, label: Path | None, normalisation: str) -> dict[str, Any]:
     check_first_reading([file])
     try:
-        array, marks = (None if path is None else np.load(path, allow_pickle=False) for path in (file, label))
+        array = np.load(file, allow_pickle=False)
+        marks = None if label is None else np.load(label, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"This array cannot be read ({error}).", where=str(file)) from error
+        raise DataError(f"This array cannot be read ({error}).", where=file) from error
     image = normalise(array if array.ndim > 2 else array[None], normalisation)
     return {"image": image, "label": marks, "id": file.stem}

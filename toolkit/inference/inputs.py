@@ -155,11 +155,9 @@ def files_of(case: Any) -> tuple[list[str], str | None]:
     reader = getattr(case, "reader", None)
     images: Sequence[Any] = getattr(reader, "image_files", tuple)()
     if not images or getattr(case, "index", None) is not None:
-        raise DataError(
-            "This network reads and prepares volume files by itself; this case is not one.",
-            where=str(case.id),
-            fix="Pass the path of the volume, or cases of toolkit.task_from_nnunet(folder).",
-        )
+        what = "This network reads and prepares volume files by itself; this case is not one."
+        fix = "Pass the path of the volume, or cases of toolkit.task_from_nnunet(folder)."
+        raise DataError(what, where=case.id, fix=fix)
     label = getattr(reader, "label", None)
     return [str(path) for path in images], None if label is None else str(label)
 
@@ -278,11 +276,8 @@ def _item(
 def _whole(label: Tensor, fields: Mapping[str, Any]) -> Tensor:
     """The label as integers; fractions would be silently cut to another class, NaN to none."""
     if label.is_floating_point() and not torch.equal(label, label.round()):  # NaN is unequal to itself
-        raise DataError(
-            "The label holds values that are not whole numbers.",
-            where=str(fields.get("id", "")),
-            fix="Labels are integer maps: pass class indices, not probabilities or interpolated values.",
-        )
+        fix = "Labels are integer maps: pass class indices, not probabilities or interpolated values."
+        raise DataError("The label holds values that are not whole numbers.", where=str(fields.get("id", "")), fix=fix)
     return label.long()
 
 
@@ -300,28 +295,19 @@ def _tensor(value: Any) -> Tensor:
 def _check(item: _Item, dims: int | None, channels: int | None) -> None:
     shape = tuple(item.image.shape)
     if dims is not None and len(shape) != dims + 1:
-        raise DataError(
-            f"An image of shape {shape} does not fit a {dims}D network.",
-            where=item.id,
-            fix=f"Pass (C, *S) with {dims} spatial axes.",
-        )
+        what = f"An image of shape {shape} does not fit a {dims}D network."
+        raise DataError(what, where=item.id, fix=f"Pass (C, *S) with {dims} spatial axes.")
     if channels is not None and shape[0] != channels:
-        raise DataError(
-            f"The image has {shape[0]} channels, the network takes {channels}.",
-            where=item.id,
-            fix="Images are channel-first: (C, *S).",
-        )
+        what = f"The image has {shape[0]} channels, the network takes {channels}."
+        raise DataError(what, where=item.id, fix="Images are channel-first: (C, *S).")
     if not item.image.numel():
         raise DataError(f"An image of shape {shape} holds no voxel.", where=item.id, fix="Leave it out.")
     # NaN and infinities survive a sum, which is quicker to look at than every value
     if not math.isfinite(item.image.sum().item()) and not torch.isfinite(item.image).all():
         raise DataError("The image holds NaN or infinite values.", where=item.id, fix="Clean or normalise it first.")
     if item.label is not None and item.label.shape != item.image.shape[1:]:
-        raise DataError(
-            f"The label has the shape {tuple(item.label.shape)}, the image {shape[1:]}.",
-            where=item.id,
-            fix="Labels are integer maps (*S) on the image's grid.",
-        )
+        what = f"The label has the shape {tuple(item.label.shape)}, the image {shape[1:]}."
+        raise DataError(what, where=item.id, fix="Labels are integer maps (*S) on the image's grid.")
 
 
 def _collate(items: list[_Item], device: torch.device) -> InputBatch:

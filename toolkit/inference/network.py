@@ -135,11 +135,8 @@ class Predictor:
     def _checked(self, logits: Tensor) -> Tensor:
         values = logits.detach()
         if bool(torch.isnan(values.sum())) and bool(torch.isnan(values).any()):
-            raise DataError(
-                "The network's output holds NaN.",
-                where=type(self.model).__name__,
-                fix="Look for diverged weights, or for values too large for half precision.",
-            )
+            fix = "Look for diverged weights, or for values too large for half precision."
+            raise DataError("The network's output holds NaN.", where=type(self.model).__name__, fix=fix)
         return logits
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -210,9 +207,7 @@ def _autocast_type(own: torch.dtype, precision: str | None) -> torch.dtype | Non
     if wanted == own:
         return None
     if own != torch.float32 or wanted == torch.float64:
-        raise ConfigError(
-            f"A network with {str(own).removeprefix('torch.')} weights cannot be run in precision={precision!r}.",
-            where="precision=...",
-            fix="Leave precision=None, or convert a copy: copy.deepcopy(model).float().",
-        )
+        what = f"A network with {str(own).removeprefix('torch.')} weights cannot be run in precision={precision!r}."
+        fix = "Leave precision=None, or convert a copy: copy.deepcopy(model).float()."
+        raise ConfigError(what, where="precision=...", fix=fix)
     return wanted

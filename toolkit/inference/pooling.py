@@ -57,11 +57,9 @@ class Pooler:
     def __init__(self, batch: InputBatch, pool: str, samples: int, seed: int, frame: Frame) -> None:
         check_pool(pool)
         if pool in ("per-class", "per-region", "boundary") and batch.label is None:
-            raise DataError(
-                f"Pooling by {pool!r} needs a label for every image.",
-                where=", ".join(batch.ids[:4]),
-                fix="Pass cases with labels, or use pool='global', pool='grid' or pool='voxels'.",
-            )
+            what = f"Pooling by {pool!r} needs a label for every image."
+            fix = "Pass cases with labels, or use pool='global', pool='grid' or pool='voxels'."
+            raise DataError(what, where=", ".join(batch.ids[:4]), fix=fix)
         self.batch, self.pool, self.frame = batch, pool, frame
         self.plan = _plan(batch, pool, samples, seed)
         # only areas that occur get a plane: a label of 255 is one class, not the last of 256

@@ -89,11 +89,8 @@ def predict(
                 logits = predictor.activation.probabilities(logits)
             parts.append(logits.cpu())
     if len({part.shape[1:] for part in parts}) != 1:
-        raise DataError(
-            "There is no image to predict." if not parts else "The images have several sizes.",
-            where="predict(image=...)",
-            fix="Call it once per size.",
-        )
+        what = "There is no image to predict." if not parts else "The images have several sizes."
+        raise DataError(what, where="predict(image=...)", fix="Call it once per size.")
     result = torch.cat(parts).clone()
     return result if several else result[0]
 
@@ -103,7 +100,8 @@ def _opened(network: nn.Module, image: Any, normalisation: str) -> tuple[Any, bo
     dims, channels = dims_and_channels(network)
     if paths := _paths_of(image):
         files = defaults_of(network).files
-        items = list(files.items(paths) if files else read_items(paths, dims, channels, normalisation=normalisation))
+        read: Any = files.items(paths) if files else read_items(paths, dims, channels, normalisation=normalisation)
+        items = list(read)
         first = items[0]
         return items, (first.position if isinstance(first, Case) else first.get("position")) is not None
     if isinstance(image, (Tensor, np.ndarray)):

@@ -114,11 +114,8 @@ def frame_of(image: Tensor, patch: Sequence[int] | None, divisor: int, overlap: 
     """
     size = tuple(image.shape[2:])
     if patch is not None and len(patch) != len(size):
-        raise ConfigError(
-            f"patch_size {tuple(patch)} does not fit an image of size {size}.",
-            where="patch_size=...",
-            fix=f"Give {len(size)} sides, or patch_size='whole'.",
-        )
+        what = f"patch_size {tuple(patch)} does not fit an image of size {size}."
+        raise ConfigError(what, where="patch_size=...", fix=f"Give {len(size)} sides, or patch_size='whole'.")
     sides = tuple(-(-side // divisor) * divisor for side in (patch or size))
     target = tuple(max(side, whole) for side, whole in zip(sides, size, strict=True))
     starts = tuple((wanted - side) // 2 for side, wanted in zip(size, target, strict=True))
@@ -134,9 +131,6 @@ def sides_of(patch_size: Any) -> tuple[int, ...]:
     except TypeError:
         sides = ()
     if not sides or min(sides) < 1 or isinstance(patch_size, str):
-        raise ConfigError(
-            f"patch_size={patch_size!r} is not a window.",
-            where="patch_size=...",
-            fix="Give one positive whole number per spatial axis, for example (96, 96); or 'whole'.",
-        )
+        fix = "Give one positive whole number per spatial axis, for example (96, 96); or 'whole'."
+        raise ConfigError(f"patch_size={patch_size!r} is not a window.", where="patch_size=...", fix=fix)
     return sides

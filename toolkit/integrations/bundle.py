@@ -43,9 +43,9 @@ def load_bundle(folder: str | os.PathLike[str], *, weights: str = "models/model.
     try:
         entry = _read(file).get("network_def")
     except Exception as error:
-        raise CheckpointError(f"The configuration cannot be read: {error}.", where=str(file)) from error
+        raise CheckpointError(f"The configuration cannot be read: {error}.", where=file) from error
     if not isinstance(entry, Mapping) or "_target_" not in entry:
-        raise CheckpointError("The configuration describes no network_def.", where=str(file))
+        raise CheckpointError("The configuration describes no network_def.", where=file)
     model = _built(entry, file)
     load_weights(model, root / weights)
     return model.eval()
@@ -75,7 +75,7 @@ def _built(entry: Any, file: Path) -> Any:
     try:
         return kind(**arguments)
     except Exception as error:
-        raise CheckpointError(f"{entry['_target_']} cannot be built: {error}.", where=str(file)) from error
+        raise CheckpointError(f"{entry['_target_']} cannot be built: {error}.", where=file) from error
 
 
 def _class(name: str) -> type[nn.Module] | None:

@@ -111,7 +111,7 @@ def _check(path: Path, whole: _WithLayers, image: Tensor, tolerance: float) -> N
         if not difference <= tolerance:
             raise ResultError(
                 f"onnxruntime computes another {name!r}: the largest difference is {difference:.2g} of its largest value.",
-                where=str(path),
+                where=path,
                 fix="Export in float32 (model.float()), or pass a larger tolerance if that is meant.",
             )
 

@@ -70,11 +70,8 @@ def checked_arms(
     for name, arm in chosen.items():
         config.replace(**dict(arm.config or {}))
         if arm.model is None and model is None:
-            raise ConfigError(
-                f"The arm {name!r} has no network.",
-                where="compare(model=...)",
-                fix="Pass model=lambda: toolkit.unet(1, 4) for all arms, or Arm(model=...) for this one.",
-            )
+            fix = "Pass model=lambda: toolkit.unet(1, 4) for all arms, or Arm(model=...) for this one."
+            raise ConfigError(f"The arm {name!r} has no network.", where="compare(model=...)", fix=fix)
     return chosen
 
 
@@ -113,22 +110,18 @@ def folder(arm: str) -> str:
 def _network(model: Factory, seed: int) -> nn.Module:
     """The factory's network under a seed."""
     if isinstance(model, nn.Module):
-        raise ConfigError(
-            "compare needs a function that builds a network: every arm starts from new weights.",
-            where="compare(model=...)",
-            fix="Pass model=lambda: toolkit.unet(1, 4), or a function that builds your own network.",
-        )
+        what = "compare needs a function that builds a network: every arm starts from new weights."
+        fix = "Pass model=lambda: toolkit.unet(1, 4), or a function that builds your own network."
+        raise ConfigError(what, where="compare(model=...)", fix=fix)
     built = []
     for _ in range(2):
         with seeded(seed):
             built.append(model())
     first, second = (unwrap(network) for network in built)
     if first is second or _digest(first) != _digest(second):
-        raise ConfigError(
-            "The model factory gives another network each time, or the same object again.",
-            where="compare(model=...)",
-            fix="Build a new network inside it: model=lambda: toolkit.unet(1, 4).",
-        )
+        what = "The model factory gives another network each time, or the same object again."
+        fix = "Build a new network inside it: model=lambda: toolkit.unet(1, 4)."
+        raise ConfigError(what, where="compare(model=...)", fix=fix)
     return first
 
 

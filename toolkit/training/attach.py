@@ -223,11 +223,8 @@ class _TrainingPasses(TapeRecorder):
         """The tape of the latest training pass, once."""
         if needed:
             if self.wanted and not (self._ran or self.done):
-                raise ProtocolError(
-                    "There is no training pass to take features from.",
-                    where="reg.loss(...)",
-                    fix="Run the network with gradient before each reg.loss(...), once.",
-                )
+                fix = "Run the network with gradient before each reg.loss(...), once."
+                raise ProtocolError("There is no training pass to take features from.", where="reg.loss(...)", fix=fix)
             self.check()
         self._ran = False
         self.done.clear()

@@ -69,11 +69,8 @@ def _report(directory: RunDirectory, process: subprocess.Popen[bytes] | None) ->
         what = f"The training in the background failed: {state.get('error', 'unknown error')}"
     else:
         what = f"The training in the background ended without a message (exit status {status})."
-    raise ToolkitError(
-        what,
-        where=str(directory.path / "background.log"),
-        fix=f"Read the log; the run can be continued with toolkit.resume({str(directory.path)!r}).",
-    )
+    fix = f"Read the log; the run can be continued with toolkit.resume({str(directory.path)!r})."
+    raise ToolkitError(what, where=str(directory.path / "background.log"), fix=fix)
 
 
 def stop(path: Path, process: subprocess.Popen[bytes] | None) -> None:

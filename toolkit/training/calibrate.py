@@ -64,11 +64,9 @@ def calibrate(
     """
     weight = getattr(regularizer, "weight", None)
     if not dataclasses.is_dataclass(regularizer) or not isinstance(weight, (int, float)) or weight <= 0:
-        raise ConfigError(
-            f"{regularizer!r} has no weight above 0 to start from.",
-            where="calibrate(regularizer=...)",
-            fix="Give a regularizer with one weight, for example SegReg(weight=0.1).",
-        )
+        what = f"{regularizer!r} has no weight above 0 to start from."
+        fix = "Give a regularizer with one weight, for example SegReg(weight=0.1)."
+        raise ConfigError(what, where="calibrate(regularizer=...)", fix=fix)
     if skip is None:
         skip = int(getattr(regularizer, "warm_up", 0) or getattr(regularizer, "warm_up_steps", 0))
     config = as_config(config)
@@ -93,11 +91,8 @@ def calibrate(
     measured = history[f"{regularizer.name}/gradient_ratio"].iloc[skip:].to_numpy(dtype=float)
     mean = float((measured / ramped).mean())
     if not (math.isfinite(mean) and mean > 0):
-        raise ConfigError(
-            f"The gradient of {regularizer.name!r} is {mean} times the objective's, so no weight gives {ratio}.",
-            where="calibrate",
-            fix="Check its taps and settings.",
-        )
+        what = f"The gradient of {regularizer.name!r} is {mean} times the objective's, so no weight gives {ratio}."
+        raise ConfigError(what, where="calibrate", fix="Check its taps and settings.")
     return dataclasses.replace(regularizer, weight=float(weight) * ratio / mean)
 
 

@@ -81,13 +81,10 @@ def read(root: Path, step: int, run: str | None = None) -> Checkpoint:
     path = folder(root, step)
     record = read_record(path)
     if run is not None and record["run"] != run:
-        raise CheckpointError(
-            "This checkpoint was written by another run.",
-            where=str(path),
-            fix="Remove the folder that was copied here, or resume the run it belongs to.",
-        )
+        fix = "Remove the folder that was copied here, or resume the run it belongs to."
+        raise CheckpointError("This checkpoint was written by another run.", where=path, fix=fix)
     if record["step"] != step:
-        raise CheckpointError(f"This checkpoint says it is step {record['step']}.", where=str(path))
+        raise CheckpointError(f"This checkpoint says it is step {record['step']}.", where=path)
     content = {name: _read_verified(path / name, record["sha256"].get(name, "")) for name in (WEIGHTS, STATE)}
     weights = weights_from_bytes(content[WEIGHTS], str(path / WEIGHTS))
     state = restricted_load(io.BytesIO(content[STATE]), str(path / STATE))
@@ -149,11 +146,9 @@ def _read_verified(path: Path, expected: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise CheckpointError("A file of the checkpoint is missing.", where=str(path)) from error
+        raise CheckpointError("A file of the checkpoint is missing.", where=path) from error
     if sha256(content) != expected:
-        raise CheckpointError(
-            "The file is damaged or was changed: its hash is not the one recorded.",
-            where=str(path),
-            fix="Restore it from a copy, or continue from an older checkpoint with resume(..., fallback=True).",
-        )
+        what = "The file is damaged or was changed: its hash is not the one recorded."
+        fix = "Restore it from a copy, or continue from an older checkpoint with resume(..., fallback=True)."
+        raise CheckpointError(what, where=path, fix=fix)
     return content

@@ -77,11 +77,8 @@ class RunDirectory:
     def check_free(self) -> None:
         """Refuse a folder in which a new run would meet other files."""
         if self.exists():
-            raise ConfigError(
-                "There is a run in this folder already.",
-                where=str(self.path),
-                fix=f"Continue it with toolkit.resume({str(self.path)!r}), or choose another `out`.",
-            )
+            fix = f"Continue it with toolkit.resume({str(self.path)!r}), or choose another `out`."
+            raise ConfigError("There is a run in this folder already.", where=self.path, fix=fix)
         if not (self.path / _UNFINISHED).is_file():
             check_empty(self.path, besides=(_LOCK, f"{_LOCK}.json"))
 
@@ -108,7 +105,7 @@ class RunDirectory:
         deadline = time.monotonic() + seconds
         while not self.exists():
             if time.monotonic() > deadline:
-                raise CheckpointError("The first process did not create the run.", where=str(self.path))
+                raise CheckpointError("The first process did not create the run.", where=self.path)
             time.sleep(0.05)
 
     def remove_if_untrained(self) -> None:
@@ -123,14 +120,11 @@ class RunDirectory:
     def record(self) -> dict[str, Any]:
         """The content of `run.json`."""
         if not self.exists():
-            raise CheckpointError(
-                "There is no run in this folder: it has no run.json.",
-                where=str(self.path),
-                fix="Give the folder that was passed to toolkit.train(out=...).",
-            )
+            fix = "Give the folder that was passed to toolkit.train(out=...)."
+            raise CheckpointError("There is no run in this folder: it has no run.json.", where=self.path, fix=fix)
         record = read_sealed(self.record_file)
         if missing := sorted(_KEYS - set(record)):
-            raise CheckpointError(f"run.json is damaged: it lacks {', '.join(missing)}.", where=str(self.record_file))
+            raise CheckpointError(f"run.json is damaged: it lacks {', '.join(missing)}.", where=self.record_file)
         return record
 
     def newest(self, run: str, fallback: bool = False) -> tuple[Checkpoint, list[str]]:
@@ -144,11 +138,9 @@ class RunDirectory:
                 if not fallback:
                     raise self._with_advice(error, [s for s in steps if s < step], run) from error
                 problems.append(f"step {step}: {error.what}")
-        raise CheckpointError(
-            "This run has no intact checkpoint.",
-            where="; ".join(problems) or str(self.checkpoints),
-            fix="Restore the folder from a copy, or train again.",
-        )
+        what = "This run has no intact checkpoint."
+        fix = "Restore the folder from a copy, or train again."
+        raise CheckpointError(what, where="; ".join(problems) or str(self.checkpoints), fix=fix)
 
     def _with_advice(self, error: CheckpointError, older: list[int], run: str) -> CheckpointError:
         for step in reversed(older):
@@ -194,11 +186,8 @@ class RunDirectory:
         if state.get("state") != "running" or not isinstance(process, int) or process == os.getpid():
             return
         if is_alive(process, state.get("identity", "")):
-            raise ConfigError(
-                f"Process {process} is training this run now.",
-                where=str(self.path),
-                fix="Wait for it or stop it (run.stop()); then resume.",
-            )
+            what = f"Process {process} is training this run now."
+            raise ConfigError(what, where=self.path, fix="Wait for it or stop it (run.stop()); then resume.")
 
 
 def check_empty(path: Path, besides: Sequence[str] = ()) -> None:
@@ -207,14 +196,11 @@ def check_empty(path: Path, besides: Sequence[str] = ()) -> None:
         others = sorted(set(os.listdir(path)) - set(besides)) if os.path.lexists(path) else []
     except OSError as error:
         raise ConfigError(
-            f"This is no folder that can be used ({error.strerror}).", where=str(path), fix="Choose another `out`."
+            f"This is no folder that can be used ({error.strerror}).", where=path, fix="Choose another `out`."
         ) from error
     if others:
-        raise ConfigError(
-            f"This folder holds other things: {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}.",
-            where=str(path),
-            fix="Choose an `out` that is empty or does not exist yet.",
-        )
+        what = f"This folder holds other things: {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}."
+        raise ConfigError(what, where=path, fix="Choose an `out` that is empty or does not exist yet.")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -49,11 +49,9 @@ def _machines(config: TrainConfig) -> int:
     """How many machines torchrun started processes on; 1 without it."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
     if here != config.devices:
-        raise ConfigError(
-            f"torchrun started {here} processes on this machine, but devices={config.devices}.",
-            where=f"TrainConfig(devices={config.devices})",
-            fix=f"Set TrainConfig(devices={here}), or start with: torchrun --nproc-per-node {config.devices} script.py",
-        )
+        what = f"torchrun started {here} processes on this machine, but devices={config.devices}."
+        fix = f"Set TrainConfig(devices={here}), or start with: torchrun --nproc-per-node {config.devices} script.py"
+        raise ConfigError(what, where=f"TrainConfig(devices={config.devices})", fix=fix)
     return int(os.environ["WORLD_SIZE"]) // here if "LOCAL_WORLD_SIZE" in os.environ else 1
 
 
@@ -112,11 +110,8 @@ def resolve_device(config: TrainConfig) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(
-            f"This machine has {torch.cuda.device_count()} CUDA devices.",
-            where=f"device={config.device!r}",
-            fix='Use device="auto" or "cpu".',
-        )
+        what = f"This machine has {torch.cuda.device_count()} CUDA devices."
+        raise ConfigError(what, where=f"device={config.device!r}", fix='Use device="auto" or "cpu".')
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("This machine has no Metal device.", where=f"device={config.device!r}", fix='Use "auto".')
     if config.precision == "16" and device.type != "cuda":
@@ -183,11 +178,9 @@ def check_compile(step: TrainingStep, config: TrainConfig) -> None:
     partly += [step.objective.name] if step.objective.requires else []
     if tapping or partly:
         reason = "taps layers, and compiled passes call no hooks" if tapping else "calls parts of the network by name"
-        raise ConfigError(
-            f"The network cannot be compiled here: {', '.join(tapping or partly)} {reason}.",
-            where="TrainConfig(compile=True)",
-            fix="Train with compile=False, or compile blocks that hold no tapped layer: model.encoder['1'].compile().",
-        )
+        what = f"The network cannot be compiled here: {', '.join(tapping or partly)} {reason}."
+        fix = "Train with compile=False, or compile blocks that hold no tapped layer: model.encoder['1'].compile()."
+        raise ConfigError(what, where="TrainConfig(compile=True)", fix=fix)
 
 
 @contextlib.contextmanager

@@ -44,11 +44,9 @@ def packed(objects: Mapping[str, Any]) -> bytes:
                 fix="Define its class or function at the top level of a file, or train in this process (background=False).",
             ) from error
         if b"__main__" in content and not _main_file():
-            raise ConfigError(
-                f"The {name} is defined in a notebook or at a prompt, where a child process cannot find it.",
-                where="background training, or a check in two processes",
-                fix="Put its class into a file and import it, or train in this process (background=False).",
-            )
+            what = f"The {name} is defined in a notebook or at a prompt, where a child process cannot find it."
+            fix = "Put its class into a file and import it, or train in this process (background=False)."
+            raise ConfigError(what, where="background training, or a check in two processes", fix=fix)
     content = pickle.dumps(dict(objects))
     main = sys.modules["__main__"]
     package = getattr(main, "__package__", None)

@@ -103,7 +103,7 @@ def choose(directory: RunDirectory, record: dict[str, Any], which: str | int) ->
     if newest.best is None:
         if which == "selected":
             return newest
-        raise CheckpointError("This run has no validation yet, so nothing is best.", where=str(directory.path))
+        raise CheckpointError("This run has no validation yet, so nothing is best.", where=directory.path)
     return checkpoints.read(directory.checkpoints, newest.best["step"], record["run"])
 
 
@@ -149,11 +149,8 @@ def check_fit(model: nn.Module, checkpoint: Checkpoint, where: str) -> None:
     """Compare the names and shapes of a network with those of a checkpoint."""
     report = compare_weights(tensors_of(unwrap(model)), checkpoint.weights)
     if not report.complete:
-        raise CheckpointError(
-            f"The network does not fit the weights of this run.\n{report}",
-            where=where,
-            fix="Pass the network that was trained: toolkit.resume(path, model=...).",
-        )
+        fix = "Pass the network that was trained: toolkit.resume(path, model=...)."
+        raise CheckpointError(f"The network does not fit the weights of this run.\n{report}", where=where, fix=fix)
 
 
 def check_task(record: dict[str, Any], task: Any, where: str) -> None:

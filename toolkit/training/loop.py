@@ -204,11 +204,8 @@ class Loop:
 
     def _check_finite(self, total: float) -> None:
         if not math.isfinite(total) and self.config.precision != "16":  # fp16 overflows are skipped by the scaler
-            raise ToolkitError(
-                f"The loss became {total} at step {self.done}.",
-                where=str(self.plan.directory.path),
-                fix="Lower learning_rate, set clip_norm=1.0, or look at the last rows of history.jsonl for the term.",
-            )
+            fix = "Lower learning_rate, set clip_norm=1.0, or look at the last rows of history.jsonl for the term."
+            raise ToolkitError(f"The loss became {total} at step {self.done}.", where=self.plan.directory.path, fix=fix)
 
     def _due(self, every: int) -> bool:
         return self.done == self.config.steps or (every > 0 and self.done % every == 0)
@@ -260,16 +257,13 @@ class Loop:
             if self.fabric.is_global_zero and home.parent.is_dir():
                 beside.create(self.plan.record, self._checkpoint())
                 fix = f"Step {self.done} was saved beside it: toolkit.resume({str(beside.path)!r})."
-        raise CheckpointError("The run's directory is no longer in its place.", where=str(home), fix=fix)
+        raise CheckpointError("The run's directory is no longer in its place.", where=home, fix=fix)
 
     def _check_weights(self) -> None:
         for name, value in self.plan.step.model.named_parameters():
             if not torch.isfinite(value.detach().sum()):
-                raise ToolkitError(
-                    f"The weights are no longer finite after step {self.done}.",
-                    where=name,
-                    fix="Lower learning_rate or set clip_norm=1.0, and train again; no such checkpoint was written.",
-                )
+                fix = "Lower learning_rate or set clip_norm=1.0, and train again; no such checkpoint was written."
+                raise ToolkitError(f"The weights are no longer finite after step {self.done}.", where=name, fix=fix)
 
 
 def restore_step(step: TrainingStep, checkpoint: Checkpoint) -> None:

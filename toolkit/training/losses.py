@@ -81,11 +81,8 @@ def as_objective(value: Any) -> Objective:
         return value
     if isinstance(value, type) or not callable(value):
         called = f"Call the class first: {value.__name__}()." if isinstance(value, type) else ""
-        raise ConfigError(
-            f"{value!r} is not an objective.",
-            where="objective=",
-            fix=called or "Pass a toolkit objective, a callable loss(logits, labels), or None.",
-        )
+        fix = called or "Pass a toolkit objective, a callable loss(logits, labels), or None."
+        raise ConfigError(f"{value!r} is not an objective.", where="objective=", fix=fix)
     return LossObjective(value)
 
 

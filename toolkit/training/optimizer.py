@@ -64,11 +64,9 @@ def _checked_optimizer(optimizer: Any, groups: list[dict[str, Any]]) -> torch.op
     given = {id(p) for group in groups for p in group["params"]}
     own = getattr(optimizer, "param_groups", [])
     if not isinstance(optimizer, torch.optim.Optimizer) or {id(p) for g in own for p in g["params"]} != given:
-        raise ConfigError(
-            f"The optimizer's factory returned {type(optimizer).__name__}, not an optimizer of the given parameters.",
-            where="TrainConfig(optimizer=...)",
-            fix="Return torch.optim.SGD(parameter_groups, ...) or another torch.optim.Optimizer of all of them.",
-        )
+        what = f"The optimizer's factory returned {type(optimizer).__name__}, not an optimizer of the given parameters."
+        fix = "Return torch.optim.SGD(parameter_groups, ...) or another torch.optim.Optimizer of all of them."
+        raise ConfigError(what, where="TrainConfig(optimizer=...)", fix=fix)
     return optimizer
 
 
@@ -84,11 +82,8 @@ def with_rate_factors(groups: list[dict[str, Any]], model: nn.Module, config: Tr
     }
     for pattern in factors:
         if not any(fnmatchcase(name, pattern) for name in names.values()):
-            raise ConfigError(
-                f"No parameter matches {pattern!r}.",
-                where="TrainConfig(rate_factors=...)",
-                fix=f"Names begin with {', '.join(sorted({name.split('.')[0] for name in names.values()}))}.",
-            )
+            fix = f"Names begin with {', '.join(sorted({name.split('.')[0] for name in names.values()}))}."
+            raise ConfigError(f"No parameter matches {pattern!r}.", where="TrainConfig(rate_factors=...)", fix=fix)
     split = []
     for group in groups:
         rest = [p for p in group["params"] if chosen.get(id(p)) is None]
@@ -114,11 +109,8 @@ def _check_cover(grouped: list[nn.Parameter], every: Iterable[nn.Parameter]) -> 
         raise ConfigError("A parameter is in two groups.", where="parameter_groups()")
     missing = [p for p in every if p.requires_grad and all(p is not q for q in grouped)]
     if missing:
-        raise ConfigError(
-            f"{len(missing)} trainable parameters are in no group.",
-            where="parameter_groups()",
-            fix="Return every parameter once, or freeze those that should not learn.",
-        )
+        fix = "Return every parameter once, or freeze those that should not learn."
+        raise ConfigError(f"{len(missing)} trainable parameters are in no group.", where="parameter_groups()", fix=fix)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -148,11 +140,9 @@ def _checked_factor(factor: Any, step: int) -> float:
     except (TypeError, ValueError, RuntimeError):
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise ConfigError(
-            f"The schedule gave {factor!r} after step {step}.",
-            where="TrainConfig(schedule=...)",
-            fix="Return the factor on learning_rate, a number of at least 0.",
-        )
+        what = f"The schedule gave {factor!r} after step {step}."
+        fix = "Return the factor on learning_rate, a number of at least 0."
+        raise ConfigError(what, where="TrainConfig(schedule=...)", fix=fix)
     return value
 
 

@@ -141,11 +141,8 @@ def check_same(name: str, recorded: Callable[..., Any], given: Callable[..., Any
     """Compare a callable that was passed again with the record."""
     names = [_short(factory_record(value)) for value in (recorded, given)]
     if names[0] != names[1]:
-        raise CheckpointError(
-            f"The {name} that was passed is not the one of this run.",
-            where=f"{where}: it was {names[0]} and is {names[1]}",
-            fix="Pass the same one.",
-        )
+        what = f"The {name} that was passed is not the one of this run."
+        raise CheckpointError(what, where=f"{where}: it was {names[0]} and is {names[1]}", fix="Pass the same one.")
 
 
 def _short(entry: Mapping[str, Any]) -> str:

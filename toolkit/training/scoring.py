@@ -120,11 +120,9 @@ def _write(folder: Path, name: str, labels: np.ndarray, volume: Sequence[Case], 
     try:
         return write_nifti(path, labels, first.geometry, affine=first.affine, spacing=volume_spacing(volume))
     except DataError as error:
-        raise DataError(
-            f"The prediction of {first.volume!r} does not fill its volume: {error.what}",
-            where=str(path),
-            fix="Predict all slices of a volume: task.cases(...) without leaving any out.",
-        ) from error
+        what = f"The prediction of {first.volume!r} does not fill its volume: {error.what}"
+        fix = "Predict all slices of a volume: task.cases(...) without leaving any out."
+        raise DataError(what, where=path, fix=fix) from error
 
 
 def _volume_ids(volumes: Sequence[Sequence[Case]]) -> list[str]:

@@ -73,11 +73,9 @@ class SegmentationObjective(Objective):
             raise ConfigError("The loss weights must not all be 0.", where=where)
         weights = None if self.class_weights is None else tuple(float(weight) for weight in self.class_weights)
         if weights is not None and (min(weights) < 0 or sum(weights) == 0):
-            raise ConfigError(
-                f"class_weights={weights} does not give a loss.",
-                where="SegmentationObjective(class_weights=...)",
-                fix="Give one weight >= 0 a class, background first.",
-            )
+            what = f"class_weights={weights} does not give a loss."
+            fix = "Give one weight >= 0 a class, background first."
+            raise ConfigError(what, where="SegmentationObjective(class_weights=...)", fix=fix)
         object.__setattr__(self, "class_weights", weights)
 
     def __call__(self, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -102,11 +100,9 @@ class SegmentationObjective(Objective):
         ignored = -100 if self.ignore_label is None else self.ignore_label
         weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         if weights is not None and len(weights) != logits.shape[1]:
-            raise ConfigError(
-                f"{len(weights)} class weights were given for {logits.shape[1]} outputs.",
-                where="SegmentationObjective(class_weights=...)",
-                fix="Give one weight a class, background first.",
-            )
+            what = f"{len(weights)} class weights were given for {logits.shape[1]} outputs."
+            fix = "Give one weight a class, background first."
+            raise ConfigError(what, where="SegmentationObjective(class_weights=...)", fix=fix)
         if self.cross_entropy:
             terms["cross_entropy"] = self.cross_entropy * functional.cross_entropy(
                 logits, target, weight=weights, ignore_index=ignored
@@ -136,11 +132,9 @@ class SegmentationObjective(Objective):
             both = torch.cat((logits, logits), 1)
             truth = (fitted_label(label, both, self.ignore_label) == 1).unsqueeze(1)
         if self.focal or self.class_weights is not None:
-            raise ConfigError(
-                "Class weights and the focal term are those of exclusive classes.",
-                where="SegmentationObjective(class_weights=..., focal=...)",
-                fix="Leave them out for regions and for one output.",
-            )
+            what = "Class weights and the focal term are those of exclusive classes."
+            fix = "Leave them out for regions and for one output."
+            raise ConfigError(what, where="SegmentationObjective(class_weights=..., focal=...)", fix=fix)
         truth = fitted_regions(truth, logits)
         counted = torch.ones_like(truth[:, :1])
         if self.ignore_label is not None:
@@ -226,11 +220,9 @@ def _precise(logits: Tensor) -> Tensor:
 def fitted_label(label: Tensor, logits: Tensor, ignore_label: int | None = None) -> Tensor:
     """Labels (B, 1, *S) as (B, *s) int64 at the logits' size, nearest neighbour."""
     if label.ndim != logits.ndim or label.shape[1] != 1 or label.shape[0] != logits.shape[0]:
-        raise ConfigError(
-            f"Labels must be (B, 1, *S) like the logits {tuple(logits.shape)}, not {tuple(label.shape)}.",
-            where="batch['label']",
-            fix="Wrap a network that returns more than its logits (B, K, *S), such as the classes of an auxiliary head.",
-        )
+        what = f"Labels must be (B, 1, *S) like the logits {tuple(logits.shape)}, not {tuple(label.shape)}."
+        fix = "Wrap a network that returns more than its logits (B, K, *S), such as the classes of an auxiliary head."
+        raise ConfigError(what, where="batch['label']", fix=fix)
     if label.shape[2:] != logits.shape[2:]:
         label = functional.interpolate(label.float(), size=logits.shape[2:], mode="nearest")
     target = label[:, 0].long()
@@ -242,11 +234,8 @@ def fitted_label(label: Tensor, logits: Tensor, ignore_label: int | None = None)
 def fitted_regions(masks: Tensor, logits: Tensor) -> Tensor:
     """Masks of regions (B, K, *S) at the logits' size and in their type, nearest neighbour."""
     if masks.shape[1] != logits.shape[1]:
-        raise ConfigError(
-            f"The network has {logits.shape[1]} outputs, the task {masks.shape[1]} regions.",
-            where="batch['regions']",
-            fix="Give the network one output per region.",
-        )
+        what = f"The network has {logits.shape[1]} outputs, the task {masks.shape[1]} regions."
+        raise ConfigError(what, where="batch['regions']", fix="Give the network one output per region.")
     return functional.interpolate(masks.to(logits.dtype), size=logits.shape[2:], mode="nearest")
 
 
@@ -256,8 +245,6 @@ def _check_values(target: Tensor, classes: int, ignore_label: int | None) -> Non
         return
     outside = [v for v in target.unique().tolist() if not 0 <= v < classes and v != ignore_label]
     if outside:
-        raise ConfigError(
-            f"The labels hold {outside}, but the network has {classes} outputs (classes 0 to {classes - 1}).",
-            where="batch['label']",
-            fix="Give the network one output per class, background included, or set ignore_label.",
-        )
+        what = f"The labels hold {outside}, but the network has {classes} outputs (classes 0 to {classes - 1})."
+        fix = "Give the network one output per class, background included, or set ignore_label."
+        raise ConfigError(what, where="batch['label']", fix=fix)

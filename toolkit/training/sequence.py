@@ -120,11 +120,9 @@ class Stages:
             ResultError: these stages were not trained one after the other.
         """
         if self.strategy.one_stage or not self.strategy.carries_on:
-            raise ResultError(
-                f"The strategy {self.strategy.name!r} has no sequence, so nothing is transferred.",
-                where=str(self.path),
-                fix="Its scores on the sites: .site_scores(); pass these to a sequence's transfer.",
-            )
+            what = f"The strategy {self.strategy.name!r} has no sequence, so nothing is transferred."
+            fix = "Its scores on the sites: .site_scores(); pass these to a sequence's transfer."
+            raise ResultError(what, where=self.path, fix=fix)
         if isinstance(single_task, Stages):
             single_task = single_task.site_scores(split, progress=progress)
         matrix = self.dice(split, progress=progress)[list(self.sites)]
@@ -198,11 +196,8 @@ def train_sequence(
     objective = as_objective(objective)
     path = absolute(default_path(task, regularizers) if out is None else out)
     if (path / RECORD).exists():
-        raise ConfigError(
-            "There is a sequence in this folder already.",
-            where=str(path),
-            fix=f"Continue it with toolkit.resume_sequence({str(path)!r}), or choose another `out`.",
-        )
+        fix = f"Continue it with toolkit.resume_sequence({str(path)!r}), or choose another `out`."
+        raise ConfigError("There is a sequence in this folder already.", where=path, fix=fix)
     check_empty(path)
     _copied(unwrap(model))  # one that cannot be copied is an error before anything is written
     objects = described(model, task, objective, regularizers)
@@ -248,10 +243,10 @@ def resume_sequence(
     """
     path = absolute(path, "path")
     if not (path / RECORD).is_file():
-        raise CheckpointError(f"There is no readable {RECORD} in this folder.", where=str(path))
+        raise CheckpointError(f"There is no readable {RECORD} in this folder.", where=path)
     record = read_sealed(path / RECORD)
     if missing := sorted({"sites", "config", "taps", "objects"} - set(record)):
-        raise CheckpointError(f"{RECORD} is damaged: it lacks {', '.join(missing)}.", where=str(path))
+        raise CheckpointError(f"{RECORD} is damaged: it lacks {', '.join(missing)}.", where=path)
     regularizers = None if regularizer is None else as_regularizers(regularizer)
     given = {"model": model, "task": task, "objective": objective, "regularizers": regularizers}
     with guarded_random_state():
@@ -296,11 +291,9 @@ def _copied(model: nn.Module, like: nn.Module | None = None) -> nn.Module:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError) as error:
         if like is None:
-            raise ConfigError(
-                f"This network cannot be copied, and a sequence keeps one a stage ({type(error).__name__}: {error}).",
-                where=type(model).__name__,
-                fix="Keep no locks, open files, generators or activations as attributes of the network.",
-            ) from error
+            what = f"This network cannot be copied, and a sequence keeps one a stage ({type(error).__name__}: {error})."
+            fix = "Keep no locks, open files, generators or activations as attributes of the network."
+            raise ConfigError(what, where=type(model).__name__, fix=fix) from error
     other = copy.deepcopy(like)
     other.load_state_dict(model.state_dict())
     for module, trained in zip(other.modules(), model.modules(), strict=True):

@@ -91,20 +91,16 @@ def _restore_one(key: str, recorded: Any, given: Any, where: str) -> Any:
                 return [_rebuilt(kind, entry) for entry in recorded]
             return _rebuilt(kind, recorded)
         except (ConfigError, DataError) as error:
-            raise CheckpointError(
-                f"The {kind} of this run cannot be rebuilt here: {error.what}",
-                where=f"{where}; {error.where}" if error.where else where,
-                fix=f"Pass it: toolkit.load_run(path, {kind}=...) or toolkit.resume(path, {kind}=...).",
-            ) from error
+            what = f"The {kind} of this run cannot be rebuilt here: {error.what}"
+            fix = f"Pass it: toolkit.load_run(path, {kind}=...) or toolkit.resume(path, {kind}=...)."
+            raise CheckpointError(what, where=f"{where}; {error.where}" if error.where else where, fix=fix) from error
     if kind == "task":
         return given  # its data may lie elsewhere by now: `check_task` compares what they hold
     now = [describe(kind, item) for item in given] if isinstance(recorded, list) else describe(kind, given)
     if [_identity(e) for e in _entries(now)] != [_identity(e) for e in _entries(recorded)]:
-        raise CheckpointError(
-            f"The {kind} that was passed is not the one of this run.",
-            where=f"{where}: {'; '.join(differences(recorded, now)[:5])}",
-            fix="Pass the same one; to continue with another, start a new run from load_model(path).",
-        )
+        what = f"The {kind} that was passed is not the one of this run."
+        fix = "Pass the same one; to continue with another, start a new run from load_model(path)."
+        raise CheckpointError(what, where=f"{where}: {'; '.join(differences(recorded, now)[:5])}", fix=fix)
     return given
 
 

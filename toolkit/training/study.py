@@ -170,11 +170,9 @@ def _fold_tasks(task: Any, folds: int | Sequence[Any] | None, split: str) -> dic
     if folds is None:
         return {None: task}
     if split == "train":
-        raise ConfigError(
-            "Cross-validation scores what was not trained on.",
-            where='compare(folds=..., split="train")',
-            fix='Use split="test", which holds every patient once.',
-        )
+        what = "Cross-validation scores what was not trained on."
+        fix = 'Use split="test", which holds every patient once.'
+        raise ConfigError(what, where='compare(folds=..., split="train")', fix=fix)
     return dict(enumerate(task.folds(folds) if isinstance(folds, int) else folds))
 
 
@@ -254,13 +252,10 @@ def _recorded(path: Path, record: dict[str, Any]) -> dict[str, Any]:
             shared = set(known[key]) & set(record[key])
             differing += [f"{key} {name}" for name in sorted(shared) if known[key][name] != record[key][name]]
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{RECORD} is damaged.", where=str(path)) from error
+        raise CheckpointError(f"{RECORD} is damaged.", where=path) from error
     if differing:
-        raise ConfigError(
-            f"This folder holds a study with other settings: {', '.join(differing)}.",
-            where=str(path),
-            fix="Choose another `out`, or the settings of that study.",
-        )
+        what = f"This folder holds a study with other settings: {', '.join(differing)}."
+        raise ConfigError(what, where=path, fix="Choose another `out`, or the settings of that study.")
     merged = {key: {**known[key], **record[key]} for key in ("weights", "arms")}
     record = {**record, "threads": threads, **merged}
     write_sealed(file, record)

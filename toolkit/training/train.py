@@ -303,11 +303,9 @@ def train_to_end(
     except BaseException as error:
         directory.set_end("failed", step=run.step, error=f"{type(error).__name__}: {error}")
         if isinstance(error, OSError):
-            raise CheckpointError(
-                f"The run could not be written or its data not be read ({type(error).__name__}: {error}).",
-                where=str(directory.path),
-                fix=f"Free some space or restore the access, then continue: toolkit.resume({str(directory.path)!r}).",
-            ) from error
+            what = f"The run could not be written or its data not be read ({type(error).__name__}: {error})."
+            fix = f"Free some space or restore the access, then continue: toolkit.resume({str(directory.path)!r})."
+            raise CheckpointError(what, where=directory.path, fix=fix) from error
         raise
     finally:
         step.zero_grad()

@@ -91,13 +91,11 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
     file = _card_of(name, seed)
     card, weights = _read(file), file.with_suffix(".safetensors")
     if not weights.is_file():
-        raise CheckpointError(
-            "The card has no weights beside it.", where=str(weights), fix="Install the package again."
-        )
+        raise CheckpointError("The card has no weights beside it.", where=weights, fix="Install the package again.")
     content = weights.read_bytes()
     if sha256(content) != card["sha256"]:
         raise CheckpointError(
-            "The weights are not those that the card describes.", where=str(weights), fix="Install the package again."
+            "The weights are not those that the card describes.", where=weights, fix="Install the package again."
         )
     with guarded_random_state():
         network: nn.Module = registry.build("model", card["recipe"]["model"])
@@ -218,11 +216,8 @@ def list_claims(paper: str | None = None) -> pd.DataFrame:
     verdicts = pd.read_csv(folder / "results" / "verdicts.csv")
     table = stated.rename(columns={"id": "claim"}).merge(verdicts, on="claim", how="left")
     if paper is not None and paper not in set(table["paper"]):
-        raise ConfigError(
-            f"No claim is from {paper!r}.",
-            where="list_claims",
-            fix=f"Choose from {', '.join(table['paper'].unique())}.",
-        )
+        what = f"No claim is from {paper!r}."
+        raise ConfigError(what, where="list_claims", fix=f"Choose from {', '.join(table['paper'].unique())}.")
     chosen = table if paper is None else table[table["paper"] == paper]
     return chosen.assign(arms=[" less ".join(arms) for arms in chosen["arms"]])[list(_CLAIM)].reset_index(drop=True)
 
@@ -281,11 +276,8 @@ def _card_of(name: str, seed: int) -> Path:
     offered = (
         f"its seeds are {seeds}" if seeds else f"there are {', '.join(dict.fromkeys(n for n, _ in names)) or 'none'}"
     )
-    raise ConfigError(
-        f"There is no trained network {name!r} with seed {seed}.",
-        where="load_trained",
-        fix=f"See list_trained(): {offered}.",
-    )
+    what = f"There is no trained network {name!r} with seed {seed}."
+    raise ConfigError(what, where="load_trained", fix=f"See list_trained(): {offered}.")
 
 
 def _stem(name: str, seed: int) -> str:
@@ -299,6 +291,6 @@ def _read(file: Path) -> dict[str, Any]:
             raise ValueError("its fields are not those of a card")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"The card cannot be read: {error}.", where=str(file), fix="Install the package again."
+            f"The card cannot be read: {error}.", where=file, fix="Install the package again."
         ) from error
     return card

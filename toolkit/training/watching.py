@@ -35,11 +35,8 @@ class Watchers:
         several = [] if given is None else [given] if callable(given) else list(given)
         for one in several:
             if not callable(one):
-                raise ConfigError(
-                    f"on_log cannot be {one!r}: it is not callable.",
-                    where="train(on_log=...)",
-                    fix="Give a function of one row, or tk.loggers.tensorboard(folder).",
-                )
+                fix = "Give a function of one row, or tk.loggers.tensorboard(folder)."
+                raise ConfigError(f"on_log cannot be {one!r}: it is not callable.", where="train(on_log=...)", fix=fix)
         self._active: list[Any] = several
 
     def __bool__(self) -> bool:

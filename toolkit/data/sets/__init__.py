@@ -25,36 +25,25 @@ def rows_of(manifest: Manifest, folder: Path) -> list[Row]:
     read = DATA_SETS.get(manifest.name)
     if read is None:
         if not manifest.table_path.is_file():
-            raise DataError(
-                f"The index table of {manifest.name!r} cannot be read: there is none.",
-                where=str(manifest.table_path),
-                fix="Put a CSV file with a row a case beside the manifest (columns of toolkit.task_from_table).",
-            )
+            what = f"The index table of {manifest.name!r} cannot be read: there is none."
+            fix = "Put a CSV file with a row a case beside the manifest (columns of toolkit.task_from_table)."
+            raise DataError(what, where=manifest.table_path, fix=fix)
         named = table_rows(manifest.table_path, folder)
         rows = completed([{"site": manifest.sites[0], **row} for row in named])
         outside = [path for row in rows for path in files_of(row) if leaves_folder(os.path.relpath(path, folder))]
         if outside:
-            raise DataError(
-                f"A file of {manifest.name!r} lies outside the data folder: {outside[0]}.",
-                where=str(manifest.table_path),
-                fix="Name files below the data folder.",
-            )
+            what = f"A file of {manifest.name!r} lies outside the data folder: {outside[0]}."
+            raise DataError(what, where=manifest.table_path, fix="Name files below the data folder.")
     else:
         rows = read(folder, manifest)
     if not rows:
-        raise DataError(
-            f"No image of {manifest.name!r} was found.",
-            where=str(folder),
-            fix=f"Expected: {', '.join(manifest.files)}. {' '.join(manifest.access.steps)}",
-        )
+        fix = f"Expected: {', '.join(manifest.files)}. {' '.join(manifest.access.steps)}"
+        raise DataError(f"No image of {manifest.name!r} was found.", where=folder, fix=fix)
     missing = [str(path.relative_to(folder)) for row in rows for path in files_of(row) if not path.exists()]
     if missing:
         listed = f"; {manifest.checksum_path} lists every file" if manifest.checksum_path.is_file() else ""
-        raise DataError(
-            f"{len(missing)} files of {manifest.name!r} are missing, for example {', '.join(missing[:3])}.",
-            where=str(folder),
-            fix=f"Complete the folder{listed}.",
-        )
+        what = f"{len(missing)} files of {manifest.name!r} are missing, for example {', '.join(missing[:3])}."
+        raise DataError(what, where=folder, fix=f"Complete the folder{listed}.")
     return rows
 
 
@@ -73,11 +62,8 @@ def split_rows(manifest: Manifest, rows: list[Row], chosen: str | None = None) -
         split_of = {subject: split for split, members in lists.items() for subject in members}
         listed = [{**row, "split": split_of[row["subject"]]} for row in rows if row["subject"] in split_of]
         if not listed:
-            raise DataError(
-                "None of the subjects of the split list is there.",
-                where=manifest.name,
-                fix=f"It names {', '.join(list(split_of)[:3])}; found: {', '.join(r['subject'] for r in rows[:3])}.",
-            )
+            fix = f"It names {', '.join(list(split_of)[:3])}; found: {', '.join(r['subject'] for r in rows[:3])}."
+            raise DataError("None of the subjects of the split list is there.", where=manifest.name, fix=fix)
         return listed
     if all("split" in row for row in rows):
         return rows

@@ -23,11 +23,9 @@ def read_description(root: Path) -> dict[str, Any]:
         if not isinstance(table, dict):
             raise ValueError("it is no object")
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"dataset.json cannot be read ({type(error).__name__}: {error}).",
-            where=str(path),
-            fix="Give the folder of a raw data set (nnUNet_raw/DatasetXXX_Name or a decathlon task), unpacked whole.",
-        ) from error
+        what = f"dataset.json cannot be read ({type(error).__name__}: {error})."
+        fix = "Give the folder of a raw data set (nnUNet_raw/DatasetXXX_Name or a decathlon task), unpacked whole."
+        raise DataError(what, where=path, fix=fix) from error
     return table
 
 
@@ -38,14 +36,14 @@ def decathlon_rows(folder: Path) -> list[Row]:
         pairs = [(str(case["image"]), str(case["label"])) for case in read_description(folder)["training"]]
     except (KeyError, TypeError) as error:
         what = f"dataset.json cannot be read ({type(error).__name__}: {error})."
-        raise DataError(what, where=str(path), fix=again) from error
+        raise DataError(what, where=path, fix=again) from error
     for name in (name for pair in pairs for name in pair):
         if leaves_folder(name):
-            raise DataError(f"dataset.json names a file elsewhere: {name}.", where=str(path), fix="Do not use it.")
+            raise DataError(f"dataset.json names a file elsewhere: {name}.", where=path, fix="Do not use it.")
         if not (folder / name).is_file():
-            raise DataError(f"{PurePosixPath(name)} is missing.", where=str(folder), fix=again)
+            raise DataError(f"{PurePosixPath(name)} is missing.", where=folder, fix=again)
     if len({folder / image for image, _ in pairs}) < len(pairs):
-        raise DataError("dataset.json names an image twice.", where=str(path), fix=again)
+        raise DataError("dataset.json names an image twice.", where=path, fix=again)
     rows = []
     for image, label in pairs:
         case = Path(image).name.removesuffix(".gz").removesuffix(".nii")

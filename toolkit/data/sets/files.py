@@ -46,11 +46,8 @@ def matched(folder: Path, image: str, label: str = "", case: str = "{stem}", **c
             row = {**filled(fields, case=case, **columns), "image": folder / path}
             if wanted := label.format_map(fields):
                 if wanted.lower() not in lowered:
-                    raise DataError(
-                        f"An image has no label: {wanted} is missing.",
-                        where=str(folder),
-                        fix="Complete the data set, or move the image away.",
-                    )
+                    what = f"An image has no label: {wanted} is missing."
+                    raise DataError(what, where=folder, fix="Complete the data set, or move the image away.")
                 row["label"] = folder / lowered[wanted.lower()]
             rows.append(row)
     return rows
@@ -90,11 +87,11 @@ def text_of(path: Path) -> str:
     """A text file of a data set."""
     require_file(path)
     if path.stat().st_size > _MOST_BYTES:
-        raise DataError("The table is larger than 64 MiB.", where=str(path), fix="It is not the expected file.")
+        raise DataError("The table is larger than 64 MiB.", where=path, fix="It is not the expected file.")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError("The table is no text.", where=str(path), fix="Get it again.") from error
+        raise DataError("The table is no text.", where=path, fix="Get it again.") from error
 
 
 def table_of(path: Path) -> list[dict[str, str]]:
@@ -104,23 +101,21 @@ def table_of(path: Path) -> list[dict[str, str]]:
         for row in csv.DictReader(io.StringIO(text_of(path)), skipinitialspace=True)
     ]
     if not rows:
-        raise DataError("The table has no rows.", where=str(path), fix="Get it again.")
+        raise DataError("The table has no rows.", where=path, fix="Get it again.")
     return rows
 
 
 def frame_of(phases: Mapping[str, str], phase: str, where: Path, line: str) -> int:
     """Number of the frame that a table names for a phase of the heart."""
     if not (frame := phases.get(phase, "")).isdecimal():
-        raise DataError(f"{line} names no frame for {phase}.", where=str(where), fix="Get the file again (ED: 1).")
+        raise DataError(f"{line} names no frame for {phase}.", where=where, fix="Get the file again (ED: 1).")
     return int(frame)
 
 
 def index_of(manifest: Manifest) -> list[dict[str, str]]:
     """The index table that comes with the toolkit, beside the manifest."""
     if not manifest.table_path.is_file():
-        raise DataError(
-            f"The index table of {manifest.name!r} cannot be read: it is missing.",
-            where=str(manifest.table_path),
-            fix="It belongs beside the manifest; install the toolkit again.",
-        )
+        what = f"The index table of {manifest.name!r} cannot be read: it is missing."
+        fix = "It belongs beside the manifest; install the toolkit again."
+        raise DataError(what, where=manifest.table_path, fix=fix)
     return table_of(manifest.table_path)

@@ -77,17 +77,14 @@ def _grades(path: Path, stems: Iterable[str]) -> dict[str, tuple[str, str]]:
         missing = [column for column in ("name", "patient ID", "grade (GlaS)") if not line.get(column)]
         if missing:
             what = f"Row {number} has no {' and no '.join(map(repr, missing))}."
-            raise DataError(what, where=str(path), fix="Get the table again.")
+            raise DataError(what, where=path, fix="Get the table again.")
         values = line["patient ID"], line["grade (GlaS)"]
         if grades.setdefault(line["name"], values) != values:
             what = f"{line['name']} stands in the table twice, with different values."
-            raise DataError(what, where=str(path), fix="Get the table again.")
+            raise DataError(what, where=path, fix="Get the table again.")
     if absent := [stem for stem in stems if stem not in grades]:
-        raise DataError(
-            f"The table has no row for {len(absent)} images, for example {absent[0]}.",
-            where=str(path),
-            fix="Get the table again, or move it away: the data set can be read without it.",
-        )
+        fix = "Get the table again, or move it away: the data set can be read without it."
+        raise DataError(f"The table has no row for {len(absent)} images, for example {absent[0]}.", where=path, fix=fix)
     return grades
 
 
@@ -154,12 +151,12 @@ def _listed(rows: list[Row], folder: Path, lists: dict[str, Path]) -> list[Row]:
         for line in filter(None, (line.strip() for line in text_of(path).splitlines())):
             if split_of.setdefault(line, split) != split:
                 what = f"{line} is in {split_of[line]} and in {split}."
-                raise DataError(what, where=str(path), fix="Get the lists again.")
+                raise DataError(what, where=path, fix="Get the lists again.")
     names = [row["image"].name for row in rows]
     if missing := sorted(split_of.keys() - {*names, *(row["case"] for row in rows)}):
         raise DataError(
             f"The lists name {len(missing)} images that are not there, for example {missing[0]}.",
-            where=str(folder),
+            where=folder,
             fix="Complete the data set, or get the lists again.",
         )
     chosen = [split_of.get(name) or split_of.get(row["case"]) for name, row in zip(names, rows, strict=True)]

@@ -33,7 +33,7 @@ def _volume(info: Path, stem: str) -> Path:
         if (path := info.with_name(stem + end)).is_file():
             return path
     raise DataError(
-        f"{stem}.nii.gz is missing, which {info.name} names.", where=str(info.parent), fix="Complete the data set."
+        f"{stem}.nii.gz is missing, which {info.name} names.", where=info.parent, fix="Complete the data set."
     )
 
 
@@ -90,11 +90,8 @@ def mnms(folder: Path, manifest: Manifest) -> list[Row]:
     """The two labelled frames of every subject in the table of M&Ms, of those whose labels are there."""
     tables = [path for path in sorted(folder.glob("*.csv")) if "External code" in text_of(path).split("\n", 1)[0]]
     if len(tables) != 1:
-        raise DataError(
-            f"There are {len(tables)} tables with a column 'External code'.",
-            where=str(folder),
-            fix="Put the table of the data set (..._opendataset.csv) beside Training, Validation and Testing.",
-        )
+        fix = "Put the table of the data set (..._opendataset.csv) beside Training, Validation and Testing."
+        raise DataError(f"There are {len(tables)} tables with a column 'External code'.", where=folder, fix=fix)
     labels = {path.rsplit("/", 1)[-1]: folder / path for path in paths_below(folder) if path.endswith("_sa_gt.nii.gz")}
     rows: list[Row] = []
     for number, entry in enumerate(table_of(tables[0]), start=2):
@@ -104,7 +101,7 @@ def mnms(folder: Path, manifest: Manifest) -> list[Row]:
             continue
         image = label.with_name(f"{code}_sa.nii.gz")
         if not image.is_file():
-            raise DataError(f"{image.name} is missing.", where=str(image), fix="Complete the data set.")
+            raise DataError(f"{image.name} is missing.", where=image, fix="Complete the data set.")
         for phase in _PHASES:
             frame = frame_of(entry, phase, tables[0], f"Row {number}")
             row: Row = {"case": f"{code}_{phase}", "subject": code, "site": entry.get("Vendor", "")}

@@ -53,7 +53,7 @@ def load_nnunet(folder: str | os.PathLike[str], fold: int | str = 0, checkpoint:
     if not weights.is_file():
         there = sorted(str(path.relative_to(folder)) for path in Path(folder).glob("fold_*/checkpoint_*.pth"))
         raise CheckpointError(
-            "There is no such checkpoint.", where=str(weights), fix=f"There are: {', '.join(there) or 'none'}."
+            "There is no such checkpoint.", where=weights, fix=f"There are: {', '.join(there) or 'none'}."
         )
     load_weights(model, weights)
     remember(model, patch_size=reader.patch_size, files=reader, **reader.outputs())
@@ -79,18 +79,12 @@ class NnUNetFiles:
             try:
                 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
             except ImportError as error:
-                raise ConfigError(
-                    f"nnU-Net cannot be imported ({error}).",
-                    where="load_nnunet",
-                    fix='pip install -e ".[nnunet]"; see the how-to page on nnU-Net for torchvision.',
-                ) from error
+                fix = 'pip install -e ".[nnunet]"; see the how-to page on nnU-Net for torchvision.'
+                raise ConfigError(f"nnU-Net cannot be imported ({error}).", where="load_nnunet", fix=fix) from error
             self.plans = PlansManager(plans)
             if configuration not in self.plans.available_configurations:
-                raise CheckpointError(
-                    f"The plans have no configuration {configuration!r}.",
-                    where=str(folder),
-                    fix=f"The folder's name ends in one of {', '.join(self.plans.available_configurations)}.",
-                )
+                fix = f"The folder's name ends in one of {', '.join(self.plans.available_configurations)}."
+                raise CheckpointError(f"The plans have no configuration {configuration!r}.", where=folder, fix=fix)
             self.configuration = self.plans.get_configuration(configuration)
             self.labels_of_plans = self.plans.get_label_manager(self.dataset)
         self.patch_size = tuple(int(side) for side in self.configuration.patch_size)
@@ -102,11 +96,9 @@ class NnUNetFiles:
         arguments = self.configuration.network_arch_init_kwargs
         names += [arguments[key] for key in self.configuration.network_arch_init_kwargs_req_import if arguments[key]]
         if foreign := [name for name in names if not str(name).startswith(_ARCHITECTURES)]:
-            raise CheckpointError(
-                f"The plans name code that is not nnU-Net's: {', '.join(foreign)}.",
-                where="plans.json",
-                fix="Build that network yourself and call toolkit.load_weights(model, checkpoint).",
-            )
+            what = f"The plans name code that is not nnU-Net's: {', '.join(foreign)}."
+            fix = "Build that network yourself and call toolkit.load_weights(model, checkpoint)."
+            raise CheckpointError(what, where="plans.json", fix=fix)
         from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
         return get_network_from_plans(
@@ -213,11 +205,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path.name} cannot be read ({type(error).__name__}).",
-            where=str(path),
-            fix="Pass the folder that holds plans.json, dataset.json and the folds.",
-        ) from error
+        fix = "Pass the folder that holds plans.json, dataset.json and the folds."
+        raise CheckpointError(f"{path.name} cannot be read ({type(error).__name__}).", where=path, fix=fix) from error
 
 
 def _regularizer(path: Path) -> str:
