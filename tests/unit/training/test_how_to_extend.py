@@ -21,7 +21,9 @@ PAGES = Path(__file__).parents[3] / "docs" / "how_to"
 
 
 def blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = (PAGES / page).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= (60 if page != "own_regularizer.md" else 80), "a joint's page is a screen"
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_a_regularizer_outside_the_package_is_checked_trained_resumed_and_drawn(
@@ -68,7 +70,7 @@ def own_loop() -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and devices
 def test_lightning_trains_with_a_regularizer(own_loop: dict[str, Any]) -> None:
-    exec(compile(blocks("own_loop.md")[1], "own_loop.md", "exec"), own_loop)
+    exec(compile(blocks("trainers.md")[0], "trainers.md", "exec"), own_loop)
     assert own_loop["trainer"].global_step == 4
 
 
@@ -80,7 +82,7 @@ def test_monais_trainer_trains_with_a_regularizer(own_loop: dict[str, Any]) -> N
     own_loop["dictionaries"] = [{"image": i, "label": n} for i, n in zip(images.split(3), labels.split(3), strict=True)]
     before = {name: value.clone() for name, value in own_loop["model"].state_dict().items()}
     moments = copy.deepcopy(own_loop["optimizer"].state_dict())
-    exec(compile(blocks("own_loop.md")[2], "own_loop.md", "exec"), own_loop)
+    exec(compile(blocks("trainers.md")[1], "trainers.md", "exec"), own_loop)
     after = {name: value.clone() for name, value in own_loop["model"].state_dict().items()}
     assert own_loop["reg"].step == 4
     own_loop["model"].load_state_dict(before)
@@ -110,7 +112,7 @@ def test_hugging_faces_trainer_trains_with_a_regularizer(
     pairs = zip(*images_and_labels(), strict=True)
     own_loop["dataset"] = [{"pixel_values": image, "labels": label[0].long()} for image, label in pairs]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    exec(compile(blocks("own_loop.md")[3], "own_loop.md", "exec"), own_loop)
+    exec(compile(blocks("trainers.md")[2], "trainers.md", "exec"), own_loop)
     assert own_loop["reg"].step == 2
     assert all(torch.isfinite(value) for value in own_loop["reg"].terms.values())
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
