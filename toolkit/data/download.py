@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.archive import unpack
-from toolkit.data.manifest import Download, Manifest
+from toolkit.data.manifest import ADDRESS, Download, Manifest
 from toolkit.errors import DataError
 from toolkit.files import write_atomically
 
@@ -161,20 +161,28 @@ def refuse_private(url: str) -> None:
 
     A proxy resolves names itself; then only addresses written as numbers can be checked here.
     """
-    parts = urllib.parse.urlsplit(url)
+    parts = urllib.parse.urlsplit(url) if ADDRESS.fullmatch(url) else urllib.parse.SplitResult("", "", "", "", "")
     host = parts.hostname or ""
     try:
-        addresses = {entry[4][0] for entry in socket.getaddrinfo(host, parts.port or 443, type=socket.SOCK_STREAM)}
-    except OSError as error:
+        found = socket.getaddrinfo(host, parts.port or 443, type=socket.SOCK_STREAM) if host else []
+    except (OSError, UnicodeError) as error:
         if urllib.request.getproxies().get(parts.scheme):
             return
         raise _offline(url, error) from error
-    if parts.scheme != "https" or not all(
-        ipaddress.ip_address(str(one).partition("%")[0]).is_global for one in addresses
-    ):
-        what = f"The address {parts.scheme}://{host} is not fetched: it is not https, or it lies in a private network."
+    if not found or not all(_public(str(entry[4][0])) for entry in found):
+        what = f"The address {url} is not fetched: it is not https, or it lies in a private network."
         fix = "Use the public https address of the data set, or put the files in place by hand."
         raise DataError(what, where=url, fix=fix)
+
+
+def _public(address: str) -> bool:
+    """Whether a number belongs to one machine of the internet, also where IPv6 wraps one of IPv4."""
+    ip: Any = ipaddress.ip_address(address.partition("%")[0])
+    if ip.version == 6:
+        last = ipaddress.IPv4Address(int(ip) % 2**32) if int(ip) >> 32 in (0, 0x64FF9B << 64) else None  # NAT64
+        inner = [one for one in (ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ()), last) if one is not None]
+        return ip.is_global and not ip.is_multicast and all(one.is_global for one in inner)
+    return bool(ip.is_global and not ip.is_multicast)
 
 
 def _all_there(record: Path, folder: Path) -> bool:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal
 
 from toolkit.errors import ConfigError, DataError
 
-SCHEMES = ("https://",)
+# A plain address: of a user name, a backslash or brackets in front of the path, programs make different hosts.
+ADDRESS = re.compile(r"https://[A-Za-z0-9.-]+(:\d{1,4}|:[1-5]\d{4})?(/[^\\\s]*)?")
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 FACTS = (
     *("source", "citation", "licence", "access", "layout", "classes"),
@@ -202,7 +203,7 @@ def _download_problems(manifest: Manifest) -> list[str]:
     for number, file in enumerate(manifest.access.files):
         if not re.fullmatch("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", file.hash):
             problems.append(f"access.files.{number}.hash: is no sha256: or md5: in lower-case hexadecimal")
-        if file.bytes < 0 or not file.url.startswith(SCHEMES):
+        if file.bytes < 0 or not ADDRESS.fullmatch(file.url):
             problems.append(f"access.files.{number}: needs an https address")
         name = file.file or file.url.rsplit("/", 1)[-1]
         if not re.fullmatch(r"[A-Za-z0-9][\w.+ -]*", name):

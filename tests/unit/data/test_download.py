@@ -83,6 +83,11 @@ def test_a_size_that_nobody_recorded(server, tmp_path):
         "https://[::1]/a.tar",
         "http://1.1.1.1/a.tar",
         "file:///etc/passwd",
+        "https://127.0.0.1\\@example.org/a.tar",  # urllib asks example.org, requests 127.0.0.1
+        "https://example.org@127.0.0.1/a.tar",
+        "https://2130706433/a.tar",
+        "https://example.org:99999/a.tar",
+        "https://[::1/a.tar",
     ],
 )
 def test_private_addresses_are_not_fetched(url, tmp_path, monkeypatch):
@@ -90,6 +95,32 @@ def test_private_addresses_are_not_fetched(url, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"private network|no connection"):
         fetch(Download(url=url, hash=f"sha256:{HASH}", file="a.tar"), tmp_path / "in", progress=False)
     assert not (tmp_path / "in").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("1.1.1.1", True),
+        ("2606:4700::1111", True),
+        ("64:ff9b::101:101", True),  # NAT64 of 1.1.1.1
+        ("::ffff:127.0.0.1", False),
+        ("64:ff9b::a9fe:a9fe", False),  # NAT64 of 169.254.169.254
+        ("2002:7f00:1::", False),  # 6to4 of 127.0.0.1
+        ("::127.0.0.1", False),
+        ("100.64.0.1", False),
+        ("224.0.0.1", False),
+        ("ff02::1", False),
+    ],
+)
+def test_names_that_lead_into_private_networks(address, public, monkeypatch):
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("1.1.1.1", 443)), (0, 0, 0, "", (address, 443))]
+    )
+    if public:
+        download.refuse_private("https://data.example.org/a.tar")
+    else:
+        with pytest.raises(DataError, match="private network"):
+            download.refuse_private("https://data.example.org/a.tar")
 
 
 def test_a_redirect_on_the_same_host_is_followed(server, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import socket
 import tarfile
 import zipfile
@@ -93,7 +94,7 @@ def offer(tmp_path, monkeypatch) -> Offer:
     monkeypatch.setenv("TOOLKIT_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(manifest, "SCHEMES", ("https://", "http://127.0.0.1:"))
+    monkeypatch.setattr(manifest, "ADDRESS", re.compile(r"(https://|http://127\.0\.0\.1:).*"))
     monkeypatch.setattr(download, "refuse_private", lambda url: None)
 
     def write(*urls: str, content: bytes = ARCHIVE, extra: str = "", **changes: object) -> Path:
@@ -286,7 +287,7 @@ def test_the_decathlons_archive_becomes_a_task(tmp_path, monkeypatch):
         made.add(tmp_path / "in" / "Task04_Hippocampus", "Task04_Hippocampus")
     content = (tmp_path / "t.tar").read_bytes()
     text = (Path(__file__).parents[3] / "data_manifests" / "msd_hippocampus.toml").read_text(encoding="utf-8")
-    monkeypatch.setattr(manifest, "SCHEMES", ("https://", "http://127.0.0.1:"))
+    monkeypatch.setattr(manifest, "ADDRESS", re.compile(r"(https://|http://127\.0\.0\.1:).*"))
     monkeypatch.setattr(download, "refuse_private", lambda url: None)
     for variable, folder in (("MANIFESTS", "manifests"), ("DATA", "data"), ("CACHE", "cache")):
         monkeypatch.setenv(f"TOOLKIT_{variable}", str(tmp_path / folder))
