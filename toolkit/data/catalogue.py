@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from toolkit.data.normalise import check_rule
 from toolkit.data.sets import rows_of, split_rows
 from toolkit.data.table import cases_of_rows, recipe
 from toolkit.data.task import Task
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import ConfigError, DataError, ToolkitWarning
 from toolkit.registry import register
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def load_task(
 def list_tasks() -> pd.DataFrame:
     """All tasks with a manifest: name, anatomy, modality, dims, classes, sites, licence, access, ready.
 
-    `ready` is True where `load_task` finds the data on this machine.
+    `ready` is True where `load_task` finds the data on this machine. A manifest with errors is left out, with a warning.
 
     Example:
         >>> tk.list_tasks().query("ready")[["name", "modality", "licence"]]  # doctest: +ELLIPSIS
@@ -105,11 +106,16 @@ def list_tasks() -> pd.DataFrame:
 
     columns = ["name", "anatomy", "modality", "dims", "classes", "sites", "licence", "access", "ready"]
     rows = []
-    for manifest in map(find_manifest, manifest_names()):
+    for name in manifest_names():
+        try:
+            manifest = find_manifest(name)
+        except DataError as error:
+            warnings.warn(f"The task {name!r} is left out. {error}", ToolkitWarning, stacklevel=3)
+            continue
         classes = ", ".join(label for index, label in sorted(manifest.classes.items()) if index)
         ready = manifest.generated or any(folder.is_dir() for folder in data_folders(manifest.name))
         seen = {"classes": classes, "sites": ", ".join(manifest.sites), "access": manifest.access.kind, "ready": ready}
-        rows.append([seen[name] if name in seen else getattr(manifest, name) for name in columns])
+        rows.append([seen[column] if column in seen else getattr(manifest, column) for column in columns])
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -81,7 +81,9 @@ class GeneratedSource(Source):
         with contextlib.suppress(DataError):
             cached = read_npz(path, ["image", "label", "spacing", "group"])
             mm = tuple(float(value) for value in cached["spacing"])
-            stack = Stack(cached["image"].astype(np.float32), cached["label"], mm, str(cached["group"]))
+            stack = Stack(
+                cached["image"].astype(np.float32), cached["label"].astype(np.uint8), mm, str(cached["group"])
+            )
             if not self.sha256 or stack.sha256() == self.sha256:
                 return stack
         drawn = _module(self.generator).generate(self.site, self.subject, self.seed)

@@ -13,7 +13,7 @@ import pytest
 from toolkit.data import list_tasks, load_task
 from toolkit.data.manifest import cache_folder, find_manifest, manifest_names
 from toolkit.data.sets.files import index_of
-from toolkit.errors import DataError, ToolkitError
+from toolkit.errors import DataError, ToolkitError, ToolkitWarning
 
 MANIFEST = """
 name = "tiny"
@@ -298,6 +298,25 @@ def test_an_index_cannot_reach_outside_its_pack(tiny, image):
     path.write_text(TABLE.replace("stacks/bob.npz", image))
     with pytest.raises(DataError, match="lies outside the data folder"):
         load_task("tiny")
+
+
+@pytest.mark.parametrize("file", ["../tiny/stacks/ann.npz", "/etc/hostname"])
+def test_a_table_under_the_name_of_an_official_set_reaches_no_further(tiny, file):
+    folder = Path(os.environ["TOOLKIT_MANIFESTS"])
+    (folder / "cardiac_acdc.toml").write_text(MANIFEST.replace('name = "tiny"', 'name = "cardiac_acdc"'))
+    row = f"patient001,ED,train,DCM,10,256,216,658,{file}"
+    (folder / "cardiac_acdc.csv").write_text(f"patient,phase,split,group,slices,rows,cols,k,file\n{row}\n")
+    (tiny.parent / "cardiac_acdc").mkdir()
+    with pytest.raises(DataError, match="lies outside the data folder"):
+        load_task("cardiac_acdc")
+
+
+def test_a_broken_manifest_leaves_the_other_tasks(tiny):
+    (Path(os.environ["TOOLKIT_MANIFESTS"]) / "broken.toml").write_bytes(b"name = '\xff'")
+    with pytest.warns(ToolkitWarning, match="'broken' is left out. The manifest cannot be read"):
+        names = set(list_tasks().name)
+    assert {"tiny", "phantom-cardiac"} <= names
+    assert "broken" not in names
 
 
 @pytest.mark.parametrize("name", ["../tiny", "/tmp/tiny", "manifests/tiny"])

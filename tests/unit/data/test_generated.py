@@ -67,6 +67,31 @@ def test_a_damaged_cache_is_made_again(tmp_path):
     np.testing.assert_array_equal(source.read_raw().image[0], first.image)
 
 
+def test_a_cached_pack_with_other_arrays_is_neither_used_nor_hashed() -> None:
+    whole = load_task("phantom-cardiac")
+    source = whole.cases("test")[0].reader
+    first, known = source.pair(), whole.content_hash()
+    (path,) = (source._path(),)
+    with np.load(path) as arrays:
+        stored = dict(arrays)
+    changed = {
+        "a voxel": {
+            "image": np.where(np.arange(stored["image"].size).reshape(stored["image"].shape) == 9, 1, stored["image"])
+        },
+        "a label": {"label": np.where(stored["label"] == 1, 2, stored["label"])},
+        "labels that wrap round": {"label": stored["label"].astype(np.int16) + 256},
+        "another order": {"image": stored["image"][::-1], "label": stored["label"][::-1]},
+        "numbers of another kind": {"image": stored["image"].astype(np.float64) + 1e-3},
+    }
+    for what, arrays in changed.items():
+        np.savez_compressed(path, **{**stored, **arrays})
+        fresh = load_task("phantom-cardiac")
+        pair = fresh.cases("test")[0].reader.pair()
+        np.testing.assert_array_equal(pair.image, first.image, err_msg=what)
+        np.testing.assert_array_equal(pair.label, first.label, err_msg=what)
+        assert fresh.content_hash() == known
+
+
 def test_a_cache_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("not a folder")

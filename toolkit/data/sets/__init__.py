@@ -30,12 +30,12 @@ def rows_of(manifest: Manifest, folder: Path) -> list[Row]:
             raise DataError(what, where=manifest.table_path, fix=fix)
         named = table_rows(manifest.table_path, folder)
         rows = completed([{"site": manifest.sites[0], **row} for row in named])
-        outside = [path for row in rows for path in files_of(row) if leaves_folder(os.path.relpath(path, folder))]
-        if outside:
-            what = f"A file of {manifest.name!r} lies outside the data folder: {outside[0]}."
-            raise DataError(what, where=manifest.table_path, fix="Name files below the data folder.")
     else:
         rows = read(folder, manifest)
+    outside = [path for row in rows for path in files_of(row) if leaves_folder(os.path.relpath(path, folder))]
+    if outside:
+        what = f"A file of {manifest.name!r} lies outside the data folder: {outside[0]}."
+        raise DataError(what, where=manifest.table_path, fix="Name files below the data folder.")
     if not rows:
         fix = f"Expected: {', '.join(manifest.files)}. {' '.join(manifest.access.steps)}"
         raise DataError(f"No image of {manifest.name!r} was found.", where=folder, fix=fix)
