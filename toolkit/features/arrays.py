@@ -43,7 +43,7 @@ class MemoryArrays:
         yield from self.values[layer, kind].split(size)
 
     def shape(self, layer: str, kind: str) -> tuple[int, ...]:
-        """See `Arrays`."""
+        """Of what `read` gives, without reading it; () if it is not stored."""
         return tuple(getattr(self.values.get((layer, kind)), "shape", ()))
 
     def table(self, name: str) -> pd.DataFrame:
@@ -74,7 +74,7 @@ class StoredArrays:
         return None if entry is None else next(self.batches(layer, kind, max(1, entry["shape"][0])))
 
     def shape(self, layer: str, kind: str) -> tuple[int, ...]:
-        """See `Arrays`."""
+        """As in memory."""
         return tuple(self.entries[layer]["arrays"].get(kind, {}).get("shape", ()))
 
     def batches(self, layer: str, kind: str, size: int) -> Iterator[Tensor]:

@@ -32,19 +32,20 @@ HELD: dict[str, dict[str, float]] = {
 }
 # How often an analysis holds the rows (channel_similarity: the second moments) that it reads of stored features.
 COPIES = {
-    "drift": 4,
+    "drift": 4.4,
     "project": 0.5,
-    "project umap": 3,
-    "project tsne": 3,
-    "channel_similarity": 1.2,
-    "layer_similarity linear_cka": 1.2,
-    "layer_similarity rbf_cka": 1.2,
-    "layer_similarity procrustes": 2,
-    "layer_similarity rsa": 1.5,
-    "collapse": 1.5,
-    "gaussianity": 4,
-    "classifier_variability": 2,
+    "project umap": 2,
+    "project tsne": 2,
+    "channel_similarity": 3.1,
+    "layer_similarity linear_cka": 1.6,
+    "layer_similarity rbf_cka": 1.6,
+    "layer_similarity procrustes": 2.5,
+    "layer_similarity rsa": 1.6,
+    "collapse": 3,
+    "gaussianity": 8,
+    "classifier_variability": 2.7,
 }
+_ROW = 150  # bytes of a row of a table
 
 
 def free_bytes(device: torch.device) -> int:
@@ -105,7 +106,9 @@ def affordable(
     return count
 
 
-def state_rows(call: str, stores: Iterable[Any], layers: str | Iterable[str], kind: str = "rows") -> None:
+def state_rows(
+    call: str, stores: Sequence[Any], layers: str | Iterable[str], kind: str = "rows", beside: float = 0.0
+) -> None:
     """Say what an analysis of stored features takes, as `affordable` does; nothing is read.
 
     Args:
@@ -113,9 +116,11 @@ def state_rows(call: str, stores: Iterable[Any], layers: str | Iterable[str], ki
         stores: the features of each stage.
         layers: what it reads of each.
         kind: "rows", or "gram" for second moments.
+        beside: bytes that it needs for each row.
     """
     names = [layers] if isinstance(layers, str) else list(layers)
-    need = COPIES[call] * sum(store.nbytes(layer, kind) for store in stores for layer in names)
+    shapes = [shape for store in stores for layer in names if (shape := store.shape(layer, kind))]
+    need = sum(4 * COPIES[call] * math.prod(shape) + (_ROW + beside) * shape[0] for shape in shapes)
     affordable(call, need, "Extract fewer rows (samples=..., or pool='per-class'), name fewer layers, or free memory.")
 
 

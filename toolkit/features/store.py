@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,10 +98,9 @@ class Features(Result):
         if count != len(self.cases):
             raise ResultError("The rows of this layer do not fit the case table.", where=layer)
 
-    def nbytes(self, layer: str, kind: str = "rows") -> int:
-        """Bytes of the rows of one layer (or `gram`, second moments) in memory, told without reading them."""
-        shape = self._arrays.shape(layer, kind) if layer in self.layers else ()
-        return 4 * math.prod(shape) if shape else 0
+    def shape(self, layer: str, kind: str = "rows") -> tuple[int, ...]:
+        """Shape of the rows of one layer (or `gram`, second moments), told without reading them; () if there are none."""
+        return self._arrays.shape(layer, kind) if layer in self.layers else ()
 
     def moments(self, layer: str) -> Moments | None:
         """Second moments per image, or None if they were not kept.
