@@ -21,7 +21,7 @@ import torch
 
 import toolkit as tk
 from toolkit.measure.evaluate import evaluate
-from toolkit.training.environment import environment
+from toolkit.training.engine import environment
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)

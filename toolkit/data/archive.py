@@ -9,9 +9,10 @@ import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from toolkit.data.manifest import leaves_folder
 from toolkit.errors import DataError
@@ -28,14 +29,6 @@ class Limits:
     bytes: int = 2**38
     ratio: float = 200.0
     entries: int = 2_000_000
-
-
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    name: str
-    folder: bool
-    size: int
-    handle: Any
 
 
 def unpack(
@@ -74,48 +67,37 @@ def unpack(
 
 
 def _write_all(archive: Path, hidden: Path, limits: Limits, inside: str) -> list[str]:
-    allowed = min(limits.bytes, int(limits.ratio * max(archive.stat().st_size, 1)))
+    packed = archive.stat().st_size
+    allowed = min(limits.bytes, int(limits.ratio * max(packed, 1)))
     written, names, taken = 0, [], set()
-    with _opened(archive) as opened:
-        for number, entry in enumerate(_entries(opened, archive)):
-            if number >= limits.entries:
-                raise _bad(archive, f"has more than {limits.entries} entries")
-            relative = _safe(entry.name, archive)
-            if inside:
-                if PurePosixPath(inside) not in relative.parents:
-                    continue
-                relative = relative.relative_to(inside)
-            if entry.folder:
-                (hidden / relative).mkdir(parents=True, exist_ok=True)
+    for number, (name, size, content) in enumerate(_entries(archive)):
+        if number >= limits.entries:
+            raise _bad(archive, f"has more than {limits.entries} entries")
+        relative = _safe(name, archive)
+        if inside:
+            if PurePosixPath(inside) not in relative.parents:
                 continue
-            if relative.as_posix().casefold() in taken:
-                raise _bad(archive, f"has {entry.name!r} twice")
-            taken.add(relative.as_posix().casefold())
-            target = hidden / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if written + entry.size > allowed:
-                raise _bad(
-                    archive, f"would unpack to more than {allowed} bytes (its own size: {archive.stat().st_size})"
-                )
-            with _stream(opened, entry) as source, target.open("xb") as sink:
-                while block := source.read(_BLOCK):  # what is declared may be a lie: count what comes
-                    written += len(block)
-                    if written > allowed:
-                        raise _bad(archive, f"unpacks to more than {allowed} bytes")
-                    sink.write(block)
-            names.append(relative.as_posix())
-        if isinstance(opened, tarfile.TarFile):  # to the end of the stream, where the compression's checksum stands
-            while opened.fileobj.read(_BLOCK):
-                pass
+            relative = relative.relative_to(inside)
+        target = hidden / relative
+        if content is None:
+            target.mkdir(parents=True, exist_ok=True)
+            continue
+        if relative.as_posix().casefold() in taken:
+            raise _bad(archive, f"has {name!r} twice")
+        taken.add(relative.as_posix().casefold())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if written + size > allowed:
+            raise _bad(archive, f"would unpack to more than {allowed} bytes (its own size: {packed})")
+        with content() as source, target.open("xb") as sink:
+            while block := source.read(_BLOCK):  # what is declared may be a lie: count what comes
+                written += len(block)
+                if written > allowed:
+                    raise _bad(archive, f"unpacks to more than {allowed} bytes")
+                sink.write(block)
+        names.append(relative.as_posix())
     if not names:
         raise _bad(archive, "holds no files")
     return names
-
-
-def _opened(archive: Path) -> Any:
-    if zipfile.is_zipfile(archive):
-        return zipfile.ZipFile(archive)
-    return tarfile.open(archive, "r:*", tarinfo=_BoundedHeader)
 
 
 class _BoundedHeader(tarfile.TarInfo):
@@ -127,24 +109,25 @@ class _BoundedHeader(tarfile.TarInfo):
         return super()._proc_member(opened)  # type: ignore[misc]
 
 
-def _entries(opened: Any, archive: Path) -> Iterator[_Entry]:
-    if isinstance(opened, zipfile.ZipFile):
-        for info in opened.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _bad(archive, f"holds {info.filename!r}, which is a link or a device")
-            if info.flag_bits & 1:
-                raise _bad(archive, f"holds {info.filename!r}, which is encrypted")
-            yield _Entry(info.filename, info.is_dir(), info.file_size, info)
+def _entries(archive: Path) -> Iterator[tuple[str, int, Callable[[], Any] | None]]:
+    """Name, declared size, and what opens the content (None of a folder) of every entry."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
+                if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise _bad(archive, f"holds {info.filename!r}, which is a link or a device")
+                if info.flag_bits & 1:
+                    raise _bad(archive, f"holds {info.filename!r}, which is encrypted")
+                yield info.filename, info.file_size, None if info.is_dir() else partial(zipped.open, info)
         return
-    for member in opened:
-        if not (member.isreg() or member.isdir()):
-            raise _bad(archive, f"holds {member.name!r}, which is a link or a device")
-        yield _Entry(member.name, member.isdir(), member.size, member)
-
-
-def _stream(opened: Any, entry: _Entry) -> IO[bytes]:
-    return opened.open(entry.handle) if isinstance(opened, zipfile.ZipFile) else opened.extractfile(entry.handle)
+    with tarfile.open(archive, "r:*", tarinfo=_BoundedHeader) as packed:
+        for member in packed:
+            if not (member.isreg() or member.isdir()):
+                raise _bad(archive, f"holds {member.name!r}, which is a link or a device")
+            yield member.name, member.size, None if member.isdir() else partial(packed.extractfile, member)
+        stream: Any = packed.fileobj
+        while stream.read(_BLOCK):
+            pass  # to the end of the stream, where the compression's checksum stands
 
 
 def _safe(name: str, archive: Path) -> PurePosixPath:

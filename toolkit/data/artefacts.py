@@ -16,7 +16,6 @@ import numpy as np
 
 from toolkit import registry
 from toolkit.data.case import Case
-from toolkit.data.crop import crop_or_pad, put_back
 from toolkit.data.randomness import keyed_random
 from toolkit.data.source import Pair, Source
 from toolkit.data.task import Task
@@ -95,6 +94,34 @@ def corrupted(image: np.ndarray, name: str, parameters: Mapping[str, Any], side:
     return put_back(changed, offsets, image.shape[-2:])
 
 
+def crop_or_pad(stack: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """The centre (..., *size) of a stack (..., rows, columns), with zeros where it is smaller.
+
+    The odd pixel goes before the image when padding and is cut after it when cropping.
+
+    Returns:
+        The stack, and (row start, column start, rows, columns): where the cut begins in the padded stack, and the
+        padded stack's sides. `put_back` takes them.
+    """
+    if stack.ndim < 2 or len(size) != 2 or min(size) < 1:
+        raise DataError(f"Cannot cut {stack.shape} to {tuple(size)}.", fix="Give (..., rows, columns) and two sides.")
+    missing = [max(target - side, 0) for side, target in zip(stack.shape[-2:], size, strict=True)]
+    padding = [(0, 0)] * (stack.ndim - 2) + [((extra + 1) // 2, extra // 2) for extra in missing]
+    padded = np.pad(stack, padding)
+    rows, columns = padded.shape[-2:]
+    row, column = (rows - size[0]) // 2, (columns - size[1]) // 2
+    return padded[..., row : row + size[0], column : column + size[1]], (row, column, rows, columns)
+
+
+def put_back(cut: np.ndarray, offsets: tuple[int, int, int, int], shape: Sequence[int]) -> np.ndarray:
+    """The inverse of `crop_or_pad`: the cut in a canvas of zeros of the original sides (..., *shape)."""
+    row, column, rows, columns = offsets
+    canvas = np.zeros((*cut.shape[:-2], rows, columns), cut.dtype)
+    canvas[..., row : row + cut.shape[-2], column : column + cut.shape[-1]] = cut
+    top, left = (rows - shape[0] + 1) // 2, (columns - shape[1] + 1) // 2
+    return canvas[..., top : top + shape[0], left : left + shape[1]]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArtefactSource(Source):
     """A volume of another reader, corrupted; labels are unchanged."""
@@ -157,8 +184,6 @@ def with_artefacts(
     base = task if isinstance(task, Task) else registry.build("task", dict(task))
     for name in artefacts or ("",):
         choose("artefact", name, ARTEFACTS, where="with_artefacts")
-    if copies < 1:
-        raise ConfigError(f"{copies} copies are none.", where="with_artefacts(copies=...)", fix="Ask for at least 1.")
     chosen = base.cases(split)
     if not chosen:
         raise ConfigError(f"The split {split!r} of {base.name!r} has no cases.", where="with_artefacts")

@@ -10,7 +10,7 @@ from typing import Unpack
 
 from toolkit.data.array_files import HDF5_SUFFIXES
 from toolkit.data.reading import READABLE, Row, kind_of
-from toolkit.data.subjects import person_of
+from toolkit.data.rows import person_of
 from toolkit.data.table import TaskSettings, recipe, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError

@@ -61,8 +61,6 @@ class Loader:
     ) -> None:
         if not cases:
             raise ConfigError("A loader needs at least one case.")
-        if int(batch_size) < 1:
-            raise ConfigError(f"batch_size must be at least 1, not {batch_size!r}.", where="loader(batch_size=...)")
         self.cases = list(cases)
         self.channels, self.batch_size, self.seed = channels, int(batch_size), seed
         self.patch_size = tuple(int(side) for side in patch_size)

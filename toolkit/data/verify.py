@@ -11,9 +11,9 @@ import numpy as np
 from toolkit.data.case import Case
 from toolkit.data.generated import GeneratedSource, index_rows
 from toolkit.data.manifest import Manifest, data_folders
+from toolkit.data.rows import person_of
 from toolkit.data.sets import files_of, rows_of
 from toolkit.data.source import Pair, Source
-from toolkit.data.subjects import person_of
 from toolkit.errors import DataError, ToolkitError
 from toolkit.files import file_sha256
 

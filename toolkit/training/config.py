@@ -193,15 +193,7 @@ class TrainConfig:
 
 def as_config(value: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
     """A `TrainConfig` from one, a mapping of its fields, or None (the defaults)."""
-    if value is None:
-        return TrainConfig()
-    if isinstance(value, TrainConfig):
-        return value
-    if isinstance(value, Mapping):
-        return TrainConfig.from_dict(value)
-    raise ConfigError(
-        f"config must be a TrainConfig, not {type(value).__name__}.", fix="Pass toolkit.TrainConfig(steps=500)."
-    )
+    return value if isinstance(value, TrainConfig) else TrainConfig.from_dict(value or {})
 
 
 def _bad(name: str, value: object, fix: str) -> ConfigError:

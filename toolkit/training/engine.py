@@ -1,13 +1,15 @@
-"""Lightning Fabric, set up for one `TrainingStep`: device, precision, compilation and several processes."""
+"""Lightning Fabric, set up for one `TrainingStep`, and the machine it runs on: device, precision, processes, threads."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from toolkit.training.step import TrainingStep
 
+_MOST_WORKERS = 4  # more threads than this wait for one another, not for the device
 _PRECISION = {"bf16": "bf16-mixed", "16": "16-mixed"}
 
 
@@ -193,3 +196,51 @@ def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
         yield
     finally:
         model._compiled_call_impl = before
+
+
+def worker_count(config: TrainConfig) -> int:
+    """How many threads prepare batches: the configured number, or what this machine has to spare.
+
+    On a GPU the threads only read and crop; on a CPU a thread that augments would take a core from the step itself
+    unless one is idle.
+    """
+    if config.workers is not None:
+        return config.workers
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores //= config.devices
+    if resolve_device(config).type == "cpu":
+        return max(0, min(_MOST_WORKERS, cores // (config.threads or torch.get_num_threads()) - 1))
+    return max(1, min(_MOST_WORKERS, cores - 1))
+
+
+def environment(config: TrainConfig) -> dict[str, Any]:
+    """Versions, device and thread count, as recorded in `run.json`."""
+    from toolkit import __version__
+
+    device = resolve_device(config)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "toolkit": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "device": device.type,
+        "device_name": name,
+        "threads": config.threads or torch.get_num_threads(),
+        "workers": worker_count(config),
+        "malloc": {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")},
+    }
+
+
+def content_hash(task: Any) -> str | None:
+    """The task's content hash; None if it offers none."""
+    method = getattr(task, "content_hash", None)
+    return str(method()) if callable(method) else None
+
+
+def contents(task: Any) -> dict[str, Any] | None:
+    """What the content hash is made of, so that a difference can be named; None if the task does not offer it."""
+    method = getattr(task, "contents", None)
+    return dict(method()) if callable(method) else None

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from toolkit.training.engine import resolve_device, share_of
+from toolkit.training.engine import share_of, worker_count
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from toolkit.training.config import TrainConfig
-
-_MOST = 4  # more threads than this wait for one another, not for the device
-
-
-def worker_count(config: TrainConfig) -> int:
-    """How many threads prepare batches: the configured number, or what this machine has to spare.
-
-    On a GPU the threads only read and crop; on a CPU a thread that augments would take a core from the step itself
-    unless one is idle.
-    """
-    if config.workers is not None:
-        return config.workers
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    cores //= config.devices
-    if resolve_device(config).type == "cpu":
-        return max(0, min(_MOST, cores // (config.threads or torch.get_num_threads()) - 1))
-    return max(1, min(_MOST, cores - 1))
 
 
 class Feed:

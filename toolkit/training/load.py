@@ -20,7 +20,7 @@ from toolkit.training import scoring
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
-from toolkit.training.environment import content_hash
+from toolkit.training.engine import content_hash
 from toolkit.training.loop import restore_step
 from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer, as_regularizers

@@ -21,7 +21,7 @@ from toolkit.inference.predict import predict_volumes
 from toolkit.inference.volumes import group_volumes, volume_spacing
 from toolkit.measure.evaluate import evaluate
 from toolkit.measure.statistics import patient_column
-from toolkit.training.environment import content_hash
+from toolkit.training.engine import content_hash
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import nn
 
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.features.process_state import thread_count
 from toolkit.features.provenance import FLOOR
 from toolkit.files import absolute, read_sealed, write_sealed
 from toolkit.inference.executors import Submits, hand_out
@@ -20,12 +23,12 @@ from toolkit.measure.statistics import Comparison, compare_methods
 from toolkit.training.arms import Arm, Factory, baseline_of, checked_arms, first_networks, folder
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import check_empty
-from toolkit.training.environment import content_hash, environment
-from toolkit.training.executors import Training
+from toolkit.training.engine import content_hash, environment
 from toolkit.training.losses import as_objective
 from toolkit.training.objective import Loss, Objective
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.serialization import describe
+from toolkit.training.train import train_or_resume
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +54,35 @@ class Study(Comparison):
     path: str
     settings: dict[str, Any]
     kind: ClassVar[str] = "study"
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training of a study; plain objects, so that any executor can carry it to another process."""
+
+    method: str
+    seed: int
+    fold: int | None
+    split: str
+    metric: str
+    _: dataclasses.KW_ONLY
+    model: nn.Module
+    task: Any
+    objective: Objective
+    regularizers: list[Regularizer]
+    config: TrainConfig
+    folder: Path
+    options: dict[str, Any]  # of `train`
+
+    def run(self) -> pd.DataFrame:
+        """Train, or continue, and score; what is held here stays as it is."""
+        model, objective, regularizers = copy.deepcopy((self.model, self.objective, self.regularizers))
+        with thread_count(self.config.threads):
+            parts = (model, self.task, objective, regularizers, self.config)
+            run = train_or_resume(self.folder, *parts, **self.options)
+            table = run.evaluate(self.split, self.options["site"], metrics=(self.metric,))
+        place = {} if self.fold is None else {"fold": self.fold}
+        return table.assign(method=self.method, seed=self.seed, **place)
 
 
 def compare(
@@ -141,22 +173,17 @@ def compare(
     }
     record = _recorded(path, json.loads(json.dumps(record)))
     config = config.replace(threads=record["threads"])
+    options = {"aliases": dict(aliases or {}), "site": site, "progress": progress and executor is None}
     trainings = [
         Training(
-            method=name,
-            seed=seed,
-            fold=fold,
+            *(name, seed, fold, split, metric),
             model=networks[name, seed],
             task=part,
             objective=objective if arm.objective is None else as_objective(arm.objective),
             regularizers=arm.regularizers,
             config=config.replace(**{**dict(arm.config or {}), "seed": seed}),
             folder=path / ("" if fold is None else f"fold-{fold}") / f"seed-{seed}" / folder(name),
-            aliases=dict(aliases or {}),
-            site=site,
-            split=split,
-            metric=metric,
-            progress=progress and executor is None,
+            options=options,
         )
         for fold, part in parts.items()
         for seed in seeds

@@ -29,12 +29,14 @@ from toolkit.training.directory import RunDirectory, default_path
 from toolkit.training.engine import (
     check_compile,
     check_network,
+    content_hash,
+    contents,
+    environment,
     is_first_process,
     resolve_device,
     same_modes,
     with_gradients,
 )
-from toolkit.training.environment import content_hash, contents, environment
 from toolkit.training.handover import packed
 from toolkit.training.load import open_run
 from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step

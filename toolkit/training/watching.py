@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from toolkit.errors import ConfigError, ToolkitWarning
+from toolkit.errors import ToolkitWarning
 from toolkit.inference.network import Predictor
 from toolkit.inference.predict import predict_volumes
 from toolkit.inference.volumes import group_volumes, one_map, stack
@@ -32,12 +32,7 @@ class Watchers:
     """
 
     def __init__(self, given: OnLog | Iterable[OnLog] | None = None) -> None:
-        several = [] if given is None else [given] if callable(given) else list(given)
-        for one in several:
-            if not callable(one):
-                fix = "Give a function of one row, or tk.loggers.tensorboard(folder)."
-                raise ConfigError(f"on_log cannot be {one!r}: it is not callable.", where="train(on_log=...)", fix=fix)
-        self._active: list[Any] = several
+        self._active: list[Any] = [] if given is None else [given] if callable(given) else list(given)
 
     def __bool__(self) -> bool:
         return bool(self._active)

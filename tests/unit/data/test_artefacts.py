@@ -12,9 +12,16 @@ from scipy import stats
 
 from toolkit import registry
 from toolkit.data.arrays import task_from_arrays
-from toolkit.data.artefacts import ARTEFACTS, apply_artefact, draw_artefact, slices_to_unit_range, with_artefacts
+from toolkit.data.artefacts import (
+    ARTEFACTS,
+    apply_artefact,
+    crop_or_pad,
+    draw_artefact,
+    put_back,
+    slices_to_unit_range,
+    with_artefacts,
+)
 from toolkit.data.catalogue import load_task
-from toolkit.data.crop import crop_or_pad, put_back
 from toolkit.errors import ConfigError, DataError
 
 

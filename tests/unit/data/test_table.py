@@ -22,7 +22,7 @@ from toolkit.data import (
     task_from_nnunet,
     task_from_table,
 )
-from toolkit.data.subjects import inferred_subjects
+from toolkit.data.rows import inferred_subjects
 from toolkit.errors import ConfigError, DataError, ToolkitWarning
 
 CLASSES = ["background", "low", "high"]

@@ -28,7 +28,7 @@ BLOCKS = {
 }
 
 
-set_forkserver_preload(["lightning_fabric", "pandas", "toolkit.training.executors"])  # imported once for all workers
+set_forkserver_preload(["lightning_fabric", "pandas", "toolkit.training.study"])  # imported once for all workers
 
 
 @pytest.fixture

@@ -20,9 +20,17 @@ from toolkit.errors import ConfigError, LayerError, choose
 from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectation, sliced_epps_pulley, unit_directions
 from toolkit.methods.segreg.divergences import DIVERGENCES, divergence, null_value
 from toolkit.registry import register
-from toolkit.training.gathering import labels_of_all, process, rows_of_all
 from toolkit.training.regularizer import Regularizer, StepContext, linear_warm_up
-from toolkit.training.sampling import POOLING, SAMPLING, RowSample, choose_rows, labels_at
+from toolkit.training.sampling import (
+    POOLING,
+    SAMPLING,
+    RowSample,
+    choose_rows,
+    labels_at,
+    labels_of_all,
+    process,
+    rows_of_all,
+)
 
 __all__ = ["SegReg", "epps_pulley_by_direction", "null_expectation", "sliced_epps_pulley", "unit_directions"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.errors import ConfigError
-from toolkit.training.gathering import mean_of_all
 from toolkit.training.regularizer import fresh_generator
+from toolkit.training.sampling import mean_of_all
 
 _POOL: dict[int, Any] = {
     1: functional.adaptive_avg_pool1d,
