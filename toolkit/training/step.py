@@ -172,7 +172,7 @@ class TrainingStep(nn.Module):
         """Add the regularizer's weighted terms to `result`; returns their sum.
 
         Raises:
-            ProtocolError: no layer that it reads can ever have a gradient.
+            ProtocolError: a term without weight, or no layer that it reads can ever have a gradient.
 
         Warns:
             RegularizerWarning: it has no gradient in the first step in which it is active.
@@ -180,6 +180,12 @@ class TrainingStep(nn.Module):
         with self._precision(regularizer, context):
             terms = regularizer(context)
         weights = regularizer.weights(context.step)
+        if terms.keys() - weights.keys():
+            raise ProtocolError(
+                f"The regularizer {regularizer.name!r} returns the terms {list(terms)}, weights() names {list(weights)}.",
+                where=type(regularizer).__name__,
+                fix="Use the same names in both.",
+            )
         addition = torch.stack([weights[name] * term.float() for name, term in terms.items()]).sum()
         if regularizer.name not in self._seen:
             self._seen.add(regularizer.name)

@@ -177,6 +177,17 @@ def test_a_loss_on_a_task_with_regions_gets_their_masks_or_is_refused() -> None:
         LossObjective(nn.BCEWithLogitsLoss())(logits.repeat(1, 2, 1, 1)[:, :3], batch)
 
 
+def test_a_term_without_weight_is_named() -> None:
+    class Mine(tk.SegReg):
+        def __call__(self, context: tk.StepContext) -> dict[str, torch.Tensor]:
+            return {"mine": context.features["head_input"].mean()}
+
+    step = tk.TrainingStep(UNet(1, 2, channels=(4, 8)), tk.SegmentationObjective(), [Mine()])
+    batch = {"image": torch.rand(1, 1, 16, 16), "label": torch.zeros(1, 1, 16, 16, dtype=torch.long)}
+    with pytest.raises(tk.ProtocolError, match=r"returns the terms \['mine'\], weights\(\) names \['epps_pulley'\]"):
+        step(batch)
+
+
 def test_losses_that_give_no_number_and_things_that_are_no_loss_are_refused() -> None:
     with pytest.raises(ConfigError, match="reduction"):
         LossObjective(nn.CrossEntropyLoss(reduction="none"))(LOGITS, {"label": LABEL})
