@@ -174,6 +174,31 @@ class Attacks:
             self.flipped(out / sorted(names)[index % len(names)])
             yield self.judged(lambda path=out: self.same(carry_on(path)))
 
+    def power_cuts(self) -> Iterator[str]:
+        """After a flush or a rename of a training, or of a sequence, the disk holds what was flushed and no more."""
+        import power_cut
+
+        whole = family("ewc", self.fresh(), resumed=False)
+        for train, right, times in (
+            (begin, lambda out: self.same(carry_on(out)), self.times * 4),
+            (
+                lambda out: family("ewc", out, resumed=False),
+                lambda out: alike(family("ewc", out, resumed=True), whole),
+                12,
+            ),
+        ):
+            parent, before = self.fresh(), list[int]()
+            parent.mkdir()
+            with (
+                power_cut.Disk(parent) as disk,
+                at_step(0, lambda seen=before, disk=disk: seen.append(len(disk.moments))),
+            ):
+                train(parent / "run")
+            images = [one for moment in disk.moments[before[0] - 1 :] for one in moment.values()]
+            for image in self.random.sample(images, min(times, len(images))):
+                power_cut.write(image, out := self.fresh())
+                yield self.judged(lambda path=out / "run", call=right: call(path))
+
     def edited_records(self) -> Iterator[str]:
         """A number of run.json or checkpoint.json changed by hand."""
         for key, value in (("learning_rate", 0.5), ("seed", 4), ("steps", 9), ("batch_size", 3), ("weight_decay", 0.9)):

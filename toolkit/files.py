@@ -32,7 +32,7 @@ def replacing(path: str | os.PathLike[str], *, parents: bool = False, durable: b
     """
     path = Path(path)
     if parents:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, durable=durable)
     temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.{path.name}")
     try:
         yield temporary
@@ -43,6 +43,14 @@ def replacing(path: str | os.PathLike[str], *, parents: bool = False, durable: b
             flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path, *, durable: bool = True) -> None:
+    """Make a folder and those that it lies in; their names are flushed to the disk, or a power cut takes all inside."""
+    new = [one for one in (path, *path.parents) if durable and not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for one in new:
+        flush(one.parent)
 
 
 def write_atomically(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.files import absolute, distinct_names, read_sealed, write_atomically, write_sealed
+from toolkit.files import absolute, distinct_names, make_folder, read_sealed, write_atomically, write_sealed
 from toolkit.locks import exclusive
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
@@ -64,7 +64,7 @@ class RunDirectory:
         """Hold the folder for a new run; make it where it is missing, and take it away again if nothing came of it."""
         self.check_free()
         missing = not self.path.exists()
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         try:
             with self.locked():
                 self.check_free()
@@ -92,7 +92,7 @@ class RunDirectory:
     def create(self, record: Mapping[str, Any], first: Checkpoint) -> None:
         """Write the first checkpoint, then `run.json`, whose presence says that the run is complete."""
         self.check_free()
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         (self.path / _UNFINISHED).touch()
         shutil.rmtree(self.checkpoints, ignore_errors=True)  # of a process that was killed while it was here
         checkpoints.write(self.checkpoints, first)

@@ -17,7 +17,7 @@ from torch import nn
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.features.process_state import thread_count
 from toolkit.features.provenance import FLOOR
-from toolkit.files import absolute, read_sealed, write_sealed
+from toolkit.files import absolute, make_folder, read_sealed, write_sealed
 from toolkit.inference.executors import Submits, hand_out
 from toolkit.measure.statistics import Comparison, compare_methods
 from toolkit.training.arms import Arm, Factory, baseline_of, checked_arms, first_networks, folder
@@ -267,7 +267,7 @@ def _recorded(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     file = path / RECORD
     if not file.exists():
         check_empty(path)
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         record = {**record, "threads": record["config"]["threads"] or torch.get_num_threads()}
         write_sealed(file, record)
         return record

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from power_cut import Disk, write
 
 import toolkit as tk
 from toolkit import locks
@@ -183,6 +184,27 @@ with exclusive(Path(sys.argv[1]), "is training this run", Path(sys.argv[1]).pare
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's list of open files")
+def test_after_a_power_cut_a_run_goes_on_from_what_was_flushed(
+    discs: tk.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    (tmp_path / "disk").mkdir()
+    torch.manual_seed(0)
+    with Disk(tmp_path / "disk") as disk, monkeypatch.context() as patched:
+        at_step(patched, 0, lambda: begun.append(len(disk.moments)))
+        whole = train(discs, tmp_path / "disk" / "new" / "run")
+    moments = disk.moments[begun[0] - 1 :]
+    for index in (0, 3, len(moments) // 2, len(moments) - 1):
+        for kind, image in moments[index].items():
+            write(image, tmp_path / f"{index}-{kind}")
+            run = tk.resume(tmp_path / f"{index}-{kind}" / "new" / "run", net(), discs, progress=False)
+            assert [r["step"] for r in run.history.to_dict("records")] == [
+                r["step"] for r in whole.history.to_dict("records")
+            ]
+            assert all(map(torch.equal, run.model.state_dict().values(), whole.model.state_dict().values()))
 
 
 def test_another_process_holds_a_run_until_it_ends(stopped: Path, discs: tk.Task) -> None:
