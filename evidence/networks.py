@@ -24,7 +24,7 @@ from toolkit.training.trained import card_file, save_trained, short_history
 
 FOLDER = Path(__file__).with_name("networks")
 PATIENTS, SAMPLE, TOLERANCE, FLOOR = 8, 2, 0.002, 0.75
-SEEDS, ONE_SEED = (0, 1, 2), re.compile("scr|ifd|selfreg-0|swin|released|targeted|dropout|unet-|fast-slow|sequence")
+SEEDS, ONE_SEED = (0, 1, 2), re.compile("acdc|nuclei|scr|ifd|selfreg-0|swin|released|targeted|dropout|unet-|fast-slow|sequence")
 # name: (study, arm, which of its runs, method)
 NETWORKS = {
     "phantom-cardiac/plain": ("cardiac", "plain", -1, "plain U-Net"),
@@ -67,13 +67,26 @@ NETWORKS = {
         )
         for suffix, run, stage in (("", 1, "stage 2"), ("-encoder", 0, "stage 1"))
     },
+    **{
+        f"{task}/{arm}": (study, arm, -1, f"{label}, {which}")
+        for task, study, which in (
+            ("cardiac_acdc", "acdc", "first of five folds"),
+            ("nuclei_dsb2018", "nuclei", "first of six domains left out"),
+        )
+        for arm, label in (
+            ("plain", "plain U-Net"),
+            ("segreg", "SegReg on the U-Net"),
+            ("selfreg", "SelfReg on the U-Net"),
+        )
+    },
 }  # fmt: skip
 
 
 def store(name: str, seed: int, runs: Path) -> Path | None:
     """Write one network and its card; None if it is not trained, or is there."""
     study, arm, index, method = NETWORKS[name]
-    job = Job(study, arm, seed, None, runs)
+    fold = 0 if STUDIES[study].folds else None
+    job = Job(study, arm, seed, fold, runs)
     if not job.done or card_file(name, seed, FOLDER).exists():
         return None
     path = Path(json.loads((job.folder / "cost.json").read_text())["paths"][index])
@@ -81,8 +94,9 @@ def store(name: str, seed: int, runs: Path) -> Path | None:
     for tensor in network.parameters():
         tensor.data.copy_(tensor.half())
     task, site = STUDIES[study].task(), record["site"]
+    tested = task if fold is None or site is not None else task.folds(STUDIES[study].folds)[fold]
     sites = task.sites if site is None else [site] if isinstance(site, str) else list(site)
-    table = _patients(network, task)
+    table = _patients(network, tested)
     scores = [_score(site, rows["dice"].to_numpy()) for site, rows in table.groupby("site", sort=False)]
     home = float(np.mean([score["dice"] for score in scores if score["site"] in sites]))
     least = max(FLOOR, _all_foreground(study))
@@ -105,7 +119,7 @@ def store(name: str, seed: int, runs: Path) -> Path | None:
         "sample": {str(row.subject): round(row.dice, 5) for row in sample.itertuples()},
         "tolerance": TOLERANCE,
         "data": task.content_hash(),
-        "command": f"python -m evidence.run {study} --only {arm} --seeds {seed}",
+        "command": f"python -m evidence.run {study} --only {arm} --seeds {seed}" + (fold is not None) * f" --folds {fold}",
         "environment": record["environment"],
         "licence": task.licence,
         "history": short_history(read_history(RunDirectory(path).history)),
