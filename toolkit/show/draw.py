@@ -38,7 +38,7 @@ class Picture:
 
 
 def show(
-    *results: Any, names: Sequence[str] | None = None, static: bool = False, **options: Any
+    *results: Any, names: Sequence[str] | None = None, title: str | None = None, static: bool = False, **options: Any
 ) -> go.Figure | Picture:
     """One figure of results of one kind side by side, or of a task, a case or a run.
 
@@ -47,6 +47,7 @@ def show(
     Args:
         results: one or more of one type, for example the Grad-CAM results of several networks on one image.
         names: one a result; None = what their networks were trained with, numbered where that does not tell them apart.
+        title: of the figure; None = what it shows.
         static: True = a picture that outlives the kernel (`.save("figure.pdf")` writes it); False = an interactive
             Plotly figure.
         options: of the composer of the type, for example `scale="shared"`; the functions of `toolkit.figures` list them.
@@ -70,6 +71,8 @@ def show(
         figure = compose(results[0], **options)
     else:
         figure = compose_together(results[0], results, list(names or default_names(results)), **options)
+    if title is not None:
+        figure = dataclasses.replace(figure, title=title)
     return Picture(figure) if static else plotly_figure(figure)
 
 

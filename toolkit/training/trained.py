@@ -115,11 +115,14 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def load_trained_arms(arms: Mapping[str, str], tasks: str | Sequence[str]) -> dict[tuple[str, int], nn.Module]:
+def load_trained_arms(
+    arms: Mapping[str, str | Sequence[str]], tasks: str | Sequence[str]
+) -> dict[tuple[str, int], nn.Module]:
     """Trained networks of several arms on one task, for every seed that all arms have.
 
     Args:
-        arms: for every name of your own the end of one in `toolkit.list_trained()`: {"plain": "plain", "mine": "segreg"}.
+        arms: for every name of your own the end of one in `toolkit.list_trained()`: {"plain": "plain", "mine": "segreg"};
+            of several the first there is.
         tasks: name of the task; of several the first one that has every arm is opened.
 
     Returns:
@@ -131,24 +134,22 @@ def load_trained_arms(arms: Mapping[str, str], tasks: str | Sequence[str]) -> di
     Example:
         >>> networks = tk.load_trained_arms({"plain": "plain", "SegReg": "segreg"}, "phantom-cardiac")
     """
-    listed, wanted = list_trained(), [tasks] if isinstance(tasks, str) else list(tasks)
-    for task in wanted:
-        own = {
-            arm: listed[listed["name"] == f"{task}/{name}"].set_index("seed")["above_floor"]
-            for arm, name in arms.items()
-        }
-        seeds = set.intersection(*(set(table.index) for table in own.values()))
-        if seeds:
+    listed = list_trained()
+    ends = {arm: [name] if isinstance(name, str) else list(name) for arm, name in arms.items()}
+    tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+    for task, after in zip(tasks, [*tasks[1:], None], strict=True):
+        rows = {arm: [listed[listed["name"] == f"{task}/{end}"] for end in own] for arm, own in ends.items()}
+        own = {arm: next((one for one in found if len(one)), found[0]).set_index("seed") for arm, found in rows.items()}
+        if seeds := set.intersection(*(set(one.index) for one in own.values())):
             break
-        there = sorted(set(listed.loc[listed["task"] == task, "name"]))
-        lacking = f"{task!r} has no trained networks of {', '.join(arms.values())} under a common seed; it has "
-        lacking += f"{', '.join(there) or 'none'}."
-        if task == wanted[-1]:
+        there = ", ".join(sorted(set(listed.loc[listed["task"] == task, "name"]))) or "none"
+        wanted = ", ".join(" or ".join(own) for own in ends.values())
+        lacking = f"{task!r} has no trained networks of {wanted} under a common seed; it has {there}."
+        if after is None:
             raise ConfigError(lacking, where="load_trained_arms", fix="Choose from list_trained().")
-        after = wanted[wanted.index(task) + 1]
         warnings.warn(f"{lacking} Those of {after!r} are looked for.", ToolkitWarning, stacklevel=4)
-    order = sorted(seeds, key=lambda seed: (not all(table[seed] for table in own.values()), seed))
-    return {(arm, seed): load_trained(f"{task}/{name}", seed) for seed in order for arm, name in arms.items()}
+    order = sorted(seeds, key=lambda seed: (not all(one.at[seed, "above_floor"] for one in own.values()), seed))
+    return {(arm, seed): load_trained(one.at[seed, "name"], seed) for seed in order for arm, one in own.items()}
 
 
 def trained_scores(networks: Mapping[Any, nn.Module]) -> pd.DataFrame:

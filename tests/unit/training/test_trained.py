@@ -130,9 +130,10 @@ def test_arms_are_opened_at_every_common_seed_those_that_have_learnt_first(folde
         save_trained(network, own | {"command": told}, folder)
     save_trained(network, card(network) | {"name": "here/mine"}, folder)  # seed 2
     with pytest.warns(
-        ToolkitWarning, match=r"'elsewhere' has no trained networks of plain, mine .* it has none. Those of 'here'"
+        ToolkitWarning,
+        match=r"'elsewhere' has no trained networks of plain, no such or mine .* it has none. Those of 'here'",
     ):
-        networks = tk.load_trained_arms({"a": "plain", "b": "mine"}, ["elsewhere", "here"])
+        networks = tk.load_trained_arms({"a": "plain", "b": ("no such", "mine")}, ["elsewhere", "here"])
     assert list(networks) == [("a", 2), ("b", 2), ("a", 1), ("b", 1)]
     with pytest.raises(ConfigError, match="'elsewhere' has no trained networks"):
         tk.load_trained_arms({"a": "plain"}, "elsewhere")
