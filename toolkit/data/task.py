@@ -95,8 +95,10 @@ class Task:
         present = {case.split for case in self._cases}
         return tuple(split for split in SPLITS if split in present)
 
-    def cases(self, split: str | None = None, site: str | Iterable[str] | None = None) -> list[Case]:
-        """Cases of a split and of one or several sites (None = all), always in the same order.
+    def cases(
+        self, split: str | None = None, site: str | Iterable[str] | None = None, *, patients: int | None = None
+    ) -> list[Case]:
+        """Cases of a split and of one or several sites (None = all), of their first so many patients, always in the same order.
 
         Raises:
             ConfigError: a split or site that does not exist; the message lists those that do.
@@ -104,7 +106,11 @@ class Task:
         if split is not None:
             choose("split", split, SPLITS, where=f"task {self.name!r}")
         wanted = set(self.checked_sites(site))
-        return [case for case in self._cases if split in (None, case.split) and case.site in wanted]
+        cases = [case for case in self._cases if split in (None, case.split) and case.site in wanted]
+        if patients is None:
+            return cases
+        own = {site: list(dict.fromkeys(c.subject for c in cases if c.site == site))[:patients] for site in wanted}
+        return [case for case in cases if case.subject in own[case.site]]
 
     def checked_sites(self, site: str | Iterable[str] | None) -> tuple[str, ...]:
         """Site names as a tuple (None = all).
