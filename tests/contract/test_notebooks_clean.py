@@ -73,14 +73,38 @@ def test_imports_from_the_toolkit_are_public(notebook: dict[str, Any]) -> None:
     assert not private
 
 
-@pytest.mark.parametrize(
-    "name", ["10_segreg", "20_selfreg_unet", "30_latent_augmentation", "40_med_disseg", "50_compare"]
-)
+LESSONS = ["10_segreg", "20_selfreg_unet", "30_latent_augmentation", "40_med_disseg", "50_compare"]
+
+
+def opened(name: str) -> dict[str, Any]:
+    (path,) = (path for path in NOTEBOOKS if path.stem == name)
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+@pytest.mark.parametrize("name", LESSONS)
 def test_a_method_s_notebook_is_a_lesson(name: str) -> None:
     """At most 900 words; it opens trained networks, and trains only where the reader says so."""
-    (path,) = (path for path in NOTEBOOKS if path.stem == name)
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = opened(name)
     texts = [source(cell) for cell in content["cells"] if cell["cell_type"] == "markdown"]
     assert sum(len(text.split()) for text in texts) <= 900
-    assert any("tk.load_trained(" in source(cell) for cell in code_cells(content))
-    assert any("TRAIN" in source(cell) for cell in code_cells(content))
+    assert any("tk.load_trained" in source(cell) for cell in code_cells(content))
+    assert any("tk.trained_scores(" in source(cell) for cell in code_cells(content)), "it says what is loaded"
+    trainings = [
+        source(cell) for cell in code_cells(content) if re.search(r"tk\.(train|compare|train_sequence)\(", source(cell))
+    ]
+    assert len(trainings) == 1
+    assert trainings[0].startswith("if TRAIN:")
+    imported = {
+        one.split(".")[0]
+        for cell in code_cells(content)
+        for one in re.findall(r"^(?:from|import) ([\w.]+)", source(cell), flags=re.MULTILINE)
+    }
+    assert imported <= {"os", "numpy", "pandas", "plotly", "torch", "toolkit"}
+
+
+@pytest.mark.parametrize("name", [*LESSONS, "70_workshop"])
+def test_a_lesson_has_few_lines_of_code(name: str) -> None:
+    """At most 90 that are neither empty nor a comment."""
+    lines = [line.strip() for cell in code_cells(opened(name)) for line in source(cell).splitlines()]
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 90

@@ -309,3 +309,12 @@ def test_a_named_task_is_rebuilt_from_json(monkeypatch, tmp_path):
     again = registry.build("task", config)
     assert again.content_hash() == task.content_hash()
     assert repr(again) == repr(task)
+
+
+def test_the_first_patients_of_every_site_are_chosen():
+    images, labels = arrays(8)
+    subjects, sites = ["a", "b", "a", "c", "d", "e", "f", "d"], ["x"] * 4 + ["y"] * 4
+    task = task_from_arrays(images, labels, classes=CLASSES, subjects=subjects, sites=sites, splits="test")
+    assert [case.subject for case in task.cases("test", patients=2)] == ["a", "b", "a", "d", "e", "d"]
+    assert [case.subject for case in task.cases(site="y", patients=1)] == ["d", "d"]
+    assert len(task.cases(patients=9)) == 8

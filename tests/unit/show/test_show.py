@@ -40,6 +40,14 @@ def test_one_result_is_its_own_figure(cams: list[GradCamResult]) -> None:
     assert tk.show(cams[0]).to_json() == cams[0].plot().to_json()
 
 
+def test_a_title_of_one_s_own(cams: list[GradCamResult]) -> None:
+    composed = tk.figures.grad_cams(cams, ["plain", "other"])
+    before = composed.title
+    assert tk.show(composed, title="Fig. 1b", static=True).figure.title == "Fig. 1b"
+    assert composed.title == before, "the caller's figure stays as it was"
+    assert "Fig. 1b" in json.dumps(tk.show(cams[0], title="Fig. 1b").to_plotly_json()["layout"], default=str)
+
+
 def test_static_pictures_are_shown_and_written(cams: list[GradCamResult], tmp_path: Path) -> None:
     picture = tk.show(cams[0], static=True)
     png, size = picture._repr_png_()
