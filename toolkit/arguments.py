@@ -31,9 +31,7 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 MANY = 2**31 - 1
 # What a number of this name may be, in whichever public call: the least and the greatest.
 LIMITS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(
-        ("batch_size", "steps", "samples", "max_rows", "rows", "bins", "copies", "batch", "window"), (1, MANY)
-    ),
+    **dict.fromkeys(("batch_size", "steps", "samples", "rows", "bins", "copies", "batch", "window"), (1, MANY)),
     **dict.fromkeys(("directions", "draws", "null_draws", "components", "stride"), (1, MANY)),
     **dict.fromkeys(("in_channels", "out_channels", "width", "encoder_width"), (1, 65536)),
     **dict.fromkeys(
@@ -41,6 +39,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     ),
     **dict.fromkeys(("seed", "jitter_seed"), (0, 2**63 - 1)),
     "jitter": (0, 1e12),
+    "component": (0, MANY),
+    "max_rows": (2, MANY),
     "dims": (2, 3),
     "channels": (1, 65536),
     "divisor": (1, MANY),

@@ -185,8 +185,6 @@ class BoundaryBand(_OfClass):
     inside: str = "prediction"
 
     def mask(self, context: TargetContext, index: int) -> Tensor:
-        if self.width < 1:
-            raise ConfigError(f"width must be at least 1 voxel, not {self.width}.", where="BoundaryBand")
         region = context.inside(index, self.inside)
         return _dilate(region, self.width) & _dilate(~region, self.width)
 
@@ -229,8 +227,6 @@ class LesionComponent(_OfClass):
     inside: str = "prediction"
 
     def mask(self, context: TargetContext, index: int) -> Tensor:
-        if self.component < 0:
-            raise ConfigError(f"component counts from 0, not {self.component}.", where="LesionComponent")
         region = context.inside(index, self.inside)
         return torch.stack([_component(image[0], self.component)[None] for image in region])
 

@@ -36,14 +36,14 @@ COPIES = {
     "project": 0.5,
     "project umap": 2,
     "project tsne": 2,
-    "channel_similarity": 3.1,
+    "channel_similarity": 3.6,
     "layer_similarity linear_cka": 1.6,
     "layer_similarity rbf_cka": 1.6,
-    "layer_similarity procrustes": 2.5,
+    "layer_similarity procrustes": 3.4,
     "layer_similarity rsa": 1.6,
     "collapse": 3,
-    "gaussianity": 8,
-    "classifier_variability": 2.7,
+    "gaussianity": 10,
+    "classifier_variability": 3.3,
 }
 _ROW = 150  # bytes of a row of a table
 

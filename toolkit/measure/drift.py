@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from toolkit.errors import ConfigError, ResultError
+from toolkit.errors import ResultError
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
 from toolkit.measure.drift_moments import REFERENCE, MomentMeasures, Pair, Values, debiased_cka
@@ -139,12 +139,6 @@ def drift(
     features = [features] if isinstance(features, Features) else list(features)
     if len(features) < 2:
         raise ResultError(f"Drift needs at least two stages; there are {len(features)}.")
-    if not 0 < confidence < 1 or min(bootstrap, null_splits) < 0 or min(max_rows, directions) < 2:
-        raise ConfigError(
-            "These settings are invalid.",
-            where=f"{confidence=}, {bootstrap=}, {null_splits=}, {max_rows=}, {directions=}",
-            fix="confidence lies in (0, 1), counts are not negative, at least 2 rows and directions.",
-        )
     everything = features if repeat is None else [*features, repeat]
     state_rows("drift", everything, layer)
     stages = paired_rows(everything, layer, paired=paired)

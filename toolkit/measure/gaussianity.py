@@ -96,7 +96,7 @@ def gaussianity(
     """
     import pandas as pd
 
-    state_rows("gaussianity", [features], layer, beside=16 * directions)
+    state_rows("gaussianity", [features], layer, beside=20 * directions)
     rows = rows_of(features, layer)
     channels = rows.shape[1]
     if len(rows) < 2 * channels:

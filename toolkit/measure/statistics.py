@@ -242,12 +242,8 @@ def compare_scores(
     """
     import pandas as pd
 
-    if not 0 < confidence < 1 or bootstrap < 1:
-        raise ConfigError(
-            "These settings are invalid.",
-            where=f"{confidence=}, {bootstrap=}",
-            fix="confidence lies in (0, 1), for example 0.95, and at least one replicate is drawn.",
-        )
+    if bootstrap < 1:
+        raise ConfigError(f"At least one replicate is drawn, not {bootstrap}.", where=f"{bootstrap=}")
     if baseline not in scores:
         raise ConfigError(f"There is no method {baseline!r}.", fix=f"Methods: {', '.join(scores)}.")
     base = np.asarray(scores[baseline], dtype=float)

@@ -204,7 +204,7 @@ def test_settings_that_cannot_work_are_named(net: Coarse) -> None:
         (lambda: attribute(net, SCAN, baseline=float("nan")), "baseline=nan"),
         (lambda: faithfulness(net, maps, 1, steps=0), "steps=0"),
         (lambda: randomised_weights(net, SCAN, "bottleneck", 1, draws=0), "draws=0"),
-        (lambda: grad_cam(net, SCAN, "bottleneck", LesionComponent(1, -1)), "from 0"),
+        (lambda: grad_cam(net, SCAN, "bottleneck", LesionComponent(1, -1)), "component is at least 0"),
     ):
         with pytest.raises(ConfigError) as error:
             call()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError
+from toolkit.errors import choose
 from toolkit.models.inputs import check_channels, check_image
 from toolkit.registry import register
 
@@ -122,13 +122,7 @@ class FastSlowNetwork(nn.Module):
         refined: bool = False,
     ) -> None:
         super().__init__()
-        if dims not in (2, 3) or image_activation not in ("sigmoid", "none"):
-            raise ConfigError(
-                f"dims must be 2 or 3 and image_activation 'sigmoid' or 'none', not {dims!r} and {image_activation!r}.",
-                where="fast_slow_network",
-            )
-        if width < 1 or not temperature > 0:
-            raise ConfigError("A fast/slow network needs width >= 1 and temperature > 0.", where="fast_slow_network")
+        choose("image_activation", image_activation, ("sigmoid", "none"), where="fast_slow_network")
         check_channels("A fast/slow network", in_channels, out_channels)
         self.dims, self.in_channels, self.out_channels, self.width = dims, in_channels, out_channels, width
         self.temperature, self.refined = temperature, refined
