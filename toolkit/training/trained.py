@@ -163,7 +163,7 @@ def trained_scores(networks: Mapping[Any, nn.Module]) -> pd.DataFrame:
         sites that it was not trained on) and minutes (of one core, that its training took); NaN where a network has no card.
 
     Example:
-        >>> tk.trained_scores({"plain": tk.load_trained("phantom-cardiac/plain")})
+        >>> table = tk.trained_scores({"plain": tk.load_trained("phantom-cardiac/plain")})
     """
     import pandas as pd
 
