@@ -74,7 +74,7 @@ def seal(values: Mapping[str, Any]) -> str:
     return sha256(json.dumps(values, sort_keys=True))
 
 
-def sha256(content: str | bytes) -> str:
+def sha256(content: str | bytes | memoryview) -> str:
     """SHA-256 of a text (UTF-8) or of bytes, in hexadecimal."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.source import Pair, Source, checked_pair, incomplete_file, read_npz, require_file
+from toolkit.data.source import Pair, Source, checked_pair, decoding, read_npz, require_file
 from toolkit.errors import DataError
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -71,14 +71,9 @@ def _opened(path: Path) -> Iterator[Any]:
         raise DataError(
             "HDF5 files need the package h5py, which is not installed.", where=path, fix="pip install h5py"
         ) from error
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except DataError:
-        raise
-    except Exception as error:  # decoders of damaged files raise anything
-        fix = "Copy or download it again; check it with task.verify()."
-        raise incomplete_file(path, "a readable HDF5 file", error, fix) from error
+    fix = "Copy or download it again; check it with task.verify()."
+    with decoding(path, "a readable HDF5 file", fix), h5py.File(path, "r") as file:
+        yield file
 
 
 def _dataset(file: Any, key: str, path: Path) -> Any:

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.data.generated import generated_rows
@@ -64,7 +63,12 @@ def load_task(
     else:
         folder = next((folder for folder in data_folders(name) if folder.is_dir()), None)
         if folder is None:
-            raise _to_do(manifest, data_folders(name))
+            numbered = "".join(f"\n    {number}. {step}" for number, step in enumerate(steps(manifest), start=1))
+            raise DataError(
+                f"The data of {manifest.name!r} ({manifest.title}) are not on this machine.",
+                where="looked in " + ", ".join(map(str, data_folders(name))),
+                fix=f"to do (licence of the data: {manifest.licence}){numbered}",
+            )
         rows = split_rows(manifest, rows_of(manifest, folder), split_list)
     classes = dict(sorted(manifest.classes.items()))
     values = None if manifest.label_values is None else {float(k): v for k, v in manifest.label_values.items()}
@@ -117,13 +121,6 @@ def list_tasks() -> pd.DataFrame:
         seen = {"classes": classes, "sites": ", ".join(manifest.sites), "access": manifest.access.kind, "ready": ready}
         rows.append([seen[column] if column in seen else getattr(manifest, column) for column in columns])
     return pd.DataFrame(rows, columns=columns)
-
-
-def _to_do(manifest: Manifest, looked: Sequence[Path]) -> DataError:
-    numbered = "".join(f"\n    {number}. {step}" for number, step in enumerate(steps(manifest), start=1))
-    what = f"The data of {manifest.name!r} ({manifest.title}) are not on this machine."
-    fix = f"to do (licence of the data: {manifest.licence}){numbered}"
-    return DataError(what, where="looked in " + ", ".join(str(folder) for folder in looked), fix=fix)
 
 
 def steps(manifest: Manifest) -> list[str]:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.source import FileSource, Pair, checked_pair, incomplete_file, require_file
+from toolkit.data.source import FileSource, Pair, checked_pair, decoding, require_file
 from toolkit.errors import DataError
 from toolkit.files import replacing
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")
+_DECODED = "a complete picture", f"It is truncated, damaged or of another format; readable are {', '.join(_FORMATS)}."
 _MOST_PIXELS = 2**28
 _ORIENTATION_TAG = 0x0112
 
@@ -28,7 +29,6 @@ class PictureSource(FileSource):
     overlap the first one counts.
     """
 
-    image: Path = Path()
     # 1 or 3: what every image is brought to (grey is repeated, equal colour channels are merged); None = as in the file
     channels: int | None = None
     foreground: bool = False  # every label value above 0 is class 1 (numbered objects)
@@ -65,9 +65,6 @@ class PictureSource(FileSource):
                 raise DataError(what, where=path, fix="Get the file again, or move the image away.")
             label[(mask > 0) & (label == 0)] = number
         return label
-
-    def image_files(self) -> tuple[Path, ...]:
-        return (self.image,)
 
     def label_files(self) -> tuple[Path, ...]:
         """The files of the label: one, or those of its folder."""
@@ -128,11 +125,8 @@ def picture_shape(path: str | os.PathLike[str]) -> tuple[int, int]:
 
     path = Path(path)
     require_file(path)
-    try:
-        with Image.open(path, formats=_FORMATS) as picture:
-            return picture.height, picture.width
-    except Exception as error:  # decoders of damaged files raise anything
-        raise _unreadable(path, error) from error
+    with decoding(path, *_DECODED), Image.open(path, formats=_FORMATS) as picture:
+        return picture.height, picture.width
 
 
 def with_channels(image: np.ndarray, channels: int | None, path: Path) -> np.ndarray:
@@ -154,20 +148,15 @@ def _decoded(path: Path, *, palette: bool) -> np.ndarray:
     from PIL import Image
 
     require_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as picture:
-                _refuse(picture, path)
-                picture.load()
-                resolved: Image.Image = picture
-                if picture.mode in ("P", "PA") and not palette:
-                    resolved = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
-                array, mode = np.array(resolved), resolved.mode
-    except DataError:
-        raise
-    except Exception as error:  # decoders of damaged files raise anything
-        raise _unreadable(path, error) from error
+    with decoding(path, *_DECODED), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=_FORMATS) as picture:
+            _refuse(picture, path)
+            picture.load()
+            resolved: Image.Image = picture
+            if picture.mode in ("P", "PA") and not palette:
+                resolved = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+            array, mode = np.array(resolved), resolved.mode
     if mode in ("RGBA", "LA", "PA"):
         if (array[..., -1] != array[..., -1].flat[0]).any():
             raise DataError("The picture is partly transparent.", where=path, fix="Flatten it onto a background first.")
@@ -189,8 +178,3 @@ def _refuse(picture: Any, path: Path) -> None:
     if turned != 1:
         what = f"The picture carries a rotation tag ({turned}) that viewers follow and label files do not."
         raise DataError(what, where=path, fix="Save it upright without the tag (Pillow: ImageOps.exif_transpose).")
-
-
-def _unreadable(path: Path, error: BaseException) -> DataError:
-    fix = f"It is truncated, damaged or of another format; readable are {', '.join(_FORMATS)}."
-    return incomplete_file(path, "a complete picture", error, fix)

@@ -23,7 +23,6 @@ SUFFIXES = (".mha", ".mhd", ".nrrd")
 class ItkSource(FileSource):
     """A volume that SimpleITK reads (a file, or the folder of one DICOM series), with its label as a file or folder."""
 
-    image: Path = Path()
     dims: int = 3
 
     def read_raw(self) -> Pair:
@@ -34,9 +33,6 @@ class ItkSource(FileSource):
             label, other = read_itk(self.label, self.dims)
             require_same_grid(geometry, other, self.image, self.label)
         return checked_pair(checked_image(array, str(self.image))[None], label, self)
-
-    def image_files(self) -> tuple[Path, ...]:
-        return (self.image,)
 
     def files(self) -> tuple[Path, ...]:
         return tuple(part for path in super().files() for part in (path, *_voxels_of(path)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit import registry
@@ -93,7 +93,8 @@ def _table(task: Task, classes: Mapping[str, Mapping[str, ClassOf]]) -> tuple[in
             what = f"The class {name!r} has no entry for the task {task.name!r}."
             fix = "Leave the class out, unless every task labels it: elsewhere it would be taught as background."
             raise ConfigError(what, where="join_tasks(classes=...)", fix=fix)
-        for wanted in _members(members[task.name]):
+        own = members[task.name]
+        for wanted in (own,) if isinstance(own, (int, str)) else own:
             number = numbers.get(wanted, -1) if isinstance(wanted, str) else int(wanted)
             if number not in task.classes or number == 0 or table[number]:
                 what = f"The class {wanted!r} of {task.name!r} cannot become {name!r}."
@@ -101,10 +102,6 @@ def _table(task: Task, classes: Mapping[str, Mapping[str, ClassOf]]) -> tuple[in
                 raise ConfigError(what, where="join_tasks(classes=...)", fix=fix)
             table[number] = new
     return tuple(table)
-
-
-def _members(value: ClassOf) -> Iterable[int | str]:
-    return (value,) if isinstance(value, (int, str)) else value
 
 
 def _plain(classes: Mapping[str, Mapping[str, ClassOf]]) -> dict[str, dict[str, Any]]:

@@ -150,30 +150,23 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 
 
 def _check_consistency(manifest: Manifest, path: Path) -> None:
-    problems = []
-    if manifest.name != path.stem:
-        problems.append(f"name: is {manifest.name!r}, but the file is called {path.name}")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", manifest.name):
-        problems.append(f"name: {manifest.name!r} has other characters than letters, digits and ._+-")
-    if len(manifest.patch_size) != manifest.dims or min(manifest.patch_size, default=0) < 1:
-        problems.append(f"patch_size: needs {manifest.dims} positive numbers")
-    if any(axis not in range(manifest.dims) for axis in manifest.flips):
-        problems.append(f"flips: axes are 0 to {manifest.dims - 1}")
-    if not manifest.sites:
-        problems.append("sites: at least one")
-    problems += [
-        f"unconfirmed.{fact}: is none of {', '.join(FACTS)}" for fact in manifest.unconfirmed if fact not in FACTS
-    ]
-    problems += [f"files: {one!r} lies outside the data folder" for one in _outside(manifest)]
+    name, dims = manifest.name, manifest.dims
+    outside = [*manifest.files, *manifest.other_files, *(file.inside for file in manifest.access.files)]
+    plain = re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name)
+    sides = sum(side > 0 for side in manifest.patch_size)
+    wrong = {
+        f"name: is {name!r}, but the file is called {path.name}": name != path.stem,
+        f"name: {name!r} has other characters than letters, digits and ._+-": not plain,
+        f"patch_size: needs {dims} positive numbers": sides != dims or sides != len(manifest.patch_size),
+        f"flips: axes are 0 to {dims - 1}": any(axis not in range(dims) for axis in manifest.flips),
+        "sites: at least one": not manifest.sites,
+        **{f"unconfirmed.{fact}: is none of {', '.join(FACTS)}": fact not in FACTS for fact in manifest.unconfirmed},
+        **{f"files: {one!r} lies outside the data folder": leaves_folder(one) for one in outside},
+    }
+    problems = [what for what, is_so in wrong.items() if is_so]
     problems += _split_problems(manifest) + _download_problems(manifest)
     if problems:
         raise DataError("The manifest contradicts itself.", where=f"{path}: " + "; ".join(problems))
-
-
-def _outside(manifest: Manifest) -> list[str]:
-    """Paths that would reach outside the data folder."""
-    named = [*manifest.files, *manifest.other_files, *(file.inside for file in manifest.access.files)]
-    return [name for name in named if leaves_folder(name)]
 
 
 def leaves_folder(name: str) -> bool:

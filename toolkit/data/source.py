@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -83,13 +85,14 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileSource(Source):
-    """Base of the readers whose label is a file of its own. Subclasses define `read_raw` and `image_files`."""
+    """Base of the readers whose label is a file of its own. Subclasses define `read_raw`."""
 
-    label: Path | None = None  # file of the label, or None
+    image: Path = Path()  # file of the image, or a folder
+    label: Path | None = None  # of the label, or None
 
     def image_files(self) -> tuple[Path, ...]:
         """Files of the image, in the order of its channels."""
-        raise NotImplementedError
+        return (self.image,)
 
     @property
     def where(self) -> str:
@@ -210,10 +213,17 @@ def require_file(path: Path) -> None:
         raise DataError("The file is empty (0 bytes).", where=path, fix="Copy or download it again.")
 
 
-def incomplete_file(path: Path, what: str, error: BaseException, fix: str) -> DataError:
-    """The error for a file that a decoder gave up on: `what` it is not, and the first line of the decoder's reason."""
-    reason = next(iter(str(error).splitlines()), "")[:120] or "no text"
-    return DataError(f"The file is not {what} ({type(error).__name__}: {reason}).", where=path, fix=fix)
+@contextlib.contextmanager
+def decoding(path: Path, what: str, fix: str = "") -> Iterator[None]:
+    """Turn whatever a decoder raises of a damaged file into an error that says `what` the file is not."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")[:120] or "no text"
+        fix = fix or "It is truncated, damaged or of another format: copy or export it again."
+        raise DataError(f"The file is not {what} ({type(error).__name__}: {reason}).", where=path, fix=fix) from error
 
 
 def checked_pair(image: np.ndarray, label: np.ndarray | None, source: Source) -> Pair:

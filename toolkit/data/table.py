@@ -16,7 +16,6 @@ from toolkit.data.labels import checked_classes, checked_values
 from toolkit.data.normalise import DEFAULT, check_rule
 from toolkit.data.reading import Opened, Row, dims_of, open_row
 from toolkit.data.rows import columns_of, completed, table_rows
-from toolkit.data.source import Source
 from toolkit.data.splits import Splits
 from toolkit.data.task import Task
 from toolkit.errors import DataError, ToolkitWarning
@@ -240,7 +239,12 @@ def _checked_channels(cases: Sequence[Case], check: bool) -> int:
             errors.append(error)
             continue
         counted.setdefault(image.shape[0], case)
-        grey = grey and _may_be_grey(case.reader) and image.shape[0] in (1, 3) and bool((image == image[:1]).all())
+        grey = (
+            grey
+            and getattr(case.reader, "channels", 0) is None
+            and image.shape[0] in (1, 3)
+            and bool((image == image[:1]).all())
+        )
     if len(errors) > 1:
         others = "; ".join(f"{error.where}: {error.what}" for error in errors[1:5])
         what = f"{len(errors)} of {len(readers)} cases cannot be used. The first: {errors[0].what}"
@@ -255,10 +259,6 @@ def _checked_channels(cases: Sequence[Case], check: bool) -> int:
         fix = "Pass channels=1 or channels=3 (pictures), or convert the images."
         raise DataError(what, where=f"{one.source}; {other.source}", fix=fix)
     return next(iter(counted))
-
-
-def _may_be_grey(reader: Source) -> bool:
-    return isinstance(reader, PictureSource) and reader.channels is None
 
 
 def _grey(cases: Sequence[Case]) -> list[Case]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.source import FileSource, Pair, checked_pair, incomplete_file, require_file
+from toolkit.data.source import FileSource, Pair, checked_pair, decoding, require_file
 from toolkit.errors import DataError
 
 SUFFIXES = (".tif", ".tiff")
@@ -22,15 +22,10 @@ _MOST_VOXELS = 2**31
 class TiffStackSource(FileSource):
     """A stack in one file and its label in another, page by page; grey pages only."""
 
-    image: Path = Path()
-
     def read_raw(self) -> Pair:
         """Image (1, Z, H, W) and label (Z, H, W)."""
         label = None if self.label is None else read_pages(self.label)
         return checked_pair(read_pages(self.image)[None], label, self)
-
-    def image_files(self) -> tuple[Path, ...]:
-        return (self.image,)
 
 
 def read_pages(path: Path) -> np.ndarray:
@@ -69,15 +64,11 @@ def _opened(path: Path) -> Iterator[Any]:
     log.addHandler(complaints)
     propagates, log.propagate = log.propagate, False
     try:
-        with tifffile.TiffFile(path) as file:
-            yield file
-        if complaints.told:
-            raise ValueError(complaints.told[0])
-    except DataError:
-        raise
-    except Exception as error:  # decoders of damaged files raise anything
-        fix = "It is truncated, damaged or of another format: copy or export it again."
-        raise incomplete_file(path, "a complete TIFF file", error, fix) from error
+        with decoding(path, "a complete TIFF file"):
+            with tifffile.TiffFile(path) as file:
+                yield file
+            if complaints.told:
+                raise ValueError(complaints.told[0])
     finally:
         log.removeHandler(complaints)
         log.propagate = propagates

@@ -212,7 +212,9 @@ def _checksum(reader: Source, recorded: dict[str, str]) -> str:
         return "none" if expected is None else _word(reader.content_sha256() == expected)
     verdicts = []
     for path in dict.fromkeys(reader.files()):
-        expected = next((recorded[key] for key in _tails(path) if key in recorded), None)
+        expected = next(
+            (recorded[key] for count in (4, 3, 2, 1) if (key := "/".join(path.parts[-count:])) in recorded), None
+        )
         if expected is not None:
             verdicts.append(file_sha256(path) == expected)
     return _word(all(verdicts)) if verdicts else "none"
@@ -220,11 +222,6 @@ def _checksum(reader: Source, recorded: dict[str, str]) -> str:
 
 def _word(same: bool) -> str:
     return "matches" if same else "differs"
-
-
-def _tails(path: Path) -> list[str]:
-    """The last one to four parts of a path, as checksum files name them."""
-    return ["/".join(path.parts[-count:]) for count in (4, 3, 2, 1)]
 
 
 def _recorded(manifest: Manifest) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.geometry import Geometry, largest_shift, slice_axis_of
-from toolkit.data.source import FileSource, Pair, checked_image, checked_pair, incomplete_file, require_file
+from toolkit.data.source import FileSource, Pair, checked_image, checked_pair, decoding, require_file
 from toolkit.errors import ConfigError, DataError
 from toolkit.files import replacing
 
@@ -23,6 +23,7 @@ SUFFIXES = (".nii", ".nii.gz")
 _MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 _MOST_VOXELS = 2**33
 _MOST_REST = 2**20
+_WHAT = "a complete NIfTI volume"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,13 +189,11 @@ def require_same_grid(first: Geometry, second: Geometry, image: Path, other: Pat
 def _load(path: Path, dims: int, frame: int | None = None, voxels: bool = True) -> tuple[Any, Geometry]:
     """The nibabel image and its checked geometry; without `voxels` of the header alone."""
     image = _opened(path, voxels)
-    try:
+    with decoding(path, _WHAT):
         header = image.header
         codes = int(header["qform_code"]), int(header["sform_code"])
         forms = header.get_qform(), header.get_sform()
         unit = header.get_xyzt_units()[0]
-    except Exception as error:  # decoders of damaged files raise anything
-        raise _unreadable(path, error) from error
     if frame is not None:
         image = _one_frame(image, frame, path)
     shape = tuple(int(side) for side in image.shape)
@@ -209,7 +208,7 @@ def _opened(path: Path, voxels: bool = False) -> Any:
     require_file(path)
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError("This is not a NIfTI file name.", where=path, fix="Convert it to .nii.gz.")
-    try:
+    with decoding(path, _WHAT):
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image):
             raise ValueError(f"it is a {type(image).__name__}")
@@ -217,8 +216,6 @@ def _opened(path: Path, voxels: bool = False) -> Any:
             proxy: Any = image.dataobj
             size = proxy.offset + image.get_data_dtype().itemsize * int(np.prod(image.shape, dtype=np.int64))
             image = type(image).from_bytes(_unpacked(path, int(size)))
-    except Exception as error:  # decoders of damaged files raise anything
-        raise _unreadable(path, error) from error
     return image
 
 
@@ -316,16 +313,9 @@ def _numbers(image: Any, path: Path, axes: int = 3) -> np.ndarray:
         what = "colour" if kind.fields else str(kind)
         fix = "Save one number per voxel (colour: one file per channel)."
         raise DataError(f"The file holds {what} voxels.", where=path, fix=fix)
-    try:
+    with decoding(path, _WHAT):
         array = np.asanyarray(image.dataobj)
-    except Exception as error:  # decoders of damaged files raise anything
-        raise _unreadable(path, error) from error
     return array.reshape(array.shape[:axes])
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    fix = "It is truncated, damaged or of another format: copy or export it again."
-    return incomplete_file(path, "a complete NIfTI volume", error, fix)
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError
-from toolkit.files import SEALED, seal
+from toolkit.files import SEALED, file_sha256, seal, sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +99,7 @@ class StoredArrays:
 
         file = self.folder / f"{name}.parquet"
         try:
-            if hashlib.sha256(file.read_bytes()).hexdigest() != self.tables[name]["sha256"]:
+            if file_sha256(file) != self.tables[name]["sha256"]:
                 raise ResultError(f"The table {file.name} is not what was written.", where=file, fix=_FIX)
             return pd.read_parquet(file)
         except ResultError:
@@ -149,7 +149,7 @@ def _head(root: Any, name: str, hashes: Mapping[str, str] | None) -> Tensor | No
             raise ValueError(f"{name} is missing")
         return None
     values = np.ascontiguousarray(root[name][:], dtype=np.float32)
-    if hashes is not None and hashlib.sha256(values.data).hexdigest() != hashes.get(name):
+    if hashes is not None and sha256(values.data) != hashes.get(name):
         raise ValueError(f"{name} is not what was written")
     return torch.from_numpy(values)
 

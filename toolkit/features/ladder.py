@@ -51,7 +51,8 @@ def find_ladder(spans: Sequence[Span], image: Sequence[int]) -> Ladder:
         image: spatial size of the network's input.
     """
     sizes = {span: grid_of(span.shape, image) for span in spans if span.shape is not None}
-    maps = [s for s in spans if s.name and (size := sizes.get(s)) and math.prod(size) > 1 and _is_stage(s)]
+    maps = [s for s in spans if s.name and (size := sizes.get(s)) and math.prod(size) > 1]
+    maps = [s for s in maps if not any(kind in s.kind for kind in _NO_STAGES)]
     pooled = _pooled(spans, sizes)
     maps = [s for s in maps if s not in pooled and not any(_hides(e, s, spans, sizes, image) for e in spans)]
     runs: list[tuple[int, str]] = []
@@ -86,10 +87,6 @@ def _longest_fall(runs: Sequence[tuple[int, int, str]], *, starts_first: bool = 
 
 def _rank(chain: Sequence[tuple[int, int, str]]) -> tuple[int, int]:
     return len(chain), sum(voxels for _, voxels, _ in chain)
-
-
-def _is_stage(span: Span) -> bool:
-    return not any(kind in span.kind for kind in _NO_STAGES)
 
 
 def _pooled(spans: Sequence[Span], sizes: dict[Span, Size | None]) -> set[Span]:

@@ -152,14 +152,10 @@ def _body(spans: list[Span], head: Call | None, calls: list[Call], output: tuple
     """The calls before the head, without side heads; those around it stay without a name, as they bound what is inside."""
     if head is None:
         return spans
-    side = {(c.start, c.end) for c in calls if _is_head(c, output)}
+    # kernel-1 layers that make the output's channels: side heads of a deep supervision
+    side = {(c.start, c.end) for c in calls if c.kernel == 1 and c.shape[1] == output[1]}
     around = [dataclasses.replace(s, name="") for s in spans if s.start < head.start < s.end]
     return around + [s for s in spans if s.end < head.start and (s.start, s.end) not in side]
-
-
-def _is_head(call: Call, output: tuple[int, ...]) -> bool:
-    """A kernel-1 layer that makes the output's channels: a head, or the side head of a deep supervision."""
-    return call.kernel == 1 and call.shape[1] == output[1]
 
 
 def _find_head(calls: list[Call], output: tuple[int, ...]) -> Call | None:

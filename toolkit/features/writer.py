@@ -18,7 +18,7 @@ from torch import Tensor
 
 from toolkit.errors import ResultError
 from toolkit.features.arrays import COLUMNS, FORMAT, Contents, MemoryArrays, is_store, read_store
-from toolkit.files import absolute, seal, write_atomically
+from toolkit.files import absolute, file_sha256, seal, sha256, write_atomically
 from toolkit.locks import exclusive
 
 _BUFFER = 8 * 2**20  # bytes kept per array before they are written
@@ -146,7 +146,8 @@ class StoreWriter(MemoryWriter):
         head: dict[str, str] = {}
         for name, value in (("weights", weights), ("bias", bias)):
             if value is not None:
-                head[f"head_{name}"] = _hash(value := value.float().contiguous())
+                value = value.float().contiguous()
+                head[f"head_{name}"] = sha256(value.numpy().data)
                 self._root.create_array(f"head_{name}", data=value.numpy(), overwrite=True)
         tables = {name: self._write_table(name) for name in ("cases", "images")}
         entries = [
@@ -208,7 +209,7 @@ class StoreWriter(MemoryWriter):
         file = self._folder / f"{name}.parquet"
         records = self._tables[name]
         pd.DataFrame(records, columns=None if records else list(COLUMNS[name])).to_parquet(file)
-        return {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "rows": len(self._tables[name])}
+        return {"sha256": file_sha256(file), "rows": len(self._tables[name])}
 
     def _reopen(self, request: dict[str, Any]) -> bool:
         """Go on with an unfinished store of the same request, if there is one and it is whole."""
@@ -273,7 +274,3 @@ def _cut(array: Any, length: int, digest: str) -> Any | None:
     if len(rest):
         array.append(rest)
     return running
-
-
-def _hash(values: Tensor) -> str:
-    return hashlib.sha256(values.numpy().data).hexdigest()

@@ -79,7 +79,9 @@ def write(root: Path, checkpoint: Checkpoint) -> Path:
 def read(root: Path, step: int, run: str | None = None) -> Checkpoint:
     """Read and verify one checkpoint (of this run, if one is named); nothing is written and no stored code can run."""
     path = folder(root, step)
-    record = read_record(path)
+    record = {"best": None, "history": None, **read_sealed(path / RECORD)}
+    if not (isinstance(record.get("step"), int) and isinstance(record.get("sha256"), dict) and "run" in record):
+        raise CheckpointError("The checkpoint's record is damaged.", where=path / RECORD)
     if run is not None and record["run"] != run:
         fix = "Remove the folder that was copied here, or resume the run it belongs to."
         raise CheckpointError("This checkpoint was written by another run.", where=path, fix=fix)
@@ -91,14 +93,6 @@ def read(root: Path, step: int, run: str | None = None) -> Checkpoint:
     if not isinstance(state, dict):
         raise CheckpointError("The training state is not a dictionary.", where=str(path / STATE))
     return Checkpoint(step, record["run"], weights, state, record["best"], record["sha256"][WEIGHTS], record["history"])
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The `checkpoint.json` of a checkpoint folder."""
-    record = {"best": None, "history": None, **read_sealed(path / RECORD)}
-    if not (isinstance(record.get("step"), int) and isinstance(record.get("sha256"), dict) and "run" in record):
-        raise CheckpointError("The checkpoint's record is damaged.", where=str(path / RECORD))
-    return record
 
 
 def prune(root: Path, keep: int, always: Iterable[int] = ()) -> None:

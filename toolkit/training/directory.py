@@ -171,7 +171,7 @@ class RunDirectory:
         """Record that the run is `ready`, `running`, `finished`, `interrupted` or `failed`, and by which process."""
         process = os.getpid() if process is None else process
         owner = {"process": process, "identity": process_identity(process)}
-        write_json(self.state_file, {"state": state, **owner, **details})
+        write_atomically(self.state_file, json.dumps({"state": state, **owner, **details}, indent=1))
 
     def set_end(self, state: str, **details: Any) -> None:
         """Record how a training ended early, if that can still be written: what ended it is what the user must see."""
@@ -201,11 +201,6 @@ def check_empty(path: Path, besides: Sequence[str] = ()) -> None:
     if others:
         what = f"This folder holds other things: {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}."
         raise ConfigError(what, where=path, fix="Choose an `out` that is empty or does not exist yet.")
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON to a temporary name in the same folder and rename it."""
-    write_atomically(path, json.dumps(value, indent=1))
 
 
 def default_path(task: Any, regularizers: Sequence[Any]) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +61,6 @@ class Feed:
     def _prepared(self, step: int) -> dict[str, Any]:
         whole = self._loader.draw(step) if self._halved else self._loader.batch(step)
         share = share_of(whole, self._fabric.global_rank, self._fabric.world_size)
-        return _pinned(share) if self._cuda else share
-
-
-def _pinned(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in batch.items()}
+        if not self._cuda:
+            return share
+        return {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in share.items()}

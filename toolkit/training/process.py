@@ -17,11 +17,11 @@ from types import FrameType
 def process_identity(process: int) -> str:
     """A mark that tells a process from a later one with the same number; "" where the system offers none."""
     try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-    return f"{boot}/{fields[19]}"  # start time since boot
+    return "ended" if state == "Z" else f"{boot}/{fields[18]}"  # start time since boot; Z is a zombie
 
 
 def is_alive(process: int, identity: str) -> bool:
@@ -34,15 +34,7 @@ def is_alive(process: int, identity: str) -> bool:
         pass
     except (ProcessLookupError, OverflowError):
         return False
-    now = process_identity(process)
-    return now == identity and not _is_zombie(process)
-
-
-def _is_zombie(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return False
+    return process_identity(process) == identity
 
 
 class StopRequest:

@@ -89,7 +89,7 @@ class SegmentationObjective(Objective):
         terms: dict[str, Tensor] = {}
         for share, logits in zip(shares, scales, strict=True):
             own = self._regions if logits.shape[1] == 1 or "regions" in batch else self._classes
-            for name, value in own(_precise(logits), batch).items():
+            for name, value in own(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch).items():
                 terms[name] = share * value if name not in terms else terms[name] + share * value
         return terms
 
@@ -211,10 +211,6 @@ def _dice(probability: Tensor, truth: Tensor, squared: bool, batch_dice: bool, s
     if of_all:
         overlap, size = sum_of_all(torch.stack([overlap, size]))
     return (1 - (2 * overlap + smooth) / (size + smooth)).mean()
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def fitted_label(label: Tensor, logits: Tensor, ignore_label: int | None = None) -> Tensor:

@@ -72,7 +72,8 @@ class Stages:
         import pandas as pd
 
         tables = []
-        for stage, run in [(-1, self._before()), *enumerate(self.stages)]:
+        before = dataclasses.replace(self.stages[0], model=self.initial)
+        for stage, run in [(-1, before), *enumerate(self.stages)]:
             table = scoring.evaluate_run(run, split, self.sites, metrics, progress)
             table.insert(0, "stage", stage)
             table.insert(1, "trained_on", "" if stage < 0 else self.trained_on[stage])
@@ -141,9 +142,6 @@ class Stages:
 
         parts = [run.history.assign(site=site) for run, site in zip(self.stages, self.trained_on, strict=True)]
         return pd.concat(parts, ignore_index=True)
-
-    def _before(self) -> Run:
-        return dataclasses.replace(self.stages[0], model=self.initial)
 
 
 def train_sequence(
