@@ -77,20 +77,14 @@ def class_indices(
         return _recoded(label, values, where)
     present = np.unique(label)
     if label.dtype.kind == "f":
-        whole = bool(np.all(np.isfinite(present))) and bool(np.all(present == np.round(present)))
-        raise DataError(
-            f"The label is stored as {label.dtype}"
-            + (
-                ", although its values are whole numbers."
-                if whole
-                else f" with values that are no whole numbers ({_some(present)})."
-            ),
-            where=where,
-            fix=f"Store it as uint8, or say what the values mean: {_remedy(present, classes)}."
-            if whole
-            else "It looks like a probability map or a label resampled with interpolation: export the label "
-            "map itself, or resample it with nearest neighbour.",
-        )
+        if np.isfinite(present).all() and (present == np.round(present)).all():
+            what = f"The label is stored as {label.dtype}, although its values are whole numbers."
+            fix = f"Store it as uint8, or say what the values mean: {_remedy(present, classes)}."
+        else:
+            what = f"The label is stored as {label.dtype} with values that are no whole numbers ({_some(present)})."
+            fix = "It looks like a probability map or a label resampled with interpolation: export the label map "
+            fix += "itself, or resample it with nearest neighbour."
+        raise DataError(what, where=where, fix=fix)
     allowed = np.asarray(classes if len(classes) else range(256))
     unknown = present[~np.isin(present, allowed)]
     if unknown.size:

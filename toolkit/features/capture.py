@@ -90,7 +90,7 @@ def capture(
     if not wanted:
         yield tape
         return
-    with _attached(model, TapeRecorder(unwrap(model), wanted, aliases, tape, detach, clone)):
+    with _attached(model, TapeRecorder(unwrap(model), wanted, aliases, tape=tape, detach=detach, clone=clone)):
         yield tape
 
 
@@ -106,7 +106,7 @@ def observe(
     For streaming: memory stays flat however many layers are watched. Names, errors and unwrapping as in `capture`.
     """
     wanted = [layers] if isinstance(layers, str) else list(layers)
-    return _attached(model, _Observer(unwrap(model), wanted, aliases, consume))
+    return _attached(model, _Observer(unwrap(model), wanted, aliases, consume=consume))
 
 
 @contextlib.contextmanager
@@ -245,16 +245,8 @@ class Recorder:
 class TapeRecorder(Recorder):
     """Hooks that keep activations on a tape."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        wanted: list[str],
-        aliases: Mapping[str, str] | None,
-        tape: Tape,
-        detach: bool = False,
-        clone: bool = True,
-    ) -> None:
-        super().__init__(model, wanted, aliases)
+    def __init__(self, *place: Any, tape: Tape, detach: bool = False, clone: bool = True) -> None:
+        super().__init__(*place)
         self.tape, self.detach, self.clone = tape, detach, clone
 
     def restart(self) -> None:
@@ -279,14 +271,8 @@ class TapeRecorder(Recorder):
 class _Observer(Recorder):
     """Hooks that pass activations on instead of keeping them."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        wanted: list[str],
-        aliases: Mapping[str, str] | None,
-        consume: Callable[[str, Tensor], None],
-    ) -> None:
-        super().__init__(model, wanted, aliases)
+    def __init__(self, *place: Any, consume: Callable[[str, Tensor], None]) -> None:
+        super().__init__(*place)
         self.consume = consume
 
     def handle(self, requests: list[Request], tensor: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import platform
 import weakref
@@ -75,12 +74,7 @@ def provenance(model: nn.Module | None = None, data: str | None = None, **parame
     if data is not None:
         record["data"] = data
     record["parameters"] = {name: _plain(value) for name, value in parameters.items()}
-    record["versions"] = {
-        "toolkit": _toolkit_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
+    record["versions"] = versions()
     record["threads"] = torch.get_num_threads()
     return record
 
@@ -181,11 +175,9 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-@functools.cache  # reading the metadata takes 2 ms
-def _toolkit_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+def versions() -> dict[str, str]:
+    """Of what decides the bits of a computation."""
+    from toolkit import __version__
 
-    try:
-        return version("toolkit")
-    except PackageNotFoundError:
-        return "not installed"
+    own = {"toolkit": __version__, "torch": torch.__version__, "numpy": np.__version__}
+    return {**own, "python": platform.python_version()}

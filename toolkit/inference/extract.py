@@ -10,15 +10,14 @@ import torch
 from torch import nn
 
 from toolkit.arguments import checked
-from toolkit.errors import ConfigError, LayerError
+from toolkit.errors import ConfigError, LayerError, choose
 from toolkit.features.changed_weights import jittered
 from toolkit.features.modules import device_of
 from toolkit.features.store import Features
 from toolkit.inference.executors import Submits
-from toolkit.inference.extract_parts import extract_parts
-from toolkit.inference.extraction import Extraction
+from toolkit.inference.extraction import Extraction, extract_parts
 from toolkit.inference.memory import Passes
-from toolkit.inference.pooling import check_pool
+from toolkit.inference.pooling import POOLS
 
 
 @checked
@@ -91,7 +90,7 @@ def extract(
     Example:
         >>> features = tk.extract(model, task.cases("test"), layers=["encoder.*", "head_input"], pool="per-class")
     """
-    check_pool(pool)
+    choose("pool", pool, POOLS, where="extract(pool=...)")
     _check_device(model, device)
     layers = [layers] if isinstance(layers, str) else list(layers)
     if not layers:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toolkit.data.randomness import keyed_random
-from toolkit.errors import DataError, choose
+from toolkit.errors import DataError
 from toolkit.features.layout import to_maps
 from toolkit.inference.inputs import InputBatch
 from toolkit.inference.windows import Frame, Window
@@ -55,7 +55,6 @@ class Pooler:
     """
 
     def __init__(self, batch: InputBatch, pool: str, samples: int, seed: int, frame: Frame) -> None:
-        check_pool(pool)
         if pool in ("per-class", "per-region", "boundary") and batch.label is None:
             what = f"Pooling by {pool!r} needs a label for every image."
             fix = "Pass cases with labels, or use pool='global', pool='grid' or pool='voxels'."
@@ -168,11 +167,6 @@ class Pooler:
         assert self.frame.tiling is not None
         share = self.frame.tiling.share(self.window).cpu()[tuple(local.unbind(1))]
         return values * (weights := weights * share[:, None]), weights
-
-
-def check_pool(pool: str) -> None:
-    """Refuse an unknown pool."""
-    choose("pool", pool, POOLS, where="extract(pool=...)")
 
 
 def _products(first: Tensor, second: Tensor) -> Tensor:

@@ -108,18 +108,17 @@ class _Breaking:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
 
-    def loader(self, *values: Any, **named: Any) -> _BreakingLoader:
-        return _BreakingLoader(self.task.loader(*values, **named), self.at)
+    def loader(self, *values: Any, **named: Any) -> Any:
+        loader = self.task.loader(*values, **named)
+        whole, loader.ahead = loader.batch, False
 
+        def batch(index: int) -> Any:
+            if index == self.at:
+                raise _Crash
+            return whole(index)
 
-class _BreakingLoader:
-    def __init__(self, loader: Any, at: int | None) -> None:
-        self.loader, self.at = loader, at
-
-    def batch(self, index: int) -> Any:
-        if index == self.at:
-            raise _Crash
-        return self.loader.batch(index)
+        loader.batch = batch
+        return loader
 
 
 def _task() -> Any:

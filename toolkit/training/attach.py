@@ -210,7 +210,7 @@ class _TrainingPasses(TapeRecorder):
     def __init__(
         self, model: nn.Module, wanted: list[str], aliases: Mapping[str, str] | None, added: list[Any]
     ) -> None:
-        super().__init__(model, wanted, aliases, Tape())
+        super().__init__(model, wanted, aliases, tape=Tape())
         self.outputs: Any = None
         self._added, self._inside, self._ran, self._paused = added, False, False, False
         self._rooted = False  # whether the loop calls the network itself, not only methods of it such as `encode`

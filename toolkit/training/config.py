@@ -142,9 +142,7 @@ class TrainConfig:
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some fields changed."""
-        return TrainConfig(
-            **{**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, **changes}
-        )
+        return dataclasses.replace(self, **changes)
 
     @property
     def factories(self) -> dict[str, Callable[..., Any]]:

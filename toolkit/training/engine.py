@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from toolkit.errors import ConfigError, ToolkitWarning
 from toolkit.features.modules import own_precision, refuse_scripted
+from toolkit.features.provenance import versions
 from toolkit.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -216,15 +216,10 @@ def worker_count(config: TrainConfig) -> int:
 
 def environment(config: TrainConfig) -> dict[str, Any]:
     """Versions, device and thread count, as recorded in `run.json`."""
-    from toolkit import __version__
-
     device = resolve_device(config)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "toolkit": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
+        **versions(),
         "system": platform.system(),
         "device": device.type,
         "device_name": name,

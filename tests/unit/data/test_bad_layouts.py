@@ -13,8 +13,8 @@ import official_layouts as official
 import pytest
 
 from toolkit.data import load_task
+from toolkit.data.images import fill, read_polygons
 from toolkit.data.itk import read_itk
-from toolkit.data.polygons import fill, read_polygons
 from toolkit.errors import DataError
 
 

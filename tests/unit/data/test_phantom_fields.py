@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from toolkit.data.phantoms.appearance import Scanner, acquire, contrast_curve, rician, shading
-from toolkit.data.phantoms.fields import average_down, blur, paint, smooth_field, smooth_step, soft_inside, stamp_disc
-from toolkit.data.phantoms.stream import Stream
+from toolkit.data.phantoms.fields import (
+    Stream,
+    average_down,
+    blur,
+    paint,
+    smooth_field,
+    smooth_step,
+    soft_inside,
+    stamp_disc,
+)
 
 
 def test_uniform_draws_are_the_top_bits_of_the_raw_words():

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.phantoms.fields import blur, smooth_field
-from toolkit.data.phantoms.stream import Floats, Stream
+from toolkit.data.phantoms.fields import Floats, Stream, blur, smooth_field
 
 
 @dataclass(frozen=True)

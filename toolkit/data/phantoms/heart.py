@@ -10,8 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from toolkit.data.phantoms.fields import smooth_step
-from toolkit.data.phantoms.stream import Floats, Stream
+from toolkit.data.phantoms.fields import Floats, Stream, smooth_step
 
 # (epicardial radius, wall thickness, right ventricular depth) in mm, at the base in diastole.
 _SIZES = {

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.phantoms.appearance import Scanner
-from toolkit.data.phantoms.stream import Stream
+from toolkit.data.phantoms.fields import Stream
 from toolkit.errors import DataError
 
 _SITES = Path(__file__).with_name("sites.toml")

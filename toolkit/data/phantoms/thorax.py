@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from toolkit.data.phantoms.fields import paint, smooth_field, soft_inside, stamp_disc
-from toolkit.data.phantoms.stream import Floats, Stream
+from toolkit.data.phantoms.fields import Floats, Stream, paint, smooth_field, soft_inside, stamp_disc
 
 Signals = dict[str, float]
 
