@@ -24,11 +24,14 @@ def make_folds(task: Task, count: int, seed: int = 0) -> list[Task]:
         fix = "Use at least 3 folds (one is tested, one selects the weights, the others train), at most one a patient."
         raise ConfigError(what, where=f"task {task.name!r}, folds({count})", fix=fix)
     places = deal(task.cases(), count, seed)
-    recipe = registry.describe(task)
-    return [
-        _fold(task, places, {"index": index, "count": count, "seed": seed}, recipe, f"{task.name}-fold{index}of{count}")
-        for index in range(count)
-    ]
+    recipe, folds = registry.describe(task), []
+    for index in range(count):
+        splits = {index: "test", (index + 1) % count: "val"}
+        cases = [dataclasses.replace(case, split=splits.get(places[case.subject], "train")) for case in task.cases()]
+        arguments = {"task": recipe, "index": index, "count": count, "seed": seed}
+        config = None if recipe is None else {"name": "fold", "arguments": arguments}
+        folds.append(task.restricted(cases, name=f"{task.name}-fold{index}of{count}", toolkit_config=config))
+    return folds
 
 
 @register("task", "fold")
@@ -55,13 +58,3 @@ def deal(cases: Sequence[Case], count: int, seed: int) -> dict[str, int]:
         order = keyed_random("folds", seed, stratum, len(members[stratum])).permutation(len(members[stratum]))
         dealt += [members[stratum][index] for index in order]
     return {subject: place % count for place, subject in enumerate(dealt)}
-
-
-def _fold(
-    task: Task, places: Mapping[str, int], place: Mapping[str, int], recipe: dict[str, Any] | None, name: str
-) -> Task:
-    index, count = place["index"], place["count"]
-    splits = {index: "test", (index + 1) % count: "val"}
-    cases = [dataclasses.replace(case, split=splits.get(places[case.subject], "train")) for case in task.cases()]
-    config = None if recipe is None else {"name": "fold", "arguments": {"task": recipe, **place}}
-    return task.restricted(cases, name=name, toolkit_config=config)

@@ -8,6 +8,7 @@ from typing import Any
 
 from toolkit import registry
 from toolkit.data.case import Case
+from toolkit.data.table import recipe
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError
 from toolkit.registry import register
@@ -55,7 +56,7 @@ def join_tasks(
         sites += renamed.values()
         cases += [_joined(case, task.name, renamed[case.site], named, tables[task.name]) for case in task.cases()]
     configs = [registry.describe(task) for task in loaded]
-    arguments = {"tasks": configs, "classes": _plain(classes), "name": name, "patch_size": patch_size}
+    arguments = {"tasks": configs, "classes": classes, "name": name, "patch_size": patch_size}
     return loaded[0].restricted(
         cases,
         name=name or "+".join(task.name for task in loaded),
@@ -67,7 +68,7 @@ def join_tasks(
         flips=[axis for axis in loaded[0].flips if all(axis in task.flips for task in loaded)],
         licence="; ".join(dict.fromkeys(f"{task.name}: {task.licence}" for task in loaded if task.licence)),
         citation="; ".join(dict.fromkeys(task.citation for task in loaded if task.citation)),
-        toolkit_config=None if None in configs else {"name": "join_tasks", "arguments": arguments},
+        toolkit_config=None if None in configs else recipe("join_tasks", arguments),
     )
 
 
@@ -102,13 +103,6 @@ def _table(task: Task, classes: Mapping[str, Mapping[str, ClassOf]]) -> tuple[in
                 raise ConfigError(what, where="join_tasks(classes=...)", fix=fix)
             table[number] = new
     return tuple(table)
-
-
-def _plain(classes: Mapping[str, Mapping[str, ClassOf]]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {task: value if isinstance(value, (int, str)) else list(value) for task, value in members.items()}
-        for name, members in classes.items()
-    }
 
 
 def _check_fit(tasks: Sequence[Task]) -> None:

@@ -125,9 +125,7 @@ def _match(pattern: str, modules: Mapping[str, nn.Module], aliases: Mapping[str,
     if is_glob(pattern):
         return _match_glob(pattern, layer, modules, aliases, observed)
     if layer.path not in modules:
-        if _may_be_alias(pattern) and not observed:
-            raise AliasUnknown(pattern)
-        raise _unknown(pattern, modules, aliases)
+        raise _unknown(pattern, modules, aliases, observed=observed)
     if is_container(modules[layer.path]):
         inside = [
             name
@@ -149,16 +147,17 @@ def _match_glob(
         names = [alias for alias in aliases if glob_match(alias, pattern)]
         if names:
             return [Request(alias, parse(aliases[alias]), pattern, True) for alias in names]
-        if _may_be_alias(pattern) and not observed:
-            raise AliasUnknown(pattern)
-        raise _unknown(pattern, modules, aliases)
+        raise _unknown(pattern, modules, aliases, observed=observed)
     return [Request(str(name), name, pattern, False) for name in found]
 
 
-def _unknown(name: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], where: str = "") -> LayerError:
-    return LayerError(
-        f"No layer matches {name!r}.", where=where, fix=f"Closest names: {closest(name, [*aliases, *modules])}."
-    )
+def _unknown(
+    name: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], where: str = "", observed: bool = True
+) -> Exception:
+    if _may_be_alias(name) and not observed:
+        return AliasUnknown(name)
+    fix = f"Closest names: {closest(name, [*aliases, *modules])}."
+    return LayerError(f"No layer matches {name!r}.", where=where, fix=fix)
 
 
 def _may_be_alias(pattern: str) -> bool:

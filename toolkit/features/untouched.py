@@ -44,7 +44,11 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
     training = [module.training for module in modules]
     hooks = [{name: set(getattr(module, name, ())) for name in _HOOK_TABLES} for module in modules]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    buffers = [_remember(module, name) for module in modules for name in module._buffers]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+    ]
     kept = [_kept_tensors(module) for module in modules]
     state = random_state()
     try:
@@ -73,14 +77,6 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
         for module, before in zip(modules, kept, strict=True):
             _restore_kept(module, before)
         set_random_state(state)
-
-
-_Buffer = tuple[nn.Module, str, Tensor | None, Tensor | None]
-
-
-def _remember(module: nn.Module, name: str) -> _Buffer:
-    buffer = module._buffers[name]
-    return module, name, buffer, None if buffer is None else buffer.detach().clone()
 
 
 def _restore_buffer(module: nn.Module, name: str, buffer: Tensor | None, value: Tensor | None) -> None:

@@ -72,7 +72,8 @@ def calibrate(
     config = as_config(config)
     short = config.replace(steps=skip + steps, log_every=1, validate_every=0, checkpoint_every=0, select="last")
     if config.schedule != "constant":  # the first steps of the long schedule, not the short one squeezed
-        short = short.replace(schedule="constant", learning_rate=_first_rate(config, skip + steps))
+        rates = [learning_rate(config, step) for step in range(min(skip + steps, config.steps))]
+        short = short.replace(schedule="constant", learning_rate=sum(rates) / len(rates))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", RegularizerWarning)  # the weight it starts from may well be out of place
         run = train(
@@ -94,9 +95,3 @@ def calibrate(
         what = f"The gradient of {regularizer.name!r} is {mean} times the objective's, so no weight gives {ratio}."
         raise ConfigError(what, where="calibrate", fix="Check its taps and settings.")
     return dataclasses.replace(regularizer, weight=float(weight) * ratio / mean)
-
-
-def _first_rate(config: TrainConfig, steps: int) -> float:
-    """Mean learning rate over the first steps of the configured schedule."""
-    count = min(steps, config.steps)
-    return sum(learning_rate(config, step) for step in range(count)) / count

@@ -30,26 +30,10 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = absolute(path)
-
-    @property
-    def record_file(self) -> Path:
-        """`run.json`: what is trained, on what, with which settings; written once."""
-        return self.path / "run.json"
-
-    @property
-    def history(self) -> Path:
-        """`history.jsonl`."""
-        return self.path / "history.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def state_file(self) -> Path:
-        """`state.json`: who trains it now, or how it ended."""
-        return self.path / "state.json"
+        self.record_file = self.path / "run.json"  # what is trained, on what, with which settings; written once
+        self.history = self.path / "history.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.state_file = self.path / "state.json"  # who trains it now, or how it ended
 
     def exists(self) -> bool:
         """Whether a complete run lies here."""

@@ -154,17 +154,6 @@ def sound_backward(model: nn.Module | None) -> Iterator[None]:
         torch.backends.mkldnn.enabled = before
 
 
-def scaler_state(fabric: Fabric) -> dict[str, Any]:
-    """State of the gradient scaler; empty unless the precision is "16"."""
-    return dict(fabric.strategy.precision.state_dict())
-
-
-def load_scaler_state(fabric: Fabric, state: dict[str, Any]) -> None:
-    """Inverse of `scaler_state`."""
-    if state:
-        fabric.strategy.precision.load_state_dict(state)
-
-
 def share_of(batch: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
     """The rows of a batch that one process works on: every `world_size`-th, starting with its rank."""
     if world_size == 1:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ProtocolError, RegularizerWarning
+from toolkit.measure.regularizer_health import status as status_of
 
 if TYPE_CHECKING:
     from toolkit.training.regularizer import Regularizer
 
-DEAD, DOMINANT = 1e-8, 1.0
 PATIENCE = 3  # logged steps in a row before anyone is warned: the first steps of a run are no evidence
 
 
@@ -24,13 +24,6 @@ def gradient_ratio(regularizer: float, objective: float) -> float:
     if objective > 0:
         return math.sqrt(regularizer) / math.sqrt(objective)
     return math.inf if regularizer > 0 else math.nan
-
-
-def status_of(ratio: float) -> str:
-    """`dead` (below 1e-8), `dominant` (above 1), `undefined` (no gradient at all) or `ok`."""
-    if math.isnan(ratio):
-        return "undefined"
-    return "dead" if ratio < DEAD else "dominant" if ratio > DOMINANT else "ok"
 
 
 def check_gradient(regularizer: Regularizer, features: Mapping[str, Tensor], loss: Tensor) -> None:
@@ -75,14 +68,8 @@ class GradientMonitor:
         if (name, status) in self._warned:
             return
         self._warned.add((name, status))
-        advice = (
-            "its gradient does not reach the tapped layers; check its taps, or raise its weight"
-            if status == "dead"
-            else "it outweighs the objective; lower its weight unless that is meant"
-        )
-        warnings.warn(
-            f"The regularizer {name!r} is {status} at step {step}: its gradient is {ratio:.3g} times the "
-            f"objective's ({advice}).",
-            RegularizerWarning,
-            stacklevel=2,
-        )
+        advice = "it outweighs the objective; lower its weight unless that is meant"
+        if status == "dead":
+            advice = "its gradient does not reach the tapped layers; check its taps, or raise its weight"
+        what = f"The regularizer {name!r} is {status} at step {step}: its gradient is {ratio:.3g} times the objective's"
+        warnings.warn(f"{what} ({advice}).", RegularizerWarning, stacklevel=2)

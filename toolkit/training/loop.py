@@ -19,7 +19,7 @@ from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
-from toolkit.training.engine import build_fabric, compiled, load_scaler_state, scaler_state
+from toolkit.training.engine import build_fabric, compiled
 from toolkit.training.feed import Feed
 from toolkit.training.health import GradientMonitor, gradient_ratio
 from toolkit.training.history import HistoryWriter
@@ -74,7 +74,8 @@ class Loop:
         self.module, self.optimizer = self.fabric.setup(plan.step, optimizer)
         self.optimizer.load_state_dict(start.state["optimizer"])
         self.optimizer.zero_grad()
-        load_scaler_state(self.fabric, start.state["scaler"])
+        if start.state["scaler"]:
+            self.fabric.strategy.precision.load_state_dict(start.state["scaler"])
         self.feed = Feed(plan.loader, self.fabric, plan.config)
         self.done, self.best = start.step, start.best
         self.monitor = GradientMonitor()
@@ -243,7 +244,8 @@ class Loop:
 
     def _checkpoint(self) -> Checkpoint:
         state = _network_state(self.plan.step)
-        state |= {"optimizer": self.optimizer.state_dict(), "scaler": scaler_state(self.fabric)}
+        scaler = dict(self.fabric.strategy.precision.state_dict())  # empty unless the precision is "16"
+        state |= {"optimizer": self.optimizer.state_dict(), "scaler": scaler}
         return Checkpoint(self.done, self.plan.run, _weights(self.plan.step), state)
 
     def _check_home(self) -> None:

@@ -265,6 +265,8 @@ def train_to_end(
     watchers: Watchers | None = None,
 ) -> None:
     """Train from a verified checkpoint to the end, select the weights and record how it ended."""
+    from tqdm.auto import tqdm
+
     directory, config = run.directory, run.config
     if start.step >= config.steps:
         restore_step(step, start)
@@ -275,7 +277,7 @@ def train_to_end(
         history.truncate(directory.history, start.step, start.history)
         directory.set_state("running", step=start.step)
         if progress:
-            _announce(directory)
+            tqdm.write(f"The run lies in {directory.path}", file=sys.stderr)
     scored = _validation_cases(run)
     try:
         threads = record["environment"]["threads"]
@@ -332,12 +334,6 @@ def _interrupted(directory: RunDirectory) -> KeyboardInterrupt:
         f"Training was interrupted after step {max(checkpoints.steps_on_disk(directory.checkpoints), default=0)} "
         f"had been saved. Continue with toolkit.resume({str(directory.path)!r})."
     )
-
-
-def _announce(directory: RunDirectory) -> None:
-    from tqdm.auto import tqdm
-
-    tqdm.write(f"The run lies in {directory.path}", file=sys.stderr)
 
 
 def _validation_cases(run: Run) -> list[Case] | None:

@@ -66,7 +66,10 @@ class Watchers:
 
 def prediction_pictures(model: nn.Module, cases: Sequence[Case], volumes: int = 3) -> dict[str, np.ndarray]:
     """Image, reference, prediction side by side, (H, 3 W, 3) uint8, of the fullest slice of the first volumes of labelled cases."""
-    shown = [[max(volume, key=_foreground)] for volume in group_volumes(cases)[:volumes]]
+    shown = [
+        [max(volume, key=lambda case: int(np.count_nonzero(case.label_array())))]
+        for volume in group_volumes(cases)[:volumes]
+    ]
     images = {}
     for (case,), labels in zip(shown, predict_volumes(Predictor(model), shown), strict=True):
         image, reference = case.image_array()[0], stack([case.label_array()], [case])
@@ -79,10 +82,6 @@ def prediction_pictures(model: nn.Module, cases: Sequence[Case], volumes: int = 
         grey = _grey(image)
         images[case.id] = np.concatenate([grey, _overlaid(grey, reference), _overlaid(grey, labels)], axis=1)
     return images
-
-
-def _foreground(case: Case) -> int:
-    return int(np.count_nonzero(case.label_array()))
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

@@ -57,11 +57,11 @@ def load_nnunet(folder: str | os.PathLike[str], fold: int | str = 0, checkpoint:
         )
     load_weights(model, weights)
     remember(model, patch_size=reader.patch_size, files=reader, **reader.outputs())
-    trained_with = _regularizer(Path(folder) / f"fold_{fold}" / "regularizer.json")
-    if trained_with:
+    record = Path(folder) / f"fold_{fold}" / "regularizer.json"  # which a trainer of this toolkit wrote
+    if record.is_file():
         from toolkit.features.provenance import mark_trained_with
 
-        mark_trained_with(model, [trained_with])
+        mark_trained_with(model, [_read_json(record)["name"]])
     return model.eval()
 
 
@@ -207,10 +207,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         fix = "Pass the folder that holds plans.json, dataset.json and the folds."
         raise CheckpointError(f"{path.name} cannot be read ({type(error).__name__}).", where=path, fix=fix) from error
-
-
-def _regularizer(path: Path) -> str:
-    """The name of the regularizer that a trainer of this toolkit wrote down."""
-    if not path.is_file():
-        return ""
-    return str(_read_json(path).get("name", ""))
