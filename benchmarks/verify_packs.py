@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from toolkit.data import list_tasks, load_task
+from toolkit import list_tasks, load_task
 
 OUT = Path(__file__).parent / "results" / "data_verify.json"
 

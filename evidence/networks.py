@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 
 import toolkit as tk
+from evidence.cards import card_file, save_trained, short_history
 from evidence.run import Job
 from evidence.studies import STUDIES
 from toolkit.measure.intervals import patient_bootstrap
 from toolkit.training.directory import RunDirectory
 from toolkit.training.history import read_history
-from toolkit.training.trained import card_file, save_trained, short_history
 
 FOLDER = Path(__file__).with_name("networks")
 PATIENTS, SAMPLE, TOLERANCE, FLOOR = 8, 2, 0.002, 0.75
-SEEDS, ONE_SEED = (0, 1, 2), re.compile("acdc|nuclei|scr|ifd|selfreg-0|swin|released|targeted|dropout|unet-|fast-slow|sequence")
+SEEDS, ONE_SEED = (
+    (0, 1, 2),
+    re.compile("acdc|nuclei|scr|ifd|selfreg-0|swin|released|targeted|dropout|unet-|fast-slow|sequence"),
+)
 # name: (study, arm, which of its runs, method)
 NETWORKS = {
     "phantom-cardiac/plain": ("cardiac", "plain", -1, "plain U-Net"),
@@ -119,7 +122,8 @@ def store(name: str, seed: int, runs: Path) -> Path | None:
         "sample": {str(row.subject): round(row.dice, 5) for row in sample.itertuples()},
         "tolerance": TOLERANCE,
         "data": task.content_hash(),
-        "command": f"python -m evidence.run {study} --only {arm} --seeds {seed}" + (fold is not None) * f" --folds {fold}",
+        "command": f"python -m evidence.run {study} --only {arm} --seeds {seed}"
+        + (fold is not None) * f" --folds {fold}",
         "environment": record["environment"],
         "licence": task.licence,
         "history": short_history(read_history(RunDirectory(path).history)),

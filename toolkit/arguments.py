@@ -67,28 +67,13 @@ DEFAULTS: dict[str, Any] = {"overlap": 0.5, "normalisation": "zscore-clip", "fli
 # What a thing of this name must offer where its annotation allows any object.
 OFFERS: dict[str, tuple[str, ...]] = {"task": ("cases", "loader")}
 _LOOKED_AT = 256  # elements of a sequence whose type is looked at
-_NAMED = {
-    "DataFrame",
-    "Features",
-    "Result",
-    "Run",
-    "Case",
-    "Task",
-}  # classes known by name alone where they are annotated
+# classes known by name alone where they are annotated
+_NAMED = {"DataFrame", "Features", "Result", "Run", "Case", "Task"}
 _HERE = str(Path(__file__).parent)
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _RAW = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    NameError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError),
+    *(NameError, OSError, RuntimeError, TypeError, ValueError),
 )
 
 
@@ -124,12 +109,8 @@ def checked_methods(owner: type) -> type:
     """A class whose constructor and public methods are `checked`, in place."""
     for name, value in list(vars(owner).items()):
         public = name == "__init__" or not name.startswith("_")
-        if (
-            public
-            and inspect.isfunction(value)
-            and not hasattr(value, "__checked__")
-            and not inspect.isgeneratorfunction(value)
-        ):
+        plain = inspect.isfunction(value) and not inspect.isgeneratorfunction(value)
+        if public and plain and not hasattr(value, "__checked__"):
             setattr(owner, name, checked(value))
     return owner
 
@@ -151,15 +132,10 @@ def _signature(call: Callable[..., Any]) -> inspect.Signature:
     signature = inspect.signature(call)
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     for keywords in _unpacked(call):
-        named += [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=DEFAULTS.get(name),
-                annotation=getattr(kind, "__forward_arg__", kind),
-            )
-            for name, kind in keywords.__annotations__.items()
-        ]
+        for name, kind in keywords.__annotations__.items():
+            kind = getattr(kind, "__forward_arg__", kind)
+            only = inspect.Parameter.KEYWORD_ONLY
+            named.append(inspect.Parameter(name, only, default=DEFAULTS.get(name), annotation=kind))
         return signature.replace(parameters=named)
     return signature
 
@@ -190,11 +166,8 @@ def _bind(
 
 def _check(call: Callable[..., Any], signature: inspect.Signature, name: str, value: Any) -> None:
     parameter = signature.parameters[name]
-    if (
-        name == "self"
-        or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        or value is parameter.default
-    ):
+    several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    if name == "self" or several or value is parameter.default:
         return
     if not _fits(value, _hints(call).get(name, Any)):
         expected = str(parameter.annotation).replace("collections.abc.", "").replace("os.PathLike[str]", "a path")
@@ -234,13 +207,9 @@ def _described(value: Any) -> str:
         text = repr(value)
         return text if len(text) < 60 else f"{text[:50]}... ({kind})"
     shape = getattr(value, "shape", None)
-    return (
-        f"{kind} {tuple(shape)}"
-        if isinstance(shape, tuple)
-        else f"the class {value.__name__}"
-        if inspect.isclass(value)
-        else kind
-    )
+    if isinstance(shape, tuple):
+        return f"{kind} {tuple(shape)}"
+    return f"the class {value.__name__}" if inspect.isclass(value) else kind
 
 
 def _unforeseen(call: Callable[..., Any], arguments: Mapping[str, Any], error: Exception) -> ToolkitError:
@@ -258,11 +227,9 @@ def _unforeseen(call: Callable[..., Any], arguments: Mapping[str, Any], error: E
         fix = f"Its options are those of toolkit.figures.{unknown[1]}."
         return ConfigError(f"There is no option {unknown[2]!r}.", where=f"{_name(call)}({unknown[2]}=...)", fix=fix)
     given = ", ".join(f"{name}={_described(value)}" for name, value in arguments.items() if name != "self")
-    return ToolkitError(
-        f"{_name(call)} failed on these arguments: {type(error).__name__}: {str(error).strip()[:300]}",
-        where=f"{_name(call)}({given})"[:500],
-        fix="See which argument the error speaks of; its origin is in the traceback above.",
-    )
+    what = f"{_name(call)} failed on these arguments: {type(error).__name__}: {str(error).strip()[:300]}"
+    fix = "See which argument the error speaks of; its origin is in the traceback above."
+    return ToolkitError(what, where=f"{_name(call)}({given})"[:500], fix=fix)
 
 
 def _from_outside(error: BaseException) -> bool:

@@ -205,14 +205,9 @@ def _corrupted_cases(cases: Sequence[Case], name: str, copy: int, seed: int, rul
     changed = []
     for case in cases:
         if id(inner := case.reader) not in readers:
-            readers[id(inner)] = ArtefactSource(
-                normalisation=rule,
-                label_values=inner.label_values,
-                classes=inner.classes,
-                inner=inner,
-                artefact=name,
-                parameters=draw_artefact(name, seed, case.volume, copy),
-            )
+            coding = {"label_values": inner.label_values, "classes": inner.classes, "normalisation": rule}
+            drawn = draw_artefact(name, seed, case.volume, copy)
+            readers[id(inner)] = ArtefactSource(inner=inner, artefact=name, parameters=drawn, **coding)
         reader, volume = readers[id(inner)], f"{name}/{case.volume}_{copy}"
         renamed: dict[str, Any] = {"id": case.id.replace(case.volume, volume, 1), "volume": volume, "site": name}
         changed.append(dataclasses.replace(case, **renamed, reader=reader, source=reader.where))

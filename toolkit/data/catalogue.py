@@ -64,19 +64,14 @@ def load_task(
         folder = next((folder for folder in data_folders(name) if folder.is_dir()), None)
         if folder is None:
             numbered = "".join(f"\n    {number}. {step}" for number, step in enumerate(steps(manifest), start=1))
-            raise DataError(
-                f"The data of {manifest.name!r} ({manifest.title}) are not on this machine.",
-                where="looked in " + ", ".join(map(str, data_folders(name))),
-                fix=f"to do (licence of the data: {manifest.licence}){numbered}",
-            )
+            what = f"The data of {manifest.name!r} ({manifest.title}) are not on this machine."
+            fix = f"to do (licence of the data: {manifest.licence}){numbered}"
+            raise DataError(what, where="looked in " + ", ".join(map(str, data_folders(name))), fix=fix)
         rows = split_rows(manifest, rows_of(manifest, folder), split_list)
     classes = dict(sorted(manifest.classes.items()))
     values = None if manifest.label_values is None else {float(k): v for k, v in manifest.label_values.items()}
-    common = {
-        "normalisation": manifest.normalisation,
-        "classes": tuple(classes),
-        "label_values": checked_values(values, classes),
-    }
+    coded = checked_values(values, classes)
+    common = {"normalisation": manifest.normalisation, "classes": tuple(classes), "label_values": coded}
     channels = 3 if manifest.channel_rule == "grey-to-rgb" else None
     cases, _ = cases_of_rows(rows, manifest.dims, channels, common, classes)
     return Task(

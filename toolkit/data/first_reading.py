@@ -67,11 +67,9 @@ def _opened() -> sqlite3.Connection:
 
 def _changed(path: Path, day: str, same_date: bool) -> None:
     if same_date:
-        raise DataError(
-            f"The bytes of this file changed since it was read on {day}, but not its size and date.",
-            where=path,
-            fix="It is damaged: restore it from a copy. If the new content is right, give it a new date (touch).",
-        )
+        what = f"The bytes of this file changed since it was read on {day}, but not its size and date."
+        fix = "It is damaged: restore it from a copy. If the new content is right, give it a new date (touch)."
+        raise DataError(what, where=path, fix=fix)
     what = f"{path} was replaced since it was read on {day}: the new content is used, of others in its folder too."
     _said_once(path.parent, what)
 

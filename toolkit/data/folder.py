@@ -83,15 +83,8 @@ def task_from_folder(
             row["volume"] = _name_of(volumes, row["case"], row["case"], "volumes")
     _number_stacks(rows)
     ids = [row["case"] for row in rows]
-    task = task_from_table(
-        rows,
-        channels=channels if isinstance(channels, int) else None,
-        name=name or root.parent.name or root.name,
-        check=check,
-        classes=classes,
-        dims=dims,
-        **settings,
-    )
+    name, own = name or root.parent.name or root.name, channels if isinstance(channels, int) else None
+    task = task_from_table(rows, channels=own, name=name, check=check, classes=classes, dims=dims, **settings)
     grey = channels is None and task.channels == 1 and kind_of(rows[0]["image"][0]) == "picture"
     task.toolkit_config = recipe(
         "task_from_folder",

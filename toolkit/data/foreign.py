@@ -27,10 +27,8 @@ def unpacked(value: Any) -> Any:
         if name not in entries:
             found = [key for key, one in entries.items() if _kind(one) == kind]
             if len(found) > 1 and name == "image":
-                raise DataError(
-                    f"A Subject with the images {', '.join(map(str, found))} needs one called 'image'.",
-                    fix="Join the channels in one ScalarImage and call it 'image'.",
-                )
+                what = f"A Subject with the images {', '.join(map(str, found))} needs one called 'image'."
+                raise DataError(what, fix="Join the channels in one ScalarImage and call it 'image'.")
             if len(found) == 1:
                 entries[name] = entries.pop(found[0])
     plain = {key: _fields(one)["image"] if _is_foreign(one) else one for key, one in entries.items()}

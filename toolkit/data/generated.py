@@ -1,7 +1,7 @@
 """Embedded tasks: cases from a generator, made when they are needed and kept in the toolkit's cache.
 
 The index table beside the manifest lists every subject with the number of its slices and the SHA-256 of its bytes;
-`python -m toolkit.data.generated [name]` writes it again after the generator has been changed.
+`python scripts/phantom_index.py [name]` writes it again after the generator has been changed.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from toolkit.data.manifest import Manifest, cache_folder, find_manifest
+from toolkit.data.manifest import Manifest, cache_folder
 from toolkit.data.reading import Row
 from toolkit.data.sets.files import index_of
 from toolkit.data.source import Pair, Source, checked_pair, read_npz
@@ -29,7 +28,6 @@ GENERATORS = {
     "phantom-hippocampus": "toolkit.data.phantoms.hippocampus",
     "phantom-prostate": "toolkit.data.phantoms.prostate",
 }
-_COLUMNS = ("site", "subject", "split", "group", "slices", "row_mm", "column_mm", "slice_mm", "sha256", "generator")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,7 +92,7 @@ class GeneratedSource(Source):
                 "The generator makes other bytes here than the index table records.",
                 where=self.where,
                 fix="Install the pinned versions of constraints.txt; after a change of the generator give it a new "
-                "VERSION and run python -m toolkit.data.generated.",
+                "VERSION and run python scripts/phantom_index.py.",
             )
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
             stack.write(path)
@@ -185,20 +183,3 @@ def _module(name: str) -> Any:
     if name not in GENERATORS:
         raise DataError(f"There is no generator {name!r}.", where="manifest", fix=f"Known: {', '.join(GENERATORS)}.")
     return importlib.import_module(GENERATORS[name])
-
-
-def write_index(name: str) -> Path:
-    """Write the index table of an embedded data set beside its manifest, atomically."""
-    import csv
-
-    manifest = find_manifest(name)
-    with replacing(manifest.table_path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(made_rows(manifest))
-    return manifest.table_path
-
-
-if __name__ == "__main__":
-    for generator in sys.argv[1:] or GENERATORS:
-        print(write_index(generator))

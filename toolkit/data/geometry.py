@@ -72,10 +72,8 @@ class Geometry:
         if self.slice_axis is not None:
             expected = tuple(np.moveaxis(np.empty(expected, bool), self.slice_axis, 0).shape)
         if array.shape != expected:
-            raise DataError(
-                f"The array has shape {array.shape}; the volume it belongs to has {expected}.",
-                fix="Pass the whole volume, without padding and without a channel axis.",
-            )
+            what = f"The array has shape {array.shape}; the volume it belongs to has {expected}."
+            raise DataError(what, fix="Pass the whole volume, without padding and without a channel axis.")
         if self.slice_axis is not None:
             array = np.moveaxis(array, 0, self.slice_axis)
         reversed_axes = tuple(axis for axis, flipped in enumerate(self.flips) if flipped)

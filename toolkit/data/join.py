@@ -74,15 +74,9 @@ def join_tasks(
 
 def _joined(case: Case, task: str, site: str, classes: dict[int, str], table: Sequence[int]) -> Case:
     before = case.relabel or tuple(range(len(table)))
-    return dataclasses.replace(
-        case,
-        id=f"{task}/{case.id}",
-        volume=f"{task}/{case.volume}",
-        subject=f"{task}/{case.subject}",
-        site=site,
-        classes=classes,
-        relabel=tuple(table[stored] for stored in before),
-    )
+    names = {name: f"{task}/{getattr(case, name)}" for name in ("id", "volume", "subject")}
+    relabel = tuple(table[stored] for stored in before)
+    return dataclasses.replace(case, **names, site=site, classes=classes, relabel=relabel)
 
 
 def _table(task: Task, classes: Mapping[str, Mapping[str, ClassOf]]) -> tuple[int, ...]:

@@ -166,13 +166,9 @@ class Loader:
     def _permutation(self, epoch: int) -> np.ndarray:
         order = self._order
         if order is None or order[0] != epoch:
-            rounds = range(-(-self.batch_size // len(self.cases)))
-            orders = [
-                keyed_random("order", self.seed, epoch, repeat).permutation(len(self.cases))
-                if self.shuffle
-                else np.arange(len(self.cases))
-                for repeat in rounds
-            ]
+            count, repeats = len(self.cases), range(-(-self.batch_size // len(self.cases)))
+            keys = [keyed_random("order", self.seed, epoch, repeat) for repeat in repeats]
+            orders = [key.permutation(count) if self.shuffle else np.arange(count) for key in keys]
             order = self._order = (epoch, np.concatenate(orders))
         return order[1]
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from toolkit.errors import ConfigError
 
+__all__ = ["normalise"]
 DEFAULT = "zscore-clip"
 _RULES = {
     "zscore-clip": "clip to the 0.5 and 99.5 percentiles, subtract the mean, divide by the standard deviation",
@@ -113,8 +114,6 @@ def _limits(rule: str) -> tuple[float, float]:
     except ValueError:
         low = high = 0.0
     if not low < high or (kind == "range" and not 0 <= low < high <= 100):
-        raise ConfigError(
-            f"The {kind} in {rule!r} cannot be read.",
-            fix="Write it as 'window:-160,240' or 'range:2,98' (low below high).",
-        )
+        what = f"The {kind} in {rule!r} cannot be read."
+        raise ConfigError(what, fix="Write it as 'window:-160,240' or 'range:2,98' (low below high).")
     return low, high

@@ -158,12 +158,8 @@ def _number(text: str, column: str, path: Path) -> float:
 
 def _empty(value: Any) -> bool:
     """None, an empty text, or the NaN and NA that stand for an empty cell in a DataFrame."""
-    return (
-        value is None
-        or (isinstance(value, str) and not value)
-        or (np.isscalar(value) and value != value)
-        or (type(value).__name__ in ("NAType", "NaTType"))
-    )
+    missing = type(value).__name__ in ("NAType", "NaTType") or (np.isscalar(value) and value != value)
+    return value is None or missing or (isinstance(value, str) and not value)
 
 
 def _located(value: Any, root: Path) -> Any:

@@ -19,6 +19,7 @@ from toolkit.data.source import FileSource, Pair, checked_image, checked_pair, d
 from toolkit.errors import ConfigError, DataError
 from toolkit.files import replacing
 
+__all__ = ["read_volume", "write_nifti"]
 SUFFIXES = (".nii", ".nii.gz")
 _MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 _MOST_VOXELS = 2**33

@@ -125,10 +125,8 @@ def read_store(path: str | os.PathLike[str]) -> Contents:
         root: Any = zarr.open_group(str(folder), mode="r")
         attributes = root.attrs.asdict()
         if attributes["format"] not in (1, FORMAT["format"]):
-            raise ResultError(
-                f"This store has format {attributes['format']}; this toolkit reads 1 and {FORMAT['format']}.",
-                where=folder,
-            )
+            what = f"This store has format {attributes['format']}; this toolkit reads 1 and {FORMAT['format']}."
+            raise ResultError(what, where=folder)
         found = attributes.pop("seal", None)
         if attributes["format"] != 1 and found != seal(attributes):
             raise ResultError("The record of this store is not what was written.", where=folder, fix=_FIX)

@@ -154,10 +154,9 @@ class _SlicedEppsPulley(torch.autograd.Function):
 def _prepared(z: Tensor, directions: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Checked, in float32 (float64 stays), the row weights normalised to sum 1."""
     if z.ndim != 2 or directions.ndim != 2 or z.shape[1] != directions.shape[0] or z.shape[0] == 0:
-        raise ConfigError(
-            f"Expected z (N, C) and directions (C, K), not {tuple(z.shape)} and {tuple(directions.shape)}.",
-            fix="Move the channel axis last and flatten the others: feature.movedim(1, -1).flatten(0, -2).",
-        )
+        what = f"Expected z (N, C) and directions (C, K), not {tuple(z.shape)} and {tuple(directions.shape)}."
+        fix = "Move the channel axis last and flatten the others: feature.movedim(1, -1).flatten(0, -2)."
+        raise ConfigError(what, fix=fix)
     z = z if z.dtype == torch.float64 else z.float()
     directions = directions.detach().to(z, non_blocking=True)
     if weights is not None:

@@ -53,10 +53,8 @@ def logits_by_scale(output: Any, image: Tensor | None = None, select: Select | N
             return logits_by_scale(fields[name], image)
     tensors = _tensors(output)
     if not tensors:
-        raise LayerError(
-            f"The network returned {type(output).__name__} without a floating-point tensor.",
-            fix="Its logits must be a tensor, or be found in a list, tuple, mapping or dataclass.",
-        )
+        what = f"The network returned {type(output).__name__} without a floating-point tensor."
+        raise LayerError(what, fix="Its logits must be a tensor, or be found in a list, tuple, mapping or dataclass.")
     maps = {name: tensor for name, tensor in tensors.items() if tensor.ndim > 2}
     if image is not None:
         maps = {name: tensor for name, tensor in maps.items() if tensor.ndim in (image.ndim, image.ndim + 1)}

@@ -116,9 +116,7 @@ def _factors(annealing: Tensor | float | None, scores: Tensor) -> Tensor:
     if not isinstance(annealing, Tensor):
         return torch.full_like(scores, 0.0 if annealing is None else float(annealing))
     if annealing.numel() not in (1, scores.numel()):
-        raise ConfigError(
-            f"annealing holds {annealing.numel()} factors for {tuple(scores.shape)} entries.",
-            fix="Give one factor per (sample, entry), one number, or None for a hard mask.",
-        )
+        what = f"annealing holds {annealing.numel()} factors for {tuple(scores.shape)} entries."
+        raise ConfigError(what, fix="Give one factor per (sample, entry), one number, or None for a hard mask.")
     factors = annealing.detach().to(scores.device, scores.dtype)
     return factors.expand_as(scores) if annealing.numel() == 1 else factors.reshape(scores.shape)

@@ -136,10 +136,8 @@ def example_input(model: nn.Module) -> torch.Tensor:
     """Zeros of a usual size for a trial run."""
     dims, channels = dims_and_channels(model)
     if dims is None or channels is None:
-        raise DataError(
-            "An example input is needed: this network has no convolution to read its size from.",
-            fix="Pass example=tensor (B, C, *S).",
-        )
+        what = "An example input is needed: this network has no convolution to read its size from."
+        raise DataError(what, fix="Pass example=tensor (B, C, *S).")
     return torch.zeros(1, channels, *([64 if dims < 3 else 32] * dims), device=device_of(model))
 
 

@@ -53,14 +53,8 @@ def layer_table(model: nn.Module, trace: Trace, aliases: Mapping[str, str] | Non
     for alias, name in known_aliases(model, aliases, trace).items():
         by_layer.setdefault(str(dataclasses.replace(parse(name), port="output")), []).append(alias)
     rows = [
-        {
-            "name": str(call.name),
-            "aliases": ", ".join(by_layer.get(str(call.name), [])),
-            "kind": call.kind,
-            "shape": call.shape,
-            "mb": round(call.megabytes, 6),
-        }
-        for call in trace.calls
+        [str(c.name), ", ".join(by_layer.get(str(c.name), [])), c.kind, c.shape, round(c.megabytes, 6)]
+        for c in trace.calls
     ]
     return pd.DataFrame(rows, columns=["name", "aliases", "kind", "shape", "mb"])
 

@@ -121,17 +121,9 @@ class Features(Result):
             for index, members in cases.groupby("class", sort=True).groups.items():
                 class_name = cases.loc[members[0], "class_name"]
                 part = rows[torch.tensor(members.to_numpy())]
-                records.append(
-                    {
-                        "layer": layer,
-                        "class": index,
-                        "class_name": class_name,
-                        "rows": len(part),
-                        "channels": part.shape[1],
-                        "mean_norm": float(part.norm(dim=1).mean()),
-                    }
-                )
-        return pd.DataFrame(records)
+                norm = float(part.norm(dim=1).mean())
+                records.append([layer, index, class_name, len(part), part.shape[1], norm])
+        return pd.DataFrame(records, columns=["layer", "class", "class_name", "rows", "channels", "mean_norm"])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a zarr store (a folder); `toolkit.open_features` reads it back lazily.

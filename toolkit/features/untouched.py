@@ -14,13 +14,8 @@ from toolkit.features.modules import refuse_scripted
 from toolkit.features.process_state import random_state, set_random_state
 
 _HOOK_TABLES = (
-    "_forward_pre_hooks",
-    "_forward_hooks",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called",
+    *("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"),
+    *("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"),
 )
 _OWN_TABLES = frozenset(vars(nn.Module()))  # parameters, buffers, submodules and hooks are restored one by one
 

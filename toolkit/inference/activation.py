@@ -82,10 +82,8 @@ class Activation:
             return
         wanted = max(classes, default=0) + 1
         if self.overlapping(outputs):
-            raise ConfigError(
-                f"The network's {outputs} outputs overlap (sigmoid), the task has {wanted} exclusive classes.",
-                fix="Declare the task's regions, or use a network with a softmax.",
-            )
+            what = f"The network's {outputs} outputs overlap (sigmoid), the task has {wanted} exclusive classes."
+            raise ConfigError(what, fix="Declare the task's regions, or use a network with a softmax.")
         if outputs != wanted and not (outputs == 1 and wanted == 2):
             raise ConfigError(
                 f"The network has {outputs} output{'s' * (outputs > 1)}, the task {wanted} classes, background included.",

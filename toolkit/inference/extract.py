@@ -98,14 +98,9 @@ def extract(
             "No layer was named.", where="extract(layers=[])", fix="Name at least one: see toolkit.layers(model)."
         )
     jitters = {"jitter": jitter, "jitter_seed": jitter_seed} if jitter else {}
-    extraction = Extraction(
-        jittered(model, jitter, jitter_seed) if jitter else model,
-        layers,
-        batch_size,
-        aliases,
-        {"pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode, **jitters},
-        passes,
-    )
+    model = jittered(model, jitter, jitter_seed) if jitter else model
+    pooling = {"pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode, **jitters}
+    extraction = Extraction(model, layers, batch_size, aliases, pooling, passes)
     if executor is None:
         return extraction.run(inputs, label, out, resume)
     return extract_parts(extraction, inputs, label, out, resume, executor)

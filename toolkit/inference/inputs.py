@@ -249,10 +249,8 @@ def _refuse_channels_last(image: Tensor, dims: int) -> None:
     """A colour picture (H, W, 3) would otherwise pass for a stack of H very narrow one-channel images."""
     shape = tuple(image.shape)
     if dims == 2 and shape[2] in (3, 4) and min(shape[:2]) >= 16:
-        raise DataError(
-            f"An array of shape {shape} looks like a colour picture with its channels last.",
-            fix="Images are channel-first and this network takes one channel: average the colours, pass (1, H, W).",
-        )
+        fix = "Images are channel-first and this network takes one channel: average the colours, pass (1, H, W)."
+        raise DataError(f"An array of shape {shape} looks like a colour picture with its channels last.", fix=fix)
 
 
 def _item(

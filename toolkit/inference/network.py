@@ -121,11 +121,8 @@ class Predictor:
 
     def class_names(self, classes: Mapping[int, str] | None) -> dict[int, str]:
         """Names of the labels of a prediction: the data's, or the regions', numbered from 1."""
-        return (
-            dict(enumerate(["background", *self.activation.regions]))
-            if self.activation.regions
-            else dict(classes or {})
-        )
+        regions = self.activation.regions
+        return dict(enumerate(["background", *regions])) if regions else dict(classes or {})
 
     def _stitched(self, image: Tensor, tiling: Tiling, at_once: int) -> Tensor:
         starts = range(0, len(tiling.windows), at_once)

@@ -257,10 +257,8 @@ def _check_settings(kind: str, obj: Any) -> None:
     entry = describe(kind, obj)
     key = "regularizers" if kind == "regularizer" else kind
     if "foreign" in entry:
-        raise ConfigError(
-            f"{entry['foreign']} cannot be stored, so a resumed run must be given it again.",
-            fix="Define the class at the top level of a file, with settings that JSON can hold (a frozen dataclass).",
-        )
+        fix = "Define the class at the top level of a file, with settings that JSON can hold (a frozen dataclass)."
+        raise ConfigError(f"{entry['foreign']} cannot be stored, so a resumed run must be given it again.", fix=fix)
     again = restore({key: [entry] if key == "regularizers" else entry}, {}, "check", only=(key,))[key]
     again = again[0] if key == "regularizers" else again
     demand(type(again) is type(obj) or type(again).__qualname__ == type(obj).__qualname__, f"{entry} gives {again!r}")

@@ -27,15 +27,8 @@ from toolkit.training.train import resume, train
 
 Factory = Callable[[int], nn.Module]
 STEPS = 5
-_CONFIG = {
-    "steps": STEPS,
-    "batch_size": 4,
-    "validate_every": STEPS,
-    "checkpoint_every": 2,
-    "log_every": 1,
-    "select": "last",
-    "device": "cpu",
-}
+_TIMES = {"steps": STEPS, "validate_every": STEPS, "checkpoint_every": 2, "log_every": 1}
+_CONFIG = {**_TIMES, "batch_size": 4, "select": "last", "device": "cpu"}
 
 
 class Violation(ToolkitError, AssertionError):

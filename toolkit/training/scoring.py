@@ -39,14 +39,8 @@ def evaluate_run(
     cases = run.task.cases(split, site=names)
     if not cases:
         raise ConfigError(f"The split {split!r} has no cases there.", where=f"sites={sites!r}")
-    made_by = provenance(
-        run.model,
-        content_hash(run.task),
-        split=split,
-        sites=names,
-        metrics=list(metrics),
-        **Predictor(run.model).settings,
-    )
+    asked = {"split": split, "sites": names, "metrics": list(metrics), **Predictor(run.model).settings}
+    made_by = provenance(run.model, content_hash(run.task), **asked)
     made_by.pop("network", None)  # an earlier score is no part of what makes this one
     key, told = seal(made_by)[:12], _told(run.path, steps=run.config.steps, seed=run.config.seed)
     table_file = run.path / "evaluation" / f"{split}-{key}.csv"
@@ -98,12 +92,8 @@ def predict_run(run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | N
     regions = predictor.activation.regions or {}
     maps = predict_volumes(predictor, volumes, batch_size=run.config.batch_size)
     results: dict[str, Any] = {}
-    for volume, name, file, labels in tqdm(
-        zip(volumes, ids, distinct_names(ids), maps, strict=True),
-        total=len(volumes),
-        desc="predicting",
-        disable=not progress,
-    ):
+    rows = zip(volumes, ids, distinct_names(ids), maps, strict=True)
+    for volume, name, file, labels in tqdm(rows, total=len(volumes), desc="predicting", disable=not progress):
         results[name] = labels if out is None else _write(Path(out), file, labels, volume, list(regions))
     return results
 

@@ -112,16 +112,9 @@ class SegmentationObjective(Objective):
                 logits, target, gamma=self.focal_gamma, class_weights=weights, ignore_label=ignored
             )
         if self.dice:
-            terms["dice"] = self.dice * soft_dice_loss(
-                logits,
-                target,
-                include_background=self.include_background,
-                squared=self.squared,
-                batch_dice=self.batch_dice,
-                smooth=self.smooth,
-                ignore_label=self.ignore_label,
-                of_all=self.batch_dice,
-            )
+            rules = {name: getattr(self, name) for name in ("include_background", "squared", "batch_dice", "smooth")}
+            ignored = {"ignore_label": self.ignore_label, "of_all": self.batch_dice}
+            terms["dice"] = self.dice * soft_dice_loss(logits, target, **rules, **ignored)
         return terms
 
     def _regions(self, logits: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -128,13 +128,9 @@ class Stages:
             single_task = single_task.site_scores(split, progress=progress)
         matrix = self.dice(split, progress=progress)[list(self.sites)]
         plain = None if sequential is None else sequential.dice(split, progress=progress)[list(self.sites)]
-        return transfer_metrics(
-            matrix.drop(index=-1).to_numpy(),
-            self.sites,
-            untrained=matrix.loc[-1].to_numpy(),
-            single_task=single_task,
-            sequential=None if plain is None else plain.drop(index=-1).to_numpy(),
-        )
+        others = {"single_task": single_task, "sequential": None if plain is None else plain.drop(index=-1).to_numpy()}
+        untrained, trained = matrix.loc[-1].to_numpy(), matrix.drop(index=-1).to_numpy()
+        return transfer_metrics(trained, self.sites, untrained=untrained, **others)
 
     def history(self) -> pd.DataFrame:
         """The histories of all stages, one below the other, with the site of each."""

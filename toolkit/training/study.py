@@ -247,12 +247,8 @@ def _scored_arms(comparison: Comparison, design: dict[str, Any]) -> list[dict[st
     """Every arm's mean score as a figure's caption tells it, and its stamp where that is below the floor."""
     if comparison.metric != "dice":
         return []
-    told = {
-        "steps": design["steps"],
-        "seed": ", ".join(map(str, design["seeds"])),
-        "split": design["split"],
-        "floor": FLOOR,
-    }
+    told = {name: design[name] for name in ("steps", "split")}
+    told |= {"seed": ", ".join(map(str, design["seeds"])), "floor": FLOOR}
     return [
         {"network": {**told, "name": str(row.method), "dice": float(row.dice), "patients": int(row.patients)}}
         for row in comparison.numbers.rename(columns={"mean": "dice"}).itertuples()

@@ -18,9 +18,9 @@ from toolkit.data.manifest import shipped_folders
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.provenance import mark_scored, mark_trained_with, score_of
-from toolkit.files import sha256, write_atomically
+from toolkit.files import sha256
 from toolkit.inference.memory import remember
-from toolkit.models.load import tensors_of, weights_bytes, weights_from_bytes
+from toolkit.models.load import tensors_of, weights_from_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,6 @@ _CLAIM = (
     *("claim", "paper", "source", "measure", "arms", "verdict"),
     *("difference", "low", "high", "patients", "trainings", "planned"),
 )
-_HISTORY_DIGITS = 4
 
 
 def list_trained() -> pd.DataFrame:
@@ -223,41 +222,6 @@ def list_claims(paper: str | None = None) -> pd.DataFrame:
     return chosen.assign(arms=[" less ".join(arms) for arms in chosen["arms"]])[list(_CLAIM)].reset_index(drop=True)
 
 
-def save_trained(model: nn.Module, card: dict[str, Any], folder: Path) -> Path:
-    """Write a network in half precision with its card."""
-    content = half_precision(model)
-    card = {**card, "sha256": sha256(content)}
-    if set(card) != set(FIELDS):
-        raise ConfigError(f"The card lacks or does not know {sorted(set(card) ^ set(FIELDS))}.", where=card["name"])
-    file = card_file(card["name"], card["seed"], folder)
-    write_atomically(file.with_suffix(".safetensors"), content, parents=True)
-    return write_atomically(file, json.dumps({"format": FORMAT, **card}, indent=1) + "\n")
-
-
-def card_file(name: str, seed: int, folder: Path) -> Path:
-    """Where the card of a network lies; its weights lie beside it."""
-    return folder / f"{_stem(name, seed)}.json"
-
-
-def half_precision(model: nn.Module) -> bytes:
-    """The network's tensors as safetensors, parameters in float16; buffers as they are: variances can exceed its range."""
-    parameters = dict(model.named_parameters())
-    stored = {key: value.half() if key in parameters else value for key, value in tensors_of(model).items()}
-    return weights_bytes(stored)
-
-
-def short_history(history: pd.DataFrame) -> dict[str, list[Any]]:
-    """A run's history as the card holds it: columns of plain values, rounded; what was not logged is None."""
-    columns = history.drop(columns=[name for name in history if str(name).startswith("seconds")])
-    return {
-        str(name): [
-            None if value != value else float(f"{value:.{_HISTORY_DIGITS}g}") if isinstance(value, float) else value
-            for value in columns[name].tolist()
-        ]
-        for name in columns
-    }
-
-
 def _cards() -> list[Path]:
     """Cards of the first folder that holds each, by name."""
     cards = {file.name: file for folder in reversed(_folders()) for file in sorted(folder.glob("*.json"))}
@@ -270,7 +234,7 @@ def _folders() -> list[Path]:
 
 def _card_of(name: str, seed: int) -> Path:
     known = {file.stem: file for file in _cards()}
-    if (wanted := _stem(name, seed)) in known:
+    if (wanted := file_stem(name, seed)) in known:
         return known[wanted]
     names = sorted({(card["name"], card["seed"]) for card in map(_read, known.values())})
     seeds = [own for other, own in names if other == name]
@@ -281,7 +245,8 @@ def _card_of(name: str, seed: int) -> Path:
     raise ConfigError(what, where="load_trained", fix=f"See list_trained(): {offered}.")
 
 
-def _stem(name: str, seed: int) -> str:
+def file_stem(name: str, seed: int) -> str:
+    """What the card and the weights of a network are called, without their suffixes."""
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '--', name)}--{seed}"
 
 

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from toolkit.data import Task, task_from_arrays
+from toolkit import Task, task_from_arrays
 
 Writer = Callable[..., Path]
 

@@ -12,7 +12,7 @@ import numpy as np
 import official_layouts as official
 import pytest
 
-from toolkit.data import load_task
+from toolkit import load_task
 from toolkit.data.images import fill, read_polygons
 from toolkit.data.itk import read_itk
 from toolkit.errors import DataError

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toolkit.data import list_tasks, load_task
+from toolkit import list_tasks, load_task
 from toolkit.data.manifest import cache_folder, find_manifest, manifest_names
 from toolkit.data.sets.files import index_of
 from toolkit.errors import DataError, ToolkitError, ToolkitWarning

@@ -9,8 +9,8 @@ import numpy as np
 import official_layouts as official
 import pytest
 
+from toolkit import load_task
 from toolkit.__main__ import main
-from toolkit.data import load_task
 from toolkit.data.manifest import find_manifest
 from toolkit.data.verify import counted
 

@@ -17,8 +17,9 @@ import official_layouts as official
 import pytest
 from bad_server import serving
 
+from toolkit import list_tasks, load_task
 from toolkit.__main__ import main
-from toolkit.data import download, list_tasks, load_task, manifest
+from toolkit.data import download, manifest
 from toolkit.data.download import fetch_all
 from toolkit.data.manifest import data_folders, find_manifest
 from toolkit.errors import DataError

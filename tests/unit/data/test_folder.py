@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolkit import registry
-from toolkit.data import load_task, task_from_folder
+from toolkit import load_task, registry, task_from_folder
 from toolkit.errors import ConfigError, DataError
 
 CLASSES = {0: "background", 1: "tumour"}

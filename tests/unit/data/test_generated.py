@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from toolkit import registry
-from toolkit.data import load_task
+from toolkit import load_task, registry
 from toolkit.data.generated import GeneratedSource, generator_version, index_rows
 from toolkit.data.manifest import find_manifest
 from toolkit.data.phantoms import cardiac, glands, hippocampus, prostate
@@ -29,7 +28,7 @@ MODULES = {
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_index_table_belongs_to_this_generator(name):
-    """After a change of the generator: python -m toolkit.data.generated"""
+    """After a change of the generator: python scripts/phantom_index.py"""
     manifest, module = find_manifest(name), MODULES[name]
     rows = index_of(manifest)
     assert {row["generator"] for row in rows} == {generator_version(name)}

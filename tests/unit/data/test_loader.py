@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.data import Augmentation, task_from_arrays
+from toolkit import Augmentation, task_from_arrays
 from toolkit.errors import ConfigError, DataError
 
 SCRIPT = """

@@ -10,7 +10,7 @@ import official_layouts as official
 import pytest
 
 import toolkit
-from toolkit.data import load_task
+from toolkit import load_task
 from toolkit.data.manifest import find_manifest, manifest_names
 from toolkit.data.sets.files import DATA_SETS
 from toolkit.errors import ConfigError, DataError

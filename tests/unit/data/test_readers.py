@@ -12,9 +12,10 @@ import official_layouts as official
 import pytest
 import tifffile
 
-from toolkit.data import load_task, read_volume, task_from_folder
+from toolkit import load_task, task_from_folder
 from toolkit.data.archive import unpack
 from toolkit.data.itk import read_itk
+from toolkit.data.volumes import read_volume
 from toolkit.errors import DataError
 
 CLASSES = ["background", "low", "high"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from toolkit.data import join_tasks, load_task, write_nifti
+from toolkit import join_tasks, load_task
+from toolkit.data.volumes import write_nifti
 
 
 def test_hippocampus(real_data: Path, tmp_path):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from toolkit import registry
-from toolkit.data import (
+from toolkit import (
     load_task,
+    registry,
     task_from_arrays,
     task_from_dataset,
     task_from_folder,

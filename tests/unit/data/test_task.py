@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit import registry
-from toolkit.data import Task, join_tasks, task_from_arrays
+from toolkit import Task, join_tasks, registry, task_from_arrays
 from toolkit.errors import ConfigError, DataError
 
 CLASSES = ["background", "low", "high"]
@@ -302,7 +301,7 @@ def test_array_tasks_cannot_be_rebuilt_and_say_so():
 
 def test_a_named_task_is_rebuilt_from_json(monkeypatch, tmp_path):
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path))
-    from toolkit.data import load_task
+    from toolkit import load_task
 
     task = load_task("phantom-cardiac")
     config = json.loads(json.dumps(registry.describe(task)))

@@ -14,8 +14,8 @@ import official_layouts as official
 import pytest
 from PIL import Image
 
+from toolkit import load_task, task_from_arrays
 from toolkit.__main__ import main
-from toolkit.data import load_task, task_from_arrays
 from toolkit.errors import DataError
 
 ROOT = Path(__file__).parents[3]

@@ -146,7 +146,8 @@ def test_a_shelf_opens_at_the_fullest_slice(task: tk.Task, model: torch.nn.Modul
 def test_without_an_argument_it_opens_on_a_plain_network_and_one_of_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module, task: tk.Task
 ) -> None:
-    from toolkit.training.trained import FIELDS, save_trained
+    from evidence.cards import save_trained
+    from toolkit.training.trained import FIELDS
 
     def stored(name: str, above: bool) -> None:
         recipe = {"model": describe(model), "regularizers": []}

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import toolkit as tk
+from evidence.cards import half_precision, save_trained, short_history
 from toolkit.errors import ConfigError, ToolkitWarning
 from toolkit.features.provenance import provenance
 from toolkit.registry import describe
-from toolkit.training.trained import FIELDS, half_precision, save_trained, short_history
+from toolkit.training.trained import FIELDS
 
 NAME = "phantom-cardiac/mine"
 

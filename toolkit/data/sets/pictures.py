@@ -154,10 +154,7 @@ def _listed(rows: list[Row], folder: Path, lists: dict[str, Path]) -> list[Row]:
                 raise DataError(what, where=path, fix="Get the lists again.")
     names = [row["image"].name for row in rows]
     if missing := sorted(split_of.keys() - {*names, *(row["case"] for row in rows)}):
-        raise DataError(
-            f"The lists name {len(missing)} images that are not there, for example {missing[0]}.",
-            where=folder,
-            fix="Complete the data set, or get the lists again.",
-        )
+        what = f"The lists name {len(missing)} images that are not there, for example {missing[0]}."
+        raise DataError(what, where=folder, fix="Complete the data set, or get the lists again.")
     chosen = [split_of.get(name) or split_of.get(row["case"]) for name, row in zip(names, rows, strict=True)]
     return [{**row, "split": split} for row, split in zip(rows, chosen, strict=True) if split]
