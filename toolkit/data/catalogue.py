@@ -6,7 +6,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.data.generated import generated_rows
 from toolkit.data.labels import checked_values
@@ -74,22 +74,11 @@ def load_task(
     common = {"normalisation": manifest.normalisation, "classes": tuple(classes), "label_values": coded}
     channels = 3 if manifest.channel_rule == "grey-to-rgb" else None
     cases, _ = cases_of_rows(rows, manifest.dims, channels, common, classes)
-    return Task(
-        manifest.name,
-        cases,
-        dims=manifest.dims,
-        channels=manifest.channels,
-        classes=classes,
-        regions=regions,
-        patch_size=manifest.patch_size,
-        normalisation=manifest.normalisation,
-        sites=manifest.sites,
-        flips=manifest.flips,
-        manifest=manifest,
-        licence=manifest.licence,
-        citation=manifest.citation,
-        toolkit_config=recipe("load_task", given),
-    )
+    own = ("dims", "channels", "patch_size", "normalisation", "sites", "flips", "licence", "citation")
+    settings = {name: getattr(manifest, name) for name in own}
+    config = recipe("load_task", given)
+    named: dict[str, Any] = {"classes": classes, "regions": regions, "manifest": manifest, "toolkit_config": config}
+    return Task(manifest.name, cases, **settings, **named)
 
 
 def list_tasks() -> pd.DataFrame:

@@ -95,13 +95,8 @@ def _mark_twins(twin: dict[str, Any], row: dict[str, Any]) -> None:
 
 def _row(case: Case, recorded: dict[str, str], task: Task) -> dict[str, Any]:
     reader = case.reader
-    row: dict[str, Any] = {
-        "case": _name(case),
-        "source": case.source,
-        "site": case.site,
-        "split": case.split,
-        "spacing": "" if case.spacing is None else " x ".join(f"{mm:.4g}" for mm in case.spacing),
-    }
+    row: dict[str, Any] = {name: getattr(case, name) for name in ("source", "site", "split")}
+    row |= {"case": _name(case), "spacing": " x ".join(f"{mm:.4g}" for mm in case.spacing or ())}
     missing = [str(path) for path in reader.files() if not path.is_file()]
     if missing:
         return row | {"verdict": "missing", "checksum": "none", "detail": f"no such file: {', '.join(missing)}"}

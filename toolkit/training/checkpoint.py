@@ -54,13 +54,8 @@ def steps_on_disk(root: Path) -> list[int]:
 def write(root: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint into a temporary folder and rename it into place."""
     weights, state = weights_bytes(checkpoint.weights), _state_bytes(checkpoint.state)
-    record = {
-        "run": checkpoint.run,
-        "step": checkpoint.step,
-        "best": checkpoint.best,
-        "history": checkpoint.history,
-        "sha256": {WEIGHTS: sha256(weights), STATE: sha256(state)},
-    }
+    record = {name: getattr(checkpoint, name) for name in ("run", "step", "best", "history")}
+    record["sha256"] = {WEIGHTS: sha256(weights), STATE: sha256(state)}
     target = folder(root, checkpoint.step)
     temporary = root / f".{target.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)

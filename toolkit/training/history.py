@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from toolkit.errors import ToolkitWarning
@@ -41,9 +40,7 @@ class HistoryWriter:
         self._length, self._digest = _digest(self.path) if self.active else (0, hashlib.sha256())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._stream is not None:
             self._stream.close()
 

@@ -22,21 +22,10 @@ from toolkit.inference.volumes import group_volumes
 from toolkit.measure.evaluate import evaluate, validation_scores
 from toolkit.training import background as child
 from toolkit.training import checkpoint as checkpoints
-from toolkit.training import history
+from toolkit.training import engine, history
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, default_path
-from toolkit.training.engine import (
-    check_compile,
-    check_network,
-    content_hash,
-    contents,
-    environment,
-    is_first_process,
-    resolve_device,
-    same_modes,
-    with_gradients,
-)
 from toolkit.training.handover import packed
 from toolkit.training.load import open_run
 from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
@@ -116,10 +105,10 @@ def train(
         )
     regularizers = tuple(as_regularizers(regularizer))
     objective = as_objective(objective)
-    check_network(model, config)
+    engine.check_network(model, config)
     step = TrainingStep(model, objective, regularizers, seed=config.seed, aliases=aliases)
-    resolve_device(config)
-    check_compile(step, config)
+    engine.resolve_device(config)
+    engine.check_compile(step, config)
     _loader(task, config, site)  # an unusable split or patch is an error before anything is written
     objects = described(model, task, objective, regularizers)
     if out is None and config.devices > 1:
@@ -134,16 +123,16 @@ def train(
         "site": site if site is None or isinstance(site, str) else list(site),
         "stage": stage,
         "selection": {"rule": rule, "description": SELECTION_RULES[rule]},
-        "environment": environment(config),
-        "data": content_hash(task),
-        "contents": contents(task),
+        "environment": engine.environment(config),
+        "data": engine.content_hash(task),
+        "contents": engine.contents(task),
         "inference": run_with(task, config),
     }
     lacking = _not_recorded(objects, model, task, objective, regularizers) | {"factories": config.factories}
     parcel = packed(lacking) if background else b""
     run = Run(directory.path, model, task, config, objective=objective, regularizers=regularizers, site=site)
-    with directory.reserved() if is_first_process() else contextlib.nullcontext():
-        if is_first_process():
+    with directory.reserved() if engine.is_first_process() else contextlib.nullcontext():
+        if engine.is_first_process():
             directory.create(record, initial_checkpoint(step, config, secrets.token_hex(8)))
             directory.set_state("ready", step=0)
         else:
@@ -154,7 +143,7 @@ def train(
             try:
                 train_to_end(run, step, first, record, progress=progress, watchers=watchers)
             except Exception:
-                if is_first_process() and directory.exists():
+                if engine.is_first_process() and directory.exists():
                     directory.remove_if_untrained()
                 raise
     return dataclasses.replace(run, _process=child.start(directory.path, parcel)) if background else run
@@ -208,7 +197,7 @@ def resume(
     directory, given = RunDirectory(path), None if regularizer is None else as_regularizers(regularizer)
     directory.record()  # no run here is an error before anything is locked
     directory.check_not_running()
-    training = is_first_process() and (fallback or steps is not None or not directory.complete())
+    training = engine.is_first_process() and (fallback or steps is not None or not directory.complete())
     with directory.locked() if training else contextlib.nullcontext():
         run, step, newest, record = open_run(
             path, model, task, given, objective, fallback=fallback, factories=factories, training=True
@@ -249,7 +238,7 @@ def _with_new_schedule(run: Run, record: Mapping[str, Any], done: int, steps: in
     run.config = run.config.replace(steps=steps)
     schedules = [*before, {"first_step": done, "steps": steps}]
     record = {**record, "config": run.config.to_dict(), "schedules": schedules}
-    if is_first_process():
+    if engine.is_first_process():
         write_sealed(run.directory.record_file, {k: v for k, v in record.items() if k not in ("format", "seal")})
     return record
 
@@ -272,7 +261,7 @@ def train_to_end(
         restore_step(step, start)
         _finish(run, step, start, record)
         return
-    if is_first_process():
+    if engine.is_first_process():
         checkpoints.sweep(directory.checkpoints)
         history.truncate(directory.history, start.step, start.history)
         directory.set_state("running", step=start.step)
@@ -282,7 +271,13 @@ def train_to_end(
     try:
         threads = record["environment"]["threads"]
         stopping = graceful_interrupt() if stop is None else contextlib.nullcontext(stop)
-        with same_modes(step), guarded_random_state(), thread_count(threads), with_gradients(), stopping as request:
+        with (
+            engine.same_modes(step),
+            guarded_random_state(),
+            thread_count(threads),
+            engine.with_gradients(),
+            stopping as request,
+        ):
             plan = Plan(
                 directory=directory,
                 run=start.run,
@@ -291,7 +286,7 @@ def train_to_end(
                 config=config,
                 record={key: value for key, value in record.items() if key != "run"},
                 validate=None if scored is None else partial(_validated, run, scored),
-                watchers=(watchers or Watchers()) if is_first_process() else Watchers(),
+                watchers=(watchers or Watchers()) if engine.is_first_process() else Watchers(),
                 pictures=None if scored is None else partial(prediction_pictures, cases=scored),
                 stop=request,
                 stage=record["stage"],
@@ -325,7 +320,7 @@ def _finish(run: Run, step: TrainingStep, last: Checkpoint, record: Mapping[str,
         selected = int(last.best["step"])
         checkpoints.read(run.directory.checkpoints, selected, last.run).put_into(step.model)
     state = run.directory.state()
-    if is_first_process() and (state.get("state") != "finished" or state.get("selected_step") != selected):
+    if engine.is_first_process() and (state.get("state") != "finished" or state.get("selected_step") != selected):
         run.directory.set_state("finished", step=last.step, selected_step=selected, best=last.best)
 
 
