@@ -19,6 +19,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -197,7 +199,118 @@ class Attacks:
             images = [one for moment in disk.moments[before[0] - 1 :] for one in moment.values()]
             for image in self.random.sample(images, min(times, len(images))):
                 power_cut.write(image, out := self.fresh())
-                yield self.judged(lambda path=out / "run", call=right: call(path))
+                judged = self.judged(lambda path=out / "run", call=right: call(path))
+                yield judged if judged == "right" else "lost"  # a run that cannot go on is lost, whatever is said
+
+    def cached_packs(self) -> Iterator[str]:
+        """Arrays of a generated pack are changed in the cache, in an archive that is whole."""
+        case = tk.load_task("phantom-cardiac").cases("test")[0]
+        image, label, known = case.image, case.label, tk.load_task("phantom-cardiac").content_hash()
+        where = case.reader
+        (path,) = Path(os.environ["TOOLKIT_CACHE"]).rglob(f"{where.site}_{where.subject:04d}_seed{where.seed}.npz")
+        with np.load(path) as archive:
+            stored = dict(archive)
+        spot = np.arange(stored["image"].size).reshape(stored["image"].shape) == 9
+        for changed in (
+            {"image": np.where(spot, 1, stored["image"])},
+            {"image": stored["image"].astype(np.float64) * 1.01},
+            {"image": stored["image"][::-1], "label": stored["label"][::-1]},
+            {"label": np.where(stored["label"] == 1, 2, stored["label"])},
+            {"label": stored["label"].astype(np.int16) + 256},
+            {"label": np.zeros_like(stored["label"])},
+        ):
+            np.savez_compressed(path, **{**stored, **changed})
+
+            def right() -> bool:
+                task = tk.load_task("phantom-cardiac")
+                again = task.cases("test")[0]
+                same = torch.equal(again.image, image) and torch.equal(again.label, label)
+                return same and task.content_hash() == known
+
+            yield self.judged(right)
+
+    def manifests_that_reach_out(self) -> Iterator[str]:
+        """A table names files outside its pack: only a refusal is right."""
+        (pack := self.fresh()).mkdir()
+        (pack / "manifests").mkdir()
+        (pack / "data").mkdir()
+        np.savez(pack / "secret.npz", image=np.zeros((2, 20, 20)), label=np.zeros((2, 20, 20), np.uint8))
+        text = (Path(tk.__file__).parents[1] / "data_manifests" / "cardiac_acdc.toml").read_text(encoding="utf-8")
+        with mock.patch.dict(os.environ, TOOLKIT_MANIFESTS=str(pack / "manifests"), TOOLKIT_DATA=str(pack / "data")):
+            for number, file in enumerate(("../../secret.npz", str(pack / "secret.npz"), "a/../../../secret.npz")):
+                for name, table in (
+                    (f"own{number}", f"case,image\na,{file}\n"),
+                    ("cardiac_acdc", f"patient,phase,split,group,slices,file\na,ED,train,DCM,2,{file}\n"),
+                ):
+                    (pack / "data" / name / "a").mkdir(parents=True, exist_ok=True)
+                    named = text.replace('name = "cardiac_acdc"', f'name = "{name}"')
+                    (pack / "manifests" / f"{name}.toml").write_text(named, encoding="utf-8")
+                    (pack / "manifests" / f"{name}.csv").write_text(table, encoding="utf-8")
+                    yield self.judged(lambda name=name: tk.load_task(name).cases()[0].image is None)
+
+    def private_addresses(self) -> Iterator[str]:
+        """Addresses that lead into this machine or its network, one way or another: nobody may be asked there."""
+        from toolkit.data.download import Download, fetch
+
+        hosts = ("127.0.0.1", "localhost", "10.0.0.1", "2130706433", "0x7f.1", "[::1]", "127.0.0.1\\@example.org")
+        numbers = ("127.0.0.1", "169.254.169.254", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "224.0.0.1")
+        urls = [(f"https://{host}/a.tar", "127.0.0.1") for host in hosts] + [("http://127.0.0.1/a.tar", "127.0.0.1")]
+        old = "sha256" in Download.__dataclass_fields__
+        record = {"bytes": 9, "sha256": "0" * 64} if old else {"hash": f"sha256:{'0' * 64}"}
+        asked: list[Any] = []
+
+        def connect(_: Any, address: Any) -> None:
+            asked.append(address)
+            raise OSError("refused")
+
+        for url, number in urls + [("https://example.org/a.tar", one) for one in numbers]:
+
+            def found(name: str, *_: Any, number: str = number, url: str = url, **__: Any) -> list[Any]:
+                one = "1.1.1.1" if name == "example.org" and name not in url.split("/")[2:3] else number
+                family = socket.AF_INET6 if ":" in one else socket.AF_INET
+                return [(family, socket.SOCK_STREAM, 6, "", (one, 443, 0, 0) if ":" in one else (one, 443))]
+
+            asked.clear()
+            with (
+                mock.patch.object(socket, "getaddrinfo", found),
+                mock.patch.object(socket.socket, "connect", connect),
+                mock.patch.dict(os.environ, no_proxy="*"),
+            ):
+                source, folder = Download(url=url, file="a.tar", **record), self.fresh()
+                result = self.judged(
+                    lambda s=source, f=folder: fetch(s, f, progress=False, attempts=1, pause=0.0) is None
+                )
+            yield "lost" if any(not str(one[0]).startswith("1.1.1.1") for one in asked) else result
+
+    def names_that_lead_out(self) -> Iterator[str]:
+        """Names of tasks, arms, sites and cases that are paths: all stays below the current folder."""
+        for name in ("../../x", "..", str(self.folder / "x"), "a/../../../b", "..\\..\\x", "C:\\x", "~/x", "x\0y"):
+            (here := self.fresh() / "a" / "b").mkdir(parents=True)
+            os.chdir(here)
+            drawn = np.random.default_rng(1).standard_normal((6, 16, 16)).astype(np.float32)
+            options = {
+                "classes": ["background", "x"],
+                "name": name,
+                "ids": [name, *"bcdef"],
+                "sites": [name] * 3 + ["B"] * 3,
+            }
+            task = tk.task_from_arrays(
+                drawn, (drawn > 0.5).astype(np.uint8), **options, splits=["train", "val", "test"] * 2
+            )
+            short = {**CONFIG, "steps": 1, "validate_every": 0}
+            before = sorted(self.folder.rglob("*"))
+
+            def all_of_it(task: Any = task, short: Any = short) -> bool:
+                run = tk.train(network(), task, config=short, progress=False)
+                run.predict(task.cases("test"), out="maps")
+                tk.train_sequence(network(), task, task.sites, config=short, out="sequence", progress=False)
+                tk.grad_cam(network(), task.cases("test"), "bottleneck", tk.ClassSum(1)).save_nifti("cams")
+                return True
+
+            result = self.judged(all_of_it)
+            os.chdir(self.folder)
+            new = {*self.folder.rglob("*")} - {*before}
+            yield result if all(here in one.parents for one in new if "cache" not in one.parts) else "lost"
 
     def edited_records(self) -> Iterator[str]:
         """A number of run.json or checkpoint.json changed by hand."""
