@@ -149,11 +149,7 @@ def _counted(model: nn.Module, bar: tqdm[Any], text: str) -> Iterator[None]:
 
 
 def _missing_steps(path: Path, settings: DemoSettings, sites: tuple[str, ...]) -> int:
-    """Optimizer steps that a sequence still lacks; an interrupted stage goes on from its newest checkpoint.
-
-    Raises:
-        ConfigError: the sequence there has other settings.
-    """
+    """Optimizer steps that a sequence still lacks; an interrupted stage goes on from its newest checkpoint."""
     from toolkit.training import checkpoint as checkpoints
     from toolkit.training.directory import RunDirectory
 

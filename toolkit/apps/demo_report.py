@@ -36,15 +36,7 @@ BLOCKS = ("encoder.1", "encoder.2", "encoder.3", "bottleneck", "decoder.3", "dec
 
 
 def write_demo_report(trained: Mapping[str, Stages], task: Task, path: Path, bar: tqdm[Any], units: int) -> Path:
-    """Analyse the trained sequences and write the page.
-
-    Args:
-        trained: sequences by the name of the network.
-        task: what they were trained on.
-        path: the .html file.
-        bar: progress bar to move.
-        units: by how much, in total.
-    """
+    """Analyse the trained sequences, by the name of the network, and write the page; the bar moves by `units`."""
     steps = (
         ("evaluating on every site", _scores),
         ("extracting features", _similarity_and_drift),

@@ -124,11 +124,7 @@ def attribute(
 
 
 def frozen_target(predictor: Predictor, target: Target, batch: InputBatch, frame: Frame) -> Frozen:
-    """The target fixed on the images themselves.
-
-    Raises:
-        DataError: its region is empty in every image.
-    """
+    """The target fixed on the images themselves."""
     with torch.no_grad():
         frozen = freeze(target, predictor.logits(batch.image.clone(), frame), batch, predictor)
     if not bool(frozen.region.any()):

@@ -68,16 +68,9 @@ def explain_one(
 ) -> Tensor:
     """Raw attributions (1, C, *S) of one image, or (1, *layer size) of a layer's units as captum returns them.
 
-    With windows, gradients and path integrals are taken window by window and added up, which is exact because the score
-    of the stitched logits is the sum of the windows' scores; boxes are taken out of the whole image. The units of a
-    layer are spread evenly over the voxels that they stand for: (1, 1, *S), with the same sum.
-
-    Args:
-        predictor: of the network, in evaluation mode.
-        frozen: the target on this image.
-        given: the image, its baseline, label, frame and layer.
-        method: one of `METHODS`.
-        settings: parameters.
+    With windows, gradients and path integrals are taken window by window and added up, which is exact because the
+    score of the stitched logits is the sum of the windows' scores; boxes are taken out of the whole image. The units
+    of a layer are spread evenly over the voxels that they stand for: (1, 1, *S), with the same sum.
     """
     image, frame = given.image, given.frame
     if method in _PERTURBING:

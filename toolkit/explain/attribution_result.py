@@ -50,7 +50,6 @@ class AttributionResult(Explained, Result):
 
     @property
     def layers(self) -> list[str]:
-        """Names of the attributions."""
         return list(self.attributions)
 
     @property

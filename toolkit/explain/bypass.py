@@ -43,11 +43,7 @@ class Bypass:
         self._inputs: dict[str, int] = {}
 
     def record(self, image: Tensor) -> Tensor:
-        """Run the network once and return its logits; gradients reach `code` and `around`, not through each other.
-
-        Raises:
-            LayerError: the layer does not exist, never ran, or does not return one tensor.
-        """
+        """Run the network once and return its logits; gradients reach `code` and `around`, not through each other."""
         self.around.clear()
 
         def keep(place: Place, tensor: Tensor) -> Tensor:
@@ -137,11 +133,7 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def gradients(loss: Tensor, bypass: Bypass) -> tuple[Tensor, dict[Place, Tensor]]:
-    """Gradient of a loss at the code, and at whatever goes around it and matters.
-
-    Raises:
-        LayerError: the loss does not depend on the code, or records no gradient at all.
-    """
+    """Gradient of a loss at the code, and at whatever goes around it and matters."""
     code = bypass.code
     assert code is not None
     if not loss.requires_grad:

@@ -127,15 +127,7 @@ Parts = tuple[dict[str, dict[str, list[Tensor]]], dict[str, list[Tensor]], dict[
 
 
 def _collected(batch: InputBatch, target: Target, parts: Parts, whole: Frozen, padding: Padding) -> CamBatch:
-    """The maps of a target's parts combined.
-
-    Args:
-        batch: the images.
-        target: what was explained.
-        parts: maps by method, layer and part; gradient parts by layer and part; which layers are connected.
-        whole: the target on the images.
-        padding: that the maps cover besides the images.
-    """
+    """The maps of a target's parts combined; `whole` is the target on the images."""
     maps, shares, connected = parts
     normalised = isinstance(target, NormalisedClassSum)
     padding = padding if any(map(any, padding)) else ()
@@ -172,11 +164,7 @@ def maps_of(
 
 
 def require_gradients(tape: Tape) -> None:
-    """Refuse layers whose part of the network records no gradient.
-
-    Raises:
-        LayerError: names them; or there is no layer at all.
-    """
+    """Refuse layers whose part of the network records no gradient."""
     if not len(tape):
         raise LayerError("No layer was named.", where="layers=[]", fix="Name at least one: see toolkit.layers(model).")
     frozen = [name for name, tensor in tape.items() if not tensor.requires_grad]

@@ -46,7 +46,6 @@ class GradCamResult(Explained, Result):
 
     @property
     def layers(self) -> list[str]:
-        """Names of the layers."""
         return list(self.maps)
 
     def __getitem__(self, layer: str) -> Tensor:
@@ -66,11 +65,9 @@ class GradCamResult(Explained, Result):
         return len(self.maps)
 
     def keys(self) -> KeysView[str]:
-        """Layer names."""
         return self.maps.keys()
 
     def values(self) -> ValuesView[Tensor]:
-        """Raw maps."""
         return self.maps.values()
 
     def items(self) -> ItemsView[str, Tensor]:

@@ -173,14 +173,9 @@ def _state(result: GradCamResult | AttributionResult, name: str, index: int) -> 
 def deletion_insertion(
     score: Callable[[Tensor], Tensor], image: Tensor, baseline: Tensor, order: Tensor, steps: int = 16
 ) -> list[Tensor]:
-    """Normalised scores (steps + 1,) while voxels of one image are deleted, and while they are inserted.
+    """Normalised scores (steps + 1,) while voxels of one image (1, C, *S) are deleted, and while they are inserted.
 
-    Args:
-        score: images (n, C, *S) -> (n,).
-        image: (1, C, *S).
-        baseline: (1, C, *S).
-        order: indices of the flattened voxels, the most important first.
-        steps: number of equal shares.
+    `order` holds the indices of the flattened voxels, the most important first, which go in `steps` equal shares.
     """
     numel = order.numel()
     rank = torch.empty(numel, dtype=torch.long)

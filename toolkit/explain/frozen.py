@@ -47,12 +47,7 @@ class Frozen:
 
 
 def freeze(target: Target, logits: Tensor, batch: InputBatch, predictor: Predictor) -> Frozen:
-    """Fix a target's region on the logits (B, K, *S) of a batch.
-
-    Raises:
-        ConfigError: no such class.
-        DataError: no label for a target that needs one.
-    """
+    """Fix a target's region on the logits (B, K, *S) of a batch."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = logits.detach().clone().requires_grad_()
         context = TargetContext.of(leaf, batch, predictor)
@@ -123,7 +118,6 @@ class StitchedScore(FixedScore):
         self.known: dict[int, Tensor] = {}
 
     def __call__(self, image: Tensor) -> Tensor:
-        """See the class."""
         assert self.frame is not None
         total, padded = image.new_zeros(len(image)), self.frame.pad(image)
         for index, (inside, score) in enumerate(self.parts):

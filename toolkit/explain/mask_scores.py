@@ -13,11 +13,7 @@ from toolkit.inference.network import Predictor
 def losses(
     predictor: Predictor, logits: Tensor, clean: Tensor, label: Tensor | None, real: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy (B, *S) with the label, or with the clean prediction; and where it counts (B, *S) bool.
-
-    Raises:
-        DataError: a class that the network does not give.
-    """
+    """Cross-entropy (B, *S) with the label, or with the clean prediction; and where it counts (B, *S) bool."""
     if label is not None:
         real = real & (label >= 0)  # negative labels mark voxels to ignore
     if predictor.activation.overlapping(logits.shape[1]):

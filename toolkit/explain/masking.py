@@ -239,11 +239,7 @@ def _structured(predictor: Predictor, piece: _Piece, settings: _Settings) -> _Ou
 
 
 def _code_mask(code: Tensor, gradient: Tensor, settings: _Settings, size: tuple[int, ...], name: str) -> Tensor:
-    """The mask given by hand if there is one, else that of the scheme.
-
-    Raises:
-        ConfigError: the mask given does not broadcast to the code.
-    """
+    """The mask given by hand if there is one, else that of the scheme."""
     if settings.by_hand is None:
         return _mask(code, gradient, settings, size, name)
     mask = settings.by_hand.detach().to(code)

@@ -50,11 +50,7 @@ class TargetContext:
         return self.activation.overlapping(self.logits.shape[1])
 
     def channel(self, wanted: int | str) -> tuple[int, int]:
-        """(class index, channel of the logits) of a class index or name; of regions both are the output's number.
-
-        Raises:
-            ConfigError: the network or the data has no such class; the message lists them.
-        """
+        """(class index, channel of the logits) of a class index or name; of regions both are the output's number."""
         outputs = self.logits.shape[1]
         number = outputs if self.overlapping else max(outputs, 2)
         names = dict(enumerate(self.activation.regions or {})) if self.overlapping else self.classes or {}
@@ -78,12 +74,7 @@ class TargetContext:
         return self.activation.labels(self.logits.detach(), self.classes)
 
     def inside(self, index: int, where: str) -> Tensor:
-        """(B, 1, *S) bool: where the prediction or the reference is this class or region.
-
-        Raises:
-            ConfigError: `where` is neither.
-            DataError: the reference is wanted and there is none.
-        """
+        """(B, 1, *S) bool: where the prediction or the reference is this class or region."""
         if where == "prediction":
             labels = self.prediction
             return labels[:, index : index + 1] > 0 if self.overlapping else labels.unsqueeze(1) == index
@@ -93,11 +84,7 @@ class TargetContext:
         return self.reference() == index
 
     def reference(self) -> Tensor:
-        """The label.
-
-        Raises:
-            DataError: there is none.
-        """
+        """The label."""
         if self.label is None:
             raise DataError(
                 "This target needs a reference label and the input has none.",
@@ -130,7 +117,6 @@ class _OfClass(Target):
         raise NotImplementedError
 
     def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
-        """See `Target`."""
         index, channel = context.channel(self.index)
         return _masked_sum(context.logits, channel, self.mask(context, index))
 
@@ -247,7 +233,6 @@ class Voxel(Target):
     index: int | str | None = None
 
     def score(self, context: TargetContext) -> tuple[Tensor, Tensor]:
-        """See `Target`."""
         size = context.logits.shape[2:]
         position = tuple(int(i) for i in self.position)
         if len(position) != len(size) or any(not 0 <= i < side for i, side in zip(position, size, strict=True)):
@@ -292,11 +277,7 @@ class NormalisedClassSum(Target):
 
 
 def as_target(value: Target | int | str) -> Target:
-    """A target, or a class index or name as `ClassSum`.
-
-    Raises:
-        ConfigError: something else.
-    """
+    """A target, or a class index or name as `ClassSum`."""
     if isinstance(value, Target):
         return value
     if isinstance(value, (Integral, str)) and not isinstance(value, bool):  # NumPy's integers are not int

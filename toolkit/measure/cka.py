@@ -15,9 +15,6 @@ def linear_cka(first: Tensor, second: Tensor, debiased: bool = False) -> Tensor:
 
     `debiased` uses the unbiased estimate of each HSIC; it needs 4 rows and may be negative. The biased form tends to
     1 when there are fewer rows than channels. Computed from C x D matrices, never N x N.
-
-    Raises:
-        ResultError: row counts differ, or too few rows.
     """
     _check_rows(first, second, 4 if debiased else 2)
     x, y = centred(first), centred(second)
@@ -36,9 +33,6 @@ def unbiased_hsic(kernels: Tensor) -> Tensor:
     """Unbiased HSIC of every pair of kernels (L, N, N) -> (L, L) (Song et al. 2012), N >= 4.
 
     All pairs come from one product of the flattened kernels, so that L layers cost one pass, not L^2.
-
-    Raises:
-        ResultError: fewer than 4 rows.
     """
     number = kernels.shape[-1]
     if number < 4:
@@ -82,11 +76,7 @@ def median(values: Tensor) -> Tensor:
 
 
 def procrustes(first: Tensor, second: Tensor) -> Tensor:
-    """Procrustes disparity of paired rows (N, C), (N, D): what no rotation, scale or shift removes, in [0, 1].
-
-    Raises:
-        ResultError: row counts differ.
-    """
+    """Procrustes disparity of paired rows (N, C), (N, D): what no rotation, scale or shift removes, in [0, 1]."""
     if len(first) != len(second):
         raise ResultError(f"Procrustes compares the same rows; there are {len(first)} and {len(second)}.")
     x, y = centred(first), centred(second)

@@ -56,18 +56,7 @@ class TsneOptions:
 def umap_pictures(
     rows: list[Tensor], labels: list[Tensor], fitted_on: list[int], options: UmapOptions
 ) -> tuple[list[Tensor], dict[str, Any]]:
-    """Coordinates per stage, and the settings with what was measured about the picture.
-
-    Args:
-        rows: per stage (N, C).
-        labels: per stage, class of every row.
-        fitted_on: stages whose rows take part in the fit.
-        options: settings.
-
-    Raises:
-        ResultError: too few rows for the neighbourhood.
-        ConfigError: a neighbourhood of less than 2.
-    """
+    """Coordinates per stage of rows (N, C), fitted on some stages; and the settings with what was measured."""
     pool = torch.cat([rows[s] for s in fitted_on])
     chosen = balanced_sample(torch.cat([labels[s] for s in fitted_on]), options.fit_rows, options.seed)
     base = pool.index_select(0, chosen)
@@ -116,12 +105,7 @@ def fit_umap(rows: Tensor, neighbours: tuple[Tensor, Tensor], options: UmapOptio
 
 
 def tsne_pictures(rows: list[Tensor], options: TsneOptions) -> tuple[list[Tensor], dict[str, Any]]:
-    """t-SNE of the union of all stages' rows; coordinates per stage.
-
-    Raises:
-        ConfigError: a perplexity that the number of rows does not allow.
-        ResultError: all rows are the same; scikit-learn would divide by their spread and end the process.
-    """
+    """t-SNE of the union of all stages' rows; coordinates per stage."""
     from sklearn.manifold import TSNE
 
     union = torch.cat(rows)

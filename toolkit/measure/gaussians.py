@@ -7,14 +7,7 @@ from torch import Tensor
 
 
 def frechet_from_root(mean_a: Tensor, root_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
-    """Squared Frechet distance of Gaussians: |m1-m2|^2 + tr(S1 + S2 - 2 (S1^{1/2} S2 S1^{1/2})^{1/2}).
-
-    Args:
-        mean_a: (..., C).
-        root_a: S1^{1/2}, (..., C, C).
-        mean_b: (..., C).
-        cov_b: (..., C, C).
-    """
+    """Squared Frechet distance |m1-m2|^2 + tr(S1 + S2 - 2 (S1^{1/2} S2 S1^{1/2})^{1/2}); root_a is S1^{1/2}."""
     inner = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp_min(0).sqrt().sum(-1)
     traces = (root_a**2).sum((-2, -1)) + cov_b.diagonal(dim1=-2, dim2=-1).sum(-1)
     return (((mean_a - mean_b) ** 2).sum(-1) + traces - 2 * inner).clamp_min(0)

@@ -112,9 +112,6 @@ def mean_of(values: np.ndarray, folds: np.ndarray | None = None, *, replicates: 
         folds: fold of every patient, or None.
         replicates: bootstrap samples of patients; 0 = Student's intervals alone.
         seed: of the bootstrap.
-
-    Raises:
-        ResultError: fewer than 2 patients, or NaN.
     """
     d = np.asarray(values, dtype=float)
     if d.ndim != 2 or len(d) < 2 or not np.isfinite(d).all():

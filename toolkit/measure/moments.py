@@ -27,11 +27,7 @@ class StreamingMoments:
         self._gram = torch.zeros(channels, channels, dtype=torch.float64)
 
     def update(self, rows: Tensor, weights: Tensor | None = None) -> StreamingMoments:
-        """Add rows (N, C), each with a weight (N,) (1 if not given).
-
-        Raises:
-            DataError: NaN or infinite rows, or another number of channels.
-        """
+        """Add rows (N, C), each with a weight (N,) (1 if not given)."""
         if rows.ndim != 2 or rows.shape[1] != len(self._sum):
             raise DataError(f"Expected rows with {len(self._sum)} channels, got the shape {tuple(rows.shape)}.")
         for start in range(0, len(rows), CHUNK):

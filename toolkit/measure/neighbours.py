@@ -17,9 +17,6 @@ def nearest(queries: Tensor, base: Tensor, number: int) -> tuple[Tensor, Tensor]
 
     A product finds a few candidates more than asked for, whose distances are then taken from the differences: the
     product alone loses half the digits where rows are close.
-
-    Raises:
-        ResultError: fewer rows than neighbours.
     """
     if len(base) < number:
         raise ResultError(f"{len(base)} rows do not have {number} neighbours.", fix="Ask for fewer neighbours.")
@@ -59,14 +56,7 @@ def fuzzy_weights(distances: Tensor, iterations: int = 64) -> Tensor:
 
 
 def place(queries: Tensor, base: Tensor, embedding: Tensor, number: int) -> Tensor:
-    """Coordinates (N, 2) of new rows: the mean of their neighbours' coordinates by fuzzy weight.
-
-    Args:
-        queries: (N, C).
-        base: rows of the fit (M, C).
-        embedding: their coordinates (M, 2).
-        number: neighbours.
-    """
+    """Coordinates (N, 2) of new rows (N, C): the mean of their neighbours' in the fit (M, C) by fuzzy weight."""
     index, distances = nearest(queries, base, number)
     weights = fuzzy_weights(distances)
     weights = (weights / weights.sum(1, keepdim=True)).to(embedding.dtype)

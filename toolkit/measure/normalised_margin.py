@@ -43,12 +43,7 @@ def normalised_margins(
 ) -> np.ndarray:
     """Per row: (score of its class - best other score) / (|w_class - w_other| * spread); below 0 = misclassified.
 
-    Args:
-        values: (N, C) features.
-        places: (N,) place of every row's class among the rows of `weights`.
-        weights: (classes, C).
-        biases: (classes,).
-        spread: `concentration` of the features.
+    `places` are those of the rows' classes among `weights` (classes, C); `spread` is the features' `concentration`.
     """
     scores = values @ weights.T + biases
     index = np.arange(len(values))

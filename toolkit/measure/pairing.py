@@ -52,18 +52,7 @@ class PairedRows:
 
 
 def paired_rows(stores: Sequence[Features], layer: str, *, paired: bool = True) -> PairedRows:
-    """Rows of `layer` from every store, brought into one order.
-
-    Args:
-        stores: features of the same data, one per training stage or network.
-        layer: layer name.
-        paired: require that the rows are the same places in the same images.
-
-    Raises:
-        LayerError: a store lacks the layer.
-        ResultError: no store, different channels, cases or sampling (says which), too few rows.
-        DataError: NaN or infinite features.
-    """
+    """Rows of `layer` from every store in one order; `paired` requires the same places in the same images."""
     streams = row_streams(stores, layer, paired=paired)
     rows = [rows_of(stream.store, layer, stream.where) for stream in streams]
     return PairedRows(
@@ -95,11 +84,7 @@ class RowStream:
     channels: int
 
     def pieces(self, *beside: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Pieces (n, C) float32 of the rows, each with the same rows of the tensors `beside`, which are in `order`.
-
-        Raises:
-            DataError: NaN or infinite values.
-        """
+        """Pieces (n, C) float32 of the rows, each with the same rows of the tensors `beside`, which are in `order`."""
         if self.order is not None:
             back = torch.argsort(self.order)
             beside = tuple(part.index_select(0, back) for part in beside)
@@ -139,12 +124,7 @@ def row_streams(stores: Sequence[Features], layer: str, *, paired: bool = True) 
 
 
 def rows_of(store: Features, layer: str, where: str = "") -> Tensor:
-    """The (N, C) float32 rows of one layer.
-
-    Raises:
-        LayerError: no such layer; the closest names are offered.
-        DataError: NaN or infinite values.
-    """
+    """The (N, C) float32 rows of one layer."""
     _require_layer(store, layer, where)
     rows = torch.as_tensor(store.rows(layer)).float()
     _require_finite(rows, where or layer)
@@ -175,13 +155,7 @@ def _require_finite(rows: Tensor, where: str, start: int = 0) -> None:
 def moments_of(features: Features | Tensor, layer: str = "") -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
     """Per image: Gram matrices (n, C, C), channel sums (n, C), numbers of positions (n,), and the provenance.
 
-    Args:
-        features: a store with `moments(layer)`, or activations (B, C, *S).
-        layer: layer of the store.
-
-    Raises:
-        LayerError: no such layer.
-        ResultError: a store without moments, or a tensor without spatial axes.
+    Of a store with `moments(layer)`, or of activations (B, C, *S).
     """
     if isinstance(features, Tensor):
         if features.ndim < 3:
@@ -200,11 +174,7 @@ def moments_of(features: Features | Tensor, layer: str = "") -> tuple[Tensor, Te
 
 
 def cluster_codes(table: pd.DataFrame, column: str | None = None) -> tuple[Tensor, str]:
-    """An integer per row that says which patient (or volume, or case) it comes from, and the column used.
-
-    Raises:
-        ResultError: no such column.
-    """
+    """An integer per row that says which patient (or volume, or case) it comes from, and the column used."""
     import pandas as pd
 
     names = [column] if column else [n for n in CLUSTERS if n in table.columns and table[n].notna().all()]
@@ -230,11 +200,7 @@ def class_members(table: pd.DataFrame) -> dict[str, Tensor]:
 
 
 def row_order(first_store: Features, other_store: Features, where: str) -> Tensor | None:
-    """None if the rows of two stores correspond as they are, else the order of the other's that makes them.
-
-    Raises:
-        ResultError: they hold different rows; says what differs.
-    """
+    """None if the rows of two stores correspond as they are, else the order of the other's that makes them."""
     first, other = (store.cases.reset_index(drop=True) for store in (first_store, other_store))
     keys = [name for name in KEYS if name in first.columns]
     lacking = [name for name in keys if name not in other.columns]

@@ -45,14 +45,8 @@ def power_of(
 ) -> float:
     """Share of simulated studies that find a true difference: all four tests of a verdict at `level`, on its side of 0.
 
-    Args:
-        effect: true difference, its sign does not matter.
-        spread: see `spread_of`; patients, trainings and the rest are normal.
-        design: patients, seeds and folds (1 = no cross-validation).
-        level: of every test.
-        studies: how many.
-        replicates: bootstrap samples of each.
-        seed: of the simulation.
+    `spread` is that of `spread_of`: patients, trainings and the rest are normal; `design` is patients, seeds and folds
+    (1 = no cross-validation). The sign of the effect does not matter.
     """
     patients, seeds, count = design
     random = keyed_random("power", seed, patients, seeds, count)
@@ -85,13 +79,7 @@ def fewest_patients(
 ) -> tuple[int | None, float]:
     """The fewest of `PATIENTS` with which this power is reached, and the power there; None = not even with the most.
 
-    Args:
-        effect: true difference.
-        power: asked for.
-        spread: see `spread_of`.
-        design: seeds and folds.
-        level: of every test.
-        studies: simulated per design.
+    `design` is seeds and folds; for the rest see `power_of`.
     """
     sizes = [number for number in PATIENTS if number >= 2 * design[1]]
     powers: dict[int, float] = {}

@@ -51,15 +51,7 @@ def discriminant_plane(
     """The plane of Fisher's discriminants (between-class against within-class scatter, classes weighted equally).
 
     Two classes have one discriminant; the plane is filled up with the leading principal components of what is left.
-
-    Args:
-        per_class: moments of the rows of every class.
-        pooled: moments of all rows, every class with the same weight.
-        components: axes of the plane.
-        ridge: added to the within-class scatter, relative to its mean diagonal, so that dead channels do no harm.
-
-    Raises:
-        ResultError: fewer than two classes, or fewer channels than components.
+    The `ridge` on the within-class scatter, relative to its mean diagonal, keeps dead channels from doing harm.
     """
     if len(per_class) < 2:
         raise ResultError("Discriminants need rows of at least two classes.", fix="Extract with pool='per-class'.")

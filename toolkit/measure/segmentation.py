@@ -179,13 +179,7 @@ def _class_metrics(
 
 
 def surface_distances(first: np.ndarray, second: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from each border voxel of one mask to the nearest border voxel of the other, and back.
-
-    Args:
-        first: boolean mask (*S), not empty.
-        second: boolean mask (*S), not empty.
-        spacing: size of a voxel along each axis; the distances have its unit.
-    """
+    """Distances from each border voxel of one mask (*S), not empty, to the nearest of the other, and back."""
     from scipy import ndimage
 
     box = _joint_box(first | second)  # both borders lie inside, so nothing outside can matter

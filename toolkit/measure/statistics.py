@@ -293,9 +293,6 @@ def patient_scores(table: pd.DataFrame, metric: str = "dice", patient: str | Non
     A class absent from the reference counts 1 (Dice, IoU) or 0 (distances) for a method that leaves it absent if any
     method or seed predicts it in that case, so that a false alarm costs; else the class is left out for all.
     Undefined distances of missed or spurious classes must be filled by a penalty first.
-
-    Raises:
-        ResultError: missing columns, undefined values, or an incomplete design (says what is missing).
     """
     unit = patient or patient_column(table)
     needed = ["method", "seed", "case", "class", "metric", "value", "status", unit]

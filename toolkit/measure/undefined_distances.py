@@ -19,10 +19,6 @@ def penalised(table: pd.DataFrame, penalty: str | float, by: Sequence[str] = ())
     """The table with undefined distances filled in, a column `excluded`, and the policy as a sentence.
 
     Legacy tables already hold a number for every case and are left as they are.
-
-    Raises:
-        ResultError: missing columns, mixed rules or units, or a diagonal that is not known.
-        ConfigError: an unknown policy, or a fixed distance below a measured one.
     """
     _check(table, by)
     table = table.copy()
@@ -44,11 +40,7 @@ def penalised(table: pd.DataFrame, penalty: str | float, by: Sequence[str] = ())
 
 
 def counted(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Rows of a metric that count in a mean: missed and spurious organs with the image's diagonal, absent ones not.
-
-    Raises:
-        ResultError: a value is undefined, and why or how far is not known.
-    """
+    """Rows of a metric that count in a mean: missed and spurious organs with the image's diagonal, absent ones not."""
     rows = table[table["metric"] == metric]
     overlap = metric in ("dice", "iou")  # a missed organ has 0 there; undefined is one that is rightly absent
     if "status" in rows.columns:

@@ -8,11 +8,7 @@ from toolkit.errors import ConfigError
 
 
 def check_channels(network: str, in_channels: int, out_channels: int) -> None:
-    """Refuse to build a network without input or with fewer than two classes.
-
-    Raises:
-        ConfigError: fewer than one image channel or two classes.
-    """
+    """Refuse to build a network without input or with fewer than two classes."""
     if in_channels < 1 or out_channels < 2:
         raise ConfigError(
             f"{network} needs in_channels >= 1 and out_channels >= 2, not {in_channels} and {out_channels}.",
@@ -21,11 +17,7 @@ def check_channels(network: str, in_channels: int, out_channels: int) -> None:
 
 
 def check_image(x: Tensor, in_channels: int, dims: int, divisor: int = 1) -> None:
-    """Refuse an image that a network cannot pass on.
-
-    Raises:
-        ConfigError: other axes or channels than (B, in_channels, *S), or sides that are no multiples of `divisor`.
-    """
+    """Refuse an image that a network cannot pass on."""
     if x.ndim != dims + 2 or x.shape[1] != in_channels:
         raise ConfigError(
             f"This network takes (B, {in_channels}, {'D, ' * (dims - 2)}H, W), not {tuple(x.shape)}.",

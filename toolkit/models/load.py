@@ -83,11 +83,7 @@ def weights_bytes(state: Mapping[str, Tensor]) -> bytes:
 
 
 def weights_from_bytes(content: bytes, where: str) -> dict[str, Tensor]:
-    """Inverse of `weights_bytes`; also reads safetensors files of other programs.
-
-    Raises:
-        CheckpointError: not a safetensors file, truncated, or with an unreadable table of aliases.
-    """
+    """Inverse of `weights_bytes`; also reads safetensors files of other programs."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -117,9 +113,6 @@ def read_weights(file: str | os.PathLike[str], sha256: str | None = None) -> dic
 
     Reads `.safetensors`, and `.pth`, `.pt`, `.ckpt`, `.bin` in PyTorch's restricted mode, in which a file that
     wants to run code is refused. A dictionary wrapped in another (`state_dict`, `network_weights`, ...) is found.
-
-    Raises:
-        CheckpointError: no such file, damaged, of an unknown kind, unsafe, or without tensors.
     """
     path = Path(file)
     if not path.is_file():
@@ -149,11 +142,7 @@ def read_weights(file: str | os.PathLike[str], sha256: str | None = None) -> dic
 
 
 def restricted_load(stream: Any, where: str) -> Any:
-    """`torch.load` with `weights_only=True`, on the CPU: tensors, plain containers, and NumPy's scalars and dtypes.
-
-    Raises:
-        CheckpointError: a damaged file, or one that holds code or foreign classes; nothing of it has run.
-    """
+    """`torch.load` with `weights_only=True`, on the CPU: tensors, plain containers, and NumPy's scalars and dtypes."""
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
             warnings.simplefilter("ignore")  # it warns of foreign pickle protocols before it refuses them

@@ -13,15 +13,10 @@ _ABSOLUTE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\)")
 
 
 def credits(source: Any, note: str = "", names: Sequence[str] = ()) -> dict[str, str]:
-    """`caption`, `provenance` and `stamp` of a figure.
+    """`caption`, `provenance` and `stamp` of a figure of a result or a record of provenance, or of one a network.
 
-    The caption says steps, seed, test score and number of patients of every network whose score is known; the stamp is
-    "untrained" where a score is below its floor. Of a network whose score is unknown nothing is claimed.
-
-    Args:
-        source: a result or a record of provenance, or several, one a network.
-        note: a sentence to add, for example which case is shown.
-        names: of the networks.
+    The caption holds `note` and steps, seed, test score and number of patients of every network whose score is known;
+    the stamp is "untrained" where a score is below its floor. Of a network whose score is unknown nothing is claimed.
     """
     several = isinstance(source, (list, tuple))
     records = [getattr(one, "provenance", one) for one in (source if several else [source])]

@@ -92,11 +92,7 @@ def plotly_figure(result: Any, **options: Any) -> go.Figure:
 
 
 def static_figure(result: Any, path: str | os.PathLike[str], *, dpi: int = 200, **options: Any) -> Path:
-    """Write the static twin as PDF, SVG or PNG, by the suffix of `path`; no browser is needed.
-
-    Raises:
-        ResultError: another suffix, or no figure for this class of result.
-    """
+    """Write the static twin as PDF, SVG or PNG, by the suffix of `path`; no browser is needed."""
     from toolkit.show import matplotlib_backend
 
     return matplotlib_backend.write(compose(result, **options), path, dpi=dpi)

@@ -80,12 +80,7 @@ def lines_height(lines: tuple[str, ...], size: float) -> float:
 
 
 def place(figure: Figure, minimum_width: int = 480) -> Layout:
-    """Lay a figure out.
-
-    Args:
-        figure: the figure.
-        minimum_width: the page is never narrower than this, so that captions stay readable.
-    """
+    """Lay a figure out; the page is never narrower than `minimum_width`, so that captions stay readable."""
     rows = _folded([row for row in figure.rows if any(panel is not None for panel in row)])
     rows = _narrowed([_sharing(row) for row in rows], WIDEST - 2 * MARGIN)
     columns = _columns(rows)

@@ -34,11 +34,7 @@ FORMATS = ("pdf", "svg", "png")
 
 
 def write(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200) -> Path:
-    """Write a figure; the suffix chooses the format.
-
-    Raises:
-        ResultError: a suffix other than .pdf, .svg or .png.
-    """
+    """Write a figure; the suffix chooses the format."""
     path = Path(path)
     data = render(figure, path.suffix.lstrip(".").lower(), dpi=dpi, where=str(path))
     return write_atomically(path, data, parents=True)

@@ -38,14 +38,9 @@ class Section:
 
 
 def write_page(title: str, summary: str, sections: Sequence[Section], path: Path, *, interactive: bool = True) -> Path:
-    """Write the page at once; nothing half-written is ever seen.
+    """Write the page at once, from a title, a paragraph and sections; nothing half-written is ever seen.
 
-    Args:
-        title: title of the page.
-        summary: what it is about, one paragraph.
-        sections: the content.
-        path: file to write.
-        interactive: add an interactive version below each static picture (the page grows by 5 MB once).
+    `interactive` adds an interactive version below each static picture (the page grows by 5 MB once).
     """
     import datetime
 

@@ -127,9 +127,7 @@ def settings_table(record: dict[str, Any]) -> pd.DataFrame:
 def runs_table(runs: Sequence[Run], split: str = "val") -> pd.DataFrame:
     """A row a run: its mean Dice (classes, then volumes; a missed organ counts 0) and what it was trained with.
 
-    Args:
-        runs: several runs.
-        split: what is scored; a run without cases there has no score.
+    A run without cases in the split has no score.
     """
     import pandas as pd
 

@@ -90,11 +90,7 @@ def choose_view(
     spacing: tuple[float, ...] | None = None,
     largest: int = LARGEST,
 ) -> View:
-    """The slice to show: the given one, the one in which `focus` is largest, or the middle one.
-
-    Raises:
-        ResultError: neither 2D nor 3D, or a slice outside of the volume.
-    """
+    """The slice to show: the given one, the one in which `focus` is largest, or the middle one."""
     if len(size) not in (2, 3):
         raise ResultError(f"Only 2D and 3D images can be drawn, not {len(size)}D.")
     if len(size) == 3:
@@ -114,11 +110,7 @@ def choose_view(
 
 
 def result_view(result: Any, index: int, focus: Any = None, position: int | None = None) -> View:
-    """The slice of one image of a result: the given one, the one in which `focus` (B, 1, *S) is largest, or the middle.
-
-    Raises:
-        ResultError: no such image or slice.
-    """
+    """The slice of one image of a result: the given one, the one in which `focus` (B, 1, *S) is largest, or the middle."""
     if not -len(result.cases) <= index < len(result.cases):
         raise ResultError(f"There is no image {index}; the result holds {len(result.cases)}.", where="index")
     size = tuple((result.input if hasattr(result, "input") else result.image).shape[2:])

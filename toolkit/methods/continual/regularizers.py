@@ -85,7 +85,6 @@ class ElasticWeights(Regularizer):
         return dict(self._memory)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of `state_dict`."""
         self._memory.clear()
         self._memory.update(state)
 
@@ -99,9 +98,6 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float = 2.0, redu
         temperature: tau; there is no factor tau^2, as in Li and Hoiem 2016.
         reduction: "mean" over images and voxels, or "batchmean": summed over voxels, so that the weight grows with the
             patch, as one published segmentation framework does.
-
-    Raises:
-        ConfigError: unknown reduction, or other shapes.
     """
     choose("reduction", reduction, ("mean", "batchmean"), where="distillation")
     if logits.shape != teacher.shape:

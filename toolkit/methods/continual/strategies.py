@@ -99,18 +99,10 @@ class Distillation(Strategy):
 def fisher_information(
     model: nn.Module, task: Any, objective: Objective, *, site: Any = None, images: int = 200, patch_size: Any = None
 ) -> dict[str, Tensor]:
-    """Mean over training images of the squared gradient of the log-likelihood of their labels, by parameter.
+    """Mean over at most `images` training images of the squared gradient of their labels' log-likelihood, by parameter.
 
-    The log-likelihood of an image is the mean over its voxels, so that lambda does not depend on the patch. The network
-    is in evaluation mode, images are not augmented; nothing about the network changes.
-
-    Args:
-        model: after training on the task.
-        task: gives the training images.
-        objective: finds the logits in the network's output.
-        site: of this site or these.
-        images: how many at most.
-        patch_size: of the images; None = the task's.
+    The log-likelihood of an image is the mean over its voxels, so that lambda does not depend on the patch. The
+    network is in evaluation mode, images are not augmented; nothing about the network changes.
     """
     loader = task.loader("train", site=site, batch_size=1, patch_size=patch_size, augmentation="none")
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -54,17 +54,11 @@ def hard_pass(
     separate_training: bool = False,
     factor: float = 0.5,
 ) -> tuple[dict[str, Tensor], list[Tensor], Tensor]:
-    """Terms on a corrupted image (and on corrupted logits, if given), the pass's two codes, and its logits.
+    """Terms on a corrupted image (and on corrupted logits, which the slow network repairs), its two codes and logits.
 
-    Args:
-        context: the step; `image` and `label` of its batch are the targets.
-        image_hat: corrupted image, a constant.
-        logits_hat: corrupted logits that the slow network repairs, or None.
-        freeze: batch norm neither updated nor trained here, except in the image decoder.
-        separate_training: the slow network's loss does not reach the fast one.
-        factor: of the squared reconstruction error.
-
-    Source: Chen et al. 2021, L_hard, as run by the later state of the authors' release.
+    `freeze`: batch norm is neither updated nor trained here, except in the image decoder; `separate_training`: the
+    slow network's loss does not reach the fast one; `factor`: of the squared reconstruction error. Source: Chen et al.
+    2021, L_hard, as run by the later state of the authors' release.
     """
     network: Any = context.model
     image, label = context.batch["image"].float(), context.batch["label"][:, 0].long()

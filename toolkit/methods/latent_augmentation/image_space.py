@@ -61,15 +61,11 @@ def window_mask(images: int, sides: Sequence[int], generator: torch.Generator) -
 
 
 def random_windows(image: Tensor, generator: torch.Generator, *, keep: bool | None = None) -> Tensor:
-    """Random multi-window masking: uniform noise inside the windows, or everywhere but there.
+    """Random multi-window masking of (B, C, *S): uniform noise inside the windows, or everywhere but there.
 
     The published noise is U(0, 1); here it spans each image's own range, which is the same for images in [0, 1].
-
-    Args:
-        image: (B, C, *S).
-        generator: CPU generator.
-        keep: True keeps the windows and replaces the rest ("out-painting"), False replaces the windows ("in-painting");
-            None draws one of the two for the batch (how the paper mixed them is not documented).
+    `keep` True keeps the windows and replaces the rest ("out-painting"), False replaces the windows ("in-painting");
+    None draws one of the two for the batch (how the paper mixed them is not documented).
     """
     outside = bool(torch.randint(2, (), generator=generator)) if keep is None else keep
     windows = window_mask(image.shape[0], image.shape[2:], generator).to(image.device)
@@ -125,16 +121,10 @@ def adversarial_noise(
 ) -> Tensor:
     """One power iteration towards the noise that changes the prediction most, added and clipped to the batch's range.
 
-    `size` scales a direction of unit norm over the whole image, so the change of one pixel is tiny (about size / H).
-
-    Args:
-        predict: image -> logits, for the search.
-        image: (B, C, *S).
-        generator: CPU generator of the start.
-        reference: logits that the prediction is compared with; default `predict(image)`. With that default and float32
-            images, choose `probe` near 1: below rounding the probed image is the image, and the search is blind.
-        size: length of the added noise.
-        probe: length of the probing step.
+    `size`, its length, scales a direction of unit norm over the whole image (B, C, *S), so the change of one pixel is
+    tiny (about size / H); `probe` is the length of the probing step. `reference`: logits that the prediction is
+    compared with; default `predict(image)`. With that default and float32 images, choose `probe` near 1: below
+    rounding the probed image is the image, and the search is blind.
     """
     image = image.detach()
     reference = _constant(predict, image) if reference is None else reference.detach()
@@ -146,16 +136,12 @@ def adversarial_noise(
 
 
 def bias_field(control_points: Tensor, sides: Sequence[int], *, size: float = 0.4) -> Tensor:
-    """Smooth multiplicative field (B, 1, *sides): exp of a cubic B-spline through log-space control points.
+    """Smooth factors (B, 1, *sides): exp of a cubic B-spline through log-space control points (B, 1, *grid).
 
-    Knots lie half an image apart; the spline is made at half resolution, interpolated linearly to `sides`,
-    exponentiated, and clipped to [1 - size, 1 + size]. As published, one point more than the image needs stands at
-    either end, one less than a cubic spline reaches: towards the border the field fades to 1.
-
-    Args:
-        control_points: (B, 1, *grid), the grid of `control_grid(sides)`.
-        sides: of the image.
-        size: largest change, 0.4 as published.
+    The grid is `control_grid(sides)`, its knots lie half an image apart; the spline is made at half resolution,
+    interpolated linearly to `sides`, exponentiated, and clipped to [1 - size, 1 + size]. As published, one point more
+    than the image needs stands at either end, one less than a cubic spline reaches: towards the border the field fades
+    to 1.
     """
     field, half = control_points, [side // 2 for side in sides]
     strides = [_knot_distance(side) for side in sides]
@@ -233,15 +219,10 @@ def adversarial_bias(
     size: float = 0.4,
     contour: float = 0.5,
 ) -> Tensor:
-    """The image under a smooth bias field that one ascent step made harder for the network.
+    """The image (B, C, *S), without negative values, under a smooth bias field that an ascent step made harder.
 
-    Args:
-        predict: image -> logits, for the search.
-        image: (B, C, *S), without negative values.
-        generator: CPU generator of the first field.
-        reference: logits that the prediction is compared with; default `predict(image)`.
-        size: the field stays in [1 - size, 1 + size].
-        contour: weight of the contours in the distance that is ascended.
+    The field stays in [1 - size, 1 + size]; `contour` weighs the contours in the distance that is ascended, to
+    `reference` (default `predict(image)`).
     """
     image, sides = image.detach(), image.shape[2:]
     reference = _constant(predict, image) if reference is None else reference.detach()
@@ -260,11 +241,7 @@ def _constant(predict: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 
 def checked_size(size: float, name: str, limit: float = math.inf) -> None:
-    """A positive size below `limit`.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """A positive size below `limit`."""
     if not 0 < size < limit:
         raise ConfigError(f"size must lie between 0 and {limit}, not {size}.", where=name)
 

@@ -139,11 +139,7 @@ def transfer_encoder(
 
 
 def copy_encoder(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> list[str]:
-    """Copy every encoder tensor by name, all or none.
-
-    Raises:
-        CheckpointError: see `transfer_encoder`.
-    """
+    """Copy every encoder tensor by name, all or none."""
     own = {k: v for k, v in model.state_dict().items() if k.split(".", 1)[0] in ENCODER}
     counters = {k for k in own if k.endswith("num_batches_tracked")}  # older files lack them
     missing = [k for k in own if k not in tensors and k not in counters]

@@ -33,9 +33,6 @@ def class_frame(channels: int, classes: int, radius: float | None = None) -> tup
 
     Means are r Q v_c; the covariance of every class is I outside the span of Q and 1 - r^2 / (L-1) inside, r = 0.8
     sqrt(L-1) by default. Q depends on the two numbers only and is never learnt.
-
-    Raises:
-        ConfigError: fewer than two classes, fewer channels than L - 1, or a radius out of range.
     """
     span = classes - 1
     r = 0.8 * math.sqrt(max(span, 0)) if radius is None else radius
@@ -63,15 +60,8 @@ def class_conditional_epps_pulley(
 ) -> Tensor:
     """Mean over the classes with at least 64 rows of the statistic of their whitened rows ("R7"); 0 if there is none.
 
-    Args:
-        z: (N, C) rows.
-        labels: (N,) class of every row.
-        directions: (C, K) unit columns.
-        classes: number of classes, background included.
-        radius: length of the class means.
-        t_max: end of the frequency grid.
-        points: points of the folded grid.
-        null: expectation of the N-scaled statistic to subtract (over the class's rows) and clip at 0.
+    Rows z are (N, C) with labels (N,), background included, and unit directions (C, K); `radius` is the length of the
+    class means, `null` the expectation of the N-scaled statistic to subtract (over the class's rows) and clip at 0.
     """
     z = z if z.dtype == torch.float64 else z.float()
     frame, means, inside = class_frame(z.shape[1], classes, radius)

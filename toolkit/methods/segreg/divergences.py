@@ -59,11 +59,7 @@ def divergence(
 
 
 def null_value(settings: Any, rows: float, channels: int) -> float:
-    """Expectation of the divergence for `rows` independent standard normal rows.
-
-    Raises:
-        ConfigError: no closed form is known for this divergence.
-    """
+    """Expectation of the divergence for `rows` independent standard normal rows."""
     if settings.divergence == "epps_pulley":
         return null_expectation(settings.t_max, settings.points) / rows
     if settings.divergence == "gaussian_kl":

@@ -150,7 +150,6 @@ class SegReg(Regularizer):
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """The tap or taps."""
         return (self.tap,) if isinstance(self.tap, str) else tuple(self.tap)
 
     def weights(self, step: int) -> dict[str, float]:

@@ -37,14 +37,11 @@ def _common_size(student: Tensor, teacher: Tensor) -> tuple[int, ...]:
 def draw_channels(
     student: int, teacher: int, generator: torch.Generator | None = None, draw: str = "both"
 ) -> tuple[Tensor, Tensor]:
-    """K = min(student, teacher) channel indices of each side.
+    """K = min(student, teacher) channel indices of each side, for so many channels.
 
-    Args:
-        student: the student's number of channels.
-        teacher: the teacher's number of channels.
-        generator: CPU generator; None draws afresh without touching the global random state.
-        draw: "both" draws each side without replacement and in random order (the authors' code); "student" keeps
-            the teacher's order (the paper's figure) and draws on the teacher only if that has more channels.
+    "both" draws each side without replacement and in random order (the authors' code); "student" keeps the teacher's
+    order (the paper's figure) and draws on the teacher only if that has more channels. Without a (CPU) generator the
+    draw is fresh; the global random state is never touched.
     """
     if draw not in ("both", "student"):
         raise ConfigError(f"draw must be 'both' or 'student', not {draw!r}.")

@@ -101,7 +101,6 @@ class CamExplorer(ImageExplorer):
         }
 
     def controls(self) -> list[Control]:
-        """See `Explorer`."""
         classes = tuple((name, index) for index, name in self.images.foreground())
         strip = tuple((name, name) for name in next(iter(self.layers.values())))
         methods = tuple((f"{NAMES[name]}{self._duration(name)}", name) for name in (*CAM_METHODS, *INPUT_METHODS))
@@ -178,7 +177,6 @@ class CamExplorer(ImageExplorer):
         )
 
     def wanted(self) -> list[tuple[TimedResults, Key]]:
-        """See `Explorer`."""
         return [(self.memory, self._key(name)) for name in self.models]
 
     def _key(self, name: str) -> Key:
@@ -219,7 +217,6 @@ class CamExplorer(ImageExplorer):
         )
 
     def draw(self) -> Canvas:
-        """See `Explorer`."""
         found: dict[str, Maps | str] = {}
         for name in self.models:
             try:

@@ -154,11 +154,7 @@ class Canvas:
         return None
 
     def find(self, name: str) -> Area:
-        """The area of this name.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """The area of this name."""
         for area in self.areas:
             if area.name == name:
                 return area

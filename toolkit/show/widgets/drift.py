@@ -65,7 +65,6 @@ class DriftExplorer(Explorer):
         self._everything = dict(self._values)
 
     def controls(self) -> list[Control]:
-        """See `Explorer`."""
         named = self.rows.groupby("class", sort=True)["class_name"].first()
         classes = tuple((str(name), int(str(index))) for index, name in named.items())
         sites = tuple((name or "unknown", name) for name in self._everything["sites"])
@@ -133,7 +132,6 @@ class DriftExplorer(Explorer):
         )
 
     def wanted(self) -> list[tuple[TimedResults, Key]]:
-        """See `Explorer`."""
         layer, method, basis = (self._values[name] for name in ("layer", "method", "basis"))
         return [(self.memory, (("projection", method), layer, basis)), (self.memory, ("drift", layer))]
 

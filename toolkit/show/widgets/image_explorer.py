@@ -108,19 +108,11 @@ class ImageExplorer(Explorer):
         labels: np.ndarray | None = None,
         fill: float = 0.0,
     ) -> None:
-        """Put a picture that can be zoomed, dragged and read.
+        """Put a picture that can be zoomed, dragged and read: `place` is (left, top), `size` (height, width) in pixels.
 
-        Args:
-            canvas: where.
-            area: name of its area.
-            place: (left, top).
-            size: (height, width) in pixels.
-            view: which slice.
-            ground: (H, W, 3) uint8.
-            planes: values under the cursor by name, each (h, w).
-            heat: a map over it, its limits, opacity and scale.
-            labels: (H, W) classes to outline.
-            fill: opacity of the classes' colours inside their contours.
+        `ground` is (H, W, 3) uint8, `planes` the values under the cursor by name, each (h, w), `heat` a map over it
+        with its limits, opacity and scale, `labels` (H, W) the classes to outline, `fill` the opacity of their colours
+        inside.
         """
         if heat is None:
             pixels = enlarged(ground, size, self.lens)

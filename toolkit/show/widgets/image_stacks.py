@@ -42,9 +42,6 @@ class ImageStacks:
         source: a task (its test cases), a case, a list of cases, or anything that `toolkit.extract` takes.
         model: says how many axes an image has.
         split: of a task.
-
-    Raises:
-        DataError: there is nothing, or only 1D data.
     """
 
     def __init__(self, source: Any, model: nn.Module, split: str = "test") -> None:
@@ -85,9 +82,6 @@ def trained_pair() -> tuple[dict[str, nn.Module], Any]:
 
     Plain networks come first, networks below their floor are left out. The cases are those of the first test patients of
     the site that they were trained on.
-
-    Raises:
-        ConfigError: there is none.
     """
     from toolkit.data.catalogue import load_task
     from toolkit.training.trained import list_trained, load_trained

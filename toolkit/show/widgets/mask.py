@@ -51,7 +51,6 @@ class MaskExplorer(ImageExplorer):
             del self._values["skips"]
 
     def controls(self) -> list[Control]:
-        """See `Explorer`."""
         highest = 0.95 if self._values["scheme"] == "dropout" else 1.0
         mask, network = "mask", "network and drawing"
         soft = "masked entries keep a random share below one half"
@@ -127,7 +126,6 @@ class MaskExplorer(ImageExplorer):
         )
 
     def wanted(self) -> list[tuple[TimedResults, Key]]:
-        """See `Explorer`."""
         return [(self.memory, self._key()), (self.memory, self._key(by_hand=True))]
 
     def _arguments(self) -> dict[str, Any]:
@@ -169,7 +167,6 @@ class MaskExplorer(ImageExplorer):
         return -(-entries // rows) if rows > 1 else -(-entries // max(1, int(entries**0.5)))
 
     def draw(self) -> Canvas:
-        """See `Explorer`."""
         result, page = self.result(), self.page()
         spacing = getattr(page.item, "spacing", None)
         view = view_of(page, result.input.shape[2:], spacing)

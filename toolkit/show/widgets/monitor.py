@@ -42,7 +42,6 @@ class TrainingMonitor(Explorer):
         self._values = {"logarithmic": False, "parts": ("losses", "ratios", "scores")}
 
     def controls(self) -> list[Control]:
-        """See `Explorer`."""
         parts = (("loss terms", "losses"), ("gradient ratios", "ratios"), ("validation scores", "scores"))
         return [Control("logarithmic", "losses on a log scale", "switch"), Control("parts", "show", "several", parts)]
 

@@ -53,7 +53,6 @@ class SimilarityExplorer(ImageExplorer):
         }
 
     def controls(self) -> list[Control]:
-        """See `Explorer`."""
         layers = tuple((name, name) for name in self.features.layers)
         last = self._channels(self._pair_layer()) - 1
         measures = tuple((label, name) for name, label in MEASURES.items())
@@ -113,7 +112,6 @@ class SimilarityExplorer(ImageExplorer):
         return self.memory.get(("channels", layer), lambda: channel_similarity(self.features, layer))
 
     def wanted(self) -> list[tuple[TimedResults, Key]]:
-        """See `Explorer`."""
         keys: list[tuple[TimedResults, Key]] = [(self.memory, (f"layers by {self._values['measure']}",))]
         keys += [(self.memory, ("channels", self._values[f"layer_{side}"])) for side in "ab"]
         return keys + ([(self.maps_memory, ("maps", self.page().key))] if self.images is not None else [])
@@ -143,7 +141,6 @@ class SimilarityExplorer(ImageExplorer):
         return self.maps_memory.get(("maps", page.key), run)
 
     def draw(self) -> Canvas:
-        """See `Explorer`."""
         canvas = Canvas(2 * _LEFT + _NAMES + 3 * (_SIDE + 44), 66 + _SIDE + 46 + (_MAPS + 20 if self.images else 0))
         values = self._values
         words = f"{MEASURES[values['measure']]} of the layers ({self.layers().rows} rows), {values['form']} similarity of the channels"

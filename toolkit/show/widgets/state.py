@@ -52,11 +52,7 @@ class Control:
     group: str = ""
 
     def checked(self, value: Any) -> Any:
-        """The value, as the type it has in the state.
-
-        Raises:
-            ConfigError: it is not one of the options or not in the range.
-        """
+        """The value, as the type it has in the state."""
         values = [one for _, one in self.options]
         if self.kind == "choice" and value in values:
             return value
