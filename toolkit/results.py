@@ -9,7 +9,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -121,6 +121,13 @@ class Result:
         if not isinstance(result, cls):
             raise ResultError(f"This file holds a {type(result).__name__}, not a {cls.__name__}.", where=path)
         return result
+
+
+def as_table(rows: Any, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A table of records; the first one imports pandas."""
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=columns)
 
 
 def draw_with(drawing: Callable[[], Any]) -> None:

@@ -11,7 +11,7 @@ from toolkit.errors import LayerError
 from toolkit.explain.cam_maps import on_image
 from toolkit.explain.explained import Explained
 from toolkit.features.layout import to_maps
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,8 +81,6 @@ class AttributionResult(Explained, Result):
         lies inside the region (NaN for layers), score, the baseline's score, and `completeness_gap`: the sum of the
         attributions minus the change of the score, which is near 0 for integrated gradients and layer conductance.
         """
-        import pandas as pd
-
         rows: list[dict[str, Any]] = []
         for name, values in self.attributions.items():
             for index, one in enumerate(values):
@@ -102,7 +100,7 @@ class AttributionResult(Explained, Result):
                         "region_voxels": int(self.region[index].sum()),
                     }
                 )
-        return pd.DataFrame(rows)
+        return as_table(rows)
 
     def __repr__(self) -> str:
         return f"AttributionResult({self.method} of {self.target}, {len(self.cases)} images)"

@@ -12,7 +12,7 @@ from torch import Tensor
 from toolkit.errors import LayerError, ResultError
 from toolkit.explain.cam_maps import CANCELLED_BELOW, TELLING, displayed, on_image
 from toolkit.explain.explained import Explained
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,8 +109,6 @@ class GradCamResult(Explained, Result):
 
         `net_gradient` is the share of the gradient that its mean keeps.
         """
-        import pandas as pd
-
         rows: list[dict[str, Any]] = []
         for layer, maps in self.maps.items():
             for index, one in enumerate(maps):
@@ -129,7 +127,7 @@ class GradCamResult(Explained, Result):
                         "net_gradient": self.net_gradient.get(layer, [math.nan] * len(maps))[index],
                     }
                 )
-        return pd.DataFrame(rows)
+        return as_table(rows)
 
     def __repr__(self) -> str:
         return f"GradCamResult({self.target}, {len(self.cases)} images, layers {', '.join(self.maps)})"

@@ -24,7 +24,7 @@ from toolkit.features.provenance import provenance, weights_hash
 from toolkit.features.untouched import untouched
 from toolkit.inference.inputs import InputBatch, as_batches
 from toolkit.inference.network import Predictor
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,8 +106,6 @@ def faithfulness(
         >>> cam = tk.grad_cam(model, case, "decoder.1", tk.Region("LV"))
         >>> areas = tk.faithfulness(model, cam, tk.Region("LV"), steps=4, orders=2, perturbations=0).table()
     """
-    import pandas as pd
-
     if result.provenance.get("weights") != weights_hash(model):
         raise ResultError(
             "These maps were made with other weights.", where="faithfulness", fix="Explain this network first."
@@ -145,7 +143,7 @@ def faithfulness(
                 known = {"name": name, "case": case, "status": _state(result, name, index)}
                 rows.append({**known, **_areas(deleted, inserted, chance), **wrong})
     return Faithfulness(
-        numbers=pd.DataFrame(rows),
+        numbers=as_table(rows),
         curves=curves,
         target=repr(wanted),
         provenance=provenance(

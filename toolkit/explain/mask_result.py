@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,8 +71,6 @@ class MaskedLatent(Result):
         the reference missed / reference), changed (share of the image whose class changed), entropy_clean and
         entropy_masked (mean bits), bn_mode. Ratios of an empty reference are NaN.
         """
-        import pandas as pd
-
         clean, masked = self.segmentation
         masks = clean.ndim == self.input.ndim
         reference = clean if self.label is None else self.label if masks else self.label[:, 0]
@@ -102,7 +100,7 @@ class MaskedLatent(Result):
                 row = {"case": case, "class": index, "class_name": name}
                 row["reference"] = "clean" if self.label is None else "label"
                 rows.append(row | _counts(*(plane & real for plane in planes)) | common)
-        return pd.DataFrame(rows)
+        return as_table(rows)
 
     def __repr__(self) -> str:
         return (

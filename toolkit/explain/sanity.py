@@ -20,7 +20,7 @@ from toolkit.features.provenance import provenance
 from toolkit.features.trace import trace_calls
 from toolkit.inference.memory import Passes
 from toolkit.inference.network import Predictor
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,8 +51,6 @@ class RandomisedWeights(Result):
         network"; "undefined" if no map says anything. `left_out` names the states (cancelled, empty, constant, ...) of
         maps that did not enter.
         """
-        import pandas as pd
-
         rows = []
         cascade = "shuffled_down_to" in self.numbers
         keys = ["layer", "shuffled_down_to"] if cascade else ["layer"]
@@ -76,7 +74,7 @@ class RandomisedWeights(Result):
                     "verdict": verdict,
                 }
             )
-        return pd.DataFrame(rows)
+        return as_table(rows)
 
 
 @checked
@@ -125,8 +123,6 @@ def randomised_weights(
     Example:
         >>> numbers = tk.randomised_weights(model, case, "bottleneck", tk.ClassSum("LV"), draws=2).table()
     """
-    import pandas as pd
-
     label = list(label) if hasattr(label, "__next__") else label
     options: dict[str, Any] = {"method": method, "label": label, "batch_size": batch_size, **passes}
     inputs = inputs if hasattr(inputs, "shape") or not hasattr(inputs, "__iter__") else _kept(inputs)
@@ -152,7 +148,7 @@ def randomised_weights(
                     }
                 )
     return RandomisedWeights(
-        numbers=pd.DataFrame(rows),
+        numbers=as_table(rows),
         target=own.target,
         method=method,
         provenance=provenance(

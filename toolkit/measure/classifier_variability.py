@@ -21,7 +21,7 @@ from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
 from toolkit.measure.normalised_margin import median_margin
 from toolkit.measure.pairing import rows_of
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,8 +63,6 @@ class ClassifierVariability(Result):
 
     def table(self) -> pd.DataFrame:
         """One row per measure: mean angle per class and over classes, disagreement, balanced accuracy, margin."""
-        import pandas as pd
-
         rows: list[tuple[str, str, float]] = [
             ("angle", name, float(angle)) for name, angle in zip(self.class_names, self.angles, strict=True)
         ]
@@ -77,7 +75,7 @@ class ClassifierVariability(Result):
             ("normalised margin", "source", self.source_margin),
             ("normalised margin", "target", self.target_margin),
         ]
-        return pd.DataFrame(rows, columns=["measure", "of", "value"]).assign(layer=self.layer)
+        return as_table(rows, columns=["measure", "of", "value"]).assign(layer=self.layer)
 
 
 def classifier_variability(

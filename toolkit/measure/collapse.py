@@ -17,7 +17,7 @@ from toolkit.features.store import Features
 from toolkit.measure.cka import centred, squared_distances
 from toolkit.measure.drift_samples import subsample
 from toolkit.measure.pairing import rows_of
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,9 +64,7 @@ class Collapse(Result):
 
     def table(self) -> pd.DataFrame:
         """One row per diagnostic: value, and how a collapse reads."""
-        import pandas as pd
-
-        return pd.DataFrame(
+        return as_table(
             [
                 {"layer": self.layer, "diagnostic": name, "value": value, "collapse_reads_as": READINGS[name]}
                 | {"rows": self.rows, "channels": self.channels}

@@ -17,7 +17,7 @@ from toolkit.measure.drift_moments import REFERENCE, MomentMeasures, Pair, Value
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions, subsample
 from toolkit.measure.pairing import PairedRows, class_members, cluster_codes, paired_rows
 from toolkit.measure.patient_moments import PatientMoments, bootstrap_weights, half_splits, strata
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,8 +134,6 @@ def drift(
     Example:
         >>> drift = tk.drift([features, later], "head_input", bootstrap=20, null_splits=20).table()
     """
-    import pandas as pd
-
     features = [features] if isinstance(features, Features) else list(features)
     if len(features) < 2:
         raise ResultError(f"Drift needs at least two stages; there are {len(features)}.")
@@ -160,8 +158,8 @@ def drift(
         means += group.mean_records(confidence)
     return Drift(
         layer=layer,
-        numbers=pd.DataFrame(numbers),
-        means=pd.DataFrame(means),
+        numbers=as_table(numbers),
+        means=as_table(means),
         settings={
             "bootstrap": bootstrap,
             "null_splits": null_splits,

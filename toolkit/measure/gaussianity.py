@@ -18,7 +18,7 @@ from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectat
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
 from toolkit.measure.pairing import CLUSTERS, class_members, cluster_codes, rows_of
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,9 +94,7 @@ def gaussianity(
     Example:
         >>> table = tk.gaussianity(features, "head_input", null_draws=20).table()
     """
-    import pandas as pd
-
-    state_rows("gaussianity", [features], layer, beside=20 * directions)
+    state_rows("gaussianity", [features], layer, beside=16 * directions)
     rows = rows_of(features, layer)
     channels = rows.shape[1]
     if len(rows) < 2 * channels:
@@ -122,7 +120,7 @@ def gaussianity(
     centred = (rows - rows.mean(0)).double()
     return Gaussianity(
         layer=layer,
-        numbers=pd.DataFrame(numbers),
+        numbers=as_table(numbers),
         by_direction=epps_pulley_by_direction(rows, axes, **grid),  # type: ignore[arg-type]
         eigenvalues=torch.linalg.eigvalsh(centred.T @ centred / len(rows)).flip(0),
         provenance={

@@ -16,7 +16,7 @@ from toolkit.features.store import Features
 from toolkit.measure.cka import procrustes, rbf_kernel, unbiased_hsic
 from toolkit.measure.drift_samples import subsample
 from toolkit.measure.pairing import row_order, rows_of
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,9 +47,7 @@ class LayerSimilarity(Result):
 
     def table(self) -> pd.DataFrame:
         """One row per pair of layers."""
-        import pandas as pd
-
-        return pd.DataFrame(
+        return as_table(
             [
                 {"layer_a": a, "layer_b": b, "method": self.method, "similarity": float(self.matrix[i, j])}
                 for i, a in enumerate(self.layers_a)

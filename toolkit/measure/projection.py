@@ -17,7 +17,7 @@ from toolkit.measure.embedding import TsneOptions, UmapOptions, balanced_sample,
 from toolkit.measure.moments import StreamingMoments, balanced_weights
 from toolkit.measure.pairing import PairedRows, RowStream, paired_rows, row_streams
 from toolkit.measure.projection_planes import Plane, discriminant_plane, head_plane, principal_plane, rotation_onto
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,15 +60,13 @@ class Projection(Result):
 
     def table(self) -> pd.DataFrame:
         """One row per stage and axis: rows, channels and the share of the stage's variance on that axis."""
-        import pandas as pd
-
         rows = [
             {"layer": self.layer, "method": self.method, "basis": self.basis, "stage": stage + 1, "axis": axis + 1}
             | {"explained_variance": float(self.explained[stage, axis]), "rows": len(self.coordinates[stage])}
             for stage in range(len(self.coordinates))
             for axis in range(self.coordinates[stage].shape[1])
         ]
-        return pd.DataFrame(rows)
+        return as_table(rows)
 
     def points(self) -> pd.DataFrame:
         """One row per point: stage, case, class, class_name and the coordinates x1, x2, ..."""

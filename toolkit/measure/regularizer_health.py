@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from toolkit.errors import ResultError
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +33,6 @@ class RegularizerHealth(Result):
         Columns: logged steps, first, median, last and largest ratio, shares of steps that were dead (below 1e-8) and
         dominant (above 1), and the verdict: "ok", or "dead" or "dominant" if that held for more than half of them.
         """
-        import pandas as pd
-
         rows = []
         for name, part in self.ratios.groupby("regularizer", sort=False):
             known = part["ratio"].dropna()
@@ -52,7 +50,7 @@ class RegularizerHealth(Result):
                     "verdict": "dead" if dead > 0.5 else "dominant" if dominant > 0.5 else "ok",
                 }
             )
-        return pd.DataFrame(rows)
+        return as_table(rows)
 
 
 def regularizer_health(history: pd.DataFrame) -> RegularizerHealth:
@@ -67,8 +65,6 @@ def regularizer_health(history: pd.DataFrame) -> RegularizerHealth:
     Example:
         >>> ratios = tk.regularizer_health(run.history).table()
     """
-    import pandas as pd
-
     found = {
         str(column): str(column).removesuffix(_MARK)
         for column in history.columns
@@ -87,7 +83,7 @@ def regularizer_health(history: pd.DataFrame) -> RegularizerHealth:
     ]
     if not rows:
         raise ResultError("No step of this history has a gradient ratio.", where="regularizer_health")
-    return RegularizerHealth(ratios=pd.DataFrame(rows), provenance={"measure": "regularizer health", "parameters": {}})
+    return RegularizerHealth(ratios=as_table(rows), provenance={"measure": "regularizer health", "parameters": {}})
 
 
 def status(ratio: float) -> str:

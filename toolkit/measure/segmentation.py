@@ -11,6 +11,7 @@ from torch import Tensor
 
 from toolkit.errors import ConfigError, DataError, choose
 from toolkit.measure.undefined_distances import penalised
+from toolkit.results import as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,8 +72,6 @@ def segmentation_metrics(
         >>> tk.segmentation_metrics(reference, reference, spacing=(0.5, 0.5), metrics=["dice"])["value"].item()
         1.0
     """
-    import pandas as pd
-
     for metric in metrics or ("",):
         choose("metric", metric, METRICS, where="metrics=...")
     measured = bool(set(metrics) & set(DISTANCES))
@@ -105,7 +104,7 @@ def segmentation_metrics(
                     "rule": "toolkit" if rule is None else f"legacy: {rule}",
                 }
             )
-    return pd.DataFrame(rows, columns=["class", "metric", "value", "status", "unit", "diagonal", "rule"])
+    return as_table(rows, columns=["class", "metric", "value", "status", "unit", "diagonal", "rule"])
 
 
 def aggregate(table: pd.DataFrame, penalty: str | float = "diagonal", by: Sequence[str] = ()) -> pd.DataFrame:
@@ -132,8 +131,6 @@ def aggregate(table: pd.DataFrame, penalty: str | float = "diagonal", by: Sequen
     Example:
         >>> means = tk.aggregate(tk.evaluate(model, task.cases("test")), by=["site"])
     """
-    import pandas as pd
-
     by = list(by)
     filled, policy = penalised(table, penalty, by)
     rows: list[dict[str, Any]] = []
@@ -149,7 +146,7 @@ def aggregate(table: pd.DataFrame, penalty: str | float = "diagonal", by: Sequen
         parts.append({**head, "class": "mean", "value": mean, "sd": math.nan, **total})
         rows += [{**part, "unit": group["unit"].iloc[0], "penalty": named} for part in parts]
     columns = [*by, "class", "metric", "value", "sd", "cases", *STATUSES, "unit", "penalty"]
-    return pd.DataFrame(rows, columns=columns)
+    return as_table(rows, columns=columns)
 
 
 def _summary(part: pd.DataFrame) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from toolkit.errors import ResultError, choose
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
 from toolkit.measure.pairing import moments_of
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,8 +74,6 @@ class ChannelSimilarity(Result):
 
     def table(self) -> pd.DataFrame:
         """One row per form and part: redundancy, sd over images, images, channels, dead."""
-        import pandas as pd
-
         rows = [
             {
                 "layer": self.layer,
@@ -90,7 +88,7 @@ class ChannelSimilarity(Result):
             for form, parts in self.scores.items()
             for part, scores in parts.items()
         ]
-        return pd.DataFrame(rows)
+        return as_table(rows)
 
 
 def channel_similarity(features: Features | Tensor, layer: str = "", form: str = "cosine") -> ChannelSimilarity:

@@ -15,7 +15,7 @@ from toolkit.errors import ConfigError, ResultError
 from toolkit.files import write_atomically
 from toolkit.measure.intervals import mean_of, measured_coverage, patient_bootstrap
 from toolkit.measure.power import fewest_patients, spread_of
-from toolkit.results import Result, latex_table
+from toolkit.results import Result, as_table, latex_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,6 @@ class Comparison(Result):
         Args:
             digits: digits after the point.
         """
-        import pandas as pd
 
         def spread(row: pd.Series, name: str, low: str, high: str, sign: str = "") -> str:
             value, ends = f"{row[name]:{sign}.{digits}f}", [f"{row[end]:{sign}.{digits}f}" for end in (low, high)]
@@ -95,7 +94,7 @@ class Comparison(Result):
             }
             for _, row in self.numbers.iterrows()
         ]
-        return pd.DataFrame(rows)
+        return as_table(rows)
 
     def needed(self, effect: float, power: float = 0.8, *, seeds: Sequence[int] = (2, 3, 5, 10)) -> pd.DataFrame:
         """The patients and seeds with which a verdict would find a true difference, from how this study's differences vary.
@@ -117,8 +116,6 @@ class Comparison(Result):
             ConfigError: an effect of 0, a power outside (0, 1), or fewer than 2 seeds.
             ResultError: a study of one seed, which cannot tell trainings from methods, or a table saved before 0.2.
         """
-        import pandas as pd
-
         if not (effect and math.isfinite(effect)) or not 0 < power < 1 or not seeds or min(seeds) < 2:
             raise ConfigError(
                 "An effect is not 0, a power lies in (0, 1), and a verdict needs 2 seeds.",
@@ -138,7 +135,7 @@ class Comparison(Result):
                 design = (int(count), int(settings.get("folds") or 1))
                 patients, reached = fewest_patients(effect, power, list(row[list(_SPREADS)]), design, level=level)
                 rows.append({"method": row["method"], "seeds": design[0], "patients": patients, "power": reached})
-        return pd.DataFrame(rows).astype({"patients": "Int64"})
+        return as_table(rows).astype({"patients": "Int64"})
 
     def write_table(self, path: str | os.PathLike[str], digits: int = 3) -> Path:
         """Write all numbers as CSV, or `paper_table(digits)` as a LaTeX tabular, by suffix (.csv or .tex)."""
@@ -240,10 +237,12 @@ def compare_scores(
         >>> scores = {"plain": plain, "segreg": plain + 0.1}
         >>> verdict = tk.compare_scores(scores, baseline="plain").table()
     """
-    import pandas as pd
-
-    if bootstrap < 1:
-        raise ConfigError(f"At least one replicate is drawn, not {bootstrap}.", where=f"{bootstrap=}")
+    if not 0 < confidence < 1 or bootstrap < 1:
+        raise ConfigError(
+            "These settings are invalid.",
+            where=f"{confidence=}, {bootstrap=}",
+            fix="confidence lies in (0, 1), for example 0.95, and at least one replicate is drawn.",
+        )
     if baseline not in scores:
         raise ConfigError(f"There is no method {baseline!r}.", fix=f"Methods: {', '.join(scores)}.")
     base = np.asarray(scores[baseline], dtype=float)
@@ -282,7 +281,7 @@ def compare_scores(
     return Comparison(
         baseline=baseline,
         metric="",
-        numbers=pd.DataFrame(rows)[list(_COLUMNS)],
+        numbers=as_table(rows)[list(_COLUMNS)],
         provenance={"measure": "comparison", "parameters": parameters},
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.measure.undefined_distances import counted
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,8 +91,6 @@ def transfer_metrics(
     Example:
         >>> transfer = tk.transfer_metrics([[0.9, 0.3], [0.7, 0.8]], ["A", "B"]).table()
     """
-    import pandas as pd
-
     matrix = _array(scores, "scores", 2)
     count = len(matrix)
     if matrix.shape != (count, count) or count == 0:
@@ -114,7 +112,7 @@ def transfer_metrics(
             mean = float(each.mean()) if len(each) else math.nan
         spread = float(each.std()) if len(each) else math.nan
         rows.append({"metric": metric, "task": "mean", "value": mean, "sd": spread})
-    return Transfer(tasks=names, scores=matrix, numbers=pd.DataFrame(rows), provenance={"measure": "transfer"})
+    return Transfer(tasks=names, scores=matrix, numbers=as_table(rows), provenance={"measure": "transfer"})
 
 
 def score_matrix(evaluations: Sequence[pd.DataFrame], tasks: Sequence[str], metric: str = "dice") -> np.ndarray:

@@ -14,6 +14,7 @@ from toolkit.errors import ConfigError
 from toolkit.features.modules import unwrap
 from toolkit.files import absolute
 from toolkit.methods.med_disseg import transfer_encoder
+from toolkit.results import as_table
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory, check_empty
 from toolkit.training.objective import Objective
@@ -163,12 +164,10 @@ class Recipe:
 
     def table(self) -> pd.DataFrame:
         """Every setting: stage, part, name, value, source (section of the method's specification), note."""
-        import pandas as pd
-
         rows = [
             {"stage": stage.name, **dataclasses.asdict(setting)} for stage in self.stages for setting in stage.settings
         ]
-        return pd.DataFrame(rows, columns=["stage", "part", "name", "value", "source", "note"])
+        return as_table(rows, columns=["stage", "part", "name", "value", "source", "note"])
 
     def train(self, out: str | os.PathLike[str], *, progress: bool = True) -> list[Run]:
         """Train every stage in a folder of its own below `out`; a stopped recipe goes on where it was.

@@ -9,6 +9,7 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.measure.undefined_distances import counted
+from toolkit.results import as_table
 from toolkit.show.captions import credits
 from toolkit.show.compose_compare import broken
 from toolkit.show.panels import Boxes, Figure, Heatmap, Series
@@ -108,15 +109,13 @@ def score_table(
 
 def score_means(evaluations: Scores, metric: str = "dice") -> pd.DataFrame:
     """One row a network, one column a test set, and last "mean" over the sets."""
-    import pandas as pd
-
     if len({tuple(sets) for sets in evaluations.values()}) != 1:
         raise ResultError("The networks were scored on different test sets, or there is none.")
     means = {
         name: {place: float(np.mean(volume_scores(table, metric))) for place, table in sets.items()}
         for name, sets in evaluations.items()
     }
-    table = pd.DataFrame(means).T
+    table = as_table(means).T
     return table.assign(mean=table.mean(axis=1))
 
 

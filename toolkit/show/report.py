@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.errors import ResultError
-from toolkit.results import Result
+from toolkit.results import Result, as_table
 from toolkit.show.compose_robustness import volume_scores
 from toolkit.show.compose_training import scores_by_site, training_curves
 from toolkit.show.figures import compose
@@ -113,15 +113,13 @@ def run_record(run: Run) -> dict[str, Any]:
 
 def settings_table(record: dict[str, Any]) -> pd.DataFrame:
     """A record as a table of two columns."""
-    import pandas as pd
-
     flat = [
         (k, v)
         for key, value in record.items()
         for k, v in (value.items() if isinstance(value, dict) else [(key, value)])
     ]
     texts = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for _, value in flat]
-    return pd.DataFrame({"setting": [key for key, _ in flat], "value": texts})
+    return as_table({"setting": [key for key, _ in flat], "value": texts})
 
 
 def runs_table(runs: Sequence[Run], split: str = "val") -> pd.DataFrame:
@@ -129,8 +127,6 @@ def runs_table(runs: Sequence[Run], split: str = "val") -> pd.DataFrame:
 
     A run without cases in the split has no score.
     """
-    import pandas as pd
-
     rows = []
     for run in runs:
         config, cases = run.config, run.task.cases(split, site=run.site)
@@ -142,7 +138,7 @@ def runs_table(runs: Sequence[Run], split: str = "val") -> pd.DataFrame:
         settings = config.to_dict()  # what is one's own is a record there
         row |= {name: _named(settings[name]) for name in ("schedule", "learning_rate", "augmentation", "steps", "seed")}
         rows.append(row | {"selected step": run.selected_step})
-    return pd.DataFrame(rows)
+    return as_table(rows)
 
 
 def _named(entry: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import torch
 
 import toolkit.data.catalogue
 from toolkit.__main__ import main
-from toolkit.apps.demo import DemoSettings, _missing_steps
 from toolkit.apps.demo_report import explained_case
 from toolkit.apps.gpu_check import Check, relative_difference
 from toolkit.data.arrays import task_from_arrays
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import ToolkitError
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet
 from toolkit.show.panels import Figure, Heatmap
@@ -161,23 +159,11 @@ def test_the_demo_writes_its_page_and_uses_it_again(
 
     page.unlink()
     assert main(demo) == 0
-    assert capsys.readouterr().out.count("Reusing the trained network") == 2
+    assert capsys.readouterr().out.count("Reusing the training") == 2
     assert page.is_file()
 
     assert main([*demo, "--seed", "5"]) == 1
     assert "other settings" in capsys.readouterr().err
-
-
-def test_missing_steps_are_counted_from_the_newest_checkpoints(tmp_path: Path) -> None:
-    settings = DemoSettings(steps=10)
-    assert _missing_steps(tmp_path / "plain", settings, ("A", "B")) == 20
-    folder = tmp_path / "plain" / "stage-0-A" / "checkpoints" / "00000005"
-    folder.mkdir(parents=True)
-    record = {"config": settings.config().to_dict(), "sites": ["A", "B"], "taps": {}, "objects": {}}
-    (tmp_path / "plain" / "sequence.json").write_text(json.dumps(record))
-    assert _missing_steps(tmp_path / "plain", settings, ("A", "B")) == 15
-    with pytest.raises(ConfigError, match="other settings"):
-        _missing_steps(tmp_path / "plain", settings, ("A", "C"))
 
 
 def test_errors_of_commands_have_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

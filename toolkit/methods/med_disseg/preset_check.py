@@ -10,6 +10,7 @@ from torch import Tensor
 from toolkit.errors import ConfigError
 from toolkit.methods.med_disseg.dispersion import PRESETS, dispersive_loss, pair_distances
 from toolkit.methods.med_disseg.regularizer import ACTIVE_BAND
+from toolkit.results import as_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +49,6 @@ def preset_check(features: Tensor) -> pd.DataFrame:
     Raises:
         ConfigError: fewer than two images.
     """
-    import pandas as pd
-
     rows = []
     for name, settings in PRESETS.items():
         leaf = features.detach().clone().requires_grad_()
@@ -73,4 +72,4 @@ def preset_check(features: Tensor) -> pd.DataFrame:
                 "status": "dead" if norm < 1e-8 else "ok",
             }
         )
-    return pd.DataFrame(rows)
+    return as_table(rows)

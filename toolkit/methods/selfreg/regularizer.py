@@ -28,6 +28,7 @@ from toolkit.methods.selfreg.terms import (
     semantic_consistency,
 )
 from toolkit.registry import register
+from toolkit.results import as_table
 from toolkit.training.regularizer import Regularizer, StepContext
 
 if TYPE_CHECKING:
@@ -187,13 +188,11 @@ class SelfReg(Regularizer):
             model: any network.
             example: an input to observe, as for `toolkit.layers`; None = the last observed, else zeros.
         """
-        import pandas as pd
-
         if self.groups is None and not hasattr(unwrap(model), "toolkit_taps"):
             stages(model) if example is None else observed(Predictor(model), example)
         groups = self._chosen[self.taps_on(model)]
         rows = [(i, part, name) for i, group in enumerate(groups) for part in _PARTS for name in group[part]]
-        return pd.DataFrame([*rows, (0, "teacher", self.teacher)], columns=["group", "part", "layer"])
+        return as_table([*rows, (0, "teacher", self.teacher)], columns=["group", "part", "layer"])
 
     def weights(self, step: int) -> dict[str, float]:
         """Constant: the authors ramp nothing."""
