@@ -85,11 +85,11 @@ PROGRAM = """
 import pickle, sys
 {first}
 from toolkit.measure.drift import drift
-from toolkit.show.compose_drift import drift as figure
+from toolkit.show.compose_drift import drifts as figure
 from toolkit.methods.segreg import sliced_epps_pulley
 from toolkit.training.config import TrainConfig
 import toolkit as tk
-for call, values in ((drift, (3, "a")), (figure, (3,)), (sliced_epps_pulley, ("a", 3)), (TrainConfig, ("a",))):
+for call, values in ((drift, (3, "a")), (figure, (3, [])), (sliced_epps_pulley, ("a", 3)), (TrainConfig, ("a",))):
     try:
         call(*values)
     except tk.ConfigError as error:
@@ -122,7 +122,7 @@ def test_figures_widgets_and_the_methods_own_functions_have_the_same_door() -> N
             continue
         with pytest.raises(tk.ConfigError, match=r"missing a required argument|unexpected keyword argument 'nonsense'"):
             pytest.fail(f"{name} took {call(nonsense=3)!r}")
-    for name, values in (("epps_pulley", ("a", 3)), ("figures.drift", (3,)), ("cam_explorer", (3,))):
+    for name, values in (("epps_pulley", ("a", 3)), ("figures.drifts", (3, [])), ("cam_explorer", (3,))):
         (call,) = [one for full, one in calls.items() if full.endswith(name)]
         with pytest.raises(tk.ConfigError, match=r" takes .*, not (3|'a')\."):
             call(*values)

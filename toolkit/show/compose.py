@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+from toolkit.arguments import checked
 from toolkit.errors import ResultError
 from toolkit.show.captions import credits
 from toolkit.show.panels import Figure, Panel
+
+Composer = TypeVar("Composer", bound=Callable[..., Figure])
 
 
 @functools.singledispatch
@@ -53,6 +56,22 @@ def compose_together(first: Any, results: Sequence[Any], names: Sequence[str], *
         ResultError: there is no figure for this type.
     """
     return stacked(results, names, **options)
+
+
+def for_networks(kind: type, *, alone: bool = True) -> Callable[[Composer], Composer]:
+    """Decorator of a composer of `(results, names)`, which draws several results of a type, one a network.
+
+    With `alone` it draws one of them too, for which `name` is an option.
+    """
+
+    def register(composer: Composer) -> Composer:
+        draw = checked(composer)
+        compose_together.register(kind, lambda first, results, names, **options: draw(results, names, **options))
+        if alone:
+            compose.register(kind, lambda result, *, name="", **options: draw([result], [name], **options))
+        return draw
+
+    return register
 
 
 def stacked(results: Sequence[Any], names: Sequence[str], *, note: str = "", **options: Any) -> Figure:

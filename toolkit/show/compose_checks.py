@@ -14,7 +14,7 @@ from toolkit.measure.classifier_variability import ClassifierVariability
 from toolkit.measure.gaussianity import Gaussianity
 from toolkit.measure.regularizer_health import RegularizerHealth
 from toolkit.show.captions import credits
-from toolkit.show.compose import compose, compose_together
+from toolkit.show.compose import compose, for_networks
 from toolkit.show.compose_explain import target_text
 from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series, number_text
 
@@ -138,12 +138,7 @@ def gaussianity(result: Gaussianity, *, note: str = "") -> Figure:
     )
 
 
-@compose.register
-def classifier_variability(result: ClassifierVariability, *, note: str = "", name: str = "") -> Figure:
-    """Angles between refitted heads per class, how often two of them disagree, and how good they are."""
-    return classifier_variabilities([result], [name], note=note)
-
-
+@for_networks(ClassifierVariability)
 def classifier_variabilities(results: Sequence[Any], names: Sequence[str], *, note: str = "") -> Figure:
     """Refitted heads of several networks side by side (SegReg, Fig. 1, as a measurement)."""
     pairs, where = list(zip(results, names, strict=True)), ["source", "target"]
@@ -165,11 +160,6 @@ def classifier_variabilities(results: Sequence[Any], names: Sequence[str], *, no
         rows=[panels],
         **credits(results, note, names),
     )
-
-
-@compose_together.register
-def _(first: ClassifierVariability, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
-    return classifier_variabilities(results, names, **options)
 
 
 @compose.register

@@ -14,7 +14,7 @@ from toolkit.measure.layer_similarity import LayerSimilarity
 from toolkit.measure.statistics import Comparison
 from toolkit.measure.transfer import Transfer
 from toolkit.show.captions import credits
-from toolkit.show.compose import compose, compose_together
+from toolkit.show.compose import compose, for_networks
 from toolkit.show.panels import Bars, Figure, Heatmap, Intervals, Lines, Panel, Series, number_text, range_note
 
 _FORGETTING = "A column that falls from one row to the next is forgetting; all colours run from 0 to 1."
@@ -53,12 +53,7 @@ def broken(name: str) -> str:
     return name if len(name) < 10 else re.sub(r"([. ])", r"\1\n", name, count=1)
 
 
-@compose.register
-def collapse(result: Collapse, *, note: str = "", name: str = "") -> Figure:
-    """Distribution of pairwise distances, and the diagnostics that lie between -1 and 1."""
-    return collapses([result], [name], note=note)
-
-
+@for_networks(Collapse)
 def collapses(results: Sequence[Any], names: Sequence[str], *, note: str = "") -> Figure:
     """Collapse diagnostics of several networks: distances between rows, and every diagnostic within -1 and 1.
 
@@ -115,11 +110,6 @@ def collapses(results: Sequence[Any], names: Sequence[str], *, note: str = "") -
         ],
         **credits(results, note, names),
     )
-
-
-@compose_together.register
-def _(first: Collapse, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
-    return collapses(results, names, **options)
 
 
 @compose.register

@@ -11,7 +11,7 @@ import numpy as np
 from toolkit.errors import ResultError
 from toolkit.measure.drift import Drift
 from toolkit.show.captions import credits
-from toolkit.show.compose import compose, compose_together
+from toolkit.show.compose import for_networks
 from toolkit.show.panels import Figure, Intervals, Series, in_rows
 
 if TYPE_CHECKING:
@@ -31,19 +31,7 @@ NULLS = "Null: two random halves of stage 1's patients, what other patients woul
 _REPEATS = "Repeat: stage 1 and {} on the same patients, what {} alone would have shown. "
 
 
-@compose.register
-def drift(result: Drift, *, note: str = "", name: str = "", measures: Sequence[str] | None = None) -> Figure:
-    """One panel a measure, one row a class, one colour a pair of stages.
-
-    Args:
-        result: a `Drift`.
-        note: sentence for the caption.
-        name: name of the network.
-        measures: which of the result's measures to draw.
-    """
-    return drifts([result], [name], note=note, measures=measures)
-
-
+@for_networks(Drift)
 def drifts(
     results: Sequence[Any],
     names: Sequence[str],
@@ -52,7 +40,14 @@ def drifts(
     measures: Sequence[str] | None = None,
     columns: int = 3,
 ) -> Figure:
-    """Drift of several networks side by side.
+    """One panel a measure, one row a class, one colour a pair of stages; several networks side by side.
+
+    Args:
+        results: one `Drift` a network.
+        names: of the networks.
+        note: sentence for the caption.
+        measures: which of the results' measures to draw.
+        columns: panels in a row.
 
     Raises:
         ResultError: none of the measures is in the results.
@@ -165,8 +160,3 @@ def _series(name: str, classes: list[str], value: Any, low: Any, high: Any, colo
         colour=colour,
         symbol=0 if colour is None else 6,
     )
-
-
-@compose_together.register
-def _(first: Drift, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
-    return drifts(results, names, **options)

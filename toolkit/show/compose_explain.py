@@ -15,7 +15,7 @@ from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.inference.volumes import one_map
 from toolkit.show.captions import credits, of_case
-from toolkit.show.compose import compose, compose_together
+from toolkit.show.compose import compose, for_networks
 from toolkit.show.panels import Figure, Image, Panel, in_rows, range_note, symmetric_limits
 from toolkit.show.slices import View, result_view
 
@@ -69,6 +69,7 @@ def grad_cam(
     )
 
 
+@for_networks(GradCamResult, alone=False)
 def grad_cams(
     results: Sequence[Any],
     names: Sequence[str],
@@ -322,8 +323,3 @@ def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:
 def _changed(result: Any, index: int) -> str:
     clean, masked = np.asarray(result.segmentation[0][index]), np.asarray(result.segmentation[1][index])
     return f"{(clean != masked).mean():.1%} of the image changed"
-
-
-@compose_together.register
-def _(first: GradCamResult, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
-    return grad_cams(results, names, **options)

@@ -11,7 +11,7 @@ from toolkit.errors import ResultError
 from toolkit.measure.projection import Projection
 from toolkit.measure.similarity import ChannelSimilarity
 from toolkit.show.captions import credits
-from toolkit.show.compose import compose, compose_together
+from toolkit.show.compose import compose, compose_together, for_networks
 from toolkit.show.panels import Figure, Heatmap, Panel, Scatter, Series, range_note
 
 _AXES = {"pca": "PC", "lda": "LD", "head": "head axis", "umap": "UMAP", "tsne": "t-SNE"}
@@ -91,21 +91,18 @@ def _matrix(result: Any, side: int, name: str) -> Heatmap:
     )
 
 
-@compose.register
-def projection(result: Projection, *, note: str = "", name: str = "", stages: Sequence[str] = ()) -> Figure:
-    """The rows of every stage in the same axes and limits, coloured by class, with the centroid of each class.
+@for_networks(Projection)
+def projections(results: Sequence[Any], names: Sequence[str], *, note: str = "", stages: Sequence[str] = ()) -> Figure:
+    """One row a network, one column a stage in the same axes and limits, and last the path of the class centroids.
+
+    Rows are coloured by class; a large marker is the centroid of one.
 
     Args:
-        result: a `Projection`.
+        results: one `Projection` a network.
+        names: of the networks.
         note: sentence for the caption.
-        name: name of the network in the panels' titles.
         stages: names of the stages.
     """
-    return projections([result], [name], note=note, stages=stages)
-
-
-def projections(results: Sequence[Any], names: Sequence[str], *, note: str = "", stages: Sequence[str] = ()) -> Figure:
-    """Several projections: one row a network, one column a stage, and last the path of the class centroids."""
     rows: list[list[Panel | None]] = []
     for result, name in zip(results, names, strict=True):
         limits = _square_limits(result)
@@ -201,8 +198,3 @@ def _plane(title: str, note: str, series: list[Series], axes: tuple[str, str], l
 @compose_together.register
 def _(first: ChannelSimilarity, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
     return channel_similarities([[result] for result in results], names, **options)
-
-
-@compose_together.register
-def _(first: Projection, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
-    return projections(results, names, **options)

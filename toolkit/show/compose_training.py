@@ -13,7 +13,7 @@ from toolkit.measure.intervals import mean_of
 from toolkit.measure.statistics import patient_column
 from toolkit.measure.undefined_distances import counted
 from toolkit.show.captions import credits
-from toolkit.show.compose import compose, compose_together
+from toolkit.show.compose import for_networks
 from toolkit.show.panels import Bars, Figure, Lines, Panel, Series, in_rows
 from toolkit.training.run import Run
 
@@ -66,15 +66,11 @@ def training_curves(
     )
 
 
-@compose.register
-def run(run: Run, *, note: str = "", columns: int = 3) -> Figure:
-    """The training curves of a run; see `training_curves`."""
-    return training_curves({run.path.name: run.history}, note=note, columns=columns)
-
-
-@compose_together.register
-def _(first: Run, results: Sequence[Run], names: Sequence[str], **options: Any) -> Figure:
-    return training_curves({name: one.history for name, one in zip(names, results, strict=True)}, **options)
+@for_networks(Run)
+def _runs(runs: Sequence[Run], names: Sequence[str], *, note: str = "", columns: int = 3) -> Figure:
+    """The training curves of runs; see `training_curves`."""
+    histories = {name or run.path.name: run.history for name, run in zip(names, runs, strict=True)}
+    return training_curves(histories, note=note, columns=columns)
 
 
 def curve_columns(frames: Any) -> list[str]:
