@@ -26,8 +26,6 @@ def faithfulness(result: Faithfulness, *, note: str = "", most: int = 7) -> Figu
     Maps that say nothing (cancelled, empty, constant) enter no mean; a layer with no others is drawn under their name.
 
     Args:
-        result: a `Faithfulness`.
-        note: sentence for the caption.
         most: maps drawn at most.
     """
     every = list(dict.fromkeys(result.numbers["name"]))

@@ -19,9 +19,6 @@ def case(case: Case, *, position: int | None = None, side: int = 260, note: str 
 
     Args:
         case: of a task.
-        position: slice of a volume; None = where the foreground is largest.
-        side: longer edge of a picture in pixels.
-        note: sentence for the caption.
 
     Raises:
         DataError: the case cannot be read.
@@ -41,9 +38,7 @@ def task(task: Task, *, columns: int = 6, side: int = 130, split: str | None = N
     Args:
         task: what to look at.
         columns: cases a site.
-        side: longer edge of a picture in pixels.
         split: of this split only; None = all.
-        note: sentence for the caption.
 
     Raises:
         DataError: a case cannot be read.

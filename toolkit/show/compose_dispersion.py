@@ -31,9 +31,6 @@ def active_band(
     Args:
         features: (B, C, *S) of one batch.
         table: `preset_check(features)`.
-        title: of the figure.
-        note: sentence for the caption.
-        provenance: what the features were made from.
         bins: of the histograms.
     """
     panels: list[Panel | None] = []
@@ -78,9 +75,6 @@ def qualitative(
     Args:
         cases: 2D cases with labels.
         predictions: per network, one label map (H, W) a case.
-        note: sentence for the caption.
-        side: longer edge of a picture in pixels.
-        provenance: what the networks and the data are.
 
     Raises:
         ResultError: a network without one map a case.

@@ -43,11 +43,7 @@ def drifts(
     """One panel a measure, one row a class, one colour a pair of stages; several networks side by side.
 
     Args:
-        results: one `Drift` a network.
-        names: of the networks.
-        note: sentence for the caption.
         measures: which of the results' measures to draw.
-        columns: panels in a row.
 
     Raises:
         ResultError: none of the measures is in the results.

@@ -46,15 +46,7 @@ def grad_cam(
     """The image with its contours, then the raw signed map of every layer over the image, with the target's contour.
 
     Args:
-        result: a `GradCamResult`.
-        index: which image of the batch.
         scale: "layer" (each map has its own symmetric colour range, stated above it) or "shared" (one range).
-        position: slice of a volume; None = where the target's region is largest.
-        note: sentence for the caption.
-        side: longer edge of a picture in pixels.
-        columns: panels in a row.
-        name: name of the network in the title.
-        crop: show the organs and a margin only; False = the whole image, as for maps that light up at its border.
 
     Raises:
         ConfigError: unknown scale.
@@ -198,13 +190,6 @@ def attribution(
 ) -> Figure:
     """The image with the target's region, then the signed attribution summed over channels.
 
-    Args:
-        result: an `AttributionResult`.
-        index: which image of the batch.
-        position: slice of a volume; None = where the target's region is largest.
-        note: sentence for the caption.
-        side: longer edge of a picture in pixels.
-
     Raises:
         ResultError: no such image or slice.
     """
@@ -246,14 +231,6 @@ def masked_latent(
     crop: bool = True,
 ) -> Figure:
     """Input and mask, then what the network makes of the clean (above) and of the masked code (below).
-
-    Args:
-        result: a `MaskedLatent`.
-        index: which image of the batch.
-        position: slice of a volume; None = where the foreground is largest.
-        note: sentence for the caption.
-        side: longer edge of a picture in pixels.
-        crop: show the organs and a margin only; False = the whole image.
 
     Raises:
         ResultError: no such image or slice.

@@ -18,10 +18,7 @@ def features(result: Features, *, note: str = "", layers: list[str] | None = Non
     """Mean of every channel within every class, one panel a layer, in units of the channel's standard deviation.
 
     Args:
-        result: a `Features` store.
-        note: sentence for the caption.
         layers: layers to draw, default all.
-        columns: panels in a row.
     """
     panels = [_class_means(result, layer) for layer in layers or result.layers]
     return Figure(

@@ -40,10 +40,6 @@ def masked_grid(
     Args:
         rows: per row name, `MaskedLatent` results of the same image at rising fractions.
         show: any of "image", "segmentation" and "entropy".
-        index: which image of the batch.
-        title: of the figure.
-        note: sentence for the caption.
-        side: longer edge of a picture in pixels.
 
     Raises:
         ConfigError: something else to show.
@@ -121,7 +117,6 @@ def masking_curves(results: Sequence[Any], *, note: str = "", quantities: Sequen
 
     Args:
         results: `MaskedLatent` of the same images over schemes, fractions and batch-norm modes.
-        note: sentence for the caption.
         quantities: any of "ratio", "over", "under", "entropy".
 
     Raises:
@@ -201,10 +196,6 @@ def gallery(
 
     Args:
         pictures: (H, W) arrays of one size by name; the first is the original.
-        title: of the figure.
-        note: sentence for the caption.
-        side: longer edge of a picture in pixels.
-        provenance: what the pictures were made from.
 
     Raises:
         ResultError: fewer than two pictures, or of several sizes.

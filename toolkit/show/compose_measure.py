@@ -28,10 +28,7 @@ def channel_similarity(result: ChannelSimilarity, *, note: str = "", side: int =
     """The whole matrix of the living channels in clustered order, in the result's form and on its fixed colour range.
 
     Args:
-        result: a `ChannelSimilarity`.
-        note: sentence for the caption, for example which network it is.
         side: edge of the matrix in pixels.
-        name: name of the network in the panel's title.
     """
     return Figure(
         title=f"Channel similarity of {result.layer or 'a layer'}",
@@ -96,12 +93,6 @@ def projections(results: Sequence[Any], names: Sequence[str], *, note: str = "",
     """One row a network, one column a stage in the same axes and limits, and last the path of the class centroids.
 
     Rows are coloured by class; a large marker is the centroid of one.
-
-    Args:
-        results: one `Projection` a network.
-        names: of the networks.
-        note: sentence for the caption.
-        stages: names of the stages.
     """
     rows: list[list[Panel | None]] = []
     for result, name in zip(results, names, strict=True):

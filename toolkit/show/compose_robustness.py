@@ -29,10 +29,7 @@ def score_boxes(
     maps is left out.
 
     Args:
-        evaluations: per network and test set, the table of `toolkit.evaluate`.
         metric: "dice" or "iou".
-        note: sentence for the caption.
-        provenance: what the networks and the data are.
 
     Raises:
         ResultError: a table without this metric.
@@ -77,11 +74,7 @@ def score_table(
     """Mean score of every network (rows) on every test set (columns) and, of several sets, their mean.
 
     Args:
-        evaluations: per network and test set, the table of `toolkit.evaluate`.
         metric: "dice" or "iou".
-        title: of the figure.
-        note: sentence for the caption.
-        provenance: what the networks and the data are.
 
     Raises:
         ResultError: a table without this metric, or networks scored on different sets.

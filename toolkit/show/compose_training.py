@@ -38,9 +38,6 @@ def training_curves(
     Args:
         histories: per network, `run.history`, or those of successive stages, which are laid end to end.
         stages: names of the stages, written where each begins.
-        note: sentence for the caption.
-        provenance: what the runs were made from.
-        columns: panels in a row.
 
     Raises:
         ResultError: no history holds a row.
@@ -169,9 +166,6 @@ def scores_by_site(
     Args:
         evaluations: per network, the table of `run.evaluate(...)`.
         metric: dice, iou, hd95 or assd.
-        note: sentence for the caption.
-        provenance: what the networks and the data are.
-        columns: panels in a row.
 
     Raises:
         ResultError: a table without this metric, or without the diagonals that missed organs count.

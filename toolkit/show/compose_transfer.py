@@ -23,7 +23,6 @@ def forward_transfer(
         pairs: per base method, the `Transfer`s without and with the method, one a seed.
         method: name of what is added.
         metric: convention of forward transfer, see `toolkit.measure.transfer.FORWARD`.
-        note: sentence for the caption.
 
     Raises:
         ResultError: the transfers do not hold the metric, or are of different tasks.
@@ -70,7 +69,6 @@ def transfer_scatter(pairs: Pairs, *, method: str = "SegReg", note: str = "") ->
     Args:
         pairs: per base method (and anatomy), the `Transfer`s without and with the method, one a seed.
         method: name of what is added.
-        note: sentence for the caption.
 
     Raises:
         ResultError: the transfers are of different tasks.

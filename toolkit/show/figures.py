@@ -8,6 +8,7 @@ tables, or for its options. Every function of a `compose_*` module that returns 
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Callable
 from pathlib import Path
 
 from toolkit.show.captions import caption, captions
@@ -16,8 +17,39 @@ from toolkit.show.compose_masking import masking_summary
 from toolkit.show.compose_robustness import score_means
 from toolkit.show.panels import Axes, Bars, Boxes, Figure, Heatmap, Image, Intervals, Lines, Panel, Scatter, Series
 
+# What arguments mean that many composers have; added to the docstrings.
+_SHARED = {
+    "result": "the result that is drawn.",
+    "results": "one a network.",
+    "names": "of the networks.",
+    "name": "of the network, for the title.",
+    "evaluations": "per network and test set, the table of `toolkit.evaluate`.",
+    "index": "which image of the batch.",
+    "position": "slice of a volume; None = where the region or the foreground is largest.",
+    "stages": "names of the stages.",
+    "title": "of the figure.",
+    "note": "sentence for the caption.",
+    "side": "longer edge of a picture in pixels.",
+    "columns": "panels in a row.",
+    "crop": "show the organs and a margin only; False = the whole image, as for maps that light up at its border.",
+    "provenance": "what the networks and the data are.",
+}
+
+
+def _documented(composer: Callable[..., Figure]) -> Callable[..., Figure]:
+    """The composer, its docstring with the arguments that it does not explain itself."""
+    text, _, errors = (inspect.getdoc(composer) or "").partition("\nRaises:")
+    own = [] if "\nArgs:" in text else ["", "Args:"]
+    missing = [
+        name for name in inspect.signature(composer).parameters if name in _SHARED and f"    {name}: " not in text
+    ]
+    lines = [text.rstrip(), *own, *(f"    {name}: {_SHARED[name]}" for name in missing)]
+    composer.__doc__ = "\n".join([*lines, "", f"Raises:{errors}"] if errors else lines) + "\n"
+    return composer
+
+
 _COMPOSERS = {
-    name: function
+    name: _documented(function)
     for module in pkgutil.iter_modules([str(Path(__file__).parent)], "toolkit.show.")
     if module.name.startswith("toolkit.show.compose_")
     for name, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction)
