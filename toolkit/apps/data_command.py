@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from toolkit.data.archive import unpack
+from toolkit.data.catalogue import list_tasks, load_task, steps
+from toolkit.data.download import fetch_all
+from toolkit.data.manifest import data_folders, find_manifest
 from toolkit.errors import DataError
 from toolkit.files import write_atomically
+from toolkit.show.draw import static_figure
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,16 +41,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from toolkit.data.catalogue import list_tasks
-
     print(list_tasks()[["name", "anatomy", "dims", "access", "ready"]].to_string(index=False))
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
-    from toolkit.data.catalogue import steps
-    from toolkit.data.manifest import find_manifest
-
     manifest = find_manifest(options.name)
     classes = ", ".join(f"{index} {name}" for index, name in sorted(manifest.classes.items()))
     print(f"{manifest.name}: {manifest.title}")
@@ -63,10 +63,6 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from toolkit.data.archive import unpack
-    from toolkit.data.download import fetch_all
-    from toolkit.data.manifest import data_folders, find_manifest
-
     manifest, folder = find_manifest(options.name), data_folders(options.name)[0]
     if manifest.access.kind == "embedded":
         raise DataError(f"{manifest.name!r} is generated; there is nothing to fetch.", fix="Just load it.")
@@ -81,8 +77,6 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from toolkit.data.catalogue import load_task
-
     table = load_task(options.name).verify()
     if options.out:
         write_atomically(options.out, table.to_csv(index=False))
@@ -95,8 +89,5 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _montage(options: argparse.Namespace) -> int:
-    from toolkit.data.catalogue import load_task
-    from toolkit.show.draw import static_figure
-
     print(static_figure(load_task(options.name), options.out or f"{options.name}.png", columns=options.columns))
     return 0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from toolkit.data.catalogue import load_task
 from toolkit.explain.gradcam import grad_cam
 from toolkit.inference.extract import extract
 from toolkit.methods.latent_augmentation.network import fast_slow_network
@@ -80,8 +81,6 @@ def gpu_check(device: str = "cuda", sizes: Sizes | None = None) -> int:
         device: what is compared with the CPU; "cpu" tries the check itself.
         sizes: how much work; None = for a GPU, a few minutes.
     """
-    from toolkit.data.catalogue import load_task
-
     if device == "cuda" and not torch.cuda.is_available():
         print("This machine has no CUDA device that torch can use; there is nothing to check.")
         return 0

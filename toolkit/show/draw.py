@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ResultError
+from toolkit.show import matplotlib_backend, plotly_backend
 from toolkit.show.figures import compose, compose_together
 from toolkit.show.layout import place
 from toolkit.show.panels import Figure
@@ -29,8 +30,6 @@ class Picture:
         return static_figure(self.figure, path, dpi=dpi)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        from toolkit.show import matplotlib_backend
-
         return matplotlib_backend.render(self.figure, "png", dpi=self.dpi), {"width": place(self.figure).width}
 
     def __repr__(self) -> str:
@@ -86,13 +85,9 @@ def default_names(results: Sequence[Any]) -> list[str]:
 
 def plotly_figure(result: Any, **options: Any) -> go.Figure:
     """Interactive figure of a result, or of a `Figure`; nothing is shown or printed."""
-    from toolkit.show import plotly_backend
-
     return plotly_backend.draw(compose(result, **options))
 
 
 def static_figure(result: Any, path: str | os.PathLike[str], *, dpi: int = 200, **options: Any) -> Path:
     """Write the static twin as PDF, SVG or PNG, by the suffix of `path`; no browser is needed."""
-    from toolkit.show import matplotlib_backend
-
     return matplotlib_backend.write(compose(result, **options), path, dpi=dpi)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from toolkit.files import write_atomically
 from toolkit.show import matplotlib_backend, plotly_backend
 from toolkit.show.captions import plain
+from toolkit.show.layout import place
 from toolkit.show.panels import Figure, Heatmap, Image, Scatter
 
 if TYPE_CHECKING:
@@ -65,8 +66,6 @@ def write_page(title: str, summary: str, sections: Sequence[Section], path: Path
 
 def _drawn(figure: Figure) -> dict[str, object]:
     """What the template writes of a figure; its interactive version is drawn where the template asks for it."""
-    from toolkit.show.layout import place
-
     bare = dataclasses.replace(figure, title="", subtitle="", caption="", provenance="")
     heavy = any(isinstance(panel, (Image, Heatmap, Scatter)) for panel in figure.panels())
     kind, mime = ("png", "image/png") if heavy else ("svg", "image/svg+xml")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.features.provenance import weights_hash
 from toolkit.results import Result, as_table
 from toolkit.show.compose_robustness import volume_scores
 from toolkit.show.compose_training import scores_by_site, training_curves
@@ -91,8 +92,6 @@ def _sections(item: Any, split: str) -> list[Section]:
 
 def run_record(run: Run) -> dict[str, Any]:
     """What a run's figures say about it: settings, selection rule, data, weights and environment."""
-    from toolkit.features.provenance import weights_hash
-
     record = run.directory.record()
     config = {key: record["config"][key] for key in ("steps", "batch_size", "seed", "precision", "learning_rate")}
     names = [regularizer.name for regularizer in run.regularizers] or ["none"]

@@ -157,7 +157,7 @@ def test_without_an_argument_it_opens_on_a_plain_network_and_one_of_its_size(
         save_trained(model, card | {"sites": list(task.sites), "scores": scores}, tmp_path)
 
     monkeypatch.setenv("TOOLKIT_NETWORKS", str(tmp_path))
-    monkeypatch.setattr("toolkit.data.catalogue.load_task", lambda name: task)
+    monkeypatch.setattr("toolkit.show.widgets.image_stacks.load_task", lambda name: task)
     for name, above in (("mine/failed", False), ("mine/other", True), ("mine/plain", True)):
         stored(name, above)
     explorer = tk.widgets.cam_explorer()
@@ -170,7 +170,7 @@ def test_without_an_argument_it_opens_on_a_plain_network_and_one_of_its_size(
 
 
 def test_without_an_argument_and_networks_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toolkit.training.trained.list_trained", lambda: pd.DataFrame({"above_floor": []}))
+    monkeypatch.setattr("toolkit.show.widgets.image_stacks.list_trained", lambda: pd.DataFrame({"above_floor": []}))
     with pytest.raises(ConfigError, match="No trained network"):
         tk.widgets.cam_explorer()
 

@@ -16,6 +16,7 @@ from toolkit.explain.cam_maps import METHODS as CAM_METHODS
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import BoundaryBand, ClassSum, Region, Target
+from toolkit.inference.layers import layer_names
 from toolkit.inference.volumes import one_map
 from toolkit.show.colours import FAINT
 from toolkit.show.slices import View
@@ -352,8 +353,6 @@ def cam_explorer(
         LayerError: a layer that does not exist.
         ConfigError: more than one network to compare with, or no trained network where none is given.
     """
-    from toolkit.inference.layers import layer_names
-
     if model is None:
         trained, task_or_cases = trained_pair()
         (name, model), *rest = trained.items()

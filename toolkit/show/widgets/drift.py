@@ -18,7 +18,9 @@ from toolkit.show.slices import choose_view
 from toolkit.show.widgets.canvas import ACCENT, Canvas, enlarged, fitted, grey
 from toolkit.show.widgets.image_stacks import label_of, trained_pair
 from toolkit.show.widgets.memory import Key, TimedResults
+from toolkit.show.widgets.scatter import ScatterView
 from toolkit.show.widgets.state import Control, Explorer
+from toolkit.show.widgets.view import static_png
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -228,14 +230,10 @@ class DriftExplorer(Explorer):
 
     def extra_views(self) -> list[Any]:
         """See `Explorer`: the scatter and the numbers beside it."""
-        from toolkit.show.widgets.scatter import ScatterView
-
         return [ScatterView(self).box]
 
     def static_pictures(self) -> list[bytes]:
         """See `Explorer`: the images of the selection, and the projection of all stages."""
-        from toolkit.show.widgets.view import static_png
-
         return [static_png(self.projection(), stages=self.stages), *super().static_pictures()]
 
 

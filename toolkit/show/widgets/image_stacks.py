@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from toolkit.data.catalogue import load_task
 from toolkit.errors import ConfigError, DataError
 from toolkit.features.untouched import untouched
 from toolkit.inference.inputs import as_batches
 from toolkit.inference.layers import layers as list_layers
 from toolkit.inference.network import Predictor
 from toolkit.show.slices import View, choose_view
+from toolkit.training.trained import list_trained, load_trained
 
 FEWEST_LAYERS, MOST_LAYERS, PATIENTS = 4, 14, 4
 
@@ -83,9 +85,6 @@ def trained_pair() -> tuple[dict[str, nn.Module], Any]:
     Plain networks come first, networks below their floor are left out. The cases are those of the first test patients of
     the site that they were trained on.
     """
-    from toolkit.data.catalogue import load_task
-    from toolkit.training.trained import list_trained, load_trained
-
     table = list_trained()
     table = table[table["above_floor"].astype(bool)]
     if table.empty:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.explain.masking import mask_latent
+from toolkit.features.modules import unwrap
 from toolkit.inference.volumes import one_map
 from toolkit.show.colours import FAINT
 from toolkit.show.slices import View
@@ -295,8 +296,6 @@ def mask_explorer(
         DataError: there are no images.
         LayerError: a layer that does not exist.
     """
-    from toolkit.features.modules import unwrap
-
     if model is None:
         trained, task_or_cases = trained_pair()
         model = next(iter(trained.values()))

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import CheckpointError
 from toolkit.show.colours import FAINT, TEXT, category
+from toolkit.show.compose_training import curve_columns, training_curves
 from toolkit.show.widgets.canvas import Canvas
+from toolkit.show.widgets.curves import CurvesView
 from toolkit.show.widgets.state import Control, Explorer
+from toolkit.show.widgets.view import static_png
 from toolkit.training import background
 from toolkit.training.directory import RunDirectory
 from toolkit.training.history import read_history
@@ -98,8 +101,6 @@ class TrainingMonitor(Explorer):
 
     def curves(self) -> dict[str, list[tuple[str, list[float], list[float]]]]:
         """Part ("losses", "ratios", "scores") -> (name, steps, values) of every curve in the history."""
-        from toolkit.show.compose_training import curve_columns
-
         found: dict[str, list[tuple[str, list[float], list[float]]]] = {"losses": [], "ratios": [], "scores": []}
         if self.history.empty:
             return found
@@ -136,17 +137,12 @@ class TrainingMonitor(Explorer):
 
     def extra_views(self) -> list[Any]:
         """See `Explorer`: the stop button and the curves; the monitor begins to watch."""
-        from toolkit.show.widgets.curves import CurvesView
-
         view = CurvesView(self)
         self.watch()
         return [view.box]
 
     def static_pictures(self) -> list[bytes]:
         """See `Explorer`: how far it is and the curves so far."""
-        from toolkit.show.compose_training import training_curves
-        from toolkit.show.widgets.view import static_png
-
         if self.history.empty:
             return super().static_pictures()
         return [*super().static_pictures(), static_png(training_curves({self.directory.path.name: self.history}))]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.files import write_atomically
 from toolkit.show.widgets.memory import Key, TimedResults, seconds_of
+from toolkit.show.widgets.view import build_view, show
 
 if TYPE_CHECKING:
     from toolkit.show.widgets.canvas import Canvas
@@ -269,8 +270,6 @@ class Explorer:
     def view(self) -> Any:
         """The ipywidgets box of this explorer, built on first use."""
         if self._view is None:
-            from toolkit.show.widgets.view import build_view
-
             self._view = build_view(self)
         return self._view
 
@@ -283,8 +282,6 @@ class Explorer:
         return [self.compose().png()]
 
     def _ipython_display_(self) -> None:
-        from toolkit.show.widgets.view import show
-
         show(self)
 
 

@@ -6,6 +6,8 @@ import html
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
+from toolkit.show import matplotlib_backend
+from toolkit.show.figures import compose
 from toolkit.show.widgets.picture_widget import picture_widget
 
 KEYBOARD = "Tab reaches every control and the picture; sliders, lists and the picture follow the arrow keys."
@@ -199,7 +201,4 @@ def show(explorer: Explorer) -> None:
 
 def static_png(result: Any, **options: Any) -> bytes:
     """The static twin of a result's figure."""
-    from toolkit.show import matplotlib_backend
-    from toolkit.show.figures import compose
-
     return matplotlib_backend.render(compose(result, **options), "png", dpi=100)
