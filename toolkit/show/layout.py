@@ -7,6 +7,7 @@ import re
 import textwrap
 from itertools import zip_longest
 
+from toolkit.show.colours import FAINT, TEXT, hex_colour
 from toolkit.show.panels import Coloured, Figure, Image, Panel
 
 # in pixels; 11.2 are 8 points in print and more on a screen
@@ -28,22 +29,28 @@ class Placed:
     top: float
     width: float
     height: float
-    title: tuple[str, ...]
-    note: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Wrapped lines, and where their upper left corner is."""
+
+    lines: tuple[str, ...]
+    left: float
+    top: float
+    size: float
+    colour: str = FAINT
+    bold: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Size of the page in pixels, wrapped texts and placed panels."""
+    """Size of the page in pixels, its texts and panels."""
 
     width: int
     height: int
-    title: tuple[str, ...]
-    subtitle: tuple[str, ...]
-    caption: tuple[str, ...]
+    texts: tuple[Text, ...]
     placed: tuple[Placed, ...]
-    key: tuple[tuple[float, float, int, str], ...] = ()
-    """Left, top, label and name of every class whose contours are drawn."""
 
 
 def wrap(text: str, width: float, size: float) -> tuple[str, ...]:
@@ -90,34 +97,42 @@ def place(figure: Figure, minimum_width: int = 480) -> Layout:
     title = wrap(figure.title, usable, TITLE_SIZE * BOLD)
     subtitle = wrap(figure.subtitle, usable, SUBTITLE_SIZE)
     caption = wrap(figure.caption, usable, CAPTION_SIZE)
-    top = MARGIN * 0.7 + lines_height(title, TITLE_SIZE) + lines_height(subtitle, SUBTITLE_SIZE) + 10
-    key, left = [], float(MARGIN)
-    for label, name in figure.key().items():
-        key.append((left, top - 4, label, name))
+    top = MARGIN * 0.7 + lines_height(title, TITLE_SIZE)
+    texts = [
+        Text(title, MARGIN, MARGIN * 0.7, TITLE_SIZE, TEXT, bold=True),
+        Text(subtitle, MARGIN, top + 2, SUBTITLE_SIZE),
+    ]
+    top += lines_height(subtitle, SUBTITLE_SIZE) + 10
+    left, key = float(MARGIN), figure.key()
+    for label, name in key.items():
+        texts.append(Text((f"■ {name}",), left, top - 4, NOTE_SIZE, hex_colour(label)))
         left += (len(name) + 4) * NOTE_SIZE * _GLYPH
     top += NOTE_SIZE * LINE if key else 0
     placed: list[Placed] = []
     for row, cells in zip(rows, columns, strict=True):
-        texts = [
-            (
-                wrap(panel.title, panel.width + panel.padding()[1] + GAP - 2, PANEL_SIZE * BOLD),
-                wrap(panel.note, panel.width + 8, NOTE_SIZE),
-            )
-            if panel is not None
-            else ((), ())
-            for panel in row
-        ]
-        head = max(lines_height(t, PANEL_SIZE) + lines_height(n, NOTE_SIZE) for t, n in texts) + 5
+        heads = {index: _head(panel) for index, panel in enumerate(row) if panel is not None}
+        head = max(lines_height(t, PANEL_SIZE) + lines_height(n, NOTE_SIZE) for t, n in heads.values()) + 5
         bottom = 0.0
-        for index, panel in enumerate(row):
-            if panel is None:
-                continue
+        for index, (name, note) in heads.items():
+            panel = row[index]
+            assert panel is not None
             start = MARGIN + cells[index][0] + sum(sum(cell) for cell in cells[:index]) + GAP * index
-            placed.append(Placed(panel, start, top + head, panel.width, panel.height, *texts[index]))
+            placed.append(Placed(panel, start, top + head, panel.width, panel.height))
+            below = top + head - lines_height(note, NOTE_SIZE) - 4
+            texts.append(Text(name, start, below - lines_height(name, PANEL_SIZE), PANEL_SIZE, TEXT, bold=True))
+            texts.append(Text(note, start, below, NOTE_SIZE))
             bottom = max(bottom, panel.height + panel.padding()[2])
         top += head + bottom + GAP
     height = round(top + lines_height(caption, CAPTION_SIZE) + MARGIN)
-    return Layout(width, height, title, subtitle, caption, tuple(placed), tuple(key))
+    foot = height - lines_height(caption, CAPTION_SIZE) - MARGIN * 0.6
+    texts.append(Text(caption, MARGIN, foot, CAPTION_SIZE))
+    return Layout(width, height, tuple(text for text in texts if text.lines), tuple(placed))
+
+
+def _head(panel: Panel) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The wrapped title and note of a panel."""
+    title = wrap(panel.title, panel.width + panel.padding()[1] + GAP - 2, PANEL_SIZE * BOLD)
+    return title, wrap(panel.note, panel.width + 8, NOTE_SIZE)
 
 
 def _folded(rows: list[list[Panel | None]]) -> list[list[Panel | None]]:

@@ -68,21 +68,16 @@ def draw(figure: Figure) -> Page:
     plan = layout.place(figure)
     page = Page(figsize=(plan.width / _DPI, plan.height / _DPI), dpi=_DPI)
     FigureCanvasAgg(page)
-    top = layout.MARGIN * 0.7
-    top = _text(page, plan, plan.title, layout.MARGIN, top, layout.TITLE_SIZE, weight="bold")
-    _text(page, plan, plan.subtitle, layout.MARGIN, top + 2, layout.SUBTITLE_SIZE, color=colours.FAINT)
-    for left, height, label, name in plan.key:
-        _text(page, plan, (f"■ {name}",), left, height, layout.NOTE_SIZE, color=colours.hex_colour(label))
+    for text in plan.texts:
+        style: dict[str, Any] = {"color": text.colour, "weight": "bold" if text.bold else "normal"}
+        for number, line in enumerate(text.lines):
+            y = 1 - (text.top + number * text.size * layout.LINE) / plan.height
+            page.text(text.left / plan.width, y, line, fontsize=text.size * _POINTS, va="top", ha="left", **style)
     names = figure.colours()
     for one in plan.placed:
         canvas = page.add_axes(_box(plan, one.left, one.top, one.width, one.height))
         _style(canvas)
         _panel(page, canvas, one, plan, names)
-        head = layout.lines_height(one.title, layout.PANEL_SIZE) + layout.lines_height(one.note, layout.NOTE_SIZE)
-        end = _text(page, plan, one.title, one.left, one.top - head - 4, layout.PANEL_SIZE, weight="bold")
-        _text(page, plan, one.note, one.left, end, layout.NOTE_SIZE, color=colours.FAINT)
-    foot = plan.height - layout.lines_height(plan.caption, layout.CAPTION_SIZE) - layout.MARGIN * 0.6
-    _text(page, plan, plan.caption, layout.MARGIN, foot, layout.CAPTION_SIZE, color=colours.FAINT)
     if figure.stamp:
         size = layout.stamp_size(figure.stamp, plan.width) * _POINTS
         page.text(0.5, 0.5, figure.stamp, fontsize=size, rotation=20, ha="center", va="center", **_STAMP)
@@ -93,16 +88,6 @@ def _box(
     plan: layout.Layout, left: float, top: float, width: float, height: float
 ) -> tuple[float, float, float, float]:
     return (left / plan.width, 1 - (top + height) / plan.height, width / plan.width, height / plan.height)
-
-
-def _text(
-    page: Page, plan: layout.Layout, lines: tuple[str, ...], left: float, top: float, size: float, **style: Any
-) -> float:
-    style.setdefault("color", colours.TEXT)
-    for line in lines:
-        page.text(left / plan.width, 1 - top / plan.height, line, fontsize=size * _POINTS, va="top", ha="left", **style)
-        top += size * layout.LINE
-    return top
 
 
 def _style(canvas: Canvas) -> None:
