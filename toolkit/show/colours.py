@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # Okabe-Ito without black and yellow, which are hard to read as lines on white.
@@ -11,48 +13,22 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "line-ns-open")
 TEXT, FAINT, GRID, STAMP = "#1f2933", "#5f6b76", "#dfe4e8", "#b3261e"
 
-_VIRIDIS = (
-    (68, 1, 84),
-    (71, 45, 123),
-    (59, 82, 139),
-    (44, 114, 142),
-    (33, 145, 140),
-    (40, 174, 128),
-    (94, 201, 98),
-    (173, 220, 48),
-    (253, 231, 37),
-)
-_BLUE_WHITE_RED = (
-    (5, 48, 97),
-    (33, 102, 172),
-    (67, 147, 195),
-    (146, 197, 222),
-    (247, 247, 247),
-    (244, 165, 130),
-    (214, 96, 77),
-    (178, 24, 43),
-    (103, 0, 31),
-)
-_BLUE_TO_RED_OVERLAY = (
-    (33, 70, 200, 0.90),
-    (48, 110, 225, 0.68),
-    (80, 150, 240, 0.40),
-    (120, 180, 250, 0.12),
-    (200, 200, 200, 0.0),
-    (250, 180, 120, 0.12),
-    (245, 130, 70, 0.40),
-    (230, 80, 40, 0.68),
-    (205, 20, 30, 0.90),
-)
-_HEAT_OVERLAY = ((250, 180, 120, 0.0), *_BLUE_TO_RED_OVERLAY[5:])
-_GREY = ((0, 0, 0), (255, 255, 255))
 
+def _stops(colours: str, opacities: Sequence[float] = (1.0,) * 9) -> tuple[tuple[float, ...], ...]:
+    """(red, green, blue, opacity) of evenly spaced colours."""
+    return tuple((*bytes.fromhex(colour), opacity) for colour, opacity in zip(colours.split(), opacities, strict=False))
+
+
+_OVERLAY = _stops(
+    "2146c8 306ee1 5096f0 78b4fa c8c8c8 fab478 f58246 e65028 cd141e", (0.9, 0.68, 0.4, 0.12, 0.0, 0.12, 0.4, 0.68, 0.9)
+)
+# (red, green, blue, opacity) of evenly spaced values
 SCALES: dict[str, tuple[tuple[float, ...], ...]] = {
-    "sequential": _VIRIDIS,
-    "diverging": _BLUE_WHITE_RED,
-    "diverging_overlay": _BLUE_TO_RED_OVERLAY,
-    "positive_overlay": _HEAT_OVERLAY,
-    "grey": _GREY,
+    "sequential": _stops("440154 472d7b 3b528b 2c728e 21918c 28ae80 5ec962 addc30 fde725"),  # viridis
+    "diverging": _stops("053061 2166ac 4393c3 92c5de f7f7f7 f4a582 d6604d b2182b 67001f"),  # blue, white, red
+    "diverging_overlay": _OVERLAY,
+    "positive_overlay": ((250, 180, 120, 0.0), *_OVERLAY[5:]),
+    "grey": _stops("000000 ffffff"),
 }
 
 
@@ -87,7 +63,7 @@ def painted(labels: np.ndarray) -> np.ndarray:
 
 def rgba(values: np.ndarray, low: float, high: float, scale: str) -> np.ndarray:
     """Colours (..., 4) uint8 of an array whose display range is [low, high]; NaN is transparent."""
-    stops = np.array([(*stop[:3], stop[3] if len(stop) > 3 else 1.0) for stop in SCALES[scale]], dtype=float)
+    stops = np.array(SCALES[scale], dtype=float)
     stops[:, 3] *= 255
     span = high - low if high > low else 1.0
     position = np.clip((np.nan_to_num(values, nan=low) - low) / span, 0, 1) * (len(stops) - 1)
@@ -101,10 +77,4 @@ def rgba(values: np.ndarray, low: float, high: float, scale: str) -> np.ndarray:
 def plotly_scale(scale: str) -> list[list[float | str]]:
     """The scale as Plotly's list of [position, colour]."""
     stops = SCALES[scale]
-    return [
-        [
-            index / (len(stops) - 1),
-            f"rgba({int(stop[0])},{int(stop[1])},{int(stop[2])},{stop[3] if len(stop) > 3 else 1})",
-        ]
-        for index, stop in enumerate(stops)
-    ]
+    return [[index / (len(stops) - 1), f"rgba{stop}".replace(" ", "")] for index, stop in enumerate(stops)]
