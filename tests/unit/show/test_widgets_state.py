@@ -8,8 +8,7 @@ import pytest
 
 from toolkit.errors import ConfigError
 from toolkit.show.widgets.canvas import Area, Canvas
-from toolkit.show.widgets.memory import TimedResults
-from toolkit.show.widgets.state import Control, Explorer
+from toolkit.show.widgets.state import Control, Explorer, TimedResults
 
 
 class Counting(Explorer):

@@ -12,8 +12,7 @@ import toolkit as tk
 from toolkit.errors import DataError
 from toolkit.show.widgets import state
 from toolkit.show.widgets.canvas import Canvas
-from toolkit.show.widgets.memory import Key, TimedResults
-from toolkit.show.widgets.state import AT_ONCE, PAUSE, Control, Explorer
+from toolkit.show.widgets.state import AT_ONCE, PAUSE, Control, Explorer, Key, TimedResults
 
 LATER = 5 * PAUSE
 

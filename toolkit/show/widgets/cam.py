@@ -23,8 +23,7 @@ from toolkit.show.slices import View
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, fitted, heated
 from toolkit.show.widgets.image_explorer import ImageExplorer
 from toolkit.show.widgets.image_stacks import ImageStacks, default_layers, image_of, trained_pair, view_of
-from toolkit.show.widgets.memory import Key, TimedResults
-from toolkit.show.widgets.state import Control
+from toolkit.show.widgets.state import Control, Key, TimedResults
 
 INPUT_METHODS = tuple(name for name in attribution.METHODS if name != "layer_conductance")
 TARGETS = (
@@ -123,10 +122,8 @@ class CamExplorer(ImageExplorer):
         every = self.memory.seconds
         seconds, one = (sum(every.get((name, kind), 0.0) for name in self.models) for kind in (method, "maps"))
         if method in self._guessed and one:
-            windows = [
-                side / self.attribution_options.get("window", 16) for side in image_of(self.page().item).shape[1:]
-            ]
-            many = 4 * float(np.prod(windows))
+            sides = np.array(image_of(self.page().item).shape[1:])
+            many = 4 * float(np.prod(sides / self.attribution_options.get("window", 16)))
             seconds = one * {"occlusion": many, "feature_ablation": many, "integrated_gradients": 16}.get(method, 1)
         return f" (slow: about {seconds:.0f} s)" if seconds >= SLOW else ""
 
@@ -137,14 +134,9 @@ class CamExplorer(ImageExplorer):
 
     def pressed(self, key: str) -> None:
         """See `Explorer`: left and right walk along the layers, up and down through the slices."""
-        moves = {
-            "ArrowLeft": ("layer", -1),
-            "ArrowRight": ("layer", 1),
-            "ArrowUp": ("slice", 1),
-            "ArrowDown": ("slice", -1),
-        }
-        if key in moves:
-            self.shift(*moves[key])
+        by = {"ArrowLeft": -1, "ArrowRight": 1, "ArrowUp": 1, "ArrowDown": -1}
+        if key in by:
+            self.shift("layer" if key in ("ArrowLeft", "ArrowRight") else "slice", by[key])
 
     def target(self) -> Target:
         """The target of the current state."""
@@ -162,15 +154,9 @@ class CamExplorer(ImageExplorer):
         page, target, method = self.page(), self.target(), self._values["method"]
         if method in INPUT_METHODS:
             self._guessed.discard(method)
+            options = {"steps": 16, "window": 16, **self.attribution_options}
             return self.memory.get(
-                self._key(name),
-                lambda: attribute(
-                    self.models[name],
-                    [page.item],
-                    method,
-                    target,
-                    **{"steps": 16, "window": 16, **self.attribution_options},
-                ),
+                self._key(name), lambda: attribute(self.models[name], [page.item], method, target, **options)
             )
         return self.memory.get(
             self._key(name),

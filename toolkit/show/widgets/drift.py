@@ -17,9 +17,8 @@ from toolkit.show.compose_drift import repeat_of
 from toolkit.show.slices import choose_view
 from toolkit.show.widgets.canvas import ACCENT, Canvas, enlarged, fitted, grey
 from toolkit.show.widgets.image_stacks import label_of, trained_pair
-from toolkit.show.widgets.memory import Key, TimedResults
 from toolkit.show.widgets.scatter import ScatterView
-from toolkit.show.widgets.state import Control, Explorer
+from toolkit.show.widgets.state import Control, Explorer, Key, TimedResults
 from toolkit.show.widgets.view import static_png
 
 if TYPE_CHECKING:
@@ -128,14 +127,14 @@ class DriftExplorer(Explorer):
 
     def projection(self) -> Projection:
         """The `Projection` of the current state, kept for later."""
-        layer, method, basis = (self._values[name] for name in ("layer", "method", "basis"))
-        return self.memory.get(
-            (("projection", method), layer, basis), lambda: project(self.features, layer, method, basis)
-        )
+        (_, method), layer, basis = key = self._projected()
+        return self.memory.get(key, lambda: project(self.features, layer, method, basis))
+
+    def _projected(self) -> tuple[tuple[str, str], str, str]:
+        return ("projection", self._values["method"]), self._values["layer"], self._values["basis"]
 
     def wanted(self) -> list[tuple[TimedResults, Key]]:
-        layer, method, basis = (self._values[name] for name in ("layer", "method", "basis"))
-        return [(self.memory, (("projection", method), layer, basis)), (self.memory, ("drift", layer))]
+        return [(self.memory, self._projected()), (self.memory, ("drift", self._values["layer"]))]
 
     def numbers(self) -> pd.DataFrame:
         """`drift(...)` of the current layer: all rows pooled, one row per measure and pair of stages."""

@@ -17,8 +17,7 @@ from toolkit.show.slices import View
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, fitted, grey
 from toolkit.show.widgets.image_explorer import ImageExplorer
 from toolkit.show.widgets.image_stacks import ImageStacks, trained_pair, view_of
-from toolkit.show.widgets.memory import Key, TimedResults
-from toolkit.show.widgets.state import Control
+from toolkit.show.widgets.state import Control, Key, TimedResults
 
 SCHEMES = (("channels, targeted", "channel"), ("positions, targeted", "spatial"), ("channels, dropout", "dropout"))
 SKIPS = (("keep the skip connections", "keep"), ("mask them too", "mask"), ("set them to zero", "zero"))
@@ -130,17 +129,9 @@ class MaskExplorer(ImageExplorer):
         return [(self.memory, self._key()), (self.memory, self._key(by_hand=True))]
 
     def _arguments(self) -> dict[str, Any]:
-        values = self._values
-        return {
-            "scheme": values["scheme"],
-            "fraction": values["fraction"],
-            "soft": values["soft"],
-            "seed": values["seed"],
-            "mode": values["mode"],
-            "skips": values.get("skips", "keep"),
-            "layer": self.layer,
-            **self.options,
-        }
+        names = ("scheme", "fraction", "soft", "seed", "mode")
+        own = {name: self._values[name] for name in names}
+        return {**own, "skips": self._values.get("skips", "keep"), "layer": self.layer, **self.options}
 
     def _key(self, by_hand: bool = False) -> Key:
         arguments = tuple(sorted((name, repr(value)) for name, value in self._arguments().items()))
@@ -208,9 +199,8 @@ class MaskExplorer(ImageExplorer):
         soft = "soft" if self._values["soft"] and self._values["scheme"] != "dropout" else "hard"
         scheme = {value: label for label, value in SCHEMES}[self._values["scheme"]]
         hand = f", {len(self.by_hand)} by hand" if self.by_hand else ""
-        canvas.text(
-            _LEFT, 6, f"{self._values['fraction']:.0%} of {result.layer}: {scheme}, {soft}{hand}", size=15, bold=True
-        )
+        words = f"{self._values['fraction']:.0%} of {result.layer}: {scheme}, {soft}{hand}"
+        canvas.text(_LEFT, 6, words, size=15, bold=True)
         before, after = (float(one[0]) for one in result.loss)
         words = (
             f"cross-entropy {before:.3f} clean, {after:.3f} masked ({after - before:+.3f}), against the "
@@ -248,13 +238,11 @@ class MaskExplorer(ImageExplorer):
         canvas.paste(coloured(grid.reshape(rows, columns), limits, (height, width), "sequential"), _LEFT, top)
         canvas.area(Area("code", _LEFT, top, width, height, rows, columns))
         for entry in self.by_hand:
-            canvas.frame(
-                _LEFT + entry % columns * cell + 2, top + entry // columns * cell + 2, cell - 4, cell - 4, "white"
-            )
+            row, column = divmod(entry, columns)
+            canvas.frame(_LEFT + column * cell + 2, top + row * cell + 2, cell - 4, cell - 4, "white")
         if self.cursor is not None:
-            canvas.frame(
-                _LEFT + self.cursor % columns * cell, top + self.cursor // columns * cell, cell, cell, ACCENT, 2
-            )
+            row, column = divmod(self.cursor, columns)
+            canvas.frame(_LEFT + column * cell, top + row * cell, cell, cell, ACCENT, 2)
 
     def _numbers(self, canvas: Canvas, top: int, result: Any) -> None:
         """Voxels of every class, clean and masked, in one line each; and what the colours mean."""

@@ -11,7 +11,6 @@ from toolkit.errors import CheckpointError
 from toolkit.show.colours import FAINT, TEXT, category
 from toolkit.show.compose_training import curve_columns, training_curves
 from toolkit.show.widgets.canvas import Canvas
-from toolkit.show.widgets.curves import CurvesView
 from toolkit.show.widgets.state import Control, Explorer
 from toolkit.show.widgets.view import static_png
 from toolkit.training import background
@@ -23,6 +22,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WIDTH, _LEFT = 760, 14
+Curve = tuple[str, list[float], list[float]]
+TITLES = {
+    "losses": "loss terms, before their weights",
+    "ratios": "gradient ratio to the objective",
+    "scores": "validation",
+}
 
 
 class TrainingMonitor(Explorer):
@@ -99,23 +104,16 @@ class TrainingMonitor(Explorer):
         """Look no more; the training goes on."""
         self._closed.set()
 
-    def curves(self) -> dict[str, list[tuple[str, list[float], list[float]]]]:
+    def curves(self) -> dict[str, list[Curve]]:
         """Part ("losses", "ratios", "scores") -> (name, steps, values) of every curve in the history."""
-        found: dict[str, list[tuple[str, list[float], list[float]]]] = {"losses": [], "ratios": [], "scores": []}
-        if self.history.empty:
-            return found
-        for column in curve_columns([self.history]):
+        curves: dict[str, list[Curve]] = {part: [] for part in TITLES}
+        for column in [] if self.history.empty else curve_columns([self.history]):
             rows = self.history[["step", column]].dropna()
-            part = (
-                "scores"
-                if column.startswith("validation/")
-                else "ratios"
-                if column.endswith("gradient_ratio")
-                else "losses"
-            )
+            ends = {"scores": column.startswith("validation/"), "ratios": column.endswith("gradient_ratio")}
+            part = next((part for part, fits in ends.items() if fits), "losses")
             name = column.removeprefix("validation/").removesuffix("/gradient_ratio")
-            found[part].append((name, [float(x) for x in rows["step"]], [float(y) for y in rows[column]]))
-        return found
+            curves[part].append((name, [float(x) for x in rows["step"]], [float(y) for y in rows[column]]))
+        return curves
 
     def draw(self) -> Canvas:
         """See `Explorer`: how far the run is, and its newest numbers."""
@@ -127,8 +125,8 @@ class TrainingMonitor(Explorer):
         canvas.fill(_LEFT, 32, round(share * (_WIDTH - 2 * _LEFT)), 14, category(0))
         newest = [
             f"{name}{' gradient ratio' if part == 'ratios' else ''} {values[-1]:.3g}"
-            for part, found in self.curves().items()
-            for name, _, values in found
+            for part, curves in self.curves().items()
+            for name, _, values in curves
             if values
         ]
         words = ", ".join(newest) or "nothing is logged yet"
@@ -146,6 +144,63 @@ class TrainingMonitor(Explorer):
         if self.history.empty:
             return super().static_pictures()
         return [*super().static_pictures(), static_png(training_curves({self.directory.path.name: self.history}))]
+
+
+class CurvesView:
+    """Three panels that grow while the run goes on.
+
+    The figure is made anew, with all its data, whenever a curve or the run's condition is new: what is sent to a figure before
+    the page has loaded its script is lost, but not what it is made with.
+    """
+
+    def __init__(self, monitor: TrainingMonitor) -> None:
+        import ipywidgets
+
+        self.monitor = monitor
+        self.button = ipywidgets.Button(description="Stop after this step", icon="stop", layout={"width": "200px"})
+        self.button.on_click(lambda _: monitor.stop())
+        self.box = ipywidgets.VBox([self.button])
+        self._made_for: tuple[object, ...] = ()
+        self.figure: Any = None
+        self.follow()
+        monitor.listen(self.follow)
+
+    def follow(self) -> None:
+        """Bring the figure and the button into line with the run."""
+        condition = self.monitor.condition
+        curves = [(part, curve) for part, several in self.monitor.curves().items() for curve in several]
+        made_for = (condition, *((part, curve[0]) for part, curve in curves))
+        if made_for == self._made_for:
+            self._fill(self.figure, curves)
+        else:
+            self._made_for, self.figure = made_for, self._figure(curves)
+            self.box.children = (self.button, self.figure)
+        self.button.disabled = condition != "running"
+        texts = {"stopping": "Stopping", "running": "Stop after this step"}
+        self.button.description = texts.get(condition, condition.capitalize())
+
+    def _figure(self, curves: list[tuple[str, Curve]]) -> Any:
+        import plotly.graph_objects as go
+        from plotly.subplots import make_subplots
+
+        figure = make_subplots(rows=1, cols=3, subplot_titles=list(TITLES.values()), horizontal_spacing=0.06)
+        margin, legend = {"l": 45, "r": 10, "t": 40, "b": 40}, {"font": {"size": 10}, "orientation": "h", "y": -0.2}
+        figure.update_layout(width=1020, height=330, template="plotly_white", margin=margin, legend=legend)
+        figure.update_xaxes(title_text="step", rangemode="tozero")  # ends where the run is
+        for place, (part, (name, _, _)) in enumerate(curves):
+            style = {"mode": "lines+markers", "line": {"color": category(place)}, "marker": {"size": 4}}
+            figure.add_trace({"type": "scatter", "name": name, **style}, row=1, col=list(TITLES).index(part) + 1)
+        self._fill(figure, curves)
+        return go.FigureWidget(figure)
+
+    def _fill(self, figure: Any, curves: list[tuple[str, Curve]]) -> None:
+        state = self.monitor.state
+        with figure.batch_update():
+            for trace, (part, (_, steps, values)) in zip(figure.data, curves, strict=True):
+                trace.visible = part in state["parts"]
+                if trace.x is None or len(trace.x) != len(steps):
+                    trace.x, trace.y = steps, values
+            figure.layout.yaxis.type = "log" if state["logarithmic"] else "linear"
 
 
 def training_monitor(run: Run | str | os.PathLike[str], *, interval: float = 0.5) -> TrainingMonitor:

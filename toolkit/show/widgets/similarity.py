@@ -24,8 +24,7 @@ from toolkit.show.colours import FAINT
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, fitted
 from toolkit.show.widgets.image_explorer import ImageExplorer
 from toolkit.show.widgets.image_stacks import ImageStacks, default_layers, trained_pair, view_of
-from toolkit.show.widgets.memory import Key, TimedResults
-from toolkit.show.widgets.state import Control
+from toolkit.show.widgets.state import Control, Key, TimedResults
 
 MEASURES = {"linear_cka": "linear CKA", "rbf_cka": "RBF CKA", "procrustes": "Procrustes", "rsa": "RSA"}
 RSA_ROWS = 300  # it ranks every pair of rows
@@ -90,14 +89,9 @@ class SimilarityExplorer(ImageExplorer):
 
     def pressed(self, key: str) -> None:
         """See `Explorer`: the arrow keys move over the layer map."""
-        moves = {
-            "ArrowUp": ("layer_a", -1),
-            "ArrowDown": ("layer_a", 1),
-            "ArrowLeft": ("layer_b", -1),
-            "ArrowRight": ("layer_b", 1),
-        }
-        if key in moves:
-            self.shift(*moves[key])
+        by = {"ArrowUp": -1, "ArrowDown": 1, "ArrowLeft": -1, "ArrowRight": 1}
+        if key in by:
+            self.shift("layer_a" if key in ("ArrowUp", "ArrowDown") else "layer_b", by[key])
 
     def layers(self) -> Any:
         """The `LayerSimilarity` of the current measure, kept for later."""

@@ -39,6 +39,7 @@ class ExplorerView:
             ]
         )
         self.box.add_class("toolkit-explorer")
+        self.box.explorer_view = self  # kept alive as long as the box
         explorer.listen(self.follow, self.announce)
 
     def _groups(self) -> list[Any]:
@@ -80,32 +81,24 @@ class ExplorerView:
     def _made(self, control: Control) -> Any:
         import ipywidgets
 
-        value = self.explorer.state[control.name]
+        slim = {"width": "auto", "min_width": "150px", "max_width": "290px", "margin": "1px 4px 1px 2px"}
         common: dict[str, Any] = {
+            "value": self.explorer.state[control.name],
             "description": control.label,
             "tooltip": control.hint or control.label,
             "style": {"description_width": "initial"},
+            "layout": slim if control.kind in ("choice", "several", "switch") else {**slim, "width": "280px"},
         }
-        slim = {"width": "auto", "min_width": "150px", "max_width": "290px", "margin": "1px 4px 1px 2px"}
         if control.kind == "choice":
-            widget: Any = ipywidgets.Dropdown(options=list(control.options), value=value, layout=slim, **common)
+            widget: Any = ipywidgets.Dropdown(options=list(control.options), **common)
         elif control.kind == "several":
             rows = min(5, max(2, len(control.options)))
-            widget = ipywidgets.SelectMultiple(
-                options=list(control.options), value=value, rows=rows, layout=slim, **common
-            )
+            widget = ipywidgets.SelectMultiple(options=list(control.options), rows=rows, **common)
         elif control.kind == "switch":
-            widget = ipywidgets.Checkbox(value=value, indent=False, layout=slim, **common)
+            widget = ipywidgets.Checkbox(indent=False, **common)
         else:
             kind = ipywidgets.IntSlider if control.kind == "integer" else ipywidgets.FloatSlider
-            widget = kind(
-                value=value,
-                min=control.low,
-                max=control.high,
-                step=control.step,
-                layout={**slim, "width": "280px"},
-                **common,
-            )
+            widget = kind(min=control.low, max=control.high, step=control.step, **common)
         widget.add_class(f"toolkit-{control.name}")
         widget.observe(lambda change: self._from_control(control.name, change["new"]), "value")
         return widget
@@ -176,24 +169,13 @@ class ExplorerView:
             widget.value = value
 
 
-def build_view(explorer: Explorer) -> Any:
-    """The ipywidgets box of an explorer."""
-    view = ExplorerView(explorer)
-    view.box.explorer_view = view  # keeps it alive as long as the box
-    return view.box
-
-
 def show(explorer: Explorer) -> None:
     """Display the explorer, and below it the picture as it is now, which outlives the kernel."""
     from IPython.display import HTML, Image, display
 
     display(explorer.view)
-    display(
-        HTML(
-            f"<small>{html.escape(explorer.title)}: the picture when this cell was run. It stays when the notebook is reopened "
-            "without a kernel.</small>"
-        )
-    )
+    note = "the picture when this cell was run. It stays when the notebook is reopened without a kernel."
+    display(HTML(f"<small>{html.escape(explorer.title)}: {note}</small>"))
     for picture in explorer.static_pictures():
         pixels = int.from_bytes(picture[16:20], "big")  # IHDR: the width is the first field of a PNG
         display(Image(picture, format="png", width=min(pixels, 1000)))
