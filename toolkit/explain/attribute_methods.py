@@ -36,21 +36,13 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttributionInput:
-    """One image and what is asked about it.
+    """One image and what is asked about it."""
 
-    Attributes:
-        image: (1, C, *S).
-        base: (1, C, *S) the image without information.
-        frame: where the image lies in what the network takes.
-        label: (1, 1, *S) reference, for ablating its classes.
-        layer: module, and whether its input is meant, for layer conductance.
-    """
-
-    image: Tensor
-    base: Tensor
-    frame: Frame
-    label: Tensor | None = None
-    layer: tuple[nn.Module, bool] | None = None
+    image: Tensor  # (1, C, *S)
+    base: Tensor  # (1, C, *S) the image without information
+    frame: Frame  # where the image lies in what the network takes
+    label: Tensor | None = None  # (1, 1, *S) reference, for ablating its classes
+    layer: tuple[nn.Module, bool] | None = None  # module, and whether its input is meant, for layer conductance
 
 
 def affordable_settings(predictor: Predictor, image: Tensor, method: str, settings: Settings, call: str) -> Settings:

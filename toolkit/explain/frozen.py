@@ -22,19 +22,12 @@ from toolkit.inference.windows import Frame
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frozen:
-    """A target on one batch, its region fixed.
+    """A target on one batch, its region fixed."""
 
-    Attributes:
-        weights: (B, K, *S) coefficient of every logit in the score.
-        score: (B,) value on the images themselves.
-        region: (B, 1, *S) bool, the voxels that count.
-        prediction: (B, *S) labels, or (B, K, *S) masks of overlapping regions, as `toolkit.predict` gives them.
-    """
-
-    weights: Tensor
-    score: Tensor
-    region: Tensor
-    prediction: Tensor
+    weights: Tensor  # (B, K, *S) coefficient of every logit in the score
+    score: Tensor  # (B,) value on the images themselves
+    region: Tensor  # (B, 1, *S) bool, the voxels that count
+    prediction: Tensor  # (B, *S) labels, or (B, K, *S) masks of overlapping regions, as `toolkit.predict` gives them
 
     def of(self, logits: Tensor) -> Tensor:
         """(n,) scores of other logits (n, K, *S); with one image here, n may be any number."""

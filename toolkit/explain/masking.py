@@ -139,19 +139,12 @@ def mask_latent(
 
 @dataclasses.dataclass
 class _Piece:
-    """What the network sees in one pass.
+    """What the network sees in one pass."""
 
-    Attributes:
-        image: (B, C, *S) of a size that it takes.
-        label: (B, 1, *S) or None; -1 = padding.
-        real: (B, 1, *S) bool, False where there is padding.
-        name: "" or the number of the window, which keys the draws.
-    """
-
-    image: Tensor
-    label: Tensor | None
-    real: Tensor
-    name: str
+    image: Tensor  # (B, C, *S) of a size that it takes
+    label: Tensor | None  # (B, 1, *S) or None; -1 = padding
+    real: Tensor  # (B, 1, *S) bool, False where there is padding
+    name: str  # "" or the number of the window, which keys the draws
 
 
 def _pieces(batch: InputBatch, frame: Frame) -> Iterator[_Piece]:

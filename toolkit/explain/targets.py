@@ -23,21 +23,13 @@ from toolkit.inference.network import Predictor
 
 @dataclasses.dataclass
 class TargetContext:
-    """What a target may look at.
+    """What a target may look at."""
 
-    Attributes:
-        logits: (B, K, *S) of the network, K = 1 for a single foreground logit.
-        label: (B, 1, *S) reference; None without one.
-        classes: class names by index, or None; regions of a sigmoid network are their own names.
-        ids: names of the images.
-        activation: what the logits mean.
-    """
-
-    logits: Tensor
-    label: Tensor | None
-    classes: dict[int, str] | None
-    ids: list[str]
-    activation: Activation = dataclasses.field(default_factory=lambda: Activation(classes=2))
+    logits: Tensor  # (B, K, *S) of the network, K = 1 for a single foreground logit
+    label: Tensor | None  # (B, 1, *S) reference; None without one
+    classes: dict[int, str] | None  # class names by index, or None; regions of a sigmoid network are their own names
+    ids: list[str]  # names of the images
+    activation: Activation = dataclasses.field(default_factory=lambda: Activation(classes=2))  # what the logits mean
 
     @classmethod
     def of(cls, logits: Tensor, batch: InputBatch, predictor: Predictor) -> Self:

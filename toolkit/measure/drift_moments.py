@@ -19,19 +19,12 @@ REFERENCE = -1  # stands for N(0, I) in place of a stage
 
 @dataclasses.dataclass(frozen=True)
 class MomentMeasures:
-    """What to compute from moments.
+    """What to compute from moments."""
 
-    Attributes:
-        pairs: stages to compare.
-        scale: root mean channel variance at stage 1, the unit of the centroid shift.
-        subspaces: numbers of leading principal directions to compare.
-        paired: also the measures that need corresponding rows.
-    """
-
-    pairs: Sequence[Pair]
-    scale: float
-    subspaces: Sequence[int]
-    paired: bool
+    pairs: Sequence[Pair]  # stages to compare
+    scale: float  # root mean channel variance at stage 1, the unit of the centroid shift
+    subspaces: Sequence[int]  # numbers of leading principal directions to compare
+    paired: bool  # also the measures that need corresponding rows
 
     def over(self, sums: PatientMoments, weights: Tensor) -> Values:
         """Every measure for every weighting (B, K)."""

@@ -27,18 +27,12 @@ COVERAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """The mean of values over patients and seeds, and how well it is known.
+    """The mean of values over patients and seeds, and how well it is known."""
 
-    Attributes:
-        mean: over seeds and patients.
-        errors: (standard error, degrees of freedom) of every test that has to agree.
-        patients: how many.
-        studentised: deviations of the patients' mean from bootstrap samples, in their own standard errors, sorted.
-    """
-
-    mean: float
-    errors: tuple[tuple[float, float], ...]
-    patients: int
+    mean: float  # over seeds and patients
+    errors: tuple[tuple[float, float], ...]  # (standard error, degrees of freedom) of every test that has to agree
+    patients: int  # how many
+    # deviations of the patients' mean from bootstrap samples, in their own standard errors, sorted
     studentised: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.zeros(0))
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:

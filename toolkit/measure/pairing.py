@@ -22,19 +22,12 @@ CLUSTERS = ("subject", "volume", "case")  # the unit that is drawn anew by a boo
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairedRows:
-    """Rows of one layer in several stores.
+    """Rows of one layer in several stores."""
 
-    Attributes:
-        rows: one (N, C) float32 tensor per store; row i is the same place in all of them if `paired`.
-        tables: the row tables, one per store, in the order of the rows.
-        paired: whether rows correspond.
-        provenance: that of each store.
-    """
-
-    rows: list[Tensor]
-    tables: list[pd.DataFrame]
-    paired: bool
-    provenance: list[dict[str, Any]]
+    rows: list[Tensor]  # one (N, C) float32 tensor per store; row i is the same place in all of them if `paired`
+    tables: list[pd.DataFrame]  # the row tables, one per store, in the order of the rows
+    paired: bool  # whether rows correspond
+    provenance: list[dict[str, Any]]  # that of each store
 
     @property
     def channels(self) -> int:
@@ -65,23 +58,14 @@ def paired_rows(stores: Sequence[Features], layer: str, *, paired: bool = True) 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RowStream:
-    """Rows of one layer of one store, read piece by piece in the order of the store.
+    """Rows of one layer of one store, read piece by piece in the order of the store."""
 
-    Attributes:
-        store: the features.
-        layer: layer name.
-        where: what errors call the store.
-        order: None, or the indices that bring the store's rows into the order of the first store's.
-        table: the row table in that order.
-        channels: number of channels C.
-    """
-
-    store: Features
-    layer: str
-    where: str
-    order: Tensor | None
-    table: pd.DataFrame
-    channels: int
+    store: Features  # the features
+    layer: str  # layer name
+    where: str  # what errors call the store
+    order: Tensor | None  # None, or the indices that bring the store's rows into the order of the first store's
+    table: pd.DataFrame  # the row table in that order
+    channels: int  # number of channels C
 
     def pieces(self, *beside: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Pieces (n, C) float32 of the rows, each with the same rows of the tensors `beside`, which are in `order`."""

@@ -17,17 +17,11 @@ _PATIENTS = 64  # whose second moments are held at once
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MomentBatch:
-    """Means and covariances of every stage for a batch of weightings of the patients.
+    """Means and covariances of every stage for a batch of weightings of the patients."""
 
-    Attributes:
-        means: per stage (B, C).
-        covariances: per stage (B, C, C), divided by n - 1.
-        crosses: per pair of stages (B, C, C); empty if rows are not paired.
-    """
-
-    means: list[Tensor]
-    covariances: list[Tensor]
-    crosses: dict[tuple[int, int], Tensor]
+    means: list[Tensor]  # per stage (B, C)
+    covariances: list[Tensor]  # per stage (B, C, C), divided by n - 1
+    crosses: dict[tuple[int, int], Tensor]  # per pair of stages (B, C, C); empty if rows are not paired
 
 
 class PatientMoments:

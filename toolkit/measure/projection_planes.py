@@ -14,17 +14,11 @@ from toolkit.measure.moments import StreamingMoments
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plane:
-    """An affine plane in feature space.
+    """An affine plane in feature space."""
 
-    Attributes:
-        mean: origin (C,) float64.
-        axes: orthonormal rows (k, C) float64.
-        explained: share of the fitted rows' total variance along each axis (k,).
-    """
-
-    mean: Tensor
-    axes: Tensor
-    explained: Tensor
+    mean: Tensor  # origin (C,) float64
+    axes: Tensor  # orthonormal rows (k, C) float64
+    explained: Tensor  # share of the fitted rows' total variance along each axis (k,)
 
     def coordinates(self, rows: Tensor) -> Tensor:
         """Coordinates (N, k) float32 of rows (N, C)."""

@@ -15,24 +15,15 @@ LARGEST = 256  # pixels of a side in figures of many panels; more cannot be seen
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Which slice of an image is shown, and how far it is thinned out.
+    """Which slice of an image is shown, and how far it is thinned out."""
 
-    Attributes:
-        size: spatial size of the image without padding.
-        padded: spatial size with padding.
-        position: index along the first axis of a volume; None for a 2D image.
-        stride: every stride-th pixel is kept.
-        aspect: height of a pixel divided by its width.
-        mm: width of a shown pixel in millimetres, if it is known.
-        window: first row, end row, first and end column of what is shown; None = all.
-    """
-
-    size: tuple[int, ...]
-    padded: tuple[int, ...]
-    position: int | None
-    stride: int
-    aspect: float
-    mm: float | None = None
+    size: tuple[int, ...]  # spatial size of the image without padding
+    padded: tuple[int, ...]  # spatial size with padding
+    position: int | None  # index along the first axis of a volume; None for a 2D image
+    stride: int  # every stride-th pixel is kept
+    aspect: float  # height of a pixel divided by its width
+    mm: float | None = None  # width of a shown pixel in millimetres, if it is known
+    # first row, end row, first and end column of what is shown; None = all
     window: tuple[int, int, int, int] | None = None
 
     def panel(self, pixels: np.ndarray, side: int, **settings: Any) -> Image:

@@ -47,25 +47,15 @@ _NO_COLOUR = 1e30  # a range in which every value is the middle
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """What one network says about one slice, cut to 2D.
+    """What one network says about one slice, cut to 2D."""
 
-    Attributes:
-        view: the slice.
-        picture: (H, W) or (H, W, 3) image.
-        contours: (H, W) label map: the network's prediction.
-        reference: (H, W) label map, or None.
-        maps: layer (or "input") -> (h, w) raw signed map.
-        status: layer -> "ok" or what is wrong.
-        limits: layer -> largest absolute value over the whole map (in a volume: of all its slices).
-    """
-
-    view: View
-    picture: np.ndarray
-    contours: np.ndarray
-    reference: np.ndarray | None
-    maps: dict[str, np.ndarray]
-    status: dict[str, str]
-    limits: dict[str, float]
+    view: View  # the slice
+    picture: np.ndarray  # (H, W) or (H, W, 3) image
+    contours: np.ndarray  # (H, W) label map: the network's prediction
+    reference: np.ndarray | None  # (H, W) label map, or None
+    maps: dict[str, np.ndarray]  # layer (or "input") -> (h, w) raw signed map
+    status: dict[str, str]  # layer -> "ok" or what is wrong
+    limits: dict[str, float]  # layer -> largest absolute value over the whole map (in a volume: of all its slices)
 
 
 class CamExplorer(ImageExplorer):

@@ -26,25 +26,15 @@ WHOLE: Lens = (0.0, 0.0, 1.0, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class Area:
-    """A rectangle that reacts to clicks, divided evenly into cells.
+    """A rectangle that reacts to clicks, divided evenly into cells."""
 
-    Attributes:
-        name: what it is.
-        left: in pixels of the picture.
-        top: in pixels of the picture.
-        width: in pixels.
-        height: in pixels.
-        rows: cells along the height.
-        columns: cells along the width.
-    """
-
-    name: str
-    left: int
-    top: int
-    width: int
-    height: int
-    rows: int = 1
-    columns: int = 1
+    name: str  # what it is
+    left: int  # in pixels of the picture
+    top: int  # in pixels of the picture
+    width: int  # in pixels
+    height: int  # in pixels
+    rows: int = 1  # cells along the height
+    columns: int = 1  # cells along the width
 
     def share(self, x: float, y: float) -> tuple[float, float] | None:
         """How far down and across a point lies, from 0 to 1; None outside."""

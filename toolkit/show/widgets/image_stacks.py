@@ -24,17 +24,11 @@ FEWEST_LAYERS, MOST_LAYERS, PATIENTS = 4, 14, 4
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """One slice: the item that the network takes, and where the slice lies in it.
+    """One slice: the item that the network takes, and where the slice lies in it."""
 
-    Attributes:
-        item: a case or a dict with "image".
-        key: name of the item, unique among the images.
-        position: index along the first axis of a volume; None for a 2D item.
-    """
-
-    item: Any
-    key: str
-    position: int | None
+    item: Any  # a case or a dict with "image"
+    key: str  # name of the item, unique among the images
+    position: int | None  # index along the first axis of a volume; None for a 2D item
 
 
 class ImageStacks:
