@@ -23,6 +23,7 @@ from interleave import CLOCKS, machine
 from segreg_step import direct_formula, peak_bytes
 from torch import nn
 
+from toolkit.features.epps_pulley import sliced_epps_pulley, unit_directions
 from toolkit.files import write_atomically
 from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting
 from toolkit.methods.latent_augmentation.image_baselines import (
@@ -37,7 +38,7 @@ from toolkit.methods.latent_augmentation.regularizer import LatentAugmentation
 from toolkit.methods.med_disseg import med_disseg
 from toolkit.methods.med_disseg.objective import MedDisSegObjective
 from toolkit.methods.med_disseg.regularizer import Dispersive
-from toolkit.methods.segreg.regularizer import SegReg, sliced_epps_pulley, unit_directions
+from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.methods.selfreg.swin_unet import swin_unet
 from toolkit.methods.selfreg.unet import self_reg_unet

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from toolkit.methods.segreg.regularizer import SegReg, sliced_epps_pulley, unit_directions
+from toolkit.features.epps_pulley import sliced_epps_pulley, unit_directions
+from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 import toolkit as tk
+from toolkit.features.epps_pulley import sliced_epps_pulley, unit_directions
 from toolkit.measure.collapse import effective_rank, mean_cosine
 from toolkit.measure.pairing import rows_of
-from toolkit.methods.segreg.regularizer import sliced_epps_pulley, unit_directions
 
 Row = dict[str, Any]
 BLOCKS = ("encoder.2", "encoder.3", "encoder.4", "bottleneck", "decoder.4", "decoder.3", "decoder.2")

@@ -13,40 +13,76 @@ from toolkit.errors import ConfigError, choose
 from toolkit.models.inputs import check_channels, check_image
 from toolkit.registry import register
 
-_CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_INSTANCE = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-_BATCH = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+def layer(kind: str, dims: int) -> Any:
+    """A layer's class for two or three dimensions, such as `nn.Conv2d` for ("Conv", 2)."""
+    return getattr(nn, f"{kind}{dims}d")
 
 
 def _normalisation(kind: str, channels: int, dims: int) -> nn.Module:
-    if kind == "instance":
-        return _INSTANCE[dims](channels, affine=True)
-    if kind == "batch":
-        return _BATCH[dims](channels)
     choose("normalisation", kind, ("instance", "batch", "group"))
-    return nn.GroupNorm(min(8, channels), channels)
+    if kind == "group":
+        return nn.GroupNorm(min(8, channels), channels)
+    return layer("InstanceNorm" if kind == "instance" else "BatchNorm", dims)(channels, affine=True)
 
 
 class ConvolutionBlock(nn.Module):
-    """Twice (3^d convolution, normalisation, LeakyReLU 0.01); the first convolution may stride by 2.
+    """Twice (3^d convolution, normalisation, LeakyReLU; slope 0: ReLU); the first convolution may stride by 2.
 
     Activations are out of place, so a hook on `norm2` sees the pre-activation itself.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, dims: int, norm: str, stride: int = 1) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        dims: int,
+        norm: str,
+        stride: int = 1,
+        middle: int | None = None,
+        slope: float = 0.01,
+    ) -> None:
         super().__init__()
-        convolution = _CONVOLUTIONS[dims]
-        self.conv1 = convolution(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-        self.norm1 = _normalisation(norm, outputs, dims)
-        self.act1 = nn.LeakyReLU(0.01)
-        self.conv2 = convolution(outputs, outputs, 3, padding=1, bias=False)
+        convolution, middle = layer("Conv", dims), middle or outputs
+        self.conv1 = convolution(inputs, middle, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = _normalisation(norm, middle, dims)
+        self.act1 = nn.LeakyReLU(slope) if slope else nn.ReLU()
+        self.conv2 = convolution(middle, outputs, 3, padding=1, bias=False)
         self.norm2 = _normalisation(norm, outputs, dims)
-        self.act2 = nn.LeakyReLU(0.01)
+        self.act2 = nn.LeakyReLU(slope) if slope else nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act1(self.norm1(self.conv1(x)))
         return self.act2(self.norm2(self.conv2(x)))
+
+
+class UShaped(nn.Module):
+    """Encoder blocks whose outputs are the skips of the decoder's, a bottleneck between them, and a head."""
+
+    encoder: nn.ModuleDict
+    bottleneck: nn.Module
+    decoder: nn.ModuleDict
+    head: nn.Module
+
+    def _name_layers(self) -> None:
+        self.toolkit_taps: dict[str, str] = {
+            "head_input": "head:input",
+            "pre_activation": "decoder.1.conv.norm2",
+            "bottleneck": "bottleneck",
+            **{f"decoder_{k}": f"decoder.{k}" for k in self.encoder},
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""
+        skips: list[Tensor] = []
+        for block in self.encoder.values():
+            x = block(x)
+            skips.append(x)
+        x = self.bottleneck(x)
+        for block in self.decoder.values():
+            x = block(x, skips.pop())
+        return self.head(x)
 
 
 class DecoderBlock(nn.Module):
@@ -54,14 +90,14 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, inputs: int, skip: int, outputs: int, *, dims: int, norm: str) -> None:
         super().__init__()
-        self.up = _TRANSPOSED[dims](inputs, skip, 2, stride=2)
+        self.up = layer("ConvTranspose", dims)(inputs, skip, 2, stride=2)
         self.conv = ConvolutionBlock(2 * skip, outputs, dims=dims, norm=norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return self.conv(torch.cat((skip, self.up(x)), dim=1))
 
 
-class UNet(nn.Module):
+class UNet(UShaped):
     """U-Net with strided down-sampling and transposed up-sampling.
 
     Blocks, in order of execution: `encoder.1` … `encoder.n`, `bottleneck`, `decoder.n` … `decoder.1`, `head`
@@ -95,13 +131,8 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleDict(
             {str(k): DecoderBlock(above[k - 1], widths[k - 1], widths[k - 1], **block) for k in reversed(levels)}
         )
-        self.head = _CONVOLUTIONS[dims](widths[0], out_channels, 1)
-        self.toolkit_taps: dict[str, str] = {
-            "head_input": "head:input",
-            "pre_activation": "decoder.1.conv.norm2",
-            "bottleneck": "bottleneck",
-            **{f"decoder_{k}": f"decoder.{k}" for k in levels},
-        }
+        self.head = layer("Conv", dims)(widths[0], out_channels, 1)
+        self._name_layers()
 
     @property
     def divisor(self) -> int:
@@ -111,14 +142,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""
         check_image(x, self.in_channels, self.dims, self.divisor)
-        skips: list[Tensor] = []
-        for block in self.encoder.values():
-            x = block(x)
-            skips.append(x)
-        x = self.bottleneck(x)
-        for block in self.decoder.values():
-            x = block(x, skips.pop())
-        return self.head(x)
+        return super().forward(x)
 
 
 @register("model", "unet")

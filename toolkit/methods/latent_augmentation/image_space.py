@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.errors import ConfigError, choose
+from toolkit.features.logits import interpolated
 from toolkit.features.untouched import untouched
 from toolkit.training.regularizer import keyed_generator
 
 KERNELS = (1, 3, 5, 7)
-_CONVOLUTION = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-_SPREAD = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
-_INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+
+
+def _convolution(sides: int) -> Callable[..., Tensor]:
+    convolution: Callable[..., Tensor] = getattr(functional, f"conv{sides}d")
+    return convolution
 
 
 def _per_image(values: Tensor, image: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ def random_windows(image: Tensor, generator: torch.Generator, *, keep: bool | No
 def convolved(image: Tensor, kernel: Tensor, alpha: float | Tensor) -> Tensor:
     """The image mixed with a filtered copy: alpha * image + (1 - alpha) * (image cross-correlated with a kernel (C, C, k, k, ...), zero padding)."""
     sides = image.ndim - 2
-    filtered = _CONVOLUTION[sides](image, kernel.to(image), padding=(kernel.shape[-1] - 1) // 2)
+    filtered = _convolution(sides)(image, kernel.to(image), padding=(kernel.shape[-1] - 1) // 2)
     return alpha * image + (1 - alpha) * filtered
 
 
@@ -149,15 +152,14 @@ def bias_field(control_points: Tensor, sides: Sequence[int], *, size: float = 0.
         kernel = _spline_kernel(stride).to(field)
         lines = field.movedim(axis, -1)
         shape = lines.shape
-        spread = _SPREAD[1](
+        spread = functional.conv_transpose1d(
             lines.reshape(-1, 1, shape[-1]), kernel.reshape(1, 1, -1), stride=stride, padding=(len(kernel) - 1) // 2
         )
         excess = count - (stride * -(-count // stride) - (stride - 1))  # pixels beyond the inner knots
         first = stride - (excess // 2 + excess % 2)
         spread = spread[..., first : first + count]
         field = spread.reshape(*shape[:-1], count).movedim(-1, axis)
-    field = functional.interpolate(field, size=tuple(sides), mode=_INTERPOLATION[len(half)], align_corners=False)
-    return field.exp().clamp(1 - size, 1 + size)
+    return interpolated(field, sides).exp().clamp(1 - size, 1 + size)
 
 
 def control_grid(sides: Sequence[int]) -> tuple[int, ...]:
@@ -200,7 +202,7 @@ def _sobel(maps: Tensor) -> list[Tensor]:
             line = slope if other == axis else smooth
             kernel = kernel * line.reshape([-1 if k == other else 1 for k in range(sides)])
         kernel = kernel.expand(channels, 1, *kernel.shape)
-        responses.append(_CONVOLUTION[sides](maps, kernel, padding=1, groups=channels))
+        responses.append(_convolution(sides)(maps, kernel, padding=1, groups=channels))
     return responses
 
 

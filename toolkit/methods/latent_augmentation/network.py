@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from toolkit.errors import choose
 from toolkit.models.inputs import check_channels, check_image
+from toolkit.models.unet import layer
 from toolkit.registry import register
 
-_CONVOLUTION: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_BATCH_NORM: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _SLOPE = 0.2
 
 
@@ -24,11 +22,11 @@ class ConvolutionPair(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, dims: int) -> None:
         super().__init__()
-        self.conv1 = _CONVOLUTION[dims](inputs, outputs, 3, padding=1)
-        self.norm1 = _BATCH_NORM[dims](outputs)
+        self.conv1 = layer("Conv", dims)(inputs, outputs, 3, padding=1)
+        self.norm1 = layer("BatchNorm", dims)(outputs)
         self.act1 = nn.LeakyReLU(_SLOPE)
-        self.conv2 = _CONVOLUTION[dims](outputs, outputs, 3, padding=1)
-        self.norm2 = _BATCH_NORM[dims](outputs)
+        self.conv2 = layer("Conv", dims)(outputs, outputs, 3, padding=1)
+        self.norm2 = layer("BatchNorm", dims)(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x)))))
@@ -48,13 +46,13 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.resize: nn.Module
         if resize == "down":
-            self.resize = _CONVOLUTION[dims](inputs, inputs, 3, stride=2, padding=1)
+            self.resize = layer("Conv", dims)(inputs, inputs, 3, stride=2, padding=1)
         elif resize == "transposed":
-            self.resize = _TRANSPOSED[dims](inputs, inputs, 2, stride=2)
+            self.resize = layer("ConvTranspose", dims)(inputs, inputs, 2, stride=2)
         else:
             self.resize = nn.Upsample(scale_factor=2, mode="nearest")
         self.pair = ConvolutionPair(inputs, outputs, dims)
-        self.shortcut = _CONVOLUTION[dims](inputs, outputs, 1)
+        self.shortcut = layer("Conv", dims)(inputs, outputs, 1)
         self.act = nn.LeakyReLU(_SLOPE)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +70,7 @@ class CodeEncoder(nn.Module):
         for k in range(1, 5):
             self.add_module(f"down{k}", ResidualBlock(widths[k - 1], widths[k], "down", dims))
         code = 8 * width
-        self.code = nn.Sequential(_CONVOLUTION[dims](code, code, 1), _BATCH_NORM[dims](code), nn.ReLU())
+        self.code = nn.Sequential(layer("Conv", dims)(code, code, 1), layer("BatchNorm", dims)(code), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.children():
@@ -88,7 +86,7 @@ class CodeDecoder(nn.Module):
         widths = (8 * width, 4 * width, 2 * width, width, width)
         for k in range(1, 5):
             self.add_module(f"up{k}", ResidualBlock(widths[k - 1], widths[k], resize, dims))
-        self.head = _CONVOLUTION[dims](width, outputs, 1)
+        self.head = layer("Conv", dims)(width, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.children():
@@ -126,7 +124,7 @@ class FastSlowNetwork(nn.Module):
         check_channels("A fast/slow network", in_channels, out_channels)
         self.dims, self.in_channels, self.out_channels, self.width = dims, in_channels, out_channels, width
         self.temperature, self.refined = temperature, refined
-        code, convolution, norm = 8 * width, _CONVOLUTION[dims], _BATCH_NORM[dims]
+        code, convolution, norm = 8 * width, layer("Conv", dims), layer("BatchNorm", dims)
         self.image_encoder = CodeEncoder(in_channels, width, dims)
         layers: list[nn.Module] = []
         for activation in (nn.LeakyReLU(_SLOPE), nn.ReLU()):

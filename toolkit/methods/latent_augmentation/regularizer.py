@@ -23,8 +23,6 @@ from toolkit.models.batch_norm import frozen_batch_norm
 from toolkit.registry import register
 from toolkit.training.regularizer import StepContext
 
-__all__ = ["Draw", "LatentAugmentation", "dropout_mask", "targeted_mask"]
-
 SCHEMES = ("dropout", "channel", "spatial")
 PRESETS = ("final", "first", "literal")
 

@@ -26,8 +26,6 @@ from toolkit.methods.med_disseg.dispersion import (
 from toolkit.registry import register
 from toolkit.training.regularizer import Regularizer, StepContext, linear_warm_up
 
-__all__ = ["PRESETS", "Dispersive", "dispersive_loss", "token_rows"]
-
 LAYOUTS = ("pooled", "flatten", "positions")
 ACTIVE_BAND = 18.4  # pairs with distance / tau above this contribute less than 1e-8
 

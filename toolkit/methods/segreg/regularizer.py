@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError, LayerError, choose
-from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectation, sliced_epps_pulley, unit_directions
+from toolkit.features.epps_pulley import sliced_epps_pulley, unit_directions
 from toolkit.methods.segreg.divergences import DIVERGENCES, divergence, null_value
 from toolkit.registry import register
 from toolkit.training.regularizer import Regularizer, StepContext, linear_warm_up
@@ -31,9 +31,6 @@ from toolkit.training.sampling import (
     process,
     rows_of_all,
 )
-
-__all__ = ["SegReg", "epps_pulley_by_direction", "null_expectation", "sliced_epps_pulley", "unit_directions"]
-
 
 # The specification's section 2.10. A two-sided grid of 5 points on [-3, 3] is the folded one with 3 points.
 _COMMON: dict[str, Any] = {"samples": 4096, "directions": 256, "sampling": "uniform", "pooling": "pooled"}

@@ -20,7 +20,6 @@ from toolkit.features.names import resolve, stages
 from toolkit.inference.layers import observed
 from toolkit.inference.network import Predictor
 from toolkit.methods.selfreg.terms import (
-    channel_score,
     draw_channels,
     expected_semantic_consistency,
     internal_distillation,
@@ -34,46 +33,24 @@ from toolkit.training.regularizer import Regularizer, StepContext
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "SelfReg",
-    "channel_score",
-    "draw_channels",
-    "expected_semantic_consistency",
-    "internal_distillation",
-    "semantic_consistency",
-]
-
 _PARTS = ("encoder", "decoder")
 _REMEDY = (
     'Name them: SelfReg(groups={"encoder": [...], "decoder": [...]}, teacher="..."); toolkit.layers(model) lists them.'
 )
-_MODES: dict[str, dict[str, Any]] = {
-    "code": {
-        "scr_draw": "both",
-        "ifd_order": "score",
-        "ifd_stop_gradient": "none",
-        "grouping": "code",
-        "include_first_encoder_block": False,
-        "include_final_in_ifd": False,
-    },
-    "paper_literal": {
-        "scr_draw": "student",
-        "ifd_order": "index",
-        "ifd_stop_gradient": "top",
-        "grouping": "global_mean",
-        "include_first_encoder_block": True,
-        "include_final_in_ifd": True,
-    },
-}
-_MODES["expected"] = _MODES["code"] | {"scr_draw": "expected"}
-_CHOICES = {
+# What each option may be: the authors' code first, then the text of the paper.
+_CHOICES: dict[str, tuple[Any, ...]] = {
     "scr_draw": ("both", "student", "expected"),
     "ifd_order": ("score", "index"),
     "ifd_stop_gradient": ("none", "top"),
     "grouping": ("code", "global_mean"),
-    "include_first_encoder_block": (True, False),
-    "include_final_in_ifd": (True, False),
+    "include_first_encoder_block": (False, True),
+    "include_final_in_ifd": (False, True),
 }
+_MODES = {
+    mode: {option: allowed[place] for option, allowed in _CHOICES.items()}
+    for place, mode in enumerate(("code", "paper_literal"))
+}
+_MODES["expected"] = _MODES["code"] | {"scr_draw": "expected"}
 
 
 @register("regularizer", "selfreg")
@@ -240,11 +217,16 @@ class SelfReg(Regularizer):
     def _semantic_consistency(
         self, layers: Sequence[Mapping[str, Sequence[Tensor]]], teacher: Tensor, generator: torch.Generator
     ) -> Tensor:
-        pooled = _Pyramid(teacher.detach())
-        means = []
+        constant, means = teacher.detach(), []
+        sizes: dict[tuple[int, ...], Tensor] = {}
         for group in layers:
-            students = (*group["decoder"], *group["encoder"])
-            means.append(torch.stack([self._pair(f, pooled(f), generator) for f in students]).mean())
+            terms = []
+            for student in (*group["decoder"], *group["encoder"]):
+                # a student larger than the teacher is left for the pair's term to pool
+                size = tuple(min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True))
+                sizes[size] = sizes[size] if size in sizes else pool_to(constant, size)
+                terms.append(self._pair(student, sizes[size], generator))
+            means.append(torch.stack(terms).mean())
         combined = torch.stack(means)
         return combined.sum() if self.setting("grouping") == "code" else combined.mean()
 
@@ -259,10 +241,8 @@ class SelfReg(Regularizer):
         def term(feature: Tensor) -> Tensor:
             return internal_distillation(feature, self.setting("ifd_order"), self.setting("ifd_stop_gradient"))
 
-        final = [teacher] if self.setting("include_final_in_ifd") else []
-        parts = [[term(f) for f in maps] for group in layers for maps in group.values()]
-        parts = [part for part in parts if part]
-        if final:
+        parts = [[term(f) for f in maps] for group in layers for maps in group.values() if maps]
+        if self.setting("include_final_in_ifd"):
             parts[-1].append(term(teacher))
         if self.setting("grouping") == "code":
             return torch.stack([torch.stack(part).mean() for part in parts]).sum()
@@ -278,17 +258,3 @@ def _as_map(feature: Tensor, size: tuple[int, ...] | None, name: str) -> Tensor:
     if size is None or grid_of(feature.shape, size) is None:
         return feature
     return to_maps(feature, size, name)
-
-
-class _Pyramid:
-    """The teacher map pooled once per size; a student larger than the teacher is left for the pair term to pool."""
-
-    def __init__(self, teacher: Tensor) -> None:
-        self.teacher = teacher
-        self.pooled: dict[tuple[int, ...], Tensor] = {tuple(teacher.shape[2:]): teacher}
-
-    def __call__(self, student: Tensor) -> Tensor:
-        size = tuple(min(a, b) for a, b in zip(student.shape[2:], self.teacher.shape[2:], strict=True))
-        if size not in self.pooled:
-            self.pooled[size] = pool_to(self.teacher, size)
-        return self.pooled[size]

@@ -12,16 +12,13 @@ from toolkit.errors import ConfigError
 from toolkit.training.regularizer import fresh_generator
 from toolkit.training.sampling import mean_of_all
 
-_POOL: dict[int, Any] = {
-    1: functional.adaptive_avg_pool1d,
-    2: functional.adaptive_avg_pool2d,
-    3: functional.adaptive_avg_pool3d,
-}
-
 
 def pool_to(feature: Tensor, size: tuple[int, ...]) -> Tensor:
     """Adaptive average pooling of (B, C, *S) to `size`; the map itself if it has that size."""
-    return feature if tuple(feature.shape[2:]) == size else _POOL[len(size)](feature, size)
+    if tuple(feature.shape[2:]) == size:
+        return feature
+    pooled: Tensor = getattr(functional, f"adaptive_avg_pool{len(size)}d")(feature, size)
+    return pooled
 
 
 def _common_size(student: Tensor, teacher: Tensor) -> tuple[int, ...]:

@@ -12,29 +12,8 @@ from torch.nn import functional
 
 from toolkit.errors import ConfigError
 from toolkit.models.inputs import check_channels, check_image
+from toolkit.models.unet import ConvolutionBlock, UShaped, layer
 from toolkit.registry import register
-
-_CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
-_NORMALISATION = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_POOLING = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-_INTERPOLATION = {2: "bilinear", 3: "trilinear"}
-
-
-class DoubleConvolution(nn.Module):
-    """Twice (3^d convolution without bias, batch normalisation, ReLU); activations are out of place."""
-
-    def __init__(self, inputs: int, middle: int, outputs: int, dims: int) -> None:
-        super().__init__()
-        self.conv1 = _CONVOLUTION[dims](inputs, middle, 3, padding=1, bias=False)
-        self.norm1 = _NORMALISATION[dims](middle)
-        self.act1 = nn.ReLU()
-        self.conv2 = _CONVOLUTION[dims](middle, outputs, 3, padding=1, bias=False)
-        self.norm2 = _NORMALISATION[dims](outputs)
-        self.act2 = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act1(self.norm1(self.conv1(x)))
-        return self.act2(self.norm2(self.conv2(x)))
 
 
 class PooledBlock(nn.Module):
@@ -42,8 +21,8 @@ class PooledBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, dims: int) -> None:
         super().__init__()
-        self.pool = _POOLING[dims](2)
-        self.conv = DoubleConvolution(inputs, outputs, outputs, dims)
+        self.pool = layer("MaxPool", dims)(2)
+        self.conv = ConvolutionBlock(inputs, outputs, dims=dims, norm="batch", slope=0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.pool(x))
@@ -54,8 +33,9 @@ class UpBlock(nn.Module):
 
     def __init__(self, inputs: int, skip: int, outputs: int, dims: int) -> None:
         super().__init__()
-        self.up = nn.Upsample(scale_factor=2, mode=_INTERPOLATION[dims], align_corners=True)
-        self.conv = DoubleConvolution(inputs + skip, (inputs + skip) // 2, outputs, dims)
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear" if dims == 2 else "trilinear", align_corners=True)
+        middle = (inputs + skip) // 2
+        self.conv = ConvolutionBlock(inputs + skip, outputs, dims=dims, norm="batch", middle=middle, slope=0)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.up(x)
@@ -65,7 +45,7 @@ class UpBlock(nn.Module):
         return self.conv(torch.cat((skip, x), dim=1))
 
 
-class SelfRegUNet(nn.Module):
+class SelfRegUNet(UShaped):
     """The paper's U-Net: `encoder.1` … `encoder.4`, `bottleneck`, `decoder.4` … `decoder.1`, `head`.
 
     `decoder.1` is nearest the output; the paper counts decoder blocks from the bottleneck, so its decoder blocks
@@ -81,7 +61,7 @@ class SelfRegUNet(nn.Module):
         check_channels("SelfReg's U-Net", in_channels, out_channels)
         self.dims, self.in_channels, self.out_channels = dims, in_channels, out_channels
         widths = [width, 2 * width, 4 * width, 8 * width, 8 * width]
-        self.encoder = nn.ModuleDict({"1": DoubleConvolution(in_channels, width, width, dims)})
+        self.encoder = nn.ModuleDict({"1": ConvolutionBlock(in_channels, width, dims=dims, norm="batch", slope=0)})
         for level in (2, 3, 4):
             self.encoder[str(level)] = PooledBlock(widths[level - 2], widths[level - 1], dims)
         self.bottleneck = PooledBlock(widths[3], widths[4], dims)
@@ -91,13 +71,8 @@ class SelfRegUNet(nn.Module):
         for level, channels in outputs.items():
             self.decoder[str(level)] = UpBlock(below, widths[level - 1], channels, dims)
             below = channels
-        self.head = _CONVOLUTION[dims](width, out_channels, 1)
-        self.toolkit_taps: dict[str, str] = {
-            "head_input": "head:input",
-            "pre_activation": "decoder.1.conv.norm2",
-            "bottleneck": "bottleneck",
-            **{f"decoder_{k}": f"decoder.{k}" for k in (1, 2, 3, 4)},
-        }
+        self.head = layer("Conv", dims)(width, out_channels, 1)
+        self._name_layers()
 
     @property
     def attention_layers(self) -> tuple[str, ...]:
@@ -109,14 +84,7 @@ class SelfRegUNet(nn.Module):
         check_image(x, self.in_channels, self.dims)
         if min(x.shape[2:]) < 16:
             raise ConfigError(f"This network takes sides from 16 on, not {tuple(x.shape[2:])}.", fix="Pad the image.")
-        skips: list[Tensor] = []
-        for block in self.encoder.values():
-            x = block(x)
-            skips.append(x)
-        x = self.bottleneck(x)
-        for block in self.decoder.values():
-            x = block(x, skips.pop())
-        return self.head(x)
+        return super().forward(x)
 
 
 @register("model", "self_reg_unet")

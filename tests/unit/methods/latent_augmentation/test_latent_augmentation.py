@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from toolkit import registry
 from toolkit.errors import ConfigError, ProtocolError
+from toolkit.features.masks import targeted_mask
 from toolkit.methods.latent_augmentation.network import FastSlowNetwork, fast_slow_network
 from toolkit.methods.latent_augmentation.objective import FastSlowObjective
-from toolkit.methods.latent_augmentation.regularizer import SCHEMES, Draw, LatentAugmentation, targeted_mask
+from toolkit.methods.latent_augmentation.regularizer import SCHEMES, Draw, LatentAugmentation
 from toolkit.models.unet import unet
 from toolkit.training.regularizer import StepContext
 from toolkit.training.step import TrainingStep

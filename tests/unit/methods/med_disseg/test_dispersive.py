@@ -13,7 +13,8 @@ from torch import Tensor, distributed, nn
 
 from toolkit import registry
 from toolkit.errors import ConfigError, RegularizerWarning
-from toolkit.methods.med_disseg.regularizer import Dispersive, dispersive_loss
+from toolkit.methods.med_disseg.dispersion import dispersive_loss
+from toolkit.methods.med_disseg.regularizer import Dispersive
 from toolkit.models.unet import unet
 from toolkit.training.regularizer import StepContext, keyed_generator
 from toolkit.training.segmentation import SegmentationObjective

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toolkit.methods.med_disseg.regularizer import dispersive_loss
+from toolkit.methods.med_disseg.dispersion import dispersive_loss
 
 DELTA = 1e-8
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from golden_cases import golden_file
 
-from toolkit.methods.med_disseg.regularizer import dispersive_loss, token_rows
+from toolkit.methods.med_disseg.dispersion import dispersive_loss, token_rows
 
 FILE = golden_file("med_disseg", "dispersive_loss.npz")
 CASES = [case.entry for case in FILE.values()]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError
-from toolkit.methods.med_disseg.regularizer import PRESETS, dispersive_loss
+from toolkit.methods.med_disseg.dispersion import PRESETS, dispersive_loss
 
 DELTA = 1e-8
 FORMS = [

@@ -9,6 +9,7 @@ from golden_cases import golden_file
 from torch import Tensor
 
 from toolkit.measure.image_scores import IMAGE_SCORES, image_scores
+from toolkit.methods.med_disseg.dispersion import token_rows
 from toolkit.methods.med_disseg.objective import (
     MedDisSegObjective,
     MedDisSegStageOneObjective,
@@ -19,7 +20,6 @@ from toolkit.methods.med_disseg.objective import (
     dice_loss,
     multiclass_loss,
 )
-from toolkit.methods.med_disseg.regularizer import token_rows
 
 FILE = golden_file("med_disseg", "losses_metrics.npz")
 CASES: dict[str, dict[str, Any]] = {name: case.entry for name, case in FILE.items()}

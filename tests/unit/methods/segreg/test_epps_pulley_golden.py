@@ -7,7 +7,7 @@ import torch
 from golden_cases import golden_case
 from torch import Tensor
 
-from toolkit.methods.segreg.regularizer import epps_pulley_by_direction, null_expectation, sliced_epps_pulley
+from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectation, sliced_epps_pulley
 
 
 def load(case: str) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from toolkit.errors import ConfigError
+from toolkit.features.epps_pulley import epps_pulley_by_direction, unit_directions
 from toolkit.methods.segreg import sliced_epps_pulley
-from toolkit.methods.segreg.regularizer import epps_pulley_by_direction, unit_directions
 
 
 def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import toolkit.methods.selfreg.regularizer as selfreg_module
-from toolkit.methods.selfreg.regularizer import (
-    SelfReg,
+from toolkit.methods.selfreg.regularizer import SelfReg
+from toolkit.methods.selfreg.terms import (
     channel_score,
     expected_semantic_consistency,
     internal_distillation,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from toolkit import registry
 from toolkit.errors import ConfigError, ProtocolError
-from toolkit.methods.selfreg.regularizer import (
-    SelfReg,
+from toolkit.methods.selfreg.regularizer import SelfReg
+from toolkit.methods.selfreg.terms import (
     channel_score,
     draw_channels,
     expected_semantic_consistency,
