@@ -85,7 +85,7 @@ def test_range_note_says_what_there_is() -> None:
 def test_colours_hit_the_ends_and_the_middle_of_a_scale() -> None:
     found = colours.rgba(np.array([-2.0, 0.0, 2.0]), -2.0, 2.0, "diverging")
     stops = colours.SCALES["diverging"]
-    assert [tuple(c) for c in found[:, :3]] == [stops[0], stops[4], stops[8]]
+    assert [tuple(c) for c in found[:, :3]] == [stops[0][:3], stops[4][:3], stops[8][:3]]
     assert found[1, 3] == 255
     assert colours.rgba(np.zeros(1), -1.0, 1.0, "diverging_overlay")[0, 3] == 0, "zero lets the picture through"
 
