@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError
-from toolkit.measure import gaussians
+from toolkit.measure import cka as gaussians
 from toolkit.measure.cka import centred, median_squared_distance, rbf_kernel, squared_distances, unbiased_hsic
 
 

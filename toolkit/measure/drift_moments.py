@@ -8,8 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from toolkit.measure import gaussians
-from toolkit.measure.cka import linear_cka
+from toolkit.measure.cka import (
+    alignment,
+    distance_to_standard_normal,
+    frechet_from_root,
+    linear_cka,
+    principal_angles,
+    procrustes_disparity,
+    root_from_eigen,
+)
 from toolkit.measure.patient_moments import MomentBatch, PatientMoments
 
 Pair = tuple[int, int]
@@ -44,7 +51,7 @@ class MomentMeasures:
     def _batch(self, batch: MomentBatch) -> Values:
         eigen = [torch.linalg.eigh(covariance) for covariance in batch.covariances]
         values: Values = {
-            ("frechet", (REFERENCE, stage)): gaussians.distance_to_standard_normal(batch.means[stage], own[0])
+            ("frechet", (REFERENCE, stage)): distance_to_standard_normal(batch.means[stage], own[0])
             for stage, own in enumerate(eigen)
         }
         for i, j in self.pairs:
@@ -52,8 +59,8 @@ class MomentMeasures:
                 values[name, (i, j)] = value
             if self.paired:
                 own = batch.covariances[i], batch.covariances[j], batch.crosses[i, j]
-                values["linear_cka", (i, j)] = 1 - gaussians.alignment(*own)
-                values["procrustes", (i, j)] = gaussians.procrustes_disparity(*own)
+                values["linear_cka", (i, j)] = 1 - alignment(*own)
+                values["procrustes", (i, j)] = procrustes_disparity(*own)
         return values
 
     def _unpaired(
@@ -61,13 +68,13 @@ class MomentMeasures:
     ) -> dict[str, Tensor]:
         channels = batch.means[i].shape[1]
         shift = torch.linalg.vector_norm(batch.means[j] - batch.means[i], dim=1)
-        root = gaussians.root_from_eigen(*eigen[i])
+        root = root_from_eigen(*eigen[i])
         values = {
             "centroid_shift": shift / (self.scale * channels**0.5),
-            "frechet": gaussians.frechet_from_root(batch.means[i], root, batch.means[j], batch.covariances[j]),
+            "frechet": frechet_from_root(batch.means[i], root, batch.means[j], batch.covariances[j]),
         }
         for k in self.subspaces:
-            angles = gaussians.principal_angles(eigen[i][1][..., -k:], eigen[j][1][..., -k:])
+            angles = principal_angles(eigen[i][1][..., -k:], eigen[j][1][..., -k:])
             values[f"grassmann_{k}"] = angles.square().sum(-1).sqrt()
             values[f"chordal_{k}"] = angles.sin().square().sum(-1).sqrt()
         return values

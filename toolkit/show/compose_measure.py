@@ -1,4 +1,4 @@
-"""Figures of the measures: channel similarity, projections and drift."""
+"""Figures of stored features: channel similarity, projections, and what each channel does for each class."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ResultError
+from toolkit.features.store import Features
 from toolkit.measure.projection import Projection
 from toolkit.measure.similarity import ChannelSimilarity
 from toolkit.show.captions import credits
 from toolkit.show.compose import compose, compose_together, for_networks
-from toolkit.show.panels import Figure, Heatmap, Panel, Scatter, Series, range_note
+from toolkit.show.panels import Figure, Heatmap, Panel, Scatter, Series, in_rows, range_note, symmetric_limits
 
 _AXES = {"pca": "PC", "lda": "LD", "head": "head axis", "umap": "UMAP", "tsne": "t-SNE"}
 _ORDERED = 512  # channels; the best order of the leaves of a larger tree takes minutes
@@ -189,3 +190,42 @@ def _plane(title: str, note: str, series: list[Series], axes: tuple[str, str], l
 @compose_together.register
 def _(first: ChannelSimilarity, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
     return channel_similarities([[result] for result in results], names, **options)
+
+
+@compose.register
+def features(result: Features, *, note: str = "", layers: list[str] | None = None, columns: int = 2) -> Figure:
+    """Mean of every channel within every class, one panel a layer, in units of the channel's standard deviation.
+
+    Args:
+        layers: layers to draw, default all.
+    """
+    panels = [_class_means(result, layer) for layer in layers or result.layers]
+    return Figure(
+        title="Class means of the features",
+        subtitle="Each channel is centred on its mean over all rows and divided by its standard deviation: red is above, blue "
+        "below. Every panel has its own symmetric scale.",
+        rows=in_rows(panels, columns),
+        **credits(result, note),
+    )
+
+
+def _class_means(result: Any, layer: str) -> Heatmap:
+    rows = np.asarray(result.rows(layer), dtype=float)
+    if not len(rows):
+        raise ResultError("There are no rows to draw.", where=layer, fix="Extract images that hold a class.")
+    labels, names = result.cases["class"].to_numpy(), result.cases["class_name"]
+    spread = rows.std(axis=0)
+    scaled = (rows - rows.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    present = np.unique(labels)
+    means = np.stack([scaled[labels == label].mean(axis=0) for label in present])
+    return Heatmap(
+        title=layer,
+        note=f"{len(rows)} rows, {rows.shape[1]} channels, means {means.min():.2f} to {means.max():.2f} sd",
+        values=means,
+        limits=symmetric_limits(means),
+        scale="diverging",
+        x_label="channel",
+        width=340,
+        height=26 * len(present) + 12,
+        row_names=[str(names[labels == label].iloc[0]) for label in present],
+    )

@@ -16,9 +16,13 @@ from scipy import integrate, stats
 import toolkit as tk
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
-from toolkit.measure.classifier_variability import ClassifierVariability, classifier_variability
+from toolkit.measure.classifier_variability import (
+    ClassifierVariability,
+    classifier_variability,
+    k_variance,
+    normalised_margins,
+)
 from toolkit.measure.gaussianity import Gaussianity, effective_rows, gaussianity
-from toolkit.measure.normalised_margin import k_variance, normalised_margins
 from toolkit.measure.regularizer_health import RegularizerHealth, regularizer_health
 
 LAYER = "head_input"

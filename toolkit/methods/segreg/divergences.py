@@ -1,4 +1,8 @@
-"""The distances SegReg can use, by name: value on sampled rows, and expectation for exactly normal rows."""
+"""The distances SegReg can use, by name: value on sampled rows, and expectation for exactly normal rows.
+
+The alternatives to Epps-Pulley are functions of rows (N, C), and return a differentiable scalar in float32 (float64
+stays), also under autocast. Which of them, if any, SegReg's authors used is not public.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +15,139 @@ from torch import Tensor
 
 from toolkit.errors import ConfigError
 from toolkit.features.epps_pulley import null_expectation, sliced_epps_pulley
-from toolkit.methods.segreg import normal_distances
 from toolkit.methods.segreg.class_reference import class_conditional_epps_pulley
 from toolkit.training.sampling import RowSample
 
 SKETCH_COLUMNS = 64
 
 
+def _full(z: Tensor) -> Tensor:
+    if z.ndim != 2 or z.shape[0] < 2:
+        raise ConfigError(
+            f"Expected at least two rows (N, C), not {tuple(z.shape)}.",
+            fix="Move the channel axis last and flatten the others: feature.movedim(1, -1).flatten(0, -2).",
+        )
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def _shares(z: Tensor, weights: Tensor | None) -> Tensor:
+    """Row weights that sum to 1."""
+    if weights is None:
+        return z.new_full((z.shape[0],), 1.0 / z.shape[0])
+    weights = weights.detach().to(z, non_blocking=True)
+    return weights / weights.sum()
+
+
+def _moments(z: Tensor, weights: Tensor | None, unbiased: bool = False) -> tuple[Tensor, Tensor]:
+    """Weighted mean (C,) and covariance (C, C); unbiased: times n / (n - 1), n the effective number of rows."""
+    shares = _shares(z, weights)
+    mean = shares @ z
+    centred = z - mean
+    covariance = (centred * shares.unsqueeze(1)).T @ centred
+    return mean, covariance / (1 - shares.square().sum()) if unbiased else covariance
+
+
+def sliced_wasserstein(z: Tensor, directions: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over directions (C, K) of the squared 2-Wasserstein distance of the projections to N(0, 1) ("R2").
+
+    Sorted projections are compared with the quantiles at the middle of their weight. The pull on outliers and on a
+    wrong scale is linear, where Epps-Pulley saturates.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = _full(z)
+        projected, order = (z @ directions.detach().to(z, non_blocking=True)).sort(dim=0)
+        shares = _shares(z, weights)[order]
+        quantiles = torch.special.ndtri((shares.cumsum(0) - shares / 2).clamp(1e-7, 1 - 1e-7))
+        return ((projected - quantiles).square() * shares).sum(0).mean()
+
+
+def gaussian_kl(z: Tensor, weights: Tensor | None = None, jitter: float = 1e-4) -> Tensor:
+    """(tr S + m'm - C - log det S) / (2 C) for the mean m and covariance S of the rows, `jitter` added to S ("R3").
+
+    Sees two moments only; punishes a lost direction without bound. Needs many more rows than channels.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        mean, covariance = _moments(_full(z), weights)
+        channels = len(mean)
+        covariance = covariance + jitter * torch.eye(channels, dtype=mean.dtype, device=mean.device)
+        log_det = 2 * torch.linalg.cholesky(covariance).diagonal().log().sum()
+        return (covariance.trace() + mean @ mean - channels - log_det) / (2 * channels)
+
+
+def covariance_distance(
+    z: Tensor, sketch: Tensor | None = None, weights: Tensor | None = None, with_mean: bool = False
+) -> Tensor:
+    """Frobenius norm of S - I, S the unbiased covariance, the rows first multiplied by a sketch (r, C) if one is given ("R4").
+
+    `with_mean` adds the squared length of the mean. Source: "weak SIGReg", arXiv 2603.05924.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = _full(z)
+        rows = z if sketch is None else z @ sketch.detach().to(z, non_blocking=True).T
+        mean, covariance = _moments(rows, weights, unbiased=True)
+        distance = torch.linalg.matrix_norm(covariance - torch.eye(len(mean), dtype=mean.dtype, device=mean.device))
+        return distance + mean @ mean if with_mean else distance
+
+
+def variance_covariance(
+    z: Tensor, variance: float = 25.0, covariance: float = 1.0, weights: Tensor | None = None
+) -> Tensor:
+    """VICReg's hinge on the standard deviations and its penalty on off-diagonal covariance ("R5").
+
+    variance * mean_c max(0, 1 - sqrt(var_c + 1e-4)) + covariance * sum_{i != j} S_ij^2 / C, both unbiased. Stops collapse, does not cap the scale.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = _full(z)
+        _, unbiased = _moments(z, weights, unbiased=True)
+        hinge = (1 - (unbiased.diagonal() + 1e-4).sqrt()).clamp_min(0).mean()
+        penalty = (unbiased.square().sum() - unbiased.diagonal().square().sum()) / z.shape[1]
+        return variance * hinge + covariance * penalty
+
+
+def gaussian_kernel_distance(z: Tensor, width: float | None = None, weights: Tensor | None = None) -> Tensor:
+    """Squared maximum mean discrepancy to N(0, I) with kernel exp(-b^2 |x - y|^2 / 2), closed form ("R6", BHEP).
+
+    `width` is b, in the Henze-Zirkler test ((2 C + 1) N / 4)^(1 / (C + 4)) / sqrt(2); None means 1 / sqrt(C).
+    Costs O(N^2 C).
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = _full(z)
+        channels = z.shape[1]
+        b2 = (1 / channels) if width is None else width**2
+        shares = _shares(z, weights)
+        lengths = z.square().sum(1)
+        squared = (lengths.unsqueeze(1) + lengths - 2 * z @ z.T).clamp_min(0)
+        within = shares @ torch.exp(-b2 / 2 * squared) @ shares
+        across = shares @ torch.exp(-b2 / (2 * (1 + b2)) * lengths)
+        return within - 2 * (1 + b2) ** (-channels / 2) * across + (1 + 2 * b2) ** (-channels / 2)
+
+
+def nearest_neighbour_entropy(z: Tensor, eps: float = 1e-8) -> Tensor:
+    """KoLeo ("R8"): minus the mean log distance of every L2-normalised row to its nearest neighbour; no reference."""
+    with torch.autocast(z.device.type, enabled=False):
+        unit = torch.nn.functional.normalize(_full(z), eps=eps, dim=1)
+        with torch.no_grad():
+            similarity = unit @ unit.T
+            similarity.fill_diagonal_(-1)
+            nearest = similarity.argmax(dim=1)
+        distance = torch.nn.functional.pairwise_distance(unit, unit.index_select(0, nearest), eps=eps)
+        return -(distance + eps).log().mean()
+
+
 def _covariance(rows: Tensor, sample: RowSample, directions: Tensor, generator: torch.Generator) -> Tensor:
     channels, sketch = rows.shape[1], None
     if channels > SKETCH_COLUMNS:
         sketch = torch.randn(SKETCH_COLUMNS, channels, generator=generator) / math.sqrt(channels)
-    return normal_distances.covariance_distance(rows, sketch, sample.weights)
+    return covariance_distance(rows, sketch, sample.weights)
 
 
 _OTHERS: dict[str, Callable[[Tensor, RowSample, Tensor, torch.Generator], Tensor]] = {
-    "sliced_wasserstein": lambda z, s, a, g: normal_distances.sliced_wasserstein(z, a, s.weights),
-    "gaussian_kl": lambda z, s, a, g: normal_distances.gaussian_kl(z, s.weights),
+    "sliced_wasserstein": lambda z, s, a, g: sliced_wasserstein(z, a, s.weights),
+    "gaussian_kl": lambda z, s, a, g: gaussian_kl(z, s.weights),
     "covariance": _covariance,
-    "variance_covariance": lambda z, s, a, g: normal_distances.variance_covariance(z, weights=s.weights),
-    "gaussian_kernel": lambda z, s, a, g: normal_distances.gaussian_kernel_distance(z, weights=s.weights),
-    "nearest_neighbour": lambda z, s, a, g: normal_distances.nearest_neighbour_entropy(z),
+    "variance_covariance": lambda z, s, a, g: variance_covariance(z, weights=s.weights),
+    "gaussian_kernel": lambda z, s, a, g: gaussian_kernel_distance(z, weights=s.weights),
+    "nearest_neighbour": lambda z, s, a, g: nearest_neighbour_entropy(z),
 }
 DIVERGENCES = ("epps_pulley", *_OTHERS, "class_conditional")
 

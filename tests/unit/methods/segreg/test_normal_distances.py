@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toolkit.errors import ConfigError
 from toolkit.features.epps_pulley import sliced_epps_pulley, unit_directions
-from toolkit.methods.segreg import normal_distances as r
+from toolkit.methods.segreg import divergences as r
 
 
 def load(case: str) -> tuple[dict[str, Tensor], dict[str, float]]:
