@@ -25,7 +25,7 @@ INCONCLUSIVE = "inconclusive"
 # equal methods, spread of trainings from none to five times that of patients) at most 5.4 % had a false winner at
 # p <= 0.05, which is the level itself give or take the simulation's error, and at most 4.3 % at p <= 0.04.
 CAUTION = 0.8
-_COLUMNS = (
+_COLUMNS = [
     "method",
     "mean",
     "low",
@@ -49,7 +49,7 @@ _COLUMNS = (
     "patients",
     "seeds",
     "verdict",
-)
+]
 _TESTS = ("p_mean", "p_seeds", "p_bootstrap", "p_wilcoxon")
 _SPREADS = ("patient_spread", "training_spread", "rest_spread")
 
@@ -85,16 +85,17 @@ class Comparison(Result):
             return f"{value} ({ends[0]} to {ends[1]})" if math.isfinite(row[name]) else "--"
 
         level = self.provenance.get("parameters", {}).get("confidence", 0.95)
-        rows = [
-            {
-                "method": row["method"],
-                f"{self.metric or 'score'} ({level:.0%} interval)": spread(row, "mean", "low", "high"),
-                f"difference to {self.baseline}": spread(row, "difference", "difference_low", "difference_high", "+"),
-                "verdict": row["verdict"],
-            }
-            for _, row in self.numbers.iterrows()
+        names = [
+            "method",
+            f"{self.metric or 'score'} ({level:.0%} interval)",
+            f"difference to {self.baseline}",
+            "verdict",
         ]
-        return as_table(rows)
+        rows = []
+        for _, row in self.numbers.iterrows():
+            ends = spread(row, "difference", "difference_low", "difference_high", "+")
+            rows.append((row["method"], spread(row, "mean", "low", "high"), ends, row["verdict"]))
+        return as_table(rows, columns=names)
 
     def needed(self, effect: float, power: float = 0.8, *, seeds: Sequence[int] = (2, 3, 5, 10)) -> pd.DataFrame:
         """The patients and seeds with which a verdict would find a true difference, from how this study's differences vary.
@@ -281,7 +282,7 @@ def compare_scores(
     return Comparison(
         baseline=baseline,
         metric="",
-        numbers=as_table(rows)[list(_COLUMNS)],
+        numbers=as_table(rows)[_COLUMNS],
         provenance={"measure": "comparison", "parameters": parameters},
     )
 

@@ -79,11 +79,6 @@ def caption(provenance: Mapping[str, Any], note: str = "") -> str:
     return _with_caveats([note, *_lines([provenance], [""])])
 
 
-def captions(results: Sequence[Any], names: Sequence[str], note: str = "") -> str:
-    """One line of provenance per result, led by the name of its network, then what all have in common."""
-    return _with_caveats([*_lines([r.provenance for r in results], names), note], also=" ".join(names))
-
-
 def _lines(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
     if len(records) == 1 and records[0].get("networks"):
         rest = {key: value for key, value in records[0].items() if key != "networks"}

@@ -20,7 +20,7 @@ from toolkit.show.panels import Figure, Image, Panel, in_rows, range_note, symme
 from toolkit.show.slices import View, result_view
 
 SCALES = ("layer", "shared")
-_METHODS = {
+METHOD_NAMES = {
     "grad_cam": "Grad-CAM",
     "grad_cam++": "Grad-CAM++",
     "hires_cam": "HiResCAM",
@@ -105,7 +105,7 @@ def target_text(target: str) -> str:
 
 
 def _method(result: Any) -> str:
-    return _METHODS.get(result.method, result.method.replace("_", " ").capitalize())
+    return METHOD_NAMES.get(result.method, result.method.replace("_", " ").capitalize())
 
 
 def _how_to_read(scale: str, target: str = "") -> str:

@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
-from toolkit.show.captions import caption, captions
+from toolkit.show.captions import caption
 from toolkit.show.compose import compose, compose_together, stacked
 from toolkit.show.compose_masking import masking_summary
 from toolkit.show.compose_robustness import score_means
@@ -58,5 +58,5 @@ _COMPOSERS = {
 }
 globals().update(_COMPOSERS)
 __all__ = ["Axes", "Bars", "Boxes", "Figure", "Heatmap", "Image", "Intervals", "Lines", "Panel", "Scatter", "Series"]
-__all__ += ["caption", "captions", "compose", "compose_together", "masking_summary", "score_means", "stacked"]
+__all__ += ["caption", "compose", "compose_together", "masking_summary", "score_means", "stacked"]
 __all__ += list(_COMPOSERS)

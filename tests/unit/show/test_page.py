@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html.parser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ import pytest
 
 from tests.unit.show.test_panels import example
 from toolkit.methods.segreg.regularizer import SegReg
-from toolkit.show.captions import caption, captions, plain
+from toolkit.show.captions import caption, plain
 from toolkit.show.page import Section, write_page
 
 
@@ -113,14 +112,13 @@ def test_every_mention_of_segreg_brings_the_note() -> None:
 
 def test_several_captions_carry_the_note_once() -> None:
     records = [{"weights": letter * 64, "data": "d" * 64} for letter in "ab"]
-    text = captions([SimpleNamespace(provenance=record) for record in records], ["plain", "SegReg"])
+    text = caption({"networks": dict(zip(("plain", "SegReg"), records, strict=True))})
     assert text.splitlines() == [
         "plain: weights aaaaaaaaaaaa",
         "SegReg: weights bbbbbbbbbbbb",
         "data dddddddddddd",
         SegReg.caveat,
     ]
-    assert caption({"networks": dict(zip(("plain", "SegReg"), records, strict=True))}) == text
 
 
 def test_plain_keeps_ordinary_words() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from toolkit.explain.targets import BoundaryBand, ClassSum, Region, Target
 from toolkit.inference.layers import layer_names
 from toolkit.inference.volumes import one_map
 from toolkit.show.colours import FAINT
+from toolkit.show.compose_explain import METHOD_NAMES
 from toolkit.show.slices import View
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, fitted, heated
 from toolkit.show.widgets.image_explorer import ImageExplorer
@@ -32,13 +34,7 @@ TARGETS = (
     ("whole image", "image"),
     ("boundary of the prediction", "boundary"),
 )
-NAMES = {
-    "grad_cam": "Grad-CAM",
-    "grad_cam++": "Grad-CAM++",
-    "hires_cam": "HiResCAM",
-    "layer_cam": "LayerCAM",
-    **{name: name.replace("_", " ").capitalize() for name in INPUT_METHODS},
-}
+NAMES = {**METHOD_NAMES, **{name: name.replace("_", " ").capitalize() for name in INPUT_METHODS}}
 SCALES = (("own scale for each map", "layer"), ("one shared scale", "shared"))
 SLOW = 2.0  # s; what takes longer says so in the list of methods
 _LARGE, _SMALL, _GAP, _LEFT, _WIDTH = 290, 104, 12, 14, 980
@@ -236,7 +232,8 @@ class CamExplorer(ImageExplorer):
         left = _LEFT + (place + 1) * (_LARGE + 30)
         if isinstance(one, str):
             canvas.text(left, 46, name, size=12, bold=True, width=_LARGE)
-            _paragraph(canvas, left, 70, one)
+            for line, words in enumerate(textwrap.wrap(one, 42)[:8]):
+                canvas.text(left, 70 + 18 * line, words, size=12, colour="#a33")
             return
         layer = self._layer(name, one)
         limit = self._limit(one, layer, shared)
@@ -348,10 +345,3 @@ def cam_explorer(
         for key, one in models.items()
     }
     return CamExplorer(models, images, chosen, options, attribution_options or {})
-
-
-def _paragraph(canvas: Canvas, left: int, top: int, words: str, width: int = 42) -> None:
-    import textwrap
-
-    for place, line in enumerate(textwrap.wrap(words, width)[:8]):
-        canvas.text(left, top + 18 * place, line, size=12, colour="#a33")

@@ -114,14 +114,14 @@ class Canvas:
         if width > 0 and height > 0:
             self._draw.rectangle((left, top, left + width - 1, top + height - 1), fill=colour)
 
-    def bar(self, left: int, top: int, height: int, limits: tuple[float, float], scale: str, unit: str = "") -> None:
+    def bar(self, left: int, top: int, height: int, limits: tuple[float, float], scale: str) -> None:
         """An upright colour bar with its two ends named."""
         ramp = np.linspace(limits[1], limits[0], height)[:, None].repeat(10, 1)
         colours = rgba(ramp, *limits, scale)
         self.paste(over(np.full((height, 10, 3), 255, np.uint8), colours), left, top)
         self.frame(left, top, 10, height)
-        self.text(left + 14, top - 2, f"{limits[1]:.2g}{unit}", size=11, colour=FAINT)
-        self.text(left + 14, top + height - 12, f"{limits[0]:.2g}{unit}", size=11, colour=FAINT)
+        self.text(left + 14, top - 2, f"{limits[1]:.2g}", size=11, colour=FAINT)
+        self.text(left + 14, top + height - 12, f"{limits[0]:.2g}", size=11, colour=FAINT)
 
     def key(self, left: int, top: int, classes: Sequence[tuple[int, str]]) -> None:
         """Colours of the classes in one line."""
@@ -219,12 +219,10 @@ def heated(
     return over(enlarged(picture, size, lens), enlarged(colours, size, lens), opacity)
 
 
-def coloured(
-    values: np.ndarray, limits: tuple[float, float], size: tuple[int, int], scale: str, lens: Lens = WHOLE
-) -> np.ndarray:
+def coloured(values: np.ndarray, limits: tuple[float, float], size: tuple[int, int], scale: str) -> np.ndarray:
     """A map alone, in colour; NaN is light grey."""
     ground = np.full((*values.shape, 3), 225, np.uint8)
-    return enlarged(over(ground, rgba(values, *limits, scale)), size, lens)
+    return enlarged(over(ground, rgba(values, *limits, scale)), size)
 
 
 def outlined(
