@@ -38,7 +38,6 @@ class DemoSettings:
     device: str = "auto"  # "auto", "cpu" or "cuda"
 
     def config(self) -> TrainConfig:
-        """Settings of every stage."""
         return TrainConfig(
             steps=self.steps,
             batch_size=self.batch_size,

@@ -24,14 +24,10 @@ Place = tuple[str, int, int]  # module path, call, position among the tensors it
 
 
 class Bypass:
-    """A network cut at one layer.
+    """A network cut at one layer, in the mode it is to be run in.
 
     After `record`, `code` is the layer's output as a leaf tensor that requires grad, `logits` depends on it, and
     `around` holds the outputs of the modules that ran before. `replay` runs the rest again with other values.
-
-    Args:
-        predictor: of the network, in the mode it is to be run in.
-        layer: full layer name.
     """
 
     def __init__(self, predictor: Predictor, layer: str) -> None:

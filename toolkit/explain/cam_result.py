@@ -71,7 +71,6 @@ class GradCamResult(Explained, Result):
         return self.maps.values()
 
     def items(self) -> ItemsView[str, Tensor]:
-        """Pairs of layer name and raw map."""
         return self.maps.items()
 
     def telling(self, layer: str, index: int = 0) -> bool:

@@ -34,7 +34,6 @@ class Frozen:
         return (self.weights * logits).flatten(1).sum(1)
 
     def select(self, index: int) -> Frozen:
-        """The target on one image of the batch."""
         part = slice(index, index + 1)
         return Frozen(self.weights[part], self.score[part], self.region[part], self.prediction[part])
 
@@ -50,12 +49,9 @@ def freeze(target: Target, logits: Tensor, batch: InputBatch, predictor: Predict
 
 
 class FixedScore:
-    """image (n, C, *S) -> (n,) scores of one frozen image; what perturbation and path methods call.
+    """Image (n, C, *S) -> (n,) scores of one frozen image; what perturbation and path methods call.
 
-    Args:
-        predictor: of the network, in evaluation mode.
-        frozen: the target on the image.
-        frame: of the image; None for images of a size that the network takes.
+    Without a frame the images are of a size that the network, which is in evaluation mode, takes.
     """
 
     def __init__(self, predictor: Predictor, frozen: Frozen, frame: Frame | None = None) -> None:
@@ -92,16 +88,10 @@ def window_parts(frozen: Frozen, frame: Frame) -> Iterator[tuple[Any, Frozen]]:
 
 
 class StitchedScore(FixedScore):
-    """image (n, C, *S) -> (n,) scores of the stitched logits of one frozen image.
+    """Image (n, C, *S) -> (n,) scores of the stitched logits of one frozen image (1, C, *S).
 
     Windows outside the target's region are not run; without gradients neither are windows that a perturbation has not
     touched.
-
-    Args:
-        predictor: of the network, in evaluation mode.
-        frozen: the target on the image.
-        frame: of the image, with windows.
-        image: (1, C, *S) the image itself, for telling which windows were touched.
     """
 
     def __init__(self, predictor: Predictor, frozen: Frozen, frame: Frame, image: Tensor) -> None:

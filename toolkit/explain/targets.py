@@ -33,7 +33,6 @@ class TargetContext:
 
     @classmethod
     def of(cls, logits: Tensor, batch: InputBatch, predictor: Predictor) -> Self:
-        """The context of a batch."""
         return cls(logits, batch.label, batch.classes, batch.ids, predictor.activation)
 
     @property
@@ -76,7 +75,6 @@ class TargetContext:
         return self.reference() == index
 
     def reference(self) -> Tensor:
-        """The label."""
         if self.label is None:
             raise DataError(
                 "This target needs a reference label and the input has none.",

@@ -228,7 +228,6 @@ class _Group:
             self.null["mmd2"] = own.between_halves(plan.halves)
 
     def records(self, confidence: float) -> Iterator[dict[str, Any]]:
-        """One row per measure and pair of stages."""
         for (measure, (i, j)), values in self.values.items():
             if j == self.plan.repeat:
                 continue
@@ -251,7 +250,6 @@ class _Group:
         return {"repeat": ends["value"], "repeat_low": ends["low"], "repeat_high": ends["high"]}
 
     def mean_records(self, confidence: float) -> Iterator[dict[str, Any]]:
-        """One row per measure, averaged over consecutive stages."""
         for measure in dict.fromkeys(name for name, (i, _) in self.values if i != REFERENCE):
             values = torch.stack([self.values[measure, pair] for pair in self.plan.consecutive]).mean(0)
             yield {

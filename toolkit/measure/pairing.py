@@ -31,11 +31,9 @@ class PairedRows:
 
     @property
     def channels(self) -> int:
-        """Number of channels C."""
         return int(self.rows[0].shape[1])
 
     def select(self, indices: Sequence[Tensor]) -> PairedRows:
-        """Some rows of every store, in the given order."""
         return PairedRows(
             [r.index_select(0, i) for r, i in zip(self.rows, indices, strict=True)],
             [t.iloc[i.numpy()].reset_index(drop=True) for t, i in zip(self.tables, indices, strict=True)],

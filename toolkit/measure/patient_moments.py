@@ -25,15 +25,11 @@ class MomentBatch:
 
 
 class PatientMoments:
-    """Count, sum and second moments of the rows of each patient, per stage.
+    """Count, sum and second moments of the rows (N_s, C) of each patient (0..K-1 by row), per stage.
 
-    Args:
-        rows: per stage (N_s, C).
-        clusters: per stage, the patient of every row, 0..K-1.
-        number: K.
-        pairs: pairs of stages whose rows correspond and whose cross moments are wanted.
-        units: (U, K) weightings of the patients for which the sums are kept in place of single patients, so that memory
-            does not grow with K; every later weighting is one of units.
+    Cross moments are kept of the `pairs` of stages, whose rows correspond. With `units`, (U, K) weightings of the
+    patients, the sums are kept of those in place of single patients, so that memory does not grow with K; every later
+    weighting is one of units.
     """
 
     def __init__(

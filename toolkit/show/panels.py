@@ -282,7 +282,6 @@ class Figure:
     stamp: str = ""
 
     def panels(self) -> list[Panel]:
-        """All panels, row by row."""
         return [panel for row in self.rows for panel in row if panel is not None]
 
     def key(self) -> dict[int, str]:

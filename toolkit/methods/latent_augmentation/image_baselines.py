@@ -220,7 +220,6 @@ class RandomConvolution(_HardImage):
         return {"view_reconstruction": self.weight, "agreement": agreement, "refined_agreement": agreement}
 
     def hard_image(self, context: StepContext) -> Tensor:
-        """One filtered copy."""
         image, generator = context.batch["image"], context.generator
         if self.noise:
             noisy = image + self.noise * torch.randn(image.shape, generator=generator).to(image)
@@ -228,7 +227,6 @@ class RandomConvolution(_HardImage):
         return random_convolution(image, generator)
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
-        """Pass every view through the network and compare."""
         network: Any = context.model
         clean = context.batch["image"].float()
         codes, fast, refined, restored = [], [], [], []

@@ -35,11 +35,8 @@ class ConvolutionPair(nn.Module):
 class ResidualBlock(nn.Module):
     """Resize, then LeakyReLU(convolution 1 + convolution pair).
 
-    Args:
-        inputs: channels that come in; resizing keeps them.
-        outputs: channels that go out.
-        resize: "down" (convolution 3, stride 2), "nearest" (x2, no weights) or "transposed" (x2, kernel 2).
-        dims: 2 or 3.
+    Resizing keeps the channels: "down" (convolution 3, stride 2), "nearest" (x2, no weights) or "transposed" (x2,
+    kernel 2).
     """
 
     def __init__(self, inputs: int, outputs: int, resize: str, dims: int) -> None:

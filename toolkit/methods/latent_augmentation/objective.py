@@ -62,11 +62,9 @@ class FastSlowObjective(Objective):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        """The five passes it makes."""
         return ("encode", "decouple", "decode_image", "decode_segmentation", "refine", "correct_shape")
 
     def draw_noise(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """Additive noise of the image's shape."""
         return self.noise * torch.randn(image.shape, generator=generator).to(image)
 
     def forward_pass(self, model: Any, batch: Mapping[str, Any], generator: torch.Generator) -> FastSlowOutputs:
@@ -87,7 +85,6 @@ class FastSlowObjective(Objective):
         return FastSlowOutputs(segmentation, refined, restored, reconstruction)
 
     def __call__(self, outputs: FastSlowOutputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The terms, weights applied."""
         target = fitted_label(batch["label"], outputs.segmentation)
         terms = {
             "segmentation": functional.cross_entropy(outputs.segmentation.float(), target),

@@ -91,12 +91,10 @@ class LatentAugmentation(HardExamples):
             raise ConfigError("LatentAugmentation needs 0 < max_fraction < 1 and 0 <= dropout_rate < 1.")
 
     def weights(self, step: int) -> dict[str, float]:
-        """One weight for all terms."""
         terms = [*IMAGE_TERMS, "hard_shape_corrupted"] if self.shape_schemes else IMAGE_TERMS
         return dict.fromkeys(terms, self.weight)
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
-        """Make the hard examples, run the hard pass on them, and return the terms."""
         self._last.clear()
         image_hat, logits_hat = self.hard_examples(context)
         terms, codes, _ = hard_pass(

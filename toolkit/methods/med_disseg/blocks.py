@@ -151,10 +151,7 @@ def mean_and_maximum(x: Tensor) -> Tensor:
 class AttentiveHead(nn.Module):
     """Stage-1 head: maps reduced to 64 channels at full size, each under its own ELAT, fused to logits.
 
-    Args:
-        inputs: channels of the maps, the largest map first.
-        outputs: channels of the logits.
-        factors: enlargement of each map, so that all arrive at one size.
+    The largest map comes first; `factors` enlarge the maps so that all arrive at one size.
     """
 
     def __init__(self, inputs: Sequence[int], outputs: int, factors: Sequence[int], width: int = 64) -> None:

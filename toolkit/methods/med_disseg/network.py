@@ -149,7 +149,6 @@ class MedDisSeg(_Encoder):
         return self._decode(blocks, foreground, background)
 
     def forward_with_auxiliaries(self, x: Tensor) -> MedDisSegOutput:
-        """The logits and the three auxiliary maps, in one pass."""
         blocks, foreground, background, uncertain = self._decoupled(x)
         auxiliaries = self.aux_head(foreground, background, uncertain)
         return MedDisSegOutput(self._decode(blocks, foreground, background), *auxiliaries)

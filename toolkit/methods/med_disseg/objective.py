@@ -132,7 +132,6 @@ class MedDisSegStageOneObjective(Objective):
         return ("forward_views",)
 
     def forward_pass(self, model: nn.Module, batch: Mapping[str, Any], generator: torch.Generator) -> Any:
-        """Logits of the clean and the strong view."""
         strong = StrongView.of(self.strong_view)(batch["image"], generator)
         network: Any = model
         return network.forward_views(batch["image"], strong)
@@ -183,7 +182,6 @@ class MedDisSegObjective(Objective):
         return ("forward_with_auxiliaries",)
 
     def forward_pass(self, model: nn.Module, batch: Mapping[str, Any], generator: torch.Generator) -> Any:
-        """Logits and auxiliary maps."""
         network: Any = model
         return network.forward_with_auxiliaries(batch["image"])
 

@@ -150,7 +150,6 @@ class SegReg(Regularizer):
         return (self.tap,) if isinstance(self.tap, str) else tuple(self.tap)
 
     def weights(self, step: int) -> dict[str, float]:
-        """The ramped weight of the one term."""
         return {self.divergence: self.weight * linear_warm_up(step, self.warm_up)}
 
     def in_later_stage(self) -> SegReg:
@@ -158,11 +157,9 @@ class SegReg(Regularizer):
         return dataclasses.replace(self, warm_up=0)
 
     def objective_weight(self, step: int) -> float:
-        """1, or 1 - weight in the convex form."""
         return 1.0 - self.weights(step)[self.divergence] if self.convex else 1.0
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
-        """The statistic of this step's rows, as a scalar."""
         self._last.clear()
         features = list(context.features.items())
         if not features:

@@ -114,7 +114,6 @@ class SelfReg(Regularizer):
                 raise ConfigError(f"{option} must be one of {allowed}, not {self.setting(option)!r}.")
 
     def setting(self, option: str) -> Any:
-        """The option as given, or as the mode says."""
         given = getattr(self, option)
         return _MODES[self.mode][option] if given is None else given
 
@@ -125,7 +124,6 @@ class SelfReg(Regularizer):
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """The blocks, then the teacher."""
         if self.groups is None:
             return ("encoder.*", "bottleneck", "decoder.*", self.teacher)
         return (*_names(self._given()), self.teacher)
@@ -176,7 +174,6 @@ class SelfReg(Regularizer):
         return {"scr": self.scr, "ifd": self.ifd}
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
-        """The terms whose weight is not 0."""
         size = tuple(context.batch["image"].shape[2:]) if "image" in context.batch else None
         teacher = self._prepared(_as_map(context.features[self.teacher], size, self.teacher))
         layers = [

@@ -34,14 +34,8 @@ class ChannelLayerNorm(nn.LayerNorm):
 class WindowAttention(nn.Module):
     """Self-attention within (shifted) windows with relative position biases; (B, C, H, W) to the same.
 
-    Maps that do not divide into windows are padded, and padded positions take no part. A map that fits into one
-    window along an axis is not shifted along it.
-
-    Args:
-        channels: of the map.
-        heads: attention heads.
-        window: side of a window.
-        shift: positions the windows are moved by (0 or window // 2).
+    Maps that do not divide into windows are padded, and padded positions take no part. Windows are moved by `shift` (0
+    or window // 2); a map that fits into one window along an axis is not shifted along it.
     """
 
     def __init__(self, channels: int, heads: int, window: int, shift: int) -> None:

@@ -125,7 +125,6 @@ class CamExplorer(ImageExplorer):
             self.shift("layer" if key in ("ArrowLeft", "ArrowRight") else "slice", by[key])
 
     def target(self) -> Target:
-        """The target of the current state."""
         index, where = self._values["target_class"], self._values["target"]
         if where == "image":
             return ClassSum(index)

@@ -47,7 +47,6 @@ class Area:
         return None if place is None else (int(place[0] * self.rows), int(place[1] * self.columns))
 
     def centre(self, row: int = 0, column: int = 0) -> tuple[float, float]:
-        """The point in the middle of a cell, in pixels of the picture."""
         return (
             self.left + (column + 0.5) * self.width / self.columns,
             self.top + (row + 0.5) * self.height / self.rows,
@@ -55,12 +54,7 @@ class Area:
 
 
 class Canvas:
-    """A white picture to draw on.
-
-    Args:
-        width: in pixels.
-        height: in pixels.
-    """
+    """A white picture of so many pixels to draw on."""
 
     def __init__(self, width: int, height: int) -> None:
         from PIL import Image, ImageDraw
@@ -72,7 +66,6 @@ class Canvas:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height)."""
         width, height = self.image.size
         return int(width), int(height)
 
@@ -131,7 +124,6 @@ class Canvas:
             left += 30 + int(_font(12, False).getlength(name))
 
     def area(self, area: Area) -> Area:
-        """Make a rectangle clickable."""
         self.areas.append(area)
         return area
 
@@ -144,7 +136,6 @@ class Canvas:
         return None
 
     def find(self, name: str) -> Area:
-        """The area of this name."""
         for area in self.areas:
             if area.name == name:
                 return area

@@ -84,7 +84,6 @@ class ImageExplorer(Explorer):
         return self._ranges[page.key]
 
     def page(self) -> Page:
-        """The current slice."""
         assert self._stacks is not None
         stack = self._stacks.stacks[self._values["case"]]
         return stack[min(self._values["slice"], len(stack) - 1)]
@@ -159,7 +158,6 @@ class ImageExplorer(Explorer):
         return " ".join(f"{one:.3g}" for one in np.atleast_1d(value))
 
     def turned(self, x: float, y: float, steps: float) -> None:
-        """See `Explorer`: the wheel zooms about the cursor."""
         if (found := self._under(x, y)) is not None:
             self.zoom(STEP**steps, found[1], found[2])
 

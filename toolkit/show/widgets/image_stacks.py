@@ -32,13 +32,7 @@ class Page:
 
 
 class ImageStacks:
-    """Stacks of slices in the order in which they came.
-
-    Args:
-        source: a task (its test cases), a case, a list of cases, or anything that `toolkit.extract` takes.
-        model: says how many axes an image has.
-        split: of a task.
-    """
+    """Stacks of slices, in order, of a task (its cases of `split`), cases, or anything that `toolkit.extract` takes."""
 
     def __init__(self, source: Any, model: nn.Module, split: str = "test") -> None:
         self.stacks: dict[str, list[Page]] = {}
@@ -55,7 +49,6 @@ class ImageStacks:
         self.classes = self.classes or _numbered_classes(model, next(iter(self.stacks.values()))[0].item)
 
     def page(self, stack: str, number: int) -> Page:
-        """One slice."""
         return self.stacks[stack][number]
 
     def fullest(self, stack: str) -> int:

@@ -60,7 +60,6 @@ class TrainingMonitor(Explorer):
 
     @property
     def step(self) -> int:
-        """The newest logged step."""
         return 0 if self.history.empty else int(self.history["step"].max())
 
     @property
@@ -166,7 +165,6 @@ class CurvesView:
         monitor.listen(self.follow)
 
     def follow(self) -> None:
-        """Bring the figure and the button into line with the run."""
         condition = self.monitor.condition
         curves = [(part, curve) for part, several in self.monitor.curves().items() for curve in several]
         made_for = (condition, *((part, curve[0]) for part, curve in curves))

@@ -65,7 +65,6 @@ class ScatterView:
             self._outlining = False
 
     def follow(self) -> None:
-        """Bring the figure and the table into line with the explorer."""
         rows, places = self.explorer.points()
         chosen = set(self.explorer.selected)
         inside = [place for place, row in enumerate(rows) if row in chosen]

@@ -27,11 +27,9 @@ Key = tuple[Hashable, ...]
 
 
 class TimedResults:
-    """Results by key; the oldest are dropped. The first entry of a key is the kind of call.
+    """Results by key, at most so many; the first entry of a key is the kind of call.
 
-    Args:
-        most: how many are kept.
-        guesses: seconds of kinds that have not been called yet; without one a kind counts as quick.
+    `guesses` are the seconds of kinds that have not been called yet; without one a kind counts as quick.
     """
 
     def __init__(self, most: int = 128, guesses: Mapping[Hashable, float] | None = None) -> None:
@@ -284,7 +282,6 @@ class Explorer:
         return self
 
     def key(self, key: str) -> Self:
-        """A key pressed while the picture has the focus."""
         self.pressed(key)
         return self
 

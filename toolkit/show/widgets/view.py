@@ -137,7 +137,6 @@ class ExplorerView:
         self._sync()
 
     def follow(self) -> None:
-        """Bring controls and picture into line with the explorer."""
         self._sync()
         value, form = self.explorer.compose().encode()
         if value != self.picture.value:
