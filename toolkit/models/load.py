@@ -141,6 +141,13 @@ def read_weights(file: str | os.PathLike[str], sha256: str | None = None) -> dic
     return tensors
 
 
+def named_tensors(weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a weights file or of a state dictionary, and what errors call it."""
+    if isinstance(weights, Mapping):
+        return dict(weights), "weights"
+    return read_weights(weights), str(weights)
+
+
 def restricted_load(stream: Any, where: str) -> Any:
     """`torch.load` with `weights_only=True`, on the CPU: tensors, plain containers, and NumPy's scalars and dtypes."""
     try:

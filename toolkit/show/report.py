@@ -75,10 +75,8 @@ def _title(item: Any) -> str:
 def _sections(item: Any, split: str) -> list[Section]:
     if isinstance(item, Section):
         return [item]
-    if isinstance(item, Run):
-        return _of_run(item, split)
-    if isinstance(item, Stages):
-        return _of_stages(item, split)
+    if isinstance(item, (Run, Stages)):
+        return _of_training(item, split)
     if isinstance(item, Figure):
         return [Section(item.title, figures=[item])]
     if isinstance(item, Result):
@@ -152,45 +150,30 @@ def _sides(patch: Sequence[int] | None) -> str:
     return "whole" if patch is None else " x ".join(map(str, patch))
 
 
-def _of_run(run: Run, split: str) -> list[Section]:
-    record, name = run_record(run), run.path.name
-    sections = [
-        Section(
-            f"Training of {name}",
-            "Every term of the loss as it was logged, and the validation scores that selected the weights.",
-            [training_curves({name: run.history}, provenance=record)],
-            [("Settings", settings_table(record))],
+def _of_training(item: Run | Stages, split: str) -> list[Section]:
+    """The curves and the scores of a run, or of a sequence of runs."""
+    name, runs = item.path.name, item.stages if isinstance(item, Stages) else [item]
+    record = run_record(runs[-1])
+    histories = {name: [run.history for run in runs]}
+    tables = []
+    if isinstance(item, Stages):
+        text, settings, sites = (
+            f"One site after another: {', '.join(item.sites)}.",
+            "Settings of the last stage",
+            item.sites,
         )
-    ]
-    if run.task.cases(split, site=run.site):
-        table = run.evaluate(split, run.site, metrics=("dice",))
-        sections.append(
-            Section(
-                f"Scores of {name}",
-                f"Dice on the {split} split.",
-                [scores_by_site({name: table}, provenance={**record, "split": split})],
-            )
-        )
+        told = f"Dice on the {split} split; stage -1 is the network before training."
+        scores = item.evaluate(split, metrics=("dice",))
+        scores = scores[scores["stage"] == len(runs) - 1]
+        tables = [("Mean Dice after each stage (row), by site (column)", item.dice(split).reset_index())]
+    else:
+        text = "Every term of the loss as it was logged, and the validation scores that selected the weights."
+        settings, sites, told = "Settings", (), f"Dice on the {split} split."
+        cases = item.task.cases(split, site=item.site)
+        scores = item.evaluate(split, item.site, metrics=("dice",)) if cases else None
+    curves = training_curves(histories, stages=sites, provenance=record)
+    sections = [Section(f"Training of {name}", text, [curves], [(settings, settings_table(record))])]
+    if scores is not None:
+        figure = scores_by_site({name: scores}, provenance={**record, "split": split})
+        sections.append(Section(f"Scores of {name}", told, [figure], tables))
     return sections
-
-
-def _of_stages(stages: Stages, split: str) -> list[Section]:
-    record, name = run_record(stages.stages[-1]), stages.path.name
-    curves = training_curves({name: [run.history for run in stages.stages]}, stages=stages.sites, provenance=record)
-    table = stages.dice(split).reset_index()
-    last = stages.evaluate(split, metrics=("dice",))
-    final = last[last["stage"] == len(stages.stages) - 1]
-    return [
-        Section(
-            f"Training of {name}",
-            f"One site after another: {', '.join(stages.sites)}.",
-            [curves],
-            [("Settings of the last stage", settings_table(record))],
-        ),
-        Section(
-            f"Scores of {name}",
-            f"Dice on the {split} split; stage -1 is the network before training.",
-            [scores_by_site({name: final}, provenance={**record, "split": split})],
-            [("Mean Dice after each stage (row), by site (column)", table)],
-        ),
-    ]

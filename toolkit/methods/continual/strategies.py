@@ -105,20 +105,30 @@ def fisher_information(
     network is in evaluation mode, images are not augmented; nothing about the network changes.
     """
     loader = task.loader("train", site=site, batch_size=1, patch_size=patch_size, augmentation="none")
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-    device = next(iter(parameters.values())).device
+    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in _trained(model).items()}
+    device = next(iter(total.values())).device
     count = min(images, len(loader))
     with untouched(model, mode="eval"), torch.enable_grad():
         for step in range(count):
             batch = loader.batch(step)
             logits = objective.logits(model(batch["image"].to(device))).float()
             loss = nn.functional.cross_entropy(logits, fitted_label(batch["label"].to(device), logits))
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            for name, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += gradient.detach().float().square() / count
+            for name, square in _squared_gradients(model, loss).items():
+                if square is not None:
+                    total[name] += square / count
     return total
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _squared_gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
+    """By parameter; None where the loss does not depend on it."""
+    parameters = _trained(model)
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    squares = (None if gradient is None else gradient.detach().float().square() for gradient in gradients)
+    return dict(zip(parameters, squares, strict=True))
 
 
 def last_batch_fisher(run: Run) -> dict[str, Tensor]:
@@ -128,15 +138,12 @@ def last_batch_fisher(run: Run) -> dict[str, Tensor]:
     out are its loss scale and the EWC term in that loss. The network is in evaluation mode and stays as it is.
     """
     network, config = unwrap(run.model), run.config
-    loader = run.task.loader(
-        "train", site=run.site, batch_size=config.batch_size, patch_size=config.patch_size, seed=config.seed
-    )
-    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    settings = {"batch_size": config.batch_size, "patch_size": config.patch_size, "seed": config.seed}
+    loader, parameters = run.task.loader("train", site=run.site, **settings), _trained(network)
     device = next(iter(parameters.values())).device
     batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in loader.batch(config.steps - 1).items()}
     with untouched(network, mode="eval"), torch.enable_grad():
         outputs = run.objective.forward_pass(network, batch, keyed_generator(config.seed, config.steps - 1, "fisher"))
         loss = torch.stack(list(run.objective(outputs, batch).values())).sum()
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    pairs = zip(parameters.items(), gradients, strict=True)
-    return {name: torch.ones_like(p) if g is None else g.detach().float().square() for (name, p), g in pairs}
+        squares = _squared_gradients(network, loss)
+    return {name: torch.ones_like(parameters[name]) if one is None else one for name, one in squares.items()}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError
-from toolkit.models.load import read_weights
+from toolkit.models.load import named_tensors
 
 ENCODER = ("layer0", "layer1", "layer2", "layer3")
 _EXPANSION = 4
@@ -93,8 +93,7 @@ def load_backbone(
     """
     if sha256 is not None:
         _check_hash(weights, sha256)
-    where = "weights" if isinstance(weights, Mapping) else str(weights)
-    tensors = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
+    tensors, where = named_tensors(weights)
     renamed = {_encoder_name(name): value for name, value in tensors.items() if not name.startswith(_UNUSED)}
     return copy_encoder(model, renamed, where)
 
@@ -133,9 +132,7 @@ def transfer_encoder(
     """
     if isinstance(stage_one, nn.Module):
         return copy_encoder(stage_two, stage_one.state_dict(), type(stage_one).__name__)
-    if isinstance(stage_one, Mapping):
-        return copy_encoder(stage_two, stage_one, "stage_one")
-    return copy_encoder(stage_two, read_weights(stage_one), str(stage_one))
+    return copy_encoder(stage_two, *named_tensors(stage_one))
 
 
 def copy_encoder(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> list[str]:
@@ -158,7 +155,5 @@ def copy_encoder(model: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
 
 
 def _encoder_name(name: str) -> str:
-    for prefix, replacement in _STEM.items():
-        if name.startswith(prefix):
-            return replacement + name.removeprefix(prefix)
-    return name
+    prefix = next((prefix for prefix in _STEM if name.startswith(prefix)), "")
+    return _STEM.get(prefix, "") + name.removeprefix(prefix)

@@ -20,7 +20,7 @@ from toolkit.methods.selfreg.swin_blocks import (
     SwinStage,
 )
 from toolkit.models.inputs import check_channels, check_image
-from toolkit.models.load import read_weights
+from toolkit.models.load import named_tensors
 from toolkit.registry import register
 
 
@@ -130,8 +130,7 @@ def load_swin(model: SwinUnet, weights: str | os.PathLike[str] | Mapping[str, Te
     Example:
         >>> filled = tk.load_swin(tk.swin_unet(1, 4), "swin_tiny_patch4_window7_224.pth")
     """
-    tensors = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
-    where = "weights" if isinstance(weights, Mapping) else str(weights)
+    tensors, where = named_tensors(weights)
     own = model.state_dict()
     wanted = {name: source for name in own if (source := _official_name(name)) is not None}
     bad = [f"{s} for {n}" for n, s in wanted.items() if s not in tensors or tensors[s].shape != own[n].shape]
