@@ -21,8 +21,17 @@ from toolkit.errors import ResultError
 from toolkit.files import replacing, write_atomically
 
 if TYPE_CHECKING:
-    import pandas as pd
     import plotly.graph_objects as go
+    from pandas import DataFrame
+else:
+
+    class _ByName(type):
+        def __instancecheck__(cls, value: object) -> bool:
+            return any(base.__name__ == cls.__name__ for base in type(value).__mro__)
+
+    class DataFrame(metaclass=_ByName):
+        """pandas' table in annotations, before anything has imported pandas."""
+
 
 _MOST_HEADER, _MOST_ENTRIES = 2**26, 100_000  # bytes of the JSON, and files, in a saved result
 _CLASSES: dict[str, type[Result]] = {}
@@ -47,7 +56,7 @@ class Result:
             checked_methods(cls)
         _CLASSES[cls.__name__] = cls
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """The numbers, one row each."""
         raise TypeError(f"{type(self).__name__} defines no table")
 
@@ -123,7 +132,7 @@ class Result:
         return result
 
 
-def as_table(rows: Any, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def as_table(rows: Any, columns: Sequence[str] | None = None) -> DataFrame:
     """A table of records; the first one imports pandas."""
     import pandas as pd
 
@@ -153,7 +162,7 @@ _LATEX = {
 }
 
 
-def latex_table(table: pd.DataFrame, digits: int = 4) -> str:
+def latex_table(table: DataFrame, digits: int = 4) -> str:
     """A table as a LaTeX tabular that needs no package; numbers to the right, missing ones as a dash."""
 
     def cell(value: Any) -> str:
@@ -275,7 +284,7 @@ def _decode(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     return value
 
 
-def _decode_table(split: dict[str, Any], types: list[str], exact: dict[int, np.ndarray]) -> pd.DataFrame:
+def _decode_table(split: dict[str, Any], types: list[str], exact: dict[int, np.ndarray]) -> DataFrame:
     import pandas as pd
 
     table = pd.DataFrame(**split)

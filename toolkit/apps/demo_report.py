@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolkit.data.case import Case
 from toolkit.data.task import Task
@@ -16,6 +16,7 @@ from toolkit.measure.drift import drift
 from toolkit.measure.projection import project
 from toolkit.measure.similarity import channel_similarity
 from toolkit.methods.segreg.regularizer import SegReg
+from toolkit.results import DataFrame
 from toolkit.show.compose_compare import transfer_matrices
 from toolkit.show.compose_drift import drifts
 from toolkit.show.compose_explain import grad_cams, masked_latent
@@ -24,9 +25,6 @@ from toolkit.show.compose_training import scores_by_site, training_curves
 from toolkit.show.page import Section, write_page
 from toolkit.show.report import run_record, settings_table
 from toolkit.training.sequence import Stages
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PENULTIMATE, SHALLOW, DEEP = "head_input", "encoder.1", "bottleneck"
 BLOCKS = ("encoder.1", "encoder.2", "encoder.3", "bottleneck", "decoder.3", "decoder.2", "decoder.1", "head")
@@ -91,7 +89,7 @@ def _scores(trained: Mapping[str, Stages], task: Task) -> Section:
     )
 
 
-def _summary(table: pd.DataFrame) -> pd.DataFrame:
+def _summary(table: DataFrame) -> DataFrame:
     wide = table.pivot_table(index="site", columns="class", values="value", sort=False)
     counts = table.groupby("site", sort=False)["status"].value_counts().unstack(fill_value=0)
     for status in ("missed", "spurious", "both_absent"):
@@ -132,7 +130,7 @@ def _drift(trained: Mapping[str, Stages], task: Task) -> Section:
     )
 
 
-def _named(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
+def _named(tables: Sequence[DataFrame], names: Sequence[str]) -> DataFrame:
     """The tables below each other, with the network of each in a first column."""
     import pandas as pd
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -11,10 +11,7 @@ from toolkit.errors import LayerError
 from toolkit.explain.cam_maps import on_image
 from toolkit.explain.explained import Explained
 from toolkit.features.layout import to_maps
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
@@ -74,7 +71,7 @@ class AttributionResult(Explained, Result):
         self[layer]
         return on_image(self.maps[layer], self.image.shape[2:], () if layer == "input" else self.padding)
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per name and image.
 
         Columns: status ("ok", "zero" or "empty region"), min, max, sum, the share of the absolute attribution that

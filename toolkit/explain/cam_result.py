@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from toolkit.errors import LayerError, ResultError
 from toolkit.explain.cam_maps import CANCELLED_BELOW, TELLING, displayed, on_image
 from toolkit.explain.explained import Explained
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
@@ -103,7 +100,7 @@ class GradCamResult(Explained, Result):
         """The map as it is usually drawn: rectified, resized to the image, scaled to [0, 1]."""
         return displayed(self[layer], self.image.shape[2:], self.padding)
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per layer and image: status, range and mean of the raw map, share above 0, score, voxels summed.
 
         `net_gradient` is the share of the gradient that its mean keeps.

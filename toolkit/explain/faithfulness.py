@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,7 @@ from toolkit.features.provenance import provenance, weights_hash
 from toolkit.features.untouched import untouched
 from toolkit.inference.inputs import InputBatch, as_batches
 from toolkit.inference.network import Predictor
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,12 +37,12 @@ class Faithfulness(Result):
         target: what the maps explain.
     """
 
-    numbers: pd.DataFrame
+    numbers: DataFrame
     curves: dict[str, Tensor]
     target: str
     kind: ClassVar[str] = "faithfulness"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per map and image."""
         return self.numbers.copy()
 

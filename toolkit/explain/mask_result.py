@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
@@ -63,7 +60,7 @@ class MaskedLatent(Result):
     spacing: list[tuple[float, ...] | None] = dataclasses.field(default_factory=list)
     kind: ClassVar[str] = "masked_latent"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per image and foreground class, and one for all foreground.
 
         Columns: case, class, class_name, reference ("label", or "clean" without one), reference_voxels, clean_voxels,

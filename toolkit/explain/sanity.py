@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
@@ -20,10 +20,7 @@ from toolkit.features.provenance import provenance
 from toolkit.features.trace import trace_calls
 from toolkit.inference.memory import Passes
 from toolkit.inference.network import Predictor
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 WARN_ABOVE = 0.5
 
@@ -38,12 +35,12 @@ class RandomisedWeights(Result):
         method: "grad_cam" or a variant.
     """
 
-    numbers: pd.DataFrame
+    numbers: DataFrame
     target: str
     method: str
     kind: ClassVar[str] = "randomised_weights"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per layer: mean and largest similarity over images and draws, and the verdict.
 
         A cascade has a row per layer and step; its last step has all weights shuffled, and only there is a verdict. It

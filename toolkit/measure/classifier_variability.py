@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,10 +22,7 @@ from toolkit.features.memory import state_rows
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
 from toolkit.measure.pairing import rows_of
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 MOST_ROWS = 256  # of each of the two samples whose transport cost is computed exactly
 
@@ -64,7 +61,7 @@ class ClassifierVariability(Result):
     target_margin: float = math.nan
     kind: ClassVar[str] = "classifier_variability"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per measure: mean angle per class and over classes, disagreement, balanced accuracy, margin."""
         rows: list[tuple[str, str, float]] = [
             ("angle", name, float(angle)) for name, angle in zip(self.class_names, self.angles, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,10 +17,7 @@ from toolkit.features.store import Features
 from toolkit.measure.cka import centred, squared_distances
 from toolkit.measure.drift_samples import subsample
 from toolkit.measure.pairing import rows_of
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 ACTIVE_BAND = 18.4  # beyond this many temperatures a pair's term is below the loss's floor of 1e-8
 READINGS = {
@@ -62,7 +59,7 @@ class Collapse(Result):
     channels: int
     kind: ClassVar[str] = "collapse"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per diagnostic: value, and how a collapse reads."""
         return as_table(
             [
@@ -180,7 +177,7 @@ def _spread(rows: Tensor) -> dict[str, float]:
     }
 
 
-def _separation(rows: Tensor, table: pd.DataFrame) -> dict[str, float]:
+def _separation(rows: Tensor, table: DataFrame) -> dict[str, float]:
     result = {"silhouette": math.nan, "linear_probe": math.nan, "linear_probe_chance": math.nan}
     if "class" not in table.columns:
         return result
@@ -210,7 +207,7 @@ def _probe(values: Any, labels: Any, cases: Any) -> float:
     return float(balanced_accuracy_score(labels, guessed))
 
 
-def _evenly(table: pd.DataFrame, max_rows: int, seed: int) -> Tensor:
+def _evenly(table: DataFrame, max_rows: int, seed: int) -> Tensor:
     """Indices of at most `max_rows` rows, as evenly over the cases as they allow, ascending."""
     if len(table) <= max_rows:
         return torch.arange(len(table))

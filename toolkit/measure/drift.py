@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,10 +17,7 @@ from toolkit.measure.drift_moments import REFERENCE, MomentMeasures, Pair, Value
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions, subsample
 from toolkit.measure.pairing import PairedRows, class_members, cluster_codes, paired_rows
 from toolkit.measure.patient_moments import PatientMoments, bootstrap_weights, half_splits, strata
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 POOLED = "pooled"
 WIDENED = 1.15  # for what the bias correction adds; set by the simulation of benchmarks/drift_coverage.py
@@ -46,12 +43,12 @@ class Drift(Result):
     """
 
     layer: str
-    numbers: pd.DataFrame
-    means: pd.DataFrame
+    numbers: DataFrame
+    means: DataFrame
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     kind: ClassVar[str] = "drift"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per measure, class and pair of stages."""
         return self.numbers.copy()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from torch import nn
@@ -17,9 +17,7 @@ from toolkit.inference.network import Predictor
 from toolkit.inference.predict import predict_volumes
 from toolkit.inference.volumes import group_volumes, stack, volume_spacing
 from toolkit.measure.segmentation import METRICS, segmentation_metrics
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame
 
 COLUMNS = ("case", "site", "class", "metric", "value", "status", "subject", "group", "unit", "diagonal", "rule")
 
@@ -34,7 +32,7 @@ def evaluate(
     regions: Regions | None = None,
     progress: bool = False,
     **passes: Unpack[Passes],
-) -> pd.DataFrame:
+) -> DataFrame:
     """Score a network on labelled cases, one set of rows a volume.
 
     The slices of one stack are predicted one by one and scored together; `case` is the name of the volume. The
@@ -78,7 +76,7 @@ def evaluate(
     return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
 
 
-def validation_scores(table: pd.DataFrame) -> dict[str, float]:
+def validation_scores(table: DataFrame) -> dict[str, float]:
     """`validation/dice` and one `validation/dice/<class>` each, from a table of `evaluate`.
 
     The mean over a volume's foreground classes, then over volumes; a class absent from the reference and the
@@ -97,7 +95,7 @@ def _scores(
     volume: Sequence[Case],
     regions: Regions | None,
     metrics: Sequence[str],
-) -> pd.DataFrame:
+) -> DataFrame:
     """Metrics of one volume: of its classes, or of every region by itself."""
     import pandas as pd
 

@@ -6,7 +6,7 @@ The statistic is the one of our SegReg loss, which is OUR INFERENCE from the pub
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,10 +18,7 @@ from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectat
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
 from toolkit.measure.pairing import CLUSTERS, class_members, cluster_codes, rows_of
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -36,12 +33,12 @@ class Gaussianity(Result):
     """
 
     layer: str
-    numbers: pd.DataFrame
+    numbers: DataFrame
     by_direction: Tensor
     eigenvalues: Tensor
     kind: ClassVar[str] = "gaussianity"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per group of rows."""
         return self.numbers.copy()
 

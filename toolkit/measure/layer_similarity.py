@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,10 +16,7 @@ from toolkit.features.store import Features
 from toolkit.measure.cka import procrustes, rbf_kernel, unbiased_hsic
 from toolkit.measure.drift_samples import subsample
 from toolkit.measure.pairing import row_order, rows_of
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 METHODS = ("linear_cka", "rbf_cka", "procrustes", "rsa")
 
@@ -45,7 +42,7 @@ class LayerSimilarity(Result):
     batch: int
     kind: ClassVar[str] = "layer similarity"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per pair of layers."""
         return as_table(
             [

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from toolkit.errors import DataError, LayerError, ResultError
 from toolkit.features.store import Features
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame
 
 KEYS = ("case", "class", "index")  # what makes a row the same place in the same image
 CLUSTERS = ("subject", "volume", "case")  # the unit that is drawn anew by a bootstrap, coarsest first
@@ -25,7 +23,7 @@ class PairedRows:
     """Rows of one layer in several stores."""
 
     rows: list[Tensor]  # one (N, C) float32 tensor per store; row i is the same place in all of them if `paired`
-    tables: list[pd.DataFrame]  # the row tables, one per store, in the order of the rows
+    tables: list[DataFrame]  # the row tables, one per store, in the order of the rows
     paired: bool  # whether rows correspond
     provenance: list[dict[str, Any]]  # that of each store
 
@@ -62,7 +60,7 @@ class RowStream:
     layer: str  # layer name
     where: str  # what errors call the store
     order: Tensor | None  # None, or the indices that bring the store's rows into the order of the first store's
-    table: pd.DataFrame  # the row table in that order
+    table: DataFrame  # the row table in that order
     channels: int  # number of channels C
 
     def pieces(self, *beside: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -155,7 +153,7 @@ def moments_of(features: Features | Tensor, layer: str = "") -> tuple[Tensor, Te
     return moments.gram, moments.sum, moments.count.double(), dict(features.provenance)
 
 
-def cluster_codes(table: pd.DataFrame, column: str | None = None) -> tuple[Tensor, str]:
+def cluster_codes(table: DataFrame, column: str | None = None) -> tuple[Tensor, str]:
     """An integer per row that says which patient (or volume, or case) it comes from, and the column used."""
     import pandas as pd
 
@@ -168,7 +166,7 @@ def cluster_codes(table: pd.DataFrame, column: str | None = None) -> tuple[Tenso
     return torch.from_numpy(codes.astype("int64")), str(names[0])
 
 
-def class_members(table: pd.DataFrame) -> dict[str, Tensor]:
+def class_members(table: DataFrame) -> dict[str, Tensor]:
     """Row indices per class name (nothing if the rows have no class, or all the same)."""
     if "class" not in table.columns:
         return {}
@@ -220,7 +218,7 @@ def _require_same_data(first: Features, other: Features, where: str) -> None:
     )
 
 
-def _difference(first: pd.DataFrame, other: pd.DataFrame, first_store: Features, other_store: Features) -> str:
+def _difference(first: DataFrame, other: DataFrame, first_store: Features, other_store: Features) -> str:
     one, two = set(first["case"]), set(other["case"])
     found = []
     if one != two:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,10 +17,7 @@ from toolkit.measure.embedding import TsneOptions, UmapOptions, balanced_sample,
 from toolkit.measure.moments import StreamingMoments, balanced_weights
 from toolkit.measure.pairing import PairedRows, RowStream, paired_rows, row_streams
 from toolkit.measure.projection_planes import Plane, discriminant_plane, head_plane, principal_plane, rotation_onto
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 LINEAR = ("pca", "lda", "head")
 METHODS = (*LINEAR, "umap", "tsne")
@@ -58,7 +55,7 @@ class Projection(Result):
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     kind: ClassVar[str] = "projection"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per stage and axis: rows, channels and the share of the stage's variance on that axis."""
         rows = [
             {"layer": self.layer, "method": self.method, "basis": self.basis, "stage": stage + 1, "axis": axis + 1}
@@ -68,7 +65,7 @@ class Projection(Result):
         ]
         return as_table(rows)
 
-    def points(self) -> pd.DataFrame:
+    def points(self) -> DataFrame:
         """One row per point: stage, case, class, class_name and the coordinates x1, x2, ..."""
         import pandas as pd
 
@@ -294,13 +291,13 @@ def _aligned_planes(fit: _Fit) -> list[Plane]:
     return planes
 
 
-def _labels(table: pd.DataFrame) -> Tensor:
+def _labels(table: DataFrame) -> Tensor:
     if "class" not in table.columns:
         return torch.full((len(table),), -1)
     return torch.from_numpy(table["class"].to_numpy(dtype="int64", copy=True))
 
 
-def _class_names(tables: list[pd.DataFrame]) -> dict[int, str]:
+def _class_names(tables: list[DataFrame]) -> dict[int, str]:
     names: dict[int, str] = {}
     for table in tables:
         if {"class", "class_name"} <= set(table.columns):
@@ -309,7 +306,7 @@ def _class_names(tables: list[pd.DataFrame]) -> dict[int, str]:
     return names
 
 
-def _case_codes(tables: list[pd.DataFrame]) -> tuple[list[str], list[Tensor]]:
+def _case_codes(tables: list[DataFrame]) -> tuple[list[str], list[Tensor]]:
     import pandas as pd
 
     lengths = [len(table) for table in tables]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from toolkit.errors import ResultError
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 DEAD, DOMINANT = 1e-8, 1.0
 _MARK = "/gradient_ratio"
@@ -24,10 +21,10 @@ class RegularizerHealth(Result):
         ratios: columns step, regularizer, ratio, status.
     """
 
-    ratios: pd.DataFrame
+    ratios: DataFrame
     kind: ClassVar[str] = "regularizer_health"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per regularizer.
 
         Columns: logged steps, first, median, last and largest ratio, shares of steps that were dead (below 1e-8) and
@@ -53,7 +50,7 @@ class RegularizerHealth(Result):
         return as_table(rows)
 
 
-def regularizer_health(history: pd.DataFrame) -> RegularizerHealth:
+def regularizer_health(history: DataFrame) -> RegularizerHealth:
     """Gradient ratios out of a run's history.
 
     Args:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from toolkit.errors import ConfigError, DataError, choose
 from toolkit.measure.undefined_distances import penalised
-from toolkit.results import as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, as_table
 
 METRICS = ("dice", "iou", "hd95", "assd")
 DISTANCES = ("hd95", "assd")
@@ -36,7 +33,7 @@ def segmentation_metrics(
     *,
     legacy: bool | str = False,
     metrics: Sequence[str] = METRICS,
-) -> pd.DataFrame:
+) -> DataFrame:
     """Dice, IoU, HD95 and ASSD of every foreground class of one case.
 
     HD95 is the 95th percentile (linear interpolation) of the distances from every border voxel of one mask to the
@@ -107,7 +104,7 @@ def segmentation_metrics(
     return as_table(rows, columns=["class", "metric", "value", "status", "unit", "diagonal", "rule"])
 
 
-def aggregate(table: pd.DataFrame, penalty: str | float = "diagonal", by: Sequence[str] = ()) -> pd.DataFrame:
+def aggregate(table: DataFrame, penalty: str | float = "diagonal", by: Sequence[str] = ()) -> DataFrame:
     """Mean over cases per class and metric, then over classes; missing an organ never improves a number.
 
     A missed or spurious organ enters with Dice and IoU 0, and with a distance that the policy names:
@@ -149,7 +146,7 @@ def aggregate(table: pd.DataFrame, penalty: str | float = "diagonal", by: Sequen
     return as_table(rows, columns=columns)
 
 
-def _summary(part: pd.DataFrame) -> dict[str, Any]:
+def _summary(part: DataFrame) -> dict[str, Any]:
     entered = part.loc[~part["excluded"], "value"].to_numpy(dtype=float)
     counts = {status: int((part["status"] == status).sum()) for status in STATUSES}
     value = float(entered.mean()) if entered.size else math.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,10 +13,7 @@ from toolkit.errors import ResultError, choose
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
 from toolkit.measure.pairing import moments_of
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 FORMS = ("cosine", "pearson", "absolute")
 PARTS = ("all", "first half", "second half")
@@ -72,7 +69,7 @@ class ChannelSimilarity(Result):
         keep = torch.isin(self.channels, chosen[part]).nonzero()[:count, 0]
         return self.matrix.index_select(0, keep).index_select(1, keep).clamp(0, 1)
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per form and part: redundancy, sd over images, images, channels, dead."""
         rows = [
             {

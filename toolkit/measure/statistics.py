@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,10 +15,7 @@ from toolkit.errors import ConfigError, ResultError
 from toolkit.files import write_atomically
 from toolkit.measure.intervals import mean_of, measured_coverage, patient_bootstrap
 from toolkit.measure.power import fewest_patients, spread_of
-from toolkit.results import Result, as_table, latex_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table, latex_table
 
 INCONCLUSIVE = "inconclusive"
 # A winner needs p <= CAUTION * level. In 20 000 simulated studies a design (2 to 5 seeds, 12 to 30 patients, 1 to 6
@@ -66,21 +63,21 @@ class Comparison(Result):
 
     baseline: str
     metric: str
-    numbers: pd.DataFrame
+    numbers: DataFrame
     kind: ClassVar[str] = "comparison"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per method."""
         return self.numbers.copy()
 
-    def paper_table(self, digits: int = 3) -> pd.DataFrame:
+    def paper_table(self, digits: int = 3) -> DataFrame:
         """A row a method as a paper prints it: mean (low to high), difference (low to high), verdict.
 
         Args:
             digits: digits after the point.
         """
 
-        def spread(row: pd.Series, name: str, low: str, high: str, sign: str = "") -> str:
+        def spread(row: Any, name: str, low: str, high: str, sign: str = "") -> str:
             value, ends = f"{row[name]:{sign}.{digits}f}", [f"{row[end]:{sign}.{digits}f}" for end in (low, high)]
             return f"{value} ({ends[0]} to {ends[1]})" if math.isfinite(row[name]) else "--"
 
@@ -97,7 +94,7 @@ class Comparison(Result):
             rows.append((row["method"], spread(row, "mean", "low", "high"), ends, row["verdict"]))
         return as_table(rows, columns=names)
 
-    def needed(self, effect: float, power: float = 0.8, *, seeds: Sequence[int] = (2, 3, 5, 10)) -> pd.DataFrame:
+    def needed(self, effect: float, power: float = 0.8, *, seeds: Sequence[int] = (2, 3, 5, 10)) -> DataFrame:
         """The patients and seeds with which a verdict would find a true difference, from how this study's differences vary.
 
         Studies with a normal spread between patients, between trainings and of the rest, each as estimated here, are
@@ -156,7 +153,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def compare_methods(
-    table: pd.DataFrame, baseline: str, *, metric: str = "dice", patient: str | None = None, **options: Any
+    table: DataFrame, baseline: str, *, metric: str = "dice", patient: str | None = None, **options: Any
 ) -> Comparison:
     """Compare methods with a baseline on evaluation tables, paired by patient and by seed.
 
@@ -287,7 +284,7 @@ def compare_scores(
     )
 
 
-def patient_scores(table: pd.DataFrame, metric: str = "dice", patient: str | None = None) -> dict[str, np.ndarray]:
+def patient_scores(table: DataFrame, metric: str = "dice", patient: str | None = None) -> dict[str, np.ndarray]:
     """Per method, a complete (patients, seeds) array of scores averaged over classes, then over a patient's cases.
 
     A class absent from the reference counts 1 (Dice, IoU) or 0 (distances) for a method that leaves it absent if any
@@ -320,7 +317,7 @@ def patient_scores(table: pd.DataFrame, metric: str = "dice", patient: str | Non
     return {str(name): per_patient[name].sort_index(axis=1).to_numpy() for name in methods}
 
 
-def patient_column(table: pd.DataFrame) -> str:
+def patient_column(table: DataFrame) -> str:
     """The column of a table of scores that identifies a patient."""
     return next((name for name in ("subject", "volume", "case") if name in table.columns), "case")
 
@@ -371,7 +368,7 @@ def _verdict(row: dict[str, Any], level: float, higher_is_better: bool, possible
     return "better" if (row["difference"] > 0) == higher_is_better else "worse"
 
 
-def _folds_of(table: pd.DataFrame, unit: str) -> list[Any]:
+def _folds_of(table: DataFrame, unit: str) -> list[Any]:
     """The fold of every patient, in the order of `patient_scores`."""
     per_patient = table[table["value"].notna()].groupby(unit, sort=True)["fold"].agg(["first", "nunique"])
     if (per_patient["nunique"] > 1).any():

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.measure.undefined_distances import counted
-from toolkit.results import Result, as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 # id: what a score of the previous model is compared with
 FORWARD = {
@@ -38,10 +35,10 @@ class Transfer(Result):
 
     tasks: list[str]
     scores: np.ndarray
-    numbers: pd.DataFrame
+    numbers: DataFrame
     kind: ClassVar[str] = "transfer"
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per metric and task, and its mean."""
         return self.numbers.copy()
 
@@ -115,7 +112,7 @@ def transfer_metrics(
     return Transfer(tasks=names, scores=matrix, numbers=as_table(rows), provenance={"measure": "transfer"})
 
 
-def score_matrix(evaluations: Sequence[pd.DataFrame], tasks: Sequence[str], metric: str = "dice") -> np.ndarray:
+def score_matrix(evaluations: Sequence[DataFrame], tasks: Sequence[str], metric: str = "dice") -> np.ndarray:
     """R (stages, tasks) from one evaluation table per stage.
 
     A score is averaged over the classes within a case, then over the cases; a class absent from reference and

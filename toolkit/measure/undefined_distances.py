@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from toolkit.errors import ConfigError, ResultError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame
 
 _NEEDED = ("class", "metric", "value", "status", "unit", "diagonal", "rule")
 
 
-def penalised(table: pd.DataFrame, penalty: str | float, by: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
+def penalised(table: DataFrame, penalty: str | float, by: Sequence[str] = ()) -> tuple[DataFrame, str]:
     """The table with undefined distances filled in, a column `excluded`, and the policy as a sentence.
 
     Legacy tables already hold a number for every case and are left as they are.
@@ -39,7 +36,7 @@ def penalised(table: pd.DataFrame, penalty: str | float, by: Sequence[str] = ())
     return table, words
 
 
-def counted(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+def counted(table: DataFrame, metric: str) -> DataFrame:
     """Rows of a metric that count in a mean: missed and spurious organs with the image's diagonal, absent ones not."""
     rows = table[table["metric"] == metric]
     overlap = metric in ("dice", "iou")  # a missed organ has 0 there; undefined is one that is rightly absent
@@ -57,7 +54,7 @@ def counted(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return rows
 
 
-def _check(table: pd.DataFrame, by: Sequence[str]) -> None:
+def _check(table: DataFrame, by: Sequence[str]) -> None:
     missing = [name for name in (*_NEEDED, *by) if name not in table.columns]
     if missing:
         raise ResultError(
@@ -73,7 +70,7 @@ def _check(table: pd.DataFrame, by: Sequence[str]) -> None:
             )
 
 
-def _fixed(table: pd.DataFrame, penalty: str | float) -> float:
+def _fixed(table: DataFrame, penalty: str | float) -> float:
     try:
         value = float(penalty)
     except ValueError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from toolkit.errors import ConfigError
 from toolkit.features.modules import unwrap
 from toolkit.files import absolute
 from toolkit.methods.med_disseg import transfer_encoder
-from toolkit.results import as_table
+from toolkit.results import DataFrame, as_table
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory, check_empty
 from toolkit.training.objective import Objective
@@ -22,9 +22,6 @@ from toolkit.training.regularizer import Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.seeding import seeded
 from toolkit.training.train import train_or_resume
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # What a stage takes over from the one before it, by name.
 TRANSFERS: dict[str, Callable[[nn.Module, nn.Module], Any]] = {"encoder": transfer_encoder}
@@ -162,7 +159,7 @@ class Recipe:
     paper: str
     stages: tuple[Stage, ...]
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """Every setting: stage, part, name, value, source (section of the method's specification), note."""
         rows = [
             {"stage": stage.name, **dataclasses.asdict(setting)} for stage in self.stages for setting in stage.settings

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.methods.med_disseg.preset_check import preset_distances
 from toolkit.methods.med_disseg.regularizer import ACTIVE_BAND
+from toolkit.results import DataFrame
 from toolkit.show.captions import credits
 from toolkit.show.panels import Figure, Image, Lines, Panel, Series, number_text
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def active_band(
     features: Any,
-    table: pd.DataFrame,
+    table: DataFrame,
     *,
     title: str = "Distances and reach of the dispersive loss",
     note: str = "",

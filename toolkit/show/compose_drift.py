@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.measure.drift import Drift
+from toolkit.results import DataFrame
 from toolkit.show.captions import credits
 from toolkit.show.compose import for_networks
 from toolkit.show.panels import Figure, Intervals, Series, in_rows
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MEASURE_NAMES = {
     "centroid_shift": "centroid shift (relative)",
@@ -79,12 +77,12 @@ def repeat_of(result: Drift) -> str:
     return _REPEATS.format(what, "a jitter" if "jitter" in what else "another training")
 
 
-def _drawable(table: pd.DataFrame) -> pd.DataFrame:
+def _drawable(table: DataFrame) -> DataFrame:
     """Rows between stages with a value (from 0 is the distance to N(0, I), another quantity)."""
     return table[(table["from"] > 0) & table["value"].notna()]
 
 
-def _panel(measure: str, tables: dict[str, pd.DataFrame]) -> Intervals:
+def _panel(measure: str, tables: dict[str, DataFrame]) -> Intervals:
     chosen = {name: table[table["measure"] == measure] for name, table in tables.items()}
     classes = list(dict.fromkeys(str(c) for table in chosen.values() for c in table["class"]))
     series: list[Series] = []

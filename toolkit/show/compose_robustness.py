@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.measure.undefined_distances import counted
-from toolkit.results import as_table
+from toolkit.results import DataFrame, as_table
 from toolkit.show.captions import credits
 from toolkit.show.compose_compare import broken
 from toolkit.show.panels import Boxes, Figure, Heatmap, Series
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Scores = Mapping[str, Mapping[str, "pd.DataFrame"]]
+Scores = Mapping[str, Mapping[str, "DataFrame"]]
 
 
 def score_boxes(
@@ -100,7 +97,7 @@ def score_table(
     )
 
 
-def score_means(evaluations: Scores, metric: str = "dice") -> pd.DataFrame:
+def score_means(evaluations: Scores, metric: str = "dice") -> DataFrame:
     """One row a network, one column a test set, and last "mean" over the sets."""
     if len({tuple(sets) for sets in evaluations.values()}) != 1:
         raise ResultError("The networks were scored on different test sets, or there is none.")
@@ -112,7 +109,7 @@ def score_means(evaluations: Scores, metric: str = "dice") -> pd.DataFrame:
     return table.assign(mean=table.mean(axis=1))
 
 
-def volume_scores(table: pd.DataFrame, metric: str = "dice") -> np.ndarray:
+def volume_scores(table: DataFrame, metric: str = "dice") -> np.ndarray:
     """One number a volume: the mean of the metric over its classes; a missed organ counts as the image's diagonal."""
     rows = counted(table, metric)
     if not len(rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,13 +12,11 @@ from toolkit.errors import ResultError
 from toolkit.measure.intervals import mean_of
 from toolkit.measure.statistics import patient_column
 from toolkit.measure.undefined_distances import counted
+from toolkit.results import DataFrame
 from toolkit.show.captions import credits
 from toolkit.show.compose import for_networks
 from toolkit.show.panels import Bars, Figure, Lines, Panel, Series, in_rows
 from toolkit.training.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _OVERLAPS = ("dice", "iou")
 _DIAGNOSTICS = ("gradient_status", "weight")
@@ -26,7 +24,7 @@ _TEXTS = {"total": "total loss (weighted sum)", "learning_rate": "learning rate"
 
 
 def training_curves(
-    histories: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
+    histories: Mapping[str, DataFrame | Sequence[DataFrame]],
     *,
     stages: Sequence[str] = (),
     note: str = "",
@@ -94,7 +92,7 @@ def curve_columns(frames: Any) -> list[str]:
     )
 
 
-def _joined(frames: pd.DataFrame | Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, list[float]]:
+def _joined(frames: DataFrame | Sequence[DataFrame]) -> tuple[DataFrame, list[float]]:
     import pandas as pd
 
     parts = [frames] if isinstance(frames, pd.DataFrame) else list(frames)
@@ -108,7 +106,7 @@ def _joined(frames: pd.DataFrame | Sequence[pd.DataFrame]) -> tuple[pd.DataFrame
     return (pd.concat(shifted, ignore_index=True) if shifted else pd.DataFrame()), starts
 
 
-def _term_panel(term: str, frames: Mapping[str, pd.DataFrame], marks: Sequence[tuple[float, str]]) -> Lines:
+def _term_panel(term: str, frames: Mapping[str, DataFrame], marks: Sequence[tuple[float, str]]) -> Lines:
     series, everything = [], []
     for name, frame in frames.items():
         if term not in frame.columns:
@@ -150,7 +148,7 @@ def _with_regularizers(note: str, frames: Any, provenance: Mapping[str, Any]) ->
 
 
 def scores_by_site(
-    evaluations: Mapping[str, pd.DataFrame],
+    evaluations: Mapping[str, DataFrame],
     *,
     metric: str = "dice",
     note: str = "",
@@ -191,7 +189,7 @@ def scores_by_site(
 
 
 def _score_panel(
-    title: str, classes: list[str], tables: Mapping[str, pd.DataFrame], sites: list[str], metric: str
+    title: str, classes: list[str], tables: Mapping[str, DataFrame], sites: list[str], metric: str
 ) -> Bars:
     series, counts = [], []
     for name, table in tables.items():
@@ -216,7 +214,7 @@ def _score_panel(
     )
 
 
-def _interval(rows: pd.DataFrame, metric: str) -> tuple[float, float, float]:
+def _interval(rows: DataFrame, metric: str) -> tuple[float, float, float]:
     """Mean over patients and its 95 % interval; classes, then cases, are averaged within a patient first."""
     rows = rows if rows.empty else counted(rows, metric)
     unit = patient_column(rows)

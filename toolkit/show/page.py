@@ -6,17 +6,13 @@ import base64
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from toolkit.files import write_atomically
+from toolkit.results import DataFrame
 from toolkit.show import matplotlib_backend, plotly_backend
 from toolkit.show.captions import plain
 from toolkit.show.layout import place
 from toolkit.show.panels import Figure, Heatmap, Image, Scatter
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -35,7 +31,7 @@ class Section:
     title: str
     text: str = ""
     figures: Sequence[Figure] = ()
-    tables: Sequence[tuple[str, pd.DataFrame]] = ()
+    tables: Sequence[tuple[str, DataFrame]] = ()
 
 
 def write_page(title: str, summary: str, sections: Sequence[Section], path: Path, *, interactive: bool = True) -> Path:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.features.provenance import weights_hash
-from toolkit.results import Result, as_table
+from toolkit.results import DataFrame, Result, as_table
 from toolkit.show.compose_robustness import volume_scores
 from toolkit.show.compose_training import scores_by_site, training_curves
 from toolkit.show.figures import compose
@@ -19,9 +19,6 @@ from toolkit.show.page import Section, write_page
 from toolkit.show.panels import Figure
 from toolkit.training.run import Run
 from toolkit.training.sequence import Stages
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def report(
@@ -108,7 +105,7 @@ def run_record(run: Run) -> dict[str, Any]:
     }
 
 
-def settings_table(record: dict[str, Any]) -> pd.DataFrame:
+def settings_table(record: dict[str, Any]) -> DataFrame:
     """A record as a table of two columns."""
     flat = [
         (k, v)
@@ -119,7 +116,7 @@ def settings_table(record: dict[str, Any]) -> pd.DataFrame:
     return as_table({"setting": [key for key, _ in flat], "value": texts})
 
 
-def runs_table(runs: Sequence[Run], split: str = "val") -> pd.DataFrame:
+def runs_table(runs: Sequence[Run], split: str = "val") -> DataFrame:
     """A row a run: its mean Dice (classes, then volumes; a missed organ counts 0) and what it was trained with.
 
     A run without cases in the split has no score.

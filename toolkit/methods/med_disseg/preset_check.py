@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError
 from toolkit.methods.med_disseg.dispersion import PRESETS, dispersive_loss, pair_distances
 from toolkit.methods.med_disseg.regularizer import ACTIVE_BAND
-from toolkit.results import as_table
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, as_table
 
 
 def preset_rows(features: Tensor, preset: str) -> Tensor:
@@ -35,7 +30,7 @@ def preset_distances(features: Tensor, preset: str) -> Tensor:
     return distances[upper[0], upper[1]] / settings.tau
 
 
-def preset_check(features: Tensor) -> pd.DataFrame:
+def preset_check(features: Tensor) -> DataFrame:
     """Every preset of `toolkit.Dispersive` on one batch of features, with the settings its source trains with.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,8 @@ from toolkit.methods.selfreg.terms import (
     semantic_consistency,
 )
 from toolkit.registry import register
-from toolkit.results import as_table
+from toolkit.results import DataFrame, as_table
 from toolkit.training.regularizer import Regularizer, StepContext
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _PARTS = ("encoder", "decoder")
 _REMEDY = (
@@ -156,7 +153,7 @@ class SelfReg(Regularizer):
             )
         return {"encoder": tuple(encoder), "decoder": ladder.decoder[:-1]}
 
-    def describe(self, model: nn.Module, example: Any = None) -> pd.DataFrame:
+    def describe(self, model: nn.Module, example: Any = None) -> DataFrame:
         """What this regularizer taps on a network: columns group, part (encoder, decoder, teacher) and layer.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from toolkit.features.store import Features
 from toolkit.inference.extract import extract
 from toolkit.measure.drift import Drift, drift
 from toolkit.measure.projection import Projection, project
+from toolkit.results import DataFrame
 from toolkit.show.colours import FAINT, class_colour
 from toolkit.show.compose_drift import repeat_of
 from toolkit.show.slices import choose_view
@@ -20,9 +21,6 @@ from toolkit.show.widgets.image_stacks import label_of, trained_pair
 from toolkit.show.widgets.scatter import ScatterView
 from toolkit.show.widgets.state import Control, Explorer, Key, TimedResults
 from toolkit.show.widgets.view import static_png
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PROJECTIONS = (("PCA", "pca"), ("UMAP (slow: 10 s at first)", "umap"), ("Fisher's discriminants", "lda"))
 BASES = (("all stages", "shared"), ("first stage", "stage1"), ("each stage, aligned", "per_stage"))
@@ -46,7 +44,7 @@ class DriftExplorer(Explorer):
         super().__init__()
         self.features, self.cases, self.stages, self.bootstrap = (list(features), cases, list(stages), bootstrap)
         self.repeat = repeat
-        self.rows: pd.DataFrame = self.features[0].cases
+        self.rows: DataFrame = self.features[0].cases
         if any(len(one.cases) != len(self.rows) for one in self.features):
             raise ResultError(
                 "The stages hold different rows.", fix="Extract the same cases with the same seed at every stage."
@@ -136,7 +134,7 @@ class DriftExplorer(Explorer):
     def wanted(self) -> list[tuple[TimedResults, Key]]:
         return [(self.memory, self._projected()), (self.memory, ("drift", self._values["layer"]))]
 
-    def numbers(self) -> pd.DataFrame:
+    def numbers(self) -> DataFrame:
         """`drift(...)` of the current layer: all rows pooled, one row per measure and pair of stages."""
         table = self._drift().table()
         return table[(table["class"] == "pooled") & (table["from"] > 0) & table["value"].notna()]
@@ -190,7 +188,7 @@ class DriftExplorer(Explorer):
             self._voxels(canvas, _LEFT + place * (_SIDE + 14), str(name), chosen[chosen["case"] == name])
         return canvas
 
-    def _voxels(self, canvas: Canvas, left: int, name: str, rows: pd.DataFrame) -> None:
+    def _voxels(self, canvas: Canvas, left: int, name: str, rows: DataFrame) -> None:
         canvas.text(left, 48, f"{name}: {len(rows)}", size=12, width=_SIDE)
         case = self.cases.get(name)
         if case is None:

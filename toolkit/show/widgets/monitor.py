@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolkit.errors import CheckpointError
+from toolkit.results import DataFrame
 from toolkit.show.colours import FAINT, TEXT, category
 from toolkit.show.compose_training import curve_columns, training_curves
 from toolkit.show.widgets.canvas import Canvas
@@ -17,9 +18,6 @@ from toolkit.training import background
 from toolkit.training.directory import RunDirectory
 from toolkit.training.history import read_history
 from toolkit.training.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _WIDTH, _LEFT = 760, 14
 Curve = tuple[str, list[float], list[float]]
@@ -43,7 +41,7 @@ class TrainingMonitor(Explorer):
                 "There is no run here.", where=str(path), fix="Pass a run, or the folder it was written to."
             )
         self.steps = int(self.directory.record()["config"]["steps"])
-        self.history: pd.DataFrame = read_history(self.directory.history)
+        self.history: DataFrame = read_history(self.directory.history)
         self._seen: tuple[Any, ...] = ()
         self._stopping = False
         self._closed = threading.Event()
