@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolkit.apps.workshop_text import README
 from toolkit.data.catalogue import load_task
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.explain.gradcam import grad_cam
@@ -66,7 +65,7 @@ def build_bundle(out: str | Path, notebooks: str | Path) -> Path:
         learners = json.dumps(unsolved(json.loads(solved.read_text(encoding="utf-8"))), indent=1)
         solved.rename(solved.with_stem(f"{solved.stem}_solutions"))
         write_atomically(solved, learners + "\n")
-        write_atomically(new / "README.md", README)
+        write_atomically(new / "README.md", Path(__file__).with_suffix(".md").read_text(encoding="utf-8"))
         if target.exists():
             shutil.rmtree(target)
         new.replace(target)

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import html
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
 from toolkit.show import matplotlib_backend
 from toolkit.show.figures import compose
-from toolkit.show.widgets.picture_widget import picture_widget
 
+_PICTURE = Path(__file__).with_name("picture.js")  # its style lies beside it
 KEYBOARD = "Tab reaches every control and the picture; sliders, lists and the picture follow the arrow keys."
 
 if TYPE_CHECKING:
     from toolkit.show.widgets.state import Control, Explorer
+
+
+@functools.cache
+def _picture_class() -> type[Any]:
+    import anywidget
+    import traitlets
+
+    class PictureWidget(anywidget.AnyWidget):
+        """Bytes of a picture that can be clicked, zoomed, dragged and steered with keys; sends what is done to it."""
+
+        _esm = _PICTURE.with_suffix(".js").read_text(encoding="utf-8")
+        _css = _PICTURE.with_suffix(".css").read_text(encoding="utf-8")
+        value = traitlets.Bytes(b"").tag(sync=True)
+        format = traitlets.Unicode("png").tag(sync=True)
+        description = traitlets.Unicode("").tag(sync=True)
+        readout = traitlets.Unicode("").tag(sync=True)
+
+    return PictureWidget
 
 
 class ExplorerView:
@@ -26,7 +46,7 @@ class ExplorerView:
         self._following = False
         self.controls: dict[str, Any] = {control.name: self._made(control) for control in explorer.controls()}
         value, form = explorer.compose().encode()
-        self.picture = picture_widget(value, form, explorer.title)
+        self.picture = _picture_class()(value=value, format=form, description=explorer.title)
         self.picture.on_msg(self._from_picture)
         self.message = ipywidgets.HTML(layout={"min_height": "20px"})  # nothing moves when it speaks
         self.box = ipywidgets.VBox(

@@ -1,12 +1,4 @@
-"""A picture in the notebook that can be clicked, zoomed and dragged and, when it has the focus, steered with the keyboard."""
-
-from __future__ import annotations
-
-import functools
-from typing import Any
-
-# The element suppresses JupyterLab's own shortcuts, or the arrow keys would move to another cell.
-_SCRIPT = """
+// The element suppresses JupyterLab's own shortcuts, or the arrow keys would move to another cell.
 const KEYS = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Enter", " "];
 function render({ model, el }) {
   el.dataset.lmSuppressShortcuts = "true";
@@ -82,34 +74,3 @@ function render({ model, el }) {
   return () => { model.off("change:value", draw); model.off("change:readout", say); if (address !== null) URL.revokeObjectURL(address); };
 }
 export default { render };
-"""
-
-_STYLE = """
-.toolkit-picture { max-width: 100%; height: auto; cursor: pointer; outline: none; border: 2px solid transparent; }
-.toolkit-picture:focus { border-color: #56B4E9; }
-.toolkit-picture { touch-action: none; }
-.toolkit-readout { font: 12px/1.4 monospace; color: #5f6b76; min-height: 17px; padding-left: 4px; }
-"""
-
-
-@functools.cache
-def _picture_class() -> type[Any]:
-    import anywidget
-    import traitlets
-
-    class PictureWidget(anywidget.AnyWidget):
-        """Bytes of one picture; sends {"kind": "click" | "hover" | "wheel", "x", "y"}, drags and keys."""
-
-        _esm = _SCRIPT
-        _css = _STYLE
-        value = traitlets.Bytes(b"").tag(sync=True)
-        format = traitlets.Unicode("png").tag(sync=True)
-        description = traitlets.Unicode("").tag(sync=True)
-        readout = traitlets.Unicode("").tag(sync=True)
-
-    return PictureWidget
-
-
-def picture_widget(value: bytes, picture_format: str, description: str) -> Any:
-    """A clickable picture; `description` is its text for screen readers."""
-    return _picture_class()(value=value, format=picture_format, description=description)
