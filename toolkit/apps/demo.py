@@ -95,10 +95,7 @@ def _train(
         return train_sequence(model, task, sites, regularizer, settings.config(), out=path)
     record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     if ({**TrainConfig().to_dict(), **record["config"]}, record["sites"]) != (settings.config().to_dict(), list(sites)):
-        raise ConfigError(
-            "This folder holds a demo with other settings.",
-            where=str(path),
-            fix=f"Choose another folder with --out, or delete {path.parent}.",
-        )
+        fix = f"Choose another folder with --out, or delete {path.parent}."
+        raise ConfigError("This folder holds a demo with other settings.", where=path, fix=fix)
     print(f"Reusing the training in {path}.")
     return resume_sequence(path, model, task)

@@ -128,11 +128,8 @@ def frozen_target(predictor: Predictor, target: Target, batch: InputBatch, frame
     with torch.no_grad():
         frozen = freeze(target, predictor.logits(batch.image.clone(), frame), batch, predictor)
     if not bool(frozen.region.any()):
-        raise DataError(
-            f"The region of {target} is empty in every image.",
-            where=", ".join(batch.ids[:4]),
-            fix="Choose a case in which the class occurs, inside='reference', or ClassSum.",
-        )
+        fix = "Choose a case in which the class occurs, inside='reference', or ClassSum."
+        raise DataError(f"The region of {target} is empty in every image.", where=", ".join(batch.ids[:4]), fix=fix)
     return frozen
 
 
@@ -157,11 +154,8 @@ def _layer_module(
     finally:
         handle.remove()
     if calls != 1:
-        raise LayerError(
-            f"The layer {full_name!r} runs {calls} times in one pass, and captum cannot tell its calls apart.",
-            where="attribute(layer=...)",
-            fix="Choose a layer that runs once, or use grad_cam.",
-        )
+        what = f"The layer {full_name!r} runs {calls} times in one pass, and captum cannot tell its calls apart."
+        raise LayerError(what, where="attribute(layer=...)", fix="Choose a layer that runs once, or use grad_cam.")
     return module, name.port == "input"
 
 
@@ -169,8 +163,5 @@ def _check_method(method: str, settings: Settings) -> None:
     choose("method", method, METHODS, where="attribute(method=...)")
     choose("features", settings.features, FEATURES, where="attribute(features=...)")
     if (method == "layer_conductance") != (settings.layer is not None):
-        raise ConfigError(
-            f"{method} and layer={settings.layer!r} do not go together.",
-            where="attribute",
-            fix="Layer conductance needs a layer; the other methods explain the input.",
-        )
+        fix = "Layer conductance needs a layer; the other methods explain the input."
+        raise ConfigError(f"{method} and layer={settings.layer!r} do not go together.", where="attribute", fix=fix)

@@ -40,9 +40,8 @@ class AttributionResult(Explained, Result):
             LayerError: no such name.
         """
         if name not in self.attributions:
-            raise LayerError(
-                f"There is no attribution of {name!r}.", fix=f"There is one of {', '.join(self.attributions)}."
-            )
+            fix = f"There is one of {', '.join(self.attributions)}."
+            raise LayerError(f"There is no attribution of {name!r}.", fix=fix)
         return self.attributions[name]
 
     @property

@@ -133,11 +133,8 @@ def gradients(loss: Tensor, bypass: Bypass) -> tuple[Tensor, dict[Place, Tensor]
     code = bypass.code
     assert code is not None
     if not loss.requires_grad:
-        raise LayerError(
-            f"No gradient reaches {bypass.layer}.",
-            where=str(bypass.layer),
-            fix="The network runs under no_grad or inference_mode, or detaches what follows the layer: take that out.",
-        )
+        fix = "The network runs under no_grad or inference_mode, or detaches what follows the layer: take that out."
+        raise LayerError(f"No gradient reaches {bypass.layer}.", where=bypass.layer, fix=fix)
     tracked = {place: tensor for place, tensor in bypass.around.items() if tensor.requires_grad}
     at_code, *at_rest = torch.autograd.grad(loss, [code, *tracked.values()], allow_unused=True)
     if at_code is None:

@@ -84,9 +84,8 @@ class GradCamResult(Explained, Result):
             return self
         if method not in self.others:
             known = ", ".join((self.method, *self.others))
-            raise ResultError(
-                f"There are no maps of {method!r}.", fix=f"There are those of {known}; ask for more with method=[...]."
-            )
+            fix = f"There are those of {known}; ask for more with method=[...]."
+            raise ResultError(f"There are no maps of {method!r}.", fix=fix)
         empty = (~self.region.flatten(1).any(1)).tolist()
         maps = self.others[method]
         others = {**{name: one for name, one in self.others.items() if name != method}, self.method: self.maps}

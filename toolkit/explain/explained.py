@@ -147,11 +147,8 @@ def _described(result: Any, layer: str, indices: list[int]) -> str:
 def _write(result: Explained, maps: np.ndarray, path: Path, name: str, indices: list[int], text: str) -> Path:
     first = indices[0]
     if result.positions[first] is None and len(indices) > 1:
-        raise ResultError(
-            f"{len(indices)} images are called {name!r} and would overwrite each other.",
-            where="save_nifti",
-            fix="Give every image an id of its own.",
-        )
+        what = f"{len(indices)} images are called {name!r} and would overwrite each other."
+        raise ResultError(what, where="save_nifti", fix="Give every image an id of its own.")
     fields = result.geometry[first]
     geometry = None if fields is None else Geometry(**fields)
     cut = [maps[index] for index in indices]

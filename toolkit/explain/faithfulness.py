@@ -104,9 +104,8 @@ def faithfulness(
         >>> areas = tk.faithfulness(model, cam, tk.Region("LV"), steps=4, orders=2, perturbations=0).table()
     """
     if result.provenance.get("weights") != weights_hash(model):
-        raise ResultError(
-            "These maps were made with other weights.", where="faithfulness", fix="Explain this network first."
-        )
+        fix = "Explain this network first."
+        raise ResultError("These maps were made with other weights.", where="faithfulness", fix=fix)
     wanted, rows = as_target(target), []
     curves: dict[str, Tensor] = {}
     asked = result.provenance.get("parameters", {})

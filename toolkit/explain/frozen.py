@@ -61,11 +61,8 @@ class FixedScore:
         x = image.clone()  # networks may change it in place
         logits = self.predictor.one_pass(x) if self.frame is None else self.predictor.logits(x, self.frame)
         if torch.is_grad_enabled() and image.requires_grad and not logits.requires_grad:
-            raise LayerError(
-                "No gradient reaches the image.",
-                where=type(self.predictor.model).__name__,
-                fix="The network runs under no_grad or inference_mode: take that out, or use occlusion.",
-            )
+            fix = "The network runs under no_grad or inference_mode: take that out, or use occlusion."
+            raise LayerError("No gradient reaches the image.", where=type(self.predictor.model).__name__, fix=fix)
         return self.frozen.of(logits)
 
     def in_batches(self, images: Tensor, size: int) -> Tensor:

@@ -87,11 +87,8 @@ def grad_cam(
     limit = functools.partial(predictor.affordable, "grad_cam", **held)
     for batch in as_batches(inputs, model, batch_size=batch_size, label=label, limit=limit):
         if pieces and batch.image.shape[1:] != pieces[0].batch.image.shape[1:]:
-            raise DataError(
-                f"The images have several sizes: {pieces[0].batch.size} and {batch.size}.",
-                where=batch.ids[0],
-                fix="Call grad_cam once per size.",
-            )
+            what = f"The images have several sizes: {pieces[0].batch.size} and {batch.size}."
+            raise DataError(what, where=batch.ids[0], fix="Call grad_cam once per size.")
         data.update(batch.ids, batch.image, batch.label)
         frame = predictor.frame(batch.image)
         if not pieces:
@@ -101,11 +98,9 @@ def grad_cam(
     if not pieces:
         raise DataError("There are no inputs to explain.", where="grad_cam(inputs=...)")
     if all(piece.empty.all() for piece in pieces):
-        raise DataError(
-            f"The region of {request.target} is empty in every image.",
-            where=", ".join(pieces[0].batch.ids[:4]),
-            fix="Choose a case in which the class occurs, inside='reference', or ClassSum for the whole image.",
-        )
+        what = f"The region of {request.target} is empty in every image."
+        fix = "Choose a case in which the class occurs, inside='reference', or ClassSum for the whole image."
+        raise DataError(what, where=", ".join(pieces[0].batch.ids[:4]), fix=fix)
     names = list(pieces[0].connected)
     record = provenance(
         model,

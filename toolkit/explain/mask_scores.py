@@ -24,10 +24,8 @@ def losses(
     if logits.shape[1] == 1:
         logits = torch.cat((torch.zeros_like(logits), logits), dim=1)
     if int(classes.max()) >= logits.shape[1]:
-        raise DataError(
-            f"The label holds class {int(classes.max())}, the network gives {logits.shape[1]} classes.",
-            fix="Use the label of the task that the network was trained on, or no label.",
-        )
+        what = f"The label holds class {int(classes.max())}, the network gives {logits.shape[1]} classes."
+        raise DataError(what, fix="Use the label of the task that the network was trained on, or no label.")
     classes = torch.where(real[:, 0], classes, torch.full_like(classes, -1))
     return F.cross_entropy(logits, classes, ignore_index=-1, reduction="none"), real[:, 0]
 

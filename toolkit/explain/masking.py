@@ -238,11 +238,8 @@ def _code_mask(code: Tensor, gradient: Tensor, settings: _Settings, size: tuple[
     mask = settings.by_hand.detach().to(code)
     fits = mask.ndim == code.ndim and all(m in (1, c) for m, c in zip(mask.shape, code.shape, strict=True))
     if not fits:
-        raise ConfigError(
-            f"A mask of shape {tuple(mask.shape)} does not fit the code {tuple(code.shape)}.",
-            where="mask_latent(mask=...)",
-            fix="Every axis of the mask has the code's size, or 1.",
-        )
+        what = f"A mask of shape {tuple(mask.shape)} does not fit the code {tuple(code.shape)}."
+        raise ConfigError(what, where="mask_latent(mask=...)", fix="Every axis of the mask has the code's size, or 1.")
     if not bool(torch.isfinite(mask).all()):
         raise ConfigError("The mask holds NaN or infinite values.", where="mask_latent(mask=...)")
     return mask
@@ -309,6 +306,5 @@ def _check(settings: _Settings, skips: str) -> None:
     choose("scheme", settings.scheme, _SCHEMES, where="mask_latent(scheme=...)")
     choose("skips", skips, _SKIPS, where="mask_latent(skips=...)")
     if not 0 <= settings.fraction <= 1 or (settings.scheme == "dropout" and settings.fraction == 1):
-        raise ConfigError(
-            f"fraction must be between 0 and 1 (dropout: below 1), not {settings.fraction}.", where="mask_latent"
-        )
+        what = f"fraction must be between 0 and 1 (dropout: below 1), not {settings.fraction}."
+        raise ConfigError(what, where="mask_latent")

@@ -76,11 +76,9 @@ class TargetContext:
 
     def reference(self) -> Tensor:
         if self.label is None:
-            raise DataError(
-                "This target needs a reference label and the input has none.",
-                where=", ".join(self.ids[:4]),
-                fix="Pass a case with a label or label=..., or use inside='prediction'.",
-            )
+            what = "This target needs a reference label and the input has none."
+            fix = "Pass a case with a label or label=..., or use inside='prediction'."
+            raise DataError(what, where=", ".join(self.ids[:4]), fix=fix)
         return self.label
 
 
@@ -272,9 +270,8 @@ def as_target(value: Target | int | str) -> Target:
         return value
     if isinstance(value, (Integral, str)) and not isinstance(value, bool):  # NumPy's integers are not int
         return ClassSum(value if isinstance(value, str) else int(value))
-    raise ConfigError(
-        f"{value!r} is not a target.", fix="Use ClassSum(2), Region('LV'), Voxel((40, 52)), ... or a class."
-    )
+    fix = "Use ClassSum(2), Region('LV'), Voxel((40, 52)), ... or a class."
+    raise ConfigError(f"{value!r} is not a target.", fix=fix)
 
 
 def _masked_sum(logits: Tensor, channel: int, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,10 +94,8 @@ def median_squared_distance(rows: Tensor) -> float:
 
 def _check_rows(first: Tensor, second: Tensor, minimum: int) -> None:
     if len(first) != len(second):
-        raise ResultError(
-            f"CKA compares features of the same rows; there are {len(first)} and {len(second)}.",
-            fix="Extract both with the same data, pool, samples and seed.",
-        )
+        fix = "Extract both with the same data, pool, samples and seed."
+        raise ResultError(f"CKA compares features of the same rows; there are {len(first)} and {len(second)}.", fix=fix)
     if len(first) < minimum:
         raise ResultError(f"{len(first)} rows are too few: this form of CKA needs at least {minimum}.")
 

@@ -115,15 +115,13 @@ def classifier_variability(
     values, labels = rows_of(source, layer).numpy(), source.cases["class"].to_numpy()
     known = np.unique(labels)
     if len(known) < 2:
-        raise ResultError(
-            "A classifier needs rows of two classes.", where=layer, fix="Extract with pool='voxels' and labels."
-        )
+        fix = "Extract with pool='voxels' and labels."
+        raise ResultError("A classifier needs rows of two classes.", where=layer, fix=fix)
     if bootstraps < 2 or rows < len(known):
         raise ConfigError("bootstraps is at least 2, rows at least the number of classes.")
     if penalty <= 0:
-        raise ConfigError(
-            f"penalty={penalty} leaves the weights of separable classes without a bound.", fix="Give one above 0."
-        )
+        fix = "Give one above 0."
+        raise ConfigError(f"penalty={penalty} leaves the weights of separable classes without a bound.", fix=fix)
     with guarded_random_state():
         fitted = [_fit(values, labels, known, rows, penalty, (seed, draw)) for draw in range(bootstraps)]
     weights, biases = (np.stack(part) for part in zip(*fitted, strict=True))

@@ -183,10 +183,8 @@ class _Group:
         self.cases = len(torch.unique(torch.cat(self.clusters)))
         self.fewest = min(len(torch.unique(codes)) for codes in self.clusters)
         if self.count < 4:
-            raise ResultError(
-                f"{self.count} rows of {name!r} are too few to measure drift; at least 4 are needed.",
-                fix="Extract more cases, or more samples per class with pool='voxels'.",
-            )
+            what = f"{self.count} rows of {name!r} are too few to measure drift; at least 4 are needed."
+            raise ResultError(what, fix="Extract more cases, or more samples per class with pool='voxels'.")
         weights, halves, units = plan.weights, plan.halves, None
         if len(weights) + len(halves) < plan.number:  # keep sums for each replicate, not for each patient
             units = torch.cat((weights, halves))

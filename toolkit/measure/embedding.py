@@ -110,10 +110,8 @@ def tsne_pictures(rows: list[Tensor], options: TsneOptions) -> tuple[list[Tensor
 
     union = torch.cat(rows)
     if not bool((union != union[:1]).any()):
-        raise ResultError(
-            f"All {len(union)} rows are the same: there is nothing to map.",
-            fix="Look at toolkit.collapse for this layer, or take another one.",
-        )
+        fix = "Look at toolkit.collapse for this layer, or take another one."
+        raise ResultError(f"All {len(union)} rows are the same: there is nothing to map.", fix=fix)
     if not 1 <= options.perplexity < len(union):
         raise ConfigError(f"A perplexity of {options.perplexity:g} needs more than {len(union)} rows.")
     model = TSNE(perplexity=options.perplexity, init="pca", random_state=options.seed)

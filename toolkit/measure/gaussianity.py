@@ -95,11 +95,8 @@ def gaussianity(
     rows = rows_of(features, layer)
     channels = rows.shape[1]
     if len(rows) < 2 * channels:
-        raise ResultError(
-            f"{len(rows)} rows of {channels} channels are too few; at least {2 * channels} are needed.",
-            where=layer,
-            fix="Extract with pool='voxels', or more cases.",
-        )
+        what = f"{len(rows)} rows of {channels} channels are too few; at least {2 * channels} are needed."
+        raise ResultError(what, where=layer, fix="Extract with pool='voxels', or more cases.")
     if standardise:
         rows = (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-12)
     table = features.cases.reset_index(drop=True)

@@ -150,9 +150,8 @@ def _of_folds(d: np.ndarray, folds: np.ndarray, by_patient: np.ndarray) -> tuple
     """Variance of the mean from trainings that a fold's patients share, and its degrees of freedom."""
     names = np.unique(folds)
     if len(folds) != d.shape[-2] or len(names) < 2:
-        raise ResultError(
-            f"Folds are one name a patient, at least two different ones; got {len(names)} for {d.shape[-2]}."
-        )
+        what = f"Folds are one name a patient, at least two different ones; got {len(names)} for {d.shape[-2]}."
+        raise ResultError(what)
     cells = np.stack([d[..., folds == name, :].mean(-2) for name in names], axis=-2)
     count, seeds = cells.shape[-2:]
     if seeds == 1:

@@ -107,10 +107,8 @@ def layer_similarity(
         second = [rows.index_select(0, order) for rows in second]
     number = len(first[0])
     if number < 4:
-        raise ResultError(
-            f"{number} rows are too few to compare layers; at least 4 are needed.",
-            fix="Extract more images, or pool='voxels' with more samples.",
-        )
+        fix = "Extract more images, or pool='voxels' with more samples."
+        raise ResultError(f"{number} rows are too few to compare layers; at least 4 are needed.", fix=fix)
     if method in ("linear_cka", "rbf_cka"):
         matrix = _minibatch_cka(first, second, method, min(batch, number), seed)
     elif method == "procrustes":

@@ -75,10 +75,8 @@ class StreamingMoments:
 
     def _require_rows(self, number: int) -> None:
         if self.count < number or self.weight <= 0:
-            raise ResultError(
-                f"{self.count} rows are too few: at least {number} are needed.",
-                fix="Extract more images, or pool='voxels' with more samples.",
-            )
+            fix = "Extract more images, or pool='voxels' with more samples."
+            raise ResultError(f"{self.count} rows are too few: at least {number} are needed.", fix=fix)
 
 
 def _gram(rows: Tensor) -> Tensor:

@@ -89,11 +89,8 @@ def row_streams(stores: Sequence[Features], layer: str, *, paired: bool = True) 
         _require_layer(store, layer, where)
     widths = [int(next(iter(store.batches(layer))).shape[1]) for store in stores]
     if len(set(widths)) > 1:
-        raise ResultError(
-            f"The stores hold different numbers of channels: {widths}.",
-            where=layer,
-            fix="Compare stages of one architecture, or use layer_similarity, which needs only paired rows.",
-        )
+        fix = "Compare stages of one architecture, or use layer_similarity, which needs only paired rows."
+        raise ResultError(f"The stores hold different numbers of channels: {widths}.", where=layer, fix=fix)
     streams = []
     for store, where, width in zip(stores, places, widths, strict=True):
         order = row_order(stores[0], store, where) if paired and store is not stores[0] else None
@@ -114,22 +111,17 @@ def rows_of(store: Features, layer: str, where: str = "") -> Tensor:
 def _require_layer(store: Features, layer: str, where: str) -> None:
     names = list(store.layers)
     if layer not in names:
-        raise LayerError(
-            f"The features hold no layer {layer!r}.",
-            where=where,
-            fix=f"Closest: {', '.join(difflib.get_close_matches(layer, names, 3, 0) or names[:8])}.",
-        )
+        fix = f"Closest: {', '.join(difflib.get_close_matches(layer, names, 3, 0) or names[:8])}."
+        raise LayerError(f"The features hold no layer {layer!r}.", where=where, fix=fix)
 
 
 def _require_finite(rows: Tensor, where: str, start: int = 0) -> None:
     bad = (~torch.isfinite(rows)).any(dim=1)
     if bad.any():
         first = start + int(bad.nonzero()[0, 0])
-        raise DataError(
-            f"{int(bad.sum())} of {len(rows)} feature rows hold NaN or infinite values (the first is row {first}).",
-            where=where,
-            fix="Look for diverged weights or an image without contrast, then extract again.",
-        )
+        what = f"{int(bad.sum())} of {len(rows)} feature rows hold NaN or infinite values (the first is row {first})."
+        fix = "Look for diverged weights or an image without contrast, then extract again."
+        raise DataError(what, where=where, fix=fix)
 
 
 def moments_of(features: Features | Tensor, layer: str = "") -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -139,10 +131,8 @@ def moments_of(features: Features | Tensor, layer: str = "") -> tuple[Tensor, Te
     """
     if isinstance(features, Tensor):
         if features.ndim < 3:
-            raise ResultError(
-                f"Activations have the shape (B, C, *S); this tensor has {tuple(features.shape)}.",
-                fix="Pass a feature map, or a store extracted with moments=True.",
-            )
+            what = f"Activations have the shape (B, C, *S); this tensor has {tuple(features.shape)}."
+            raise ResultError(what, fix="Pass a feature map, or a store extracted with moments=True.")
         flat = features.detach().flatten(2).double()
         count = torch.full((len(flat),), flat.shape[-1], dtype=torch.float64)
         return flat @ flat.transpose(1, 2), flat.sum(2), count, {}
@@ -159,9 +149,8 @@ def cluster_codes(table: DataFrame, column: str | None = None) -> tuple[Tensor, 
 
     names = [column] if column else [n for n in CLUSTERS if n in table.columns and table[n].notna().all()]
     if not names or names[0] not in table.columns:
-        raise ResultError(
-            f"The row table has no column {column or 'case'!r}.", fix=f"It has: {', '.join(table.columns)}."
-        )
+        fix = f"It has: {', '.join(table.columns)}."
+        raise ResultError(f"The row table has no column {column or 'case'!r}.", fix=fix)
     codes, _ = pd.factorize(table[names[0]], sort=True)
     return torch.from_numpy(codes.astype("int64")), str(names[0])
 
@@ -197,11 +186,9 @@ def row_order(first_store: Features, other_store: Features, where: str) -> Tenso
         order = torch.empty(len(left), dtype=torch.int64)
         order[torch.tensor(left_order.to_numpy())] = torch.tensor(right_order.to_numpy())
         return order
-    raise ResultError(
-        f"The stores cannot be paired: {_difference(first, other, first_store, other_store)}.",
-        where=where,
-        fix="Extract all stages with the same data, layers, pool, samples and seed, or pass paired=False.",
-    )
+    what = f"The stores cannot be paired: {_difference(first, other, first_store, other_store)}."
+    fix = "Extract all stages with the same data, layers, pool, samples and seed, or pass paired=False."
+    raise ResultError(what, where=where, fix=fix)
 
 
 def _require_same_data(first: Features, other: Features, where: str) -> None:

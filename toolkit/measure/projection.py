@@ -189,10 +189,8 @@ def _curved(
         names = ", ".join(field.name for field in dataclasses.fields(known))
         raise ConfigError(f"{method} gives 2 components and takes no option {unknown}.", fix=f"Options: {names}.")
     if basis == "per_stage" or (method == "tsne" and basis == "stage1"):
-        raise ConfigError(
-            f"{method} cannot be drawn with the basis {basis!r}.",
-            fix='Use basis="shared", or for UMAP "stage1" (later stages are placed out of sample).',
-        )
+        fix = 'Use basis="shared", or for UMAP "stage1" (later stages are placed out of sample).'
+        raise ConfigError(f"{method} cannot be drawn with the basis {basis!r}.", fix=fix)
     labels = [_labels(table) for table in pairs.tables]
     if method == "tsne":
         settings = TsneOptions(**options)
@@ -239,16 +237,12 @@ class _Fit:
             return principal_plane(pooled, self.components)
         heads = [self.streams[s].store.head_weights for s in stages]
         if any(head is None for head in heads):
-            raise ResultError(
-                "The features do not hold the weights of the segmentation head.",
-                fix="Extract the layer that feeds the head (head_input), or use another method.",
-            )
+            fix = "Extract the layer that feeds the head (head_input), or use another method."
+            raise ResultError("The features do not hold the weights of the segmentation head.", fix=fix)
         centred = [head.double().flatten(1) - head.double().flatten(1).mean(0) for head in heads if head is not None]
         if any(head.shape[1] != self.streams[0].channels for head in centred):
-            raise ResultError(
-                f"The head reads {centred[0].shape[1]} channels, this layer has {self.streams[0].channels}.",
-                fix="The head's plane exists only in the layer that feeds it (head_input).",
-            )
+            what = f"The head reads {centred[0].shape[1]} channels, this layer has {self.streams[0].channels}."
+            raise ResultError(what, fix="The head's plane exists only in the layer that feeds it (head_input).")
         return head_plane(torch.cat(centred), pooled, self.components)
 
     def _discriminants(self, stages: list[int]) -> Plane:

@@ -68,11 +68,9 @@ def regularizer_health(history: DataFrame) -> RegularizerHealth:
         if str(column).endswith(_MARK) and not str(column).startswith("seconds")  # what measuring them cost
     }
     if not found or "step" not in history.columns:
-        raise ResultError(
-            "This history holds no gradient ratio of a regularizer.",
-            where="regularizer_health(history=...)",
-            fix=f"Pass run.history of a run with a regularizer; its columns are {[str(c) for c in history.columns][:12]}.",
-        )
+        what = "This history holds no gradient ratio of a regularizer."
+        fix = f"Pass run.history of a run with a regularizer; its columns are {[str(c) for c in history.columns][:12]}."
+        raise ResultError(what, where="regularizer_health(history=...)", fix=fix)
     rows = [
         {"step": int(step), "regularizer": name, "ratio": float(ratio), "status": status(float(ratio))}
         for column, name in found.items()

@@ -75,10 +75,8 @@ def segmentation_metrics(
     rule = _legacy_rule(legacy)
     predicted, expected = _label_map(prediction, "prediction"), _label_map(reference, "reference")
     if predicted.shape != expected.shape:
-        raise DataError(
-            f"Prediction {predicted.shape} and reference {expected.shape} have different shapes.",
-            fix="Bring the prediction back to the grid of the reference (nearest neighbour) before scoring it.",
-        )
+        fix = "Bring the prediction back to the grid of the reference (nearest neighbour) before scoring it."
+        raise DataError(f"Prediction {predicted.shape} and reference {expected.shape} have different shapes.", fix=fix)
     step, unit = _voxel_step(None if rule == "selfreg" else spacing, expected.ndim)
     diagonal = math.dist((0.0,) * expected.ndim, [n * s for n, s in zip(expected.shape, step, strict=True)])
     rows: list[dict[str, Any]] = []
@@ -197,20 +195,14 @@ def _joint_box(mask: np.ndarray) -> tuple[slice, ...]:
 def _label_map(value: Tensor | np.ndarray, name: str) -> np.ndarray:
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     if array.ndim not in (2, 3) or array.size == 0:
-        raise DataError(
-            f"A label map has 2 or 3 axes; this one has the shape {array.shape}.",
-            where=name,
-            fix="Pass one case without batch or channel axis; take the argmax of logits over the channels first.",
-        )
+        fix = "Pass one case without batch or channel axis; take the argmax of logits over the channels first."
+        raise DataError(f"A label map has 2 or 3 axes; this one has the shape {array.shape}.", where=name, fix=fix)
     if array.dtype.kind in "bui":
         return array.astype(np.int64)
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.round(array)).all():
         return array.astype(np.int64)
-    raise DataError(
-        "A label map holds whole numbers; this one does not.",
-        where=f"{name} ({array.dtype})",
-        fix="Take the argmax of logits, or threshold probabilities, before scoring them.",
-    )
+    fix = "Take the argmax of logits, or threshold probabilities, before scoring them."
+    raise DataError("A label map holds whole numbers; this one does not.", where=f"{name} ({array.dtype})", fix=fix)
 
 
 def _foreground(
@@ -224,11 +216,8 @@ def _foreground(
         raise ConfigError("Classes are given by their integer label.", where=str(named), fix='For example {1: "LV"}.')
     unknown = [label for label in found if label not in named]
     if 0 in named and unknown:
-        raise DataError(
-            f"The label maps hold {unknown}, which `classes` does not name.",
-            where=str(named),
-            fix="Name them, remap them (0/255 to 0/1), or leave 0 out of `classes` to score only some of them.",
-        )
+        fix = "Name them, remap them (0/255 to 0/1), or leave 0 out of `classes` to score only some of them."
+        raise DataError(f"The label maps hold {unknown}, which `classes` does not name.", where=named, fix=fix)
     return {int(label): name for label, name in named.items() if label != 0}
 
 
@@ -237,10 +226,8 @@ def _voxel_step(spacing: Sequence[float] | None, dims: int) -> tuple[tuple[float
         return (1.0,) * dims, "pixels" if dims == 2 else "voxels"
     step = tuple(float(value) for value in spacing)
     if len(step) != dims or not all(math.isfinite(value) and value > 0 for value in step):
-        raise ConfigError(
-            f"The spacing {step} does not fit a map with {dims} axes.",
-            fix=f"Give {dims} positive numbers in mm, or None if it is unknown.",
-        )
+        fix = f"Give {dims} positive numbers in mm, or None if it is unknown."
+        raise ConfigError(f"The spacing {step} does not fit a map with {dims} axes.", fix=fix)
     return step, "mm"
 
 

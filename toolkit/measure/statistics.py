@@ -115,16 +115,12 @@ class Comparison(Result):
             ResultError: a study of one seed, which cannot tell trainings from methods, or a table saved before 0.2.
         """
         if not (effect and math.isfinite(effect)) or not 0 < power < 1 or not seeds or min(seeds) < 2:
-            raise ConfigError(
-                "An effect is not 0, a power lies in (0, 1), and a verdict needs 2 seeds.",
-                where=f"needed({effect=}, {power=}, {seeds=})",
-            )
+            what = "An effect is not 0, a power lies in (0, 1), and a verdict needs 2 seeds."
+            raise ConfigError(what, where=f"needed({effect=}, {power=}, {seeds=})")
         others = self.numbers[self.numbers["method"] != self.baseline]
         if not set(_SPREADS) <= set(others) or others[list(_SPREADS)].isna().any(axis=None):
-            raise ResultError(
-                "It is not known how trainings vary: this comparison has one seed, or was saved by an older version.",
-                fix="Compare at least two seeds, and compare saved scores again.",
-            )
+            what = "It is not known how trainings vary: this comparison has one seed, or was saved by an older version."
+            raise ResultError(what, fix="Compare at least two seeds, and compare saved scores again.")
         settings = self.provenance.get("parameters", {})
         level = CAUTION * (1 - settings.get("confidence", 0.95)) / max(1, len(others))
         rows = []
@@ -236,11 +232,8 @@ def compare_scores(
         >>> verdict = tk.compare_scores(scores, baseline="plain").table()
     """
     if not 0 < confidence < 1 or bootstrap < 1:
-        raise ConfigError(
-            "These settings are invalid.",
-            where=f"{confidence=}, {bootstrap=}",
-            fix="confidence lies in (0, 1), for example 0.95, and at least one replicate is drawn.",
-        )
+        fix = "confidence lies in (0, 1), for example 0.95, and at least one replicate is drawn."
+        raise ConfigError("These settings are invalid.", where=f"{confidence=}, {bootstrap=}", fix=fix)
     if baseline not in scores:
         raise ConfigError(f"There is no method {baseline!r}.", fix=f"Methods: {', '.join(scores)}.")
     base = np.asarray(scores[baseline], dtype=float)
@@ -255,10 +248,8 @@ def compare_scores(
         if own.shape != base.shape:
             raise ResultError(f"{name!r} has scores {own.shape}, the baseline {base.shape} (patients, seeds).")
         if not np.isfinite(own).all():
-            raise ResultError(
-                f"{int((~np.isfinite(own)).sum())} scores of {name!r} are NaN or infinite.",
-                fix="Fill them with a penalty, or leave those patients out of all methods.",
-            )
+            fix = "Fill them with a penalty, or leave those patients out of all methods."
+            raise ResultError(f"{int((~np.isfinite(own)).sum())} scores of {name!r} are NaN or infinite.", fix=fix)
         rows.append(_row(name, own, None if name == baseline else base, folds, confidence, bootstrap, seed))
     tests = np.array([[row[name] for name in _TESTS] for row in rows])
     adjusted = holm(np.where(np.isnan(tests[:, 0]), np.nan, np.nan_to_num(tests).max(1)))
@@ -301,10 +292,8 @@ def patient_scores(table: DataFrame, metric: str = "dice", patient: str | None =
         raise ResultError(f"The table holds no {metric!r}.", fix=f"It holds: {sorted(set(table['metric']))}.")
     absent = rows["status"] == "both_absent"
     if rows.loc[~absent, "value"].isna().any():
-        raise ResultError(
-            f"Some {metric} values are undefined because the organ was missed or spurious.",
-            fix="Fill them with a penalty (for example the image diagonal) before comparing, or compare Dice.",
-        )
+        fix = "Fill them with a penalty (for example the image diagonal) before comparing, or compare Dice."
+        raise ResultError(f"Some {metric} values are undefined because the organ was missed or spurious.", fix=fix)
     counts = rows.groupby(["method", "seed"], sort=False).size()
     if counts.nunique() > 1 or len(counts) != rows["method"].nunique() * rows["seed"].nunique():
         raise ResultError(f"The design is incomplete: rows per method and seed are {counts.to_dict()}.")
@@ -373,7 +362,6 @@ def _folds_of(table: DataFrame, unit: str) -> list[Any]:
     per_patient = table[table["value"].notna()].groupby(unit, sort=True)["fold"].agg(["first", "nunique"])
     if (per_patient["nunique"] > 1).any():
         crossing = per_patient.index[per_patient["nunique"] > 1][0]
-        raise ResultError(
-            f"The patient {crossing!r} was tested in several folds.", fix="Deal whole patients: task.folds(5)."
-        )
+        fix = "Deal whole patients: task.folds(5)."
+        raise ResultError(f"The patient {crossing!r} was tested in several folds.", fix=fix)
     return list(per_patient["first"])

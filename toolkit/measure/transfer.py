@@ -50,10 +50,8 @@ class Transfer(Result):
         """
         found = self.numbers[(self.numbers["metric"] == metric) & (self.numbers["task"] == task)]
         if found.empty:
-            raise ResultError(
-                f"There is no {metric!r} for {task!r}.",
-                fix=f"Metrics: {', '.join(dict.fromkeys(self.numbers['metric']))}.",
-            )
+            fix = f"Metrics: {', '.join(dict.fromkeys(self.numbers['metric']))}."
+            raise ResultError(f"There is no {metric!r} for {task!r}.", fix=fix)
         return float(found["value"].iloc[0])
 
 

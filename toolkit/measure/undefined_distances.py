@@ -57,26 +57,21 @@ def counted(table: DataFrame, metric: str) -> DataFrame:
 def _check(table: DataFrame, by: Sequence[str]) -> None:
     missing = [name for name in (*_NEEDED, *by) if name not in table.columns]
     if missing:
-        raise ResultError(
-            f"The table lacks the columns {missing}.",
-            fix="Pass what segmentation_metrics returned, with further columns added if you like.",
-        )
+        fix = "Pass what segmentation_metrics returned, with further columns added if you like."
+        raise ResultError(f"The table lacks the columns {missing}.", fix=fix)
     for column, subset in (("rule", table), ("unit", table[table["unit"] != ""])):
         found = list(subset[column].unique())
         if len(found) > 1:
-            raise ResultError(
-                f"The table mixes {column}s: {found}; their mean would mean nothing.",
-                fix=f"Aggregate one {column} at a time.",
-            )
+            fix = f"Aggregate one {column} at a time."
+            raise ResultError(f"The table mixes {column}s: {found}; their mean would mean nothing.", fix=fix)
 
 
 def _fixed(table: DataFrame, penalty: str | float) -> float:
     try:
         value = float(penalty)
     except ValueError:
-        raise ConfigError(
-            f"There is no penalty policy called {penalty!r}.", fix='Use "diagonal", "undefined" or a number.'
-        ) from None
+        fix = 'Use "diagonal", "undefined" or a number.'
+        raise ConfigError(f"There is no penalty policy called {penalty!r}.", fix=fix) from None
     longest = table.loc[table["unit"] != "", "value"].max()
     if not np.isfinite(value) or (np.isfinite(longest) and value < longest):
         raise ConfigError(

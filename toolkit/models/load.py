@@ -93,9 +93,8 @@ def weights_from_bytes(content: bytes, where: str) -> dict[str, Tensor]:
         aliases = json.loads(header.get("__metadata__", {}).get(_ALIASES, "{}"))
         return tensors | {name: tensors[target] for name, target in aliases.items()}
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"This is not a readable safetensors file ({error}).", where=where, fix="Copy or export it again."
-        ) from error
+        fix = "Copy or export it again."
+        raise CheckpointError(f"This is not a readable safetensors file ({error}).", where=where, fix=fix) from error
 
 
 def save_weights(model: nn.Module, file: str | os.PathLike[str]) -> Path:
@@ -120,19 +119,13 @@ def read_weights(file: str | os.PathLike[str], sha256: str | None = None) -> dic
     if sha256 is not None:
         with path.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != sha256.lower():
-                raise CheckpointError(
-                    "The weights file is damaged or another one: its sha256 is not the expected one.",
-                    where=str(path),
-                    fix=f"Get the file again; expected is {sha256[:16]}...",
-                )
+                what = "The weights file is damaged or another one: its sha256 is not the expected one."
+                raise CheckpointError(what, where=path, fix=f"Get the file again; expected is {sha256[:16]}...")
     if path.suffix == ".safetensors":
         return weights_from_bytes(path.read_bytes(), str(path))
     if path.suffix not in _PICKLED:
-        raise CheckpointError(
-            f"Weights are not read from {path.suffix or 'files without a suffix'}.",
-            where=str(path),
-            fix=f"Known: .safetensors, {', '.join(_PICKLED)}.",
-        )
+        what = f"Weights are not read from {path.suffix or 'files without a suffix'}."
+        raise CheckpointError(what, where=path, fix=f"Known: .safetensors, {', '.join(_PICKLED)}.")
     with path.open("rb") as stream:
         content = restricted_load(stream, str(path))
     tensors = _find_tensors(content)
@@ -155,17 +148,12 @@ def restricted_load(stream: Any, where: str) -> Any:
             warnings.simplefilter("ignore")  # it warns of foreign pickle protocols before it refuses them
             return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            "The file holds more than tensors and plain values; it was not loaded, because it could run code.",
-            where=f"{where}{_foreign_class(error)}",
-            fix="Ask for a safetensors file, or export the state dictionary alone.",
-        ) from error
+        what = "The file holds more than tensors and plain values; it was not loaded, because it could run code."
+        fix = "Ask for a safetensors file, or export the state dictionary alone."
+        raise CheckpointError(what, where=f"{where}{_foreign_class(error)}", fix=fix) from error
     except Exception as error:  # the reader of a damaged file raises anything
-        raise CheckpointError(
-            f"The file is damaged or not a PyTorch file ({type(error).__name__}).",
-            where=where,
-            fix="Copy or export it again.",
-        ) from error
+        what = f"The file is damaged or not a PyTorch file ({type(error).__name__})."
+        raise CheckpointError(what, where=where, fix="Copy or export it again.") from error
 
 
 def _numpy_scalars() -> list[Any]:
@@ -225,14 +213,11 @@ def load_weights(
         fix = "Build the network with the settings of the file, or load what matches with strict=False."
         if any(best) and prefix is None:
             fix = f"Say which tensors are meant: {' or '.join(f'prefix={one!r}' for one in best)}."
-        raise CheckpointError(
-            f"The weights do not fit this {type(model).__name__}.\n{report}", where=str(file), fix=fix
-        )
+        raise CheckpointError(f"The weights do not fit this {type(model).__name__}.\n{report}", where=file, fix=fix)
     for name in report.loaded:
         if wrong := _unusable(under[name], own[name]):
-            raise CheckpointError(
-                f"The tensor {name!r} {wrong}; nothing was loaded.", where=str(file), fix="Export the weights again."
-            )
+            what = f"The tensor {name!r} {wrong}; nothing was loaded."
+            raise CheckpointError(what, where=file, fix="Export the weights again.")
     with torch.no_grad():
         for name in report.loaded:
             own[name].copy_(under[name])

@@ -31,10 +31,8 @@ def compose(result: Any, **options: Any) -> Figure:
         ResultError: there is no figure for this type.
     """
     known = sorted(kind.__name__ for kind in compose.registry if kind is not object)
-    raise ResultError(
-        f"There is no figure for a {type(result).__name__}.",
-        fix=f"Figures exist for {', '.join(known)}; others have .table().",
-    )
+    fix = f"Figures exist for {', '.join(known)}; others have .table()."
+    raise ResultError(f"There is no figure for a {type(result).__name__}.", fix=fix)
 
 
 @compose.register

@@ -80,9 +80,8 @@ def grad_cams(
         ResultError: no such image, or results of different images or layers.
     """
     if len({(tuple(r.maps), r.cases[index]) for r in results}) != 1:
-        raise ResultError(
-            "The results are of different images or layers.", fix="Explain the same case at the same layers."
-        )
+        fix = "Explain the same case at the same layers."
+        raise ResultError("The results are of different images or layers.", fix=fix)
     rows: list[list[Panel | None]] = []
     for result, name in zip(results, names, strict=True):
         first, *others = _cam_panels(result, index, scale, position, side, crop)

@@ -61,9 +61,8 @@ def show(
         raise ResultError("There is nothing to show.", where="toolkit.show()")
     kinds = list(dict.fromkeys(type(result).__name__ for result in results))
     if len(kinds) > 1:
-        raise ResultError(
-            f"Results of several kinds cannot share a figure: {', '.join(kinds)}.", fix="Show one kind at a time."
-        )
+        fix = "Show one kind at a time."
+        raise ResultError(f"Results of several kinds cannot share a figure: {', '.join(kinds)}.", fix=fix)
     if names is not None and len(names) != len(results):
         raise ResultError(f"{len(results)} results need as many names, not {len(names)}.", where="names")
     if len(results) == 1 and names is None:

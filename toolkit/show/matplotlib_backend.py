@@ -43,9 +43,8 @@ def write(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200) -> Pa
 def render(figure: Figure, kind: str, *, dpi: int = 200, where: str = "") -> bytes:
     """The bytes of a figure as `pdf`, `svg` or `png`; equal figures give equal bytes."""
     if kind not in FORMATS:
-        raise ResultError(
-            f"A figure cannot be written as {kind!r}.", where=where, fix="Use a path ending in .pdf, .svg or .png."
-        )
+        fix = "Use a path ending in .pdf, .svg or .png."
+        raise ResultError(f"A figure cannot be written as {kind!r}.", where=where, fix=fix)
     import matplotlib
 
     made = figure.provenance or None

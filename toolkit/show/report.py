@@ -79,10 +79,8 @@ def _sections(item: Any, split: str) -> list[Section]:
     if isinstance(item, Result):
         figures = [] if compose.dispatch(type(item)) is compose.dispatch(object) else [compose(item)]
         return [Section(item.kind.replace("_", " ").capitalize(), figures=figures, tables=[("Numbers", item.table())])]
-    raise ResultError(
-        f"A {type(item).__name__} cannot be reported on.",
-        fix="Pass a run, a sequence, results, figures or toolkit.show.page.Section objects.",
-    )
+    fix = "Pass a run, a sequence, results, figures or toolkit.show.page.Section objects."
+    raise ResultError(f"A {type(item).__name__} cannot be reported on.", fix=fix)
 
 
 def run_record(run: Run) -> dict[str, Any]:

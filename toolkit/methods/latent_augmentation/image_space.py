@@ -273,11 +273,8 @@ def augment_image(image: Tensor, method: str, model: nn.Module | None = None, *,
     """
     choose("image-space augmentation", method, (*RANDOM, *ADVERSARIAL), where="augment_image")
     if image.ndim not in (4, 5):
-        raise ConfigError(
-            f"Expected (B, C, H, W) or (B, C, D, H, W), not {tuple(image.shape)}.",
-            where="augment_image",
-            fix="Add the batch and channel axes.",
-        )
+        what = f"Expected (B, C, H, W) or (B, C, D, H, W), not {tuple(image.shape)}."
+        raise ConfigError(what, where="augment_image", fix="Add the batch and channel axes.")
     generator = keyed_generator(seed, "augment_image", method)
     if method in RANDOM:
         return RANDOM[method](image.float(), generator)

@@ -100,8 +100,6 @@ class FastSlowObjective(Objective):
 def _check_unit_range(image: Tensor) -> None:
     low, high = (float(v) for v in image.detach().aminmax())
     if low < -0.5 or high > 1.5:
-        raise ConfigError(
-            f"The fast/slow objective clips to [0, 1], but the images range from {low:.3g} to {high:.3g}.",
-            where="batch['image']",
-            fix="Load the task with a [0, 1] normalisation, or use clip=False and image_activation='none'.",
-        )
+        what = f"The fast/slow objective clips to [0, 1], but the images range from {low:.3g} to {high:.3g}."
+        fix = "Load the task with a [0, 1] normalisation, or use clip=False and image_activation='none'."
+        raise ConfigError(what, where="batch['image']", fix=fix)

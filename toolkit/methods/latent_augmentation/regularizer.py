@@ -82,11 +82,8 @@ class LatentAugmentation(HardExamples):
     def __post_init__(self) -> None:
         unknown = (set(self.image_schemes) | set(self.shape_schemes)) - set(SCHEMES)
         if unknown or not self.image_schemes or self.preset not in PRESETS:
-            raise ConfigError(
-                f"Unknown schemes {sorted(unknown)}, no image scheme, or unknown preset {self.preset!r}.",
-                where="LatentAugmentation",
-                fix=f"Schemes are {SCHEMES}, presets {PRESETS}.",
-            )
+            what = f"Unknown schemes {sorted(unknown)}, no image scheme, or unknown preset {self.preset!r}."
+            raise ConfigError(what, where="LatentAugmentation", fix=f"Schemes are {SCHEMES}, presets {PRESETS}.")
         if not 0 < self.max_fraction < 1 or not 0 <= self.dropout_rate < 1:
             raise ConfigError("LatentAugmentation needs 0 < max_fraction < 1 and 0 <= dropout_rate < 1.")
 

@@ -106,9 +106,8 @@ def _check_hash(weights: str | os.PathLike[str] | Mapping[str, Tensor], expected
     with open(weights, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if not digest.startswith(expected.lower()):
-        raise CheckpointError(
-            f"The file's SHA-256 is {digest}, not {expected}.", where=str(weights), fix="Get the file again."
-        )
+        fix = "Get the file again."
+        raise CheckpointError(f"The file's SHA-256 is {digest}, not {expected}.", where=weights, fix=fix)
 
 
 def transfer_encoder(

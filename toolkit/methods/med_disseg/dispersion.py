@@ -203,11 +203,9 @@ def _bank_rows(bank: Tensor | None, rows: Tensor) -> Tensor:
     if bank is None:
         return rows.new_zeros((0, rows.shape[1]))
     if bank.ndim != 2 or bank.shape[1] != rows.shape[1]:
-        raise ConfigError(
-            f"The bank has shape {tuple(bank.shape)}, the batch has rows of {rows.shape[1]} features.",
-            where="dispersive_loss(bank=...)",
-            fix="Give one row per stored representation, with the same layout and resolution as the batch.",
-        )
+        what = f"The bank has shape {tuple(bank.shape)}, the batch has rows of {rows.shape[1]} features."
+        fix = "Give one row per stored representation, with the same layout and resolution as the batch."
+        raise ConfigError(what, where="dispersive_loss(bank=...)", fix=fix)
     return bank.detach().to(rows)
 
 

@@ -205,11 +205,9 @@ class MedDisSegObjective(Objective):
         if self.aligned_background:
             return 1 - truth
         if "label_before" not in batch:
-            raise ConfigError(
-                "aligned_background=False needs batches with `label_before`.",
-                where="med_disseg",
-                fix='Train with TrainConfig(augmentation="geometry-label-before").',
-            )
+            what = "aligned_background=False needs batches with `label_before`."
+            fix = 'Train with TrainConfig(augmentation="geometry-label-before").'
+            raise ConfigError(what, where="med_disseg", fix=fix)
         return 1 - (batch["label_before"] > 0).to(truth.dtype)
 
 

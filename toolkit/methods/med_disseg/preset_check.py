@@ -14,9 +14,8 @@ from toolkit.results import DataFrame, as_table
 def preset_rows(features: Tensor, preset: str) -> Tensor:
     """The rows (B, D) that a preset disperses: the whole map or its mean over positions, by the preset's layout."""
     if features.ndim < 2 or features.shape[0] < 2:
-        raise ConfigError(
-            f"The dispersive loss needs features (B, C, *S) of two images or more, not {tuple(features.shape)}."
-        )
+        what = f"The dispersive loss needs features (B, C, *S) of two images or more, not {tuple(features.shape)}."
+        raise ConfigError(what)
     pooled = PRESETS[preset].layout == "pooled" and features.ndim > 2
     return features.flatten(2).mean(dim=2) if pooled else features.flatten(1)
 

@@ -23,10 +23,8 @@ SKETCH_COLUMNS = 64
 
 def _full(z: Tensor) -> Tensor:
     if z.ndim != 2 or z.shape[0] < 2:
-        raise ConfigError(
-            f"Expected at least two rows (N, C), not {tuple(z.shape)}.",
-            fix="Move the channel axis last and flatten the others: feature.movedim(1, -1).flatten(0, -2).",
-        )
+        fix = "Move the channel axis last and flatten the others: feature.movedim(1, -1).flatten(0, -2)."
+        raise ConfigError(f"Expected at least two rows (N, C), not {tuple(z.shape)}.", fix=fix)
     return z if z.dtype == torch.float64 else z.float()
 
 
@@ -182,8 +180,6 @@ def null_value(settings: Any, rows: float, channels: int) -> float:
         return (channels + 3) / (4 * rows)
     if settings.divergence == "gaussian_kernel":
         return (1 - (1 + 2 / channels) ** (-channels / 2)) / rows
-    raise ConfigError(
-        f"null_centred has no closed form for {settings.divergence!r}.",
-        where="SegReg(null_centred=True)",
-        fix="Use epps_pulley, class_conditional, gaussian_kl or gaussian_kernel.",
-    )
+    what = f"null_centred has no closed form for {settings.divergence!r}."
+    fix = "Use epps_pulley, class_conditional, gaussian_kl or gaussian_kernel."
+    raise ConfigError(what, where="SegReg(null_centred=True)", fix=fix)

@@ -183,10 +183,8 @@ class SegReg(Regularizer):
     def _tap_weights(self, count: int) -> list[float]:
         raw = self.tap_weights if self.tap_weights is not None else [0.5**k for k in range(count)]
         if len(raw) != count:
-            raise ConfigError(
-                f"The taps matched {count} layers, but there are {len(raw)} tap_weights.",
-                fix="Name the layers one by one, or leave tap_weights out.",
-            )
+            fix = "Name the layers one by one, or leave tap_weights out."
+            raise ConfigError(f"The taps matched {count} layers, but there are {len(raw)} tap_weights.", fix=fix)
         return [float(w) / float(sum(raw)) for w in raw]
 
     def _of_tap(self, name: str, feature: Tensor, context: StepContext) -> Tensor:

@@ -148,9 +148,8 @@ class SelfReg(Regularizer):
             raise ProtocolError(f"SelfReg could not look at the network: {error}", fix=_REMEDY) from error
         encoder = [*ladder.encoder[first:], ladder.bottleneck] if ladder.bottleneck and ladder.encoder else []
         if not encoder:
-            raise ProtocolError(
-                "SelfReg found no stages that go down in size.", where=type(unwrap(model)).__name__, fix=_REMEDY
-            )
+            what = "SelfReg found no stages that go down in size."
+            raise ProtocolError(what, where=type(unwrap(model)).__name__, fix=_REMEDY)
         return {"encoder": tuple(encoder), "decoder": ladder.decoder[:-1]}
 
     def describe(self, model: nn.Module, example: Any = None) -> DataFrame:

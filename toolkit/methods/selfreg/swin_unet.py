@@ -135,11 +135,9 @@ def load_swin(model: SwinUnet, weights: str | os.PathLike[str] | Mapping[str, Te
     wanted = {name: source for name in own if (source := _official_name(name)) is not None}
     bad = [f"{s} for {n}" for n, s in wanted.items() if s not in tensors or tensors[s].shape != own[n].shape]
     if bad:
-        raise CheckpointError(
-            f"{len(bad)} of {len(wanted)} tensors are missing or have another shape.",
-            where=f"{where}: {', '.join(bad[:3])}",
-            fix="Give the weights of a Swin transformer with the network's width, heads, window and 3 image channels.",
-        )
+        what = f"{len(bad)} of {len(wanted)} tensors are missing or have another shape."
+        fix = "Give the weights of a Swin transformer with the network's width, heads, window and 3 image channels."
+        raise CheckpointError(what, where=f"{where}: {', '.join(bad[:3])}", fix=fix)
     for name, source in wanted.items():
         own[name].copy_(tensors[source])
     return list(wanted)

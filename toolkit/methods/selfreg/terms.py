@@ -145,10 +145,8 @@ def internal_distillation(features: Tensor, order: str = "score", stop_gradient:
         tensor(4.)
     """
     if order not in ("score", "index") or stop_gradient not in ("none", "top"):
-        raise ConfigError(
-            f"Unknown order {order!r} or stop_gradient {stop_gradient!r}.",
-            fix="order is 'score' or 'index', stop_gradient 'none' or 'top'.",
-        )
+        fix = "order is 'score' or 'index', stop_gradient 'none' or 'top'."
+        raise ConfigError(f"Unknown order {order!r} or stop_gradient {stop_gradient!r}.", fix=fix)
     channels = features.shape[1]
     half = channels // 2
     with torch.autocast(features.device.type, enabled=False):

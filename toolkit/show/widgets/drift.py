@@ -46,9 +46,8 @@ class DriftExplorer(Explorer):
         self.repeat = repeat
         self.rows: DataFrame = self.features[0].cases
         if any(len(one.cases) != len(self.rows) for one in self.features):
-            raise ResultError(
-                "The stages hold different rows.", fix="Extract the same cases with the same seed at every stage."
-            )
+            fix = "Extract the same cases with the same seed at every stage."
+            raise ResultError("The stages hold different rows.", fix=fix)
         self.memory = TimedResults(24, {("projection", "umap"): 10.0})  # mostly compiling, the first time
         self.shown = np.unique(np.linspace(0, len(self.rows) - 1, min(MOST_POINTS, len(self.rows))).astype(int))
         classes = tuple(sorted({int(index) for index in self.rows["class"]}))
@@ -270,10 +269,7 @@ def drift_explorer(
     stores = list(features)
     names = [f"stage {index + 1}" for index in range(len(stores))] if stages is None else list(stages)
     if len(stores) < 2 or len(names) != len(stores):
-        raise ConfigError(
-            f"There are {len(stores)} stages and {len(names)} names.",
-            where="drift_explorer",
-            fix="Pass two stages or more, and one name for each.",
-        )
+        fix = "Pass two stages or more, and one name for each."
+        raise ConfigError(f"There are {len(stores)} stages and {len(names)} names.", where="drift_explorer", fix=fix)
     known = cases.cases() if callable(getattr(cases, "cases", None)) else cases or []
     return DriftExplorer(stores, {case.id: case for case in known}, names, bootstrap, repeat)

@@ -37,9 +37,8 @@ class TrainingMonitor(Explorer):
         super().__init__()
         self.directory, self.process, self.interval = RunDirectory(path), process, interval
         if not self.directory.exists():
-            raise CheckpointError(
-                "There is no run here.", where=str(path), fix="Pass a run, or the folder it was written to."
-            )
+            fix = "Pass a run, or the folder it was written to."
+            raise CheckpointError("There is no run here.", where=path, fix=fix)
         self.steps = int(self.directory.record()["config"]["steps"])
         self.history: DataFrame = read_history(self.directory.history)
         self._seen: tuple[Any, ...] = ()

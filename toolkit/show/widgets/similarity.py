@@ -254,9 +254,8 @@ def similarity_explorer(
         source = next(iter(trained.values()))
     if isinstance(source, nn.Module):
         if cases is None:
-            raise ConfigError(
-                "A network needs cases.", where="similarity_explorer(cases=...)", fix="Pass a task or cases."
-            )
+            fix = "Pass a task or cases."
+            raise ConfigError("A network needs cases.", where="similarity_explorer(cases=...)", fix=fix)
         stacks = ImageStacks(cases, source, split)
         items = list(stacks.items.values())
         chosen = default_layers(source, items[:1]) if layers is None else layers

@@ -109,11 +109,8 @@ class Control:
             if number == value and self.low <= number <= self.high:
                 return number
         known = ", ".join(map(str, values)) if values else f"a number from {self.low:g} to {self.high:g}"
-        raise ConfigError(
-            f"{value!r} is no value of {self.name}.",
-            where=f"explorer.set({self.name}=...)",
-            fix="Use True or False." if self.kind == "switch" else f"Use {known}.",
-        )
+        fix = "Use True or False." if self.kind == "switch" else f"Use {known}."
+        raise ConfigError(f"{value!r} is no value of {self.name}.", where=f"explorer.set({self.name}=...)", fix=fix)
 
 
 class Explorer:
@@ -198,11 +195,9 @@ class Explorer:
         try:
             unknown = set(changes) - {control.name for control in self.controls()}
             if unknown:
-                raise ConfigError(
-                    f"This explorer has no {', '.join(sorted(unknown))}.",
-                    where="explorer.set(...)",
-                    fix=f"It has {', '.join(control.name for control in self.controls())}.",
-                )
+                what = f"This explorer has no {', '.join(sorted(unknown))}."
+                fix = f"It has {', '.join(control.name for control in self.controls())}."
+                raise ConfigError(what, where="explorer.set(...)", fix=fix)
             for name in [control.name for control in self.controls() if control.name in changes]:
                 (control,) = [one for one in self.controls() if one.name == name]
                 value = control.checked(changes[name])
