@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 from torch import nn
@@ -60,6 +60,7 @@ def evaluate(
         >>> scores = tk.evaluate(model, task.cases("test"), metrics=["dice", "hd95"])
     """
     import pandas as pd
+    from tqdm.auto import tqdm
 
     volumes = group_volumes(cases)
     if not volumes:
@@ -67,7 +68,8 @@ def evaluate(
     predictor = Predictor(model, regions=regions, **passes)
     tables = []
     predictions = predict_volumes(predictor, volumes, batch_size=batch_size)
-    for volume, prediction in zip(_with_bar(volumes, progress), predictions, strict=True):
+    bar = tqdm(volumes, desc="evaluating", unit="volume", disable=not progress)
+    for volume, prediction in zip(bar, predictions, strict=True):
         first = volume[0]
         reference = stack([case.label_array() for case in volume], volume)
         table = _scores(prediction, reference, volume, predictor.activation.regions, metrics)
@@ -107,9 +109,3 @@ def _scores(
         truth = np.isin(reference, list(classes)).astype(np.uint8)
         parts.append(segmentation_metrics(mask, truth, spacing, {0: "background", 1: name}, metrics=metrics))
     return pd.concat(parts, ignore_index=True)
-
-
-def _with_bar(volumes: Sequence[Any], progress: bool) -> Iterable[Any]:
-    from tqdm.auto import tqdm
-
-    return tqdm(volumes, desc="evaluating", unit="volume", disable=not progress)

@@ -115,7 +115,10 @@ def layer_similarity(
         matrix = _procrustes(first, second)
     else:
         keep = subsample(number, max_rows, "rsa", seed)
-        profiles = [_profiles(side, keep) for side in ([first] if second is first else [first, second])]
+        profiles = [
+            torch.stack([_ranked_dissimilarity(rows.index_select(0, keep)) for rows in side])
+            for side in ([first] if second is first else [first, second])
+        ]
         matrix = profiles[0] @ profiles[-1].T
     settings: dict[str, Any] = {"method": method, "batch": batch, "seed": seed}
     return LayerSimilarity(
@@ -161,10 +164,6 @@ def _procrustes(first: list[Tensor], second: list[Tensor]) -> Tensor:
             else:
                 matrix[i, j] = 1 - procrustes(one, other)
     return matrix
-
-
-def _profiles(layers: list[Tensor], keep: Tensor) -> Tensor:
-    return torch.stack([_ranked_dissimilarity(rows.index_select(0, keep)) for rows in layers])
 
 
 def _ranked_dissimilarity(rows: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ def spread_of(values: np.ndarray, folds: np.ndarray | None = None) -> tuple[floa
     parts = [part for part in parts if len(part) > 1] or [d]
     seeds = d.shape[1]
     freedom = sum(len(part) - 1 for part in parts)
-    rest = sum(float(_interaction(part).sum()) for part in parts) / (freedom * (seeds - 1))
+    interactions = [part - part.mean(1, keepdims=True) - part.mean(0) + part.mean() for part in parts]
+    rest = sum(float((one**2).sum()) for one in interactions) / (freedom * (seeds - 1))
     patients = sum(seeds * float(part.mean(1).var()) * len(part) for part in parts) / freedom
     trainings = np.mean([(float(part.mean(0).var(ddof=1)) - rest / len(part)) for part in parts])
     variances = ((patients - rest) / seeds, float(trainings), rest)
@@ -95,10 +96,6 @@ def fewest_patients(
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle + 1, high)
     return sizes[high], powers[high]
-
-
-def _interaction(part: np.ndarray) -> np.ndarray:
-    return (part - part.mean(1, keepdims=True) - part.mean(0) + part.mean()) ** 2
 
 
 def _p_bootstrap(per_patient: np.ndarray, observed: np.ndarray, replicates: int, seed: int) -> np.ndarray:

@@ -46,7 +46,10 @@ def drifts(
     Raises:
         ResultError: none of the measures is in the results.
     """
-    tables = {name: _drawable(result.table()) for result, name in zip(results, names, strict=True)}
+    tables = {}
+    for name, table in zip(names, [result.table() for result in results], strict=True):
+        # between stages and with a value (from 0 is the distance to N(0, I), another quantity)
+        tables[name] = table[(table["from"] > 0) & table["value"].notna()]
     first = next(iter(tables.values()))
     found = [m for m in measures or MEASURE_NAMES if (first["measure"] == m).any()]
     if not found:
@@ -75,11 +78,6 @@ def repeat_of(result: Drift) -> str:
         return ""
     what = result.settings.get("repeat", "its repeat")
     return _REPEATS.format(what, "a jitter" if "jitter" in what else "another training")
-
-
-def _drawable(table: DataFrame) -> DataFrame:
-    """Rows between stages with a value (from 0 is the distance to N(0, I), another quantity)."""
-    return table[(table["from"] > 0) & table["value"].notna()]
 
 
 def _panel(measure: str, tables: dict[str, DataFrame]) -> Intervals:

@@ -149,15 +149,16 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
         raw = np.asarray(maps[index, 0], dtype=float)
         status = result.status[layer][index]
         limits = shared if scale == "shared" else symmetric_limits(raw)
-        cancelled = status == "cancelled"
+        cancelled = status == "cancelled"  # such a map is not stretched to a range of colours
+        told = (
+            f"the mean keeps {result.net_gradient[layer][index]:.2g} of the gradient" if cancelled else range_note(raw)
+        )
         panels.append(
             view.panel(
                 picture,
                 side,
                 title=layer,
-                note=range_note(raw)
-                if status == "ok"
-                else f"{status}: {_why(result, layer, index) or range_note(raw)}",
+                note=told if status == "ok" else f"{status}: {told}",
                 overlay=None if cancelled else view.coarse(raw, lambda layer=layer: result.resized(layer)[index, 0]),
                 overlay_limits=(0.0, limits[1]) if _unsigned(result.target) else limits,
                 overlay_scale="positive_overlay" if _unsigned(result.target) else "diverging_overlay",
@@ -174,13 +175,6 @@ def _organ(result: Any, labels: np.ndarray) -> np.ndarray:
     named = {str(name): label for label, name in (result.classes or {}).items()}
     label = named.get(asked[1], int(asked[1]) if asked[1].isdigit() else None) if asked else None
     return labels if label is None or not (labels == label).any() else np.where(labels == label, label, 0)
-
-
-def _why(result: Any, layer: str, index: int) -> str:
-    """How much of a cancelled gradient its mean keeps; such a map is not stretched to a range of colours."""
-    if result.status[layer][index] != "cancelled":
-        return ""
-    return f"the mean keeps {result.net_gradient[layer][index]:.2g} of the gradient"
 
 
 @compose.register

@@ -126,7 +126,8 @@ def runs_table(runs: Sequence[Run], split: str = "val") -> DataFrame:
         row = {"run": run.path.name, f"dice ({split})": round(float(scores.mean()), 4) if len(scores) else None}
         row |= {"volumes": len(scores), "regularizer": ", ".join(one.name for one in run.regularizers) or "none"}
         row |= {"loss": _named(run.directory.record()["objects"]["objective"])}
-        row |= {"patch": _sides(config.patch_size or getattr(run.task, "patch_size", None))}
+        patch = config.patch_size or getattr(run.task, "patch_size", None)
+        row |= {"patch": "whole" if patch is None else " x ".join(map(str, patch))}
         settings = config.to_dict()  # what is one's own is a record there
         row |= {name: _named(settings[name]) for name in ("schedule", "learning_rate", "augmentation", "steps", "seed")}
         rows.append(row | {"selected step": run.selected_step})
@@ -139,10 +140,6 @@ def _named(entry: Any) -> Any:
     name = str(entry.get("name") or entry.get("class") or entry.get("foreign"))
     settings = ", ".join(f"{key}={value}" for key, value in entry.get("arguments", {}).items())
     return f"{name} ({settings})" if settings else name
-
-
-def _sides(patch: Sequence[int] | None) -> str:
-    return "whole" if patch is None else " x ".join(map(str, patch))
 
 
 def _of_training(item: Run | Stages, split: str) -> list[Section]:

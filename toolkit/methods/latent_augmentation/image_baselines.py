@@ -7,6 +7,7 @@ MICCAI 2021, whose comparison they are; settings of the authors' follow-up code,
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -14,15 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from toolkit.methods.latent_augmentation import image_space
 from toolkit.methods.latent_augmentation.hard_pass import IMAGE_TERMS, HardExamples, hard_pass
-from toolkit.methods.latent_augmentation.image_space import (
-    adversarial_bias,
-    adversarial_noise,
-    checked_size,
-    prediction_distance,
-    random_convolution,
-    random_windows,
-)
 from toolkit.models.batch_norm import frozen_batch_norm
 from toolkit.registry import register
 from toolkit.training.engine import same_modes
@@ -67,7 +61,7 @@ class RandomWindows(_HardImage):
 
     def hard_image(self, context: StepContext) -> Tensor:
         """The masked image; in- or out-painting at random, one draw a batch (our choice: the paper does not say)."""
-        return random_windows(context.batch["image"], context.generator)
+        return image_space.random_windows(context.batch["image"], context.generator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +78,7 @@ class _Adversarial(_HardImage):
         """Search the image, run the hard pass on it, and compare its prediction with the standard one."""
         reference = self._reference(context)
         terms, logits = self._terms(context, self._searched(context, reference))
-        return {**terms, "consistency": prediction_distance(logits, reference, self._contour)}
+        return {**terms, "consistency": image_space.prediction_distance(logits, reference, self._contour)}
 
     @property
     def _contour(self) -> float:
@@ -111,12 +105,11 @@ class _Adversarial(_HardImage):
                 lambda x: network.decode_segmentation(network.decouple(network.encode(x))),
                 image.float(),
                 context.generator,
-                reference.float(),
+                reference=reference.float(),
             )
 
-    def _search(
-        self, predict: Callable[[Tensor], Tensor], image: Tensor, generator: torch.Generator, reference: Tensor
-    ) -> Tensor:
+    @property
+    def _search(self) -> Callable[..., Tensor]:
         raise NotImplementedError
 
 
@@ -145,13 +138,12 @@ class AdversarialNoise(_Adversarial):
     probe: float = 1e-6
 
     def __post_init__(self) -> None:
-        checked_size(self.size, self.name)
-        checked_size(self.probe, self.name)
+        image_space.checked_size(self.size, self.name)
+        image_space.checked_size(self.probe, self.name)
 
-    def _search(
-        self, predict: Callable[[Tensor], Tensor], image: Tensor, generator: torch.Generator, reference: Tensor
-    ) -> Tensor:
-        return adversarial_noise(predict, image, generator, reference=reference, size=self.size, probe=self.probe)
+    @property
+    def _search(self) -> Callable[..., Tensor]:
+        return functools.partial(image_space.adversarial_noise, size=self.size, probe=self.probe)
 
 
 @register("regularizer", "adversarial_bias")
@@ -177,16 +169,15 @@ class AdversarialBias(_Adversarial):
     contours: float = 0.5
 
     def __post_init__(self) -> None:
-        checked_size(self.size, self.name, 1.0)
+        image_space.checked_size(self.size, self.name, 1.0)
 
     @property
     def _contour(self) -> float:
         return self.contours
 
-    def _search(
-        self, predict: Callable[[Tensor], Tensor], image: Tensor, generator: torch.Generator, reference: Tensor
-    ) -> Tensor:
-        return adversarial_bias(predict, image, generator, reference=reference, size=self.size, contour=self.contours)
+    @property
+    def _search(self) -> Callable[..., Tensor]:
+        return functools.partial(image_space.adversarial_bias, size=self.size, contour=self.contours)
 
 
 @register("regularizer", "random_convolution")
@@ -224,7 +215,7 @@ class RandomConvolution(_HardImage):
         if self.noise:
             noisy = image + self.noise * torch.randn(image.shape, generator=generator).to(image)
             image = noisy.clamp(image.min(), image.max())
-        return random_convolution(image, generator)
+        return image_space.random_convolution(image, generator)
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
         network: Any = context.model

@@ -94,7 +94,11 @@ def load_backbone(
     if sha256 is not None:
         _check_hash(weights, sha256)
     tensors, where = named_tensors(weights)
-    renamed = {_encoder_name(name): value for name, value in tensors.items() if not name.startswith(_UNUSED)}
+    renamed = {}
+    for name, value in tensors.items():
+        if not name.startswith(_UNUSED):
+            prefix = next((prefix for prefix in _STEM if name.startswith(prefix)), "")
+            renamed[_STEM.get(prefix, "") + name.removeprefix(prefix)] = value
     return copy_encoder(model, renamed, where)
 
 
@@ -151,8 +155,3 @@ def copy_encoder(model: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
     for name in copied:
         own[name].copy_(tensors[name])
     return copied
-
-
-def _encoder_name(name: str) -> str:
-    prefix = next((prefix for prefix in _STEM if name.startswith(prefix)), "")
-    return _STEM.get(prefix, "") + name.removeprefix(prefix)

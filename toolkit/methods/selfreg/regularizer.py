@@ -19,13 +19,7 @@ from toolkit.features.modules import unwrap
 from toolkit.features.names import resolve, stages
 from toolkit.inference.layers import observed
 from toolkit.inference.network import Predictor
-from toolkit.methods.selfreg.terms import (
-    draw_channels,
-    expected_semantic_consistency,
-    internal_distillation,
-    pool_to,
-    semantic_consistency,
-)
+from toolkit.methods.selfreg import terms
 from toolkit.registry import register
 from toolkit.results import DataFrame, as_table
 from toolkit.training.regularizer import Regularizer, StepContext
@@ -213,26 +207,26 @@ class SelfReg(Regularizer):
         constant, means = teacher.detach(), []
         sizes: dict[tuple[int, ...], Tensor] = {}
         for group in layers:
-            terms = []
+            distances = []
             for student in (*group["decoder"], *group["encoder"]):
                 # a student larger than the teacher is left for the pair's term to pool
                 size = tuple(min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True))
-                sizes[size] = sizes[size] if size in sizes else pool_to(constant, size)
-                terms.append(self._pair(student, sizes[size], generator))
-            means.append(torch.stack(terms).mean())
+                sizes[size] = sizes[size] if size in sizes else terms.pool_to(constant, size)
+                distances.append(self._pair(student, sizes[size], generator))
+            means.append(torch.stack(distances).mean())
         combined = torch.stack(means)
         return combined.sum() if self.setting("grouping") == "code" else combined.mean()
 
     def _pair(self, student: Tensor, teacher: Tensor, generator: torch.Generator) -> Tensor:
         draw = self.setting("scr_draw")
         if draw == "expected":
-            return expected_semantic_consistency(student, teacher)
-        chosen = draw_channels(student.shape[1], teacher.shape[1], generator, draw)
-        return semantic_consistency(student, teacher, *chosen)
+            return terms.expected_semantic_consistency(student, teacher)
+        chosen = terms.draw_channels(student.shape[1], teacher.shape[1], generator, draw)
+        return terms.semantic_consistency(student, teacher, *chosen)
 
     def _internal_distillation(self, layers: Sequence[Mapping[str, Sequence[Tensor]]], teacher: Tensor) -> Tensor:
         def term(feature: Tensor) -> Tensor:
-            return internal_distillation(feature, self.setting("ifd_order"), self.setting("ifd_stop_gradient"))
+            return terms.internal_distillation(feature, self.setting("ifd_order"), self.setting("ifd_stop_gradient"))
 
         parts = [[term(f) for f in maps] for group in layers for maps in group.values() if maps]
         if self.setting("include_final_in_ifd"):

@@ -11,14 +11,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.methods.selfreg.swin_blocks import (
-    ChannelLayerNorm,
-    DecoderStage,
-    PatchEmbedding,
-    PatchExpanding,
-    PatchMerging,
-    SwinStage,
-)
+from toolkit.methods.selfreg import swin_blocks as parts
 from toolkit.models.inputs import check_channels, check_image
 from toolkit.models.load import named_tensors
 from toolkit.registry import register
@@ -56,15 +49,15 @@ class SwinUnet(nn.Module):
         self.in_channels, self.out_channels, self.dims = in_channels, out_channels, 2
         rates = [drop_path * k / max(sum(depths) - 1, 1) for k in range(sum(depths))]
         stages = [(width * 2**k, heads[k], window, rates[sum(depths[:k]) : sum(depths[: k + 1])]) for k in range(4)]
-        self.embed = PatchEmbedding(3 if in_channels == 1 else in_channels, width, 4)
-        self.encoder = nn.ModuleDict({str(k + 1): SwinStage(*stages[k]) for k in range(3)})
-        self.merge = nn.ModuleDict({str(k + 1): PatchMerging(stages[k][0]) for k in range(3)})
-        self.bottleneck = SwinStage(*stages[3])
-        self.norm = ChannelLayerNorm(8 * width)
-        self.expand = nn.ModuleDict({str(k): PatchExpanding(stages[k][0], 2) for k in (3, 2, 1)})
-        self.decoder = nn.ModuleDict({str(k): DecoderStage(*stages[k - 1]) for k in (3, 2, 1)})
-        self.norm_up = ChannelLayerNorm(width)
-        self.final = PatchExpanding(width, 4)
+        self.embed = parts.PatchEmbedding(3 if in_channels == 1 else in_channels, width, 4)
+        self.encoder = nn.ModuleDict({str(k + 1): parts.SwinStage(*stages[k]) for k in range(3)})
+        self.merge = nn.ModuleDict({str(k + 1): parts.PatchMerging(stages[k][0]) for k in range(3)})
+        self.bottleneck = parts.SwinStage(*stages[3])
+        self.norm = parts.ChannelLayerNorm(8 * width)
+        self.expand = nn.ModuleDict({str(k): parts.PatchExpanding(stages[k][0], 2) for k in (3, 2, 1)})
+        self.decoder = nn.ModuleDict({str(k): parts.DecoderStage(*stages[k - 1]) for k in (3, 2, 1)})
+        self.norm_up = parts.ChannelLayerNorm(width)
+        self.final = parts.PatchExpanding(width, 4)
         self.head = nn.Conv2d(width, out_channels, 1, bias=False)
         self.apply(_initialise)
         self.toolkit_taps: dict[str, str] = {

@@ -43,7 +43,8 @@ class ImageStacks:
             positions: Sequence[int | None] = [None] if len(size) == 2 else range(size[0])
             pages += [Page(item, key, position) for position in positions]
             self.items[key] = item
-            self.classes = self.classes or dict(getattr(item, "classes", None) or _field(item, "classes") or {})
+            known = item.get("classes") if isinstance(item, dict) else getattr(item, "classes", None)
+            self.classes = self.classes or dict(known or {})
         if not self.stacks:
             raise DataError("There are no images to explore.", fix="Pass a task, cases or arrays.")
         self.classes = self.classes or _numbered_classes(model, next(iter(self.stacks.values()))[0].item)
@@ -136,10 +137,6 @@ def image_of(item: Any) -> Any:
     if isinstance(item, dict):
         return item["image"]
     return item.image_array() if hasattr(item, "image_array") else item.image
-
-
-def _field(item: Any, name: str) -> Any:
-    return item.get(name) if isinstance(item, dict) else None
 
 
 def _items(source: Any, model: nn.Module, split: str) -> Any:

@@ -81,7 +81,9 @@ class ScatterView:
             trace.selectedpoints = inside or None
             self.figure.layout.title.text = self._title()
             self.figure.update_layout(**self._axes())
-        self._write_numbers()
+        if self.explorer.state["layer"] != self._numbers_of:
+            self._numbers_of = self.explorer.state["layer"]
+            self.numbers.value = numbers_table(self.explorer)
 
     def _colours(self) -> list[str]:
         indices = self.explorer.rows["class"].to_numpy()[self.rows]
@@ -104,12 +106,6 @@ class ScatterView:
         margin = 0.05 * (high - low) + 1e-9
         ends = [[float(a), float(b)] for a, b in zip(low - margin, high + margin, strict=True)]
         return {"xaxis": {"range": ends[0]}, "yaxis": {"range": ends[1]}}
-
-    def _write_numbers(self) -> None:
-        layer = self.explorer.state["layer"]
-        if layer != self._numbers_of:
-            self._numbers_of = layer
-            self.numbers.value = numbers_table(self.explorer)
 
 
 def numbers_table(explorer: DriftExplorer) -> str:

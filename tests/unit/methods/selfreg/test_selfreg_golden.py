@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import toolkit.methods.selfreg.regularizer as selfreg_module
+import toolkit.methods.selfreg.terms as selfreg_module
 from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.methods.selfreg.terms import (
     channel_score,
