@@ -172,12 +172,12 @@ class SelfReg(Regularizer):
         ]
         students = [f for group in layers for f in (*group["decoder"], *group["encoder"])]
         self._last["feature_rms"] = torch.stack([f.detach().square().mean().sqrt() for f in students]).mean()
-        terms = {}
+        losses = {}
         if self.scr:
-            terms["scr"] = self._semantic_consistency(layers, teacher, context.generator)
+            losses["scr"] = self._semantic_consistency(layers, teacher, context.generator)
         if self.ifd:
-            terms["ifd"] = self._internal_distillation(layers, teacher)
-        return terms
+            losses["ifd"] = self._internal_distillation(layers, teacher)
+        return losses
 
     def diagnostics(self) -> dict[str, float]:
         """feature_rms: mean root mean square of the student maps (both losses also fall when features shrink)."""
