@@ -148,8 +148,7 @@ def _heatmap(page: Page, canvas: Canvas, panel: Heatmap, one: layout.Placed, pla
         else:
             step = max(1, round(count / 4))
             axis.set_ticks(range(0, count, step))
-    canvas.set_xlabel(panel.x_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
-    canvas.set_ylabel(panel.y_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
+    _name_axes(canvas, panel)
     for spine in canvas.spines.values():
         spine.set_visible(False)
     if panel.annotate:
@@ -184,59 +183,51 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
     canvas.grid(True, color=colours.GRID, linewidth=0.6)
     canvas.set_axisbelow(True)
     if panel.log_y:
-        from matplotlib.ticker import LogLocator, NullFormatter
-
-        canvas.set_yscale("log")
-        if panel.decades() >= 1.3:
-            canvas.yaxis.set_major_formatter("{x:g}")
-            canvas.yaxis.set_minor_formatter(NullFormatter())
-        else:
-            canvas.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            canvas.yaxis.set_major_formatter("{x:.2g}")
-            canvas.yaxis.set_minor_formatter(NullFormatter())
-    rows: list[str] = []
+        _logarithmic(canvas, panel.decades() >= 1.3)
+    draw_series = next(draw for kind, draw in _SERIES.items() if isinstance(panel, kind))
     for index, one in enumerate(panel.series):
-        colour = colours.category(names[one.colour or one.name])
-        if isinstance(panel, Intervals):
-            rows = rows or [str(name) for name in one.y]
-            _interval_rows(canvas, one, index, len(panel.series), colour)
-        elif isinstance(panel, Boxes):
-            _box_group(canvas, one, panel.categories(), index, len(panel.series), colour)
-        elif isinstance(panel, Bars):
-            _bar_group(canvas, one, index, len(panel.series), colour)
-        elif isinstance(panel, Scatter):
-            _points(canvas, one, colour)
-            if panel.joined:
-                _join(canvas, one, colour)
-        else:
-            _curve(canvas, one, colour)
-    if isinstance(panel, Intervals) and rows:
+        draw_series(canvas, panel, one, index, colours.category(names[one.colour or one.name]))
+    if isinstance(panel, Intervals) and panel.series:
+        rows = [str(name) for name in panel.series[0].y]
         canvas.set_yticks(range(len(rows)), rows)
         canvas.set_ylim(len(rows) - 0.5, -0.5)
-    if isinstance(panel, Bars) and panel.series:
-        canvas.set_xticks(range(len(panel.series[0].x)), [str(name) for name in panel.series[0].x])
-        canvas.grid(False, axis="x")
-    if isinstance(panel, Boxes):
-        canvas.set_xticks(range(len(panel.categories())), panel.categories())
+    grouped = isinstance(panel, Bars | Boxes)
+    if grouped and panel.series:
+        groups = panel.categories() if isinstance(panel, Boxes) else [str(name) for name in panel.series[0].x]
+        canvas.set_xticks(range(len(groups)), groups)
         canvas.grid(False, axis="x")
     for x, text in panel.marks:
         canvas.axvline(x, color=colours.FAINT, linewidth=0.8, linestyle=":")
-        canvas.text(
-            x, 1.0, f" {text}", transform=canvas.get_xaxis_transform(), fontsize=8, va="top", color=colours.FAINT
-        )
-    curves = not isinstance(panel, Bars | Boxes | Intervals | Scatter)
+        style: dict[str, Any] = {"transform": canvas.get_xaxis_transform(), "color": colours.FAINT}
+        canvas.text(x, 1.0, f" {text}", fontsize=8, va="top", **style)
+    curves = not grouped and not isinstance(panel, Intervals | Scatter)
     if curves and panel.series and all(np.asarray(one.x).dtype.kind in "iu" for one in panel.series):
         canvas.locator_params(axis="x", integer=True)  # no task two and a half
     if panel.x_range is not None:
         canvas.set_xlim(*panel.x_range)
     if panel.y_range is not None:
         canvas.set_ylim(*panel.y_range)
-    if not isinstance(panel, Bars | Boxes):
+    if not grouped:
         _thin_ticks(canvas, panel.width)
-    canvas.set_xlabel(panel.x_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
-    canvas.set_ylabel(panel.y_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
+    _name_axes(canvas, panel)
     if panel.legend and any(one.name for one in panel.series):
         _legend(canvas, 1.0 + 10 / panel.width)
+
+
+def _name_axes(canvas: Canvas, panel: Axes | Heatmap) -> None:
+    canvas.set_xlabel(panel.x_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
+    canvas.set_ylabel(panel.y_label, fontsize=layout.NOTE_SIZE * _POINTS, color=colours.TEXT)
+
+
+def _logarithmic(canvas: Canvas, decades: bool) -> None:
+    """A logarithmic axis, with numbers between the powers of ten where there is hardly one of those."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    canvas.set_yscale("log")
+    if not decades:
+        canvas.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    canvas.yaxis.set_major_formatter("{x:g}" if decades else "{x:.2g}")
+    canvas.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _thin_ticks(canvas: Canvas, width: int) -> None:
@@ -252,58 +243,45 @@ def _thin_ticks(canvas: Canvas, width: int) -> None:
 def _legend(canvas: Canvas, left: float) -> None:
     named = [line for line in canvas.get_lines() if not str(line.get_label()).startswith("_")]
     broken = any(line.get_linestyle() not in ("-", "None") for line in named)
-    canvas.legend(
-        loc="upper left",
-        bbox_to_anchor=(left, 1.02),
-        frameon=False,
-        borderaxespad=0.0,
-        fontsize=layout.NOTE_SIZE * _POINTS,
-        handlelength=3.0 if broken else 1.6,
-        labelcolor=colours.TEXT,
-    )
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (left, 1.02), "borderaxespad": 0.0}
+    text: dict[str, Any] = {"fontsize": layout.NOTE_SIZE * _POINTS, "labelcolor": colours.TEXT}
+    canvas.legend(frameon=False, handlelength=3.0 if broken else 1.6, **place, **text)
 
 
-def _curve(canvas: Canvas, one: Series, colour: str) -> None:
+def _curve(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) -> None:
+    style: dict[str, Any] = {"color": colour, "linestyle": _DASHES[one.dash % 4], "linewidth": 1.5}
     marker = "o" if len(one.x) < 15 else None
-    canvas.plot(
-        one.x,
-        one.y,
-        color=colour,
-        linestyle=_DASHES[one.dash % 4],
-        linewidth=1.5,
-        label=one.name,
-        marker=marker,
-        markersize=3,
-    )
+    canvas.plot(one.x, one.y, label=one.name, marker=marker, markersize=3, **style)
     if one.low is not None and one.high is not None:
         canvas.fill_between(one.x, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _points(canvas: Canvas, one: Series, colour: str) -> None:
-    canvas.scatter(
-        one.x,
-        one.y,
-        s=(one.size * _POINTS) ** 2,
-        c=colour,
-        marker=_MARKERS[one.symbol % len(_MARKERS)],
-        alpha=0.65 if one.size < 8 else 1.0,
-        linewidths=0.8 if one.size >= 8 else 0,
-        edgecolors="black" if one.size >= 8 and one.symbol % 6 != 4 else None,
-        label=one.name,
-        rasterized=len(one.x) > 2000,
-    )
-
-
-def _join(canvas: Canvas, one: Series, colour: str) -> None:
+def _points(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) -> None:
+    large = one.size >= 8
+    style: dict[str, Any] = {
+        "s": (one.size * _POINTS) ** 2,
+        "c": colour,
+        "marker": _MARKERS[one.symbol % len(_MARKERS)],
+    }
+    style |= {"alpha": 1.0, "linewidths": 0.8} if large else {"alpha": 0.65, "linewidths": 0}
+    edges = "black" if large and one.symbol % 6 != 4 else None
+    canvas.scatter(one.x, one.y, edgecolors=edges, label=one.name, rasterized=len(one.x) > 2000, **style)
+    if not isinstance(panel, Scatter) or not panel.joined:
+        return
     canvas.plot(one.x, one.y, color=colour, linewidth=1.2)
     for number, (x, y) in enumerate(zip(one.x, one.y, strict=True), 1):
         if np.isfinite(x) and np.isfinite(y):
             canvas.annotate(str(number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8, clip_on=True)
 
 
-def _bar_group(canvas: Canvas, one: Series, index: int, count: int, colour: str) -> None:
-    width = 0.8 / count
-    centres = np.arange(len(one.x)) - 0.4 + width * (index + 0.5)
+def _centres(panel: Axes, groups: int, index: int) -> tuple[np.ndarray, float]:
+    """Where the bars or boxes of a series stand, and the width that each has."""
+    width = 0.8 / len(panel.series)
+    return np.arange(groups) - 0.4 + width * (index + 0.5), width
+
+
+def _bar_group(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) -> None:
+    centres, width = _centres(panel, len(one.x), index)
     values = np.asarray(one.y, dtype=float)
     canvas.bar(centres, values, width=width * 0.92, color=colour, label=one.name, linewidth=0)
     if one.low is not None and one.high is not None:
@@ -311,26 +289,25 @@ def _bar_group(canvas: Canvas, one: Series, index: int, count: int, colour: str)
         canvas.errorbar(centres, values, yerr=spread, fmt="none", ecolor=colours.TEXT, elinewidth=0.9, capsize=2)
 
 
-def _box_group(canvas: Canvas, one: Series, categories: list[str], index: int, count: int, colour: str) -> None:
-    width = 0.8 / count
+def _box_group(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) -> None:
+    categories = panel.categories() if isinstance(panel, Boxes) else []
+    centres, width = _centres(panel, len(categories), index)
     values, names = np.asarray(one.y, dtype=float), np.asarray([str(name) for name in one.x])
     groups = [values[(names == name) & np.isfinite(values)] for name in categories]
-    drawn = canvas.boxplot(
-        groups,
-        positions=np.arange(len(categories)) - 0.4 + width * (index + 0.5),
-        widths=width * 0.8,
-        patch_artist=True,
-        manage_ticks=False,
-        boxprops={"facecolor": colour, "alpha": 0.55, "edgecolor": colour},
-        medianprops={"color": colours.TEXT, "linewidth": 1.4},
-        whiskerprops={"color": colour},
-        capprops={"color": colour},
-        flierprops={"marker": "o", "markersize": 2.5, "markeredgecolor": colour},
-    )
+    style: dict[str, Any] = {
+        "boxprops": {"facecolor": colour, "alpha": 0.55, "edgecolor": colour},
+        "medianprops": {"color": colours.TEXT, "linewidth": 1.4},
+        "flierprops": {"marker": "o", "markersize": 2.5, "markeredgecolor": colour},
+        "whiskerprops": {"color": colour},
+        "capprops": {"color": colour},
+    }
+    place: dict[str, Any] = {"positions": centres, "widths": width * 0.8, "manage_ticks": False}
+    drawn = canvas.boxplot(groups, patch_artist=True, **place, **style)
     drawn["boxes"][0].set_label(one.name)
 
 
-def _interval_rows(canvas: Canvas, one: Series, index: int, count: int, colour: str) -> None:
+def _interval_rows(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) -> None:
+    count = len(panel.series)
     heights = np.arange(len(one.y)) + (index - (count - 1) / 2) * min(0.28, 0.8 / count)
     values = np.asarray(one.x, dtype=float)
     spread = None
@@ -338,3 +315,6 @@ def _interval_rows(canvas: Canvas, one: Series, index: int, count: int, colour: 
         spread = np.maximum(np.stack([values - np.asarray(one.low), np.asarray(one.high) - values]), 0)
     style: dict[str, Any] = {"color": colour, "markersize": 5, "elinewidth": 1.6, "capsize": 2.5, "label": one.name}
     canvas.errorbar(values, heights, xerr=spread, fmt=_MARKERS[one.symbol % len(_MARKERS)], **style)
+
+
+_SERIES = {Intervals: _interval_rows, Boxes: _box_group, Bars: _bar_group, Scatter: _points, Axes: _curve}
