@@ -15,7 +15,18 @@ from toolkit.measure.statistics import Comparison
 from toolkit.measure.transfer import Transfer
 from toolkit.show.captions import credits
 from toolkit.show.compose import compose, for_networks
-from toolkit.show.panels import Bars, Figure, Heatmap, Intervals, Lines, Panel, Series, number_text, range_note
+from toolkit.show.panels import (
+    Bars,
+    Figure,
+    Heatmap,
+    Intervals,
+    Lines,
+    Panel,
+    Series,
+    histogram,
+    number_text,
+    range_note,
+)
 
 _FORGETTING = "A column that falls from one row to the next is forgetting; all colours run from 0 to 1."
 _RANKS = ("effective_rank", "participation_ratio")
@@ -62,52 +73,39 @@ def collapses(results: Sequence[Any], names: Sequence[str], *, note: str = "") -
     """
     if not results or len({result.layer for result in results}) != 1 or len(results) != len(names):
         raise ResultError("These are not the diagnostics of one layer in several named networks.")
-    histograms, numbers = [], []
-    for result, name in zip(results, names, strict=True):
-        counts, edges = np.asarray(result.histogram, dtype=float), np.asarray(result.edges, dtype=float)
-        histograms.append(Series(name=name, x=(edges[1:] + edges[:-1]) / 2, y=counts / max(1.0, counts.sum())))
-        shares = {
-            f"{key} / channels" if key in _RANKS else key: value / result.channels if key in _RANKS else value
-            for key, value in result.values.items()
+    histograms = [histogram(name, one.histogram, one.edges) for name, one in zip(names, results, strict=True)]
+    shares = [
+        {
+            f"{k} / channels" if k in _RANKS else k: v / (one.channels if k in _RANKS else 1)
+            for k, v in one.values.items()
         }
-        numbers.append({key: value for key, value in shares.items() if np.isfinite(value) and -1 <= value <= 1.000001})
-    kept = [key for key in numbers[0] if all(key in one for one in numbers)]
-    low = min(0.0, *(one[key] for one in numbers for key in kept))
-    series = [
-        Series(name=name, x=[one[key] for key in kept], y=[key.replace("_", " ") for key in kept])
-        for name, one in zip(names, numbers, strict=True)
+        for one in results
     ]
+    keys = [key for key in shares[0] if all(-1 <= one.get(key, np.nan) <= 1.000001 for one in shares)]
+    rows = [key.replace("_", " ") for key in keys]
+    series = [Series(name=name, x=[one[k] for k in keys], y=rows) for name, one in zip(names, shares, strict=True)]
+    low = min(0.0, *(one[key] for one in shares for key in keys))
     uniform = ", ".join(
         f"{n} {number_text(float(r.values['uniformity']))}" for n, r in zip(names, results, strict=True)
     )
+    size: dict[str, Any] = {"width": 280, "height": 260}
+    distances = Lines(
+        title="distances between rows",
+        note="histograms of all pairs",
+        series=histograms,
+        legend=False,
+        x_label="Euclidean distance",
+        y_label="share of pairs",
+        **size,
+    )
+    x: dict[str, Any] = {"x_label": "value", "x_range": (low - 0.03, 1.05)}
+    diagnostics = Intervals(title="diagnostics", note=f"uniformity: {uniform}", series=series, **x, **size)
     first = results[0]
     return Figure(
         title=f"Collapse diagnostics of {first.layer}",
         subtitle=f"{first.rows} rows of {first.channels} channels each. A collapsed space has small distances, cosines near 1 and a "
         "rank near 1. Distances are in each network's own units.",
-        rows=[
-            [
-                Lines(
-                    title="distances between rows",
-                    note="histograms of all pairs",
-                    series=histograms,
-                    legend=False,
-                    x_label="Euclidean distance",
-                    y_label="share of pairs",
-                    width=280,
-                    height=260,
-                ),
-                Intervals(
-                    title="diagnostics",
-                    note=f"uniformity: {uniform}",
-                    series=series,
-                    x_label="value",
-                    x_range=(low - 0.03, 1.05),
-                    width=280,
-                    height=260,
-                ),
-            ]
-        ],
+        rows=[[distances, diagnostics]],
         **credits(results, note, names),
     )
 
@@ -119,13 +117,13 @@ def transfer(result: Transfer, *, note: str = "") -> Figure:
     means = result.numbers[(result.numbers["task"] == "mean") & result.numbers["value"].notna()]
     panels: list[Panel | None] = [matrix]
     if len(means):
+        values = means["value"].to_numpy(dtype=float)
+        rows = [name.replace("_", " ") for name in means["metric"]]
         panels.append(
             Intervals(
                 title="metrics, mean over tasks",
-                note=range_note(means["value"].to_numpy(dtype=float)),
-                series=[
-                    Series(name="mean", x=means["value"].to_numpy(), y=[m.replace("_", " ") for m in means["metric"]])
-                ],
+                note=range_note(values),
+                series=[Series(name="mean", x=values, y=rows)],
                 marks=[(0.0, "")],
                 x_label="value",
                 legend=False,
@@ -173,18 +171,11 @@ def comparison(result: Comparison, *, note: str = "") -> Figure:
     """Mean of every method and its paired difference from the baseline, with 95 % intervals."""
     table = result.numbers
     methods = [str(name) for name in table["method"]]
+    mean, low, high = (table[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
     means = Bars(
         title=result.metric,
-        note=range_note(table["mean"].to_numpy(dtype=float)),
-        series=[
-            Series(
-                name="mean",
-                x=methods,
-                y=table["mean"].to_numpy(),
-                low=table["low"].to_numpy(),
-                high=table["high"].to_numpy(),
-            )
-        ],
+        note=range_note(mean),
+        series=[Series(name="mean", x=methods, y=mean, low=low, high=high)],
         y_label=result.metric,
         y_range=(0.0, 1.0) if result.metric in ("dice", "iou") else None,
         legend=False,
@@ -192,19 +183,13 @@ def comparison(result: Comparison, *, note: str = "") -> Figure:
         height=210,
     )
     others = table[table["method"].astype(str) != str(result.baseline)]
+    names = ("difference", "difference_low", "difference_high")
+    value, low, high = (others[name].to_numpy(dtype=float) for name in names)
     differences = Intervals(
         title=f"difference from {result.baseline}",
         note="paired by patient; zero = no difference",
         legend=False,
-        series=[
-            Series(
-                name="difference",
-                x=others["difference"].to_numpy(),
-                y=[str(name) for name in others["method"]],
-                low=others["difference_low"].to_numpy(),
-                high=others["difference_high"].to_numpy(),
-            )
-        ],
+        series=[Series(name="difference", x=value, y=list(map(str, others["method"])), low=low, high=high)],
         marks=[(0.0, "")],
         x_label=f"difference in {result.metric}",
         width=260,

@@ -12,7 +12,7 @@ from toolkit.methods.med_disseg.preset_check import preset_distances
 from toolkit.methods.med_disseg.regularizer import ACTIVE_BAND
 from toolkit.results import DataFrame
 from toolkit.show.captions import credits
-from toolkit.show.panels import Figure, Image, Lines, Panel, Series, number_text
+from toolkit.show.panels import Figure, Image, Lines, Panel, histogram, number_text
 
 
 def active_band(
@@ -35,12 +35,11 @@ def active_band(
     for row in table.to_dict("records"):
         distances = np.asarray(preset_distances(features, row["preset"]), dtype=float)
         top = 1.1 * max(ACTIVE_BAND, float(distances.max()))
-        counts, edges = np.histogram(distances, bins, (0.0, top))
         panels.append(
             Lines(
                 title=f"{row['preset']}: {row['status']}",
                 note=f"loss {row['loss']:.5f}, gradient {number_text(row['gradient_norm'])}, {row['active_pairs']:.0%} of pairs in reach",
-                series=[Series(name="pairs", x=(edges[1:] + edges[:-1]) / 2, y=counts / counts.sum())],
+                series=[histogram("pairs", *np.histogram(distances, bins, (0.0, top)))],
                 marks=[(ACTIVE_BAND, "")],
                 x_label="distance / tau",
                 y_label="share of pairs",

@@ -83,9 +83,7 @@ def repeat_of(result: Drift) -> str:
 def _panel(measure: str, tables: dict[str, DataFrame]) -> Intervals:
     chosen = {name: table[table["measure"] == measure] for name, table in tables.items()}
     classes = list(dict.fromkeys(str(c) for table in chosen.values() for c in table["class"]))
-    series: list[Series] = []
-    nulls: list[Series] = []
-    repeats: list[Series] = []
+    series, nulls, repeats = [], [], []
     for name, table in chosen.items():
         pairs = list(dict.fromkeys(zip(table["from"], table["to"], strict=True)))
         for start, end in pairs:
@@ -94,11 +92,8 @@ def _panel(measure: str, tables: dict[str, DataFrame]) -> Intervals:
             stages = f"{start:.0f} to {end:.0f}"
             label = " ".join(filter(None, (name, stages if len(pairs) > 1 or not name else "")))
             series.append(_series(label, classes, values["value"], values["low"], values["high"]))
-        null = (
-            table.drop_duplicates("class")
-            .set_index(table.drop_duplicates("class")["class"].astype(str))
-            .reindex(classes)
-        )
+        rows = table.drop_duplicates("class")
+        null = rows.set_index(rows["class"].astype(str)).reindex(classes)
         if null["null_high"].notna().any():
             middle = (null["null_low"] + null["null_high"]) / 2
             label = f"{name} null".strip()
@@ -110,21 +105,19 @@ def _panel(measure: str, tables: dict[str, DataFrame]) -> Intervals:
         nulls = nulls[:1]  # all networks are compared with one stage 1
     if len(nulls) == 1:
         nulls = [dataclasses.replace(nulls[0], name="null", colour="null")]
-    nulls += repeats
+    drawn = [*series, *nulls, *repeats]
     kind = next(iter(chosen.values()))["kind"].iloc[0]
-    everything = np.concatenate(
-        [np.asarray(part, dtype=float) for one in [*series, *nulls] for part in (one.x, one.high)]
-    )
+    everything = np.concatenate([np.asarray(part, dtype=float) for one in drawn for part in (one.x, one.high)])
     top = float(np.nanmax(everything)) if np.isfinite(everything).any() else 1.0
-    bottom = min(0.0, float(np.nanmin([np.nanmin(np.asarray(one.low, dtype=float)) for one in [*series, *nulls]])))
+    bottom = min(0.0, float(np.nanmin([np.nanmin(np.asarray(one.low, dtype=float)) for one in drawn])))
     return Intervals(
         title=MEASURE_NAMES.get(measure, measure),
         note=str(kind),
-        series=[*series, *nulls],
+        series=drawn,
         x_label="value",
         x_range=(bottom * 1.05, top * 1.08 or 1.0),
         width=230,
-        height=40 + max(34, 8 * len(series + nulls)) * len(classes),
+        height=40 + max(34, 8 * len(drawn)) * len(classes),
     )
 
 

@@ -313,6 +313,12 @@ def in_rows(panels: Sequence[Panel], columns: int) -> list[list[Panel | None]]:
     return [list(panels[start : start + columns]) for start in range(0, len(panels), columns)]
 
 
+def histogram(name: str, counts: Any, edges: Any) -> Series:
+    """Shares of the counts (bins,) at the middle between their edges (bins + 1,)."""
+    counts, edges = np.asarray(counts, dtype=float), np.asarray(edges, dtype=float)
+    return Series(name=name, x=(edges[1:] + edges[:-1]) / 2, y=counts / max(1.0, counts.sum()))
+
+
 def symmetric_limits(values: np.ndarray) -> tuple[float, float]:
     """Display range (-m, m) with m the largest finite magnitude (1 for an all-zero map)."""
     finite = np.abs(values[np.isfinite(values)])
