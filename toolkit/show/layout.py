@@ -113,13 +113,13 @@ def place(figure: Figure, minimum_width: int = 480) -> Layout:
         heads = {index: _head(panel) for index, panel in enumerate(row) if panel is not None}
         head = max(lines_height(t, PANEL_SIZE) + lines_height(n, NOTE_SIZE) for t, n in heads.values()) + 5
         bottom = 0.0
-        for index, (name, note) in heads.items():
+        for index, (heading, note) in heads.items():
             panel = row[index]
             assert panel is not None
             start = MARGIN + cells[index][0] + sum(sum(cell) for cell in cells[:index]) + GAP * index
             placed.append(Placed(panel, start, top + head, panel.width, panel.height))
             below = top + head - lines_height(note, NOTE_SIZE) - 4
-            texts.append(Text(name, start, below - lines_height(name, PANEL_SIZE), PANEL_SIZE, TEXT, bold=True))
+            texts.append(Text(heading, start, below - lines_height(heading, PANEL_SIZE), PANEL_SIZE, TEXT, bold=True))
             texts.append(Text(note, start, below, NOTE_SIZE))
             bottom = max(bottom, panel.height + panel.padding()[2])
         top += head + bottom + GAP
