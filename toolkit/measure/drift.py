@@ -134,6 +134,8 @@ def drift(
     features = [features] if isinstance(features, Features) else list(features)
     if len(features) < 2:
         raise ResultError(f"Drift needs at least two stages; there are {len(features)}.")
+    if min(max_rows, directions) < 2:
+        raise ConfigError("Sliced W2 and MMD need at least 2 rows and directions.", where=f"{max_rows=}, {directions=}")
     everything = features if repeat is None else [*features, repeat]
     state_rows("drift", everything, layer)
     stages = paired_rows(everything, layer, paired=paired)
@@ -141,12 +143,18 @@ def drift(
         raise ResultError("A stage without any row has no drift.", where=layer, fix="Extract cases that hold a class.")
     members = _groups(stages)
     clusters, number, unit = _joint_clusters(stages, cluster)
-    plan = _plan(stages, clusters, number, members, bootstrap, null_splits, max_rows, directions, seed)
-    if repeat is not None:
-        last = len(features)
-        pairs = [pair for pair in plan.pairs if last not in pair]
-        plan = dataclasses.replace(plan, pairs=[*pairs, (0, last)], consecutive=plan.consecutive[:-1], repeat=last)
-        plan = dataclasses.replace(plan, measures=dataclasses.replace(plan.measures, pairs=plan.pairs))
+    settings: dict[str, Any] = {
+        "bootstrap": bootstrap,
+        "null_splits": null_splits,
+        "cluster": unit,
+        "max_rows": max_rows,
+        "directions": directions,
+        "seed": seed,
+        "confidence": confidence,
+        "paired": paired,
+        **({} if repeat is None else {"repeat": _what_repeats(stages.provenance[-1])}),
+    }
+    plan = _plan(stages, clusters, number, len(members), settings)
     numbers: list[dict[str, Any]] = []
     means: list[dict[str, Any]] = []
     for name, rows in members.items():
@@ -157,17 +165,7 @@ def drift(
         layer=layer,
         numbers=as_table(numbers),
         means=as_table(means),
-        settings={
-            "bootstrap": bootstrap,
-            "null_splits": null_splits,
-            "cluster": unit,
-            "max_rows": max_rows,
-            "directions": directions,
-            "seed": seed,
-            "confidence": confidence,
-            "paired": paired,
-            **({} if repeat is None else {"repeat": _what_repeats(stages.provenance[-1])}),
-        },
+        settings=settings,
         provenance={"layer": layer, "measure": "drift", "stages": stages.provenance},
     )
 
@@ -271,37 +269,30 @@ class _Group:
         return {"rows": self.count, "clusters": self.cases, "status": status}
 
 
-def _plan(
-    stages: PairedRows,
-    clusters: list[Tensor],
-    number: int,
-    members: dict[str, list[Tensor]],
-    bootstrap: int,
-    null_splits: int,
-    max_rows: int,
-    directions: int,
-    seed: int,
-) -> _Plan:
-    count = len(stages.rows)
-    consecutive = [(s, s + 1) for s in range(count - 1)]
-    pairs = consecutive + [(0, s) for s in range(2, count)]
+def _plan(stages: PairedRows, clusters: list[Tensor], number: int, groups: int, settings: dict[str, Any]) -> _Plan:
+    count, seed = len(stages.rows), settings["seed"]
+    repeat = count - 1 if "repeat" in settings else None
+    compared = count if repeat is None else repeat
+    consecutive = [(s, s + 1) for s in range(compared - 1)]
+    pairs = consecutive + [(0, s) for s in range(2, compared)] + ([] if repeat is None else [(0, repeat)])
     variances = [channel.double().var() for channel in stages.rows[0].T] if len(stages.rows[0]) > 1 else []
     scale = float(torch.stack(variances).mean().sqrt()) if variances else math.nan
     largest = max(1, stages.channels - 1)
-    subspaces = sorted({min(k, largest) for k in (2, len(members) - 2) if k > 0})
-    groups = strata(clusters, number)
+    subspaces = sorted({min(k, largest) for k in (2, groups - 2) if k > 0})
+    patients = strata(clusters, number)
     smallest = min(len(torch.unique(codes)) for codes in clusters)
     return _Plan(
         pairs=pairs,
         consecutive=consecutive,
         clusters=clusters,
         number=number,
-        weights=bootstrap_weights(groups, bootstrap if smallest > 2 else 0, seed),
-        halves=half_splits(groups, null_splits if smallest > 3 else 0, seed),
+        weights=bootstrap_weights(patients, settings["bootstrap"] if smallest > 2 else 0, seed),
+        halves=half_splits(patients, settings["null_splits"] if smallest > 3 else 0, seed),
         measures=MomentMeasures(pairs, scale or 1.0, subspaces, stages.paired),
-        directions=fixed_directions(stages.channels, directions, seed),
-        max_rows=max_rows,
+        directions=fixed_directions(stages.channels, settings["directions"], seed),
+        max_rows=settings["max_rows"],
         seed=seed,
+        repeat=repeat,
     )
 
 
