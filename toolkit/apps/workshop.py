@@ -74,11 +74,11 @@ def build_bundle(out: str | Path, notebooks: str | Path) -> Path:
 
 def unsolved(notebook: Mapping[str, Any]) -> dict[str, Any]:
     """The notebook (as JSON) without the cells that are for the instructor."""
-    made = copy.deepcopy(dict(notebook))
-    made["cells"] = [
-        cell for cell in made["cells"] if not set(cell["metadata"].get("tags", [])) & set(NOT_FOR_LEARNERS)
+    learners = copy.deepcopy(dict(notebook))
+    learners["cells"] = [
+        cell for cell in learners["cells"] if not set(cell["metadata"].get("tags", [])) & set(NOT_FOR_LEARNERS)
     ]
-    return made
+    return learners
 
 
 def check(number: int, answer: Any) -> None:
@@ -184,13 +184,9 @@ def _three(answer: Any) -> str | None:
 def _four(answer: Any) -> str | None:
     rises = [taught > plain for plain, taught in _redundancies().values()]
     right = "rises" if all(rises) else "falls" if not any(rises) else "no direction"
-    return (
-        None
-        if answer == right
-        else f"it is not true that it {answer}"
-        if answer in _WORDS
-        else f"{answer!r} is no word"
-    )
+    if answer == right:
+        return None
+    return f"it is not true that it {answer}" if answer in _WORDS else f"{answer!r} is no word"
 
 
 def _five(answer: Any) -> str | None:

@@ -231,9 +231,8 @@ def compare_scores(
         >>> scores = {"plain": plain, "segreg": plain + 0.1}
         >>> verdict = tk.compare_scores(scores, baseline="plain").table()
     """
-    if not 0 < confidence < 1 or bootstrap < 1:
-        fix = "confidence lies in (0, 1), for example 0.95, and at least one replicate is drawn."
-        raise ConfigError("These settings are invalid.", where=f"{confidence=}, {bootstrap=}", fix=fix)
+    if bootstrap < 1:
+        raise ConfigError("At least one replicate is drawn.", where=f"{bootstrap=}")
     if baseline not in scores:
         raise ConfigError(f"There is no method {baseline!r}.", fix=f"Methods: {', '.join(scores)}.")
     base = np.asarray(scores[baseline], dtype=float)

@@ -59,9 +59,6 @@ class SelfRegUNet(UShaped):
     def __init__(self, in_channels: int = 1, out_channels: int = 9, width: int = 64, dims: int = 2) -> None:
         super().__init__()
         check_channels("SelfReg's U-Net", in_channels, out_channels)
-        if dims not in (2, 3) or width < 1:
-            what = f"dims must be 2 or 3 and width >= 1, not {dims} and {width}."
-            raise ConfigError(what, where="self_reg_unet(...)")
         self.dims, self.in_channels, self.out_channels = dims, in_channels, out_channels
         widths = [width, 2 * width, 4 * width, 8 * width, 8 * width]
         self.encoder = nn.ModuleDict({"1": ConvolutionBlock(in_channels, width, dims=dims, norm="batch", slope=0)})
