@@ -91,7 +91,7 @@ def gaussianity(
     Example:
         >>> table = tk.gaussianity(features, "head_input", null_draws=20).table()
     """
-    state_rows("gaussianity", [features], layer, beside=16 * directions)
+    state_rows("gaussianity", [features], layer, beside=20 * directions)
     rows = rows_of(features, layer)
     channels = rows.shape[1]
     if len(rows) < 2 * channels:
