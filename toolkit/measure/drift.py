@@ -134,8 +134,6 @@ def drift(
     features = [features] if isinstance(features, Features) else list(features)
     if len(features) < 2:
         raise ResultError(f"Drift needs at least two stages; there are {len(features)}.")
-    if min(max_rows, directions) < 2:
-        raise ConfigError("Sliced W2 and MMD need at least 2 rows and directions.", where=f"{max_rows=}, {directions=}")
     everything = features if repeat is None else [*features, repeat]
     state_rows("drift", everything, layer)
     stages = paired_rows(everything, layer, paired=paired)
