@@ -14,7 +14,7 @@ from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.testing import difference_between_processes
 from toolkit.testing.processes import double_network, gradients, shared_batch
-from toolkit.training.handover import environment
+from toolkit.training.background import environment
 from toolkit.training.regularizer import Regularizer
 
 PROGRAM = Path(__file__).parent / "two_ranks_program.py"

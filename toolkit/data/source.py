@@ -7,9 +7,7 @@ import dataclasses
 import hashlib
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,38 +113,30 @@ class Memory:
 
     def __init__(self, limit: int = 2**30) -> None:
         self.limit = limit
-        self.held = 0
-        self._pairs: OrderedDict[int, Pair] = OrderedDict()
-        self._watched: set[int] = set()
+        self._pairs: weakref.WeakKeyDictionary[Source, Pair] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
+
+    @property
+    def held(self) -> int:
+        """Bytes of all volumes in it."""
+        return sum(pair.bytes for pair in self._pairs.values())
 
     def get(self, source: Source) -> Pair | None:
         """The stored volume, or None."""
         with self._lock:
-            pair = self._pairs.get(id(source))
+            pair = self._pairs.pop(source, None)
             if pair is not None:
-                self._pairs.move_to_end(id(source))
+                self._pairs[source] = pair  # the last one used goes last
             return pair
 
     def put(self, source: Source, pair: Pair) -> None:
         """Store a volume and drop the least recently used ones beyond the limit."""
         with self._lock:
-            if id(source) in self._pairs or pair.bytes > self.limit:
+            if pair.bytes > self.limit:
                 return
-            self._pairs[id(source)] = pair
-            self.held += pair.bytes
-            if id(source) not in self._watched:
-                self._watched.add(id(source))
-                weakref.finalize(source, partial(self._forget, id(source))).atexit = False
+            self._pairs[source] = pair
             while self.held > self.limit:
-                _, dropped = self._pairs.popitem(last=False)
-                self.held -= dropped.bytes
-
-    def _forget(self, key: int) -> None:
-        with self._lock:
-            self._watched.discard(key)
-            dropped = self._pairs.pop(key, None)
-            self.held -= dropped.bytes if dropped else 0
+                del self._pairs[next(iter(self._pairs))]
 
 
 MEMORY = Memory()

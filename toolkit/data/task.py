@@ -12,9 +12,8 @@ from toolkit.data.augment import Augmentation
 from toolkit.data.case import Case
 from toolkit.data.folds import make_folds
 from toolkit.data.labels import checked_classes, checked_regions
-from toolkit.data.loader import Loader
+from toolkit.data.loader import Loader, Transform
 from toolkit.data.normalise import DEFAULT, check_rule, fixed_range
-from toolkit.data.transform import Transform
 from toolkit.errors import ConfigError, DataError, choose
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -84,10 +85,8 @@ class StoredArrays:
         count = array.shape[0]
         step = size * max(1, array.chunks[0] // size)  # so that a chunk is not decompressed for every piece of it
         for start in range(0, max(1, count), step):
-            try:
+            with _reading(self.folder, f"{kind} of layer {layer!r}"):
                 values = np.ascontiguousarray(array[start : start + step], dtype=np.float32)
-            except Exception as error:
-                raise _damaged(self.folder, error, f"{kind} of layer {layer!r}") from error
             digest.update(values.data)
             if start + step >= count and digest.hexdigest() != entry["arrays"][kind]["sha256"]:
                 raise ResultError(f"{kind} of layer {layer!r} is not what was written.", where=self.folder, fix=_FIX)
@@ -98,14 +97,10 @@ class StoredArrays:
         import pandas as pd
 
         file = self.folder / f"{name}.parquet"
-        try:
+        with _reading(self.folder, file.name):
             if file_sha256(file) != self.tables[name]["sha256"]:
                 raise ResultError(f"The table {file.name} is not what was written.", where=file, fix=_FIX)
             return pd.read_parquet(file)
-        except ResultError:
-            raise
-        except Exception as error:
-            raise _damaged(self.folder, error, file.name) from error
 
 
 Arrays: TypeAlias = MemoryArrays | StoredArrays
@@ -121,33 +116,26 @@ def read_store(path: str | os.PathLike[str]) -> Contents:
     if not is_store(folder):
         what = "There is no feature store here." if not folder.exists() else "This is not a feature store."
         raise ResultError(what, where=folder, fix="Pass a folder written by Features.save(...) or extract(out=...).")
-    try:
+    with _reading(folder):
         root: Any = zarr.open_group(str(folder), mode="r")
         attributes = root.attrs.asdict()
-        if attributes["format"] not in (1, FORMAT["format"]):
-            what = f"This store has format {attributes['format']}; this toolkit reads 1 and {FORMAT['format']}."
+        if attributes["format"] != FORMAT["format"]:
+            what = f"This store has format {attributes['format']}; this toolkit reads {FORMAT['format']}."
             raise ResultError(what, where=folder)
-        found = attributes.pop("seal", None)
-        if attributes["format"] != 1 and found != seal(attributes):
+        if attributes.pop("seal", None) != seal(attributes):
             raise ResultError("The record of this store is not what was written.", where=folder, fix=_FIX)
         arrays = StoredArrays(folder, root, attributes)
         layers = [entry["name"] for entry in attributes["layers"]]
-        head = [_head(root, name, attributes.get("head")) for name in ("head_weights", "head_bias")]
+        head = [_head(root, name, attributes["head"].get(name)) for name in ("head_weights", "head_bias")]
         return layers, arrays, attributes["provenance"], head[0], head[1]
-    except ResultError:
-        raise
-    except Exception as error:
-        raise _damaged(folder, error) from error
 
 
-def _head(root: Any, name: str, hashes: Mapping[str, str] | None) -> Tensor | None:
-    """Weights or bias of the head; `hashes` is None in a store of format 1, which had none of them."""
-    if name not in root:
-        if name in (hashes or {}):
-            raise ValueError(f"{name} is missing")
+def _head(root: Any, name: str, digest: str | None) -> Tensor | None:
+    """Weights or bias of the head, if there was one."""
+    if digest is None:
         return None
     values = np.ascontiguousarray(root[name][:], dtype=np.float32)
-    if hashes is not None and sha256(values.data) != hashes.get(name):
+    if sha256(values.data) != digest:
         raise ValueError(f"{name} is not what was written")
     return torch.from_numpy(values)
 
@@ -163,5 +151,12 @@ def is_store(path: Path) -> bool:
     return isinstance(attributes, dict) and attributes.get("kind") == FORMAT["kind"]
 
 
-def _damaged(folder: Path, error: Exception, part: str = "The store") -> ResultError:
-    return ResultError(f"{part} cannot be read ({type(error).__name__}: {error}).", where=folder, fix=_FIX)
+@contextlib.contextmanager
+def _reading(folder: Path, part: str = "The store") -> Iterator[None]:
+    try:
+        yield
+    except ResultError:
+        raise
+    except Exception as error:
+        what = f"{part} cannot be read ({type(error).__name__}: {error})."
+        raise ResultError(what, where=folder, fix=_FIX) from error

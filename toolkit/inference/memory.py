@@ -43,7 +43,7 @@ class Files(Protocol):
     """How another framework reads image files for its network; see `toolkit.integrations.nnunet.results`."""
 
     def items(self, paths: Sequence[str], label: str | None = None) -> Iterator[dict[str, Any]]:
-        """Images as the network sees them, as `toolkit.inference.image_files.read_items` gives them."""
+        """Images as the network sees them, as `toolkit.inference.inputs.read_items` gives them."""
 
     def predict(self, model: nn.Module, paths: Sequence[str]) -> Any:
         """Labels (*S) on the files' own grid, as an array."""

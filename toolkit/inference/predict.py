@@ -17,8 +17,7 @@ from toolkit.data.normalise import DEFAULT
 from toolkit.errors import DataError, choose
 from toolkit.features.modules import device_of, dims_and_channels
 from toolkit.features.untouched import untouched
-from toolkit.inference.image_files import read_items
-from toolkit.inference.inputs import as_batches, files_of
+from toolkit.inference.inputs import as_batches, files_of, read_items
 from toolkit.inference.memory import Passes, defaults_of
 from toolkit.inference.network import Predictor
 from toolkit.inference.volumes import same_size, stack

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from toolkit.models.unet import unet
 from toolkit.testing.short_runs import demand
-from toolkit.training import handover
+from toolkit.training import background
 from toolkit.training.engine import share_of
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.seeding import seeded
@@ -33,10 +33,10 @@ def gradients(regularizer: Regularizer, batch: Mapping[str, Tensor], model: nn.M
 
 def difference_between_processes(regularizers: Mapping[str, Regularizer], folder: Path) -> float:
     """Largest relative difference between gradients of one process and of two that share its batch."""
-    parcel = handover.packed({name: copy.deepcopy(one) for name, one in regularizers.items()})
+    parcel = background.packed({name: copy.deepcopy(one) for name, one in regularizers.items()})
     arguments = [str(folder / "rendezvous"), str(folder / "gradients")]
     started = [
-        handover.start("toolkit.testing.processes", [str(rank), *arguments], parcel, stderr=subprocess.PIPE)
+        background.start_module("toolkit.testing.processes", [str(rank), *arguments], parcel, stderr=subprocess.PIPE)
         for rank in (0, 1)
     ]
     errors = [process.stderr.read().decode() for process in started if process.stderr is not None]
@@ -73,7 +73,7 @@ def _child(rank: int, rendezvous: str, out: str) -> None:
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
-    regularizers = handover.received(sys.stdin.buffer)
+    regularizers = background.received(sys.stdin.buffer)
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=200)

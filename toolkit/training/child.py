@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from toolkit.training import handover
+from toolkit.training import background
 from toolkit.training.directory import RunDirectory
 from toolkit.training.process import graceful_interrupt
 from toolkit.training.train import resume
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     directory = RunDirectory(arguments[0])
     try:
         with graceful_interrupt(also_terminate=True) as request:
-            resume(directory.path, progress=False, stop=request, **handover.received(sys.stdin.buffer))
+            resume(directory.path, progress=False, stop=request, **background.received(sys.stdin.buffer))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BaseException as error:

@@ -40,8 +40,7 @@ def is_alive(process: int, identity: str) -> bool:
 class StopRequest:
     """A flag that a signal sets and the loop reads between two steps."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    requested = False
 
 
 @contextlib.contextmanager

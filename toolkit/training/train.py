@@ -23,10 +23,11 @@ from toolkit.measure.evaluate import evaluate, validation_scores
 from toolkit.training import background as child
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training import engine, history
+from toolkit.training.background import packed
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, default_path
-from toolkit.training.handover import packed
+from toolkit.training.engine import same_modes, with_gradients
 from toolkit.training.load import open_run
 from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
 from toolkit.training.losses import as_objective
@@ -271,13 +272,7 @@ def train_to_end(
     try:
         threads = record["environment"]["threads"]
         stopping = graceful_interrupt() if stop is None else contextlib.nullcontext(stop)
-        with (
-            engine.same_modes(step),
-            guarded_random_state(),
-            thread_count(threads),
-            engine.with_gradients(),
-            stopping as request,
-        ):
+        with same_modes(step), guarded_random_state(), thread_count(threads), with_gradients(), stopping as request:
             plan = Plan(
                 directory=directory,
                 run=start.run,

@@ -21,7 +21,7 @@ import toolkit as tk
 from toolkit import registry
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.models.unet import UNet
-from toolkit.training import handover
+from toolkit.training import background
 from toolkit.training.losses import LossObjective
 from toolkit.training.origin import origin_of
 from toolkit.training.serialization import describe, restore
@@ -244,7 +244,7 @@ print(type(tk.resume(out, model=Net(), task=task, objective=nn.CrossEntropyLoss(
 def test_a_script_without_a_main_guard_trains_its_own_classes_in_the_background(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
-    done = subprocess.run(command, env=handover.environment(), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=background.environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     child, here, name = done.stdout.splitlines()
     assert child == here
@@ -254,4 +254,4 @@ def test_a_script_without_a_main_guard_trains_its_own_classes_in_the_background(
 
 def test_a_lambda_cannot_be_handed_to_a_child() -> None:
     with pytest.raises(ConfigError, match="The objective cannot be handed to a child process"):
-        handover.packed({"objective": LossObjective(lambda logits, label: logits.mean())})
+        background.packed({"objective": LossObjective(lambda logits, label: logits.mean())})
