@@ -448,7 +448,7 @@ ENTRIES = (
         "Ablation: both losses, then SCR, then IFD, then plain, in this order, on two data sets of histology.",
         "The order is not seen: at home all arms are within the spread of seeds.",
         ("selfreg-unet-generated", "selfreg-scr-alone", "selfreg-ifd-alone", "selfreg-both-beat-scr"),
-        ("21_selfreg_appendix", "ablation"),
+        ("21_selfreg_appendix", "Plain, SCR, IFD"),
         selfreg_ablation,
     ),
     Entry(
@@ -536,7 +536,7 @@ ENTRIES = (
         "Scores across domains, higher with the loss.",
         "Other data and sites. The verdicts weigh the differences, at home and away.",
         ("disseg-helps-home", "disseg-helps-unseen"),
-        ("41_med_disseg_appendix", "Architectures"),
+        ("41_med_disseg_appendix", "architectures"),
         disseg_domains,
     ),
     Entry(
@@ -546,7 +546,7 @@ ENTRIES = (
         "Validation curves by weight, layer and temperature.",
         "Not drawn here: the notebook trains a few settings in its long form.",
         ("disseg-released-gradient",),
-        ("41_med_disseg_appendix", "Parameters"),
+        ("41_med_disseg_appendix", "ablations, to be trained"),
     ),
 )
 

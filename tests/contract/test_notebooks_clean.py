@@ -108,3 +108,14 @@ def test_a_lesson_has_few_lines_of_code(name: str) -> None:
     """At most 90 that are neither empty nor a comment."""
     lines = [line.strip() for cell in code_cells(opened(name)) for line in source(cell).splitlines()]
     assert len([line for line in lines if line and not line.startswith("#")]) <= 90
+
+
+def test_the_gallery_links_to_headings_that_there_are() -> None:
+    links = re.findall(
+        r"\]\(notebooks/(\w+)\.ipynb#([\w-]+)\)", (NOTEBOOKS[0].parents[1] / "docs/gallery.md").read_text()
+    )
+    assert len(links) > 10
+    for name, anchor in links:
+        texts = [source(cell) for cell in opened(name)["cells"] if cell["cell_type"] == "markdown"]
+        titles = [line.lstrip("# ").lower() for text in texts for line in text.splitlines() if line.startswith("#")]
+        assert anchor in {re.sub(r"[^\w\- ]", "", title).strip().replace(" ", "-") for title in titles}, (name, anchor)
