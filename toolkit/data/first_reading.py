@@ -41,6 +41,8 @@ def check(files: Iterable[Path]) -> None:
                 # a file of this moment may change again without another date, on disks that count in seconds
                 date = stat.st_mtime_ns if time.time_ns() - stat.st_mtime_ns > _COARSE else 0
                 now[str(path.absolute())] = (stat.st_size, date, file_sha256(path))
+    if not now:
+        return
     try:
         with contextlib.closing(_opened()) as memory:
             known = {path: memory.execute(_ASKED, (path,)).fetchone() for path in now}

@@ -102,6 +102,8 @@ def test_files_with_a_checksum_are_not_recorded_and_a_voxel_file_behind_a_header
 def test_without_a_record_everything_is_read_and_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, damaged = volume(tmp_path), tmp_path / "damaged.sqlite"
     damaged.write_bytes(b"nonsense" * 1000)
+    monkeypatch.setattr(first_reading, "record", lambda: damaged)
+    read(volume(tmp_path, suffix=".nii.gz"))  # needs none
     for place in (path / "no folder" / "x.sqlite", damaged):
         monkeypatch.setattr(first_reading, "record", lambda place=place: place)
         with pytest.warns(tk.ToolkitWarning, match=r"not noticed: .* cannot be used .*TOOLKIT_CACHE"):
@@ -113,7 +115,7 @@ def test_a_busy_record_is_not_waited_for_in_silence_and_hashing_holds_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = volume(tmp_path)
-    first_reading.check([])
+    first_reading._opened().close()
     other, hashed = sqlite3.connect(first_reading.record(), timeout=0), []
 
     def slow_hash(path: Path) -> str:
