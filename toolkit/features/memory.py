@@ -54,15 +54,28 @@ def free_bytes(device: torch.device) -> int:
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = [2**62]
-    try:
+    with contextlib.suppress(OSError, ValueError, StopIteration):  # another system
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
-        free.append(int(limit) - int(used))
-    except (OSError, ValueError, StopIteration):
-        pass  # another system, or no limit
-    return min(free)
+    return max(0, min([*free, *group_limits()]))
+
+
+def group_limits(process: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> list[int]:
+    """Bytes that each control group around this process leaves (a container, a job of a cluster); cached files count as free."""
+    left = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(process).read_text(encoding="utf-8").splitlines():
+            _, kind, path = line.split(":", 2)
+            inner = Path(root, kind, path.strip("/"))
+            for group in [
+                one for one in (inner, *inner.parents) if kind in ("", "memory") and one.is_relative_to(root)
+            ]:
+                for limit, used in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):
+                    with contextlib.suppress(OSError, ValueError):  # of another version, or without a limit
+                        most, now = (int((group / f"memory.{one}").read_text()) for one in (limit, used))
+                        stat = dict(one.split() for one in (group / "memory.stat").read_text().splitlines())
+                        left.append(most - now + int(stat.get("total_inactive_file", stat.get("inactive_file", 0))))
+    return left
 
 
 def affordable_images(

@@ -138,5 +138,28 @@ def test_predictions_take_fewer_images_at_once_and_stay_the_same(monkeypatch: py
     assert max(seen) == 2
 
 
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/jobs/step_1", "jobs", ("max", "current", "inactive_file")),
+        ("0::/", "", ("max", "current", "inactive_file")),
+        ("0::/not/seen/in/a/container", "", ("max", "current", "inactive_file")),
+        ("4:memory:/jobs/step_1", "memory/jobs", ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")),
+    ],
+)
+def test_the_limit_of_a_job_counts_and_cached_files_do_not(
+    line: str, folder: str, names: tuple[str, str, str], tmp_path: Path
+) -> None:
+    group = tmp_path / "root" / folder
+    (group / "step_1").mkdir(parents=True)
+    (group / f"memory.{names[0]}").write_text("8000\n")
+    (group / f"memory.{names[1]}").write_text("7000\n")
+    (group / "memory.stat").write_text(f"anon 1000\n{names[2]} 6000\n")
+    (group / "step_1" / f"memory.{names[0]}").write_text("max\n")
+    (tmp_path / "cgroup").write_text(f"1:cpu:/\n{line}\n")
+    assert memory.group_limits(str(tmp_path / "cgroup"), str(tmp_path / "root")) == [8000 - 7000 + 6000]
+    assert memory.group_limits(str(tmp_path / "none")) == []
+
+
 def test_free_memory_is_a_sane_number() -> None:
     assert 2**20 < memory.free_bytes(torch.device("cpu")) < 2**62
