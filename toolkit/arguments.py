@@ -154,13 +154,13 @@ def _bind(
     try:
         return signature.bind(*values, **named)
     except TypeError as error:
-        known = [name for name in signature.parameters if name != "self"]
-        unknown = next((name for name in named if name not in known), "")
-        near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
-        near = near or [name for name in known if unknown and unknown.lower() in name]
+        names = [name for name in signature.parameters if name != "self"]
+        unknown = next((name for name in named if name not in names), "")
+        near = difflib.get_close_matches(unknown, names, n=1, cutoff=0.5)
+        near = near or [name for name in names if unknown and unknown.lower() in name]
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise ConfigError(
-            f"{_name(call)}: {error}.", where=f"{_name(call)}(...)", fix=f"{hint}It takes: {', '.join(known)}."
+            f"{_name(call)}: {error}.", where=f"{_name(call)}(...)", fix=f"{hint}It takes: {', '.join(names)}."
         ) from None
 
 

@@ -89,12 +89,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """The values of a record written by `write_sealed`; one of format 1, which had no hash, is taken as it is."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        found, known = record.pop("seal", None), record.pop("format", 1)
+        digest, version = record.pop("seal", None), record.pop("format", 1)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path.name} cannot be read ({type(error).__name__}).", where=path) from error
-    if known not in (1, SEALED):
-        raise CheckpointError(f"{path.name} has the unknown format {known!r}.", where=path)
-    if (found is not None or known == SEALED) and found != seal({"format": known, **record}):
+    if version not in (1, SEALED):
+        raise CheckpointError(f"{path.name} has the unknown format {version!r}.", where=path)
+    if (digest is not None or version == SEALED) and digest != seal({"format": version, **record}):
         what = f"{path.name} was changed after it was written: its content does not fit its hash."
         fix = "Restore the file from a copy. Settings are changed by a new call, not in this file."
         raise CheckpointError(what, where=path, fix=fix)

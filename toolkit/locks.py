@@ -37,9 +37,9 @@ def exclusive(lock: Path, doing: str, where: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    held, note = FileLock(lock), lock.with_name(f"{lock.name}.json")
+    guard, note = FileLock(lock), lock.with_name(f"{lock.name}.json")
     try:
-        _acquire(held, lock)
+        _acquire(guard, lock)
     except Timeout:
         raise _taken(_owner(note), note, doing, where) from None
     try:
@@ -60,19 +60,19 @@ def exclusive(lock: Path, doing: str, where: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # Windows removes no open file; an empty one does no harm
             if not note.exists():
                 lock.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone and tries again
-        held.release()
+        guard.release()
 
 
-def _acquire(held: FileLock, lock: Path) -> None:
+def _acquire(guard: FileLock, lock: Path) -> None:
     """Lock the file of this name: one that its last holder removed meanwhile guards nothing."""
     while True:
         lock.touch()
         before = lock.stat()
-        held.acquire(timeout=0)
+        guard.acquire(timeout=0)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(before, lock.stat()):
                 return
-        held.release()
+        guard.release()
 
 
 def _machine() -> str:

@@ -79,17 +79,17 @@ def register(kind: str, name: str) -> Callable[[Factory], Factory]:
             what = f"The {kind} name {name!r} belongs to {place(owner)}."
             fix = "Register it under another name."
             raise ConfigError(what, where=f"register({kind!r}, {name!r}) on {place(factory)}", fix=fix)
-        made: Any = factory
+        registered: Any = factory
         if isinstance(factory, type):
-            made.registered_name = (kind, name)
+            registered.registered_name = (kind, name)
             if factory.__module__.startswith("toolkit."):
                 at_the_door(factory)  # however it is made: by its public name, from a record, by another class
             if not dataclasses.is_dataclass(factory):
                 _remember_calls(factory)
         elif kind == "model":
-            made = _describing(factory, name)
-        _FACTORIES[kind][name] = made
-        return made
+            registered = _describing(factory, name)
+        _FACTORIES[kind][name] = registered
+        return registered
 
     return decorate
 

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -132,7 +132,7 @@ class Result:
         return result
 
 
-def as_table(rows: Any, columns: Sequence[str] | None = None) -> DataFrame:
+def as_table(rows: Any, columns: list[str] | None = None) -> DataFrame:
     """A table of records; the first one imports pandas."""
     import pandas as pd
 

@@ -115,7 +115,8 @@ def _similarity(trained: Mapping[str, Stages], task: Task) -> Section:
 
 def _drift(trained: Mapping[str, Stages], task: Task) -> Section:
     sites, names = _sites(trained), list(trained)
-    cases, settings = task.cases("test", site=sites[0]), {"pool": "voxels", "samples": 16}
+    cases = task.cases("test", site=sites[0])
+    settings: dict[str, Any] = {"pool": "voxels", "samples": 16}
     stores = [[extract(run.model, cases, [PENULTIMATE], **settings) for run in s.stages] for s in trained.values()]
     projected = [project(sequence, PENULTIMATE, method="pca", basis="shared") for sequence in stores]
     drifted = [drift(sequence, PENULTIMATE) for sequence in stores]

@@ -205,7 +205,11 @@ def _corrupted_cases(cases: Sequence[Case], name: str, copy: int, seed: int, rul
     changed = []
     for case in cases:
         if id(inner := case.reader) not in readers:
-            coding = {"label_values": inner.label_values, "classes": inner.classes, "normalisation": rule}
+            coding: dict[str, Any] = {
+                "label_values": inner.label_values,
+                "classes": inner.classes,
+                "normalisation": rule,
+            }
             drawn = draw_artefact(name, seed, case.volume, copy)
             readers[id(inner)] = ArtefactSource(inner=inner, artefact=name, parameters=drawn, **coding)
         reader, volume = readers[id(inner)], f"{name}/{case.volume}_{copy}"

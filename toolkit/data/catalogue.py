@@ -115,8 +115,8 @@ def steps(manifest: Manifest) -> list[str]:
         listing = f"Below {folder} there must then be: {'; '.join(counts)}."
     elif manifest.checksum_path.is_file():
         files = [line[66:] for line in manifest.checksum_path.read_text(encoding="utf-8").splitlines()]
-        known = f"{len(files)} files in all (listed with their sha256 in {manifest.checksum_path})"
-        listing = f"Lay the files out as {folder}{os.sep}{files[0]} and so on: {known}."
+        amount = f"{len(files)} files in all (listed with their sha256 in {manifest.checksum_path})"
+        listing = f"Lay the files out as {folder}{os.sep}{files[0]} and so on: {amount}."
     else:
         listing = f"Lay the files out below {folder} as {manifest.table_path} names them."
     doubts = [f"{fact}: {what}" for fact, what in manifest.unconfirmed.items()]

@@ -178,12 +178,12 @@ def unpacked(value: Any) -> Any:
     entries = dict(value)
     for name, kind in (("image", "intensity"), ("label", "label")):
         if name not in entries:
-            found = [key for key, one in entries.items() if _kind(one) == kind]
-            if len(found) > 1 and name == "image":
-                what = f"A Subject with the images {', '.join(map(str, found))} needs one called 'image'."
+            candidates = [key for key, one in entries.items() if _kind(one) == kind]
+            if len(candidates) > 1 and name == "image":
+                what = f"A Subject with the images {', '.join(map(str, candidates))} needs one called 'image'."
                 raise DataError(what, fix="Join the channels in one ScalarImage and call it 'image'.")
-            if len(found) == 1:
-                entries[name] = entries.pop(found[0])
+            if len(candidates) == 1:
+                entries[name] = entries.pop(candidates[0])
     plain = {key: _fields(one)["image"] if _is_foreign(one) else one for key, one in entries.items()}
     image = entries.get("image")
     return {**(_fields(image) if _is_foreign(image) else {}), **plain}

@@ -164,12 +164,12 @@ def refuse_private(url: str) -> None:
     parts = urllib.parse.urlsplit(url) if ADDRESS.fullmatch(url) else urllib.parse.SplitResult("", "", "", "", "")
     host = parts.hostname or ""
     try:
-        found = socket.getaddrinfo(host, parts.port or 443, type=socket.SOCK_STREAM) if host else []
+        answers = socket.getaddrinfo(host, parts.port or 443, type=socket.SOCK_STREAM) if host else []
     except (OSError, UnicodeError) as error:
         if urllib.request.getproxies().get(parts.scheme):
             return
         raise _offline(url, error) from error
-    if not found or not all(_public(str(entry[4][0])) for entry in found):
+    if not answers or not all(_public(str(entry[4][0])) for entry in answers):
         what = f"The address {url} is not fetched: it is not https, or it lies in a private network."
         fix = "Use the public https address of the data set, or put the files in place by hand."
         raise DataError(what, where=url, fix=fix)

@@ -45,13 +45,13 @@ def check(files: Iterable[Path]) -> None:
         return
     try:
         with contextlib.closing(_opened()) as memory:
-            known = {path: memory.execute(_ASKED, (path,)).fetchone() for path in now}
-            new = {path: known[path] for path, entry in now.items() if (known[path] or ())[:3] != entry}
-            for path, entry in new.items():
-                if entry is not None and entry[2] != now[path][2]:
-                    _changed(Path(path), entry[3], entry[1] != 0 and entry[:2] == now[path][:2])
+            entries = {name: memory.execute(_ASKED, (name,)).fetchone() for name in now}
+            new = {name: entries[name] for name, entry in now.items() if (entries[name] or ())[:3] != entry}
+            for name, entry in new.items():
+                if entry is not None and entry[2] != now[name][2]:
+                    _changed(Path(name), entry[3], entry[1] != 0 and entry[:2] == now[name][:2])
             with memory:  # a lock for writing is held for these lines alone
-                rows = [(path, *now[path], time.strftime("%Y-%m-%d")) for path in new]
+                rows = [(name, *now[name], time.strftime("%Y-%m-%d")) for name in new]
                 memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
     except (OSError, sqlite3.Error) as error:
         what = f"Files that change are not noticed: their record {record()} cannot be used ({error})."

@@ -168,11 +168,11 @@ def _by_channel(
 
 def _files(root: Path) -> dict[str, Path]:
     """Readable files below `root`, links followed, by their relative name without suffix; hidden ones are left out."""
-    known = sorted((end for end in READABLE if end not in (".npz", *HDF5_SUFFIXES)), key=len, reverse=True)
+    endings = sorted((end for end in READABLE if end not in (".npz", *HDF5_SUFFIXES)), key=len, reverse=True)
     files: dict[str, Path] = {}
     others: set[str] = set()
     for path in files_below(root):
-        suffix = next((end for end in known if path.name.lower().endswith(end)), None)
+        suffix = next((end for end in endings if path.name.lower().endswith(end)), None)
         if suffix is None and path.suffix.lower() == ".dcm":
             path, suffix = path.parent, ""
         if suffix is None:
@@ -187,7 +187,7 @@ def _files(root: Path) -> dict[str, Path]:
     if not files:
         kinds = f" It holds {', '.join(sorted(others))} files." if others else " It is empty."
         what = f"The folder has no images that can be read.{kinds}"
-        raise DataError(what, where=root, fix=f"Readable: {', '.join(known)}, and folders of DICOM series (.dcm).")
+        raise DataError(what, where=root, fix=f"Readable: {', '.join(endings)}, and folders of DICOM series (.dcm).")
     if len({kind_of(path) == "picture" for path in files.values()}) > 1:
         raise DataError("The folder mixes volumes and pictures.", where=root, fix="Use one folder for each.")
     return files

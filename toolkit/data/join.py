@@ -74,7 +74,7 @@ def join_tasks(
 
 def _joined(case: Case, task: str, site: str, classes: dict[int, str], table: Sequence[int]) -> Case:
     before = case.relabel or tuple(range(len(table)))
-    names = {name: f"{task}/{getattr(case, name)}" for name in ("id", "volume", "subject")}
+    names: dict[str, Any] = {name: f"{task}/{getattr(case, name)}" for name in ("id", "volume", "subject")}
     relabel = tuple(table[stored] for stored in before)
     return dataclasses.replace(case, **names, site=site, classes=classes, relabel=relabel)
 

@@ -26,11 +26,11 @@ def check_rule(rule: str) -> str:
     if rule.startswith(("window:", "range:")):
         _limits(rule)
         return rule
-    known = "; ".join(f"{name!r}: {what}" for name, what in _RULES.items())
+    rules = "; ".join(f"{name!r}: {what}" for name, what in _RULES.items())
     raise ConfigError(
         f"Unknown normalisation {rule!r}.",
         where="normalisation",
-        fix=f"Use one of {known}; 'range:LOW,HIGH' for other percentiles; or 'window:LOW,HIGH' to clip to fixed "
+        fix=f"Use one of {rules}; 'range:LOW,HIGH' for other percentiles; or 'window:LOW,HIGH' to clip to fixed "
         "values and scale to [0, 1].",
     )
 

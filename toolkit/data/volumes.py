@@ -151,12 +151,12 @@ def write_nifti(
     if matrix is not None:
         image.set_sform(matrix, code=codes[1])
         image.set_qform(matrix if codes[0] else None, code=codes[0])
-    known = geometry.spacing if geometry is not None else spacing
-    if matrix is None and known is not None:
-        stored = known if geometry is None else [known[axis] / geometry.unit for axis in geometry.axes]
+    voxel = geometry.spacing if geometry is not None else spacing
+    if matrix is None and voxel is not None:
+        stored = voxel if geometry is None else [voxel[axis] / geometry.unit for axis in geometry.axes]
         image.header.set_zooms(tuple(stored)[: data.ndim] + (1.0,) * (data.ndim - 3))
     image.header["descrip"] = description.encode("ascii", "replace")[:79]
-    image.header.set_xyzt_units(unit if matrix is not None or known is not None else 0)
+    image.header.set_xyzt_units(unit if matrix is not None or voxel is not None else 0)
     with replacing(path, parents=True) as temporary:
         nibabel.save(image, temporary)
     return path
@@ -253,9 +253,9 @@ def _geometry(
     stored = forms[1] if codes[1] > 0 else forms[0] if codes[0] > 0 else None
     if stored is None:
         # Codes 0, no unit and size 1 is what a program writes that knew nothing; anything else is a statement.
-        known = None if unit == "unknown" and mm == (1.0, 1.0, 1.0) else mm
-        axis = slice_axis_of(volume, known) if dims == 2 else None
-        return Geometry(None, volume, known, None, shape, codes=codes, unit=scale, slice_axis=axis)
+        stated = None if unit == "unknown" and mm == (1.0, 1.0, 1.0) else mm
+        axis = slice_axis_of(volume, stated) if dims == 2 else None
+        return Geometry(None, volume, stated, None, shape, codes=codes, unit=scale, slice_axis=axis)
     stored = np.asarray(stored, dtype=np.float64)
     lengths = np.linalg.norm(stored[:3, :3], axis=0)
     flat = abs(np.linalg.det(stored[:3, :3])) < 1e-9 * max(float(lengths.prod()), 1e-30)

@@ -41,12 +41,12 @@ class Tape(Mapping[str, Tensor]):
         """Tensors that were asked for with this pattern, or whose name it matches."""
         if pattern in self._tensors:
             return {pattern: self._tensors[pattern]}
-        found = {
+        matches = {
             name: tensor
             for name, tensor in self._tensors.items()
             if self._patterns.get(name) == pattern or (is_glob(pattern) and glob_match(name, pattern))
         }
-        return found or {pattern: self[pattern]}
+        return matches or {pattern: self[pattern]}
 
     def detached(self) -> Tape:
         """The same values without their graph (storage is shared)."""

@@ -42,15 +42,15 @@ def jittered(model: nn.Module, scale: float = 0.01, seed: int = 0) -> nn.Module:
 
 def _copy(model: nn.Module) -> nn.Module:
     """A deep copy, also of a network that keeps tensors with a graph from its last pass, which torch refuses to copy."""
-    known: dict[int, Any] = {}
+    copies: dict[int, Any] = {}
 
     def visit(value: Any) -> None:
         if isinstance(value, Tensor) and not value.is_leaf:
-            known[id(value)] = value.detach().clone()
+            copies[id(value)] = value.detach().clone()
         elif isinstance(value, (list, tuple, dict)):
             for item in value.values() if isinstance(value, dict) else value:
                 visit(item)
 
     for module in model.modules():
         visit(vars(module))
-    return copy.deepcopy(model, known)
+    return copy.deepcopy(model, copies)

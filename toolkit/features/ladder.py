@@ -91,13 +91,13 @@ def _rank(chain: Sequence[tuple[int, int, str]]) -> tuple[int, int]:
 
 def _pooled(spans: Sequence[Span], sizes: dict[Span, Size | None]) -> set[Span]:
     """Calls at the size of an adaptive pooling, within the block that pools."""
-    found: set[Span] = set()
+    pooled: set[Span] = set()
     for pool in spans:
         if "Adaptive" in pool.kind:
             around = [e for e in spans if pool.inside(e)]
             block = max(around, key=lambda e: e.start, default=pool)
-            found |= {s for s in spans if (s is block or s.inside(block)) and sizes.get(s) == sizes.get(pool)}
-    return found
+            pooled |= {s for s in spans if (s is block or s.inside(block)) and sizes.get(s) == sizes.get(pool)}
+    return pooled
 
 
 def _hides(

@@ -79,12 +79,12 @@ def _selected(output: Any, select: Select) -> Any:
     if callable(select):
         return select(output)
     fields = _fields(output)
-    found = list(fields.values())[select] if isinstance(select, int) and -len(fields) <= select < len(fields) else None
-    found = fields.get(str(select)) if found is None else found
-    if found is None:
+    entry = list(fields.values())[select] if isinstance(select, int) and -len(fields) <= select < len(fields) else None
+    entry = fields.get(str(select)) if entry is None else entry
+    if entry is None:
         fix = f"There are {_listed(_tensors(output)) or 'none: it is one tensor'}."
         raise LayerError(f"The network's output has no entry {select!r}.", where="select=...", fix=fix)
-    return found
+    return entry
 
 
 def _unstacked(tensor: Tensor, image: Tensor | None) -> list[Tensor]:
@@ -117,10 +117,10 @@ def _tensors(output: Any, prefix: str = "") -> dict[str, Tensor]:
     """Every floating-point tensor in nested containers, by its path."""
     if isinstance(output, Tensor):
         return {prefix.rstrip("."): output} if output.is_floating_point() else {}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in _fields(output).items():
-        found |= _tensors(value, f"{prefix}{name}.")
-    return found
+        tensors |= _tensors(value, f"{prefix}{name}.")
+    return tensors
 
 
 def _listed(tensors: Mapping[str, Tensor]) -> str:

@@ -34,12 +34,12 @@ class LayerName:
 
 def parse(name: str) -> LayerName:
     """Parse a layer name."""
-    found = _LAYER.match(name)
-    if not found:
+    match = _LAYER.match(name)
+    if not match:
         raise LayerError(
             f"{name!r} is not a layer name.", fix="Write 'path', 'path:input', 'path#2' or 'path#2:input'."
         )
-    return LayerName(found["path"], found["port"] or "output", int(found["call"] or 1))
+    return LayerName(match["path"], match["port"] or "output", int(match["call"] or 1))
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -97,11 +97,11 @@ def find_requests(
     if any(_may_be_alias(pattern) and pattern not in overridable and pattern not in modules for pattern in wanted):
         trace = cached_trace(network)
         overridable = known_aliases(network, aliases, trace)
-    found: dict[str, Request] = {}
+    requests: dict[str, Request] = {}
     for pattern in wanted:
         for request in _match(pattern, modules, overridable, trace is not None):
-            found.setdefault(request.key, request)
-    return list(found.values())
+            requests.setdefault(request.key, request)
+    return list(requests.values())
 
 
 def known_aliases(model: nn.Module, aliases: Mapping[str, str] | None, trace: Trace | None) -> dict[str, str]:
@@ -136,13 +136,13 @@ def _match_glob(
     pattern: str, layer: LayerName, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], observed: bool
 ) -> list[Request]:
     paths = [p for p, module in modules.items() if glob_match(p, layer.path) and not is_container(module)]
-    found = [dataclasses.replace(layer, path=path) for path in paths]
-    if not found:
+    layers = [dataclasses.replace(layer, path=path) for path in paths]
+    if not layers:
         names = [alias for alias in aliases if glob_match(alias, pattern)]
         if names:
             return [Request(alias, parse(aliases[alias]), pattern, True) for alias in names]
         raise _unknown(pattern, modules, aliases, observed=observed)
-    return [Request(str(name), name, pattern, False) for name in found]
+    return [Request(str(name), name, pattern, False) for name in layers]
 
 
 def _unknown(

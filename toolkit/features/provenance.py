@@ -24,10 +24,10 @@ _TRAINED_WITH, _SCORED = "toolkit_trained_with", "toolkit_scored"
 
 def mark_trained_with(model: nn.Module, regularizers: Iterable[str]) -> None:
     """Remember on the network which regularizers it is trained with, so that every later result can say so."""
-    known = getattr(unwrap(model), _TRAINED_WITH, [])
-    added = [name for name in regularizers if name not in known]
+    earlier = getattr(unwrap(model), _TRAINED_WITH, [])
+    added = [name for name in regularizers if name not in earlier]
     if added:
-        setattr(unwrap(model), _TRAINED_WITH, [*known, *added])
+        setattr(unwrap(model), _TRAINED_WITH, [*earlier, *added])
 
 
 def mark_scored(model: nn.Module, dice: float, patients: int, **record: Any) -> None:
@@ -90,9 +90,9 @@ def weights_hash(model: nn.Module) -> str:
         *((name, id(t), t.data_ptr(), -1 if t.is_inference() else t._version) for name, t in tensors),
         *_sums([tensor for _, tensor in tensors]),
     )
-    known = _WEIGHTS.get(network)
-    if known and known[0] == versions:
-        return known[1]
+    remembered = _WEIGHTS.get(network)
+    if remembered and remembered[0] == versions:
+        return remembered[1]
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -123,14 +123,14 @@ class DataHash:
 
     def update(self, ids: Iterable[str], *tensors: Tensor | None) -> None:
         """Add images (and labels) with their names, one by one: the hash does not depend on how they were batched."""
-        known = [
+        parts = [
             (f"{tensor.dtype} {tuple(tensor.shape[1:])}".encode(), _narrow(tensor))
             for tensor in tensors
             if tensor is not None
         ]
         for index, name in enumerate(ids):
             digest = hashlib.sha256(f"{name}|".encode())
-            for kind, images in known:
+            for kind, images in parts:
                 digest.update(kind)
                 digest.update(images[index])
             self.add([digest.hexdigest()])

@@ -108,8 +108,8 @@ class Features(Result):
         Raises:
             LayerError: no such layer.
         """
-        found = [self._arrays.read(self._checked(layer), kind) for kind in _MOMENTS]
-        return None if any(item is None for item in found) else Moments(*found)  # type: ignore[arg-type]
+        parts = [self._arrays.read(self._checked(layer), kind) for kind in _MOMENTS]
+        return None if any(item is None for item in parts) else Moments(*parts)  # type: ignore[arg-type]
 
     def table(self) -> pd.DataFrame:
         """One row per layer and class: rows, channels, mean norm of the rows."""

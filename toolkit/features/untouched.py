@@ -44,7 +44,7 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
         for module in modules
         for name, buffer in module._buffers.items()
     ]
-    kept = [_kept_tensors(module) for module in modules]
+    attributes = [_kept_tensors(module) for module in modules]
     state = random_state()
     try:
         for parameter, _, _ in parameters:
@@ -69,7 +69,7 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
             parameter.grad = gradient
         for entry in buffers:
             _restore_buffer(*entry)
-        for module, before in zip(modules, kept, strict=True):
+        for module, before in zip(modules, attributes, strict=True):
             _restore_kept(module, before)
         set_random_state(state)
 

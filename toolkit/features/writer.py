@@ -252,8 +252,8 @@ def _progress(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
         state = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    known = isinstance(state, dict) and state.get("batches") and state.get("request") == json.loads(json.dumps(request))
-    return state if known else None
+    same = isinstance(state, dict) and state.get("batches") and state.get("request") == json.loads(json.dumps(request))
+    return state if same else None
 
 
 def _cut(array: Any, length: int, digest: str) -> Any | None:

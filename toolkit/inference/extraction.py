@@ -152,8 +152,8 @@ class _Stream:
         if self.moments:
             parts |= zip(("gram", "sum", "count"), self.pooler.moments(activation, name), strict=True)
         for kind, value in parts.items():
-            known = self.totals.get((name, kind))
-            self.totals[name, kind] = value if known is None else known + value
+            total = self.totals.get((name, kind))
+            self.totals[name, kind] = value if total is None else total + value
         if self.pooler.window is None:
             self._write()
 

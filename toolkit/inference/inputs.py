@@ -100,14 +100,14 @@ def as_batches(
     dims, channels = dims_and_channels(network)
     device = torch.device(device) if device is not None else device_of(network)
     waiting: list[_Item] = []
-    most, known = batch_size, None
+    most, shape = batch_size, None
     for item in _items(inputs, dims, channels, label, files=defaults_of(network).files):
         _check(item, dims, channels)
         if waiting and (item.image.shape != waiting[0].image.shape or len(waiting) == most):
             yield _collate(waiting, device)
             waiting = []
-        if limit is not None and item.image.shape != known:
-            known = item.image.shape
+        if limit is not None and item.image.shape != shape:
+            shape = item.image.shape
             most = limit(_collate([item], device).image, batch_size)
         waiting.append(item)
     if waiting:
@@ -210,13 +210,13 @@ def _with_labels(inputs: Iterable[Any], labels: Any) -> Iterator[tuple[Any, Any]
 
 def _from_case(case: Any) -> _Item:
     has_label = case.has_label if hasattr(case, "has_label") else getattr(case, "label", None) is not None
-    known: dict[str, Any] = {name: getattr(case, name, None) for name in _PER_ITEM}
-    known |= {name: known[name] or "" for name in ("site", "subject", "volume")}
+    fields: dict[str, Any] = {name: getattr(case, name, None) for name in _PER_ITEM}
+    fields |= {name: fields[name] or "" for name in ("site", "subject", "volume")}
     return _Item(
         image=torch.as_tensor(case.image).float(),
         label=torch.as_tensor(case.label).long() if has_label else None,
         classes=getattr(case, "classes", None),
-        **known,
+        **fields,
     )
 
 
@@ -245,8 +245,8 @@ def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | Non
     if label is not None and len(label) != len(image):
         raise DataError(f"There are {len(image)} images and {len(label)} labels.")
     for i in range(len(image)):
-        known = isinstance(ids, (list, tuple))
-        name = str(ids[i]) if known else f"{ids}/{i:03d}" if len(image) > 1 else str(ids)
+        listed = isinstance(ids, (list, tuple))
+        name = str(ids[i]) if listed else f"{ids}/{i:03d}" if len(image) > 1 else str(ids)
         yield _item(image[i], None if label is None else label[i], fields, dims, name, i)
 
 
@@ -263,17 +263,17 @@ def _item(
 ) -> _Item:
     if label is not None:
         label = label[0] if label.ndim == dims + 1 and label.shape[0] == 1 else label
-    known: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key in _PER_ITEM[1:]:
         value = fields.get(key)
         if isinstance(value, list) and position is not None:
             value = value[position]
         if value is not None:
-            known[key] = value
+            values[key] = value
     classes = fields.get("classes")
     if isinstance(classes, (list, tuple)):
         classes = dict(enumerate(classes))
-    return _Item(image, label, name, classes=classes, **known)
+    return _Item(image, label, name, classes=classes, **values)
 
 
 def _whole(label: Tensor, fields: Mapping[str, Any]) -> Tensor:

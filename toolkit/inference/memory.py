@@ -75,14 +75,14 @@ class Defaults:
 def defaults_of(model: nn.Module) -> Defaults:
     """What is remembered of a network; its own attributes `divisor` (int) and `activation` (str) count where it says so."""
     network = unwrap(model)
-    known = getattr(network, _ATTRIBUTE, None)
-    known = known if isinstance(known, Defaults) else Defaults()
+    defaults = getattr(network, _ATTRIBUTE, None)
+    defaults = defaults if isinstance(defaults, Defaults) else Defaults()
     divisor, activation = getattr(network, "divisor", None), getattr(network, "activation", None)
-    if known.divisor is None and isinstance(divisor, int) and divisor > 0:
-        known = dataclasses.replace(known, divisor=divisor)
-    if known.activation is None and activation in ("softmax", "sigmoid"):
-        known = dataclasses.replace(known, activation=activation)
-    return known
+    if defaults.divisor is None and isinstance(divisor, int) and divisor > 0:
+        defaults = dataclasses.replace(defaults, divisor=divisor)
+    if defaults.activation is None and activation in ("softmax", "sigmoid"):
+        defaults = dataclasses.replace(defaults, activation=activation)
+    return defaults
 
 
 def remember(model: nn.Module, **changes: Any) -> None:
@@ -95,10 +95,10 @@ def remember(model: nn.Module, **changes: Any) -> None:
         changes: fields of `Defaults`.
     """
     network = unwrap(model)
-    known = getattr(network, _ATTRIBUTE, None) or Defaults()
+    defaults = getattr(network, _ATTRIBUTE, None) or Defaults()
     if changes.get("patch_size") is not None:
         changes["patch_size"] = tuple(int(side) for side in changes["patch_size"])
     if changes.get("regions"):
         changes["regions"] = {name: tuple(classes) for name, classes in changes["regions"].items()}
         changes.setdefault("activation", "sigmoid")
-    setattr(network, _ATTRIBUTE, dataclasses.replace(known, **changes))
+    setattr(network, _ATTRIBUTE, dataclasses.replace(defaults, **changes))

@@ -115,8 +115,8 @@ class Pooler:
             self._planes[self.size] = planes
         if size not in self._planes:
             # a mean of equal means is the mean, so the smallest known multiple will do
-            known = [s for s in self._planes if all(a % b == 0 for a, b in zip(s, size, strict=True))]
-            source = min(known, key=math.prod, default=self.size)
+            sizes = [s for s in self._planes if all(a % b == 0 for a, b in zip(s, size, strict=True))]
+            source = min(sizes, key=math.prod, default=self.size)
             self._planes[size] = _shrink(self._planes[source], size)
         weights = self._planes[size].flatten(2)
         if size not in self._shares:
@@ -290,8 +290,8 @@ def _row(batch: InputBatch, position: int, index: int, count: int) -> dict[str, 
 
 
 def _counts(label: np.ndarray) -> dict[int, int]:
-    known = label if label.min(initial=0) >= 0 else label[label >= 0]
-    return {value: int(count) for value, count in enumerate(np.bincount(known)) if count}  # no sorting
+    counted = label if label.min(initial=0) >= 0 else label[label >= 0]
+    return {value: int(count) for value, count in enumerate(np.bincount(counted)) if count}  # no sorting
 
 
 def _draw(label: np.ndarray | None, index: int, count: int, samples: int, key: tuple[int | str, ...]) -> np.ndarray:

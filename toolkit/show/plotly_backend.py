@@ -129,7 +129,7 @@ class _Page:
         for label in [] if panel.labels is None else [int(v) for v in np.unique(panel.labels) if v > 0]:
             self._add(
                 "contour",
-                z=(panel.labels == label).astype(np.uint8),
+                z=np.equal(np.asarray(panel.labels), label).astype(np.uint8),
                 contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
                 line={"color": colours.hex_colour(label), "width": 4 * panel.contour_width / 3},  # points to pixels
                 showscale=False,

@@ -155,8 +155,8 @@ def _of_training(item: Run | Stages, split: str) -> list[Section]:
             item.sites,
         )
         told = f"Dice on the {split} split; stage -1 is the network before training."
-        scores = item.evaluate(split, metrics=("dice",))
-        scores = scores[scores["stage"] == len(runs) - 1]
+        stages = item.evaluate(split, metrics=("dice",))
+        scores: DataFrame | None = stages[stages["stage"] == len(runs) - 1]
         tables = [("Mean Dice after each stage (row), by site (column)", item.dice(split).reset_index())]
     else:
         text = "Every term of the loss as it was logged, and the validation scores that selected the weights."

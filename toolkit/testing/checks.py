@@ -240,8 +240,8 @@ def _check_step(regularizer: Regularizer, make: Factory, objective: Objective, d
 def _check_autocast(
     regularizer: Regularizer, model: nn.Module, objective: Objective, dims: int, dtype: torch.dtype
 ) -> None:
-    made = [TrainingStep(copy.deepcopy(model), objective, [copy.deepcopy(regularizer)]) for _ in range(2)]
-    full, half = (one_step(step, batch_of(dims), d) for step, d in zip(made, (None, dtype), strict=True))
+    steps = [TrainingStep(copy.deepcopy(model), objective, [copy.deepcopy(regularizer)]) for _ in range(2)]
+    full, half = (one_step(step, batch_of(dims), d) for step, d in zip(steps, (None, dtype), strict=True))
     full, half = ({n: v for n, v in t.items() if n.startswith(f"{regularizer.name}/")} for t in (full, half))
     # A masked code may lose another entry in half precision, so passes of a network's own get a wider margin.
     _compare_terms(full, half, 0.5 if regularizer.deferred else 0.05)

@@ -83,9 +83,9 @@ def _child(rank: int, rendezvous: str, out: str) -> None:
     def wrap(step: nn.Module) -> nn.Module:
         return DistributedDataParallel(step, broadcast_buffers=False)
 
-    made = {name: gradients(one, batch, double_network(), wrap) for name, one in regularizers.items()}
+    vectors = {name: gradients(one, batch, double_network(), wrap) for name, one in regularizers.items()}
     if rank == 0:
-        torch.save(made, out)
+        torch.save(vectors, out)
     distributed.barrier()
     distributed.destroy_process_group()
 

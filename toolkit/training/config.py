@@ -109,12 +109,12 @@ class TrainConfig:
         for name, value in vars(self).items():
             if isinstance(value, np.generic):
                 object.__setattr__(self, name, value.item())  # JSON holds Python's own numbers
-        for name, known in _CHOICES.items():
+        for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            if not (value in known or (name in FACTORIES and callable(value))):
-                near = difflib.get_close_matches(str(value), known, n=1)
+            if not (value in choices or (name in FACTORIES and callable(value))):
+                near = difflib.get_close_matches(str(value), choices, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else " Or a callable." if name in FACTORIES else ""
-                raise _bad(name, value, f"One of {', '.join(map(repr, known))}.{hint}")
+                raise _bad(name, value, f"One of {', '.join(map(repr, choices))}.{hint}")
         object.__setattr__(self, "betas", tuple(self.betas))
         if not all(0 <= beta < 1 for beta in self.betas):
             raise _bad("betas", self.betas, "Give two numbers in [0, 1), for example (0.9, 0.999).")

@@ -132,12 +132,12 @@ def read_history(path: Path) -> pd.DataFrame:
 
 def _compact(table: pd.DataFrame) -> pd.DataFrame:
     """One object for all equal words, and numbers where a column held nothing else than null so far."""
-    known: dict[Any, Any] = {}
+    words: dict[Any, Any] = {}
     for name in [name for name, kind in table.dtypes.items() if str(kind) == "object"]:
         if table[name].isna().all():
             table[name] = math.nan
         else:
-            table[name] = [known.setdefault(value, value) for value in table[name]]
+            table[name] = [words.setdefault(value, value) for value in table[name]]
     return table
 
 

@@ -44,17 +44,17 @@ def evaluate_run(
     made_by.pop("network", None)  # an earlier score is no part of what makes this one
     key, told = seal(made_by)[:12], _told(run.path, steps=run.config.steps, seed=run.config.seed)
     table_file = run.path / "evaluation" / f"{split}-{key}.csv"
-    if table_file.is_file() and (known := _read_table(table_file)) is not None:
-        _remember(run.model, told, run.site, split, known)
-        return known
+    if table_file.is_file() and (scores := _read_table(table_file)) is not None:
+        _remember(run.model, told, run.site, split, scores)
+        return scores
     run.directory.record()  # a lost directory is not made again
     table = evaluate(run.model, cases, batch_size=run.config.batch_size, metrics=metrics, progress=progress)
     content = table.to_csv(index=False)
     table_file.parent.mkdir(exist_ok=True)
     write_sealed(table_file.with_suffix(".json"), {**made_by, "sha256": sha256(content)})
     write_atomically(table_file, content)
-    _remember(run.model, told, run.site, split, known := _parsed(content))
-    return known  # the same object on the first call and the next ones
+    _remember(run.model, told, run.site, split, scores := _parsed(content))
+    return scores  # the same object on the first call and the next ones
 
 
 def recall_scores(model: nn.Module, path: Path, record: Mapping[str, Any]) -> None:

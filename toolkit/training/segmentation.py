@@ -113,8 +113,9 @@ class SegmentationObjective(Objective):
             )
         if self.dice:
             rules = {name: getattr(self, name) for name in ("include_background", "squared", "batch_dice", "smooth")}
-            ignored = {"ignore_label": self.ignore_label, "of_all": self.batch_dice}
-            terms["dice"] = self.dice * soft_dice_loss(logits, target, **rules, **ignored)
+            terms["dice"] = self.dice * soft_dice_loss(
+                logits, target, ignore_label=self.ignore_label, of_all=self.batch_dice, **rules
+            )
         return terms
 
     def _regions(self, logits: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:

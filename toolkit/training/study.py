@@ -250,8 +250,8 @@ def _scored_arms(comparison: Comparison, design: dict[str, Any]) -> list[dict[st
     told = {name: design[name] for name in ("steps", "split")}
     told |= {"seed": ", ".join(map(str, design["seeds"])), "floor": FLOOR}
     return [
-        {"network": {**told, "name": str(row.method), "dice": float(row.dice), "patients": int(row.patients)}}
-        for row in comparison.numbers.rename(columns={"mean": "dice"}).itertuples()
+        {"network": {**told, "name": row["method"], "dice": float(row["mean"]), "patients": int(row["patients"])}}
+        for row in comparison.numbers.to_dict("records")
     ]
 
 
@@ -268,18 +268,18 @@ def _recorded(path: Path, record: dict[str, Any]) -> dict[str, Any]:
         write_sealed(file, record)
         return record
     try:
-        known = read_sealed(file)
-        threads = known["threads"]
-        differing = [key for key in record if key not in ("weights", "arms") and known[key] != record[key]]
+        recorded = read_sealed(file)
+        threads = recorded["threads"]
+        differing = [key for key in record if key not in ("weights", "arms") and recorded[key] != record[key]]
         for key in ("weights", "arms"):
-            shared = set(known[key]) & set(record[key])
-            differing += [f"{key} {name}" for name in sorted(shared) if known[key][name] != record[key][name]]
+            shared = set(recorded[key]) & set(record[key])
+            differing += [f"{key} {name}" for name in sorted(shared) if recorded[key][name] != record[key][name]]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{RECORD} is damaged.", where=path) from error
     if differing:
         what = f"This folder holds a study with other settings: {', '.join(differing)}."
         raise ConfigError(what, where=path, fix="Choose another `out`, or the settings of that study.")
-    merged = {key: {**known[key], **record[key]} for key in ("weights", "arms")}
+    merged = {key: {**recorded[key], **record[key]} for key in ("weights", "arms")}
     record = {**record, "threads": threads, **merged}
     write_sealed(file, record)
     return record

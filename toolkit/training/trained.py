@@ -148,7 +148,7 @@ def load_trained_arms(
             raise ConfigError(lacking, where="load_trained_arms", fix="Choose from list_trained().")
         warnings.warn(f"{lacking} Those of {after!r} are looked for.", ToolkitWarning, stacklevel=4)
     order = sorted(seeds, key=lambda seed: (not all(one.at[seed, "above_floor"] for one in own.values()), seed))
-    return {(arm, seed): load_trained(one.at[seed, "name"], seed) for seed in order for arm, one in own.items()}
+    return {(arm, seed): load_trained(str(one.at[seed, "name"]), seed) for seed in order for arm, one in own.items()}
 
 
 def trained_scores(networks: Mapping[Any, nn.Module]) -> pd.DataFrame:
@@ -172,10 +172,9 @@ def trained_scores(networks: Mapping[Any, nn.Module]) -> pd.DataFrame:
         card, known = vars(network).get("provenance"), score_of(network)
         row = {key: known.get(key) for key in ("steps", "patients", "dice", "low", "high", "floor")}
         if card is not None:
-            home = network.scores["site"].isin(card["sites"])
-            row |= network.scores[home][["low", "high"]].mean().to_dict() | {
-                "away": network.scores[~home]["dice"].mean()
-            }
+            scores = vars(network)["scores"]
+            home = scores["site"].isin(card["sites"])
+            row |= scores[home][["low", "high"]].mean().to_dict() | {"away": scores[~home]["dice"].mean()}
             row["minutes"] = _minutes(card["command"], costs)
         rows.append(row)
     columns = ["steps", "patients", "dice", "low", "high", "floor", "away", "minutes"]
@@ -233,10 +232,10 @@ def _folders() -> list[Path]:
 
 
 def _card_of(name: str, seed: int) -> Path:
-    known = {file.stem: file for file in _cards()}
-    if (wanted := file_stem(name, seed)) in known:
-        return known[wanted]
-    names = sorted({(card["name"], card["seed"]) for card in map(_read, known.values())})
+    cards = {file.stem: file for file in _cards()}
+    if (wanted := file_stem(name, seed)) in cards:
+        return cards[wanted]
+    names = sorted({(card["name"], card["seed"]) for card in map(_read, cards.values())})
     seeds = [own for other, own in names if other == name]
     offered = (
         f"its seeds are {seeds}" if seeds else f"there are {', '.join(dict.fromkeys(n for n, _ in names)) or 'none'}"

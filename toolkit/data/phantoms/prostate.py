@@ -37,9 +37,9 @@ _Gland = SimpleNamespace  # one patient; lengths in mm
 
 def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> dict[str, Any]:
     """16 axial slices of 64 x 64, labels 1 peripheral and 2 transition zone."""
-    anatomy, known = stream(0), settings.signals
+    anatomy, levels = stream(0), settings.signals
     gland = _sample(anatomy, group)
-    tissues = {**known, "gas": 0.02, "bone": 0.45 * known["fat"], "capsule": 0.6 * known["muscle"]}
+    tissues = {**levels, "gas": 0.02, "bone": 0.45 * levels["fat"], "capsule": 0.6 * levels["muscle"]}
     signals = {name: anatomy.near(value, 0.06) for name, value in tissues.items()}
     canvas, outer, inner = _paint(stream(1), settings, gland, signals)
     whole = average_down(outer, _FINE) < 0.0

@@ -124,14 +124,14 @@ class NnUNetFiles:
         data, marks, _ = self._prepared(paths, label)
         stem = Path(paths[0]).name.split(".")[0].removesuffix("_0000")
         spacing = tuple(float(mm) for mm in self.configuration.spacing)
-        known = {"volume": stem, "source": str(paths[0]), "spacing": spacing}
+        common = {"volume": stem, "source": str(paths[0]), "spacing": spacing}
         if self.dims == 3:
-            yield {"image": data, "label": marks, "id": stem, **known}
+            yield {"image": data, "label": marks, "id": stem, **common}
             return
         for position in range(data.shape[1]):
             label_here = None if marks is None else marks[position]
             place = {"id": f"{stem}/slice{position:02d}", "position": position}
-            yield {"image": data[:, position], "label": label_here, **place, **known}
+            yield {"image": data[:, position], "label": label_here, **place, **common}
 
     def predict(self, model: nn.Module, paths: Sequence[str]) -> np.ndarray:
         """Labels of a volume on the files' own grid, as nnU-Net itself predicts them without mirroring.
