@@ -170,7 +170,9 @@ def test_without_an_argument_it_opens_on_a_plain_network_and_one_of_its_size(
 
 
 def test_without_an_argument_and_networks_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toolkit.show.widgets.image_stacks.list_trained", lambda: pd.DataFrame({"above_floor": []}))
+    monkeypatch.setattr(
+        "toolkit.show.widgets.image_stacks.list_trained", lambda: pd.DataFrame({"above_floor": [], "task": []})
+    )
     with pytest.raises(ConfigError, match="No trained network"):
         tk.widgets.cam_explorer()
 

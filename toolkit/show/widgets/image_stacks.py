@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from toolkit.data.catalogue import load_task
+from toolkit.data.catalogue import list_tasks, load_task
 from toolkit.errors import ConfigError, DataError
 from toolkit.features.untouched import untouched
 from toolkit.inference.inputs import as_batches
@@ -70,11 +70,11 @@ class ImageStacks:
 def trained_pair() -> tuple[dict[str, nn.Module], Any]:
     """A trained network that comes with the project and one of the same size to compare it with, by name; and cases.
 
-    Plain networks come first, networks below their floor are left out. The cases are those of the first test patients of
-    the site that they were trained on.
+    Plain networks come first; networks below their floor, and those whose data are not here, are left out. The cases are
+    those of the first test patients of the site that they were trained on.
     """
-    table = list_trained()
-    table = table[table["above_floor"].astype(bool)]
+    table, tasks = list_trained(), list_tasks()
+    table = table[table["above_floor"].astype(bool) & ~table["task"].isin(tasks.loc[~tasks["ready"], "name"])]
     if table.empty:
         raise ConfigError("No trained network is installed.", where="model", fix="Pass a network and images.")
     table = table.assign(first=~table["name"].str.endswith("/plain")).sort_values(["first", "seed", "name"])
