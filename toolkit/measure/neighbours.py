@@ -9,7 +9,7 @@ from torch import Tensor
 
 from toolkit.errors import ResultError
 
-_CHUNK = 8_000_000  # distances held at once
+_CHUNK = 8_000_000  # distances, or their differences, held at once
 
 
 def nearest(queries: Tensor, base: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -23,7 +23,7 @@ def nearest(queries: Tensor, base: Tensor, number: int) -> tuple[Tensor, Tensor]
     candidates = min(len(base), number + 8)
     square = (base**2).sum(1)
     found, lengths = [], []
-    for part in queries.split(max(1, _CHUNK // len(base))):
+    for part in queries.split(max(1, _CHUNK // max(len(base), candidates * queries.shape[1]))):
         rough = torch.topk(square - 2 * part @ base.T, candidates, dim=1, largest=False).indices
         gaps = base.index_select(0, rough.flatten()).view(len(part), candidates, -1) - part[:, None]
         exact = torch.linalg.vector_norm(gaps, dim=2)

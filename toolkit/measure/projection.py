@@ -128,7 +128,8 @@ def project(
     if method in LINEAR and options:
         raise ConfigError(f"The method {method!r} takes no option {sorted(options)}.")
     stores = [features] if isinstance(features, Features) else list(features)
-    state_rows("project" if method in LINEAR else f"project {method}", stores, layer)
+    beside = 400 if method == "umap" else 0  # of the neighbours
+    state_rows("project" if method in LINEAR else f"project {method}", stores, layer, beside=beside)
     if method in LINEAR:
         streams = row_streams(stores, layer, paired=basis == "per_stage")
         tables = [stream.table for stream in streams]
