@@ -132,12 +132,12 @@ def _patients() -> int:
 def _cancelled() -> frozenset[str]:
     """Blocks whose Grad-CAM of the left ventricle cancels in every trained plain network, on the first image."""
     target = Region("LV", inside="reference")
-    found = []
+    layers = []
     for seed in _seeds("phantom-cardiac/plain"):
         cam = grad_cam(load_trained("phantom-cardiac/plain", seed), _cases("A")[0], list(BLOCKS), target)
         table = cam.table()
-        found.append(frozenset(table.loc[table["status"] == "cancelled", "layer"]))
-    return frozenset.intersection(*found)
+        layers.append(frozenset(table.loc[table["status"] == "cancelled", "layer"]))
+    return frozenset.intersection(*layers)
 
 
 @functools.cache
@@ -168,10 +168,10 @@ def _one(answer: Any) -> str | None:
 
 def _two(answer: Any) -> str | None:
     try:
-        found = layer_names(_network(), [str(answer)], _cases("A")[0])
+        layers = layer_names(_network(), [str(answer)], _cases("A")[0])
     except ToolkitError:
-        found = []
-    return None if found == ["head:input"] else f"{answer!r} names {found or 'no layer'}"
+        layers = []
+    return None if layers == ["head:input"] else f"{answer!r} names {layers or 'no layer'}"
 
 
 def _three(answer: Any) -> str | None:

@@ -74,8 +74,8 @@ def explain_one(
     total = torch.zeros_like(padded[:, :1]).repeat(1, channels, *[1] * (image.ndim - 2))
     for inside, part in window_parts(frozen, frame):
         piece = dataclasses.replace(given, image=padded[inside], base=base[inside])
-        found = _by_gradients(FixedScore(predictor, part), piece, method, settings)
-        total[inside] += found if given.layer is None else _spread(found, piece.image, settings.layer)
+        values = _by_gradients(FixedScore(predictor, part), piece, method, settings)
+        total[inside] += values if given.layer is None else _spread(values, piece.image, settings.layer)
     return frame.crop(total)
 
 

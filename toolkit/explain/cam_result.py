@@ -83,8 +83,8 @@ class GradCamResult(Explained, Result):
         if method == self.method:
             return self
         if method not in self.others:
-            known = ", ".join((self.method, *self.others))
-            fix = f"There are those of {known}; ask for more with method=[...]."
+            methods = ", ".join((self.method, *self.others))
+            fix = f"There are those of {methods}; ask for more with method=[...]."
             raise ResultError(f"There are no maps of {method!r}.", fix=fix)
         empty = (~self.region.flatten(1).any(1)).tolist()
         maps = self.others[method]

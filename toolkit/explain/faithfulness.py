@@ -136,8 +136,8 @@ def faithfulness(
                     given = AttributionInput(image, base, frame.select(index), batch.label_of(index))
                     noise = Noise(perturbations, radius, seed)
                     wrong = _captum_checks(predictor, result, index, frozen.select(index), given, noise)
-                known = {"name": name, "case": case, "status": _state(result, name, index)}
-                rows.append({**known, **_areas(deleted, inserted, chance), **wrong})
+                head = {"name": name, "case": case, "status": _state(result, name, index)}
+                rows.append({**head, **_areas(deleted, inserted, chance), **wrong})
     return Faithfulness(
         numbers=as_table(rows),
         curves=curves,
@@ -178,12 +178,12 @@ def deletion_insertion(
     cuts = [round(numel * step / steps) for step in range(steps + 1)]
     chosen = torch.stack([rank < cut for cut in cuts])[:, None]
     deleted, inserted = torch.where(chosen, baseline, image), torch.where(chosen, image, baseline)
-    found = [score(deleted).double().cpu(), score(inserted).double().cpu()]
-    full, nothing = found[0][0], found[0][-1]
+    scores = [score(deleted).double().cpu(), score(inserted).double().cpu()]
+    full, nothing = scores[0][0], scores[0][-1]
     change = full - nothing
     if float(change.abs()) < 1e-9 * max(1.0, float(full.abs())):
-        return [torch.full_like(found[0], math.nan)] * 2
-    return [(one - nothing) / change for one in found]
+        return [torch.full_like(scores[0], math.nan)] * 2
+    return [(one - nothing) / change for one in scores]
 
 
 def area(curve: Tensor) -> float:
@@ -194,15 +194,15 @@ def area(curve: Tensor) -> float:
 def _areas(deleted: Tensor, inserted: Tensor, chance: list[list[Tensor]]) -> dict[str, float]:
     own = area(deleted), area(inserted)
     random = torch.tensor([[area(one) for one in pair] for pair in chance], dtype=torch.float64).reshape(-1, 2)
-    known = math.isfinite(own[0]) and len(random) > 0
+    defined = math.isfinite(own[0]) and len(random) > 0
     better = ((random[:, 0] <= own[0]).sum(), (random[:, 1] >= own[1]).sum())
     return {
         "deletion": own[0],
         "insertion": own[1],
-        "deletion_random": float(random[:, 0].mean()) if known else math.nan,
-        "insertion_random": float(random[:, 1].mean()) if known else math.nan,
-        "deletion_p": float(1 + better[0]) / (1 + len(random)) if known else math.nan,
-        "insertion_p": float(1 + better[1]) / (1 + len(random)) if known else math.nan,
+        "deletion_random": float(random[:, 0].mean()) if defined else math.nan,
+        "insertion_random": float(random[:, 1].mean()) if defined else math.nan,
+        "deletion_p": float(1 + better[0]) / (1 + len(random)) if defined else math.nan,
+        "insertion_p": float(1 + better[1]) / (1 + len(random)) if defined else math.nan,
     }
 
 

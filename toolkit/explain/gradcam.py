@@ -83,8 +83,8 @@ def grad_cam(
     request = CamRequest(layers, as_target(target), methods, aliases, mode)
     data = DataHash()
     pieces: list[CamBatch] = []
-    held: dict[str, Any] = {"held": "gradients", "layers": layers, "aliases": aliases}
-    limit = functools.partial(predictor.affordable, "grad_cam", **held)
+    options: dict[str, Any] = {"held": "gradients", "layers": layers, "aliases": aliases}
+    limit = functools.partial(predictor.affordable, "grad_cam", **options)
     for batch in as_batches(inputs, model, batch_size=batch_size, label=label, limit=limit):
         if pieces and batch.image.shape[1:] != pieces[0].batch.image.shape[1:]:
             what = f"The images have several sizes: {pieces[0].batch.size} and {batch.size}."

@@ -75,7 +75,7 @@ class MaskedLatent(Result):
             numbers = torch.arange(1, clean.shape[1] + 1).reshape(-1, *[1] * (clean.ndim - 2))
             clean, masked, reference = (m * numbers for m in (clean, masked, reference))
         present = torch.cat([clean.flatten(), masked.flatten(), reference.flatten()]).unique().tolist()
-        found = sorted({int(index) for index in present if index > 0} | {i for i in self.classes if i > 0})
+        classes = sorted({int(index) for index in present if index > 0} | {i for i in self.classes if i > 0})
         rows: list[dict[str, Any]] = []
         for position, case in enumerate(self.cases):
             real = torch.ones_like(self.entropy[0][position], dtype=torch.bool)
@@ -88,7 +88,7 @@ class MaskedLatent(Result):
                 "entropy_masked": float(self.entropy[1][position][real].mean()),
                 "bn_mode": self.bn_mode,
             }
-            for index in [*found, -1]:
+            for index in [*classes, -1]:
                 planes = [
                     (m[position] > 0) if index < 0 else (m[position] == index) for m in (reference, clean, masked)
                 ]

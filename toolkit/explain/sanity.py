@@ -53,8 +53,8 @@ class RandomisedWeights(Result):
         keys = ["layer", "shuffled_down_to"] if cascade else ["layer"]
         for names, part in self.numbers.groupby(keys, sort=False):
             layer = names[0]
-            known = part["rank_correlation"].abs().dropna()
-            mean = float(known.mean()) if len(known) else math.nan
+            correlations = part["rank_correlation"].abs().dropna()
+            mean = float(correlations.mean()) if len(correlations) else math.nan
             verdict = "undefined" if math.isnan(mean) else "passes"
             if mean > WARN_ABOVE:
                 verdict = "fails: the map shows the image, not the network"
@@ -65,8 +65,8 @@ class RandomisedWeights(Result):
                     "layer": layer,
                     **({"shuffled_down_to": names[1]} if cascade else {}),
                     "similarity": mean,
-                    "largest": float(known.max()) if len(known) else math.nan,
-                    "maps": len(known),
+                    "largest": float(correlations.max()) if len(correlations) else math.nan,
+                    "maps": len(correlations),
                     "left_out": ", ".join(sorted(set(part["status"]) - set(TELLING))),
                     "verdict": verdict,
                 }

@@ -50,11 +50,11 @@ class TargetContext:
         )
         single = outputs == 1 and not self.overlapping
         if index is None or not 0 <= index < number or (single and index != 1):
-            known = ", ".join(f"{i}: {names.get(i, 'unnamed')}" for i in range(single, number))
+            choices = ", ".join(f"{i}: {names.get(i, 'unnamed')}" for i in range(single, number))
             raise ConfigError(
                 f"There is no class {wanted!r}: the network gives {outputs} channel{'s' * (outputs > 1)}.",
                 where="target",
-                fix=f"Use one of {known}."
+                fix=f"Use one of {choices}."
                 + ("" if names else " Class names come with cases; arrays have indices only."),
             )
         return index, 0 if single else index

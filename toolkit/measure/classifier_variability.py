@@ -113,17 +113,17 @@ def classifier_variability(
     """
     state_rows("classifier_variability", [source] if target is None else [source, target], layer)
     values, labels = rows_of(source, layer).numpy(), source.cases["class"].to_numpy()
-    known = np.unique(labels)
-    if len(known) < 2:
+    classes = np.unique(labels)
+    if len(classes) < 2:
         fix = "Extract with pool='voxels' and labels."
         raise ResultError("A classifier needs rows of two classes.", where=layer, fix=fix)
-    if bootstraps < 2 or rows < len(known):
+    if bootstraps < 2 or rows < len(classes):
         raise ConfigError("bootstraps is at least 2, rows at least the number of classes.")
     if penalty <= 0:
         fix = "Give one above 0."
         raise ConfigError(f"penalty={penalty} leaves the weights of separable classes without a bound.", fix=fix)
     with guarded_random_state():
-        fitted = [_fit(values, labels, known, rows, penalty, (seed, draw)) for draw in range(bootstraps)]
+        fitted = [_fit(values, labels, classes, rows, penalty, (seed, draw)) for draw in range(bootstraps)]
     weights, biases = (np.stack(part) for part in zip(*fitted, strict=True))
     own = _answers(values, weights, biases)
     accuracy, disagreement, margin = math.nan, math.nan, math.nan
@@ -132,21 +132,21 @@ def classifier_variability(
         if there.shape[1] != values.shape[1]:
             raise ResultError(f"The target has {there.shape[1]} channels, the source {values.shape[1]}.", where=layer)
         answers = _answers(there, weights, biases)
-        accuracy, disagreement = _accuracy(answers, there_labels, known), _disagreement(answers)
-        margin = median_margin(there, there_labels, known, (weights, biases), seed)
+        accuracy, disagreement = _accuracy(answers, there_labels, classes), _disagreement(answers)
+        margin = median_margin(there, there_labels, classes, (weights, biases), seed)
     table = source.cases.drop_duplicates("class").set_index("class")
     return ClassifierVariability(
         layer=layer,
         weights=torch.from_numpy(weights),
         biases=torch.from_numpy(biases),
-        classes=[int(one) for one in known],
-        class_names=[str(table.loc[one, "class_name"]) for one in known],
+        classes=[int(one) for one in classes],
+        class_names=[str(table.loc[one, "class_name"]) for one in classes],
         angles=torch.from_numpy(_angles(weights)),
         source_disagreement=_disagreement(own),
         target_disagreement=disagreement,
-        source_accuracy=_accuracy(own, labels, known),
+        source_accuracy=_accuracy(own, labels, classes),
         target_accuracy=accuracy,
-        source_margin=median_margin(values, labels, known, (weights, biases), seed),
+        source_margin=median_margin(values, labels, classes, (weights, biases), seed),
         target_margin=margin,
         provenance={
             **source.provenance,
@@ -199,8 +199,8 @@ def _angles(weights: np.ndarray) -> np.ndarray:
     """(classes,) mean angle in degrees over pairs of heads."""
     units = weights / np.linalg.norm(weights, axis=2, keepdims=True).clip(1e-300)
     upper = np.triu_indices(len(weights), 1)
-    found = [units[:, place] @ units[:, place].T for place in range(weights.shape[1])]
-    return np.array([np.degrees(np.arccos(cosine[upper].clip(-1, 1))).mean() for cosine in found])
+    cosines = [units[:, place] @ units[:, place].T for place in range(weights.shape[1])]
+    return np.array([np.degrees(np.arccos(cosine[upper].clip(-1, 1))).mean() for cosine in cosines])
 
 
 def k_variance(rows: np.ndarray, key: tuple[int | str, ...], most: int = MOST_ROWS) -> float:
@@ -221,8 +221,8 @@ def k_variance(rows: np.ndarray, key: tuple[int | str, ...], most: int = MOST_RO
 
 def concentration(values: np.ndarray, labels: np.ndarray, known: np.ndarray, seed: int) -> float:
     """Mean k-variance of the classes, each class counted once."""
-    found = [k_variance(values[labels == one].astype(np.float64), (seed, int(one))) for one in known]
-    finite = [one for one in found if math.isfinite(one)]
+    variances = [k_variance(values[labels == one].astype(np.float64), (seed, int(one))) for one in known]
+    finite = [one for one in variances if math.isfinite(one)]
     return float(np.mean(finite)) if finite else math.nan
 
 

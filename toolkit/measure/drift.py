@@ -251,8 +251,8 @@ class _Group:
             }
 
     def _interval(self, measure: str, values: Tensor, confidence: float) -> dict[str, float]:
-        held = not measure.startswith(("grassmann", "chordal"))  # theirs would hold the truth in 78 to 92 % only
-        return _interval(values, confidence, self._signed(measure), self.fewest if held else 0)
+        reliable = not measure.startswith(("grassmann", "chordal"))  # theirs would hold the truth in 78 to 92 % only
+        return _interval(values, confidence, self._signed(measure), self.fewest if reliable else 0)
 
     def _signed(self, measure: str) -> bool:
         return measure == "mmd2" or self.status.get(measure) == "debiased"

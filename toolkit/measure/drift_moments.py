@@ -40,13 +40,13 @@ class MomentMeasures:
 
     def between_halves(self, sums: PatientMoments, halves: Tensor, whole: Tensor) -> dict[str, Tensor]:
         """The measures that need no pairing, between halves (S, K) of the patients `whole` (1, K) at stage 1: (S,)."""
-        found: dict[str, list[Tensor]] = {}
+        parts: dict[str, list[Tensor]] = {}
         for one, two in zip(sums.moments(halves), sums.moments(whole - halves), strict=True):
             eigen = [torch.linalg.eigh(part.covariances[0]) for part in (one, two)]
             both = MomentBatch([one.means[0], two.means[0]], [one.covariances[0], two.covariances[0]], {})
             for name, value in self._unpaired(both, eigen, 0, 1).items():
-                found.setdefault(name, []).append(value)
-        return {name: torch.cat(values) for name, values in found.items()}
+                parts.setdefault(name, []).append(value)
+        return {name: torch.cat(values) for name, values in parts.items()}
 
     def _batch(self, batch: MomentBatch) -> Values:
         eigen = [torch.linalg.eigh(covariance) for covariance in batch.covariances]

@@ -146,7 +146,7 @@ def effective_rows(rows: Tensor, clusters: Tensor) -> float:
 
 
 def _row(rows: Tensor, clusters: Tensor, axes: Tensor, grid: dict[str, Any], scaled_null_95: float) -> dict[str, float]:
-    found = epps_pulley_by_direction(rows, axes, **grid)
+    statistics = epps_pulley_by_direction(rows, axes, **grid)
     n, effective = len(rows), effective_rows(rows, clusters)
     expectation = null_expectation(grid["t_max"], grid["points"])
     mean = rows.double().mean(0)
@@ -157,12 +157,12 @@ def _row(rows: Tensor, clusters: Tensor, axes: Tensor, grid: dict[str, Any], sca
     return {
         "rows": n,
         "n_eff": effective,
-        "T_over_N": float(found.mean()),
+        "T_over_N": float(statistics.mean()),
         "null": expectation / n,
         "null_95": scaled_null_95 / n,
         "null_eff": expectation / effective,
-        "T": n * float(found.mean()),
-        "largest": float(found.max()),
+        "T": n * float(statistics.mean()),
+        "largest": float(statistics.max()),
         "mean_norm": float(mean.norm()),
         "eig_min": float(values[0]),
         "eig_max": float(values[-1]),

@@ -207,19 +207,19 @@ def _require_same_data(first: Features, other: Features, where: str) -> None:
 
 def _difference(first: DataFrame, other: DataFrame, first_store: Features, other_store: Features) -> str:
     one, two = set(first["case"]), set(other["case"])
-    found = []
+    reasons = []
     if one != two:
-        found.append(f"cases differ (only in the first: {sorted(one - two)[:3]}, only here: {sorted(two - one)[:3]})")
+        reasons.append(f"cases differ (only in the first: {sorted(one - two)[:3]}, only here: {sorted(two - one)[:3]})")
     settings = [_settings(store) for store in (first_store, other_store)]
     changed = {
         name: (settings[0].get(name), settings[1].get(name))
         for name in ("pool", "samples", "seed", "data")
         if settings[0].get(name) != settings[1].get(name)
     }
-    found += [f"{name} is {before!r} there and {after!r} here" for name, (before, after) in changed.items()]
+    reasons += [f"{name} is {before!r} there and {after!r} here" for name, (before, after) in changed.items()]
     if len(first) != len(other):
-        found.append(f"{len(first)} rows there and {len(other)} here")
-    return "; ".join(found) or "the same cases were sampled at different places"
+        reasons.append(f"{len(first)} rows there and {len(other)} here")
+    return "; ".join(reasons) or "the same cases were sampled at different places"
 
 
 def _settings(store: Features) -> dict[str, Any]:

@@ -66,13 +66,13 @@ def won(
     from scipy.stats import wilcoxon
 
     means, errors = d.mean((1, 2)), errors_of(d, folds)
-    found = means > 0
+    wins = means > 0
     for error, freedom in errors:
-        found &= 2 * stdtr(freedom, -np.abs(means) / np.maximum(error, 1e-300)) <= level
+        wins &= 2 * stdtr(freedom, -np.abs(means) / np.maximum(error, 1e-300)) <= level
     per_patient = d.mean(2)
-    found[found] &= wilcoxon(per_patient[found], axis=1).pvalue <= level if found.any() else True
-    found[found] &= _p_bootstrap(per_patient[found], means[found] / errors[0][0][found], replicates, seed) <= level
-    return np.asarray(found)
+    wins[wins] &= wilcoxon(per_patient[wins], axis=1).pvalue <= level if wins.any() else True
+    wins[wins] &= _p_bootstrap(per_patient[wins], means[wins] / errors[0][0][wins], replicates, seed) <= level
+    return np.asarray(wins)
 
 
 def fewest_patients(

@@ -184,10 +184,10 @@ def _curved(
     pairs: PairedRows, method: str, basis: str, components: int, standardise: bool, options: dict[str, Any]
 ) -> tuple[PairedRows, dict[str, Any]]:
     """The rows shown and the fields of the result for UMAP and t-SNE."""
-    known = UmapOptions if method == "umap" else TsneOptions
-    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(known)})
+    kind = UmapOptions if method == "umap" else TsneOptions
+    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(kind)})
     if unknown or components != 2:
-        names = ", ".join(field.name for field in dataclasses.fields(known))
+        names = ", ".join(field.name for field in dataclasses.fields(kind))
         raise ConfigError(f"{method} gives 2 components and takes no option {unknown}.", fix=f"Options: {names}.")
     if basis == "per_stage" or (method == "tsne" and basis == "stage1"):
         fix = 'Use basis="shared", or for UMAP "stage1" (later stages are placed out of sample).'

@@ -32,16 +32,16 @@ class RegularizerHealth(Result):
         """
         rows = []
         for name, part in self.ratios.groupby("regularizer", sort=False):
-            known = part["ratio"].dropna()
+            ratios = part["ratio"].dropna()
             dead, dominant = (float((part["status"] == status).mean()) for status in ("dead", "dominant"))
             rows.append(
                 {
                     "regularizer": name,
                     "steps": len(part),
-                    "first": float(known.iloc[0]) if len(known) else math.nan,
-                    "median": float(known.median()) if len(known) else math.nan,
-                    "last": float(known.iloc[-1]) if len(known) else math.nan,
-                    "largest": float(known.max()) if len(known) else math.nan,
+                    "first": float(ratios.iloc[0]) if len(ratios) else math.nan,
+                    "median": float(ratios.median()) if len(ratios) else math.nan,
+                    "last": float(ratios.iloc[-1]) if len(ratios) else math.nan,
+                    "largest": float(ratios.max()) if len(ratios) else math.nan,
                     "dead": dead,
                     "dominant": dominant,
                     "verdict": "dead" if dead > 0.5 else "dominant" if dominant > 0.5 else "ok",
@@ -62,18 +62,18 @@ def regularizer_health(history: DataFrame) -> RegularizerHealth:
     Example:
         >>> ratios = tk.regularizer_health(run.history).table()
     """
-    found = {
+    columns = {
         str(column): str(column).removesuffix(_MARK)
         for column in history.columns
         if str(column).endswith(_MARK) and not str(column).startswith("seconds")  # what measuring them cost
     }
-    if not found or "step" not in history.columns:
+    if not columns or "step" not in history.columns:
         what = "This history holds no gradient ratio of a regularizer."
         fix = f"Pass run.history of a run with a regularizer; its columns are {[str(c) for c in history.columns][:12]}."
         raise ResultError(what, where="regularizer_health(history=...)", fix=fix)
     rows = [
         {"step": int(step), "regularizer": name, "ratio": float(ratio), "status": status(float(ratio))}
-        for column, name in found.items()
+        for column, name in columns.items()
         for step, ratio in history.loc[history[column].notna(), ["step", column]].itertuples(index=False)
     ]
     if not rows:

@@ -208,13 +208,13 @@ def _label_map(value: Tensor | np.ndarray, name: str) -> np.ndarray:
 def _foreground(
     classes: Mapping[int, str] | Iterable[int] | None, predicted: np.ndarray, expected: np.ndarray
 ) -> dict[int, Any]:
-    found = sorted({int(v) for v in np.unique(predicted)} | {int(v) for v in np.unique(expected)})
+    labels = sorted({int(v) for v in np.unique(predicted)} | {int(v) for v in np.unique(expected)})
     if classes is None:
-        return {label: label for label in found if label != 0}
+        return {label: label for label in labels if label != 0}
     named = dict(classes) if isinstance(classes, Mapping) else {label: label for label in classes}
     if not all(isinstance(label, (int, np.integer)) for label in named):
         raise ConfigError("Classes are given by their integer label.", where=str(named), fix='For example {1: "LV"}.')
-    unknown = [label for label in found if label not in named]
+    unknown = [label for label in labels if label not in named]
     if 0 in named and unknown:
         fix = "Name them, remap them (0/255 to 0/1), or leave 0 out of `classes` to score only some of them."
         raise DataError(f"The label maps hold {unknown}, which `classes` does not name.", where=named, fix=fix)

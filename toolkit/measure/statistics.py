@@ -258,10 +258,10 @@ def compare_scores(
         if row["method"] == baseline:
             row["verdict"] = "baseline"
             continue
-        known = row.pop("known")
+        difference = row.pop("test")
         possible = row["seeds"] > 1 and 2 * 0.5 ** row["patients"] * (len(rows) - 1) <= level
         if possible:
-            row["smallest_detectable"] = known.smallest_detectable(level / (len(rows) - 1))
+            row["smallest_detectable"] = difference.smallest_detectable(level / (len(rows) - 1))
         row["verdict"] = _verdict(row, level, higher_is_better, possible)
     parameters = {"baseline": baseline, "confidence": confidence, "bootstrap": bootstrap, "seed": seed}
     if folds is not None:
@@ -334,14 +334,14 @@ def _row(
     row["coverage"] = measured_coverage(len(own), own.shape[1])
     if base is None:
         return row
-    known = row["known"] = mean_of(own - base, places, replicates=bootstrap, seed=seed)
-    row["difference"] = known.mean
-    row["difference_low"], row["difference_high"] = known.interval(confidence)
+    difference = row["test"] = mean_of(own - base, places, replicates=bootstrap, seed=seed)
+    row["difference"] = difference.mean
+    row["difference_low"], row["difference_high"] = difference.interval(confidence)
     row["bootstrap_low"], row["bootstrap_high"] = patient_bootstrap(own - base, bootstrap, confidence, seed)
-    row["p_mean"], row["p_seeds"] = (*known.p_values(), math.nan)[:2]
-    row["p_bootstrap"] = known.p_bootstrap()
+    row["p_mean"], row["p_seeds"] = (*difference.p_values(), math.nan)[:2]
+    row["p_bootstrap"] = difference.p_bootstrap()
     row["p_wilcoxon"] = wilcoxon((own - base).mean(1))
-    row["probability_not_better"] = known.probability_wrong_side()
+    row["probability_not_better"] = difference.probability_wrong_side()
     row |= dict(zip(_SPREADS, spread_of(own - base, places), strict=True))
     return row
 

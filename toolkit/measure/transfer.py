@@ -48,11 +48,11 @@ class Transfer(Result):
         Raises:
             ResultError: no such metric or task.
         """
-        found = self.numbers[(self.numbers["metric"] == metric) & (self.numbers["task"] == task)]
-        if found.empty:
+        rows = self.numbers[(self.numbers["metric"] == metric) & (self.numbers["task"] == task)]
+        if rows.empty:
             fix = f"Metrics: {', '.join(dict.fromkeys(self.numbers['metric']))}."
             raise ResultError(f"There is no {metric!r} for {task!r}.", fix=fix)
-        return float(found["value"].iloc[0])
+        return float(rows["value"].iloc[0])
 
 
 def transfer_metrics(

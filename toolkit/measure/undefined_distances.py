@@ -60,10 +60,10 @@ def _check(table: DataFrame, by: Sequence[str]) -> None:
         fix = "Pass what segmentation_metrics returned, with further columns added if you like."
         raise ResultError(f"The table lacks the columns {missing}.", fix=fix)
     for column, subset in (("rule", table), ("unit", table[table["unit"] != ""])):
-        found = list(subset[column].unique())
-        if len(found) > 1:
+        kinds = list(subset[column].unique())
+        if len(kinds) > 1:
             fix = f"Aggregate one {column} at a time."
-            raise ResultError(f"The table mixes {column}s: {found}; their mean would mean nothing.", fix=fix)
+            raise ResultError(f"The table mixes {column}s: {kinds}; their mean would mean nothing.", fix=fix)
 
 
 def _fixed(table: DataFrame, penalty: str | float) -> float:

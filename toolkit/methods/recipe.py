@@ -205,8 +205,8 @@ def fitting(task: Any, *names: str) -> list[Setting]:
 
 def replaced(settings: Sequence[Setting], **changes: Mapping[str, Any] | None) -> list[Setting]:
     """The settings with some values of a part, such as `config`, changed by the caller; the source then says so."""
-    known = {(setting.part, setting.name): setting for setting in settings}
+    merged = {(setting.part, setting.name): setting for setting in settings}
     for part, values in changes.items():
         for name, value in (values or {}).items():
-            known[part, name] = Setting(part, name, value, "chosen by the caller")
-    return list(known.values())
+            merged[part, name] = Setting(part, name, value, "chosen by the caller")
+    return list(merged.values())

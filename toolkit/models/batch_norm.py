@@ -23,14 +23,14 @@ def frozen_batch_norm(modules: nn.Module | Iterable[nn.Module]) -> Iterator[None
     Source: latent-space augmentation (Chen et al. 2021, later release): how hard examples are made and judged.
     """
     roots = [modules] if isinstance(modules, nn.Module) else list(modules)
-    found = {id(m): m for root in roots for m in root.modules() if isinstance(m, _BatchNorm)}
-    before = {key: module.__dict__.get("forward") for key, module in found.items()}
+    norms = {id(m): m for root in roots for m in root.modules() if isinstance(m, _BatchNorm)}
+    before = {key: module.__dict__.get("forward") for key, module in norms.items()}
     try:
-        for module in found.values():
+        for module in norms.values():
             module.__dict__["forward"] = functools.partial(_frozen_forward, module)
         yield
     finally:
-        for key, module in found.items():
+        for key, module in norms.items():
             if before[key] is None:
                 module.__dict__.pop("forward", None)
             else:

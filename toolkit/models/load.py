@@ -168,8 +168,8 @@ def _numpy_scalars() -> list[Any]:
 
 def _foreign_class(error: Exception) -> str:
     """What the file asked for, without torch's advice on how to load it all the same."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    return f" (it asks for {found[1]})" if found else ""
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    return f" (it asks for {match[1]})" if match else ""
 
 
 def load_weights(

@@ -21,10 +21,10 @@ def credits(source: Any, note: str = "", names: Sequence[str] = ()) -> dict[str,
     several = isinstance(source, (list, tuple))
     records = [getattr(one, "provenance", one) for one in (source if several else [source])]
     networks = [network for record in records for network in _networks(record)]
-    known = list(names) if len(names) == len(networks) else [str(one.get("name", "")) for one in networks]
-    lines = _scores(known, networks)
-    low = dict.fromkeys(n for n, one in zip(known, networks, strict=True) if not one["dice"] > one["floor"])
-    all_low = len(low) == len(dict.fromkeys(known))
+    titles = list(names) if len(names) == len(networks) else [str(one.get("name", "")) for one in networks]
+    lines = _scores(titles, networks)
+    low = dict.fromkeys(n for n, one in zip(titles, networks, strict=True) if not one["dice"] > one["floor"])
+    all_low = len(low) == len(dict.fromkeys(titles))
     whole = "\n".join(
         filter(None, _lines(records, names if several and names else [""] * len(records)) if records else ())
     )
@@ -115,18 +115,18 @@ def plain(text: str) -> str:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found += _flat(value, "" if key in ("versions", "parameters", "settings") else f"{name} ")
+            pairs += _flat(value, "" if key in ("versions", "parameters", "settings") else f"{name} ")
         elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
-            found += _of_several(value, name.removesuffix("s"))
+            pairs += _of_several(value, name.removesuffix("s"))
         elif isinstance(value, (list, tuple)):
-            found.append((name, _listed(value)))
+            pairs.append((name, _listed(value)))
         elif value is not None and value != "":
-            found.append((name, plain(f"{value:.4g}" if isinstance(value, float) else str(value))))
-    return found
+            pairs.append((name, plain(f"{value:.4g}" if isinstance(value, float) else str(value))))
+    return pairs
 
 
 def _of_several(items: Sequence[Any], name: str) -> list[tuple[str, str]]:

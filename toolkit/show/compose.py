@@ -30,8 +30,8 @@ def compose(result: Any, **options: Any) -> Figure:
     Raises:
         ResultError: there is no figure for this type.
     """
-    known = sorted(kind.__name__ for kind in compose.registry if kind is not object)
-    fix = f"Figures exist for {', '.join(known)}; others have .table()."
+    kinds = sorted(kind.__name__ for kind in compose.registry if kind is not object)
+    fix = f"Figures exist for {', '.join(kinds)}; others have .table()."
     raise ResultError(f"There is no figure for a {type(result).__name__}.", fix=fix)
 
 

@@ -84,12 +84,12 @@ def qualitative(
         picture = np.moveaxis(image, 0, -1) if len(image) == 3 else image[0]
         row: list[Panel | None] = [Image(title=str(case.id), pixels=picture).fit(side)]
         for name, maps in predictions.items():
-            made = np.asarray(maps[index])
-            shared, total = ((made > 0) & (label > 0)).sum(), (made > 0).sum() + (label > 0).sum()
+            prediction = np.asarray(maps[index])
+            shared, total = ((prediction > 0) & (label > 0)).sum(), (prediction > 0).sum() + (label > 0).sum()
             score = f"Dice {2 * shared / total:.2f}" if total else "nothing to find"
-            if total and (made > 0).all():  # a map without any contour
+            if total and (prediction > 0).all():  # a map without any contour
                 score += ", all foreground"
-            row.append(Image(title=name, note=score, pixels=picture, labels=made).fit(side))
+            row.append(Image(title=name, note=score, pixels=picture, labels=prediction).fit(side))
         row.append(Image(title="reference", pixels=picture, labels=label).fit(side))
         rows.append(row)
     return Figure(

@@ -51,10 +51,10 @@ def drifts(
         # between stages and with a value (from 0 is the distance to N(0, I), another quantity)
         tables[name] = table[(table["from"] > 0) & table["value"].notna()]
     first = next(iter(tables.values()))
-    found = [m for m in measures or MEASURE_NAMES if (first["measure"] == m).any()]
-    if not found:
+    drawn = [m for m in measures or MEASURE_NAMES if (first["measure"] == m).any()]
+    if not drawn:
         raise ResultError("The results hold none of these measures.", where=str(measures))
-    panels = [_panel(measure, tables) for measure in found]
+    panels = [_panel(measure, tables) for measure in drawn]
     tallest = max(panel.height for panel in panels)
     every = {one.name: one for panel in panels for one in panel.series}
     for panel in panels:  # equal rows, and a legend that names what the last panel lacks

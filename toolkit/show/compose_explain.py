@@ -96,11 +96,11 @@ def grad_cams(
 
 def target_text(target: str) -> str:
     """`Region(index='LV', inside='reference')` as a phrase; other targets as they write themselves."""
-    found = re.fullmatch(r"Region\(index=(.+?), inside='(\w+)'\)", target)
-    if found:
-        return f"{found[1].strip(chr(39))} inside the {found[2]}"
-    found = re.fullmatch(r"ClassSum\(index=(.+?)\)", target)
-    return f"{found[1].strip(chr(39))} over the whole image" if found else target
+    parts = re.fullmatch(r"Region\(index=(.+?), inside='(\w+)'\)", target)
+    if parts:
+        return f"{parts[1].strip(chr(39))} inside the {parts[2]}"
+    parts = re.fullmatch(r"ClassSum\(index=(.+?)\)", target)
+    return f"{parts[1].strip(chr(39))} over the whole image" if parts else target
 
 
 def _method(result: Any) -> str:
@@ -126,12 +126,12 @@ def _unsigned(target: str) -> bool:
 def _cam_panels(result: Any, index: int, scale: str, position: int | None, side: int, crop: bool) -> list[Image]:
     _how_to_read(scale)
     view = result_view(result, index, result.region, position)
-    known = result.label is not None
-    labels = result.label[index, 0] if known else one_map(result.prediction[index], len(view.size))
+    labelled = result.label is not None
+    labels = result.label[index, 0] if labelled else one_map(result.prediction[index], len(view.size))
     view = view.around(np.asarray(labels) > 0) if crop else view
     contours = np.clip(view.plane(labels), 0, None)
     picture = view.picture(result.image[index])
-    which = "reference" if known else "prediction"
+    which = "reference" if labelled else "prediction"
     panels = [
         view.panel(
             picture,
@@ -233,9 +233,9 @@ def masked_latent(
     view = view.around(one_map(organs[index, 0] > 0, len(view.size))) if crop else view
     picture = view.picture(result.input[index])
     most = max(float(entropy[index].max()) for entropy in result.entropy)
-    known = None if result.label is None else np.clip(view.plane(result.label[index, 0]), 0, None)
-    note_ = f"{'reference; ' if known is not None else ''}{range_note(picture)}"
-    head = view.panel(picture, side, title="image", note=note_, labels=known)
+    reference = None if result.label is None else np.clip(view.plane(result.label[index, 0]), 0, None)
+    note_ = f"{'reference; ' if reference is not None else ''}{range_note(picture)}"
+    head = view.panel(picture, side, title="image", note=note_, labels=reference)
     rows: list[list[Panel | None]] = []
     for line, name in enumerate(("clean", "masked")):
         entropy = view.plane(result.entropy[line][index])
@@ -276,7 +276,7 @@ def masked_latent(
 
 def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:
     mask = np.asarray(result.mask[min(index, len(result.mask) - 1)], dtype=float)
-    kept = f"{(mask >= 1).mean():.0%} kept"
+    share = f"{(mask >= 1).mean():.0%} kept"
     if mask.size == len(mask):  # one multiplier a channel: laid out row by row
         values, what, rest = mask.ravel(), "channels", ", row by row"
         lines = max(divisor for divisor in range(1, int(len(values) ** 0.5) + 1) if len(values) % divisor == 0)
@@ -286,7 +286,7 @@ def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:
         if plane.ndim == 3 and view.position is not None:
             plane = plane[min(len(plane) - 1, int((view.position + 0.5) * len(plane) / view.padded[0]))]
     limits = (0.0, max(1.0, float(plane.max())))
-    note = f"black = masked, {kept}; {range_note(plane)}{rest}"
+    note = f"black = masked, {share}; {range_note(plane)}{rest}"
     return Image(title=f"mask of the {what}", note=note, pixels=plane, limits=limits).fit(side)
 
 

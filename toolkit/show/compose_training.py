@@ -70,7 +70,7 @@ def _runs(runs: Sequence[Run], names: Sequence[str], *, note: str = "", columns:
 
 def curve_columns(frames: Any) -> list[str]:
     """Columns of histories that are worth a curve: losses and their terms, gradient ratios, validation scores."""
-    found: dict[str, None] = {}
+    columns: dict[str, None] = {}
     for frame in frames:
         weighted = [c.removesuffix("/weight") for c in frame.columns if c.endswith("/weight")]
         owners = {term.split("/")[0] for term in weighted}
@@ -85,10 +85,10 @@ def curve_columns(frames: Any) -> list[str]:
             else:
                 wanted = owner != "seconds" and rest not in _DIAGNOSTICS
             if wanted and frame[column].dtype.kind in "fi" and frame[column].notna().any():
-                found[column] = None
+                columns[column] = None
     order = {"total": 0, "validation": 3}
     return sorted(
-        found, key=lambda c: (order.get(c.split("/")[0], 2 if c.endswith("gradient_ratio") else 1), "segreg" in c)
+        columns, key=lambda c: (order.get(c.split("/")[0], 2 if c.endswith("gradient_ratio") else 1), "segreg" in c)
     )
 
 

@@ -47,11 +47,11 @@ def render(figure: Figure, kind: str, *, dpi: int = 200, where: str = "") -> byt
         raise ResultError(f"A figure cannot be written as {kind!r}.", where=where, fix=fix)
     import matplotlib
 
-    made = figure.provenance or None
+    origin = figure.provenance or None
     told = {
-        "pdf": {"CreationDate": None, "Subject": made},
-        "svg": {"Date": None, "Description": made},
-        "png": {"Software": None} | ({"Description": made} if made else {}),
+        "pdf": {"CreationDate": None, "Subject": origin},
+        "svg": {"Date": None, "Description": origin},
+        "png": {"Software": None} | ({"Description": origin} if origin else {}),
     }
     buffer = io.BytesIO()
     with matplotlib.rc_context(_SETTINGS):

@@ -94,10 +94,10 @@ def choose_view(
             raise ResultError(f"There is no slice {position} in a volume of {size[0]}.", where="position")
     else:
         position = None
-    known = spacing is not None and spacing[-1] > 0
-    aspect = float(spacing[-2] / spacing[-1]) if known and spacing is not None else 1.0
+    measured = spacing is not None and spacing[-1] > 0
+    aspect = float(spacing[-2] / spacing[-1]) if measured and spacing is not None else 1.0
     stride = max(1, -(-max(size[-2:]) // largest))
-    return View(size, padded, position, stride, aspect, stride * float(spacing[-1]) if known and spacing else None)
+    return View(size, padded, position, stride, aspect, stride * float(spacing[-1]) if measured and spacing else None)
 
 
 def result_view(result: Any, index: int, focus: Any = None, position: int | None = None) -> View:

@@ -50,8 +50,8 @@ class ElasticWeights(Regularizer):
             anchor, curvature = parameter.detach().cpu().double(), fisher[name].detach().cpu().double()
             before, centre, base = torch.zeros_like(curvature), anchor, torch.zeros((), dtype=torch.float64)
             if f"curvature/{name}" in self._memory:
-                known = [self._memory[f"{part}/{name}"].cpu().double() for part in ("curvature", "centre", "base")]
-                before, centre, base = known
+                parts = [self._memory[f"{part}/{name}"].cpu().double() for part in ("curvature", "centre", "base")]
+                before, centre, base = parts
             total = before + curvature
             # a (x - m)^2 + f (x - t)^2 = (a + f) (x - c)^2 + a f / (a + f) (m - t)^2
             share = torch.where(total > 0, curvature / total, torch.zeros_like(total))

@@ -80,8 +80,8 @@ def _regularizer(name: str | None, preset: str) -> list[Setting]:
         return []
     if name == "latent_augmentation":
         return [*_MASKS, Setting("regularizer", "preset", preset, "latent_augmentation 7")]
-    known = registry.describe(registry.build("regularizer", {"name": name})) or {}
-    return [Setting("regularizer", key, value, "latent_augmentation 5.6") for key, value in known["arguments"].items()]
+    record = registry.describe(registry.build("regularizer", {"name": name})) or {}
+    return [Setting("regularizer", key, value, "latent_augmentation 5.6") for key, value in record["arguments"].items()]
 
 
 def in_unit_range(task: Any) -> tuple[Any, bool]:

@@ -120,7 +120,7 @@ def _data_and_rates(legacy: bool) -> list[Setting]:
 def _dispersive(preset: str, stage: int) -> list[Setting]:
     two_views: dict[str, Any] = {"tap": ("layer3", "layer3#2"), "reduction": "sum"}
     places = two_views if stage == 1 else {"tap": "layer3"}
-    known = registry.describe(Dispersive.from_preset(preset, stage, **places)) or {}
+    record = registry.describe(Dispersive.from_preset(preset, stage, **places)) or {}
     notes = {
         "tap": "2.4: Block 4; in stage 1 once a view, added" if stage == 1 else "2.4: Block 4",
         "weight": "2.4: 0.2 and 0.6 as stated; the released loop uses 0.2 in both (preset 'released')",
@@ -128,7 +128,7 @@ def _dispersive(preset: str, stage: int) -> list[Setting]:
     }
     return [
         Setting("regularizer", name, value, "med_disseg 2.5", notes.get(name, ""))
-        for name, value in known["arguments"].items()
+        for name, value in record["arguments"].items()
     ]
 
 

@@ -94,13 +94,13 @@ class Dispersive(Regularizer):
         if preset not in PRESETS or stage not in (1, 2):
             what = f"No settings for preset {preset!r} at stage {stage!r}."
             raise ConfigError(what, fix=f"Presets: {', '.join(PRESETS)}; stages: 1, 2.")
-        known = PRESETS[preset]
+        values = PRESETS[preset]
         settings: dict[str, Any] = {
             "preset": preset,
-            "weight": known.weights[stage - 1],
-            "tau": known.tau,
-            "layout": known.layout,
-            "variant": known.variant or "infonce_l2",
+            "weight": values.weights[stage - 1],
+            "tau": values.tau,
+            "layout": values.layout,
+            "variant": values.variant or "infonce_l2",
         }
         return cls(**(settings | changes))
 

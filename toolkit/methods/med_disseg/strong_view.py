@@ -61,10 +61,10 @@ class StrongView:
         """
         if isinstance(settings, StrongView):
             return settings
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(settings) - set(known))
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(settings) - set(names))
         if unknown:
-            raise ConfigError(f"Unknown settings {unknown} of the strong view.", fix=f"Known: {', '.join(known)}.")
+            raise ConfigError(f"Unknown settings {unknown} of the strong view.", fix=f"Known: {', '.join(names)}.")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         return cls(**given)
 

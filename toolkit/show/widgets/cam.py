@@ -189,19 +189,19 @@ class CamExplorer(ImageExplorer):
         )
 
     def draw(self) -> Canvas:
-        found: dict[str, Maps | str] = {}
+        results: dict[str, Maps | str] = {}
         for name in self.models:
             try:
-                found[name] = self.maps(name)
+                results[name] = self.maps(name)
             except (DataError, ConfigError) as error:
-                found[name] = str(error).splitlines()[0]
+                results[name] = str(error).splitlines()[0]
         height = 66 + _LARGE + len(self.models) * (_SMALL + 44)
         canvas = Canvas(_WIDTH, height)
         self._heading(canvas)
-        shown = [one for one in found.values() if isinstance(one, Maps)]
+        shown = [one for one in results.values() if isinstance(one, Maps)]
         self._image(canvas, shown[0] if shown else None)
         shared = max((limit for one in shown for limit in one.limits.values()), default=1.0)
-        for place, (name, one) in enumerate(found.items()):
+        for place, (name, one) in enumerate(results.items()):
             self._main(canvas, place, name, one, shared)
             self._strip(canvas, 66 + _LARGE + place * (_SMALL + 44), name, one, shared)
         return canvas

@@ -243,10 +243,10 @@ def outlined(
 def _font(size: int, bold: bool) -> Any:
     from PIL import ImageFont
 
-    found = importlib.util.find_spec("matplotlib")
-    if found is not None and found.origin is not None:  # its font covers every sign that captions use
+    package = importlib.util.find_spec("matplotlib")
+    if package is not None and package.origin is not None:  # its font covers every sign that captions use
         name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-        path = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / name
+        path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / name
         if path.is_file():
             return ImageFont.truetype(str(path), size)
     return ImageFont.load_default(size)

@@ -271,5 +271,5 @@ def drift_explorer(
     if len(stores) < 2 or len(names) != len(stores):
         fix = "Pass two stages or more, and one name for each."
         raise ConfigError(f"There are {len(stores)} stages and {len(names)} names.", where="drift_explorer", fix=fix)
-    known = cases.cases() if callable(getattr(cases, "cases", None)) else cases or []
-    return DriftExplorer(stores, {case.id: case for case in known}, names, bootstrap, repeat)
+    images = cases.cases() if callable(getattr(cases, "cases", None)) else cases or []
+    return DriftExplorer(stores, {case.id: case for case in images}, names, bootstrap, repeat)

@@ -136,9 +136,9 @@ class ImageExplorer(Explorer):
 
     def readout(self, x: float, y: float) -> str:
         """See `Explorer`: row, column, millimetres and every value there."""
-        if (found := self._under(x, y)) is None:
+        if (place := self._under(x, y)) is None:
             return ""
-        area, down, across = found
+        area, down, across = place
         planes, view = self.compose().planes[area], self._view_shown
         rows, columns = planes[""].shape
         row, column = int(down * rows), int(across * columns)
@@ -158,8 +158,8 @@ class ImageExplorer(Explorer):
         return " ".join(f"{one:.3g}" for one in np.atleast_1d(value))
 
     def turned(self, x: float, y: float, steps: float) -> None:
-        if (found := self._under(x, y)) is not None:
-            self.zoom(STEP**steps, found[1], found[2])
+        if (place := self._under(x, y)) is not None:
+            self.zoom(STEP**steps, place[1], place[2])
 
     def zoom(self, times: float, down: float = 0.5, across: float = 0.5) -> ImageExplorer:
         """Come so many times closer to a place of the image, which stays where it is on the page.

@@ -43,8 +43,8 @@ class ImageStacks:
             positions: Sequence[int | None] = [None] if len(size) == 2 else range(size[0])
             pages += [Page(item, key, position) for position in positions]
             self.items[key] = item
-            known = item.get("classes") if isinstance(item, dict) else getattr(item, "classes", None)
-            self.classes = self.classes or dict(known or {})
+            names = item.get("classes") if isinstance(item, dict) else getattr(item, "classes", None)
+            self.classes = self.classes or dict(names or {})
         if not self.stacks:
             raise DataError("There are no images to explore.", fix="Pass a task, cases or arrays.")
         self.classes = self.classes or _numbered_classes(model, next(iter(self.stacks.values()))[0].item)

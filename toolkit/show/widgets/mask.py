@@ -187,9 +187,9 @@ class MaskExplorer(ImageExplorer):
             for place, (title, settings) in enumerate(tiles, start=1):
                 self._put(canvas, (place, top), title, size, view, settings)
         reference = None if result.label is None else np.clip(view.plane(result.label[0, 0]), 0, None)
-        known = {} if reference is None else {"reference": reference}
-        settings = {"ground": picture, "planes": {"image": plane, **known}, "labels": reference}
-        self._put(canvas, (0, 66), f"{page.key}: {'reference' if known else 'image'}", size, view, settings)
+        extra = {} if reference is None else {"reference": reference}
+        settings = {"ground": picture, "planes": {"image": plane, **extra}, "labels": reference}
+        self._put(canvas, (0, 66), f"{page.key}: {'reference' if extra else 'image'}", size, view, settings)
         self._code(canvas, 66 + size[0] + 24, size, result)
         canvas.bar(_LEFT + columns * (_SIDE + _GAP) - _GAP + 6, 66, size[0], (0.0, most), "sequential")
         self._numbers(canvas, 66 + 2 * (size[0] + 24), result)
@@ -232,8 +232,8 @@ class MaskExplorer(ImageExplorer):
         cell = max(2, min(size[1] // columns, size[0] // rows))
         height, width = rows * cell, columns * cell
         what = "positions" if self._values["scheme"] == "spatial" else "channels"
-        kept = float((values >= 1).mean())
-        canvas.text(_LEFT, top - 18, f"code: {kept:.0%} of {len(values)} {what} kept", size=12, width=_SIDE)
+        share = float((values >= 1).mean())
+        canvas.text(_LEFT, top - 18, f"code: {share:.0%} of {len(values)} {what} kept", size=12, width=_SIDE)
         limits = (0.0, max(1.0, float(values.max())))
         canvas.paste(coloured(grid.reshape(rows, columns), limits, (height, width), "sequential"), _LEFT, top)
         canvas.area(Area("code", _LEFT, top, width, height, rows, columns))

@@ -108,8 +108,8 @@ class Control:
             number = int(value) if self.kind == "integer" else float(value)
             if number == value and self.low <= number <= self.high:
                 return number
-        known = ", ".join(map(str, values)) if values else f"a number from {self.low:g} to {self.high:g}"
-        fix = "Use True or False." if self.kind == "switch" else f"Use {known}."
+        allowed = ", ".join(map(str, values)) if values else f"a number from {self.low:g} to {self.high:g}"
+        fix = "Use True or False." if self.kind == "switch" else f"Use {allowed}."
         raise ConfigError(f"{value!r} is no value of {self.name}.", where=f"explorer.set({self.name}=...)", fix=fix)
 
 
@@ -271,9 +271,9 @@ class Explorer:
 
     def click(self, x: float, y: float) -> Self:
         """A click on the picture, in its pixels."""
-        found = self.compose().hit(x, y)
-        if found is not None:
-            self.picked(*found)
+        cell = self.compose().hit(x, y)
+        if cell is not None:
+            self.picked(*cell)
         return self
 
     def key(self, key: str) -> Self:
