@@ -108,10 +108,6 @@ def expected() -> dict[int, Any]:
     }
 
 
-def _network() -> Any:
-    return load_trained("phantom-cardiac/plain", seed=0)
-
-
 def _seeds(*names: str) -> list[int]:
     listed = list_trained()
     return sorted(set.intersection(*(set(listed.loc[listed["name"] == name, "seed"]) for name in names)))
@@ -168,7 +164,7 @@ def _one(answer: Any) -> str | None:
 
 def _two(answer: Any) -> str | None:
     try:
-        layers = layer_names(_network(), [str(answer)], _cases("A")[0])
+        layers = layer_names(load_trained("phantom-cardiac/plain"), [str(answer)], _cases("A")[0])
     except ToolkitError:
         layers = []
     return None if layers == ["head:input"] else f"{answer!r} names {layers or 'no layer'}"

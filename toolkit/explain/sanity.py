@@ -122,7 +122,8 @@ def randomised_weights(
     """
     label = list(label) if hasattr(label, "__next__") else label
     options: dict[str, Any] = {"method": method, "label": label, "batch_size": batch_size, **passes}
-    inputs = inputs if hasattr(inputs, "shape") or not hasattr(inputs, "__iter__") else _kept(inputs)
+    if hasattr(inputs, "__iter__") and not (hasattr(inputs, "shape") or hasattr(inputs, "__getitem__")):
+        inputs = list(inputs)  # an iterator can be read once only, and a loader may shuffle anew
     own = grad_cam(model, inputs, layers, target, **options)
     rows = []
     groups: list[tuple[set[str] | None, str]] = [(None, "")]
@@ -181,8 +182,3 @@ def rank_correlation(first: Tensor, second: Tensor) -> float:
     if one.min() == one.max() or two.min() == two.max():
         return math.nan
     return float(stats.spearmanr(one, two).statistic)
-
-
-def _kept(inputs: Any) -> Any:
-    """An iterator can be read once only, and a loader may shuffle anew; everything else is given back as it is."""
-    return inputs if hasattr(inputs, "__getitem__") else list(inputs)

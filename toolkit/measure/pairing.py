@@ -84,7 +84,7 @@ def row_streams(stores: Sequence[Features], layer: str, *, paired: bool = True) 
     """The streams of `layer` from every store; arguments and errors are those of `paired_rows`."""
     if not stores:
         raise ResultError("There are no features to compare.", fix="Pass a list of stores, one per stage.")
-    places = [_place(index, layer) for index in range(len(stores))]
+    places = [f"stage {index + 1}, layer {layer}" for index in range(len(stores))]
     for store, where in zip(stores, places, strict=True):
         _require_layer(store, layer, where)
     widths = [int(next(iter(store.batches(layer))).shape[1]) for store in stores]
@@ -210,7 +210,7 @@ def _difference(first: DataFrame, other: DataFrame, first_store: Features, other
     reasons = []
     if one != two:
         reasons.append(f"cases differ (only in the first: {sorted(one - two)[:3]}, only here: {sorted(two - one)[:3]})")
-    settings = [_settings(store) for store in (first_store, other_store)]
+    settings = [{**one.provenance, **one.provenance.get("parameters", {})} for one in (first_store, other_store)]
     changed = {
         name: (settings[0].get(name), settings[1].get(name))
         for name in ("pool", "samples", "seed", "data")
@@ -220,11 +220,3 @@ def _difference(first: DataFrame, other: DataFrame, first_store: Features, other
     if len(first) != len(other):
         reasons.append(f"{len(first)} rows there and {len(other)} here")
     return "; ".join(reasons) or "the same cases were sampled at different places"
-
-
-def _settings(store: Features) -> dict[str, Any]:
-    return {**store.provenance, **store.provenance.get("parameters", {})}
-
-
-def _place(index: int, layer: str) -> str:
-    return f"stage {index + 1}, layer {layer}"

@@ -233,6 +233,7 @@ def masked_latent(
     view = view.around(one_map(organs[index, 0] > 0, len(view.size))) if crop else view
     picture = view.picture(result.input[index])
     most = max(float(entropy[index].max()) for entropy in result.entropy)
+    changed = (result.segmentation[0][index] != result.segmentation[1][index]).double().mean()
     reference = None if result.label is None else np.clip(view.plane(result.label[index, 0]), 0, None)
     note_ = f"{'reference; ' if reference is not None else ''}{range_note(picture)}"
     head = view.panel(picture, side, title="image", note=note_, labels=reference)
@@ -245,7 +246,7 @@ def masked_latent(
                 picture,
                 side,
                 title=f"{name} code: segmentation",
-                note=_changed(result, index) if line else "contours of the prediction",
+                note=f"{changed:.1%} of the image changed" if line else "contours of the prediction",
                 labels=view.plane(result.segmentation[line][index]),
                 class_names=result.classes or {},
             ),
@@ -288,8 +289,3 @@ def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:
     limits = (0.0, max(1.0, float(plane.max())))
     note = f"black = masked, {share}; {range_note(plane)}{rest}"
     return Image(title=f"mask of the {what}", note=note, pixels=plane, limits=limits).fit(side)
-
-
-def _changed(result: Any, index: int) -> str:
-    clean, masked = np.asarray(result.segmentation[0][index]), np.asarray(result.segmentation[1][index])
-    return f"{(clean != masked).mean():.1%} of the image changed"

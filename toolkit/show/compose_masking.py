@@ -203,31 +203,26 @@ def gallery(
     arrays = {name: np.asarray(one, dtype=float) for name, one in pictures.items()}
     if len(arrays) < 2 or len({one.shape for one in arrays.values()}) != 1:
         raise ResultError("A gallery needs an original and at least one picture of the same size.")
-    (_, original), *rest = arrays.items()
-    limits = symmetric_limits(np.stack([one - original for _, one in rest]))
-    above: list[Panel | None] = [
-        Image(title=name, note=range_note(one), pixels=one).fit(side) for name, one in arrays.items()
+    original, *others = arrays.values()
+    changes = [one - original for one in others]
+    limits = symmetric_limits(np.stack(changes))
+    above = [Image(title=name, note=range_note(one), pixels=one).fit(side) for name, one in arrays.items()]
+    below = [
+        Image(
+            title="difference",
+            note=f"root mean square {np.sqrt((change**2).mean()):.2g}",
+            pixels=np.zeros_like(change),
+            limits=(-1.0, 1.0),
+            overlay=change,
+            overlay_limits=limits,
+            overlay_scale="diverging",
+            bar=change is changes[-1],
+        ).fit(side)
+        for change in changes
     ]
-    below: list[Panel | None] = [None]
-    for _, one in rest:
-        change = one - original
-        below.append(
-            Image(
-                title="difference",
-                note=f"root mean square {np.sqrt((change**2).mean()):.2g}",
-                pixels=np.zeros_like(one),
-                limits=(-1.0, 1.0),
-                overlay=change,
-                overlay_limits=limits,
-                overlay_scale="diverging",
-            ).fit(side)
-        )
-    last = below[-1]
-    assert isinstance(last, Image)
-    last.bar = True
     return Figure(
         title=title,
         subtitle="Above: each picture in its own grey range. Below: the difference from the first, all in one range.",
-        rows=[above, below],
+        rows=[[*above], [None, *below]],
         **credits(provenance or {}, note),
     )

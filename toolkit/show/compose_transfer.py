@@ -30,7 +30,8 @@ def forward_transfer(
     tasks = _tasks(pairs)
     later = list(range(2, len(tasks) + 1))
     series = _curves(pairs, tasks, metric, method)
-    seeds = {len(transfers) for arms in pairs.values() for transfers in arms}
+    counts = {len(transfers) for arms in pairs.values() for transfers in arms}
+    seeds = "none here: a single seed" if counts == {1} else f"{', '.join(map(str, sorted(counts)))} seeds"
     numbers = np.concatenate([np.asarray(one.y, dtype=float) for one in series])
     title, note_, marks = metric.replace("_", " "), range_note(numbers), "Dashed without, solid with"
     panel: Panel = Lines(
@@ -55,7 +56,7 @@ def forward_transfer(
         )
     return Figure(
         title="Forward transfer by task",
-        subtitle=f"{marks} {method}; bands are the deviation over seeds ({_counted(seeds)}).",
+        subtitle=f"{marks} {method}; bands are the deviation over seeds ({seeds}).",
         rows=[[panel]],
         **_credits(pairs, method, note),
     )
@@ -161,12 +162,6 @@ def _limits(series: Sequence[Series], axis: str) -> tuple[float, float]:
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     margin = max(0.2 * (high - low), 0.02)
     return low - margin, high + margin
-
-
-def _counted(seeds: set[int]) -> str:
-    if seeds == {1}:
-        return "none here: a single seed"
-    return f"{', '.join(map(str, sorted(seeds)))} seeds"
 
 
 def _credits(pairs: Pairs, method: str, note: str) -> dict[str, str]:
