@@ -16,6 +16,7 @@ import json
 import math
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,27 +36,20 @@ Figure = Any
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One figure of a paper.
+    """One figure of a paper, in gallery.toml."""
 
-    Attributes:
-        name: of the file.
-        paper: which paper.
-        figure: which figure of it.
-        original: what it shows there, in one line.
-        reading: what agrees in ours and what does not.
-        claims: rows of verdicts.csv that test it.
-        notebook: name of the notebook and a part of its heading.
-        draw: makes it; None = not drawn.
-    """
+    name: str  # of the file, and of the function here that draws it
+    paper: str  # which paper
+    figure: str  # which figure of it
+    original: str  # what it shows there, in one line
+    reading: str  # what agrees in ours and what does not
+    claims: Sequence[str] = ()  # rows of verdicts.csv that test it
+    notebook: tuple[str, str] | None = None  # its name and a part of its heading
 
-    name: str
-    paper: str
-    figure: str
-    original: str
-    reading: str
-    claims: tuple[str, ...] = ()
-    notebook: tuple[str, str] | None = None
-    draw: Callable[[], Figure] | None = None
+    @property
+    def draw(self) -> Callable[[], Figure] | None:
+        """Makes it; None = not drawn."""
+        return globals().get(self.name.replace("-", "_"))
 
 
 @functools.cache
@@ -360,195 +354,9 @@ def disseg_domains() -> Figure:
     )
 
 
-ENTRIES = (
-    Entry(
-        "segreg-classifier",
-        "SegReg",
-        "Fig. 1",
-        "A drawing: class blobs inside a circle of constrained latent space, with decision boundaries of two classifiers that nearly coincide.",
-        "A drawing has no number to agree with, so its claim is measured: heads refitted on bootstraps of the features.",
-        ("segreg-classifier", "segreg-anchored"),
-        ("10_segreg", "Fig. 1"),
-        segreg_classifier,
-    ),
-    Entry(
-        "segreg-forward",
-        "SegReg",
-        "Fig. 2a",
-        "Forward transfer by task on the prostate sequence, a dashed curve a base method and a solid one, above it, with SegReg.",
-        "Bars instead of curves, on four generated cardiac sites instead of prostate sites, from one site to the next. Where intervals overlap, no curve lies above the other.",
-        ("segreg-forward-generated",),
-        ("11_segreg_appendix", "Fig. 2"),
-        segreg_forward,
-    ),
-    Entry(
-        "segreg-scatter",
-        "SegReg",
-        "Fig. 2b, c",
-        "Final Dice against forward (b) and backward (c) transfer; every base method moves to the top right with SegReg.",
-        "One base method, sequential training on generated sites. It moves as in the paper; the verdicts say whether by more than chance.",
-        ("segreg-final-generated", "segreg-backward-generated"),
-        ("11_segreg_appendix", "Fig. 2"),
-        segreg_scatter,
-    ),
-    Entry(
-        "segreg-pca",
-        "SegReg",
-        "Fig. 3",
-        "PCA of the penultimate features over the stages, without and with SegReg; with it the clouds stay where they were.",
-        "The layout agrees. The clouds of both networks move when the site changes; how far is read off the next figure, not off a plane.",
-        ("segreg-drift-raw", "segreg-drift-rotation-free"),
-        ("10_segreg", "Fig. 3"),
-        segreg_pca,
-    ),
-    Entry(
-        "segreg-drift",
-        "SegReg",
-        "Fig. 3, in numbers",
-        "None: the paper shows the plane only.",
-        "Drift in the full space, with intervals over patients and, in grey, what two halves of the patients show without any training.",
-        ("segreg-drift-raw", "segreg-drift-rotation-free"),
-        ("10_segreg", "Fig. 3"),
-        segreg_drift,
-    ),
-    Entry(
-        "selfreg-attention",
-        "SelfReg-UNet",
-        "Fig. 1b",
-        "Grad-CAM of nine blocks of a CNN and a Swin U-Net: early blocks fire on outline and background, only the last decoder on all organs.",
-        "Agrees in the last decoder block, which covers all organs, in early blocks that answer to outlines, and in encoder 4 of the plain network, hot at the body wall. The grid at decoder 2 is not seen.",
-        ("selfreg-attention",),
-        ("20_selfreg_unet", "Fig. 1b"),
-        selfreg_attention,
-    ),
-    Entry(
-        "selfreg-similarity",
-        "SelfReg-UNet",
-        "Fig. 1c",
-        "Similarity of 30 channels of a shallow and a deep set, from 0 to 1: the deep set is more alike.",
-        "Against the paper's claim: with both losses channels are more alike, not less. No code was published for the figure; the cosine over pixels is our definition.",
-        ("selfreg-redundancy",),
-        ("20_selfreg_unet", "Fig. 1c"),
-        selfreg_similarity,
-    ),
-    Entry(
-        "selfreg-masks",
-        "SelfReg-UNet",
-        "Fig. 3, 4",
-        "Predictions beside the reference; contours with SelfReg lie nearer to it.",
-        "One image a site, the first site being the one trained on. On it both networks follow the reference, and on others they are right and wrong together.",
-        ("selfreg-unet-generated",),
-        ("20_selfreg_unet", "Fig. 3 and 4"),
-        selfreg_masks,
-    ),
-    Entry(
-        "selfreg-ablation",
-        "SelfReg-UNet",
-        "Fig. 5",
-        "Ablation: both losses, then SCR, then IFD, then plain, in this order, on two data sets of histology.",
-        "The order is not seen: at home all arms are within the spread of seeds.",
-        ("selfreg-unet-generated", "selfreg-scr-alone", "selfreg-ifd-alone", "selfreg-both-beat-scr"),
-        ("21_selfreg_appendix", "Plain, SCR, IFD"),
-        selfreg_ablation,
-    ),
-    Entry(
-        "latent-images",
-        "Latent-space augmentation",
-        "released demonstration",
-        "Images decoded from masked codes: already blurred without any mask; dropout makes blobs, channels ripple, positions lose contrast locally.",
-        "Agrees in kind: without skip connections the image is blurred from the start, and dropout changes it most.",
-        (),
-        ("30_latent_augmentation", "Damaged codes"),
-        latent_images,
-    ),
-    Entry(
-        "latent-masks",
-        "Latent-space augmentation",
-        "Fig. 3",
-        "Label maps and entropy of masked codes: dropout and channel masks over-segment, spatial masks under-segment.",
-        "One image: agrees for spatial masks, which under-segment, and in the rise of entropy with the fraction, but not for dropout. The verdicts count over patients and seeds.",
-        ("latent-dropout-overfills", "latent-channel-overfills", "latent-spatial-underfills"),
-        ("30_latent_augmentation", "Damaged codes"),
-        latent_masks,
-    ),
-    Entry(
-        "latent-soft",
-        "Latent-space augmentation",
-        "Fig. 2",
-        "Soft masks against hard ones: milder, and different in every draw.",
-        "Agrees: soft masks change less; their draws differ little, since they share the masked channels.",
-        (),
-        ("30_latent_augmentation", "Soft against hard"),
-        latent_soft,
-    ),
-    Entry(
-        "latent-gallery",
-        "Latent-space augmentation",
-        "Fig. 7",
-        "One slice under four image-space augmentations and under latent masks.",
-        "Agrees in kind: adversarial noise is invisible, bias fields are smooth, latent examples are blurred by the bottleneck.",
-        ("latent-beats-windows", "latent-beats-convolution", "latent-beats-noise", "latent-beats-bias"),
-        ("30_latent_augmentation", "changes of the image"),
-        latent_gallery,
-    ),
-    Entry(
-        "latent-boxes",
-        "Latent-space augmentation",
-        "Fig. 5",
-        "Box plots by test set, standard and cooperative training, without and with the slow network: cooperative training is ahead away from home.",
-        "Not its data. The verdicts weigh the differences between the boxes.",
-        ("latent-unseen-generated", "latent-home", "latent-slow-helps", "latent-slow-only-after-cooperative"),
-        ("30_latent_augmentation", "Robustness"),
-        latent_boxes,
-    ),
-    Entry(
-        "latent-seventy",
-        "Latent-space augmentation",
-        "Fig. 8",
-        "The same with seventy training subjects.",
-        "Not drawn: it needs the official data.",
-        ("latent-seventy-subjects",),
-    ),
-    Entry(
-        "disseg-masks",
-        "Med-DisSeg",
-        "qualitative grid",
-        "Rows of polyps and lesions, columns of networks: the outlines with the loss are cleanest.",
-        "Generated glands, one image a site. At home both networks find the glands, with outlines that hardly differ; away both merge neighbouring glands.",
-        ("disseg-helps-home",),
-        ("40_med_disseg", "qualitative grid"),
-        disseg_masks,
-    ),
-    Entry(
-        "disseg-features",
-        "Med-DisSeg",
-        "feature scatter",
-        "Scattered points with the loss, clumps without; the released script draws random numbers under one of the titles.",
-        "Deliberately not that construction: both networks in one space, each under its own name. The points spread wider with the loss; that can be scale alone, so the verdicts use measures that do not see it.",
-        ("disseg-disperses-rank", "disseg-disperses-cosine"),
-        ("40_med_disseg", "disperse?"),
-        disseg_features,
-    ),
-    Entry(
-        "disseg-domains",
-        "Med-DisSeg",
-        "Tables 1 and 2",
-        "Scores across domains, higher with the loss.",
-        "Other data and sites. The verdicts weigh the differences, at home and away.",
-        ("disseg-helps-home", "disseg-helps-unseen"),
-        ("41_med_disseg_appendix", "architectures"),
-        disseg_domains,
-    ),
-    Entry(
-        "disseg-parameters",
-        "Med-DisSeg",
-        "ablation panels",
-        "Validation curves by weight, layer and temperature.",
-        "Not drawn here: the notebook trains a few settings in its long form.",
-        ("disseg-released-gradient",),
-        ("41_med_disseg_appendix", "ablations, to be trained"),
-    ),
-)
+ENTRIES = [
+    Entry(**one) for one in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["figure"]
+]
 
 
 def cams() -> Figure:
