@@ -15,7 +15,6 @@ from toolkit.inference.network import Predictor
 from toolkit.inference.windows import Frame
 
 METHODS = ("integrated_gradients", "occlusion", "saliency", "input_x_gradient", "layer_conductance", "feature_ablation")
-BASELINES = ("minimum", "mean", "zero")
 FEATURES = ("grid", "prediction", "reference")
 _PERTURBING = ("occlusion", "feature_ablation")
 _ALONG_A_PATH = ("integrated_gradients", "layer_conductance")

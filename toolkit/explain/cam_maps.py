@@ -17,17 +17,12 @@ Padding = Sequence[tuple[int, int]]  # (before, after) along every axis; empty =
 
 
 def raw_map(activation: Tensor, gradient: Tensor, method: str = "grad_cam") -> Tensor:
-    """One raw map (B, 1, *S), not rectified and not scaled.
+    """One raw map (B, 1, *S) of an activation A and the gradient G of the score at it, not rectified and not scaled.
 
     * grad_cam: sum_k mean(G_k) A_k
     * grad_cam++: sum_k w_k A_k with w_k = sum of a relu(G_k), a = G² / (2 G² + sum(A_k) G³), 0 where G is 0
     * hires_cam: sum_k G_k A_k
     * layer_cam: sum_k relu(G_k) A_k
-
-    Args:
-        activation: A, (B, C, *S).
-        gradient: G, gradient of the score at A, (B, C, *S).
-        method: one of `METHODS`.
     """
     spatial = tuple(range(2, activation.ndim))
     if method == "hires_cam":

@@ -101,11 +101,7 @@ def mean_of(values: np.ndarray, folds: np.ndarray | None = None, *, replicates: 
     mean squares of fold x seed (with one seed: what folds vary more than their patients explain) is added. That the
     training sets of folds overlap is not accounted for; no unbiased estimate exists (Bengio and Grandvalet 2004).
 
-    Args:
-        values: scores or paired differences.
-        folds: fold of every patient, or None.
-        replicates: bootstrap samples of patients; 0 = Student's intervals alone.
-        seed: of the bootstrap.
+    Without `replicates` (bootstrap samples of patients) there are Student's intervals alone.
     """
     d = np.asarray(values, dtype=float)
     if d.ndim != 2 or len(d) < 2 or not np.isfinite(d).all():

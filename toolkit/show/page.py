@@ -19,19 +19,12 @@ _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 @dataclasses.dataclass
 class Section:
-    """One part of a page.
+    """One part of a page."""
 
-    Attributes:
-        title: heading.
-        text: paragraphs, separated by empty lines; plain text.
-        figures: figures in order; each brings its own title, explanation and provenance.
-        tables: (caption, table) pairs, drawn after the figures.
-    """
-
-    title: str
-    text: str = ""
-    figures: Sequence[Figure] = ()
-    tables: Sequence[tuple[str, DataFrame]] = ()
+    title: str  # heading
+    text: str = ""  # paragraphs, separated by empty lines; plain text
+    figures: Sequence[Figure] = ()  # each brings its own title, explanation and provenance
+    tables: Sequence[tuple[str, DataFrame]] = ()  # (caption, table), drawn after the figures
 
 
 def write_page(title: str, summary: str, sections: Sequence[Section], path: Path, *, interactive: bool = True) -> Path:

@@ -71,16 +71,8 @@ def multiclass_loss(
     """The released multi-organ loss: weighted cross-entropy and 1 - mean soft Dice over classes.
 
     Dice of a class is (2 sum p g + 1) / (sum p + sum g + 1) with softmax probabilities and sums over batch and
-    pixels. `class_weights` serve the cross-entropy only; pixels of `ignore_label` count in neither term.
-
-    Args:
-        logits: (B, K, *S).
-        target: (B, *S) integers.
-        cross_entropy: weight of the cross-entropy.
-        dice: weight of the Dice term.
-        class_weights: one weight a class.
-        ignore_label: label to leave out.
-        include_background: whether class 0 counts in Dice.
+    pixels, of logits (B, K, *S) and labels (B, *S). `class_weights` serve the cross-entropy only; pixels of
+    `ignore_label` count in neither term, class 0 counts in Dice with `include_background`.
     """
     total = logits.new_zeros(())
     if cross_entropy:

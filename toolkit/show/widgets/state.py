@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 AT_ONCE = 0.09  # s; what is expected to take longer is announced, and follows
 PAUSE = 0.03  # s after an announcement: the page shows it, and the next change of a moving slider replaces it
-KINDS = ("choice", "integer", "real", "switch", "several")
 Value = TypeVar("Value")
 Key = tuple[Hashable, ...]
 
@@ -70,30 +69,20 @@ def seconds_of(make: Callable[[], Value]) -> tuple[Value, float]:
 class Control:
     """One thing that can be set.
 
-    Attributes:
-        name: key in the state.
-        label: what the page calls it.
-        kind: "choice" (one of `options`), "several" (any of `options`, a tuple), "integer" or "real" (from `low` to
-            `high`), or "switch" (True or False).
-        options: (label, value) pairs.
-        low: smallest number.
-        high: largest number.
-        step: of a slider.
-        animated: the page offers a play button.
-        hint: tooltip.
-        group: heading under which the page puts it.
+    Its kind is "choice" (one of `options`), "several" (any of `options`, a tuple), "integer" or "real" (from `low` to
+    `high`), or "switch" (True or False).
     """
 
-    name: str
-    label: str
+    name: str  # key in the state
+    label: str  # what the page calls it
     kind: str
-    options: tuple[tuple[str, Any], ...] = ()
-    low: float = 0
-    high: float = 1
-    step: float = 1
-    animated: bool = False
-    hint: str = ""
-    group: str = ""
+    options: tuple[tuple[str, Any], ...] = ()  # (label, value)
+    low: float = 0  # smallest number
+    high: float = 1  # largest number
+    step: float = 1  # of a slider
+    animated: bool = False  # the page offers a play button
+    hint: str = ""  # tooltip
+    group: str = ""  # heading under which the page puts it
 
     def checked(self, value: Any) -> Any:
         """The value, as the type it has in the state."""
@@ -281,12 +270,10 @@ class Explorer:
         return self
 
     def listen(self, listener: Callable[[], None], announcer: Callable[[str, bool], None] | None = None) -> None:
-        """Call a function after every change.
+        """Call `listener` after every change, when the picture may be asked for.
 
-        Args:
-            listener: called when the picture may be asked for.
-            announcer: called with words before work that takes long, and with (words, True) if that work failed. In a
-                program that runs an event loop, such as a notebook, the work then follows from the loop.
+        `announcer` is called with words before work that takes long, and with (words, True) if that work failed. In a
+        program that runs an event loop, such as a notebook, the work then follows from the loop.
         """
         self._listeners.append(listener)
         if announcer is not None:
