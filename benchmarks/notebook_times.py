@@ -3,7 +3,8 @@
     scripts/launch python benchmarks/notebook_times.py [notebooks/01_data.ipynb ...] [--timeout 600]
 
 Each notebook runs in a kernel of its own with FAST=1. Memory is the largest resident size of any one process of it.
-A notebook that fails is recorded with its error, and the exit status is 1.
+CPU time holds on a busy machine too, wall time does not: `load` is the machine's when the notebook ended. Some
+notebooks replace their rows and leave the others. A notebook that fails is recorded with its error, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from interleave import machine
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "notebooks.json"
-BUDGET = {"notebook_s": 90.0, "all_s": 720.0, "cell_s_of_the_workshop": 30.0, "memory_mb": 2000.0}
+BUDGET = {"notebook_s": 60.0, "all_s": 360.0, "cell_s_of_the_workshop": 30.0, "memory_mb": 2000.0}
 
 
 def execute(path: Path, timeout: int) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def execute(path: Path, timeout: int) -> dict[str, Any]:
         "cpu_s": round(used.ru_utime + used.ru_stime, 1),
         "peak_memory_mb": round(used.ru_maxrss * kilobyte / 1e6),
         "longest_cell_s": round(max(seconds, default=0.0), 1),
+        "load": round(os.getloadavg()[0], 1),
         "error": error,
     }
 
@@ -88,18 +90,21 @@ def main() -> int:
         rows.append(measure(path.resolve(), options.timeout))
         print(json.dumps(rows[-1]), flush=True)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    known = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if options.notebooks and RESULT.exists() else []
+    merged = {row["notebook"]: row for row in (*known, *rows)}
+    every = [merged[name] for name in sorted(merged)]
     content = {
         "benchmark": "notebooks",
         **machine(threads, "wall"),
         "budget": BUDGET,
-        "all_s": round(sum(row.get("wall_s", 0.0) for row in rows), 1),
-        "rows": rows,
+        "all_s": round(sum(row.get("wall_s", 0.0) for row in every), 1),
+        "all_cpu_s": round(sum(row.get("cpu_s", 0.0) for row in every), 1),
+        "rows": every,
     }
-    if not options.notebooks:  # a part of them is no result
-        RESULT.parent.mkdir(exist_ok=True)
-        temporary = RESULT.with_name(f".{RESULT.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(RESULT)
+    RESULT.parent.mkdir(exist_ok=True)
+    temporary = RESULT.with_name(f".{RESULT.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(RESULT)
     return int(any(row["error"] for row in rows))
 
 

@@ -165,5 +165,6 @@ def _limits(series: Sequence[Series], axis: str) -> tuple[float, float]:
 
 
 def _credits(pairs: Pairs, method: str, note: str) -> dict[str, str]:
-    """A transfer is made of scores alone; the method's name says which regularizer it owes its reader a word about."""
-    return credits([one for arms in pairs.values() for transfers in arms for one in transfers][:1], note, [method])
+    """Of every arm's first transfer; the method's name says which regularizer it owes its reader a word about."""
+    told = [one for arms in pairs.values() for transfers in arms for one in transfers[:1]]
+    return credits(told, note, [method] * len(told))

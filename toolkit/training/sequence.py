@@ -16,6 +16,7 @@ from toolkit.arguments import checked_methods
 from toolkit.errors import CheckpointError, ConfigError, ResultError
 from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state
+from toolkit.features.provenance import score_of
 from toolkit.files import absolute, read_sealed, sha256, write_atomically, write_sealed
 from toolkit.measure.segmentation import METRICS
 from toolkit.measure.transfer import Transfer, transfer_metrics
@@ -130,7 +131,9 @@ class Stages:
         plain = None if sequential is None else sequential.dice(split, progress=progress)[list(self.sites)]
         others = {"single_task": single_task, "sequential": None if plain is None else plain.drop(index=-1).to_numpy()}
         untrained, trained = matrix.loc[-1].to_numpy(), matrix.drop(index=-1).to_numpy()
-        return transfer_metrics(trained, self.sites, untrained=untrained, **others)
+        result = transfer_metrics(trained, self.sites, untrained=untrained, **others)
+        told = [{"network": score_of(run.model)} for run in self.stages]  # a figure says how much each stage had learnt
+        return dataclasses.replace(result, provenance={**result.provenance, "stages": told})
 
     def history(self) -> pd.DataFrame:
         """The histories of all stages, one below the other, with the site of each."""

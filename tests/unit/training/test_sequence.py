@@ -14,6 +14,7 @@ from toolkit.data.task import Task
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import UNet
+from toolkit.show.compose_transfer import forward_transfer
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
 from toolkit.training.sequence import Stages, resume_sequence, train_sequence
@@ -57,6 +58,18 @@ def test_transfer_from_the_matrix_by_hand(stages: Stages) -> None:
     assert transfer.value("bwt") == pytest.approx(matrix.loc[1, "left"] - matrix.loc[0, "left"])
     assert transfer.value("mean_dice") == pytest.approx(matrix.loc[1].mean())
     assert transfer.value("fwt_untrained") == pytest.approx(matrix.loc[0, "right"] - matrix.loc[-1, "right"])
+
+
+def test_a_transfer_says_what_its_networks_had_learnt(stages: Stages) -> None:
+    transfer = stages.transfer()
+    told = [one["network"] for one in transfer.provenance["stages"]]
+    matrix = stages.dice("test")
+    assert [one["name"] for one in told] == ["stage-0-left", "stage-1-right"]
+    assert [one["dice"] for one in told] == pytest.approx([matrix.loc[0, "left"], matrix.loc[1, "right"]], abs=0.05)
+    figure = forward_transfer({"sequential": ([transfer], [transfer])}, metric="fwt_untrained")
+    low = [one["name"] for one in told if one["dice"] <= one["floor"]]
+    assert bool(figure.stamp) == bool(low)
+    assert "stage-0-left test Dice" in figure.caption
 
 
 def test_a_stopped_sequence_ends_with_the_same_bits(stages: Stages, two_sites: Task, tmp_path: Path) -> None:
