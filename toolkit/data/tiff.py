@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
+import logging.handlers
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,24 +60,16 @@ def _opened(path: Path) -> Iterator[Any]:
     import tifffile
 
     require_file(path)
-    log, complaints = tifffile.logger(), _Complaints(level=logging.ERROR)
+    log, complaints = tifffile.logger(), logging.handlers.BufferingHandler(capacity=1000)
+    complaints.setLevel(logging.ERROR)
     log.addHandler(complaints)
     propagates, log.propagate = log.propagate, False
     try:
         with decoding(path, "a complete TIFF file"):
             with tifffile.TiffFile(path) as file:
                 yield file
-            if complaints.told:
-                raise ValueError(complaints.told[0])
+            if complaints.buffer:
+                raise ValueError(complaints.buffer[0].getMessage())
     finally:
         log.removeHandler(complaints)
         log.propagate = propagates
-
-
-class _Complaints(logging.Handler):
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self.told: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.told.append(record.getMessage())
