@@ -126,12 +126,9 @@ class Attached:
         """
         sharing = [r.name for r in self.regularizers if not r.deferred]
         if sharing or process()[1] > 1:
-            reason = (
-                f"{', '.join(sharing)} share the graph of your pass" if sharing else "gradients of several processes"
-            )
-            raise ProtocolError(
-                f"A backward pass apart cannot be made: {reason}.", fix="Add reg.loss(batch) to your loss."
-            )
+            reason = f"{', '.join(sharing)} share the graph of your pass" if sharing else "several processes train"
+            what = f"A backward pass apart cannot be made: {reason}."
+            raise ProtocolError(what, fix="Add reg.loss(batch) to your loss.")
         for index, regularizer in enumerate(self._active(self._begin(step))):
             value = self._collect([regularizer], batch, outputs, keep_graph=False, first=index == 0)
             (value * scale).backward()
@@ -268,11 +265,10 @@ def _refuse_wrapped(model: nn.Module) -> None:
     compiled = "OptimizedModule" in kinds or any(
         getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
     )
-    if compiled or "DataParallel" in kinds:
+    if compiled:
+        fix = "Attach first, then compile: reg = toolkit.attach(reg, model); model = torch.compile(model)."
+        raise ConfigError("A network that is compiled already skips new hooks.", where="attach", fix=fix)
+    if "DataParallel" in kinds:
         raise ConfigError(
-            f"A network {'that is compiled already skips new hooks' if compiled else 'in DataParallel runs as copies'}.",
-            where="attach",
-            fix="Attach first, then compile: reg = toolkit.attach(reg, model); model = torch.compile(model)."
-            if compiled
-            else "Use DistributedDataParallel.",
+            "In DataParallel a network runs as copies.", where="attach", fix="Use DistributedDataParallel."
         )

@@ -101,9 +101,8 @@ def train(
     """
     config, watchers = as_config(config), Watchers(on_log)
     if background and watchers:
-        raise ConfigError(
-            "A child process cannot call on_log.", fix="Train with background=False, or read run.history."
-        )
+        fix = "Train with background=False, or read run.history."
+        raise ConfigError("A child process cannot call on_log.", fix=fix)
     regularizers = tuple(as_regularizers(regularizer))
     objective = as_objective(objective)
     engine.check_network(model, config)
@@ -232,9 +231,8 @@ def train_or_resume(
 
 def _with_new_schedule(run: Run, record: Mapping[str, Any], done: int, steps: int) -> dict[str, Any]:
     if steps <= done:
-        raise ConfigError(
-            f"This run has taken {done} steps already.", where=f"resume(steps={steps})", fix="Ask for more than that."
-        )
+        what = f"This run has taken {done} steps already."
+        raise ConfigError(what, where=f"resume(steps={steps})", fix="Ask for more than that.")
     before = record.get("schedules", [{"first_step": 0, "steps": run.config.steps}])
     run.config = run.config.replace(steps=steps)
     schedules = [*before, {"first_step": done, "steps": steps}]
