@@ -1,6 +1,6 @@
 """The peak memory that each analysis states beforehand, beside the one that is measured.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory.py        # writes results/memory.csv
+    OMP_NUM_THREADS=1 python benchmarks/memory.py        # writes results/memory.csv; with --only, some of its rows
 
 Each analysis runs in a child process of its own, first on small images, so that libraries are loaded. Measured is the
 peak resident size of the second, large run, reset at its beginning, minus what the process held then.
@@ -175,11 +175,12 @@ def main() -> None:
             ratio = found.get("stated_mb", 0.0) / found.get("measured_mb", 1.0)
             table.append({"analysis": analysis, **{k: round(v) for k, v in found.items()}, "ratio": round(ratio, 2)})
             print(table[-1], flush=True)
-    if options.only == [""]:
-        with TABLE.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
+    old = list(csv.DictReader(TABLE.open(encoding="utf-8"))) if TABLE.exists() else []
+    new = {row["analysis"]: row for row in (*old, *table)}
+    with TABLE.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(new[name] for name in large if name in new)
     sys.exit(0 if all(0.7 <= row["ratio"] <= 2 for row in table) else 1)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from toolkit.errors import ResultError
 
-_CHUNK = 8_000_000  # distances, or their differences, held at once
+_CHUNK = 4_000_000  # distances, or their differences, held at once
 
 
 def nearest(queries: Tensor, base: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -22,15 +22,17 @@ def nearest(queries: Tensor, base: Tensor, number: int) -> tuple[Tensor, Tensor]
         raise ResultError(f"{len(base)} rows do not have {number} neighbours.", fix="Ask for fewer neighbours.")
     candidates = min(len(base), number + 8)
     square = (base**2).sum(1)
-    found, lengths = [], []
-    for part in queries.split(max(1, _CHUNK // max(len(base), candidates * queries.shape[1]))):
+    index = torch.empty(len(queries), number, dtype=torch.long, device=base.device)
+    lengths = torch.empty(len(queries), number, dtype=base.dtype, device=base.device)
+    size = max(1, _CHUNK // max(len(base), candidates * base.shape[1]))
+    for part, found, length in zip(queries.split(size), index.split(size), lengths.split(size), strict=True):
         rough = torch.topk(square - 2 * part @ base.T, candidates, dim=1, largest=False).indices
-        gaps = base.index_select(0, rough.flatten()).view(len(part), candidates, -1) - part[:, None]
+        gaps = base.index_select(0, rough.flatten()).view(len(part), candidates, -1).sub_(part[:, None])
         exact = torch.linalg.vector_norm(gaps, dim=2)
         order = torch.argsort(exact, dim=1, stable=True)[:, :number]
-        found.append(rough.gather(1, order))
-        lengths.append(exact.gather(1, order))
-    return torch.cat(found), torch.cat(lengths)
+        found.copy_(rough.gather(1, order))
+        length.copy_(exact.gather(1, order))
+    return index, lengths
 
 
 def fuzzy_weights(distances: Tensor, iterations: int = 64) -> Tensor:
