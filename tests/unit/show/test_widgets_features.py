@@ -73,7 +73,7 @@ def test_the_maps_are_the_activations(
     similar: SimilarityExplorer, models: list[torch.nn.Module], cases: list[Any]
 ) -> None:
     _, tape = similar.activations()
-    page = similar.images.page(similar.state["case"], similar.state["slice"])
+    page = similar.images.stacks[similar.state["case"]][similar.state["slice"]]
     model = models[0].eval()
     with torch.no_grad():
         logits = model(page.item.image[None])

@@ -49,9 +49,6 @@ class ImageStacks:
             raise DataError("There are no images to explore.", fix="Pass a task, cases or arrays.")
         self.classes = self.classes or _numbered_classes(model, next(iter(self.stacks.values()))[0].item)
 
-    def page(self, stack: str, number: int) -> Page:
-        return self.stacks[stack][number]
-
     def fullest(self, stack: str) -> int:
         """The slice with the most foreground in the reference, or the middle one."""
         pages = self.stacks[stack]
