@@ -14,7 +14,6 @@ from toolkit.errors import DataError, ToolkitWarning
 from toolkit.files import file_sha256
 
 _CHECKED_ANYHOW = (".gz", ".npz")  # read to the end of their stream, where their checksum stands
-_COARSE = 2 * 10**9  # nanoseconds: the coarsest dates of a file system
 _ASKED = "SELECT size, date, hash, day FROM files WHERE path = ?"
 _said: set[Path] = set()  # folders whose replaced files were mentioned
 
@@ -38,8 +37,9 @@ def check(files: Iterable[Path]) -> None:
         if not path.name.lower().endswith(_CHECKED_ANYHOW) and path.is_file():
             with contextlib.suppress(OSError):  # who reads it says so
                 stat = path.stat()
-                # a file of this moment may change again without another date, on disks that count in seconds
-                date = stat.st_mtime_ns if time.time_ns() - stat.st_mtime_ns > _COARSE else 0
+                # a file of this moment may change again without another date; some disks count in seconds
+                tick = 2 * 10**9 if stat.st_mtime_ns % 10**9 == 0 else 2 * 10**7
+                date = stat.st_mtime_ns if time.time_ns() - stat.st_mtime_ns > tick else 0
                 now[str(path.absolute())] = (stat.st_size, date, file_sha256(path))
     if not now:
         return
@@ -49,7 +49,7 @@ def check(files: Iterable[Path]) -> None:
             new = {name: entries[name] for name, entry in now.items() if (entries[name] or ())[:3] != entry}
             for name, entry in new.items():
                 if entry is not None and entry[2] != now[name][2]:
-                    _changed(Path(name), entry[3], entry[1] != 0 and entry[:2] == now[name][:2])
+                    _changed(Path(name), entry, entry[1] != 0 and entry[:2] == now[name][:2])
             with memory:  # a lock for writing is held for these lines alone
                 rows = [(name, *now[name], time.strftime("%Y-%m-%d")) for name in new]
                 memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
@@ -67,13 +67,14 @@ def _opened() -> sqlite3.Connection:
     return memory
 
 
-def _changed(path: Path, day: str, same_date: bool) -> None:
+def _changed(path: Path, known: tuple[int, int, str, str], same_date: bool) -> None:
+    day = known[3]
     if same_date:
         what = f"The bytes of this file changed since it was read on {day}, but not its size and date."
         fix = "It is damaged: restore it from a copy. If the new content is right, give it a new date (touch)."
         raise DataError(what, where=path, fix=fix)
     what = f"{path} was replaced since it was read on {day}: the new content is used, of others in its folder too."
-    _said_once(path.parent, what)
+    _said_once(path.parent if known[1] else path, what)  # without a date it may be damage: each file by itself
 
 
 def _said_once(about: Path, what: str) -> None:

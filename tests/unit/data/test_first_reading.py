@@ -137,13 +137,23 @@ def test_a_busy_record_is_not_waited_for_in_silence_and_hashing_holds_no_lock(
     other.close()
 
 
-def test_a_file_that_is_written_twice_within_one_date_is_not_called_damaged(tmp_path: Path) -> None:
-    path = volume(tmp_path)
-    os.utime(path)
-    read(path)
-    with_a_flipped_bit(path)
-    with pytest.warns(tk.ToolkitWarning, match="scan.nii was replaced since it was read on"):
-        read(path)
+def test_a_file_that_is_written_twice_within_one_date_is_said_and_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [volume(tmp_path).rename(tmp_path / f"{index}.nii") for index in range(2)]
+    for path in paths:
+        os.utime(path, (10**9, 10**9))
+    with monkeypatch.context() as patch:
+        patch.setattr(first_reading.time, "time_ns", lambda: 10**18 + 10**9)  # a second after it was written
+        for path in paths:
+            read(path)
+    for path in paths:
+        with_a_flipped_bit(path)
+        with pytest.warns(tk.ToolkitWarning, match=f"{path.name} was replaced since it was read on"):
+            read(path)
+        with_a_flipped_bit(path)  # by now it has a date
+        with pytest.raises(tk.DataError, match="but not its size and date"):
+            read(path)
 
 
 def test_a_file_that_may_not_be_read_is_its_readers_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
