@@ -37,7 +37,7 @@ that judge it. A verdict holds for the data, the networks and the budget named h
 def page(results: Path = RESULTS) -> str:
     """The whole page."""
     verdicts = pd.read_csv(results / "verdicts.csv", keep_default_na=True).set_index("claim")
-    parts = [HEAD, *_summary(verdicts)]
+    parts = [HEAD, *_summary(verdicts), *_findings(verdicts, results)]
     for paper in dict.fromkeys(claim.paper for claim in claims()):
         parts += [f"\n## {paper}\n", *_table([claim for claim in claims() if claim.paper == paper], verdicts)]
     return "\n".join([*parts, *_race(results), *_costs(results), *_tuning(results), *_networks()]) + "\n"
@@ -46,6 +46,39 @@ def page(results: Path = RESULTS) -> str:
 def _summary(verdicts: pd.DataFrame) -> Iterator[str]:
     counts = verdicts["verdict"].value_counts()
     yield "Of {} claims: {}.".format(len(verdicts), ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+
+
+def _findings(verdicts: pd.DataFrame, results: Path) -> Iterator[str]:
+    """What was decided, and whether any reading of SegReg does what its paper says."""
+    yield "\n## What stands out\n"
+    for verdict in ("contradicted", "supported"):
+        for claim in claims():
+            if (row := verdicts.loc[claim.id])["verdict"] == verdict:
+                yield f"* **{verdict}**: {claim.paper}, {claim.source}: {_measured(claim, row)[0]} (`{claim.id}`)."
+    if (results / "race.csv").exists():
+        mean = _race_means(results)["away"]
+        better = int((mean.drop("plain") > mean["plain"]).sum())
+        final = {
+            name: verdicts.loc[name] for name in ("segreg-best-reading", "segreg-unseen-generated", "segreg-unseen-mr")
+        }
+        told = [
+            f"{words} {row['difference']:.3g} [{row['low']:.3g} to {row['high']:.3g}]"
+            for words, row in zip(
+                (
+                    "trained again under other seeds, its best",
+                    "the primary reading on generated sites",
+                    "on Sunnybrook",
+                ),
+                final.values(),
+                strict=True,
+            )
+            if row["verdict"] not in (NOT_RUN, NOT_HERE)
+        ]
+        yield (
+            f"* **Does any reading of SegReg do what the paper says?** On validation patients of sites never seen {better} of "
+            f"{len(mean) - 1} readings were above plain training, under one seed each. Dice there, less plain training's: "
+            f"{'; '.join(told)}."
+        )
 
 
 def _table(chosen: list[Claim], verdicts: pd.DataFrame) -> Iterator[str]:
@@ -101,15 +134,19 @@ def _race(results: Path) -> Iterator[str]:
     """SegReg's readings on validation patients: what `segreg-best` is chosen from."""
     if not (results / "race.csv").exists():
         return
-    table = pd.read_csv(results / "race.csv").assign(place=lambda rows: rows["site"].where(rows["site"] == "A", "away"))
-    mean = table.groupby(["arm", "place"])["value"].mean().unstack().sort_values("away", ascending=False)
-    seeds = table.groupby("arm")["seed"].nunique()
+    mean = _race_means(results).sort_values("away", ascending=False)
+    seeds = pd.read_csv(results / "race.csv").groupby("arm")["seed"].nunique()
     yield "\n## The race of SegReg's readings\n"
     yield "Divergence, layer and weight; Dice on validation patients of the site trained on (A) and of the sites never seen.\n"
     yield "| reading | home | away | seeds |"
     yield "|---|---|---|---|"
     for arm, row in mean.iterrows():
         yield f"| {arm} | {row['A']:.3f} | {row['away']:.3f} | {seeds[arm]} |"
+
+
+def _race_means(results: Path) -> pd.DataFrame:
+    table = pd.read_csv(results / "race.csv").assign(place=lambda rows: rows["site"].where(rows["site"] == "A", "away"))
+    return table.groupby(["arm", "place"])["value"].mean().unstack()
 
 
 def _costs(results: Path) -> Iterator[str]:
