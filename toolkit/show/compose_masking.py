@@ -55,6 +55,7 @@ def masked_grid(
         raise ResultError("This network decodes no image.", fix='Leave "image" out of `show`.')
     grid = [_row(name, row, what, index, side) for name, row in rows.items() for what in show]
     first = results[0]
+    networks = {one.provenance.get("weights"): one for one in results}  # each network's score is told once
     modes = sorted({result.bn_mode for result in results})
     skips = sorted({result.skips for result in results})
     return Figure(
@@ -62,7 +63,7 @@ def masked_grid(
         subtitle=f"Columns: share of the code that is masked. Batch statistics: {', '.join(modes)}; skip connections: "
         f"{', '.join(skips)}. {_READING[show[0]] if len(show) == 1 else _READING['several']}",
         rows=grid,
-        **credits(first, of_case(first, index, note)),
+        **credits(list(networks.values()), of_case(first, index, note)),
     )
 
 

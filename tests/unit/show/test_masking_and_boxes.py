@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,18 @@ def test_a_grid_has_a_row_a_quantity_and_a_column_a_fraction(results: dict[str, 
     assert (masked.pixels[masked.labels == 0] == 0).all()
     assert figure.rows[1][0] is None
     assert "eval" in figure.subtitle
+
+
+def test_a_grid_tells_the_score_of_every_network_once(results: dict[str, list]) -> None:
+    rows = {}
+    for number, (name, row) in enumerate(results.items()):
+        network = {"name": f"net-{number}", "dice": 0.9 - 0.5 * number, "floor": 0.75, "patients": 8}
+        told = {"weights": str(number), "network": network}
+        rows[name] = [dataclasses.replace(result, provenance=told) for result in row]
+    figure = masked_grid(rows)
+    assert "net-0 test Dice 0.90 (n = 8); net-1 test Dice 0.40" in figure.caption
+    assert figure.caption.count("net-0") == 1
+    assert figure.stamp == "untrained: net-1"
 
 
 def test_a_grid_of_images_shows_what_was_decoded(results: dict[str, list]) -> None:
