@@ -39,13 +39,24 @@ def quadrature(t_max: float = 3.0, points: int = 17) -> tuple[Tensor, Tensor, Te
 
 @functools.lru_cache
 def null_expectation(t_max: float = 3.0, points: int = 17) -> float:
-    """Expectation of the N-scaled statistic T for independent N(0, 1) rows: sum_m w_m (1 - phi_m^2), for any N."""
+    """Expectation of the N-scaled statistic T for independent N(0, 1) rows: sum_m w_m (1 - phi_m^2), for any N.
+
+    Example:
+        >>> from toolkit.methods.segreg import null_expectation
+        >>> round(null_expectation(), 2)
+        1.05
+    """
     _, window, weights = quadrature(t_max, points)
     return float((weights * (1 - window.square())).sum())
 
 
 def unit_directions(channels: int, count: int, generator: torch.Generator) -> Tensor:
-    """(channels, count) float32 on the CPU: independent uniform directions as unit columns."""
+    """(channels, count) float32 on the CPU: independent uniform directions as unit columns.
+
+    Example:
+        >>> from toolkit.methods.segreg import unit_directions
+        >>> directions = unit_directions(8, 64, torch.Generator().manual_seed(0))
+    """
     directions = torch.randn(channels, count, generator=generator)
     return directions / directions.norm(dim=0, keepdim=True).clamp_min(1e-12)
 
