@@ -100,18 +100,23 @@ def as_batches(
     dims, channels = dims_and_channels(network)
     device = torch.device(device) if device is not None else device_of(network)
     waiting: list[_Item] = []
-    most, shape = batch_size, None
+    known: dict[Any, int] = {}  # images that a batch may hold, by their size and how many there are
+
+    def batches() -> Iterator[InputBatch]:
+        most = len(waiting)
+        if limit is not None and waiting:
+            key = waiting[0].image.shape, most
+            most = known[key] = known.get(key) or limit(_collate(waiting[:1], device).image, most)
+        for start in range(0, len(waiting), most or 1):
+            yield _collate(waiting[start : start + most], device)
+        waiting.clear()
+
     for item in _items(inputs, dims, channels, label, files=defaults_of(network).files):
         _check(item, dims, channels)
-        if waiting and (item.image.shape != waiting[0].image.shape or len(waiting) == most):
-            yield _collate(waiting, device)
-            waiting = []
-        if limit is not None and item.image.shape != shape:
-            shape = item.image.shape
-            most = limit(_collate([item], device).image, batch_size)
+        if waiting and (item.image.shape != waiting[0].image.shape or len(waiting) == batch_size):
+            yield from batches()
         waiting.append(item)
-    if waiting:
-        yield _collate(waiting, device)
+    yield from batches()
 
 
 def _items(

@@ -78,10 +78,13 @@ class Predictor:
         x = frame.pad(image).to(self.dtype)
         return x if frame.tiling is None else x[frame.tiling.windows[0]].clone()
 
-    def affordable(self, call: str, image: Tensor, wanted: int, *, held: str = "outputs", **options: Any) -> int:
-        """How many images like this one (1, C, *S) a pass may take; see `toolkit.features.memory.affordable_images`."""
+    def affordable(
+        self, call: str, image: Tensor, wanted: int, *, held: str = "outputs", windows: int = 1, **options: Any
+    ) -> int:
+        """How many images like this one (1, C, *S), or of its windows, a pass may take; see `affordable_images`."""
         x = self.one_window(image)
         pieces = image.numel() / x.numel()
+        wanted = max(wanted, windows) if pieces > 1 else wanted
         self.at_once = affordable_images(self.model, x, wanted, call=call, held=held, pieces=pieces, **options)
         return self.at_once
 

@@ -79,7 +79,7 @@ def predict(
     items, several = _opened(predictor.model, image, normalisation)
     parts = []
     with untouched(predictor.model, mode="eval"), torch.inference_mode():
-        limit = functools.partial(predictor.affordable, "predict")
+        limit = functools.partial(predictor.affordable, "predict", windows=batch_size)
         for batch in as_batches(items, predictor.model, batch_size=batch_size, limit=limit):
             logits = predictor.logits(batch.image, at_once=batch_size)
             if output == "labels":

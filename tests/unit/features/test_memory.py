@@ -82,6 +82,12 @@ def test_what_cannot_fit_is_refused_before_it_is_taken(monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_stated_is_of_the_images_that_are_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_free(monkeypatch, 54 * PLANE * 2)  # of eight images, the size of a batch, one
+    with pytest.warns(tk.ToolkitWarning, match=rf"extract .* needs about {54 * PLANE / 1e9:.3g} GB;"):
+        tk.extract(net(), IMAGES[:1], "0", pool="global", out=tmp_path / "f.zarr")
+
+
 def test_analyses_of_stored_features_say_and_refuse_theirs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     label = (IMAGES[:, 0] > 0).long()
     features = tk.extract(net(), {"image": IMAGES, "label": label}, ["0", "1"], pool="voxels", samples=50)
