@@ -97,7 +97,10 @@ def store(name: str, seed: int, runs: Path) -> Path | None:
     for tensor in network.parameters():
         tensor.data.copy_(tensor.half())
     task, site = STUDIES[study].task(), record["site"]
-    tested = task if fold is None or site is not None else task.folds(STUDIES[study].folds)[fold]
+    told = {"name": task.name, "normalisation": task.normalisation}
+    if fold is not None and site is None:
+        told["fold"] = [fold, STUDIES[study].folds]
+    tested = tk.load_task(**told) if "fold" in told else task
     sites = task.sites if site is None else [site] if isinstance(site, str) else list(site)
     table = _patients(network, tested)
     scores = [_score(site, rows["dice"].to_numpy()) for site, rows in table.groupby("site", sort=False)]
@@ -108,7 +111,7 @@ def store(name: str, seed: int, runs: Path) -> Path | None:
         "name": name,
         "seed": seed,
         "method": method,
-        "task": {"name": task.name, "normalisation": task.normalisation},
+        "task": told,
         "sites": list(sites),
         "recipe": {
             **{key: record["objects"][key] for key in ("model", "objective", "regularizers")},
@@ -121,7 +124,7 @@ def store(name: str, seed: int, runs: Path) -> Path | None:
         "floor": {"dice": round(least, 4), "above": home > least},
         "sample": {str(row.subject): round(row.dice, 5) for row in sample.itertuples()},
         "tolerance": TOLERANCE,
-        "data": task.content_hash(),
+        "data": tested.content_hash(),
         "command": f"python -m evidence.run {study} --only {arm} --seeds {seed}"
         + (fold is not None) * f" --folds {fold}",
         "environment": record["environment"],

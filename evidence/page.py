@@ -14,6 +14,7 @@ import toolkit as tk
 from evidence import judge
 from evidence.claims import Claim, claims
 from evidence.judge import NOT_HERE, NOT_RUN, RESULTS
+from evidence.networks import FLOOR
 
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 GALLERY = PAGE.with_name("gallery.md")
@@ -54,7 +55,11 @@ def _findings(verdicts: pd.DataFrame, results: Path) -> Iterator[str]:
     for verdict in ("contradicted", "supported"):
         for claim in claims():
             if (row := verdicts.loc[claim.id])["verdict"] == verdict:
-                yield f"* **{verdict}**: {claim.paper}, {claim.source}: {_measured(claim, row)[0]} (`{claim.id}`)."
+                mind = ""
+                if claim.measure == "dice" and min(row["first"], row["second"]) < FLOOR:
+                    worse = claim.arms[int(row["second"] < row["first"])]
+                    mind = f" Mind that {worse} is below {FLOOR}: it has not learnt within the budget that plain training needs."
+                yield f"* **{verdict}**: {claim.paper}, {claim.source}: {_measured(claim, row)[0]} (`{claim.id}`).{mind}"
     if (results / "race.csv").exists():
         mean = _race_means(results)["away"]
         better = int((mean.drop("plain") > mean["plain"]).sum())

@@ -29,6 +29,7 @@ def load_task(
     split_list: str | None = None,
     *,
     regions: Mapping[str, Sequence[int]] | None = None,
+    fold: Sequence[int] | None = None,
 ) -> Task:
     """Load a task by the name of its manifest.
 
@@ -42,9 +43,10 @@ def load_task(
         split_list: one of the published split lists in the manifest (ACDC has several); default the manifest's own
             choice.
         regions: overlapping regions made of classes, for networks with a sigmoid an output: {"whole": (1, 2, 3)}.
+        fold: (index, count): the splits of one fold of `task.folds(count)`, counted from 0.
 
     Raises:
-        ConfigError: no such task, rule or split list.
+        ConfigError: no such task, rule, split list or fold.
         DataError: the data are not there or not complete; the message is the list of what to do.
 
     Example:
@@ -78,7 +80,13 @@ def load_task(
     settings = {name: getattr(manifest, name) for name in own}
     config = recipe("load_task", given)
     named: dict[str, Any] = {"classes": classes, "regions": regions, "manifest": manifest, "toolkit_config": config}
-    return Task(manifest.name, cases, **settings, **named)
+    task = Task(manifest.name, cases, **settings, **named)
+    if fold is None:
+        return task
+    index, count = fold
+    if not 0 <= index < count:
+        raise ConfigError(f"There is no fold {index} of {count}.", where="load_task(fold=...)", fix="Count from 0.")
+    return task.folds(count)[index]
 
 
 def list_tasks() -> pd.DataFrame:

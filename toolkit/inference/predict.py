@@ -102,12 +102,19 @@ def _opened(network: nn.Module, image: Any, normalisation: str) -> tuple[Any, bo
         read: Any = files.items(paths) if files else read_items(paths, dims, channels, normalisation=normalisation)
         items = list(read)
         first = items[0]
-        return items, (first.position if isinstance(first, Case) else first.get("position")) is not None
+        if isinstance(first, Case) or first.get("position") is not None:
+            return items, first.position is not None if isinstance(first, Case) else True
+        return items, _is_stack(first["image"], dims, channels)
     if isinstance(image, (Tensor, np.ndarray)):
-        spatial = image.ndim - 2 if dims is None else dims
-        stacked = image.ndim == spatial + 1 and channels == 1 and image.shape[0] != 1
-        return image, stacked or image.ndim > spatial + 1
+        return image, _is_stack(image, dims, channels)
     return image, isinstance(image, Iterable) and not hasattr(image, "keys")
+
+
+def _is_stack(image: Tensor | np.ndarray, dims: int | None, channels: int | None) -> bool:
+    """Whether an array is a batch of images, or a stack of slices of one channel."""
+    spatial = image.ndim - 2 if dims is None else dims
+    stacked = image.ndim == spatial + 1 and channels == 1 and image.shape[0] != 1
+    return stacked or image.ndim > spatial + 1
 
 
 def _paths_of(image: Any) -> list[str]:

@@ -67,7 +67,7 @@ class Tabled(Measured):
 def test_tables_are_written_as_csv_and_latex(measured: Measured, tmp_path: Path) -> None:
     result = Tabled(**{field.name: getattr(measured, field.name) for field in dataclasses.fields(measured)})
     back = pd.read_csv(result.write_table(tmp_path / "deep" / "table.csv"))
-    pd.testing.assert_frame_equal(back, result.table(), check_dtype=False)
+    assert back.to_csv() == result.table().to_csv()
     text = result.write_table(tmp_path / "table.tex", digits=3).read_text(encoding="utf-8")
     assert text.splitlines() == [
         r"\begin{tabular}{lrr}",

@@ -13,7 +13,7 @@ import pytest
 from toolkit import list_tasks, load_task
 from toolkit.data.manifest import cache_folder, find_manifest, manifest_names
 from toolkit.data.sets.files import index_of
-from toolkit.errors import DataError, ToolkitError, ToolkitWarning
+from toolkit.errors import ConfigError, DataError, ToolkitError, ToolkitWarning
 
 MANIFEST = """
 name = "tiny"
@@ -323,3 +323,12 @@ def test_a_broken_manifest_leaves_the_other_tasks(tiny):
 def test_a_name_is_no_path(tiny, name):
     with pytest.raises(ToolkitError, match="no task called"):
         load_task(name)
+
+
+def test_a_fold_is_that_of_the_whole_task():
+    task, whole = load_task("phantom-cardiac", fold=(1, 3)), load_task("phantom-cardiac").folds(3)[1]
+    for split in ("train", "val", "test"):
+        assert [case.id for case in task.cases(split)] == [case.id for case in whole.cases(split)]
+    assert task.content_hash() == whole.content_hash()
+    with pytest.raises(ConfigError, match="no fold 3 of 3"):
+        load_task("phantom-cardiac", fold=(3, 3))

@@ -11,12 +11,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from toolkit.data.arrays import task_from_arrays
+from toolkit.data.normalise import normalise
 from toolkit.errors import ConfigError, DataError
 from toolkit.explain.gradcam import grad_cam
 from toolkit.features.modules import dims_and_channels
 from toolkit.features.provenance import provenance, weights_hash
 from toolkit.inference.extract import extract
 from toolkit.inference.inputs import as_batches
+from toolkit.inference.predict import predict
 from toolkit.models.unet import unet
 
 IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -264,3 +266,14 @@ def test_cases_without_a_label_and_files_of_arrays_are_images_too(tmp_path: Path
     assert (batch.ids, tuple(batch.image.shape)) == (["a"], (1, 1, 8, 8))
     assert batch.label is not None
     assert int(batch.label.sum()) == 8
+
+
+def test_a_stack_in_a_file_is_predicted_whole(tmp_path: Path) -> None:
+    network = unet(1, 3, channels=(4, 8))
+    stack = np.random.default_rng(0).normal(size=(3, 16, 16)).astype(np.float32)
+    np.save(tmp_path / "stack.npy", stack)
+    np.save(tmp_path / "slice.npy", stack[1])
+    assert predict(network, tmp_path / "stack.npy").shape == (3, 16, 16)
+    assert predict(network, tmp_path / "slice.npy").shape == (16, 16)
+    both = predict(network, normalise(stack, "zscore-clip"))
+    assert torch.equal(predict(network, tmp_path / "stack.npy"), both)
