@@ -56,7 +56,7 @@ def _findings(verdicts: pd.DataFrame, results: Path) -> Iterator[str]:
         for claim in claims():
             if (row := verdicts.loc[claim.id])["verdict"] == verdict:
                 mind = ""
-                if claim.measure == "dice" and min(row["first"], row["second"]) < FLOOR:
+                if claim.measure.startswith("dice") and min(row["first"], row["second"]) < FLOOR:
                     worse = claim.arms[int(row["second"] < row["first"])]
                     mind = f" Mind that {worse} is below {FLOOR}: it has not learnt within the budget that plain training needs."
                 yield f"* **{verdict}**: {claim.paper}, {claim.source}: {_measured(claim, row)[0]} (`{claim.id}`).{mind}"
