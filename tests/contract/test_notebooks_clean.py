@@ -112,7 +112,8 @@ def test_a_lesson_has_few_lines_of_code(name: str) -> None:
 
 def test_the_gallery_links_to_headings_that_there_are() -> None:
     links = re.findall(
-        r"\]\(notebooks/(\w+)\.ipynb#([\w-]+)\)", (NOTEBOOKS[0].parents[1] / "docs/gallery.md").read_text(encoding="utf-8")
+        r"\]\(notebooks/(\w+)\.ipynb#([\w-]+)\)",
+        (NOTEBOOKS[0].parents[1] / "docs/gallery.md").read_text(encoding="utf-8"),
     )
     assert len(links) > 10
     for name, anchor in links:
