@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from toolkit.training.config import TrainConfig
+
+_SWITCH_INTERVAL = 0.0005  # seconds
 
 
 class Feed:
@@ -37,6 +40,9 @@ class Feed:
         self._halved = ahead and (self._cuda if on_device is None else on_device)
         self._workers = worker_count(config) if ahead or config.workers is not None else 0
         self._pool = ThreadPoolExecutor(self._workers, "toolkit-batch") if self._workers else None
+        self._switch_interval = sys.getswitchinterval()
+        if self._pool is not None:  # else the step waits up to 5 ms for Python's lock each time that it asks for it
+            sys.setswitchinterval(min(_SWITCH_INTERVAL, self._switch_interval))
         self._pending: dict[int, Future[dict[str, Any]]] = {}
 
     def batch(self, step: int) -> dict[str, Any]:
@@ -57,6 +63,7 @@ class Feed:
         self._pending.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+            sys.setswitchinterval(self._switch_interval)
 
     def _prepared(self, step: int) -> dict[str, Any]:
         whole = self._loader.draw(step) if self._halved else self._loader.batch(step)

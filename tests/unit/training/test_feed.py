@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from typing import Any
@@ -134,3 +135,12 @@ def test_the_number_of_workers_leaves_the_cores_of_the_step_alone(monkeypatch: p
     assert count(2, threads=1) == 1
     assert count(64, workers=0) == 0
     assert count(8, threads=2, devices=2) == 1
+
+
+def test_pythons_lock_changes_hands_sooner_while_threads_prepare_batches() -> None:
+    before = sys.getswitchinterval()
+    for workers in (0, 2):
+        source = feed(loader(), workers=workers)
+        assert sys.getswitchinterval() == pytest.approx(0.0005 if workers else before)
+        source.close()
+        assert sys.getswitchinterval() == pytest.approx(before)
