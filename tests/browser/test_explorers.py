@@ -17,10 +17,17 @@ pytestmark = pytest.mark.browser
 
 PICTURES = Path(__file__).parents[2] / "docs" / "images"
 DIGEST = """async image => {
-  await image.decode().catch(() => {});  // a picture that has just been replaced has no width yet
-  const bytes = await (await fetch(image.src)).arrayBuffer();
-  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-  return [Array.from(hash).map(b => b.toString(16).padStart(2, "0")).join(""), bytes.byteLength, image.naturalWidth];
+  for (;;) {  // a picture that is being replaced has no width, or bytes of another one
+    const source = image.src;
+    await image.decode().catch(() => {});
+    const bytes = await fetch(source).then(answer => answer.arrayBuffer()).catch(() => null);
+    if (bytes && image.src === source && image.naturalWidth) {
+      const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+      const digest = Array.from(hash).map(b => b.toString(16).padStart(2, "0")).join("");
+      return [digest, bytes.byteLength, image.naturalWidth];
+    }
+    await new Promise(resolve => setTimeout(resolve, 50));
+  }
 }"""
 
 
