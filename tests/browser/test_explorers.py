@@ -1,6 +1,6 @@
 """Each explorer of the notebook, moved with the mouse and with the keyboard, in a real JupyterLab.
 
-What changed is read from the page: the bytes behind the picture, or the data of the Plotly figure. With
+What changed is read from the page: the pixels of the picture, or the data of the Plotly figure. With
 TOOLKIT_SCREENSHOTS=1 the pictures of the documentation are taken anew.
 """
 
@@ -17,14 +17,17 @@ pytestmark = pytest.mark.browser
 
 PICTURES = Path(__file__).parents[2] / "docs" / "images"
 DIGEST = """async image => {
-  for (;;) {  // a picture that is being replaced has no width, or bytes of another one
+  for (;;) {  // a picture that is being replaced has no width, or the pixels of another one
     const source = image.src;
     await image.decode().catch(() => {});
-    const bytes = await fetch(source).then(answer => answer.arrayBuffer()).catch(() => null);
-    if (bytes && image.src === source && image.naturalWidth) {
-      const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+    const [width, height] = [image.naturalWidth, image.naturalHeight];
+    if (width && image.src === source) {
+      const canvas = new OffscreenCanvas(width, height).getContext("2d");  // an address may be gone: nothing is fetched
+      canvas.drawImage(image, 0, 0);
+      const pixels = canvas.getImageData(0, 0, width, height).data;
+      const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", pixels));
       const digest = Array.from(hash).map(b => b.toString(16).padStart(2, "0")).join("");
-      return [digest, bytes.byteLength, image.naturalWidth];
+      return [digest, Number(image.dataset.bytes), width];
     }
     await new Promise(resolve => setTimeout(resolve, 50));
   }
@@ -41,7 +44,7 @@ class Shown:
         self.picture = self.box.locator("img.toolkit-picture").first
 
     def digest(self) -> str:
-        """Hash of the picture's bytes; it is a picture, and a small one."""
+        """Hash of the picture's pixels; it is a picture, and a small one."""
         digest, size, width = self.picture.evaluate(DIGEST)
         assert 1_000 < size < 500_000
         assert width > 300

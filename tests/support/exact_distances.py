@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError
-from toolkit.measure import cka as gaussians
-from toolkit.measure.cka import centred, median_squared_distance, rbf_kernel, squared_distances, unbiased_hsic
+from toolkit.measure import distances as gaussians
+from toolkit.measure.distances import centred, median_squared_distance, rbf_kernel, squared_distances, unbiased_hsic
 
 
 def centroid_shift(first: Tensor, second: Tensor, scale: float | None = None) -> Tensor:
@@ -84,7 +84,7 @@ def frechet(first: Tensor, second: Tensor) -> Tensor:
 
 
 def rbf_cka(first: Tensor, second: Tensor, debiased: bool = False) -> Tensor:
-    """CKA with the kernels of `toolkit.measure.cka.rbf_kernel`."""
+    """CKA with the kernels of `toolkit.measure.distances.rbf_kernel`."""
     return kernel_cka(rbf_kernel(first), rbf_kernel(second), debiased)
 
 

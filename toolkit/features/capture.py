@@ -245,8 +245,17 @@ class Recorder:
 class TapeRecorder(Recorder):
     """Hooks that keep activations on a tape."""
 
-    def __init__(self, *place: Any, tape: Tape, detach: bool = False, clone: bool = True) -> None:
-        super().__init__(*place)
+    def __init__(
+        self,
+        model: nn.Module,
+        wanted: list[str],
+        aliases: Mapping[str, str] | None,
+        *,
+        tape: Tape,
+        detach: bool = False,
+        clone: bool = True,
+    ) -> None:
+        super().__init__(model, wanted, aliases)
         self.tape, self.detach, self.clone = tape, detach, clone
 
     def restart(self) -> None:
@@ -271,8 +280,15 @@ class TapeRecorder(Recorder):
 class _Observer(Recorder):
     """Hooks that pass activations on instead of keeping them."""
 
-    def __init__(self, *place: Any, consume: Callable[[str, Tensor], None]) -> None:
-        super().__init__(*place)
+    def __init__(
+        self,
+        model: nn.Module,
+        wanted: list[str],
+        aliases: Mapping[str, str] | None,
+        *,
+        consume: Callable[[str, Tensor], None],
+    ) -> None:
+        super().__init__(model, wanted, aliases)
         self.consume = consume
 
     def handle(self, requests: list[Request], tensor: Tensor) -> None:

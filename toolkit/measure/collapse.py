@@ -14,7 +14,7 @@ from toolkit.errors import ResultError
 from toolkit.features.memory import state_rows
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
-from toolkit.measure.cka import centred, squared_distances
+from toolkit.measure.distances import centred, squared_distances
 from toolkit.measure.drift_samples import subsample
 from toolkit.measure.pairing import rows_of
 from toolkit.results import DataFrame, Result, as_table

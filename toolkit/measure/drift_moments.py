@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from toolkit.measure.cka import (
+from toolkit.measure.distances import (
     alignment,
     distance_to_standard_normal,
     frechet_from_root,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from toolkit.data.randomness import keyed_random
-from toolkit.measure.cka import median_squared_distance, squared_distances
+from toolkit.measure.distances import median_squared_distance, squared_distances
 
 
 def fixed_directions(channels: int, number: int, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError, choose
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
-from toolkit.measure.cka import procrustes, rbf_kernel, unbiased_hsic
+from toolkit.measure.distances import procrustes, rbf_kernel, unbiased_hsic
 from toolkit.measure.drift_samples import subsample
 from toolkit.measure.pairing import row_order, rows_of
 from toolkit.results import DataFrame, Result, as_table

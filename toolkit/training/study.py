@@ -56,7 +56,7 @@ class Study(Comparison):
     kind: ClassVar[str] = "study"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """One training of a study; plain objects, so that any executor can carry it to another process."""
 
@@ -65,7 +65,6 @@ class Training:
     fold: int | None
     split: str
     metric: str
-    _: dataclasses.KW_ONLY
     model: nn.Module
     task: Any
     objective: Objective
@@ -176,7 +175,11 @@ def compare(
     options = {"aliases": dict(aliases or {}), "site": site, "progress": progress and executor is None}
     trainings = [
         Training(
-            *(name, seed, fold, split, metric),
+            method=name,
+            seed=seed,
+            fold=fold,
+            split=split,
+            metric=metric,
             model=networks[name, seed],
             task=part,
             objective=objective if arm.objective is None else as_objective(arm.objective),

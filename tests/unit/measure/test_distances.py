@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from toolkit.errors import ResultError
-from toolkit.measure.cka import linear_cka, median_squared_distance, procrustes, rbf_kernel, unbiased_hsic
+from toolkit.measure.distances import linear_cka, median_squared_distance, procrustes, rbf_kernel, unbiased_hsic
 
 
 @pytest.fixture(scope="module")

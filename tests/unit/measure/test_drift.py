@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
-from toolkit.measure.cka import linear_cka, median_squared_distance, procrustes
+from toolkit.measure.distances import linear_cka, median_squared_distance, procrustes
 from toolkit.measure.drift import Drift, drift
 from toolkit.measure.drift_moments import MomentMeasures
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions

@@ -14,7 +14,7 @@ from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
-from toolkit.measure.cka import linear_cka, procrustes
+from toolkit.measure.distances import linear_cka, procrustes
 from toolkit.measure.layer_similarity import METHODS, LayerSimilarity, layer_similarity
 
 

@@ -8,12 +8,13 @@ function render({ model, el }) {
   let address = null;
   const draw = () => {
     const bytes = model.get("value");
-    const next = URL.createObjectURL(new Blob([bytes], { type: "image/" + model.get("format") }));
+    const [next, before] = [URL.createObjectURL(new Blob([bytes], { type: "image/" + model.get("format") })), address];
     image.src = next;
     image.dataset.bytes = String(bytes.byteLength);
     image.alt = model.get("description");
-    if (address !== null) URL.revokeObjectURL(address);
     address = next;
+    const forget = () => { if (before !== null) URL.revokeObjectURL(before); };
+    image.decode().then(forget, forget); // an address that is still being read would be an error on the console
   };
   const readout = document.createElement("div");
   readout.className = "toolkit-readout";

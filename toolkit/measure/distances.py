@@ -1,6 +1,6 @@
-"""Centred kernel alignment between two sets of features of the same rows: linear and unbiased; and Procrustes.
+"""How far apart two sets of features are: alignments of the same rows (CKA, Procrustes), Fréchet distance, angles of subspaces.
 
-And distances that need only means and covariances, with leading batch axes (bootstrap replicates).
+Where means and covariances are enough, batch axes may lead (bootstrap replicates).
 """
 
 from __future__ import annotations
