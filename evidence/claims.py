@@ -29,6 +29,7 @@ class Claim:
     rule: str
     power: str = ""
     command: str = ""
+    first_look: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def study(self) -> str:
@@ -44,6 +45,11 @@ class Claim:
     def sites(self) -> list[str]:
         """Sites whose patients count."""
         return self.measure.split(" @ ")[1].split()
+
+    @property
+    def confidence(self) -> float:
+        """Of the interval that the rule reads: 95 %, and with a second look the half of the risk for each."""
+        return 0.975 if self.first_look else 0.95
 
     @property
     def expected(self) -> float:

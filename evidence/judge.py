@@ -24,7 +24,7 @@ class Judgement:
         claim: its id.
         verdict: supported, contradicted or inconclusive; else "not run yet" or "not tested here".
         first, second: mean of the first arm and of the second (with four arms: of the differences).
-        difference, low, high: mean paired difference (of one arm: its mean) with its 95 % interval.
+        difference, low, high: mean paired difference (of one arm: its mean) with its interval, of 95 % or of what the claim says.
         chance: probability that the claim is false if nothing was known before (flat prior, Student's distribution).
         detectable: the smallest effect that this design would find with a power of 80 % (see `toolkit.measure.intervals.Mean`).
         patients, trainings: size of the design; trainings are seeds, or folds of a cross-validation.
@@ -65,7 +65,7 @@ def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
     if not shared or len(complete) < 2:
         return Judgement(claim.id, NOT_RUN)
     known, first, second = _difference([arm.loc[complete, shared] for arm in arms])
-    low, high = known.interval()
+    low, high = known.interval(claim.confidence)
     folds = complete.get_level_values("fold")
     trainings = len(shared) * folds.nunique()
     planned = len(claim.seeds) * max(1, table["fold"].nunique())
@@ -75,7 +75,7 @@ def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
         "inconclusive" if alone else claim.verdict(low, high),
         *(_rounded(value) for value in (first, second, known.mean, low, high)),
         chance=_rounded(_chance_of_false(claim, known)),
-        detectable=_rounded(known.smallest_detectable()),
+        detectable=_rounded(known.smallest_detectable(1 - claim.confidence)),
         patients=len(complete.droplevel("fold").unique()),
         trainings=trainings,
         planned=planned,

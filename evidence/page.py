@@ -25,7 +25,8 @@ Every row is a claim of a paper. Its protocol and the rule that gives the verdic
 that judge it. A verdict holds for the data, the networks and the budget named here and for nothing else.
 
 * *difference*: first arm less second, mean over patients and trainings, with its 95 % interval (the wider of the tests over
-  patients and over trainings). Where a claim is about one value, that value.
+  patients and over trainings). Where a claim is about one value, that value. Where trainings were added after a first look,
+  the interval is that of 97.5 %, since two looks share the risk.
 * *chance of being false*: probability that the effect is not what the rule calls supported, given these data and no
   opinion before.
 * *could see*: the smallest effect that this design would find with a power of 80 % (from 6 patients and 2 trainings on 78 % and more in
@@ -108,7 +109,7 @@ def _measured(claim: Claim, row: pd.Series) -> list[str]:
         " less ".join(claim.arms[:2]) if len(claim.arms) < 4 else "({} less {}) less ({} less {})".format(*claim.arms)
     )
     both = "" if math.isnan(row["second"]) else f" ({row['first']:.3g} and {row['second']:.3g})"
-    interval = f"{row['low']:.3g} to {row['high']:.3g}"
+    interval = f"{row['low']:.3g} to {row['high']:.3g}{', 97.5 %' if claim.first_look else ''}"
     measured = f"{claim.measure}, {compared}: {row['difference']:.3g} [{interval}]{both}; {row['patients']} patients"
     count = f"{row['trainings']} of {row['planned']}"
     verdict = f"**{row['verdict']}**"

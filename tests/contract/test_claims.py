@@ -18,8 +18,9 @@ PAPERS = {"SegReg": 5, "SelfReg-UNet": 5, "Latent augmentation": 5, "Med-DisSeg"
 
 def test_every_claim_has_exactly_the_fields() -> None:
     for claim in tomllib.loads(FILE.read_text(encoding="utf-8"))["claim"]:
-        assert set(claim) in (FIELDS, FIELDS | {"power", "command"}), claim["id"]
+        assert set(claim) in (FIELDS, FIELDS | {"power", "command"}, FIELDS | {"first_look"}), claim["id"]
         assert all(claim[field] for field in claim), claim["id"]
+        assert set(claim.get("first_look", [])) < set(claim["seeds"]), claim["id"]
 
 
 def test_the_claims_cover_the_papers_and_most_of_them_are_tested() -> None:

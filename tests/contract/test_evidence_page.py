@@ -69,6 +69,16 @@ def test_seeds_and_patients_are_both_samples(tmp_path: Path) -> None:
     assert 0 < one.chance < 0.05
 
 
+def test_a_second_look_is_judged_at_half_the_risk(tmp_path: Path) -> None:
+    plain = np.array([[0.5, 0.6, 0.4], [0.7, 0.6, 0.5]])
+    gain = np.array([[0.10, 0.14, 0.06], [0.10, 0.14, 0.06]])  # patients agree, trainings do not
+    results = measured(tmp_path, {"segreg": plain + gain, "plain": plain})
+    error = 0.04 / np.sqrt(3)
+    once, again = (judge(claim(first_look=first), results) for first in ([], [0]))
+    assert once.high - once.difference == pytest.approx(stats.t.ppf(0.975, 2) * error, rel=1e-3)
+    assert again.high - again.difference == pytest.approx(stats.t.ppf(0.9875, 2) * error, rel=1e-3)
+
+
 def test_one_training_decides_nothing(tmp_path: Path) -> None:
     plain = np.array([[0.5], [0.6], [0.7]])
     one = judge(claim(), measured(tmp_path, {"segreg": plain + np.array([[0.2], [0.21], [0.2]]), "plain": plain}))
