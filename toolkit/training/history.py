@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TIME_PREFIX = "seconds"  # columns that start so are wall-clock times: the only ones that differ between equal runs
-_AT_ONCE = 20_000  # rows held as Python objects while a table is made
+_AT_ONCE = 5_000  # rows held as Python objects while a table is made
 
 
 class HistoryWriter:
@@ -124,21 +125,17 @@ def read_history(path: Path) -> pd.DataFrame:
 
     rows, parts = rows_of(path), []
     while part := list(islice(rows, _AT_ONCE)):
-        parts.append(_compact(pd.DataFrame(part)))
-    if len(parts) < 2:
-        return parts[0] if parts else pd.DataFrame()
-    return _compact(pd.concat(parts, ignore_index=True))
-
-
-def _compact(table: pd.DataFrame) -> pd.DataFrame:
-    """One object for all equal words, and numbers where a column held nothing else than null so far."""
-    words: dict[Any, Any] = {}
-    for name in [name for name, kind in table.dtypes.items() if str(kind) == "object"]:
-        if table[name].isna().all():
-            table[name] = math.nan
-        else:
-            table[name] = [words.setdefault(value, value) for value in table[name]]
-    return table
+        table = pd.DataFrame(part)
+        for name in [name for name in table if table[name].isna().all()]:
+            table[name] = math.nan  # numbers where a column held nothing else than null so far
+        parts.append((len(part), {str(name): values.copy() for name, values in table.items()}))
+    names = list(dict.fromkeys(name for _, part in parts for name in part))
+    # column by column, so that nothing but the column at hand is there twice
+    columns = {
+        name: pd.concat([part.pop(name, pd.Series(math.nan, range(size))) for size, part in parts], ignore_index=True)
+        for name in names
+    }
+    return pd.DataFrame(columns, copy=False)
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -146,7 +143,11 @@ def _row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int else None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    if isinstance(row.get("event"), str):
+        row["event"] = sys.intern(row["event"])  # or a million rows hold a million words
+    return row
 
 
 def _digest(path: Path, length: int | None = None) -> tuple[int, Any]:
