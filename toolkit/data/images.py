@@ -186,17 +186,22 @@ def read_polygons(path: Path, shape: tuple[int, int]) -> np.ndarray:
     A pixel belongs to an outline if its centre is inside by the even-odd rule; the centre of the first pixel has the
     coordinates (0.5, 0.5).
     """
-    require_file(path, _MOST_XML)
+    require_file(path)
+    if path.stat().st_size > _MOST_XML:
+        raise DataError("The XML file is larger than 256 MiB.", where=path, fix="It is no outline file.")
     content = path.read_bytes()
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content or b"\x00" in content:
         what = "The XML file declares a document type or entities, which outlines do not need and which are unsafe."
         raise DataError(what, where=path, fix="Take the file as it was published.")
-    with decoding(path, "an XML file of outlines", "Take the file as it was published."):
+    try:
         root = ElementTree.fromstring(content)
         outlines = [
             np.asarray([(float(v.attrib["X"]), float(v.attrib["Y"])) for v in region.iter("Vertex")])
             for region in root.iter("Region")
         ]
+    except (ElementTree.ParseError, KeyError, ValueError) as error:
+        what = f"The XML file cannot be read as outlines ({type(error).__name__}: {error})."
+        raise DataError(what, where=path, fix="Take the file as it was published.") from error
     if not outlines:
         raise DataError("The XML file has no regions.", where=path, fix="Check that it belongs to the image.")
     objects = np.zeros(shape, np.uint16)

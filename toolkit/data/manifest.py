@@ -74,10 +74,6 @@ class Manifest:
     files: dict[str, int] = dataclasses.field(default_factory=dict)
     other_files: tuple[str, ...] = ()  # patterns of files that the release has besides and that are no cases
     label_values: dict[str, int] | None = None  # stored label value -> class, if the coding differs
-    # how the cases lie there, see `toolkit.data.sets`; empty = by a function of ours, or as the index table says
-    rows: tuple[dict[str, bool | int | str], ...] = ()
-    validation: float = 0.0  # share of the training subjects that validates, where nobody published which
-    split_files: tuple[str, ...] = ()  # splits whose images a file each lists (train.txt), if they are there
     # name -> split -> subjects; subjects that a list does not name are left out
     split_lists: dict[str, dict[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     default_split: str = ""  # the list that `load_task(name)` takes; empty = the split of the files, else a derived one

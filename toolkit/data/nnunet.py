@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from toolkit.data.reading import Row
-from toolkit.data.sets.official import decathlon, read_description
+from toolkit.data.sets.decathlon import decathlon_rows, read_description
 from toolkit.data.splits import held_out
 from toolkit.data.table import TaskSettings, recipe, task_from_table
 from toolkit.data.task import Task
@@ -51,7 +51,7 @@ def task_from_nnunet(
     root = Path(folder).expanduser().absolute()
     table = read_description(root)
     named, own_regions = _classes(table, root / "dataset.json")
-    rows = decathlon(root) if "training" in table else _raw(table, root)
+    rows = decathlon_rows(root) if "training" in table else _raw(table, root)
     if settings.get("splits") is None and any("split" in row for row in rows):
         held_out(rows, 0.2, "nnunet")
     settings["regions"] = settings.get("regions") or own_regions

@@ -194,15 +194,13 @@ def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def require_file(path: Path, most: float = float("inf")) -> None:
-    """Check that a file exists, is not empty, and has at most so many bytes."""
+def require_file(path: Path) -> None:
+    """Check that a file exists and is not empty."""
     if not path.is_file():
         fix = "Check the path and that the data set is complete (task.verify() lists what is missing)."
         raise DataError("The file does not exist." if not path.exists() else "This is not a file.", where=path, fix=fix)
     if path.stat().st_size == 0:
         raise DataError("The file is empty (0 bytes).", where=path, fix="Copy or download it again.")
-    if path.stat().st_size > most:
-        raise DataError(f"The file is larger than {most} bytes.", where=path, fix="It is not the expected file.")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import pytest
 import toolkit
 from toolkit import load_task
 from toolkit.data.manifest import find_manifest, manifest_names
+from toolkit.data.sets.files import DATA_SETS
 from toolkit.errors import ConfigError, DataError
 
 PACKS = {"cardiac_acdc", "cardiac_sunnybrook", "hippocampus_msd04", "nuclei_dsb2018"}
@@ -25,7 +26,10 @@ def place(tmp_path, monkeypatch):
 
 
 def test_every_data_set_has_a_builder():
-    assert {n for n in manifest_names() if not find_manifest(n).generated} == PACKS | set(official.BUILDERS)
+    described = {n for n in manifest_names() if not find_manifest(n).generated}
+    assert {n for n in described if n in DATA_SETS or not find_manifest(n).table_path.is_file()} == PACKS | set(
+        official.BUILDERS
+    )
 
 
 @pytest.mark.parametrize("name", sorted(official.BUILDERS))

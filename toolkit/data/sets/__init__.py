@@ -1,8 +1,7 @@
-"""From the folder of a data set to the rows of its cases.
+"""Official data sets: for each one a short function from its folder to the rows of its cases.
 
-The `[[rows]]` of a manifest hold the columns of `toolkit.task_from_table` as templates. `image` is a regular expression
-of paths below the data folder, whose named groups (and `stem`, the name up to its first dot) the templates name in
-braces; with a CSV file beside the manifest all are templates of its columns. Without any rule that file has them itself.
+A data set of one's own needs a manifest (`$TOOLKIT_MANIFESTS`) and beside it a CSV file with the columns of
+`toolkit.task_from_table`, paths below the data folder.
 """
 
 from __future__ import annotations
@@ -13,25 +12,26 @@ from pathlib import Path
 from toolkit.data.manifest import Manifest, leaves_folder
 from toolkit.data.reading import Row
 from toolkit.data.rows import completed, table_rows
-from toolkit.data.sets.files import by_rules
-from toolkit.data.sets.official import DATA_SETS
+from toolkit.data.sets import pictures, scans
+from toolkit.data.sets.files import DATA_SETS
 from toolkit.data.splits import assign_splits
 from toolkit.errors import DataError
+
+__all__ = ["pictures", "rows_of", "scans", "split_rows"]
 
 
 def rows_of(manifest: Manifest, folder: Path) -> list[Row]:
     """The rows of a data set whose files lie in `folder`, before its split lists are applied."""
-    if manifest.name in DATA_SETS:
-        rows = DATA_SETS[manifest.name](folder, manifest)
-    elif manifest.rows:
-        rows = by_rules(manifest, folder)
-    else:
+    read = DATA_SETS.get(manifest.name)
+    if read is None:
         if not manifest.table_path.is_file():
             what = f"The index table of {manifest.name!r} cannot be read: there is none."
             fix = "Put a CSV file with a row a case beside the manifest (columns of toolkit.task_from_table)."
             raise DataError(what, where=manifest.table_path, fix=fix)
         named = table_rows(manifest.table_path, folder)
         rows = completed([{"site": manifest.sites[0], **row} for row in named])
+    else:
+        rows = read(folder, manifest)
     outside = [path for row in rows for path in files_of(row) if leaves_folder(os.path.relpath(path, folder))]
     if outside:
         what = f"A file of {manifest.name!r} lies outside the data folder: {outside[0]}."

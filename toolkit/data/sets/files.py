@@ -1,4 +1,4 @@
-"""Files of a data set: found by the rules of its manifest, and texts and tables read."""
+"""What the functions of the data sets share: files found by a pattern, texts and tables read, and their register."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ import csv
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from toolkit.data.manifest import Manifest
 from toolkit.data.reading import Row
-from toolkit.data.source import decoding, require_file
-from toolkit.data.splits import held_out
+from toolkit.data.source import require_file
 from toolkit.errors import DataError
+
+Reader = Callable[[Path, Manifest], list[Row]]
+DATA_SETS: dict[str, Reader] = {}
+_MOST_BYTES = 2**26
+
+
+def data_set(read: Reader) -> Reader:
+    """Register the function of the data set that is called as it is."""
+    DATA_SETS[read.__name__] = read
+    return read
 
 
 def matched(folder: Path, image: str, label: str = "", case: str = "{stem}", **columns: Any) -> list[Row]:
@@ -36,8 +45,20 @@ def matched(folder: Path, image: str, label: str = "", case: str = "{stem}", **c
             fields = {**match.groupdict(), "stem": path.rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]}
             row = {**filled(fields, case=case, **columns), "image": folder / path}
             if wanted := label.format_map(fields):
-                row["label"] = folder / lowered.get(wanted.lower(), wanted)  # `rows_of` says what is missing
+                if wanted.lower() not in lowered:
+                    what = f"An image has no label: {wanted} is missing."
+                    raise DataError(what, where=folder, fix="Complete the data set, or move the image away.")
+                row["label"] = folder / lowered[wanted.lower()]
             rows.append(row)
+    return rows
+
+
+def indexed(manifest: Manifest, folder: Path, image: str, label: str = "", **columns: Any) -> list[Row]:
+    """A row for every entry of the index table beside the manifest, whose columns stand in braces in the templates."""
+    rows = []
+    for fields in index_of(manifest):
+        files = {name: folder / path.format_map(fields) for name, path in (("image", image), ("label", label)) if path}
+        rows.append(filled(fields, **columns) | files)
     return rows
 
 
@@ -45,42 +66,6 @@ def filled(fields: Mapping[str, Any], case: str, **columns: Any) -> Row:
     """Columns whose texts are templates, filled in; the subject is the case unless they say otherwise."""
     texts = {"case": case, "subject": case, **columns}
     return {name: text.format_map(fields) if isinstance(text, str) else text for name, text in texts.items()}
-
-
-def by_rules(manifest: Manifest, folder: Path) -> list[Row]:
-    """The rows that the manifest describes: of its index table, whose columns its templates name, else of the files."""
-    rows: list[Row] = []
-    with decoding(
-        Path(manifest.folder) / f"{manifest.name}.toml", "a manifest whose rows fit the data", "Correct [[rows]]."
-    ):
-        for rule in manifest.rows:
-            if manifest.table_path.is_file():
-                rows += [filled(fields, **rule) for fields in index_of(manifest)]
-            else:
-                rows += matched(folder, **rule)
-    for row in rows:
-        row |= {name: folder / row[name] for name in ("image", "label") if name in row}
-    if manifest.validation:
-        held_out(rows, manifest.validation, manifest.name)
-    return _listed(rows, folder, {split: folder / f"{split}.txt" for split in manifest.split_files})
-
-
-def _listed(rows: list[Row], folder: Path, lists: dict[str, Path]) -> list[Row]:
-    """Rows with the split that the data set's own lists give; images in no list are left out."""
-    if not any(path.is_file() for path in lists.values()):
-        return rows
-    split_of: dict[str, str] = {}
-    for split, path in lists.items():
-        for line in filter(None, (line.strip() for line in text_of(path).splitlines())):
-            if split_of.setdefault(line, split) != split:
-                what = f"{line} is in {split_of[line]} and in {split}."
-                raise DataError(what, where=path, fix="Get the lists again.")
-    names = [row["image"].name for row in rows]
-    if missing := sorted(split_of.keys() - {*names, *(row["case"] for row in rows)}):
-        what = f"The lists name {len(missing)} images that are not there, for example {missing[0]}."
-        raise DataError(what, where=folder, fix="Complete the data set, or get the lists again.")
-    chosen = [split_of.get(name) or split_of.get(row["case"]) for name, row in zip(names, rows, strict=True)]
-    return [{**row, "split": split} for row, split in zip(rows, chosen, strict=True) if split]
 
 
 def paths_below(folder: Path) -> list[str]:
@@ -100,9 +85,13 @@ def paths_below(folder: Path) -> list[str]:
 
 def text_of(path: Path) -> str:
     """A text file of a data set."""
-    require_file(path, most=2**26)
-    with decoding(path, "a text", "Get it again."):
+    require_file(path)
+    if path.stat().st_size > _MOST_BYTES:
+        raise DataError("The table is larger than 64 MiB.", where=path, fix="It is not the expected file.")
+    try:
         return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError("The table is no text.", where=path, fix="Get it again.") from error
 
 
 def table_of(path: Path) -> list[dict[str, str]]:
@@ -114,6 +103,13 @@ def table_of(path: Path) -> list[dict[str, str]]:
     if not rows:
         raise DataError("The table has no rows.", where=path, fix="Get it again.")
     return rows
+
+
+def frame_of(phases: Mapping[str, str], phase: str, where: Path, line: str) -> int:
+    """Number of the frame that a table names for a phase of the heart."""
+    if not (frame := phases.get(phase, "")).isdecimal():
+        raise DataError(f"{line} names no frame for {phase}.", where=where, fix="Get the file again (ED: 1).")
+    return int(frame)
 
 
 def index_of(manifest: Manifest) -> list[dict[str, str]]:
