@@ -8,7 +8,6 @@ Writes benchmarks/results/phantom_speed.json. Processor time, so that other prog
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -18,19 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.generated import GENERATORS
+from toolkit.data.generated import GENERATORS, generator
+from toolkit.data.phantoms.phantom import Generator
 
 RESULT = Path(__file__).parent / "results" / "phantom_speed.json"
 FLOOR = 50.0  # slices a second on one core
 
 
-def slices_per_second(module: Any, subjects: int = 3) -> float:
+def slices_per_second(task: Generator, subjects: int = 3) -> float:
     """Slices of stacks and volumes, or tiles, generated in a second of processor time, over all sites."""
-    module.generate(module.SITES[0], 0)
+    task.generate(task.sites[0], 0)
     start, made = time.process_time(), 0
-    for site in module.SITES:
+    for site in task.sites:
         for subject in range(subjects):
-            label = module.generate(site, subject).label
+            label = task.generate(site, subject).label
             made += len(label) if label.ndim == 3 else 1
     return made / (time.process_time() - start)
 
@@ -38,10 +38,9 @@ def slices_per_second(module: Any, subjects: int = 3) -> float:
 def measured(rounds: int) -> dict[str, Any]:
     """Per task the rate of every round and the middle one."""
     tasks: dict[str, Any] = {}
-    for name, path in GENERATORS.items():
-        module = importlib.import_module(path)
+    for name in GENERATORS:
         subjects = 12 if name == "phantom-glands" else 3
-        rates = sorted(round(slices_per_second(module, subjects), 1) for _ in range(rounds))
+        rates = sorted(round(slices_per_second(generator(name), subjects), 1) for _ in range(rounds))
         tasks[name] = {
             "unit": "tiles" if name == "phantom-glands" else "slices",
             "per_cpu_second": rates[len(rates) // 2],

@@ -5,9 +5,7 @@ python scripts/data_sets_page.py > docs/data_sets.md
 
 from __future__ import annotations
 
-import importlib
-
-from toolkit.data.generated import GENERATORS
+from toolkit.data.generated import generator
 from toolkit.data.manifest import FACTS, Manifest, find_manifest, manifest_names
 
 _HEAD = """# Data sets
@@ -36,11 +34,10 @@ def page() -> str:
 
 def _sheet(manifest: Manifest) -> str:
     """Picture, sites and splits of a generated task."""
-    module = importlib.import_module(GENERATORS[manifest.name])
-    sites = []
+    task, sites = generator(manifest.name), []
     for site in manifest.sites:
-        counts = " / ".join(str(len(numbers)) for numbers in module.SUBJECTS[site].values())
-        sites.append(f"* {site} ({counts}): {module.DESCRIPTIONS[site]}.\n")
+        counts = " / ".join(str(len(numbers)) for numbers in task.subjects[site].values())
+        sites.append(f"* {site} ({counts}): {task.descriptions[site]}.\n")
     picture = f"images/{manifest.name.replace('-', '_')}.png"
     return f"\n### `{manifest.name}`\n\n{manifest.title}.\n\n![{manifest.name}]({picture})\n\n{''.join(sites)}"
 

@@ -204,7 +204,7 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
 def _checksum(reader: Source, recorded: dict[str, str]) -> str:
     if isinstance(reader, GeneratedSource):
         expected = recorded.get(f"{reader.site}/{reader.subject}")
-        return "none" if expected is None else _word(reader.content_sha256() == expected)
+        return "none" if expected is None else _word(reader.stack().sha256() == expected)
     verdicts = []
     for path in dict.fromkeys(reader.files()):
         expected = next(

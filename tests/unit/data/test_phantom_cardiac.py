@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import toolkit
-from toolkit.data.phantoms.cardiac import CLASSES, DESCRIPTIONS, SITES, SUBJECTS, generate, group_of
+from toolkit.data.phantoms.cardiac import TASK
 from toolkit.errors import DataError
 
 PINNED = {
@@ -23,24 +23,23 @@ PINNED = {
     ("D", 31, 5): "103943a45dceda701e7aeb1b",
 }
 
-_held = functools.cache(generate)
+_held = functools.cache(TASK.generate)
 
 
 def _digest(site: str, subject: int, seed: int) -> str:
-    phantom = generate(site, subject, seed)
+    phantom = TASK.generate(site, subject, seed)
     return hashlib.sha256(phantom.image.tobytes() + phantom.label.tobytes()).hexdigest()[:24]
 
 
 @pytest.fixture(scope="module")
 def stacks():
-    return {(site, subject): _held(site, subject) for site in SITES for subject in range(5)}
+    return {(site, subject): _held(site, subject) for site in TASK.sites for subject in range(5)}
 
 
 def test_a_stack_is_what_the_interface_says(stacks):
-    assert len(SITES) >= 4
-    assert set(DESCRIPTIONS) == set(SITES)
-    assert CLASSES == {0: "background", 1: "RV", 2: "myocardium", 3: "LV"}
-    for (site, subject), phantom in stacks.items():
+    assert len(TASK.sites) >= 4
+    assert set(TASK.descriptions) == set(TASK.sites)
+    for phantom in stacks.values():
         assert phantom.image.shape == phantom.label.shape
         assert phantom.image.shape[1:] == (96, 96)
         assert 6 <= len(phantom.image) <= 8
@@ -50,19 +49,15 @@ def test_a_stack_is_what_the_interface_says(stacks):
         assert phantom.image.min() >= 0
         assert 100 < phantom.image.max() <= 4095
         assert set(np.unique(phantom.label)) == {0, 1, 2, 3}
-        assert (phantom.site, phantom.subject, phantom.split) == (site, subject, "train")
-        assert len(phantom.spacing) == 2
-        assert 1.0 < phantom.spacing[0] < 3.0
-        assert 5.0 <= phantom.slice_spacing <= 10.0
+        assert 1.0 < phantom.spacing[1] == phantom.spacing[2] < 3.0
+        assert 5.0 <= phantom.spacing[0] <= 10.0
 
 
 def test_splits_share_no_subject():
-    for site in SITES:
-        numbers = [n for split in ("train", "val", "test") for n in SUBJECTS[site][split]]
+    for site in TASK.sites:
+        numbers = [n for split in ("train", "val", "test") for n in TASK.subjects[site][split]]
         assert len(numbers) == len(set(numbers))
-        assert [len(SUBJECTS[site][split]) for split in ("train", "val", "test")] == [20, 4, 8]
-        assert generate(site, SUBJECTS[site]["val"][0]).split == "val"
-        assert generate(site, SUBJECTS[site]["test"][-1]).split == "test"
+        assert [len(TASK.subjects[site][split]) for split in ("train", "val", "test")] == [20, 4, 8]
 
 
 @pytest.mark.parametrize(("site", "subject", "seed"), list(PINNED))
@@ -79,7 +74,7 @@ def test_bytes_do_not_depend_on_the_instruction_set():
         # A bare parent package keeps torch out of the child.
         f"import hashlib, sys, types; sys.path.insert(0, {str(root)!r}); room = types.ModuleType('toolkit.data');"
         f"room.__path__ = [{str(root / 'toolkit' / 'data')!r}]; sys.modules['toolkit.data'] = room;"
-        "from toolkit.data.phantoms.cardiac import generate; p = generate('B', 7);"
+        "from toolkit.data.phantoms.cardiac import TASK; p = TASK.generate('B', 7);"
         "print(hashlib.sha256(p.image.tobytes() + p.label.tobytes()).hexdigest()[:24])"
     )
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -92,7 +87,7 @@ def test_generation_needs_no_global_state():
     first = _digest("D", 3, 0)
     assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
     np.random.seed(2)  # noqa: NPY002
-    generate("A", 3)
+    TASK.generate("A", 3)
     assert _digest("D", 3, 0) == first
 
 
@@ -103,7 +98,7 @@ def test_seed_subject_and_site_each_change_the_stack():
 @pytest.mark.parametrize("bad", [("Z", 0, 0), ("A", -1, 0), ("A", 0, -2)])
 def test_unknown_site_and_negative_numbers_are_errors(bad):
     with pytest.raises(DataError, match="phantom-cardiac"):
-        generate(*bad)
+        TASK.generate(*bad)
 
 
 def test_the_cavity_lies_inside_the_wall(stacks):
@@ -128,16 +123,16 @@ def test_the_heart_tapers_to_the_apex(stacks):
 
 
 def _mean_of_group(group: str, measure) -> float:
-    subjects = [n for n in range(40) if group_of("A", n) == group][:4]
+    subjects = [n for n in range(40) if TASK.group_of("A", n) == group][:4]
     return float(np.mean([measure(_held("A", n)) for n in subjects]))
 
 
 def test_pathology_groups_change_the_geometry():
     def cavity(phantom):  # mL
-        return (phantom.label == 3).sum() * phantom.spacing[0] ** 2 * phantom.slice_spacing / 1000
+        return (phantom.label == 3).sum() * phantom.spacing[1] ** 2 * phantom.spacing[0] / 1000
 
     def right(phantom):
-        return (phantom.label == 1).sum() * phantom.spacing[0] ** 2 * phantom.slice_spacing / 1000
+        return (phantom.label == 1).sum() * phantom.spacing[1] ** 2 * phantom.spacing[0] / 1000
 
     def wall_share(phantom):
         return (phantom.label == 2).sum() / (phantom.label >= 2).sum()
@@ -165,9 +160,9 @@ def test_an_infarct_thins_one_segment_of_the_wall():
 
 def test_groups_follow_each_sites_shares():
     for site, group, share in (("A", "infarct", 0.2), ("B", "hypertrophic", 0.55), ("D", "abnormal_rv", 0.4)):
-        found = np.mean([group_of(site, n) == group for n in range(2000)])
+        found = np.mean([TASK.group_of(site, n) == group for n in range(2000)])
         assert found == pytest.approx(share, abs=0.01)
-        train = np.mean([group_of(site, n) == group for n in SUBJECTS[site]["train"]])
+        train = np.mean([TASK.group_of(site, n) == group for n in TASK.subjects[site]["train"]])
         assert train == pytest.approx(share, abs=0.11)
 
 
@@ -194,7 +189,7 @@ def test_sites_differ_in_contrast_noise_and_geometry(stacks):
         return float(np.mean(values))
 
     assert roughness("C") > 1.35 * roughness("A")
-    assert len({stacks[site, 0].spacing for site in SITES}) == len(SITES)
+    assert len({stacks[site, 0].spacing for site in TASK.sites}) == len(TASK.sites)
 
     def angle(site):  # direction from the left to the right ventricle, degrees
         found = []

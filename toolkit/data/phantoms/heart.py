@@ -113,13 +113,9 @@ def slice_heart(heart: Heart, level: float, first: Floats, second: Floats) -> He
 
 def _outline(heart: Heart, c: Floats, s: Floats) -> Floats:
     """Relative excess of the radius in the direction (c, s): second and third harmonics."""
-    cos2, sin2 = c * c, c * s
-    cos2 *= 2.0
-    cos2 -= 1.0
-    sin2 *= 2.0
+    cos2, sin2 = 2.0 * (c * c) - 1.0, 2.0 * (c * s)
     outline = heart.second[0] * cos2 + heart.second[1] * sin2
-    outline += heart.third[0] * (c * cos2 - s * sin2) + heart.third[1] * (s * cos2 + c * sin2)
-    return outline
+    return outline + (heart.third[0] * (c * cos2 - s * sin2) + heart.third[1] * (s * cos2 + c * sin2))
 
 
 def _right_border(heart: Heart, level: float, outer: float, epicardium: Floats, c: Floats, s: Floats) -> Floats:

@@ -50,17 +50,8 @@ class Grid:
 
     def ellipse(self, centre: tuple[float, float], axes: tuple[float, float]) -> Floats:
         """About the signed distance (mm) to an ellipse along the scene's axes."""
-        # In place: allocating a grid costs more than computing on one.
-        distance, other = self.x - centre[0], self.y - centre[1]
-        distance *= 1.0 / axes[0]
-        other *= 1.0 / axes[1]
-        distance *= distance
-        other *= other
-        distance += other
-        np.sqrt(distance, out=distance)
-        distance -= 1.0
-        distance *= min(axes)
-        return distance
+        across, down = (self.x - centre[0]) * (1.0 / axes[0]), (self.y - centre[1]) * (1.0 / axes[1])
+        return (np.sqrt(across * across + down * down) - 1.0) * min(axes)
 
 
 Thorax = SimpleNamespace  # one subject's surroundings; mm, positions as (centre, centre, radius) or two half axes
