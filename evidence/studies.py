@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def _unet(*channels: int, inputs: int = 1, classes: int = 4, dims: int = 2) -> C
     return lambda: tk.unet(inputs, classes, channels=channels, dims=dims)
 
 
-def _paper_unet() -> Any:
-    return tk.self_reg_unet(1, 4, width=8)
+def _paper_unet(width: int = 8) -> Any:
+    return tk.self_reg_unet(1, 4, width=width)
 
 
 def _swin() -> Any:
@@ -237,7 +238,8 @@ STUDIES: dict[str, Study] = {
     ),
     "acdc": Study(
         task=lambda: tk.load_task("cardiac_acdc"),
-        arms=_arms(_unet(16, 32, 64, 128), **_METHODS, **_PARTS),
+        arms=_arms(_unet(16, 32, 64, 128), **_METHODS, **_PARTS)
+        | _arms(partial(_paper_unet, 12), paper_plain=None, paper_selfreg=_self_reg(0.1)),
         config=REAL,
         measures=(measures.dice, measures.sunnybrook),
         train=one_network,
