@@ -12,6 +12,7 @@ from torch import nn
 from toolkit.arguments import checked
 from toolkit.data.case import Case
 from toolkit.errors import ConfigError
+from toolkit.features.provenance import score_of
 from toolkit.inference.memory import Passes, Regions
 from toolkit.inference.network import Predictor
 from toolkit.inference.predict import predict_volumes
@@ -75,7 +76,9 @@ def evaluate(
         table = _scores(prediction, reference, volume, predictor.activation.regions, metrics)
         identity = {"case": first.volume, "site": first.site, "subject": first.subject, "group": first.group}
         tables.append(table.assign(**identity))
-    return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
+    scores = pd.concat(tables, ignore_index=True)[list(COLUMNS)]
+    scores.attrs["network"] = score_of(model)  # for the caption of a figure of them
+    return scores
 
 
 def validation_scores(table: DataFrame) -> dict[str, float]:

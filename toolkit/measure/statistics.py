@@ -133,6 +133,8 @@ def compare_methods(
 ) -> Comparison:
     """Compare methods with a baseline on evaluation tables, paired by patient and by seed.
 
+    Intervals of Dice and IoU end where the score does: few patients and one seed may say nothing, and then fill the range.
+
     Args:
         table: rows with method, seed, case, class, metric, value, status; NaN = absent from reference and prediction.
             In cross-validation also fold, the one that tested the case: the intervals then know that patients of a
@@ -156,6 +158,10 @@ def compare_methods(
         options["folds"] = _folds_of(table[table["metric"] == metric], patient or patient_column(table))
     result = compare_scores(patient_scores(table, metric, patient), baseline, **options)
     result.metric = metric
+    if metric in ("dice", "iou"):  # an interval holds no value that the score cannot have
+        for least, name in ((0, ""), (-1, "difference_"), (-1, "bootstrap_")):
+            ends = [f"{name}low", f"{name}high"]
+            result.numbers[ends] = result.numbers[ends].clip(least, 1)
     result.provenance["parameters"]["metric"] = metric
     return result
 

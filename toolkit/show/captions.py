@@ -6,20 +6,27 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
+from toolkit.features.provenance import score_of
 from toolkit.registry import attributes
+from toolkit.results import DataFrame
 
 _HASH = re.compile(r"\b[0-9a-f]{16,128}\b")
 _ABSOLUTE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\)")
 
 
 def credits(source: Any, note: str = "", names: Sequence[str] = ()) -> dict[str, str]:
-    """`caption`, `provenance` and `stamp` of a figure of a result or a record of provenance, or of one a network.
+    """`caption`, `provenance` and `stamp` of a figure, to be handed to it by `**`.
 
-    The caption holds `note` and steps, seed, test score and number of patients of every network whose score is known;
+    `source` is a result, a record of provenance, a network or a table of its scores or its training, or several of them:
+    a list, or a mapping from the names that the figure gives them. The caption holds `note` and steps, seed, test score and number of patients of every network whose score is known;
     the stamp is "untrained" where a score is below its floor. Of a network whose score is unknown nothing is claimed.
     """
+    if isinstance(source, Mapping) and all(isinstance(one, nn.Module | DataFrame) for one in source.values()):
+        names, source = list(source), list(source.values())
     several = isinstance(source, (list, tuple))
-    records = [getattr(one, "provenance", one) for one in (source if several else [source])]
+    records = [_record(one) for one in (source if several else [source])]
     networks = [network for record in records for network in _networks(record)]
     titles = list(names) if len(names) == len(networks) else [str(one.get("name", "")) for one in networks]
     lines = _scores(titles, networks)
@@ -33,6 +40,17 @@ def credits(source: Any, note: str = "", names: Sequence[str] = ()) -> dict[str,
         "provenance": whole,
         "stamp": ("untrained" if all_low else f"untrained: {', '.join(low)}") if low else "",
     }
+
+
+def _record(source: Any) -> Any:
+    """What is known of the networks of a result, a network, or a table of its scores or its training."""
+    if isinstance(source, Mapping):
+        return {key: _record(value) for key, value in source.items()}
+    if isinstance(source, (list, tuple)):
+        return [_record(one) for one in source]
+    if isinstance(source, nn.Module | DataFrame):
+        return dict(source.attrs) if isinstance(source, DataFrame) else {"network": score_of(source)}
+    return getattr(source, "provenance", source)
 
 
 def of_case(result: Any, index: int, note: str = "") -> str:

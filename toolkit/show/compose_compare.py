@@ -167,7 +167,7 @@ def _score_matrix(title: str, scores: Any, stages: Sequence[str], sites: Sequenc
 
 
 @compose.register
-def comparison(result: Comparison, *, note: str = "") -> Figure:
+def comparison(result: Comparison, *, note: str = "", provenance: Mapping[str, Any] | None = None) -> Figure:
     """Mean of every method and its paired difference from the baseline, with 95 % intervals."""
     table = result.numbers
     methods = [str(name) for name in table["method"]]
@@ -195,9 +195,15 @@ def comparison(result: Comparison, *, note: str = "") -> Figure:
         width=260,
         height=60 + 36 * max(1, len(others)),
     )
+    counts = [f"{n} {what}{'s' * (n > 1)}" for what in ("patient", "seed") for n in {int(table[f"{what}s"].iloc[0])}]
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in zip(methods, mean, strict=True))
+    told = f"{result.metric.capitalize() or 'Score'}: {scores} (n = {', '.join(counts)})"
+    seeds = (
+        "" if int(table["seeds"].iloc[0]) > 1 else " With one seed it speaks of these trainings, not of the methods."
+    )
     return Figure(
         title=f"Methods compared with {result.baseline}",
-        subtitle="An interval that holds zero is no evidence of a difference.",
+        subtitle=f"An interval that holds zero is no evidence of a difference.{seeds}",
         rows=[[means, differences if len(others) else None]],
-        **credits(result, note),
+        **credits([result, provenance or {}], "; ".join(filter(None, (told, note)))),
     )

@@ -56,7 +56,7 @@ def score_boxes(
         title="Robustness: scores on every test set",
         subtitle="A volume's score is the mean over its classes; missed and spurious classes count as 0.",
         rows=[[panel]],
-        **credits(provenance or {}, note),
+        **credits(provenance or [next(iter(sets.values())) for sets in evaluations.values()], note),
     )
 
 
@@ -93,7 +93,7 @@ def score_table(
         title=title,
         subtitle="The last column is the mean over the test sets, each weighing the same." if several else "",
         rows=[[panel]],
-        **credits(provenance or {}, note),
+        **credits(provenance or [next(iter(sets.values())) for sets in evaluations.values()], note),
     )
 
 

@@ -57,7 +57,7 @@ def training_curves(
         subtitle="Terms are shown before their weights. The gradient ratio compares regularizer and objective at the tapped "
         "layers: dead below 1e-8, dominant above 1.",
         rows=in_rows(panels, columns),
-        **credits(provenance or {}, _with_regularizers(note, frames.values(), provenance or {})),
+        **credits(provenance or histories, _with_regularizers(note, frames.values(), provenance or {})),
     )
 
 
@@ -65,7 +65,8 @@ def training_curves(
 def _runs(runs: Sequence[Run], names: Sequence[str], *, note: str = "", columns: int = 3) -> Figure:
     """The training curves of runs; see `training_curves`."""
     histories = {name or run.path.name: run.history for name, run in zip(names, runs, strict=True)}
-    return training_curves(histories, note=note, columns=columns)
+    models = {name: run.model for name, run in zip(histories, runs, strict=True)}
+    return training_curves(histories, note=note, columns=columns, provenance=models)
 
 
 def curve_columns(frames: Any) -> list[str]:
@@ -184,7 +185,7 @@ def scores_by_site(
             "; all axes run from 0 to 1." if metric in _OVERLAPS else "; a missed organ counts as the image's diagonal."
         ),
         rows=in_rows(panels, columns),
-        **credits(provenance or {}, note),
+        **credits(provenance or evaluations, note),
     )
 
 

@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
-from toolkit.show.captions import caption
+from toolkit.show.captions import caption, credits
 from toolkit.show.compose import compose, compose_together, stacked
 from toolkit.show.compose_masking import masking_summary
 from toolkit.show.compose_robustness import score_means
@@ -32,7 +32,7 @@ _SHARED = {
     "side": "longer edge of a picture in pixels.",
     "columns": "panels in a row.",
     "crop": "show the organs and a margin only; False = the whole image, as for maps that light up at its border.",
-    "provenance": "what the networks and the data are.",
+    "provenance": "the networks by name, or a record of what they and the data are; None = what the tables know.",
 }
 
 
@@ -58,5 +58,5 @@ _COMPOSERS = {
 }
 globals().update(_COMPOSERS)
 __all__ = ["Axes", "Bars", "Boxes", "Figure", "Heatmap", "Image", "Intervals", "Lines", "Panel", "Scatter", "Series"]
-__all__ += ["caption", "compose", "compose_together", "masking_summary", "score_means", "stacked"]
+__all__ += ["caption", "compose", "compose_together", "credits", "masking_summary", "score_means", "stacked"]
 __all__ += list(_COMPOSERS)

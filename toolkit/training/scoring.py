@@ -80,6 +80,7 @@ def _remember(model: nn.Module, told: dict[str, Any], site: Any, split: str, tab
     patients = rows.groupby(["site", patient_column(rows)])["value"].mean()
     told = {**told, "sites": ", ".join(sites), "split": split}
     mark_scored(model, patients.groupby(level="site").mean().mean(), len(patients), **told)
+    table.attrs["network"] = score_of(model)
 
 
 def predict_run(run: Run, cases: Iterable[Case], out: str | os.PathLike[str] | None, progress: bool) -> dict[str, Any]:

@@ -108,9 +108,10 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
     told = {key: card[key] for key in ("name", "steps", "seed")}
     mark_scored(network, dice, patients, **told, sites=", ".join(card["sites"]), floor=card["floor"]["dice"])
     described = {key: value for key, value in card.items() if key not in ("scores", "history")}
-    vars(network).update(
-        scores=pd.DataFrame(card["scores"]), history=pd.DataFrame(card["history"]), provenance=described
-    )
+    tables = {name: pd.DataFrame(card[name]) for name in ("scores", "history")}
+    for table in tables.values():
+        table.attrs["network"] = score_of(network)
+    vars(network).update(tables, provenance=described)
     return network.eval()
 
 

@@ -114,7 +114,21 @@ def test_a_clear_effect_is_found_and_a_small_one_is_not() -> None:
     one_seed = compare_methods(table[table["seed"] == 0], "plain").table().set_index("method")
     assert one_seed.loc["good", "verdict"] == "inconclusive (one seed)"
     direct = compare_scores(scores, "plain").table()
+    direct[["low", "high"]] = direct[["low", "high"]].clip(0, 1)  # where a Dice ends, which an array of scores need not
     pd.testing.assert_frame_equal(direct, result.reset_index()[direct.columns])
+
+
+def test_intervals_of_dice_end_where_dice_does() -> None:
+    """Two patients and one seed say nothing: Student's interval of one degree of freedom is 12.7 standard errors wide."""
+    scores = {"plain": np.array([[0.9], [0.2]]), "a": np.array([[0.3], [0.8]])}
+    half = stats.t.ppf(0.975, 1) * np.std([-0.6, 0.6], ddof=1) / 2**0.5
+    assert half > 7
+    assert compare_scores(scores, "plain").table().iloc[1]["difference_high"] >= half - 1e-9
+    row = compare_methods(long_table(scores), "plain").table().iloc[1]
+    assert row[["low", "high", "difference_low", "difference_high"]].tolist() == [0.0, 1.0, -1.0, 1.0]
+    assert row["verdict"] == "inconclusive (one seed)"
+    distances = compare_methods(long_table(scores, "hd95"), "plain", metric="hd95").table().iloc[1]
+    assert distances["difference_high"] >= half - 1e-9, "a distance has no such end"
 
 
 def test_detectable_difference_is_detected_about_as_often_as_it_says() -> None:
@@ -163,7 +177,7 @@ def test_no_verdict_and_nothing_detectable_where_wilcoxon_cannot_reach_the_level
 def test_folds_of_a_table_are_those_of_its_patients_and_widen_the_interval() -> None:
     rng = np.random.default_rng(1)
     fold = np.arange(20) % 5
-    shared = {name: 0.1 * rng.normal(size=(5, 1))[fold] for name in ("plain", "a")}
+    shared = {name: 0.5 + 0.1 * rng.normal(size=(5, 1))[fold] for name in ("plain", "a")}
     scores = {name: value + 0.01 * rng.normal(size=(20, 1)) for name, value in shared.items()}
     table = long_table(scores)
     table["fold"] = [fold[int(case[1:])] for case in table["case"]]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
+import toolkit as tk
 from toolkit.errors import ConfigError, ResultError
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.mask_result import MaskedLatent
@@ -157,6 +158,8 @@ def other_results() -> list[Any]:
             "difference": [np.nan, 0.02],
             "difference_low": [np.nan, -0.01],
             "difference_high": [np.nan, 0.05],
+            "patients": 8,
+            "seeds": 1,
         }
     )
     transfer = pd.DataFrame(
@@ -341,6 +344,29 @@ def test_a_network_below_its_floor_is_stamped_and_an_unknown_score_is_not_claime
     assert both.stamp == "untrained: short"
     assert "600 steps, seed 1: plain test Dice 0.91 (n = 8 of A); short test Dice 0.41" in both.caption
     assert any(note.text == "<b>untrained: short</b>" for note in plotly_figure(both).layout.annotations)
+
+
+def test_tables_of_scores_and_histories_know_their_networks_and_so_do_figures_of_them() -> None:
+    """Whatever a figure is made of, it is the network that is told: no figure says less than another."""
+    network = tk.load_trained("phantom-cardiac/plain", seed=0)
+    cases = tk.load_task("phantom-cardiac").cases("test", site="A", patients=2)
+    scores, dice = tk.evaluate(network, cases, metrics=("dice",)), network.scores.set_index("site")["dice"]["A"]
+    told = f"600 steps, seed 0: {{}} test Dice {dice:.2f} (n = 8 of A)"
+    by_arm, card = told.format("plain"), told.format("phantom-cardiac/plain")
+    assert by_arm in tk.figures.scores_by_site({"plain": scores}).caption
+    assert by_arm in tk.figures.training_curves({"plain": network.history.drop(columns="event")}).caption
+    assert (
+        by_arm in tk.figures.transfer_matrices({"plain": np.eye(2)}, ["A", "B"], provenance={"plain": network}).caption
+    )
+    assert by_arm in tk.figures.credits({"plain": network})["caption"]
+    for figure in (tk.figures.score_boxes, tk.figures.score_table):
+        assert figure({"plain, A": {"A": scores}, "plain, again": {"A": scores}}).caption == card, "told once"
+    both = pd.concat([scores.assign(method=name, seed=0) for name in ("plain", "same")], ignore_index=True)
+    compared = tk.show(tk.compare_methods(both, "plain"), provenance={"plain": network}, static=True).figure
+    mean = scores["value"].mean()
+    assert f"Dice: plain {mean:.2f}, same {mean:.2f} (n = 2 patients, 1 seed)" in compared.caption
+    assert card in compared.caption
+    assert "With one seed" in compared.subtitle
 
 
 def test_the_score_of_every_stage_is_found_in_nested_provenance() -> None:
