@@ -14,7 +14,7 @@ from toolkit.errors import ResultError
 PATIENTS, SEEDS = (2, 3, 5, 10, 30, 60), (1, 2, 3, 5)
 # Measured share of nominal 95 % intervals that held the true mean over patients and seeds, the worst of normal, skewed
 # and Dice-like scores with missed organs, by patients (rows, as PATIENTS) and seeds (columns, as SEEDS). Written by
-# `python -m benchmarks.coverage` into benchmarks/results/coverage.csv; a test compares the two.
+# `python -m benchmarks.interval_coverage` into benchmarks/results/coverage.csv; a test compares the two.
 COVERAGE = (
     (0.84, 0.94, 0.83, 0.83),
     (0.78, 0.95, 0.89, 0.90),

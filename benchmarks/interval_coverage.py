@@ -1,6 +1,6 @@
 """Do the statistics of a comparison keep what they promise? Simulated studies with a known truth.
 
-`python -m benchmarks.coverage [studies]` (default 4000 a design, a few minutes of one core) writes benchmarks/results/coverage.csv:
+`python -m benchmarks.interval_coverage [studies]` (default 4000 a design, a few minutes of one core) writes benchmarks/results/coverage.csv:
 the share of nominal 95 % intervals that hold the truth (and their median width), of studies of equal methods with a
 winner, of new studies that find the smallest detectable difference which an earlier one printed (and its median), and the
 posterior probability of a wrong claim beside how often the claim is wrong.
