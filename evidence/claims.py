@@ -30,6 +30,7 @@ class Claim:
     power: str = ""
     command: str = ""
     first_look: list[int] = dataclasses.field(default_factory=list)
+    effect: float | None = None
 
     @property
     def study(self) -> str:

@@ -61,6 +61,12 @@ def _findings(verdicts: pd.DataFrame, results: Path) -> Iterator[str]:
                     worse = claim.arms[int(row["second"] < row["first"])]
                     mind = f" Mind that {worse} is below {FLOOR}: it has not learnt within the budget that plain training needs."
                 yield f"* **{verdict}**: {claim.paper}, {claim.source}: {_measured(claim, row)[0]} (`{claim.id}`).{mind}"
+    outside = [f"`{claim.id}`" for claim in claims() if excludes(claim, verdicts.loc[claim.id])]
+    if outside:
+        yield (
+            "* **No room for the published difference**, on this data and with these networks, whatever the verdict: the "
+            f"interval excludes the smallest one that the paper reports: {', '.join(outside)}."
+        )
     if (results / "race.csv").exists():
         mean = _race_means(results)["away"]
         better = int((mean.drop("plain") > mean["plain"]).sum())
@@ -87,6 +93,11 @@ def _findings(verdicts: pd.DataFrame, results: Path) -> Iterator[str]:
         )
 
 
+def excludes(claim: Claim, row: pd.Series) -> bool:
+    """Whether the interval of more than one training leaves no room for the smallest published difference."""
+    return claim.effect is not None and row["trainings"] > 1 and not row["low"] <= claim.effect <= row["high"]
+
+
 def _table(chosen: list[Claim], verdicts: pd.DataFrame) -> Iterator[str]:
     yield "| claim | verdict | the paper | measured | chance of being false | could see | trainings | protocol |"
     yield "|---|---|---|---|---|---|---|---|"
@@ -111,6 +122,8 @@ def _measured(claim: Claim, row: pd.Series) -> list[str]:
     both = "" if math.isnan(row["second"]) else f" ({row['first']:.3g} and {row['second']:.3g})"
     interval = f"{row['low']:.3g} to {row['high']:.3g}{', 97.5 %' if claim.first_look else ''}"
     measured = f"{claim.measure}, {compared}: {row['difference']:.3g} [{interval}]{both}; {row['patients']} patients"
+    if excludes(claim, row):
+        measured += f"; the published {claim.effect:g} lies outside"
     count = f"{row['trainings']} of {row['planned']}"
     verdict = f"**{row['verdict']}**"
     if row["trainings"] == 1 and row["planned"] > 1:

@@ -13,7 +13,7 @@ from scipy import stats
 
 from evidence.claims import Claim, claims
 from evidence.judge import RESULTS, judge, judgements
-from evidence.page import PAGE, page
+from evidence.page import PAGE, excludes, page
 
 
 def claim(**changes: object) -> Claim:
@@ -104,6 +104,14 @@ def test_one_arm_is_judged_by_its_value_and_four_by_the_difference_of_difference
     four = dataclasses.replace(claim(), arms=["a", "b", "c", "d"])
     arms = {"a": values, "b": values - 0.3, "c": values, "d": values - 0.1}
     assert judge(four, measured(tmp_path, arms)).difference == pytest.approx(0.2)
+
+
+def test_a_published_difference_outside_of_the_interval_is_named() -> None:
+    row = pd.Series({"trainings": 8, "low": -0.018, "high": 0.006})
+    assert excludes(claim(effect=0.0175), row)
+    assert not excludes(claim(effect=0.005), row)
+    assert not excludes(claim(effect=0.0175), pd.Series({**row, "trainings": 1})), "one training excludes nothing"
+    assert not excludes(claim(), row)
 
 
 def test_what_was_not_run_says_so(tmp_path: Path) -> None:
