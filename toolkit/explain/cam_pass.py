@@ -131,9 +131,13 @@ def _collected(batch: InputBatch, target: Target, parts: Parts, whole: Frozen, p
     maps, shares, connected = parts
     normalised = isinstance(target, NormalisedClassSum)
     padding = padding if any(map(any, padding)) else ()
+
+    def combined(of_parts: list[Tensor]) -> Tensor:
+        return (normalised_sum(of_parts, batch.size, padding) if normalised else torch.stack(of_parts).sum(0)).cpu()
+
     return CamBatch(
         batch,
-        {method: combine(of_layers, target, batch, padding) for method, of_layers in maps.items()},
+        {method: {name: combined(one) for name, one in of_layers.items()} for method, of_layers in maps.items()},
         {name: net_gradient(parts).cpu() for name, parts in shares.items()},
         connected,
         whole.score.cpu(),
@@ -142,13 +146,6 @@ def _collected(batch: InputBatch, target: Target, parts: Parts, whole: Frozen, p
         whole.prediction.cpu(),
         () if normalised else padding,
     )
-
-
-def combine(maps: Mapping[str, list[Tensor]], target: Target, batch: InputBatch, padding: Padding) -> dict[str, Tensor]:
-    """One map of each layer from those of the target's parts, on the CPU."""
-    if isinstance(target, NormalisedClassSum):
-        return {name: normalised_sum(parts, batch.size, padding).cpu() for name, parts in maps.items()}
-    return {name: torch.stack(parts).sum(0).cpu() for name, parts in maps.items()}
 
 
 def maps_of(

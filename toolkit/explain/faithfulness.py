@@ -136,32 +136,13 @@ def faithfulness(
                     given = AttributionInput(image, base, frame.select(index), batch.label_of(index))
                     noise = Noise(perturbations, radius, seed)
                     wrong = _captum_checks(predictor, result, index, frozen.select(index), given, noise)
-                head = {"name": name, "case": case, "status": _state(result, name, index)}
+                # what a cancelled or empty map scores is chance, and its row says so
+                head = {"name": name, "case": case, "status": result.status[name][index]}
                 rows.append({**head, **_areas(deleted, inserted, chance), **wrong})
-    return Faithfulness(
-        numbers=as_table(rows),
-        curves=curves,
-        target=repr(wanted),
-        provenance=provenance(
-            model,
-            result.provenance.get("data"),
-            target=repr(wanted),
-            steps=steps,
-            orders=orders,
-            baseline=baseline,
-            perturbations=perturbations,
-            radius=radius,
-            seed=seed,
-        ),
-    )
-
-
-def _state(result: GradCamResult | AttributionResult, name: str, index: int) -> str:
-    """The map's status: what a cancelled or empty map scores is chance, and its row says so."""
-    if isinstance(result, GradCamResult):
-        return result.status[name][index]
-    table = result.table()
-    return str(table.loc[table["case"] == result.cases[index], "status"].iloc[0])
+    settings = {"target": repr(wanted), "steps": steps, "orders": orders, "baseline": baseline}
+    settings |= {"perturbations": perturbations, "radius": radius, "seed": seed}
+    made_by = provenance(model, result.provenance.get("data"), **settings)
+    return Faithfulness(numbers=as_table(rows), curves=curves, target=repr(wanted), provenance=made_by)
 
 
 def deletion_insertion(

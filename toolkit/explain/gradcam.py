@@ -102,15 +102,8 @@ def grad_cam(
         fix = "Choose a case in which the class occurs, inside='reference', or ClassSum for the whole image."
         raise DataError(what, where=", ".join(pieces[0].batch.ids[:4]), fix=fix)
     names = list(pieces[0].connected)
-    record = provenance(
-        model,
-        data.hexdigest(),
-        layers=names,
-        target=repr(request.target),
-        method=method if isinstance(method, str) else list(methods),
-        mode=mode,
-        **predictor.settings,
-    )
+    asked = {"target": repr(request.target), "method": method if isinstance(method, str) else list(methods)}
+    record = provenance(model, data.hexdigest(), layers=names, **asked, mode=mode, **predictor.settings)
     return _collect(pieces, predictor, request, record)
 
 

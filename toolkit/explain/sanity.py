@@ -145,21 +145,10 @@ def randomised_weights(
                         "rank_correlation": math.nan if silent else rank_correlation(one, two),
                     }
                 )
-    return RandomisedWeights(
-        numbers=as_table(rows),
-        target=own.target,
-        method=method,
-        provenance=provenance(
-            model,
-            own.provenance.get("data"),
-            layers=own.layers,
-            target=own.target,
-            method=method,
-            draws=draws,
-            seed=seed,
-            cascade=cascade,
-        ),
-    )
+    shown = {"target": own.target, "method": method}
+    settings = {"layers": own.layers, **shown, "draws": draws, "seed": seed, "cascade": cascade}
+    made_by = provenance(model, own.provenance.get("data"), **settings)
+    return RandomisedWeights(numbers=as_table(rows), **shown, provenance=made_by)
 
 
 def _cascade(predictor: Predictor, image: Tensor, steps: int) -> list[tuple[set[str] | None, str]]:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, DataError, LayerError
 from toolkit.explain.mask_result import MaskedLatent
-from toolkit.explain.mask_scores import entropy_map
-from toolkit.explain.masking import mask_latent
+from toolkit.explain.masking import entropy_map, mask_latent
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.models.unet import UNet, unet
 
