@@ -22,8 +22,7 @@ from toolkit.features.arrays import MemoryArrays
 from toolkit.features.store import Features
 from toolkit.measure.drift import drift
 from toolkit.measure.layer_similarity import layer_similarity
-from toolkit.measure.moments import StreamingMoments
-from toolkit.measure.projection_planes import principal_plane
+from toolkit.measure.projection_planes import StreamingMoments, principal_plane
 
 
 def rows(threads: int, clock: str, rounds: int) -> list[dict[str, Any]]:

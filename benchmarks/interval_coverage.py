@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.measure.intervals import PATIENTS, SEEDS, mean_of
-from toolkit.measure.power import won
+from toolkit.measure.intervals import PATIENTS, SEEDS, mean_of, won
 from toolkit.measure.statistics import CAUTION
 
 RESULTS = Path(__file__).parent / "results" / "coverage.csv"

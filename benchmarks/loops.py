@@ -15,8 +15,7 @@ from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.loop import Loop, Plan, initial_checkpoint
-from toolkit.training.objective import Objective
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.regularizer import Objective, Regularizer
 from toolkit.training.step import TrainingStep
 
 CLASSES = {0: "background", 1: "a", 2: "b", 3: "c"}

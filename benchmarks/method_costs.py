@@ -25,7 +25,7 @@ from torch import nn
 
 from toolkit.features.epps_pulley import sliced_epps_pulley, unit_directions
 from toolkit.files import write_atomically
-from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting
+from toolkit.methods.continual.strategies import ElasticWeights, LearningWithoutForgetting
 from toolkit.methods.latent_augmentation.image_baselines import (
     AdversarialBias,
     AdversarialNoise,
@@ -43,8 +43,7 @@ from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.methods.selfreg.swin_unet import swin_unet
 from toolkit.methods.selfreg.unet import self_reg_unet
 from toolkit.models.unet import unet
-from toolkit.training.objective import Objective
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.regularizer import Objective, Regularizer
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 

@@ -31,7 +31,7 @@ from loops import CLASSES, SameBatch, random_task, started_loop
 from toolkit.training.config import TrainConfig
 from toolkit.training.feed import worker_count
 from toolkit.training.history import HistoryWriter
-from toolkit.training.objective import Objective
+from toolkit.training.regularizer import Objective
 
 SIDE, SLICES, NAME = 160, 8, "Dataset902_Loop"
 

@@ -31,8 +31,7 @@ def data() -> np.ndarray:
 def ours(values: np.ndarray) -> np.ndarray:
     import torch
 
-    from toolkit.measure.embedding import UmapOptions, fit_umap
-    from toolkit.measure.neighbours import nearest
+    from toolkit.measure.embedding import UmapOptions, fit_umap, nearest
 
     rows = torch.from_numpy(values)
     options = UmapOptions(neighbours=NEIGHBOURS, epochs=EPOCHS)

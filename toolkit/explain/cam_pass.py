@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import LayerError
+from toolkit.explain.attribute_methods import Frozen, freeze
 from toolkit.explain.cam_maps import Padding, gradient_parts, net_gradient, normalised_sum, raw_map, resized
-from toolkit.explain.frozen import Frozen, freeze
 from toolkit.explain.targets import NormalisedClassSum, Target, TargetContext
 from toolkit.features.capture import Tape, capture
 from toolkit.features.layout import to_maps

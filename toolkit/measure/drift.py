@@ -13,10 +13,19 @@ from torch import Tensor
 from toolkit.errors import ResultError
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
-from toolkit.measure.drift_moments import REFERENCE, MomentMeasures, Pair, Values, debiased_cka
+from toolkit.measure.drift_moments import (
+    REFERENCE,
+    MomentMeasures,
+    Pair,
+    PatientMoments,
+    Values,
+    bootstrap_weights,
+    debiased_cka,
+    half_splits,
+    strata,
+)
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions, subsample
 from toolkit.measure.pairing import PairedRows, class_members, cluster_codes, paired_rows
-from toolkit.measure.patient_moments import PatientMoments, bootstrap_weights, half_splits, strata
 from toolkit.results import DataFrame, Result, as_table
 
 POOLED = "pooled"

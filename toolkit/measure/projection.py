@@ -14,9 +14,16 @@ from toolkit.features.memory import state_rows
 from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
 from toolkit.measure.embedding import TsneOptions, UmapOptions, balanced_sample, tsne_pictures, umap_pictures
-from toolkit.measure.moments import StreamingMoments, balanced_weights
 from toolkit.measure.pairing import PairedRows, RowStream, paired_rows, row_streams
-from toolkit.measure.projection_planes import Plane, discriminant_plane, head_plane, principal_plane, rotation_onto
+from toolkit.measure.projection_planes import (
+    Plane,
+    StreamingMoments,
+    balanced_weights,
+    discriminant_plane,
+    head_plane,
+    principal_plane,
+    rotation_onto,
+)
 from toolkit.results import DataFrame, Result, as_table
 
 LINEAR = ("pca", "lda", "head")

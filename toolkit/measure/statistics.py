@@ -13,8 +13,7 @@ import numpy as np
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.files import write_atomically
-from toolkit.measure.intervals import mean_of, measured_coverage, patient_bootstrap
-from toolkit.measure.power import fewest_patients, spread_of
+from toolkit.measure.intervals import fewest_patients, mean_of, measured_coverage, patient_bootstrap, spread_of
 from toolkit.results import DataFrame, Result, as_table, latex_table
 
 INCONCLUSIVE = "inconclusive"
@@ -205,7 +204,7 @@ def compare_scores(
         smallest_detectable (true difference that a verdict of a new study of this size finds with probability 0.8, at
         Holm's first step; 0.78 and more in simulated studies; NaN where no verdict is possible; `Comparison.needed`
         plans for a stated difference); patient_spread, training_spread,
-        rest_spread (standard deviations of the difference, see `toolkit.measure.power.spread_of`); patients, seeds,
+        rest_spread (standard deviations of the difference, see `toolkit.measure.intervals.spread_of`); patients, seeds,
         verdict.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from toolkit.errors import ResultError
-from toolkit.measure.undefined_distances import counted
+from toolkit.measure.segmentation import counted
 from toolkit.results import DataFrame, Result, as_table
 
 # id: what a score of the previous model is compared with

@@ -17,8 +17,7 @@ from toolkit.methods.med_disseg import transfer_encoder
 from toolkit.results import DataFrame, as_table
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory, check_empty
-from toolkit.training.objective import Objective
-from toolkit.training.regularizer import Regularizer, as_regularizers
+from toolkit.training.regularizer import Objective, Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.seeding import seeded
 from toolkit.training.train import train_or_resume

@@ -14,7 +14,7 @@ from pathlib import Path
 from toolkit.show.captions import caption, credits
 from toolkit.show.compose import compose, compose_together, stacked
 from toolkit.show.compose_masking import masking_summary
-from toolkit.show.compose_robustness import score_means
+from toolkit.show.compose_training import score_means
 from toolkit.show.panels import Axes, Bars, Boxes, Figure, Heatmap, Image, Intervals, Lines, Panel, Scatter, Series
 
 # What arguments mean that many composers have; added to the docstrings.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from toolkit.show import colours, layout
-from toolkit.show import plotly_encoding as encoding
 from toolkit.show.panels import Axes, Bars, Boxes, Coloured, Figure, Heatmap, Image, Intervals, Scatter, Series
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_LEVELS = 127  # maps are sent as signed or unsigned bytes
 _PAPER = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "top"}
 _FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
@@ -108,11 +110,12 @@ class _Page:
     def _scale(self, panel: Coloured, values: np.ndarray, height: int) -> dict[str, Any]:
         """Values in the colours of a panel's ramp, and the bar beside it."""
         low, high, scale = panel.ramp()
-        places, texts = encoding.ticks(low, high)
+        coded, texts = coded_values(values, low, high), [f"{tick:.2g}" for tick in (low, (low + high) / 2, high)]
+        places = [coded["zmin"], (coded["zmin"] + coded["zmax"]) // 2, coded["zmax"]]
         size = {"len": height, "lenmode": "pixels", "thickness": 10, "xpad": 0, "ypad": 0, "outlinewidth": 0}
         ticks = {"tickvals": places, "ticktext": panel.bar_ticks or texts}
         return {
-            **encoding.coded_values(values, low, high),
+            **coded,
             "colorscale": colours.plotly_scale(scale),
             "showscale": panel.bar,
             "colorbar": {**_PAPER, **self.beside, **size, **ticks},
@@ -120,7 +123,7 @@ class _Page:
 
     def _image(self, panel: Image) -> None:
         rows, columns = panel.pixels.shape[:2]
-        self._add("image", source=encoding.png(panel.shades()), hoverinfo="skip")
+        self._add("image", source=_png(panel.shades()), hoverinfo="skip")
         if panel.overlay is not None:
             height, width = panel.overlay.shape
             across = {"x0": -0.5 + columns / width / 2, "dx": columns / width}
@@ -154,7 +157,8 @@ class _Page:
         self.up.update(scaleanchor=self.at["xaxis"], scaleratio=panel.aspect)
 
     def _heatmap(self, panel: Heatmap) -> None:
-        annotate = {"text": encoding.texts(panel.values), "texttemplate": "%{text}"} if panel.annotate else {}
+        texts = [["" if np.isnan(value) else f"{value:.2f}" for value in row] for row in panel.values]
+        annotate = {"text": texts, "texttemplate": "%{text}"} if panel.annotate else {}
         self._add("heatmap", **self._scale(panel, panel.values, panel.height), **annotate)
         rows, columns = panel.values.shape
         self.across.update(title={"text": panel.x_label, "standoff": 6}, range=[-0.5, columns - 0.5], showgrid=False)
@@ -201,11 +205,11 @@ class _Page:
         """The kind of trace that shows a series, and its settings."""
         colour = colours.category(self.names[one.colour or one.name])
         symbol = colours.SYMBOLS[one.symbol % len(colours.SYMBOLS)]
-        points: dict[str, Any] = {"x": encoding.small(one.x), "y": encoding.small(one.y)}
+        points: dict[str, Any] = {"x": _small(one.x), "y": _small(one.y)}
         if isinstance(panel, (Bars, Boxes)):
-            points = {"x": [str(v) for v in one.x], "y": encoding.small(one.y), "offsetgroup": str(index)}
+            points = {"x": [str(v) for v in one.x], "y": _small(one.y), "offsetgroup": str(index)}
         if isinstance(panel, Bars):
-            return "bar", {**points, "marker": {"color": colour}, "error_y": encoding.errors(one.y, one.low, one.high)}
+            return "bar", {**points, "marker": {"color": colour}, "error_y": _errors(one.y, one.low, one.high)}
         if isinstance(panel, Boxes):
             style = {"marker": {"color": colour, "size": 3}, "line": {"width": 1.3}}
             return "box", {**points, **style, "quartilemethod": "linear"}
@@ -213,7 +217,7 @@ class _Page:
             height = (index - (len(panel.series) - 1) / 2) * min(0.28, 0.8 / len(panel.series))
             points["y"] = np.arange(len(one.y)) + height
             marker = {"color": colour, "symbol": symbol, "size": 7}
-            error = encoding.errors(one.x, one.low, one.high)
+            error = _errors(one.x, one.low, one.high)
             return "scatter", {**points, "mode": "markers", "marker": marker, "error_x": error}
         if isinstance(panel, Scatter):
             marker = {"color": colour, "symbol": symbol, "size": one.size, "opacity": 0.65 if one.size < 8 else 1.0}
@@ -225,10 +229,51 @@ class _Page:
                 points |= {"mode": "lines+markers+text", "line": {"color": colour, "width": 1.5}, **numbers}
             return "scattergl" if len(one.x) > 5000 else "scatter", points
         if one.low is not None and one.high is not None:
-            band = {"mode": "none", "fill": "toself", "fillcolor": encoding.faded(colour)}
+            red, green, blue = bytes.fromhex(colour[1:])
+            band = {"mode": "none", "fill": "toself", "fillcolor": f"rgba({red},{green},{blue},0.15)"}
             around = np.concatenate([np.asarray(one.high), np.asarray(one.low)[::-1]])
             there = np.concatenate([np.asarray(one.x), np.asarray(one.x)[::-1]])
             self._add("scatter", x=there, y=around, showlegend=False, hoverinfo="skip", **band)
         line = {"color": colour, "dash": colours.DASHES[one.dash % 4], "width": 1.8}
         mode = "lines+markers" if len(one.x) < 15 else "lines"
         return "scatter", {**points, "mode": mode, "marker": {"size": 4}, "line": line}
+
+
+def _png(shades: np.ndarray) -> str:
+    """A greyscale or colour picture as a data URL."""
+    from PIL import Image as Picture
+
+    buffer = io.BytesIO()
+    Picture.fromarray(shades).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def coded_values(values: np.ndarray, low: float, high: float) -> dict[str, Any]:
+    """Values as one byte each (four with gaps) with the colour limits and a hover text that gives the value back."""
+    values, span = np.asarray(values, dtype=float), high - low if high > low else 1.0
+    gaps, signed = np.isnan(values), low < 0 < high and abs(low + high) <= 1e-9 * span
+    steps = np.clip(np.nan_to_num((values - low) / span, nan=0.0), 0, 1) * (2 * _LEVELS)
+    coded = np.round(steps - _LEVELS if signed else steps)
+    start = "" if low == 0 else f"{low:.4g} + "
+    back = f"%{{z}}/{_LEVELS} of {high:.4g}" if signed else f"{start}%{{z}}/{2 * _LEVELS} of {span:.4g}"
+    if gaps.any():
+        coded = np.where(gaps, np.nan, coded).astype(np.float32)
+    else:
+        coded = coded.astype(np.int8 if signed else np.uint8)
+    low, high = (-_LEVELS, _LEVELS) if signed else (0, 2 * _LEVELS)
+    return {"z": coded, "zmin": low, "zmax": high, "hovertemplate": f"{back}<extra></extra>"}
+
+
+def _small(values: Any) -> Any:
+    """Numbers rounded to single precision, so that pages stay small."""
+    array = np.asarray(values)
+    return array.astype(np.float32) if array.dtype.kind == "f" and array.size > 200 else array
+
+
+def _errors(values: Any, low: Any, high: Any) -> dict[str, Any] | None:
+    """Error bars from low to high around the values, or none."""
+    if low is None or high is None:
+        return None
+    middle = np.asarray(values, dtype=float)
+    ends = {"array": np.maximum(np.asarray(high) - middle, 0), "arrayminus": np.maximum(middle - np.asarray(low), 0)}
+    return {"type": "data", "symmetric": False, **ends, "thickness": 1.3, "width": 3}

@@ -28,8 +28,7 @@ from toolkit.testing.short_runs import (
     trained,
 )
 from toolkit.training.losses import as_objective
-from toolkit.training.objective import Loss, Objective
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.regularizer import Loss, Objective, Regularizer
 from toolkit.training.seeding import seeded
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.serialization import describe, restore

@@ -19,8 +19,7 @@ from toolkit.models.unet import unet
 from toolkit.training.checkpoint import read
 from toolkit.training.history import read_rows
 from toolkit.training.losses import as_objective
-from toolkit.training.objective import Loss, Objective
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.regularizer import Loss, Objective, Regularizer
 from toolkit.training.seeding import seeded
 from toolkit.training.step import TrainingStep
 from toolkit.training.train import resume, train

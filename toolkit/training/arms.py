@@ -15,8 +15,7 @@ from toolkit.files import sha256
 from toolkit.models.load import tensors_of, weights_bytes
 from toolkit.training.config import TrainConfig
 from toolkit.training.losses import as_objective
-from toolkit.training.objective import Loss, Objective
-from toolkit.training.regularizer import Regularizer, as_regularizers
+from toolkit.training.regularizer import Loss, Objective, Regularizer, as_regularizers
 from toolkit.training.seeding import seeded
 from toolkit.training.serialization import describe
 

@@ -16,9 +16,8 @@ from torch import nn
 from toolkit.errors import ConfigError, RegularizerWarning
 from toolkit.features.modules import unwrap
 from toolkit.training.config import TrainConfig, as_config
-from toolkit.training.objective import Loss, Objective
 from toolkit.training.optimizer import learning_rate
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.regularizer import Loss, Objective, Regularizer
 from toolkit.training.train import train
 
 Calibrated = TypeVar("Calibrated", bound=Regularizer)

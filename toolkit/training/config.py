@@ -13,7 +13,7 @@ import numpy as np
 
 from toolkit.arguments import checked_methods
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.training.origin import FACTORIES, Missing, check_same, factory_found, factory_record
+from toolkit.training.serialization import FACTORIES, Missing, check_same, factory_found, factory_record
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("32", "bf16", "16"),

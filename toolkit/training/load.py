@@ -16,15 +16,13 @@ from toolkit.features.provenance import mark_trained_with
 from toolkit.inference.memory import remember
 from toolkit.models.load import compare_weights, tensors_of
 from toolkit.training import checkpoint as checkpoints
-from toolkit.training import scoring
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.engine import content_hash
 from toolkit.training.loop import restore_step
-from toolkit.training.objective import Loss, Objective
-from toolkit.training.regularizer import Regularizer, as_regularizers
-from toolkit.training.run import Run
+from toolkit.training.regularizer import Loss, Objective, Regularizer, as_regularizers
+from toolkit.training.run import Run, recall_scores
 from toolkit.training.serialization import restore
 from toolkit.training.step import TrainingStep
 
@@ -54,7 +52,7 @@ def load_model(
     checkpoint.put_into(network)
     mark_trained_with(network, [one["name"] for one in record["objects"]["regularizers"] if "name" in one])
     remember(network, **record.get("inference", {}))
-    scoring.recall_scores(network, directory.path, record)
+    recall_scores(network, directory.path, record)
     network.eval()
     return network
 
@@ -87,7 +85,7 @@ def load_run(
     regularizers = None if regularizer is None else as_regularizers(regularizer)
     run, step, _, record = open_run(path, model, task, regularizers, objective)
     restore_step(step, choose(run.directory, record, which))
-    scoring.recall_scores(run.model, run.path, record)
+    recall_scores(run.model, run.path, record)
     return run
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, choose
-from toolkit.training.objective import Loss, Objective
+from toolkit.training.regularizer import Loss, Objective
 from toolkit.training.segmentation import SegmentationObjective, fitted_label, fitted_regions
 
 

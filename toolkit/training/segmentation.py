@@ -13,7 +13,7 @@ from torch.nn import functional
 from toolkit.errors import ConfigError
 from toolkit.features.logits import logits_by_scale
 from toolkit.registry import register
-from toolkit.training.objective import Objective
+from toolkit.training.regularizer import Objective
 from toolkit.training.sampling import sum_of_all
 
 

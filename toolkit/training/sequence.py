@@ -21,12 +21,10 @@ from toolkit.files import absolute, read_sealed, sha256, write_atomically, write
 from toolkit.measure.segmentation import METRICS
 from toolkit.measure.transfer import Transfer, transfer_metrics
 from toolkit.models.load import load_weights, tensors_of, weights_bytes
-from toolkit.training import scoring
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, check_empty, default_path
 from toolkit.training.losses import as_objective
-from toolkit.training.objective import Loss, Objective
-from toolkit.training.regularizer import Regularizer, as_regularizers
+from toolkit.training.regularizer import Loss, Objective, Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.serialization import described, restore
 from toolkit.training.strategies import Strategy, as_strategy
@@ -75,7 +73,7 @@ class Stages:
         tables = []
         before = dataclasses.replace(self.stages[0], model=self.initial)
         for stage, run in [(-1, before), *enumerate(self.stages)]:
-            table = scoring.evaluate_run(run, split, self.sites, metrics, progress)
+            table = run.evaluate(split, self.sites, metrics=metrics, progress=progress)
             table.insert(0, "stage", stage)
             table.insert(1, "trained_on", "" if stage < 0 else self.trained_on[stage])
             tables.append(table)

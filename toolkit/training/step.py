@@ -24,8 +24,7 @@ from toolkit.inference.activation import Activation
 from toolkit.inference.memory import defaults_of
 from toolkit.training.health import check_gradient
 from toolkit.training.losses import as_objective
-from toolkit.training.objective import Loss, Objective
-from toolkit.training.regularizer import Regularizer, StepContext, keyed_generator
+from toolkit.training.regularizer import Loss, Objective, Regularizer, StepContext, keyed_generator
 
 
 @dataclasses.dataclass

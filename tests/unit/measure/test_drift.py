@@ -16,9 +16,8 @@ from torch import Tensor
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.measure.distances import linear_cka, median_squared_distance, procrustes
 from toolkit.measure.drift import Drift, drift
-from toolkit.measure.drift_moments import MomentMeasures
+from toolkit.measure.drift_moments import MomentMeasures, PatientMoments, bootstrap_weights, half_splits, strata
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions
-from toolkit.measure.patient_moments import PatientMoments, bootstrap_weights, half_splits, strata
 
 LAYER = "head_input"
 

@@ -15,8 +15,7 @@ from sklearn.manifold import trustworthiness as reference_trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from toolkit.errors import ConfigError, ResultError
-from toolkit.measure.embedding import balanced_sample
-from toolkit.measure.neighbours import fuzzy_weights, nearest, neighbour_overlap, place, trustworthiness
+from toolkit.measure.embedding import balanced_sample, fuzzy_weights, nearest, neighbour_overlap, place, trustworthiness
 from toolkit.measure.projection import project
 
 LAYER = "head_input"

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from toolkit.errors import ConfigError, ResultError
-from toolkit.measure.power import fewest_patients, power_of, spread_of
+from toolkit.measure.intervals import fewest_patients, power_of, spread_of
 from toolkit.measure.statistics import CAUTION, compare_scores
 
 SPREAD = (0.03, 0.02, 0.02)

@@ -15,9 +15,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError
 from toolkit.features.store import open_features
-from toolkit.measure.moments import CHUNK, StreamingMoments, balanced_weights
 from toolkit.measure.projection import Projection, project
-from toolkit.measure.projection_planes import principal_plane
+from toolkit.measure.projection_planes import CHUNK, StreamingMoments, balanced_weights, principal_plane
 
 
 def cloud(n: int, channels: int, seed: int = 0, classes: int = 1) -> torch.Tensor:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.show.test_panels import example
 from toolkit.errors import ResultError
-from toolkit.show import matplotlib_backend, plotly_backend, plotly_encoding
+from toolkit.show import matplotlib_backend, plotly_backend
 from toolkit.show.draw import plotly_figure, static_figure
 from toolkit.show.layout import place
 from toolkit.show.panels import Figure, Heatmap, Image, Lines, Scatter, Series
@@ -109,7 +109,7 @@ def test_a_512_slice_with_a_map_stays_below_half_a_megabyte() -> None:
 @pytest.mark.parametrize(("low", "high"), [(-0.25, 0.25), (0.0, 2.0), (-1.0, 3.0)])
 def test_coded_maps_give_their_values_back(low: float, high: float) -> None:
     values = np.linspace(low, high, 301).reshape(7, 43)
-    coded = plotly_encoding.coded_values(values, low, high)
+    coded = plotly_backend.coded_values(values, low, high)
     assert coded["z"].dtype.itemsize == 1
     back = low + (coded["z"].astype(float) - coded["zmin"]) * (high - low) / (coded["zmax"] - coded["zmin"])
     assert np.abs(back - values).max() <= (high - low) / 254 / 2 + 1e-12

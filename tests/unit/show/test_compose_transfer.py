@@ -15,7 +15,7 @@ from toolkit.measure.transfer import Transfer, transfer_metrics
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.show.compose import stacked
 from toolkit.show.compose_checks import classifier_variabilities
-from toolkit.show.compose_transfer import forward_transfer, transfer_scatter
+from toolkit.show.compose_drift import forward_transfer, transfer_scatter
 from toolkit.show.draw import plotly_figure, static_figure
 from toolkit.show.panels import Bars, Image, Intervals, Lines, Scatter
 

@@ -15,7 +15,7 @@ from toolkit.explain.masking import mask_latent
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.show.colours import class_colour
 from toolkit.show.compose_masking import gallery, masked_grid, masking_curves, masking_summary
-from toolkit.show.compose_robustness import score_boxes, score_means, score_table, volume_scores
+from toolkit.show.compose_training import score_boxes, score_means, score_table, volume_scores
 from toolkit.show.draw import plotly_figure, static_figure
 from toolkit.show.panels import Boxes, Figure, Image, Series
 

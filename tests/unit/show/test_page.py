@@ -12,7 +12,7 @@ import pytest
 from tests.unit.show.test_panels import example
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.show.captions import caption, plain
-from toolkit.show.page import Section, write_page
+from toolkit.show.report import Section, write_page
 
 
 class Reader(html.parser.HTMLParser):

@@ -12,7 +12,7 @@ import torch
 
 import toolkit.data.catalogue
 from toolkit.__main__ import main
-from toolkit.apps.demo_report import explained_case
+from toolkit.apps.demo import explained_case
 from toolkit.apps.gpu_check import Check, relative_difference
 from toolkit.data.arrays import task_from_arrays
 from toolkit.errors import ToolkitError

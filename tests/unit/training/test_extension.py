@@ -23,8 +23,7 @@ from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.models.unet import UNet
 from toolkit.training import background
 from toolkit.training.losses import LossObjective
-from toolkit.training.origin import origin_of
-from toolkit.training.serialization import describe, restore
+from toolkit.training.serialization import describe, origin_of, restore
 
 MINE = """
 import dataclasses

@@ -18,7 +18,7 @@ from small_networks import weights_of
 
 import toolkit as tk
 from toolkit.training.optimizer import learning_rate
-from toolkit.training.origin import Missing
+from toolkit.training.serialization import Missing
 
 Trainer = Callable[..., tk.Run]
 OWN = """

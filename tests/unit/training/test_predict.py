@@ -222,7 +222,7 @@ def test_no_cases(discs: Task) -> None:
 def test_a_runs_scores_are_kept_and_found_again(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained()
     first = run.evaluate("test")
-    monkeypatch.setattr("toolkit.training.scoring.evaluate", None)
+    monkeypatch.setattr("toolkit.training.run.evaluate", None)
     assert run.evaluate("test").equals(first)
     assert list(first.columns[:6]) == ["case", "site", "class", "metric", "value", "status"]
     assert first["value"].dtype == float

@@ -14,7 +14,7 @@ from toolkit.data.task import Task
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import UNet
-from toolkit.show.compose_transfer import forward_transfer
+from toolkit.show.compose_drift import forward_transfer
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
 from toolkit.training.sequence import Stages, resume_sequence, train_sequence

@@ -15,8 +15,12 @@ from torch.nn import functional
 from toolkit import registry
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, ResultError
-from toolkit.methods.continual.regularizers import ElasticWeights
-from toolkit.methods.continual.strategies import Distillation, ElasticWeightConsolidation, fisher_information
+from toolkit.methods.continual.strategies import (
+    Distillation,
+    ElasticWeightConsolidation,
+    ElasticWeights,
+    fisher_information,
+)
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import UNet
 from toolkit.training.checkpoint import read

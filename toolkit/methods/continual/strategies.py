@@ -1,23 +1,187 @@
-"""EWC and LwF as strategies of a sequence: which regularizer they add, and what it learns after every stage."""
+"""EWC and LwF: regularizers that remember earlier tasks, and the strategies of a sequence that teach them after a stage.
+
+The regularizers start empty, and are then skipped like a weight of 0; what they keep is stored in every checkpoint.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import choose
+from toolkit.errors import CheckpointError, ConfigError, choose
+from toolkit.features.logits import find_logits
 from toolkit.features.modules import unwrap
 from toolkit.features.untouched import untouched
-from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting
 from toolkit.registry import register
-from toolkit.training.objective import Objective
-from toolkit.training.regularizer import Regularizer, keyed_generator
+from toolkit.training.regularizer import Objective, Regularizer, StepContext, keyed_generator
 from toolkit.training.run import Run
 from toolkit.training.segmentation import fitted_label
 from toolkit.training.strategies import Strategy
+
+
+@register("regularizer", "elastic_weights")
+@dataclasses.dataclass(frozen=True)
+class ElasticWeights(Regularizer):
+    """EWC (Kirkpatrick et al. 2017): 1/2 sum over earlier tasks k and parameters i of F_i^k (theta_i - theta_i^k)^2.
+
+    Term: `penalty`. The sum over the tasks is kept as one quadratic (its curvature, its minimum and its value there),
+    so the memory does not grow with the number of tasks. A parameter that was not there before is free.
+
+    Args:
+        weight: lambda. It scales with the Fisher information that is handed over.
+    """
+
+    name: ClassVar[str] = "elastic_weights"
+
+    weight: float = 0.4
+    _memory: dict[str, Tensor] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def weights(self, step: int) -> dict[str, float]:
+        """The weight; 0 before the first task has ended."""
+        return {"penalty": self.weight if self._memory else 0.0}
+
+    def remember(self, model: nn.Module, fisher: Mapping[str, Tensor]) -> None:
+        """Add a task: the network after it, and the Fisher information of its parameters by name."""
+        for name, parameter in model.named_parameters():
+            if name not in fisher:
+                continue
+            anchor, curvature = parameter.detach().cpu().double(), fisher[name].detach().cpu().double()
+            before, centre, base = torch.zeros_like(curvature), anchor, torch.zeros((), dtype=torch.float64)
+            if f"curvature/{name}" in self._memory:
+                parts = [self._memory[f"{part}/{name}"].cpu().double() for part in ("curvature", "centre", "base")]
+                before, centre, base = parts
+            total = before + curvature
+            # a (x - m)^2 + f (x - t)^2 = (a + f) (x - c)^2 + a f / (a + f) (m - t)^2
+            share = torch.where(total > 0, curvature / total, torch.zeros_like(total))
+            self._memory[f"curvature/{name}"] = total.float()
+            self._memory[f"base/{name}"] = base + (before * share * (centre - anchor).square()).sum()
+            self._memory[f"centre/{name}"] = (centre + share * (anchor - centre)).float()
+
+    def __call__(self, context: StepContext) -> dict[str, Tensor]:
+        """The penalty at the present weights."""
+        total = torch.zeros((), device=context.batch["image"].device)
+        for name, parameter in context.model.named_parameters():
+            if f"curvature/{name}" in self._memory:
+                curvature, centre, base = (
+                    self._there(f"{p}/{name}", parameter) for p in ("curvature", "centre", "base")
+                )
+                total = total + (curvature * (parameter.float() - centre).square()).sum() + base.to(total)
+        return {"penalty": total / 2}
+
+    def _there(self, name: str, parameter: Tensor) -> Tensor:
+        """A part of the quadratic on the parameter's device, moved once."""
+        if self._memory[name].device != parameter.device:
+            self._memory[name] = self._memory[name].to(parameter.device)
+        return self._memory[name]
+
+    def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
+        """The parameters: there is no tap."""
+        return [p for p in context.model.parameters() if p.requires_grad]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The quadratic."""
+        return dict(self._memory)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._memory.clear()
+        self._memory.update(state)
+
+
+def distillation(logits: Tensor, teacher: Tensor, temperature: float = 2.0, reduction: str = "mean") -> Tensor:
+    """KL(softmax(teacher / tau) || softmax(logits / tau)) over the classes of (B, K, *S) logits.
+
+    Args:
+        logits: of the network that learns.
+        teacher: of an earlier one, with as many classes.
+        temperature: tau; there is no factor tau^2, as in Li and Hoiem 2016.
+        reduction: "mean" over images and voxels, or "batchmean": summed over voxels, so that the weight grows with the
+            patch, as one published segmentation framework does.
+    """
+    choose("reduction", reduction, ("mean", "batchmean"), where="distillation")
+    if logits.shape != teacher.shape:
+        shapes = f"{tuple(logits.shape)} and {tuple(teacher.shape)}"
+        raise ConfigError(f"The logits must have one shape, not {shapes}.", where="distillation")
+    now = (logits / temperature).log_softmax(1)
+    then = (teacher / temperature).log_softmax(1)
+    divergence = (then.exp() * (then - now)).sum(1)
+    return divergence.sum() / len(logits) if reduction == "batchmean" else divergence.mean()
+
+
+@register("regularizer", "learning_without_forgetting")
+@dataclasses.dataclass(frozen=True)
+class LearningWithoutForgetting(Regularizer):
+    """LwF (Li and Hoiem 2016): the outputs of the networks of earlier tasks, on the present images, are kept.
+
+    Term: `distillation`, the sum of `distillation(...)` over the earlier networks; one extra pass without gradient for
+    each. With constant classes one shared head serves all tasks. Works where the objective's pass gives logits.
+
+    Args:
+        weight: factor on the sum.
+        temperature: tau.
+        reduction: of `distillation`.
+    """
+
+    name: ClassVar[str] = "learning_without_forgetting"
+
+    weight: float = 1.0
+    temperature: float = 2.0
+    reduction: str = "mean"
+    _memory: list[dict[str, Tensor]] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
+    _teachers: list[nn.Module] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        choose("reduction", self.reduction, ("mean", "batchmean"), where="LearningWithoutForgetting")
+
+    def weights(self, step: int) -> dict[str, float]:
+        """The weight; 0 before the first task has ended."""
+        return {"distillation": self.weight if self._memory else 0.0}
+
+    def remember(self, model: nn.Module) -> None:
+        """Add a task: the network after it."""
+        self._memory.append({k: v.detach().cpu().clone() for k, v in model.state_dict().items()})
+
+    def __call__(self, context: StepContext) -> dict[str, Tensor]:
+        """The sum over the earlier networks."""
+        image, now = context.batch["image"], find_logits(context.outputs, context.batch["image"]).float()
+        for weights in self._memory[len(self._teachers) :]:
+            teacher = copy.deepcopy(context.model).requires_grad_(False).eval()
+            teacher.load_state_dict(weights)
+            self._teachers.append(teacher)
+        terms = []
+        for teacher in self._teachers:
+            with torch.no_grad(), untouched(teacher, mode="eval"):
+                then = find_logits(teacher(image), image).float()
+            terms.append(distillation(now, then, self.temperature, self.reduction))
+        return {"distillation": torch.stack(terms).sum()}
+
+    def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
+        """The logits: there is no tap."""
+        return [find_logits(context.outputs, context.batch["image"])]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights of the earlier networks."""
+        return {f"{k}/{name}": v for k, weights in enumerate(self._memory) for name, v in weights.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of `state_dict`.
+
+        Raises:
+            CheckpointError: names that this class does not write.
+        """
+        self._memory.clear()
+        self._teachers.clear()
+        for name, value in state.items():
+            index, _, key = name.partition("/")
+            if not index.isdigit() or int(index) > len(self._memory):
+                raise CheckpointError("The stored state is not one of LearningWithoutForgetting.", where=name)
+            if int(index) == len(self._memory):
+                self._memory.append({})
+            self._memory[int(index)][key] = value
 
 
 @register("strategy", "ewc")

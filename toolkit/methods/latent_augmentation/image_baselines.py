@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.methods.latent_augmentation import image_space
-from toolkit.methods.latent_augmentation.hard_pass import IMAGE_TERMS, HardExamples, hard_pass
+from toolkit.methods.latent_augmentation.regularizer import IMAGE_TERMS, HardExamples, hard_pass
 from toolkit.models.batch_norm import frozen_batch_norm
 from toolkit.registry import register
 from toolkit.training.engine import same_modes

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import choose
-from toolkit.models.inputs import check_channels, check_image
-from toolkit.models.unet import layer
+from toolkit.models.unet import check_channels, check_image, layer
 from toolkit.registry import register
 
 _SLOPE = 0.2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toolkit.errors import ConfigError
 from toolkit.methods.med_disseg import blocks as parts
 from toolkit.methods.med_disseg.backbone import ENCODER, encoder_blocks
-from toolkit.models.inputs import check_channels, check_image
+from toolkit.models.unet import check_channels, check_image
 from toolkit.registry import register
 
 

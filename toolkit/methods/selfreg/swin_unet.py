@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.methods.selfreg import swin_blocks as parts
-from toolkit.models.inputs import check_channels, check_image
 from toolkit.models.load import named_tensors
+from toolkit.models.unet import check_channels, check_image
 from toolkit.registry import register
 
 

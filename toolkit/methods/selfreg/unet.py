@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.errors import ConfigError
-from toolkit.models.inputs import check_channels, check_image
-from toolkit.models.unet import ConvolutionBlock, UShaped, layer
+from toolkit.models.unet import ConvolutionBlock, UShaped, check_channels, check_image, layer
 from toolkit.registry import register
 
 

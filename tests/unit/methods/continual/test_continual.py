@@ -13,8 +13,12 @@ from torch import nn
 
 from toolkit.data.arrays import task_from_arrays
 from toolkit.errors import CheckpointError, ConfigError, LayerError
-from toolkit.methods.continual.regularizers import ElasticWeights, LearningWithoutForgetting, distillation
-from toolkit.methods.continual.strategies import ElasticWeightConsolidation
+from toolkit.methods.continual.strategies import (
+    ElasticWeightConsolidation,
+    ElasticWeights,
+    LearningWithoutForgetting,
+    distillation,
+)
 from toolkit.training.config import TrainConfig
 from toolkit.training.regularizer import StepContext
 from toolkit.training.segmentation import SegmentationObjective

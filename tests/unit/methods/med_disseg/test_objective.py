@@ -15,13 +15,13 @@ from toolkit.methods.med_disseg.network import TwoViews
 from toolkit.methods.med_disseg.objective import (
     MedDisSegObjective,
     MedDisSegStageOneObjective,
+    StrongView,
     balance,
     complementary,
     consistency,
     dice_cross_entropy,
     multiclass_loss,
 )
-from toolkit.methods.med_disseg.strong_view import StrongView
 from toolkit.models.unet import unet
 from toolkit.training.regularizer import keyed_generator
 from toolkit.training.step import TrainingStep

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from toolkit import registry
 from toolkit.errors import ConfigError
 from toolkit.features.epps_pulley import null_expectation, sliced_epps_pulley, unit_directions
-from toolkit.methods.segreg.class_reference import class_conditional_epps_pulley, class_frame
-from toolkit.methods.segreg.divergences import DIVERGENCES, null_value
+from toolkit.methods.segreg.divergences import DIVERGENCES, class_conditional_epps_pulley, class_frame, null_value
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.training.regularizer import StepContext, keyed_generator
 from toolkit.training.sampling import choose_rows, rows_at
