@@ -59,13 +59,6 @@ def _machines(config: TrainConfig) -> int:
 
 
 @contextlib.contextmanager
-def with_gradients() -> Iterator[None]:
-    """Gradients for the length of a `with` block, even if the caller had switched them off."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-@contextlib.contextmanager
 def same_modes(model: nn.Module) -> Iterator[None]:
     """Every module's own train or eval mode, which may be changed inside the block, back after it."""
     modes = [(module, module.training) for module in model.modules()]

@@ -77,23 +77,15 @@ def choose_rows(
     chosen = []
     for share in range(shares):
         labels_here = None if flat is None else flat[share]
-        if balanced:
-            assert labels_here is not None
+        if labels_here is not None and balanced:
             sample = _balanced(labels_here, count, generator, ignore_label)
         else:
-            sample = RowSample(_uniform(span, labels_here, count, generator, ignore_label))
+            ignoring = labels_here is not None and ignore_label is not None
+            usable = torch.nonzero(labels_here != ignore_label).flatten() if ignoring else torch.arange(span)
+            sample = RowSample(usable[torch.randperm(len(usable), generator=generator)[:count]])
         labels_there = None if labels_here is None else labels_here[sample.index]
         chosen.append(RowSample(sample.index + share * span, sample.weights, labels_there))
     return chosen
-
-
-def _uniform(
-    span: int, labels: Tensor | None, count: int, generator: torch.Generator, ignore_label: int | None
-) -> Tensor:
-    if labels is None or ignore_label is None:
-        return torch.randperm(span, generator=generator)[:count]
-    usable = torch.nonzero(labels != ignore_label).flatten()
-    return usable[torch.randperm(len(usable), generator=generator)[:count]]
 
 
 def _balanced(labels: Tensor, count: int, generator: torch.Generator, ignore_label: int | None) -> RowSample:

@@ -77,14 +77,8 @@ def _imported(name: str, entry: Mapping[str, Any]) -> Any:
             return None
         full = ".".join((top, *rest[: index + 1]))
         spec = PathFinder.find_spec(full, list(spec.submodule_search_locations))
-    if (
-        spec is None
-        or not spec.has_location
-        or not spec.origin
-        or not _is_the_file(Path(spec.origin).resolve(), entry, quiet=True)
-    ):
-        return None
-    return importlib.import_module(name)
+    file = Path(spec.origin).resolve() if spec is not None and spec.has_location and spec.origin else None
+    return importlib.import_module(name) if file is not None and _is_the_file(file, entry, quiet=True) else None
 
 
 def _is_the_file(file: Path, entry: Mapping[str, Any], quiet: bool = False) -> bool:
@@ -129,8 +123,7 @@ def factory_record(value: Callable[..., Any]) -> dict[str, Any]:
     """What a run records of a callable: `class`, `file` and `sha256` (see `origin_of`), or the name of its type."""
     if isinstance(value, Missing):
         return json.loads(value.record)
-    kind = value if hasattr(value, "__qualname__") else type(value)
-    return origin_of(value) or {"foreign": f"{kind.__module__}.{kind.__qualname__}"}
+    return origin_of(value) or {"foreign": _full_name(value)}
 
 
 def factory_found(entry: Mapping[str, Any]) -> Callable[..., Any]:
@@ -147,15 +140,12 @@ def factory_found(entry: Mapping[str, Any]) -> Callable[..., Any]:
 
 def check_same(name: str, recorded: Callable[..., Any], given: Callable[..., Any], where: str) -> None:
     """Compare a callable that was passed again with the record."""
-    names = [_short(factory_record(value)) for value in (recorded, given)]
+    entries = [factory_record(value) for value in (recorded, given)]
+    # the name alone: a file may have moved and a script become a module
+    names = [str(one.get("class") or one["foreign"]).rpartition(":")[2].rpartition(".")[2] for one in entries]
     if names[0] != names[1]:
         what = f"The {name} that was passed is not the one of this run."
         raise CheckpointError(what, where=f"{where}: it was {names[0]} and is {names[1]}", fix="Pass the same one.")
-
-
-def _short(entry: Mapping[str, Any]) -> str:
-    """The name alone: a file may have moved and a script become a module."""
-    return str(entry.get("class") or entry["foreign"]).rpartition(":")[2].rpartition(".")[2]
 
 
 def _is_users_own(value: Any, module: str) -> bool:
@@ -175,7 +165,8 @@ def describe(kind: str, obj: Any) -> dict[str, Any]:
     entry = registry.describe(obj)
     if entry is not None and entry.get("name") in registry.names(kind):
         make = registry.factory(kind, entry["name"])
-        entry |= {} if _comes_with_a_package(make) else origin_of(make) or {}
+        of_a_package = f"{make.__module__}.".startswith(tuple(f"{package}." for package in registry.packages()))
+        entry |= {} if of_a_package else origin_of(make) or {}
     elif isinstance(obj, _BASES.get(kind, ())) and (arguments := registry.settings(obj)) is not None:
         origin = origin_of(type(obj))
         entry = None if origin is None else {**origin, "arguments": arguments}
@@ -194,9 +185,9 @@ def described(model: nn.Module, task: Any, objective: Any, regularizers: Sequenc
     return {**objects, "regularizers": [describe("regularizer", each) for each in regularizers]}
 
 
-def class_name(obj: object) -> str:
-    """Module and name of an object's class, inside any parallel or compiled wrapper."""
-    kind = type(getattr(obj, "_orig_mod", obj))
+def _full_name(value: Any) -> str:
+    """Module and name of a function, or of an object's class inside any parallel or compiled wrapper."""
+    kind = value if hasattr(value, "__qualname__") else type(getattr(value, "_orig_mod", value))
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -269,17 +260,12 @@ def _entries(recorded: Any) -> list[dict[str, Any]]:
 def differences(recorded: Any, now: Any, name: str = "") -> list[str]:
     """Where two JSON values differ, a short sentence each."""
     if isinstance(recorded, dict) and isinstance(now, dict):
-        keys = [*recorded, *(key for key in now if key not in recorded)]
-        return [
-            one for key in keys for one in differences(recorded.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-        ]
-    if isinstance(recorded, list) and isinstance(now, list) and len(recorded) == len(now):
-        return [
-            one
-            for index, pair in enumerate(zip(recorded, now, strict=True))
-            for one in differences(*pair, f"{name}[{index}]")
-        ]
-    return [] if recorded == now else [f"{name} was {str(recorded)[:80]} and is {str(now)[:80]}"]
+        pairs = {f"{name}.{key}".lstrip("."): (recorded.get(key), now.get(key)) for key in {**recorded, **now}}
+    elif isinstance(recorded, list) and isinstance(now, list) and len(recorded) == len(now):
+        pairs = {f"{name}[{index}]": pair for index, pair in enumerate(zip(recorded, now, strict=True))}
+    else:
+        return [] if recorded == now else [f"{name} was {str(recorded)[:80]} and is {str(now)[:80]}"]
+    return [one for place, pair in pairs.items() for one in differences(*pair, place)]
 
 
 def _is_lost(entry: Mapping[str, Any]) -> bool:
@@ -305,21 +291,13 @@ def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _foreign(obj: object) -> dict[str, Any]:
     """The name of the class (of the function, for a plain loss), and of a loss what can be read of its settings."""
-    if not isinstance(obj, LossObjective):
-        return {"foreign": class_name(obj)}
-    loss = obj.loss
-    if not isinstance(loss, nn.Module):
-        return {
-            "foreign": f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', type(loss).__qualname__)}"
-        }
+    loss = obj.loss if isinstance(obj, LossObjective) else obj
+    if loss is obj or not isinstance(loss, nn.Module):
+        return {"foreign": _full_name(loss)}
     plain = {
         f"{path}.{name}".strip("."): value
         for path, module in loss.named_modules()
         for name, value in vars(module).items()
         if name != "training" and isinstance(value, (bool, int, float, str))
     }
-    return {"foreign": class_name(loss), "settings": plain}
-
-
-def _comes_with_a_package(make: Any) -> bool:
-    return any(make.__module__ == name or make.__module__.startswith(f"{name}.") for name in registry.packages())
+    return {"foreign": _full_name(loss), "settings": plain}

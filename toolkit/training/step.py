@@ -176,7 +176,9 @@ class TrainingStep(nn.Module):
         Warns:
             RegularizerWarning: it has no gradient in the first step in which it is active.
         """
-        with self._precision(regularizer, context):
+        # feature losses run in full precision; a deferred one makes network passes and keeps autocast
+        full = torch.autocast(context.batch["image"].device.type, enabled=False)
+        with contextlib.nullcontext() if regularizer.deferred else full:
             terms = regularizer(context)
         weights = regularizer.weights(context.step)
         if terms.keys() - weights.keys():
@@ -195,13 +197,6 @@ class TrainingStep(nn.Module):
         if context.logging:
             result.gradients[regularizer.name] = self._probe(addition, regularizer.gradient_probes(context))
         return addition
-
-    @staticmethod
-    def _precision(regularizer: Regularizer, context: StepContext) -> contextlib.AbstractContextManager[Any]:
-        """Feature losses run in full precision; a deferred one makes network passes and keeps autocast."""
-        if regularizer.deferred:
-            return contextlib.nullcontext()
-        return torch.autocast(context.batch["image"].device.type, enabled=False)
 
     def _probe_objective(
         self, result: PartialLoss, objective: Tensor, active: Sequence[Regularizer], context: StepContext, tape: Tape

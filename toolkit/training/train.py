@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
@@ -27,7 +28,7 @@ from toolkit.training.background import packed
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, default_path
-from toolkit.training.engine import same_modes, with_gradients
+from toolkit.training.engine import same_modes
 from toolkit.training.load import open_run
 from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
 from toolkit.training.losses import as_objective
@@ -241,6 +242,8 @@ def _with_new_schedule(run: Run, record: Mapping[str, Any], done: int, steps: in
     return record
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()  # even if the caller had switched gradients off
 def train_to_end(
     run: Run,
     step: TrainingStep,
@@ -269,7 +272,7 @@ def train_to_end(
     try:
         threads = record["environment"]["threads"]
         stopping = graceful_interrupt() if stop is None else contextlib.nullcontext(stop)
-        with same_modes(step), guarded_random_state(), thread_count(threads), with_gradients(), stopping as request:
+        with same_modes(step), guarded_random_state(), thread_count(threads), stopping as request:
             plan = Plan(
                 directory=directory,
                 run=start.run,
@@ -277,7 +280,7 @@ def train_to_end(
                 loader=_loader(run.task, config, run.site),
                 config=config,
                 record={key: value for key, value in record.items() if key != "run"},
-                validate=None if scored is None else partial(_validated, run, scored),
+                validate=None if scored is None else partial(_scores, scored, config.batch_size),
                 watchers=(watchers or Watchers()) if engine.is_first_process() else Watchers(),
                 pictures=None if scored is None else partial(prediction_pictures, cases=scored),
                 stop=request,
@@ -331,8 +334,8 @@ def _validation_cases(run: Run) -> list[Case] | None:
     return cases or None
 
 
-def _validated(run: Run, cases: list[Case], model: nn.Module) -> dict[str, float]:
-    return validation_scores(evaluate(model, cases, batch_size=run.config.batch_size, metrics=("dice",)))
+def _scores(cases: list[Case], batch_size: int, model: nn.Module) -> dict[str, float]:
+    return validation_scores(evaluate(model, cases, batch_size=batch_size, metrics=("dice",)))
 
 
 def _selection_rule(task: Any, config: TrainConfig, site: str | Sequence[str] | None) -> str:
