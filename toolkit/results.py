@@ -132,6 +132,22 @@ class Result:
         return result
 
 
+@dataclasses.dataclass(kw_only=True)
+class Numbers(Result):
+    """Base of the results whose table is their numbers.
+
+    Attributes:
+        numbers: the table, one row each.
+    """
+
+    numbers: DataFrame
+    kind: ClassVar[str] = "numbers"
+
+    def table(self) -> DataFrame:
+        """A copy of the numbers, one row each."""
+        return self.numbers.copy()
+
+
 def as_table(rows: Any, columns: list[str] | None = None) -> DataFrame:
     """A table of records; the first one imports pandas."""
     import pandas as pd

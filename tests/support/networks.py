@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
+
+from toolkit.models.load import tensors_of, weights_bytes
 
 
 class Inplace(nn.Module):
@@ -213,3 +216,9 @@ class SelfHooking(nn.Module):
 
     def remember(self, _: nn.Module, __: object, output: Tensor) -> None:
         self.seen.append(output)
+
+
+def save_weights(model: nn.Module, file: Path) -> Path:
+    """The model's parameters and buffers as a safetensors file."""
+    file.write_bytes(weights_bytes(tensors_of(model)))
+    return file

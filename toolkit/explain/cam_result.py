@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from toolkit.errors import LayerError, ResultError
-from toolkit.explain.cam_maps import CANCELLED_BELOW, TELLING, displayed, on_image
+from toolkit.explain.cam_maps import CANCELLED_BELOW, TELLING, on_image
 from toolkit.explain.explained import Explained
 from toolkit.results import DataFrame, Result, as_table
 
@@ -94,10 +94,6 @@ class GradCamResult(Explained, Result):
 
     def resized(self, layer: str) -> Tensor:
         return on_image(self[layer], self.image.shape[2:], self.padding)
-
-    def displayed(self, layer: str) -> Tensor:
-        """The map as it is usually drawn: rectified, resized to the image, scaled to [0, 1]."""
-        return displayed(self[layer], self.image.shape[2:], self.padding)
 
     def table(self) -> DataFrame:
         """One row per layer and image: status, range and mean of the raw map, share above 0, score, voxels summed.

@@ -33,11 +33,11 @@ from toolkit.features.provenance import provenance, weights_hash
 from toolkit.features.untouched import untouched
 from toolkit.inference.inputs import InputBatch, as_batches
 from toolkit.inference.network import Predictor
-from toolkit.results import DataFrame, Result, as_table
+from toolkit.results import Numbers, as_table
 
 
 @dataclasses.dataclass(kw_only=True)
-class Faithfulness(Result):
+class Faithfulness(Numbers):
     """Scores of maps.
 
     Attributes:
@@ -46,14 +46,9 @@ class Faithfulness(Result):
         target: what the maps explain.
     """
 
-    numbers: DataFrame
     curves: dict[str, Tensor]
     target: str
     kind: ClassVar[str] = "faithfulness"
-
-    def table(self) -> DataFrame:
-        """One row per map and image."""
-        return self.numbers.copy()
 
 
 @checked

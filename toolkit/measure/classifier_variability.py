@@ -66,15 +66,10 @@ class ClassifierVariability(Result):
         rows: list[tuple[str, str, float]] = [
             ("angle", name, float(angle)) for name, angle in zip(self.class_names, self.angles, strict=True)
         ]
-        rows += [
-            ("angle", "all", float(self.angles.mean())),
-            ("disagreement", "source", self.source_disagreement),
-            ("disagreement", "target", self.target_disagreement),
-            ("balanced accuracy", "source", self.source_accuracy),
-            ("balanced accuracy", "target", self.target_accuracy),
-            ("normalised margin", "source", self.source_margin),
-            ("normalised margin", "target", self.target_margin),
-        ]
+        rows.append(("angle", "all", float(self.angles.mean())))
+        for measure in ("disagreement", "balanced accuracy", "normalised margin"):
+            field = measure.rpartition(" ")[2]
+            rows += [(measure, domain, getattr(self, f"{domain}_{field}")) for domain in ("source", "target")]
         return as_table(rows, columns=["measure", "of", "value"]).assign(layer=self.layer)
 
 
@@ -125,15 +120,18 @@ def classifier_variability(
     with guarded_random_state():
         fitted = [_fit(values, labels, classes, rows, penalty, (seed, draw)) for draw in range(bootstraps)]
     weights, biases = (np.stack(part) for part in zip(*fitted, strict=True))
-    own = _answers(values, weights, biases)
-    accuracy, disagreement, margin = math.nan, math.nan, math.nan
+    domains = {"source": (values, labels)}
     if target is not None:
-        there, there_labels = rows_of(target, layer).numpy(), target.cases["class"].to_numpy()
+        there = rows_of(target, layer).numpy()
         if there.shape[1] != values.shape[1]:
             raise ResultError(f"The target has {there.shape[1]} channels, the source {values.shape[1]}.", where=layer)
-        answers = _answers(there, weights, biases)
-        accuracy, disagreement = _accuracy(answers, there_labels, classes), _disagreement(answers)
-        margin = median_margin(there, there_labels, classes, (weights, biases), seed)
+        domains["target"] = there, target.cases["class"].to_numpy()
+    judged = dict.fromkeys(("target_disagreement", "target_accuracy"), math.nan)
+    for domain, (rows_there, labels_there) in domains.items():
+        answers = _answers(rows_there, weights, biases)
+        judged[f"{domain}_disagreement"] = _disagreement(answers)
+        judged[f"{domain}_accuracy"] = _accuracy(answers, labels_there, classes)
+        judged[f"{domain}_margin"] = median_margin(rows_there, labels_there, classes, (weights, biases), seed)
     table = source.cases.drop_duplicates("class").set_index("class")
     return ClassifierVariability(
         layer=layer,
@@ -142,12 +140,7 @@ def classifier_variability(
         classes=[int(one) for one in classes],
         class_names=[str(table.loc[one, "class_name"]) for one in classes],
         angles=torch.from_numpy(_angles(weights)),
-        source_disagreement=_disagreement(own),
-        target_disagreement=disagreement,
-        source_accuracy=_accuracy(own, labels, classes),
-        target_accuracy=accuracy,
-        source_margin=median_margin(values, labels, classes, (weights, biases), seed),
-        target_margin=margin,
+        **judged,
         provenance={
             **source.provenance,
             "layer": layer,

@@ -26,7 +26,7 @@ from toolkit.measure.drift_moments import (
 )
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions, subsample
 from toolkit.measure.pairing import PairedRows, class_members, cluster_codes, paired_rows
-from toolkit.results import DataFrame, Result, as_table
+from toolkit.results import DataFrame, Numbers, as_table
 
 POOLED = "pooled"
 WIDENED = 1.25  # for what the bias correction adds; set by the simulation of benchmarks/drift_coverage.py
@@ -41,7 +41,7 @@ KINDS = {
 
 
 @dataclasses.dataclass(kw_only=True)
-class Drift(Result):
+class Drift(Numbers):
     """Drift of one layer.
 
     Attributes:
@@ -52,14 +52,9 @@ class Drift(Result):
     """
 
     layer: str
-    numbers: DataFrame
     means: DataFrame
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     kind: ClassVar[str] = "drift"
-
-    def table(self) -> DataFrame:
-        """One row per measure, class and pair of stages."""
-        return self.numbers.copy()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +154,11 @@ def drift(
         "seed": seed,
         "confidence": confidence,
         "paired": paired,
-        **({} if repeat is None else {"repeat": _what_repeats(stages.provenance[-1])}),
     }
+    if repeat is not None:
+        jitter = stages.provenance[-1].get("parameters", {}).get("jitter")
+        moved = f"weights that a jitter moved by {jitter or 0:.2g} of their size"
+        settings["repeat"] = moved if jitter else "another training"
     plan = _plan(stages, clusters, number, len(members), settings)
     numbers: list[dict[str, Any]] = []
     means: list[dict[str, Any]] = []
@@ -301,11 +299,6 @@ def _plan(stages: PairedRows, clusters: list[Tensor], number: int, groups: int, 
         seed=seed,
         repeat=repeat,
     )
-
-
-def _what_repeats(provenance: dict[str, Any]) -> str:
-    jitter = provenance.get("parameters", {}).get("jitter")
-    return f"weights that a jitter moved by {jitter:.2g} of their size" if jitter else "another training"
 
 
 def _part(values: Tensor, members: Tensor) -> Tensor:

@@ -18,11 +18,11 @@ from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectat
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
 from toolkit.measure.pairing import CLUSTERS, class_members, cluster_codes, rows_of
-from toolkit.results import DataFrame, Result, as_table
+from toolkit.results import Numbers, as_table
 
 
 @dataclasses.dataclass(kw_only=True)
-class Gaussianity(Result):
+class Gaussianity(Numbers):
     """Distance of one layer's rows to N(0, I).
 
     Attributes:
@@ -33,14 +33,9 @@ class Gaussianity(Result):
     """
 
     layer: str
-    numbers: DataFrame
     by_direction: Tensor
     eigenvalues: Tensor
     kind: ClassVar[str] = "gaussianity"
-
-    def table(self) -> DataFrame:
-        """One row per group of rows."""
-        return self.numbers.copy()
 
 
 @checked

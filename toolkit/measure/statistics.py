@@ -14,7 +14,7 @@ import numpy as np
 from toolkit.errors import ConfigError, ResultError
 from toolkit.files import write_atomically
 from toolkit.measure.intervals import fewest_patients, mean_of, measured_coverage, patient_bootstrap, spread_of
-from toolkit.results import DataFrame, Result, as_table, latex_table
+from toolkit.results import DataFrame, Numbers, as_table, latex_table
 
 INCONCLUSIVE = "inconclusive"
 # A winner needs p <= CAUTION * level. In 20 000 simulated studies a design (2 to 5 seeds, 12 to 30 patients, 1 to 6
@@ -31,7 +31,7 @@ _COLUMNS = [
 
 
 @dataclasses.dataclass(kw_only=True)
-class Comparison(Result):
+class Comparison(Numbers):
     """Methods compared with a baseline.
 
     Attributes:
@@ -42,12 +42,7 @@ class Comparison(Result):
 
     baseline: str
     metric: str
-    numbers: DataFrame
     kind: ClassVar[str] = "comparison"
-
-    def table(self) -> DataFrame:
-        """One row per method."""
-        return self.numbers.copy()
 
     def paper_table(self, digits: int = 3) -> DataFrame:
         """A row a method as a paper prints it: mean (low to high), difference (low to high), verdict.

@@ -11,7 +11,7 @@ import numpy as np
 
 from toolkit.errors import ResultError
 from toolkit.measure.segmentation import counted
-from toolkit.results import DataFrame, Result, as_table
+from toolkit.results import DataFrame, Numbers, as_table
 
 # id: what a score of the previous model is compared with
 FORWARD = {
@@ -24,7 +24,7 @@ FORWARD = {
 
 
 @dataclasses.dataclass(kw_only=True)
-class Transfer(Result):
+class Transfer(Numbers):
     """Transfer metrics of one run through a sequence of tasks.
 
     Attributes:
@@ -35,12 +35,7 @@ class Transfer(Result):
 
     tasks: list[str]
     scores: np.ndarray
-    numbers: DataFrame
     kind: ClassVar[str] = "transfer"
-
-    def table(self) -> DataFrame:
-        """One row per metric and task, and its mean."""
-        return self.numbers.copy()
 
     def value(self, metric: str, task: str = "mean") -> float:
         """One number of the table.

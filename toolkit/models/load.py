@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError
-from toolkit.files import write_atomically
 
 _ALIASES = "aliases"  # one metadata key: with several, their order in the file would vary
 _WRAPPERS = ("state_dict", "network_weights", "model_state_dict", "model", "net", "weights")
@@ -95,11 +94,6 @@ def weights_from_bytes(content: bytes, where: str) -> dict[str, Tensor]:
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         fix = "Copy or export it again."
         raise CheckpointError(f"This is not a readable safetensors file ({error}).", where=where, fix=fix) from error
-
-
-def save_weights(model: nn.Module, file: str | os.PathLike[str]) -> Path:
-    """Write the model's parameters and buffers as safetensors; the file appears whole or not at all."""
-    return write_atomically(file, weights_bytes(tensors_of(model)), parents=True)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

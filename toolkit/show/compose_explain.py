@@ -132,16 +132,9 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
     contours = np.clip(view.plane(labels), 0, None)
     picture = view.picture(result.image[index])
     which = "reference" if labelled else "prediction"
-    panels = [
-        view.panel(
-            picture,
-            side,
-            title="image",
-            note=f"{which}{view.note}; {range_note(picture)}",
-            labels=contours,
-            class_names=result.classes or {},
-        )
-    ]
+    drawn: dict[str, Any] = {"labels": contours, "class_names": result.classes or {}}
+    note = f"{which}{view.note}; {range_note(picture)}"
+    panels = [view.panel(picture, side, title="image", note=note, **drawn)]
     telling = [np.asarray(m[index]).ravel() for layer, m in result.maps.items() if result.telling(layer, index)]
     shared = symmetric_limits(np.concatenate(telling or [np.zeros(1)]))
     organ = _organ(result, contours)
@@ -153,20 +146,21 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
         told = (
             f"the mean keeps {result.net_gradient[layer][index]:.2g} of the gradient" if cancelled else range_note(raw)
         )
-        panels.append(
-            view.panel(
-                picture,
-                side,
-                title=layer,
-                note=told if status == "ok" else f"{status}: {told}",
-                overlay=None if cancelled else view.coarse(raw, lambda layer=layer: result.resized(layer)[index, 0]),
-                overlay_limits=(0.0, limits[1]) if _unsigned(result.target) else limits,
-                overlay_scale="positive_overlay" if _unsigned(result.target) else "diverging_overlay",
-                labels=organ,
-                bar=not cancelled,
-            )
-        )
+        over = _overlay(result, layer, index, view, limits)
+        if cancelled:
+            over |= {"overlay": None, "bar": False}
+        if _unsigned(result.target):
+            over |= {"overlay_limits": (0.0, limits[1]), "overlay_scale": "positive_overlay"}
+        note = told if status == "ok" else f"{status}: {told}"
+        panels.append(view.panel(picture, side, title=layer, note=note, labels=organ, **over))
     return panels
+
+
+def _overlay(result: Any, name: str, index: int, view: View, limits: tuple[float, float]) -> dict[str, Any]:
+    """A map of one image as the settings of the picture below it."""
+    raw = np.asarray(result.maps[name][index, 0], dtype=float)
+    plane = view.coarse(raw, lambda: result.resized(name)[index, 0])
+    return {"overlay": plane, "overlay_limits": limits, "bar": True}
 
 
 def _organ(result: Any, labels: np.ndarray) -> np.ndarray:
@@ -194,17 +188,8 @@ def attribution(
     panels: list[Panel | None] = [view.panel(picture, side, title="image", note=note_, labels=region)]
     for name, maps in result.maps.items():
         raw = np.asarray(maps[index, 0], dtype=float)
-        panels.append(
-            view.panel(
-                picture,
-                side,
-                title=name,
-                note=range_note(raw),
-                overlay=view.coarse(raw, lambda name=name: result.resized(name)[index, 0]),
-                overlay_limits=symmetric_limits(raw),
-                bar=True,
-            )
-        )
+        over = _overlay(result, name, index, view, symmetric_limits(raw))
+        panels.append(view.panel(picture, side, title=name, note=range_note(raw), **over))
     return Figure(
         title=f"{_method(result)} of {target_text(result.target)}",
         subtitle="Raw signed values, summed over channels, on a symmetric colour range: red adds to the score.",

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import toolkit.data.catalogue
 from toolkit.__main__ import main
 from toolkit.apps.demo import explained_case
 from toolkit.apps.gpu_check import Check, relative_difference
@@ -121,7 +120,7 @@ def test_the_explained_case_has_every_class() -> None:
 @pytest.fixture
 def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     task = small_task()
-    monkeypatch.setattr(toolkit.data.catalogue, "load_task", lambda name: task)
+    monkeypatch.setattr("toolkit.apps.demo.load_task", lambda name: task)
     return ["demo", "--out", str(tmp_path / "demo"), "--steps", "2", "--batch-size", "4"]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from canvases import area_of, centre_of
 
 import toolkit as tk
 from toolkit.errors import ConfigError, DataError
@@ -78,7 +79,7 @@ def test_all_layers_come_from_one_pass_and_are_kept(task: tk.Task) -> None:
 
 def test_clicks_and_keys_walk_over_the_strip(model: torch.nn.Module, task: tk.Task) -> None:
     explorer = tk.widgets.cam_explorer(model, task).set(target="image")
-    explorer.click(*explorer.compose().find("layer:head").centre())
+    explorer.click(*centre_of(area_of(explorer.compose(), "layer:head")))
     assert explorer.state["layer"] == "head"
     canvas = explorer.compose()
     assert explorer.key("ArrowLeft").state["layer"] == "decoder.1"
@@ -179,7 +180,7 @@ def test_without_an_argument_and_networks_it_says_so(monkeypatch: pytest.MonkeyP
 
 def test_the_wheel_zooms_about_the_cursor_and_a_drag_moves_the_image(model: torch.nn.Module, task: tk.Task) -> None:
     explorer = tk.widgets.cam_explorer(model, task).set(target="image")
-    area = explorer.compose().find("image")
+    area = area_of(explorer.compose(), "image")
     x, y = area.left + 0.25 * area.width + 1, area.top + 0.75 * area.height + 1
     before = explorer.readout(x, y)
     assert before.startswith("row 24, column 8, image ")
@@ -198,7 +199,7 @@ def test_the_wheel_zooms_about_the_cursor_and_a_drag_moves_the_image(model: torc
 def test_the_value_under_the_cursor_is_that_of_the_image_and_the_map(model: torch.nn.Module, task: tk.Task) -> None:
     explorer = tk.widgets.cam_explorer(model, task).set(target="image", layer="encoder.1")
     image = task.cases("test")[0].image[0]
-    area = explorer.compose().find("map of network")
+    area = area_of(explorer.compose(), "map of network")
     x, y = area.left + (5.5 / 32) * area.width, area.top + (20.5 / 32) * area.height
     plane = explorer.maps("network").maps["encoder.1"]
     value = plane[int(20.5 / 32 * plane.shape[0]), int(5.5 / 32 * plane.shape[1])]

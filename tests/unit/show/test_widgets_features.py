@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from canvases import area_of, centre_of
 from plotly.callbacks import Points
 
 import toolkit as tk
@@ -58,11 +59,11 @@ def test_the_layer_map_is_that_of_layer_similarity(similar: SimilarityExplorer) 
 
 def test_a_cell_of_the_map_opens_two_layers_and_a_cell_of_a_matrix_a_pair(similar: SimilarityExplorer) -> None:
     names = similar.features.layers
-    similar.click(*similar.compose().find("layers").centre(0, 2))
+    similar.click(*centre_of(area_of(similar.compose(), "layers"), 0, 2))
     assert (similar.state["layer_a"], similar.state["layer_b"]) == (names[0], names[2])
     similar.key("ArrowDown")
     assert similar.state["layer_a"] == names[1]
-    similar.click(*similar.compose().find("channels b").centre(1, 3))
+    similar.click(*centre_of(area_of(similar.compose(), "channels b"), 1, 3))
     assert [similar.state[name] for name in ("pair_of", "channel_i", "channel_j")] == ["b", 1, 3]
     similar.set(layer_b=names[2], layer_a="head").set(pair_of="a")
     assert max(similar.state["channel_i"], similar.state["channel_j"]) <= 1  # the head has two channels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from canvases import area_of, centre_of
 
 import toolkit as tk
 from toolkit.errors import LayerError
@@ -64,9 +65,9 @@ def test_masking_everything_by_hand_changes_the_picture(explorer: MaskExplorer) 
 
 def test_a_click_and_the_keyboard_reach_the_same_entry(explorer: MaskExplorer) -> None:
     explorer.set(fraction=0.0)
-    area = explorer.compose().find("code")
+    area = area_of(explorer.compose(), "code")
     assert (area.rows, area.columns) == (4, 4)
-    explorer.click(*area.centre(1, 2))
+    explorer.click(*centre_of(area, 1, 2))
     assert explorer.by_hand == {6: 0.0}
     explorer.key("ArrowRight").key("ArrowDown").key("Enter")
     assert explorer.by_hand == {6: 0.0, 11: 0.0}
@@ -80,7 +81,7 @@ def test_another_scheme_forgets_what_was_clicked(explorer: MaskExplorer) -> None
     assert explorer.by_hand
     explorer.set(scheme="spatial")
     assert not explorer.by_hand
-    area = explorer.compose().find("code")
+    area = area_of(explorer.compose(), "code")
     assert (area.rows, area.columns) == (8, 8)  # the bottleneck's own plane
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from canvases import area_of, centre_of
 
 import toolkit as tk
 from toolkit.errors import CheckpointError
@@ -41,7 +42,7 @@ def test_python_follows_the_page(explorer: MaskExplorer) -> None:
 def test_clicks_and_keys_come_through(explorer: MaskExplorer) -> None:
     explorer.set(fraction=0.0)
     view = explorer.view.explorer_view
-    x, y = explorer.compose().find("code").centre(0, 1)
+    x, y = centre_of(area_of(explorer.compose(), "code"), 0, 1)
     view._from_picture(None, {"kind": "click", "x": x, "y": y}, [])
     assert explorer.by_hand == {1: 0.0}
     view._from_picture(None, {"kind": "key", "key": "ArrowRight"}, [])
@@ -67,7 +68,7 @@ def test_the_stop_of_a_slider_follows_the_state(explorer: MaskExplorer) -> None:
 
 def test_wheel_drag_and_cursor_come_through(explorer: MaskExplorer) -> None:
     view = explorer.view.explorer_view
-    x, y = explorer.compose().find("tile 0 66").centre()
+    x, y = centre_of(area_of(explorer.compose(), "tile 0 66"))
     before = view.picture.value
     view._from_picture(None, {"kind": "wheel", "x": x, "y": y, "steps": 3}, [])
     assert view.picture.value != before

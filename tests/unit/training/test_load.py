@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import save_weights
 from torch import nn
 
 from toolkit.errors import CheckpointError
-from toolkit.models.load import load_weights, read_weights, save_weights
+from toolkit.models.load import load_weights, read_weights
 from toolkit.models.unet import UNet, unet
 from toolkit.training.load import load_model, load_run
 

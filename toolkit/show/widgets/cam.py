@@ -14,7 +14,6 @@ from toolkit.errors import ConfigError, DataError
 from toolkit.explain import attribute as attribution
 from toolkit.explain.attribute import attribute
 from toolkit.explain.cam_maps import METHODS as CAM_METHODS
-from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import BoundaryBand, ClassSum, Region, Target
 from toolkit.inference.layers import layer_names
@@ -164,15 +163,10 @@ class CamExplorer(ImageExplorer):
         """
         result, page = self.result(name), self.page()
         view = view_of(page, result.padded_size, result.spacing[0])
-        raw = result.maps if isinstance(result, GradCamResult) else None
-        status = {layer: words[0] for layer, words in result.status.items()} if raw is not None else {}
-        if raw is None:  # captum's: summed over the image's channels
-            raw = {"input": result.attributions["input"].sum(1, keepdim=True)}
+        raw = result.maps
+        status = {layer: words[0] for layer, words in result.status.items()}
         planes = {
-            layer: view.coarse(
-                np.asarray(one[0, 0], dtype=float),
-                lambda layer=layer: result.resized(layer)[0].sum(0),  # sum over the input's channels, one for a layer
-            )
+            layer: view.coarse(np.asarray(one[0, 0], dtype=float), lambda layer=layer: result.resized(layer)[0, 0])
             for layer, one in raw.items()
         }
         return Maps(

@@ -46,12 +46,6 @@ class Area:
         place = self.share(x, y)
         return None if place is None else (int(place[0] * self.rows), int(place[1] * self.columns))
 
-    def centre(self, row: int = 0, column: int = 0) -> tuple[float, float]:
-        return (
-            self.left + (column + 0.5) * self.width / self.columns,
-            self.top + (row + 0.5) * self.height / self.rows,
-        )
-
 
 class Canvas:
     """A white picture of so many pixels to draw on."""
@@ -134,12 +128,6 @@ class Canvas:
             if cell is not None:
                 return area.name, *cell
         return None
-
-    def find(self, name: str) -> Area:
-        for area in self.areas:
-            if area.name == name:
-                return area
-        raise KeyError(name)
 
     def encode(self, most: int = LARGEST_BYTES) -> tuple[bytes, str]:
         """(bytes, "png"), or (bytes, "jpeg") if the picture is so busy that its PNG would be large and slow."""

@@ -67,28 +67,15 @@ class DriftExplorer(Explorer):
         classes = tuple((str(name), int(str(index))) for index, name in named.items())
         sites = tuple((name or "unknown", name) for name in self._everything["sites"])
         bases = BASES if self._values["method"] != "umap" else BASES[:2]
+        layers = tuple((name, name) for name in self.features[0].layers)
+        slider: dict[str, Any] = {"low": 1, "high": len(self.features), "step": 0.1, "animated": True}
+        between = "positions between two stages are interpolated, for the eye only"
+        compiled = "the first UMAP of a session is compiled before it runs"
         view, points = "projection", "points"
         return [
-            Control(
-                "stage",
-                "stage",
-                "real",
-                low=1,
-                high=len(self.features),
-                step=0.1,
-                animated=True,
-                group=view,
-                hint="positions between two stages are interpolated, for the eye only",
-            ),
-            Control("layer", "layer", "choice", tuple((name, name) for name in self.features[0].layers), group=view),
-            Control(
-                "method",
-                "projection",
-                "choice",
-                PROJECTIONS,
-                hint="the first UMAP of a session is compiled before it runs",
-                group=view,
-            ),
+            Control("stage", "stage", "real", **slider, group=view, hint=between),
+            Control("layer", "layer", "choice", layers, group=view),
+            Control("method", "projection", "choice", PROJECTIONS, hint=compiled, group=view),
             Control("basis", "axes from", "choice", bases, group=view),
             Control("classes", "classes", "several", classes, group=points),
             Control("sites", "sites", "several", sites, group=points),

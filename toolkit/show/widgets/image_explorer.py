@@ -36,18 +36,13 @@ class ImageExplorer(Explorer):
         stacks, group = self._stacks.stacks, "image"
         last = len(stacks[self._values["case"]]) - 1
         low, high, *_ = self._range()
-        step = (high - low) / 200
+        step, walk, grey = (high - low) / 200, "also arrow up and down on the picture", "the value in middle grey"
+        span: dict[str, Any] = {"low": step, "high": high - low, "step": step}
         return [
             Control("case", "case", "choice", tuple((name, name) for name in stacks), group=group),
-            Control(
-                "slice", "slice", "integer", low=0, high=last, hint="also arrow up and down on the picture", group=group
-            ),
-            Control(
-                "level", "level", "real", low=low, high=high, step=step, hint="the value in middle grey", group=group
-            ),
-            Control(
-                "window", "window", "real", low=step, high=high - low, step=step, hint="black to white", group=group
-            ),
+            Control("slice", "slice", "integer", low=0, high=last, hint=walk, group=group),
+            Control("level", "level", "real", low=low, high=high, step=step, hint=grey, group=group),
+            Control("window", "window", "real", **span, hint="black to white", group=group),
             Control("contour", "contour width", "integer", low=1, high=5, group=group),
         ]
 

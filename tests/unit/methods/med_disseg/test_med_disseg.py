@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import golden_case
+from networks import save_weights
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,7 +31,6 @@ from toolkit.methods.med_disseg.blocks import (
 )
 from toolkit.methods.med_disseg.objective import MedDisSegObjective, MedDisSegStageOneObjective
 from toolkit.methods.med_disseg.regularizer import Dispersive
-from toolkit.models.load import save_weights
 from toolkit.training.step import TrainingStep
 
 STRUCTURE = golden_case("med_disseg", "structure").document()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import save_weights
 from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError
 from toolkit.methods.med_disseg import load_backbone, med_disseg, med_disseg_stage_one
-from toolkit.models.load import save_weights
 
 ENCODER = ("layer0.", "layer1.", "layer2.", "layer3.")
 
