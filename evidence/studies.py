@@ -37,8 +37,10 @@ DIVERGENCES = ("epps_pulley", "sliced_wasserstein", "gaussian_kl", "covariance")
 TAPS, WEIGHTS = ("head_input", "pre_activation"), (0.01, 0.1, 1.0)
 
 
-def _unet(*channels: int, inputs: int = 1, classes: int = 4, dims: int = 2) -> Callable[[], Any]:
-    return lambda: tk.unet(inputs, classes, channels=channels, dims=dims)
+def _unet(
+    *channels: int, inputs: int = 1, classes: int = 4, dims: int = 2, norm: str = "instance"
+) -> Callable[[], Any]:
+    return lambda: tk.unet(inputs, classes, channels=channels, dims=dims, norm=norm)
 
 
 def _paper_unet(width: int = 8) -> Any:
@@ -153,7 +155,8 @@ _PARTS = {"scr": tk.SelfReg(scr=0.1, ifd=0.0), "ifd": tk.SelfReg(scr=0.0, ifd=0.
 STUDIES: dict[str, Study] = {
     "cardiac": Study(
         task=_cardiac,
-        arms=_arms(_SMALL, **_METHODS),
+        arms=_arms(_SMALL, **_METHODS)
+        | _arms(_unet(8, 16, 32, 64, norm="batch"), batch_plain=None, batch_selfreg=_self_reg(0.1)),
         config=CARDIAC,
         measures=(measures.dice, measures.reference_distance, measures.head_disagreement),
         train=one_network,
