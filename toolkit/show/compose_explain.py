@@ -225,26 +225,14 @@ def masked_latent(
     rows: list[list[Panel | None]] = []
     for line, name in enumerate(("clean", "masked")):
         entropy = view.plane(result.entropy[line][index])
+        contours = {"labels": view.plane(result.segmentation[line][index]), "class_names": result.classes or {}}
+        heat = {"overlay": entropy, "overlay_limits": (0.0, most or 1.0), "overlay_scale": "sequential", "bar": True}
+        told = f"{changed:.1%} of the image changed" if line else "contours of the prediction"
+        bits = f"{range_note(entropy)} bits, mean {entropy.mean():.2g}"
         row: list[Panel | None] = [
             _mask_panel(result, index, view, side) if line else head,
-            view.panel(
-                picture,
-                side,
-                title=f"{name} code: segmentation",
-                note=f"{changed:.1%} of the image changed" if line else "contours of the prediction",
-                labels=view.plane(result.segmentation[line][index]),
-                class_names=result.classes or {},
-            ),
-            view.panel(
-                picture,
-                side,
-                title=f"{name} code: entropy",
-                note=f"{range_note(entropy)} bits, mean {entropy.mean():.2g}",
-                overlay=entropy,
-                overlay_limits=(0.0, most or 1.0),
-                overlay_scale="sequential",
-                bar=True,
-            ),
+            view.panel(picture, side, title=f"{name} code: segmentation", note=told, **contours),
+            view.panel(picture, side, title=f"{name} code: entropy", note=bits, **heat),
         ]
         if result.image is not None:
             decoded = view.picture(result.image[line][index])
@@ -268,9 +256,7 @@ def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:
         lines = max(divisor for divisor in range(1, int(len(values) ** 0.5) + 1) if len(values) % divisor == 0)
         plane = values.reshape(lines, -1)
     else:
-        plane, what, rest = mask[0], "positions", ""
-        if plane.ndim == 3 and view.position is not None:
-            plane = plane[min(len(plane) - 1, int((view.position + 0.5) * len(plane) / view.padded[0]))]
+        plane, what, rest = view.of_layer(mask[0]), "positions", ""
     limits = (0.0, max(1.0, float(plane.max())))
     note = f"black = masked, {share}; {range_note(plane)}{rest}"
     return Image(title=f"mask of the {what}", note=note, pixels=plane, limits=limits).fit(side)

@@ -64,12 +64,14 @@ class View:
 
     def coarse(self, values: Any, fine: Any) -> np.ndarray:
         """(h, w) of a map of any size; `fine` gives it at the image's size, for images that were padded."""
+        return self.plane(fine()) if self.size != self.padded else self.of_layer(values)
+
+    def of_layer(self, values: Any) -> np.ndarray:
+        """(h, w) of a map at a layer's own size, which covers the padded image."""
         array = np.asarray(values)
-        if self.size != self.padded:
-            return self.plane(fine())
-        if self.position is not None:
-            array = array[min(len(array) - 1, int((self.position + 0.5) * len(array) / self.padded[0]))]
-        return array
+        if self.position is None:
+            return array
+        return array[min(len(array) - 1, int((self.position + 0.5) * len(array) / self.padded[0]))]
 
 
 def choose_view(

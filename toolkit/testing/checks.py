@@ -27,10 +27,9 @@ from toolkit.testing.short_runs import (
     surroundings,
     trained,
 )
-from toolkit.training.losses import as_objective
 from toolkit.training.regularizer import Loss, Objective, Regularizer
 from toolkit.training.seeding import seeded
-from toolkit.training.segmentation import SegmentationObjective
+from toolkit.training.segmentation import SegmentationObjective, as_objective
 from toolkit.training.serialization import describe, restore
 from toolkit.training.step import TrainingStep
 

@@ -109,6 +109,14 @@ def process() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
+def of_every_process(own: Tensor) -> list[Tensor]:
+    """The tensors of all processes, of one shape, by rank; without graph."""
+    own = own.contiguous()
+    parts = [torch.empty_like(own) for _ in range(process()[1])]
+    distributed.all_gather(parts, own)
+    return parts
+
+
 def mean_of_all(values: Tensor) -> Tensor:
     """Mean over processes of a tensor without graph (the tensor itself outside distributed training)."""
     _, size = process()
@@ -135,10 +143,7 @@ def labels_of_all(labels: Tensor, device: torch.device) -> Tensor:
     _, size = process()
     if size == 1:
         return labels
-    own = labels.to(device).contiguous()
-    parts = [torch.empty_like(own) for _ in range(size)]
-    distributed.all_gather(parts, own)
-    return torch.stack(parts, dim=1).flatten(0, 1).cpu()
+    return torch.stack(of_every_process(labels.to(device)), dim=1).flatten(0, 1).cpu()
 
 
 def rows_of_all(feature: Tensor, index: Tensor) -> Tensor:
@@ -164,9 +169,7 @@ def rows_of_all(feature: Tensor, index: Tensor) -> Tensor:
     counts = [int((owner == other).sum()) for other in range(size)]
     padded = own.new_zeros(max(counts), own.shape[1])
     padded[: len(own)] = own.detach()
-    parts = [torch.empty_like(padded) for _ in range(size)]
-    distributed.all_gather(parts, padded)
-    parts = [part[:count] for part, count in zip(parts, counts, strict=True)]
+    parts = [part[:count] for part, count in zip(of_every_process(padded), counts, strict=True)]
     parts[rank] = own.detach() + size * (own - own.detach())
     place = torch.argsort(torch.argsort(owner, stable=True)).to(own.device, non_blocking=True)
     return torch.cat(parts).index_select(0, place)

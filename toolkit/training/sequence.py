@@ -23,9 +23,9 @@ from toolkit.measure.transfer import Transfer, transfer_metrics
 from toolkit.models.load import load_weights, tensors_of, weights_bytes
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, check_empty, default_path
-from toolkit.training.losses import as_objective
 from toolkit.training.regularizer import Loss, Objective, Regularizer, as_regularizers
 from toolkit.training.run import Run
+from toolkit.training.segmentation import as_objective
 from toolkit.training.serialization import described, restore
 from toolkit.training.strategies import Strategy, as_strategy
 from toolkit.training.train import train_or_resume

@@ -26,8 +26,8 @@ from toolkit import registry
 from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitWarning
 from toolkit.features.modules import unwrap
 from toolkit.files import sha256
-from toolkit.training.losses import LossObjective, as_objective
 from toolkit.training.regularizer import Objective, Regularizer
+from toolkit.training.segmentation import LossObjective, as_objective
 
 FACTORIES = ("optimizer", "schedule", "augmentation")  # settings that may be callables
 _LIBRARIES = tuple(

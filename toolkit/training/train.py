@@ -31,10 +31,10 @@ from toolkit.training.directory import RunDirectory, default_path
 from toolkit.training.engine import same_modes
 from toolkit.training.load import open_run
 from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
-from toolkit.training.losses import as_objective
 from toolkit.training.process import StopRequest, graceful_interrupt
 from toolkit.training.regularizer import Loss, Objective, Regularizer, as_regularizers
 from toolkit.training.run import Run, run_with
+from toolkit.training.segmentation import as_objective
 from toolkit.training.serialization import described, needs_handing_over
 from toolkit.training.step import TrainingStep
 from toolkit.training.watching import OnLog, Watchers, prediction_pictures

@@ -224,12 +224,9 @@ def list_claims(paper: str | None = None) -> pd.DataFrame:
 
 def _cards() -> list[Path]:
     """Cards of the first folder that holds each, by name."""
-    cards = {file.name: file for folder in reversed(_folders()) for file in sorted(folder.glob("*.json"))}
+    folders = reversed(shipped_folders("TOOLKIT_NETWORKS", "evidence/networks"))
+    cards = {file.name: file for folder in folders for file in sorted(folder.glob("*.json"))}
     return [cards[name] for name in sorted(cards)]
-
-
-def _folders() -> list[Path]:
-    return shipped_folders("TOOLKIT_NETWORKS", "evidence/networks")
 
 
 def _card_of(name: str, seed: int) -> Path:

@@ -13,7 +13,7 @@ from canvases import area_of, centre_of
 import toolkit as tk
 from toolkit.errors import ConfigError, DataError
 from toolkit.registry import describe
-from toolkit.show.widgets.image_stacks import ImageStacks, default_layers
+from toolkit.show.widgets.image_explorer import ImageStacks, default_layers
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_without_an_argument_it_opens_on_a_plain_network_and_one_of_its_size(
         save_trained(model, card | {"sites": list(task.sites), "scores": scores}, tmp_path)
 
     monkeypatch.setenv("TOOLKIT_NETWORKS", str(tmp_path))
-    monkeypatch.setattr("toolkit.show.widgets.image_stacks.load_task", lambda name: task)
+    monkeypatch.setattr("toolkit.show.widgets.image_explorer.load_task", lambda name: task)
     for name, above in (("mine/failed", False), ("mine/other", True), ("mine/plain", True)):
         stored(name, above)
     explorer = tk.widgets.cam_explorer()
@@ -172,7 +172,7 @@ def test_without_an_argument_it_opens_on_a_plain_network_and_one_of_its_size(
 
 def test_without_an_argument_and_networks_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "toolkit.show.widgets.image_stacks.list_trained", lambda: pd.DataFrame({"above_floor": [], "task": []})
+        "toolkit.show.widgets.image_explorer.list_trained", lambda: pd.DataFrame({"above_floor": [], "task": []})
     )
     with pytest.raises(ConfigError, match="No trained network"):
         tk.widgets.cam_explorer()

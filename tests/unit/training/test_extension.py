@@ -22,7 +22,7 @@ from toolkit import registry
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.models.unet import UNet
 from toolkit.training import background
-from toolkit.training.losses import LossObjective
+from toolkit.training.segmentation import LossObjective
 from toolkit.training.serialization import describe, origin_of, restore
 
 MINE = """

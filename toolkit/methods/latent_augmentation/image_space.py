@@ -22,11 +22,6 @@ from toolkit.training.regularizer import keyed_generator
 KERNELS = (1, 3, 5, 7)
 
 
-def _convolution(sides: int) -> Callable[..., Tensor]:
-    convolution: Callable[..., Tensor] = getattr(functional, f"conv{sides}d")
-    return convolution
-
-
 def _per_image(values: Tensor, image: Tensor) -> Tensor:
     """(B,) numbers as (B, 1, 1, ...)."""
     return values.reshape(-1, *[1] * (image.ndim - 1))
@@ -81,7 +76,7 @@ def random_windows(image: Tensor, generator: torch.Generator, *, keep: bool | No
 def convolved(image: Tensor, kernel: Tensor, alpha: float | Tensor) -> Tensor:
     """The image mixed with a filtered copy: alpha * image + (1 - alpha) * (image cross-correlated with a kernel (C, C, k, k, ...), zero padding)."""
     sides = image.ndim - 2
-    filtered = _convolution(sides)(image, kernel.to(image), padding=(kernel.shape[-1] - 1) // 2)
+    filtered = getattr(functional, f"conv{sides}d")(image, kernel.to(image), padding=(kernel.shape[-1] - 1) // 2)
     return alpha * image + (1 - alpha) * filtered
 
 
@@ -202,7 +197,7 @@ def _sobel(maps: Tensor) -> list[Tensor]:
             line = slope if other == axis else smooth
             kernel = kernel * line.reshape([-1 if k == other else 1 for k in range(sides)])
         kernel = kernel.expand(channels, 1, *kernel.shape)
-        responses.append(_convolution(sides)(maps, kernel, padding=1, groups=channels))
+        responses.append(getattr(functional, f"conv{sides}d")(maps, kernel, padding=1, groups=channels))
     return responses
 
 

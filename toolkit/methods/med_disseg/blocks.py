@@ -217,12 +217,9 @@ class AuxiliaryHeads(nn.Module):
             layers += [nn.Conv2d(widths[-1], 1, 1)]
             self.add_module(f"branch_{part}", nn.Sequential(*layers))
 
-    def forward(self, foreground: Tensor, background: Tensor, uncertain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            self.get_submodule("branch_fg")(foreground),
-            self.get_submodule("branch_bg")(background),
-            self.get_submodule("branch_uc")(uncertain),
-        )
+    def forward(self, foreground: Tensor, background: Tensor, uncertain: Tensor) -> tuple[Tensor, ...]:
+        parts = {"fg": foreground, "bg": background, "uc": uncertain}
+        return tuple(self.get_submodule(f"branch_{part}")(feature) for part, feature in parts.items())
 
 
 class GuideUpsampler(nn.Module):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from toolkit.errors import ConfigError, RegularizerWarning, choose
 from toolkit.methods.med_disseg.dispersion import (
@@ -25,6 +25,7 @@ from toolkit.methods.med_disseg.dispersion import (
 )
 from toolkit.registry import register
 from toolkit.training.regularizer import Regularizer, StepContext, linear_warm_up
+from toolkit.training.sampling import of_every_process, process
 
 LAYOUTS = ("pooled", "flatten", "positions")
 ACTIVE_BAND = 18.4  # pairs with distance / tau above this contribute less than 1e-8
@@ -219,10 +220,9 @@ def _gathered(rows: Tensor) -> Tensor:
     Every rank evaluates the loss of all rows and sends gradient through its own only, multiplied by the number of
     ranks, so that parameter gradients averaged over ranks equal those of one process.
     """
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    rank, ranks = process()
+    if ranks == 1:
         return rows
-    ranks = distributed.get_world_size()
-    parts = [torch.empty_like(rows) for _ in range(ranks)]
-    distributed.all_gather(parts, rows.detach().contiguous())
-    parts[distributed.get_rank()] = rows.detach() + ranks * (rows - rows.detach())
+    parts = of_every_process(rows.detach())
+    parts[rank] = rows.detach() + ranks * (rows - rows.detach())
     return torch.cat(parts)

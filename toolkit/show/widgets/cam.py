@@ -22,8 +22,14 @@ from toolkit.show.colours import FAINT
 from toolkit.show.compose_explain import METHOD_NAMES
 from toolkit.show.slices import View
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, fitted, heated
-from toolkit.show.widgets.image_explorer import ImageExplorer
-from toolkit.show.widgets.image_stacks import ImageStacks, default_layers, image_of, trained_pair, view_of
+from toolkit.show.widgets.image_explorer import (
+    ImageExplorer,
+    ImageStacks,
+    default_layers,
+    image_of,
+    trained_pair,
+    view_of,
+)
 from toolkit.show.widgets.state import Control, Key, TimedResults
 
 INPUT_METHODS = tuple(name for name in attribution.METHODS if name != "layer_conductance")

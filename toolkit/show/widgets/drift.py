@@ -17,7 +17,7 @@ from toolkit.show.colours import FAINT, class_colour
 from toolkit.show.compose_drift import repeat_of
 from toolkit.show.slices import choose_view
 from toolkit.show.widgets.canvas import ACCENT, Canvas, enlarged, fitted, grey
-from toolkit.show.widgets.image_stacks import label_of, trained_pair
+from toolkit.show.widgets.image_explorer import label_of, trained_pair
 from toolkit.show.widgets.scatter import ScatterView
 from toolkit.show.widgets.state import Control, Explorer, Key, TimedResults
 from toolkit.show.widgets.view import static_png

@@ -15,8 +15,7 @@ from toolkit.inference.volumes import one_map
 from toolkit.show.colours import FAINT
 from toolkit.show.slices import View
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, fitted, grey
-from toolkit.show.widgets.image_explorer import ImageExplorer
-from toolkit.show.widgets.image_stacks import ImageStacks, trained_pair, view_of
+from toolkit.show.widgets.image_explorer import ImageExplorer, ImageStacks, trained_pair, view_of
 from toolkit.show.widgets.state import Control, Key, TimedResults
 
 SCHEMES = (("channels, targeted", "channel"), ("positions, targeted", "spatial"), ("channels, dropout", "dropout"))

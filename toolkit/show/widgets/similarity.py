@@ -22,8 +22,7 @@ from toolkit.measure.layer_similarity import layer_similarity
 from toolkit.measure.similarity import FORMS, channel_similarity
 from toolkit.show.colours import FAINT
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, fitted
-from toolkit.show.widgets.image_explorer import ImageExplorer
-from toolkit.show.widgets.image_stacks import ImageStacks, default_layers, trained_pair, view_of
+from toolkit.show.widgets.image_explorer import ImageExplorer, ImageStacks, default_layers, trained_pair, view_of
 from toolkit.show.widgets.state import Control, Key, TimedResults
 
 MEASURES = {"linear_cka": "linear CKA", "rbf_cka": "RBF CKA", "procrustes": "Procrustes", "rsa": "RSA"}
@@ -208,9 +207,7 @@ class SimilarityExplorer(ImageExplorer):
         cosine = float(flat[0] @ flat[1]) / norms if norms > 0 else float("nan")
         limit = max(float(one.abs().max()) for one in pair) or 1.0
         for place, (name, one) in enumerate(zip("ij", pair, strict=True), start=1):
-            plane = np.asarray(one, dtype=float)
-            if view.position is not None:
-                plane = plane[min(len(plane) - 1, int((view.position + 0.5) * len(plane) / view.padded[0]))]
+            plane = view.of_layer(np.asarray(one, dtype=float))
             x = left + place * (size[1] + 60)
             canvas.text(
                 x, top - 18, f"{layer}, channel {name} = {self._values[f'channel_{name}']}", size=12, width=size[1] + 56

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -210,12 +211,13 @@ class Explorer:
             self._due.cancel()
             self._due = None
         seconds = self.expected()
-        loop = _running_loop() if self._announcers and seconds > AT_ONCE else None
-        if loop is None:
+        if self._announcers and seconds > AT_ONCE:
+            with contextlib.suppress(RuntimeError):  # no loop runs here
+                self._due = asyncio.get_running_loop().call_later(PAUSE, self.catch_up)
+        if self._due is None:
             self._tell()
-            return
-        self._announce(f"Computing, about {seconds:.2g} s …")
-        self._due = loop.call_later(PAUSE, self.catch_up)
+        else:
+            self._announce(f"Computing, about {seconds:.2g} s …")
 
     def expected(self) -> float:
         """Seconds until the picture of the current state will be there, judged by the last result of each kind."""
@@ -307,10 +309,3 @@ class Explorer:
 
     def _ipython_display_(self) -> None:
         show(self)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -8,7 +8,7 @@ import torch
 from golden_cases import golden_file
 from torch import Tensor
 
-from toolkit.measure.image_scores import IMAGE_SCORES, image_scores
+from toolkit.measure.segmentation import IMAGE_SCORES, image_scores
 from toolkit.methods.med_disseg.dispersion import token_rows
 from toolkit.methods.med_disseg.objective import (
     MedDisSegObjective,

@@ -11,15 +11,17 @@ from toolkit import registry
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.features.capture import capture
 from toolkit.methods.selfreg.regularizer import SelfReg
-from toolkit.methods.selfreg.swin_blocks import (
+from toolkit.methods.selfreg.swin_unet import (
     PatchExpanding,
     PatchMerging,
     SwinBlock,
+    SwinUnet,
     WindowAttention,
     channels_first,
     channels_last,
+    load_swin,
+    swin_unet,
 )
-from toolkit.methods.selfreg.swin_unet import SwinUnet, load_swin, swin_unet
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 
