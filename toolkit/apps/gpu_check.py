@@ -10,12 +10,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.data.catalogue import load_task
+from toolkit.data.task import Task
 from toolkit.explain.gradcam import grad_cam
 from toolkit.inference.extract import extract
 from toolkit.methods.latent_augmentation.network import fast_slow_network
@@ -34,9 +35,6 @@ from toolkit.training.seeding import seeded
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 from toolkit.training.train import resume, train
-
-if TYPE_CHECKING:
-    from toolkit.data.task import Task
 
 LAYERS = ("encoder.1", "bottleneck", "head_input")
 METHODS: dict[str, Callable[[], Regularizer] | None] = {

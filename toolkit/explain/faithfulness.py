@@ -138,7 +138,7 @@ def faithfulness(
                 wrong = {"infidelity": math.nan, "sensitivity": math.nan}
                 if isinstance(result, AttributionResult) and name == "input" and perturbations >= 1:
                     given = AttributionInput(image, base, frame.select(index), batch.label_of(index))
-                    noise = Noise(perturbations, radius, seed)
+                    noise = perturbations, radius, seed
                     wrong = _captum_checks(predictor, result, index, frozen.select(index), given, noise)
                 # what a cancelled or empty map scores is chance, and its row says so
                 head = {"name": name, "case": case, "status": result.status[name][index]}
@@ -191,32 +191,28 @@ def _areas(deleted: Tensor, inserted: Tensor, chance: list[list[Tensor]]) -> dic
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    """How an image is perturbed, see `faithfulness`."""
-
-    perturbations: int
-    radius: float
-    seed: int
-
-
 def _captum_checks(
-    predictor: Predictor, result: AttributionResult, index: int, frozen: Frozen, given: AttributionInput, noise: Noise
+    predictor: Predictor,
+    result: AttributionResult,
+    index: int,
+    frozen: Frozen,
+    given: AttributionInput,
+    noise: tuple[int, float, int],
 ) -> dict[str, float]:
-    """Infidelity and largest sensitivity of an attribution to the input."""
+    """Infidelity and largest sensitivity of an attribution to the input; `noise` is perturbations, radius and seed."""
     from captum.metrics import infidelity, sensitivity_max
 
-    image = given.image
+    image, (draws, radius, seed) = given.image, noise
     settings = affordable_settings(predictor, image, result.method, Settings(**result.settings), "faithfulness")
     score = score_of(predictor, frozen, given.frame, image)
-    random = keyed_random("infidelity", noise.seed, result.cases[index])
+    random = keyed_random("infidelity", seed, result.cases[index])
 
     def disturb(x: Tensor) -> tuple[Tensor, Tensor]:
-        added = torch.from_numpy(random.normal(0, 10 * noise.radius, tuple(x.shape))).to(x)
+        added = torch.from_numpy(random.normal(0, 10 * radius, tuple(x.shape))).to(x)
         return added, x - added
 
     def disturb_a_little(x: Tensor) -> Tensor:
-        return x + torch.from_numpy(random.uniform(-noise.radius, noise.radius, tuple(x.shape))).to(x)
+        return x + torch.from_numpy(random.uniform(-radius, radius, tuple(x.shape))).to(x)
 
     def explain(x: Tensor | tuple[Tensor], **_: Any) -> tuple[Tensor]:
         def of(one: Tensor) -> Tensor:
@@ -226,7 +222,7 @@ def _captum_checks(
         images = x if isinstance(x, Tensor) else x[0]  # captum hands them over bare or in a tuple
         return (torch.cat([of(one) for one in images.split(1)]),)
 
-    values, draws = result["input"][index : index + 1].to(image), noise.perturbations
+    values = result["input"][index : index + 1].to(image)
     with torch.enable_grad():
         wrong = infidelity(
             score,

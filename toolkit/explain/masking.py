@@ -118,7 +118,11 @@ def mask_latent(
         temperature if temperature is not None else getattr(network, "temperature", 2.0) if structured else 1.0,
         mask,
     )
-    _check(settings, skips)
+    choose("scheme", scheme, _SCHEMES, where="mask_latent(scheme=...)")
+    choose("skips", skips, _SKIPS, where="mask_latent(skips=...)")
+    if not 0 <= settings.fraction <= 1 or (scheme == "dropout" and settings.fraction == 1):
+        what = f"fraction must be between 0 and 1 (dropout: below 1), not {settings.fraction}."
+        raise ConfigError(what, where="mask_latent")
     batch = one_batch(image, predictor, label, "mask_latent")
     predictor.affordable("mask_latent", batch.image[:1], len(batch), held="masks", fixed=True)
     at = "codes" if structured else one_layer(predictor, layer, batch.image, aliases)
@@ -292,14 +296,6 @@ def _result(
         spacing=list(batch.spacing),
         **known,
     )
-
-
-def _check(settings: _Settings, skips: str) -> None:
-    choose("scheme", settings.scheme, _SCHEMES, where="mask_latent(scheme=...)")
-    choose("skips", skips, _SKIPS, where="mask_latent(skips=...)")
-    if not 0 <= settings.fraction <= 1 or (settings.scheme == "dropout" and settings.fraction == 1):
-        what = f"fraction must be between 0 and 1 (dropout: below 1), not {settings.fraction}."
-        raise ConfigError(what, where="mask_latent")
 
 
 def losses(

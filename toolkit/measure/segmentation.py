@@ -72,7 +72,9 @@ def segmentation_metrics(
     for metric in metrics or ("",):
         choose("metric", metric, METRICS, where="metrics=...")
     measured = bool(set(metrics) & set(DISTANCES))
-    rule = _legacy_rule(legacy)
+    rule = "selfreg" if legacy is True else legacy or None
+    if rule is not None:
+        choose("legacy rule", rule, LEGACY_RULES)
     predicted, expected = _label_map(prediction, "prediction"), _label_map(reference, "reference")
     if predicted.shape != expected.shape:
         fix = "Bring the prediction back to the grid of the reference (nearest neighbour) before scoring it."
@@ -174,7 +176,7 @@ def surface_distances(first: np.ndarray, second: np.ndarray, spacing: Sequence[f
     """Distances from each border voxel of one mask (*S), not empty, to the nearest of the other, and back."""
     from scipy import ndimage
 
-    box = _joint_box(first | second)  # both borders lie inside, so nothing outside can matter
+    (box,) = ndimage.find_objects((first | second).astype(np.uint8))  # both borders lie inside: nothing outside matters
     first, second = first[box], second[box]
     face = ndimage.generate_binary_structure(first.ndim, 1)
     border_first = first & ~ndimage.binary_erosion(first, face)
@@ -182,14 +184,6 @@ def surface_distances(first: np.ndarray, second: np.ndarray, spacing: Sequence[f
     to_second = ndimage.distance_transform_edt(~border_second, sampling=spacing)
     to_first = ndimage.distance_transform_edt(~border_first, sampling=spacing)
     return to_second[border_first], to_first[border_second]
-
-
-def _joint_box(mask: np.ndarray) -> tuple[slice, ...]:
-    box = []
-    for axis in range(mask.ndim):
-        used = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(int(used[0]), int(used[-1]) + 1))
-    return tuple(box)
 
 
 def _label_map(value: Tensor | np.ndarray, name: str) -> np.ndarray:
@@ -229,13 +223,6 @@ def _voxel_step(spacing: Sequence[float] | None, dims: int) -> tuple[tuple[float
         fix = f"Give {dims} positive numbers in mm, or None if it is unknown."
         raise ConfigError(f"The spacing {step} does not fit a map with {dims} axes.", fix=fix)
     return step, "mm"
-
-
-def _legacy_rule(legacy: bool | str) -> str | None:
-    if legacy is False or legacy is True:
-        return "selfreg" if legacy else None
-    choose("legacy rule", legacy, LEGACY_RULES)
-    return legacy
 
 
 _NEEDED = ("class", "metric", "value", "status", "unit", "diagonal", "rule")

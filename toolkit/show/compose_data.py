@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from toolkit.data.case import Case
@@ -28,7 +26,9 @@ def case(case: Case, *, position: int | None = None, side: int = 260, note: str 
     panels: list[Panel | None] = [plain]
     if case.has_label:
         panels.append(_panel(case, position, side, contours=True))
-    return Figure(title=f"Case {case.id}", rows=[panels], subtitle=_about(case), caption=note)
+    spacing = f", spacing {' x '.join(f'{s:g}' for s in case.spacing)} mm" if case.spacing else ""
+    about = f"Site {case.site}, subject {case.subject}, split {case.split}{spacing}."
+    return Figure(title=f"Case {case.id}", rows=[panels], subtitle=about, caption=note)
 
 
 @compose.register
@@ -46,8 +46,8 @@ def task(task: Task, *, columns: int = 6, side: int = 130, split: str | None = N
     rows: list[list[Panel | None]] = []
     for site in task.sites:
         cases = task.cases(split, site=site) if split else task.cases(site=site)
-        row: list[Panel | None] = [_panel(one, None, side, contours=True) for one in _spread(cases, columns)]
-        rows += [row] if row else []
+        places = np.unique(np.linspace(0, len(cases) - 1, min(columns, len(cases))).round().astype(int)).tolist()
+        rows += [[_panel(cases[place], None, side, contours=True) for place in places]] if places else []
     sites = f"{len(task.sites)} sites, one a row: {', '.join(map(str, task.sites))}" if len(task.sites) > 1 else ""
     return Figure(
         title=f"{task.name}: {len(task.cases())} cases",
@@ -55,11 +55,6 @@ def task(task: Task, *, columns: int = 6, side: int = 130, split: str | None = N
         rows=rows,
         caption="\n".join(filter(None, (note, f"licence {task.licence}" if task.licence else ""))),
     )
-
-
-def _spread(cases: Sequence[Case], count: int) -> list[Case]:
-    places = np.linspace(0, len(cases) - 1, min(count, len(cases))).round().astype(int)
-    return [cases[index] for index in np.unique(places).tolist()]
 
 
 def _panel(case: Case, position: int | None, side: int, *, contours: bool) -> Image:
@@ -77,8 +72,3 @@ def _panel(case: Case, position: int | None, side: int, *, contours: bool) -> Im
         labels=view.plane(label) if contours and label is not None else None,
         class_names=case.classes,
     )
-
-
-def _about(case: Case) -> str:
-    spacing = f", spacing {' x '.join(f'{s:g}' for s in case.spacing)} mm" if case.spacing else ""
-    return f"Site {case.site}, subject {case.subject}, split {case.split}{spacing}."

@@ -191,7 +191,10 @@ def _smaller(panel: Panel, factor: float) -> Panel:
 
 def _columns(rows: list[list[Panel | None]]) -> list[list[tuple[float, float, float]]]:
     """Width left of, inside and right of every cell; columns line up where all their panels are of one kind."""
-    sizes = [[_cell(panel) for panel in row] for row in rows]
+    sizes = [
+        [(0.0, 0.0, 0.0) if p is None else (float(p.padding()[0]), float(p.width), float(p.padding()[1])) for p in row]
+        for row in rows
+    ]
     if any(len({type(p) for p in column if p is not None}) > 1 for column in zip_longest(*rows)):
         return sizes
     for index in range(max((len(row) for row in rows), default=0)):
@@ -201,10 +204,3 @@ def _columns(rows: list[list[Panel | None]]) -> list[list[tuple[float, float, fl
             if index < len(row):
                 row[index] = widest
     return sizes
-
-
-def _cell(panel: Panel | None) -> tuple[float, float, float]:
-    if panel is None:
-        return 0.0, 0.0, 0.0
-    left, right, _ = panel.padding()
-    return float(left), float(panel.width), float(right)

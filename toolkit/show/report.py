@@ -132,13 +132,12 @@ def report(
     runs = [item for item in items if isinstance(item, Run)]
     sections = [Section("Runs side by side", tables=[("Runs", runs_table(runs, split))])] if len(runs) > 1 else []
     sections += [section for item in items for section in _sections(item, split)]
-    return write_page(title or _title(items[0]), summary, sections, path, interactive=interactive)
-
-
-def _title(item: Any) -> str:
-    if isinstance(item, (Run, Stages)):
-        return f"Report on {item.path.name}"
-    return item.title if isinstance(item, (Figure, Section)) else f"Report: {getattr(item, 'kind', 'results')}"
+    first = items[0]
+    if isinstance(first, (Run, Stages)):
+        own = f"Report on {first.path.name}"
+    else:
+        own = first.title if isinstance(first, (Figure, Section)) else f"Report: {getattr(first, 'kind', 'results')}"
+    return write_page(title or own, summary, sections, path, interactive=interactive)
 
 
 def _sections(item: Any, split: str) -> list[Section]:

@@ -24,7 +24,6 @@ from typing import IO, Any
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.training.directory import RunDirectory
 from toolkit.training.history import last_step
-from toolkit.training.process import is_alive
 
 
 def start(path: Path, parcel: bytes) -> subprocess.Popen[bytes]:
@@ -44,13 +43,7 @@ def start(path: Path, parcel: bytes) -> subprocess.Popen[bytes]:
 
 def is_running(path: Path, process: subprocess.Popen[bytes] | None) -> bool:
     """Whether a process trains this run now, be it a child of this one or not."""
-    if process is not None and process.poll() is None:
-        return True
-    state = RunDirectory(path).state()
-    owner = state.get("process")
-    if state.get("state") != "running" or not isinstance(owner, int) or owner == os.getpid():
-        return False
-    return is_alive(owner, state.get("identity", ""))
+    return (process is not None and process.poll() is None) or RunDirectory(path).other_process() is not None
 
 
 def wait(

@@ -163,13 +163,17 @@ class RunDirectory:
             if self.exists():  # else the folder was lost, and another one may be in its place
                 self.set_state(state, **details)
 
-    def check_not_running(self) -> None:
-        """Refuse to train a run that another live process on this machine is training."""
+    def other_process(self) -> int | None:
+        """The live process of this machine, other than this one, that is training this run."""
         state = self.state()
         process = state.get("process")
         if state.get("state") != "running" or not isinstance(process, int) or process == os.getpid():
-            return
-        if is_alive(process, state.get("identity", "")):
+            return None
+        return process if is_alive(process, state.get("identity", "")) else None
+
+    def check_not_running(self) -> None:
+        """Refuse to train a run that another process is training."""
+        if (process := self.other_process()) is not None:
             what = f"Process {process} is training this run now."
             raise ConfigError(what, where=self.path, fix="Wait for it or stop it (run.stop()); then resume.")
 

@@ -9,12 +9,13 @@ import subprocess
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from toolkit.arguments import checked_methods
+from toolkit.data.case import Case
 from toolkit.data.images import PictureSource, write_label_picture
 from toolkit.data.volumes import write_nifti
 from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitWarning
@@ -27,19 +28,14 @@ from toolkit.inference.volumes import group_volumes, volume_spacing
 from toolkit.measure.evaluate import evaluate
 from toolkit.measure.segmentation import METRICS
 from toolkit.measure.statistics import patient_column
+from toolkit.results import DataFrame
 from toolkit.training import background
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.engine import content_hash
 from toolkit.training.history import read_history
-from toolkit.training.regularizer import Objective
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from toolkit.data.case import Case
-    from toolkit.training.regularizer import Regularizer
+from toolkit.training.regularizer import Objective, Regularizer
 
 
 @checked_methods
@@ -82,7 +78,7 @@ class Run:
         return RunDirectory(self.path)
 
     @property
-    def history(self) -> pd.DataFrame:
+    def history(self) -> DataFrame:
         """Every logged step and validation so far: `step`, `event`, each loss term by name, weights, gradient ratios."""
         return read_history(self.directory.history)
 
@@ -152,7 +148,7 @@ class Run:
         *,
         metrics: Sequence[str] = METRICS,
         progress: bool = False,
-    ) -> pd.DataFrame:
+    ) -> DataFrame:
         """Score the network on a split; the table is kept in the run's directory and read from there next time.
 
         Args:
@@ -246,7 +242,7 @@ def _told(path: Path, *, steps: int, seed: int, **_: Any) -> dict[str, Any]:
     return {"name": path.name, "steps": steps, "seed": seed}
 
 
-def _remember(model: nn.Module, told: dict[str, Any], site: Any, split: str, table: pd.DataFrame) -> None:
+def _remember(model: nn.Module, told: dict[str, Any], site: Any, split: str, table: DataFrame) -> None:
     """The score at home, for the figures of this network: that of the test split where both are known."""
     sites = [site] if isinstance(site, str) else list(site or table["site"].unique())
     rows = table[(table["metric"] == "dice") & table["site"].isin(sites) & (table["status"] != "both_absent")]
@@ -277,7 +273,7 @@ def _write(folder: Path, name: str, labels: np.ndarray, volume: Sequence[Case], 
         raise DataError(what, where=path, fix=fix) from error
 
 
-def _read_table(path: Path, weights: str | None = None) -> pd.DataFrame | None:
+def _read_table(path: Path, weights: str | None = None) -> DataFrame | None:
     """A table of an earlier call, or None if it is not what was written or is that of other weights."""
     try:
         made_by, content = read_sealed(path.with_suffix(".json")), path.read_bytes()
@@ -291,7 +287,7 @@ def _read_table(path: Path, weights: str | None = None) -> pd.DataFrame | None:
         return None
 
 
-def _parsed(content: str) -> pd.DataFrame:
+def _parsed(content: str) -> DataFrame:
     import pandas as pd
 
     table = pd.read_csv(io.StringIO(content), dtype=str, keep_default_na=False).astype(object)

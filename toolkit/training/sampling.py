@@ -119,12 +119,7 @@ def of_every_process(own: Tensor) -> list[Tensor]:
 
 def mean_of_all(values: Tensor) -> Tensor:
     """Mean over processes of a tensor without graph (the tensor itself outside distributed training)."""
-    _, size = process()
-    if size == 1:
-        return values
-    total = values.clone()
-    distributed.all_reduce(total)
-    return total / size
+    return sum_of_all(values) / process()[1]
 
 
 def sum_of_all(values: Tensor) -> Tensor:

@@ -314,20 +314,10 @@ def as_objective(value: Any) -> Objective:
 
 
 def _channels_for(loss: Any) -> str:
-    if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or loss in (
-        nn.functional.cross_entropy,
-        nn.functional.nll_loss,
-    ):
+    if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or loss in (functional.cross_entropy, functional.nll_loss):
         return "none"
-    bce = isinstance(loss, nn.BCEWithLogitsLoss) or loss is nn.functional.binary_cross_entropy_with_logits
-    if bce or _of_monai_without_one_hot(loss):
+    if isinstance(loss, nn.BCEWithLogitsLoss) or loss is functional.binary_cross_entropy_with_logits:
         return "classes"
+    if type(loss).__module__.startswith("monai.") and "to_onehot_y" in inspect.signature(type(loss)).parameters:
+        return "one" if any(vars(module).get("to_onehot_y") for module in loss.modules()) else "classes"
     return "one"
-
-
-def _of_monai_without_one_hot(loss: Any) -> bool:
-    """Whether it is one of MONAI's that could make one-hot labels and was not asked to."""
-    if not type(loss).__module__.startswith("monai."):
-        return False
-    asked = [vars(module)["to_onehot_y"] for module in loss.modules() if "to_onehot_y" in vars(module)]
-    return "to_onehot_y" in inspect.signature(type(loss)).parameters and not any(asked)

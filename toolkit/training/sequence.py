@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from toolkit.files import absolute, read_sealed, sha256, write_atomically, write
 from toolkit.measure.segmentation import METRICS
 from toolkit.measure.transfer import Transfer, transfer_metrics
 from toolkit.models.load import load_weights, tensors_of, weights_bytes
+from toolkit.results import DataFrame
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, check_empty, default_path
 from toolkit.training.regularizer import Loss, Objective, Regularizer, as_regularizers
@@ -29,9 +30,6 @@ from toolkit.training.segmentation import as_objective
 from toolkit.training.serialization import described, restore
 from toolkit.training.strategies import Strategy, as_strategy
 from toolkit.training.train import train_or_resume
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RECORD, INITIAL = "sequence.json", "initial.safetensors"
 
@@ -60,9 +58,7 @@ class Stages:
         """The network after the last stage."""
         return self.stages[-1].model
 
-    def evaluate(
-        self, split: str = "test", *, metrics: Sequence[str] = METRICS, progress: bool = False
-    ) -> pd.DataFrame:
+    def evaluate(self, split: str = "test", *, metrics: Sequence[str] = METRICS, progress: bool = False) -> DataFrame:
         """Scores on the sites of the sequence after every stage, and before the first (stage -1, trained_on "").
 
         Returns:
@@ -79,7 +75,7 @@ class Stages:
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
 
-    def dice(self, split: str = "test", *, progress: bool = False) -> pd.DataFrame:
+    def dice(self, split: str = "test", *, progress: bool = False) -> DataFrame:
         """Mean foreground Dice per volume: one row a stage (-1 = before training), one column a site."""
         table = self.evaluate(split, metrics=("dice",), progress=progress)
         present = table[table["status"] != "both_absent"]
@@ -133,7 +129,7 @@ class Stages:
         told = [{"network": score_of(run.model)} for run in self.stages]  # a figure says how much each stage had learnt
         return dataclasses.replace(result, provenance={**result.provenance, "stages": told})
 
-    def history(self) -> pd.DataFrame:
+    def history(self) -> DataFrame:
         """The histories of all stages, one below the other, with the site of each."""
         import pandas as pd
 

@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from toolkit.features.provenance import FLOOR
 from toolkit.files import absolute, make_folder, read_sealed, write_sealed
 from toolkit.inference.executors import Submits, hand_out
 from toolkit.measure.statistics import Comparison, compare_methods
+from toolkit.results import DataFrame
 from toolkit.training.arms import Arm, Factory, baseline_of, checked_arms, first_networks, folder
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import check_empty
@@ -28,9 +29,6 @@ from toolkit.training.regularizer import Loss, Objective, Regularizer
 from toolkit.training.segmentation import as_objective
 from toolkit.training.serialization import describe
 from toolkit.training.train import train_or_resume
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RECORD = "study.json"
 _SCORES = ("method", "seed", "fold", "site", "case", "subject", "class", "metric", "value", "status")
@@ -48,7 +46,7 @@ class Study(Comparison):
         settings: its record: arms, training settings, folds, and hashes of the data and of the first weights by seed.
     """
 
-    scores: pd.DataFrame
+    scores: DataFrame
     runs: dict[str, dict[str, str]]
     path: str
     settings: dict[str, Any]
@@ -72,7 +70,7 @@ class Training:
     folder: Path
     options: dict[str, Any]  # of `train`
 
-    def run(self) -> pd.DataFrame:
+    def run(self) -> DataFrame:
         """Train, or continue, and score; what is held here stays as it is."""
         model, objective, regularizers = copy.deepcopy((self.model, self.objective, self.regularizers))
         with thread_count(self.config.threads):
@@ -206,7 +204,7 @@ def _fold_tasks(task: Any, folds: int | Sequence[Any] | None, split: str) -> dic
 
 
 def _judged(
-    tables: list[pd.DataFrame], trainings: list[Training], baseline: str, path: Path, record: dict[str, Any]
+    tables: list[DataFrame], trainings: list[Training], baseline: str, path: Path, record: dict[str, Any]
 ) -> Study:
     import pandas as pd
 

@@ -10,11 +10,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from toolkit.data.case import Case
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.features.modules import unwrap
 from toolkit.features.process_state import guarded_random_state, thread_count
@@ -38,9 +39,6 @@ from toolkit.training.segmentation import as_objective
 from toolkit.training.serialization import described, needs_handing_over
 from toolkit.training.step import TrainingStep
 from toolkit.training.watching import OnLog, Watchers, prediction_pictures
-
-if TYPE_CHECKING:
-    from toolkit.data.case import Case
 
 SELECTION_RULES = {
     "best": "highest mean foreground Dice per volume on the val split, the earliest of equals; test never used",

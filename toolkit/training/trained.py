@@ -9,7 +9,7 @@ import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -21,9 +21,7 @@ from toolkit.features.provenance import mark_scored, mark_trained_with, score_of
 from toolkit.files import sha256
 from toolkit.inference.memory import remember
 from toolkit.models.load import tensors_of, weights_from_bytes
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, as_table
 
 FORMAT = 1
 FIELDS = (
@@ -40,7 +38,7 @@ _CLAIM = (
 )
 
 
-def list_trained() -> pd.DataFrame:
+def list_trained() -> DataFrame:
     """The trained networks that come with the project; nothing is loaded or downloaded.
 
     Returns:
@@ -85,8 +83,6 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
         >>> network = tk.load_trained("phantom-cardiac/segreg", seed=0)
         >>> task, scores = tk.load_task(**network.provenance["task"]), network.scores
     """
-    import pandas as pd
-
     file = _card_of(name, seed)
     card, weights = _read(file), file.with_suffix(".safetensors")
     if not weights.is_file():
@@ -108,7 +104,7 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
     told = {key: card[key] for key in ("name", "steps", "seed")}
     mark_scored(network, dice, patients, **told, sites=", ".join(card["sites"]), floor=card["floor"]["dice"])
     described = {key: value for key, value in card.items() if key not in ("scores", "history")}
-    tables = {name: pd.DataFrame(card[name]) for name in ("scores", "history")}
+    tables = {name: as_table(card[name]) for name in ("scores", "history")}
     for table in tables.values():
         table.attrs["network"] = score_of(network)
     vars(network).update(tables, provenance=described)
@@ -152,7 +148,7 @@ def load_trained_arms(
     return {(arm, seed): load_trained(str(one.at[seed, "name"]), seed) for seed in order for arm, one in own.items()}
 
 
-def trained_scores(networks: Mapping[Any, nn.Module]) -> pd.DataFrame:
+def trained_scores(networks: Mapping[Any, nn.Module]) -> DataFrame:
     """What the cards of trained networks say: a row a network, for the top of a page.
 
     Args:
@@ -183,7 +179,7 @@ def trained_scores(networks: Mapping[Any, nn.Module]) -> pd.DataFrame:
     return pd.DataFrame(rows, index=index, columns=columns).rename_axis(["network", "seed"][: index.nlevels])
 
 
-def _minutes(command: str, costs: pd.DataFrame) -> float:
+def _minutes(command: str, costs: DataFrame) -> float:
     """Of one core, as measured; NaN where no training of that command was."""
     if not (told := re.search(r"evidence\.run (\S+) --only (\S+) --seeds (\d+)(?: --folds (\d+))?", command)):
         return math.nan
@@ -193,7 +189,7 @@ def _minutes(command: str, costs: pd.DataFrame) -> float:
     return float(rows["cpu_minutes"].mean())
 
 
-def list_claims(paper: str | None = None) -> pd.DataFrame:
+def list_claims(paper: str | None = None) -> DataFrame:
     """What the papers claim, what was measured here, and the verdict of the rule that was fixed before; see docs/evidence.md.
 
     Args:

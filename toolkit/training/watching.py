@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import nn
 
+from toolkit.data.case import Case
 from toolkit.errors import ToolkitWarning
 from toolkit.inference.network import Predictor
 from toolkit.inference.predict import predict_volumes
 from toolkit.inference.volumes import group_volumes, one_map, stack
-
-if TYPE_CHECKING:
-    from toolkit.data.case import Case
 
 OnLog = Callable[[dict[str, Any]], object]
 _COLOURS = np.array(

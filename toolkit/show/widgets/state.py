@@ -11,14 +11,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.files import write_atomically
+from toolkit.show.widgets.canvas import Canvas
 from toolkit.show.widgets.view import ExplorerView, show
-
-if TYPE_CHECKING:
-    from toolkit.show.widgets.canvas import Canvas
 
 AT_ONCE = 0.09  # s; what is expected to take longer is announced, and follows
 PAUSE = 0.03  # s after an announcement: the page shows it, and the next change of a moving slider replaces it
