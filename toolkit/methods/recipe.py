@@ -107,11 +107,9 @@ class Stage(Mapping[str, Any]):
         return network
 
     def __getitem__(self, key: str) -> Any:
-        if key == "stage":
-            return self.index
-        if key in self:
-            return getattr(self, key)
-        raise KeyError(key)
+        if key not in self:
+            raise KeyError(key)
+        return self.index if key == "stage" else getattr(self, key)
 
     def __contains__(self, key: object) -> bool:
         return key in tuple(self)

@@ -124,15 +124,18 @@ class Regularizer:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """State that a resumed run needs (most regularizers have none)."""
-        return {}
+        """State that a resumed run needs: the content of a dictionary `_kept`; most regularizers have none."""
+        return dict(getattr(self, "_kept", {}))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        if state:
-            raise ConfigError(
-                f"The regularizer {self.name!r} keeps no state, but the checkpoint holds {sorted(state)}."
-            )
+        kept = getattr(self, "_kept", None)
+        if kept is not None:
+            kept.clear()
+            kept.update(state)
+        elif state:
+            what = f"The regularizer {self.name!r} keeps no state, but the checkpoint holds {sorted(state)}."
+            raise ConfigError(what)
 
     def active(self, step: int) -> bool:
         """Whether any term has a weight at this step."""

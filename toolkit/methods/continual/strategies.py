@@ -39,11 +39,11 @@ class ElasticWeights(Regularizer):
     name: ClassVar[str] = "elastic_weights"
 
     weight: float = 0.4
-    _memory: dict[str, Tensor] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _kept: dict[str, Tensor] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def weights(self, step: int) -> dict[str, float]:
         """The weight; 0 before the first task has ended."""
-        return {"penalty": self.weight if self._memory else 0.0}
+        return {"penalty": self.weight if self._kept else 0.0}
 
     def remember(self, model: nn.Module, fisher: Mapping[str, Tensor]) -> None:
         """Add a task: the network after it, and the Fisher information of its parameters by name."""
@@ -52,21 +52,21 @@ class ElasticWeights(Regularizer):
                 continue
             anchor, curvature = parameter.detach().cpu().double(), fisher[name].detach().cpu().double()
             before, centre, base = torch.zeros_like(curvature), anchor, torch.zeros((), dtype=torch.float64)
-            if f"curvature/{name}" in self._memory:
-                parts = [self._memory[f"{part}/{name}"].cpu().double() for part in ("curvature", "centre", "base")]
+            if f"curvature/{name}" in self._kept:
+                parts = [self._kept[f"{part}/{name}"].cpu().double() for part in ("curvature", "centre", "base")]
                 before, centre, base = parts
             total = before + curvature
             # a (x - m)^2 + f (x - t)^2 = (a + f) (x - c)^2 + a f / (a + f) (m - t)^2
             share = torch.where(total > 0, curvature / total, torch.zeros_like(total))
-            self._memory[f"curvature/{name}"] = total.float()
-            self._memory[f"base/{name}"] = base + (before * share * (centre - anchor).square()).sum()
-            self._memory[f"centre/{name}"] = (centre + share * (anchor - centre)).float()
+            self._kept[f"curvature/{name}"] = total.float()
+            self._kept[f"base/{name}"] = base + (before * share * (centre - anchor).square()).sum()
+            self._kept[f"centre/{name}"] = (centre + share * (anchor - centre)).float()
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
         """The penalty at the present weights."""
         total = torch.zeros((), device=context.batch["image"].device)
         for name, parameter in context.model.named_parameters():
-            if f"curvature/{name}" in self._memory:
+            if f"curvature/{name}" in self._kept:
                 curvature, centre, base = (
                     self._there(f"{p}/{name}", parameter) for p in ("curvature", "centre", "base")
                 )
@@ -75,21 +75,13 @@ class ElasticWeights(Regularizer):
 
     def _there(self, name: str, parameter: Tensor) -> Tensor:
         """A part of the quadratic on the parameter's device, moved once."""
-        if self._memory[name].device != parameter.device:
-            self._memory[name] = self._memory[name].to(parameter.device)
-        return self._memory[name]
+        if self._kept[name].device != parameter.device:
+            self._kept[name] = self._kept[name].to(parameter.device)
+        return self._kept[name]
 
     def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
         """The parameters: there is no tap."""
         return [p for p in context.model.parameters() if p.requires_grad]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The quadratic."""
-        return dict(self._memory)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._memory.clear()
-        self._memory.update(state)
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float = 2.0, reduction: str = "mean") -> Tensor:

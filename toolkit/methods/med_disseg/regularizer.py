@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -79,7 +78,7 @@ class Dispersive(Regularizer):
     gather: bool = True
     _last: dict[str, float] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
     _warned: set[str] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
-    _bank: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _kept: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checked_variant(self.variant, self.tau, self.preset)
@@ -118,8 +117,8 @@ class Dispersive(Regularizer):
         return dataclasses.replace(self, warm_up_steps=0)
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
-        if self._bank.get("stage", context.stage) != context.stage:
-            self._bank.clear()  # representations of another stage's network
+        if self._kept.get("stage", context.stage) != context.stage:
+            self._kept.clear()  # representations of another stage's network
         self._last.clear()
         losses = []
         for name, features in context.features.items():
@@ -152,27 +151,20 @@ class Dispersive(Regularizer):
     def diagnostics(self) -> dict[str, float]:
         return dict(self._last)
 
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self._bank)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._bank.clear()
-        self._bank.update(state)
-
     def _stored(self, name: str, rows: Tensor, stage: int) -> Tensor | None:
         if not self.bank_size:
             return None
-        self._bank["stage"] = stage
-        stored = self._bank.get(f"rows/{name}")
+        self._kept["stage"] = stage
+        stored = self._kept.get(f"rows/{name}")
         if stored is None or stored.shape[1] != rows.shape[1]:
             return None  # nothing yet, or representations of another resolution
         return stored.to(rows)
 
     def _store(self, name: str, rows: Tensor) -> None:
         if self.bank_size:
-            stored = self._stored(name, rows, self._bank["stage"])
+            stored = self._stored(name, rows, self._kept["stage"])
             rows = rows.detach() if stored is None else torch.cat([stored, rows.detach()])
-            self._bank[f"rows/{name}"] = rows[-self.bank_size :].clone()
+            self._kept[f"rows/{name}"] = rows[-self.bank_size :].clone()
 
     def _measure(self, name: str, rows: Tensor, loss: Tensor) -> None:
         """Numbers of the last call, and a warning the first time they show that the term does nothing."""
