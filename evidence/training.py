@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import toolkit as tk
-from toolkit.training.seeding import seeded
+from toolkit.process_state import seeded
 
 STRATEGIES = ("rehearsal", "ewc", "lwf")
 ELAT, CBAM = ("head.att1", "head.att2", "head.att3", "head.att4"), ("small", "middle", "large")

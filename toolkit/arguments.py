@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import sysconfig
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -30,38 +31,29 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 MANY = 2**31 - 1
 # What a number of this name may be, in whichever public call: the least and the greatest.
-LIMITS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("batch_size", "steps", "samples", "rows", "bins", "copies", "batch", "window"), (1, MANY)),
-    **dict.fromkeys(("directions", "draws", "null_draws", "components", "stride"), (1, MANY)),
-    **dict.fromkeys(("in_channels", "out_channels", "width", "encoder_width"), (1, 65536)),
-    **dict.fromkeys(
-        ("bootstrap", "bootstraps", "null_splits", "cascade", "skip", "stage", "orders", "perturbations"), (0, MANY)
-    ),
-    **dict.fromkeys(("seed", "jitter_seed"), (0, 2**63 - 1)),
-    "jitter": (0, 1e12),
-    "component": (0, MANY),
-    "max_rows": (2, MANY),
-    "dims": (2, 3),
-    "channels": (1, 65536),
-    "divisor": (1, MANY),
-    "points": (2, 4096),
-    "timeout": (0, math.inf),
-    **dict.fromkeys(("tau", "t_max", "temperature", "radius", "ratio"), (1e-12, 1e12)),
-    **dict.fromkeys(("threshold", "fraction", "foreground"), (0, 1)),
-    "overlap": (0, 0.99),
-    "baseline": (-1e30, 1e30),
-    "confidence": (1e-6, 1 - 1e-6),
-    **dict.fromkeys(("devices", "keep_checkpoints", "log_every", "validation_cases"), (1, MANY)),
-    **dict.fromkeys(("checkpoint_every", "validate_every"), (0, MANY)),
-    "workers": (0, 1024),  # more ends some processes without a message
-    "threads": (1, 1024),
-    **dict.fromkeys(("learning_rate", "clip_norm"), (1e-300, 1e12)),
-    **dict.fromkeys(("weight_decay", "momentum"), (0, 1e12)),
-    **dict.fromkeys(("bank_size", "warm_up", "warm_up_steps"), (0, MANY)),
-    "views": (2, MANY),
-    **dict.fromkeys(("cross_entropy", "dice", "focal", "focal_gamma", "scr", "ifd", "noise"), (0, 1e12)),
-    **dict.fromkeys(("weight", "penalty", "auxiliary", "complementary", "consistency", "divergence"), (0, 1e12)),
-}
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("batch_size steps samples rows bins copies batch window directions draws null_draws components stride", 1, MANY),
+    ("divisor devices keep_checkpoints log_every validation_cases", 1, MANY),
+    ("bootstrap bootstraps null_splits cascade skip stage orders perturbations component", 0, MANY),
+    ("checkpoint_every validate_every bank_size warm_up warm_up_steps", 0, MANY),
+    ("in_channels out_channels width encoder_width channels", 1, 65536),
+    ("seed jitter_seed", 0, 2**63 - 1),
+    ("max_rows views", 2, MANY),
+    ("dims", 2, 3),
+    ("points", 2, 4096),
+    ("timeout", 0, math.inf),
+    ("workers", 0, 1024),  # more ends some processes without a message
+    ("threads", 1, 1024),
+    ("tau t_max temperature radius ratio", 1e-12, 1e12),
+    ("threshold fraction foreground", 0, 1),
+    ("overlap", 0, 0.99),
+    ("baseline", -1e30, 1e30),
+    ("confidence", 1e-6, 1 - 1e-6),
+    ("learning_rate clip_norm", 1e-300, 1e12),
+    ("weight_decay momentum jitter cross_entropy dice focal focal_gamma scr ifd noise weight penalty", 0, 1e12),
+    ("auxiliary complementary consistency divergence", 0, 1e12),
+)
+LIMITS = {name: (least, most) for names, least, most in _RANGES for name in names.split()}
 # Of keywords that a TypedDict names; the others are None.
 DEFAULTS: dict[str, Any] = {"overlap": 0.5, "normalisation": "zscore-clip", "flips": ()}
 # What a thing of this name must offer where its annotation allows any object.
@@ -159,9 +151,8 @@ def _bind(
         near = difflib.get_close_matches(unknown, names, n=1, cutoff=0.5)
         near = near or [name for name in names if unknown and unknown.lower() in name]
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(
-            f"{_name(call)}: {error}.", where=f"{_name(call)}(...)", fix=f"{hint}It takes: {', '.join(names)}."
-        ) from None
+        fix = f"{hint}It takes: {', '.join(names)}."
+        raise ConfigError(f"{_name(call)}: {error}.", where=f"{_name(call)}(...)", fix=fix) from None
 
 
 def _check(call: Callable[..., Any], signature: inspect.Signature, name: str, value: Any) -> None:
@@ -215,13 +206,10 @@ def _described(value: Any) -> str:
 def _unforeseen(call: Callable[..., Any], arguments: Mapping[str, Any], error: Exception) -> ToolkitError:
     if isinstance(error, OSError):
         paths = [str(value) for value in arguments.values() if isinstance(value, os.PathLike)]
-        return ToolkitError(
-            f"{_name(call)} could not read or write a file ({type(error).__name__}: {error.strerror or error}).",
-            where=str(
-                error.filename or ", ".join(paths) or arguments.get("out") or arguments.get("path") or _name(call)
-            ),
-            fix="Check that it exists, that the disk has free space and that you may use it; then call again.",
-        )
+        where = error.filename or ", ".join(paths) or arguments.get("out") or arguments.get("path") or _name(call)
+        what = f"{_name(call)} could not read or write a file ({type(error).__name__}: {error.strerror or error})."
+        fix = "Check that it exists, that the disk has free space and that you may use it; then call again."
+        return ToolkitError(what, where=where, fix=fix)
     unknown = re.match(r"(\w+)\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if unknown and unknown[2] in arguments.get("options", ()):
         fix = f"Its options are those of toolkit.figures.{unknown[1]}."
@@ -234,11 +222,7 @@ def _unforeseen(call: Callable[..., Any], arguments: Mapping[str, Any], error: E
 
 def _from_outside(error: BaseException) -> bool:
     """Whether code of neither the toolkit nor a library raised this: the caller's network, loss or data set."""
-    frame = error.__traceback__
-    files = []
-    while frame is not None:
-        files.append(frame.tb_frame.f_code.co_filename)
-        frame = frame.tb_next
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(not file.startswith((_HERE, *_LIBRARIES, "<")) and os.path.isabs(file) for file in files)
 
 
@@ -323,7 +307,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return value in arguments
     if origin is os.PathLike or kind is Path:
         return isinstance(value, (str, os.PathLike))
-    if origin in (collections.abc.Callable,):
+    if origin is collections.abc.Callable:
         return callable(value)
     if origin is not None and inspect.isclass(origin):
         if not issubclass(origin, collections.abc.Iterable):  # Popen[bytes]

@@ -79,10 +79,10 @@ def sha256(content: str | bytes | memoryview) -> str:
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
-def write_sealed(path: Path, values: Mapping[str, Any], *, durable: bool = True) -> None:
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON record with its own hash, so that `read_sealed` finds any later change."""
     record = {"format": SEALED, **values}
-    write_atomically(path, json.dumps({**record, "seal": seal(record)}, indent=1), durable=durable)
+    write_atomically(path, json.dumps({**record, "seal": seal(record)}, indent=1), durable=True)
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

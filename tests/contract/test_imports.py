@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "toolkit"
 
 # What each package may import besides itself. Packages on one level do not import each other.
-FOUNDATION = {"errors", "registry", "results", "files", "locks", "arguments"}
+FOUNDATION = {"errors", "registry", "results", "files", "locks", "arguments", "process_state"}
 BELOW_MODELS = FOUNDATION | {"data"}
 BELOW_FEATURES = BELOW_MODELS | {"models"}
 BELOW_INFERENCE = BELOW_FEATURES | {"features"}
@@ -22,6 +22,7 @@ BELOW_METHODS = BELOW_MIDDLE | {"explain", "measure", "training"}
 BELOW_SHOW = BELOW_METHODS | {"methods", "integrations"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "process_state": set(),
     "registry": {"errors", "arguments"},
     "files": {"errors"},
     "locks": {"errors", "files"},

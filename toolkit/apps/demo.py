@@ -16,7 +16,6 @@ from toolkit.errors import ConfigError
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.masking import mask_latent
 from toolkit.explain.targets import Region
-from toolkit.features.process_state import guarded_random_state
 from toolkit.files import seal
 from toolkit.inference.extract import extract
 from toolkit.measure.drift import drift
@@ -24,6 +23,7 @@ from toolkit.measure.projection import project
 from toolkit.measure.similarity import channel_similarity
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet
+from toolkit.process_state import guarded_random_state
 from toolkit.results import DataFrame
 from toolkit.show.compose_compare import transfer_matrices
 from toolkit.show.compose_drift import drifts

@@ -26,12 +26,12 @@ from toolkit.methods.med_disseg.regularizer import Dispersive
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.models.unet import unet
+from toolkit.process_state import seeded
 from toolkit.training.config import TrainConfig
 from toolkit.training.engine import sound_backward
 from toolkit.training.history import read_rows
 from toolkit.training.regularizer import Regularizer
 from toolkit.training.run import Run
-from toolkit.training.seeding import seeded
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 from toolkit.training.train import resume, train

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +12,8 @@ from torch import Tensor
 from toolkit.data.augment import Augmentation, apply, checked_augmentation
 from toolkit.data.case import Case
 from toolkit.data.randomness import fits_sequence, keyed_random, place_of_noise, windows_of_noise
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import DataError
+from toolkit.process_state import guarded_random_state, seed_all
 
 
 class Loader:
@@ -42,7 +41,7 @@ class Loader:
         limits: values that augmented images are clipped to, for normalisations with a fixed range; None = not.
 
     Raises:
-        ConfigError: no cases, or an invalid setting.
+        ConfigError: an invalid setting.
     """
 
     ahead: bool  # whether threads may prepare the batches in any order
@@ -61,8 +60,6 @@ class Loader:
         foreground: float | None = None,
         limits: tuple[float, float] | None = None,
     ) -> None:
-        if not cases:
-            raise ConfigError("A loader needs at least one case.")
         self.cases = list(cases)
         self.channels, self.batch_size, self.seed = channels, int(batch_size), seed
         self.patch_size = tuple(int(side) for side in patch_size)
@@ -178,12 +175,11 @@ class Loader:
         """Write one crop, with its margin, into the rows of the batch."""
         pixels, classes = case.image_array(), case.label_array()
         if pixels.shape[0] != self.channels or pixels.ndim != image.ndim:
-            raise DataError(
-                f"The case {case.id!r} has an image of shape {pixels.shape}; the task says "
-                f"{self.channels} channel(s) and {image.ndim - 1} spatial axes.",
-                where=case.source,
-                fix="Convert the images so that all have the same channels, or leave the odd ones out.",
+            what = (
+                f"The case {case.id!r} has an image of shape {pixels.shape}; the task says {self.channels} channel(s) "
             )
+            fix = "Convert the images so that all have the same channels, or leave the odd ones out."
+            raise DataError(f"{what}and {image.ndim - 1} spatial axes.", where=case.source, fix=fix)
         starts = self._starts(case, classes, random)
         into, out_of = [], []
         for start, extra, side, length in zip(starts, self._margin, label.shape, classes.shape, strict=True):
@@ -251,28 +247,14 @@ def transformed(transform: Transform, batch: Mapping[str, Any], seeds: Sequence[
     """
     samples = []
     for image, label, case, seed in zip(batch["image"], batch["label"], batch["case"], seeds, strict=True):
-        with _seeded(transform, seed):
+        with guarded_random_state():
+            seed_all(seed)
+            if callable(own := getattr(transform, "set_random_state", None)):
+                own(seed=seed)  # MONAI's transforms keep a state of their own
             moved = _called(transform, {"image": image, "label": label, "case": case})
         samples.append(_checked(moved, image, label, case))
     images, labels = zip(*samples, strict=True)
     return {**batch, "image": torch.stack(images), "label": torch.stack(labels)}
-
-
-@contextlib.contextmanager
-def _seeded(transform: Transform, seed: int) -> Iterator[None]:
-    """Seed the transform (MONAI's keep a state of their own) and, for the block, the process's generators."""
-    before = np.random.get_state(), random.getstate()  # noqa: NPY002 - what libraries draw from
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        random.seed(seed)
-        if callable(own := getattr(transform, "set_random_state", None)):
-            own(seed=seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(before[0])  # noqa: NPY002
-            random.setstate(before[1])
 
 
 def _called(transform: Transform, sample: dict[str, Any]) -> Any:
@@ -287,18 +269,18 @@ def _called(transform: Transform, sample: dict[str, Any]) -> Any:
 
 
 def _checked(moved: Any, image: Tensor, label: Tensor, case: str) -> tuple[Tensor, Tensor]:
+    where = f"case {case!r}"
     if not isinstance(moved, Mapping) or not {"image", "label"} <= set(moved):
-        raise _unusable(case, f"returned {type(moved).__name__}", "Return the dict with its image and label.")
+        what = f"The augmentation returned {type(moved).__name__}."
+        raise DataError(what, where=where, fix="Return the dict with its image and label.")
     new, classes = (torch.as_tensor(moved[key]).as_subclass(Tensor) for key in ("image", "label"))
     if new.shape != image.shape or classes.shape != label.shape:
-        what = f"made {tuple(new.shape)} and {tuple(classes.shape)} of {tuple(image.shape)} and {tuple(label.shape)}"
-        raise _unusable(case, what, "Keep channels and size; patch_size says how large the samples are.")
-    if not torch.equal(classes, classes.round()):
-        raise _unusable(
-            case, "mixed classes of the label", 'Move labels by nearest neighbour: mode=("bilinear", "nearest").'
+        made, given = (tuple(new.shape), tuple(classes.shape)), (tuple(image.shape), tuple(label.shape))
+        fix = "Keep channels and size; patch_size says how large the samples are."
+        raise DataError(
+            f"The augmentation made {made[0]} and {made[1]} of {given[0]} and {given[1]}.", where=where, fix=fix
         )
+    if not torch.equal(classes, classes.round()):
+        fix = 'Move labels by nearest neighbour: mode=("bilinear", "nearest").'
+        raise DataError("The augmentation mixed classes of the label.", where=where, fix=fix)
     return new.float(), classes.long()
-
-
-def _unusable(case: str, what: str, fix: str) -> DataError:
-    return DataError(f"The augmentation {what}.", where=f"case {case!r}", fix=fix)

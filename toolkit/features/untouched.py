@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from toolkit.errors import LayerError, choose
 from toolkit.features.modules import refuse_scripted
-from toolkit.features.process_state import random_state, set_random_state
+from toolkit.process_state import random_state, set_random_state
 
 _HOOK_TABLES = (
     *("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"),
@@ -67,20 +67,16 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
             if parameter.requires_grad != needs_gradient:
                 parameter.requires_grad_(needs_gradient)
             parameter.grad = gradient
-        for entry in buffers:
-            _restore_buffer(*entry)
+        for module, name, buffer, value in buffers:
+            # values are compared, not version counters: batch norm updates its statistics without counting
+            if buffer is not None and value is not None and not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
         for module, before in zip(modules, attributes, strict=True):
             _restore_kept(module, before)
         set_random_state(state)
-
-
-def _restore_buffer(module: nn.Module, name: str, buffer: Tensor | None, value: Tensor | None) -> None:
-    # values are compared, not version counters: batch norm updates its statistics without counting
-    if buffer is not None and value is not None and not torch.equal(buffer, value):
-        with torch.no_grad():
-            buffer.copy_(value)
-    if module._buffers.get(name) is not buffer:
-        module._buffers[name] = buffer
 
 
 def _kept_tensors(module: nn.Module) -> dict[str, tuple[Any, Any]]:
@@ -125,11 +121,8 @@ def _remove_own_hooks(module: nn.Module, before: dict[str, set[int]]) -> None:
     """Hooks that an analysis left behind go; those that the network gave itself stay, as it may count on them."""
     for name, keys in before.items():
         table = getattr(module, name, {})
-        for key in [key for key, hook in table.items() if key not in keys and _is_ours(hook)]:
-            for other in _HOOK_TABLES:
-                getattr(module, other, {}).pop(key, None)
-
-
-def _is_ours(hook: Any) -> bool:
-    function = getattr(hook, "func", hook)  # inside functools.partial
-    return str(getattr(function, "__module__", "")).partition(".")[0] in ("toolkit", "captum")
+        for key, hook in [(key, hook) for key, hook in table.items() if key not in keys]:
+            function = getattr(hook, "func", hook)  # inside functools.partial
+            if str(getattr(function, "__module__", "")).partition(".")[0] in ("toolkit", "captum"):
+                for other in _HOOK_TABLES:
+                    getattr(module, other, {}).pop(key, None)

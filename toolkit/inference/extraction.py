@@ -25,7 +25,6 @@ from toolkit.features.arrays import is_store
 from toolkit.features.capture import observe
 from toolkit.features.modules import named, unwrap
 from toolkit.features.names import AliasUnknown, find_requests
-from toolkit.features.process_state import thread_count
 from toolkit.features.provenance import DataHash, provenance
 from toolkit.features.store import Features, open_features
 from toolkit.features.untouched import untouched
@@ -37,6 +36,7 @@ from toolkit.inference.layers import prepare_aliases
 from toolkit.inference.memory import Passes
 from toolkit.inference.network import Predictor
 from toolkit.inference.pooling import Pooler
+from toolkit.process_state import thread_count
 
 PARTS = 32  # of at least one batch; what a lost worker takes with it is at most CHECKPOINT_SECONDS of one
 

@@ -19,9 +19,9 @@ import torch
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
 from toolkit.features.memory import state_rows
-from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
 from toolkit.measure.pairing import rows_of
+from toolkit.process_state import guarded_random_state
 from toolkit.results import DataFrame, Result, as_table
 
 MOST_ROWS = 256  # of each of the two samples whose transport cost is computed exactly

@@ -12,11 +12,11 @@ from torch import Tensor
 from toolkit.arguments import checked
 from toolkit.errors import ResultError
 from toolkit.features.memory import state_rows
-from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
 from toolkit.measure.distances import centred, squared_distances
 from toolkit.measure.drift_samples import subsample
 from toolkit.measure.pairing import rows_of
+from toolkit.process_state import guarded_random_state
 from toolkit.results import DataFrame, Result, as_table
 
 ACTIVE_BAND = 18.4  # beyond this many temperatures a pair's term is below the loss's floor of 1e-8

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
-from toolkit.features.process_state import thread_count
+from toolkit.process_state import thread_count
 
 _CHECKED = 1500  # rows on which trustworthiness and stability are measured
 

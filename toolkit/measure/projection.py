@@ -11,7 +11,6 @@ from torch import Tensor
 
 from toolkit.errors import ConfigError, ResultError, choose
 from toolkit.features.memory import state_rows
-from toolkit.features.process_state import guarded_random_state
 from toolkit.features.store import Features
 from toolkit.measure.embedding import TsneOptions, UmapOptions, balanced_sample, tsne_pictures, umap_pictures
 from toolkit.measure.pairing import PairedRows, RowStream, paired_rows, row_streams
@@ -24,6 +23,7 @@ from toolkit.measure.projection_planes import (
     principal_plane,
     rotation_onto,
 )
+from toolkit.process_state import guarded_random_state
 from toolkit.results import DataFrame, Result, as_table
 
 LINEAR = ("pca", "lda", "head")

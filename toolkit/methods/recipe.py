@@ -14,12 +14,12 @@ from toolkit.errors import ConfigError
 from toolkit.features.modules import unwrap
 from toolkit.files import absolute
 from toolkit.methods.med_disseg import transfer_encoder
+from toolkit.process_state import seeded
 from toolkit.results import DataFrame, as_table
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory, check_empty
 from toolkit.training.regularizer import Objective, Regularizer, as_regularizers
 from toolkit.training.run import Run
-from toolkit.training.seeding import seeded
 from toolkit.training.train import train_or_resume
 
 # What a stage takes over from the one before it, by name.

@@ -9,12 +9,14 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from toolkit.errors import ConfigError, RegularizerWarning, ToolkitError
+from toolkit.process_state import seeded
+from toolkit.results import DataFrame, as_table
 from toolkit.testing.processes import difference_between_processes
 from toolkit.testing.short_runs import (
     Factory,
@@ -28,13 +30,9 @@ from toolkit.testing.short_runs import (
     trained,
 )
 from toolkit.training.regularizer import Loss, Objective, Regularizer
-from toolkit.training.seeding import seeded
 from toolkit.training.segmentation import SegmentationObjective, as_objective
 from toolkit.training.serialization import describe, restore
 from toolkit.training.step import TrainingStep
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def check_regularizer(
@@ -44,7 +42,7 @@ def check_regularizer(
     objective: Objective | Loss | None = None,
     dims: Sequence[int] = (2, 3),
     processes: int = 2,
-) -> pd.DataFrame:
+) -> DataFrame:
     """Run the contract of regularizers on one.
 
     Its terms are those of `weights`, finite, with finite gradients in 2D and 3D, and the same again from the same
@@ -80,7 +78,7 @@ def check_regularizer(
         with report.check(f"autocast {str(dtype).removeprefix('torch.')}"):
             _check_autocast(regularizer, network_of(make, dims[0]), objective, dims[0], dtype)
     with report.check("settings through JSON"):
-        _check_settings("regularizer", regularizer)
+        _check_settings(regularizer)
     with tempfile.TemporaryDirectory() as folder:
         with report.check("weight 0 is plain training"):
             _check_zero_weight(regularizer, make, objective, Path(folder))
@@ -92,9 +90,8 @@ def check_regularizer(
             row.append(f"{ratios[0]:.3g} in the first step")
         with report.check("two processes equal one") as row:
             if processes > 1 and not regularizer.requires:
-                row.append(
-                    f"relative difference {difference_between_processes({'one': regularizer}, Path(folder)):.1g}"
-                )
+                difference = difference_between_processes({"one": regularizer}, Path(folder))
+                row.append(f"relative difference {difference:.1g}")
             else:
                 row.append("not checked")
     return report.table()
@@ -102,7 +99,7 @@ def check_regularizer(
 
 def check_objective(
     objective: Objective | Loss, *, model: Factory | None = None, dims: Sequence[int] = (2, 3)
-) -> pd.DataFrame:
+) -> DataFrame:
     """Run the contract of objectives on one: an `Objective`, or a callable `loss(logits, labels)`.
 
     Its terms are finite scalars whose sum has a finite gradient, in 2D and 3D and under bfloat16 autocast to 5 %;
@@ -143,7 +140,7 @@ def check_objective(
     return report.table()
 
 
-def check_network(model: nn.Module | Factory, *, dims: Sequence[int] = (2,)) -> pd.DataFrame:
+def check_network(model: nn.Module | Factory, *, dims: Sequence[int] = (2,)) -> DataFrame:
     """Run what the toolkit asks of a network on one.
 
     It gives finite logits (B, K, *S) for an image (B, 1, *S), the same twice in eval mode; its layers have names and
@@ -215,10 +212,8 @@ class _Report:
         result = "not checked" if details == ["not checked"] else "ok"
         self.rows.append({"check": name, "result": result, "detail": ", ".join(details) if result == "ok" else ""})
 
-    def table(self) -> pd.DataFrame:
-        import pandas as pd
-
-        return pd.DataFrame(self.rows)
+    def table(self) -> DataFrame:
+        return as_table(self.rows)
 
 
 def _check_step(regularizer: Regularizer, make: Factory, objective: Objective, dims: int) -> str:
@@ -251,16 +246,14 @@ def _compare_terms(full: dict[str, float], half: dict[str, float], margin: float
     demand(set(full) == set(half) and not far, f"float32 gives {full}, half precision {half}")
 
 
-def _check_settings(kind: str, obj: Any) -> None:
-    entry = describe(kind, obj)
-    key = "regularizers" if kind == "regularizer" else kind
+def _check_settings(regularizer: Regularizer) -> None:
+    entry = describe("regularizer", regularizer)
     if "foreign" in entry:
         fix = "Define the class at the top level of a file, with settings that JSON can hold (a frozen dataclass)."
         raise ConfigError(f"{entry['foreign']} cannot be stored, so a resumed run must be given it again.", fix=fix)
-    again = restore({key: [entry] if key == "regularizers" else entry}, {}, "check", only=(key,))[key]
-    again = again[0] if key == "regularizers" else again
-    demand(type(again) is type(obj) or type(again).__qualname__ == type(obj).__qualname__, f"{entry} gives {again!r}")
-    demand(describe(kind, again) == entry, f"{entry} comes back as {describe(kind, again)}")
+    (again,) = restore({"regularizers": [entry]}, {}, "check", only=("regularizers",))["regularizers"]
+    demand(type(again).__qualname__ == type(regularizer).__qualname__, f"{entry} gives {again!r}")
+    demand(describe("regularizer", again) == entry, f"{entry} comes back as {describe('regularizer', again)}")
 
 
 def _check_resume(

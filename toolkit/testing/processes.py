@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.models.unet import unet
+from toolkit.process_state import seeded
 from toolkit.testing.short_runs import demand
 from toolkit.training import background
 from toolkit.training.engine import share_of
 from toolkit.training.regularizer import Regularizer
-from toolkit.training.seeding import seeded
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 

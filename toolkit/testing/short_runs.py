@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from toolkit.data.arrays import task_from_arrays
 from toolkit.errors import ToolkitError
 from toolkit.models.unet import unet
+from toolkit.process_state import seeded
 from toolkit.training.checkpoint import read
 from toolkit.training.history import read_rows
 from toolkit.training.regularizer import Loss, Objective, Regularizer
-from toolkit.training.seeding import seeded
 from toolkit.training.segmentation import as_objective
 from toolkit.training.step import TrainingStep
 from toolkit.training.train import resume, train

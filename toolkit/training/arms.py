@@ -13,9 +13,9 @@ from toolkit.errors import ConfigError
 from toolkit.features.modules import unwrap
 from toolkit.files import sha256
 from toolkit.models.load import tensors_of, weights_bytes
+from toolkit.process_state import seeded
 from toolkit.training.config import TrainConfig
 from toolkit.training.regularizer import Loss, Objective, Regularizer, as_regularizers
-from toolkit.training.seeding import seeded
 from toolkit.training.segmentation import as_objective
 from toolkit.training.serialization import describe
 

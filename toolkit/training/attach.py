@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, ProtocolError
-from toolkit.features.capture import Tape, TapeRecorder
+from toolkit.features.capture import Recorder, Tape
 from toolkit.features.modules import unwrap
 from toolkit.training.health import gradient_ratio, status_of
 from toolkit.training.regularizer import Objective, Regularizer, StepContext, as_regularizers
@@ -200,13 +200,13 @@ class Attached:
         return result.total
 
 
-class _TrainingPasses(TapeRecorder):
+class _TrainingPasses(Recorder):
     """Hooks that stay: they keep the activations of the latest pass with gradient until the next one."""
 
     def __init__(
         self, model: nn.Module, wanted: list[str], aliases: Mapping[str, str] | None, added: list[Any]
     ) -> None:
-        super().__init__(model, wanted, aliases, tape=Tape())
+        super().__init__(model, wanted, aliases)
         self.outputs: Any = None
         self._added, self._inside, self._ran, self._paused = added, False, False, False
         self._rooted = False  # whether the loop calls the network itself, not only methods of it such as `encode`

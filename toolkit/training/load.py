@@ -11,10 +11,10 @@ from torch import nn
 
 from toolkit.errors import CheckpointError, ToolkitWarning
 from toolkit.features.modules import unwrap
-from toolkit.features.process_state import guarded_random_state
 from toolkit.features.provenance import mark_trained_with
 from toolkit.inference.memory import remember
 from toolkit.models.load import compare_weights, tensors_of
+from toolkit.process_state import guarded_random_state
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig

@@ -15,12 +15,12 @@ from torch import nn
 from toolkit.arguments import checked_methods
 from toolkit.errors import CheckpointError, ConfigError, ResultError
 from toolkit.features.modules import unwrap
-from toolkit.features.process_state import guarded_random_state
 from toolkit.features.provenance import score_of
 from toolkit.files import absolute, read_sealed, sha256, write_atomically, write_sealed
 from toolkit.measure.segmentation import METRICS
 from toolkit.measure.transfer import Transfer, transfer_metrics
 from toolkit.models.load import load_weights, tensors_of, weights_bytes
+from toolkit.process_state import guarded_random_state
 from toolkit.results import DataFrame
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, check_empty, default_path

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.features.process_state import thread_count
 from toolkit.features.provenance import FLOOR
 from toolkit.files import absolute, make_folder, read_sealed, write_sealed
 from toolkit.inference.executors import Submits, hand_out
 from toolkit.measure.statistics import Comparison, compare_methods
+from toolkit.process_state import thread_count
 from toolkit.results import DataFrame
 from toolkit.training.arms import Arm, Factory, baseline_of, checked_arms, first_networks, folder
 from toolkit.training.config import TrainConfig, as_config

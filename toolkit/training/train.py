@@ -18,10 +18,10 @@ from torch import nn
 from toolkit.data.case import Case
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
 from toolkit.features.modules import unwrap
-from toolkit.features.process_state import guarded_random_state, thread_count
 from toolkit.files import write_sealed
 from toolkit.inference.volumes import group_volumes
 from toolkit.measure.evaluate import evaluate, validation_scores
+from toolkit.process_state import guarded_random_state, thread_count
 from toolkit.training import background as child
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training import engine, history

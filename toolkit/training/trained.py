@@ -16,11 +16,11 @@ from torch import nn
 from toolkit import registry
 from toolkit.data.manifest import shipped_folders
 from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
-from toolkit.features.process_state import guarded_random_state
 from toolkit.features.provenance import mark_scored, mark_trained_with, score_of
 from toolkit.files import sha256
 from toolkit.inference.memory import remember
 from toolkit.models.load import tensors_of, weights_from_bytes
+from toolkit.process_state import guarded_random_state
 from toolkit.results import DataFrame, as_table
 
 FORMAT = 1

@@ -17,7 +17,7 @@ from toolkit.errors import ConfigError, ProtocolError, ToolkitError, choose
 from toolkit.features.layout import grid_of, to_maps
 from toolkit.features.modules import unwrap
 from toolkit.features.names import resolve, stages
-from toolkit.inference.layers import observed
+from toolkit.inference.layers import observed, trial_image
 from toolkit.inference.network import Predictor
 from toolkit.methods.selfreg import terms
 from toolkit.registry import register
@@ -154,7 +154,8 @@ class SelfReg(Regularizer):
             example: an input to observe, as for `toolkit.layers`; None = the last observed, else zeros.
         """
         if self.groups is None and not hasattr(unwrap(model), "toolkit_taps"):
-            stages(model) if example is None else observed(Predictor(model), example)
+            predictor = Predictor(model)
+            stages(model) if example is None else observed(predictor, trial_image(predictor, example))
         groups = self._chosen[self.taps_on(model)]
         rows = [(i, part, name) for i, group in enumerate(groups) for part in _PARTS for name in group[part]]
         return as_table([*rows, (0, "teacher", self.teacher)], columns=["group", "part", "layer"])

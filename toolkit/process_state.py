@@ -42,6 +42,21 @@ def guarded_random_state() -> Iterator[None]:
         set_random_state(state)
 
 
+def seed_all(seed: int) -> None:
+    """Seed the global generators of torch (all devices), NumPy and Python: code of a user may draw from any of them."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators inside the block, so that a network built there has the seed's weights."""
+    with guarded_random_state():
+        seed_all(seed)
+        yield
+
+
 @contextlib.contextmanager
 def thread_count(threads: int | None) -> Iterator[None]:
     """Use `threads` CPU threads inside the block (None = leave them) and restore the count, whoever changed it."""
