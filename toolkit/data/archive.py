@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import shutil
 import stat
 import tarfile
 import tempfile
@@ -15,25 +13,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from toolkit.data.manifest import leaves_folder
+from toolkit.data.source import decoding, require_file
 from toolkit.errors import DataError
 
 _BLOCK = 2**20
 _HEADER = 2**16  # bytes of an extended header of a tar archive: a long name and some numbers
+_MOST_BYTES, _MOST_RATIO, _MOST_ENTRIES = 2**38, 200, 2_000_000  # in all, per byte of the archive, and how many
 _FIX = "Nothing was unpacked. Get the archive from its publisher again, and do not use it if this stays."
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What an archive may hold: bytes in all, bytes per byte of the archive, entries."""
-
-    bytes: int = 2**38
-    ratio: float = 200.0
-    entries: int = 2_000_000
-
-
-def unpack(
-    archive: str | os.PathLike[str], folder: str | os.PathLike[str], limits: Limits | None = None, *, inside: str = ""
-) -> list[str]:
+def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, inside: str = "") -> list[str]:
     """Unpack a `.zip` or `.tar` archive (also `.gz`, `.bz2`, `.xz`) into a folder, all of it or nothing.
 
     Everything is checked before and while it is written to a hidden folder beside the target; only a complete and
@@ -42,37 +31,29 @@ def unpack(
     Args:
         archive: the file.
         folder: where its content goes; made if missing.
-        limits: what it may hold.
         inside: folder of the archive whose content is wanted; the rest is left out.
 
     Returns:
         Paths of the files, relative to `folder`.
     """
-    archive, folder, limits = Path(archive), Path(folder), limits or Limits()
-    if not archive.is_file():
-        raise DataError("There is no such archive.", where=archive, fix="Check the path.")
+    archive, folder = Path(archive), Path(folder)
+    require_file(archive)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    hidden = Path(tempfile.mkdtemp(prefix=".unpack-", dir=folder.parent))
-    try:
-        try:
-            names = _write_all(archive, hidden, limits, inside)
-        except DataError:
-            raise
-        except Exception as error:  # decoders of damaged archives raise anything
-            raise _bad(archive, f"cannot be read to its end ({type(error).__name__}: {str(error)[:120]})") from error
+    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+        hidden = Path(temporary) / "content"
+        with decoding(archive, "an archive that can be read to its end", _FIX):
+            names = _write_all(archive, hidden, inside)
         _move(hidden, folder, names, archive)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
     return names
 
 
-def _write_all(archive: Path, hidden: Path, limits: Limits, inside: str) -> list[str]:
+def _write_all(archive: Path, hidden: Path, inside: str) -> list[str]:
     packed = archive.stat().st_size
-    allowed = min(limits.bytes, int(limits.ratio * max(packed, 1)))
+    allowed = min(_MOST_BYTES, _MOST_RATIO * packed)
     written, names, taken = 0, [], set()
     for number, (name, size, content) in enumerate(_entries(archive)):
-        if number >= limits.entries:
-            raise _bad(archive, f"has more than {limits.entries} entries")
+        if number >= _MOST_ENTRIES:
+            raise _bad(archive, f"has more than {_MOST_ENTRIES} entries")
         relative = _safe(name, archive)
         if inside:
             if PurePosixPath(inside) not in relative.parents:
@@ -140,21 +121,16 @@ def _safe(name: str, archive: Path) -> PurePosixPath:
 
 
 def _move(hidden: Path, folder: Path, names: list[str], archive: Path) -> None:
-    there = [name for name in names if (folder / name).exists() or (folder / name).is_symlink()]
+    there = [name for name in names if os.path.lexists(folder / name)]
     if there:
         what = f"{len(there)} files of the archive are already there, for example {there[0]}."
         fix = f"Move them away if {archive.name} shall replace them; nothing was changed."
         raise DataError(what, where=folder, fix=fix)
     if not folder.exists():
         hidden.rename(folder)
-        folder.chmod(0o755)
         return
-    if any(
-        parent.is_symlink()
-        for name in names
-        for parent in (folder / name).parents
-        if parent != folder and parent.is_relative_to(folder)
-    ):
+    inner = {parent for name in names for parent in (folder / name).parents if folder in parent.parents}
+    if any(parent.is_symlink() for parent in inner):
         raise DataError("A folder there is a link.", where=folder, fix="Replace it by a folder.")
     moved: list[Path] = []
     try:

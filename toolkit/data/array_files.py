@@ -68,9 +68,8 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         import h5py
     except ImportError as error:
-        raise DataError(
-            "HDF5 files need the package h5py, which is not installed.", where=path, fix="pip install h5py"
-        ) from error
+        what = "HDF5 files need the package h5py, which is not installed."
+        raise DataError(what, where=path, fix="pip install h5py") from error
     fix = "Copy or download it again; check it with task.verify()."
     with decoding(path, "a readable HDF5 file", fix), h5py.File(path, "r") as file:
         yield file
@@ -85,9 +84,8 @@ def _dataset(file: Any, key: str, path: Path) -> Any:
     link = file.get(key, getlink=True)
     dataset = None if isinstance(link, h5py.ExternalLink) else file[key]
     if dataset is None or (isinstance(dataset, h5py.Dataset) and (dataset.external or dataset.is_virtual)):
-        raise DataError(
-            f"The array {key} lies in another file.", where=path, fix="Store it in this file: links are refused."
-        )
+        fix = "Store it in this file: links are refused."
+        raise DataError(f"The array {key} lies in another file.", where=path, fix=fix)
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "buif":
         raise DataError(f"{key} is no array of numbers.", where=path, fix="Store plain number arrays.")
     if dataset.size > _MOST_VOXELS:

@@ -9,7 +9,7 @@ import numpy as np
 
 from toolkit.data.table import TaskSettings, task_from_table
 from toolkit.data.task import Task
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import ConfigError
 
 
 def task_from_arrays(
@@ -53,24 +53,18 @@ def task_from_arrays(
     """
     images = list(images)
     count = len(images)
-    labels = [None] * count if labels is None else list(labels)
-    ids = [f"case{index:03d}" for index in range(count)] if ids is None else [str(case) for case in ids]
-    subjects = ids if subjects is None else [str(subject) for subject in subjects]
-    sites = ["site"] * count if sites is None else [sites] * count if isinstance(sites, str) else list(sites)
-    groups = [None] * count if groups is None else list(groups)
-    columns = {"label": labels, "case": ids, "subject": subjects, "site": sites, "group": groups}
-    _check_lengths(count, labels=labels, ids=ids, subjects=subjects, sites=sites, groups=groups)
-    columns |= {"image": images, "spacing": _spacings(spacing, count)}
-    return task_from_table(columns, classes=classes, dims=dims, name=name, **settings)
-
-
-def _check_lengths(count: int, **lists: Sequence[Any]) -> None:
-    if not count:
-        raise DataError("There are no images.", where="task_from_arrays(images=...)")
-    for what, given in lists.items():
-        if len(given) != count:
-            where = f"task_from_arrays({what}=...)"
-            raise ConfigError(f"There are {count} images but {len(given)} {what}.", where=where)
+    ids = [f"case{index:03d}" for index in range(count)] if ids is None else ids
+    columns = {
+        "image": images,
+        "label": labels,
+        "case": ids,
+        "subject": ids if subjects is None else subjects,
+        "site": [sites] * count if isinstance(sites, str) else sites,
+        "group": groups,
+        "spacing": _spacings(spacing, count),
+    }
+    given = {name: list(column) for name, column in columns.items() if column is not None}
+    return task_from_table(given, classes=classes, dims=dims, name=name, **settings)
 
 
 def _spacings(spacing: Any, count: int) -> list[Sequence[float] | None]:

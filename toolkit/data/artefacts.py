@@ -62,10 +62,8 @@ def _transform(name: str, parameters: Mapping[str, Any]) -> Any:
     try:
         import torchio
     except ImportError as error:
-        raise DataError(
-            "Simulated artefacts need TorchIO, which is not installed.", fix='pip install "torchio<2"'
-        ) from error
-    choose("artefact", name, ARTEFACTS)
+        what = "Simulated artefacts need TorchIO, which is not installed."
+        raise DataError(what, fix='pip install "torchio<2"') from error
     if name == "bias":
         return torchio.BiasField(**parameters)
     if name == "ghosting":
@@ -83,13 +81,13 @@ def slices_to_unit_range(stack: np.ndarray) -> np.ndarray:
     return (stack - low) / np.where(high > low, high - low, 1)
 
 
-def corrupted(image: np.ndarray, name: str, parameters: Mapping[str, Any], side: int = SIDE) -> np.ndarray:
+def corrupted(image: np.ndarray, name: str, parameters: Mapping[str, Any]) -> np.ndarray:
     """A volume (C, slices, rows, columns) with an artefact, as the published sets were made.
 
-    The centre of `side` x `side` (padded where it is smaller), slices to [0, 1], the artefact on the whole stack, slices
+    The centre of `SIDE` x `SIDE` (padded where it is smaller), slices to [0, 1], the artefact on the whole stack, slices
     to [0, 1] again, back into zeros of the original size.
     """
-    cut, offsets = crop_or_pad(image, (side, side))
+    cut, offsets = crop_or_pad(image, (SIDE, SIDE))
     changed = slices_to_unit_range(apply_artefact(slices_to_unit_range(cut), name, parameters))
     return put_back(changed, offsets, image.shape[-2:])
 
@@ -205,13 +203,8 @@ def _corrupted_cases(cases: Sequence[Case], name: str, copy: int, seed: int, rul
     changed = []
     for case in cases:
         if id(inner := case.reader) not in readers:
-            coding: dict[str, Any] = {
-                "label_values": inner.label_values,
-                "classes": inner.classes,
-                "normalisation": rule,
-            }
             drawn = draw_artefact(name, seed, case.volume, copy)
-            readers[id(inner)] = ArtefactSource(inner=inner, artefact=name, parameters=drawn, **coding)
+            readers[id(inner)] = ArtefactSource(rule, inner.label_values, inner.classes, inner, name, drawn)
         reader, volume = readers[id(inner)], f"{name}/{case.volume}_{copy}"
         renamed: dict[str, Any] = {"id": case.id.replace(case.volume, volume, 1), "volume": volume, "site": name}
         changed.append(dataclasses.replace(case, **renamed, reader=reader, source=reader.where))

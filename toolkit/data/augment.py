@@ -79,9 +79,7 @@ def checked_augmentation(value: str | Augmentation | None) -> Augmentation | Non
     """A preset by name, or the object itself."""
     if value is None or isinstance(value, Augmentation):
         return value
-    choose(
-        "augmentation", value, PRESETS, where="augmentation (a name, a toolkit.data.Augmentation(...) or a callable)"
-    )
+    choose("augmentation", value, PRESETS, where="augmentation (a name, a tk.Augmentation(...) or a callable)")
     return PRESETS[value]
 
 
@@ -97,18 +95,10 @@ def apply(
 ) -> tuple[Tensor, Tensor]:
     """Augment a batch, on the device it lies on.
 
-    Args:
-        augmentation: strengths.
-        image: (B, C, *M) float32, the patch with its margin.
-        label: (B, 1, *M) holding class indices, float32 where images are resampled.
-        numbers: (B, augmentation.drawn(dims)) uniform in [0, 1); the last one may carry the sign of the noise.
-        noise: (B, C, *P) standard normal float32 on the image's device, or None for no noise.
-        patch: P, the size to return.
-        spacing: (B, dims) voxel size; only its ratios matter.
-        flips: axes that may be mirrored.
-
-    Returns:
-        image (B, C, *P) and label (B, 1, *P); labels keep their values (nearest neighbour).
+    `image` (B, C, *M) float32 is the patch with its margin, `label` (B, 1, *M) class indices, float32 where images are
+    resampled; `numbers` (B, augmentation.drawn(dims)) are uniform in [0, 1), of which the last may carry the sign of
+    `noise` (B, C, *P), standard normal float32; only the ratios of `spacing` (B, dims) matter; `flips` are the axes that
+    may be mirrored. Labels keep their values (nearest neighbour); both come back with the size P of the patch.
     """
     dims = len(patch)
     angles = 1 if dims == 2 else 3

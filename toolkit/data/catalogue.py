@@ -6,7 +6,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolkit.data.generated import generated_rows
 from toolkit.data.labels import checked_values
@@ -17,9 +17,7 @@ from toolkit.data.table import cases_of_rows, recipe
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError, ToolkitWarning
 from toolkit.registry import register
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, as_table
 
 
 @register("task", "load_task")
@@ -89,7 +87,7 @@ def load_task(
     return task.folds(count)[index]
 
 
-def list_tasks() -> pd.DataFrame:
+def list_tasks() -> DataFrame:
     """All tasks with a manifest: name, anatomy, modality, dims, classes, sites, licence, access, ready.
 
     `ready` is True where `load_task` finds the data on this machine. A manifest with errors is left out, with a warning.
@@ -98,8 +96,6 @@ def list_tasks() -> pd.DataFrame:
         >>> tk.list_tasks().query("ready")[["name", "modality", "licence"]]  # doctest: +ELLIPSIS
         name ...
     """
-    import pandas as pd
-
     columns = ["name", "anatomy", "modality", "dims", "classes", "sites", "licence", "access", "ready"]
     rows = []
     for name in manifest_names():
@@ -112,7 +108,7 @@ def list_tasks() -> pd.DataFrame:
         ready = manifest.generated or any(folder.is_dir() for folder in data_folders(manifest.name))
         seen = {"classes": classes, "sites": ", ".join(manifest.sites), "access": manifest.access.kind, "ready": ready}
         rows.append([seen[column] if column in seen else getattr(manifest, column) for column in columns])
-    return pd.DataFrame(rows, columns=columns)
+    return as_table(rows, columns)
 
 
 def steps(manifest: Manifest) -> list[str]:

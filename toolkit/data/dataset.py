@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -17,6 +16,7 @@ from toolkit.data.source import Pair, Source, checked_pair
 from toolkit.data.table import TaskSettings, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
+from toolkit.files import sha256
 
 _NAMES = ("case", "subject", "site", "split", "group", "volume")
 
@@ -46,9 +46,8 @@ class DatasetSource(Source):
 
     def fingerprint(self) -> str:
         pair = self.read_raw()
-        digest = hashlib.sha256(f"{pair.image.shape}".encode() + np.ascontiguousarray(pair.image).tobytes())
-        digest.update(b"" if pair.label is None else np.ascontiguousarray(pair.label).tobytes())
-        return digest.hexdigest()
+        label = b"" if pair.label is None else pair.label.tobytes()
+        return sha256(f"{pair.image.shape}".encode() + pair.image.tobytes() + label)
 
 
 def task_from_dataset(
@@ -93,15 +92,17 @@ def task_from_dataset(
     if not count:
         raise DataError("The data set has no items.", where="task_from_dataset")
     rows = [_row(dataset, index, keys, dims) for index in range(count)]
-    _refuse_random(dataset, keys, dims)
-    given = {"site": [sites] * count if isinstance(sites, str) else sites, "subject": subjects}
-    for column, values in given.items():
-        if values is not None and len(values) != count:
-            raise ConfigError(f"There are {count} items but {len(values)} {column}s.", where="task_from_dataset")
-        for row, value in zip(rows, values or (), strict=False):
+    first, second = (arrays_of(dataset[0], keys, dims, "0")[0] for _ in range(2))
+    if first.shape != second.shape or not np.array_equal(first, second, equal_nan=True):
+        what = "The data set gives another image every time it is asked: its transforms are random."
+        fix = "Leave random transforms out; task.loader(augmentation=...) and training augment."
+        raise DataError(what, where="task_from_dataset", fix=fix)
+    for column, given in (("site", [sites] * count if isinstance(sites, str) else sites), ("subject", subjects)):
+        if given is not None and len(given) != count:
+            raise ConfigError(f"There are {count} items but {len(given)} {column}s.", where="task_from_dataset")
+        for row, value in zip(rows, given or (), strict=False):
             row[column] = value
-    dims = dims or len(rows[0]["shape"])
-    return task_from_table(rows, classes=classes, dims=dims, name=name, **settings)
+    return task_from_table(rows, classes=classes, dims=dims or len(rows[0]["shape"]), name=name, **settings)
 
 
 def arrays_of(
@@ -122,9 +123,8 @@ def arrays_of(
 def _entries(item: Any, keys: tuple[str, str], name: str) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
         if keys[0] not in item:
-            raise DataError(
-                f"The item {name} has no entry {keys[0]!r}.", where="keys", fix=f"It has {', '.join(map(str, item))}."
-            )
+            fix = f"It has {', '.join(map(str, item))}."
+            raise DataError(f"The item {name} has no entry {keys[0]!r}.", where="keys", fix=fix)
         return item[keys[0]], item.get(keys[1])
     if isinstance(item, (tuple, list)) and len(item) == 2:
         return item[0], item[1]
@@ -142,27 +142,16 @@ def _row(dataset: Any, index: int, keys: tuple[str, str], dims: int | None) -> R
     row: Row = {"case": name, "shape": image.shape[1:]}
     if isinstance(item, Mapping):
         row |= {key: str(item[key]) for key in _NAMES if isinstance(item.get(key), (str, int))}
-    geometry = None
-    if affine is not None:
-        axes = image.ndim - 1
-        geometry = Geometry.of_array(affine, image.shape[1:], 3)
-        if geometry is None:
-            row["affine"] = affine
-            row["spacing"] = tuple(float(mm) for mm in np.linalg.norm(affine[:3, :axes], axis=0))
-        elif dims == 2:
-            geometry = geometry.sliced()
-            row["shape"] = geometry.arrange(np.empty(image.shape[1:], bool)).shape
+    geometry = None if affine is None else Geometry.of_array(affine, image.shape[1:], 3)
+    if geometry is not None:
+        geometry = geometry.for_dims(dims or 3)
+        row["shape"] = geometry.read_shape
+    elif affine is not None:
+        row["affine"] = affine
+        row["spacing"] = tuple(float(mm) for mm in np.linalg.norm(affine[:3, : image.ndim - 1], axis=0))
     row["geometry"] = geometry
     row["image"] = DatasetSource(items=dataset, index=index, keys=keys, dims=dims, geometry=geometry, name=row["case"])
     return row
-
-
-def _refuse_random(dataset: Any, keys: tuple[str, str], dims: int | None) -> None:
-    first, second = (arrays_of(dataset[0], keys, dims, "0")[0] for _ in range(2))
-    if first.shape != second.shape or not np.array_equal(first, second, equal_nan=True):
-        what = "The data set gives another image every time it is asked: its transforms are random."
-        fix = "Leave random transforms out; task.loader(augmentation=...) and training augment."
-        raise DataError(what, where="task_from_dataset", fix=fix)
 
 
 def unpacked(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
@@ -76,11 +77,10 @@ def task_from_folder(
     rows: list[Row] = [{"case": case, "image": files, "label": label} for case, (files, label) in pairs.items()]
     folders = _sites([row["case"] for row in rows])
     for row, folder in zip(rows, folders, strict=True):
-        row["site"] = _name_of(sites, row["case"], folder, "sites")
-        if subjects is not None:
-            row["subject"] = _name_of(subjects, row["case"], row["case"], "subjects")
-        if volumes is not None:
-            row["volume"] = _name_of(volumes, row["case"], row["case"], "volumes")
+        row["site"] = folder
+        for column, names in (("site", sites), ("subject", subjects), ("volume", volumes)):
+            if names is not None:
+                row[column] = _name_of(names, row["case"], f"{column}s")
     _number_stacks(rows)
     ids = [row["case"] for row in rows]
     name, own = name or root.parent.name or root.name, channels if isinstance(channels, int) else None
@@ -105,11 +105,8 @@ def task_from_folder(
 def _folder(path: str | os.PathLike[str], what: str) -> Path:
     folder = Path(path).expanduser().resolve()
     if not folder.is_dir():
-        raise DataError(
-            f"The folder of the {what} does not exist." if not folder.exists() else f"The {what} are not a folder.",
-            where=folder,
-            fix=f"Pass the folder that holds the {what}.",
-        )
+        wrong = f"The {what} are not a folder." if folder.exists() else f"The folder of the {what} does not exist."
+        raise DataError(wrong, where=folder, fix=f"Pass the folder that holds the {what}.")
     return folder
 
 
@@ -134,13 +131,10 @@ def _pairs(
     without = sorted(set(grouped) - set(labels)) if label_root is not None else []
     alone = sorted(set(labels) - set(grouped))
     if without or alone:
-        kind = "images have no label" if without else "labels have no image"
-        raise DataError(
-            f"{len(without or alone)} {kind}, for example {', '.join((without or alone)[:3])}.",
-            where=str(root if without else label_root),
-            fix="Give image and label the same name (a label may end in _label, _seg, _mask or _gt), or move the "
-            "odd files away.",
-        )
+        odd, kind = (without, "images have no label") if without else (alone, "labels have no image")
+        fix = "Give both the same name (a label may end in _label, _seg, _mask or _gt), or move the odd files away."
+        what = f"{len(odd)} {kind}, for example {', '.join(odd[:3])}."
+        raise DataError(what, where=str(root if without else label_root), fix=fix)
     return {stem: (tuple(grouped[stem]), labels.get(stem)) for stem in sorted(grouped)}
 
 
@@ -215,9 +209,7 @@ def _sites(cases: Sequence[str]) -> list[str]:
     return ["site"] * len(cases) if persons or len(set(folders)) == len(cases) > 1 else folders
 
 
-def _name_of(names: Names | str, case: str, default: str, what: str) -> str:
-    if names is None:
-        return default
+def _name_of(names: Mapping[str, str] | Callable[[str], str] | str, case: str, what: str) -> str:
     if isinstance(names, str):
         return names
     if callable(names):
@@ -234,10 +226,9 @@ def _storable(names: Names | str, cases: Sequence[str]) -> dict[str, str] | str 
 
 def _number_stacks(rows: Sequence[Row]) -> None:
     """Positions of pictures in their stacks, in the order of the numbers in their names."""
-    counts: dict[str, int] = {}
-    for row in sorted(
-        rows, key=lambda row: [int(part) if part.isdigit() else 0 for part in _DIGITS.split(row["case"])]
-    ):
+    numbered = {id(row): [int(part) if part.isdigit() else 0 for part in _DIGITS.split(row["case"])] for row in rows}
+    counts = Counter[str]()
+    for row in sorted(rows, key=lambda row: numbered[id(row)]):
         if "volume" in row:
-            row["position"] = counts.setdefault(row["volume"], 0)
+            row["position"] = counts[row["volume"]]
             counts[row["volume"]] += 1

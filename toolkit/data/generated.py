@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,19 +48,17 @@ class GeneratedSource(Source):
         with contextlib.suppress(DataError):
             cached = read_npz(path, ["image", "label", "spacing", "group"])
             mm = tuple(float(value) for value in cached["spacing"])
-            stack = Phantom(
-                cached["image"].astype(np.float32), cached["label"].astype(np.uint8), mm, str(cached["group"])
-            )
+            image, label = cached["image"].astype(np.float32), cached["label"].astype(np.uint8)
+            stack = Phantom(image, label, mm, str(cached["group"]))
             if not self.sha256 or stack.sha256() == self.sha256:
                 return stack
         stack = generator(self.generator).generate(self.site, self.subject, self.seed)
         if self.sha256 and stack.sha256() != self.sha256:
-            raise DataError(
-                "The generator makes other bytes here than the index table records.",
-                where=self.where,
-                fix="Install the pinned versions of constraints.txt; after a change of the generator give it a new "
-                "version and run python scripts/phantom_index.py.",
+            what = "The generator makes other bytes here than the index table records."
+            fix = (
+                "Install the pinned versions of constraints.txt; after a change of the generator give it a new version "
             )
+            raise DataError(what, where=self.where, fix=f"{fix}and run python scripts/phantom_index.py.")
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
             _store(stack, path)
         return stack
@@ -80,7 +79,12 @@ def _store(stack: Phantom, path: Path) -> None:
     """Write it as `.npz`; whole grey values as uint16."""
     whole = stack.image.astype(np.uint16)
     image = whole if (whole == stack.image).all() else stack.image
-    arrays = {"image": image, "label": stack.label, "spacing": np.asarray(stack.spacing), "group": stack.group}
+    arrays: dict[str, Any] = {
+        "image": image,
+        "label": stack.label,
+        "spacing": np.asarray(stack.spacing),
+        "group": stack.group,
+    }
     with replacing(path, parents=True) as temporary:
         np.savez_compressed(temporary, **arrays)
 

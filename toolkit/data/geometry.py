@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,13 +35,7 @@ class Geometry:
     def of_array(cls, affine: np.ndarray, shape: Sequence[int], dims: int) -> Geometry | None:
         """Geometry of an array that stays in its own axes, slices first in a 2D task; None for a picture.
 
-        Args:
-            affine: 4x4 voxel-to-world matrix in mm, right-anterior-superior.
-            shape: spatial axes of the array.
-            dims: spatial axes of a case.
-
-        Raises:
-            DataError: the matrix is singular or no 4 x 4 matrix.
+        `affine` is 4x4, voxel to world, in mm, right-anterior-superior.
         """
         affine = np.asarray(affine, dtype=float)
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
@@ -51,9 +46,30 @@ class Geometry:
         mm = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
         return cls(affine, sides, mm, affine, sides, codes=(1, 1), slice_axis=0 if dims == 2 else None)
 
-    def sliced(self) -> Geometry:
-        """The same for a 2D task: slices along an axis of one voxel, else the coarsest axis, else the last."""
-        return dataclasses.replace(self, slice_axis=slice_axis_of(self.shape, self.spacing))
+    def for_dims(self, dims: int) -> Geometry:
+        """The same for a task of so many axes: in 2D slices lie along an axis of one voxel, else the coarsest, else the last."""
+        if dims == 3:
+            return self
+        axis = 2
+        if 1 in self.shape:
+            axis -= self.shape[::-1].index(1)
+        elif self.spacing is not None and max(self.spacing) >= 1.01 * min(self.spacing):
+            axis = int(np.argmax(self.spacing))
+        return dataclasses.replace(self, slice_axis=axis)
+
+    @property
+    def read_shape(self) -> tuple[int, ...]:
+        """Shape of what `arrange` gives."""
+        return self._slices_first(self.shape)
+
+    @property
+    def read_spacing(self) -> tuple[float, ...] | None:
+        """Mm along the axes of what `arrange` gives, or None if it is not known."""
+        return None if self.spacing is None else self._slices_first(self.spacing)
+
+    def _slices_first(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        axis = self.slice_axis or 0
+        return (values[axis], *values[:axis], *values[axis + 1 :])
 
     def arrange(self, stored: np.ndarray) -> np.ndarray:
         """Bring an array from the file's axes to those of the array as read (slices first in a 2D task)."""
@@ -68,33 +84,14 @@ class Geometry:
         Raises:
             DataError: the array does not have this volume's shape.
         """
-        expected = self.shape
-        if self.slice_axis is not None:
-            expected = tuple(np.moveaxis(np.empty(expected, bool), self.slice_axis, 0).shape)
-        if array.shape != expected:
-            what = f"The array has shape {array.shape}; the volume it belongs to has {expected}."
+        if array.shape != self.read_shape:
+            what = f"The array has shape {array.shape}; the volume it belongs to has {self.read_shape}."
             raise DataError(what, fix="Pass the whole volume, without padding and without a channel axis.")
         if self.slice_axis is not None:
             array = np.moveaxis(array, 0, self.slice_axis)
         reversed_axes = tuple(axis for axis, flipped in enumerate(self.flips) if flipped)
         array = np.flip(np.transpose(array, self.axes), reversed_axes)
         return np.ascontiguousarray(array.reshape(self.stored_shape))
-
-    def slice_spacings(self) -> tuple[tuple[float, ...] | None, float | None]:
-        """In-plane spacing and slice distance of a 2D task's slices, as far as they are known."""
-        if self.spacing is None or self.slice_axis is None:
-            return None, None
-        in_plane = tuple(mm for axis, mm in enumerate(self.spacing) if axis != self.slice_axis)
-        return in_plane, self.spacing[self.slice_axis]
-
-
-def slice_axis_of(shape: Sequence[int], spacing: Sequence[float] | None) -> int:
-    """The axis a 2D task counts slices along: one of a single voxel, else the coarsest, else the last."""
-    if 1 in shape:
-        return len(shape) - 1 - tuple(shape)[::-1].index(1)
-    if spacing is None or max(spacing) < 1.01 * min(spacing):
-        return 2
-    return int(np.argmax(spacing))
 
 
 def largest_shift(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> float:

@@ -72,9 +72,8 @@ class PictureSource(FileSource):
             return () if self.label is None else (self.label,)
         pictures = tuple(sorted(path for path in self.label.iterdir() if path.suffix.lower() in SUFFIXES))
         if not pictures:
-            raise DataError(
-                "The folder holds no mask.", where=self.label, fix="Complete the data set, or move the image away."
-            )
+            fix = "Complete the data set, or move the image away."
+            raise DataError("The folder holds no mask.", where=self.label, fix=fix)
         return pictures
 
     def files(self) -> tuple[Path, ...]:
@@ -94,15 +93,13 @@ def read_label_picture(path: str | os.PathLike[str]) -> np.ndarray:
     """Read a label picture (H, W): grey values, or palette numbers as they are."""
     path = Path(path)
     if path.suffix.lower() in (".jpg", ".jpeg"):
-        raise DataError(
-            "A label is stored as JPEG, which changes values at edges.", where=path, fix="Export labels as PNG."
-        )
+        what = "A label is stored as JPEG, which changes values at edges."
+        raise DataError(what, where=path, fix="Export labels as PNG.")
     array = _decoded(path, palette=True)
     if array.ndim == 3:
         if (array != array[..., :1]).any():
-            raise DataError(
-                "The label is a colour picture.", where=path, fix="Save class numbers 0, 1, 2, ... in one channel."
-            )
+            fix = "Save class numbers 0, 1, 2, ... in one channel."
+            raise DataError("The label is a colour picture.", where=path, fix=fix)
         array = array[..., 0]
     return array
 
@@ -186,22 +183,17 @@ def read_polygons(path: Path, shape: tuple[int, int]) -> np.ndarray:
     A pixel belongs to an outline if its centre is inside by the even-odd rule; the centre of the first pixel has the
     coordinates (0.5, 0.5).
     """
-    require_file(path)
-    if path.stat().st_size > _MOST_XML:
-        raise DataError("The XML file is larger than 256 MiB.", where=path, fix="It is no outline file.")
+    require_file(path, _MOST_XML)
     content = path.read_bytes()
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content or b"\x00" in content:
         what = "The XML file declares a document type or entities, which outlines do not need and which are unsafe."
         raise DataError(what, where=path, fix="Take the file as it was published.")
-    try:
+    with decoding(path, "an XML file of outlines", "Take the file as it was published."):
         root = ElementTree.fromstring(content)
         outlines = [
             np.asarray([(float(v.attrib["X"]), float(v.attrib["Y"])) for v in region.iter("Vertex")])
             for region in root.iter("Region")
         ]
-    except (ElementTree.ParseError, KeyError, ValueError) as error:
-        what = f"The XML file cannot be read as outlines ({type(error).__name__}: {error})."
-        raise DataError(what, where=path, fix="Take the file as it was published.") from error
     if not outlines:
         raise DataError("The XML file has no regions.", where=path, fix="Check that it belongs to the image.")
     objects = np.zeros(shape, np.uint16)

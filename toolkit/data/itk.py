@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.geometry import LPS, Geometry
-from toolkit.data.source import FileSource, Pair, checked_image, checked_pair
+from toolkit.data.source import FileSource, Pair, checked_image, checked_pair, decoding
 from toolkit.data.volumes import geometry_of, require_same_grid
 from toolkit.errors import DataError
 
@@ -47,7 +47,12 @@ def _voxels_of(path: Path) -> list[Path]:
 
 def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:
     """Read one volume in the axes closest to right, anterior, superior (slices first if `dims` is 2)."""
-    itk = simple_itk(path)
+    try:
+        import SimpleITK as itk
+    except ImportError as error:
+        what = "DICOM series, MetaImage (.mhd, .mha) and NRRD files need the package SimpleITK, which is not installed."
+        fix = "pip install SimpleITK, or convert the images to NIfTI (.nii.gz)."
+        raise DataError(what, where=path, fix=fix) from error
     itk.ProcessObject.SetGlobalWarningDisplay(False)
     check_compressed(path)
     try:
@@ -72,7 +77,7 @@ def check_compressed(path: Path) -> None:
     if not path.is_file() or not path.name.lower().endswith(SUFFIXES):
         return
     content = path.read_bytes()
-    try:
+    with decoding(path, "complete: its compressed voxels are damaged", "Copy or export it again."):
         if path.suffix.lower() == ".nrrd":
             header, _, voxels = content.partition(b"\n\n")
             if re.search(rb"^encoding: gz(ip)?\s*$", header, re.MULTILINE):
@@ -86,28 +91,13 @@ def check_compressed(path: Path) -> None:
             stream.decompress(voxels)
             if not stream.eof:
                 raise EOFError("the compressed stream ends early")
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        what = f"The compressed voxels are damaged ({type(error).__name__}: {error})."
-        raise DataError(what, where=path, fix="Copy or export it again.") from error
-
-
-def simple_itk(path: Path) -> Any:
-    """The SimpleITK module."""
-    try:
-        import SimpleITK
-    except ImportError as error:
-        what = "DICOM series, MetaImage (.mhd, .mha) and NRRD files need the package SimpleITK, which is not installed."
-        fix = "pip install SimpleITK, or convert the images to NIfTI (.nii.gz)."
-        raise DataError(what, where=path, fix=fix) from error
-    return SimpleITK
 
 
 def _series(itk: Any, folder: Path) -> Any:
     series = itk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
-        raise DataError(
-            f"The folder holds {len(series)} DICOM series.", where=folder, fix="Keep one series in a folder."
-        )
+        what = f"The folder holds {len(series)} DICOM series."
+        raise DataError(what, where=folder, fix="Keep one series in a folder.")
     names = itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     _check_steps(itk, names, folder)
     reader = itk.ImageSeriesReader()

@@ -108,6 +108,5 @@ def _check_fit(tasks: Sequence[Task]) -> None:
     for what in ("dims", "channels", "normalisation"):
         values = {task.name: getattr(task, what) for task in tasks}
         if len(set(values.values())) > 1:
-            raise ConfigError(
-                f"The tasks differ in {what}: {values}.", where="join_tasks", fix=f"Load them with the same {what}."
-            )
+            fix = f"Load them with the same {what}."
+            raise ConfigError(f"The tasks differ in {what}: {values}.", where="join_tasks", fix=fix)

@@ -15,9 +15,8 @@ def checked_classes(classes: Mapping[int, str] | Mapping[str, str] | Sequence[st
     try:
         named = {int(index): str(name) for index, name in items}
     except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"Class numbers must be whole numbers: {classes!r}.", fix='Write {0: "background", 1: "tumour"}.'
-        ) from error
+        what = f"Class numbers must be whole numbers: {classes!r}."
+        raise ConfigError(what, fix='Write {0: "background", 1: "tumour"}.') from error
     if sorted(named) != list(range(len(named))) or not 2 <= len(named) <= 256:
         what = f"Classes must be numbered 0 (background), 1, 2, ... without gaps, not {sorted(named)}."
         fix = "Renumber them and give label_values={stored value: class number} for what the files hold."
@@ -33,18 +32,13 @@ def checked_regions(
     """Regions by name as sorted class indices (None stays None)."""
     if regions is None:
         return None
-    if not isinstance(regions, Mapping) or not regions:
+    if not regions:
         raise ConfigError(f"regions cannot be {regions!r}.", fix='Write {"whole tumour": (1, 2, 3), "core": (1, 3)}.')
-    checked: dict[str, tuple[int, ...]] = {}
-    for name, members in regions.items():
-        try:
-            indices = sorted({int(index) for index in ([members] if isinstance(members, int) else members)})
-        except (TypeError, ValueError):
-            indices = []
+    checked = {name: tuple(sorted({int(index) for index in members})) for name, members in regions.items()}
+    for name, indices in checked.items():
         if not indices or not set(indices) <= set(classes) - {0}:
             fix = f"Name classes by number, without the background: {dict(classes)}."
-            raise ConfigError(f"The region {name!r} cannot be made of {members!r}.", where="regions", fix=fix)
-        checked[str(name)] = tuple(indices)
+            raise ConfigError(f"The region {name!r} cannot be made of {regions[name]!r}.", where="regions", fix=fix)
     return checked
 
 
@@ -55,15 +49,13 @@ def checked_values(
     if values is None:
         return None
     if not values:
-        raise ConfigError(
-            "label_values is empty.", fix="List every stored value, such as {0: 0, 255: 1}, or leave it out."
-        )
+        fix = "List every stored value, such as {0: 0, 255: 1}, or leave it out."
+        raise ConfigError("label_values is empty.", fix=fix)
     pairs = tuple(sorted((float(stored), int(target)) for stored, target in values.items()))
     unknown = sorted({target for _, target in pairs} - set(classes))
     if unknown:
-        raise ConfigError(
-            f"label_values leads to the classes {unknown}, which do not exist.", fix=f"Known: {sorted(classes)}."
-        )
+        what = f"label_values leads to the classes {unknown}, which do not exist."
+        raise ConfigError(what, fix=f"Known: {sorted(classes)}.")
     return pairs
 
 
@@ -77,24 +69,19 @@ def class_indices(
         return _recoded(label, values, where)
     present = np.unique(label)
     if label.dtype.kind == "f":
-        if np.isfinite(present).all() and (present == np.round(present)).all():
-            what = f"The label is stored as {label.dtype}, although its values are whole numbers."
-            fix = f"Store it as uint8, or say what the values mean: {_remedy(present, classes)}."
-        else:
+        what = f"The label is stored as {label.dtype}, although its values are whole numbers."
+        fix = f"Store it as uint8, or say what the values mean: {_remedy(present, classes)}."
+        if not (np.isfinite(present).all() and (present == np.round(present)).all()):
             what = f"The label is stored as {label.dtype} with values that are no whole numbers ({_some(present)})."
-            fix = "It looks like a probability map or a label resampled with interpolation: export the label map "
-            fix += "itself, or resample it with nearest neighbour."
+            fix = "It looks like probabilities, or a label that was interpolated: export the label map itself."
         raise DataError(what, where=where, fix=fix)
     allowed = np.asarray(classes if len(classes) else range(256))
     unknown = present[~np.isin(present, allowed)]
     if unknown.size:
         binary = {int(value) for value in present} <= {0, 255} and len(classes) == 2
-        raise DataError(
-            f"The label has values that are no class: {_some(unknown)}"
-            + (" (a 0/255 mask)." if binary else f" (classes: {_some(allowed)})."),
-            where=where,
-            fix=f"Say what the values mean: {_remedy(present, classes)}; or correct the file.",
-        )
+        known = "a 0/255 mask" if binary else f"classes: {_some(allowed)}"
+        fix = f"Say what the values mean: {_remedy(present, classes)}; or correct the file."
+        raise DataError(f"The label has values that are no class: {_some(unknown)} ({known}).", where=where, fix=fix)
     return label.astype(np.uint8)
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import os
 import re
-import sys
 import sysconfig
 import tomllib
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -132,76 +131,53 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     try:
         text = tomllib.loads(path.read_text(encoding="utf-8"))
         manifest = TypeAdapter(Manifest).validate_python({**text, "folder": str(path.parent)})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(
-            f"The manifest cannot be read: {error}.", where=path, fix="Write it as TOML in UTF-8."
-        ) from error
+        checked_classes(manifest.classes)
+        check_rule(manifest.normalisation)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}" for problem in error.errors()]
         fix = "Correct these keys; data_manifests/ has complete examples."
         raise DataError("The manifest has wrong keys.", where=f"{path}: " + "; ".join(problems), fix=fix) from error
-    try:
-        checked_classes(manifest.classes)
-        check_rule(manifest.normalisation)
-    except ValueError as error:
-        raise DataError(f"The manifest is invalid: {error}", where=path) from error
-    _check_consistency(manifest, path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"The manifest cannot be read: {error}.", where=path, fix="Write TOML in UTF-8.") from error
+    if problems := _contradictions(manifest, path):
+        raise DataError("The manifest contradicts itself.", where=f"{path}: " + "; ".join(problems))
     return manifest
 
 
-def _check_consistency(manifest: Manifest, path: Path) -> None:
-    name, dims = manifest.name, manifest.dims
+def _contradictions(manifest: Manifest, path: Path) -> list[str]:
+    name, dims, lists = manifest.name, manifest.dims, manifest.split_lists
     outside = [*manifest.files, *manifest.other_files, *(file.inside for file in manifest.access.files)]
     plain = re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name)
     sides = sum(side > 0 for side in manifest.patch_size)
-    wrong = {
+    wrong: dict[str, bool] = {
         f"name: is {name!r}, but the file is called {path.name}": name != path.stem,
         f"name: {name!r} has other characters than letters, digits and ._+-": not plain,
+        f"default_split: there is no list {manifest.default_split!r}": manifest.default_split not in ("", *lists),
+        "access.files: are missing": manifest.access.kind == "download" and not manifest.access.files,
         f"patch_size: needs {dims} positive numbers": sides != dims or sides != len(manifest.patch_size),
         f"flips: axes are 0 to {dims - 1}": any(axis not in range(dims) for axis in manifest.flips),
         "sites: at least one": not manifest.sites,
         **{f"unconfirmed.{fact}: is none of {', '.join(FACTS)}": fact not in FACTS for fact in manifest.unconfirmed},
         **{f"files: {one!r} lies outside the data folder": leaves_folder(one) for one in outside},
     }
-    problems = [what for what, is_so in wrong.items() if is_so]
-    problems += _split_problems(manifest) + _download_problems(manifest)
-    if problems:
-        raise DataError("The manifest contradicts itself.", where=f"{path}: " + "; ".join(problems))
+    for one, splits in lists.items():
+        members = [subject for subjects in splits.values() for subject in subjects]
+        twice = sorted({subject for subject in members if members.count(subject) > 1})
+        wrong[f"split_lists.{one}: names {', '.join(twice)} twice"] = bool(twice)
+        wrong |= {f"split_lists.{one}: {split} is no split": split not in ("train", "val", "test") for split in splits}
+    for number, file in enumerate(manifest.access.files):
+        key, stored = f"access.files.{number}", file.file or file.url.rsplit("/", 1)[-1]
+        hashed = re.fullmatch("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", file.hash)
+        wrong[f"{key}.hash: is no sha256: or md5: in lower-case hexadecimal"] = not hashed
+        wrong[f"{key}: needs an https address"] = file.bytes < 0 or not ADDRESS.fullmatch(file.url)
+        wrong[f"{key}: {stored!r} is no file name"] = not re.fullmatch(r"[A-Za-z0-9][\w.+ -]*", stored)
+    return [what for what, is_so in wrong.items() if is_so]
 
 
 def leaves_folder(name: str) -> bool:
     """Whether a path below a folder is absolute, has a drive, or goes up."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     return bool(posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts))
-
-
-def _split_problems(manifest: Manifest) -> list[str]:
-    problems = []
-    if manifest.default_split and manifest.default_split not in manifest.split_lists:
-        problems.append(f"default_split: there is no list {manifest.default_split!r}")
-    for name, lists in manifest.split_lists.items():
-        listed = [subject for subjects in lists.values() for subject in subjects]
-        if twice := sorted({subject for subject in listed if listed.count(subject) > 1}):
-            problems.append(f"split_lists.{name}: names {', '.join(twice)} twice")
-        problems += [
-            f"split_lists.{name}: {split} is no split" for split in lists if split not in ("train", "val", "test")
-        ]
-    return problems
-
-
-def _download_problems(manifest: Manifest) -> list[str]:
-    problems = []
-    if manifest.access.kind == "download" and not manifest.access.files:
-        problems.append("access.files: are missing")
-    for number, file in enumerate(manifest.access.files):
-        if not re.fullmatch("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", file.hash):
-            problems.append(f"access.files.{number}.hash: is no sha256: or md5: in lower-case hexadecimal")
-        if file.bytes < 0 or not ADDRESS.fullmatch(file.url):
-            problems.append(f"access.files.{number}: needs an https address")
-        name = file.file or file.url.rsplit("/", 1)[-1]
-        if not re.fullmatch(r"[A-Za-z0-9][\w.+ -]*", name):
-            problems.append(f"access.files.{number}: {name!r} is no file name")
-    return problems
 
 
 def find_manifest(name: str) -> Manifest:
@@ -212,24 +188,18 @@ def find_manifest(name: str) -> Manifest:
             return read_manifest(path)
     near = difflib.get_close_matches(name, manifest_names(), n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise ConfigError(
-        f"There is no task called {name!r}.",
-        where="load_task",
-        fix=f"{hint}Known: {', '.join(manifest_names()) or 'none (no manifests were found)'}. For one's own data: "
-        "toolkit.task_from_folder(images, labels, classes=...).",
-    )
+    known = ", ".join(manifest_names()) or "none (no manifests were found)"
+    fix = f"{hint}Known: {known}. For one's own data: toolkit.task_from_folder(images, labels, classes=...)."
+    raise ConfigError(f"There is no task called {name!r}.", where="load_task", fix=fix)
 
 
 def cache_folder() -> Path:
     """The toolkit's cache: $TOOLKIT_CACHE, else the platform's cache folder for `toolkit`."""
     if own := os.environ.get("TOOLKIT_CACHE"):
         return Path(own)
-    home = Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "toolkit"
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "toolkit" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "toolkit"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("toolkit", appauthor=False)
 
 
 def data_folders(name: str) -> list[Path]:

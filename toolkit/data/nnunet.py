@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from toolkit.data.reading import Row
-from toolkit.data.sets.decathlon import decathlon_rows, read_description
+from toolkit.data.sets.files import decathlon_rows, read_description
 from toolkit.data.splits import held_out
 from toolkit.data.table import TaskSettings, recipe, task_from_table
 from toolkit.data.task import Task

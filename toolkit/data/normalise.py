@@ -27,12 +27,10 @@ def check_rule(rule: str) -> str:
         _limits(rule)
         return rule
     rules = "; ".join(f"{name!r}: {what}" for name, what in _RULES.items())
-    raise ConfigError(
-        f"Unknown normalisation {rule!r}.",
-        where="normalisation",
-        fix=f"Use one of {rules}; 'range:LOW,HIGH' for other percentiles; or 'window:LOW,HIGH' to clip to fixed "
-        "values and scale to [0, 1].",
+    fix = (
+        f"Use one of {rules}; 'range:LOW,HIGH': other percentiles; 'window:LOW,HIGH': clip to values, scale to [0, 1]."
     )
+    raise ConfigError(f"Unknown normalisation {rule!r}.", where="normalisation", fix=fix)
 
 
 def normalise(array: np.ndarray, rule: str = DEFAULT) -> np.ndarray:

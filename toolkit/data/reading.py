@@ -34,7 +34,11 @@ class Opened:
     # spatial axes as they will be read, slices first where a stack is cut; 0 where a side is not known yet
     shape: tuple[int, ...]
     geometry: Geometry | None = None  # how to write a result back in the file's own axes, or None
-    spacing: tuple[float, ...] | None = None  # mm along `shape`, or None if it is not known
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """Mm along `shape`, or None if it is not known."""
+        return None if self.geometry is None else self.geometry.read_spacing
 
 
 def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any]) -> Opened:
@@ -51,10 +55,8 @@ def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any
     """
     image, label = row["image"], row.get("label")
     if isinstance(image, Source):
-        geometry = row.get("geometry")
         shape = row.get("shape") or _counted(row, dims)
-        reader = dataclasses.replace(image, **common)
-        return Opened(reader, shape, geometry, None if geometry is None else spacing_of(geometry))
+        return Opened(dataclasses.replace(image, **common), shape, row.get("geometry"))
     if not is_path(image) and not (isinstance(image, (list, tuple)) and all(map(is_path, image))):
         return _arrays(row, dims, common)
     files = (Path(image),) if is_path(image) else tuple(Path(path) for path in image)
@@ -66,7 +68,7 @@ def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any
         raise DataError("Several files of one image, its channels, need NIfTI.", where=", ".join(map(str, files)))
     if kind == "itk":
         geometry = read_itk(files[0], dims)[1]
-        return _placed(ItkSource(image=files[0], label=label, dims=dims, **common), geometry, dims)
+        return Opened(ItkSource(image=files[0], label=label, dims=dims, **common), geometry.read_shape, geometry)
     if kind == "arrays":
         keys = {key: row[key] for key in ("image_key", "label_key") if key in row}
         shape = _counted(row, dims) if row.get("slices") else array_shape(files[0], keys.get("image_key", "image"))
@@ -74,8 +76,7 @@ def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any
     if kind == "pages":
         return Opened(TiffStackSource(image=files[0], label=label, **common), stack_shape(files[0]))
     rules = {key: row[key] for key in ("threshold", "foreground", "background") if key in row}
-    picture = PictureSource(image=files[0], label=label, channels=channels, **rules, **common)
-    return Opened(picture, (0, 0))
+    return Opened(PictureSource(image=files[0], label=label, channels=channels, **rules, **common), (0, 0))
 
 
 def kind_of(path: Path) -> str:
@@ -133,11 +134,9 @@ def channel_first(
     fix = "Give (H, W) or (C, H, W) in 2D, (Z, H, W) or (C, Z, H, W) in 3D, channels first."
     last = image.shape[-1] if image.ndim > 2 else 0
     if last in (1, 3, 4) and min(image.shape[:-1]) >= 16 and dims != 3:
-        raise DataError(
-            f"The image of {name!r} has shape {image.shape}: its channels seem to come last.",
-            where="image",
-            fix=f"{fix} numpy.moveaxis(image, -1, 0) does it; a volume of {last} slices needs dims=3.",
-        )
+        what = f"The image of {name!r} has shape {image.shape}: its channels seem to come last."
+        fix += f" numpy.moveaxis(image, -1, 0) does it; a volume of {last} slices needs dims=3."
+        raise DataError(what, where="image", fix=fix)
     if image.ndim == axes:
         image = image[None]
     if image.ndim != axes + 1 or axes not in (2, 3):
@@ -157,10 +156,8 @@ def _arrays(row: Row, dims: int, common: Mapping[str, Any]) -> Opened:
     reader = ArraySource(image=image, label=label, name=f"array {name}", **common)
     reader.read_raw()  # every array is checked now rather than in the middle of a training
     affine = row.get("affine")
-    if affine is None:
-        return Opened(reader, image.shape[1:])
-    geometry = Geometry.of_array(as_array(affine), image.shape[1:], dims)
-    return Opened(reader, image.shape[1:], geometry, None if geometry is None else spacing_of(geometry))
+    geometry = None if affine is None else Geometry.of_array(as_array(affine), image.shape[1:], dims)
+    return Opened(reader, image.shape[1:], geometry)
 
 
 def _nifti(files: Sequence[Path], label: Path | None, row: Row, dims: int, common: Mapping[str, Any]) -> Opened:
@@ -170,20 +167,4 @@ def _nifti(files: Sequence[Path], label: Path | None, row: Row, dims: int, commo
     if label is not None:
         require_same_grid(geometry, read_geometry(label, dims, label_frame), files[0], label)
     reader = NiftiSource(images=tuple(files), label=label, dims=dims, frame=frame, label_frame=label_frame, **common)
-    return _placed(reader, geometry, dims)
-
-
-def _placed(reader: Source, geometry: Geometry, dims: int) -> Opened:
-    if dims == 3:
-        return Opened(reader, geometry.shape, geometry, geometry.spacing)
-    axis = geometry.slice_axis or 0
-    sides = tuple(side for index, side in enumerate(geometry.shape) if index != axis)
-    return Opened(reader, (geometry.shape[axis], *sides), geometry, spacing_of(geometry))
-
-
-def spacing_of(geometry: Geometry) -> tuple[float, ...] | None:
-    """Mm along the axes as they are read: slice distance first in a 2D task."""
-    if geometry.slice_axis is None:
-        return geometry.spacing
-    in_plane, between = geometry.slice_spacings()
-    return None if in_plane is None or between is None else (between, *in_plane)
+    return Opened(reader, geometry.read_shape, geometry)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.reading import READABLE, Row, is_path
-from toolkit.data.source import require_file
+from toolkit.data.source import decoding, require_file
 from toolkit.data.splits import Splits, assign_splits
 from toolkit.errors import ConfigError, DataError, ToolkitWarning
 
@@ -42,6 +42,9 @@ def table_rows(frame: Any, folder: str | os.PathLike[str] | None) -> list[Row]:
         root = root if folder is not None else path.parent
         frame = _read_csv(path)
     elif isinstance(frame, Mapping):
+        lengths = {name: len(column) for name, column in frame.items()}
+        if len({*lengths.values()}) > 1:
+            raise ConfigError(f"The columns have different lengths: {lengths}.", where="task_from_table")
         frame = [dict(zip(frame, values, strict=True)) for values in zip(*frame.values(), strict=True)]
     elif hasattr(frame, "to_dict"):
         frame = frame.to_dict("records")
@@ -96,24 +99,19 @@ def inferred_subjects(names: Sequence[str]) -> list[str]:
     counts = Counter(subjects)
     if 1 < len(counts) < len(names):
         example = next(name for name, subject in zip(names, subjects, strict=True) if counts[subject] > 1)
-        warnings.warn(
+        what = (
             f"Subjects were read from the names: {len(counts)} in {len(names)} images ({example!r} is of the subject "
-            f"{person_of(example)!r}); splits keep each together. Pass subjects=, or a column subject, to say otherwise.",
-            ToolkitWarning,
-            stacklevel=4,
         )
+        what += f"{person_of(example)!r}); splits keep each together. Pass subjects=, or a column subject, to differ."
+        warnings.warn(what, ToolkitWarning, stacklevel=4)
         return subjects
     together = Counter(match[1] for name in names if (match := _NUMBER.match(name)))
     one = len(names) > 1 and len(counts) == 1
     if one or (len(together) > 1 and max(together.values()) > 1 and any(map(str.isdigit, "".join(together)))):
         prefix = subjects[0] if one else together.most_common(1)[0][0]
         some = ", ".join([name for name in names if name.startswith(prefix)][:3])
-        warnings.warn(
-            f"Several names begin alike ({some}). If they are of one person, training and test would share that person: "
-            "pass subjects=, or a column subject.",
-            ToolkitWarning,
-            stacklevel=4,
-        )
+        what = f"Several names begin alike ({some}). If they are of one person, training and test would share that person: "
+        warnings.warn(f"{what}pass subjects=, or a column subject.", ToolkitWarning, stacklevel=4)
     return list(names)
 
 
@@ -126,7 +124,7 @@ def person_of(name: str) -> str:
 def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]] | None:
     """The table as columns that JSON holds, or None where it holds arrays or readers."""
     names = [name for name in COLUMNS if any(name in row for row in rows)]
-    columns = {name: [_text(row.get(name)) for row in rows] for name in names}
+    columns = {name: [plain(row.get(name)) for row in rows] for name in names}
     try:
         return dict(json.loads(json.dumps(columns)))
     except (TypeError, ValueError):
@@ -135,25 +133,17 @@ def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]] | None:
 
 def _read_csv(path: Path) -> list[Row]:
     require_file(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows: list[Row] = [dict(row) for row in csv.DictReader(stream, restkey="more than the first line names")]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"The table cannot be read ({error}).", where=path, fix="Save it as CSV, UTF-8.") from error
+    with decoding(path, "a table", "Save it as CSV, UTF-8."), path.open(newline="", encoding="utf-8-sig") as stream:
+        rows: list[Row] = [dict(row) for row in csv.DictReader(stream, restkey="more than the first line names")]
     for row in rows:
-        for key in ("frame", "label_frame", "slices", "position", "threshold"):
+        for key in ("frame", "label_frame", "slices", "position", "threshold", "spacing"):
             if text := row.get(key):
-                row[key] = _number(text, key, path)
-        if text := row.get("spacing"):
-            row["spacing"] = [_number(part, "spacing", path) for part in text.replace(";", " ").split()]
+                try:
+                    numbers = [float(part) for part in text.replace(";", " ").split()]
+                    row[key] = numbers if key == "spacing" else int(text)
+                except ValueError as error:
+                    raise DataError(f"The column {key!r} holds {text!r}, no number.", where=path) from error
     return rows
-
-
-def _number(text: str, column: str, path: Path) -> float:
-    try:
-        return float(text) if column == "spacing" else int(text)
-    except ValueError as error:
-        raise DataError(f"The column {column!r} holds {text!r}, no number.", where=path) from error
 
 
 def _empty(value: Any) -> bool:
@@ -182,7 +172,10 @@ def stem_of(image: Any) -> str:
     return stem.removesuffix("_0000") if isinstance(image, tuple) else stem
 
 
-def _text(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_text(one) for one in value]
+def plain(value: Any) -> Any:
+    """A value as JSON holds it."""
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value

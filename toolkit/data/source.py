@@ -170,37 +170,28 @@ class ArraySource(Source):
 def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
     """Read named arrays of an `.npz` file without running anything stored in it."""
     require_file(path)
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it is not a zip archive of arrays")
-            missing = [key for key in keys if key not in archive.files]
-            arrays = {} if missing else {key: archive[key] for key in keys}
+    fix = "Copy or download it again; what holds objects, which could run code, must be written as plain numbers."
+    with (
+        decoding(path, "a readable .npz archive", fix),
+        path.open("rb") as stream,
+        np.load(stream, allow_pickle=False) as archive,
+    ):
+        if missing := [key for key in keys if key not in archive.files]:
+            what = f"The archive has no array called {', '.join(missing)}."
             names = ", ".join(archive.files) or "nothing"
-    except Exception as error:  # decoders of damaged files raise anything
-        pickled = "allow_pickle" in str(error)
-        raise DataError(
-            "The archive holds pickled objects, which could run code."
-            if pickled
-            else f"The file is not a readable .npz archive ({type(error).__name__}: {error}).",
-            where=path,
-            fix="Write it again with numpy.savez(path, image=..., label=...) from plain number arrays."
-            if pickled
-            else "Copy or download the file again; check it with task.verify().",
-        ) from error
-    if missing:
-        what = f"The archive has no array called {', '.join(missing)}."
-        raise DataError(what, where=path, fix=f"It holds {names}; name the arrays accordingly.")
-    return arrays
+            raise DataError(what, where=path, fix=f"It holds {names}; name the arrays accordingly.")
+        return {key: archive[key] for key in keys}
 
 
-def require_file(path: Path) -> None:
-    """Check that a file exists and is not empty."""
+def require_file(path: Path, most: float = float("inf")) -> None:
+    """Check that a file exists, is not empty, and has at most so many bytes."""
     if not path.is_file():
         fix = "Check the path and that the data set is complete (task.verify() lists what is missing)."
         raise DataError("The file does not exist." if not path.exists() else "This is not a file.", where=path, fix=fix)
     if path.stat().st_size == 0:
         raise DataError("The file is empty (0 bytes).", where=path, fix="Copy or download it again.")
+    if path.stat().st_size > most:
+        raise DataError(f"The file is larger than {most} bytes.", where=path, fix="It is not the expected file.")
 
 
 @contextlib.contextmanager

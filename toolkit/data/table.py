@@ -6,7 +6,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -15,14 +15,12 @@ from toolkit.data.images import PictureSource, picture_shape
 from toolkit.data.labels import checked_classes, checked_values
 from toolkit.data.normalise import DEFAULT, check_rule
 from toolkit.data.reading import Opened, Row, dims_of, open_row
-from toolkit.data.rows import columns_of, completed, table_rows
+from toolkit.data.rows import columns_of, completed, plain, table_rows
 from toolkit.data.splits import Splits
 from toolkit.data.task import Task
 from toolkit.errors import DataError, ToolkitWarning
 from toolkit.registry import register
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame
 
 
 class TaskSettings(TypedDict, total=False):
@@ -38,7 +36,7 @@ class TaskSettings(TypedDict, total=False):
 
 @register("task", "task_from_table")
 def task_from_table(
-    frame: pd.DataFrame | Iterable[Mapping[str, Any]] | Mapping[str, Sequence[Any]] | str | os.PathLike[str],
+    frame: DataFrame | Iterable[Mapping[str, Any]] | Mapping[str, Sequence[Any]] | str | os.PathLike[str],
     *,
     classes: Mapping[int, str] | Mapping[str, str] | Sequence[str],
     regions: Mapping[str, Sequence[int]] | None = None,
@@ -96,11 +94,9 @@ def task_from_table(
     dims = dims or dims_of(rows[0])
     common = {"normalisation": rule, "label_values": checked_values(label_values, named), "classes": tuple(named)}
     cases, sizes = cases_of_rows(rows, dims, channels, common, named)
-    counted = _checked_channels(cases, check)
-    if counted == 0:
-        cases, counted = _grey(cases), 1
+    cases, counted = _checked_channels(cases, check)
     file = isinstance(frame, (str, os.PathLike))
-    stored: Any = os.path.abspath(frame) if isinstance(frame, (str, os.PathLike)) else columns_of(rows)
+    stored: Any = os.path.abspath(str(frame)) if file else columns_of(rows)
     config = recipe(
         "task_from_table",
         given,
@@ -138,8 +134,8 @@ def recipe(factory: str, given: Mapping[str, Any], /, **resolved: Any) -> dict[s
         resolved: those of them that are stored otherwise, such as paths from the root.
     """
     arguments = {**given, **given.get("settings", {}), **resolved, "settings": None}
-    plain = {key: _plain(value) for key, value in arguments.items() if value is not None and value != ()}
-    return {"name": factory, "arguments": plain}
+    stored = {key: plain(value) for key, value in arguments.items() if value is not None and value != ()}
+    return {"name": factory, "arguments": stored}
 
 
 def cases_of_rows(
@@ -183,10 +179,8 @@ def cases_of(row: Row, opened: Opened, dims: int, classes: dict[int, str]) -> li
     )
     if axes == dims:
         return [case]
-    return [
-        dataclasses.replace(case, id=f"{name}/slice{index:02d}", position=index, index=index)
-        for index in range(opened.shape[0])
-    ]
+    numbers = range(opened.shape[0])
+    return [dataclasses.replace(case, id=f"{name}/slice{n:02d}", position=n, index=n) for n in numbers]
 
 
 def default_patch(sizes: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -197,16 +191,9 @@ def default_patch(sizes: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(int(np.clip(side // multiple * multiple, multiple, largest)) for side in median)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
 def _spacing(row: Row, opened: Opened, name: str, dims: int) -> tuple[float, ...] | None:
     """Mm along the axes: of the file's header, else of the table."""
-    where, given = opened.reader.where, row.get("spacing")
-    axes = len(opened.shape)
+    where, given, axes = opened.reader.where, row.get("spacing"), len(opened.shape)
     if given is not None:
         given = tuple(float(value) for value in given)
         stacked = dims == 2 and axes == 2 and "volume" in row
@@ -224,8 +211,8 @@ def _spacing(row: Row, opened: Opened, name: str, dims: int) -> tuple[float, ...
     return opened.spacing
 
 
-def _checked_channels(cases: Sequence[Case], check: bool) -> int:
-    """Channels of the images, 0 for pictures that hold one grey channel three times; with `check` all files are read."""
+def _checked_channels(cases: list[Case], check: bool) -> tuple[list[Case], int]:
+    """Cases and the channels of their images; with `check` all files are read, and one grey channel told from three."""
     counted: dict[int, Case] = {}
     errors: list[DataError] = []
     readers: dict[int, Case] = {}
@@ -239,12 +226,8 @@ def _checked_channels(cases: Sequence[Case], check: bool) -> int:
             errors.append(error)
             continue
         counted.setdefault(image.shape[0], case)
-        grey = (
-            grey
-            and getattr(case.reader, "channels", 0) is None
-            and image.shape[0] in (1, 3)
-            and bool((image == image[:1]).all())
-        )
+        mergeable = getattr(case.reader, "channels", 0) is None and image.shape[0] in (1, 3)
+        grey = grey and mergeable and bool((image == image[:1]).all())
     if len(errors) > 1:
         others = "; ".join(f"{error.where}: {error.what}" for error in errors[1:5])
         what = f"{len(errors)} of {len(readers)} cases cannot be used. The first: {errors[0].what}"
@@ -252,26 +235,16 @@ def _checked_channels(cases: Sequence[Case], check: bool) -> int:
     if errors:
         raise errors[0]
     if grey and 3 in counted:
-        return 0
+        what = "The pictures hold the same grey channel three times; they are read as one channel."
+        warnings.warn(f"{what} Pass channels=3 to keep three, or channels=1 to say so.", ToolkitWarning, stacklevel=4)
+        merged: Any = [dataclasses.replace(cast("PictureSource", case.reader), channels=1) for case in cases]
+        return [dataclasses.replace(case, reader=one) for case, one in zip(cases, merged, strict=True)], 1
     if len(counted) > 1:
         (first, one), (second, other), *_ = counted.items()
         what = f"The image of {other.id!r} has {second} channel(s), that of {one.id!r} {first}."
         fix = "Pass channels=1 or channels=3 (pictures), or convert the images."
         raise DataError(what, where=f"{one.source}; {other.source}", fix=fix)
-    return next(iter(counted))
-
-
-def _grey(cases: Sequence[Case]) -> list[Case]:
-    warnings.warn(
-        "The pictures hold the same grey channel three times; they are read as one channel. Pass channels=3 to keep "
-        "three, or channels=1 to say so.",
-        ToolkitWarning,
-        stacklevel=4,
-    )
-    return [
-        dataclasses.replace(case, reader=dataclasses.replace(case.reader, channels=1))  # type: ignore[call-arg]
-        for case in cases
-    ]
+    return cases, next(iter(counted))
 
 
 def _size(case: Case, known: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,10 +15,9 @@ from toolkit.data.labels import checked_classes, checked_regions
 from toolkit.data.loader import Loader, Transform
 from toolkit.data.normalise import DEFAULT, check_rule, fixed_range
 from toolkit.errors import ConfigError, DataError, choose
+from toolkit.results import DataFrame, as_table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from toolkit.data.manifest import Manifest
 
 SPLITS = ("train", "val", "test")
@@ -191,33 +190,28 @@ class Task:
     def difference(self, recorded: Mapping[str, Any]) -> str:
         """What differs from the `contents` of another task, in a sentence; "" if nothing does."""
         now = self.contents()
-        words = [
-            f"{name}: {recorded.get(name)} there, {value} here"
-            for name, value in now.items()
-            if name != "cases" and recorded.get(name) != value
-        ]
+        other = {name: value for name, value in now.items() if name != "cases" and recorded.get(name) != value}
+        words = [f"{name}: {recorded.get(name)} there, {value} here" for name, value in other.items()]
         pairs = zip(now["cases"], recorded.get("cases", ()), strict=False)
-        changed = {number for number, (one, other) in enumerate(pairs) if one != other}
+        changed = {number for number, (here, there) in enumerate(pairs) if here != there}
         suspects = [case.id for case in self._cases if _bucket(case.id) in changed]
         if suspects:
             words.append(f"voxels, site, split or subject of some of {len(suspects)} cases: {', '.join(suspects[:5])}")
         return "; ".join(words)
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per case: case, volume, position, subject, site, split, group, spacing, source."""
-        import pandas as pd
-
         names = ["id", "volume", "position", "subject", "site", "split", "group", "spacing", "source"]
         rows = [[getattr(case, name) for name in names] for case in self._cases]
-        return pd.DataFrame(rows, columns=["case", *names[1:]])
+        return as_table(rows, ["case", *names[1:]])
 
-    def verify(self) -> pd.DataFrame:
+    def verify(self) -> DataFrame:
         """Check every file: one row per file or volume with a verdict (see `toolkit.data.verify`)."""
         from toolkit.data.verify import verify
 
         return verify(self)
 
-    def usable(self, table: pd.DataFrame | None = None) -> Task:
+    def usable(self, table: DataFrame | None = None) -> Task:
         """This task without the cases that `verify` does not call `ok` (see `toolkit.data.verify.usable`)."""
         from toolkit.data.verify import usable
 
@@ -267,9 +261,8 @@ def checked_patch(size: Sequence[int], dims: int) -> tuple[int, ...]:
     """Patch size as a tuple of positive whole numbers."""
     patch = tuple(int(side) for side in size)
     if len(patch) != dims or min(patch) < 1:
-        raise ConfigError(
-            f"patch_size must be {dims} positive numbers, not {patch}.", fix="For example (96, 96) or (32, 48, 32)."
-        )
+        fix = "For example (96, 96) or (32, 48, 32)."
+        raise ConfigError(f"patch_size must be {dims} positive numbers, not {patch}.", fix=fix)
     return patch
 
 

@@ -16,10 +16,9 @@ from toolkit.data.sets import files_of, rows_of
 from toolkit.data.source import Pair, Source
 from toolkit.errors import DataError, ToolkitError
 from toolkit.files import file_sha256
+from toolkit.results import DataFrame, as_table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from toolkit.data.task import Task
 
 
@@ -32,7 +31,7 @@ _COMPANIONS = (".md", ".txt", ".csv", ".json", ".cfg", ".pdf", ".sha256", ".raw"
 _COMPANION_NAMES = ("SHA256SUMS", "LICENSE", "README")
 
 
-def verify(task: Task) -> pd.DataFrame:
+def verify(task: Task) -> DataFrame:
     """Read and check all data of a task; nothing is raised, every finding is a row.
 
     Returns:
@@ -45,8 +44,6 @@ def verify(task: Task) -> pd.DataFrame:
         occur; `low` and `high`, the range of the stored intensities; `notes`: what is worth a look but no error
         (slices without foreground, classes that are absent or tiny, the same image again in one split).
     """
-    import pandas as pd
-
     recorded = _recorded(task.manifest) if task.manifest else {}
     rows: list[dict[str, Any]] = []
     first: dict[str, dict[str, Any]] = {}
@@ -61,10 +58,10 @@ def verify(task: Task) -> pd.DataFrame:
             _mark_twins(twin, row)
         rows.append(row)
     rows += _leaks(task) + _about_the_folder(task)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return as_table(rows, list(COLUMNS))
 
 
-def usable(task: Task, table: pd.DataFrame | None = None) -> Task:
+def usable(task: Task, table: DataFrame | None = None) -> Task:
     """The task without every case that `verify` does not call `ok`; of duplicates across splits none is kept.
 
     Args:
@@ -86,8 +83,7 @@ def _name(case: Case) -> str:
 def _mark_twins(twin: dict[str, Any], row: dict[str, Any]) -> None:
     for one, other in ((row, twin), (twin, row)):
         if twin["split"] != row["split"]:
-            if one["verdict"] == "ok":
-                one["verdict"] = "duplicate"
+            one["verdict"] = "duplicate" if one["verdict"] == "ok" else one["verdict"]
             one["detail"] = f"The image of {other['case']} in {other['split']} is the same."
         else:
             one["notes"] = "; ".join(filter(None, (one["notes"], f"same image as {other['case']}")))
@@ -103,25 +99,21 @@ def _row(case: Case, recorded: dict[str, str], task: Task) -> dict[str, Any]:
     row["checksum"] = _checksum(reader, recorded)
     try:
         pair = reader.read_raw()
-        if case.index is not None:
-            expected = sum(other.reader is reader for other in task.cases())
-            if pair.image.shape[1] != expected:
-                raise DataError(f"The index has {expected} slices, the file {pair.image.shape[1]}.")
+        slices = sum(other.reader is reader for other in task.cases()) if case.index is not None else None
+        if slices is not None and pair.image.shape[1] != slices:
+            raise DataError(f"The index has {slices} slices, the file {pair.image.shape[1]}.")
         if pair.image.shape[0] != task.channels:
             raise DataError(f"The image has {pair.image.shape[0]} channels, the task {task.channels}.")
     except ToolkitError as error:
         return row | {"verdict": "wrong", "detail": f"{error.what} {error.fix}".strip()}
-    row |= _content(pair, task)
-    if row["checksum"] == "differs":
-        return row | {"verdict": "changed", "detail": "The bytes are not those that the manifest records."}
-    return row | {"verdict": "ok"}
+    changed = {"verdict": "changed", "detail": "The bytes are not those that the manifest records."}
+    return row | _content(pair, task) | (changed if row["checksum"] == "differs" else {"verdict": "ok"})
 
 
 def _content(pair: Pair, task: Task) -> dict[str, Any]:
     image = np.ascontiguousarray(pair.image)
     low, high = float(image.min()), float(image.max())
-    notes = ["every voxel has one value"] if low == high else []
-    present = ""
+    notes, present = ["every voxel has one value"] if low == high else [], ""
     if pair.label is None:
         notes.append("no label")
     else:
@@ -130,9 +122,8 @@ def _content(pair: Pair, task: Task) -> dict[str, Any]:
         named = [(name, int(counts[index])) for index, name in task.classes.items() if index]
         notes += [f"no {name}" for name, count in named if not count]
         notes += [f"{name}: {count} voxels" for name, count in named if 0 < count < _TINY]
-        if task.dims == 2 and pair.label.ndim == 3:
-            empty = int((~(pair.label > 0).any(axis=(1, 2))).sum())
-            notes += [f"{empty} of {len(pair.label)} slices without foreground"] if empty else []
+        if task.dims == 2 and pair.label.ndim == 3 and (empty := int((~pair.label.any(axis=(1, 2))).sum())):
+            notes.append(f"{empty} of {len(pair.label)} slices without foreground")
     digest = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
     shape = " x ".join(map(str, image.shape[1:]))
     return {"shape": shape, "classes": present, "low": low, "high": high, "notes": "; ".join(notes), "print": digest}
@@ -155,19 +146,18 @@ def _leaks(task: Task) -> list[dict[str, Any]]:
 
 def _about_the_folder(task: Task) -> list[dict[str, Any]]:
     """Rows about files rather than cases: too few or too many of a pattern, and files that do not belong."""
-    if task.manifest is None or task.manifest.generated:
-        return []
-    folder = next((folder for folder in data_folders(task.manifest.name) if folder.is_dir()), None)
-    if folder is None:
+    manifest = task.manifest
+    folders = [] if manifest is None or manifest.generated else data_folders(manifest.name)
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if manifest is None or folder is None:
         return []
     rows = []
-    for pattern, expected in task.manifest.files.items():
-        verdict, detail = counted(expected, len(_matching(folder, pattern)), task.manifest.unconfirmed.get("cases", ""))
-        if verdict != "ok":
-            rows.append({"verdict": verdict, "source": str(folder / pattern), "detail": detail})
-    for path in _foreign(task, task.manifest, folder):
+    for pattern, expected in manifest.files.items():
+        verdict, detail = counted(expected, len(_matching(folder, pattern)), manifest.unconfirmed.get("cases", ""))
+        rows.append({"verdict": verdict, "source": str(folder / pattern), "detail": detail})
+    for path in _foreign(task, manifest, folder):
         rows.append({"verdict": "foreign", "source": str(path), "detail": "No case uses this file."})
-    return [dict.fromkeys(COLUMNS, "") | {"checksum": "none"} | row for row in rows]
+    return [dict.fromkeys(COLUMNS, "") | {"checksum": "none"} | row for row in rows if row["verdict"] != "ok"]
 
 
 def counted(expected: int, found: int, doubt: str = "") -> tuple[str, str]:
@@ -204,19 +194,12 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
 def _checksum(reader: Source, recorded: dict[str, str]) -> str:
     if isinstance(reader, GeneratedSource):
         expected = recorded.get(f"{reader.site}/{reader.subject}")
-        return "none" if expected is None else _word(reader.stack().sha256() == expected)
-    verdicts = []
-    for path in dict.fromkeys(reader.files()):
-        expected = next(
-            (recorded[key] for count in (4, 3, 2, 1) if (key := "/".join(path.parts[-count:])) in recorded), None
-        )
-        if expected is not None:
-            verdicts.append(file_sha256(path) == expected)
-    return _word(all(verdicts)) if verdicts else "none"
-
-
-def _word(same: bool) -> str:
-    return "matches" if same else "differs"
+        same = [] if expected is None else [reader.stack().sha256() == expected]
+    else:
+        parts = {path: ["/".join(path.parts[-count:]) for count in (4, 3, 2, 1)] for path in reader.files()}
+        named = {path: next((recorded[name] for name in ends if name in recorded), "") for path, ends in parts.items()}
+        same = [file_sha256(path) == expected for path, expected in named.items() if expected]
+    return "none" if not same else "matches" if all(same) else "differs"
 
 
 def _recorded(manifest: Manifest) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.geometry import Geometry, largest_shift, slice_axis_of
+from toolkit.data.geometry import Geometry, largest_shift
 from toolkit.data.source import FileSource, Pair, checked_image, checked_pair, decoding, require_file
 from toolkit.errors import ConfigError, DataError
 from toolkit.files import replacing
@@ -42,15 +42,11 @@ class NiftiSource(FileSource):
 
     def read_raw(self) -> Pair:
         """Read all channels and the label; they must share one grid."""
-        arrays: list[np.ndarray] = []
-        first = None
-        for path in self.images:
+        arrays, first = _channels(self.images[0], self.dims, self.frame)
+        for path in self.images[1:]:
             channels, geometry = _channels(path, self.dims, self.frame)
-            first = first or geometry
             require_same_grid(first, geometry, self.images[0], path)
             arrays += channels
-        if first is None:
-            raise ConfigError("A volume needs at least one image file.")
         labels = None
         if self.label is not None:
             stored, geometry = _load(self.label, self.dims, self.label_frame)
@@ -78,9 +74,8 @@ def read_volume(path: str | os.PathLike[str], dims: int = 3, frame: int | None =
     image, geometry = _load(path, dims, frame)
     array = checked_image(geometry.arrange(_numbers(image, path)), str(path))
     if array.size > 1 and array.min() == array.max():
-        raise DataError(
-            f"Every voxel is {array.flat[0]:g}.", where=path, fix="The export failed: export the image again."
-        )
+        fix = "The export failed: export the image again."
+        raise DataError(f"Every voxel is {array.flat[0]:g}.", where=path, fix=fix)
     return array, geometry
 
 
@@ -107,11 +102,33 @@ def read_geometry(path: str | os.PathLike[str], dims: int = 3, frame: int | None
     return _load(Path(path), dims, frame, voxels=False)[1]
 
 
-def geometry_of(affine: np.ndarray, shape: tuple[int, ...], path: Path, dims: int = 3) -> Geometry:
-    """Geometry of a volume whose voxel-to-world matrix in mm is known from elsewhere."""
+def geometry_of(
+    stored: np.ndarray,
+    shape: tuple[int, ...],
+    path: Path,
+    dims: int = 3,
+    *,
+    codes: tuple[int, int] = (1, 1),
+    scale: float = 1.0,
+) -> Geometry:
+    """Geometry of a volume, in the axes closest to right, anterior, superior, by its voxel-to-world matrix."""
+    from nibabel.orientations import inv_ornt_aff, io_orientation
+
     _check_shape(shape, path)
-    zooms = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
-    return _geometry(path, shape, (1, 1), (affine, affine), zooms, "mm", dims)
+    stored, volume = np.asarray(stored, dtype=np.float64), (*shape, 1, 1)[:3]
+    lengths = np.linalg.norm(stored[:3, :3], axis=0)
+    flat = abs(np.linalg.det(stored[:3, :3])) < 1e-9 * max(float(lengths.prod()), 1e-30)
+    if flat or not np.isfinite(stored).all():
+        what = "The header's affine is singular or not finite: it maps the volume to a plane or to nowhere."
+        raise DataError(what, where=path, fix="Restore the affine from the original image.")
+    orientation = io_orientation(stored)
+    axes = tuple(int(axis) for axis in orientation[:, 0])
+    flips = tuple(bool(direction < 0) for direction in orientation[:, 1])
+    affine = stored @ inv_ornt_aff(orientation, volume)
+    affine[:3] *= scale
+    as_read = tuple(volume[stored_axis] for stored_axis in np.argsort(axes))
+    spacing = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
+    return Geometry(affine, as_read, spacing, stored, shape, axes, flips, codes, scale).for_dims(dims)
 
 
 def write_nifti(
@@ -170,9 +187,8 @@ def require_same_grid(first: Geometry, second: Geometry, image: Path, other: Pat
         what = f"Two files of one case have different shapes: {first.stored_shape} and {second.stored_shape}."
         raise DataError(what, where=where, fix=fix)
     if (first.affine is None) != (second.affine is None):
-        raise DataError(
-            "One file of the case says where it lies in the world, the other does not.", where=where, fix=fix
-        )
+        what = "One file of the case says where it lies in the world, the other does not."
+        raise DataError(what, where=where, fix=fix)
     if first.affine is None or second.affine is None:
         if first.spacing != second.spacing:
             raise DataError(f"Voxel spacings differ: {first.spacing} and {second.spacing} mm.", where=where, fix=fix)
@@ -180,11 +196,11 @@ def require_same_grid(first: Geometry, second: Geometry, image: Path, other: Pat
     smallest = min(first.spacing or (1.0,))
     shift = largest_shift(first.affine, second.affine, first.shape)
     if shift > 0.1 * smallest or first.axes != second.axes or first.flips != second.flips:
-        raise DataError(
-            f"Two files of one case lie at different places: up to {shift:.3g} mm apart (spacing {first.spacing} mm).",
-            where=where,
-            fix=fix + " If only the header is wrong, copy the image's affine to the other file.",
+        what = (
+            f"Two files of one case lie at different places: up to {shift:.3g} mm apart (spacing {first.spacing} mm)."
         )
+        fix += " If only the header is wrong, copy the image's affine to the other file."
+        raise DataError(what, where=where, fix=fix)
 
 
 def _load(path: Path, dims: int, frame: int | None = None, voxels: bool = True) -> tuple[Any, Geometry]:
@@ -196,10 +212,27 @@ def _load(path: Path, dims: int, frame: int | None = None, voxels: bool = True) 
         forms = header.get_qform(), header.get_sform()
         unit = header.get_xyzt_units()[0]
     if frame is not None:
-        image = _one_frame(image, frame, path)
-    shape = tuple(int(side) for side in image.shape)
+        if len(image.shape) != 4 or not 0 <= frame < image.shape[3]:
+            what = f"Frame {frame} was asked for, but the file has the shape {tuple(image.shape)}."
+            raise DataError(what, where=path, fix="The table of the data set and the file disagree: get both again.")
+        image = image.slicer[..., frame]  # its voxels stay unread
+    shape, scale = tuple(int(side) for side in image.shape), _MM.get(unit, 1.0)
     _check_shape(shape, path)
-    return image, _geometry(path, shape, codes, forms, header.get_zooms()[:3], unit, dims)
+    mm = tuple(float(zoom) * scale for zoom in (*header.get_zooms()[:3], 1.0, 1.0)[:3])
+    if not all(0 < value < float("inf") for value in mm):
+        raise DataError(f"The header gives a voxel size of {mm} mm.", where=path, fix="Correct the header.")
+    if max(codes) <= 0:
+        # Codes 0, no unit and size 1 is what a program writes that knew nothing; anything else is a statement.
+        stated = None if unit == "unknown" and mm == (1.0, 1.0, 1.0) else mm
+        unplaced = Geometry(None, (*shape, 1, 1)[:3], stated, None, shape, codes=codes, unit=scale)
+        return image, unplaced.for_dims(dims)
+    geometry = geometry_of(forms[1] if codes[1] > 0 else forms[0], shape, path, dims, codes=codes, scale=scale)
+    shift = largest_shift(forms[0], forms[1], (*shape, 1, 1)) if min(codes) > 0 else 0.0
+    if shift > 0.1 * min(geometry.spacing or mm) / scale:
+        what = f"The header's q-form and s-form disagree by up to {shift:.3g} mm: programs will read this file differently."
+        fix = "Decide which is right and write it to both (nibabel: image.set_qform(affine, 1); "
+        raise DataError(what, where=path, fix=f"{fix}image.set_sform(affine, 1)), then save.")
+    return image, geometry
 
 
 def _opened(path: Path, voxels: bool = False) -> Any:
@@ -228,75 +261,6 @@ def _unpacked(path: Path, size: int) -> bytes:
     return content
 
 
-def _one_frame(image: Any, frame: int, path: Path) -> Any:
-    """The 3-D image of one frame; its voxels stay unread."""
-    if len(image.shape) != 4 or not 0 <= frame < image.shape[3]:
-        what = f"Frame {frame} was asked for, but the file has the shape {tuple(image.shape)}."
-        raise DataError(what, where=path, fix="The table of the data set and the file disagree: get both again.")
-    return image.slicer[..., frame]
-
-
-def _geometry(
-    path: Path,
-    shape: tuple[int, ...],
-    codes: tuple[int, int],
-    forms: tuple[np.ndarray, np.ndarray],
-    zooms: tuple[float, ...],
-    unit: str,
-    dims: int,
-) -> Geometry:
-    scale = _MM.get(unit, 1.0)
-    volume = (*shape, 1, 1)[:3]
-    mm = tuple(float(zoom) * scale for zoom in (*zooms, 1.0, 1.0)[:3])
-    if not all(0 < value < float("inf") for value in mm):
-        raise DataError(f"The header gives a voxel size of {mm} mm.", where=path, fix="Correct the header.")
-    stored = forms[1] if codes[1] > 0 else forms[0] if codes[0] > 0 else None
-    if stored is None:
-        # Codes 0, no unit and size 1 is what a program writes that knew nothing; anything else is a statement.
-        stated = None if unit == "unknown" and mm == (1.0, 1.0, 1.0) else mm
-        axis = slice_axis_of(volume, stated) if dims == 2 else None
-        return Geometry(None, volume, stated, None, shape, codes=codes, unit=scale, slice_axis=axis)
-    stored = np.asarray(stored, dtype=np.float64)
-    lengths = np.linalg.norm(stored[:3, :3], axis=0)
-    flat = abs(np.linalg.det(stored[:3, :3])) < 1e-9 * max(float(lengths.prod()), 1e-30)
-    if flat or not np.isfinite(stored).all():
-        what = "The header's affine is singular or not finite: it maps the volume to a plane or to nowhere."
-        raise DataError(what, where=path, fix="Restore the affine from the original image.")
-    _check_forms(path, codes, forms, volume, float(lengths.min()))
-    return _placed(stored, shape, codes, scale, dims)
-
-
-def _placed(stored: np.ndarray, shape: tuple[int, ...], codes: tuple[int, int], scale: float, dims: int) -> Geometry:
-    """Geometry in the axes closest to right, anterior, superior."""
-    from nibabel.orientations import inv_ornt_aff, io_orientation
-
-    volume = (*shape, 1, 1)[:3]
-    orientation = io_orientation(stored)
-    axes = tuple(int(axis) for axis in orientation[:, 0])
-    flips = tuple(bool(direction < 0) for direction in orientation[:, 1])
-    affine = stored @ inv_ornt_aff(orientation, volume)
-    affine[:3] *= scale
-    as_read = tuple(volume[stored_axis] for stored_axis in np.argsort(axes))
-    spacing = tuple(float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
-    axis = slice_axis_of(as_read, spacing) if dims == 2 else None
-    return Geometry(affine, as_read, spacing, stored, shape, axes, flips, codes, scale, axis)
-
-
-def _check_forms(
-    path: Path, codes: tuple[int, int], forms: tuple[np.ndarray, np.ndarray], shape: tuple[int, ...], voxel: float
-) -> None:
-    if min(codes) <= 0:
-        return
-    shift = largest_shift(forms[0], forms[1], shape)
-    if shift > 0.1 * voxel:
-        raise DataError(
-            f"The header's q-form and s-form disagree by up to {shift:.3g} mm: programs will read this file differently.",
-            where=path,
-            fix="Decide which one is right and write it to both (nibabel: image.set_qform(affine, 1); "
-            "image.set_sform(affine, 1)), then save.",
-        )
-
-
 def _check_shape(shape: tuple[int, ...], path: Path) -> None:
     if len(shape) > 3 and max(shape[3:]) == 1:
         shape = shape[:3]
@@ -323,7 +287,6 @@ def _storable(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.bool_:
         return array.astype(np.uint8)
     if array.dtype.kind in "iu" and array.dtype.itemsize > 4:
-        return array.astype(
-            np.min_scalar_type(int(array.max(initial=0)) if array.min(initial=0) >= 0 else int(array.min()))
-        )
+        least, most = int(array.min(initial=0)), int(array.max(initial=0))
+        return array.astype(np.min_scalar_type(most if least >= 0 else least))
     return array.astype(np.float32) if array.dtype in (np.float64, np.float16) else array

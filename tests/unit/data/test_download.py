@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from bad_server import CONTENT, HASH, serving
 
+from toolkit.data import archive as archives
 from toolkit.data import download
-from toolkit.data.archive import Limits, unpack
+from toolkit.data.archive import unpack
 from toolkit.data.download import fetch, fetch_all
 from toolkit.data.manifest import Download, find_manifest
 from toolkit.errors import DataError
@@ -243,8 +244,8 @@ ATTACKS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "zip_same_name": (lambda p: zipped(p / "a.zip", {"a.txt": b"x", "A.TXT": b"y"}), "twice"),
     "zip_newline": (lambda p: zipped(p / "a.zip", {"a\nb": b"y"}), "no portable name"),
     "zip_bomb": (lambda p: zipped(p / "a.zip", {"zeros": bytes(3_000_000)}), "unpack to more than"),
-    "zip_cut": (lambda p: cut(zipped(p / "a.zip", {"a": CONTENT})), "cannot be read"),
-    "zip_flipped": (lambda p: flipped(zipped(p / "a.zip", {"a": CONTENT})), "cannot be read"),
+    "zip_cut": (lambda p: cut(zipped(p / "a.zip", {"a": CONTENT})), "not an archive that can be read"),
+    "zip_flipped": (lambda p: flipped(zipped(p / "a.zip", {"a": CONTENT})), "not an archive that can be read"),
     "zip_empty": (lambda p: zipped(p / "a.zip", {}), "holds no files"),
     "tar_parent": (lambda p: tarred(p / "a.tgz", ("x/../../out.txt", b"x", "file")), "outside its folder"),
     "tar_absolute": (lambda p: tarred(p / "a.tgz", ("/tmp/out.txt", b"x", "file")), "outside its folder"),
@@ -254,29 +255,34 @@ ATTACKS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "tar_device": (lambda p: tarred(p / "a.tgz", ("d", b"", "device")), "a link or a device"),
     "tar_twice": (lambda p: tarred(p / "a.tgz", ("a", b"x", "file"), ("a", b"y", "file")), "twice"),
     "tar_bomb": (lambda p: tarred(p / "a.tgz", ("z", bytes(3_000_000), "file")), "unpack to more than"),
-    "tar_cut": (lambda p: cut(tarred(p / "a.tgz", ("a", CONTENT, "file"))), "cannot be read"),
-    "no_archive": (lambda p: Path((p / "a.zip").write_bytes(b"<html>") and p / "a.zip"), "cannot be read"),
+    "tar_cut": (lambda p: cut(tarred(p / "a.tgz", ("a", CONTENT, "file"))), "not an archive that can be read"),
+    "no_archive": (
+        lambda p: Path((p / "a.zip").write_bytes(b"<html>") and p / "a.zip"),
+        "not an archive that can be read",
+    ),
 }
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_archives_that_attack_leave_nothing(attack, tmp_path):
+def test_archives_that_attack_leave_nothing(attack, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_MOST_RATIO", 100)
     build, message = ATTACKS[attack]
     (tmp_path / "in").mkdir()
     archive = build(tmp_path / "in")
     with pytest.raises(DataError, match=message) as caught:
-        unpack(archive, tmp_path / "out" / "set", Limits(ratio=100))
+        unpack(archive, tmp_path / "out" / "set")
     assert caught.value.where == str(archive)
     assert [p for p in tmp_path.rglob("*") if p.is_file() or p.is_symlink()] == [archive]
     assert not Path("/tmp/out.txt").exists()
 
 
-def test_size_and_count_limits(tmp_path):
+def test_size_and_count_limits(tmp_path, monkeypatch):
     archive = zipped(tmp_path / "a.zip", {f"{i}": os.urandom(100) for i in range(5)})
-    with pytest.raises(DataError, match="more than 300 bytes"):
-        unpack(archive, tmp_path / "s", Limits(bytes=300))
-    with pytest.raises(DataError, match="more than 4 entries"):
-        unpack(archive, tmp_path / "s", Limits(entries=4))
+    for limit, message in (("_MOST_BYTES", "more than 4 bytes"), ("_MOST_ENTRIES", "more than 4 entries")):
+        with monkeypatch.context() as patch:
+            patch.setattr(archives, limit, 4)
+            with pytest.raises(DataError, match=message):
+                unpack(archive, tmp_path / "s")
 
 
 def test_a_good_archive_and_no_overwriting(tmp_path):

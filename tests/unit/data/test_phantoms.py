@@ -10,7 +10,6 @@ import pytest
 
 from toolkit.data.generated import generator
 from toolkit.data.manifest import find_manifest
-from toolkit.data.phantoms import glands
 from toolkit.data.phantoms.phantom import Generator, numbered, spread
 from toolkit.errors import DataError
 
@@ -77,7 +76,7 @@ def test_streams_of_a_subject_are_keyed_apart():
     def draw(settings, group, stream):
         return np.stack([stream(purpose).uniforms(4) for purpose in range(3)]), np.zeros(1)
 
-    generator = Generator("phantom-glands", 1, 99, glands.Site, draw)
+    generator = Generator("phantom-glands", 1, 99, draw)
 
     def draws(*key):
         return [tuple(row) for row in generator.generate(*key).image]

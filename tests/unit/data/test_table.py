@@ -264,7 +264,7 @@ def test_nnunet_raw_that_is_not_whole(tmp_path):
     with pytest.raises(DataError, match=r"c_001_0001\.nii\.gz is missing"):
         task_from_nnunet(root)
     (root / "dataset.json").write_text("[]")
-    with pytest.raises(DataError, match=r"dataset\.json cannot be read"):
+    with pytest.raises(DataError, match=r"not a description of a data set"):
         task_from_nnunet(root)
 
 

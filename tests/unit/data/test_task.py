@@ -181,13 +181,13 @@ def test_wrong_classes_are_refused(classes, message):
 
 def test_wrong_lengths_and_ids_are_refused():
     images, labels = arrays(3)
-    with pytest.raises(ConfigError, match="3 images but 2 labels"):
+    with pytest.raises(ConfigError, match="'image': 3, 'label': 2"):
         task_from_arrays(images, labels[:2], classes=CLASSES)
-    with pytest.raises(ConfigError, match="3 images but 1 sites"):
+    with pytest.raises(ConfigError, match=r"different lengths.*'site': 1"):
         task_from_arrays(images, labels, classes=CLASSES, sites=["a"])
     with pytest.raises(DataError, match="Two cases are called 'a'"):
         task_from_arrays(images, labels, classes=CLASSES, ids=["a", "b", "a"], splits="train")
-    with pytest.raises(DataError, match="no images"):
+    with pytest.raises(DataError, match="no rows"):
         task_from_arrays([], [], classes=CLASSES)
     with pytest.raises(DataError, match="spacing of 3 numbers"):
         task_from_arrays(images, labels, classes=CLASSES, spacing=(1, 1, 1))

@@ -78,7 +78,7 @@ def test_slices_of_a_2d_task_run_along_the_coarsest_axis(nifti, volume):
     path = nifti("coronal.nii.gz", volume, affine)
     array, geometry = read_volume(path, dims=2)
     np.testing.assert_array_equal(array, np.moveaxis(volume, 1, 0))
-    assert geometry.slice_spacings() == ((1.5, 1.5), 8.0)
+    assert geometry.read_spacing == (8.0, 1.5, 1.5)
     written = nibabel.load(write_nifti(path.with_name("out.nii.gz"), array, geometry))
     np.testing.assert_array_equal(np.asarray(written.dataobj), volume)
 

@@ -15,9 +15,8 @@ from toolkit.data.phantoms.fields import Floats, Stream, blur, smooth_field
 class Scanner:
     """How one site's scanner renders a scene of tissue signals in [0, 1]."""
 
-    curve: float = (
-        1.0  # contrast curve x / (x + curve (1 - x)): 1 is linear, above 1 darkens the middle, below lifts it
-    )
+    # contrast curve x / (x + curve (1 - x)): 1 is linear, above 1 darkens the middle, below lifts it
+    curve: float = 1.0
     bias: float = 0.0  # strength of the smooth random shading (about the relative deviation)
     band: float = 0.0  # depth of the dark band that off-resonance leaves somewhere in the view
     coil: float = 0.0  # relative loss of signal across the field of view, away from the surface coil

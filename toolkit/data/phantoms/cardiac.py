@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.phantoms import phantom
 from toolkit.data.phantoms.appearance import acquire, shading
 from toolkit.data.phantoms.fields import Floats, Stream, average_down, paint, smooth_field, soft_inside
 from toolkit.data.phantoms.heart import Heart, HeartSlice, direction, sample_heart, slice_heart
+from toolkit.data.phantoms.phantom import Drawn, Generator, Site
 from toolkit.data.phantoms.thorax import Grid, Signals, draw_thorax, sample_thorax
 
 SIZE = 96
 _FINE = 2  # grid points per pixel along each axis before averaging
 
 
-@dataclass(frozen=True, kw_only=True)
-class Site(phantom.Site):
-    """One hospital: besides its sequence, scanner and patients how it plans the view."""
-
-    turn: float = 0.0  # mean rotation of the whole scene in the image, degrees
-    turn_spread: float  # standard deviation of it
-    round_view: bool = False  # True where the scanner keeps only a disc of the image
-
-
-def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> phantom.Drawn:
+def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
     """6 to 8 slices of 96 x 96."""
     anatomy = stream(0)
     scene = _sample_scene(anatomy, settings, sample_heart(anatomy, group))
@@ -57,7 +47,7 @@ def _sample_scene(stream: Stream, site: Site, heart: Heart) -> _Scene:
     )
 
 
-def _draw_slice(stream: Stream, site: Site, scene: _Scene, level: float) -> phantom.Drawn:
+def _draw_slice(stream: Stream, site: Site, scene: _Scene, level: float) -> Drawn:
     """Image and label of one slice."""
     pitch = site.spacing / _FINE
     centre = (
@@ -154,4 +144,4 @@ def _draw_cavity(
     paint(canvas, blood, soft_inside(np.maximum(cut.endocardium, cut.epicardium), width))
 
 
-TASK = phantom.Generator("phantom-cardiac", version=1, key=71, settings=Site, draw=_draw)
+TASK = Generator("phantom-cardiac", version=1, key=71, draw=_draw)

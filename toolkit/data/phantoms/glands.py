@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.phantoms import phantom
 from toolkit.data.phantoms.appearance import Scanner, shading
 from toolkit.data.phantoms.fields import (
     Floats,
@@ -26,26 +25,13 @@ from toolkit.data.phantoms.fields import (
     stamp_disc,
 )
 from toolkit.data.phantoms.heart import direction
+from toolkit.data.phantoms.phantom import Drawn, Generator, Site
 
 SIZE = 128
 _FINE = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Site(phantom.Site):
-    """One laboratory: stains, scanner, magnification."""
-
-    nuclear: tuple[float, float, float]  # absorption of the nuclear stain in red, green, blue
-    tissue: tuple[float, float, float]  # absorption of the tissue stain
-    strength: tuple[float, float]  # (nuclear, tissue) amount of stain
-    light: tuple[float, float, float]  # colour of the empty slide
-    scale: float  # size of everything, relative
-    blur: float  # standard deviation of the focus in pixels
-    noise: float  # standard deviation of the camera's noise in grey values
-    uneven: float  # strength of uneven illumination
-
-
-def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> phantom.Drawn:
+def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
     """A tile of 128 x 128."""
     distance, wall = _pack(stream(0), settings, group == "malignant")
     nuclear, tissue = _stain(stream(1), settings, distance, wall)
@@ -170,4 +156,4 @@ def _photograph(stream: Stream, site: Site, nuclear: Floats, tissue: Floats) -> 
     return np.stack(colours).astype(np.float32)
 
 
-TASK = phantom.Generator("phantom-glands", version=1, key=74, settings=Site, draw=_draw)
+TASK = Generator("phantom-glands", version=1, key=74, draw=_draw)

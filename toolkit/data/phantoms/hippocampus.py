@@ -138,4 +138,4 @@ def _deep_grey(
     paint(canvas, signals["vessel"], soft_inside(vessel, pitch) * np.ones_like(along))
 
 
-TASK = Generator("phantom-hippocampus", version=1, key=72, settings=Site, draw=_draw)
+TASK = Generator("phantom-hippocampus", version=1, key=72, draw=_draw)

@@ -8,30 +8,22 @@ fat at the sides.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 
-from toolkit.data.phantoms import phantom
 from toolkit.data.phantoms.appearance import acquire, shading
 from toolkit.data.phantoms.fields import Floats, Stream, average_down, centred_axes, paint, smooth_field, soft_inside
+from toolkit.data.phantoms.phantom import Drawn, Generator, Site
 
 SHAPE = (16, 64, 64)
 _FINE = (2, 2, 2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Site(phantom.Site):
-    """One hospital."""
-
-    coil_flare: float = 0.0  # brightness beside the rectum where a coil lies in it, 0 without one
-
-
 _Gland = SimpleNamespace  # one patient; lengths in mm
 
 
-def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> phantom.Drawn:
+def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
     """16 axial slices of 64 x 64, labels 1 peripheral and 2 transition zone."""
     anatomy, levels = stream(0), settings.signals
     gland = _sample(anatomy, group)
@@ -142,4 +134,4 @@ def _draw_pelvis(
     return canvas
 
 
-TASK = phantom.Generator("phantom-prostate", version=1, key=73, settings=Site, draw=_draw)
+TASK = Generator("phantom-prostate", version=1, key=73, draw=_draw)

@@ -59,47 +59,37 @@ Thorax = SimpleNamespace  # one subject's surroundings; mm, positions as (centre
 
 def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Thorax:
     """Draw the surroundings of a heart with this left ventricular radius, reaching this far to the left (mm)."""
-    axes = (stream.uniform(140.0, 175.0), stream.uniform(112.0, 135.0))
-    fat, muscle = stream.uniform(6.0, 24.0), stream.uniform(6.0, 11.0)
+    uniform = stream.uniform
+    axes = (uniform(140.0, 175.0), uniform(112.0, 135.0))
+    fat, muscle = uniform(6.0, 24.0), uniform(6.0, 11.0)
     wall = fat + muscle
-    left = right_reach + wall + stream.uniform(5.0, 14.0)
-    floor = heart_radius + stream.uniform(2.0, 7.0)
-    aorta = stream.uniform(9.0, 13.0)
+    left = right_reach + wall + uniform(5.0, 14.0)
+    floor = heart_radius + uniform(2.0, 7.0)
+    aorta = uniform(9.0, 13.0)
     return Thorax(
-        centre=(axes[0] - left, stream.uniform(5.0, 35.0)),  # of the body's outline
+        centre=(axes[0] - left, uniform(5.0, 35.0)),  # of the body's outline
         axes=axes,  # half axes of it
         fat=fat,  # thickness of the subcutaneous fat
         muscle=muscle,  # thickness of the chest wall's muscle
-        pericardial_fat=stream.uniform(0.5, 3.5),  # usual thickness of the fat around the heart
+        pericardial_fat=uniform(0.5, 3.5),  # usual thickness of the fat around the heart
         diaphragm=floor,  # height of the diaphragm below the axis at the base
-        tilt=stream.uniform(-0.12, 0.28),  # slope of the diaphragm
-        rise=stream.uniform(6.0, 20.0),  # how much it rises from base to apex
-        liver_edge=stream.uniform(0.0, 35.0),  # where the liver ends and the stomach begins, along the first axis
-        aorta=(heart_radius + aorta + stream.uniform(4.0, 14.0), stream.uniform(2.0, 0.8 * floor), aorta),  # descending
+        tilt=uniform(-0.12, 0.28),  # slope of the diaphragm
+        rise=uniform(6.0, 20.0),  # how much it rises from base to apex
+        liver_edge=uniform(0.0, 35.0),  # where the liver ends and the stomach begins, along the first axis
+        aorta=(heart_radius + aorta + uniform(4.0, 14.0), uniform(2.0, 0.8 * floor), aorta),  # descending
         # vertebral body
-        spine=(heart_radius + stream.uniform(50.0, 62.0), stream.uniform(15.0, 45.0), stream.uniform(17.0, 21.0)),
+        spine=(heart_radius + uniform(50.0, 62.0), uniform(15.0, 45.0), uniform(17.0, 21.0)),
         # and its filling (0 air to 1 bright)
-        stomach=(
-            stream.uniform(35.0, 60.0),
-            floor + stream.uniform(22.0, 40.0),
-            stream.uniform(20.0, 34.0),
-            stream.uniform(13.0, 22.0),
-            stream.uniform(),
-        ),
-        spleen=(
-            stream.uniform(70.0, 95.0),
-            floor + stream.uniform(8.0, 25.0),
-            stream.uniform(12.0, 18.0),
-            stream.uniform(22.0, 34.0),
-        ),
+        stomach=(uniform(35.0, 60.0), floor + uniform(22.0, 40.0), uniform(20.0, 34.0), uniform(13.0, 22.0), uniform()),
+        spleen=(uniform(70.0, 95.0), floor + uniform(8.0, 25.0), uniform(12.0, 18.0), uniform(22.0, 34.0)),
         # bowel, kidney; and signal relative to the fluid's
         organs=tuple(
             (
-                stream.uniform(-40.0, 90.0),
-                floor + stream.uniform(14.0, 62.0),
-                stream.uniform(7.0, 17.0),
-                stream.uniform(7.0, 17.0),
-                stream.uniform(0.2, 1.0),
+                uniform(-40.0, 90.0),
+                floor + uniform(14.0, 62.0),
+                uniform(7.0, 17.0),
+                uniform(7.0, 17.0),
+                uniform(0.2, 1.0),
             )
             for _ in range(5)
         ),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.manifest import Manifest
+from toolkit.data.manifest import Manifest, leaves_folder
 from toolkit.data.reading import Row
-from toolkit.data.source import require_file
+from toolkit.data.source import decoding, require_file
 from toolkit.errors import DataError
 
 Reader = Callable[[Path, Manifest], list[Row]]
 DATA_SETS: dict[str, Reader] = {}
-_MOST_BYTES = 2**26
 
 
 def data_set(read: Reader) -> Reader:
@@ -45,21 +45,15 @@ def matched(folder: Path, image: str, label: str = "", case: str = "{stem}", **c
             fields = {**match.groupdict(), "stem": path.rstrip("/").rsplit("/", 1)[-1].split(".", 1)[0]}
             row = {**filled(fields, case=case, **columns), "image": folder / path}
             if wanted := label.format_map(fields):
-                if wanted.lower() not in lowered:
-                    what = f"An image has no label: {wanted} is missing."
-                    raise DataError(what, where=folder, fix="Complete the data set, or move the image away.")
-                row["label"] = folder / lowered[wanted.lower()]
+                row["label"] = folder / lowered.get(wanted.lower(), wanted)  # `rows_of` says what is missing
             rows.append(row)
     return rows
 
 
-def indexed(manifest: Manifest, folder: Path, image: str, label: str = "", **columns: Any) -> list[Row]:
+def indexed(manifest: Manifest, folder: Path, **columns: Any) -> list[Row]:
     """A row for every entry of the index table beside the manifest, whose columns stand in braces in the templates."""
-    rows = []
-    for fields in index_of(manifest):
-        files = {name: folder / path.format_map(fields) for name, path in (("image", image), ("label", label)) if path}
-        rows.append(filled(fields, **columns) | files)
-    return rows
+    rows = [filled(fields, **columns) for fields in index_of(manifest)]
+    return [row | {name: folder / row[name] for name in ("image", "label") if name in row} for row in rows]
 
 
 def filled(fields: Mapping[str, Any], case: str, **columns: Any) -> Row:
@@ -85,13 +79,9 @@ def paths_below(folder: Path) -> list[str]:
 
 def text_of(path: Path) -> str:
     """A text file of a data set."""
-    require_file(path)
-    if path.stat().st_size > _MOST_BYTES:
-        raise DataError("The table is larger than 64 MiB.", where=path, fix="It is not the expected file.")
-    try:
+    require_file(path, most=2**26)
+    with decoding(path, "a text", "Get it again."):
         return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError("The table is no text.", where=path, fix="Get it again.") from error
 
 
 def table_of(path: Path) -> list[dict[str, str]]:
@@ -114,8 +104,30 @@ def frame_of(phases: Mapping[str, str], phase: str, where: Path, line: str) -> i
 
 def index_of(manifest: Manifest) -> list[dict[str, str]]:
     """The index table that comes with the toolkit, beside the manifest."""
-    if not manifest.table_path.is_file():
-        what = f"The index table of {manifest.name!r} cannot be read: it is missing."
-        fix = "It belongs beside the manifest; install the toolkit again."
-        raise DataError(what, where=manifest.table_path, fix=fix)
     return table_of(manifest.table_path)
+
+
+def read_description(root: Path) -> dict[str, Any]:
+    """The content of `dataset.json`."""
+    path = root / "dataset.json"
+    fix = "Give the folder of a raw data set (nnUNet_raw/DatasetXXX_Name or a decathlon task), unpacked whole."
+    with decoding(path, "a description of a data set", fix):
+        table: dict[str, Any] = {**json.loads(text_of(path))}
+    return table
+
+
+def decathlon_rows(folder: Path) -> list[Row]:
+    """A row for every labelled case; which cases belong to one person is not published."""
+    path, again = folder / "dataset.json", "Unpack the archive again."
+    with decoding(path, "a list of cases", again):
+        pairs = [(str(case["image"]), str(case["label"])) for case in read_description(folder)["training"]]
+    for name in (name for pair in pairs for name in pair):
+        if leaves_folder(name):
+            raise DataError(f"dataset.json names a file elsewhere: {name}.", where=path, fix="Do not use it.")
+    if len({folder / image for image, _ in pairs}) < len(pairs):
+        raise DataError("dataset.json names an image twice.", where=path, fix=again)
+    rows = []
+    for image, label in pairs:
+        case = Path(image).name.removesuffix(".gz").removesuffix(".nii")
+        rows.append({"case": case, "subject": case, "image": folder / image, "label": folder / label})
+    return rows

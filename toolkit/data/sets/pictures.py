@@ -43,7 +43,7 @@ def dsb2018(folder: Path, manifest: Manifest) -> list[Row]:
 def nuclei_dsb2018(folder: Path, manifest: Manifest) -> list[Row]:
     """Nuclei of six looks."""
     names = {"case": "{domain}/{id:.12}", "subject": "{field}", "split": "{split}", "site": "{domain}"}
-    return indexed(manifest, folder, "{image}", "{label}", **names, **_OBJECTS)
+    return indexed(manifest, folder, image="{image}", label="{label}", **names, **_OBJECTS)
 
 
 @data_set

@@ -6,8 +6,17 @@ from pathlib import Path
 
 from toolkit.data.manifest import Manifest
 from toolkit.data.reading import Row
-from toolkit.data.sets.decathlon import decathlon_rows
-from toolkit.data.sets.files import data_set, frame_of, index_of, indexed, matched, paths_below, table_of, text_of
+from toolkit.data.sets.files import (
+    data_set,
+    decathlon_rows,
+    frame_of,
+    index_of,
+    indexed,
+    matched,
+    paths_below,
+    table_of,
+    text_of,
+)
 from toolkit.errors import DataError
 
 _PHASES = ("ED", "ES")  # end of diastole, end of systole
@@ -29,12 +38,8 @@ def acdc(folder: Path, manifest: Manifest) -> list[Row]:
 
 
 def _volume(info: Path, stem: str) -> Path:
-    for end in (".nii.gz", ".nii"):
-        if (path := info.with_name(stem + end)).is_file():
-            return path
-    raise DataError(
-        f"{stem}.nii.gz is missing, which {info.name} names.", where=info.parent, fix="Complete the data set."
-    )
+    plain = info.with_name(f"{stem}.nii")
+    return plain if plain.is_file() else info.with_name(f"{stem}.nii.gz")
 
 
 @data_set
@@ -66,8 +71,8 @@ def synapse(folder: Path, manifest: Manifest) -> list[Row]:
 @data_set
 def cardiac_acdc(folder: Path, manifest: Manifest) -> list[Row]:
     """Stacks of 35 patients in `.npz` files."""
-    names = {"case": "{patient}_{phase}", "subject": "{patient}"}
-    return indexed(manifest, folder, "{file}", **names, split="{split}", group="{group}", slices="{slices}")
+    names = {"image": "{file}", "case": "{patient}_{phase}", "subject": "{patient}"}
+    return indexed(manifest, folder, **names, split="{split}", group="{group}", slices="{slices}")
 
 
 @data_set
@@ -96,17 +101,12 @@ def mnms(folder: Path, manifest: Manifest) -> list[Row]:
     rows: list[Row] = []
     for number, entry in enumerate(table_of(tables[0]), start=2):
         code = entry.get("External code", "")
-        label = labels.get(f"{code}_sa_gt.nii.gz")
-        if label is None:
-            continue
-        image = label.with_name(f"{code}_sa.nii.gz")
-        if not image.is_file():
-            raise DataError(f"{image.name} is missing.", where=image, fix="Complete the data set.")
-        for phase in _PHASES:
-            frame = frame_of(entry, phase, tables[0], f"Row {number}")
-            row: Row = {"case": f"{code}_{phase}", "subject": code, "site": entry.get("Vendor", "")}
-            row |= {"group": entry.get("Pathology") or None, "image": image, "label": label}
-            rows.append(row | {"frame": frame, "label_frame": frame})
+        if label := labels.get(f"{code}_sa_gt.nii.gz"):
+            person: Row = {"subject": code, "site": entry.get("Vendor", ""), "group": entry.get("Pathology") or None}
+            person |= {"image": label.with_name(f"{code}_sa.nii.gz"), "label": label}
+            for phase in _PHASES:
+                frame = frame_of(entry, phase, tables[0], f"Row {number}")
+                rows.append({"case": f"{code}_{phase}", **person, "frame": frame, "label_frame": frame})
     return rows
 
 
@@ -126,8 +126,8 @@ def msd_hippocampus(folder: Path, manifest: Manifest) -> list[Row]:
 @data_set
 def hippocampus_msd04(folder: Path, manifest: Manifest) -> list[Row]:
     """The same cases with a fixed split and three intensity families as sites."""
-    files = "images/{case}.nii.gz", "labels/{case}.nii.gz"
-    return indexed(manifest, folder, *files, case="{case}", split="{split}", site="{intensity_family}")
+    files = {"image": "images/{case}.nii.gz", "label": "labels/{case}.nii.gz"}
+    return indexed(manifest, folder, **files, case="{case}", split="{split}", site="{intensity_family}")
 
 
 @data_set
