@@ -52,11 +52,12 @@ def stored(path: Path, rows: int, channels: int, seed: int) -> Any:
         writer.add(layer, "count", torch.full((PATIENTS,), 100.0))
     names = [f"p{index}" for index in range(PATIENTS) for _ in range(each)]
     known = {"site": "A", "count": each, "index": -1}
-    writer.add_rows(
+    rows = [
         {"case": n, "volume": n, "subject": n, "class": i % 3, "class_name": str(i % 3), **known}
         for i, n in enumerate(names)
-    )
-    writer.add_images({"case": n, "volume": n, "subject": n, "site": "A"} for n in dict.fromkeys(names))
+    ]
+    writer.add_records("cases", rows)
+    writer.add_records("images", [{"case": n, "volume": n, "subject": n, "site": "A"} for n in dict.fromkeys(names)])
     tk.Features(*writer.finish({}, None, None)).save(path)
 
 

@@ -268,7 +268,7 @@ def _result(
 ) -> MaskedLatent:
     clean, masked = outputs.clean, outputs.masked
     by_hand, image, label = settings.by_hand, outputs.image, batch.label
-    segmentation = [predictor.labels(logits, batch.classes).long().cpu() for logits in (clean, masked)]
+    segmentation = [predictor.activation.labels(logits, batch.classes).long().cpu() for logits in (clean, masked)]
     entropy = [entropy_of(predictor, logits, settings.temperature).cpu() for logits in (clean, masked)]
     loss = []
     for logits in (clean, masked):
@@ -308,7 +308,7 @@ def losses(
         wanted = (clean.detach() > 0).float() if label is None else predictor.activation.targets(label)
         each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
         return torch.where(real[:, 0], each, torch.zeros_like(each)), real[:, 0]
-    classes = predictor.labels(clean.detach(), {0: "", 1: ""}).long() if label is None else label[:, 0]
+    classes = predictor.activation.labels(clean.detach(), {0: "", 1: ""}).long() if label is None else label[:, 0]
     if logits.shape[1] == 1:
         logits = torch.cat((torch.zeros_like(logits), logits), dim=1)
     if int(classes.max()) >= logits.shape[1]:

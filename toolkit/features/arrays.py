@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,9 +16,7 @@ from torch import Tensor
 
 from toolkit.errors import ResultError
 from toolkit.files import SEALED, file_sha256, seal, sha256
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, as_table
 
 _FIX = "Extract the features again; a store is written whole or not at all, so it was changed later."
 
@@ -27,6 +26,11 @@ COLUMNS = {
     "cases": ("case", "volume", "subject", "site", "class", "class_name", "count", "index"),
     "images": ("case", "volume", "subject", "site"),
 }
+
+
+def table_of(name: str, records: list[dict[str, Any]]) -> DataFrame:
+    """The table `cases` or `images`, with its columns also where it has no rows."""
+    return as_table(records, None if records else list(COLUMNS[name]))
 
 
 class MemoryArrays:
@@ -47,12 +51,9 @@ class MemoryArrays:
         """Of what `read` gives, without reading it; () if it is not stored."""
         return tuple(getattr(self.values.get((layer, kind)), "shape", ()))
 
-    def table(self, name: str) -> pd.DataFrame:
+    def table(self, name: str) -> DataFrame:
         """`cases` (one row per feature row) or `images` (one row per image)."""
-        import pandas as pd
-
-        records = self.tables[name]
-        return pd.DataFrame(records, columns=None if records else list(COLUMNS[name]))
+        return table_of(name, self.tables[name])
 
 
 class StoredArrays:
@@ -92,7 +93,7 @@ class StoredArrays:
                 raise ResultError(f"{kind} of layer {layer!r} is not what was written.", where=self.folder, fix=_FIX)
             yield from torch.from_numpy(values).split(size)
 
-    def table(self, name: str) -> pd.DataFrame:
+    def table(self, name: str) -> DataFrame:
         """As in memory."""
         import pandas as pd
 
@@ -126,24 +127,17 @@ def read_store(path: str | os.PathLike[str]) -> Contents:
             raise ResultError("The record of this store is not what was written.", where=folder, fix=_FIX)
         arrays = StoredArrays(folder, root, attributes)
         layers = [entry["name"] for entry in attributes["layers"]]
-        head = [_head(root, name, attributes["head"].get(name)) for name in ("head_weights", "head_bias")]
-        return layers, arrays, attributes["provenance"], head[0], head[1]
-
-
-def _head(root: Any, name: str, digest: str | None) -> Tensor | None:
-    """Weights or bias of the head, if there was one."""
-    if digest is None:
-        return None
-    values = np.ascontiguousarray(root[name][:], dtype=np.float32)
-    if sha256(values.data) != digest:
-        raise ValueError(f"{name} is not what was written")
-    return torch.from_numpy(values)
+        head: dict[str, Tensor] = {}
+        for name, digest in attributes["head"].items():
+            values = np.ascontiguousarray(root[name][:], dtype=np.float32)
+            if sha256(values.data) != digest:
+                raise ValueError(f"{name} is not what was written")
+            head[name] = torch.from_numpy(values)
+        return layers, arrays, attributes["provenance"], head.get("head_weights"), head.get("head_bias")
 
 
 def is_store(path: Path) -> bool:
     """Whether a folder says that it is a feature store."""
-    import json
-
     try:
         attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
     except (OSError, ValueError, KeyError, TypeError):

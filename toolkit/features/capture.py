@@ -86,12 +86,12 @@ def capture(
         >>> (gradient,) = torch.autograd.grad(logits[:, 3].sum(), tape["bottleneck"])
     """
     wanted = [layers] if isinstance(layers, str) else list(layers)
-    tape = Tape()
     if not wanted:
-        yield tape
+        yield Tape()
         return
-    with _attached(model, TapeRecorder(unwrap(model), wanted, aliases, tape=tape, detach=detach, clone=clone)):
-        yield tape
+    recorder = Recorder(unwrap(model), wanted, aliases, detach=detach, clone=clone)
+    with _attached(model, recorder):
+        yield recorder.tape
 
 
 def observe(
@@ -106,7 +106,7 @@ def observe(
     For streaming: memory stays flat however many layers are watched. Names, errors and unwrapping as in `capture`.
     """
     wanted = [layers] if isinstance(layers, str) else list(layers)
-    return _attached(model, _Observer(unwrap(model), wanted, aliases, consume=consume))
+    return _attached(model, _Observer(unwrap(model), wanted, aliases, consume))
 
 
 @contextlib.contextmanager
@@ -121,10 +121,19 @@ def _attached(model: nn.Module, recorder: Recorder) -> Iterator[None]:
 
 
 class Recorder:
-    """The hooks of one block; subclasses say what happens to each activation."""
+    """The hooks of one block, which keep activations on a tape."""
 
-    def __init__(self, model: nn.Module, wanted: list[str], aliases: Mapping[str, str] | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        wanted: list[str],
+        aliases: Mapping[str, str] | None,
+        *,
+        detach: bool = False,
+        clone: bool = True,
+    ) -> None:
         self.model, self.wanted, self.aliases = model, wanted, aliases
+        self.tape, self.detach, self.clone = Tape(), detach, clone
         self.done: set[str] = set()
         self.requests: list[Request] | None = None
         self.handles: list[Any] = []
@@ -133,12 +142,16 @@ class Recorder:
         self.observing = False
 
     def handle(self, requests: list[Request], tensor: Tensor) -> Tensor | None:
-        """Deal with one activation; what is returned (if anything) is what the network goes on with."""
-        raise NotImplementedError
-
-    def restart(self) -> None:
-        """A new call of the network begins."""
-        self.done.clear()
+        """Record the tensor itself; the network goes on with a copy, which it may change in place."""
+        onward = None
+        if self.detach:
+            tensor = tensor.detach().clone() if self.clone else tensor.detach()
+        elif self.clone:
+            onward = tensor.clone()
+        for request in requests:
+            self.tape._tensors[request.key] = tensor
+            self.tape._patterns[request.key] = request.pattern
+        return onward
 
     def attach(self) -> None:
         """Add the hooks; aliases that only a forward pass can resolve are looked up when the first one begins."""
@@ -185,41 +198,36 @@ class Recorder:
                 self.observing = False
             self._attach_layers()
         self.counts.clear()
-        self.restart()
+        self.done.clear()
+        self.tape._tensors.clear()
 
     def _hook(self, module: nn.Module, path: str, port: str, requests: list[Request]) -> Any:
         if port == "output":
             return module.register_forward_hook(
-                lambda _, __, output: self._output(path, requests, output), always_call=False
+                lambda _, __, output: self._take(self._hits(path, port, requests), output), always_call=False
             )
         return module.register_forward_pre_hook(
             lambda _, arguments, keywords: self._input(path, requests, arguments, keywords), with_kwargs=True
         )
 
-    def _output(self, path: str, requests: list[Request], output: Any) -> Tensor | None:
-        hits = self._hits(path, "output", requests)
-        if not hits:
-            return None
-        if not isinstance(output, Tensor):
-            self.not_tensors[hits[0].layer] = type(output).__name__
-            return None
-        return self.handle(hits, output)
-
     def _input(
         self, path: str, requests: list[Request], arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         hits = self._hits(path, "input", requests)
-        if not hits:
-            return None
-        if arguments and isinstance(arguments[0], Tensor):
-            onward = self.handle(hits, arguments[0])
+        if arguments:
+            onward = self._take(hits, arguments[0])
             return None if onward is None else ((onward, *arguments[1:]), keywords)
-        for name, value in keywords.items():
-            if not arguments and isinstance(value, Tensor):
-                onward = self.handle(hits, value)
-                return None if onward is None else (arguments, {**keywords, name: onward})
-        self.not_tensors[hits[0].layer] = type(arguments[0]).__name__ if arguments else "nothing"
-        return None
+        name = next((name for name, value in keywords.items() if isinstance(value, Tensor)), "")
+        onward = self._take(hits, keywords.get(name))
+        return None if onward is None else (arguments, {**keywords, name: onward})
+
+    def _take(self, hits: list[Request], value: Any) -> Tensor | None:
+        """Deal with what passes a layer that is due; what the network goes on with, if that is something else."""
+        if not isinstance(value, Tensor):
+            self.not_tensors |= {hit.layer: type(value).__name__ for hit in hits}
+            return None
+        self.done |= {hit.key for hit in hits}
+        return self.handle(hits, value) if hits else None
 
     def _hits(self, path: str, port: str, requests: list[Request]) -> list[Request]:
         count = self.counts[path, port] = self.counts.get((path, port), 0) + 1
@@ -242,57 +250,20 @@ class Recorder:
         )
 
 
-class TapeRecorder(Recorder):
-    """Hooks that keep activations on a tape."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        wanted: list[str],
-        aliases: Mapping[str, str] | None,
-        *,
-        tape: Tape,
-        detach: bool = False,
-        clone: bool = True,
-    ) -> None:
-        super().__init__(model, wanted, aliases)
-        self.tape, self.detach, self.clone = tape, detach, clone
-
-    def restart(self) -> None:
-        """Forget the previous recording."""
-        super().restart()
-        self.tape._tensors.clear()
-
-    def handle(self, requests: list[Request], tensor: Tensor) -> Tensor | None:
-        """Record the tensor itself; the network goes on with a copy, which it may change in place."""
-        onward = None
-        if self.detach:
-            tensor = tensor.detach().clone() if self.clone else tensor.detach()
-        elif self.clone:
-            onward = tensor.clone()
-        for request in requests:
-            self.tape._tensors[request.key] = tensor
-            self.tape._patterns[request.key] = request.pattern
-            self.done.add(request.key)
-        return onward
-
-
 class _Observer(Recorder):
-    """Hooks that pass activations on instead of keeping them."""
+    """Hooks that pass activations on without their graph instead of keeping them."""
 
     def __init__(
         self,
         model: nn.Module,
         wanted: list[str],
         aliases: Mapping[str, str] | None,
-        *,
         consume: Callable[[str, Tensor], None],
     ) -> None:
         super().__init__(model, wanted, aliases)
         self.consume = consume
 
     def handle(self, requests: list[Request], tensor: Tensor) -> None:
-        """Show the tensor without its graph."""
+        """Show the tensor."""
         for request in requests:
             self.consume(request.key, tensor.detach())
-            self.done.add(request.key)

@@ -8,7 +8,6 @@ of directions is processed at a time: memory O(N C) plus a constant block instea
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -61,21 +60,9 @@ def unit_directions(channels: int, count: int, generator: torch.Generator) -> Te
     return directions / directions.norm(dim=0, keepdim=True).clamp_min(1e-12)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Factored:
-    """The grid without t = 0 (which never contributes), laid out as m = (row + 1) + rows * column."""
-
-    rows: int
-    columns: int
-    step: float
-    knots: Tensor
-    window: Tensor
-    weights: Tensor
-
-
 @functools.lru_cache
-def _factored(t_max: float, points: int, dtype: torch.dtype, device: torch.device) -> _Factored:
-    knots, window, weights = quadrature(t_max, points)
+def _factored(t_max: float, points: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Knots, window and weights of the grid without t = 0 (which never contributes), laid out as m = (row + 1) + rows * column."""
     inner = points - 1
     rows = math.isqrt(inner - 1) + 1
     columns = -(-inner // rows)
@@ -85,7 +72,8 @@ def _factored(t_max: float, points: int, dtype: torch.dtype, device: torch.devic
         padded[:inner] = values[1:]
         return padded.view(columns, rows).T.to(device, dtype).contiguous()
 
-    return _Factored(rows, columns, t_max / inner, table(knots), table(window), table(weights))
+    knots, window, weights = map(table, quadrature(t_max, points))
+    return knots, window, weights
 
 
 def _multiply(target: Tensor, position: int, left: Tensor, i: int, right: Tensor, j: int) -> None:
@@ -117,11 +105,11 @@ def statistic_and_gradient(
     `row_weights` (N,) must sum to 1; None means 1/N. Closed form: dE_k/dp_nk = 2 omega_n sum_m w_m t_m
     [-(c_mk - phi_m) sin(t_m p_nk) + s_mk cos(t_m p_nk)], which is again a matrix product in the same powers.
     """
-    grid = _factored(t_max, points, z.dtype, z.device)
-    r, g, (n, total) = grid.rows, grid.columns, (z.shape[0], directions.shape[1])
+    knots, window, weights = _factored(t_max, points, z.dtype, z.device)
+    (r, g), (n, total) = knots.shape, (z.shape[0], directions.shape[1])
     limit = _BLOCK_ELEMENTS.get(z.device.type, _DEFAULT_BLOCK_ELEMENTS)
     block = min(total, max(1, limit // n))
-    scaled_rows = (z * grid.step).T.contiguous()
+    scaled_rows = (z * (t_max / (points - 1))).T.contiguous()
     small, large, product = (z.new_empty(block, 2 * size, n) for size in (r, g, r))
     statistic, slope = z.new_empty(total), torch.zeros_like(z) if gradient else None
     for start in range(0, total, block):
@@ -132,11 +120,11 @@ def statistic_and_gradient(
         sums = torch.bmm(weighted, v.transpose(1, 2))
         if row_weights is None:
             sums /= n
-        cosine = sums[:, :r, :g] - sums[:, r:, g:] - grid.window
+        cosine = sums[:, :r, :g] - sums[:, r:, g:] - window
         sine = sums[:, r:, :g] + sums[:, :r, g:]
-        statistic[start : start + block] = ((cosine.square() + sine.square()) * grid.weights).sum((1, 2))
+        statistic[start : start + block] = ((cosine.square() + sine.square()) * weights).sum((1, 2))
         if slope is not None:
-            factor = 2 / total * grid.weights * grid.knots
+            factor = 2 / total * weights * knots
             of_cosine, of_sine = factor * sine, -factor * cosine
             coefficients = torch.cat((torch.cat((of_cosine, of_sine), 2), torch.cat((of_sine, -of_cosine), 2)), 1)
             torch.bmm(coefficients, v, out=y).mul_(u)

@@ -28,10 +28,11 @@ def to_maps(activation: Tensor, image_size: Sequence[int], name: str = "") -> Te
                 grid = rule(activation.shape[1] - class_tokens, image_size)
                 if grid is not None:
                     return activation[:, class_tokens:].transpose(1, 2).unflatten(2, grid)
+    what = (
+        f"The layer {name!r} gives {tuple(activation.shape)}, which is no map of an input of size {tuple(image_size)}."
+    )
     raise LayerError(
-        f"The layer {name!r} gives {tuple(activation.shape)}, which is no map of an input of size {tuple(image_size)}.",
-        where=name,
-        fix="Choose a layer that gives (B, C, *S), channel-last maps, or tokens (B, L, C).",
+        what, where=name, fix="Choose a layer that gives (B, C, *S), channel-last maps, or tokens (B, L, C)."
     )
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from toolkit.errors import LayerError
 
-Select = (
-    str | int | Callable[[Any], Any]
-)  # where the logits are: an entry's name, an index, or a function of the output
+# where the logits are: an entry's name, an index, or a function of the output
+Select = str | int | Callable[[Any], Any]
 NAMES = ("logits", "segmentation", "out")
 
 
@@ -136,12 +135,11 @@ def full_size(logits: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
     if logits.shape[2:] == tuple(size):
         return logits
     if logits.ndim != len(size) + 2:
-        raise LayerError(
-            f"The network's output has the shape {tuple(logits.shape)}; a segmentation has (B, classes, *S) with "
-            f"{len(size)} spatial axes.",
-            where="output",
-            fix="Wrap the network so that it gives logits of every class at every voxel, or name them with select=....",
+        what = (
+            f"The network's output has the shape {tuple(logits.shape)}, no (B, classes, *S) with {len(size)} axes *S."
         )
+        fix = "Wrap the network so that it gives logits of every class at every voxel, or name them with select=...."
+        raise LayerError(what, where="output", fix=fix)
     factors = {whole / side for whole, side in zip(size, logits.shape[2:], strict=True)}
     if len(factors) != 1 or not (factor := factors.pop()).is_integer() or factor < 2:
         what = f"The network gives logits of size {tuple(logits.shape[2:])} for an image of size {tuple(size)}."

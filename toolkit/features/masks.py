@@ -7,13 +7,20 @@ spatial-wise masking. A masked code is always `code * mask`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError, choose
 
-_SCORES = ("signed", "negated", "absolute", "product")
+_SCORES: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "signed": lambda gradient, _: gradient,
+    "negated": lambda gradient, _: -gradient,
+    "absolute": lambda gradient, _: gradient.abs(),
+    "product": lambda gradient, code: -gradient * code.detach(),
+}
 
 
 def targeted_mask(
@@ -58,7 +65,10 @@ def targeted_mask(
     choose("axis", axis, ("channel", "spatial"), where="targeted_mask(axis=...)")
     if gradient.ndim < 3:
         raise ConfigError(f"The gradient must be (N, C, *S), not {tuple(gradient.shape)}.")
-    values = _score(gradient.detach(), score, code)
+    choose("score", score, _SCORES)
+    if score == "product" and (code is None or code.shape != gradient.shape):
+        raise ConfigError("The score 'product' needs the code, of the gradient's shape.", where="targeted_mask")
+    values = _SCORES[score](gradient.detach(), code)
     channel = axis == "channel"
     scores = values.flatten(2).mean(2) if channel else values.mean(1).flatten(1)
     rank = math.floor(scores.shape[1] * fraction)
@@ -101,15 +111,6 @@ def dropout_mask(code: Tensor, rate: float = 0.5, generator: torch.Generator | N
     keep = torch.rand(code.shape[:2], generator=generator) >= rate
     mask = keep.to(code.device, code.dtype) / (1 - rate)
     return mask.reshape(*code.shape[:2], *[1] * (code.ndim - 2))
-
-
-def _score(gradient: Tensor, score: str, code: Tensor | None) -> Tensor:
-    choose("score", score, _SCORES)
-    if score == "product":
-        if code is None or code.shape != gradient.shape:
-            raise ConfigError("The score 'product' needs the code, of the gradient's shape.", where="targeted_mask")
-        return -gradient * code.detach()
-    return {"signed": gradient, "negated": -gradient, "absolute": gradient.abs()}[score]
 
 
 def _factors(annealing: Tensor | float | None, scores: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import warnings
 import weakref
@@ -24,7 +23,7 @@ from toolkit.features.trace import trace_calls
 _SURELY = 3000  # numbers that a network makes of one number of its image, at most: below that nothing is counted
 _SAID = 0.25  # share of the free memory from which on the need is said
 _TAKEN = 0.8  # share beyond which it is refused
-# What is held of a pass at once, as multiples of the bytes of `Pass`; benchmarks/memory.py measures that it is so.
+# What is held of a pass at once, as multiples of the bytes of `measured_pass`; benchmarks/memory.py measures that it is so.
 HELD: dict[str, dict[str, float]] = {
     "outputs": {"live": 1.2, "largest": 3},
     "gradients": {"total": 1.1, "largest": 2, "kept": 2},
@@ -67,9 +66,8 @@ def group_limits(process: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup
         for line in Path(process).read_text(encoding="utf-8").splitlines():
             _, kind, path = line.split(":", 2)
             inner = Path(root, kind, path.strip("/"))
-            for group in [
-                one for one in (inner, *inner.parents) if kind in ("", "memory") and one.is_relative_to(root)
-            ]:
+            groups = (inner, *inner.parents) if kind in ("", "memory") else ()
+            for group in [one for one in groups if one.is_relative_to(root)]:
                 for limit, used in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):
                     with contextlib.suppress(OSError, ValueError):  # of another version, or without a limit
                         most, now = (int((group / f"memory.{one}").read_text()) for one in (limit, used))
@@ -96,8 +94,8 @@ def affordable_images(
     if image.numel() * max(pieces, 1) * 4 * _SURELY * wanted < _SAID * free_bytes(image.device):
         return wanted
     one = measured_pass(model, image, **options)
-    each = sum(times * getattr(one, name) for name, times in HELD[held].items())
-    each += 2 * pieces * one.output if pieces > 1 else 0
+    each = sum(times * one[name] for name, times in HELD[held].items())
+    each += 2 * pieces * one["output"] if pieces > 1 else 0
     fix = "Pass fewer or smaller images, a smaller batch_size or patch_size where the call has one, or free memory."
     what = f"{call} (image of size {tuple(image.shape[2:])})"
     return affordable(what, each, fix, wanted, least=wanted if fixed else 1, device=image.device)
@@ -137,29 +135,14 @@ def state_rows(
     affordable(call, need, "Extract fewer rows (samples=..., or pool='per-class'), name fewer layers, or free memory.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Pass:
-    """Bytes of a pass over one image, weights apart.
-
-    Attributes:
-        live: most that a pass without a graph holds at once.
-        total: of all tensors that it makes; a graph keeps nearly all of them.
-        largest: of its largest tensor.
-        kept: of the captured layers.
-        output: of the logits.
-    """
-
-    live: float
-    total: float
-    largest: float
-    kept: float
-    output: float
-
-
 def measured_pass(
     model: nn.Module, image: Tensor, layers: str | Sequence[str] = (), aliases: Mapping[str, str] | None = None
-) -> Pass:
-    """The bytes of one pass, by watching one without gradients."""
+) -> dict[str, float]:
+    """Bytes of one pass over an image, weights apart, by watching one without gradients.
+
+    `live` is the most that it holds at once, `total` all tensors that it makes (a graph keeps nearly all of them),
+    `largest` the largest tensor, `kept` the captured layers, `output` the logits.
+    """
     network = unwrap(model)
     with _Meter([image, *network.parameters(), *network.buffers()]) as meter:
         trace = trace_calls(model, [image])
@@ -167,7 +150,8 @@ def measured_pass(
     with contextlib.suppress(LayerError, AliasUnknown):  # the analysis itself speaks of layers
         wanted = {(one.layer.path, one.layer.call) for one in find_requests(network, layers, aliases)}
     kept = sum(call.megabytes * 1e6 for call in trace.calls if (call.name.path, call.name.call) in wanted)
-    return Pass(meter.peak, meter.total, meter.largest, kept, abs(4 * math.prod(trace.output)))
+    counted = {"live": meter.peak, "total": meter.total, "largest": meter.largest}
+    return counted | {"kept": kept, "output": abs(4 * math.prod(trace.output))}
 
 
 class _Meter(TorchDispatchMode):

@@ -36,9 +36,8 @@ def parse(name: str) -> LayerName:
     """Parse a layer name."""
     match = _LAYER.match(name)
     if not match:
-        raise LayerError(
-            f"{name!r} is not a layer name.", fix="Write 'path', 'path:input', 'path#2' or 'path#2:input'."
-        )
+        fix = "Write 'path', 'path:input', 'path#2' or 'path#2:input'."
+        raise LayerError(f"{name!r} is not a layer name.", fix=fix)
     return LayerName(match["path"], match["port"] or "output", int(match["call"] or 1))
 
 
@@ -56,11 +55,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def named(model: nn.Module) -> dict[str, nn.Module]:
     """Every submodule by `named_modules()` path; the marks of compiled submodules are left out of the paths."""
-    modules: dict[str, nn.Module] = {}
     refuse_scripted(model)
-    for path, module in model.named_modules(remove_duplicate=False):
-        clean = ".".join(part for part in path.split(".") if part != _WRAPPER)
-        modules[clean] = module  # for a compiled part the inner module comes last and wins
+    paths = ((path.split("."), module) for path, module in model.named_modules(remove_duplicate=False))
+    # for a compiled part the inner module comes last and wins
+    modules = {".".join(part for part in parts if part != _WRAPPER): module for parts, module in paths}
     modules.pop("", None)
     return modules
 
@@ -80,13 +78,9 @@ def refuse_scripted(model: nn.Module) -> None:
 @contextlib.contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
     """Run compiled code eagerly inside the block, because hooks added after compilation are skipped in silence."""
-    if any(
-        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    ):  # by torch.compile(module), or in place by module.compile()
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
+    wrapped = any(type(module).__name__ == "OptimizedModule" for module in model.modules())  # by torch.compile(module)
+    compiled = wrapped or any(getattr(module, "_compiled_call_impl", None) for module in model.modules())  # in place
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         yield
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -24,9 +23,7 @@ from toolkit.features.modules import (
     unwrap,
 )
 from toolkit.features.trace import Trace, cached_trace, trace_calls
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, as_table
 
 _ALIASES = ("head_input", "pre_activation", "bottleneck", "decoder_")
 
@@ -45,10 +42,8 @@ class AliasUnknown(LookupError):
     """An alias that only an observed forward pass can resolve."""
 
 
-def layer_table(model: nn.Module, trace: Trace, aliases: Mapping[str, str] | None = None) -> pd.DataFrame:
+def layer_table(model: nn.Module, trace: Trace, aliases: Mapping[str, str] | None = None) -> DataFrame:
     """The calls of an observed pass with their aliases; see `toolkit.layers`."""
-    import pandas as pd
-
     by_layer: dict[str, list[str]] = {}
     for alias, name in known_aliases(model, aliases, trace).items():
         by_layer.setdefault(str(dataclasses.replace(parse(name), port="output")), []).append(alias)
@@ -56,7 +51,7 @@ def layer_table(model: nn.Module, trace: Trace, aliases: Mapping[str, str] | Non
         [str(c.name), ", ".join(by_layer.get(str(c.name), [])), c.kind, c.shape, round(c.megabytes, 6)]
         for c in trace.calls
     ]
-    return pd.DataFrame(rows, columns=["name", "aliases", "kind", "shape", "mb"])
+    return as_table(rows, ["name", "aliases", "kind", "shape", "mb"])
 
 
 def stages(model: nn.Module, example: Tensor | None = None) -> Ladder:
@@ -117,32 +112,21 @@ def _match(pattern: str, modules: Mapping[str, nn.Module], aliases: Mapping[str,
         return [Request(pattern, layer, pattern, True)]
     layer = parse(pattern)
     if is_glob(pattern):
-        return _match_glob(pattern, layer, modules, aliases, observed)
+        paths = [p for p, module in modules.items() if glob_match(p, layer.path) and not is_container(module)]
+        names = [] if paths else [alias for alias in aliases if glob_match(alias, pattern)]
+        if not paths and not names:
+            raise _unknown(pattern, modules, aliases, observed=observed)
+        layers = [dataclasses.replace(layer, path=path) for path in paths]
+        requests = [Request(alias, parse(aliases[alias]), pattern, True) for alias in names]
+        return requests or [Request(str(name), name, pattern, False) for name in layers]
     if layer.path not in modules:
         raise _unknown(pattern, modules, aliases, observed=observed)
     if is_container(modules[layer.path]):
-        inside = [
-            name
-            for name in modules
-            if name.startswith(f"{layer.path}.") and name.count(".") == layer.path.count(".") + 1
-        ]
+        inside = [name for name in modules if name.rpartition(".")[0] == layer.path]
         what = f"{layer.path!r} is a container that is never called, so it has no output."
         fix = f"Name a block inside it: {', '.join(inside[:8])}; or all of them: '{layer.path}.*'."
         raise LayerError(what, where=pattern, fix=fix)
     return [Request(pattern, layer, pattern, True)]
-
-
-def _match_glob(
-    pattern: str, layer: LayerName, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], observed: bool
-) -> list[Request]:
-    paths = [p for p, module in modules.items() if glob_match(p, layer.path) and not is_container(module)]
-    layers = [dataclasses.replace(layer, path=path) for path in paths]
-    if not layers:
-        names = [alias for alias in aliases if glob_match(alias, pattern)]
-        if names:
-            return [Request(alias, parse(aliases[alias]), pattern, True) for alias in names]
-        raise _unknown(pattern, modules, aliases, observed=observed)
-    return [Request(str(name), name, pattern, False) for name in layers]
 
 
 def _unknown(

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,10 +14,7 @@ from torch import Tensor
 from toolkit.errors import LayerError, ResultError
 from toolkit.features.arrays import Arrays, read_store
 from toolkit.features.writer import StoreWriter
-from toolkit.results import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame, Result, as_table
 
 _MOMENTS = ("gram", "sum", "count")
 
@@ -55,10 +52,10 @@ class Features(Result):
         self.provenance = provenance
         self.head_weights, self.head_bias = head_weights, head_bias
         self._arrays = arrays
-        self._tables: dict[str, pd.DataFrame] = {}
+        self._tables: dict[str, DataFrame] = {}
 
     @property
-    def cases(self) -> pd.DataFrame:
+    def cases(self) -> DataFrame:
         """One row per feature row: case, volume, subject, site, class (-1 = all), class_name, count, index.
 
         `count` is the number of voxels of the class in the image, `index` the flat voxel index for pool "voxels".
@@ -66,7 +63,7 @@ class Features(Result):
         return self._table("cases")
 
     @property
-    def images(self) -> pd.DataFrame:
+    def images(self) -> DataFrame:
         """One row per image, in the order of `moments`: case, volume, subject, site."""
         return self._table("images")
 
@@ -111,10 +108,8 @@ class Features(Result):
         parts = [self._arrays.read(self._checked(layer), kind) for kind in _MOMENTS]
         return None if any(item is None for item in parts) else Moments(*parts)  # type: ignore[arg-type]
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> DataFrame:
         """One row per layer and class: rows, channels, mean norm of the rows."""
-        import pandas as pd
-
         records = []
         for layer in self.layers:
             rows, cases = self.rows(layer), self.cases
@@ -123,7 +118,7 @@ class Features(Result):
                 part = rows[torch.tensor(members.to_numpy())]
                 norm = float(part.norm(dim=1).mean())
                 records.append([layer, index, class_name, len(part), part.shape[1], norm])
-        return pd.DataFrame(records, columns=["layer", "class", "class_name", "rows", "channels", "mean_norm"])
+        return as_table(records, ["layer", "class", "class_name", "rows", "channels", "mean_norm"])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a zarr store (a folder); `toolkit.open_features` reads it back lazily.
@@ -147,8 +142,8 @@ class Features(Result):
                 values = self._arrays.read(layer, kind)
                 if values is not None:
                     writer.add(layer, kind, values)
-        writer.add_rows(_records(self.cases))
-        writer.add_images(_records(self.images))
+        for name in ("cases", "images"):
+            writer.add_records(name, self._table(name).to_dict("records"))  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -163,7 +158,7 @@ class Features(Result):
             raise LayerError(f"The features hold no layer {layer!r}.", fix=f"They hold: {', '.join(self.layers)}.")
         return layer
 
-    def _table(self, name: str) -> pd.DataFrame:
+    def _table(self, name: str) -> DataFrame:
         if name not in self._tables:
             self._tables[name] = self._arrays.table(name)
         return self._tables[name]
@@ -182,7 +177,3 @@ def open_features(path: str | os.PathLike[str]) -> Features:
         >>> features = tk.open_features("features.zarr")
     """
     return Features(*read_store(path))
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in record.items()} for record in table.to_dict("records")]

@@ -100,7 +100,9 @@ def _logits_shape(output: Any, image: Tensor | None, select: Select | None) -> t
 def _observe(path: str, module: nn.Module, calls: list[Call], spans: list[Span], clock: list[int]) -> list[Any]:
     starts: list[tuple[int, tuple[int, ...] | None]] = []
     count = [0]
-    kind = type(module).__name__
+    kind, kernel = type(module).__name__, None
+    if isinstance(module, _CONVOLUTIONS):
+        kernel = max(getattr(module, "kernel_size", (1,)))
 
     def before(_: nn.Module, arguments: Any) -> None:
         clock[0] += 1
@@ -113,7 +115,7 @@ def _observe(path: str, module: nn.Module, calls: list[Call], spans: list[Span],
         name = LayerName(path, call=count[0])
         if isinstance(output, Tensor):
             size = output.numel() * output.element_size() / 1e6
-            calls.append(Call(name, kind, start, clock[0], tuple(output.shape), size, _kernel(module)))
+            calls.append(Call(name, kind, start, clock[0], tuple(output.shape), size, kernel))
         listed = str(name) if isinstance(output, Tensor) and output.is_floating_point() else ""
         spans.append(Span(listed, kind, start, clock[0], entered, _first_shape(output)))
 
@@ -127,12 +129,6 @@ def _first_shape(value: Any) -> tuple[int, ...] | None:
     if isinstance(value, Mapping):
         value = tuple(value.values())
     return _first_shape(value[0]) if isinstance(value, tuple) and value else None
-
-
-def _kernel(module: nn.Module) -> int | None:
-    if not isinstance(module, _CONVOLUTIONS):
-        return None
-    return max(getattr(module, "kernel_size", (1,)))
 
 
 def _find_aliases(calls: list[Call], head: Call | None, ladder: Ladder) -> dict[str, str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError
-from toolkit.features.arrays import COLUMNS, FORMAT, Contents, MemoryArrays, is_store, read_store
+from toolkit.features.arrays import FORMAT, Contents, MemoryArrays, is_store, read_store, table_of
 from toolkit.files import absolute, file_sha256, seal, sha256, write_atomically
 from toolkit.locks import exclusive
 
@@ -43,13 +43,9 @@ class MemoryWriter:
             self.layers.append(layer)
         self._parts.setdefault((layer, kind), []).append(values)
 
-    def add_rows(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append to the case table."""
-        self._tables["cases"].extend(records)
-
-    def add_images(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append to the image table."""
-        self._tables["images"].extend(records)
+    def add_records(self, table: str, records: Iterable[dict[str, Any]]) -> None:
+        """Append to the table `cases` or `images`."""
+        self._tables[table].extend(records)
 
     def finish(self, provenance: dict[str, Any], weights: Tensor | None, bias: Tensor | None) -> Contents:
         """Close and return what was written."""
@@ -204,11 +200,8 @@ class StoreWriter(MemoryWriter):
         self._writing = False
 
     def _write_table(self, name: str) -> dict[str, Any]:
-        import pandas as pd
-
         file = self._folder / f"{name}.parquet"
-        records = self._tables[name]
-        pd.DataFrame(records, columns=None if records else list(COLUMNS[name])).to_parquet(file)
+        table_of(name, self._tables[name]).to_parquet(file)
         return {"sha256": file_sha256(file), "rows": len(self._tables[name])}
 
     def _reopen(self, request: dict[str, Any]) -> bool:

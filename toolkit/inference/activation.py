@@ -74,37 +74,32 @@ class Activation:
     def check(self, outputs: int, classes: Mapping[int, str]) -> None:
         """Refuse a network whose outputs are not those of the data."""
         if self.regions:
+            what = (
+                f"The network has {outputs} outputs, the task {len(self.regions)} regions: {', '.join(self.regions)}."
+            )
             if outputs != len(self.regions):
-                raise ConfigError(
-                    f"The network has {outputs} outputs, the task {len(self.regions)} regions: {', '.join(self.regions)}.",
-                    fix="Give the network one output per region.",
-                )
+                raise ConfigError(what, fix="Give the network one output per region.")
             return
         wanted = max(classes, default=0) + 1
         if self.overlapping(outputs):
             what = f"The network's {outputs} outputs overlap (sigmoid), the task has {wanted} exclusive classes."
             raise ConfigError(what, fix="Declare the task's regions, or use a network with a softmax.")
         if outputs != wanted and not (outputs == 1 and wanted == 2):
-            raise ConfigError(
-                f"The network has {outputs} output{'s' * (outputs > 1)}, the task {wanted} classes, background included.",
-                fix="Give the network one output per class, or declare regions if its outputs overlap.",
-            )
+            own = f"{outputs} output{'s' * (outputs > 1)}"
+            fix = "Give the network one output per class, or declare regions if its outputs overlap."
+            raise ConfigError(f"The network has {own}, the task {wanted} classes, background included.", fix=fix)
 
     def _check_single(self, logits: Tensor, classes: Mapping[int, str] | None) -> None:
         if self.kind == "softmax":
             raise ConfigError("A softmax of one output is 1 everywhere.", where="activation=...", fix='Use "sigmoid".')
         if self.kind is None and 2 not in (self.classes, None if classes is None else len(classes)):
-            raise ConfigError(
-                "The network has one output, and nothing says that it is the logit of a class: a regression's values "
-                "must not be thresholded.",
-                where="activation=...",
-                fix='Pass activation="sigmoid" if it is a logit (of probabilities take the sigmoid off the network); '
-                'its raw values are tk.predict(..., output="logits").',
-            )
+            what = "The network has one output, and nothing says that it is a logit; a regression is not thresholded."
+            fix = 'Pass activation="sigmoid" if it is a logit (of probabilities take the sigmoid off the network); '
+            fix += 'its raw values are tk.predict(..., output="logits").'
+            raise ConfigError(what, where="activation=...", fix=fix)
         if float(logits.min()) >= 0 and 0 < float(logits.max()) <= 1:
-            warnings.warn(
+            what = (
                 "The network's one output channel lies between 0 and 1, like a probability. It is read as a logit, so "
-                "every voxel above 0 counts as foreground: take the sigmoid off the network.",
-                ToolkitWarning,
-                stacklevel=2,
             )
+            what += "every voxel above 0 counts as foreground: take the sigmoid off the network."
+            warnings.warn(what, ToolkitWarning, stacklevel=2)

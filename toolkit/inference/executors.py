@@ -43,12 +43,10 @@ def hand_out(
             return [results[index] for index in range(len(jobs))]
         if not hasattr(executor, "submit") and isinstance(lost, BrokenExecutor):
             pool = None  # a broken pool takes no more work: the next round asks for a new one
-    raise ToolkitError(
-        f"Workers were lost {RESTARTS + 1} times ({type(lost).__name__}: {lost}).",
-        where=f"{call}(executor=...), {len(jobs) - len(results)} of {len(jobs)} {noun} are not done",
-        fix=f"Call {call} again with the same `out`: {noun} go on where they were. "
-        "executor=lambda: ProcessPoolExecutor(2), a function, lets the call replace a broken pool by itself.",
-    ) from lost
+    what = f"Workers were lost {RESTARTS + 1} times ({type(lost).__name__}: {lost})."
+    where = f"{call}(executor=...), {len(jobs) - len(results)} of {len(jobs)} {noun} are not done"
+    fix = f"Call {call} again with the same `out`: {noun} go on where they were. executor=lambda: ProcessPoolExecutor(2), "
+    raise ToolkitError(what, where=where, fix=f"{fix}a function, lets the call replace a broken pool itself.") from lost
 
 
 def _one_round(pool: Any, jobs: Sequence[Callable[[], T]], results: dict[int, T]) -> BaseException | None:

@@ -91,12 +91,13 @@ def extract(
         >>> features = tk.extract(model, task.cases("test"), layers=["encoder.*", "head_input"], pool="per-class")
     """
     choose("pool", pool, POOLS, where="extract(pool=...)")
-    _check_device(model, device)
-    layers = [layers] if isinstance(layers, str) else list(layers)
+    own, layers = device_of(model), [layers] if isinstance(layers, str) else list(layers)
+    if device is not None and torch.device(device).type != own.type:
+        fix = f"Move it yourself first: model.to('{device}')."
+        raise ConfigError(f"The network is on {own}, not on {device}.", fix=fix)
     if not layers:
-        raise LayerError(
-            "No layer was named.", where="extract(layers=[])", fix="Name at least one: see toolkit.layers(model)."
-        )
+        fix = "Name at least one: see toolkit.layers(model)."
+        raise LayerError("No layer was named.", where="extract(layers=[])", fix=fix)
     jitters = {"jitter": jitter, "jitter_seed": jitter_seed} if jitter else {}
     model = jittered(model, jitter, jitter_seed) if jitter else model
     pooling = {"pool": pool, "samples": samples, "seed": seed, "moments": moments, "mode": mode, **jitters}
@@ -104,11 +105,3 @@ def extract(
     if executor is None:
         return extraction.run(inputs, label, out, resume)
     return extract_parts(extraction, inputs, label, out, resume, executor)
-
-
-def _check_device(model: nn.Module, device: torch.device | str | None) -> None:
-    own = device_of(model)
-    if device is not None and torch.device(device).type != own.type:
-        raise ConfigError(
-            f"The network is on {own}, not on {device}.", fix=f"Move it yourself first: model.to('{device}')."
-        )

@@ -94,11 +94,11 @@ class Extraction:
             if count := writer.abort():
                 error.add_note(f"{count} batches are kept beside {out}: the same call goes on from there.")
             if isinstance(error, OSError) and out is not None:
-                raise ResultError(
-                    f"The features could not be written, or their inputs not be read ({type(error).__name__}: {error}).",
-                    where=out,
-                    fix="Free some space or restore the access, and call again: what is there is kept.",
-                ) from error
+                what = (
+                    f"The features could not be written, or their inputs not be read ({type(error).__name__}: {error})."
+                )
+                fix = "Free some space or restore the access, and call again: what is there is kept."
+                raise ResultError(what, where=out, fix=fix) from error
             raise
 
     def _pass(self, batches: Iterator[InputBatch], predictor: Predictor, writer: MemoryWriter, data: DataHash) -> None:
@@ -170,11 +170,10 @@ class _Stream:
                     self.predictor.run(padded[window].clone())
                 self._write()
         self.pooler = None
-        self.writer.add_rows(pooler.plan.table)
-        self.writer.add_images(
-            {"case": batch.ids[i], "volume": batch.volumes[i], "subject": batch.subjects[i], "site": batch.sites[i]}
-            for i in range(len(batch))
-        )
+        self.writer.add_records("cases", pooler.plan.table)
+        names = ("case", "volume", "subject", "site")
+        images = zip(batch.ids, batch.volumes, batch.subjects, batch.sites, strict=True)
+        self.writer.add_records("images", [dict(zip(names, image, strict=True)) for image in images])
 
     def _write(self) -> None:
         for (name, kind), value in self.totals.items():

@@ -19,6 +19,7 @@ from toolkit.data.geometry import Geometry
 from toolkit.data.normalise import DEFAULT, normalise
 from toolkit.data.reading import dims_of
 from toolkit.data.rows import stem_of
+from toolkit.data.source import decoding
 from toolkit.data.table import cases_of_rows
 from toolkit.errors import DataError
 from toolkit.features.modules import device_of, dims_and_channels, unwrap
@@ -82,7 +83,6 @@ def as_batches(
     model: nn.Module,
     *,
     batch_size: int = 8,
-    device: torch.device | str | None = None,
     label: Any = None,
     limit: Callable[[Tensor, int], int] | None = None,
 ) -> Iterator[InputBatch]:
@@ -92,13 +92,12 @@ def as_batches(
         inputs: anything that `toolkit.extract` takes.
         model: the network; says dims and channels (its first convolution) and the device.
         batch_size: most images per batch.
-        device: where to put the batch; None is the network's device.
         label: label map(s) for a bare array or path.
         limit: how many images like one (1, C, *S) a batch may hold instead of so many, see `Predictor.affordable`.
     """
     network = unwrap(model)
     dims, channels = dims_and_channels(network)
-    device = torch.device(device) if device is not None else device_of(network)
+    device = device_of(network)
     waiting: list[_Item] = []
     known: dict[Any, int] = {}  # images that a batch may hold, by their size and how many there are
 
@@ -153,11 +152,9 @@ def _items(
         for position, (one, one_label) in enumerate(_with_labels(inputs, label), getattr(inputs, "first", 0)):
             yield from _items(one, dims, channels, one_label, index + position, nested=True, files=files)
     else:
-        raise DataError(
-            f"An input of type {type(inputs).__name__} is not understood.",
-            fix="Pass a case, a tensor or array, a NIfTI, PNG or NPY path, a dict with 'image', or a list of these; "
-            "of a task, its cases: task.cases('test').",
-        )
+        fix = "Pass a case, a tensor or array, a path (NIfTI, PNG, NPY), a dict with 'image', or a list of these; "
+        fix += "of a task, its cases: task.cases('test')."
+        raise DataError(f"An input of type {type(inputs).__name__} is not understood.", fix=fix)
 
 
 def files_of(case: Any) -> tuple[list[str], str | None]:
@@ -178,12 +175,8 @@ def _is_pair(inputs: Any, dims: int | None, nested: bool) -> bool:
     Two arrays in a tuple, or as one item of a loader or a list, are a pair. A list of two arrays by itself is one if
     the second holds whole numbers and the first does not.
     """
-    arrays = (
-        isinstance(inputs, (list, tuple))
-        and not isinstance(inputs, Part)
-        and all(isinstance(one, (Tensor, np.ndarray)) for one in inputs)
-    )
-    if not arrays or len(inputs) != 2 or dims is None:
+    several = isinstance(inputs, (list, tuple)) and not isinstance(inputs, Part) and len(inputs) == 2
+    if dims is None or not several or not all(isinstance(one, (Tensor, np.ndarray)) for one in inputs):
         return False
     image, label = inputs
     if min(image.ndim, label.ndim) < dims or image.shape[-dims:] != label.shape[-dims:]:
@@ -208,21 +201,15 @@ def _with_labels(inputs: Iterable[Any], labels: Any) -> Iterator[tuple[Any, Any]
     except ValueError as error:
         if "zip()" not in str(error):
             raise  # of the user's own generator
-        raise DataError(
-            f"There are not as many labels as inputs ({error}).", fix="Pass one label per input, in the same order."
-        ) from error
+        what = f"There are not as many labels as inputs ({error})."
+        raise DataError(what, fix="Pass one label per input, in the same order.") from error
 
 
 def _from_case(case: Any) -> _Item:
     has_label = case.has_label if hasattr(case, "has_label") else getattr(case, "label", None) is not None
-    fields: dict[str, Any] = {name: getattr(case, name, None) for name in _PER_ITEM}
-    fields |= {name: fields[name] or "" for name in ("site", "subject", "volume")}
-    return _Item(
-        image=torch.as_tensor(case.image).float(),
-        label=torch.as_tensor(case.label).long() if has_label else None,
-        classes=getattr(case, "classes", None),
-        **fields,
-    )
+    label = torch.as_tensor(case.label).long() if has_label else None
+    known = {name: value for name in (*_PER_ITEM, "classes") if (value := getattr(case, name, None)) is not None}
+    return _Item(torch.as_tensor(case.image).float(), label, **known)
 
 
 def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | None) -> Iterator[_Item]:
@@ -232,35 +219,26 @@ def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | Non
     if label is not None and label.ndim == 0:
         raise DataError(f"The label is the single number {label.item()}.", fix="Give a label map of the image's size.")
     ids = fields.get("case", fields.get("id"))
-    if dims is None:
-        dims = image.ndim - 2
+    dims, shape = image.ndim - 2 if dims is None else dims, tuple(image.shape)
     if image.ndim == dims:
         image = image[None]
     elif image.ndim == dims + 1 and channels == 1 and image.shape[0] != 1:
-        _refuse_channels_last(image, dims)
+        if dims == 2 and shape[2] in (3, 4) and min(shape[:2]) >= 16:  # else H very narrow one-channel images
+            fix = "Images are channel-first and this network takes one channel: average the colours, pass (1, H, W)."
+            raise DataError(f"An array of shape {shape} looks like a colour picture with its channels last.", fix=fix)
         image = image[:, None]  # a stack of one-channel images
+    listed = isinstance(ids, (list, tuple))
     if image.ndim == dims + 1:
-        yield _item(image, label, fields, dims, str(ids[0] if isinstance(ids, (list, tuple)) else ids), None)
+        yield _item(image, label, fields, dims, str(ids[0] if listed else ids), None)
         return
     if image.ndim != dims + 2:
-        raise DataError(
-            f"An image of shape {tuple(image.shape)} does not fit a {dims}D network with {channels} input channel(s).",
-            fix=f"Pass (C, *S) or (B, C, *S) with {dims} spatial axes.",
-        )
+        what = f"An image of shape {shape} does not fit a {dims}D network with {channels} input channel(s)."
+        raise DataError(what, fix=f"Pass (C, *S) or (B, C, *S) with {dims} spatial axes.")
     if label is not None and len(label) != len(image):
         raise DataError(f"There are {len(image)} images and {len(label)} labels.")
     for i in range(len(image)):
-        listed = isinstance(ids, (list, tuple))
         name = str(ids[i]) if listed else f"{ids}/{i:03d}" if len(image) > 1 else str(ids)
         yield _item(image[i], None if label is None else label[i], fields, dims, name, i)
-
-
-def _refuse_channels_last(image: Tensor, dims: int) -> None:
-    """A colour picture (H, W, 3) would otherwise pass for a stack of H very narrow one-channel images."""
-    shape = tuple(image.shape)
-    if dims == 2 and shape[2] in (3, 4) and min(shape[:2]) >= 16:
-        fix = "Images are channel-first and this network takes one channel: average the colours, pass (1, H, W)."
-        raise DataError(f"An array of shape {shape} looks like a colour picture with its channels last.", fix=fix)
 
 
 def _item(
@@ -271,14 +249,10 @@ def _item(
     values: dict[str, Any] = {}
     for key in _PER_ITEM[1:]:
         value = fields.get(key)
-        if isinstance(value, list) and position is not None:
-            value = value[position]
-        if value is not None:
-            values[key] = value
+        values[key] = value[position] if isinstance(value, list) and position is not None else value
     classes = fields.get("classes")
-    if isinstance(classes, (list, tuple)):
-        classes = dict(enumerate(classes))
-    return _Item(image, label, name, classes=classes, **values)
+    values["classes"] = dict(enumerate(classes)) if isinstance(classes, (list, tuple)) else classes
+    return _Item(image, label, name, **{key: value for key, value in values.items() if value is not None})
 
 
 def _whole(label: Tensor, fields: Mapping[str, Any]) -> Tensor:
@@ -356,19 +330,13 @@ def read_items(
     """
     files, marks = tuple(Path(path) for path in paths), None if label is None else Path(label)
     if files[0].suffix.lower() == ".npy":
-        return [_array(files[0], marks, normalisation)]
+        check_first_reading([files[0]])
+        with decoding(files[0], "an array that can be read"):
+            array = np.load(files[0], allow_pickle=False)
+            classes = None if marks is None else np.load(marks, allow_pickle=False)
+        image = normalise(array if array.ndim > 2 else array[None], normalisation)
+        return [{"image": image, "label": classes, "id": files[0].stem}]
     row: dict[str, Any] = {"image": files if len(files) > 1 else files[0], "label": marks, "split": "test"}
     row |= {"case": stem_of(files[0]), "site": "", "subject": ""}
     channels = channels if channels in (1, 3) else None
     return cases_of_rows([row], dims or dims_of(row), channels, {"normalisation": normalisation}, {})[0]
-
-
-def _array(file: Path, label: Path | None, normalisation: str) -> dict[str, Any]:
-    check_first_reading([file])
-    try:
-        array = np.load(file, allow_pickle=False)
-        marks = None if label is None else np.load(label, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"This array cannot be read ({error}).", where=file) from error
-    image = normalise(array if array.ndim > 2 else array[None], normalisation)
-    return {"image": image, "label": marks, "id": file.stem}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
@@ -15,15 +15,13 @@ from toolkit.features.trace import Trace, trace_calls
 from toolkit.inference.inputs import as_batches
 from toolkit.inference.memory import Passes
 from toolkit.inference.network import Predictor
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame
 
 
 @checked
 def layers(
     model: nn.Module, example: Any = None, *, aliases: Mapping[str, str] | None = None, **passes: Unpack[Passes]
-) -> pd.DataFrame:
+) -> DataFrame:
     """List the layers of a network that can be named, in the order in which they return.
 
     Layer names are `named_modules()` paths of modules that are called and return one tensor; `path:input` is the
@@ -58,12 +56,7 @@ def layers(
         'head'
     """
     predictor = Predictor(model, **passes)
-    return layer_table(predictor.model, observed(predictor, example), aliases)
-
-
-def observed(predictor: Predictor, example: Any = None) -> Trace:
-    """One observed pass of the first image of an example, or of zeros of a usual size."""
-    return _trace(predictor, trial_image(predictor, example))
+    return layer_table(predictor.model, observed(predictor, trial_image(predictor, example)), aliases)
 
 
 def trial_image(predictor: Predictor, example: Any = None) -> Tensor:
@@ -73,7 +66,7 @@ def trial_image(predictor: Predictor, example: Any = None) -> Tensor:
     return predictor.one_window(image[:1])
 
 
-def _trace(predictor: Predictor, x: Tensor) -> Trace:
+def observed(predictor: Predictor, x: Tensor) -> Trace:
     """One observed pass; later look-ups of aliases use it."""
     with failure_explained(predictor.model, x):
         return trace_calls(predictor.model, [x], select=predictor.select)
@@ -105,4 +98,4 @@ def prepare_aliases(
     try:
         find_requests(predictor.model, layers, aliases)
     except AliasUnknown:
-        _trace(predictor, predictor.one_window(image[:1]))
+        observed(predictor, predictor.one_window(image[:1]))

@@ -51,25 +51,15 @@ class Files(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """How a network is run where a call does not say otherwise.
+    """How a network is run where a call does not say otherwise."""
 
-    Attributes:
-        patch_size: sides of the window that it was trained with; None = whole images.
-        divisor: what the sides of an image must be multiples of; None = not known.
-        select: where its logits are, see `toolkit.features.logits.find_logits`.
-        activation: "softmax" or "sigmoid"; None = softmax of several outputs.
-        regions: name -> classes of each output of a sigmoid network, in their order; None = exclusive classes.
-        files: how image files are read for it; None = as a task's.
-        classes: number of classes that it was trained on, background included; 2 say what a single output is.
-    """
-
-    patch_size: tuple[int, ...] | None = None
-    divisor: int | None = None
-    select: Select | None = None
-    activation: str | None = None
-    regions: Regions | None = None
-    classes: int | None = None
-    files: Files | None = None
+    patch_size: tuple[int, ...] | None = None  # sides of the window that it was trained with; None = whole images
+    divisor: int | None = None  # what the sides of an image must be multiples of; None = not known
+    select: Select | None = None  # where its logits are, see `toolkit.features.logits.find_logits`
+    activation: str | None = None  # "softmax" or "sigmoid"; None = softmax of several outputs
+    regions: Regions | None = None  # name -> classes of each output of a sigmoid network, in their order
+    classes: int | None = None  # that it was trained on, background included; 2 say what a single output is
+    files: Files | None = None  # how image files are read for it; None = as a task's
 
 
 def defaults_of(model: nn.Module) -> Defaults:

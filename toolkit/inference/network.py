@@ -20,7 +20,7 @@ from toolkit.features.untouched import untouched
 from toolkit.inference.activation import Activation
 from toolkit.inference.inputs import InputBatch, as_batches
 from toolkit.inference.memory import Passes, Regions, defaults_of, remember
-from toolkit.inference.windows import Frame, Tiling, frame_of, sides_of
+from toolkit.inference.windows import Frame, frame_of, sides_of
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
 _DIVISORS = (2, 4, 8, 16, 32, 64, 128)
@@ -90,7 +90,9 @@ class Predictor:
 
     def run(self, image: Tensor) -> Any:
         """What the network returns for images of a size that it takes."""
-        with failure_explained(self.model, image), self._autocast(image.device):
+        kind = self.autocast
+        autocast = contextlib.nullcontext() if kind is None else torch.autocast(image.device.type, dtype=kind)
+        with failure_explained(self.model, image), autocast:
             return self.model(image.to(self.dtype) if image.is_floating_point() else image)
 
     def one_pass(self, image: Tensor) -> Tensor:
@@ -100,7 +102,12 @@ class Predictor:
     def read(self, output: Any, image: Tensor) -> Tensor:
         """The logits in an output, as `one_pass` gives them."""
         # sums of many half-precision logits would be coarse
-        return self._checked(full_size(find_logits(output, image, self.select).float(), image.shape[2:]))
+        logits = full_size(find_logits(output, image, self.select).float(), image.shape[2:])
+        values = logits.detach()
+        if bool(torch.isnan(values.sum())) and bool(torch.isnan(values).any()):
+            fix = "Look for diverged weights, or for values too large for half precision."
+            raise DataError("The network's output holds NaN.", where=type(self.model).__name__, fix=fix)
+        return logits
 
     def logits(self, image: Tensor, frame: Frame | None = None, *, at_once: int = 8) -> Tensor:
         """Logits (B, K, *S) in float32 on the image's own grid, with a graph where gradients are recorded.
@@ -113,36 +120,18 @@ class Predictor:
         frame = self.frame(image) if frame is None else frame
         padded, most = frame.pad(image), self.at_once or at_once
         if frame.tiling is not None:
-            return frame.crop(self._stitched(padded, frame.tiling, max(1, min(at_once, most) // len(image))))
+            windows, size = frame.tiling.windows, max(1, min(at_once, most) // len(image))
+            groups = (windows[start : start + size] for start in range(0, len(windows), size))
+            passes = (self.one_pass(torch.cat([padded[window] for window in group])) for group in groups)
+            return frame.crop(frame.tiling.stitched(part for logits in passes for part in logits.split(len(image))))
         if torch.is_grad_enabled() or self.model.training or self.at_once is None:
             return frame.crop(self.one_pass(padded))
         return frame.crop(torch.cat([self.one_pass(part) for part in padded.split(most)]))
-
-    def labels(self, logits: Tensor, classes: Mapping[int, str] | None = None) -> Tensor:
-        """Class indices (B, *S), or masks (B, K, *S) of overlapping regions; see `Activation.labels`."""
-        return self.activation.labels(logits, classes)
 
     def class_names(self, classes: Mapping[int, str] | None) -> dict[int, str]:
         """Names of the labels of a prediction: the data's, or the regions', numbered from 1."""
         regions = self.activation.regions
         return dict(enumerate(["background", *regions])) if regions else dict(classes or {})
-
-    def _stitched(self, image: Tensor, tiling: Tiling, at_once: int) -> Tensor:
-        starts = range(0, len(tiling.windows), at_once)
-        passes = (torch.cat([image[w] for w in tiling.windows[start : start + at_once]]) for start in starts)
-        return tiling.stitched(part for x in passes for part in self.one_pass(x).split(len(image)))
-
-    def _checked(self, logits: Tensor) -> Tensor:
-        values = logits.detach()
-        if bool(torch.isnan(values.sum())) and bool(torch.isnan(values).any()):
-            fix = "Look for diverged weights, or for values too large for half precision."
-            raise DataError("The network's output holds NaN.", where=type(self.model).__name__, fix=fix)
-        return logits
-
-    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        if self.autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, dtype=self.autocast)
 
     def _fits(self, image: Tensor) -> bool:
         """Whether images of this size are known or expected to need no padding."""
@@ -181,12 +170,9 @@ class Predictor:
             _SIZES.setdefault(self.model, set()).add(runs)
             return None
         remember(self.model, divisor=divisor)
-        warnings.warn(
-            f"{type(self.model).__name__} does not take images of size {size}; they are padded to multiples of "
-            f"{divisor}, which was found by trying. Pass divisor={divisor}, or give the network this attribute.",
-            ToolkitWarning,
-            stacklevel=4,
-        )
+        what = f"{type(self.model).__name__} does not take images of size {size}; they are padded to multiples of {divisor}, "
+        what += f"which was found by trying. Pass divisor={divisor}, or give the network this attribute."
+        warnings.warn(what, ToolkitWarning, stacklevel=4)
         return divisor
 
 

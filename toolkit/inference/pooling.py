@@ -41,17 +41,10 @@ class RowPlan:
 
 
 class Pooler:
-    """Turns the activations of one batch into rows and moments.
+    """Turns the activations of one batch into rows and moments; pools, samples and seed are those of `toolkit.extract`.
 
-    Args:
-        batch: the images and labels.
-        pool: "per-class" (mean over the voxels of each class present, every voxel of the label counted: a position of a
-            coarse map weighs as much as its share of the class), "per-region" (the same over every connected component
-            of a class other than 0), "grid" (over every cell of a grid of 4 along each axis), "global" (mean over the
-            image), "voxels" or "boundary" (voxels at most 3 from one of another class).
-        samples: voxels per class and image for "voxels" and "boundary".
-        seed: base of the voxel draw, which is keyed by (seed, case, class).
-        frame: where the images lie in what the network takes.
+    A mean over an area counts every voxel of the label: a position of a coarse map weighs as much as its share of the
+    area. The frame says where the images lie in what the network takes.
     """
 
     def __init__(self, batch: InputBatch, pool: str, samples: int, seed: int, frame: Frame) -> None:
@@ -198,18 +191,15 @@ def _plan(batch: InputBatch, pool: str, samples: int, seed: int) -> RowPlan:
         return RowPlan(whole, torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64), None, None)
     maps: list[np.ndarray] = []
     table: list[dict[str, Any]] = []
-    images: list[int] = []
-    areas: list[int] = []
+    rows: list[tuple[int, int]] = []  # position of the image, number of the area
     for position in range(len(batch)):
         of_image, owners = _areas(batch, pool, position)
         maps.append(of_image)
         for area, count in _counts(of_image.ravel()).items():
-            named = {"index": -1 if pool == "per-class" else area}
-            table.append({**_row(batch, position, owners.get(area, -1), count), **named})
-            images.append(position)
-            areas.append(area)
-    owners_of_rows, numbers = (torch.tensor(values, dtype=torch.int64) for values in (images, areas))
-    return RowPlan(table, owners_of_rows, numbers, torch.from_numpy(np.stack(maps)).unsqueeze(1), None)
+            table.append(_row(batch, position, owners.get(area, -1), count, -1 if pool == "per-class" else area))
+            rows.append((position, area))
+    images, areas = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    return RowPlan(table, images, areas, torch.from_numpy(np.stack(maps)).unsqueeze(1), None)
 
 
 def _areas(batch: InputBatch, pool: str, position: int) -> tuple[np.ndarray, dict[int, int]]:
@@ -247,18 +237,16 @@ def _plan_of_voxels(batch: InputBatch, pool: str, samples: int, seed: int) -> Ro
     table: list[dict[str, Any]] = []
     images: list[int] = []
     places: list[np.ndarray] = [np.zeros((0, batch.image.ndim - 2), dtype=np.int64)]
-    labels = None if batch.label is None else batch.label[:, 0].cpu().numpy()
+    labels = [None] * len(batch) if batch.label is None else batch.label[:, 0].cpu().numpy()
     size = batch.size
-    for position in range(len(batch)):
-        label = None if labels is None else labels[position]
+    for position, label in enumerate(labels):
         if label is not None and pool == "boundary":
             label = _band(label)
         flat = None if label is None else label.ravel()
         counts = {-1: math.prod(size)} if flat is None else _counts(flat)
         for index, count in counts.items():
             drawn = _draw(flat, index, count, samples, (seed, batch.ids[position], index))
-            shared = _row(batch, position, index, count)
-            table += [{**shared, "index": place} for place in drawn.tolist()]
+            table += [_row(batch, position, index, count, place) for place in drawn.tolist()]
             images += [position] * len(drawn)
             places.append(np.stack(np.unravel_index(drawn, size), axis=1))
     none = torch.zeros(len(table), dtype=torch.int64)
@@ -274,18 +262,18 @@ def _band(label: np.ndarray) -> np.ndarray:
     return np.where(high != low, label.astype(np.int64), -1)
 
 
-def _row(batch: InputBatch, position: int, index: int, count: int) -> dict[str, Any]:
-    """What the table says of one row; `index` is a class, or -1 for all."""
+def _row(batch: InputBatch, position: int, owner: int, count: int, index: int = -1) -> dict[str, Any]:
+    """What the table says of one row; its owner is a class, or -1 for all."""
     names = batch.classes or {}
     return {
         "case": batch.ids[position],
         "volume": batch.volumes[position],
         "subject": batch.subjects[position],
         "site": batch.sites[position],
-        "class": index,
-        "class_name": "all" if index < 0 else str(names.get(index, index)),
+        "class": owner,
+        "class_name": "all" if owner < 0 else str(names.get(owner, owner)),
         "count": count,
-        "index": -1,
+        "index": index,
     }
 
 

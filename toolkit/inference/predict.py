@@ -83,7 +83,7 @@ def predict(
         for batch in as_batches(items, predictor.model, batch_size=batch_size, limit=limit):
             logits = predictor.logits(batch.image, at_once=batch_size)
             if output == "labels":
-                logits = predictor.labels(logits, batch.classes)
+                logits = predictor.activation.labels(logits, batch.classes)
             elif output == "probabilities":
                 logits = predictor.activation.probabilities(logits)
             parts.append(logits.cpu())
@@ -119,9 +119,9 @@ def _is_stack(image: Tensor | np.ndarray, dims: int | None, channels: int | None
 
 def _paths_of(image: Any) -> list[str]:
     """The files of one image: its path, or one path a channel; none if it is something else."""
-    paths = [image] if _is_path(image) else image
-    several = isinstance(paths, (list, tuple)) and bool(paths) and all(map(_is_path, paths))
-    return [os.fspath(path) for path in paths] if several else []
+    paths = [image] if isinstance(image, (str, os.PathLike)) else image
+    files = isinstance(paths, (list, tuple)) and all(isinstance(path, (str, os.PathLike)) for path in paths)
+    return [os.fspath(path) for path in paths] if files else []
 
 
 def predict_volumes(
@@ -147,12 +147,8 @@ def predict_volumes(
         with untouched(predictor.model, mode="eval"), torch.inference_mode():
             logits = predictor.logits(image, at_once=len(cases))
             predictor.activation.check(logits.shape[1], cases[0].classes)
-            maps += list(predictor.labels(logits, cases[0].classes).cpu().numpy())
+            maps += list(predictor.activation.labels(logits, cases[0].classes).cpu().numpy())
         while due is not None and len(maps) >= len(due):
             yield stack(maps[: len(due)], due, regions=predictor.activation.overlapping(logits.shape[1]))
             maps = maps[len(due) :]
             due = next(waiting, None)
-
-
-def _is_path(value: object) -> bool:
-    return isinstance(value, (str, os.PathLike))

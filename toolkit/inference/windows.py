@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
@@ -124,13 +123,10 @@ def frame_of(image: Tensor, patch: Sequence[int] | None, divisor: int, overlap: 
     return Frame(size, starts, target, level, tiling)
 
 
-def sides_of(patch_size: Any) -> tuple[int, ...]:
+def sides_of(patch_size: Sequence[int] | str) -> tuple[int, ...]:
     """The sides of a window as integers."""
-    try:
-        sides = tuple(operator.index(side) for side in patch_size)
-    except TypeError:
-        sides = ()
-    if not sides or min(sides) < 1 or isinstance(patch_size, str):
+    sides = () if isinstance(patch_size, str) else tuple(int(side) for side in patch_size)
+    if not sides or min(sides) < 1:
         fix = "Give one positive whole number per spatial axis, for example (96, 96); or 'whole'."
         raise ConfigError(f"patch_size={patch_size!r} is not a window.", where="patch_size=...", fix=fix)
     return sides

@@ -30,11 +30,11 @@ def with_free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
 
 def test_the_tensors_of_a_pass_are_counted() -> None:
     one = memory.measured_pass(net(), IMAGES[:1], ["0"])
-    maps = {name: value / PLANE for name, value in vars(one).items()}
+    maps = {name: value / PLANE for name, value in one.items()}
     # the two maps of 10 channels and the output; at once two of them; nothing of the image and the weights
     assert maps == {"live": 20, "total": 22, "largest": 10, "kept": 10, "output": 2}
     with_one_in_place = nn.Sequential(nn.Conv2d(1, 10, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(10, 2, 1)).eval()
-    assert memory.measured_pass(with_one_in_place, IMAGES[:1]).total == 12 * PLANE
+    assert memory.measured_pass(with_one_in_place, IMAGES[:1])["total"] == 12 * PLANE
     table = tk.layers(net(), IMAGES[:1]).set_index("name")["mb"]
     assert table.sum() * 1e6 == pytest.approx(22 * PLANE, abs=3)
 
