@@ -21,6 +21,7 @@ from toolkit.data.catalogue import load_task
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.mask_result import MaskedLatent
+from toolkit.explain.masking import mask_latent
 from toolkit.explain.targets import Region
 from toolkit.features.capture import capture
 from toolkit.files import write_atomically
@@ -63,7 +64,8 @@ def build_bundle(out: str | Path, notebooks: str | Path) -> Path:
         shutil.copytree(source, new / "notebooks", ignore=shutil.ignore_patterns(".*", "*checkpoints"))
         solved = new / "notebooks" / NOTEBOOK
         learners = json.dumps(unsolved(json.loads(solved.read_text(encoding="utf-8"))), indent=1)
-        solved.rename(solved.with_stem(f"{solved.stem}_solutions"))
+        (new / "instructor").mkdir()
+        solved.rename(new / "instructor" / f"{solved.stem}_solutions.ipynb")
         write_atomically(solved, learners + "\n")
         write_atomically(new / "README.md", Path(__file__).with_suffix(".md").read_text(encoding="utf-8"))
         if target.exists():
@@ -103,7 +105,7 @@ def expected() -> dict[int, Any]:
         4: {str(seed): f"{plain:.2f} to {taught:.2f}" for seed, (plain, taught) in _redundancies().items()},
         5: _released_gradient(),
         6: "a tk.Drift of the two stores, paired=False; its value lies in the grey null",
-        7: "a masked latent of fraction 0.5, soft=False, skips='zero'",
+        7: "a masked latent of fraction 0.5, soft=False, skips='zero'; " + _changed(),
         8: "inconclusive (one seed)",
     }
 
@@ -158,6 +160,14 @@ def _released_gradient() -> float:
     return next(float(row["gradient_norm"]) for row in rows if row["preset"] == "released")
 
 
+def _changed() -> str:
+    """How much of the first image changes with half of the bottleneck's channels at 0, the skip connections open and shut."""
+    network, options = load_trained("phantom-cardiac/plain"), {"fraction": 0.5, "soft": False}
+    masked = [mask_latent(network, _cases("A")[0], "channel", skips=skips, **options) for skips in ("keep", "zero")]
+    kept, shut = (float(one.table()["changed"].iloc[0]) for one in masked)
+    return f"{kept:.1%} of the image changes with the skip connections, {shut:.1%} without"
+
+
 def _one(answer: Any) -> str | None:
     return None if answer == _patients() else f"{answer!r} is not the number of patients"
 
@@ -174,20 +184,24 @@ def _three(answer: Any) -> str | None:
     given = {answer} if isinstance(answer, str) else set(answer)
     if unknown := given - set(BLOCKS):
         return f"{sorted(map(str, unknown))} are none of the blocks"
-    return None if given == _cancelled() else f"{sorted(given ^ _cancelled())} belong to the other side"
+    over, lacking = given - _cancelled(), _cancelled() - given
+    return (
+        f"{len(over)} of these do not cancel for every seed, and {len(lacking)} are missing" if over | lacking else None
+    )
 
 
 def _four(answer: Any) -> str | None:
     rises = [taught > plain for plain, taught in _redundancies().values()]
     right = "rises" if all(rises) else "falls" if not any(rises) else "no direction"
-    if answer == right:
+    word = answer.strip().lower() if isinstance(answer, str) else ""
+    if word == right:
         return None
-    return f"it is not true that it {answer}" if answer in _WORDS else f"{answer!r} is no word"
+    return f"it is not true that it {word}" if word in _WORDS else f"{_short(answer)} is none of the three words"
 
 
 def _five(answer: Any) -> str | None:
     same = isinstance(answer, (int, float, np.number)) and float(answer) == _released_gradient()
-    return None if same else f"{answer!r} is not its gradient norm"
+    return None if same else f"{_short(answer)} is not its gradient norm"
 
 
 def _six(answer: Any) -> str | None:
@@ -209,14 +223,24 @@ def _seven(answer: Any) -> str | None:
 
 
 def _eight(answer: Any) -> str | None:
-    return None if str(answer).strip().startswith("inconclusive") else f"{answer!r} claims more than one seed can show"
+    if isinstance(answer, str) and answer.strip().lower().startswith("inconclusive"):
+        return None
+    return f"{_short(answer)} {'claims more than one seed can show' if isinstance(answer, str) else 'is no text'}"
+
+
+def _short(answer: Any) -> str:
+    """An answer in a sentence: as it is written, or what it is."""
+    return repr(answer) if isinstance(answer, (str, int, float, np.number)) else f"a {type(answer).__name__}"
 
 
 _WORDS = ("rises", "falls", "no direction")
 _CHECKS: tuple[tuple[Callable[[Any], str | None], str], ...] = (
     (_one, "a case is one slice; case.subject says whose it is, and a set holds everyone once."),
     (_two, "look at the column `aliases` of tk.layers(network, case), or write the input of a layer as 'path:input'."),
-    (_three, "the column `status` of cam.table() says 'cancelled'; keep the blocks that it names for every seed."),
+    (
+        _three,
+        "tk.grad_cam(one, cases[0], BLOCKS, target).table() has a column `status`; keep what is 'cancelled' at every seed.",
+    ),
     (
         _four,
         f"channel_similarity(...).redundancy of both networks for every seed; answer with one of {', '.join(_WORDS)}.",
