@@ -1,11 +1,11 @@
-"""The promise of the notebook for one's own model: the whole analysis in under 20 lines."""
+"""The promise of the notebooks for one's own model: the whole analysis in under 20 lines."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "60_your_own_model.ipynb"
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("6?_your_own_model*.ipynb"))
 CALLS = (
     "load_weights",
     "layers",
@@ -20,7 +20,7 @@ CALLS = (
 
 
 def sources() -> list[str]:
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    cells = [cell for path in NOTEBOOKS for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
     return ["".join(cell["source"]) for cell in cells if "analysis" in cell["metadata"].get("tags", [])]
 
 
