@@ -15,6 +15,8 @@ TITLE_SIZE, SUBTITLE_SIZE, PANEL_SIZE, NOTE_SIZE, TICK_SIZE, CAPTION_SIZE = 16, 
 MANY = 9  # pictures in a row that are too small beside each other
 WIDEST = 1000  # pixels of a page: shown at its own size wherever there is room for a notebook
 MARGIN, GAP = 18, 10
+# of a point where its number stands, in turn: those of neighbours keep apart
+CORNERS = (("top", "right"), ("bottom", "right"), ("top", "left"), ("bottom", "left"))
 BOLD = 1.12  # bold text is this much wider
 LINE = 1.35  # line height in units of the font size
 _GLYPH = 0.60  # width of an average glyph in units of the font size, for the wider of the two backends' fonts
@@ -197,10 +199,11 @@ def _columns(rows: list[list[Panel | None]]) -> list[list[tuple[float, float, fl
     ]
     if any(len({type(p) for p in column if p is not None}) > 1 for column in zip_longest(*rows)):
         return sizes
-    for index in range(max((len(row) for row in rows), default=0)):
-        column = [row[index] for row in sizes if index < len(row)]
-        widest = (max(c[0] for c in column), max(c[1] for c in column), max(c[2] for c in column))
-        for row in sizes:
-            if index < len(row):
-                row[index] = widest
+    count = max((len(row) for row in rows), default=0)
+    for index in range(count):
+        column = [row for row in sizes if index < len(row)]
+        inner = [row[index][2] for row in column if index + 1 < len(row) or len(row) == count]  # others have room there
+        left, width = (max(row[index][part] for row in column) for part in (0, 1))
+        for row in column:
+            row[index] = (left, width, max(inner) if index + 1 < len(row) or len(row) == count else row[index][2])
     return sizes

@@ -271,7 +271,10 @@ def _points(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) -
     canvas.plot(one.x, one.y, color=colour, linewidth=1.2)
     for number, (x, y) in enumerate(zip(one.x, one.y, strict=True), 1):
         if np.isfinite(x) and np.isfinite(y):
-            canvas.annotate(str(number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8, clip_on=True)
+            va, ha = layout.CORNERS[(number - 1) % 4]
+            place = {"xytext": (4 if ha == "right" else -4, 4 if va == "top" else -4), "textcoords": "offset points"}
+            aligned = {"ha": "left" if ha == "right" else "right", "va": "bottom" if va == "top" else "top"}
+            canvas.annotate(str(number), (x, y), fontsize=8, clip_on=True, **place, **aligned)
 
 
 def _centres(panel: Axes, groups: int, index: int) -> tuple[np.ndarray, float]:

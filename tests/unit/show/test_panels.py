@@ -7,6 +7,7 @@ import pytest
 
 from toolkit.errors import ResultError
 from toolkit.show import colours
+from toolkit.show.draw import plotly_figure
 from toolkit.show.layout import CAPTION_SIZE, NOTE_SIZE, SUBTITLE_SIZE, TICK_SIZE, WIDEST, place, wrap
 from toolkit.show.panels import (
     Axes,
@@ -181,6 +182,26 @@ def test_columns_line_up_where_kinds_agree() -> None:
     placed = place(Figure("t", panels)).placed
     assert placed[0].left == placed[2].left
     assert placed[1].left == placed[3].left
+
+
+def test_the_bar_of_a_shorter_row_moves_nothing_in_the_longer_one() -> None:
+    """Ten pictures a row are folded; the second half may be shorter and ends with its own bar."""
+
+    def picture(bar: bool) -> Image:
+        return Image(
+            pixels=np.zeros((4, 4)), width=80, height=80, bar=bar, overlay=np.ones((4, 4)), overlay_limits=(0, 1)
+        )
+
+    rows = [[picture(False), picture(False), picture(True)], [picture(False), picture(True)]]
+    left = [one.left for one in place(Figure("t", rows)).placed]
+    assert left[1] - left[0] == left[2] - left[1]
+    assert left[3:] == left[:2]
+
+
+def test_the_numbers_of_neighbouring_points_stand_in_different_corners() -> None:
+    near = [Series(name="a", x=[1.0, 1.001, 1.002], y=[1.0, 1.0, 1.0], size=9)]
+    (trace,) = plotly_figure(Figure("t", [[Scatter(series=near, joined=True)]])).data
+    assert list(trace.textposition) == ["top right", "bottom right", "top left"]
 
 
 def test_wrap_keeps_every_word_and_line_break() -> None:
