@@ -89,7 +89,9 @@ def checked(call: Call) -> Call:
         except (ToolkitError, TimeoutError, NotImplementedError):
             raise
         except _RAW as error:
-            if _from_outside(error):
+            files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+            inside = (_HERE, *_LIBRARIES, "<")  # else the caller's network, loss or data set raised it
+            if any(not file.startswith(inside) and os.path.isabs(file) for file in files):
                 raise
             raise _unforeseen(call, bound.arguments, error) from error
 
@@ -218,12 +220,6 @@ def _unforeseen(call: Callable[..., Any], arguments: Mapping[str, Any], error: E
     what = f"{_name(call)} failed on these arguments: {type(error).__name__}: {str(error).strip()[:300]}"
     fix = "See which argument the error speaks of; its origin is in the traceback above."
     return ToolkitError(what, where=f"{_name(call)}({given})"[:500], fix=fix)
-
-
-def _from_outside(error: BaseException) -> bool:
-    """Whether code of neither the toolkit nor a library raised this: the caller's network, loss or data set."""
-    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any(not file.startswith((_HERE, *_LIBRARIES, "<")) and os.path.isabs(file) for file in files)
 
 
 class _Unknown:

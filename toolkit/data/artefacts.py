@@ -101,8 +101,6 @@ def crop_or_pad(stack: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, tup
         The stack, and (row start, column start, rows, columns): where the cut begins in the padded stack, and the
         padded stack's sides. `put_back` takes them.
     """
-    if stack.ndim < 2 or len(size) != 2 or min(size) < 1:
-        raise DataError(f"Cannot cut {stack.shape} to {tuple(size)}.", fix="Give (..., rows, columns) and two sides.")
     missing = [max(target - side, 0) for side, target in zip(stack.shape[-2:], size, strict=True)]
     padding = [(0, 0)] * (stack.ndim - 2) + [((extra + 1) // 2, extra // 2) for extra in missing]
     padded = np.pad(stack, padding)

@@ -117,8 +117,7 @@ def steps(manifest: Manifest) -> list[str]:
     if manifest.files:
         counts = [f"{path} ({count or 'any number of'} files)" for path, count in manifest.files.items()]
         listing = f"Below {folder} there must then be: {'; '.join(counts)}."
-    elif manifest.checksum_path.is_file():
-        files = [line[66:] for line in manifest.checksum_path.read_text(encoding="utf-8").splitlines()]
+    elif files := list(manifest.checksums()):
         amount = f"{len(files)} files in all (listed with their sha256 in {manifest.checksum_path})"
         listing = f"Lay the files out as {folder}{os.sep}{files[0]} and so on: {amount}."
     else:

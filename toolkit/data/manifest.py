@@ -98,6 +98,11 @@ class Manifest:
         """Checksums of all files, as `sha256sum` writes them."""
         return Path(self.folder) / f"{self.name}.sha256"
 
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of the files by their paths below the data folder; none where none are recorded."""
+        text = self.checksum_path.read_text(encoding="utf-8") if self.checksum_path.is_file() else ""
+        return {name.strip(): digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
+
 
 def shipped_folders(variable: str, source: str) -> list[Path]:
     """Folders of files that come with the package: those of an environment variable, `source` in the tree, installed ones."""

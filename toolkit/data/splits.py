@@ -40,11 +40,7 @@ def assign_splits(ids: Sequence[str], subjects: Sequence[str], sites: Sequence[s
 def held_out(rows: Sequence[dict[str, Any]], share: float, key: str, units: Sequence[str] | None = None) -> None:
     """Move a share of the training subjects to `val`, drawn in a fixed way, where nobody published which.
 
-    Args:
-        rows: with `split`, and `subject` or `case`.
-        share: of the subjects.
-        key: what the draw is for.
-        units: what must stay together, one for each row; default the subject.
+    The key says what the draw is for; `units` are what must stay together, one for each row (default the subject).
     """
     names = list(units or (str(row.get("subject") or row["case"]) for row in rows))
     own = sorted({name for row, name in zip(rows, names, strict=True) if row["split"] == "train"})

@@ -44,7 +44,9 @@ def verify(task: Task) -> DataFrame:
         occur; `low` and `high`, the range of the stored intensities; `notes`: what is worth a look but no error
         (slices without foreground, classes that are absent or tiny, the same image again in one split).
     """
-    recorded = _recorded(task.manifest) if task.manifest else {}
+    recorded = task.manifest.checksums() if task.manifest else {}
+    if task.manifest and task.manifest.generated:
+        recorded = {f"{row['site']}/{row['subject']}": row["sha256"] for row in index_rows(task.manifest)}
     rows: list[dict[str, Any]] = []
     first: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
@@ -200,18 +202,3 @@ def _checksum(reader: Source, recorded: dict[str, str]) -> str:
         named = {path: next((recorded[name] for name in ends if name in recorded), "") for path, ends in parts.items()}
         same = [file_sha256(path) == expected for path, expected in named.items() if expected]
     return "none" if not same else "matches" if all(same) else "differs"
-
-
-def _recorded(manifest: Manifest) -> dict[str, str]:
-    """SHA-256 by relative path, or by `site/subject` for an embedded task."""
-    if manifest.generated:
-        return {f"{row['site']}/{row['subject']}": row["sha256"] for row in index_rows(manifest)}
-    if not manifest.checksum_path.is_file():
-        return {}
-    sums = {}
-    for number, line in enumerate(manifest.checksum_path.read_text(encoding="utf-8").splitlines(), start=1):
-        digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name:
-            raise DataError(f"Line {number} is no checksum.", where=manifest.checksum_path)
-        sums[name.strip()] = digest
-    return sums

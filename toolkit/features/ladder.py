@@ -45,10 +45,7 @@ def find_ladder(spans: Sequence[Span], image: Sequence[int]) -> Ladder:
     the decoder; of equals, the finest. Left out are maps of a single voxel, modules that change
     nothing (identities, dropout), position embeddings, what is pooled to a fixed size and brought back (a branch of an
     ASPP), what happens inside one step down or up before it has its new size, and maps inside a block of tokens.
-
-    Args:
-        spans: the calls.
-        image: spatial size of the network's input.
+    `image` is the spatial size of the network's input.
     """
     sizes = {span: grid_of(span.shape, image) for span in spans if span.shape is not None}
     maps = [s for s in spans if s.name and (size := sizes.get(s)) and math.prod(size) > 1]

@@ -122,12 +122,8 @@ def state_rows(
 ) -> None:
     """Say what an analysis of stored features takes, as `affordable` does; nothing is read.
 
-    Args:
-        call: its name, a key of `COPIES`.
-        stores: the features of each stage.
-        layers: what it reads of each.
-        kind: "rows", or "gram" for second moments.
-        beside: bytes that it needs for each row.
+    The call is a key of `COPIES`, a store the features of a stage; the kind is "rows", or "gram" for second moments;
+    `beside` are bytes that the call needs for each row.
     """
     names = [layers] if isinstance(layers, str) else list(layers)
     shapes = [shape for store in stores for layer in names if (shape := store.shape(layer, kind))]

@@ -55,12 +55,7 @@ def layer_table(model: nn.Module, trace: Trace, aliases: Mapping[str, str] | Non
 
 
 def stages(model: nn.Module, example: Tensor | None = None) -> Ladder:
-    """The stages of an encoder and decoder, as the last observed pass shows them, or one on an example.
-
-    Args:
-        model: any network.
-        example: an input of a size that the network takes; None = the last pass that was observed, else zeros of a usual size.
-    """
+    """The stages of an encoder and decoder: of a pass on the example, else of the last one observed, else of zeros."""
     trace = cached_trace(unwrap(model)) if example is None else None
     return (trace or _trace(model, example)).ladder
 

@@ -145,7 +145,10 @@ class StoreWriter(MemoryWriter):
                 value = value.float().contiguous()
                 head[f"head_{name}"] = sha256(value.numpy().data)
                 self._root.create_array(f"head_{name}", data=value.numpy(), overwrite=True)
-        tables = {name: self._write_table(name) for name in ("cases", "images")}
+        tables = {}
+        for name, records in self._tables.items():
+            table_of(name, records).to_parquet(file := self._folder / f"{name}.parquet")
+            tables[name] = {"sha256": file_sha256(file), "rows": len(records)}
         entries = [
             {
                 "name": layer,
@@ -198,11 +201,6 @@ class StoreWriter(MemoryWriter):
         self._arrays[layer, kind].append(values)
         self._hashes[layer, kind].update(values.data)
         self._writing = False
-
-    def _write_table(self, name: str) -> dict[str, Any]:
-        file = self._folder / f"{name}.parquet"
-        table_of(name, self._tables[name]).to_parquet(file)
-        return {"sha256": file_sha256(file), "rows": len(self._tables[name])}
 
     def _reopen(self, request: dict[str, Any]) -> bool:
         """Go on with an unfinished store of the same request, if there is one and it is whole."""

@@ -88,12 +88,9 @@ def as_batches(
 ) -> Iterator[InputBatch]:
     """Iterate over any kind of input in batches; neighbours of one size share a batch.
 
-    Args:
-        inputs: anything that `toolkit.extract` takes.
-        model: the network; says dims and channels (its first convolution) and the device.
-        batch_size: most images per batch.
-        label: label map(s) for a bare array or path.
-        limit: how many images like one (1, C, *S) a batch may hold instead of so many, see `Predictor.affordable`.
+    Inputs and label are what `toolkit.extract` takes; the network says dims and channels (its first convolution) and the
+    device; `limit` says how many images like one (1, C, *S) a batch may hold instead of so many, see
+    `Predictor.affordable`.
     """
     network = unwrap(model)
     dims, channels = dims_and_channels(network)

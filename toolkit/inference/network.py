@@ -68,7 +68,9 @@ class Predictor:
 
     def frame(self, image: Tensor) -> Frame:
         """Where images (B, C, *S) lie in what the network takes; tries an odd size on the first of them if need be."""
-        if self.divisor is None and not self._fits(image):
+        window = tuple(self.patch_size or image.shape[2:])
+        fits = all(side % _SAFE == 0 for side in window) or window in _SIZES.get(self.model, set())
+        if self.divisor is None and not fits:
             self.divisor = self._find_divisor(image)
         return frame_of(image, self.patch_size, self.divisor or 1, self.overlap)
 
@@ -132,11 +134,6 @@ class Predictor:
         """Names of the labels of a prediction: the data's, or the regions', numbered from 1."""
         regions = self.activation.regions
         return dict(enumerate(["background", *regions])) if regions else dict(classes or {})
-
-    def _fits(self, image: Tensor) -> bool:
-        """Whether images of this size are known or expected to need no padding."""
-        window = self.patch_size or image.shape[2:]
-        return all(side % _SAFE == 0 for side in window) or tuple(window) in _SIZES.get(self.model, set())
 
     def _find_divisor(self, image: Tensor) -> int | None:
         """The smallest divisor that the network takes; None if it needs none for this size."""

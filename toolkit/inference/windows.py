@@ -105,11 +105,8 @@ class Frame:
 def frame_of(image: Tensor, patch: Sequence[int] | None, divisor: int, overlap: float) -> Frame:
     """Pad both ends to multiples of the divisor and at least to the window; windows where the image then exceeds it.
 
-    Args:
-        image: (B, C, *S).
-        patch: sides of a window, rounded up to multiples of the divisor; None = the whole image in one pass.
-        divisor: what the sides must be multiples of.
-        overlap: of neighbouring windows, as a share of their side.
+    `image` is (B, C, *S); the sides of a window are rounded up to multiples of the divisor, and None is one pass over the
+    whole image; neighbouring windows overlap by a share of their side.
     """
     size = tuple(image.shape[2:])
     if patch is not None and len(patch) != len(size):

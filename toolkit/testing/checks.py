@@ -81,7 +81,10 @@ def check_regularizer(
         _check_settings(regularizer)
     with tempfile.TemporaryDirectory() as folder:
         with report.check("weight 0 is plain training"):
-            _check_zero_weight(regularizer, make, objective, Path(folder))
+            demand(regularizer.active(10**6), "the regularizer given to the check has weight 0 itself")
+            plain = trained(None, make, objective, Path(folder) / "plain")
+            with_it = trained(without_weight(regularizer), make, objective, Path(folder) / "zero")
+            demand(plain == with_it, "with all weights 0 the training differs from the plain one")
         with report.check("resume is exact"):
             whole = _check_resume(regularizer, make, objective, Path(folder))
         with report.check("gradient ratio in the history") as row:
@@ -281,11 +284,3 @@ def without_weight(regularizer: Regularizer) -> Regularizer:
     if any(clone.weights(10**6).values()):
         object.__setattr__(clone, "weights", lambda step: dict.fromkeys(regularizer.weights(step), 0.0))
     return clone
-
-
-def _check_zero_weight(regularizer: Regularizer, make: Factory, objective: Objective, folder: Path) -> None:
-    zero = without_weight(regularizer)
-    demand(regularizer.active(10**6), "the regularizer given to the check has weight 0 itself")
-    plain = trained(None, make, objective, folder / "plain")
-    with_it = trained(zero, make, objective, folder / "zero")
-    demand(plain == with_it, "with all weights 0 the training differs from the plain one")
