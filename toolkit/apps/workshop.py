@@ -162,8 +162,8 @@ def _released_gradient() -> float:
 
 def _changed() -> str:
     """How much of the first image changes with half of the bottleneck's channels at 0, the skip connections open and shut."""
-    network, options = load_trained("phantom-cardiac/plain"), {"fraction": 0.5, "soft": False}
-    masked = [mask_latent(network, _cases("A")[0], "channel", skips=skips, **options) for skips in ("keep", "zero")]
+    network, case = load_trained("phantom-cardiac/plain"), _cases("A")[0]
+    masked = [mask_latent(network, case, "channel", 0.5, soft=False, skips=skips) for skips in ("keep", "zero")]
     kept, shut = (float(one.table()["changed"].iloc[0]) for one in masked)
     return f"{kept:.1%} of the image changes with the skip connections, {shut:.1%} without"
 

@@ -272,9 +272,9 @@ def _points(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) -
     for number, (x, y) in enumerate(zip(one.x, one.y, strict=True), 1):
         if np.isfinite(x) and np.isfinite(y):
             va, ha = layout.CORNERS[(number - 1) % 4]
-            place = {"xytext": (4 if ha == "right" else -4, 4 if va == "top" else -4), "textcoords": "offset points"}
-            aligned = {"ha": "left" if ha == "right" else "right", "va": "bottom" if va == "top" else "top"}
-            canvas.annotate(str(number), (x, y), fontsize=8, clip_on=True, **place, **aligned)
+            offset = (4 if ha == "right" else -4, 4 if va == "top" else -4)
+            style = {"ha": "left" if ha == "right" else "right", "va": "bottom" if va == "top" else "top", "fontsize": 8}
+            canvas.annotate(str(number), (x, y), xytext=offset, textcoords="offset points", clip_on=True, **style)
 
 
 def _centres(panel: Axes, groups: int, index: int) -> tuple[np.ndarray, float]:
