@@ -71,15 +71,16 @@ NETWORKS = {
         for suffix, run, stage in (("", 1, "stage 2"), ("-encoder", 0, "stage 1"))
     },
     **{
-        f"{task}/{arm}": (study, arm, -1, f"{label}, {which}")
-        for task, study, which in (
-            ("cardiac_acdc", "acdc", "first of five folds"),
-            ("nuclei_dsb2018", "nuclei", "first of six domains left out"),
+        f"{task}/{name}": (study, arm, -1, f"{label}, {which}")
+        for task, study, which, own in (
+            ("cardiac_acdc", "acdc", "first of five folds", "paper-"),
+            ("nuclei_dsb2018", "nuclei", "first of six domains left out", ""),
         )
-        for arm, label in (
-            ("plain", "plain U-Net"),
-            ("segreg", "SegReg on the U-Net"),
-            ("selfreg", "SelfReg on the U-Net"),
+        for name, arm, label in (
+            ("plain", "plain", "plain U-Net"),
+            ("segreg", "segreg", "SegReg on the U-Net"),
+            *([("selfreg-plain", f"{own}plain", "SelfReg's U-Net, plain")] if own else []),
+            ("selfreg", f"{own}selfreg", "SelfReg's U-Net, SCR and IFD" if own else "SelfReg on the U-Net"),
         )
     },
 }  # fmt: skip
