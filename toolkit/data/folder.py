@@ -86,19 +86,11 @@ def task_from_folder(
     name, own = name or root.parent.name or root.name, channels if isinstance(channels, int) else None
     task = task_from_table(rows, channels=own, name=name, check=check, classes=classes, dims=dims, **settings)
     grey = channels is None and task.channels == 1 and kind_of(rows[0]["image"][0]) == "picture"
-    task.toolkit_config = recipe(
-        "task_from_folder",
-        given,
-        images=str(root),
-        labels=None if label_root is None else str(label_root),
-        classes=task.classes,
-        sites=_storable(sites, ids),
-        subjects=_storable(subjects, ids),
-        volumes=_storable(volumes, ids),
-        dims=task.dims,
-        channels=1 if grey else channels,
-        check=False,
-    )
+    named = {"sites": sites, "subjects": subjects, "volumes": volumes}
+    stored = {key: _storable(names, ids) for key, names in named.items()}
+    places = {"images": str(root), "labels": None if label_root is None else str(label_root)}
+    known = {"classes": task.classes, "dims": task.dims, "channels": 1 if grey else channels, "check": False}
+    task.toolkit_config = recipe("task_from_folder", given, **places, **stored, **known)
     return task
 
 

@@ -97,17 +97,10 @@ def task_from_table(
     cases, counted = _checked_channels(cases, check)
     file = isinstance(frame, (str, os.PathLike))
     stored: Any = os.path.abspath(str(frame)) if file else columns_of(rows)
-    config = recipe(
-        "task_from_table",
-        given,
-        frame=stored,
-        classes=named,
-        folder=os.path.abspath(folder) if file and folder is not None else None,
-        splits=splits if file else None,
-        dims=dims,
-        channels=counted if counted == 1 else channels,
-        check=False,
-    )
+    below = os.path.abspath(folder) if file and folder is not None else None
+    settings = {"frame": stored, "classes": named, "folder": below, "splits": splits if file else None, "dims": dims}
+    channels = counted if counted == 1 else channels
+    config = recipe("task_from_table", given, **settings, channels=channels, check=False)
     return Task(
         name,
         cases,

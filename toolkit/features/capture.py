@@ -14,43 +14,31 @@ from toolkit.features.names import AliasUnknown, Request, closest, find_requests
 from toolkit.features.trace import trace_calls
 
 
-class Tape(Mapping[str, Tensor]):
+class Tape(dict[str, Tensor]):
     """Captured tensors by the name asked for (globs: by full path), of the network's latest forward pass."""
 
     def __init__(self, tensors: Mapping[str, Tensor] | None = None, patterns: Mapping[str, str] | None = None):
-        self._tensors: dict[str, Tensor] = dict(tensors or {})
-        self._patterns: dict[str, str] = dict(patterns or {})
+        super().__init__(tensors or {})
+        self.patterns: dict[str, str] = dict(patterns or {})  # what was asked for, by the name under which it is here
 
-    def __getitem__(self, name: str) -> Tensor:
-        try:
-            return self._tensors[name]
-        except KeyError:
-            fix = f"It holds: {', '.join(self._tensors) or 'nothing yet; run the network first'}."
-            raise LayerError(f"{name!r} is not on this tape.", where="tape", fix=fix) from None
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    def __missing__(self, name: str) -> Tensor:
+        fix = f"It holds: {', '.join(self) or 'nothing yet; run the network first'}."
+        raise LayerError(f"{name!r} is not on this tape.", where="tape", fix=fix)
 
     def matching(self, pattern: str) -> dict[str, Tensor]:
         """Tensors that were asked for with this pattern, or whose name it matches."""
-        if pattern in self._tensors:
-            return {pattern: self._tensors[pattern]}
+        if pattern in self:
+            return {pattern: self[pattern]}
         matches = {
             name: tensor
-            for name, tensor in self._tensors.items()
-            if self._patterns.get(name) == pattern or (is_glob(pattern) and glob_match(name, pattern))
+            for name, tensor in self.items()
+            if self.patterns.get(name) == pattern or (is_glob(pattern) and glob_match(name, pattern))
         }
         return matches or {pattern: self[pattern]}
 
     def detached(self) -> Tape:
         """The same values without their graph (storage is shared)."""
-        return Tape({name: tensor.detach() for name, tensor in self._tensors.items()}, self._patterns)
+        return Tape({name: tensor.detach() for name, tensor in self.items()}, self.patterns)
 
 
 @contextlib.contextmanager
@@ -149,8 +137,8 @@ class Recorder:
         elif self.clone:
             onward = tensor.clone()
         for request in requests:
-            self.tape._tensors[request.key] = tensor
-            self.tape._patterns[request.key] = request.pattern
+            self.tape[request.key] = tensor
+            self.tape.patterns[request.key] = request.pattern
         return onward
 
     def attach(self) -> None:
@@ -199,7 +187,7 @@ class Recorder:
             self._attach_layers()
         self.counts.clear()
         self.done.clear()
-        self.tape._tensors.clear()
+        self.tape.clear()
 
     def _hook(self, module: nn.Module, path: str, port: str, requests: list[Request]) -> Any:
         if port == "output":
