@@ -13,8 +13,7 @@ from plotly.callbacks import Points
 import toolkit as tk
 from toolkit.errors import ConfigError, ResultError
 from toolkit.show.compose_drift import drifts
-from toolkit.show.widgets.drift import DriftExplorer
-from toolkit.show.widgets.scatter import ScatterView, numbers_table
+from toolkit.show.widgets.drift import DriftExplorer, ScatterView, numbers_table
 from toolkit.show.widgets.similarity import SimilarityExplorer
 
 
