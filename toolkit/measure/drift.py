@@ -57,21 +57,29 @@ class Drift(Numbers):
     kind: ClassVar[str] = "drift"
 
 
-@dataclasses.dataclass(frozen=True)
 class _Plan:
-    """Everything the groups have in common."""
+    """Everything that the groups, of which there are so many, have in common."""
 
-    pairs: Sequence[Pair]
-    consecutive: Sequence[Pair]
-    clusters: list[Tensor]
-    number: int
-    weights: Tensor
-    halves: Tensor
-    measures: MomentMeasures
-    directions: Tensor
-    max_rows: int
-    seed: int
-    repeat: int | None = None
+    def __init__(
+        self, stages: PairedRows, clusters: list[Tensor], number: int, groups: int, settings: dict[str, Any]
+    ) -> None:
+        count, self.seed, self.max_rows = len(stages.rows), settings["seed"], settings["max_rows"]
+        self.clusters, self.number = clusters, number  # patient of every row, per stage; how many patients
+        self.repeat = count - 1 if "repeat" in settings else None
+        compared = count if self.repeat is None else self.repeat
+        self.consecutive: list[Pair] = [(s, s + 1) for s in range(compared - 1)]
+        self.pairs = self.consecutive + [(0, s) for s in range(2, compared)]
+        self.pairs += [] if self.repeat is None else [(0, self.repeat)]
+        variances = [channel.double().var() for channel in stages.rows[0].T] if len(stages.rows[0]) > 1 else []
+        scale = float(torch.stack(variances).mean().sqrt()) if variances else math.nan
+        largest = max(1, stages.channels - 1)
+        subspaces = sorted({min(k, largest) for k in (2, groups - 2) if k > 0})
+        self.measures = MomentMeasures(self.pairs, scale or 1.0, subspaces, stages.paired)
+        self.directions = fixed_directions(stages.channels, settings["directions"], self.seed)
+        patients = strata(clusters, number)
+        smallest = min(len(torch.unique(codes)) for codes in clusters)
+        self.weights = bootstrap_weights(patients, settings["bootstrap"] if smallest > 2 else 0, self.seed)
+        self.halves = half_splits(patients, settings["null_splits"] if smallest > 3 else 0, self.seed)
 
 
 def drift(
@@ -159,7 +167,7 @@ def drift(
         jitter = stages.provenance[-1].get("parameters", {}).get("jitter")
         moved = f"weights that a jitter moved by {jitter or 0:.2g} of their size"
         settings["repeat"] = moved if jitter else "another training"
-    plan = _plan(stages, clusters, number, len(members), settings)
+    plan = _Plan(stages, clusters, number, len(members), settings)
     numbers: list[dict[str, Any]] = []
     means: list[dict[str, Any]] = []
     for name, rows in members.items():
@@ -272,33 +280,6 @@ class _Group:
         status = self.status.get(measure, "ok")
         status = "few rows" if status == "ok" and self.few else status
         return {"rows": self.count, "clusters": self.cases, "status": status}
-
-
-def _plan(stages: PairedRows, clusters: list[Tensor], number: int, groups: int, settings: dict[str, Any]) -> _Plan:
-    count, seed = len(stages.rows), settings["seed"]
-    repeat = count - 1 if "repeat" in settings else None
-    compared = count if repeat is None else repeat
-    consecutive = [(s, s + 1) for s in range(compared - 1)]
-    pairs = consecutive + [(0, s) for s in range(2, compared)] + ([] if repeat is None else [(0, repeat)])
-    variances = [channel.double().var() for channel in stages.rows[0].T] if len(stages.rows[0]) > 1 else []
-    scale = float(torch.stack(variances).mean().sqrt()) if variances else math.nan
-    largest = max(1, stages.channels - 1)
-    subspaces = sorted({min(k, largest) for k in (2, groups - 2) if k > 0})
-    patients = strata(clusters, number)
-    smallest = min(len(torch.unique(codes)) for codes in clusters)
-    return _Plan(
-        pairs=pairs,
-        consecutive=consecutive,
-        clusters=clusters,
-        number=number,
-        weights=bootstrap_weights(patients, settings["bootstrap"] if smallest > 2 else 0, seed),
-        halves=half_splits(patients, settings["null_splits"] if smallest > 3 else 0, seed),
-        measures=MomentMeasures(pairs, scale or 1.0, subspaces, stages.paired),
-        directions=fixed_directions(stages.channels, settings["directions"], seed),
-        max_rows=settings["max_rows"],
-        seed=seed,
-        repeat=repeat,
-    )
 
 
 def _part(values: Tensor, members: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import itertools
 import json
 import os
 import secrets
@@ -12,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.features.provenance import FLOOR
@@ -51,34 +52,6 @@ class Study(Comparison):
     path: str
     settings: dict[str, Any]
     kind: ClassVar[str] = "study"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
-    """One training of a study; plain objects, so that any executor can carry it to another process."""
-
-    method: str
-    seed: int
-    fold: int | None
-    split: str
-    metric: str
-    model: nn.Module
-    task: Any
-    objective: Objective
-    regularizers: list[Regularizer]
-    config: TrainConfig
-    folder: Path
-    options: dict[str, Any]  # of `train`
-
-    def run(self) -> DataFrame:
-        """Train, or continue, and score; what is held here stays as it is."""
-        model, objective, regularizers = copy.deepcopy((self.model, self.objective, self.regularizers))
-        with thread_count(self.config.threads):
-            parts = (model, self.task, objective, regularizers, self.config)
-            run = train_or_resume(self.folder, *parts, **self.options)
-            table = run.evaluate(self.split, self.options["site"], metrics=(self.metric,))
-        place = {} if self.fold is None else {"fold": self.fold}
-        return table.assign(method=self.method, seed=self.seed, **place)
 
 
 def compare(
@@ -170,27 +143,32 @@ def compare(
     record = _recorded(path, json.loads(json.dumps(record)))
     config = config.replace(threads=record["threads"])
     options = {"aliases": dict(aliases or {}), "site": site, "progress": progress and executor is None}
-    trainings = [
-        Training(
-            method=name,
-            seed=seed,
-            fold=fold,
-            split=split,
-            metric=metric,
-            model=networks[name, seed],
-            task=part,
-            objective=objective if arm.objective is None else as_objective(arm.objective),
-            regularizers=arm.regularizers,
-            config=config.replace(**{**dict(arm.config or {}), "seed": seed}),
-            folder=path / ("" if fold is None else f"fold-{fold}") / f"seed-{seed}" / folder(name),
-            options=options,
-        )
-        for fold, part in parts.items()
-        for seed in seeds
-        for name, arm in chosen.items()
-    ]
-    tables = hand_out([training.run for training in trainings], executor, "compare", "trainings")
-    return _judged(tables, trainings, first, path, record)
+    trainings, runs = [], {name: dict[str, str]() for name in chosen}
+    for fold, seed, (name, arm) in itertools.product(parts, seeds, chosen.items()):
+        own = objective if arm.objective is None else as_objective(arm.objective)
+        settings = config.replace(**{**dict(arm.config or {}), "seed": seed})
+        where = path / ("" if fold is None else f"fold-{fold}") / f"seed-{seed}" / folder(name)
+        runs[name][str(seed) if fold is None else f"{seed}/fold-{fold}"] = str(where)
+        objects = networks[name, seed], parts[fold], own, arm.regularizers, settings
+        place = {"method": name, "seed": seed} | ({} if fold is None else {"fold": fold})
+        trainings.append(functools.partial(_scored, where, objects, options, (split, metric), place))
+    tables = hand_out(trainings, executor, "compare", "trainings")
+    config = config.replace(**dict(next(iter(chosen.values())).config or {}))
+    design = {"split": split, "seeds": sorted(seeds), "folds": len(parts) if record["folds"] else None}
+    design["steps"] = config.steps
+    held: dict[str, Any] = {"runs": runs, "path": str(path), "settings": record}
+    return _judged(tables, first, metric, design, environment(config), **held)
+
+
+def _scored(
+    folder: Path, objects: tuple[Any, ...], options: dict[str, Any], scored: tuple[str, str], place: dict[str, Any]
+) -> DataFrame:
+    """One training, or its rest, with its scores; plain objects, which any executor carries, stay as they are."""
+    (model, task, objective, regularizers, config), (split, metric) = objects, scored
+    model, objective, regularizers = copy.deepcopy((model, objective, regularizers))
+    with thread_count(config.threads):
+        run = train_or_resume(folder, model, task, objective, regularizers, config, **options)
+        return run.evaluate(split, options["site"], metrics=(metric,)).assign(**place)
 
 
 def _fold_tasks(task: Any, folds: int | Sequence[Any] | None, split: str) -> dict[int | None, Any]:
@@ -204,37 +182,23 @@ def _fold_tasks(task: Any, folds: int | Sequence[Any] | None, split: str) -> dic
 
 
 def _judged(
-    tables: list[DataFrame], trainings: list[Training], baseline: str, path: Path, record: dict[str, Any]
+    tables: list[DataFrame], baseline: str, metric: str, design: dict[str, Any], now: dict[str, Any], **held: Any
 ) -> Study:
     import pandas as pd
 
     scores = pd.concat(tables, ignore_index=True)
     scores = scores[[name for name in _SCORES if name in scores.columns]]
-    metric = trainings[0].metric
     comparison = compare_methods(scores, baseline, metric=metric)
-    runs: dict[str, dict[str, str]] = {}
-    for training in trainings:
-        place = str(training.seed) if training.fold is None else f"{training.seed}/fold-{training.fold}"
-        runs.setdefault(training.method, {})[place] = str(training.folder)
-    now = environment(trainings[0].config)
-    design = {
-        "split": trainings[0].split,
-        "seeds": sorted({t.seed for t in trainings}),
-        "folds": len({t.fold for t in trainings}) if record["folds"] else None,
-        "steps": trainings[0].config.steps,
-    }
     return Study(
         baseline=baseline,
         metric=metric,
         numbers=comparison.numbers,
         scores=scores,
-        runs=runs,
-        path=str(path),
-        settings=record,
+        **held,
         provenance={
             "measure": "study",
             "arms": _scored_arms(comparison, design),
-            "data": record["data"],
+            "data": held["settings"]["data"],
             "parameters": {**comparison.provenance["parameters"], **design},
             "versions": {name: now[name] for name in ("toolkit", "torch", "numpy", "python")},
             "threads": now["threads"],

@@ -176,9 +176,22 @@ class SegReg(Regularizer):
         report: dict[str, float] = {}
         for name, record in self._last.items():
             suffix = f":{name}" if len(self._last) > 1 else ""
-            numbers = record.numbers({"t_max": self.t_max, "points": self.points})
-            report |= {f"{key}{suffix}": number for key, number in numbers.items()}
+            report |= {f"{key}{suffix}": number for key, number in self._numbers(*record).items()}
         return report
+
+    def _numbers(self, rows: list[Tensor], samples: list[RowSample], directions: Tensor) -> dict[str, float]:
+        """The diagnostics of one tap; without rows, of one that was left out."""
+        if not rows:
+            return {"skipped": 1.0, "n_eff": float(sum(map(len, samples)))}
+        grid, pairs = {"t_max": self.t_max, "points": self.points}, list(zip(rows, samples, strict=True))
+        distances = [sliced_epps_pulley(z, directions, weights=s.weights, **grid) for z, s in pairs]  # type: ignore[arg-type]
+        shares = [s.weights if s.weights is not None else torch.full((len(s),), 1 / len(s)) for s in samples]
+        return {
+            "skipped": 0.0,
+            "n_eff": sum(s.effective_size for s in samples),
+            "T_over_N": float(torch.stack(distances).mean()),
+            **_moments(torch.cat(rows), torch.cat(shares) / len(shares)),
+        }
 
     def _tap_weights(self, count: int) -> list[float]:
         raw = self.tap_weights if self.tap_weights is not None else [0.5**k for k in range(count)]
@@ -193,14 +206,14 @@ class SegReg(Regularizer):
         directions = unit_directions(channels, self.directions, context.generator)
         usable = [sample for sample in samples if len(sample) >= 2 * channels]
         if not usable:
-            self._last[name] = _Record([], samples, directions)
+            self._last[name] = [], samples, directions
             return torch.zeros((), device=feature.device)
         rows = [rows_of_all(feature, sample.index) for sample in usable]
         values = [
             divergence(self, z, sample, directions, context.generator) * (len(sample) if self.scaled else 1)
             for z, sample in zip(rows, usable, strict=True)
         ]
-        self._last[name] = _Record([z.detach() for z in rows], usable, directions)
+        self._last[name] = [z.detach() for z in rows], usable, directions
         return torch.stack(values).mean()
 
     def _rows(self, feature: Tensor, context: StepContext) -> list[RowSample]:
@@ -219,28 +232,6 @@ class SegReg(Regularizer):
             labels=labels,
             ignore_label=self.ignore_label,
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Record:
-    """What the diagnostics of one tap need of the last call; no rows if it was left out."""
-
-    rows: list[Tensor]
-    samples: list[RowSample]
-    directions: Tensor
-
-    def numbers(self, grid: dict[str, Any]) -> dict[str, float]:
-        if not self.rows:
-            return {"skipped": 1.0, "n_eff": float(sum(map(len, self.samples)))}
-        pairs = list(zip(self.rows, self.samples, strict=True))
-        distances = [sliced_epps_pulley(z, self.directions, weights=s.weights, **grid) for z, s in pairs]
-        shares = [s.weights if s.weights is not None else torch.full((len(s),), 1 / len(s)) for _, s in pairs]
-        return {
-            "skipped": 0.0,
-            "n_eff": sum(s.effective_size for s in self.samples),
-            "T_over_N": float(torch.stack(distances).mean()),
-            **_moments(torch.cat(self.rows), torch.cat(shares) / len(shares)),
-        }
 
 
 def _moments(rows: Tensor, weights: Tensor) -> dict[str, float]:
