@@ -263,15 +263,12 @@ def _feature_mask(image: Tensor, frozen: Frozen, settings: Settings, label: Tens
             mask = mask * (int(cells[-1]) + 1) + cells.reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
         return mask[None, None]
     if settings.features == "prediction":
-        chosen = frozen.prediction.unsqueeze(1) if frozen.prediction.ndim < image.ndim else _joint(frozen.prediction)
+        chosen = frozen.prediction.unsqueeze(1)
+        if frozen.prediction.ndim == image.ndim:  # a number for every combination of overlapping masks (B, K, *S)
+            powers = 2 ** torch.arange(frozen.prediction.shape[1], device=image.device)
+            chosen = (frozen.prediction.long() * powers.reshape(-1, *[1] * (image.ndim - 2))).sum(1, keepdim=True)
     elif label is None:
         raise DataError("There is no reference label to ablate by.", fix="Use features='prediction'.")
     else:
         chosen = label
     return torch.unique(chosen, return_inverse=True)[1]
-
-
-def _joint(masks: Tensor) -> Tensor:
-    """(B, 1, *S) number of every combination of overlapping masks (B, K, *S)."""
-    powers = 2 ** torch.arange(masks.shape[1], device=masks.device).reshape(-1, *[1] * (masks.ndim - 2))
-    return (masks.long() * powers).sum(1, keepdim=True)

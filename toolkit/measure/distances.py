@@ -18,7 +18,11 @@ def linear_cka(first: Tensor, second: Tensor, debiased: bool = False) -> Tensor:
     `debiased` uses the unbiased estimate of each HSIC; it needs 4 rows and may be negative. The biased form tends to
     1 when there are fewer rows than channels. Computed from C x D matrices, never N x N.
     """
-    _check_rows(first, second, 4 if debiased else 2)
+    if len(first) != len(second):
+        fix = "Extract both with the same data, pool, samples and seed."
+        raise ResultError(f"CKA compares features of the same rows; there are {len(first)} and {len(second)}.", fix=fix)
+    if len(first) < (minimum := 4 if debiased else 2):
+        raise ResultError(f"{len(first)} rows are too few: this form of CKA needs at least {minimum}.")
     x, y = centred(first), centred(second)
     pairs = ((x, y), (x, x), (y, y))
     cross, own, other = (_linear_hsic(a, b, debiased) for a, b in pairs)
@@ -90,14 +94,6 @@ def median_squared_distance(rows: Tensor) -> float:
     distances = squared_distances(rows, rows)
     upper = torch.triu_indices(len(rows), len(rows), 1)
     return float(median(distances[upper[0], upper[1]]))
-
-
-def _check_rows(first: Tensor, second: Tensor, minimum: int) -> None:
-    if len(first) != len(second):
-        fix = "Extract both with the same data, pool, samples and seed."
-        raise ResultError(f"CKA compares features of the same rows; there are {len(first)} and {len(second)}.", fix=fix)
-    if len(first) < minimum:
-        raise ResultError(f"{len(first)} rows are too few: this form of CKA needs at least {minimum}.")
 
 
 def frechet_from_root(mean_a: Tensor, root_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:

@@ -205,16 +205,12 @@ class _Group:
         self.status = {"linear_cka": "ok"}
         self.null = plan.measures.between_halves(sums, halves, weights[:1]) if len(halves) else {}
         if self.paired and self.count < 10 * stages.channels:
-            self._debias()
+            self.status["linear_cka"] = "debiased"
+            for i, j in plan.pairs:
+                pair = self.rows[i], self.rows[j], self.clusters[i]
+                self.values["linear_cka", (i, j)] = debiased_cka(*pair, plan.weights)
         self._sampled()
         self.few = self.count <= stages.channels
-
-    def _debias(self) -> None:
-        self.status["linear_cka"] = "debiased"
-        for i, j in self.plan.pairs:
-            self.values["linear_cka", (i, j)] = debiased_cka(
-                self.rows[i], self.rows[j], self.clusters[i], self.plan.weights
-            )
 
     def _sampled(self) -> None:
         plan = self.plan

@@ -37,19 +37,15 @@ class StreamingMoments:
             part = rows[start : start + CHUNK].detach()
             part = part if part.dtype in (torch.float32, torch.float64) else part.float()
             weight = None if weights is None else weights[start : start + CHUNK].to(part.dtype)
-            self._add(part, weight)
+            centred = self._centred(part)
+            sums = _gram(centred) if weight is None else (centred * weight[:, None]).T @ centred
+            if not torch.isfinite(sums).all():
+                raise DataError("The rows hold NaN or infinite values.", fix="Drop them before the fit.")
+            self._gram += sums[:-1, :-1].double()
+            self._sum += sums[:-1, -1].double()
+            self.weight += float(len(part) if weight is None else weight.double().sum())
+            self.count += len(part)
         return self
-
-    def _add(self, part: Tensor, weight: Tensor | None) -> None:
-        channels = len(self._sum)
-        rows = self._centred(part)
-        sums = _gram(rows) if weight is None else (rows * weight[:, None]).T @ rows
-        if not torch.isfinite(sums).all():
-            raise DataError("The rows hold NaN or infinite values.", fix="Drop them before the fit.")
-        self._gram += sums[:channels, :channels].double()
-        self._sum += sums[:channels, channels].double()
-        self.weight += float(len(part) if weight is None else weight.double().sum())
-        self.count += len(part)
 
     def _centred(self, part: Tensor) -> Tensor:
         """Rows minus the shift and a column of ones (n, C + 1), in one place of memory that every chunk uses again."""

@@ -144,7 +144,8 @@ def restricted_load(stream: Any, where: str) -> Any:
     except pickle.UnpicklingError as error:
         what = "The file holds more than tensors and plain values; it was not loaded, because it could run code."
         fix = "Ask for a safetensors file, or export the state dictionary alone."
-        raise CheckpointError(what, where=f"{where}{_foreign_class(error)}", fix=fix) from error
+        asked = re.search(r"GLOBAL (\S+)", str(error))  # without torch's advice on how to load it all the same
+        raise CheckpointError(what, where=where + (f" (it asks for {asked[1]})" if asked else ""), fix=fix) from error
     except Exception as error:  # the reader of a damaged file raises anything
         what = f"The file is damaged or not a PyTorch file ({type(error).__name__})."
         raise CheckpointError(what, where=where, fix="Copy or export it again.") from error
@@ -158,12 +159,6 @@ def _numpy_scalars() -> list[Any]:
     kinds = {type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OSUV"}  # numbers, no objects
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     return [*((scalar, name) for name in names), np.dtype, *kinds]
-
-
-def _foreign_class(error: Exception) -> str:
-    """What the file asked for, without torch's advice on how to load it all the same."""
-    match = re.search(r"GLOBAL (\S+)", str(error))
-    return f" (it asks for {match[1]})" if match else ""
 
 
 def load_weights(

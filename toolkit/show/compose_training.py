@@ -116,7 +116,8 @@ def _term_panel(term: str, frames: Mapping[str, DataFrame], marks: Sequence[tupl
         rows = frame[["step", term, "part"]].dropna()
         if len(rows):
             everything.append(rows[term].to_numpy(dtype=float))
-            x, y = _broken(rows["step"].to_numpy(dtype=float), everything[-1], rows["part"].to_numpy())
+            cuts = np.flatnonzero(np.diff(rows["part"].to_numpy())) + 1  # a gap between stages
+            x, y = (np.insert(part, cuts, np.nan) for part in (rows["step"].to_numpy(dtype=float), everything[-1]))
             series.append(Series(name=name, x=x, y=y))
     values = np.concatenate(everything)
     score = term.startswith("validation/")
@@ -134,12 +135,6 @@ def _term_panel(term: str, frames: Mapping[str, DataFrame], marks: Sequence[tupl
         width=280,
         height=180,
     )
-
-
-def _broken(x: np.ndarray, y: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The curve with a gap between stages."""
-    cuts = np.flatnonzero(np.diff(part)) + 1
-    return np.insert(x, cuts, np.nan), np.insert(y, cuts, np.nan)
 
 
 def _with_regularizers(note: str, frames: Any, provenance: Mapping[str, Any]) -> str:

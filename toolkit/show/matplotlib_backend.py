@@ -76,7 +76,12 @@ def draw(figure: Figure) -> Page:
     for one in plan.placed:
         canvas = page.add_axes(_box(plan, one.left, one.top, one.width, one.height))
         _style(canvas)
-        _panel(page, canvas, one, plan, names)
+        if isinstance(one.panel, Image):
+            _image(page, canvas, one.panel, one, plan)
+        elif isinstance(one.panel, Heatmap):
+            _heatmap(page, canvas, one.panel, one, plan)
+        elif isinstance(one.panel, Axes):
+            _axes(canvas, one.panel, names)
     if figure.stamp:
         size = layout.stamp_size(figure.stamp, plan.width) * _POINTS
         page.text(0.5, 0.5, figure.stamp, fontsize=size, rotation=20, ha="center", va="center", **_STAMP)
@@ -95,16 +100,6 @@ def _style(canvas: Canvas) -> None:
         spine.set_color("#aab4bd")
         spine.set_linewidth(0.6)
         spine.set_visible(side in ("left", "bottom"))
-
-
-def _panel(page: Page, canvas: Canvas, one: layout.Placed, plan: layout.Layout, names: dict[str, int]) -> None:
-    panel = one.panel
-    if isinstance(panel, Image):
-        _image(page, canvas, panel, one, plan)
-    elif isinstance(panel, Heatmap):
-        _heatmap(page, canvas, panel, one, plan)
-    elif isinstance(panel, Axes):
-        _axes(canvas, panel, names)
 
 
 def _image(page: Page, canvas: Canvas, panel: Image, one: layout.Placed, plan: layout.Layout) -> None:

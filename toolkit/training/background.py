@@ -148,16 +148,13 @@ def define_main(file: str, package: str | None) -> None:
     module.__file__, module.__package__ = file, package
     sys.modules["__main__"] = module
     for node in ast.parse(Path(file).read_text(encoding="utf-8")).body:
-        constant = isinstance(node, (ast.Assign, ast.AnnAssign)) and not _calls(node)
+        calling = any(isinstance(part, ast.Call) for part in ast.walk(node))
+        constant = isinstance(node, (ast.Assign, ast.AnnAssign)) and not calling
         importing = isinstance(node, ast.Try) and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in node.body)
         if isinstance(node, _DEFINING) or constant or importing:
             code = compile(ast.Module([node], []), file, "exec")
             with contextlib.suppress(NameError) if constant else contextlib.nullcontext():
                 exec(code, vars(module))
-
-
-def _calls(node: ast.AST) -> bool:
-    return any(isinstance(part, ast.Call) for part in ast.walk(node))
 
 
 def _main_file() -> str:

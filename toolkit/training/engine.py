@@ -31,7 +31,12 @@ def build_fabric(config: TrainConfig, several_parts: bool = False) -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
-    device, machines = resolve_device(config), _machines(config)
+    device, here = resolve_device(config), int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
+    if here != config.devices:
+        what = f"torchrun started {here} processes on this machine, but devices={config.devices}."
+        fix = f"Set TrainConfig(devices={here}), or start with: torchrun --nproc-per-node {config.devices} script.py"
+        raise ConfigError(what, where=f"TrainConfig(devices={config.devices})", fix=fix)
+    machines = int(os.environ["WORLD_SIZE"]) // here if "LOCAL_WORLD_SIZE" in os.environ else 1
     processes = config.devices * machines
     if config.batch_size % processes:
         raise ConfigError(f"A batch of {config.batch_size} cannot be shared evenly by {processes} processes.")
@@ -46,16 +51,6 @@ def build_fabric(config: TrainConfig, several_parts: bool = False) -> Fabric:
         fabric = Fabric(plugins=[_mixed_precision(_PRECISION[config.precision], device.type)], **settings)
     fabric.launch()
     return fabric
-
-
-def _machines(config: TrainConfig) -> int:
-    """How many machines torchrun started processes on; 1 without it."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
-    if here != config.devices:
-        what = f"torchrun started {here} processes on this machine, but devices={config.devices}."
-        fix = f"Set TrainConfig(devices={here}), or start with: torchrun --nproc-per-node {config.devices} script.py"
-        raise ConfigError(what, where=f"TrainConfig(devices={config.devices})", fix=fix)
-    return int(os.environ["WORLD_SIZE"]) // here if "LOCAL_WORLD_SIZE" in os.environ else 1
 
 
 @contextlib.contextmanager

@@ -16,6 +16,10 @@ from toolkit.measure.regularizer_health import status as status_of
 if TYPE_CHECKING:
     from toolkit.training.regularizer import Regularizer
 
+ADVICE = {
+    "dead": "its gradient does not reach the tapped layers; check its taps, or raise its weight",
+    "dominant": "it outweighs the objective; lower its weight unless that is meant",
+}
 PATIENCE = 3  # logged steps in a row before anyone is warned: the first steps of a run are no evidence
 
 
@@ -60,16 +64,9 @@ class GradientMonitor:
         for name, status in statuses.items():
             before, count = self._streak.get(name, ("", 0))
             self._streak[name] = (status, count + 1 if status == before else 1)
-            if status in ("dead", "dominant") and self._streak[name][1] == PATIENCE:
-                self._warn(name, status, ratios[name], step)
+            if status not in ADVICE or self._streak[name][1] != PATIENCE or (name, status) in self._warned:
+                continue
+            self._warned.add((name, status))
+            what = f"The regularizer {name!r} is {status} at step {step}: its gradient is {ratios[name]:.3g} times"
+            warnings.warn(f"{what} the objective's ({ADVICE[status]}).", RegularizerWarning, stacklevel=2)
         return statuses
-
-    def _warn(self, name: str, status: str, ratio: float, step: int) -> None:
-        if (name, status) in self._warned:
-            return
-        self._warned.add((name, status))
-        advice = "it outweighs the objective; lower its weight unless that is meant"
-        if status == "dead":
-            advice = "its gradient does not reach the tapped layers; check its taps, or raise its weight"
-        what = f"The regularizer {name!r} is {status} at step {step}: its gradient is {ratio:.3g} times the objective's"
-        warnings.warn(f"{what} ({advice}).", RegularizerWarning, stacklevel=2)

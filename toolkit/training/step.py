@@ -95,7 +95,14 @@ class TrainingStep(nn.Module):
         """Compute one part; parts must be asked for in order, each back-propagated before the next."""
         if part == 0:
             return self._first_part(batch, step, logging, stage)
-        return self._deferred_part(self._deferred(step)[part - 1])
+        if self._context is None or self._tape is None:
+            raise ProtocolError("A deferred part was asked for before part 0 of the same step.")
+        deferred = self._deferred(step)
+        result, regularizer = PartialLoss(total=None, terms={}), deferred[part - 1]
+        self.add(result, regularizer, self.context_for(regularizer, self._context, self._tape))
+        if regularizer is deferred[-1]:
+            self._context = self._tape = None
+        return result
 
     def _deferred(self, step: int) -> list[Regularizer]:
         return [r for r in self.regularizers if r.deferred and r.active(step)]
@@ -150,16 +157,6 @@ class TrainingStep(nn.Module):
             batch = {**batch, "image": batch["image"].to(own)}
         regions = defaults_of(self.model).regions
         return {**batch, "regions": Activation(None, regions).targets(batch["label"])} if regions else batch
-
-    def _deferred_part(self, regularizer: Regularizer) -> PartialLoss:
-        if self._context is None or self._tape is None:
-            raise ProtocolError("A deferred part was asked for before part 0 of the same step.")
-        context = self.context_for(regularizer, self._context, self._tape)
-        result = PartialLoss(total=None, terms={})
-        self.add(result, regularizer, context)
-        if regularizer is self._deferred(context.step)[-1]:
-            self._context = self._tape = None
-        return result
 
     def context_for(self, regularizer: Regularizer, context: StepContext, tape: Tape) -> StepContext:
         """The context with the regularizer's own features and generator."""

@@ -77,15 +77,11 @@ def prediction_pictures(model: nn.Module, cases: Sequence[Case], volumes: int = 
         if image.ndim == 3:
             fullest = int((reference > 0).sum((1, 2)).argmax())
             image, reference, labels = image[fullest], reference[fullest], labels[fullest]
-        grey = _grey(image)
+        low, high = np.percentile(image, (1, 99))
+        scaled = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1)
+        grey = np.repeat((255 * scaled).astype(np.uint8)[..., None], 3, axis=-1)
         images[case.id] = np.concatenate([grey, _overlaid(grey, reference), _overlaid(grey, labels)], axis=1)
     return images
-
-
-def _grey(image: np.ndarray) -> np.ndarray:
-    low, high = np.percentile(image, (1, 99))
-    scaled = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1)
-    return np.repeat((255 * scaled).astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def _overlaid(grey: np.ndarray, labels: np.ndarray) -> np.ndarray:

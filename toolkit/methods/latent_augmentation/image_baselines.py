@@ -1,7 +1,6 @@
-"""The image-space baselines of latent-space augmentation as regularizers of the fast/slow network.
+"""The image-space baselines that Chen et al. (MICCAI 2021) compare with, as regularizers of the fast/slow network.
 
-Source: Chen et al., "Cooperative Training and Latent Space Data Augmentation for Robust Medical Image Segmentation",
-MICCAI 2021, whose comparison they are; settings of the authors' follow-up code, which may differ from those of the paper.
+Settings are those of the authors' follow-up code, which may differ from those of the paper.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The fast/slow network: an image code, a shape code, and a slow network that corrects the fast prediction.
 
-Source: Chen et al., "Cooperative Training and Latent Space Data Augmentation for Robust Medical Image Segmentation",
-MICCAI 2021; layers and initialisation as in the later state of the authors' release.
+Source: Chen et al., MICCAI 2021 (see README.md); layers and initialisation as in the later state of the authors' release.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Latent-space augmentation: hard examples decoded from masked codes, and the loss on them (cooperative training).
 
-Source: Chen et al., "Cooperative Training and Latent Space Data Augmentation for Robust Medical Image Segmentation",
-MICCAI 2021. Defaults follow the later state of the authors' release.
+Source: Chen et al., MICCAI 2021 (see README.md); defaults follow the later state of the authors' release.
 """
 
 from __future__ import annotations
