@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import pickle
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError
+from toolkit.files import file_sha256
 
 _ALIASES = "aliases"  # one metadata key: with several, their order in the file would vary
 _WRAPPERS = ("state_dict", "network_weights", "model_state_dict", "model", "net", "weights")
@@ -111,10 +111,11 @@ def read_weights(file: str | os.PathLike[str], sha256: str | None = None) -> dic
     if not path.is_file():
         raise CheckpointError("There is no such weights file.", where=str(path))
     if sha256 is not None:
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != sha256.lower():
-                what = "The weights file is damaged or another one: its sha256 is not the expected one."
-                raise CheckpointError(what, where=path, fix=f"Get the file again; expected is {sha256[:16]}...")
+        if not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
+            raise CheckpointError("sha256 needs 8 to 64 hexadecimal digits.", where=f"sha256={sha256!r}")
+        if not (digest := file_sha256(path)).startswith(sha256.lower()):
+            what = f"The file's SHA-256 is {digest}, not {sha256}: it is damaged or another one."
+            raise CheckpointError(what, where=path, fix="Get the file again.")
     if path.suffix == ".safetensors":
         return weights_from_bytes(path.read_bytes(), str(path))
     if path.suffix not in _PICKLED:
@@ -128,11 +129,15 @@ def read_weights(file: str | os.PathLike[str], sha256: str | None = None) -> dic
     return tensors
 
 
-def named_tensors(weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+def named_tensors(
+    weights: str | os.PathLike[str] | Mapping[str, Tensor], sha256: str | None = None
+) -> tuple[dict[str, Tensor], str]:
     """The tensors of a weights file or of a state dictionary, and what errors call it."""
-    if isinstance(weights, Mapping):
-        return dict(weights), "weights"
-    return read_weights(weights), str(weights)
+    if not isinstance(weights, Mapping):
+        return read_weights(weights, sha256), str(weights)
+    if sha256 is not None:
+        raise CheckpointError("sha256 needs a file, not a state dictionary.", where=f"sha256={sha256!r}")
+    return dict(weights), "weights"
 
 
 def restricted_load(stream: Any, where: str) -> Any:
@@ -180,7 +185,7 @@ def load_weights(
         strict: refuse unless all names and shapes match; False = load what matches.
         prefix: read the names under this prefix only, as in a LightningModule that holds the network beside other
             modules, or twice (`"model."` and `"teacher."`); None = find it.
-        sha256: hash that the file must have; None = any.
+        sha256: hash that the file must have, all of it or at least its first 8 digits; None = any.
 
     Raises:
         CheckpointError: an unreadable or unsafe file, another hash, no match at all, several prefixes that match equally

@@ -77,11 +77,8 @@ class _Adversarial(_HardImage):
         """Search the image, run the hard pass on it, and compare its prediction with the standard one."""
         reference = self._reference(context)
         terms, logits = self._terms(context, self._searched(context, reference))
-        return {**terms, "consistency": image_space.prediction_distance(logits, reference, self._contour)}
-
-    @property
-    def _contour(self) -> float:
-        return 0.0
+        contours = getattr(self, "contours", 0.0)  # of bias fields
+        return {**terms, "consistency": image_space.prediction_distance(logits, reference, contours)}
 
     def hard_image(self, context: StepContext) -> Tensor:
         """The searched image, a constant."""
@@ -169,10 +166,6 @@ class AdversarialBias(_Adversarial):
 
     def __post_init__(self) -> None:
         image_space.checked_size(self.size, self.name, 1.0)
-
-    @property
-    def _contour(self) -> float:
-        return self.contours
 
     @property
     def _search(self) -> Callable[..., Tensor]:
