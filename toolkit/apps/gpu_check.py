@@ -45,20 +45,7 @@ METHODS: dict[str, Callable[[], Regularizer] | None] = {
     "latent augmentation": LatentAugmentation,
 }
 CLASSES = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One comparison."""
-
-    name: str  # what was compared
-    measured: float  # the number, or NaN where there is none
-    limit: float  # what it must not exceed
-
-    @property
-    def passed(self) -> bool:
-        """Whether the number is within its limit (NaN is not)."""
-        return self.measured <= self.limit
+Check = tuple[str, float, float]  # what was compared, the number (NaN where there is none), what it must not exceed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +76,12 @@ def gpu_check(device: str = "cuda", sizes: Sizes | None = None) -> int:
     failed = 0
     sections = (_single_steps, _analyses, _training, _kill_and_resume)
     with tempfile.TemporaryDirectory() as folder, _exact_matmul():
-        for check in (one for section in sections for one in section(task, device, sizes, Path(folder))):
-            state = "ok" if check.passed else "FAIL"
-            print(f"{state:<6}{check.name:<62}{check.measured:>10.3g}{check.limit:>10.3g}", flush=True)
-            failed += not check.passed
+        for what, measured, limit in (
+            one for section in sections for one in section(task, device, sizes, Path(folder))
+        ):
+            passed = measured <= limit  # NaN is not
+            print(f"{'ok' if passed else 'FAIL':<6}{what:<62}{measured:>10.3g}{limit:>10.3g}", flush=True)
+            failed += not passed
     print("not run: several GPUs and machines (torchrun), nccl, networks of the user, precision 16, compile=True")
     print(f"{failed} failed, {time.perf_counter() - started:.0f} s")
     return int(failed > 0)
@@ -136,9 +125,9 @@ def _single_steps(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterab
                 other = _step_on(device, precision, method, dims, sizes, batch)
                 limits = (1e-4, 1e-2) if precision == "32" else (0.05, 0.35)
                 what = f"{name}, {dims}D, {precision}:"
-                yield Check(f"{what} loss of a step", abs(other[0] - loss) / abs(loss), limits[0])
+                yield f"{what} loss of a step", abs(other[0] - loss) / abs(loss), limits[0]
                 if precision == "32" or not codes:  # rounding moves the masks of the codes, and all behind them
-                    yield Check(f"{what} gradient of a step", relative_difference(other[1], gradient), limits[1])
+                    yield f"{what} gradient of a step", relative_difference(other[1], gradient), limits[1]
 
 
 def _step_on(
@@ -180,9 +169,9 @@ def _analyses(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[C
     for precision, limit in (("32", 1e-4), ("bf16", 0.05)):
         for layer in LAYERS:
             rows = features[device, precision].rows(layer)
-            yield Check(f"features of {layer}, {precision}", relative_difference(rows, reference.rows(layer)), limit)
+            yield f"features of {layer}, {precision}", relative_difference(rows, reference.rows(layer)), limit
     for layer in maps["cpu"].layers:
-        yield Check(f"Grad-CAM at {layer}", relative_difference(maps[device][layer], maps["cpu"][layer]), 1e-3)
+        yield f"Grad-CAM at {layer}", relative_difference(maps[device][layer], maps["cpu"][layer]), 1e-3
 
 
 def _config(device: str, precision: str, steps: int) -> TrainConfig:
@@ -200,11 +189,9 @@ def _training(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[C
         if len(losses) > 1:
             limit = 1e-3 if precision == "32" else 0.05
             ours, reference = losses[len(losses) - 1], losses[0]
-            yield Check(f"training, {precision}: first loss", abs(ours[0] / reference[0] - 1), limit)
-            yield Check(
-                f"training, {precision}: loss after {sizes.steps} steps", abs(ours[-1] / reference[-1] - 1), 0.25
-            )
-            yield Check(f"training, {precision}: last loss over first", ours[-1] / ours[0], 0.98)
+            yield f"training, {precision}: first loss", abs(ours[0] / reference[0] - 1), limit
+            yield f"training, {precision}: loss after {sizes.steps} steps", abs(ours[-1] / reference[-1] - 1), 0.25
+            yield f"training, {precision}: last loss over first", ours[-1] / ours[0], 0.98
 
 
 def _kill_and_resume(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[Check]:
@@ -219,7 +206,7 @@ def _kill_and_resume(task: Task, device: str, sizes: Sizes, folder: Path) -> Ite
     resumed = resume(killed.path, progress=False)
     pairs = zip(resumed.model.parameters(), whole.model.parameters(), strict=True)
     difference = max(relative_difference(a.detach(), b.detach()) for a, b in pairs)
-    yield Check("two processes at once; one killed and resumed: weights", difference, 0.0 if device == "cpu" else 1e-2)
+    yield "two processes at once; one killed and resumed: weights", difference, 0.0 if device == "cpu" else 1e-2
 
 
 def _kill_after(run: Run, step: int) -> None:

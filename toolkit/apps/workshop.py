@@ -29,7 +29,7 @@ from toolkit.inference.extract import extract
 from toolkit.inference.layers import layer_names
 from toolkit.measure.drift import Drift
 from toolkit.measure.similarity import channel_similarity
-from toolkit.methods.med_disseg.preset_check import preset_check
+from toolkit.methods.med_disseg.regularizer import preset_check
 from toolkit.training.trained import list_trained, load_trained
 
 NOTEBOOK = "70_workshop.ipynb"

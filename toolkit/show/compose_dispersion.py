@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ResultError
-from toolkit.methods.med_disseg.preset_check import preset_distances
-from toolkit.methods.med_disseg.regularizer import ACTIVE_BAND
+from toolkit.methods.med_disseg.regularizer import ACTIVE_BAND, preset_distances
 from toolkit.results import DataFrame
 from toolkit.show.captions import credits
 from toolkit.show.panels import Figure, Image, Lines, Panel, histogram, number_text

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from toolkit.apps import gpu_check as module
-from toolkit.apps.gpu_check import Check, Sizes, gpu_check
+from toolkit.apps.gpu_check import Sizes, gpu_check
 
 TINY = Sizes(steps=12, side=32, side_3d=32, channels=(4, 8, 8))
 
@@ -24,7 +24,7 @@ def test_the_cpu_agrees_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_difference_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    checks = [Check("close", 0.1, 0.2), Check("nothing", float("nan"), 1.0)]
+    checks = [("close", 0.1, 0.2), ("nothing", float("nan"), 1.0)]
     for name in ("_analyses", "_training", "_kill_and_resume"):
         monkeypatch.setattr(module, name, lambda *_: [])
     monkeypatch.setattr(module, "_single_steps", lambda *_: checks)

@@ -13,7 +13,7 @@ import torch
 
 from toolkit.errors import ResultError
 from toolkit.measure.collapse import Collapse
-from toolkit.methods.med_disseg.preset_check import preset_check
+from toolkit.methods.med_disseg.regularizer import preset_check
 from toolkit.show.compose_compare import collapses
 from toolkit.show.compose_dispersion import active_band, qualitative
 from toolkit.show.draw import plotly_figure, static_figure

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from toolkit.errors import ConfigError
-from toolkit.methods.med_disseg.preset_check import preset_check, preset_distances
+from toolkit.methods.med_disseg.regularizer import preset_check, preset_distances
 
 
 def test_on_long_unit_variance_rows_the_released_preset_is_dead() -> None:
