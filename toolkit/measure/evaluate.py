@@ -73,9 +73,14 @@ def evaluate(
     for volume, prediction in zip(bar, predictions, strict=True):
         first = volume[0]
         reference = stack([case.label_array() for case in volume], volume)
-        table = _scores(prediction, reference, volume, predictor.activation.regions, metrics)
+        maps = [(prediction, reference, first.classes)]
+        if outputs := predictor.activation.regions:  # every region is a mask, scored by itself
+            masks = [np.isin(reference, list(classes)).astype(np.uint8) for classes in outputs.values()]
+            maps = list(zip(prediction, masks, ({0: "background", 1: name} for name in outputs), strict=True))
         identity = {"case": first.volume, "site": first.site, "subject": first.subject, "group": first.group}
-        tables.append(table.assign(**identity))
+        for predicted, truth, classes in maps:
+            table = segmentation_metrics(predicted, truth, volume_spacing(volume), classes, metrics=metrics)
+            tables.append(table.assign(**identity))
     scores = pd.concat(tables, ignore_index=True)[list(COLUMNS)]
     scores.attrs["network"] = score_of(model)  # for the caption of a figure of them
     return scores
@@ -92,23 +97,3 @@ def validation_scores(table: DataFrame) -> dict[str, float]:
     per_class = dice.groupby("class", sort=False)["value"].mean()
     mean = float(per_volume.mean()) if len(per_volume) else math.nan
     return {"validation/dice": mean} | {f"validation/dice/{name}": float(v) for name, v in per_class.items()}
-
-
-def _scores(
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    volume: Sequence[Case],
-    regions: Regions | None,
-    metrics: Sequence[str],
-) -> DataFrame:
-    """Metrics of one volume: of its classes, or of every region by itself."""
-    import pandas as pd
-
-    spacing = volume_spacing(volume)
-    if not regions:
-        return segmentation_metrics(prediction, reference, spacing, volume[0].classes, metrics=metrics)
-    parts = []
-    for mask, (name, classes) in zip(prediction, regions.items(), strict=True):
-        truth = np.isin(reference, list(classes)).astype(np.uint8)
-        parts.append(segmentation_metrics(mask, truth, spacing, {0: "background", 1: name}, metrics=metrics))
-    return pd.concat(parts, ignore_index=True)
