@@ -80,8 +80,9 @@ def choose_rows(
         if labels_here is not None and balanced:
             sample = _balanced(labels_here, count, generator, ignore_label)
         else:
-            ignoring = labels_here is not None and ignore_label is not None
-            usable = torch.nonzero(labels_here != ignore_label).flatten() if ignoring else torch.arange(span)
+            usable = torch.arange(span)
+            if labels_here is not None and ignore_label is not None:
+                usable = torch.nonzero(labels_here != ignore_label).flatten()
             sample = RowSample(usable[torch.randperm(len(usable), generator=generator)[:count]])
         labels_there = None if labels_here is None else labels_here[sample.index]
         chosen.append(RowSample(sample.index + share * span, sample.weights, labels_there))
