@@ -24,12 +24,16 @@ def test_the_cpu_agrees_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_difference_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    checks = [("close", 0.1, 0.2), ("nothing", float("nan"), 1.0)]
+    checks = [("close", 0.1, 0.2), ("beyond", 0.3, 0.2), ("nothing", float("nan"), 1.0)]
     for name in ("_analyses", "_training", "_kill_and_resume"):
         monkeypatch.setattr(module, name, lambda *_: [])
     monkeypatch.setattr(module, "_single_steps", lambda *_: checks)
     assert gpu_check("cpu", TINY) == 1
-    assert [line[:4] for line in capsys.readouterr().out.splitlines() if line[:2] in ("ok", "FA")] == ["ok  ", "FAIL"]
+    assert [line[:4] for line in capsys.readouterr().out.splitlines() if line[:2] in ("ok", "FA")] == [
+        "ok  ",
+        "FAIL",
+        "FAIL",
+    ]
 
 
 def test_without_a_device_there_is_nothing_to_check(
