@@ -158,9 +158,11 @@ class Predictor:
                         raise
                     failure = failure or error
                 else:
-                    return self._found(divisor, tuple(x.shape[2:]), tuple(image.shape[2:]))
-        assert failure is not None
-        raise failure
+                    break
+            else:
+                assert failure is not None
+                raise failure
+        return self._found(divisor, tuple(x.shape[2:]), tuple(image.shape[2:]))
 
     def _found(self, divisor: int, runs: tuple[int, ...], size: tuple[int, ...]) -> int | None:
         if divisor == 1:

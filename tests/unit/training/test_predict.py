@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolkit.data.arrays import task_from_arrays
 from toolkit.data.normalise import normalise
 from toolkit.data.task import Task
-from toolkit.errors import ConfigError, DataError, LayerError, ToolkitError
+from toolkit.errors import ConfigError, DataError, LayerError, ToolkitError, ToolkitWarning
 from toolkit.inference.network import Predictor
 from toolkit.inference.predict import predict
 from toolkit.inference.volumes import group_volumes, volume_spacing
@@ -54,6 +54,22 @@ def test_small_images_take_one_plain_pass(size: tuple[int, int], patch: Any) -> 
     assert logits.shape == (2, 2, *size)
     assert torch.equal(logits[:, 1], image[:, 0] - 0.5)
     assert len(network.sizes) == 1
+
+
+class Undeclared(nn.Module):
+    """Halves and doubles its images twice, and does not say so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = nn.functional.avg_pool2d(x, 4)
+        return torch.cat((x, nn.functional.interpolate(small, scale_factor=4)), 1)
+
+
+def test_a_divisor_that_was_found_by_trying_is_said_once() -> None:
+    network = Undeclared()
+    with pytest.warns(ToolkitWarning, match=r"multiples of 4, which was found by trying. Pass divisor=4"):
+        first = Predictor(network).logits(noise(1, 1, 13, 22))
+    assert first.shape == (1, 2, 13, 22)
+    assert Predictor(network).logits(noise(1, 1, 13, 22)).equal(first), "and is known from then on, in silence"
 
 
 @pytest.mark.parametrize("size", [(40, 61), (70, 20)])
