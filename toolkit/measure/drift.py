@@ -263,7 +263,10 @@ class _Group:
 
     def _interval(self, measure: str, values: Tensor, confidence: float) -> dict[str, float]:
         reliable = not measure.startswith(("grassmann", "chordal"))  # theirs would hold the truth in 78 to 92 % only
-        return _interval(values, confidence, self._signed(measure), self.fewest if reliable else 0)
+        numbers = _interval(values, confidence, self._signed(measure), self.fewest if reliable else 0)
+        if KINDS.get(measure) == "rotation-free" and not self._signed(measure) and numbers["high"] > 1:
+            numbers["high"] = 1.0  # 1 - CKA and the disparity end there
+        return numbers
 
     def _signed(self, measure: str) -> bool:
         return measure == "mmd2" or self.status.get(measure) == "debiased"

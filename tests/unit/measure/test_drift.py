@@ -241,6 +241,15 @@ def test_rotation_is_raw_drift_only(make_store: Callable[..., Any]) -> None:
         assert values_of(turned)[measure] == pytest.approx(values_of(plain)[measure], rel=1e-3, abs=1e-4)
 
 
+def test_one_less_a_similarity_ends_at_one(make_store: Callable[..., Any]) -> None:
+    stores = [make_store(normal(400, 6, seed=seed), cases=8) for seed in (0, 1)]
+    table = drift(stores, LAYER, bootstrap=40).table().set_index(["from", "measure"]).loc[1]
+    for measure in ("linear_cka", "procrustes"):
+        row = table.loc[measure]
+        assert row["status"] == "ok"
+        assert 0.7 < row["value"] <= row["high"] <= 1.0, measure
+
+
 def test_no_drift_is_zero(make_store: Callable[..., Any]) -> None:
     stores = [make_store(normal(300, 5))] * 2
     got = values_of(drift(stores, LAYER, bootstrap=10))
