@@ -15,16 +15,14 @@ from toolkit.explain.attribute_methods import (
     FEATURES,
     METHODS,
     AttributionInput,
-    Frozen,
     Settings,
     affordable_settings,
     baseline_of,
     explain_one,
-    freeze,
-    score_of,
 )
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.explained import fields_of
+from toolkit.explain.frozen import Frozen, freeze, score_of
 from toolkit.explain.targets import Target, as_target
 from toolkit.features.capture import capture
 from toolkit.features.modules import eager, named, parse

@@ -13,19 +13,10 @@ from torch import Tensor, nn
 from toolkit.arguments import checked
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ResultError
-from toolkit.explain.attribute_methods import (
-    AttributionInput,
-    FixedScore,
-    Frozen,
-    Settings,
-    affordable_settings,
-    baseline_of,
-    explain_one,
-    freeze,
-    score_of,
-)
+from toolkit.explain.attribute_methods import AttributionInput, Settings, affordable_settings, baseline_of, explain_one
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
+from toolkit.explain.frozen import FixedScore, Frozen, freeze, score_of
 from toolkit.explain.targets import Target, as_target
 from toolkit.features.logits import Select
 from toolkit.features.modules import device_of

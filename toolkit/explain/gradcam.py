@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from toolkit.arguments import checked
 from toolkit.errors import DataError, LayerError, choose
-from toolkit.explain.attribute_methods import Frozen, freeze
 from toolkit.explain.cam_maps import METHODS, Padding, gradient_parts, net_gradient, normalised_sum, raw_map, resized
 from toolkit.explain.cam_result import GradCamResult, statuses
 from toolkit.explain.explained import fields_of
+from toolkit.explain.frozen import Frozen, freeze
 from toolkit.explain.targets import NormalisedClassSum, Target, TargetContext, as_target
 from toolkit.features.capture import Tape, capture
 from toolkit.features.layout import to_maps

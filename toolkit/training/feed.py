@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from toolkit.training.config import TrainConfig
 
-_SWITCH_INTERVAL = 0.0005  # seconds
+_SWITCH_INTERVAL = 0.0005  # seconds; else the step waits up to 5 ms for Python's lock each time that it asks for it
+_open: set[int] = set()  # feeds with threads, by identity: the last one gives the interval back
+_before = sys.getswitchinterval()
 
 
 class Feed:
@@ -40,9 +42,8 @@ class Feed:
         self._halved = ahead and (self._cuda if on_device is None else on_device)
         self._workers = worker_count(config) if ahead or config.workers is not None else 0
         self._pool = ThreadPoolExecutor(self._workers, "toolkit-batch") if self._workers else None
-        self._switch_interval = sys.getswitchinterval()
-        if self._pool is not None:  # else the step waits up to 5 ms for Python's lock each time that it asks for it
-            sys.setswitchinterval(min(_SWITCH_INTERVAL, self._switch_interval))
+        if self._pool is not None:
+            _hurry(self)
         self._pending: dict[int, Future[dict[str, Any]]] = {}
 
     def batch(self, step: int) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class Feed:
         self._pending.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-            sys.setswitchinterval(self._switch_interval)
+            _relax(self)
 
     def _prepared(self, step: int) -> dict[str, Any]:
         whole = self._loader.draw(step) if self._halved else self._loader.batch(step)
@@ -71,3 +72,20 @@ class Feed:
         if not self._cuda:
             return share
         return {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in share.items()}
+
+
+def _hurry(feed: Feed) -> None:
+    """Let threads take turns more often while any feed has some."""
+    global _before
+    if not _open:
+        _before = sys.getswitchinterval()
+    _open.add(id(feed))
+    sys.setswitchinterval(min(_SWITCH_INTERVAL, _before))
+
+
+def _relax(feed: Feed) -> None:
+    """Give the interval back with the last feed, whatever order they are closed in."""
+    if id(feed) in _open:
+        _open.discard(id(feed))
+        if not _open:
+            sys.setswitchinterval(_before)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, DataError, LayerError
 from toolkit.explain.attribute import METHODS, attribute
-from toolkit.explain.attribute_methods import FixedScore, freeze
 from toolkit.explain.attribution_result import AttributionResult
+from toolkit.explain.frozen import FixedScore, freeze
 from toolkit.explain.targets import BoundaryBand, ClassSum, NormalisedClassSum, Region, Voxel
 from toolkit.inference.inputs import as_batches
 from toolkit.inference.network import Predictor

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, LayerError
 from toolkit.explain.attribute import attribute
-from toolkit.explain.attribute_methods import METHODS, FixedScore, StitchedScore, _spread, freeze
+from toolkit.explain.attribute_methods import METHODS, _spread
 from toolkit.explain.faithfulness import faithfulness
+from toolkit.explain.frozen import FixedScore, StitchedScore, freeze
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import ClassSum, Region
 from toolkit.inference.inputs import as_batches

@@ -144,3 +144,13 @@ def test_pythons_lock_changes_hands_sooner_while_threads_prepare_batches() -> No
         assert sys.getswitchinterval() == pytest.approx(0.0005 if workers else before)
         source.close()
         assert sys.getswitchinterval() == pytest.approx(before)
+
+
+def test_the_last_of_several_feeds_gives_the_interval_back() -> None:
+    before = sys.getswitchinterval()
+    first, second = feed(loader()), feed(loader())
+    first.close()
+    assert sys.getswitchinterval() == pytest.approx(0.0005), "the other one still has threads"
+    second.close()
+    second.close()
+    assert sys.getswitchinterval() == pytest.approx(before)
