@@ -20,6 +20,7 @@ from evidence.training import Stages, Study, one_left_out, one_network, one_sequ
 
 CARDIAC = {"steps": 600, "batch_size": 8, "learning_rate": 5e-3, "validate_every": 100}
 REAL = {"steps": 600, "batch_size": 12, "patch_size": (160, 160), "learning_rate": 2e-3, "validate_every": 200}
+HALF = {**REAL, "precision": "bf16"}
 FAST_SLOW = {"steps": 800, "learning_rate": 5e-3, "optimizer": "adam", "weight_decay": 0.0}
 DISSEG = {
     "network": {"encoder_width": 8, "width": 16},
@@ -254,7 +255,7 @@ STUDIES: dict[str, Study] = {
     "ten-subjects": Study(
         task=lambda: _acdc(TEN_SUBJECTS),
         arms=_ten_subject_arms(),
-        config={**REAL, **FAST_SLOW},
+        config={**REAL, **FAST_SLOW, "steps": 600, "batch_size": 6},
         measures=(measures.artefacts, measures.sunnybrook),
         train=one_network,
         site=None,
@@ -271,7 +272,7 @@ STUDIES: dict[str, Study] = {
     "nuclei": Study(
         task=_nuclei,
         arms=_arms(_unet(16, 32, 64, 128, inputs=3, classes=2), **_METHODS),
-        config={**REAL, "batch_size": 8},
+        config={**HALF, "batch_size": 8},
         measures=(measures.seen_and_unseen,),
         train=one_left_out,
         seeds=(0,),
@@ -280,7 +281,7 @@ STUDIES: dict[str, Study] = {
     "nuclei-sequence": Study(
         task=_nuclei,
         arms=_arms(_unet(16, 32, 64, 128, inputs=3, classes=2), **_PAIR),
-        config={**REAL, **IN_TURN, "batch_size": 8, "steps": 200},
+        config={**HALF, **IN_TURN, "batch_size": 8, "steps": 200},
         measures=(measures.transfer,),
         train=one_sequence,
         seeds=(0,),
@@ -289,7 +290,7 @@ STUDIES: dict[str, Study] = {
     "mr-sequence": Study(
         task=_left_ventricles,
         arms=_arms(_unet(16, 32, 64, 128, classes=2), **_PAIR),
-        config={**REAL, **IN_TURN, "steps": 300},
+        config={**HALF, **IN_TURN, "steps": 300},
         measures=(measures.transfer,),
         train=one_sequence,
         site=None,
@@ -312,7 +313,7 @@ STUDIES: dict[str, Study] = {
     "med-disseg-nuclei": Study(
         task=_nuclei,
         arms={"without": Stages(), "with": Stages("default", "default")},
-        config={**DISSEG, "network": {"encoder_width": 16, "width": 32}, "steps": 600, "patch_size": (128, 128)},
+        config={**DISSEG, "steps": 500, "patch_size": (128, 128), "precision": "bf16"},
         measures=(measures.dice, measures.dispersion),
         train=two_stages,
         site=None,
