@@ -11,7 +11,7 @@ from torch import nn
 from toolkit.errors import ConfigError
 from toolkit.files import sha256, write_atomically
 from toolkit.models.load import tensors_of, weights_bytes
-from toolkit.training.trained import FIELDS, FORMAT, file_stem
+from toolkit.training.trained import FIELDS, FORMAT, file_stem, weights_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,12 +26,12 @@ def save_trained(model: nn.Module, card: dict[str, Any], folder: Path) -> Path:
     if set(card) != set(FIELDS):
         raise ConfigError(f"The card lacks or does not know {sorted(set(card) ^ set(FIELDS))}.", where=card["name"])
     file = card_file(card["name"], card["seed"], folder)
-    write_atomically(file.with_suffix(".safetensors"), content, parents=True)
+    write_atomically(weights_file(file, card["sha256"]), content, parents=True)
     return write_atomically(file, json.dumps({"format": FORMAT, **card}, indent=1) + "\n")
 
 
 def card_file(name: str, seed: int, folder: Path) -> Path:
-    """Where the card of a network lies; its weights lie beside it."""
+    """Where the card of a network lies; its weights lie beside it, under their hash."""
     return folder / f"{file_stem(name, seed)}.json"
 
 

@@ -168,7 +168,7 @@ def main() -> None:
     for name in NETWORKS:
         for seed in SEEDS[:1] if ONE_SEED.search(name) else SEEDS:  # ablations and stages: one seed each
             if file := store(name, seed, options.runs):
-                print(file.name, f"{file.with_suffix('.safetensors').stat().st_size / 1e6:.2f} MB", flush=True)
+                print(file.name, flush=True)
     total = sum(file.stat().st_size for file in FOLDER.glob("*")) / 1e6
     print(f"{total:.1f} MB in {FOLDER}")
 

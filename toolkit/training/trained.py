@@ -59,7 +59,7 @@ def list_trained() -> DataFrame:
         row = {name: card.get(name) for name in _COLUMNS} | {"task": card["task"]["name"]}
         row |= {"sites": ", ".join(card["sites"]), "above_floor": card["floor"]["above"]}
         row |= {"dice_home": scores.loc[home, "dice"].mean(), "dice_away": scores.loc[~home, "dice"].mean()}
-        rows.append(row | {"MB": round(file.with_suffix(".safetensors").stat().st_size / 1e6, 2)})
+        rows.append(row | {"MB": round(weights_file(file, card["sha256"]).stat().st_size / 1e6, 2)})
     return pd.DataFrame(rows, columns=_COLUMNS).sort_values(["name", "seed"], ignore_index=True)
 
 
@@ -84,7 +84,8 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
         >>> task, scores = tk.load_task(**network.provenance["task"]), network.scores
     """
     file = _card_of(name, seed)
-    card, weights = _read(file), file.with_suffix(".safetensors")
+    card = _read(file)
+    weights = weights_file(file, card["sha256"])
     if not weights.is_file():
         raise CheckpointError("The card has no weights beside it.", where=weights, fix="Install the package again.")
     content = weights.read_bytes()
@@ -241,6 +242,11 @@ def _card_of(name: str, seed: int) -> Path:
 def file_stem(name: str, seed: int) -> str:
     """What the card and the weights of a network are called, without their suffixes."""
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '--', name)}--{seed}"
+
+
+def weights_file(card: Path, digest: str) -> Path:
+    """Where the weights of a card lie: under their hash, so that networks that are equal to the bit are stored once."""
+    return card.with_name(f"{digest[:16]}.safetensors")
 
 
 def _read(file: Path) -> dict[str, Any]:
