@@ -15,7 +15,7 @@ from torch import nn
 
 from toolkit import registry
 from toolkit.data.manifest import shipped_folders
-from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning
+from toolkit.errors import CheckpointError, ConfigError, ToolkitWarning, choose
 from toolkit.features.provenance import mark_scored, mark_trained_with, score_of
 from toolkit.files import sha256
 from toolkit.inference.memory import remember
@@ -164,7 +164,7 @@ def trained_scores(networks: Mapping[Any, nn.Module]) -> DataFrame:
     """
     import pandas as pd
 
-    costs = pd.read_csv(shipped_folders("TOOLKIT_EVIDENCE", "evidence")[0] / "results" / "costs.csv")
+    costs = pd.read_csv(_results("costs"))
     rows = []
     for network in networks.values():
         card, known = vars(network).get("provenance"), score_of(network)
@@ -208,15 +208,55 @@ def list_claims(paper: str | None = None) -> DataFrame:
     """
     import pandas as pd
 
-    folder = shipped_folders("TOOLKIT_EVIDENCE", "evidence")[0]
-    stated = pd.DataFrame(tomllib.loads((folder / "claims.toml").read_text(encoding="utf-8"))["claim"])
-    verdicts = pd.read_csv(folder / "results" / "verdicts.csv")
-    table = stated.rename(columns={"id": "claim"}).merge(verdicts, on="claim", how="left")
+    stated = pd.DataFrame(_claims()).rename(columns={"id": "claim"})
+    table = stated.merge(pd.read_csv(_results("verdicts")), on="claim", how="left")
     if paper is not None and paper not in set(table["paper"]):
         what = f"No claim is from {paper!r}."
         raise ConfigError(what, where="list_claims", fix=f"Choose from {', '.join(table['paper'].unique())}.")
     chosen = table if paper is None else table[table["paper"] == paper]
     return chosen.assign(arms=[" less ".join(arms) for arms in chosen["arms"]])[list(_CLAIM)].reset_index(drop=True)
+
+
+def claim_rows(claim: str) -> DataFrame:
+    """The measurements that a claim is judged by.
+
+    Args:
+        claim: its name in `list_claims()`.
+
+    Returns:
+        One row a patient (or image) of a training: arm, seed, fold (NaN without cross-validation), site, subject, metric, value;
+        no row where its study has not been run.
+
+    Raises:
+        ConfigError: there is no such claim.
+
+    Example:
+        >>> means = tk.claim_rows("segreg-home-generated").groupby(["arm", "seed"])["value"].mean()
+    """
+    import pandas as pd
+
+    claims = {one["id"]: one for one in _claims()}
+    choose("claim", claim, claims, where="claim_rows")
+    stated = claims[claim]
+    metric, sites = stated["measure"].split(" @ ")
+    file = _results(stated["protocol"].split(":")[0])
+    if not file.exists():
+        return pd.DataFrame(columns=["arm", "seed", "fold", "site", "subject", "metric", "value"])
+    table = pd.read_csv(file, dtype={"subject": str})
+    chosen = (table["metric"] == metric) & table["arm"].isin(stated["arms"]) & table["seed"].isin(stated["seeds"])
+    if sites != "all":
+        chosen &= table["site"].isin(sites.split())
+    return table[chosen].reset_index(drop=True)
+
+
+def _claims() -> list[dict[str, Any]]:
+    file = shipped_folders("TOOLKIT_EVIDENCE", "evidence")[0] / "claims.toml"
+    claims: list[dict[str, Any]] = tomllib.loads(file.read_text(encoding="utf-8"))["claim"]
+    return claims
+
+
+def _results(name: str) -> Path:
+    return shipped_folders("TOOLKIT_EVIDENCE", "evidence")[0] / "results" / f"{name}.csv"
 
 
 def _cards() -> list[Path]:

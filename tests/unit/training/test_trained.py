@@ -121,6 +121,17 @@ def test_claims_come_with_their_verdicts() -> None:
         tk.list_claims("another paper")
 
 
+def test_the_measurements_behind_a_claim_give_its_difference() -> None:
+    """The mean over patients and seeds of the first arm less the second is what the verdict says."""
+    rows = tk.claim_rows("segreg-home-generated")
+    assert set(rows["site"]) == {"A"}
+    means = rows.groupby("arm")["value"].mean()
+    stated = tk.list_claims("SegReg").set_index("claim").loc["segreg-home-generated", "difference"]
+    assert means["segreg"] - means["plain"] == pytest.approx(stated, abs=1e-4)
+    with pytest.raises(ConfigError, match="segreg-home-generated"):
+        tk.claim_rows("segreg-home-generate")
+
+
 def test_arms_are_opened_at_every_common_seed_those_that_have_learnt_first(folder: Path) -> None:
     """Plain has seeds 0 to 2, mine 1 and 2, of which 1 has not learnt."""
     torch.manual_seed(0)
