@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.special import stdtr
 
 from evidence.claims import Claim, claims
+from evidence.studies import STUDIES
 from toolkit.measure.intervals import Mean, mean_of
 
 RESULTS = Path(__file__).with_name("results")
@@ -68,7 +69,7 @@ def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
     low, high = known.interval(claim.confidence)
     folds = complete.get_level_values("fold")
     trainings = len(shared) * folds.nunique()
-    planned = len(claim.seeds) * max(1, table["fold"].nunique())
+    planned = len(claim.seeds) * max(1, STUDIES[claim.study].folds)
     alone = trainings == 1 < planned  # nothing is known of how trainings vary
     return Judgement(
         claim.id,
