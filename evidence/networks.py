@@ -24,10 +24,7 @@ from toolkit.training.history import read_history
 
 FOLDER = Path(__file__).with_name("networks")
 PATIENTS, SAMPLE, TOLERANCE, FLOOR = 8, 2, 0.002, 0.75
-SEEDS, ONE_SEED = (
-    (0, 1, 2),
-    re.compile("acdc|nuclei|scr|ifd|selfreg-0|swin|released|targeted|dropout|unet-|fast-slow|sequence"),
-)
+SEEDS, ONE_SEED = ((0, 1, 2), re.compile("acdc|nuclei|scr|ifd|selfreg-0|swin|released|unet-|sequence|encoder"))
 # name: (study, arm, which of its runs, method)
 NETWORKS = {
     "phantom-cardiac/plain": ("cardiac", "plain", -1, "plain U-Net"),
@@ -46,11 +43,6 @@ NETWORKS = {
     "phantom-cardiac/swin-selfreg": ("swin", "swin-selfreg", -1, "Swin-Unet, SCR and IFD"),
     "phantom-cardiac/standard": ("latent", "standard", -1, "fast and slow network, standard training"),
     "phantom-cardiac/cooperative": ("latent", "cooperative", -1, "fast and slow network, cooperative training"),
-    "phantom-cardiac/cooperative-targeted": ("latent", "targeted", -1, "cooperative training, targeted masks alone"),
-    "phantom-cardiac/cooperative-dropout": ("latent", "dropout", -1, "cooperative training, dropout alone"),
-    "phantom-cardiac/fast-slow-segreg": ("latent", "segreg", -1, "fast and slow network, SegReg"),
-    "phantom-cardiac/fast-slow-selfreg": ("latent", "selfreg", -1, "fast and slow network, SelfReg"),
-    "phantom-cardiac/fast-slow-dispersive": ("latent", "dispersive", -1, "fast and slow network, dispersive loss"),
     **{
         f"phantom-cardiac/sequence-{arm}-{stage}": ("sequence", arm, stage - 1, f"{label}, after stage {stage} of 4")
         for arm, label in (("plain", "plain U-Net"), ("segreg", "SegReg on the U-Net"))

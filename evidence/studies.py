@@ -142,12 +142,6 @@ def _ten_subject_arms() -> dict[str, Any]:
     return _latent_arms() | _arms(_fast_slow, tk.FastSlowObjective(), image_code=image_code, **others)
 
 
-_BLOCKS = [
-    {
-        "encoder": ["image_encoder.down2", "image_encoder.down3", "image_encoder"],
-        "decoder": ["segmentation_decoder.up1", "segmentation_decoder.up2", "segmentation_decoder.up3"],
-    }
-]
 _SMALL = _unet(8, 16, 32, 64)
 _METHODS = {"plain": None, "segreg": tk.SegReg(weight=0.1), "selfreg": _self_reg(0.1), "dispersive": _dispersive()}
 _PAIR = {"plain": None, "segreg": tk.SegReg(weight=0.1)}
@@ -184,14 +178,7 @@ STUDIES: dict[str, Study] = {
     ),
     "latent": Study(
         task=lambda: tk.load_task("phantom-cardiac", normalisation="range:2,98"),
-        arms=_latent_arms()
-        | _arms(
-            _fast_slow,
-            tk.FastSlowObjective(),
-            segreg=tk.SegReg(weight=0.1),
-            selfreg=tk.SelfReg(groups=_BLOCKS),
-            dispersive=tk.Dispersive(tap="image_code"),
-        ),
+        arms=_latent_arms(),
         config={**CARDIAC, **FAST_SLOW, "patch_size": (64, 64)},
         measures=(measures.dice, measures.fast_dice, measures.corrupted_foreground),
         train=one_network,

@@ -127,48 +127,60 @@ def site_bars(table: pd.DataFrame, metric: str, names: dict[str, str], title: st
 
 
 def segreg_forward() -> Figure:
-    return site_bars(
-        results("sequence"),
-        "forward",
-        {"plain": "plain", "segreg": "SegReg"},
-        "Forward transfer by task",
-        "Dice difference",
-    )
+    table = results("prostate-sequence").query("metric == 'forward'")
+    sites = list(dict.fromkeys(table["site"]))  # from the second to the last
+    series = []
+    for arm, name, dash in (("plain", "plain", 1), ("segreg", "SegReg", 0)):
+        patients = table[table["arm"] == arm].groupby(["site", "subject"])["value"].mean().groupby("site")
+        mean, half = patients.mean()[sites], 1.96 * patients.sem()[sites]
+        x = list(range(2, len(sites) + 2))
+        series.append(tk.figures.Series(name=name, x=x, y=mean, low=mean - half, high=mean + half, dash=dash))
+    said = f"mean and 95 % interval over {table['subject'].nunique()} patients; trainings an arm: {table['seed'].nunique()}"
+    look = {"x_label": "task", "y_label": "Dice just before its turn", "width": 420, "height": 240}
+    panel = tk.figures.Lines(title="Forward transfer, six generated prostate sites", note=said, series=series, **look)
+    return tk.figures.Figure("Forward transfer by task", [[panel]], caption="from evidence/results, metric forward")
+
+
+# name in the figure: study, and which of its base methods
+SEQUENCES = {
+    "generated hearts": ("sequence", None),
+    "generated prostates": ("prostate-sequence", None),
+    "left ventricle, MR": ("mr-sequence", None),
+    "nuclei, rehearsal": ("nuclei-sequence", 0),
+    "nuclei, EWC": ("nuclei-sequence", 1),
+    "nuclei, LwF": ("nuclei-sequence", 2),
+}
 
 
 def segreg_scatter() -> Figure:
-    table = results("sequence")
     panels = []
     for metric, title in (("forward", "forward transfer"), ("backward", "backward transfer")):
-        points = {
-            arm: [
-                table[(table["arm"] == arm) & (table["metric"] == one)].groupby("site")["value"].mean().mean()
-                for one in (metric, "dice")
-            ]
-            for arm in ("plain", "segreg")
-        }
-        x, y = (np.array([points[arm][axis] for arm in ("plain", "segreg")]) for axis in (0, 1))
-        series = [tk.figures.Series(name="sequential training", x=x, y=y, size=9)]
-        limits = [(float(v.min()) - 0.04, float(v.max()) + 0.04) for v in (x, y)]
-        panels.append(
-            tk.figures.Scatter(
-                title=f"mean {title}",
-                note="1 = without, 2 = with SegReg",
-                series=series,
-                joined=True,
-                legend=False,
-                x_label=f"mean {title} (Dice)",
-                y_label="final mean Dice",
-                x_range=limits[0],
-                y_range=limits[1],
-                width=330,
-                height=240,
-            )
-        )
-    caption = f"from evidence/results, {table['seed'].nunique()} training(s) an arm"
-    return tk.figures.Figure(
-        "Transfer against accuracy", [panels], subtitle="Better is towards the top right.", caption=caption
-    )
+        series = []
+        for number, (name, (study, strategy)) in enumerate(SEQUENCES.items()):
+            points = transfer_points(study, strategy, metric)
+            if points is not None:
+                x, y = points
+                series.append(tk.figures.Series(name=name, x=x, y=y, size=9, symbol=number % 4))
+        look = {"joined": True, "y_label": "final mean Dice", "width": 380, "height": 300, "legend": bool(panels)}
+        note, label = "1 = without, 2 = with SegReg", f"mean {title} (Dice)"
+        panels.append(tk.figures.Scatter(title=f"mean {title}", note=note, series=series, x_label=label, **look))
+    said = "Better is towards the top right. Sequential training where no other base method is named."
+    caption = "from evidence/results, mean over sites, patients and trainings"
+    return tk.figures.Figure("Transfer against accuracy", [panels], subtitle=said, caption=caption)
+
+
+def transfer_points(study: str, strategy: int | None, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Transfer and final Dice of plain and SegReg, on the trainings that both have; None where there is none."""
+    if not (RESULTS / f"{study}.csv").exists():
+        return None
+    table = results(study)
+    table = table if strategy is None else table[table["fold"] == strategy]
+    seeds = [set(table.loc[table["arm"] == arm, "seed"]) for arm in ("plain", "segreg")]
+    table = table[table["seed"].isin(seeds[0] & seeds[1])]
+    if table.empty:
+        return None
+    means = table.groupby(["arm", "metric", "site"])["value"].mean().groupby(["arm", "metric"]).mean()
+    return tuple(np.array([means[arm, one] for arm in ("plain", "segreg")]) for one in (metric, "dice"))
 
 
 STAGES = {arm: [f"phantom-cardiac/sequence-{arm}-{stage}" for stage in (1, 2, 4)] for arm in ("plain", "segreg")}
