@@ -24,7 +24,10 @@ from toolkit.training.history import read_history
 
 FOLDER = Path(__file__).with_name("networks")
 PATIENTS, SAMPLE, TOLERANCE, FLOOR = 8, 2, 0.002, 0.75
-SEEDS, ONE_SEED = ((0, 1, 2), re.compile("acdc|nuclei|scr|ifd|selfreg-0|swin|released|unet-|sequence|encoder"))
+SEEDS, ONE_SEED = (
+    (0, 1, 2),
+    re.compile("acdc|nuclei|scr|ifd|selfreg-0|swin|released|unet-|sequence|encoder|glands/selfreg"),
+)
 # name: (study, arm, which of its runs, method)
 NETWORKS = {
     "phantom-cardiac/plain": ("cardiac", "plain", -1, "plain U-Net"),
@@ -39,6 +42,8 @@ NETWORKS = {
         f"phantom-cardiac/selfreg-{weight}": ("selfreg", f"selfreg-{weight}", -1, f"SelfReg's U-Net, both weights {weight}")
         for weight in ("0.001", "0.015", "0.15")
     },
+    "phantom-glands/selfreg-plain": ("selfreg-glands", "plain", -1, "SelfReg's U-Net, plain"),
+    "phantom-glands/selfreg": ("selfreg-glands", "selfreg", -1, "SelfReg's U-Net, SCR and IFD"),
     "phantom-cardiac/swin-plain": ("swin", "swin-plain", -1, "Swin-Unet, plain"),
     "phantom-cardiac/swin-selfreg": ("swin", "swin-selfreg", -1, "Swin-Unet, SCR and IFD"),
     "phantom-cardiac/standard": ("latent", "standard", -1, "fast and slow network, standard training"),

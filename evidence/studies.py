@@ -44,8 +44,8 @@ def _unet(
     return lambda: tk.unet(inputs, classes, channels=channels, dims=dims, norm=norm)
 
 
-def _paper_unet(width: int = 8) -> Any:
-    return tk.self_reg_unet(1, 4, width=width)
+def _paper_unet(width: int = 8, inputs: int = 1, classes: int = 4) -> Any:
+    return tk.self_reg_unet(inputs, classes, width=width)
 
 
 def _swin() -> Any:
@@ -164,6 +164,13 @@ STUDIES: dict[str, Study] = {
         },
         config={**CARDIAC, "steps": 400},
         measures=(measures.dice, measures.redundancy, measures.cam_inside),
+        train=one_network,
+    ),
+    "selfreg-glands": Study(
+        task=lambda: tk.load_task("phantom-glands"),
+        arms=_arms(partial(_paper_unet, 6, 3, 2), plain=None, selfreg=_self_reg(0.015)),
+        config={**CARDIAC, "steps": 400},
+        measures=(measures.dice,),
         train=one_network,
     ),
     "swin": Study(
