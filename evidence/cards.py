@@ -27,7 +27,12 @@ def save_trained(model: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         raise ConfigError(f"The card lacks or does not know {sorted(set(card) ^ set(FIELDS))}.", where=card["name"])
     file = card_file(card["name"], card["seed"], folder)
     write_atomically(weights_file(file, card["sha256"]), content, parents=True)
-    return write_atomically(file, json.dumps({"format": FORMAT, **card}, indent=1) + "\n")
+    return write_atomically(file, written({"format": FORMAT, **card}))
+
+
+def written(card: dict[str, Any]) -> str:
+    """A card as text: a line a field, however long its history is."""
+    return "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in card.items()) + "\n}\n"
 
 
 def card_file(name: str, seed: int, folder: Path) -> Path:
