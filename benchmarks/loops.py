@@ -14,8 +14,8 @@ from toolkit.data.task import Task
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
-from toolkit.training.loop import Loop, Plan, initial_checkpoint
-from toolkit.training.regularizer import Objective, Regularizer
+from toolkit.training.loop import Loop, initial_checkpoint
+from toolkit.training.protocol import Objective, Regularizer
 from toolkit.training.step import TrainingStep
 
 CLASSES = {0: "background", 1: "a", 2: "b", 3: "c"}
@@ -50,4 +50,4 @@ def started_loop(
     step = TrainingStep(network, objective, regularizers)
     directory = RunDirectory(folder)
     directory.create({"objects": {}, "config": {}}, initial_checkpoint(step, config, "benchmark"))
-    return Loop(Plan(directory, "benchmark", step, loader, config, progress=False), read(directory.checkpoints, 0))
+    return Loop(directory, step, loader, config, read(directory.checkpoints, 0), progress=False)

@@ -43,7 +43,7 @@ from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.methods.selfreg.swin_unet import swin_unet
 from toolkit.methods.selfreg.unet import self_reg_unet
 from toolkit.models.unet import unet
-from toolkit.training.regularizer import Objective, Regularizer
+from toolkit.training.protocol import Objective, Regularizer
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 

@@ -36,7 +36,7 @@ from toolkit.methods.med_disseg.regularizer import Dispersive
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.methods.selfreg.swin_unet import swin_unet
 from toolkit.models.unet import unet
-from toolkit.training.regularizer import Objective, Regularizer
+from toolkit.training.protocol import Objective, Regularizer
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 

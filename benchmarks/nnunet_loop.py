@@ -29,9 +29,9 @@ from interleave import medians, row
 from loops import CLASSES, SameBatch, random_task, started_loop
 
 from toolkit.training.config import TrainConfig
-from toolkit.training.feed import worker_count
+from toolkit.training.engine import worker_count
 from toolkit.training.history import HistoryWriter
-from toolkit.training.regularizer import Objective
+from toolkit.training.protocol import Objective
 
 SIDE, SLICES, NAME = 160, 8, "Dataset902_Loop"
 

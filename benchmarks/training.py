@@ -24,7 +24,7 @@ from loops import SameBatch, random_task, started_loop
 from toolkit.data.case import Case
 from toolkit.models.unet import unet
 from toolkit.training.config import TrainConfig
-from toolkit.training.feed import worker_count
+from toolkit.training.engine import worker_count
 from toolkit.training.history import HistoryWriter
 from toolkit.training.loop import Loop
 from toolkit.training.segmentation import SegmentationObjective

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from toolkit.training.config import TrainConfig
 from toolkit.training.history import HistoryWriter
-from toolkit.training.regularizer import Objective
+from toolkit.training.protocol import Objective
 
 BATCH, SIDE, SECONDS, STEPS, MOST = 12, 160, 0.040, 60, 0.08
 

@@ -110,7 +110,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "load_trained_arms",
         "trained_scores",
     ),
-    "toolkit.training.regularizer": ("Objective", "Regularizer", "StepContext"),
+    "toolkit.training.protocol": ("Objective", "Regularizer", "StepContext"),
     "toolkit.training.run": ("Run",),
     "toolkit.training.sequence": ("Stages", "resume_sequence", "train_sequence"),
     "toolkit.training.train": ("resume", "train"),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from toolkit.data.arrays import task_from_arrays
 from toolkit.data.task import Task
 from toolkit.training.config import TrainConfig
-from toolkit.training.regularizer import Regularizer, StepContext
+from toolkit.training.protocol import Regularizer, StepContext
 from toolkit.training.run import Run
 from toolkit.training.train import resume, train
 

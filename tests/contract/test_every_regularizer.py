@@ -16,7 +16,7 @@ from toolkit.measure.regularizer_health import regularizer_health
 from toolkit.methods.med_disseg.regularizer import Dispersive
 from toolkit.testing import check_regularizer
 from toolkit.testing.short_runs import batch_of, one_step
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.protocol import Regularizer
 from toolkit.training.run import Run
 from toolkit.training.step import TrainingStep
 from toolkit.training.train import train

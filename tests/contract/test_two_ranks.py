@@ -15,7 +15,7 @@ from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.testing import difference_between_processes
 from toolkit.testing.processes import double_network, gradients, shared_batch
 from toolkit.training.background import environment
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.protocol import Regularizer
 
 PROGRAM = Path(__file__).parent / "two_ranks_program.py"
 SETTINGS: dict[str, Regularizer] = {

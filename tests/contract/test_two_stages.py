@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from toolkit.methods.latent_augmentation.regularizer import LatentAugmentation
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet
-from toolkit.training.regularizer import Objective, Regularizer
+from toolkit.training.protocol import Objective, Regularizer
 from toolkit.training.segmentation import SegmentationObjective, soft_dice_loss
 from toolkit.training.step import TrainingStep
 

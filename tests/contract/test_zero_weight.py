@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.training.checkpoint import read
-from toolkit.training.regularizer import Regularizer, StepContext
+from toolkit.training.protocol import Regularizer, StepContext
 from toolkit.training.run import Run
 from toolkit.training.train import train
 

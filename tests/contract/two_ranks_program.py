@@ -19,7 +19,7 @@ from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.testing.processes import double_network, shared_batch
 from toolkit.training.attach import attach
 from toolkit.training.engine import share_of
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.protocol import Regularizer
 from toolkit.training.segmentation import SegmentationObjective
 
 

@@ -15,7 +15,7 @@ from toolkit.data.arrays import task_from_arrays
 from toolkit.data.task import Task
 from toolkit.methods.latent_augmentation.objective import FastSlowObjective
 from toolkit.models.unet import unet
-from toolkit.training.regularizer import Objective, Regularizer
+from toolkit.training.protocol import Objective, Regularizer
 from toolkit.training.segmentation import SegmentationObjective
 
 NAMES = registry.names("regularizer")

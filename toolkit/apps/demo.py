@@ -32,8 +32,8 @@ from toolkit.show.compose_measure import channel_similarities, projections
 from toolkit.show.compose_training import scores_by_site, training_curves
 from toolkit.show.report import Section, run_record, settings_table, write_page
 from toolkit.training.config import TrainConfig
-from toolkit.training.regularizer import Regularizer
-from toolkit.training.seeding import seed_step
+from toolkit.training.engine import seed_step
+from toolkit.training.protocol import Regularizer
 from toolkit.training.sequence import RECORD, Stages, resume_sequence, train_sequence
 
 

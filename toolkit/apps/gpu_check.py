@@ -30,7 +30,7 @@ from toolkit.process_state import seeded
 from toolkit.training.config import TrainConfig
 from toolkit.training.engine import sound_backward
 from toolkit.training.history import read_rows
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.protocol import Regularizer
 from toolkit.training.run import Run
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep

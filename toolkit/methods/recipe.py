@@ -18,7 +18,7 @@ from toolkit.process_state import seeded
 from toolkit.results import DataFrame, as_table
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory, check_empty
-from toolkit.training.regularizer import Objective, Regularizer, as_regularizers
+from toolkit.training.protocol import Objective, Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.train import train_or_resume
 

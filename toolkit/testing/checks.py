@@ -29,7 +29,7 @@ from toolkit.testing.short_runs import (
     surroundings,
     trained,
 )
-from toolkit.training.regularizer import Loss, Objective, Regularizer
+from toolkit.training.protocol import Loss, Objective, Regularizer
 from toolkit.training.segmentation import SegmentationObjective, as_objective
 from toolkit.training.serialization import describe, restore
 from toolkit.training.step import TrainingStep

@@ -18,7 +18,7 @@ from toolkit.process_state import seeded
 from toolkit.testing.short_runs import demand
 from toolkit.training import background
 from toolkit.training.engine import share_of
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.protocol import Regularizer
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 

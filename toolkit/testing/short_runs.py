@@ -19,7 +19,7 @@ from toolkit.models.unet import unet
 from toolkit.process_state import seeded
 from toolkit.training.checkpoint import read
 from toolkit.training.history import read_rows
-from toolkit.training.regularizer import Loss, Objective, Regularizer
+from toolkit.training.protocol import Loss, Objective, Regularizer
 from toolkit.training.segmentation import as_objective
 from toolkit.training.step import TrainingStep
 from toolkit.training.train import resume, train

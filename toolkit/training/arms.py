@@ -15,7 +15,7 @@ from toolkit.files import sha256
 from toolkit.models.load import tensors_of, weights_bytes
 from toolkit.process_state import seeded
 from toolkit.training.config import TrainConfig
-from toolkit.training.regularizer import Loss, Objective, Regularizer, as_regularizers
+from toolkit.training.protocol import Loss, Objective, Regularizer, as_regularizers
 from toolkit.training.segmentation import as_objective
 from toolkit.training.serialization import describe
 

@@ -13,7 +13,7 @@ from toolkit.errors import ConfigError, ProtocolError
 from toolkit.features.capture import Recorder, Tape
 from toolkit.features.modules import unwrap
 from toolkit.training.health import gradient_ratio, status_of
-from toolkit.training.regularizer import Objective, Regularizer, StepContext, as_regularizers
+from toolkit.training.protocol import Objective, Regularizer, StepContext, as_regularizers
 from toolkit.training.sampling import process
 from toolkit.training.step import PartialLoss, TrainingStep, squared_norm
 

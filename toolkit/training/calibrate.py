@@ -17,7 +17,7 @@ from toolkit.errors import ConfigError, RegularizerWarning
 from toolkit.features.modules import unwrap
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.optimizer import learning_rate
-from toolkit.training.regularizer import Loss, Objective, Regularizer
+from toolkit.training.protocol import Loss, Objective, Regularizer
 from toolkit.training.train import train
 
 Calibrated = TypeVar("Calibrated", bound=Regularizer)

@@ -15,7 +15,9 @@ from torch import nn
 from toolkit.errors import ConfigError, ToolkitWarning
 from toolkit.features.modules import own_precision, refuse_scripted
 from toolkit.features.provenance import versions
+from toolkit.process_state import seed_all
 from toolkit.training.config import TrainConfig
+from toolkit.training.protocol import keyed_generator
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -140,6 +142,11 @@ def sound_backward(model: nn.Module | None) -> Iterator[None]:
         yield
     finally:
         torch.backends.mkldnn.enabled = before
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seed the global generators of torch, NumPy and Python, so that a resumed run's dropout draws what it would have."""
+    seed_all(keyed_generator("global", seed, step, rank).initial_seed())
 
 
 def share_of(batch: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from toolkit.errors import ProtocolError, RegularizerWarning
 from toolkit.measure.regularizer_health import status as status_of
 
 if TYPE_CHECKING:
-    from toolkit.training.regularizer import Regularizer
+    from toolkit.training.protocol import Regularizer
 
 ADVICE = {
     "dead": "its gradient does not reach the tapped layers; check its taps, or raise its weight",

@@ -21,7 +21,7 @@ from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.engine import content_hash
 from toolkit.training.loop import restore_step
-from toolkit.training.regularizer import Loss, Objective, Regularizer, as_regularizers
+from toolkit.training.protocol import Loss, Objective, Regularizer, as_regularizers
 from toolkit.training.run import Run, recall_scores
 from toolkit.training.serialization import restore
 from toolkit.training.step import TrainingStep

@@ -35,7 +35,7 @@ from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.engine import content_hash
 from toolkit.training.history import read_history
-from toolkit.training.regularizer import Objective, Regularizer
+from toolkit.training.protocol import Objective, Regularizer
 
 
 @checked_methods

@@ -14,7 +14,7 @@ from torch.nn import functional
 from toolkit.errors import ConfigError, choose
 from toolkit.features.logits import logits_by_scale
 from toolkit.registry import register
-from toolkit.training.regularizer import Loss, Objective
+from toolkit.training.protocol import Loss, Objective
 from toolkit.training.sampling import sum_of_all
 
 

@@ -24,7 +24,7 @@ from toolkit.process_state import guarded_random_state
 from toolkit.results import DataFrame
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, check_empty, default_path
-from toolkit.training.regularizer import Loss, Objective, Regularizer, as_regularizers
+from toolkit.training.protocol import Loss, Objective, Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.segmentation import as_objective
 from toolkit.training.serialization import described, restore

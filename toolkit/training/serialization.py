@@ -26,7 +26,7 @@ from toolkit import registry
 from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitWarning
 from toolkit.features.modules import unwrap
 from toolkit.files import sha256
-from toolkit.training.regularizer import Objective, Regularizer
+from toolkit.training.protocol import Objective, Regularizer
 from toolkit.training.segmentation import LossObjective, as_objective
 
 FACTORIES = ("optimizer", "schedule", "augmentation")  # settings that may be callables

@@ -23,7 +23,7 @@ from toolkit.features.provenance import mark_trained_with
 from toolkit.inference.activation import Activation
 from toolkit.inference.memory import defaults_of
 from toolkit.training.health import check_gradient
-from toolkit.training.regularizer import Loss, Objective, Regularizer, StepContext, keyed_generator
+from toolkit.training.protocol import Loss, Objective, Regularizer, StepContext, keyed_generator
 from toolkit.training.segmentation import as_objective
 
 

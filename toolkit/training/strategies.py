@@ -11,7 +11,7 @@ from toolkit import registry
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError
 from toolkit.registry import register
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.protocol import Regularizer
 from toolkit.training.run import Run
 
 

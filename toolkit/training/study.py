@@ -26,7 +26,7 @@ from toolkit.training.arms import Arm, Factory, baseline_of, checked_arms, first
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import check_empty
 from toolkit.training.engine import content_hash, environment
-from toolkit.training.regularizer import Loss, Objective, Regularizer
+from toolkit.training.protocol import Loss, Objective, Regularizer
 from toolkit.training.segmentation import as_objective
 from toolkit.training.serialization import describe
 from toolkit.training.train import train_or_resume

@@ -31,9 +31,9 @@ from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, default_path
 from toolkit.training.engine import same_modes
 from toolkit.training.load import open_run
-from toolkit.training.loop import Loop, Plan, initial_checkpoint, restore_step
+from toolkit.training.loop import Loop, initial_checkpoint, restore_step
 from toolkit.training.process import StopRequest, graceful_interrupt
-from toolkit.training.regularizer import Loss, Objective, Regularizer, as_regularizers
+from toolkit.training.protocol import Loss, Objective, Regularizer, as_regularizers
 from toolkit.training.run import Run, run_with
 from toolkit.training.segmentation import as_objective
 from toolkit.training.serialization import described, needs_handing_over
@@ -271,12 +271,12 @@ def train_to_end(
         threads = record["environment"]["threads"]
         stopping = graceful_interrupt() if stop is None else contextlib.nullcontext(stop)
         with same_modes(step), guarded_random_state(), thread_count(threads), stopping as request:
-            plan = Plan(
-                directory=directory,
-                run=start.run,
-                step=step,
-                loader=_loader(run.task, config, run.site),
-                config=config,
+            loop = Loop(
+                directory,
+                step,
+                _loader(run.task, config, run.site),
+                config,
+                start,
                 record={key: value for key, value in record.items() if key != "run"},
                 validate=None if scored is None else partial(_scores, scored, config.batch_size),
                 watchers=(watchers or Watchers()) if engine.is_first_process() else Watchers(),
@@ -286,7 +286,6 @@ def train_to_end(
                 progress=progress,
                 caption=directory.path.name,
             )
-            loop = Loop(plan, start)
             finished = loop.run()
             loop.close()
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from toolkit.features.ladder import Span, find_ladder
 from toolkit.features.names import resolve, stages
 from toolkit.inference.layers import layers
 from toolkit.methods.selfreg.regularizer import SelfReg
-from toolkit.training.regularizer import StepContext
+from toolkit.training.protocol import StepContext
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import toolkit as tk
 from toolkit.testing import Violation, check_network, check_objective, check_regularizer, without_weight
-from toolkit.training.regularizer import StepContext
+from toolkit.training.protocol import StepContext
 
 
 class Pull(tk.Regularizer):

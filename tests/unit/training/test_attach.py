@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import toolkit as tk
 from toolkit.errors import ConfigError, ProtocolError, RegularizerWarning
-from toolkit.training.regularizer import Regularizer, StepContext, keyed_generator
+from toolkit.training.protocol import Regularizer, StepContext, keyed_generator
 from toolkit.training.step import TrainingStep
 
 STEPS = 2

@@ -16,8 +16,8 @@ from toolkit.data.arrays import task_from_arrays
 from toolkit.data.loader import Loader
 from toolkit.errors import DataError
 from toolkit.training.config import TrainConfig
-from toolkit.training.engine import share_of
-from toolkit.training.feed import Feed, worker_count
+from toolkit.training.engine import share_of, worker_count
+from toolkit.training.loop import Feed
 
 
 def loader(dims: int = 2, augmentation: str = "standard", patch: int = 12) -> Loader:

@@ -20,7 +20,7 @@ from toolkit.data.task import Task
 from toolkit.errors import ConfigError, LayerError, ProtocolError, RegularizerWarning, ToolkitError, ToolkitWarning
 from toolkit.models.unet import UNet, unet
 from toolkit.training.config import TrainConfig
-from toolkit.training.regularizer import Objective, Regularizer, StepContext
+from toolkit.training.protocol import Objective, Regularizer, StepContext
 from toolkit.training.run import Run
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.train import resume, train

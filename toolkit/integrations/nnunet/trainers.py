@@ -22,7 +22,7 @@ from toolkit.features.modules import unwrap
 from toolkit.files import write_atomically
 from toolkit.training.attach import attach
 from toolkit.training.history import HistoryWriter
-from toolkit.training.regularizer import Regularizer
+from toolkit.training.protocol import Regularizer
 
 CUDA = torch.device("cuda")
 SETTINGS = "TOOLKIT_REGULARIZER"  # environment variable with the regularizer's settings as JSON

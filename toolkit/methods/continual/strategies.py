@@ -18,7 +18,7 @@ from toolkit.features.logits import find_logits
 from toolkit.features.modules import unwrap
 from toolkit.features.untouched import untouched
 from toolkit.registry import register
-from toolkit.training.regularizer import Objective, Regularizer, StepContext, keyed_generator
+from toolkit.training.protocol import Objective, Regularizer, StepContext, keyed_generator
 from toolkit.training.run import Run
 from toolkit.training.segmentation import fitted_label
 from toolkit.training.strategies import Strategy

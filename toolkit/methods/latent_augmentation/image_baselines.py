@@ -6,8 +6,7 @@ Settings are those of the authors' follow-up code, which may differ from those o
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,39 +14,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.methods.latent_augmentation import image_space
-from toolkit.methods.latent_augmentation.regularizer import IMAGE_TERMS, HardExamples, hard_pass
+from toolkit.methods.latent_augmentation.regularizer import HardExamples
 from toolkit.models.batch_norm import frozen_batch_norm
 from toolkit.registry import register
 from toolkit.training.engine import same_modes
-from toolkit.training.regularizer import StepContext
-
-
-@dataclasses.dataclass(frozen=True)
-class _HardImage(HardExamples):
-    """L_hard on an image made in image space, without the term of corrupted shapes; shared by three baselines."""
-
-    def weights(self, step: int) -> dict[str, float]:
-        """One weight for all terms."""
-        return dict.fromkeys(IMAGE_TERMS, self.weight)
-
-    def hard_image(self, context: StepContext) -> Tensor:
-        """The augmented image, a constant."""
-        raise NotImplementedError
-
-    def _terms(self, context: StepContext, image_hat: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        terms, codes, logits = hard_pass(context, image_hat)
-        self._last.clear()
-        self._keep(context, codes)
-        return terms, logits
-
-    def __call__(self, context: StepContext) -> dict[str, Tensor]:
-        """Make the hard image and return the terms of the pass on it."""
-        return self._terms(context, self.hard_image(context))[0]
+from toolkit.training.protocol import StepContext
 
 
 @register("regularizer", "random_windows")
 @dataclasses.dataclass(frozen=True)
-class RandomWindows(_HardImage):
+class RandomWindows(HardExamples):
     """Random multi-window masking ("Rand MWM"): L_hard on images with windows, or all but windows, replaced by noise.
 
     Terms: `hard_segmentation`, `hard_reconstruction`, `hard_shape_prediction`, each with weight `weight` (1).
@@ -58,13 +34,13 @@ class RandomWindows(_HardImage):
 
     name: ClassVar[str] = "random_windows"
 
-    def hard_image(self, context: StepContext) -> Tensor:
-        """The masked image; in- or out-painting at random, one draw a batch (our choice: the paper does not say)."""
-        return image_space.random_windows(context.batch["image"], context.generator)
+    def __call__(self, context: StepContext) -> dict[str, Tensor]:
+        """In- or out-painting at random, one draw a batch (our choice: the paper does not say)."""
+        return self._hard_terms(context, image_space.random_windows(context.batch["image"], context.generator))[0]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Adversarial(_HardImage):
+class _Adversarial(HardExamples):
     """The hard pass of an image that was searched against the network, and the distance to the standard prediction."""
 
     consistency: float = 1.0
@@ -75,37 +51,24 @@ class _Adversarial(_HardImage):
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
         """Search the image, run the hard pass on it, and compare its prediction with the standard one."""
-        reference = self._reference(context)
-        terms, logits = self._terms(context, self._searched(context, reference))
-        contours = getattr(self, "contours", 0.0)  # of bias fields
-        return {**terms, "consistency": image_space.prediction_distance(logits, reference, contours)}
-
-    def hard_image(self, context: StepContext) -> Tensor:
-        """The searched image, a constant."""
-        return self._searched(context, self._reference(context))
-
-    def _reference(self, context: StepContext) -> Tensor:
-        """The standard pass's logits, decoded again from its shape code with the same batch statistics."""
         network: Any = context.model
-        with torch.no_grad(), frozen_batch_norm(network):
-            logits: Tensor = network.decode_segmentation(context.features["shape_code"].detach())
-        return logits.detach()
+        image, shape_code = context.batch["image"], context.features["shape_code"].detach()
+        with torch.no_grad(), frozen_batch_norm(network):  # the same logits, of the same batch statistics
+            reference = network.decode_segmentation(shape_code).detach()
 
-    def _searched(self, context: StepContext, reference: Tensor) -> Tensor:
-        network: Any = context.model
-        image = context.batch["image"]
+        def predict(x: Tensor) -> Tensor:
+            return network.decode_segmentation(network.decouple(network.encode(x)))
+
         # In full precision: the gradient of a mean over pixels underflows in half precision.
         with same_modes(network), torch.autocast(image.device.type, enabled=False):
             network.eval()
-            return self._search(
-                lambda x: network.decode_segmentation(network.decouple(network.encode(x))),
-                image.float(),
-                context.generator,
-                reference=reference.float(),
-            )
+            hard = self._search(predict, image.float(), context.generator, reference=reference.float())
+        terms, logits = self._hard_terms(context, hard)
+        contours = getattr(self, "contours", 0.0)  # of bias fields
+        return {**terms, "consistency": image_space.prediction_distance(logits, reference, contours)}
 
-    @property
-    def _search(self) -> Callable[..., Tensor]:
+    def _search(self, *search: Any, **reference: Tensor) -> Tensor:
+        """The image found by a search of `image_space` with this class's settings."""
         raise NotImplementedError
 
 
@@ -137,9 +100,8 @@ class AdversarialNoise(_Adversarial):
         image_space.checked_size(self.size, self.name)
         image_space.checked_size(self.probe, self.name)
 
-    @property
-    def _search(self) -> Callable[..., Tensor]:
-        return functools.partial(image_space.adversarial_noise, size=self.size, probe=self.probe)
+    def _search(self, *search: Any, **reference: Tensor) -> Tensor:
+        return image_space.adversarial_noise(*search, **reference, size=self.size, probe=self.probe)
 
 
 @register("regularizer", "adversarial_bias")
@@ -167,14 +129,13 @@ class AdversarialBias(_Adversarial):
     def __post_init__(self) -> None:
         image_space.checked_size(self.size, self.name, 1.0)
 
-    @property
-    def _search(self) -> Callable[..., Tensor]:
-        return functools.partial(image_space.adversarial_bias, size=self.size, contour=self.contours)
+    def _search(self, *search: Any, **reference: Tensor) -> Tensor:
+        return image_space.adversarial_bias(*search, **reference, size=self.size, contour=self.contours)
 
 
 @register("regularizer", "random_convolution")
 @dataclasses.dataclass(frozen=True)
-class RandomConvolution(_HardImage):
+class RandomConvolution(HardExamples):
     """Random convolution ("Rand Conv"): predictions of several filtered copies of an image are drawn together.
 
     Terms, means over the views: `view_reconstruction` (the clean image from a view's code), `agreement` and
@@ -202,25 +163,21 @@ class RandomConvolution(_HardImage):
         agreement = self.divergence * self.weight
         return {"view_reconstruction": self.weight, "agreement": agreement, "refined_agreement": agreement}
 
-    def hard_image(self, context: StepContext) -> Tensor:
-        image, generator = context.batch["image"], context.generator
-        if self.noise:
-            noisy = image + self.noise * torch.randn(image.shape, generator=generator).to(image)
-            image = noisy.clamp(image.min(), image.max())
-        return image_space.random_convolution(image, generator)
-
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
         network: Any = context.model
-        clean = context.batch["image"].float()
+        image, generator = context.batch["image"], context.generator
         codes, fast, refined, restored = [], [], [], []
         for _ in range(self.views):
-            view = self.hard_image(context)
+            view = image
+            if self.noise:
+                noisy = image + self.noise * torch.randn(image.shape, generator=generator).to(image)
+                view = noisy.clamp(image.min(), image.max())
+            view = image_space.random_convolution(view, generator)
             with frozen_batch_norm(network):
                 codes.append(network.encode(view))
                 fast.append(network.decode_segmentation(network.decouple(codes[-1])))
                 refined.append(network.refine(fast[-1]))
-            restored.append(0.5 * functional.mse_loss(network.decode_image(codes[-1]).float(), clean))
-        self._last.clear()
+            restored.append(0.5 * functional.mse_loss(network.decode_image(codes[-1]).float(), image.float()))
         self._keep(context, codes)
         return {
             "view_reconstruction": torch.stack(restored).mean(),

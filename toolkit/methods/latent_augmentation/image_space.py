@@ -17,7 +17,7 @@ from torch.nn import functional
 from toolkit.errors import ConfigError, choose
 from toolkit.features.logits import interpolated
 from toolkit.features.untouched import untouched
-from toolkit.training.regularizer import keyed_generator
+from toolkit.training.protocol import keyed_generator
 
 KERNELS = (1, 3, 5, 7)
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from toolkit.errors import ConfigError
 from toolkit.methods.latent_augmentation.network import hard_shape
 from toolkit.registry import register
-from toolkit.training.regularizer import Objective
+from toolkit.training.protocol import Objective
 from toolkit.training.segmentation import fitted_label
 
 

@@ -19,7 +19,7 @@ from toolkit.errors import ConfigError
 from toolkit.features.masks import dropout_mask, targeted_mask
 from toolkit.models.batch_norm import frozen_batch_norm
 from toolkit.registry import register
-from toolkit.training.regularizer import Regularizer, StepContext
+from toolkit.training.protocol import Regularizer, StepContext
 
 IMAGE_TERMS = ("hard_segmentation", "hard_reconstruction", "hard_shape_prediction")
 
@@ -32,6 +32,7 @@ class HardExamples(Regularizer):
 
     weight: float = 1.0
     _last: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _codes: list[Tensor] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -46,11 +47,24 @@ class HardExamples(Regularizer):
     def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
         """The standard pass's codes for the objective, the hard pass's codes for its own loss."""
         standard = [code for code in context.features.values() if code.requires_grad]
-        return standard or self._last.pop("codes", [])
+        own = [*self._codes]
+        self._codes.clear()  # their graph is not held for longer
+        return standard or own
+
+    def weights(self, step: int) -> dict[str, float]:
+        """One weight for all terms."""
+        return dict.fromkeys(IMAGE_TERMS, self.weight)
+
+    def _hard_terms(
+        self, context: StepContext, *hard: Tensor | None, **options: Any
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of `hard_pass` and its logits; its codes are where the gradient is compared."""
+        terms, codes, logits = hard_pass(context, *hard, **options)  # type: ignore[arg-type]
+        self._keep(context, codes)
+        return terms, logits
 
     def _keep(self, context: StepContext, codes: Sequence[Tensor]) -> None:
-        if context.logging:
-            self._last["codes"] = codes
+        self._codes[:] = codes if context.logging else ()
 
 
 def hard_pass(
@@ -112,7 +126,8 @@ class LatentAugmentation(HardExamples):
     image code, and `hard_shape_corrupted`: the slow network repairs the shape decoded from the masked shape code.
     Runs after the objective's graph has been freed, on any network with the methods it requires; use it with
     `FastSlowObjective`. Its gradient is compared with the objective's at the codes: the objective's at the standard
-    pass's, its own at those of the hard pass.
+    pass's, its own at those of the hard pass. Diagnostics: index of each code's scheme in `SCHEMES`, and the share of its
+    mask that is below 1.
 
     Args:
         weight: of all four terms (1 in the method).
@@ -158,21 +173,9 @@ class LatentAugmentation(HardExamples):
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
         self._last.clear()
-        image_hat, logits_hat = self.hard_examples(context)
-        terms, codes, _ = hard_pass(
-            context,
-            image_hat,
-            logits_hat,
-            freeze=self.preset != "first",
-            separate_training=self.separate_training,
-            factor=1.0 if self.preset == "literal" else 0.5,
-        )
-        self._keep(context, codes)
-        return terms
-
-    def diagnostics(self) -> dict[str, float]:
-        """Of the last call: index of each code's scheme in `SCHEMES`, and the share of the mask that is below 1."""
-        return {name: float(value) for name, value in self._last.items() if name != "codes"}
+        options = {"freeze": self.preset != "first", "factor": 1.0 if self.preset == "literal" else 0.5}
+        hard = self.hard_examples(context)
+        return self._hard_terms(context, *hard, separate_training=self.separate_training, **options)[0]
 
     def draw(self, which: str, code: Tensor, generator: torch.Generator) -> Draw:
         """The random part of masking one code ("image" or "shape"): scheme, then fraction, then factors."""

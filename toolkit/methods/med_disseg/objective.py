@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from toolkit.errors import ConfigError
 from toolkit.registry import register
-from toolkit.training.regularizer import Objective
+from toolkit.training.protocol import Objective
 
 _LUMA = (0.299, 0.587, 0.114)
 

@@ -24,7 +24,7 @@ from toolkit.methods.med_disseg.dispersion import (
 )
 from toolkit.registry import register
 from toolkit.results import DataFrame, as_table
-from toolkit.training.regularizer import Regularizer, StepContext, linear_warm_up
+from toolkit.training.protocol import Regularizer, StepContext, linear_warm_up
 from toolkit.training.sampling import of_every_process, process
 
 LAYOUTS = ("pooled", "flatten", "positions")
@@ -105,17 +105,9 @@ class Dispersive(Regularizer):
         }
         return cls(**(settings | changes))
 
-    @property
-    def taps(self) -> tuple[str, ...]:
-        return (self.tap,) if isinstance(self.tap, str) else self.tap
-
     def weights(self, step: int) -> dict[str, float]:
         stopped = self.stop_step is not None and step >= self.stop_step
         return {"loss": 0.0 if stopped else self.weight * linear_warm_up(step, self.warm_up_steps)}
-
-    def in_later_stage(self) -> Dispersive:
-        """Without the warm-up, which belongs to the first stage."""
-        return dataclasses.replace(self, warm_up_steps=0)
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
         if self._kept.get("stage", context.stage) != context.stage:
@@ -148,9 +140,6 @@ class Dispersive(Regularizer):
         else:
             rows = features.flatten(1)
         return _gathered(rows) if self.gather else rows
-
-    def diagnostics(self) -> dict[str, float]:
-        return dict(self._last)
 
     def _stored(self, name: str, rows: Tensor, stage: int) -> Tensor | None:
         if not self.bank_size:

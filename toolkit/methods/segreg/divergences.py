@@ -16,7 +16,7 @@ from torch import Tensor
 
 from toolkit.errors import ConfigError
 from toolkit.features.epps_pulley import null_expectation, sliced_epps_pulley
-from toolkit.training.regularizer import keyed_generator
+from toolkit.training.protocol import keyed_generator
 from toolkit.training.sampling import RowSample
 
 MINIMUM_ROWS = 64

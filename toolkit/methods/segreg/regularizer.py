@@ -20,7 +20,7 @@ from toolkit.errors import ConfigError, LayerError, choose
 from toolkit.features.epps_pulley import sliced_epps_pulley, unit_directions
 from toolkit.methods.segreg.divergences import DIVERGENCES, divergence, null_value
 from toolkit.registry import register
-from toolkit.training.regularizer import Regularizer, StepContext, linear_warm_up
+from toolkit.training.protocol import Regularizer, StepContext, linear_warm_up
 from toolkit.training.sampling import (
     POOLING,
     SAMPLING,
@@ -145,16 +145,8 @@ class SegReg(Regularizer):
     def _by_class(self) -> bool:
         return self.divergence == "class_conditional"
 
-    @property
-    def taps(self) -> tuple[str, ...]:
-        return (self.tap,) if isinstance(self.tap, str) else tuple(self.tap)
-
     def weights(self, step: int) -> dict[str, float]:
         return {self.divergence: self.weight * linear_warm_up(step, self.warm_up)}
-
-    def in_later_stage(self) -> SegReg:
-        """Without the warm-up: in the first stage the weight has arrived, and it stays."""
-        return dataclasses.replace(self, warm_up=0)
 
     def objective_weight(self, step: int) -> float:
         return 1.0 - self.weights(step)[self.divergence] if self.convex else 1.0

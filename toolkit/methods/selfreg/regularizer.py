@@ -22,7 +22,7 @@ from toolkit.inference.network import Predictor
 from toolkit.methods.selfreg import terms
 from toolkit.registry import register
 from toolkit.results import DataFrame, as_table
-from toolkit.training.regularizer import Regularizer, StepContext
+from toolkit.training.protocol import Regularizer, StepContext
 
 _PARTS = ("encoder", "decoder")
 _REMEDY = (
@@ -53,7 +53,8 @@ class SelfReg(Regularizer):
     the decoder without the one nearest the output; the tensor the head reads is the teacher. A network of the toolkit
     states its blocks (`encoder.*`, `bottleneck`, `decoder.*`); those of any other are found in an observed pass, by
     the sizes of its maps: see `describe` for what was chosen, which a run also records, and `groups` and `teacher` to
-    choose otherwise. Channel draws come from a generator keyed by (seed, step).
+    choose otherwise. Channel draws come from a generator keyed by (seed, step). Diagnostics: `feature_rms`, the mean root
+    mean square of the student maps (both losses also fall when features shrink).
 
     Args:
         scr: weight of the semantic consistency (the paper's lambda_1; ACDC runs used 0.1).
@@ -179,10 +180,6 @@ class SelfReg(Regularizer):
         if self.ifd:
             losses["ifd"] = self._internal_distillation(layers, teacher)
         return losses
-
-    def diagnostics(self) -> dict[str, float]:
-        """feature_rms: mean root mean square of the student maps (both losses also fall when features shrink)."""
-        return {name: float(value) for name, value in self._last.items()}
 
     def _prepared(self, feature: Tensor) -> Tensor:
         feature = feature if feature.dtype == torch.float64 else feature.float()

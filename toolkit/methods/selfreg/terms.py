@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.errors import ConfigError
-from toolkit.training.regularizer import fresh_generator
+from toolkit.training.protocol import fresh_generator
 from toolkit.training.sampling import mean_of_all
 
 

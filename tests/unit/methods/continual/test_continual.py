@@ -20,7 +20,7 @@ from toolkit.methods.continual.strategies import (
     distillation,
 )
 from toolkit.training.config import TrainConfig
-from toolkit.training.regularizer import StepContext
+from toolkit.training.protocol import StepContext
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.train import train
 

@@ -20,7 +20,7 @@ from toolkit.methods.latent_augmentation.image_baselines import (
 )
 from toolkit.methods.latent_augmentation.network import FastSlowNetwork, fast_slow_network
 from toolkit.methods.latent_augmentation.objective import FastSlowObjective
-from toolkit.training.regularizer import Regularizer, StepContext
+from toolkit.training.protocol import Regularizer, StepContext
 from toolkit.training.step import TrainingStep
 
 ALL = [RandomWindows, RandomConvolution, AdversarialNoise, AdversarialBias]

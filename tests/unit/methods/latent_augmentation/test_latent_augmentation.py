@@ -18,7 +18,7 @@ from toolkit.methods.latent_augmentation.network import FastSlowNetwork, fast_sl
 from toolkit.methods.latent_augmentation.objective import FastSlowObjective
 from toolkit.methods.latent_augmentation.regularizer import SCHEMES, Draw, LatentAugmentation
 from toolkit.models.unet import unet
-from toolkit.training.regularizer import StepContext
+from toolkit.training.protocol import StepContext
 from toolkit.training.step import TrainingStep
 
 

@@ -16,7 +16,7 @@ from toolkit.errors import ConfigError, RegularizerWarning
 from toolkit.methods.med_disseg.dispersion import dispersive_loss
 from toolkit.methods.med_disseg.regularizer import Dispersive
 from toolkit.models.unet import unet
-from toolkit.training.regularizer import StepContext, keyed_generator
+from toolkit.training.protocol import StepContext, keyed_generator
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 

@@ -23,7 +23,7 @@ from toolkit.methods.med_disseg.objective import (
     multiclass_loss,
 )
 from toolkit.models.unet import unet
-from toolkit.training.regularizer import keyed_generator
+from toolkit.training.protocol import keyed_generator
 from toolkit.training.step import TrainingStep
 
 

@@ -11,7 +11,7 @@ from toolkit.errors import ConfigError
 from toolkit.features.epps_pulley import null_expectation, sliced_epps_pulley, unit_directions
 from toolkit.methods.segreg.divergences import DIVERGENCES, class_conditional_epps_pulley, class_frame, null_value
 from toolkit.methods.segreg.regularizer import SegReg
-from toolkit.training.regularizer import StepContext, keyed_generator
+from toolkit.training.protocol import StepContext, keyed_generator
 from toolkit.training.sampling import choose_rows, rows_at
 
 

@@ -16,7 +16,7 @@ from toolkit.methods.selfreg.terms import (
     internal_distillation,
     semantic_consistency,
 )
-from toolkit.training.regularizer import StepContext
+from toolkit.training.protocol import StepContext
 
 from .golden_selfreg import assert_array, assert_scalar, read_case
 

@@ -17,7 +17,7 @@ from toolkit.methods.selfreg.terms import (
     semantic_consistency,
 )
 from toolkit.models.unet import unet
-from toolkit.training.regularizer import StepContext, keyed_generator
+from toolkit.training.protocol import StepContext, keyed_generator
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.step import TrainingStep
 

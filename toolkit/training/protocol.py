@@ -55,7 +55,16 @@ def keyed_generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-class Regularizer:
+class _Recorded:
+    """Remembers the call that makes it, so that a run can store it."""
+
+    def __new__(cls, *values: Any, **named: Any) -> Any:
+        new = super().__new__(cls)
+        registry.remember_new(new, values, named)
+        return new
+
+
+class Regularizer(_Recorded):
     """Base of all regularizers: dataclasses of plain settings, called once a step with a `StepContext`.
 
     Class attributes:
@@ -79,16 +88,11 @@ class Regularizer:
     caveat: ClassVar[str] = ""
     deferred: ClassVar[bool] = False
 
-    def __new__(cls, *values: Any, **named: Any) -> Any:
-        """Remember the call, so that a run can store it."""
-        new = super().__new__(cls)
-        registry.remember_new(new, values, named)
-        return new
-
     @property
     def taps(self) -> tuple[str, ...]:
-        """Layer names, globs or aliases whose activations it reads."""
-        return ()
+        """Layer names, globs or aliases whose activations it reads: those of its field `tap`, if it has one."""
+        tap = getattr(self, "tap", ())
+        return (tap,) if isinstance(tap, str) else tuple(tap)
 
     def taps_on(self, model: nn.Module) -> tuple[str, ...]:
         """The taps on this network; overridden by a regularizer that picks its layers by looking at it."""
@@ -104,8 +108,9 @@ class Regularizer:
         raise NotImplementedError
 
     def in_later_stage(self) -> Regularizer:
-        """The regularizer of a sequence's later stages: the same, unless its weight warms up, which it does once."""
-        return self
+        """The regularizer of a sequence's later stages: the same, but for a warm-up, which happens once."""
+        warm_up = {name: 0 for name in ("warm_up", "warm_up_steps") if hasattr(self, name)}
+        return dataclasses.replace(self, **warm_up) if warm_up and dataclasses.is_dataclass(self) else self
 
     def objective_weight(self, step: int) -> float:
         """Factor on the objective (1 except for convex combinations)."""
@@ -120,8 +125,8 @@ class Regularizer:
         return list(context.features.values())
 
     def diagnostics(self) -> dict[str, float]:
-        """Numbers about the last call, written to the history on logging steps."""
-        return {}
+        """Numbers about the last call, written to the history on logging steps: the content of a dictionary `_last`."""
+        return {name: float(value) for name, value in getattr(self, "_last", {}).items()}
 
     def state_dict(self) -> dict[str, Any]:
         """State that a resumed run needs: the content of a dictionary `_kept`; most regularizers have none."""
@@ -167,7 +172,7 @@ def linear_warm_up(step: int, steps: int) -> float:
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class Objective:
+class Objective(_Recorded):
     """Base of all objectives: makes the forward pass and returns named, already weighted loss terms.
 
     The default pass is `model(batch["image"])`. An objective with a forward pass of its own (input noise, several
@@ -182,12 +187,6 @@ class Objective:
     """
 
     name: ClassVar[str] = "objective"
-
-    def __new__(cls, *values: Any, **named: Any) -> Any:
-        """Remember the call, so that a run can store it."""
-        new = super().__new__(cls)
-        registry.remember_new(new, values, named)
-        return new
 
     @property
     def requires(self) -> tuple[str, ...]:
