@@ -94,7 +94,7 @@ def observe(
     For streaming: memory stays flat however many layers are watched. Names, errors and unwrapping as in `capture`.
     """
     wanted = [layers] if isinstance(layers, str) else list(layers)
-    return _attached(model, _Observer(unwrap(model), wanted, aliases, consume))
+    return _attached(model, Recorder(unwrap(model), wanted, aliases, consume=consume))
 
 
 @contextlib.contextmanager
@@ -119,9 +119,10 @@ class Recorder:
         *,
         detach: bool = False,
         clone: bool = True,
+        consume: Callable[[str, Tensor], None] | None = None,
     ) -> None:
         self.model, self.wanted, self.aliases = model, wanted, aliases
-        self.tape, self.detach, self.clone = Tape(), detach, clone
+        self.tape, self.detach, self.clone, self.consume = Tape(), detach, clone, consume
         self.done: set[str] = set()
         self.requests: list[Request] | None = None
         self.handles: list[Any] = []
@@ -130,8 +131,12 @@ class Recorder:
         self.observing = False
 
     def handle(self, requests: list[Request], tensor: Tensor) -> Tensor | None:
-        """Record the tensor itself; the network goes on with a copy, which it may change in place."""
+        """Record the tensor itself (the network goes on with a copy, which it may change in place), or show it."""
         onward = None
+        if self.consume is not None:
+            for request in requests:
+                self.consume(request.key, tensor.detach())
+            return None
         if self.detach:
             tensor = tensor.detach().clone() if self.clone else tensor.detach()
         elif self.clone:
@@ -236,22 +241,3 @@ class Recorder:
             where=layer,
             fix=f"Run the network inside the block, or ask for another layer. Closest names: {closest(layer.path, names)}.",
         )
-
-
-class _Observer(Recorder):
-    """Hooks that pass activations on without their graph instead of keeping them."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        wanted: list[str],
-        aliases: Mapping[str, str] | None,
-        consume: Callable[[str, Tensor], None],
-    ) -> None:
-        super().__init__(model, wanted, aliases)
-        self.consume = consume
-
-    def handle(self, requests: list[Request], tensor: Tensor) -> None:
-        """Show the tensor."""
-        for request in requests:
-            self.consume(request.key, tensor.detach())

@@ -63,12 +63,14 @@ def logits_by_scale(output: Any, image: Tensor | None = None, select: Select | N
     full = [tensor for tensor in maps.values() if tensor.shape[-len(size) :] == size] if size is not None else []
     if len(full) == 1 or (len(tensors) == 1 and maps):
         chosen = full[0] if full else next(iter(tensors.values()))
-        return _unstacked(chosen, image) + _coarser(maps, chosen)
+        rest = [t for t in maps.values() if t is not chosen]
+        alike = all(t.ndim == chosen.ndim and t.shape[1] == chosen.shape[1] for t in rest)
+        return _unstacked(chosen, image) + (sorted(rest, key=_coarseness) if alike else [])
     heads = list(maps.values())
     kinds = {(re.sub(r"\d+", "", name), head.ndim, head.shape[1]) for name, head in maps.items()}
     if len(kinds) == 1 and len(maps) == len(tensors):
         heads.reverse()
-        return sorted(heads, key=lambda head: -head.shape[2:].numel())  # of one size, the last first
+        return sorted(heads, key=_coarseness)  # of one size, the last first
     what = f"{'Several tensors could' if maps else 'No tensor can'} be the logits: {_listed(tensors)}."
     fix = f"Say which with select=..., a name, an index or a function: select={next(iter(tensors))!r}."
     raise LayerError(what, where=type(output).__name__, fix=fix)
@@ -93,12 +95,8 @@ def _unstacked(tensor: Tensor, image: Tensor | None) -> list[Tensor]:
     return list(tensor.unbind(1 if batch_first else 0))
 
 
-def _coarser(maps: Mapping[str, Tensor], chosen: Tensor) -> list[Tensor]:
-    """The other heads of a deep supervision of several sizes, finest first."""
-    rest = [t for t in maps.values() if t is not chosen]
-    if any(t.ndim != chosen.ndim or t.shape[1] != chosen.shape[1] for t in rest):
-        return []
-    return sorted(rest, key=lambda head: -head.shape[2:].numel())
+def _coarseness(head: Tensor) -> int:
+    return -head.shape[2:].numel()
 
 
 def _fields(output: Any) -> dict[str, Any]:

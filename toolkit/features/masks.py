@@ -79,7 +79,14 @@ def targeted_mask(
         masked = scores > ranked[:, rank : rank + 1]
     else:
         masked = scores >= ranked[:, rank - 1 : rank] if rank else torch.zeros_like(scores, dtype=torch.bool)
-    mask = torch.where(masked, _factors(annealing, scores), torch.ones_like(scores))
+    if not isinstance(annealing, Tensor):
+        annealing = torch.full_like(scores, 0.0 if annealing is None else float(annealing))
+    if annealing.numel() not in (1, scores.numel()):
+        what = f"annealing holds {annealing.numel()} factors for {tuple(scores.shape)} entries."
+        raise ConfigError(what, fix="Give one factor per (sample, entry), one number, or None for a hard mask.")
+    factors = annealing.detach().to(scores.device, scores.dtype)
+    factors = factors.expand_as(scores) if factors.numel() == 1 else factors.reshape(scores.shape)
+    mask = torch.where(masked, factors, torch.ones_like(scores))
     spatial = gradient.shape[2:]
     return mask.reshape(*scores.shape, *[1] * len(spatial)) if channel else mask.reshape(-1, 1, *spatial)
 
@@ -111,13 +118,3 @@ def dropout_mask(code: Tensor, rate: float = 0.5, generator: torch.Generator | N
     keep = torch.rand(code.shape[:2], generator=generator) >= rate
     mask = keep.to(code.device, code.dtype) / (1 - rate)
     return mask.reshape(*code.shape[:2], *[1] * (code.ndim - 2))
-
-
-def _factors(annealing: Tensor | float | None, scores: Tensor) -> Tensor:
-    if not isinstance(annealing, Tensor):
-        return torch.full_like(scores, 0.0 if annealing is None else float(annealing))
-    if annealing.numel() not in (1, scores.numel()):
-        what = f"annealing holds {annealing.numel()} factors for {tuple(scores.shape)} entries."
-        raise ConfigError(what, fix="Give one factor per (sample, entry), one number, or None for a hard mask.")
-    factors = annealing.detach().to(scores.device, scores.dtype)
-    return factors.expand_as(scores) if annealing.numel() == 1 else factors.reshape(scores.shape)

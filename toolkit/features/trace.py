@@ -80,21 +80,16 @@ def trace_calls(
             for handle in handles:
                 handle.remove()
     image = next((one for one in (*inputs, *(keywords or {}).values()) if isinstance(one, Tensor)), None)
-    shape = _logits_shape(output, image, select)
+    try:
+        shape = tuple(find_logits(output, image, select).shape)
+    except LayerError:  # without channels, so that no layer passes for the head
+        shape = () if image is None else (len(image), -1, *image.shape[2:])
     size = shape[2:] if image is None else tuple(image.shape[2:])
     head = _find_head(calls, shape) if shape else None
     ladder = find_ladder(_body(spans, head, calls, shape), size)
     trace = Trace(calls, shape, _find_aliases(calls, head, ladder), ladder)
     _TRACES[network] = (_fingerprint(network), trace)
     return trace
-
-
-def _logits_shape(output: Any, image: Tensor | None, select: Select | None) -> tuple[int, ...]:
-    """Shape of the logits; without channels where they cannot be told, so that no layer passes for the head."""
-    try:
-        return tuple(find_logits(output, image, select).shape)
-    except LayerError:
-        return () if image is None else (len(image), -1, *image.shape[2:])
 
 
 def _observe(path: str, module: nn.Module, calls: list[Call], spans: list[Span], clock: list[int]) -> list[Any]:

@@ -44,7 +44,15 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
         for module in modules
         for name, buffer in module._buffers.items()
     ]
-    attributes = [_kept_tensors(module) for module in modules]
+    # plain attributes that hold tensors or could: the object, and what it contained if it is a list or dict
+    attributes = [
+        {
+            name: (value, value.copy() if isinstance(value, (list, dict)) else None)
+            for name, value in vars(module).items()
+            if name not in _OWN_TABLES and (value is None or isinstance(value, (Tensor, list, tuple, dict)))
+        }
+        for module in modules
+    ]
     state = random_state()
     try:
         for parameter, _, _ in parameters:
@@ -77,15 +85,6 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
         for module, before in zip(modules, attributes, strict=True):
             _restore_kept(module, before)
         set_random_state(state)
-
-
-def _kept_tensors(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Plain attributes that hold tensors or could: the object, and what it contained if it is a list or dict."""
-    return {
-        name: (value, value.copy() if isinstance(value, (list, dict)) else None)
-        for name, value in vars(module).items()
-        if name not in _OWN_TABLES and (value is None or isinstance(value, (Tensor, list, tuple, dict)))
-    }
 
 
 def _restore_kept(module: nn.Module, before: dict[str, tuple[Any, Any]]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +69,17 @@ class Attached:
     def __init__(
         self, regularizers: list[Regularizer], model: nn.Module, seed: int, aliases: Mapping[str, str] | None
     ) -> None:
-        _refuse_wrapped(model)
+        kinds = {type(module).__name__ for module in model.modules()}
+        compiled = "OptimizedModule" in kinds or any(
+            getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
+        )
+        if compiled:
+            fix = "Attach first, then compile: reg = toolkit.attach(reg, model); model = torch.compile(model)."
+            raise ConfigError("A network that is compiled already skips new hooks.", where="attach", fix=fix)
+        if "DataParallel" in kinds:
+            raise ConfigError(
+                "In DataParallel a network runs as copies.", where="attach", fix="Use DistributedDataParallel."
+            )
         self.model = unwrap(model)
         self.regularizers = regularizers
         self.step = 0
@@ -187,13 +196,16 @@ class Attached:
         outputs = self._hooks.outputs if outputs is None else outputs
         context = StepContext(batch=batch, model=self.model, outputs=outputs, step=self.step)
         result = PartialLoss(total=batch["image"].new_zeros((), dtype=torch.float32), terms={})
-        with self._hooks.paused():
+        self._hooks.paused = True  # passes of the regularizers themselves are not recorded
+        try:
             for regularizer in active:
                 features = tape.detached() if regularizer.deferred else tape
                 own = self._training.context_for(regularizer, context, features)
                 value = self._training.add(result, regularizer, own)
                 if keep_graph:
                     self._added.append((regularizer, own, value))
+        finally:
+            self._hooks.paused = False
         self.terms |= result.terms
         self.step += first
         assert result.total is not None
@@ -208,7 +220,7 @@ class _TrainingPasses(Recorder):
     ) -> None:
         super().__init__(model, wanted, aliases)
         self.outputs: Any = None
-        self._added, self._inside, self._ran, self._paused = added, False, False, False
+        self._added, self._inside, self._ran, self.paused = added, False, False, False
         self._rooted = False  # whether the loop calls the network itself, not only methods of it such as `encode`
 
     def attach(self) -> None:
@@ -227,20 +239,11 @@ class _TrainingPasses(Recorder):
         self.counts.clear()  # a network that is called through its own methods never begins
         return self.tape
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Passes of the regularizers themselves are not recorded."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
-
     def __deepcopy__(self, _: Any) -> _TrainingPasses:
         return self  # hooks of a copied network stay with the original, which ignores the copy's passes
 
     def _begin(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if self._paused or self.observing or module is not self.model:
+        if self.paused or self.observing or module is not self.model:
             return  # observing: the pass that finds the layers of aliases, made within the first one
         self._rooted, self._inside = True, torch.is_grad_enabled()
         if self._inside:
@@ -248,26 +251,12 @@ class _TrainingPasses(Recorder):
             super()._begin(module, arguments, keywords)
 
     def _end(self, module: nn.Module, _: Any, outputs: Any) -> None:
-        if self._paused or self.observing or module is not self.model:
+        if self.paused or self.observing or module is not self.model:
             return
         if self._inside:
             self.outputs, self._ran = outputs, True
         self._inside = False
 
     def _hits(self, path: str, port: str, requests: list[Any]) -> list[Any]:
-        recording = not self._paused and (self._inside if self._rooted else torch.is_grad_enabled())
+        recording = not self.paused and (self._inside if self._rooted else torch.is_grad_enabled())
         return super()._hits(path, port, requests) if recording else []
-
-
-def _refuse_wrapped(model: nn.Module) -> None:
-    kinds = {type(module).__name__ for module in model.modules()}
-    compiled = "OptimizedModule" in kinds or any(
-        getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
-    )
-    if compiled:
-        fix = "Attach first, then compile: reg = toolkit.attach(reg, model); model = torch.compile(model)."
-        raise ConfigError("A network that is compiled already skips new hooks.", where="attach", fix=fix)
-    if "DataParallel" in kinds:
-        raise ConfigError(
-            "In DataParallel a network runs as copies.", where="attach", fix="Use DistributedDataParallel."
-        )

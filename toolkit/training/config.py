@@ -127,9 +127,6 @@ class TrainConfig:
             object.__setattr__(self, "patch_size", tuple(map(int, self.patch_size)))
             if len(self.patch_size) not in (2, 3) or min(self.patch_size) < 1:
                 raise _bad("patch_size", self.patch_size, "Give one positive number a spatial axis: (96, 96).")
-        self._check_together()
-
-    def _check_together(self) -> None:
         if not self.split_backward and self.devices > 1:
             raise _bad("split_backward", self.split_backward, "Give True, or False on a single device.")
         if callable(self.augmentation) and self.workers:

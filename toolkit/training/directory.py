@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, choose
 from toolkit.files import absolute, distinct_names, make_folder, read_sealed, write_atomically, write_sealed
 from toolkit.locks import exclusive
 from toolkit.training import checkpoint as checkpoints
@@ -114,27 +114,37 @@ class RunDirectory:
     def newest(self, run: str, fallback: bool = False) -> tuple[Checkpoint, list[str]]:
         """The newest checkpoint, verified, and what was wrong with any newer ones (an error, unless `fallback` passes them over)."""
         problems: list[str] = []
-        steps = checkpoints.steps_on_disk(self.checkpoints)
-        for step in reversed(steps):
+        first: CheckpointError | None = None
+        for step in reversed(checkpoints.steps_on_disk(self.checkpoints)):
             try:
-                return checkpoints.read(self.checkpoints, step, run), problems
+                checkpoint = checkpoints.read(self.checkpoints, step, run)
             except CheckpointError as error:
-                if not fallback:
-                    raise self._with_advice(error, [s for s in steps if s < step], run) from error
+                first = first or error
                 problems.append(f"step {step}: {error.what}")
+                continue
+            if first is None or fallback:
+                return checkpoint, problems
+            fix = f"The checkpoint of step {step} is intact: resume(..., fallback=True) continues from there."
+            raise CheckpointError(first.what, where=first.where, fix=fix) from first
+        if first is not None and not fallback:
+            fix = first.fix or "No older checkpoint is intact."
+            raise CheckpointError(first.what, where=first.where, fix=fix) from first
         what = "This run has no intact checkpoint."
         fix = "Restore the folder from a copy, or train again."
         raise CheckpointError(what, where="; ".join(problems) or str(self.checkpoints), fix=fix)
 
-    def _with_advice(self, error: CheckpointError, older: list[int], run: str) -> CheckpointError:
-        for step in reversed(older):
-            try:
-                checkpoints.read(self.checkpoints, step, run)
-            except CheckpointError:
-                continue
-            advice = f"The checkpoint of step {step} is intact: resume(..., fallback=True) continues from there."
-            return CheckpointError(error.what, where=error.where, fix=advice)
-        return CheckpointError(error.what, where=error.where, fix=error.fix or "No older checkpoint is intact.")
+    def chosen(self, record: Mapping[str, Any], which: str | int = "selected") -> Checkpoint:
+        """The checkpoint that `which` means: "selected" (by the run's own rule), "last", "best", or a step."""
+        if isinstance(which, int):
+            return checkpoints.read(self.checkpoints, which, record["run"])
+        choose("set of weights", which, ("selected", "last", "best"), where="which=..., or a step")
+        newest, _ = self.newest(record["run"])
+        if which == "last" or (which == "selected" and record["selection"]["rule"] == "last"):
+            return newest
+        if newest.best is None and which == "best":
+            raise CheckpointError("This run has no validation yet, so nothing is best.", where=self.path)
+        best = newest.step if newest.best is None else newest.best["step"]
+        return newest if best == newest.step else checkpoints.read(self.checkpoints, best, record["run"])
 
     def set_aside_after(self, step: int) -> None:
         """Rename checkpoints newer than `step` (damaged ones that were passed over) so that none is in the way."""

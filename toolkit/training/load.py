@@ -15,7 +15,6 @@ from toolkit.features.provenance import mark_trained_with
 from toolkit.inference.memory import remember
 from toolkit.models.load import compare_weights, tensors_of
 from toolkit.process_state import guarded_random_state
-from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
@@ -45,7 +44,7 @@ def load_model(
     """
     directory = RunDirectory(path)
     record = directory.record()
-    checkpoint = choose(directory, record, which)
+    checkpoint = directory.chosen(record, which)
     with guarded_random_state():
         network = restore(record["objects"], {"model": model}, str(path), only=("model",))["model"]
     check_fit(network, checkpoint, str(path))
@@ -84,25 +83,9 @@ def load_run(
     """
     regularizers = None if regularizer is None else as_regularizers(regularizer)
     run, step, _, record = open_run(path, model, task, regularizers, objective)
-    restore_step(step, choose(run.directory, record, which))
+    restore_step(step, run.directory.chosen(record, which))
     recall_scores(run.model, run.path, record)
     return run
-
-
-def choose(directory: RunDirectory, record: dict[str, Any], which: str | int) -> Checkpoint:
-    """Read the checkpoint that `which` means."""
-    if isinstance(which, int):
-        return checkpoints.read(directory.checkpoints, which, record["run"])
-    if which not in ("selected", "last", "best"):
-        raise CheckpointError(f"There are no {which!r} weights.", fix='Use "selected", "last", "best" or a step.')
-    newest, _ = directory.newest(record["run"])
-    if which == "last" or (which == "selected" and record["selection"]["rule"] == "last"):
-        return newest
-    if newest.best is None:
-        if which == "selected":
-            return newest
-        raise CheckpointError("This run has no validation yet, so nothing is best.", where=directory.path)
-    return checkpoints.read(directory.checkpoints, newest.best["step"], record["run"])
 
 
 def open_run(

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,7 +104,9 @@ class Loop:
                 if self._due(self.config.validate_every) and self.validate is not None:
                     row = self._validate()
                     history.write(row)
-                    self._show(row)
+                    self.watchers.row(row)
+                    if self.pictures is not None:
+                        self.watchers.pictures(self.done, partial(self.pictures, self.step.model))
                 stopping = self._stopping()
                 if stopping or self._due(self.config.checkpoint_every) or self._improved():
                     self._save(history)
@@ -216,12 +219,6 @@ class Loop:
             self.best = {"step": self.done, "value": value}
         row = {"step": self.done, "event": "validation", "stage": self.stage, **scores}
         return row | {"validation/best": self._improved(), "seconds/validation": time.perf_counter() - started}
-
-    def _show(self, row: dict[str, Any]) -> None:
-        """Tell the watchers of a validation; the pictures are drawn on the first rank only, which alone has watchers."""
-        self.watchers.row(row)
-        if self.pictures is not None and self.watchers.want_pictures:
-            self.watchers.pictures(self.done, self.pictures(self.step.model))
 
     def _improved(self) -> bool:
         return self.best is not None and self.best["step"] == self.done

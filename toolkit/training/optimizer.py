@@ -6,7 +6,6 @@ Schedules are functions of the step alone, so that a resumed run needs no schedu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -40,7 +39,15 @@ def parameter_groups(step: TrainingStep) -> list[dict[str, Any]]:
     for group in groups:
         group["params"] = [p for p in group["params"] if p.requires_grad]
     groups = [group for group in groups if group["params"]]
-    _check_cover([p for group in groups for p in group["params"]], step.parameters())
+    grouped = [p for group in groups for p in group["params"]]
+    if not grouped:
+        raise ConfigError("The network has no parameter that requires a gradient.", fix="Unfreeze some of it.")
+    if len({id(p) for p in grouped}) < len(grouped):
+        raise ConfigError("A parameter is in two groups.", where="parameter_groups()")
+    missing = {id(p) for p in step.parameters() if p.requires_grad} - {id(p) for p in grouped}
+    if missing:
+        fix = "Return every parameter once, or freeze those that should not learn."
+        raise ConfigError(f"{len(missing)} trainable parameters are in no group.", where="parameter_groups()", fix=fix)
     return groups
 
 
@@ -102,17 +109,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get(_RATE_SCALE, 1.0)
 
 
-def _check_cover(grouped: list[nn.Parameter], every: Iterable[nn.Parameter]) -> None:
-    if not grouped:
-        raise ConfigError("The network has no parameter that requires a gradient.", fix="Unfreeze some of it.")
-    if len({id(p) for p in grouped}) < len(grouped):
-        raise ConfigError("A parameter is in two groups.", where="parameter_groups()")
-    missing = [p for p in every if p.requires_grad and all(p is not q for q in grouped)]
-    if missing:
-        fix = "Return every parameter once, or freeze those that should not learn."
-        raise ConfigError(f"{len(missing)} trainable parameters are in no group.", where="parameter_groups()", fix=fix)
-
-
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Learning rate of the optimizer step that follows `step` steps already taken.
 
@@ -131,7 +127,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return highest * (1 - max(step - 1, 0) / config.steps) ** POWER
     if config.schedule == "cosine":
         return _cosine(highest, 0.0, step / config.steps)
-    return _one_cycle(highest, step, config.steps)
+    lowest, peak, last = highest / START_DIVISOR, WARM_UP_FRACTION * config.steps - 1, config.steps - 1
+    if step <= peak:
+        return _cosine(lowest, highest, step / peak if peak else 1.0)
+    return _cosine(highest, lowest / END_DIVISOR, (step - peak) / (last - peak) if last > peak else 1.0)
 
 
 def _checked_factor(factor: Any, step: int) -> float:
@@ -144,14 +143,6 @@ def _checked_factor(factor: Any, step: int) -> float:
         fix = "Return the factor on learning_rate, a number of at least 0."
         raise ConfigError(what, where="TrainConfig(schedule=...)", fix=fix)
     return value
-
-
-def _one_cycle(highest: float, step: int, steps: int) -> float:
-    lowest = highest / START_DIVISOR
-    peak, last = WARM_UP_FRACTION * steps - 1, steps - 1
-    if step <= peak:
-        return _cosine(lowest, highest, step / peak if peak else 1.0)
-    return _cosine(highest, lowest / END_DIVISOR, (step - peak) / (last - peak) if last > peak else 1.0)
 
 
 def _cosine(start: float, end: float, fraction: float) -> float:

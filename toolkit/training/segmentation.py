@@ -216,9 +216,14 @@ def fitted_label(label: Tensor, logits: Tensor, ignore_label: int | None = None)
         raise ConfigError(what, where="batch['label']", fix=fix)
     if label.shape[2:] != logits.shape[2:]:
         label = functional.interpolate(label.float(), size=logits.shape[2:], mode="nearest")
-    target = label[:, 0].long()
-    if target.device.type == "cpu":
-        _check_values(target, logits.shape[1], ignore_label)
+    target, classes = label[:, 0].long(), logits.shape[1]
+    if target.device.type != "cpu" or all(0 <= int(v) < classes for v in target.aminmax()):
+        return target
+    outside = [v for v in target.unique().tolist() if not 0 <= v < classes and v != ignore_label]
+    if outside:
+        what = f"The labels hold {outside}, but the network has {classes} outputs (classes 0 to {classes - 1})."
+        fix = "Give the network one output per class, background included, or set ignore_label."
+        raise ConfigError(what, where="batch['label']", fix=fix)
     return target
 
 
@@ -228,17 +233,6 @@ def fitted_regions(masks: Tensor, logits: Tensor) -> Tensor:
         what = f"The network has {logits.shape[1]} outputs, the task {masks.shape[1]} regions."
         raise ConfigError(what, where="batch['regions']", fix="Give the network one output per region.")
     return functional.interpolate(masks.to(logits.dtype), size=logits.shape[2:], mode="nearest")
-
-
-def _check_values(target: Tensor, classes: int, ignore_label: int | None) -> None:
-    low, high = (int(v) for v in target.aminmax())
-    if low >= 0 and high < classes:
-        return
-    outside = [v for v in target.unique().tolist() if not 0 <= v < classes and v != ignore_label]
-    if outside:
-        what = f"The labels hold {outside}, but the network has {classes} outputs (classes 0 to {classes - 1})."
-        fix = "Give the network one output per class, background included, or set ignore_label."
-        raise ConfigError(what, where="batch['label']", fix=fix)
 
 
 class LossObjective(Objective):

@@ -191,15 +191,15 @@ def train_sequence(
         raise ConfigError("There is a sequence in this folder already.", where=path, fix=fix)
     check_empty(path)
     _copied(unwrap(model))  # one that cannot be copied is an error before anything is written
-    objects = described(model, task, objective, regularizers)
+    parts = {"model": model, "task": task, "objective": objective, "regularizers": regularizers}
+    objects = described(parts)
     weights = weights_bytes(tensors_of(unwrap(model)))
     write_atomically(path / INITIAL, weights, parents=True, durable=True)
     record = {"sites": list(sites), "config": config.to_dict(), "taps": dict(aliases or {}), "objects": objects}
     record["strategy"] = {"name": strategy.name, "arguments": dataclasses.asdict(strategy)}
     record["initial"] = sha256(weights)
     write_sealed(path / RECORD, record)
-    given = {"model": model, "task": task, "objective": objective, "regularizers": regularizers}
-    return _carry_on(path, record, given, config, progress)
+    return _carry_on(path, record, parts, config, progress)
 
 
 def resume_sequence(

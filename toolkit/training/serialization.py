@@ -133,9 +133,12 @@ def factory_found(entry: Mapping[str, Any]) -> Callable[..., Any]:
     """
     value: Any = find(entry) if "class" in entry else None
     optimizer = isinstance(value, type) and issubclass(value, Optimizer)
-    if optimizer or (callable(value) and _is_users_own(value, str(entry.get("class")).partition(":")[0])):
-        return value
-    return Missing(json.dumps(dict(entry)))
+    module = str(entry.get("class")).partition(":")[0]
+    file = getattr(sys.modules.get(module), "__file__", None)
+    # defined in that very module, which is a notebook or a file outside all libraries
+    own = module == "__main__" if file is None else not any(map(Path(file).resolve().is_relative_to, _LIBRARIES))
+    own = own and callable(value) and getattr(value, "__module__", "") == module
+    return value if optimizer or own else Missing(json.dumps(dict(entry)))
 
 
 def check_same(name: str, recorded: Callable[..., Any], given: Callable[..., Any], where: str) -> None:
@@ -146,13 +149,6 @@ def check_same(name: str, recorded: Callable[..., Any], given: Callable[..., Any
     if names[0] != names[1]:
         what = f"The {name} that was passed is not the one of this run."
         raise CheckpointError(what, where=f"{where}: it was {names[0]} and is {names[1]}", fix="Pass the same one.")
-
-
-def _is_users_own(value: Any, module: str) -> bool:
-    """Whether it was defined in that very module, which is a notebook or a file outside all libraries."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    place = module == "__main__" if file is None else not any(map(Path(file).resolve().is_relative_to, _LIBRARIES))
-    return place and getattr(value, "__module__", "") == module
 
 
 _BASES: dict[str, type] = {"objective": Objective, "regularizer": Regularizer}
@@ -178,11 +174,13 @@ def describe(kind: str, obj: Any) -> dict[str, Any]:
         return _foreign(obj)  # arguments that JSON cannot hold: the object must be passed again
 
 
-def described(model: nn.Module, task: Any, objective: Any, regularizers: Sequence[Any]) -> dict[str, Any]:
-    """The `objects` of a run's record."""
-    single = {"model": model, "task": task, "objective": objective}
-    objects: dict[str, Any] = {kind: describe(kind, value) for kind, value in single.items()}
-    return {**objects, "regularizers": [describe("regularizer", each) for each in regularizers]}
+def described(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The `objects` of a run's record: of its model, task, objective and list of regularizers."""
+    return {key: _described(_ARGUMENTS[key], value) for key, value in parts.items()}
+
+
+def _described(kind: str, value: Any) -> Any:
+    return [describe(kind, one) for one in value] if isinstance(value, list) else describe(kind, value)
 
 
 def _full_name(value: Any) -> str:
@@ -191,9 +189,13 @@ def _full_name(value: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def needs_handing_over(entry: Mapping[str, Any]) -> bool:
-    """Whether another process cannot build the object from its record alone."""
-    return "name" not in entry or "class" in entry
+def not_recorded(objects: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What another process cannot build from the record of these parts, by the arguments of `resume`."""
+    return {
+        _ARGUMENTS[key]: value
+        for key, value in parts.items()
+        if any("name" not in entry or "class" in entry for entry in _entries(objects[key]))
+    }
 
 
 def restore(
@@ -232,7 +234,7 @@ def _restore_one(key: str, recorded: Any, given: Any, where: str) -> Any:
             raise CheckpointError(what, where=f"{where}; {error.where}" if error.where else where, fix=fix) from error
     if kind == "task":
         return given  # its data may lie elsewhere by now: `check_task` compares what they hold
-    now = [describe(kind, item) for item in given] if isinstance(recorded, list) else describe(kind, given)
+    now = _described(kind, given)
     if [_identity(e) for e in _entries(now)] != [_identity(e) for e in _entries(recorded)]:
         what = f"The {kind} that was passed is not the one of this run."
         fix = "Pass the same one; to continue with another, start a new run from load_model(path)."

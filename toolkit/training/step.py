@@ -145,7 +145,10 @@ class TrainingStep(nn.Module):
             if not regularizer.deferred:
                 self.add(result, regularizer, self.context_for(regularizer, context, tape))
         if logging:
-            self._probe_objective(result, objective * scale, active, context, tape)
+            for regularizer in active:
+                probes = regularizer.gradient_probes(self.context_for(regularizer, context, tape))
+                key = f"{self.objective.name}@{regularizer.name}"
+                result.gradients[key] = self._probe(objective * scale, probes)
         if any(r.deferred for r in active):
             self._context, self._tape = dataclasses.replace(context, outputs=None), tape.detached()
         return result
@@ -194,15 +197,6 @@ class TrainingStep(nn.Module):
         if context.logging:
             result.gradients[regularizer.name] = self._probe(addition, regularizer.gradient_probes(context))
         return addition
-
-    def _probe_objective(
-        self, result: PartialLoss, objective: Tensor, active: Sequence[Regularizer], context: StepContext, tape: Tape
-    ) -> None:
-        for regularizer in active:
-            features = self.context_for(regularizer, context, tape).features
-            probes = regularizer.gradient_probes(dataclasses.replace(context, features=features))
-            key = f"{self.objective.name}@{regularizer.name}"
-            result.gradients[key] = self._probe(objective, probes)
 
     def _probe(self, loss: Tensor, probes: Sequence[Tensor]) -> Tensor:
         started = _clock(loss.device)

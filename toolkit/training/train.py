@@ -36,7 +36,7 @@ from toolkit.training.process import StopRequest, graceful_interrupt
 from toolkit.training.protocol import Loss, Objective, Regularizer, as_regularizers
 from toolkit.training.run import Run, run_with
 from toolkit.training.segmentation import as_objective
-from toolkit.training.serialization import described, needs_handing_over
+from toolkit.training.serialization import described, not_recorded
 from toolkit.training.step import TrainingStep
 from toolkit.training.watching import OnLog, Watchers, prediction_pictures
 
@@ -108,7 +108,8 @@ def train(
     engine.resolve_device(config)
     engine.check_compile(step, config)
     _loader(task, config, site)  # an unusable split or patch is an error before anything is written
-    objects = described(model, task, objective, regularizers)
+    parts = {"model": unwrap(model), "task": task, "objective": objective, "regularizers": list(regularizers)}
+    objects = described(parts)
     if out is None and config.devices > 1:
         raise ConfigError("Several processes need one `out` to agree on.", fix="Pass out=..., the same for all.")
     directory = RunDirectory(default_path(task, regularizers) if out is None else out)
@@ -126,8 +127,7 @@ def train(
         "contents": engine.contents(task),
         "inference": run_with(task, config),
     }
-    lacking = _not_recorded(objects, model, task, objective, regularizers) | {"factories": config.factories}
-    parcel = packed(lacking) if background else b""
+    parcel = packed(not_recorded(objects, parts) | {"factories": config.factories}) if background else b""
     run = Run(directory.path, model, task, config, objective=objective, regularizers=regularizers, site=site)
     with directory.reserved() if engine.is_first_process() else contextlib.nullcontext():
         if engine.is_first_process():
@@ -354,14 +354,3 @@ def _loader(task: Any, config: TrainConfig, site: str | Sequence[str] | None) ->
         augmentation=config.augmentation,
         **({} if config.foreground is None else {"foreground": config.foreground}),
     )
-
-
-def _not_recorded(
-    objects: Mapping[str, Any], model: nn.Module, task: Any, objective: Objective, regularizers: Sequence[Regularizer]
-) -> dict[str, Any]:
-    """The objects that the record of the run cannot rebuild, by the arguments of `resume`."""
-    given = {"model": unwrap(model), "task": task, "objective": objective}
-    lacking = {name: value for name, value in given.items() if needs_handing_over(objects[name])}
-    if any(map(needs_handing_over, objects["regularizers"])):
-        lacking["regularizer"] = list(regularizers)
-    return lacking

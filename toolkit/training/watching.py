@@ -35,21 +35,18 @@ class Watchers:
     def __bool__(self) -> bool:
         return bool(self._active)
 
-    @property
-    def want_pictures(self) -> bool:
-        """Whether any of them takes pictures."""
-        return any(hasattr(one, "pictures") for one in self._active)
-
     def row(self, row: Mapping[str, Any]) -> None:
         """Hand over one row."""
-        self._each(lambda one: one(dict(row)))
+        self._each(self._active, lambda one: one(dict(row)))
 
-    def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Hand over pictures."""
-        self._each(lambda one: one.pictures(step, images) if hasattr(one, "pictures") else None)
+    def pictures(self, step: int, draw: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """Hand over pictures; they are drawn if any of them takes some."""
+        if takers := [one for one in self._active if hasattr(one, "pictures")]:
+            images = draw()
+            self._each(takers, lambda one: one.pictures(step, images))
 
-    def _each(self, tell: Callable[[Any], object]) -> None:
-        for one in list(self._active):
+    def _each(self, watchers: Sequence[Any], tell: Callable[[Any], object]) -> None:
+        for one in list(watchers):
             try:
                 tell(one)
             except Exception as error:  # hours of training must not end because a tracking server did

@@ -17,7 +17,7 @@ import toolkit as tk
 from toolkit.inference.extract import extract
 
 PAGE = Path(__file__).parents[3] / "docs" / "how_to" / "clusters.md"
-set_forkserver_preload(["zarr", "pandas", "toolkit.inference.extraction"])  # imported once for all workers
+set_forkserver_preload(["zarr", "pandas", "toolkit.inference.extract"])  # imported once for all workers
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -26,13 +26,12 @@ from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.models.unet import unet
 from toolkit.results import load_result
 from toolkit.show.figures import compose
-from toolkit.training.arms import Arm
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.load import load_model, load_run
 from toolkit.training.segmentation import SegmentationObjective
-from toolkit.training.study import Study, compare
+from toolkit.training.study import Arm, Study, compare
 
 CONFIG = TrainConfig(steps=2, batch_size=4, checkpoint_every=0, validate_every=0, select="last", log_every=1)
 ARMS: dict[str, Any] = {"plain": None, "segreg": SegReg(samples=128, directions=8), "zero": SelfReg(scr=0, ifd=0)}
