@@ -22,17 +22,15 @@ from toolkit.explain.attribute_methods import (
 )
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.explained import fields_of
-from toolkit.explain.frozen import Frozen, freeze, score_of
+from toolkit.explain.frozen import freeze, score_of
 from toolkit.explain.targets import Target, as_target
 from toolkit.features.capture import capture
 from toolkit.features.modules import eager, named, parse
 from toolkit.features.provenance import DataHash, provenance
 from toolkit.features.untouched import untouched
-from toolkit.inference.inputs import InputBatch
 from toolkit.inference.layers import one_layer
 from toolkit.inference.memory import Passes
 from toolkit.inference.network import Predictor, one_batch
-from toolkit.inference.windows import Frame
 
 
 @checked
@@ -89,14 +87,23 @@ def attribute(
         >>> result = tk.attribute(model, case, "integrated_gradients", tk.Region("LV"), steps=8)
     """
     settings = Settings(steps, window, stride, baseline, features, layer, batch_size)
-    _check_method(method, settings)
-    predictor = Predictor(model, **passes)
+    choose("method", method, METHODS, where="attribute(method=...)")
+    choose("features", features, FEATURES, where="attribute(features=...)")
+    if (method == "layer_conductance") != (layer is not None):
+        fix = "Layer conductance needs a layer; the other methods explain the input."
+        raise ConfigError(f"{method} and layer={layer!r} do not go together.", where="attribute", fix=fix)
+    predictor, wanted = Predictor(model, **passes), as_target(target)
     batch = one_batch(image, predictor, label, "attribute")
     settings = affordable_settings(predictor, batch.image[:1], method, settings, "attribute")
     frame = predictor.frame(batch.image)
     with untouched(model, "eval"), torch.inference_mode(False), torch.enable_grad(), eager(predictor.model):
         module = None if layer is None else _layer_module(predictor, layer, batch.image[:1], aliases)
-        frozen = frozen_target(predictor, as_target(target), batch, frame)
+        with torch.no_grad():
+            frozen = freeze(wanted, predictor.logits(batch.image.clone(), frame), batch, predictor)
+        if not bool(frozen.region.any()):
+            fix = "Choose a case in which the class occurs, inside='reference', or ClassSum."
+            what = f"The region of {wanted} is empty in every image."
+            raise DataError(what, where=", ".join(batch.ids[:4]), fix=fix)
         values, at_baseline = [], []
         for i, image_i in enumerate(batch.image.detach().split(1)):
             base, own = baseline_of(image_i, settings.baseline), frame.select(i)
@@ -115,22 +122,12 @@ def attribute(
         score=frozen.score.cpu(),
         baseline_score=torch.cat(at_baseline).cpu(),
         classes=predictor.class_names(batch.classes),
-        target=repr(as_target(target)),
+        target=repr(wanted),
         method=method,
         settings=dataclasses.asdict(settings),
         padding=[] if layer is None or frame.tiling is not None else list(frame.padding),
-        provenance=provenance(model, data.hexdigest(), method=method, target=repr(as_target(target)), **chosen),
+        provenance=provenance(model, data.hexdigest(), method=method, target=repr(wanted), **chosen),
     )
-
-
-def frozen_target(predictor: Predictor, target: Target, batch: InputBatch, frame: Frame) -> Frozen:
-    """The target fixed on the images themselves."""
-    with torch.no_grad():
-        frozen = freeze(target, predictor.logits(batch.image.clone(), frame), batch, predictor)
-    if not bool(frozen.region.any()):
-        fix = "Choose a case in which the class occurs, inside='reference', or ClassSum."
-        raise DataError(f"The region of {target} is empty in every image.", where=", ".join(batch.ids[:4]), fix=fix)
-    return frozen
 
 
 def _layer_module(
@@ -140,28 +137,15 @@ def _layer_module(
     network, x = predictor.model, predictor.one_window(image)
     full_name = one_layer(predictor, layer, image, aliases)
     name = parse(full_name)
-    calls = 0
-
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-
+    calls: list[None] = []
     module = named(network)[name.path]
-    handle = module.register_forward_hook(count)
+    handle = module.register_forward_hook(lambda *_: calls.append(None))
     try:
         with torch.no_grad(), capture(network, full_name):
             predictor.run(x)
     finally:
         handle.remove()
-    if calls != 1:
-        what = f"The layer {full_name!r} runs {calls} times in one pass, and captum cannot tell its calls apart."
+    if len(calls) != 1:
+        what = f"The layer {full_name!r} runs {len(calls)} times in one pass, and captum cannot tell its calls apart."
         raise LayerError(what, where="attribute(layer=...)", fix="Choose a layer that runs once, or use grad_cam.")
     return module, name.port == "input"
-
-
-def _check_method(method: str, settings: Settings) -> None:
-    choose("method", method, METHODS, where="attribute(method=...)")
-    choose("features", settings.features, FEATURES, where="attribute(features=...)")
-    if (method == "layer_conductance") != (settings.layer is not None):
-        fix = "Layer conductance needs a layer; the other methods explain the input."
-        raise ConfigError(f"{method} and layer={settings.layer!r} do not go together.", where="attribute", fix=fix)

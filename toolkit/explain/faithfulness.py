@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.frozen import FixedScore, Frozen, freeze, score_of
 from toolkit.explain.targets import Target, as_target
-from toolkit.features.logits import Select
 from toolkit.features.modules import device_of
 from toolkit.features.provenance import provenance, weights_hash
 from toolkit.features.untouched import untouched
-from toolkit.inference.inputs import InputBatch, as_batches
+from toolkit.inference.inputs import as_batches
+from toolkit.inference.memory import Passes
 from toolkit.inference.network import Predictor
 from toolkit.results import Numbers, as_table
 
@@ -55,10 +55,7 @@ def faithfulness(
     radius: float = 0.02,
     seed: int = 0,
     batch_size: int = 8,
-    select: Select | None = None,
-    divisor: int | None = None,
-    precision: str | None = None,
-    activation: str | None = None,
+    **passes: Unpack[Passes],
 ) -> Faithfulness:
     """How faithful maps are, by changing the image and looking at the target's score; the network is left untouched.
 
@@ -79,11 +76,8 @@ def faithfulness(
         radius: largest change of a voxel for sensitivity; for infidelity ten times this is the noise's sd.
         seed: of orders and noise.
         batch_size: images per pass.
-        select: as when the maps were made, like divisor, precision and activation; see `toolkit.predict`. The windows
+        **passes: select, divisor, precision and activation as when the maps were made, see `toolkit.predict`. The windows
             are the maps'.
-        divisor: what the sides must be multiples of.
-        precision: autocast; None = the network's own.
-        activation: "softmax" or "sigmoid".
 
     Returns:
         Columns name, case, status (of the map), deletion, insertion, deletion_random, insertion_random (means over orders),
@@ -104,9 +98,12 @@ def faithfulness(
     wanted, rows = as_target(target), []
     curves: dict[str, Tensor] = {}
     asked = result.provenance.get("parameters", {})
-    windows = {"patch_size": asked.get("patch_size") or "whole", "overlap": asked.get("overlap", 0.5)}
-    predictor = Predictor(model, select=select, divisor=divisor, precision=precision, activation=activation, **windows)
-    batch = _batch_of(result, model)
+    windows: Passes = {"patch_size": asked.get("patch_size") or "whole", "overlap": asked.get("overlap", 0.5)}
+    predictor = Predictor(model, **{**passes, **windows})
+    batch = next(iter(as_batches(result.image, model, batch_size=10**6)))
+    label = None if result.label is None else result.label.to(device_of(model))
+    known: dict[str, Any] = {"ids": list(result.cases), "label": label, "classes": dict(result.classes) or None}
+    batch = dataclasses.replace(batch, **known)
     batch_size = predictor.affordable("faithfulness", batch.image[:1], min(batch_size, steps + 1))
     frame = predictor.frame(batch.image)
     with untouched(model, "eval"), torch.inference_mode(False):
@@ -226,15 +223,3 @@ def _captum_checks(
         )
         moved = sensitivity_max(explain, image, disturb_a_little, n_perturb_samples=draws)
     return {"infidelity": float(wrong), "sensitivity": float(moved)}
-
-
-def _batch_of(result: GradCamResult | AttributionResult, model: nn.Module) -> InputBatch:
-    """The batch that a result was made from."""
-    label = result.label
-    batch = next(iter(as_batches(result.image, model, batch_size=10**6)))
-    return dataclasses.replace(
-        batch,
-        ids=list(result.cases),
-        label=None if label is None else label.to(device_of(model)),
-        classes=dict(result.classes) or None,
-    )

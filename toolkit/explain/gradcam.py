@@ -98,8 +98,7 @@ def grad_cam(
         frame = predictor.frame(batch.image)
         if not pieces:
             prepare_aliases(predictor, layers, batch.image, aliases)
-        explain = explain_batch if frame.tiling is None else explain_windows
-        pieces.append(explain(predictor, batch, request, frame))
+        pieces.append(explain_batch(predictor, batch, request, frame))
     if not pieces:
         raise DataError("There are no inputs to explain.", where="grad_cam(inputs=...)")
     if all(piece.empty.all() for piece in pieces):
@@ -168,15 +167,21 @@ class CamBatch:
 
 
 def explain_batch(predictor: Predictor, batch: InputBatch, request: CamRequest, frame: Frame) -> CamBatch:
-    """Maps of every layer from one forward pass and one backward pass per part of the target."""
-    target = request.target
-    with untouched(predictor.model, request.mode) as network, torch.inference_mode(False), torch.enable_grad():
+    """Maps of every layer: of one pass as large as the layer gives them, of windows on the image's grid (B, 1, *S).
+
+    The target's region is fixed first, on the logits of the whole image; then each of its parts has a backward pass.
+    """
+    tiled = frame.tiling is not None
+    with untouched(predictor.model, request.mode), torch.inference_mode(False), torch.set_grad_enabled(not tiled):
         image = batch.image.detach().clone().requires_grad_().clone()  # not a leaf: networks may change it in place
-        with capture(network, request.layers, aliases=request.aliases) as tape:
+        with capture(predictor.model, () if tiled else request.layers, aliases=request.aliases) as tape:
             logits = predictor.logits(image, frame)
-        context = TargetContext.of(logits, batch, predictor)
-        score, region = target.score(context)
-        scores = [score if part is target else part.score(context)[0] for part in target.parts(context)]
+        parts = request.target.parts(TargetContext.of(logits, batch, predictor))
+        frozen = [freeze(part, logits, batch, predictor) for part in parts]
+        whole = freeze(request.target, logits, batch, predictor)
+        if tiled:
+            return _collected(batch, request.target, _accumulate(predictor, image, request, frozen, frame), whole, ())
+        scores = [(part.weights * logits).sum() for part in frozen]
         maps: dict[str, dict[str, list[Tensor]]] = {method: {name: [] for name in tape} for method in request.methods}
         shares: dict[str, list[Tensor]] = {name: [] for name in tape}
         connected = dict.fromkeys(tape, False)
@@ -185,20 +190,7 @@ def explain_batch(predictor: Predictor, batch: InputBatch, request: CamRequest, 
             shares[name].append(share)
             for method, one in of_part.items():
                 maps[method][name].append(one)
-    frozen = Frozen(score, score.detach(), region, context.prediction)
-    return _collected(batch, target, (maps, shares, connected), frozen, frame.padding)
-
-
-def explain_windows(predictor: Predictor, batch: InputBatch, request: CamRequest, frame: Frame) -> CamBatch:
-    """Maps of every layer on the image's grid (B, 1, *S); see `toolkit.grad_cam`."""
-    with untouched(predictor.model, request.mode), torch.inference_mode(False):
-        with torch.no_grad():
-            logits = predictor.logits(batch.image, frame)
-        targets = request.target.parts(TargetContext.of(logits, batch, predictor))
-        frozen = [freeze(part, logits, batch, predictor) for part in targets]
-        whole = freeze(request.target, logits, batch, predictor)
-        parts = _accumulate(predictor, batch.image, request, frozen, frame)
-    return _collected(batch, request.target, parts, whole, ())
+    return _collected(batch, request.target, (maps, shares, connected), whole, frame.padding)
 
 
 def _accumulate(predictor: Predictor, image: Tensor, request: CamRequest, frozen: list[Frozen], frame: Frame) -> Parts:
@@ -234,14 +226,22 @@ def _accumulate(predictor: Predictor, image: Tensor, request: CamRequest, frozen
 def _maps_of_parts(
     tape: Tape, scores: Sequence[Tensor], size: Sequence[int], methods: Sequence[str]
 ) -> Iterator[tuple[int, str, dict[str, Tensor], Tensor, bool]]:
-    """One backward pass per score: its number, layer, raw maps by method, `gradient_parts`, and whether it is connected."""
-    require_gradients(tape)
+    """One backward pass per score: its number, layer, raw maps (B, 1, *layer size) by method, `gradient_parts`, connected."""
+    if not len(tape):
+        raise LayerError("No layer was named.", where="layers=[]", fix="Name at least one: see toolkit.layers(model).")
+    if frozen := [name for name, tensor in tape.items() if not tensor.requires_grad]:
+        fix = "The network runs this part under no_grad, detaches it, or checkpoints it with use_reentrant=True; "
+        fix += "choose a layer after it, or use use_reentrant=False."
+        raise LayerError(f"No gradient reaches {', '.join(frozen)}.", where=frozen[0], fix=fix)
     for position, score in enumerate(scores):
         gradients = torch.autograd.grad(
             score.sum(), list(tape.values()), retain_graph=position + 1 < len(scores), allow_unused=True
         )
         for (name, activation), gradient in zip(tape.items(), gradients, strict=True):
-            yield position, name, *maps_of(activation, gradient, size, name, methods), gradient is not None
+            features = to_maps(activation.detach(), size, name).float()
+            slope = torch.zeros_like(features) if gradient is None else to_maps(gradient, size, name).float()
+            maps = {method: raw_map(features, slope, method) for method in methods}
+            yield position, name, maps, gradient_parts(slope), gradient is not None
 
 
 Parts = tuple[dict[str, dict[str, list[Tensor]]], dict[str, list[Tensor]], dict[str, bool]]
@@ -267,29 +267,3 @@ def _collected(batch: InputBatch, target: Target, parts: Parts, whole: Frozen, p
         whole.prediction.cpu(),
         () if normalised else padding,
     )
-
-
-def maps_of(
-    activation: Tensor, gradient: Tensor | None, size: Sequence[int], name: str, methods: Sequence[str]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Raw maps (B, 1, *layer size) of one layer by method, 0 where the score is not connected; its `gradient_parts`."""
-    features = to_maps(activation.detach(), size, name).float()
-    if gradient is None:
-        nothing = torch.zeros_like(features[:, :1])
-        return dict.fromkeys(methods, nothing), features.new_zeros(2, len(features))
-    slope = to_maps(gradient, size, name).float()
-    return {method: raw_map(features, slope, method) for method in methods}, gradient_parts(slope)
-
-
-def require_gradients(tape: Tape) -> None:
-    """Refuse layers whose part of the network records no gradient."""
-    if not len(tape):
-        raise LayerError("No layer was named.", where="layers=[]", fix="Name at least one: see toolkit.layers(model).")
-    frozen = [name for name, tensor in tape.items() if not tensor.requires_grad]
-    if frozen:
-        raise LayerError(
-            f"No gradient reaches {', '.join(frozen)}.",
-            where=frozen[0],
-            fix="The network runs this part under no_grad, detaches it, or checkpoints it with use_reentrant=True; "
-            "choose a layer after it, or use use_reentrant=False.",
-        )

@@ -162,16 +162,13 @@ class Predictor:
             else:
                 assert failure is not None
                 raise failure
-        return self._found(divisor, tuple(x.shape[2:]), tuple(image.shape[2:]))
-
-    def _found(self, divisor: int, runs: tuple[int, ...], size: tuple[int, ...]) -> int | None:
         if divisor == 1:
-            _SIZES.setdefault(self.model, set()).add(runs)
+            _SIZES.setdefault(self.model, set()).add(tuple(x.shape[2:]))
             return None
         remember(self.model, divisor=divisor)
-        what = f"{type(self.model).__name__} does not take images of size {size}; they are padded to multiples of {divisor}, "
-        what += f"which was found by trying. Pass divisor={divisor}, or give the network this attribute."
-        warnings.warn(what, ToolkitWarning, stacklevel=4)
+        what = f"{type(self.model).__name__} does not take images of size {tuple(image.shape[2:])}; they are padded to "
+        what += f"multiples of {divisor}, which was found by trying. Pass divisor={divisor}, or give the network this attribute."
+        warnings.warn(what, ToolkitWarning, stacklevel=3)
         return divisor
 
 

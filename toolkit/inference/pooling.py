@@ -83,7 +83,10 @@ class Pooler:
         if not len(self.plan.areas):
             return flat.new_zeros((0, flat.shape[1]), device="cpu"), torch.ones(0, 1)
         weights = self._area_weights(size)
-        sums = _products(weights, flat.transpose(1, 2))
+        if flat.device.type == "cpu":  # of matrices this thin NumPy's product is up to four times faster
+            sums = torch.from_numpy(np.matmul(weights.numpy(), flat.transpose(1, 2).detach().numpy()))
+        else:
+            sums = torch.bmm(weights, flat.transpose(1, 2))
         place = self.plan.images.to(sums.device), self._columns.to(sums.device)
         return sums[place].cpu(), self._shares[size][place].cpu()
 
@@ -160,13 +163,6 @@ class Pooler:
         assert self.frame.tiling is not None
         share = self.frame.tiling.share(self.window).cpu()[tuple(local.unbind(1))]
         return values * (weights := weights * share[:, None]), weights
-
-
-def _products(first: Tensor, second: Tensor) -> Tensor:
-    """Batched matrix product; of matrices this thin NumPy's is up to four times faster than torch's on a CPU."""
-    if first.device.type != "cpu":
-        return torch.bmm(first, second)
-    return torch.from_numpy(np.matmul(first.numpy(), second.detach().numpy()))
 
 
 def _shrink(planes: Tensor, size: tuple[int, ...]) -> Tensor:

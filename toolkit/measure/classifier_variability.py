@@ -128,7 +128,8 @@ def classifier_variability(
         domains["target"] = there, target.cases["class"].to_numpy()
     judged = dict.fromkeys(("target_disagreement", "target_accuracy"), math.nan)
     for domain, (rows_there, labels_there) in domains.items():
-        answers = _answers(rows_there, weights, biases)
+        scores = (rows_there @ weight.T + bias for weight, bias in zip(weights, biases, strict=True))
+        answers = np.stack([score.argmax(1) for score in scores])  # (bootstraps, N) place of the most likely class
         judged[f"{domain}_disagreement"] = _disagreement(answers)
         judged[f"{domain}_accuracy"] = _accuracy(answers, labels_there, classes)
         judged[f"{domain}_margin"] = median_margin(rows_there, labels_there, classes, (weights, biases), seed)
@@ -168,11 +169,6 @@ def _fit(
     if len(known) == 2:  # one vector for two classes
         weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.stack([-bias[0], bias[0]]) / 2
     return weight - weight.mean(0), bias - bias.mean()
-
-
-def _answers(values: np.ndarray, weights: np.ndarray, biases: np.ndarray) -> np.ndarray:
-    """(bootstraps, N) place of the most likely class."""
-    return np.stack([(values @ w.T + b).argmax(1) for w, b in zip(weights, biases, strict=True)])
 
 
 def _disagreement(answers: np.ndarray) -> float:

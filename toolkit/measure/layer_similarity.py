@@ -112,7 +112,11 @@ def layer_similarity(
     if method in ("linear_cka", "rbf_cka"):
         matrix = _minibatch_cka(first, second, method, min(batch, number), seed)
     elif method == "procrustes":
-        matrix = _procrustes(first, second)
+        matrix = torch.empty(len(first), len(second), dtype=torch.float64)
+        for i, one in enumerate(first):
+            for j, another in enumerate(second):
+                symmetric = second is first and j < i
+                matrix[i, j] = matrix[j, i] if symmetric else 1 - procrustes(one, another)
     else:
         keep = subsample(number, max_rows, "rsa", seed)
         profiles = [
@@ -153,17 +157,6 @@ def _kernel(rows: Tensor, method: str) -> Tensor:
         return rbf_kernel(rows)
     centred = rows - rows.mean(0)
     return centred @ centred.T
-
-
-def _procrustes(first: list[Tensor], second: list[Tensor]) -> Tensor:
-    matrix = torch.empty(len(first), len(second), dtype=torch.float64)
-    for i, one in enumerate(first):
-        for j, other in enumerate(second):
-            if second is first and j < i:
-                matrix[i, j] = matrix[j, i]  # the disparity is symmetric
-            else:
-                matrix[i, j] = 1 - procrustes(one, other)
-    return matrix
 
 
 def _ranked_dissimilarity(rows: Tensor) -> Tensor:

@@ -30,24 +30,14 @@ class RegularizerHealth(Result):
         Columns: logged steps, first, median, last and largest ratio, shares of steps that were dead (below 1e-8) and
         dominant (above 1), and the verdict: "ok", or "dead" or "dominant" if that held for more than half of them.
         """
-        rows = []
-        for name, part in self.ratios.groupby("regularizer", sort=False):
-            ratios = part["ratio"].dropna()
-            dead, dominant = (float((part["status"] == status).mean()) for status in ("dead", "dominant"))
-            rows.append(
-                {
-                    "regularizer": name,
-                    "steps": len(part),
-                    "first": float(ratios.iloc[0]) if len(ratios) else math.nan,
-                    "median": float(ratios.median()) if len(ratios) else math.nan,
-                    "last": float(ratios.iloc[-1]) if len(ratios) else math.nan,
-                    "largest": float(ratios.max()) if len(ratios) else math.nan,
-                    "dead": dead,
-                    "dominant": dominant,
-                    "verdict": "dead" if dead > 0.5 else "dominant" if dominant > 0.5 else "ok",
-                }
-            )
-        return as_table(rows)
+        by_name = self.ratios.groupby("regularizer", sort=False)
+        table = by_name["ratio"].agg(steps="size", first="first", median="median", last="last", largest="max")
+        for verdict in ("dead", "dominant"):
+            table[verdict] = (self.ratios["status"] == verdict).groupby(self.ratios["regularizer"]).mean()
+        table["verdict"] = "ok"
+        for verdict in ("dominant", "dead"):
+            table.loc[table[verdict] > 0.5, "verdict"] = verdict
+        return table.reset_index()
 
 
 def regularizer_health(history: DataFrame) -> RegularizerHealth:

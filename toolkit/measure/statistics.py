@@ -242,7 +242,14 @@ def compare_scores(
         possible = row["seeds"] > 1 and 2 * 0.5 ** row["patients"] * (len(rows) - 1) <= level
         if possible:
             row["smallest_detectable"] = difference.smallest_detectable(level / (len(rows) - 1))
-        row["verdict"] = _verdict(row, level, higher_is_better, possible)
+        if row["seeds"] < 2:
+            row["verdict"] = f"{INCONCLUSIVE} (one seed)"
+        elif not possible:
+            row["verdict"] = f"{INCONCLUSIVE} ({row['patients']} patients are too few for any verdict)"
+        elif not row["p_holm"] <= level:
+            row["verdict"] = INCONCLUSIVE
+        else:
+            row["verdict"] = "better" if (row["difference"] > 0) == higher_is_better else "worse"
     parameters = {"baseline": baseline, "confidence": confidence, "bootstrap": bootstrap, "seed": seed}
     if folds is not None:
         parameters["folds"] = len(set(folds))
@@ -324,16 +331,6 @@ def _row(
     row["probability_not_better"] = difference.probability_wrong_side()
     row |= dict(zip(_SPREADS, spread_of(own - base, places), strict=True))
     return row
-
-
-def _verdict(row: dict[str, Any], level: float, higher_is_better: bool, possible: bool) -> str:
-    if row["seeds"] < 2:
-        return f"{INCONCLUSIVE} (one seed)"
-    if not possible:
-        return f"{INCONCLUSIVE} ({row['patients']} patients are too few for any verdict)"
-    if not row["p_holm"] <= level:
-        return INCONCLUSIVE
-    return "better" if (row["difference"] > 0) == higher_is_better else "worse"
 
 
 def _folds_of(table: DataFrame, unit: str) -> list[Any]:

@@ -107,12 +107,9 @@ class Stage(Mapping[str, Any]):
         return network
 
     def __getitem__(self, key: str) -> Any:
-        if key not in self:
+        if key not in tuple(self):
             raise KeyError(key)
         return self.index if key == "stage" else getattr(self, key)
-
-    def __contains__(self, key: object) -> bool:
-        return key in tuple(self)
 
     def __iter__(self) -> Iterator[str]:
         return iter(("model", "task", "objective", "regularizer", "config", "stage"))

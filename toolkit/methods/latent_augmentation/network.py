@@ -15,7 +15,7 @@ from toolkit.registry import register
 _SLOPE = 0.2
 
 
-class ConvolutionPair(nn.Module):
+class ConvolutionPair(nn.Sequential):
     """Convolution 3, batch norm, LeakyReLU 0.2, convolution 3, batch norm (no activation at the end)."""
 
     def __init__(self, inputs: int, outputs: int, dims: int) -> None:
@@ -25,9 +25,6 @@ class ConvolutionPair(nn.Module):
         self.act1 = nn.LeakyReLU(_SLOPE)
         self.conv2 = layer("Conv", dims)(outputs, outputs, 3, padding=1)
         self.norm2 = layer("BatchNorm", dims)(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x)))))
 
 
 class ResidualBlock(nn.Module):
@@ -55,7 +52,7 @@ class ResidualBlock(nn.Module):
         return self.act(self.shortcut(x) + self.pair(x))
 
 
-class CodeEncoder(nn.Module):
+class CodeEncoder(nn.Sequential):
     """Stem, four down-sampling residual blocks, convolution 1 + batch norm + ReLU: an image as a non-negative code."""
 
     def __init__(self, inputs: int, width: int, dims: int) -> None:
@@ -67,13 +64,8 @@ class CodeEncoder(nn.Module):
         code = 8 * width
         self.code = nn.Sequential(layer("Conv", dims)(code, code, 1), layer("BatchNorm", dims)(code), nn.ReLU())
 
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.children():
-            x = block(x)
-        return x
 
-
-class CodeDecoder(nn.Module):
+class CodeDecoder(nn.Sequential):
     """Four up-sampling residual blocks and a convolution 1 with bias (`head`); no skip connections."""
 
     def __init__(self, outputs: int, width: int, resize: str, dims: int) -> None:
@@ -82,11 +74,6 @@ class CodeDecoder(nn.Module):
         for k in range(1, 5):
             self.add_module(f"up{k}", ResidualBlock(widths[k - 1], widths[k], resize, dims))
         self.head = layer("Conv", dims)(width, outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.children():
-            x = block(x)
-        return x
 
 
 class FastSlowNetwork(nn.Module):

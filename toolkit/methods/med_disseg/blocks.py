@@ -222,7 +222,7 @@ class AuxiliaryHeads(nn.Module):
         return tuple(self.get_submodule(f"branch_{part}")(feature) for part, feature in parts.items())
 
 
-class GuideUpsampler(nn.Module):
+class GuideUpsampler(nn.Sequential):
     """A 3x3 unit, then `doublings` times (enlarge by 2, 3x3 unit): brings a guide to a level's size."""
 
     def __init__(self, inputs: int, outputs: int, doublings: int) -> None:
@@ -233,9 +233,6 @@ class GuideUpsampler(nn.Module):
             layers[f"up_{k}"] = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
             layers[f"conv_{k}"] = ConvolutionUnit(outputs, outputs)
         self.preprocess = nn.Sequential(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.preprocess(self.c1(x))
 
 
 class ContrastDrivenAggregation(nn.Module):

@@ -148,16 +148,13 @@ class DecoderStage(SwinStage):
         return super().forward(channels_first(self.reduce(channels_last(torch.cat((x, skip), dim=1)))))
 
 
-class PatchEmbedding(nn.Module):
+class PatchEmbedding(nn.Sequential):
     """Non-overlapping patches to C channels, normalised."""
 
     def __init__(self, inputs: int, channels: int, patch: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(inputs, channels, patch, stride=patch)
         self.norm = ChannelLayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x))
 
 
 class PatchMerging(nn.Module):

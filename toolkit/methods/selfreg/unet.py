@@ -15,16 +15,13 @@ from toolkit.models.unet import ConvolutionBlock, UShaped, check_channels, check
 from toolkit.registry import register
 
 
-class PooledBlock(nn.Module):
+class PooledBlock(nn.Sequential):
     """Max-pooling by 2, then a double convolution."""
 
     def __init__(self, inputs: int, outputs: int, dims: int) -> None:
         super().__init__()
         self.pool = layer("MaxPool", dims)(2)
         self.conv = ConvolutionBlock(inputs, outputs, dims=dims, norm="batch", slope=0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.pool(x))
 
 
 class UpBlock(nn.Module):
