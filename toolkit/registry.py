@@ -105,6 +105,12 @@ def names(kind: str) -> list[str]:
     return sorted(_FACTORIES.get(kind, {}))
 
 
+def registered_by(module: str) -> list[tuple[str, str, Callable[..., Any]]]:
+    """Kind, name and class or function of all that one module, such as a user's script, has registered."""
+    rows = [(kind, name, made) for kind, named in _FACTORIES.items() for name, made in named.items()]
+    return [row for row in rows if row[2].__module__ == module]
+
+
 def attributes(kind: str, attribute: str) -> dict[str, Any]:
     """What the registered classes of one kind hold under a name, by registered name, where it is not empty."""
     load()

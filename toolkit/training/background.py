@@ -1,26 +1,24 @@
 """Training in a child process, so that a notebook stays free, and what the child gets from its parent.
 
 Objects that no record can rebuild are pickled into the child's standard input; nothing is stored. The child has the
-parent's `sys.path`. If an object's class was defined in the parent's script, the child takes the definitions (imports,
-functions, classes and constants) from the script's file and runs nothing else of it, so a script needs no main guard.
+parent's `sys.path`. What was defined in the parent's script or notebook goes with them (cloudpickle takes it by value),
+so a script needs no main guard.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import io
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from toolkit import registry
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.training.directory import RunDirectory
 from toolkit.training.history import last_step
@@ -89,10 +87,6 @@ def stop(path: Path, process: subprocess.Popen[bytes] | None) -> None:
         return
 
 
-_DEFINING = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-_OLD_MAIN = "toolkit_child_main"  # keeps the module that `python -m` started alive
-
-
 def environment() -> dict[str, str]:
     """The environment of a child, which imports what this process imports, the toolkit included."""
     root = str(Path(__file__).parents[2])
@@ -101,26 +95,19 @@ def environment() -> dict[str, str]:
 
 
 def packed(objects: Mapping[str, Any]) -> bytes:
-    """The objects as bytes for `start`."""
+    """The objects as bytes for `start`, with what their script or notebook has registered."""
+    import cloudpickle
+
     for name, value in objects.items():
         try:
-            content = pickle.dumps(value)
+            cloudpickle.dumps(value)
         except Exception as error:
             raise ConfigError(
                 f"The {name} cannot be handed to a child process: {error}.",
                 where="background training, or a check in two processes",
-                fix="Define its class or function at the top level of a file, or train in this process (background=False).",
+                fix="Keep no open files, locks or generators in it, or train in this process (background=False).",
             ) from error
-        if b"__main__" in content and not _main_file():
-            what = f"The {name} is defined in a notebook or at a prompt, where a child process cannot find it."
-            fix = "Put its class into a file and import it, or train in this process (background=False)."
-            raise ConfigError(what, where="background training, or a check in two processes", fix=fix)
-    content = pickle.dumps(dict(objects))
-    main = sys.modules["__main__"]
-    package = getattr(main, "__package__", None)
-    buffer = io.BytesIO()
-    pickle.dump(((_main_file(), package) if b"__main__" in content else None, content), buffer)
-    return buffer.getvalue()
+    return cloudpickle.dumps((registry.registered_by("__main__"), dict(objects)))
 
 
 def start_module(module: str, arguments: list[str], parcel: bytes, **options: Any) -> subprocess.Popen[bytes]:
@@ -135,28 +122,7 @@ def start_module(module: str, arguments: list[str], parcel: bytes, **options: An
 
 def received(stream: IO[bytes]) -> dict[str, Any]:
     """What the parent handed over."""
-    main, content = pickle.loads(stream.read())
-    if main is not None:
-        define_main(*main)
-    return pickle.loads(content)
-
-
-def define_main(file: str, package: str | None) -> None:
-    """Make the definitions of a script this process's `__main__`, without running the rest of the script."""
-    sys.modules[_OLD_MAIN] = sys.modules["__main__"]
-    module = types.ModuleType("__main__")
-    module.__file__, module.__package__ = file, package
-    sys.modules["__main__"] = module
-    for node in ast.parse(Path(file).read_text(encoding="utf-8")).body:
-        calling = any(isinstance(part, ast.Call) for part in ast.walk(node))
-        constant = isinstance(node, (ast.Assign, ast.AnnAssign)) and not calling
-        importing = isinstance(node, ast.Try) and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in node.body)
-        if isinstance(node, _DEFINING) or constant or importing:
-            code = compile(ast.Module([node], []), file, "exec")
-            with contextlib.suppress(NameError) if constant else contextlib.nullcontext():
-                exec(code, vars(module))
-
-
-def _main_file() -> str:
-    file = getattr(sys.modules["__main__"], "__file__", None)
-    return str(Path(file).resolve()) if file and Path(file).is_file() else ""
+    registered, objects = pickle.loads(stream.read())
+    for kind, name, factory in registered:
+        registry.register(kind, name)(factory)
+    return objects

@@ -76,7 +76,7 @@ def train(
         config: settings, as `TrainConfig` or a mapping of its fields.
         out: the run's directory; None = a new one below `runs/`.
         background: train in a child process and return at once. The child is handed what it cannot rebuild from the
-            run's record, so every object works that pickle can write; a script needs no main guard.
+            run's record, so every object works that cloudpickle can write; a script needs no main guard.
         aliases: layer names for the aliases that regularizers ask for, for example {"head_input": "final:input"}.
         site: train and validate on this site or these; None = all.
         stage: index of this run in a sequence.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -251,6 +252,36 @@ def test_a_script_without_a_main_guard_trains_its_own_classes_in_the_background(
     assert name == "Mine"
 
 
-def test_a_lambda_cannot_be_handed_to_a_child() -> None:
-    with pytest.raises(ConfigError, match="The objective cannot be handed to a child process"):
-        background.packed({"objective": LossObjective(lambda logits, label: logits.mean())})
+def test_an_open_file_cannot_be_handed_to_a_child(tmp_path: Path) -> None:
+    with (
+        (tmp_path / "file").open("w") as file,
+        pytest.raises(ConfigError, match="The objective cannot be handed to a child process"),
+    ):
+        background.packed({"objective": LossObjective(lambda logits, label: file and logits.mean())})
+
+
+NOTEBOOK = """
+import subprocess, sys
+import toolkit as tk
+from toolkit.training import background
+
+@tk.register("regularizer", "of_a_notebook")
+class Mine(tk.SegReg):
+    def weights(self, step):
+        return {"epps_pulley": 3.0}
+
+parcel = background.packed({"regularizer": Mine(samples=10)})
+sys.stdout.buffer.write(parcel)
+"""
+
+
+@pytest.mark.slow
+def test_what_is_registered_at_a_prompt_goes_with_the_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", NOTEBOOK]
+    parcel = subprocess.run(
+        command, env=background.environment(), stdout=subprocess.PIPE, timeout=200, check=True
+    ).stdout
+    monkeypatch.setattr(registry, "_FACTORIES", {kind: dict(named) for kind, named in registry._FACTORIES.items()})
+    regularizer = background.received(io.BytesIO(parcel))["regularizer"]
+    assert regularizer.weights(0) == {"epps_pulley": 3.0}
+    assert describe("regularizer", regularizer)["name"] == "of_a_notebook"
