@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.arguments import checked_methods
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
 from toolkit.process_state import thread_count
@@ -17,6 +18,7 @@ from toolkit.process_state import thread_count
 _CHECKED = 1500  # rows on which trustworthiness and stability are measured
 
 
+@checked_methods
 @dataclasses.dataclass(frozen=True)
 class UmapOptions:
     """Settings of UMAP; all of them are written into the result.
@@ -38,6 +40,7 @@ class UmapOptions:
     seed: int = 0
 
 
+@checked_methods
 @dataclasses.dataclass(frozen=True)
 class TsneOptions:
     """Settings of t-SNE.

@@ -191,25 +191,25 @@ def _curved(
     pairs: PairedRows, method: str, basis: str, components: int, standardise: bool, options: dict[str, Any]
 ) -> tuple[PairedRows, dict[str, Any]]:
     """The rows shown and the fields of the result for UMAP and t-SNE."""
-    kind = UmapOptions if method == "umap" else TsneOptions
-    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(kind)})
-    if unknown or components != 2:
-        names = ", ".join(field.name for field in dataclasses.fields(kind))
-        raise ConfigError(f"{method} gives 2 components and takes no option {unknown}.", fix=f"Options: {names}.")
+    settings = UmapOptions(**options) if method == "umap" else TsneOptions(**options)
+    if components != 2:
+        raise ConfigError(f"{method} gives 2 components.", where="project(components=...)")
     if basis == "per_stage" or (method == "tsne" and basis == "stage1"):
         fix = 'Use basis="shared", or for UMAP "stage1" (later stages are placed out of sample).'
         raise ConfigError(f"{method} cannot be drawn with the basis {basis!r}.", fix=fix)
     labels = [_labels(table) for table in pairs.tables]
-    if method == "tsne":
-        settings = TsneOptions(**options)
+    if isinstance(settings, TsneOptions):
         each = max(2, settings.fit_rows // len(pairs.rows))
         pairs = pairs.select([balanced_sample(label, each, settings.seed) for label in labels])
-    rows = [_standardised(part) for part in pairs.rows] if standardise else pairs.rows
-    if method == "tsne":
+    rows = pairs.rows
+    if standardise:
+        centred = [part - part.mean(0) for part in rows]
+        rows = [part / part.var(0).mean().sqrt().clamp_min(1e-12) for part in centred]
+    if isinstance(settings, TsneOptions):
         coordinates, measured = tsne_pictures(rows, settings)
     else:
         fitted_on = [0] if basis == "stage1" else list(range(len(rows)))
-        coordinates, measured = umap_pictures(rows, labels, fitted_on, UmapOptions(**options))
+        coordinates, measured = umap_pictures(rows, labels, fitted_on, settings)
     nothing = torch.full((len(rows), 2), torch.nan, dtype=torch.float64)
     return pairs, {
         "coordinates": coordinates,
@@ -217,11 +217,6 @@ def _curved(
         "axes": torch.empty(len(rows), 0, pairs.channels, dtype=torch.float64),
         "settings": {**measured, "standardised": standardise},
     }
-
-
-def _standardised(rows: Tensor) -> Tensor:
-    centred = rows - rows.mean(0)
-    return centred / centred.var(0).mean().sqrt().clamp_min(1e-12)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.arguments import checked_methods
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, choose
 from toolkit.training.serialization import FACTORIES, Missing, check_same, factory_found, factory_record
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -110,11 +109,9 @@ class TrainConfig:
             if isinstance(value, np.generic):
                 object.__setattr__(self, name, value.item())  # JSON holds Python's own numbers
         for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if not (value in choices or (name in FACTORIES and callable(value))):
-                near = difflib.get_close_matches(str(value), choices, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else " Or a callable." if name in FACTORIES else ""
-                raise _bad(name, value, f"One of {', '.join(map(repr, choices))}.{hint}")
+            if name not in FACTORIES or not callable(getattr(self, name)):
+                where = f"TrainConfig({name}=...)" + (", or a callable" if name in FACTORIES else "")
+                choose(name, getattr(self, name), choices, where=where)
         object.__setattr__(self, "betas", tuple(self.betas))
         if not all(0 <= beta < 1 for beta in self.betas):
             raise _bad("betas", self.betas, "Give two numbers in [0, 1), for example (0.9, 0.999).")

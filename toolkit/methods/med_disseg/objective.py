@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toolkit.arguments import checked_methods
 from toolkit.errors import ConfigError
 from toolkit.registry import register
 from toolkit.training.protocol import Objective
@@ -23,6 +24,7 @@ from toolkit.training.protocol import Objective
 _LUMA = (0.299, 0.587, 0.114)
 
 
+@checked_methods
 @dataclasses.dataclass(frozen=True)
 class StrongView:
     """A second, harder view of a batch of images (B, C, H, W); labels stay valid.
@@ -68,12 +70,7 @@ class StrongView:
         """
         if isinstance(settings, StrongView):
             return settings
-        names = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(settings) - set(names))
-        if unknown:
-            raise ConfigError(f"Unknown settings {unknown} of the strong view.", fix=f"Known: {', '.join(names)}.")
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        return cls(**given)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """The strong view, of the image's shape, dtype and range; draws from the (CPU) generator only."""
@@ -96,7 +93,11 @@ class StrongView:
             return x
         grey = _grey(x)
         x = (grey + (x - grey) * factor(2, self.saturation)).clamp(0, 1)
-        turned = torch.einsum("bij,bjhw->bihw", _hue_rotation(draws[:, 3], self.hue).expand(len(x), 3, 3), x)
+        angle = 2 * math.pi * self.hue * (2 * draws[:, 3] - 1)
+        cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None] / math.sqrt(3)
+        cross = x.new_tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
+        rotation = cosine * torch.eye(3, device=x.device, dtype=x.dtype) + (1 - cosine) / 3 + sine * cross
+        turned = torch.einsum("bij,bjhw->bihw", rotation.expand(len(x), 3, 3), x)
         grey_wanted = (draws[:, 4] < self.grey)[:, None, None, None]
         return torch.where(grey_wanted, _grey(x), turned).clamp(0, 1)
 
@@ -117,14 +118,6 @@ def _grey(x: Tensor) -> Tensor:
     if x.shape[1] != 3:
         return x.mean(dim=1, keepdim=True)
     return torch.einsum("bchw,c->bhw", x, x.new_tensor(_LUMA)).unsqueeze(1)
-
-
-def _hue_rotation(draw: Tensor, spread: float) -> Tensor:
-    """Rotations (B, 3, 3) about the grey axis by up to `spread` turns."""
-    angle = 2 * math.pi * spread * (2 * draw - 1)
-    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None] / math.sqrt(3)
-    cross = draw.new_tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
-    return cosine * torch.eye(3, device=draw.device, dtype=draw.dtype) + (1 - cosine) / 3 + sine * cross
 
 
 def dice_loss(probability: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
@@ -287,9 +280,16 @@ class MedDisSegObjective(Objective):
             mask, *auxiliaries = (x.float() if x.dtype != torch.float64 else x for x in outputs)
             foreground, background, uncertain = (x.sigmoid() for x in auxiliaries)
             truth = (batch["label"] > 0).to(foreground.dtype)
+            behind = 1 - truth
+            if not self.aligned_background:
+                if "label_before" not in batch:
+                    what = "aligned_background=False needs batches with `label_before`."
+                    fix = 'Train with TrainConfig(augmentation="geometry-label-before").'
+                    raise ConfigError(what, where="med_disseg", fix=fix)
+                behind = 1 - (batch["label_before"] > 0).to(truth.dtype)
             parts = {
                 "foreground": (foreground, truth, auxiliaries[0]),
-                "background": (background, self._background(batch, truth), auxiliaries[1]),
+                "background": (background, behind, auxiliaries[1]),
             }
             terms = {"mask": _mask_loss(_single_or_all(mask), batch["label"])}
             for name, (probability, target, before) in parts.items():
@@ -297,15 +297,6 @@ class MedDisSegObjective(Objective):
                 terms[name] = self.auxiliary * beta * dice_cross_entropy(probability, target, before)
             terms["complementary"] = self.complementary * complementary(foreground, background, uncertain)
             return terms
-
-    def _background(self, batch: Mapping[str, Any], truth: Tensor) -> Tensor:
-        if self.aligned_background:
-            return 1 - truth
-        if "label_before" not in batch:
-            what = "aligned_background=False needs batches with `label_before`."
-            fix = 'Train with TrainConfig(augmentation="geometry-label-before").'
-            raise ConfigError(what, where="med_disseg", fix=fix)
-        return 1 - (batch["label_before"] > 0).to(truth.dtype)
 
 
 def _cross_entropy(probability: Tensor, target: Tensor, logits: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, choose
 from toolkit.methods.recipe import Recipe, Setting, Stage, fitting, replaced, several
 from toolkit.methods.selfreg.swin_unet import swin_unet
 
@@ -27,8 +27,7 @@ def self_reg_unet(
     Raises:
         ConfigError: unknown settings, or Swin-Unet on volumes.
     """
-    if data not in DATA:
-        raise ConfigError(f"There are no settings for {data!r}.", fix=f"data is one of {', '.join(DATA)}.")
+    choose("data set with settings", data, DATA, where="recipes.self_reg_unet(data=...)")
     if swin and task.dims != 2:
         raise ConfigError("Swin-Unet takes images, not volumes.", fix="Leave swin out, or give a 2D task.")
     settings = [

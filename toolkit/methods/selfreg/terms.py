@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, choose
 from toolkit.training.protocol import fresh_generator
 from toolkit.training.sampling import mean_of_all
 
@@ -40,8 +40,7 @@ def draw_channels(
     order (the paper's figure) and draws on the teacher only if that has more channels. Without a (CPU) generator the
     draw is fresh; the global random state is never touched.
     """
-    if draw not in ("both", "student"):
-        raise ConfigError(f"draw must be 'both' or 'student', not {draw!r}.")
+    choose("draw", draw, ("both", "student"))
     generator = fresh_generator() if generator is None else generator
     count = min(student, teacher)
     if draw == "both":
@@ -144,9 +143,8 @@ def internal_distillation(features: Tensor, order: str = "score", stop_gradient:
         >>> internal_distillation(torch.arange(4.0).reshape(1, 4, 1, 1), order="index")  # channels 0, 1 against 2, 3
         tensor(4.)
     """
-    if order not in ("score", "index") or stop_gradient not in ("none", "top"):
-        fix = "order is 'score' or 'index', stop_gradient 'none' or 'top'."
-        raise ConfigError(f"Unknown order {order!r} or stop_gradient {stop_gradient!r}.", fix=fix)
+    choose("order", order, ("score", "index"), where="internal_distillation")
+    choose("stop_gradient", stop_gradient, ("none", "top"), where="internal_distillation")
     channels = features.shape[1]
     half = channels // 2
     with torch.autocast(features.device.type, enabled=False):

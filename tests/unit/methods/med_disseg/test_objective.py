@@ -233,7 +233,7 @@ def test_hue_turns_colours_and_leaves_grey_alone() -> None:
 def test_strong_views_that_cannot_work(settings: dict) -> None:
     with pytest.raises(ConfigError):
         StrongView(**settings)
-    with pytest.raises(ConfigError, match="Unknown settings"):
+    with pytest.raises(ConfigError, match="unexpected keyword argument"):
         MedDisSegStageOneObjective(strong_view={"sharpen": 1})
 
 
