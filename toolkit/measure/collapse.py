@@ -119,7 +119,19 @@ def collapse(
     normalised = float((square / rows.shape[1] / tau < ACTIVE_BAND).double().mean())
     with guarded_random_state():
         separation = _separation(rows, table)
-    values = {**_spread(rows), "active_pairs": active, "active_pairs_normalised": normalised, **separation}
+    deviation = rows.std(0)
+    values = {
+        "mean_cosine": mean_cosine(rows),
+        "mean_cosine_centred": mean_cosine(centred(rows)),
+        "uniformity": uniformity(rows),
+        "effective_rank": effective_rank(rows),
+        "participation_ratio": participation_ratio(rows),
+        "mean_deviation": float(deviation.mean()),
+        "flat_channels": float((deviation < 1e-3).double().mean()),
+        "active_pairs": active,
+        "active_pairs_normalised": normalised,
+        **separation,
+    }
     return Collapse(
         layer=layer,
         values=values,
@@ -162,19 +174,6 @@ def mean_cosine(rows: Tensor) -> float:
     units = torch.nn.functional.normalize(rows.double(), dim=1)
     total = float((units.sum(0) ** 2).sum() - (units**2).sum())
     return total / (len(units) * (len(units) - 1))
-
-
-def _spread(rows: Tensor) -> dict[str, float]:
-    deviation = rows.std(0)
-    return {
-        "mean_cosine": mean_cosine(rows),
-        "mean_cosine_centred": mean_cosine(centred(rows)),
-        "uniformity": uniformity(rows),
-        "effective_rank": effective_rank(rows),
-        "participation_ratio": participation_ratio(rows),
-        "mean_deviation": float(deviation.mean()),
-        "flat_channels": float((deviation < 1e-3).double().mean()),
-    }
 
 
 def _separation(rows: Tensor, table: DataFrame) -> dict[str, float]:

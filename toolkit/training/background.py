@@ -13,15 +13,13 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from toolkit import registry
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import ConfigError
 from toolkit.training.directory import RunDirectory
-from toolkit.training.history import last_step
 
 
 def start(path: Path, parcel: bytes) -> subprocess.Popen[bytes]:
@@ -44,47 +42,13 @@ def is_running(path: Path, process: subprocess.Popen[bytes] | None) -> bool:
     return (process is not None and process.poll() is None) or RunDirectory(path).other_process() is not None
 
 
-def wait(
-    path: Path, process: subprocess.Popen[bytes] | None, steps: int, timeout: float | None, progress: bool
-) -> None:
-    """Wait until nobody trains the run any more."""
-    from tqdm.auto import tqdm
-
-    directory = RunDirectory(path)
-    deadline = None if timeout is None else time.monotonic() + timeout
-    with tqdm(total=steps, desc=path.name, unit="step", disable=not progress) as bar:
-        while is_running(path, process):
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"The run in {path} is still being trained after {timeout} s.")
-            done = last_step(directory.history) if progress else 0
-            bar.update(max(0, done - bar.n))
-            time.sleep(0.1)
-        bar.update(directory.state().get("step", 0) - bar.n)
-    _report(directory, process)
-
-
-def _report(directory: RunDirectory, process: subprocess.Popen[bytes] | None) -> None:
-    state = directory.state()
-    if state.get("state") in ("finished", "interrupted"):
-        return
-    status = None if process is None else process.returncode
-    if state.get("state") == "failed":
-        what = f"The training in the background failed: {state.get('error', 'unknown error')}"
-    else:
-        what = f"The training in the background ended without a message (exit status {status})."
-    fix = f"Read the log; the run can be continued with toolkit.resume({str(directory.path)!r})."
-    raise ToolkitError(what, where=str(directory.path / "background.log"), fix=fix)
-
-
 def stop(path: Path, process: subprocess.Popen[bytes] | None) -> None:
     """Ask whoever trains the run to write a checkpoint after the step at hand and to end."""
     if not is_running(path, process):
         return
     owner = process.pid if process is not None else RunDirectory(path).state()["process"]
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(owner, signal.SIGTERM)  # on Windows this ends it at once, which the last checkpoint survives
-    except ProcessLookupError:
-        return
 
 
 def environment() -> dict[str, str]:

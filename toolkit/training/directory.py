@@ -181,12 +181,6 @@ class RunDirectory:
             return None
         return process if is_alive(process, state.get("identity", "")) else None
 
-    def check_not_running(self) -> None:
-        """Refuse to train a run that another process is training."""
-        if (process := self.other_process()) is not None:
-            what = f"Process {process} is training this run now."
-            raise ConfigError(what, where=self.path, fix="Wait for it or stop it (run.stop()); then resume.")
-
 
 def check_empty(path: Path, besides: Sequence[str] = ()) -> None:
     """Refuse a folder that holds anything: nothing of the user's is ever mixed with what a training writes or deletes."""

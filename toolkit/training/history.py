@@ -19,7 +19,6 @@ from toolkit.files import replacing
 if TYPE_CHECKING:
     import pandas as pd
 
-TIME_PREFIX = "seconds"  # columns that start so are wall-clock times: the only ones that differ between equal runs
 _AT_ONCE = 5_000  # rows held as Python objects while a table is made
 
 
@@ -48,7 +47,8 @@ class HistoryWriter:
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; numbers that are not finite become null, as JSON has none."""
         if self._stream is not None:
-            line = json.dumps({k: _plain(v) for k, v in row.items()}, allow_nan=False).encode() + b"\n"
+            plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+            line = json.dumps(plain, allow_nan=False).encode() + b"\n"
             self._stream.write(line)
             self._stream.flush()
             self._length += len(line)
@@ -159,7 +159,3 @@ def _digest(path: Path, length: int | None = None) -> tuple[int, Any]:
                 digest.update(block)
                 done += len(block)
     return done, digest
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

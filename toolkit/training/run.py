@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import subprocess
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from toolkit.arguments import checked_methods
 from toolkit.data.case import Case
 from toolkit.data.images import PictureSource, write_label_picture
 from toolkit.data.volumes import write_nifti
-from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitWarning
+from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitError, ToolkitWarning
 from toolkit.features.provenance import mark_scored, provenance, score_of, weights_hash
 from toolkit.files import distinct_names, read_sealed, seal, sha256, write_atomically, write_sealed
 from toolkit.inference.memory import remember
@@ -34,7 +35,7 @@ from toolkit.training import checkpoint as checkpoints
 from toolkit.training.config import TrainConfig
 from toolkit.training.directory import RunDirectory
 from toolkit.training.engine import content_hash
-from toolkit.training.history import read_history
+from toolkit.training.history import last_step, read_history
 from toolkit.training.protocol import Objective, Regularizer
 
 
@@ -118,7 +119,23 @@ class Run:
             TimeoutError: it is not done in time (and goes on).
             ToolkitError: it failed.
         """
-        background.wait(self.path, self._process, self.config.steps, timeout, progress)
+        from tqdm.auto import tqdm
+
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with tqdm(total=self.config.steps, desc=self.path.name, unit="step", disable=not progress) as bar:
+            while self.running:
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError(f"The run in {self.path} is still being trained after {timeout} s.")
+                bar.update(max(0, (last_step(self.directory.history) if progress else 0) - bar.n))
+                time.sleep(0.1)
+            state = self.directory.state()
+            bar.update(state.get("step", 0) - bar.n)
+        if state.get("state") not in ("finished", "interrupted"):
+            status = None if self._process is None else self._process.returncode
+            silent = f"ended without a message (exit status {status})."
+            how = f"failed: {state['error']}" if "error" in state else silent
+            fix = f"Read the log; the run can be continued with toolkit.resume({str(self.path)!r})."
+            raise ToolkitError(f"The training in the background {how}", where=self.path / "background.log", fix=fix)
         self.reload()
         return self
 

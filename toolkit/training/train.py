@@ -194,7 +194,9 @@ def resume(
     """
     directory, given = RunDirectory(path), None if regularizer is None else as_regularizers(regularizer)
     directory.record()  # no run here is an error before anything is locked
-    directory.check_not_running()
+    if (process := directory.other_process()) is not None:
+        fix = "Wait for it or stop it (run.stop()); then resume."
+        raise ConfigError(f"Process {process} is training this run now.", where=directory.path, fix=fix)
     training = engine.is_first_process() and (fallback or steps is not None or not directory.complete())
     with directory.locked() if training else contextlib.nullcontext():
         run, step, newest, record = open_run(

@@ -72,7 +72,11 @@ class FastSlowObjective(Objective):
         clean = batch["image"]
         image = clean + self.draw_noise(clean, generator) if self.noise else clean
         if self.clip:
-            _check_unit_range(clean)
+            low, high = (float(v) for v in clean.detach().aminmax())
+            if low < -0.5 or high > 1.5:
+                what = f"The fast/slow objective clips to [0, 1], but the images range from {low:.3g} to {high:.3g}."
+                fix = "Load the task with a [0, 1] normalisation, or use clip=False and image_activation='none'."
+                raise ConfigError(what, where="batch['image']", fix=fix)
             image = image.clamp(0, 1)
         image_code = model.encode(image)
         segmentation = model.decode_segmentation(model.decouple(image_code))
@@ -95,11 +99,3 @@ class FastSlowObjective(Objective):
             terms["shape_label"] = functional.cross_entropy(outputs.restored_label.float(), target)
         terms["shape_prediction"] = functional.cross_entropy(outputs.refined.float(), target)
         return terms
-
-
-def _check_unit_range(image: Tensor) -> None:
-    low, high = (float(v) for v in image.detach().aminmax())
-    if low < -0.5 or high > 1.5:
-        what = f"The fast/slow objective clips to [0, 1], but the images range from {low:.3g} to {high:.3g}."
-        fix = "Load the task with a [0, 1] normalisation, or use clip=False and image_activation='none'."
-        raise ConfigError(what, where="batch['image']", fix=fix)

@@ -50,21 +50,17 @@ def encoder_blocks(in_channels: int, width: int = 64) -> dict[str, nn.Sequential
     stem = nn.Sequential(
         nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU()
     )
-    stages = [
-        _stage(width if k == 0 else width * 2 ** (k - 1) * _EXPANSION, width * 2**k, units, 1 if k == 0 else 2)
-        for k, units in enumerate((3, 4, 6))
-    ]
+    stages, inputs = [], width
+    for k, units in enumerate((3, 4, 6)):
+        first, outputs = ResidualUnit(inputs, width * 2**k, 1 if k == 0 else 2), width * 2**k * _EXPANSION
+        stages.append(nn.Sequential(first, *(ResidualUnit(outputs, width * 2**k) for _ in range(units - 1))))
+        inputs = outputs
     blocks = (stem, nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), stages[0]), *stages[1:])
     for block in blocks:
         for module in block.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return dict(zip(ENCODER, blocks, strict=True))
-
-
-def _stage(inputs: int, width: int, units: int, stride: int) -> nn.Sequential:
-    outputs = width * _EXPANSION
-    return nn.Sequential(ResidualUnit(inputs, width, stride), *(ResidualUnit(outputs, width) for _ in range(units - 1)))
 
 
 def load_backbone(

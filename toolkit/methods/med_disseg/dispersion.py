@@ -148,7 +148,11 @@ def dispersive_loss(
         rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
         if variant == "covariance":
             return _covariance(rows) if rows.shape[0] > 1 else rows.new_zeros(())
-        negatives = _bank_rows(bank, rows)
+        negatives = rows.new_zeros((0, rows.shape[1])) if bank is None else bank.detach().to(rows)
+        if negatives.ndim != 2 or negatives.shape[1] != rows.shape[1]:
+            what = f"The bank has shape {tuple(negatives.shape)}, the batch has rows of {rows.shape[1]} features."
+            fix = "Give one row per stored representation, with the same layout and resolution as the batch."
+            raise ConfigError(what, where="dispersive_loss(bank=...)", fix=fix)
         if rows.shape[0] + len(negatives) < 2:
             return rows.new_zeros(())
         distances = pair_distances(rows, None, variant, preset)
@@ -197,16 +201,6 @@ def temperature(tau: float | str, distances: Tensor, itself: Tensor) -> float | 
         return tau
     median = distances.detach()[~itself].median()
     return torch.where(median > 0, median, torch.ones_like(median))
-
-
-def _bank_rows(bank: Tensor | None, rows: Tensor) -> Tensor:
-    if bank is None:
-        return rows.new_zeros((0, rows.shape[1]))
-    if bank.ndim != 2 or bank.shape[1] != rows.shape[1]:
-        what = f"The bank has shape {tuple(bank.shape)}, the batch has rows of {rows.shape[1]} features."
-        fix = "Give one row per stored representation, with the same layout and resolution as the batch."
-        raise ConfigError(what, where="dispersive_loss(bank=...)", fix=fix)
-    return bank.detach().to(rows)
 
 
 def checked_variant(variant: str, tau: float | str, preset: str) -> str:
