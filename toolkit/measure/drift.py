@@ -25,7 +25,7 @@ from toolkit.measure.drift_moments import (
     strata,
 )
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions, subsample
-from toolkit.measure.pairing import PairedRows, class_members, cluster_codes, paired_rows
+from toolkit.measure.pairing import RowStream, class_members, cluster_codes, row_streams
 from toolkit.results import DataFrame, Numbers, as_table
 
 POOLED = "pooled"
@@ -61,21 +61,23 @@ class _Plan:
     """Everything that the groups, of which there are so many, have in common."""
 
     def __init__(
-        self, stages: PairedRows, clusters: list[Tensor], number: int, groups: int, settings: dict[str, Any]
+        self, stages: list[RowStream], clusters: list[Tensor], number: int, groups: int, settings: dict[str, Any]
     ) -> None:
-        count, self.seed, self.max_rows = len(stages.rows), settings["seed"], settings["max_rows"]
+        count, self.seed, self.max_rows = len(stages), settings["seed"], settings["max_rows"]
+        self.paired: bool = settings["paired"]
         self.clusters, self.number = clusters, number  # patient of every row, per stage; how many patients
         self.repeat = count - 1 if "repeat" in settings else None
         compared = count if self.repeat is None else self.repeat
         self.consecutive: list[Pair] = [(s, s + 1) for s in range(compared - 1)]
         self.pairs = self.consecutive + [(0, s) for s in range(2, compared)]
         self.pairs += [] if self.repeat is None else [(0, self.repeat)]
-        variances = [channel.double().var() for channel in stages.rows[0].T] if len(stages.rows[0]) > 1 else []
+        first, channels = stages[0].rows, stages[0].channels
+        variances = [channel.double().var() for channel in first.T] if len(first) > 1 else []
         scale = float(torch.stack(variances).mean().sqrt()) if variances else math.nan
-        largest = max(1, stages.channels - 1)
+        largest = max(1, channels - 1)
         subspaces = sorted({min(k, largest) for k in (2, groups - 2) if k > 0})
-        self.measures = MomentMeasures(self.pairs, scale or 1.0, subspaces, stages.paired)
-        self.directions = fixed_directions(stages.channels, settings["directions"], self.seed)
+        self.measures = MomentMeasures(self.pairs, scale or 1.0, subspaces, self.paired)
+        self.directions = fixed_directions(channels, settings["directions"], self.seed)
         patients = strata(clusters, number)
         smallest = min(len(torch.unique(codes)) for codes in clusters)
         self.weights = bootstrap_weights(patients, settings["bootstrap"] if smallest > 2 else 0, self.seed)
@@ -143,31 +145,29 @@ def drift(
     Example:
         >>> drift = tk.drift([features, later], "head_input", bootstrap=20, null_splits=20).table()
     """
+    import pandas as pd
+
     features = [features] if isinstance(features, Features) else list(features)
     if len(features) < 2:
         raise ResultError(f"Drift needs at least two stages; there are {len(features)}.")
     everything = features if repeat is None else [*features, repeat]
     state_rows("drift", everything, layer)
-    stages = paired_rows(everything, layer, paired=paired)
-    if not all(len(rows) for rows in stages.rows):
+    stages = row_streams(everything, layer, paired=paired)
+    if not all(len(stage.rows) for stage in stages):
         raise ResultError("A stage without any row has no drift.", where=layer, fix="Extract cases that hold a class.")
-    members = _groups(stages)
-    clusters, number, unit = _joint_clusters(stages, cluster)
-    settings: dict[str, Any] = {
-        "bootstrap": bootstrap,
-        "null_splits": null_splits,
-        "cluster": unit,
-        "max_rows": max_rows,
-        "directions": directions,
-        "seed": seed,
-        "confidence": confidence,
-        "paired": paired,
-    }
+    groups = [class_members(stage.table) for stage in stages]
+    members = {POOLED: [torch.arange(len(stage.rows)) for stage in stages]}
+    members |= {name: [own[name] for own in groups] for name in groups[0] if all(name in own for own in groups)}
+    tables = [stage.table for stage in stages]
+    codes, unit = cluster_codes(tables[0] if paired else pd.concat(tables, ignore_index=True), cluster)
+    clusters = [codes] * len(tables) if paired else list(codes.split([len(table) for table in tables]))
+    settings: dict[str, Any] = {"bootstrap": bootstrap, "null_splits": null_splits, "cluster": unit, "max_rows": max_rows}
+    settings |= {"directions": directions, "seed": seed, "confidence": confidence, "paired": paired}
     if repeat is not None:
-        jitter = stages.provenance[-1].get("parameters", {}).get("jitter")
+        jitter = repeat.provenance.get("parameters", {}).get("jitter")
         moved = f"weights that a jitter moved by {jitter or 0:.2g} of their size"
         settings["repeat"] = moved if jitter else "another training"
-    plan = _Plan(stages, clusters, number, len(members), settings)
+    plan = _Plan(stages, clusters, int(codes.max()) + 1, len(members), settings)
     numbers: list[dict[str, Any]] = []
     means: list[dict[str, Any]] = []
     for name, rows in members.items():
@@ -179,16 +179,16 @@ def drift(
         numbers=as_table(numbers),
         means=as_table(means),
         settings=settings,
-        provenance={"layer": layer, "measure": "drift", "stages": stages.provenance},
+        provenance={"layer": layer, "measure": "drift", "stages": [dict(one.provenance) for one in everything]},
     )
 
 
 class _Group:
     """One class, or all rows."""
 
-    def __init__(self, name: str, stages: PairedRows, members: list[Tensor], plan: _Plan) -> None:
-        self.name, self.plan, self.paired = name, plan, stages.paired
-        self.rows = [_part(r, m) for r, m in zip(stages.rows, members, strict=True)]
+    def __init__(self, name: str, stages: list[RowStream], members: list[Tensor], plan: _Plan) -> None:
+        self.name, self.plan, self.paired, channels = name, plan, plan.paired, stages[0].channels
+        self.rows = [_part(stage.rows, m) for stage, m in zip(stages, members, strict=True)]
         self.clusters = [_part(c, m) for c, m in zip(plan.clusters, members, strict=True)]
         self.count = min(len(r) for r in self.rows)
         self.cases = len(torch.unique(torch.cat(self.clusters)))
@@ -204,13 +204,13 @@ class _Group:
         self.values: Values = plan.measures.over(sums, weights)
         self.status = {"linear_cka": "ok"}
         self.null = plan.measures.between_halves(sums, halves, weights[:1]) if len(halves) else {}
-        if self.paired and self.count < 10 * stages.channels:
+        if self.paired and self.count < 10 * channels:
             self.status["linear_cka"] = "debiased"
             for i, j in plan.pairs:
                 pair = self.rows[i], self.rows[j], self.clusters[i]
                 self.values["linear_cka", (i, j)] = debiased_cka(*pair, plan.weights)
         self._sampled()
-        self.few = self.count <= stages.channels
+        self.few = self.count <= channels
 
     def _sampled(self) -> None:
         plan = self.plan
@@ -283,26 +283,6 @@ class _Group:
 
 def _part(values: Tensor, members: Tensor) -> Tensor:
     return values if len(members) == len(values) else values.index_select(0, members)
-
-
-def _groups(stages: PairedRows) -> dict[str, list[Tensor]]:
-    """Row indices per stage: all rows, then every class that all stages hold."""
-    groups = {POOLED: [torch.arange(len(r)) for r in stages.rows]}
-    per_stage = [class_members(table) for table in stages.tables]
-    for name in per_stage[0]:
-        if all(name in members for members in per_stage):
-            groups[name] = [members[name] for members in per_stage]
-    return groups
-
-
-def _joint_clusters(stages: PairedRows, column: str | None) -> tuple[list[Tensor], int, str]:
-    import pandas as pd
-
-    if stages.paired:
-        codes, unit = cluster_codes(stages.tables[0], column)
-        return [codes] * len(stages.tables), int(codes.max()) + 1, unit
-    codes, unit = cluster_codes(pd.concat(stages.tables, ignore_index=True), column)
-    return list(codes.split([len(table) for table in stages.tables])), int(codes.max()) + 1, unit
 
 
 def _interval(values: Tensor, confidence: float, signed: bool, clusters: int) -> dict[str, float]:

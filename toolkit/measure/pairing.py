@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,42 +20,8 @@ CLUSTERS = ("subject", "volume", "case")  # the unit that is drawn anew by a boo
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PairedRows:
-    """Rows of one layer in several stores."""
-
-    rows: list[Tensor]  # one (N, C) float32 tensor per store; row i is the same place in all of them if `paired`
-    tables: list[DataFrame]  # the row tables, one per store, in the order of the rows
-    paired: bool  # whether rows correspond
-    provenance: list[dict[str, Any]]  # that of each store
-
-    @property
-    def channels(self) -> int:
-        return int(self.rows[0].shape[1])
-
-    def select(self, indices: Sequence[Tensor]) -> PairedRows:
-        return PairedRows(
-            [r.index_select(0, i) for r, i in zip(self.rows, indices, strict=True)],
-            [t.iloc[i.numpy()].reset_index(drop=True) for t, i in zip(self.tables, indices, strict=True)],
-            self.paired,
-            self.provenance,
-        )
-
-
-def paired_rows(stores: Sequence[Features], layer: str, *, paired: bool = True) -> PairedRows:
-    """Rows of `layer` from every store in one order; `paired` requires the same places in the same images."""
-    streams = row_streams(stores, layer, paired=paired)
-    rows = [rows_of(stream.store, layer, stream.where) for stream in streams]
-    return PairedRows(
-        [part if s.order is None else part.index_select(0, s.order) for part, s in zip(rows, streams, strict=True)],
-        [stream.table for stream in streams],
-        paired,
-        [dict(store.provenance) for store in stores],
-    )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class RowStream:
-    """Rows of one layer of one store, read piece by piece in the order of the store."""
+    """Rows of one layer of one store, read piece by piece in the order of the store, or all at once."""
 
     store: Features  # the features
     layer: str  # layer name
@@ -62,6 +29,11 @@ class RowStream:
     order: Tensor | None  # None, or the indices that bring the store's rows into the order of the first store's
     table: DataFrame  # the row table in that order
     channels: int  # number of channels C
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """All rows (N, C) float32, in the order of the table."""
+        return self.in_order(rows_of(self.store, self.layer, self.where))
 
     def pieces(self, *beside: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Pieces (n, C) float32 of the rows, each with the same rows of the tensors `beside`, which are in `order`."""
@@ -81,7 +53,7 @@ class RowStream:
 
 
 def row_streams(stores: Sequence[Features], layer: str, *, paired: bool = True) -> list[RowStream]:
-    """The streams of `layer` from every store; arguments and errors are those of `paired_rows`."""
+    """Rows of `layer` from every store in one order; `paired` requires the same places in the same images."""
     if not stores:
         raise ResultError("There are no features to compare.", fix="Pass a list of stores, one per stage.")
     places = [f"stage {index + 1}, layer {layer}" for index in range(len(stores))]

@@ -13,7 +13,7 @@ from toolkit.errors import ConfigError, ResultError, choose
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
 from toolkit.measure.embedding import TsneOptions, UmapOptions, balanced_sample, tsne_pictures, umap_pictures
-from toolkit.measure.pairing import PairedRows, RowStream, paired_rows, row_streams
+from toolkit.measure.pairing import RowStream, row_streams
 from toolkit.measure.projection_planes import (
     Plane,
     StreamingMoments,
@@ -137,15 +137,13 @@ def project(
     stores = [features] if isinstance(features, Features) else list(features)
     beside = 400 if method == "umap" else 0  # of the neighbours
     state_rows("project" if method in LINEAR else f"project {method}", stores, layer, beside=beside)
+    streams = row_streams(stores, layer, paired=basis == "per_stage" and method in LINEAR)
     if method in LINEAR:
-        streams = row_streams(stores, layer, paired=basis == "per_stage")
         tables = [stream.table for stream in streams]
         shown = _linear(streams, method, basis, components, balanced, standardise)
     else:
-        pairs = paired_rows(stores, layer, paired=False)
         with guarded_random_state():
-            pairs, shown = _curved(pairs, method, basis, components, standardise, options)
-        tables = pairs.tables
+            tables, shown = _curved(streams, method, basis, components, standardise, options)
     case_names, cases = _case_codes(tables)
     return Projection(
         layer=layer,
@@ -188,20 +186,22 @@ def _linear(
 
 
 def _curved(
-    pairs: PairedRows, method: str, basis: str, components: int, standardise: bool, options: dict[str, Any]
-) -> tuple[PairedRows, dict[str, Any]]:
-    """The rows shown and the fields of the result for UMAP and t-SNE."""
+    streams: list[RowStream], method: str, basis: str, components: int, standardise: bool, options: dict[str, Any]
+) -> tuple[list[DataFrame], dict[str, Any]]:
+    """The tables of the rows shown and the fields of the result for UMAP and t-SNE."""
     settings = UmapOptions(**options) if method == "umap" else TsneOptions(**options)
     if components != 2:
         raise ConfigError(f"{method} gives 2 components.", where="project(components=...)")
     if basis == "per_stage" or (method == "tsne" and basis == "stage1"):
         fix = 'Use basis="shared", or for UMAP "stage1" (later stages are placed out of sample).'
         raise ConfigError(f"{method} cannot be drawn with the basis {basis!r}.", fix=fix)
-    labels = [_labels(table) for table in pairs.tables]
+    rows, tables = [stream.rows for stream in streams], [stream.table for stream in streams]
+    labels = [_labels(table) for table in tables]
     if isinstance(settings, TsneOptions):
-        each = max(2, settings.fit_rows // len(pairs.rows))
-        pairs = pairs.select([balanced_sample(label, each, settings.seed) for label in labels])
-    rows = pairs.rows
+        each = max(2, settings.fit_rows // len(rows))
+        chosen = [balanced_sample(label, each, settings.seed) for label in labels]
+        rows = [part.index_select(0, index) for part, index in zip(rows, chosen, strict=True)]
+        tables = [table.iloc[index.numpy()].reset_index(drop=True) for table, index in zip(tables, chosen, strict=True)]
     if standardise:
         centred = [part - part.mean(0) for part in rows]
         rows = [part / part.var(0).mean().sqrt().clamp_min(1e-12) for part in centred]
@@ -211,10 +211,10 @@ def _curved(
         fitted_on = [0] if basis == "stage1" else list(range(len(rows)))
         coordinates, measured = umap_pictures(rows, labels, fitted_on, settings)
     nothing = torch.full((len(rows), 2), torch.nan, dtype=torch.float64)
-    return pairs, {
+    return tables, {
         "coordinates": coordinates,
         "explained": nothing,
-        "axes": torch.empty(len(rows), 0, pairs.channels, dtype=torch.float64),
+        "axes": torch.empty(len(rows), 0, streams[0].channels, dtype=torch.float64),
         "settings": {**measured, "standardised": standardise},
     }
 
