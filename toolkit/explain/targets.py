@@ -45,18 +45,14 @@ class TargetContext:
         outputs = self.logits.shape[1]
         number = outputs if self.overlapping else max(outputs, 2)
         names = dict(enumerate(self.activation.regions or {})) if self.overlapping else self.classes or {}
-        index = (
-            int(wanted) if isinstance(wanted, Integral) else next((i for i, n in names.items() if n == wanted), None)
-        )
+        named = next((index for index, name in names.items() if name == wanted), None)
+        index = int(wanted) if isinstance(wanted, Integral) else named
         single = outputs == 1 and not self.overlapping
         if index is None or not 0 <= index < number or (single and index != 1):
             choices = ", ".join(f"{i}: {names.get(i, 'unnamed')}" for i in range(single, number))
-            raise ConfigError(
-                f"There is no class {wanted!r}: the network gives {outputs} channel{'s' * (outputs > 1)}.",
-                where="target",
-                fix=f"Use one of {choices}."
-                + ("" if names else " Class names come with cases; arrays have indices only."),
-            )
+            what = f"There is no class {wanted!r}: the network gives {outputs} channel{'s' * (outputs > 1)}."
+            hint = "" if names else " Class names come with cases; arrays have indices only."
+            raise ConfigError(what, where="target", fix=f"Use one of {choices}.{hint}")
         return index, 0 if single else index
 
     @functools.cached_property

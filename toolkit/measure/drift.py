@@ -161,7 +161,12 @@ def drift(
     tables = [stage.table for stage in stages]
     codes, unit = cluster_codes(tables[0] if paired else pd.concat(tables, ignore_index=True), cluster)
     clusters = [codes] * len(tables) if paired else list(codes.split([len(table) for table in tables]))
-    settings: dict[str, Any] = {"bootstrap": bootstrap, "null_splits": null_splits, "cluster": unit, "max_rows": max_rows}
+    settings: dict[str, Any] = {
+        "bootstrap": bootstrap,
+        "null_splits": null_splits,
+        "cluster": unit,
+        "max_rows": max_rows,
+    }
     settings |= {"directions": directions, "seed": seed, "confidence": confidence, "paired": paired}
     if repeat is not None:
         jitter = repeat.provenance.get("parameters", {}).get("jitter")

@@ -290,11 +290,9 @@ def _fixed(table: DataFrame, penalty: str | float) -> float:
         raise ConfigError(f"There is no penalty policy called {penalty!r}.", fix=fix) from None
     longest = table.loc[table["unit"] != "", "value"].max()
     if not np.isfinite(value) or (np.isfinite(longest) and value < longest):
-        raise ConfigError(
-            f"A penalty of {value:g} is below the longest measured distance ({longest:g}): "
-            "missing an organ would improve the mean.",
-            fix='Take a larger number or "diagonal".',
-        )
+        what = f"A penalty of {value:g} is below the longest measured distance ({longest:g}): "
+        what += "missing an organ would improve the mean."
+        raise ConfigError(what, fix='Take a larger number or "diagonal".')
     return value
 
 

@@ -25,14 +25,9 @@ from toolkit.training.directory import RunDirectory
 def start(path: Path, parcel: bytes) -> subprocess.Popen[bytes]:
     """Start the child that carries on a run; its output goes to `background.log` in the run's directory."""
     with (path / "background.log").open("ab") as log:
-        process = start_module(
-            "toolkit.training.child",
-            [str(path)],
-            parcel,
-            stdout=log,
-            stderr=log,
-            start_new_session=os.name == "posix",  # an interrupt of the notebook must not reach it
-        )
+        apart = os.name == "posix"  # an interrupt of the notebook must not reach it
+        options = {"stdout": log, "stderr": log, "start_new_session": apart}
+        process = start_module("toolkit.training.child", [str(path)], parcel, **options)
     RunDirectory(path).set_state("running", process.pid, step=0)
     return process
 

@@ -36,12 +36,10 @@ def check_gradient(regularizer: Regularizer, features: Mapping[str, Tensor], los
         return
     without = [] if regularizer.deferred else [name for name, tensor in features.items() if not tensor.requires_grad]
     if without and len(without) == len(features) and not loss.requires_grad:
-        raise ProtocolError(
-            f"The regularizer {regularizer.name!r} has no gradient: none of the layers it reads has one.",
-            where=", ".join(without),
-            fix="They lie in a frozen part, or inside a reentrant checkpoint (use_reentrant=False keeps the gradient). "
-            "Read a layer that learns, or take the regularizer out.",
-        )
+        what = f"The regularizer {regularizer.name!r} has no gradient: none of the layers it reads has one."
+        fix = "They lie in a frozen part, or inside a reentrant checkpoint (use_reentrant=False keeps the gradient). "
+        fix += "Read a layer that learns, or take the regularizer out."
+        raise ProtocolError(what, where=", ".join(without), fix=fix)
     if not loss.requires_grad:
         text = f"The regularizer {regularizer.name!r} adds no gradient in its first step: its loss is a constant there."
     elif without:

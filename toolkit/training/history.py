@@ -73,11 +73,8 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
                 elif line.endswith(b"\n"):
                     damaged.append(number)
     if damaged:
-        warnings.warn(
-            f"{len(damaged)} damaged lines of {path} were passed over (line {damaged[0]}).",
-            ToolkitWarning,
-            stacklevel=3,
-        )
+        what = f"{len(damaged)} damaged lines of {path} were passed over (line {damaged[0]})."
+        warnings.warn(what, ToolkitWarning, stacklevel=3)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -109,12 +106,8 @@ def truncate(path: Path, step: int, mark: Mapping[str, Any] | None = None) -> No
         if length == mark["bytes"] and digest.hexdigest() == mark["sha256"]:
             os.truncate(path, length)
             return
-        warnings.warn(
-            f"{path} is not what was written: rows up to step {step} are damaged or missing. The training does not "
-            "depend on them.",
-            ToolkitWarning,
-            stacklevel=4,
-        )
+        what = f"{path} is not what was written: rows up to step {step} are damaged or missing."
+        warnings.warn(f"{what} The training does not depend on them.", ToolkitWarning, stacklevel=4)
     with replacing(path, durable=True) as temporary, temporary.open("wb") as stream:
         stream.writelines(json.dumps(row).encode() + b"\n" for row in rows_of(path) if row["step"] <= step)
 

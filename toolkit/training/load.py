@@ -115,12 +115,8 @@ def open_run(
         objects["model"], objects["objective"], objects["regularizers"], seed=config.seed, aliases=record["taps"]
     )
     if problems:
-        warnings.warn(
-            f"Continuing from the older checkpoint of step {newest.step}, because newer ones are damaged "
-            f"({'; '.join(problems)}).",
-            ToolkitWarning,
-            stacklevel=3,
-        )
+        what = f"Continuing from the older checkpoint of step {newest.step}, because newer ones are damaged"
+        warnings.warn(f"{what} ({'; '.join(problems)}).", ToolkitWarning, stacklevel=3)
     parts = {"objective": objects["objective"], "regularizers": tuple(objects["regularizers"])}
     run = Run(directory.path, objects["model"], objects["task"], config, **parts, site=record["site"])
     return run, step, newest, record

@@ -182,11 +182,8 @@ class TrainingStep(nn.Module):
             terms = regularizer(context)
         weights = regularizer.weights(context.step)
         if terms.keys() - weights.keys():
-            raise ProtocolError(
-                f"The regularizer {regularizer.name!r} returns the terms {list(terms)}, weights() names {list(weights)}.",
-                where=type(regularizer).__name__,
-                fix="Use the same names in both.",
-            )
+            what = f"The regularizer {regularizer.name!r} returns the terms {list(terms)}, weights() names {list(weights)}."
+            raise ProtocolError(what, where=type(regularizer).__name__, fix="Use the same names in both.")
         addition = torch.stack([weights[name] * term.float() for name, term in terms.items()]).sum()
         if regularizer.name not in self._seen:
             self._seen.add(regularizer.name)

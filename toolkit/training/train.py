@@ -319,10 +319,8 @@ def _finish(run: Run, step: TrainingStep, last: Checkpoint, record: Mapping[str,
 
 
 def _interrupted(directory: RunDirectory) -> KeyboardInterrupt:
-    return KeyboardInterrupt(
-        f"Training was interrupted after step {max(checkpoints.steps_on_disk(directory.checkpoints), default=0)} "
-        f"had been saved. Continue with toolkit.resume({str(directory.path)!r})."
-    )
+    what = f"after step {max(checkpoints.steps_on_disk(directory.checkpoints), default=0)} had been saved"
+    return KeyboardInterrupt(f"Training was interrupted {what}. Continue with toolkit.resume({str(directory.path)!r}).")
 
 
 def _validation_cases(run: Run) -> list[Case] | None:
@@ -347,12 +345,6 @@ def _selection_rule(task: Any, config: TrainConfig, site: str | Sequence[str] | 
 
 
 def _loader(task: Any, config: TrainConfig, site: str | Sequence[str] | None) -> Any:
-    return task.loader(
-        "train",
-        site=site,
-        batch_size=config.batch_size,
-        patch_size=config.patch_size,
-        seed=config.seed,
-        augmentation=config.augmentation,
-        **({} if config.foreground is None else {"foreground": config.foreground}),
-    )
+    names = ["batch_size", "patch_size", "seed", "augmentation"]
+    names += [] if config.foreground is None else ["foreground"]
+    return task.loader("train", site=site, **{name: getattr(config, name) for name in names})

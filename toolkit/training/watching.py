@@ -51,12 +51,8 @@ class Watchers:
                 tell(one)
             except Exception as error:  # hours of training must not end because a tracking server did
                 self._active.remove(one)
-                warnings.warn(
-                    f"on_log={one!r} failed and is not called again; the training goes on, and history.jsonl holds every "
-                    f"row. It raised {type(error).__name__}: {error}",
-                    ToolkitWarning,
-                    stacklevel=2,
-                )
+                what = f"on_log={one!r} failed and is not called again ({type(error).__name__}: {error}); the training goes on"
+                warnings.warn(f"{what}, and history.jsonl holds every row.", ToolkitWarning, stacklevel=2)
 
 
 def prediction_pictures(model: nn.Module, cases: Sequence[Case], volumes: int = 3) -> dict[str, np.ndarray]:

@@ -63,14 +63,8 @@ def latent_augmentation(
     if task.dims == 2:
         settings.append(Setting("config", "patch_size", (192, 192), "latent_augmentation 4.4"))
     settings = replaced(settings, model=model, config=config)
-    stage = Stage(
-        regularizer or "standard",
-        task,
-        settings,
-        model="fast_slow_network",
-        objective="fast_slow",
-        regularizer=regularizer,
-    )
+    name = regularizer or "standard"
+    stage = Stage(name, task, settings, "fast_slow_network", "fast_slow", regularizer=regularizer)
     return Recipe("latent_augmentation", PAPER, (stage,))
 
 

@@ -212,15 +212,8 @@ class LatentAugmentation(HardExamples):
             tracked = code.detach().requires_grad_()
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(loss(decode(tracked)), tracked)
-            mask = targeted_mask(
-                gradient,
-                draw.scheme,
-                draw.fraction,
-                draw.factors,
-                score=self.score,
-                code=code,
-                inclusive=self.preset == "literal",
-            )
+            options: dict[str, Any] = {"score": self.score, "code": code, "inclusive": self.preset == "literal"}
+            mask = targeted_mask(gradient, draw.scheme, draw.fraction, draw.factors, **options)
         self._last[f"{which}_scheme"] = SCHEMES.index(draw.scheme)
         self._last[f"{which}_masked"] = (mask < 1).float().mean()
         return mask
@@ -232,24 +225,19 @@ class LatentAugmentation(HardExamples):
         image_code, shape_code = (context.features[tap].detach() for tap in self.taps)
         # A power of two: exact, and keeps small gradients representable under half precision.
         scale = 2.0 ** math.floor(math.log2(image[0].numel()))
-        mask = self.mask(
-            "image",
-            image_code,
-            network.decode_image,
-            lambda decoded: scale * functional.mse_loss(decoded.float(), image.float()),
-            context.generator,
-        )
+
+        def of_image(decoded: Tensor) -> Tensor:
+            return scale * functional.mse_loss(decoded.float(), image.float())
+
+        def of_shape(decoded: Tensor) -> Tensor:
+            return scale * functional.cross_entropy(decoded.float(), label)
+
+        mask = self.mask("image", image_code, network.decode_image, of_image, context.generator)
         with torch.no_grad(), self._frozen(network):
             image_hat = network.decode_image(image_code * mask).detach()
         if not self.shape_schemes:
             return image_hat, None
-        mask = self.mask(
-            "shape",
-            shape_code,
-            network.decode_segmentation,
-            lambda decoded: scale * functional.cross_entropy(decoded.float(), label),
-            context.generator,
-        )
+        mask = self.mask("shape", shape_code, network.decode_segmentation, of_shape, context.generator)
         with torch.no_grad(), self._frozen(network):
             return image_hat, network.decode_segmentation(shape_code * mask).detach()
 

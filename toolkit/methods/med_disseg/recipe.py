@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from toolkit import registry
@@ -50,26 +51,12 @@ def med_disseg(
     encoder = {name: value for name, value in (model or {}).items() if name in own}
     first = [*shared, *_STAGE_ONE, *_dispersive(preset, 1), *_CONFIG]
     second = [*shared, *_STAGE_TWO, *_dispersive(preset, 2), *_CONFIG, *_data_and_rates(legacy)]
+    first, second = replaced(first, model=encoder, config=config), replaced(second, model=model, config=config)
+    prepare = None if backbone is None else partial(load_backbone, weights=backbone, sha256=backbone_sha256)
+    one, two = "med_disseg_stage_one", "med_disseg"  # each name is that of a network and of its objective
     stages = (
-        Stage(
-            "encoder",
-            task,
-            replaced(first, model=encoder, config=config),
-            model="med_disseg_stage_one",
-            objective="med_disseg_stage_one",
-            regularizer="dispersive",
-            prepare=None if backbone is None else lambda network: load_backbone(network, backbone, backbone_sha256),
-        ),
-        Stage(
-            "network",
-            task,
-            replaced(second, model=model, config=config),
-            model="med_disseg",
-            objective="med_disseg",
-            regularizer="dispersive",
-            index=1,
-            transfer="encoder",
-        ),
+        Stage("encoder", task, first, one, one, regularizer="dispersive", prepare=prepare),
+        Stage("network", task, second, two, two, regularizer="dispersive", index=1, transfer="encoder"),
     )
     return Recipe("med_disseg", PAPER, stages)
 

@@ -96,14 +96,8 @@ class Dispersive(Regularizer):
             what = f"No settings for preset {preset!r} at stage {stage!r}."
             raise ConfigError(what, fix=f"Presets: {', '.join(PRESETS)}; stages: 1, 2.")
         values = PRESETS[preset]
-        settings: dict[str, Any] = {
-            "preset": preset,
-            "weight": values.weights[stage - 1],
-            "tau": values.tau,
-            "layout": values.layout,
-            "variant": values.variant or "infonce_l2",
-        }
-        return cls(**(settings | changes))
+        own = {"tau": values.tau, "layout": values.layout, "variant": values.variant or "infonce_l2"}
+        return cls(**{"preset": preset, "weight": values.weights[stage - 1], **own, **changes})
 
     def weights(self, step: int) -> dict[str, float]:
         stopped = self.stop_step is not None and step >= self.stop_step

@@ -49,7 +49,7 @@ def segreg(task: Any, preset: str = "segreg_default", *, model: dict[str, Any] |
         Setting("not taken over", "augmentation", "nnU-Net's", "segreg 3.4", "the toolkit's standard augmentation"),
     ]
     settings = replaced(settings, model=model, config=config)
-    stage = Stage("segreg", task, settings, model="unet", objective="segmentation", regularizer="segreg")
+    stage = Stage("segreg", task, settings, "unet", "segmentation", regularizer="segreg")
     return Recipe("segreg", PAPER, (stage,))
 
 

@@ -9,8 +9,7 @@ INFERENCE from the public parts; results made with it are results of this loss, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,25 +35,19 @@ from toolkit.training.sampling import (
 _COMMON: dict[str, Any] = {"samples": 4096, "directions": 256, "sampling": "uniform", "pooling": "pooled"}
 _LITE: dict[str, Any] = {**_COMMON, "directions": 4096, "points": 3, "scaled": True, "convex": True}
 
-PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "segreg_default": {**_COMMON, "tap": "head_input", "weight": 0.1},
-        "segreg_preact": {**_COMMON, "tap": "pre_activation", "weight": 0.1},
-        "segreg_litessl": {**_LITE, "tap": "head_input", "weight": 0.05},
-        # the control: the weight per row instead of the N-scaled statistic's own
-        "segreg_litessl_control": {**_LITE, "tap": "head_input", "weight": 0.05 / 4096},
-        "segreg_sw": {**_COMMON, "tap": "pre_activation", "divergence": "sliced_wasserstein", "weight": 0.1},
-        "segreg_kl": {**_COMMON, "tap": "pre_activation", "divergence": "gaussian_kl", "weight": 0.05},
-        "segreg_classcond": {
-            **_COMMON,
-            "tap": "head_input",
-            "divergence": "class_conditional",
-            "sampling": "class_balanced",
-            "weight": 0.1,
-        },
-        "baseline": {**_COMMON, "tap": "head_input", "weight": 0.0},
-    }
-)
+_BY_CLASS: dict[str, Any] = {**_COMMON, "divergence": "class_conditional", "sampling": "class_balanced"}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "segreg_default": {**_COMMON, "tap": "head_input", "weight": 0.1},
+    "segreg_preact": {**_COMMON, "tap": "pre_activation", "weight": 0.1},
+    "segreg_litessl": {**_LITE, "tap": "head_input", "weight": 0.05},
+    # the control: the weight per row instead of the N-scaled statistic's own
+    "segreg_litessl_control": {**_LITE, "tap": "head_input", "weight": 0.05 / 4096},
+    "segreg_sw": {**_COMMON, "tap": "pre_activation", "divergence": "sliced_wasserstein", "weight": 0.1},
+    "segreg_kl": {**_COMMON, "tap": "pre_activation", "divergence": "gaussian_kl", "weight": 0.05},
+    "segreg_classcond": {**_BY_CLASS, "tap": "head_input", "weight": 0.1},
+    "baseline": {**_COMMON, "tap": "head_input", "weight": 0.0},
+}
 
 
 @register("regularizer", "segreg")
@@ -214,16 +207,9 @@ class SegReg(Regularizer):
             if "label" not in context.batch:
                 raise ConfigError("This SegReg setting needs batch['label'].", where="SegReg")
             labels = labels_of_all(labels_at(context.batch["label"], feature.shape[2:]), feature.device)
-        return choose_rows(
-            feature.shape[0] * process()[1],
-            feature[0, 0].numel(),
-            self.samples,
-            context.generator,
-            sampling=self.sampling,
-            pooling=self.pooling,
-            labels=labels,
-            ignore_label=self.ignore_label,
-        )
+        images, positions = feature.shape[0] * process()[1], feature[0, 0].numel()
+        rules: dict[str, Any] = {name: getattr(self, name) for name in ("sampling", "pooling", "ignore_label")}
+        return choose_rows(images, positions, self.samples, context.generator, labels=labels, **rules)
 
 
 def _moments(rows: Tensor, weights: Tensor) -> dict[str, float]:

@@ -50,14 +50,8 @@ def self_reg_unet(
         arguments = {s.name: s.value for s in settings if s.part == "model"}
         groups = swin_unet(**arguments).selfreg_groups
         settings.append(Setting("regularizer", "groups", groups, "selfreg 2.3", "last and first block of every stage"))
-    stage = Stage(
-        "self_reg_unet",
-        task,
-        replaced(settings, config=config),
-        model="swin_unet" if swin else "self_reg_unet",
-        objective="segmentation",
-        regularizer="selfreg",
-    )
+    settings, network = replaced(settings, config=config), "swin_unet" if swin else "self_reg_unet"
+    stage = Stage("self_reg_unet", task, settings, network, "segmentation", regularizer="selfreg")
     return Recipe("self_reg_unet", PAPER, (stage,))
 
 

@@ -23,11 +23,8 @@ def pool_to(feature: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def _common_size(student: Tensor, teacher: Tensor) -> tuple[int, ...]:
     if student.ndim != teacher.ndim or student.ndim not in (3, 4, 5) or student.shape[0] != teacher.shape[0]:
-        raise ConfigError(
-            f"Student and teacher must be (B, C, *S) of one batch, not {tuple(student.shape)} and "
-            f"{tuple(teacher.shape)}.",
-            fix="Reshape token sequences to channel-first maps first.",
-        )
+        what = f"Student and teacher must be (B, C, *S) of one batch, not {tuple(student.shape)} and {tuple(teacher.shape)}."
+        raise ConfigError(what, fix="Reshape token sequences to channel-first maps first.")
     return tuple(min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True))
 
 
@@ -85,10 +82,8 @@ def semantic_consistency(
         student_channels = drawn[0] if student_channels is None else student_channels
         teacher_channels = drawn[1] if teacher_channels is None else teacher_channels
     if student_channels.numel() != teacher_channels.numel():
-        raise ConfigError(
-            f"{student_channels.numel()} student channels need as many teacher channels, not "
-            f"{teacher_channels.numel()}."
-        )
+        counts = f"{student_channels.numel()} student channels need as many teacher channels"
+        raise ConfigError(f"{counts}, not {teacher_channels.numel()}.")
     with torch.autocast(student.device.type, enabled=False):
         dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
         target = teacher.detach().to(dtype).index_select(1, teacher_channels.to(teacher.device, non_blocking=True))
