@@ -117,9 +117,7 @@ def attribute(
     return AttributionResult(
         attributions={layer or "input": torch.cat(values).cpu()},
         **fields_of([batch]),
-        prediction=frozen.prediction.cpu(),
-        region=frozen.region.cpu(),
-        score=frozen.score.cpu(),
+        **frozen.told,
         baseline_score=torch.cat(at_baseline).cpu(),
         classes=predictor.class_names(batch.classes),
         target=repr(wanted),

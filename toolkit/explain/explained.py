@@ -105,12 +105,10 @@ class Explained:
         files, ends = distinct_names(list(groups)), distinct_names(wanted)
         for layer, end in zip(wanted, ends, strict=True):
             maps = self.resized(layer)[:, 0].numpy()
-            written[layer] = [
-                _write(
-                    self, maps, Path(folder) / f"{file}_{end}.nii.gz", name, indices, _described(self, layer, indices)
-                )
-                for (name, indices), file in zip(groups.items(), files, strict=True)
-            ]
+            written[layer] = []
+            for (name, indices), file in zip(groups.items(), files, strict=True):
+                path, text = Path(folder) / f"{file}_{end}.nii.gz", _described(self, layer, indices)
+                written[layer].append(_write(self, maps, path, name, indices, text))
         return written
 
 
@@ -135,12 +133,8 @@ def _described(result: Any, layer: str, indices: list[int]) -> str:
     words = counts.most_common()
     text = f"{result.method}: {words[0][0] if len(words) == 1 else ', '.join(f'{n} {word}' for word, n in words)}"
     if not set(TELLING) & set(counts) or {"cancelled", "constant"} & set(counts):
-        warnings.warn(
-            f"The map of {layer!r} that is saved for {result.cases[indices[0]]!r} is not one to read ({text}); the "
-            "file's header says so in `descrip`.",
-            ToolkitWarning,
-            stacklevel=5,
-        )
+        what = f"The map of {layer!r} that is saved for {result.cases[indices[0]]!r} is not one to read ({text})"
+        warnings.warn(f"{what}; the file's header says so in `descrip`.", ToolkitWarning, stacklevel=4)
     return text
 
 

@@ -212,14 +212,7 @@ def _captum_checks(
 
     values = result["input"][index : index + 1].to(image)
     with torch.enable_grad():
-        wrong = infidelity(
-            score,
-            disturb,
-            image,
-            values,
-            n_perturb_samples=draws,
-            normalize=True,
-            max_examples_per_batch=min(settings.batch_size, draws),
-        )
+        options = {"n_perturb_samples": draws, "max_examples_per_batch": min(settings.batch_size, draws)}
+        wrong = infidelity(score, disturb, image, values, normalize=True, **options)
         moved = sensitivity_max(explain, image, disturb_a_little, n_perturb_samples=draws)
     return {"infidelity": float(wrong), "sensitivity": float(moved)}

@@ -33,6 +33,11 @@ class Frozen:
         """(n,) scores of other logits (n, K, *S); with one image here, n may be any number."""
         return (self.weights * logits).flatten(1).sum(1)
 
+    @property
+    def told(self) -> dict[str, Tensor]:
+        """What a result keeps of it, on the CPU."""
+        return {name: getattr(self, name).cpu() for name in ("prediction", "region", "score")}
+
     def select(self, index: int) -> Frozen:
         part = slice(index, index + 1)
         return Frozen(self.weights[part], self.score[part], self.region[part], self.prediction[part])

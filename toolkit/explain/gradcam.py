@@ -101,7 +101,7 @@ def grad_cam(
         pieces.append(explain_batch(predictor, batch, request, frame))
     if not pieces:
         raise DataError("There are no inputs to explain.", where="grad_cam(inputs=...)")
-    if all(piece.empty.all() for piece in pieces):
+    if not any(piece.told["region"].any() for piece in pieces):
         what = f"The region of {request.target} is empty in every image."
         fix = "Choose a case in which the class occurs, inside='reference', or ClassSum for the whole image."
         raise DataError(what, where=", ".join(pieces[0].batch.ids[:4]), fix=fix)
@@ -121,17 +121,16 @@ def _collect(
     }
     net = {name: torch.cat([piece.net_gradient[name] for piece in pieces]).tolist() for name in names}
     connected = {name: any(piece.connected[name] for piece in pieces) for name in names}
-    empty = torch.cat([piece.empty for piece in pieces])
+    told = {name: torch.cat([piece.told[name] for piece in pieces]) for name in pieces[0].told}
+    empty = (~told["region"].flatten(1).any(1)).tolist()
     return GradCamResult(
         maps=maps[methods[0]],
-        status=statuses(maps[methods[0]], methods[0], empty.tolist(), net, connected),
+        status=statuses(maps[methods[0]], methods[0], empty, net, connected),
         others={method: maps[method] for method in methods[1:]},
         net_gradient=net,
         connected=connected,
         **fields_of(batches),
-        prediction=torch.cat([piece.prediction for piece in pieces]),
-        region=torch.cat([piece.region for piece in pieces]),
-        score=torch.cat([piece.scores for piece in pieces]),
+        **told,
         padding=list(pieces[0].padding),
         classes=predictor.class_names(batches[0].classes),
         target=repr(request.target),
@@ -159,10 +158,7 @@ class CamBatch:
     maps: dict[str, dict[str, Tensor]]  # by method and layer
     net_gradient: dict[str, Tensor]
     connected: dict[str, bool]
-    scores: Tensor
-    region: Tensor
-    empty: Tensor
-    prediction: Tensor
+    told: dict[str, Tensor]
     padding: Padding
 
 
@@ -261,9 +257,6 @@ def _collected(batch: InputBatch, target: Target, parts: Parts, whole: Frozen, p
         {method: {name: combined(one) for name, one in of_layers.items()} for method, of_layers in maps.items()},
         {name: net_gradient(parts).cpu() for name, parts in shares.items()},
         connected,
-        whole.score.cpu(),
-        whole.region.cpu(),
-        ~whole.region.flatten(1).any(1).cpu(),
-        whole.prediction.cpu(),
+        whole.told,
         () if normalised else padding,
     )

@@ -108,16 +108,11 @@ def mask_latent(
     network = predictor.model
     structured = callable(getattr(network, "encode", None)) and callable(getattr(network, "decode_segmentation", None))
     low, high = fraction if isinstance(fraction, Sequence) else (fraction, fraction)
-    settings = _Settings(
-        scheme,
-        float(low + (high - low) * keyed_random("mask_latent fraction", seed).random()),
-        soft,
-        seed,
-        "none" if structured else skips,
-        score,
-        temperature if temperature is not None else getattr(network, "temperature", 2.0) if structured else 1.0,
-        mask,
-    )
+    share = float(low + (high - low) * keyed_random("mask_latent fraction", seed).random())
+    if temperature is None:
+        temperature = getattr(network, "temperature", 2.0) if structured else 1.0
+    around = "none" if structured else skips
+    settings = _Settings(scheme, share, soft, seed, around, score, temperature, mask)
     choose("scheme", scheme, _SCHEMES, where="mask_latent(scheme=...)")
     choose("skips", skips, _SKIPS, where="mask_latent(skips=...)")
     if not 0 <= settings.fraction <= 1 or (scheme == "dropout" and settings.fraction == 1):

@@ -160,20 +160,16 @@ class _Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
-        for one in tree_leaves(output):
-            if isinstance(one, Tensor) and one.layout is torch.strided:
-                self._saw(one.untyped_storage())
+        tensors = [one for one in tree_leaves(output) if isinstance(one, Tensor) and one.layout is torch.strided]
+        for storage in [one.untyped_storage() for one in tensors]:
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self.alive:
+                self.alive.add(key)
+                self.live += size
+                self.total += size
+                self.peak, self.largest = max(self.peak, self.live), max(self.largest, size)
+                weakref.finalize(storage, self._gone, key, size).atexit = False
         return output
-
-    def _saw(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.alive:
-            return
-        self.alive.add(key)
-        self.live += size
-        self.total += size
-        self.peak, self.largest = max(self.peak, self.live), max(self.largest, size)
-        weakref.finalize(storage, self._gone, key, size).atexit = False
 
     def _gone(self, key: int, size: int) -> None:
         self.alive.discard(key)

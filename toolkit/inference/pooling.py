@@ -201,19 +201,14 @@ def _plan(batch: InputBatch, pool: str, samples: int, seed: int) -> RowPlan:
 def _areas(batch: InputBatch, pool: str, position: int) -> tuple[np.ndarray, dict[int, int]]:
     """Number of the area of every voxel of an image, -1 outside, and the class of every area that has one."""
     if pool == "grid":
-        return _cells(batch.size), {}
+        cells = np.zeros((1,) * len(batch.size), dtype=np.int64)  # in row-major order
+        for axis, side in enumerate(batch.size):
+            along = np.arange(side) * CELLS // side
+            cells = cells * CELLS + along.reshape(-1, *[1] * (len(batch.size) - axis - 1))
+        return cells, {}
     assert batch.label is not None
     label = batch.label[position, 0].cpu().numpy()
     return _regions(label) if pool == "per-region" else (label, {area: area for area in _counts(label.ravel())})
-
-
-def _cells(size: tuple[int, ...]) -> np.ndarray:
-    """Number of the grid cell of every voxel, in row-major order."""
-    cells = np.zeros((1,) * len(size), dtype=np.int64)
-    for axis, side in enumerate(size):
-        along = np.arange(side) * CELLS // side
-        cells = cells * CELLS + along.reshape(-1, *[1] * (len(size) - axis - 1))
-    return cells
 
 
 def _regions(label: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
@@ -233,11 +228,14 @@ def _plan_of_voxels(batch: InputBatch, pool: str, samples: int, seed: int) -> Ro
     table: list[dict[str, Any]] = []
     images: list[int] = []
     places: list[np.ndarray] = [np.zeros((0, batch.image.ndim - 2), dtype=np.int64)]
+    from scipy import ndimage
+
     labels = [None] * len(batch) if batch.label is None else batch.label[:, 0].cpu().numpy()
-    size = batch.size
+    size, side = batch.size, 2 * BAND + 1
     for position, label in enumerate(labels):
         if label is not None and pool == "boundary":
-            label = _band(label)
+            high, low = ndimage.maximum_filter(label, side), ndimage.minimum_filter(label, side)
+            label = np.where(high != low, label.astype(np.int64), -1)
         flat = None if label is None else label.ravel()
         counts = {-1: math.prod(size)} if flat is None else _counts(flat)
         for index, count in counts.items():
@@ -247,15 +245,6 @@ def _plan_of_voxels(batch: InputBatch, pool: str, samples: int, seed: int) -> Ro
             places.append(np.stack(np.unravel_index(drawn, size), axis=1))
     none = torch.zeros(len(table), dtype=torch.int64)
     return RowPlan(table, torch.tensor(images, dtype=torch.int64), none, None, torch.from_numpy(np.concatenate(places)))
-
-
-def _band(label: np.ndarray) -> np.ndarray:
-    """The label where another class is at most `BAND` voxels away (along each axis), -1 elsewhere."""
-    from scipy import ndimage
-
-    side = 2 * BAND + 1
-    high, low = ndimage.maximum_filter(label, side), ndimage.minimum_filter(label, side)
-    return np.where(high != low, label.astype(np.int64), -1)
 
 
 def _row(batch: InputBatch, position: int, owner: int, count: int, index: int = -1) -> dict[str, Any]:

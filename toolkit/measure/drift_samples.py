@@ -55,9 +55,11 @@ class SlicedSamples:
         result = []
         for half in halves:
             member = half[clusters] > 0
-            one = values[member].view(len(values), -1)
-            two = values[~member].view(len(values), -1)
-            result.append(_quantile_gap(one, two))
+            parts = [values[chosen].view(len(values), -1) for chosen in (member, ~member)]
+            number = min(part.shape[1] for part in parts)
+            level = (torch.arange(number) + 0.5) / max(1, number)  # as many quantiles as the smaller half has rows
+            one, two = (part[:, (level * part.shape[1]).long()] for part in parts)
+            result.append((one - two).double().square().mean().sqrt())
         return torch.stack(result)
 
 
@@ -107,13 +109,3 @@ def _form(left: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
 
 def _per_cluster(codes: Tensor, number: int, values: Tensor) -> Tensor:
     return torch.bincount(codes.flatten(), weights=values.flatten(), minlength=number)
-
-
-def _quantile_gap(one: Tensor, two: Tensor) -> Tensor:
-    """Root mean squared difference of two sorted samples per row, read at as many levels as the smaller has."""
-    number = min(one.shape[1], two.shape[1])
-    if number == 0:
-        return torch.tensor(torch.nan, dtype=torch.float64)
-    level = (torch.arange(number) + 0.5) / number
-    picked = [part[:, (level * part.shape[1]).long()] for part in (one, two)]
-    return (picked[0] - picked[1]).double().square().mean().sqrt()

@@ -168,13 +168,8 @@ def _row(rows: Tensor, clusters: Tensor, axes: Tensor, grid: dict[str, Any], sca
 def _null_95(axes: Tensor, count: int, draws: int, generator: torch.Generator, grid: dict[str, Any]) -> float:
     """95 % quantile of T for independent normal rows; its distribution depends on N only for small N."""
     count = min(count, 1024)
-    values = [
-        count
-        * float(
-            epps_pulley_by_direction(
-                torch.randn(count, axes.shape[0], generator=generator), axes[:, :64], **grid
-            ).mean()
-        )
-        for _ in range(draws)
-    ]
+    values = []
+    for _ in range(draws):
+        rows = torch.randn(count, axes.shape[0], generator=generator)
+        values.append(count * float(epps_pulley_by_direction(rows, axes[:, :64], **grid).mean()))
     return float(torch.tensor(values, dtype=torch.float64).quantile(0.95))

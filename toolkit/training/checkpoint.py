@@ -65,7 +65,14 @@ def write(root: Path, checkpoint: Checkpoint) -> Path:
         for name, content in {WEIGHTS: weights, STATE: state}.items():
             write_atomically(temporary / name, content, durable=True)
         write_sealed(temporary / RECORD, record)
-        _move_into_place(temporary, target)
+        if target.exists():  # the same step again, after a fall back to an older checkpoint
+            replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
+            target.rename(replaced)
+            temporary.rename(target)
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            temporary.rename(target)
+        flush(root)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -118,17 +125,6 @@ def _state_bytes(state: dict[str, Any]) -> bytes:
             fix="state_dict() of objectives and regularizers may return tensors, numbers, strings, lists and dictionaries.",
         ) from error
     return buffer.getvalue()
-
-
-def _move_into_place(temporary: Path, target: Path) -> None:
-    if target.exists():  # the same step again, after a fall back to an older checkpoint
-        replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
-        target.rename(replaced)
-        temporary.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
-    else:
-        temporary.rename(target)
-    flush(target.parent)
 
 
 def _read_verified(path: Path, expected: str) -> bytes:

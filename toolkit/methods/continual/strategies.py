@@ -67,17 +67,11 @@ class ElasticWeights(Regularizer):
         total = torch.zeros((), device=context.batch["image"].device)
         for name, parameter in context.model.named_parameters():
             if f"curvature/{name}" in self._kept:
-                curvature, centre, base = (
-                    self._there(f"{p}/{name}", parameter) for p in ("curvature", "centre", "base")
-                )
+                parts = [f"{part}/{name}" for part in ("curvature", "centre", "base")]
+                self._kept.update({part: self._kept[part].to(parameter.device) for part in parts})  # moved once
+                curvature, centre, base = (self._kept[part] for part in parts)
                 total = total + (curvature * (parameter.float() - centre).square()).sum() + base.to(total)
         return {"penalty": total / 2}
-
-    def _there(self, name: str, parameter: Tensor) -> Tensor:
-        """A part of the quadratic on the parameter's device, moved once."""
-        if self._kept[name].device != parameter.device:
-            self._kept[name] = self._kept[name].to(parameter.device)
-        return self._kept[name]
 
     def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
         """The parameters: there is no tap."""

@@ -161,17 +161,12 @@ def dispersive_loss(
         itself = self_pairs(distances)
         if variant == "hinge":
             return _masked_mean((margin - distances).clamp_min(0).square(), itself)
-        scale = temperature(tau, distances, itself)
-        return _info_nce(distances.masked_fill(itself, 0.0) / scale, itself, PRESETS[preset])
-
-
-def _info_nce(scaled: Tensor, itself: Tensor, preset: Preset) -> Tensor:
-    if preset.floor:
-        # literally the released formula: its exponentials must be able to underflow
-        return torch.log(_masked_mean(torch.exp(-scaled), itself) + preset.floor)
-    exponents = -scaled if preset.self_pairs else (-scaled).masked_fill(itself, -math.inf)
-    count = scaled.numel() - (0 if preset.self_pairs else scaled.shape[0])
-    return exponents.flatten().logsumexp(dim=0) - math.log(count)
+        scaled, rules = distances.masked_fill(itself, 0.0) / temperature(tau, distances, itself), PRESETS[preset]
+        if rules.floor:  # literally the released formula: its exponentials must be able to underflow
+            return torch.log(_masked_mean(torch.exp(-scaled), itself) + rules.floor)
+        exponents = -scaled if rules.self_pairs else (-scaled).masked_fill(itself, -math.inf)
+        count = scaled.numel() - (0 if rules.self_pairs else scaled.shape[0])
+        return exponents.flatten().logsumexp(dim=0) - math.log(count)
 
 
 def _covariance(rows: Tensor) -> Tensor:
