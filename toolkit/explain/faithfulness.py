@@ -98,8 +98,8 @@ def faithfulness(
     wanted, rows = as_target(target), []
     curves: dict[str, Tensor] = {}
     asked = result.provenance.get("parameters", {})
-    windows: Passes = {"patch_size": asked.get("patch_size") or "whole", "overlap": asked.get("overlap", 0.5)}
-    predictor = Predictor(model, **{**passes, **windows})
+    passes |= {"patch_size": asked.get("patch_size") or "whole", "overlap": asked.get("overlap", 0.5)}
+    predictor = Predictor(model, **passes)
     batch = next(iter(as_batches(result.image, model, batch_size=10**6)))
     label = None if result.label is None else result.label.to(device_of(model))
     known: dict[str, Any] = {"ids": list(result.cases), "label": label, "classes": dict(result.classes) or None}

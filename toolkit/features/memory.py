@@ -81,14 +81,8 @@ def affordable_images(
 ) -> int:
     """How many images a pass may take: `wanted`, or fewer where so many would take more than 80 % of what is free.
 
-    Args:
-        model: the network.
-        image: what it sees of one image in one pass (1, C, *S), on its device.
-        wanted: images a pass, as the caller asked.
-        call: name of the analysis, for the messages.
-        held: what it holds of a pass, a key of `HELD`.
-        pieces: how many times larger the whole image is, whose logits are stitched.
-        options: `layers` that are captured and their `aliases`; `fixed`, if the number cannot be lowered.
+    The image (1, C, *S) is what the network sees of one in a pass, `pieces` how many times larger the whole is, `held` a
+    key of `HELD`; options are `layers` that are captured, their `aliases`, and `fixed`: the number cannot be lowered.
     """
     fixed = options.pop("fixed", False)
     if image.numel() * max(pieces, 1) * 4 * _SURELY * wanted < _SAID * free_bytes(image.device):

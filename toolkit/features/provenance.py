@@ -33,12 +33,8 @@ def mark_trained_with(model: nn.Module, regularizers: Iterable[str]) -> None:
 def mark_scored(model: nn.Module, dice: float, patients: int, **record: Any) -> None:
     """Remember the network's test score, so that figures can say what it had learnt; it ends with the next change of a weight.
 
-    Args:
-        model: the network, as it is now.
-        dice: mean Dice of the test patients of the sites it was trained on.
-        patients: how many.
-        record: name, steps, seed, sites, split (test where nothing is said), floor: what a network that has learnt exceeds
-            (0.75 where nothing is said).
+    Dice is the mean of so many test patients of the sites it was trained on; the record holds name, steps, seed, sites,
+    split (test where nothing is said) and floor, which a network that has learnt exceeds (0.75 where nothing is said).
     """
     scored = {"floor": FLOOR, **record, "dice": float(dice), "patients": int(patients)}
     setattr(unwrap(model), _SCORED, (weights_hash(model), scored))
@@ -51,16 +47,10 @@ def score_of(model: nn.Module) -> dict[str, Any]:
 
 
 def provenance(model: nn.Module | None = None, data: str | None = None, **parameters: Any) -> dict[str, Any]:
-    """A JSON-able record of a computation.
+    """A JSON-able record of a computation on data of this hash.
 
-    Args:
-        model: network whose weights are hashed; the hash is kept until a parameter or buffer changes.
-        data: hash of the data, see `DataHash`.
-        parameters: settings of the computation.
-
-    Returns:
-        Keys model, weights (sha256), trained_with (regularizers, if the toolkit trained it with any), network (name,
-        steps, seed and test score, where they are known), data, parameters, versions, threads, device.
+    Keys: model, weights (sha256), trained_with (regularizers, if the toolkit trained it with any), network (name, steps,
+    seed and test score, where they are known), data, parameters, versions, threads, device.
     """
     record: dict[str, Any] = {}
     if model is not None:

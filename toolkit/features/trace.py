@@ -150,11 +150,7 @@ def _body(spans: list[Span], head: Call | None, calls: list[Call], output: tuple
 
 
 def _find_head(calls: list[Call], output: tuple[int, ...]) -> Call | None:
-    """The last convolution that makes the output's channels: with kernel 1 and the output's own shape if there is one.
-
-    Else the later of two: the last with kernel 1 among the finest of those (a coarser one is an auxiliary head), and
-    the last of any kernel with the output's own shape.
-    """
+    """The last convolution that makes the output's channels, by the rule that `toolkit.layers` states."""
     makers = [c for c in calls if c.kernel is not None and c.shape[-1 if c.kind == "Linear" else 1] == output[1]]
     makers = [c for c in makers if "aux" not in c.name.path] or makers
     maps = [c for c in makers if len(c.shape) > 2 and torch.Size(c.shape[2:]).numel() > 1] or makers

@@ -27,11 +27,8 @@ def untouched(model: nn.Module, mode: str = "eval") -> Iterator[nn.Module]:
     Guarded: train/eval mode of every module, buffers (values and objects), `.grad`, `requires_grad`, tensors that a
     forward pass leaves in plain attributes or lists of a module, and the global random state of torch (CPU and CUDA),
     NumPy and Python. Hooks of the toolkit and of captum are removed. What a network does to itself at its first pass
-    stays, such as hooks that it adds and remembers having added (transformers).
-
-    Args:
-        model: the network; changed to `mode` inside the block.
-        mode: "eval", "train", or "keep" (leave each module's own mode).
+    stays, such as hooks that it adds and remembers having added (transformers). Inside the block the network is in the
+    `mode` "eval", "train", or each module in its own ("keep").
     """
     choose("mode", mode, ("eval", "train", "keep"), where="mode=...")
     refuse_scripted(model)

@@ -70,12 +70,8 @@ class StoreWriter(MemoryWriter):
     Everything goes to a hidden folder next to `path`, which is renamed when complete; an existing feature store is
     replaced only then. Every now and then the arrays are flushed, and one small file is replaced that says what counts:
     whatever was appended later is cut off again, and a store whose content is not what it says is started anew.
-
-    Args:
-        path: the store.
-        request: what is being extracted. With it the hidden folder outlives a kill or a failure, and a writer with the
-            same request goes on where it was: `done` batches need not be run again.
-        resume: go on with an unfinished store; False starts anew.
+    With a `request`, which says what is extracted, the hidden folder outlives a kill or a failure, and a writer with the
+    same request goes on where it was, unless `resume` is False: `done` batches need not be run again.
     """
 
     def __init__(
@@ -248,10 +244,7 @@ def _progress(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _cut(array: Any, length: int, digest: str) -> Any | None:
-    """Shorten an array to the rows that count; gives the running hash of its content, None if that is another.
-
-    The rows of the last chunk are written again, so that nothing of what was cut stays behind in it.
-    """
+    """Shorten an array to the rows that count (its last chunk is written again); the running hash, None if it is another."""
     chunk = array.chunks[0]
     whole = length - length % chunk
     running = hashlib.sha256()

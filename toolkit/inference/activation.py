@@ -22,16 +22,11 @@ class Activation:
       of the label each of them covers.
     * One output is the logit of class 1, if somebody says so: `activation="sigmoid"`, a network trained here, or data
       of exactly two classes. A regression network is not thresholded by accident.
-
-    Args:
-        kind: "softmax", "sigmoid" or None.
-        regions: name -> classes, one entry an output.
-        classes: number of classes that the network was trained on here, if it was.
     """
 
-    kind: str | None = None
-    regions: Regions | None = None
-    classes: int | None = None
+    kind: str | None = None  # "softmax", "sigmoid" or None
+    regions: Regions | None = None  # name -> classes, one entry an output
+    classes: int | None = None  # number of classes that the network was trained on here, if it was
 
     def __post_init__(self) -> None:
         if self.kind is not None:

@@ -318,12 +318,7 @@ def read_items(
 ) -> list[Any]:
     """The images of a file as cases, of a volume one a slice for a 2D network; of a `.npy` array a dict.
 
-    Args:
-        paths: any file that a task can be made of, a `.npy` array (*S) or (C, *S), or several NIfTI files, one a channel.
-        dims: spatial axes that the network takes.
-        channels: that a picture is to have; None = its own.
-        label: file of the label.
-        normalisation: rule, see `toolkit.data.normalise`.
+    Files are any that a task can be made of, `.npy` arrays (*S) or (C, *S), or several NIfTI files, one a channel.
     """
     files, marks = tuple(Path(path) for path in paths), None if label is None else Path(label)
     if files[0].suffix.lower() == ".npy":

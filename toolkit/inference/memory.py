@@ -76,14 +76,7 @@ def defaults_of(model: nn.Module) -> Defaults:
 
 
 def remember(model: nn.Module, **changes: Any) -> None:
-    """Remember on a network how it is to be run; fields of `Defaults` that are not named stay as they are.
-
-    `toolkit.train`, `load_model` and `load_run` call this. Regions imply the activation "sigmoid".
-
-    Args:
-        model: any network.
-        changes: fields of `Defaults`.
-    """
+    """Remember how a network is to be run: fields of `Defaults`, the others stay; regions imply the activation "sigmoid"."""
     network = unwrap(model)
     defaults = getattr(network, _ATTRIBUTE, None) or Defaults()
     if changes.get("patch_size") is not None:

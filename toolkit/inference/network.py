@@ -36,11 +36,6 @@ class Predictor:
       its window. Results lie on the image's own grid.
     * An image larger than the window is cut as MONAI's sliding window does, with Gaussian weights.
     * The image takes the precision of the network; logits come back in float32.
-
-    Args:
-        model: any network.
-        regions: name -> classes of every output of a sigmoid network.
-        **passes: see `toolkit.inference.memory.Passes`.
     """
 
     @checked
@@ -112,12 +107,9 @@ class Predictor:
         return logits
 
     def logits(self, image: Tensor, frame: Frame | None = None, *, at_once: int = 8) -> Tensor:
-        """Logits (B, K, *S) in float32 on the image's own grid, with a graph where gradients are recorded.
+        """Logits (B, K, *S) in float32 on the own grid of images (B, C, *S), with a graph where gradients are recorded.
 
-        Args:
-            image: (B, C, *S).
-            frame: of these images, or of the one whose perturbed copies they are; None = found here.
-            at_once: windows in one pass, at least one of every image.
+        The frame is of these images, or of the one whose perturbed copies they are; `at_once` windows share a pass.
         """
         frame = self.frame(image) if frame is None else frame
         padded, most = frame.pad(image), self.at_once or at_once

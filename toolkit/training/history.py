@@ -23,12 +23,7 @@ _AT_ONCE = 5_000  # rows held as Python objects while a table is made
 
 
 class HistoryWriter:
-    """Appends rows to a history file and flushes each one; use it as a context manager.
-
-    Args:
-        path: the file; created if it is not there.
-        active: False on all ranks but the first: rows are accepted and dropped.
-    """
+    """Appends rows to a history file, in a `with` block, and flushes each one; not `active`, it drops them."""
 
     def __init__(self, path: Path, active: bool = True) -> None:
         self.path, self.active = path, active
@@ -95,11 +90,8 @@ def last_step(path: Path) -> int:
 def truncate(path: Path, step: int, mark: Mapping[str, Any] | None = None) -> None:
     """Keep the rows up to `step`.
 
-    Args:
-        path: the file.
-        step: the last that counts.
-        mark: what `HistoryWriter.mark` gave at that step. Where the file still begins so it is cut there; else its lines
-            are read one by one, those that cannot be read are dropped, and the file is replaced at once.
+    Where the file still begins as the `mark` of that step says, it is cut there; else its lines are read one by one, those
+    that cannot be read are dropped, and the file is replaced at once.
     """
     if mark is not None:
         length, digest = _digest(path, int(mark["bytes"]))

@@ -283,13 +283,7 @@ class Feed:
     Threads, because the data of the cases is then shared as it is, an interrupt or a kill leaves nothing behind, and
     reading, cropping and resampling let go of Python's lock. A loader whose `ahead` is true promises that `batch(step)`
     depends on `step` alone; any other is asked in this process, right before the step, unless the run says `workers`.
-    On CUDA such a loader's batches are finished (augmented) on the device: see `Loader.draw`.
-
-    Args:
-        loader: gives `batch(step)`.
-        fabric: says the device, this process's rank and their number.
-        config: settings of the run.
-        on_device: finish batches on the device; None = if that is CUDA.
+    Such a loader's batches are finished (augmented) on the device, if that is CUDA or `on_device`: see `Loader.draw`.
     """
 
     def __init__(self, loader: Any, fabric: Fabric, config: TrainConfig, *, on_device: bool | None = None) -> None:

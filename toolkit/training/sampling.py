@@ -145,10 +145,7 @@ def labels_of_all(labels: Tensor, device: torch.device) -> Tensor:
 def rows_of_all(feature: Tensor, index: Tensor) -> Tensor:
     """The rows (N, C) at positions counted through the undivided batch, from every process; differentiable.
 
-    Args:
-        feature: this process's map (B, C, *S).
-        index: (N,) positions, image * positions + position, the same on all processes.
-
+    `feature` is this process's map (B, C, *S), `index` (N,) image * positions + position, the same on all processes.
     A process sends gradient through its own rows only, multiplied by the number of processes: all of them compute the
     same loss, so this is what a sum over processes would give, and the averaged parameter gradients are those of one
     process with the whole batch.

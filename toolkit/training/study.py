@@ -224,10 +224,7 @@ def _scored_arms(comparison: Comparison, design: dict[str, Any]) -> list[dict[st
 
 
 def _recorded(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Write the study's record, or check that the one here allows these trainings, and add to it.
-
-    The thread count that the study began with is kept, so that a study continued elsewhere gives the same bits.
-    """
+    """Write the study's record, or add to the one here if it allows these trainings; its thread count stays."""
     file = path / RECORD
     if not file.exists():
         check_empty(path)

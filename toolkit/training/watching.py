@@ -24,9 +24,8 @@ _COLOURS = np.array(
 class Watchers:
     """The callables of one run; one that fails is named in a warning and left alone from then on.
 
-    Args:
-        given: one callable, several, or None. Each is called with a copy of every row of the history. One that has a
-            method `pictures(step, images)` is also given {name: uint8 (H, 3 W, 3)} at every validation.
+    Each is called with a copy of every row of the history. One that has a method `pictures(step, images)` is also given
+    {name: uint8 (H, 3 W, 3)} at every validation.
     """
 
     def __init__(self, given: OnLog | Iterable[OnLog] | None = None) -> None:

@@ -67,7 +67,7 @@ class _Adversarial(HardExamples):
         contours = getattr(self, "contours", 0.0)  # of bias fields
         return {**terms, "consistency": image_space.prediction_distance(logits, reference, contours)}
 
-    def _search(self, *search: Any, **reference: Tensor) -> Tensor:
+    def _search(self, *search: Any, **reference: Any) -> Tensor:
         """The image found by a search of `image_space` with this class's settings."""
         raise NotImplementedError
 
@@ -100,7 +100,7 @@ class AdversarialNoise(_Adversarial):
         image_space.checked_size(self.size, self.name)
         image_space.checked_size(self.probe, self.name)
 
-    def _search(self, *search: Any, **reference: Tensor) -> Tensor:
+    def _search(self, *search: Any, **reference: Any) -> Tensor:
         return image_space.adversarial_noise(*search, **reference, size=self.size, probe=self.probe)
 
 
@@ -129,7 +129,7 @@ class AdversarialBias(_Adversarial):
     def __post_init__(self) -> None:
         image_space.checked_size(self.size, self.name, 1.0)
 
-    def _search(self, *search: Any, **reference: Tensor) -> Tensor:
+    def _search(self, *search: Any, **reference: Any) -> Tensor:
         return image_space.adversarial_bias(*search, **reference, size=self.size, contour=self.contours)
 
 

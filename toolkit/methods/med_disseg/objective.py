@@ -70,7 +70,8 @@ class StrongView:
         """
         if isinstance(settings, StrongView):
             return settings
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+        given: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in settings.items()}
+        return cls(**given)
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """The strong view, of the image's shape, dtype and range; draws from the (CPU) generator only."""
