@@ -76,7 +76,7 @@ def faithfulness(
         radius: largest change of a voxel for sensitivity; for infidelity ten times this is the noise's sd.
         seed: of orders and noise.
         batch_size: images per pass.
-        **passes: select, divisor, precision and activation as when the maps were made, see `toolkit.predict`. The windows
+        **passes: select, divisor, precision, activation as when the maps were made, see `toolkit.predict`. The windows
             are the maps'.
 
     Returns:

@@ -222,7 +222,7 @@ def _accumulate(predictor: Predictor, image: Tensor, request: CamRequest, frozen
 def _maps_of_parts(
     tape: Tape, scores: Sequence[Tensor], size: Sequence[int], methods: Sequence[str]
 ) -> Iterator[tuple[int, str, dict[str, Tensor], Tensor, bool]]:
-    """One backward pass per score: its number, layer, raw maps (B, 1, *layer size) by method, `gradient_parts`, connected."""
+    """One backward pass per score: number, layer, raw maps (B, 1, *layer size) by method, `gradient_parts`, connected."""
     if not len(tape):
         raise LayerError("No layer was named.", where="layers=[]", fix="Name at least one: see toolkit.layers(model).")
     if frozen := [name for name, tensor in tape.items() if not tensor.requires_grad]:

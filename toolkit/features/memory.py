@@ -81,7 +81,7 @@ def affordable_images(
 ) -> int:
     """How many images a pass may take: `wanted`, or fewer where so many would take more than 80 % of what is free.
 
-    The image (1, C, *S) is what the network sees of one in a pass, `pieces` how many times larger the whole is, `held` a
+    The image (1, C, *S) is what the network sees in one pass, `pieces` how many times larger the whole is, `held` a
     key of `HELD`; options are `layers` that are captured, their `aliases`, and `fixed`: the number cannot be lowered.
     """
     fixed = options.pop("fixed", False)

@@ -49,7 +49,7 @@ def score_of(model: nn.Module) -> dict[str, Any]:
 def provenance(model: nn.Module | None = None, data: str | None = None, **parameters: Any) -> dict[str, Any]:
     """A JSON-able record of a computation on data of this hash.
 
-    Keys: model, weights (sha256), trained_with (regularizers, if the toolkit trained it with any), network (name, steps,
+    Keys: model, weights (sha256), trained_with (its regularizers, if the toolkit trained it), network (name, steps,
     seed and test score, where they are known), data, parameters, versions, threads, device.
     """
     record: dict[str, Any] = {}

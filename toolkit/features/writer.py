@@ -70,7 +70,7 @@ class StoreWriter(MemoryWriter):
     Everything goes to a hidden folder next to `path`, which is renamed when complete; an existing feature store is
     replaced only then. Every now and then the arrays are flushed, and one small file is replaced that says what counts:
     whatever was appended later is cut off again, and a store whose content is not what it says is started anew.
-    With a `request`, which says what is extracted, the hidden folder outlives a kill or a failure, and a writer with the
+    With a `request`, of what is extracted, the hidden folder outlives a kill or a failure, and a writer with the
     same request goes on where it was, unless `resume` is False: `done` batches need not be run again.
     """
 
@@ -244,7 +244,7 @@ def _progress(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _cut(array: Any, length: int, digest: str) -> Any | None:
-    """Shorten an array to the rows that count (its last chunk is written again); the running hash, None if it is another."""
+    """Shorten an array to the rows that count (its last chunk is rewritten); the running hash, None if it is another."""
     chunk = array.chunks[0]
     whole = length - length % chunk
     running = hashlib.sha256()

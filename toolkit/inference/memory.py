@@ -76,7 +76,7 @@ def defaults_of(model: nn.Module) -> Defaults:
 
 
 def remember(model: nn.Module, **changes: Any) -> None:
-    """Remember how a network is to be run: fields of `Defaults`, the others stay; regions imply the activation "sigmoid"."""
+    """Remember how a network is to be run: fields of `Defaults`, the others stay; regions imply "sigmoid"."""
     network = unwrap(model)
     defaults = getattr(network, _ATTRIBUTE, None) or Defaults()
     if changes.get("patch_size") is not None:

@@ -158,8 +158,8 @@ class Predictor:
             _SIZES.setdefault(self.model, set()).add(tuple(x.shape[2:]))
             return None
         remember(self.model, divisor=divisor)
-        what = f"{type(self.model).__name__} does not take images of size {tuple(image.shape[2:])}; they are padded to "
-        what += f"multiples of {divisor}, which was found by trying. Pass divisor={divisor}, or give the network this attribute."
+        what = f"{type(self.model).__name__} does not take images of size {tuple(image.shape[2:])}; they are padded to"
+        what += f" multiples of {divisor}, which was found by trying. Pass divisor={divisor} or give it this attribute."
         warnings.warn(what, ToolkitWarning, stacklevel=3)
         return divisor
 

@@ -217,7 +217,7 @@ def compare_scores(
         raise ConfigError(f"There is no method {baseline!r}.", fix=f"Methods: {', '.join(scores)}.")
     base = np.asarray(scores[baseline], dtype=float)
     if base.ndim != 2 or len(base) < 2 or not base.shape[1]:
-        what = f"The scores of {baseline!r} have the shape {base.shape}; they are (patients, seeds) of at least 2 patients."
+        what = f"Scores of {baseline!r} have the shape {base.shape}; they are (patients, seeds) of at least 2 patients."
         raise ResultError(what, fix="One training gives one column: scores[:, None].")
     rows = []
     for name, values in scores.items():

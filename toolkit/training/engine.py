@@ -143,7 +143,7 @@ def sound_backward(model: nn.Module | None) -> Iterator[None]:
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Seed the global generators of torch, NumPy and Python, so that a resumed run's dropout draws what it would have."""
+    """Seed the generators of torch, NumPy and Python, so that a resumed run's dropout draws what it would have."""
     seed_all(keyed_generator("global", seed, step, rank).initial_seed())
 
 

@@ -90,7 +90,7 @@ def last_step(path: Path) -> int:
 def truncate(path: Path, step: int, mark: Mapping[str, Any] | None = None) -> None:
     """Keep the rows up to `step`.
 
-    Where the file still begins as the `mark` of that step says, it is cut there; else its lines are read one by one, those
+    A file that still begins as the `mark` of that step says is cut there; else its lines are read one by one, those
     that cannot be read are dropped, and the file is replaced at once.
     """
     if mark is not None:

@@ -182,7 +182,7 @@ class TrainingStep(nn.Module):
             terms = regularizer(context)
         weights = regularizer.weights(context.step)
         if terms.keys() - weights.keys():
-            what = f"The regularizer {regularizer.name!r} returns the terms {list(terms)}, weights() names {list(weights)}."
+            what = f"Regularizer {regularizer.name!r} returns the terms {list(terms)}, weights() names {list(weights)}."
             raise ProtocolError(what, where=type(regularizer).__name__, fix="Use the same names in both.")
         addition = torch.stack([weights[name] * term.float() for name, term in terms.items()]).sum()
         if regularizer.name not in self._seen:

@@ -224,7 +224,7 @@ def claim_rows(claim: str) -> DataFrame:
         claim: its name in `list_claims()`.
 
     Returns:
-        One row a patient (or image) of a training: arm, seed, fold (NaN without cross-validation), site, subject, metric, value;
+        One row a patient (or image) of a training: arm, seed, fold (NaN without), site, subject, metric, value;
         no row where its study has not been run.
 
     Raises:

@@ -50,8 +50,8 @@ class Watchers:
                 tell(one)
             except Exception as error:  # hours of training must not end because a tracking server did
                 self._active.remove(one)
-                what = f"on_log={one!r} failed and is not called again ({type(error).__name__}: {error}); the training goes on"
-                warnings.warn(f"{what}, and history.jsonl holds every row.", ToolkitWarning, stacklevel=2)
+                what = f"on_log={one!r} failed and is not called again ({type(error).__name__}: {error})"
+                warnings.warn(f"{what}; training goes on, history.jsonl holds every row.", ToolkitWarning, stacklevel=2)
 
 
 def prediction_pictures(model: nn.Module, cases: Sequence[Case], volumes: int = 3) -> dict[str, np.ndarray]:

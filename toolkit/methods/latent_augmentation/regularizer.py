@@ -126,7 +126,7 @@ class LatentAugmentation(HardExamples):
     image code, and `hard_shape_corrupted`: the slow network repairs the shape decoded from the masked shape code.
     Runs after the objective's graph has been freed, on any network with the methods it requires; use it with
     `FastSlowObjective`. Its gradient is compared with the objective's at the codes: the objective's at the standard
-    pass's, its own at those of the hard pass. Diagnostics: index of each code's scheme in `SCHEMES`, and the share of its
+    pass's, its own at those of the hard pass. Diagnostics: each code's scheme, counted in `SCHEMES`, and the share of its
     mask that is below 1.
 
     Args:

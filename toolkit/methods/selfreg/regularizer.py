@@ -53,7 +53,7 @@ class SelfReg(Regularizer):
     the decoder without the one nearest the output; the tensor the head reads is the teacher. A network of the toolkit
     states its blocks (`encoder.*`, `bottleneck`, `decoder.*`); those of any other are found in an observed pass, by
     the sizes of its maps: see `describe` for what was chosen, which a run also records, and `groups` and `teacher` to
-    choose otherwise. Channel draws come from a generator keyed by (seed, step). Diagnostics: `feature_rms`, the mean root
+    choose otherwise. Channels are drawn by a generator keyed by (seed, step). Diagnostics: `feature_rms`, the mean root
     mean square of the student maps (both losses also fall when features shrink).
 
     Args:

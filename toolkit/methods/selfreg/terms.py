@@ -23,7 +23,7 @@ def pool_to(feature: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def _common_size(student: Tensor, teacher: Tensor) -> tuple[int, ...]:
     if student.ndim != teacher.ndim or student.ndim not in (3, 4, 5) or student.shape[0] != teacher.shape[0]:
-        what = f"Student and teacher must be (B, C, *S) of one batch, not {tuple(student.shape)} and {tuple(teacher.shape)}."
+        what = f"Student and teacher are one batch (B, C, *S), not {tuple(student.shape)} and {tuple(teacher.shape)}."
         raise ConfigError(what, fix="Reshape token sequences to channel-first maps first.")
     return tuple(min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True))
 
