@@ -34,7 +34,7 @@ class Frozen:
         return (self.weights * logits).flatten(1).sum(1)
 
     @property
-    def told(self) -> dict[str, Tensor]:
+    def told(self) -> dict[str, Any]:
         """What a result keeps of it, on the CPU."""
         return {name: getattr(self, name).cpu() for name in ("prediction", "region", "score")}
 

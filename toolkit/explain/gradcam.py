@@ -121,7 +121,7 @@ def _collect(
     }
     net = {name: torch.cat([piece.net_gradient[name] for piece in pieces]).tolist() for name in names}
     connected = {name: any(piece.connected[name] for piece in pieces) for name in names}
-    told = {name: torch.cat([piece.told[name] for piece in pieces]) for name in pieces[0].told}
+    told: dict[str, Any] = {name: torch.cat([piece.told[name] for piece in pieces]) for name in pieces[0].told}
     empty = (~told["region"].flatten(1).any(1)).tolist()
     return GradCamResult(
         maps=maps[methods[0]],
@@ -158,7 +158,7 @@ class CamBatch:
     maps: dict[str, dict[str, Tensor]]  # by method and layer
     net_gradient: dict[str, Tensor]
     connected: dict[str, bool]
-    told: dict[str, Tensor]
+    told: dict[str, Any]
     padding: Padding
 
 

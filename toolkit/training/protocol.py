@@ -72,9 +72,10 @@ class Regularizer(_Recorded):
         caveat: a sentence that every figure of a network trained with it owes its reader.
         deferred: True if it needs only detached features and makes its own passes, so that its loss is
             back-propagated after the objective's graph has been freed (half the activation memory).
+        requires: methods the network must offer, for example `decode_image`.
 
-    A subclass defines `taps`, `requires`, `weights` and `__call__`; the loop multiplies each returned term by its
-    weight, adds them up, logs them and measures the gradient ratio at the taps.
+    A subclass defines `taps`, `weights` and `__call__`; the loop multiplies each returned term by its weight, adds them
+    up, logs them and measures the gradient ratio at the taps.
 
     Example:
         >>> class Small(tk.Regularizer):
@@ -87,6 +88,7 @@ class Regularizer(_Recorded):
     name: ClassVar[str] = "regularizer"
     caveat: ClassVar[str] = ""
     deferred: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, ...]] = ()
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -97,11 +99,6 @@ class Regularizer(_Recorded):
     def taps_on(self, model: nn.Module) -> tuple[str, ...]:
         """The taps on this network; overridden by a regularizer that picks its layers by looking at it."""
         return self.taps
-
-    @property
-    def requires(self) -> tuple[str, ...]:
-        """Methods the network must offer (structural protocol), for example `decode_image`."""
-        return ()
 
     def weights(self, step: int) -> dict[str, float]:
         """Weight of every term at this step; if all are 0 the regularizer is skipped: no pass, no draw."""
@@ -177,7 +174,7 @@ class Objective(_Recorded):
 
     The default pass is `model(batch["image"])`. An objective with a forward pass of its own (input noise, several
     modules, two views) overrides `forward_pass`; whatever that returns becomes `StepContext.outputs`. One that learns
-    is an `nn.Module` too; its parameters are a group of the optimizer.
+    is an `nn.Module` too; its parameters are a group of the optimizer. `requires` are methods the network must offer.
 
     Example:
         >>> class Plain(tk.Objective):
@@ -187,11 +184,7 @@ class Objective(_Recorded):
     """
 
     name: ClassVar[str] = "objective"
-
-    @property
-    def requires(self) -> tuple[str, ...]:
-        """Methods the network must offer."""
-        return ()
+    requires: ClassVar[tuple[str, ...]] = ()
 
     def forward_pass(self, model: nn.Module, batch: Mapping[str, Any], generator: torch.Generator) -> Any:
         """Run the network on a batch; layers that run here are what the taps see."""

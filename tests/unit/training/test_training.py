@@ -314,9 +314,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     trained: Trainer, tmp_path: Path, network: UNet
 ) -> None:
     class Needy(Pull):
-        @property
-        def requires(self) -> tuple[str, ...]:
-            return ("decode_image",)
+        requires = ("decode_image",)
 
     with pytest.raises(ProtocolError, match="decode_image"):
         trained(regularizer=Needy())

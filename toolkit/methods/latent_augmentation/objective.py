@@ -53,16 +53,15 @@ class FastSlowObjective(Objective):
     """
 
     name: ClassVar[str] = "fast_slow"
+    requires: ClassVar[tuple[str, ...]] = (
+        *("encode", "decouple", "decode_image", "decode_segmentation", "refine", "correct_shape"),
+    )
 
     noise: float = 0.05
     clip: bool = True
     reconstruction_factor: float = 0.5
     label_reconstruction: bool = True
     separate_training: bool = False
-
-    @property
-    def requires(self) -> tuple[str, ...]:
-        return ("encode", "decouple", "decode_image", "decode_segmentation", "refine", "correct_shape")
 
     def draw_noise(self, image: Tensor, generator: torch.Generator) -> Tensor:
         return self.noise * torch.randn(image.shape, generator=generator).to(image)

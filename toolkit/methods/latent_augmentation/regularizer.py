@@ -29,20 +29,12 @@ class HardExamples(Regularizer):
     """Base of the regularizers that make hard examples for the fast/slow network and pass them through it."""
 
     deferred: ClassVar[bool] = True
+    tap: ClassVar[tuple[str, ...]] = ("image_code", "shape_code")  # of the standard pass
+    requires: ClassVar[tuple[str, ...]] = ("encode", "decouple", "decode_image", "decode_segmentation", "refine")
 
     weight: float = 1.0
     _last: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
     _codes: list[Tensor] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
-
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """The two codes of the standard pass."""
-        return ("image_code", "shape_code")
-
-    @property
-    def requires(self) -> tuple[str, ...]:
-        """The passes it makes."""
-        return ("encode", "decouple", "decode_image", "decode_segmentation", "refine")
 
     def gradient_probes(self, context: StepContext) -> Sequence[Tensor]:
         """The standard pass's codes for the objective, the hard pass's codes for its own loss."""

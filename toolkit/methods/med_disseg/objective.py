@@ -209,6 +209,7 @@ class MedDisSegStageOneObjective(Objective):
     """
 
     name: ClassVar[str] = "med_disseg_stage_one"
+    requires: ClassVar[tuple[str, ...]] = ("forward_views",)
 
     strong_view: StrongView | Mapping[str, Any] = dataclasses.field(default_factory=dict)
     consistency: float = 1.0
@@ -217,10 +218,6 @@ class MedDisSegStageOneObjective(Objective):
         view = StrongView.of(self.strong_view)  # refuses unknown settings now
         if isinstance(self.strong_view, StrongView):
             object.__setattr__(self, "strong_view", dataclasses.asdict(view))  # so that a run can store it
-
-    @property
-    def requires(self) -> tuple[str, ...]:
-        return ("forward_views",)
 
     def forward_pass(self, model: nn.Module, batch: Mapping[str, Any], generator: torch.Generator) -> Any:
         strong = StrongView.of(self.strong_view)(batch["image"], generator)
@@ -262,15 +259,12 @@ class MedDisSegObjective(Objective):
     """
 
     name: ClassVar[str] = "med_disseg"
+    requires: ClassVar[tuple[str, ...]] = ("forward_with_auxiliaries",)
 
     auxiliary: float = 1.0
     complementary: float = 1.0
     detach_balance: bool = False
     aligned_background: bool = True
-
-    @property
-    def requires(self) -> tuple[str, ...]:
-        return ("forward_with_auxiliaries",)
 
     def forward_pass(self, model: nn.Module, batch: Mapping[str, Any], generator: torch.Generator) -> Any:
         network: Any = model
