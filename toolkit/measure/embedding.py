@@ -63,8 +63,6 @@ def umap_pictures(
     pool = torch.cat([rows[s] for s in fitted_on])
     chosen = balanced_sample(torch.cat([labels[s] for s in fitted_on]), options.fit_rows, options.seed)
     base = pool.index_select(0, chosen)
-    if options.neighbours < 2:
-        raise ConfigError(f"UMAP needs at least 2 neighbours, not {options.neighbours}.", where="neighbours")
     if len(base) <= options.neighbours:
         raise ResultError(f"{len(base)} rows are too few for {options.neighbours} neighbours.")
     neighbours = nearest(base, base, options.neighbours)

@@ -42,7 +42,7 @@ def test_settings_of_measures(make_store: Callable[..., Features]) -> None:
         (lambda: compare_scores({"plain": SCORES}, "plain", bootstrap=0), "bootstrap=0"),
         (lambda: collapse(store, "head_input", tau=0), "tau=0"),
         (lambda: collapse(store, "head_input", bins=0), "bins=0"),
-        (lambda: project(store, "head_input", method="umap", neighbours=1), "at least 2 neighbours"),
+        (lambda: project(store, "head_input", method="umap", neighbours=1), "neighbours is at least 2"),
         (lambda: channel_similarity(torch.randn(2, 6, 8), "").panel(part="third"), "second half"),
     ):
         with pytest.raises(ConfigError) as error:

@@ -54,10 +54,6 @@ class StrongView:
     per_image: bool = False
 
     def __post_init__(self) -> None:
-        if not all(0 <= v <= 1 for v in (self.brightness, self.contrast, self.saturation, self.grey)):
-            raise ConfigError("brightness, contrast, saturation and grey must lie in [0, 1].", where="strong_view")
-        if not 0 <= self.hue <= 0.5:
-            raise ConfigError(f"hue must lie in [0, 0.5], not {self.hue}.", where="strong_view")
         if self.blur is not None and not 0 < self.blur[0] <= self.blur[1]:
             raise ConfigError(f"blur must be a range of positive numbers, not {self.blur}.", where="strong_view")
 
