@@ -191,6 +191,11 @@ def several(part: str, source: str, note: str = "", /, **values: Any) -> list[Se
     return [Setting(part, name, value, source, note) for name, value in values.items()]
 
 
+def left_out(source: str, note: str = "", /, **values: Any) -> list[Setting]:
+    """What the source does and the toolkit does not."""
+    return several("not taken over", source, note, **values)
+
+
 def fitting(task: Any, *names: str) -> list[Setting]:
     """What the task decides about its network: channels, classes and, if it is named, `dims`."""
     own = {"in_channels": task.channels, "out_channels": len(task.classes), "dims": task.dims}

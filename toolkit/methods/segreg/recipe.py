@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit import registry
-from toolkit.methods.recipe import Recipe, Setting, Stage, fitting, replaced, several
+from toolkit.methods.recipe import Recipe, Setting, Stage, fitting, left_out, replaced, several
 from toolkit.methods.segreg.regularizer import SegReg
 
 PAPER = "Vaish et al., SegReg, arXiv 2602.23509; training settings of nnU-Net, its host"
@@ -40,12 +40,7 @@ def segreg(task: Any, preset: str = "segreg_default", *, model: dict[str, Any] |
         Setting("config", "select", "last", "continual_learning 1", "nothing is chosen on data of a later task"),
         Setting("config", "checkpoint_every", 250, "ours"),
         Setting("config", "validate_every", 2500, "ours", "for the history only"),
-        *several(
-            "not taken over",
-            "segreg 3.1",
-            "the toolkit's U-Net has one output",
-            network="nnU-Net's planned network with deep supervision",
-        ),
+        *left_out("segreg 3.1", "the U-Net has one output", network="nnU-Net's planned network with deep supervision"),
         Setting("not taken over", "augmentation", "nnU-Net's", "segreg 3.4", "the toolkit's standard augmentation"),
     ]
     settings = replaced(settings, model=model, config=config)

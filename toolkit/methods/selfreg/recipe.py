@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit.errors import ConfigError, choose
-from toolkit.methods.recipe import Recipe, Setting, Stage, fitting, replaced, several
+from toolkit.methods.recipe import Recipe, Setting, Stage, fitting, left_out, replaced, several
 from toolkit.methods.selfreg.swin_unet import swin_unet
 
 PAPER = "Zhu et al., SelfReg-UNet, MICCAI 2024"
@@ -81,7 +81,7 @@ _SETTINGS: dict[str, list[Setting]] = {
         *several("config", "selfreg 5.3", optimizer="sgd", learning_rate=0.05, weight_decay=1e-4, momentum=0.9),
         *several("config", "selfreg 5.3", batch_size=24, seed=1234),
         Setting("config", "schedule", "polynomial_delayed", "selfreg 5.3", "steps 0 and 1 share the base rate"),
-        *several("not taken over", "selfreg 5.3", "the toolkit's SGD is Nesterov's", optimizer="SGD without Nesterov"),
+        *left_out("selfreg 5.3", "the toolkit's SGD is Nesterov's", optimizer="SGD without Nesterov"),
     ],
     "histology": [
         *_losses(0.5, 0.5, 0.015, "0.5 Dice + 0.5 balanced cross-entropy of a sigmoid, unverified"),
@@ -93,11 +93,6 @@ _SETTINGS: dict[str, list[Setting]] = {
 }
 _SHARED = [
     Setting("config", "augmentation", "geometry", "selfreg 5.3", "the toolkit's rotations, flips, shifts and zooms"),
-    *several(
-        "not taken over",
-        "selfreg 5.3",
-        "and no shift or zoom",
-        augmentation="quarter turns with a flip, else rotation up to 20 degrees",
-    ),
+    *left_out("selfreg 5.3", "and no shift or zoom", augmentation="quarter turns with a flip, else up to 20 degrees"),
     Setting("config", "select", "best", "ours", "on the validation split; the source also kept the best test score"),
 ]

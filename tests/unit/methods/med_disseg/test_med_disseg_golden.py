@@ -52,14 +52,14 @@ def under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
 
 
 def run(block: nn.Module, inputs: list[Tensor]) -> Tensor:
-    if isinstance(block, nn.Sequential):  # a block of several inputs, followed by the released sigmoid
+    if type(block) is nn.Sequential:  # a block of several inputs, followed by the released sigmoid
         return block[1](block[0](*inputs))
     return block(*inputs)
 
 
 def build(name: str, arrays: dict[str, np.ndarray]) -> tuple[nn.Module, nn.Module]:
     block = BLOCKS[name]().double()
-    owner = block[0] if isinstance(block, nn.Sequential) else block
+    owner = block[0] if type(block) is nn.Sequential else block
     missing, unexpected = owner.load_state_dict(under(arrays, f"{name}/param/"), strict=False)
     assert not unexpected
     assert all(key.endswith("num_batches_tracked") for key in missing)
