@@ -11,34 +11,8 @@ from toolkit.errors import CheckpointError
 from toolkit.models.load import named_tensors
 
 ENCODER = ("layer0", "layer1", "layer2", "layer3")
-_EXPANSION = 4
 _STEM = {"conv1.": "layer0.0.", "bn1.": "layer0.1.", "layer1.": "layer1.1."}
 _UNUSED = ("layer4.", "fc.")
-
-
-class ResidualUnit(nn.Module):
-    """1x1, 3x3 (which carries the stride), 1x1 convolutions with batch normalisation, around a shortcut."""
-
-    def __init__(self, inputs: int, width: int, stride: int = 1) -> None:
-        super().__init__()
-        outputs = width * _EXPANSION
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU()
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(self.conv1(x)).relu()
-        y = self.bn2(self.conv2(y)).relu()
-        return self.relu(self.bn3(self.conv3(y)) + self.downsample(x))
 
 
 def encoder_blocks(in_channels: int, width: int = 64) -> dict[str, nn.Sequential]:
@@ -47,13 +21,17 @@ def encoder_blocks(in_channels: int, width: int = 64) -> dict[str, nn.Sequential
     Outputs have width, 4, 8 and 16 times the width channels at 1/2, 1/4, 1/8 and 1/16 of the input's sides.
     Convolutions start from He's normal initialisation (fan out).
     """
+    from monai.networks.nets.resnet import ResNetBottleneck
+
     stem = nn.Sequential(
         nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU()
     )
     stages, inputs = [], width
-    for k, units in enumerate((3, 4, 6)):
-        first, outputs = ResidualUnit(inputs, width * 2**k, 1 if k == 0 else 2), width * 2**k * _EXPANSION
-        stages.append(nn.Sequential(first, *(ResidualUnit(outputs, width * 2**k) for _ in range(units - 1))))
+    for k, (units, stride) in enumerate(((3, 1), (4, 2), (6, 2))):
+        outputs = 4 * (own := width * 2**k)
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+        first = ResNetBottleneck(inputs, own, 2, stride, shortcut)
+        stages.append(nn.Sequential(first, *(ResNetBottleneck(outputs, own, 2) for _ in range(units - 1))))
         inputs = outputs
     blocks = (stem, nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), stages[0]), *stages[1:])
     for block in blocks:
