@@ -135,16 +135,14 @@ class Pooler:
     def _mask(self, size: tuple[int, ...]) -> Tensor | None:
         """(B, 1, positions) weight of every position: 1 or 0 of one pass, the share in what is stitched of a window."""
         if size not in self._masks:
-            self._masks[size] = self._weights(size)
+            real = self._real
+            if self.window is not None:
+                assert self.frame.tiling is not None
+                share = self.frame.tiling.share(self.window).expand(len(self.batch), 1, *self.size)
+                real = share if real is None else share * real[self.window]
+            mask = None if real is None else _shrink(real, size).flatten(2)
+            self._masks[size] = mask if mask is None or self.window is not None else (mask > 0.5).float()
         return self._masks[size]
-
-    def _weights(self, size: tuple[int, ...]) -> Tensor | None:
-        if self.window is not None:
-            assert self.frame.tiling is not None
-            share = self.frame.tiling.share(self.window).expand(len(self.batch), 1, *self.size)
-            real = share if self._real is None else share * self._real[self.window]
-            return _shrink(real, size).flatten(2)
-        return None if self._real is None else (_shrink(self._real, size) > 0.5).float().flatten(2)
 
     def _voxels(self, maps: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         flat = maps.flatten(2)  # (B, C, positions); rows are picked without laying out the whole map anew
