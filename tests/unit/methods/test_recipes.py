@@ -142,7 +142,7 @@ def test_latent_augmentation_gets_images_between_0_and_1(grey: Task, unit: Task)
 
 
 def test_what_cannot_be(grey: Task) -> None:
-    with pytest.raises(ConfigError, match="no settings for 'brain'"):
+    with pytest.raises(ConfigError, match="no data set with settings 'brain'"):
         recipes.self_reg_unet(grey, "brain")
     with pytest.raises(ConfigError, match="no preset"):
         recipes.segreg(grey, "segreg_best")
