@@ -13,7 +13,7 @@ import torch
 from networks import save_weights
 from torch import nn
 
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.load import load_weights, read_weights
 from toolkit.models.unet import UNet, unet
 from toolkit.training.load import load_model, load_run
@@ -170,7 +170,7 @@ def test_a_runs_network_in_all_its_versions(trained: Any) -> None:
     assert equal(load_model(run.path, 12), load_model(run.path, "last"))
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_model(run.path, 5000)
-    with pytest.raises(CheckpointError, match="no 'first' weights"):
+    with pytest.raises(ConfigError, match="no set of weights 'first'"):
         load_model(run.path, "first")
 
 
