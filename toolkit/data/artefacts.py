@@ -137,10 +137,6 @@ class ArtefactSource(Source):
     def where(self) -> str:
         return f"{self.inner.where} + {self.artefact} {json.dumps(dict(self.parameters))}"
 
-    @property
-    def label_where(self) -> str:
-        return self.inner.label_where
-
     def files(self) -> tuple[Path, ...]:
         return self.inner.files()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from toolkit.data.geometry import LPS, Geometry
 from toolkit.data.reading import Row, as_array, channel_first
-from toolkit.data.source import Pair, Source, checked_pair
+from toolkit.data.source import Arrays, Source
 from toolkit.data.table import TaskSettings, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
@@ -32,13 +32,13 @@ class DatasetSource(Source):
     geometry: Geometry | None = None  # of the item, or None
     name: str = ""  # of the case
 
-    def read_raw(self) -> Pair:
+    def stored(self) -> Arrays:
         """The arrays of the item, slices first where a 2D task cuts a volume."""
         image, label, _ = arrays_of(self.items[self.index], self.keys, self.dims, self.name)
         if self.geometry is not None and self.geometry.slice_axis is not None:
             image = np.stack([self.geometry.arrange(channel) for channel in image])
             label = None if label is None else self.geometry.arrange(label)
-        return checked_pair(image, label, self)
+        return image, label
 
     @property
     def where(self) -> str:

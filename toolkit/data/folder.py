@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from toolkit.data.array_files import HDF5_SUFFIXES
 from toolkit.data.reading import READABLE, Row, kind_of
 from toolkit.data.rows import person_of
+from toolkit.data.stacks import HDF5_SUFFIXES
 from toolkit.data.table import TaskSettings, recipe, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError

@@ -17,8 +17,8 @@ import numpy as np
 from toolkit.data.manifest import Manifest, cache_folder
 from toolkit.data.phantoms.phantom import Generator, Phantom
 from toolkit.data.reading import Row
-from toolkit.data.sets.files import index_of
-from toolkit.data.source import Pair, Source, checked_pair, read_npz
+from toolkit.data.sets.files import table_of
+from toolkit.data.source import Arrays, Source, read_npz
 from toolkit.errors import DataError
 from toolkit.files import replacing
 
@@ -36,11 +36,11 @@ class GeneratedSource(Source):
     version: str = ""  # the generator's version number, part of the cache's path
     sha256: str = ""  # hash of the stack as the index table has it
 
-    def read_raw(self) -> Pair:
+    def stored(self) -> Arrays:
         """The stack (1, Z, H, W) or tile (C, H, W) and its label."""
         stack = self.stack()
         image = stack.image[None] if stack.image.ndim == stack.label.ndim else stack.image
-        return checked_pair(image, stack.label, self)
+        return image, stack.label
 
     def stack(self) -> Phantom:
         """The stack as generated; a cache file that is damaged or holds other bytes is made again."""
@@ -111,7 +111,7 @@ def generated_rows(manifest: Manifest) -> list[Row]:
 
 def index_rows(manifest: Manifest) -> list[dict[str, str]]:
     """The index table, or the same rows made anew where it belongs to another version of the generator."""
-    rows = index_of(manifest) if manifest.table_path.is_file() else [{}]
+    rows = table_of(manifest.table_path) if manifest.table_path.is_file() else [{}]
     version = generator(manifest.name).version
     return rows if all(row.get("generator") == version for row in rows) else made_rows(manifest)
 

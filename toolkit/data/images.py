@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
 from pathlib import Path
@@ -11,7 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from toolkit.data.source import FileSource, Pair, checked_pair, decoding, require_file
+from toolkit.data.source import Arrays, decoding, require_file
 from toolkit.errors import DataError
 from toolkit.files import replacing
 
@@ -23,61 +22,54 @@ _MOST_XML = 2**28  # bytes
 _ORIENTATION_TAG = 0x0112
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PictureSource(FileSource):
-    """A picture and the picture of its label, or a folder with a picture of every object.
+def read_pair(
+    images: tuple[Path, ...],
+    label: Path | None,
+    *,
+    channels: int | None = None,
+    foreground: bool = False,
+    threshold: int | None = None,
+    background: bool = False,
+) -> Arrays:
+    """A picture (C, H, W), and its label (H, W) from a picture, outlines in XML or a folder of a mask an object.
 
-    In a folder every picture is the mask of one object: they are numbered in the order of their names, and where two
-    overlap the first one counts.
+    Args:
+        images: the picture.
+        label: of it, or None.
+        channels: 1 or 3, what every image is brought to (grey is repeated, equal colour channels are merged).
+        foreground: every label value above 0 is class 1 (numbered objects).
+        threshold: label values from here on (mean of the colours) are class 1, the rest class 0: soft, 0/255, colour
+            and JPEG masks.
+        background: an image without label file is background everywhere.
     """
+    image = with_channels(read_picture(images[0]), channels, images[0])
+    shape = (int(image.shape[1]), int(image.shape[2]))
+    if label is None:
+        return image, np.zeros(shape, np.uint8) if background else None
+    if label.suffix.lower() == ".xml":
+        stored = read_polygons(label, shape)
+    elif label.is_dir():
+        stored = _objects(label, shape)
+    elif threshold is not None:
+        stored = (read_picture(label).mean(axis=0) >= threshold).astype(np.uint8)
+    else:
+        stored = read_label_picture(label)
+    return image, (stored > 0).astype(np.uint8) if foreground else stored
 
-    # 1 or 3: what every image is brought to (grey is repeated, equal colour channels are merged); None = as in the file
-    channels: int | None = None
-    foreground: bool = False  # every label value above 0 is class 1 (numbered objects)
-    # label values from here on (mean of the colours) are class 1, the rest class 0: soft, 0/255, colour and JPEG masks
-    threshold: int | None = None
-    background: bool = False  # an image without label file is background everywhere
 
-    def read_raw(self) -> Pair:
-        """Read both pictures: image (C, H, W), label (H, W)."""
-        image = with_channels(read_picture(self.image), self.channels, self.image)
-        label = np.zeros(image.shape[1:], np.uint8) if self.background else None
-        if self.label is not None:
-            label = self._label(self.label, (int(image.shape[1]), int(image.shape[2])))
-            label = (label > 0).astype(np.uint8) if self.foreground else label
-        return checked_pair(image, label, self)
-
-    def _label(self, path: Path, shape: tuple[int, int]) -> np.ndarray:
-        if path.suffix.lower() == ".xml":
-            return read_polygons(path, shape)
-        if path.is_dir():
-            return self._objects(shape)
-        if self.threshold is None:
-            return read_label_picture(path)
-        return (read_picture(path).mean(axis=0) >= self.threshold).astype(np.uint8)
-
-    def _objects(self, shape: tuple[int, int]) -> np.ndarray:
-        label = np.zeros(shape, np.int32)
-        for number, path in enumerate(self.label_files(), start=1):
-            mask = read_label_picture(path)
-            if mask.shape != shape:
-                what = f"The image has shape {shape} and the mask of an object {mask.shape}."
-                raise DataError(what, where=path, fix="Get the file again, or move the image away.")
-            label[(mask > 0) & (label == 0)] = number
-        return label
-
-    def label_files(self) -> tuple[Path, ...]:
-        """The files of the label: one, or those of its folder."""
-        if self.label is None or not self.label.is_dir():
-            return () if self.label is None else (self.label,)
-        pictures = tuple(sorted(path for path in self.label.iterdir() if path.suffix.lower() in SUFFIXES))
-        if not pictures:
-            fix = "Complete the data set, or move the image away."
-            raise DataError("The folder holds no mask.", where=self.label, fix=fix)
-        return pictures
-
-    def files(self) -> tuple[Path, ...]:
-        return (*self.image_files(), *self.label_files())
+def _objects(folder: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Objects, numbered in the order of their pictures' names; where two overlap the first one counts."""
+    label = np.zeros(shape, np.int32)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise DataError("The folder holds no mask.", where=folder, fix="Complete it, or move the image away.")
+    for number, path in enumerate(files, start=1):
+        mask = read_label_picture(path)
+        if mask.shape != shape:
+            what = f"The image has shape {shape} and the mask of an object {mask.shape}."
+            raise DataError(what, where=path, fix="Get the file again, or move the image away.")
+        label[(mask > 0) & (label == 0)] = number
+    return label
 
 
 def read_picture(path: str | os.PathLike[str]) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import re
 import zlib
@@ -12,37 +11,22 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.geometry import LPS, Geometry
-from toolkit.data.source import FileSource, Pair, checked_image, checked_pair, decoding
+from toolkit.data.source import Arrays, checked_image, decoding
 from toolkit.data.volumes import geometry_of, require_same_grid
 from toolkit.errors import DataError
 
 SUFFIXES = (".mha", ".mhd", ".nrrd")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ItkSource(FileSource):
-    """A volume that SimpleITK reads (a file, or the folder of one DICOM series), with its label as a file or folder."""
-
-    dims: int = 3
-
-    def read_raw(self) -> Pair:
-        """Read image and label; they must share one grid."""
-        array, geometry = read_itk(self.image, self.dims)
-        label = None
-        if self.label is not None:
-            label, other = read_itk(self.label, self.dims)
-            require_same_grid(geometry, other, self.image, self.label)
-        return checked_pair(checked_image(array, str(self.image))[None], label, self)
-
-    def files(self) -> tuple[Path, ...]:
-        return tuple(part for path in super().files() for part in (path, *_voxels_of(path)))
-
-
-def _voxels_of(path: Path) -> list[Path]:
-    """The file of voxels that a MetaImage header names."""
-    header = path.read_bytes()[:65536] if path.suffix.lower() == ".mhd" and path.is_file() else b""
-    named = re.findall(rb"^ElementDataFile *= *(.+?)\s*$", header, flags=re.MULTILINE)
-    return [file for name in named if (file := path.with_name(name.decode(errors="replace"))).is_file()]
+def read_pair(images: tuple[Path, ...], label: Path | None, *, dims: int = 3) -> Arrays:
+    """A volume that SimpleITK reads (a file, or the folder of one DICOM series), and its label; they share one grid."""
+    array, geometry = read_itk(images[0], dims)
+    image = checked_image(array, str(images[0]))[None]
+    if label is None:
+        return image, None
+    stored, other = read_itk(label, dims)
+    require_same_grid(geometry, other, images[0], label)
+    return image, stored
 
 
 def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from toolkit.data import images as pictures
-from toolkit.data import itk, volumes
-from toolkit.data.array_files import SUFFIXES as ARRAY_SUFFIXES
-from toolkit.data.array_files import ArrayFileSource, array_shape
+from toolkit.data import itk, stacks, volumes
 from toolkit.data.geometry import Geometry
-from toolkit.data.images import PictureSource
-from toolkit.data.itk import ItkSource, read_itk
-from toolkit.data.source import ArraySource, Source
-from toolkit.data.tiff import SUFFIXES as TIFF_SUFFIXES
-from toolkit.data.tiff import TiffStackSource, stack_shape
-from toolkit.data.volumes import NiftiSource, read_geometry, require_same_grid
+from toolkit.data.source import Arrays, ArraySource, FileSource, Source
+from toolkit.data.stacks import array_shape, stack_shape
+from toolkit.data.volumes import read_geometry, require_same_grid
 from toolkit.errors import ConfigError, DataError
 
 Row = dict[str, Any]
-READABLE = (*volumes.SUFFIXES, *itk.SUFFIXES, *pictures.SUFFIXES, *ARRAY_SUFFIXES)
+_READERS: dict[str, Callable[..., Arrays]] = {
+    "nifti": volumes.read_pair,
+    "itk": itk.read_pair,
+    "arrays": stacks.read_pair,
+    "pages": stacks.read_page_pair,
+    "picture": pictures.read_pair,
+}
+READABLE = (*volumes.SUFFIXES, *itk.SUFFIXES, *pictures.SUFFIXES, *stacks.ARRAY_SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,30 +63,41 @@ def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any
         return _arrays(row, dims, common)
     files = (Path(image),) if is_path(image) else tuple(Path(path) for path in image)
     label = None if label is None else Path(label)
-    kind = kind_of(files[0])
-    if kind == "nifti":
-        return _nifti(files, label, row, dims, common)
-    if len(files) > 1:
+    kind, geometry = kind_of(files[0]), None
+    shape: tuple[int, ...] = (0, 0)
+    if len(files) > 1 and kind != "nifti":
         raise DataError("Several files of one image, its channels, need NIfTI.", where=", ".join(map(str, files)))
-    if kind == "itk":
-        geometry = read_itk(files[0], dims)[1]
-        return Opened(ItkSource(image=files[0], label=label, dims=dims, **common), geometry.read_shape, geometry)
-    if kind == "arrays":
-        keys = {key: row[key] for key in ("image_key", "label_key") if key in row}
-        shape = _counted(row, dims) if row.get("slices") else array_shape(files[0], keys.get("image_key", "image"))
-        return Opened(ArrayFileSource(path=files[0], axes=len(shape), **keys, **common), shape)
-    if kind == "pages":
-        return Opened(TiffStackSource(image=files[0], label=label, **common), stack_shape(files[0]))
-    rules = {key: row[key] for key in ("threshold", "foreground", "background") if key in row}
-    return Opened(PictureSource(image=files[0], label=label, channels=channels, **rules, **common), (0, 0))
+    if kind == "nifti":
+        options = {"dims": dims, "frame": row.get("frame"), "label_frame": row.get("label_frame")}
+        geometry = _nifti_geometry(files, label, **options)
+    elif kind == "itk":
+        options, geometry = {"dims": dims}, itk.read_itk(files[0], dims)[1]
+    elif kind == "arrays":
+        options = {key: row[key] for key in ("image_key", "label_key") if key in row}
+        counted = _counted(row, dims) if row.get("slices") else None
+        shape = counted or array_shape(files[0], options.get("image_key", "image"))
+        options["axes"] = len(shape)
+    elif kind == "pages":
+        options, shape = {}, stack_shape(files[0])
+    else:
+        options = {key: row[key] for key in ("threshold", "foreground", "background") if key in row}
+        options["channels"] = channels
+    suffixes = pictures.SUFFIXES if kind == "picture" else ()
+    named = {"images": files, "label": label if kind != "arrays" else None, "kind": kind, "suffixes": suffixes}
+    reader = FileSource(read=_READERS[kind], options=options, **named, **common)
+    return Opened(reader, geometry.read_shape if geometry is not None else shape, geometry)
 
 
 def kind_of(path: Path) -> str:
     """`nifti`, `itk` (DICOM folder, MetaImage, NRRD), `arrays`, `picture`, or `pages` of a TIFF file, by the name."""
     name = path.name.lower()
-    if name.endswith(TIFF_SUFFIXES) and path.is_file() and stack_shape(path)[0] > 1:
+    if name.endswith(stacks.TIFF_SUFFIXES) and path.is_file() and stack_shape(path)[0] > 1:
         return "pages"
-    for kind, suffixes in (("nifti", volumes.SUFFIXES), ("picture", pictures.SUFFIXES), ("arrays", ARRAY_SUFFIXES)):
+    for kind, suffixes in (
+        ("nifti", volumes.SUFFIXES),
+        ("picture", pictures.SUFFIXES),
+        ("arrays", stacks.ARRAY_SUFFIXES),
+    ):
         if name.endswith(suffixes):
             return kind
     if path.is_dir() or name.endswith(itk.SUFFIXES):
@@ -160,11 +173,11 @@ def _arrays(row: Row, dims: int, common: Mapping[str, Any]) -> Opened:
     return Opened(reader, image.shape[1:], geometry)
 
 
-def _nifti(files: Sequence[Path], label: Path | None, row: Row, dims: int, common: Mapping[str, Any]) -> Opened:
-    frame, label_frame = row.get("frame"), row.get("label_frame")
+def _nifti_geometry(
+    files: Sequence[Path], label: Path | None, dims: int, frame: int | None, label_frame: int | None
+) -> Geometry:
     several = frame is None and len(files) == 1 and volumes.volumes_in(files[0]) > 1
     geometry = read_geometry(files[0], dims, 0 if several else frame)
     if label is not None:
         require_same_grid(geometry, read_geometry(label, dims, label_frame), files[0], label)
-    reader = NiftiSource(images=tuple(files), label=label, dims=dims, frame=frame, label_frame=label_frame, **common)
-    return Opened(reader, geometry.read_shape, geometry)
+    return geometry

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import re
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from toolkit.data.first_reading import check as check_first_reading
 from toolkit.data.normalise import DEFAULT, normalise
 from toolkit.errors import DataError
 from toolkit.files import file_sha256
+
+Arrays = tuple[np.ndarray, np.ndarray | None]  # image (C, *S) and label (*S) or None, as stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,26 +38,25 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """Base of the readers. Subclasses define `read_raw`, `where` and `fingerprint`."""
+    """Base of the readers. Subclasses define `stored`, `where` and, where they read no files, `fingerprint`."""
 
     normalisation: str = DEFAULT  # rule of `toolkit.data.normalise`, applied to the whole volume
     # stored label value -> class index for data that is coded otherwise; None = stored as it is
     label_values: tuple[tuple[float, int], ...] | None = None
     classes: tuple[int, ...] = ()  # class indices that may occur
 
-    def read_raw(self) -> Pair:
-        """Read the volume as stored: image (C, *S) and label with class indices, checked."""
+    def stored(self) -> Arrays:
+        """Read the volume as it is stored."""
         raise NotImplementedError
+
+    def read_raw(self) -> Pair:
+        """Read the volume: image (C, *S) and label with class indices, checked."""
+        return checked_pair(*self.stored(), self)
 
     @property
     def where(self) -> str:
         """File path(s) or recipe, for messages and provenance."""
         raise NotImplementedError
-
-    @property
-    def label_where(self) -> str:
-        """Where the label comes from, for messages about labels."""
-        return self.where
 
     def files(self) -> tuple[Path, ...]:
         """Files that are read."""
@@ -81,31 +84,39 @@ class Source:
         return pair
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class FileSource(Source):
-    """Base of the readers whose label is a file of its own. Subclasses define `read_raw`."""
+    """The files of an image and of its label, and the function that reads them."""
 
-    image: Path = Path()  # file of the image, or a folder
-    label: Path | None = None  # of the label, or None
+    read: Callable[..., Arrays]  # called with `images`, `label` and the options
+    images: tuple[Path, ...]  # files of the image, in the order of its channels, or one folder
+    label: Path | None = None  # file of the label, or a folder
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kind: str = ""  # as `toolkit.data.reading.kind_of` names it
+    suffixes: tuple[str, ...] = ()  # of the files in a folder that are read; none = all
 
-    def image_files(self) -> tuple[Path, ...]:
-        """Files of the image, in the order of its channels."""
-        return (self.image,)
+    def stored(self) -> Arrays:
+        return self.read(self.images, self.label, **self.options)
 
     @property
     def where(self) -> str:
         return ", ".join(map(str, self._paths()))
 
-    @property
-    def label_where(self) -> str:
-        return self.where if self.label is None else str(self.label)
-
     def files(self) -> tuple[Path, ...]:
-        """The files, those in a folder by name."""
-        return tuple(file for path in self._paths() for file in (sorted(path.iterdir()) if path.is_dir() else [path]))
+        """The files, those in a folder by name; with the header of a MetaImage the file of its voxels."""
+        files: list[Path] = []
+        for path in self._paths():
+            inside = sorted(path.iterdir()) if path.is_dir() else []
+            files += [one for one in inside if not self.suffixes or one.suffix.lower() in self.suffixes]
+            files += [] if path.is_dir() else [path]
+            if path.suffix.lower() == ".mhd" and path.is_file():
+                named = re.findall(rb"^ElementDataFile *= *(.+?)\s*$", path.read_bytes()[:65536], flags=re.MULTILINE)
+                voxels = (path.with_name(name.decode(errors="replace")) for name in named)
+                files += [one for one in voxels if one.is_file()]
+        return tuple(files)
 
     def _paths(self) -> tuple[Path, ...]:
-        return self.image_files() if self.label is None else (*self.image_files(), self.label)
+        return self.images if self.label is None else (*self.images, self.label)
 
 
 class Memory:
@@ -150,9 +161,8 @@ class ArraySource(Source):
     label: np.ndarray | None = None
     name: str = "array"
 
-    def read_raw(self) -> Pair:
-        """The arrays, checked."""
-        return checked_pair(self.image, self.label, self)
+    def stored(self) -> Arrays:
+        return self.image, self.label
 
     @property
     def where(self) -> str:
@@ -218,7 +228,8 @@ def checked_pair(image: np.ndarray, label: np.ndarray | None, source: Source) ->
         what = f"The image has shape {image.shape[1:]} and its label {label.shape}."
         fix = "Give the label the image's grid (resample it with nearest-neighbour interpolation)."
         raise DataError(what, where=source.where, fix=fix)
-    return Pair(image, class_indices(label, source.classes, source.label_values, source.label_where))
+    file = source.label if isinstance(source, FileSource) else None
+    return Pair(image, class_indices(label, source.classes, source.label_values, str(file or source.where)))
 
 
 def checked_image(image: np.ndarray, where: str) -> np.ndarray:

@@ -6,16 +6,17 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import numpy as np
 
 from toolkit.data.case import Case
-from toolkit.data.images import PictureSource, picture_shape
+from toolkit.data.images import picture_shape
 from toolkit.data.labels import checked_classes, checked_values
 from toolkit.data.normalise import DEFAULT, check_rule
 from toolkit.data.reading import Opened, Row, dims_of, open_row
 from toolkit.data.rows import columns_of, completed, plain, table_rows
+from toolkit.data.source import FileSource
 from toolkit.data.splits import Splits
 from toolkit.data.task import Task
 from toolkit.errors import DataError, ToolkitWarning
@@ -219,8 +220,8 @@ def _checked_channels(cases: list[Case], check: bool) -> tuple[list[Case], int]:
             errors.append(error)
             continue
         counted.setdefault(image.shape[0], case)
-        mergeable = getattr(case.reader, "channels", 0) is None and image.shape[0] in (1, 3)
-        grey = grey and mergeable and bool((image == image[:1]).all())
+        mergeable = isinstance(case.reader, FileSource) and case.reader.options.get("channels", 0) is None
+        grey = grey and mergeable and image.shape[0] in (1, 3) and bool((image == image[:1]).all())
     if len(errors) > 1:
         others = "; ".join(f"{error.where}: {error.what}" for error in errors[1:5])
         what = f"{len(errors)} of {len(readers)} cases cannot be used. The first: {errors[0].what}"
@@ -230,7 +231,8 @@ def _checked_channels(cases: list[Case], check: bool) -> tuple[list[Case], int]:
     if grey and 3 in counted:
         what = "The pictures hold the same grey channel three times; they are read as one channel."
         warnings.warn(f"{what} Pass channels=3 to keep three, or channels=1 to say so.", ToolkitWarning, stacklevel=4)
-        merged: Any = [dataclasses.replace(cast("PictureSource", case.reader), channels=1) for case in cases]
+        own: Any = [case.reader for case in cases]
+        merged = [dataclasses.replace(one, options={**one.options, "channels": 1}) for one in own]
         return [dataclasses.replace(case, reader=one) for case, one in zip(cases, merged, strict=True)], 1
     if len(counted) > 1:
         (first, one), (second, other), *_ = counted.items()
@@ -243,6 +245,6 @@ def _checked_channels(cases: list[Case], check: bool) -> tuple[list[Case], int]:
 def _size(case: Case, known: tuple[int, ...]) -> tuple[int, ...]:
     if all(known):
         return known
-    if isinstance(case.reader, PictureSource):
-        return picture_shape(case.reader.image)
+    if isinstance(case.reader, FileSource) and case.reader.kind == "picture":
+        return picture_shape(case.reader.images[0])
     return tuple(case.image_array().shape[1:])

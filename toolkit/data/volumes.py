@@ -6,7 +6,6 @@ axes are stored on disk; `Geometry` brings results back.
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import os
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.geometry import Geometry, largest_shift
-from toolkit.data.source import FileSource, Pair, checked_image, checked_pair, decoding, require_file
+from toolkit.data.source import Arrays, checked_image, decoding, require_file
 from toolkit.errors import ConfigError, DataError
 from toolkit.files import replacing
 
@@ -27,35 +26,29 @@ _MOST_REST = 2**20
 _WHAT = "a complete NIfTI volume"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class NiftiSource(FileSource):
-    """A volume in one NIfTI file per channel, with its label in another (or none).
+def read_pair(
+    images: tuple[Path, ...],
+    label: Path | None,
+    *,
+    dims: int = 3,
+    frame: int | None = None,
+    label_frame: int | None = None,
+) -> Arrays:
+    """A volume of one file per channel, and its label; they must share one grid. In a 2D task slices come first.
 
-    In a 2D task the volume is read as a stack with its slices first. `frame` and `label_frame` choose one volume
-    along the fourth axis of 4-D files; without `frame` the fourth axis of an image is its channels.
+    `frame` and `label_frame` choose one volume along the fourth axis of 4-D files; without `frame` the fourth axis of an
+    image is its channels.
     """
-
-    images: tuple[Path, ...] = ()
-    dims: int = 3
-    frame: int | None = None
-    label_frame: int | None = None
-
-    def read_raw(self) -> Pair:
-        """Read all channels and the label; they must share one grid."""
-        arrays, first = _channels(self.images[0], self.dims, self.frame)
-        for path in self.images[1:]:
-            channels, geometry = _channels(path, self.dims, self.frame)
-            require_same_grid(first, geometry, self.images[0], path)
-            arrays += channels
-        labels = None
-        if self.label is not None:
-            stored, geometry = _load(self.label, self.dims, self.label_frame)
-            require_same_grid(first, geometry, self.images[0], self.label)
-            labels = geometry.arrange(_numbers(stored, self.label))
-        return checked_pair(np.stack(arrays), labels, self)
-
-    def image_files(self) -> tuple[Path, ...]:
-        return self.images
+    arrays, first = _channels(images[0], dims, frame)
+    for path in images[1:]:
+        channels, geometry = _channels(path, dims, frame)
+        require_same_grid(first, geometry, images[0], path)
+        arrays += channels
+    if label is None:
+        return np.stack(arrays), None
+    stored, geometry = _load(label, dims, label_frame)
+    require_same_grid(first, geometry, images[0], label)
+    return np.stack(arrays), geometry.arrange(_numbers(stored, label))
 
 
 def read_volume(path: str | os.PathLike[str], dims: int = 3, frame: int | None = None) -> tuple[np.ndarray, Geometry]:

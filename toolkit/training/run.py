@@ -17,7 +17,8 @@ from torch import nn
 
 from toolkit.arguments import checked_methods
 from toolkit.data.case import Case
-from toolkit.data.images import PictureSource, write_label_picture
+from toolkit.data.images import write_label_picture
+from toolkit.data.source import FileSource
 from toolkit.data.volumes import write_nifti
 from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitError, ToolkitWarning
 from toolkit.features.provenance import mark_scored, provenance, score_of, weights_hash
@@ -279,7 +280,7 @@ def _write(folder: Path, name: str, labels: np.ndarray, volume: Sequence[Case], 
             _write(folder / name, region, mask, volume)
         return folder / name
     first = volume[0]
-    if isinstance(first.reader, PictureSource) and labels.ndim == 2:
+    if isinstance(first.reader, FileSource) and first.reader.kind == "picture" and labels.ndim == 2:
         return write_label_picture(folder / f"{name}.png", labels)
     path = folder / f"{name}.nii.gz"
     try:

@@ -12,7 +12,7 @@ import pytest
 
 from toolkit import list_tasks, load_task
 from toolkit.data.manifest import cache_folder, find_manifest, manifest_names
-from toolkit.data.sets.files import index_of
+from toolkit.data.sets.files import table_of
 from toolkit.errors import ConfigError, DataError, ToolkitError, ToolkitWarning
 
 MANIFEST = """
@@ -250,7 +250,7 @@ def test_a_missing_table_is_named(tiny):
 @pytest.mark.parametrize("name", ["cardiac_acdc", "cardiac_sunnybrook", "hippocampus_msd04", "nuclei_dsb2018"])
 def test_manifests_are_complete(name):
     manifest = find_manifest(name)
-    rows = index_of(manifest)
+    rows = table_of(manifest.table_path)
     assert manifest.licence
     assert manifest.citation
     assert manifest.access.steps

@@ -8,7 +8,7 @@ import pytest
 from toolkit import load_task, registry
 from toolkit.data.generated import GENERATORS, GeneratedSource, generator, index_rows
 from toolkit.data.manifest import find_manifest
-from toolkit.data.sets.files import index_of
+from toolkit.data.sets.files import table_of
 from toolkit.errors import ConfigError, DataError
 
 
@@ -21,7 +21,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
 def test_the_index_table_belongs_to_this_generator(name):
     """After a change of the generator: python scripts/phantom_index.py"""
     manifest, task = find_manifest(name), generator(name)
-    rows = index_of(manifest)
+    rows = table_of(manifest.table_path)
     assert {row["generator"] for row in rows} == {task.version}
     assert manifest.sites == task.sites
     listed = {site: {split: [] for split in task.subjects[site]} for site in task.sites}

@@ -12,7 +12,7 @@ import pytest
 import toolkit
 from toolkit import load_task
 from toolkit.data.manifest import find_manifest, manifest_names
-from toolkit.data.sets.files import DATA_SETS
+from toolkit.data.sets import DATA_SETS
 from toolkit.errors import ConfigError, DataError
 
 PACKS = {"cardiac_acdc", "cardiac_sunnybrook", "hippocampus_msd04", "nuclei_dsb2018"}

@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from toolkit.data.phantoms.appearance import Scanner, acquire, contrast_curve, rician, shading
 from toolkit.data.phantoms.fields import (
+    Scanner,
     Stream,
+    acquire,
     average_down,
     blur,
+    contrast_curve,
     paint,
+    rician,
+    shading,
     smooth_field,
     smooth_step,
     soft_inside,

@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolkit.data.images import PictureSource, picture_shape, read_label_picture, read_picture
+from toolkit.data.images import SUFFIXES, picture_shape, read_label_picture, read_pair, read_picture
+from toolkit.data.source import FileSource
 from toolkit.errors import DataError
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
 COLOUR = np.arange(144, dtype=np.uint8).reshape(6, 8, 3)
+
+
+def source(image, *, label=None, classes=(0, 1), **options):
+    files = {"images": (image,), "label": label, "suffixes": SUFFIXES}
+    return FileSource(read=read_pair, **files, options=options, classes=classes)
 
 
 def saved(path: Path, array: np.ndarray, mode: str | None = None, **options: object) -> Path:
@@ -50,18 +56,18 @@ def test_palette_labels_are_their_numbers(tmp_path):
 
 def test_channel_rule(tmp_path):
     label = saved(tmp_path / "l.png", (GREY > 20).astype(np.uint8))
-    grey = PictureSource(image=saved(tmp_path / "g.png", GREY), label=label, channels=3, classes=(0, 1)).pair()
+    grey = source(saved(tmp_path / "g.png", GREY), label=label, channels=3, classes=(0, 1)).pair()
     assert grey.image.shape == (3, 6, 8)
     np.testing.assert_array_equal(grey.image[0], grey.image[2])
     equal = saved(tmp_path / "e.png", np.dstack([GREY] * 3))
-    assert PictureSource(image=equal, label=label, channels=1, classes=(0, 1)).pair().image.shape == (1, 6, 8)
+    assert source(equal, label=label, channels=1, classes=(0, 1)).pair().image.shape == (1, 6, 8)
 
 
 def test_numbered_objects_become_foreground(tmp_path):
     numbers = np.zeros((6, 8), np.uint16)
     numbers[1, 1], numbers[4, 5] = 7, 700
     label = saved(tmp_path / "n.png", numbers)
-    reader = PictureSource(image=saved(tmp_path / "g.png", GREY), label=label, foreground=True, classes=(0, 1))
+    reader = source(saved(tmp_path / "g.png", GREY), label=label, foreground=True, classes=(0, 1))
     np.testing.assert_array_equal(reader.read_raw().label, (numbers > 0).astype(np.uint8))
 
 
@@ -139,17 +145,17 @@ def bad_label_colour(path):
 
 def bad_label_values(path):
     label = saved(path / "mask.png", (GREY > 20).astype(np.uint8) * 255)
-    reader = PictureSource(image=saved(path / "g.png", GREY), label=label, classes=(0, 1))
+    reader = source(saved(path / "g.png", GREY), label=label, classes=(0, 1))
     return reader.read_raw()
 
 
 def bad_label_size(path):
     label = saved(path / "small.png", (GREY[:3] > 20).astype(np.uint8))
-    return PictureSource(image=saved(path / "g.png", GREY), label=label, classes=(0, 1)).read_raw()
+    return source(saved(path / "g.png", GREY), label=label, classes=(0, 1)).read_raw()
 
 
 def bad_channels(path):
-    return PictureSource(image=saved(path / "c.png", COLOUR), channels=1, classes=(0, 1)).read_raw()
+    return source(saved(path / "c.png", COLOUR), channels=1, classes=(0, 1)).read_raw()
 
 
 MESSAGES = {
@@ -195,21 +201,21 @@ def test_a_folder_of_masks_is_one_label_with_numbered_objects(tmp_path):
         mask[1:4, columns] = 255
         saved(masks / name, mask)
     (masks / "notes.txt").write_text("not a mask")
-    source = PictureSource(image=image, label=masks, foreground=True, classes=(0, 1))
+    reader = source(image, label=masks, foreground=True, classes=(0, 1))
     expected = np.zeros((6, 8), np.uint8)
     expected[1:4, 0:6] = 1
-    np.testing.assert_array_equal(source.read_raw().label, expected)
-    assert source.files() == (image, masks / "a.png", masks / "b.png")
-    assert source.where == f"{image}, {masks}"
-    numbered = PictureSource(image=image, label=masks, classes=(0, 1, 2)).read_raw().label
+    np.testing.assert_array_equal(reader.read_raw().label, expected)
+    assert reader.files() == (image, masks / "a.png", masks / "b.png")
+    assert reader.where == f"{image}, {masks}"
+    numbered = source(image, label=masks, classes=(0, 1, 2)).read_raw().label
     np.testing.assert_array_equal(numbered[1, :7], [1, 1, 1, 2, 2, 2, 0])
-    before = source.fingerprint()
+    before = reader.fingerprint()
     saved(masks / "c.png", np.eye(6, 8, dtype=np.uint8))
-    assert PictureSource(image=image, label=masks).fingerprint() != before
+    assert source(image, label=masks).fingerprint() != before
     saved(masks / "d.png", GREY[:, :5])
     with pytest.raises(DataError, match="mask of an object"):
-        source.read_raw()
+        reader.read_raw()
     for path in masks.glob("*.png"):
         path.unlink()
     with pytest.raises(DataError, match="holds no mask"):
-        source.read_raw()
+        reader.read_raw()

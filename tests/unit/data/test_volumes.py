@@ -10,14 +10,16 @@ import nibabel
 import numpy as np
 import pytest
 
-from toolkit.data.volumes import NiftiSource, read_geometry, read_volume, write_nifti
+from toolkit.data.source import FileSource
+from toolkit.data.volumes import read_geometry, read_pair, read_volume, write_nifti
 from toolkit.errors import ConfigError, DataError
 
 AFFINE = np.array([[2.0, 0, 0, -30], [0, 3.0, 0, 12], [0, 0, 4.0, 7], [0, 0, 0, 1]])
 
 
-def source(image: Path, label: Path | None = None, **options: object) -> NiftiSource:
-    return NiftiSource(images=(image,), label=label, classes=(0, 1), **options)  # type: ignore[arg-type]
+def source(image: Path, label: Path | None = None, *channels: Path, label_values=None, **options: object) -> FileSource:
+    settings = {"classes": (0, 1), "label_values": label_values, "options": options}
+    return FileSource(read=read_pair, images=(image, *channels), label=label, **settings)
 
 
 def label_like(volume: np.ndarray) -> np.ndarray:
@@ -265,7 +267,7 @@ def bad_label_missing(nifti, volume, tmp_path):
 
 def bad_channels(nifti, volume, tmp_path):
     images = (nifti("c_0000.nii.gz", volume), nifti("c_0001.nii.gz", volume[:, :-1]))
-    return NiftiSource(images=images, classes=(0, 1)), "different shapes"
+    return source(images[0], None, images[1]), "different shapes"
 
 
 BAD = {name: value for name, value in sorted(globals().items()) if name.startswith("bad_")}

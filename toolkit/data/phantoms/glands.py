@@ -13,18 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.phantoms.appearance import Scanner, shading
 from toolkit.data.phantoms.fields import (
     Floats,
+    Scanner,
     Stream,
     average_down,
     blur,
+    direction,
     paint,
+    shading,
     smooth_field,
     soft_inside,
     stamp_disc,
 )
-from toolkit.data.phantoms.heart import direction
 from toolkit.data.phantoms.phantom import Drawn, Generator, Site
 
 SIZE = 128

@@ -13,13 +13,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from toolkit.data.phantoms.appearance import acquire, shading
 from toolkit.data.phantoms.fields import (
     Floats,
     Stream,
+    acquire,
     average_down,
     centred_axes,
     paint,
+    shading,
     smooth_field,
     smooth_step,
     soft_inside,

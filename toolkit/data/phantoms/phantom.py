@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.phantoms.appearance import Scanner
-from toolkit.data.phantoms.fields import Stream
+from toolkit.data.phantoms.fields import Scanner, Stream
 from toolkit.errors import DataError
 
 Drawn = tuple[NDArray[np.float32], NDArray[np.uint8]]

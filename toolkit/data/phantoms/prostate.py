@@ -12,8 +12,17 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from toolkit.data.phantoms.appearance import acquire, shading
-from toolkit.data.phantoms.fields import Floats, Stream, average_down, centred_axes, paint, smooth_field, soft_inside
+from toolkit.data.phantoms.fields import (
+    Floats,
+    Stream,
+    acquire,
+    average_down,
+    centred_axes,
+    paint,
+    shading,
+    smooth_field,
+    soft_inside,
+)
 from toolkit.data.phantoms.phantom import Drawn, Generator, Site
 
 SHAPE = (16, 64, 64)

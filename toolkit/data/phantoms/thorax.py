@@ -6,6 +6,7 @@ short-axis view, second axis downwards; the chest wall lies to the left, the dia
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ class Grid:
     pitch: float  # distance between neighbouring points, mm
 
     @classmethod
-    def turned(cls, side: int, pitch: float, turn: tuple[float, float], centre: tuple[float, float]) -> Grid:
+    def turned(cls, side: int, pitch: float, turn: tuple[float, float], centre: Sequence[float]) -> Grid:
         """Square grid of `side` points, whose scene is turned by (cosine, sine) about `centre` (column, row; mm)."""
         at = (np.arange(side) + 0.5 - 0.5 * side) * pitch
         column, row = at[None, :] - centre[0], at[:, None] - centre[1]
@@ -66,7 +67,7 @@ def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Th
     left = right_reach + wall + uniform(5.0, 14.0)
     floor = heart_radius + uniform(2.0, 7.0)
     aorta = uniform(9.0, 13.0)
-    return Thorax(
+    thorax = Thorax(
         centre=(axes[0] - left, uniform(5.0, 35.0)),  # of the body's outline
         axes=axes,  # half axes of it
         fat=fat,  # thickness of the subcutaneous fat
@@ -82,18 +83,13 @@ def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Th
         # and its filling (0 air to 1 bright)
         stomach=(uniform(35.0, 60.0), floor + uniform(22.0, 40.0), uniform(20.0, 34.0), uniform(13.0, 22.0), uniform()),
         spleen=(uniform(70.0, 95.0), floor + uniform(8.0, 25.0), uniform(12.0, 18.0), uniform(22.0, 34.0)),
-        # bowel, kidney; and signal relative to the fluid's
-        organs=tuple(
-            (
-                uniform(-40.0, 90.0),
-                floor + uniform(14.0, 62.0),
-                uniform(7.0, 17.0),
-                uniform(7.0, 17.0),
-                uniform(0.2, 1.0),
-            )
-            for _ in range(5)
-        ),
     )
+    # bowel, kidney; and signal relative to the fluid's
+    thorax.organs = [
+        (uniform(-40.0, 90.0), floor + uniform(14.0, 62.0), uniform(7.0, 17.0), uniform(7.0, 17.0), uniform(0.2, 1.0))
+        for _ in range(5)
+    ]
+    return thorax
 
 
 def draw_thorax(stream: Stream, thorax: Thorax, level: float, grid: Grid, signals: Signals) -> Floats:

@@ -1,4 +1,4 @@
-"""What the functions of the data sets share: files found by a pattern, texts and tables read, and their register."""
+"""What the functions of the data sets share: files found by a pattern, texts and tables read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,12 @@ from toolkit.data.reading import Row
 from toolkit.data.source import decoding, require_file
 from toolkit.errors import DataError
 
-Reader = Callable[[Path, Manifest], list[Row]]
-DATA_SETS: dict[str, Reader] = {}
-
-
-def data_set(read: Reader) -> Reader:
-    """Register the function of the data set that is called as it is."""
-    DATA_SETS[read.__name__] = read
-    return read
-
 
 def matched(folder: Path, image: str, label: str = "", case: str = "{stem}", **columns: Any) -> list[Row]:
     """A row for every image whose path below `folder` is matched whole by a regular expression.
 
-    Args:
-        folder: of the data.
-        image: regular expression with named groups; folders end in `/`.
-        label: path of the label that belongs to the image; upper and lower case may differ; empty = none.
-        case: name of the case.
-        columns: further ones; the subject is the case where it is not among them. All texts are templates with the groups
-            in braces, and `stem`, the image's name up to its first dot.
+    Folders end in `/`. `label` (upper and lower case may differ; empty = none), `case` and further columns are templates
+    with the expression's groups in braces, and `stem`, the image's name up to its first dot.
     """
     paths = paths_below(folder)
     lowered = {path.lower(): path for path in paths} if label else {}
@@ -52,7 +38,7 @@ def matched(folder: Path, image: str, label: str = "", case: str = "{stem}", **c
 
 def indexed(manifest: Manifest, folder: Path, **columns: Any) -> list[Row]:
     """A row for every entry of the index table beside the manifest, whose columns stand in braces in the templates."""
-    rows = [filled(fields, **columns) for fields in index_of(manifest)]
+    rows = [filled(fields, **columns) for fields in table_of(manifest.table_path)]
     return [row | {name: folder / row[name] for name in ("image", "label") if name in row} for row in rows]
 
 
@@ -100,11 +86,6 @@ def frame_of(phases: Mapping[str, str], phase: str, where: Path, line: str) -> i
     if not (frame := phases.get(phase, "")).isdecimal():
         raise DataError(f"{line} names no frame for {phase}.", where=where, fix="Get the file again (ED: 1).")
     return int(frame)
-
-
-def index_of(manifest: Manifest) -> list[dict[str, str]]:
-    """The index table that comes with the toolkit, beside the manifest."""
-    return table_of(manifest.table_path)
 
 
 def read_description(root: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.data.manifest import Manifest
 from toolkit.data.reading import Row
-from toolkit.data.sets.files import data_set, indexed, matched, table_of, text_of
+from toolkit.data.sets.files import indexed, matched, table_of, text_of
 from toolkit.data.splits import held_out
 from toolkit.errors import DataError
 
@@ -17,7 +17,6 @@ _OBJECTS: dict[str, Any] = {"foreground": True}  # numbered
 _NEGATIVE: dict[str, Any] = {"group": "negative", "background": True}  # without a lesion and a mask
 
 
-@data_set
 def digestpath_patch(folder: Path, manifest: Manifest) -> list[Row]:
     """Tiles of sections, those of one section together."""
     tile, subject = r"(?P<section>[^/]+?)__(?P<tile>\d+_\d+)\.png", {"subject": "{section}"}
@@ -25,35 +24,30 @@ def digestpath_patch(folder: Path, manifest: Manifest) -> list[Row]:
     return rows + matched(folder, f"negatives/{tile}", **subject, **_NEGATIVE)
 
 
-@data_set
 def digestpath_wsi(folder: Path, manifest: Manifest) -> list[Row]:
     """Whole sections; those without a lesion have no mask."""
     rows = matched(folder, r"images/(?P<name>[^/]+?)\.jpg", "masks/{name}_mask.jpg", group="positive", **_SOFT)
     return rows + matched(folder, r"negatives/[^/]+?\.jpg", **_NEGATIVE)
 
 
-@data_set
 def dsb2018(folder: Path, manifest: Manifest) -> list[Row]:
     """Nuclei as released: a folder an image, a mask an object."""
     image, label = r"stage1_train/(?P<id>[^/]+)/images/(?P=id)\.png", "stage1_train/{id}/masks/"
     return matched(folder, image, label, case="{id:.12}", subject="{id}", **_OBJECTS)
 
 
-@data_set
 def nuclei_dsb2018(folder: Path, manifest: Manifest) -> list[Row]:
     """Nuclei of six looks."""
     names = {"case": "{domain}/{id:.12}", "subject": "{field}", "split": "{split}", "site": "{domain}"}
     return indexed(manifest, folder, image="{image}", label="{label}", **names, **_OBJECTS)
 
 
-@data_set
 def ebhi_seg(folder: Path, manifest: Manifest) -> list[Row]:
     """Six kinds of tissue, a folder each."""
     image, label = r"(?P<group>[^/]+)/image/(?P<name>[^/]+?)\.png", "{group}/label/{name}.png"
     return matched(folder, image, label, case="{group}/{name}", group="{group}", **_SOFT)
 
 
-@data_set
 def glas(folder: Path, manifest: Manifest) -> list[Row]:
     """Colon glands with numbered objects; a tenth of the training patients validates.
 
@@ -88,7 +82,6 @@ def _grades(path: Path, stems: Iterable[str]) -> dict[str, tuple[str, str]]:
     return grades
 
 
-@data_set
 def monuseg(folder: Path, manifest: Manifest) -> list[Row]:
     """Nuclei outlined in XML; a tenth of the training patients validates."""
     files = r"(?P<name>[\w-]+)\.tif", "{name}.xml"
@@ -100,7 +93,6 @@ def monuseg(folder: Path, manifest: Manifest) -> list[Row]:
     return rows
 
 
-@data_set
 def isic_2016(folder: Path, manifest: Manifest) -> list[Row]:
     """Skin lesions; a tenth of the training images validates."""
     parts = {"train": "ISBI2016_ISIC_Part1_Training_{}", "test": "ISBI2016_ISIC_Part1_Test_{}"}
@@ -109,7 +101,6 @@ def isic_2016(folder: Path, manifest: Manifest) -> list[Row]:
     return rows
 
 
-@data_set
 def isic_2017(folder: Path, manifest: Manifest) -> list[Row]:
     """Skin lesions with a published validation split."""
     parts = {"train": "Training", "val": "Validation", "test": "Test_v2"}
@@ -125,13 +116,11 @@ def _isic(folder: Path, parts: dict[str, tuple[str, str]], ending: str) -> list[
     return rows
 
 
-@data_set
 def kvasir_seg(folder: Path, manifest: Manifest) -> list[Row]:
     """Polyps, with the published lists for training and validation."""
     return _kvasir(folder, ("train", "val"))
 
 
-@data_set
 def kvasir_sessile(folder: Path, manifest: Manifest) -> list[Row]:
     """The sessile polyps among them."""
     return _kvasir(folder, ("train", "val", "test"))

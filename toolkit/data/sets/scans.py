@@ -6,23 +6,12 @@ from pathlib import Path
 
 from toolkit.data.manifest import Manifest
 from toolkit.data.reading import Row
-from toolkit.data.sets.files import (
-    data_set,
-    decathlon_rows,
-    frame_of,
-    index_of,
-    indexed,
-    matched,
-    paths_below,
-    table_of,
-    text_of,
-)
+from toolkit.data.sets.files import decathlon_rows, frame_of, indexed, matched, paths_below, table_of, text_of
 from toolkit.errors import DataError
 
 _PHASES = ("ED", "ES")  # end of diastole, end of systole
 
 
-@data_set
 def acdc(folder: Path, manifest: Manifest) -> list[Row]:
     """End-diastole and end-systole of every patient, as its `Info.cfg` names them."""
     rows: list[Row] = []
@@ -42,14 +31,12 @@ def _volume(info: Path, stem: str) -> Path:
     return plain if plain.is_file() else info.with_name(f"{stem}.nii.gz")
 
 
-@data_set
 def acdc_c(folder: Path, manifest: Manifest) -> list[Row]:
     """Corrupted test volumes, one folder an artefact."""
     pattern = r"(?P<site>bias|ghosting|motion|spike)/(?P<patient>patient\d{3})_(?:ED|ES)_[0-2]\.npz"
     return matched(folder, pattern, case="{site}/{stem}", subject="{patient}", site="{site}", split="test")
 
 
-@data_set
 def acdc_slices(folder: Path, manifest: Manifest) -> list[Row]:
     """Slices to train on, volumes to test on, as the semi-supervised literature stores them."""
     scan = r"(?P<volume>(?P<patient>patient\d{3})_frame\d{2})"
@@ -59,7 +46,6 @@ def acdc_slices(folder: Path, manifest: Manifest) -> list[Row]:
     return matched(folder, slices, **names, position="{position}") + volumes
 
 
-@data_set
 def synapse(folder: Path, manifest: Manifest) -> list[Row]:
     """Slices to train on, volumes to test on."""
     names = {"subject": "{volume}", "volume": "{volume}"}
@@ -68,19 +54,17 @@ def synapse(folder: Path, manifest: Manifest) -> list[Row]:
     return matched(folder, slices, **names, position="{position}") + volumes
 
 
-@data_set
 def cardiac_acdc(folder: Path, manifest: Manifest) -> list[Row]:
     """Stacks of 35 patients in `.npz` files."""
     names = {"image": "{file}", "case": "{patient}_{phase}", "subject": "{patient}"}
     return indexed(manifest, folder, **names, split="{split}", group="{group}", slices="{slices}")
 
 
-@data_set
 def cardiac_sunnybrook(folder: Path, manifest: Manifest) -> list[Row]:
     """Labelled slices as pictures; 20 frames at each slice position are numbered through, from 1 on."""
     validation = {"SC-HF-I-40", "SC-HF-NI-36", "SC-HYP-40", "SC-N-40"}  # the last of each group in part 1
     rows: list[Row] = []
-    for row in index_of(manifest):
+    for row in table_of(manifest.table_path):
         position, phase = divmod(int(row["frame_index"]) - 1, 20)
         volume = f"{row['subject']}_frame{phase:02d}"
         files = {"image": folder / "images" / row["file"], "label": folder / "labels" / row["file"]}
@@ -90,7 +74,6 @@ def cardiac_sunnybrook(folder: Path, manifest: Manifest) -> list[Row]:
     return rows
 
 
-@data_set
 def mnms(folder: Path, manifest: Manifest) -> list[Row]:
     """The two labelled frames of every subject in the table of M&Ms, of those whose labels are there."""
     tables = [path for path in sorted(folder.glob("*.csv")) if "External code" in text_of(path).split("\n", 1)[0]]
@@ -110,46 +93,39 @@ def mnms(folder: Path, manifest: Manifest) -> list[Row]:
     return rows
 
 
-@data_set
 def btcv(folder: Path, manifest: Manifest) -> list[Row]:
     """The 30 labelled scans."""
     image, label = r"img/img(?P<number>\d{4})\.nii\.gz", "RawData/Training/label/label{number}.nii.gz"
     return matched(folder, f"RawData/Training/{image}", label, case="case{number}")
 
 
-@data_set
 def msd_hippocampus(folder: Path, manifest: Manifest) -> list[Row]:
     """The labelled cases of task 04."""
     return decathlon_rows(folder)
 
 
-@data_set
 def hippocampus_msd04(folder: Path, manifest: Manifest) -> list[Row]:
     """The same cases with a fixed split and three intensity families as sites."""
     files = {"image": "images/{case}.nii.gz", "label": "labels/{case}.nii.gz"}
     return indexed(manifest, folder, **files, case="{case}", split="{split}", site="{intensity_family}")
 
 
-@data_set
 def harp(folder: Path, manifest: Manifest) -> list[Row]:
     """Whole brains at two field strengths."""
     pattern = r"(?P<site>1\.5T|3T)/images/(?P<case>[^/]+?)\.nii\.gz"
     return matched(folder, pattern, "{site}/labels/{case}.nii.gz", case="{case}", site="{site}")
 
 
-@data_set
 def hisub25(folder: Path, manifest: Manifest) -> list[Row]:
     """25 subjects with three subfields."""
     return matched(folder, r"images/(?P<case>[^/]+?)\.nii\.gz", "labels/{case}.nii.gz", case="{case}")
 
 
-@data_set
 def msd_prostate(folder: Path, manifest: Manifest) -> list[Row]:
     """The labelled cases of task 05, T2 alone (the first of two channels)."""
     return [{**row, "frame": 0} for row in decathlon_rows(folder)]
 
 
-@data_set
 def nci_isbi(folder: Path, manifest: Manifest) -> list[Row]:
     """DICOM series of two sites with labels as NRRD."""
     rows: list[Row] = []
@@ -159,13 +135,11 @@ def nci_isbi(folder: Path, manifest: Manifest) -> list[Row]:
     return rows
 
 
-@data_set
 def promise12(folder: Path, manifest: Manifest) -> list[Row]:
     """The 50 labelled cases."""
     return matched(folder, r"TrainingData/Case\d{2}\.mhd", "TrainingData/{stem}_segmentation.mhd")
 
 
-@data_set
 def prostate_saml(folder: Path, manifest: Manifest) -> list[Row]:
     """Six sites, a folder each."""
     pattern = r"(?P<site>RUNMC|BMC|I2CVB|UCL|BIDMC|HK)/Case(?P<number>\d+)\.nii\.gz"
