@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from toolkit.data.arrays import task_from_arrays
+from toolkit.data.table import task_from_arrays
 from toolkit.data.task import Task
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig

@@ -19,7 +19,7 @@ import sysconfig
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,7 +139,7 @@ def _unpacked(call: Callable[..., Any]) -> list[type]:
     """The TypedDict that names the keywords of a call, if one does."""
     if not any("Unpack" in str(text) for text in call.__annotations__.values()):
         return []  # nothing is evaluated before its module is complete
-    kinds = [one for kind in _hints(call).values() for part in kind for one in typing.get_args(part)]
+    kinds = [one for kind in _hints(call).values() for one in typing.get_args(kind)]
     return [kind for kind in kinds if typing.is_typeddict(kind)]
 
 
@@ -169,7 +169,7 @@ def _check(call: Callable[..., Any], signature: inspect.Signature, name: str, va
         if inspect.isclass(value):
             error = ConfigError(error.what, where=error.where, fix=f"Call the class first: toolkit.{value.__name__}().")
         raise error
-    if _hints(call).get(name) == (Any,) and not all(hasattr(value, one) for one in OFFERS.get(name, ())):
+    if _hints(call).get(name) is Any and not all(hasattr(value, one) for one in OFFERS.get(name, ())):
         raise _refused(call, signature, name, f"must offer {' and '.join(OFFERS[name])}, unlike {_described(value)}")
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         least, most, number = *LIMITS.get(name, (-math.inf, math.inf)), typing.cast("Any", value)
@@ -223,31 +223,27 @@ def _unforeseen(call: Callable[..., Any], arguments: Mapping[str, Any], error: E
     return ToolkitError(what, where=f"{_name(call)}({given})"[:500], fix=fix)
 
 
-class _Unknown:
-    """A name that exists for type checkers only: `pd.DataFrame`; values are recognised by the name of their class."""
+class ByName(type):
+    """Makes a class that only a type checker sees (`pd.DataFrame`), whose values are told by the name of their class."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __instancecheck__(cls, value: object) -> bool:
+        return cls.__name__ not in _NAMED or any(base.__name__ == cls.__name__ for base in type(value).__mro__)
 
-    def __getattr__(self, name: str) -> _Unknown:
-        return _Unknown(name)
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return ByName(name, (), {})
 
-    def __getitem__(self, item: Any) -> Any:
+    def __getitem__(cls, item: Any) -> Any:
         return Any
-
-    def __call__(self) -> None:
-        """Callable, because `typing` accepts nothing else in a union."""
 
 
 class _Names(dict[str, Any]):
-    def __init__(self, known: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.known = known
+    """What the names in annotations mean: those of the module, else Python's, else classes known by name alone."""
 
     def __missing__(self, name: str) -> Any:
-        if name in self.known:
-            return self.known[name]
-        return next((getattr(m, name) for m in (builtins, collections.abc, typing) if hasattr(m, name)), _Unknown(name))
+        homes = (builtins, collections.abc, typing)
+        return next((getattr(home, name) for home in homes if hasattr(home, name)), None) or ByName(name, (), {})
 
 
 @functools.cache
@@ -256,47 +252,20 @@ def _hints(call: Callable[..., Any]) -> dict[str, Any]:
     names, hints = _Names(call.__globals__), {}
     for name, text in call.__annotations__.items():
         try:
-            parts = _split(text) if isinstance(text, str) else [text]
-            hints[name] = tuple(eval(part, {}, names) if isinstance(part, str) else part for part in parts)
+            hints[name] = eval(text, {}, names) if isinstance(text, str) else text
         except Exception:  # an annotation that only a type checker understands
-            hints[name] = (Any,)
-        for keywords in typing.get_args(hints[name][0]):
+            hints[name] = Any
+        for keywords in typing.get_args(hints[name]):
             if typing.is_typeddict(keywords):
-                hints |= {key: (kind,) for key, kind in typing.get_type_hints(keywords).items()}
+                hints |= typing.get_type_hints(keywords)
     return hints
 
 
-def _split(text: str) -> Iterator[str]:
-    """The members of `a | b[c | d]` at the outermost level."""
-    depth = start = 0
-    for place, letter in enumerate(text):
-        depth += (letter in "[(") - (letter in "])")
-        if letter == "|" and depth == 0:
-            yield text[start:place].strip()
-            start = place + 1
-    yield text[start:].strip()
-
-
-_PLAIN: dict[Any, Callable[[Any], bool]] = {
-    Any: lambda value: True,
-    None: lambda value: value is None,
-    type(None): lambda value: value is None,
-    bool: lambda value: isinstance(value, (bool, np.bool_)),
-    int: lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool),
-    float: lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool),
-    str: lambda value: isinstance(value, str),
-    object: lambda value: True,
-}
+_NUMBERS: dict[Any, Any] = {bool: (bool, np.bool_), int: numbers.Integral, float: numbers.Real}
 
 
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value is of an annotated type; what cannot be told is accepted."""
-    if isinstance(kind, tuple):
-        return any(_fits(value, one) for one in kind)
-    if isinstance(kind, collections.abc.Hashable) and kind in _PLAIN:
-        return _PLAIN[kind](value)
-    if isinstance(kind, _Unknown):
-        return kind.name not in _NAMED or any(base.__name__ == kind.name for base in type(value).__mro__)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, one) for one in arguments)
@@ -306,10 +275,11 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, (str, os.PathLike))
     if origin is collections.abc.Callable:
         return callable(value)
-    if origin is not None and inspect.isclass(origin):
-        if not issubclass(origin, collections.abc.Iterable):  # Popen[bytes]
-            return isinstance(value, origin)
-        return _fits_container(value, origin, arguments)
+    if inspect.isclass(origin):
+        iterable = issubclass(origin, collections.abc.Iterable)  # unlike Popen[bytes]
+        return _fits_container(value, origin, arguments) if iterable else isinstance(value, origin)
+    if inspect.isclass(kind) and kind in _NUMBERS:
+        return isinstance(value, _NUMBERS[kind]) and (kind is bool or not isinstance(value, bool))
     try:
         return isinstance(value, kind)
     except TypeError:
@@ -320,8 +290,7 @@ def _fits_container(value: Any, origin: type, arguments: tuple[Any, ...]) -> boo
     if issubclass(origin, collections.abc.Mapping):
         if not isinstance(value, collections.abc.Mapping):
             return False
-        pairs = list(value.items())[:_LOOKED_AT]
-        return len(arguments) != 2 or all(_fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in pairs)
+        return all(all(map(_fits, pair, arguments)) for pair in list(value.items())[:_LOOKED_AT])
     kinds = [one for one in arguments if one is not Ellipsis]
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
         return False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Collection
+from typing import Any
 
 
 class ToolkitError(ValueError):
@@ -54,15 +56,17 @@ class ToolkitWarning(UserWarning):
     """Something the user should know about a result that is still valid."""
 
 
-def choose(what: str, value: object, known: Collection[object], *, where: str = "") -> None:
-    """Refuse a value that is not among the known ones, naming the nearest.
+def library(module: str, purpose: str, install: str = "") -> Any:
+    """A package that is optional, imported; where it is missing, an error with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        fix = f"pip install {install or module}"
+        raise DataError(f"{purpose} the package {module}, which is not installed.", fix=fix) from error
 
-    Args:
-        what: what the value is, for example "pool".
-        value: as the caller gave it.
-        known: what there is.
-        where: the argument or file it concerns.
-    """
+
+def choose(what: str, value: object, known: Collection[object], *, where: str = "") -> None:
+    """Refuse a value (`what` it is: "pool") that is not among the known ones, naming the nearest."""
     names = [str(name) for name in known]
     if isinstance(value, str) and value in names:
         return

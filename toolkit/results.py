@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 
-from toolkit.arguments import checked_methods
+from toolkit.arguments import ByName, checked_methods
 from toolkit.errors import ResultError
 from toolkit.files import replacing, write_atomically
 
@@ -24,13 +25,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from pandas import DataFrame
 else:
-
-    class _ByName(type):
-        def __instancecheck__(cls, value: object) -> bool:
-            return any(base.__name__ == cls.__name__ for base in type(value).__mro__)
-
-    class DataFrame(metaclass=_ByName):
-        """pandas' table in annotations, before anything has imported pandas."""
+    DataFrame = ByName(
+        "DataFrame", (), {"__doc__": "Pandas' table in annotations, before anything has imported pandas."}
+    )
 
 
 _MOST_HEADER, _MOST_ENTRIES = 2**26, 100_000  # bytes of the JSON, and files, in a saved result
@@ -100,14 +97,9 @@ class Result:
         """Write the result as one zip of .npy arrays and a JSON header; `toolkit.load_result` reads it back."""
         path = Path(path)
         arrays: dict[str, np.ndarray] = {}
-        header: dict[str, Any] = {
-            "class": type(self).__name__,
-            "module": type(self).__module__,
-            "format": 1,
-            "fields": {},
-        }
-        for field in dataclasses.fields(self):
-            header["fields"][field.name] = _encode(getattr(self, field.name), field.name, arrays)
+        names = [field.name for field in dataclasses.fields(self)]
+        fields = {name: _encode(getattr(self, name), name, arrays) for name in names}
+        header = {"class": type(self).__name__, "module": type(self).__module__, "format": 1, "fields": fields}
         with (
             replacing(path, parents=True) as temporary,
             zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -134,11 +126,7 @@ class Result:
 
 @dataclasses.dataclass(kw_only=True)
 class Numbers(Result):
-    """Base of the results whose table is their numbers.
-
-    Attributes:
-        numbers: the table, one row each.
-    """
+    """Base of the results whose table is their `numbers`, one row each."""
 
     numbers: DataFrame
     kind: ClassVar[str] = "numbers"
@@ -167,33 +155,10 @@ def _drawing_code() -> Any:
     return _drawing()
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    **{sign: "\\" + sign for sign in "&%$#_{}"},
-}
-
-
 def latex_table(table: DataFrame, digits: int = 4) -> str:
     """A table as a LaTeX tabular that needs no package; numbers to the right, missing ones as a dash."""
-
-    def cell(value: Any) -> str:
-        if isinstance(value, (float, np.floating)):
-            return f"{value:.{digits}g}" if np.isfinite(value) else "--"
-        return "--" if value is None else "".join(_LATEX.get(sign, sign) for sign in str(value))
-
-    numbers = set(table.select_dtypes("number").columns)
-    rows = [[cell(str(name)) for name in table.columns]]
-    rows += [[cell(value) for value in row] for row in table.itertuples(index=False)]
-    lines = [" & ".join(row) + r" \\" for row in rows]
-    layout = "".join("r" if name in numbers else "l" for name in table.columns)
-    return "\n".join(
-        [rf"\begin{{tabular}}{{{layout}}}", r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}", ""]
-    )
+    text = table.to_latex(index=False, na_rep="--", float_format=f"{{:.{digits}g}}".format, escape=True)
+    return re.sub(r"\\(top|mid|bottom)rule", r"\\hline", text)
 
 
 def load_result(path: str | os.PathLike[str], *, most_bytes: int = 2**32) -> Result:
@@ -223,7 +188,10 @@ def load_result(path: str | os.PathLike[str], *, most_bytes: int = 2**32) -> Res
         if header["format"] != 1:
             raise ValueError(f"its format is {header['format']!r}, and this toolkit reads 1")
         fields = {name: _decode(value, arrays) for name, value in header["fields"].items()}
-        return _result_class(header)(**fields)
+        module = header.get("module", "")
+        if header["class"] not in _CLASSES and module.startswith("toolkit."):
+            importlib.import_module(module)  # one of our own modules: the file names it, it brings no code
+        return _CLASSES[header["class"]](**fields)
     except Exception as error:  # a file from elsewhere: whatever is wrong in it, it is the file that is wrong
         what = f"This is not a readable result file ({type(error).__name__}: {error})."
         raise ResultError(what, where=path, fix="Compute the result again and save it with .save(path).") from error
@@ -246,13 +214,6 @@ def _read_array(content: bytes) -> np.ndarray:
     if math.prod(shape) * kind.itemsize != len(content) - stream.tell():
         raise ValueError(f"an array of shape {shape} does not fit its {len(content)} bytes")
     return np.load(io.BytesIO(content), allow_pickle=False)
-
-
-def _result_class(header: dict[str, Any]) -> type[Result]:
-    module = header.get("module", "")
-    if header["class"] not in _CLASSES and module.startswith("toolkit."):
-        importlib.import_module(module)  # one of our own modules: the file names it, it brings no code
-    return _CLASSES[header["class"]]
 
 
 def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:

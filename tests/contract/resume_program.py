@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolkit.data.arrays import task_from_arrays
+from toolkit.data.table import task_from_arrays
 from toolkit.data.task import Task
 from toolkit.training.config import TrainConfig
 from toolkit.training.protocol import Regularizer, StepContext

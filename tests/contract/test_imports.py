@@ -202,9 +202,9 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_a_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [["a", "b", "c"]]
-    names = {"toolkit.data.task", "toolkit.data.case", "toolkit.data.folds"}
+    names = {"toolkit.data.task", "toolkit.data.case", "toolkit.data.splits"}
     source = (
-        "import importlib\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toolkit.data.folds import folds\n"
+        "import importlib\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toolkit.data.splits import deal\n"
         "def late():\n    from toolkit.data import task\n    importlib.import_module('toolkit.data.case')\n"
     )
     assert wanted(source, PACKAGE / "data" / "made_up.py", names) == {"toolkit.data.task", "toolkit.data.case"}

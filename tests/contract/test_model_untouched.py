@@ -14,7 +14,7 @@ import torch
 from networks import Awkward, Checkpointed, Dropping, Inplace, Outputs, Reused, SelfHooking, Tokens
 from torch import nn
 
-from toolkit.data.arrays import task_from_arrays
+from toolkit.data.table import task_from_arrays
 from toolkit.errors import LayerError, ToolkitError
 from toolkit.explain.attribute import attribute
 from toolkit.explain.faithfulness import faithfulness

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import torch
 
-from toolkit.data.arrays import task_from_arrays
+from toolkit.data.table import task_from_arrays
 from toolkit.models.unet import unet
 from toolkit.training.config import TrainConfig
 from toolkit.training.train import train

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit import registry
-from toolkit.data.arrays import task_from_arrays
+from toolkit.data.table import task_from_arrays
 from toolkit.data.task import Task
 from toolkit.methods.latent_augmentation.objective import FastSlowObjective
 from toolkit.models.unet import unet

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from toolkit import registry
 from toolkit.data.case import Case
 from toolkit.data.randomness import keyed_random
 from toolkit.data.source import Pair, Source
 from toolkit.data.task import Task
-from toolkit.errors import ConfigError, DataError, choose
+from toolkit.errors import ConfigError, DataError, choose, library
 from toolkit.registry import register
 
 ARTEFACTS = ("bias", "ghosting", "motion", "spike")
@@ -51,28 +52,20 @@ def draw_artefact(name: str, *key: int | str) -> dict[str, Any]:
 
 def apply_artefact(stack: np.ndarray, name: str, parameters: Mapping[str, Any]) -> np.ndarray:
     """The artefact on a stack (slices, rows, columns) or (C, slices, rows, columns), float32, voxels taken as cubes."""
-    import torch
-
-    volume = torch.from_numpy(np.ascontiguousarray(stack, dtype=np.float32))
-    changed = _transform(name, parameters)(volume if volume.ndim == 4 else volume.unsqueeze(0)).numpy()
-    return np.asarray(changed.reshape(stack.shape), dtype=np.float32)
-
-
-def _transform(name: str, parameters: Mapping[str, Any]) -> Any:
-    try:
-        import torchio
-    except ImportError as error:
-        what = "Simulated artefacts need TorchIO, which is not installed."
-        raise DataError(what, fix='pip install "torchio<2"') from error
+    torchio = library("torchio", "Simulated artefacts need", '"torchio<2"')
     if name == "bias":
-        return torchio.BiasField(**parameters)
-    if name == "ghosting":
-        return torchio.Ghosting(**parameters, restore=None)
-    if name == "motion":
+        transform = torchio.BiasField(**parameters)
+    elif name == "ghosting":
+        transform = torchio.Ghosting(**parameters, restore=None)
+    elif name == "motion":
         moves = {key: np.asarray(value, np.float32) for key, value in parameters.items()}
-        return torchio.Motion(**moves, image_interpolation="linear")
-    place = np.asarray(parameters["position"]).reshape(1, 3)
-    return torchio.Spike(spikes_positions=place, intensity=parameters["intensity"])
+        transform = torchio.Motion(**moves, image_interpolation="linear")
+    else:
+        place = np.asarray(parameters["position"]).reshape(1, 3)
+        transform = torchio.Spike(spikes_positions=place, intensity=parameters["intensity"])
+    volume = torch.from_numpy(np.ascontiguousarray(stack, dtype=np.float32))
+    changed = transform(volume if volume.ndim == 4 else volume.unsqueeze(0)).numpy()
+    return np.asarray(changed.reshape(stack.shape), dtype=np.float32)
 
 
 def slices_to_unit_range(stack: np.ndarray) -> np.ndarray:
@@ -93,13 +86,10 @@ def corrupted(image: np.ndarray, name: str, parameters: Mapping[str, Any]) -> np
 
 
 def crop_or_pad(stack: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """The centre (..., *size) of a stack (..., rows, columns), with zeros where it is smaller.
+    """The centre (..., *size) of a stack (..., rows, columns), with zeros where it is smaller, and what `put_back` takes.
 
-    The odd pixel goes before the image when padding and is cut after it when cropping.
-
-    Returns:
-        The stack, and (row start, column start, rows, columns): where the cut begins in the padded stack, and the
-        padded stack's sides. `put_back` takes them.
+    The odd pixel goes before the image when padding and is cut after it when cropping. `put_back` takes the row and the
+    column where the cut begins in the padded stack, and the padded stack's sides.
     """
     missing = [max(target - side, 0) for side, target in zip(stack.shape[-2:], size, strict=True)]
     padding = [(0, 0)] * (stack.ndim - 2) + [((extra + 1) // 2, extra // 2) for extra in missing]
@@ -176,8 +166,7 @@ def with_artefacts(
     base = task if isinstance(task, Task) else registry.build("task", dict(task))
     for name in artefacts or ("",):
         choose("artefact", name, ARTEFACTS, where="with_artefacts")
-    chosen = base.cases(split)
-    if not chosen:
+    if not (chosen := base.cases(split)):
         raise ConfigError(f"The split {split!r} of {base.name!r} has no cases.", where="with_artefacts")
     unit = base.normalisation.startswith(("range", "window:", "none"))
     cases = [

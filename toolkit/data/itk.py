@@ -13,7 +13,7 @@ import numpy as np
 from toolkit.data.geometry import LPS, Geometry
 from toolkit.data.source import Arrays, checked_image, decoding
 from toolkit.data.volumes import geometry_of, require_same_grid
-from toolkit.errors import DataError
+from toolkit.errors import DataError, library
 
 SUFFIXES = (".mha", ".mhd", ".nrrd")
 
@@ -31,12 +31,7 @@ def read_pair(images: tuple[Path, ...], label: Path | None, *, dims: int = 3) ->
 
 def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:
     """Read one volume in the axes closest to right, anterior, superior (slices first if `dims` is 2)."""
-    try:
-        import SimpleITK as itk
-    except ImportError as error:
-        what = "DICOM series, MetaImage (.mhd, .mha) and NRRD files need the package SimpleITK, which is not installed."
-        fix = "pip install SimpleITK, or convert the images to NIfTI (.nii.gz)."
-        raise DataError(what, where=path, fix=fix) from error
+    itk = library("SimpleITK", "DICOM series, MetaImage (.mhd, .mha) and NRRD files need")
     itk.ProcessObject.SetGlobalWarningDisplay(False)
     check_compressed(path)
     try:

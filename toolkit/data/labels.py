@@ -66,7 +66,13 @@ def class_indices(
     if label.dtype.kind not in "buif":
         raise DataError(f"The label holds {label.dtype} values, not numbers.", where=where, fix="Export it again.")
     if values is not None:
-        return _recoded(label, values, where)
+        stored = np.asarray([value for value, _ in values])
+        targets = np.asarray([target for _, target in values], dtype=np.uint8)
+        position = np.clip(np.searchsorted(stored, label), 0, len(stored) - 1)
+        if (unknown := np.unique(label[stored[position] != label])).size:
+            what = f"The label has values that label_values does not list: {_some(unknown)}."
+            raise DataError(what, where=where, fix=f"Add them to label_values (listed: {_some(stored)}).")
+        return targets[position]
     present = np.unique(label)
     if label.dtype.kind == "f":
         what = f"The label is stored as {label.dtype}, although its values are whole numbers."
@@ -83,17 +89,6 @@ def class_indices(
         fix = f"Say what the values mean: {_remedy(present, classes)}; or correct the file."
         raise DataError(f"The label has values that are no class: {_some(unknown)} ({known}).", where=where, fix=fix)
     return label.astype(np.uint8)
-
-
-def _recoded(label: np.ndarray, values: tuple[tuple[float, int], ...], where: str) -> np.ndarray:
-    stored = np.asarray([value for value, _ in values])
-    targets = np.asarray([target for _, target in values], dtype=np.uint8)
-    position = np.clip(np.searchsorted(stored, label), 0, len(stored) - 1)
-    unknown = np.unique(label[stored[position] != label])
-    if unknown.size:
-        what = f"The label has values that label_values does not list: {_some(unknown)}."
-        raise DataError(what, where=where, fix=f"Add them to label_values (listed: {_some(stored)}).")
-    return targets[position]
 
 
 def _some(values: np.ndarray, limit: int = 8) -> str:

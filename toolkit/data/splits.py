@@ -1,10 +1,11 @@
-"""Splits by subject: given, or derived in one stated way."""
+"""Splits and folds by subject: given, or derived in one stated way."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from toolkit.data.case import Case
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError
 
@@ -85,3 +86,21 @@ def _listed(ids: Sequence[str], subjects: Sequence[str], splits: Mapping[str, Se
         fix = "List every case, or leave splits out to have them derived by subject."
         raise ConfigError(what, where="splits", fix=fix)
     return chosen
+
+
+def deal(cases: Sequence[Case], count: int, seed: int) -> dict[str, int]:
+    """The fold of every subject: strata of (sites, groups) are shuffled and dealt out one after the other.
+
+    Where one stratum ends the next goes on, so that folds differ by one subject at most, in each stratum and altogether.
+    """
+    strata: dict[str, set[tuple[str, str]]] = {}
+    for case in cases:
+        strata.setdefault(case.subject, set()).add((case.site, case.group or ""))
+    members: dict[str, list[str]] = {}
+    for subject in sorted(strata):
+        members.setdefault(repr(sorted(strata[subject])), []).append(subject)
+    dealt: list[str] = []
+    for stratum in sorted(members):
+        order = keyed_random("folds", seed, stratum, len(members[stratum])).permutation(len(members[stratum]))
+        dealt += [members[stratum][index] for index in order]
+    return {subject: place % count for place, subject in enumerate(dealt)}

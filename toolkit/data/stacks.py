@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.source import Arrays, decoding, read_npz, require_file
-from toolkit.errors import DataError
+from toolkit.errors import DataError, library
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 ARRAY_SUFFIXES = (".npz", *HDF5_SUFFIXES)
@@ -60,11 +60,7 @@ def array_shape(path: Path, key: str) -> tuple[int, ...]:
 def _hdf5(path: Path) -> Iterator[Any]:
     """An HDF5 file, with every failure of the library turned into an error that names the file."""
     require_file(path)
-    try:
-        import h5py
-    except ImportError as error:
-        what = "HDF5 files need the package h5py, which is not installed."
-        raise DataError(what, where=path, fix="pip install h5py") from error
+    h5py = library("h5py", "HDF5 files need")
     fix = "Copy or download it again; check it with task.verify()."
     with decoding(path, "a readable HDF5 file", fix), h5py.File(path, "r") as file:
         yield file

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from toolkit import registry
 from toolkit.arguments import checked_methods
 from toolkit.data.augment import Augmentation
 from toolkit.data.case import Case
-from toolkit.data.folds import make_folds
 from toolkit.data.labels import checked_classes, checked_regions
 from toolkit.data.loader import Loader, Transform
 from toolkit.data.normalise import DEFAULT, check_rule, fixed_range
+from toolkit.data.splits import deal
 from toolkit.errors import ConfigError, DataError, choose
+from toolkit.registry import register
 from toolkit.results import DataFrame, as_table
 
 if TYPE_CHECKING:
@@ -212,10 +215,19 @@ class Task:
         return verify(self)
 
     def usable(self, table: DataFrame | None = None) -> Task:
-        """This task without the cases that `verify` does not call `ok` (see `toolkit.data.verify.usable`)."""
-        from toolkit.data.verify import usable
+        """This task without every case that `verify` does not call `ok`; of duplicates across splits none is kept.
 
-        return usable(self, table)
+        Args:
+            table: result of `verify`; default it is made now.
+
+        Raises:
+            DataError: nothing is left.
+        """
+        from toolkit.data.verify import name_of
+
+        table = self.verify() if table is None else table
+        good = set(table.case[table.verdict == "ok"])
+        return self.restricted([case for case in self._cases if name_of(case) in good])
 
     def folds(self, count: int = 5, seed: int = 0) -> list[Task]:
         """Cross-validation: as many tasks, each with its own train, val and test split of all patients.
@@ -232,7 +244,20 @@ class Task:
         Raises:
             ConfigError: too few or too many folds.
         """
-        return make_folds(self, count, seed)
+        subjects = {case.subject for case in self._cases}
+        if count < 3 or count > len(subjects):
+            what = f"{len(subjects)} patients cannot be dealt into {count} folds."
+            fix = "Use at least 3 folds (one is tested, one selects the weights, the others train), at most one a patient."
+            raise ConfigError(what, where=f"task {self.name!r}, folds({count})", fix=fix)
+        places = deal(self._cases, count, seed)
+        recipe, folds = registry.describe(self), []
+        for index in range(count):
+            splits = {index: "test", (index + 1) % count: "val"}
+            cases = [dataclasses.replace(case, split=splits.get(places[case.subject], "train")) for case in self._cases]
+            arguments = {"task": recipe, "index": index, "count": count, "seed": seed}
+            config = None if recipe is None else {"name": "fold", "arguments": arguments}
+            folds.append(self.restricted(cases, name=f"{self.name}-fold{index}of{count}", toolkit_config=config))
+        return folds
 
     def restricted(self, cases: Sequence[Case], *, name: str | None = None, **changes: Any) -> Task:
         """A task of these cases with the same settings but for `changes`, which are arguments of `Task`.
@@ -251,6 +276,13 @@ class Task:
             f"Task({self.name!r}, {self.dims}D, {self.channels} channel(s), classes {list(self.classes.values())}, "
             f"sites {list(self.sites)}, cases: {counts})"
         )
+
+
+@register("task", "fold")
+def fold(task: Task | Mapping[str, Any], *, index: int, count: int, seed: int = 0) -> Task:
+    """One of `Task.folds`, counted from 0; this is how a run finds its fold again."""
+    base = registry.build("task", dict(task)) if isinstance(task, Mapping) else task
+    return base.folds(count, seed)[index]
 
 
 def _bucket(name: str) -> int:

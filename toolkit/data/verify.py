@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
     from toolkit.data.task import Task
 
 
-COLUMNS = (
-    *("case", "verdict", "checksum", "detail", "source", "site", "split"),
-    *("shape", "spacing", "classes", "low", "high", "notes"),
-)
+_ABOUT_THE_FILE = ("case", "verdict", "checksum", "detail", "source", "site", "split")
+_EMPTY = dict.fromkeys((*_ABOUT_THE_FILE, "shape", "spacing", "classes", "low", "high", "notes"), "")
 _TINY = 10
 _COMPANIONS = (".md", ".txt", ".csv", ".json", ".cfg", ".pdf", ".sha256", ".raw", ".zraw", ".xlsx")
 _COMPANION_NAMES = ("SHA256SUMS", "LICENSE", "README")
@@ -49,36 +48,20 @@ def verify(task: Task) -> DataFrame:
         recorded = {f"{row['site']}/{row['subject']}": row["sha256"] for row in index_rows(task.manifest)}
     rows: list[dict[str, Any]] = []
     first: dict[str, dict[str, Any]] = {}
-    seen: set[int] = set()
+    slices = Counter(id(case.reader) for case in task.cases())
     for case in task.cases():
-        if id(case.reader) in seen:
-            continue
-        seen.add(id(case.reader))
-        row = dict.fromkeys(COLUMNS, "") | _row(case, recorded, task)
-        twin = first.setdefault(row.pop("print"), row) if row.get("print") else row
-        if twin is not row:
-            _mark_twins(twin, row)
-        rows.append(row)
+        if count := slices.pop(id(case.reader), 0):
+            row = _EMPTY | _row(case, recorded, task, count)
+            twin = first.setdefault(row.pop("print"), row) if row.get("print") else row
+            if twin is not row:
+                _mark_twins(twin, row)
+            rows.append(row)
     rows += _leaks(task) + _about_the_folder(task)
-    return as_table(rows, list(COLUMNS))
+    return as_table(rows, list(_EMPTY))
 
 
-def usable(task: Task, table: DataFrame | None = None) -> Task:
-    """The task without every case that `verify` does not call `ok`; of duplicates across splits none is kept.
-
-    Args:
-        task: any task.
-        table: result of `verify`; default it is made now.
-
-    Raises:
-        DataError: nothing is left.
-    """
-    table = verify(task) if table is None else table
-    good = set(table.case[table.verdict == "ok"])
-    return task.restricted([case for case in task.cases() if _name(case) in good])
-
-
-def _name(case: Case) -> str:
+def name_of(case: Case) -> str:
+    """What a case is called in `verify`'s table: its volume where it is a slice of one."""
     return case.volume if case.index is not None else case.id
 
 
@@ -91,18 +74,17 @@ def _mark_twins(twin: dict[str, Any], row: dict[str, Any]) -> None:
             one["notes"] = "; ".join(filter(None, (one["notes"], f"same image as {other['case']}")))
 
 
-def _row(case: Case, recorded: dict[str, str], task: Task) -> dict[str, Any]:
+def _row(case: Case, recorded: dict[str, str], task: Task, slices: int) -> dict[str, Any]:
     reader = case.reader
     row: dict[str, Any] = {name: getattr(case, name) for name in ("source", "site", "split")}
-    row |= {"case": _name(case), "spacing": " x ".join(f"{mm:.4g}" for mm in case.spacing or ())}
+    row |= {"case": name_of(case), "spacing": " x ".join(f"{mm:.4g}" for mm in case.spacing or ())}
     missing = [str(path) for path in reader.files() if not path.is_file()]
     if missing:
         return row | {"verdict": "missing", "checksum": "none", "detail": f"no such file: {', '.join(missing)}"}
     row["checksum"] = _checksum(reader, recorded)
     try:
         pair = reader.read_raw()
-        slices = sum(other.reader is reader for other in task.cases()) if case.index is not None else None
-        if slices is not None and pair.image.shape[1] != slices:
+        if case.index is not None and pair.image.shape[1] != slices:
             raise DataError(f"The index has {slices} slices, the file {pair.image.shape[1]}.")
         if pair.image.shape[0] != task.channels:
             raise DataError(f"The image has {pair.image.shape[0]} channels, the task {task.channels}.")
@@ -142,7 +124,7 @@ def _leaks(task: Task) -> list[dict[str, Any]]:
         first = seen.setdefault(person, case)
         if first.split != case.split and first.subject != case.subject and person != case.volume:
             detail = f"{first.id} in {first.split} and {case.id} in {case.split} seem to be of one person, {person}."
-            rows.append(dict.fromkeys(COLUMNS, "") | {"verdict": "leak", "checksum": "none", "detail": detail})
+            rows.append(_EMPTY | {"verdict": "leak", "checksum": "none", "detail": detail})
     return rows
 
 
@@ -159,7 +141,7 @@ def _about_the_folder(task: Task) -> list[dict[str, Any]]:
         rows.append({"verdict": verdict, "source": str(folder / pattern), "detail": detail})
     for path in _foreign(task, manifest, folder):
         rows.append({"verdict": "foreign", "source": str(path), "detail": "No case uses this file."})
-    return [dict.fromkeys(COLUMNS, "") | {"checksum": "none"} | row for row in rows if row["verdict"] != "ok"]
+    return [_EMPTY | {"checksum": "none"} | row for row in rows if row["verdict"] != "ok"]
 
 
 def counted(expected: int, found: int, doubt: str = "") -> tuple[str, str]:
@@ -180,17 +162,13 @@ def _foreign(task: Task, manifest: Manifest, folder: Path) -> list[Path]:
     for pattern in (*manifest.files, *manifest.other_files):
         own |= {path.resolve() for path in _matching(folder, pattern)}
     others = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.resolve() not in own)
-    return [
-        path for path in others if not path.name.lower().endswith(_COMPANIONS) and path.stem not in _COMPANION_NAMES
-    ]
+    strange = (path for path in others if path.stem not in _COMPANION_NAMES)
+    return [path for path in strange if not path.name.lower().endswith(_COMPANIONS)]
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
-    return [
-        path
-        for path in folder.glob(pattern)
-        if path.is_file() and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
-    ]
+    paths = {path: path.relative_to(folder).parts for path in folder.glob(pattern) if path.is_file()}
+    return [path for path, parts in paths.items() if not any(part.startswith((".", "__MACOSX")) for part in parts)]
 
 
 def _checksum(reader: Source, recorded: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolkit.data.arrays import task_from_arrays
+from toolkit.data.table import task_from_arrays
 from toolkit.errors import ToolkitError
 from toolkit.models.unet import unet
 from toolkit.process_state import seeded

@@ -11,7 +11,6 @@ from golden_cases import golden_case
 from scipy import stats
 
 from toolkit import registry
-from toolkit.data.arrays import task_from_arrays
 from toolkit.data.artefacts import (
     ARTEFACTS,
     apply_artefact,
@@ -22,6 +21,7 @@ from toolkit.data.artefacts import (
     with_artefacts,
 )
 from toolkit.data.catalogue import load_task
+from toolkit.data.table import task_from_arrays
 from toolkit.errors import ConfigError, DataError
 
 

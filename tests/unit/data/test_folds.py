@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from toolkit import registry
-from toolkit.data.arrays import task_from_arrays
 from toolkit.data.catalogue import load_task
+from toolkit.data.table import task_from_arrays
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError
 

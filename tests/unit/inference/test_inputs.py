@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from toolkit.data.arrays import task_from_arrays
 from toolkit.data.normalise import normalise
+from toolkit.data.table import task_from_arrays
 from toolkit.errors import ConfigError, DataError
 from toolkit.explain.gradcam import grad_cam
 from toolkit.features.modules import dims_and_channels

@@ -13,7 +13,7 @@ import torch
 from toolkit.__main__ import main
 from toolkit.apps.demo import explained_case
 from toolkit.apps.gpu_check import relative_difference
-from toolkit.data.arrays import task_from_arrays
+from toolkit.data.table import task_from_arrays
 from toolkit.errors import ToolkitError
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import unet

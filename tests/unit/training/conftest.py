@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.data.arrays import task_from_arrays
+from toolkit.data.table import task_from_arrays
 from toolkit.data.task import Task
 from toolkit.models.unet import UNet, unet
 from toolkit.training.config import TrainConfig

@@ -12,8 +12,8 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from toolkit.data.arrays import task_from_arrays
 from toolkit.data.loader import Loader
+from toolkit.data.table import task_from_arrays
 from toolkit.errors import DataError
 from toolkit.training.config import TrainConfig
 from toolkit.training.engine import share_of, worker_count

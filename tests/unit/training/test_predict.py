@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolkit.data.arrays import task_from_arrays
 from toolkit.data.normalise import normalise
+from toolkit.data.table import task_from_arrays
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError, LayerError, ToolkitError, ToolkitWarning
 from toolkit.inference.network import Predictor

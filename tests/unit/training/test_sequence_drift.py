@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.data.arrays import task_from_arrays
+from toolkit.data.table import task_from_arrays
 from toolkit.data.task import Task
 from toolkit.inference.extract import extract
 from toolkit.measure.gaussianity import gaussianity

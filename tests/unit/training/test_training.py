@@ -229,7 +229,7 @@ def test_the_test_split_is_never_asked_for(discs: Task, network: UNet, tmp_path:
 def test_without_a_val_split_the_last_weights_are_selected_and_that_is_said(
     network: UNet, tmp_path: Path, discs: Task
 ) -> None:
-    from toolkit.data.arrays import task_from_arrays
+    from toolkit.data.table import task_from_arrays
 
     images = [case.image for case in discs.cases("train")]
     labels = [case.label for case in discs.cases("train")]

@@ -11,7 +11,7 @@ import torch
 from golden_cases import golden_case
 from torch import nn
 
-from toolkit.data.arrays import task_from_arrays
+from toolkit.data.table import task_from_arrays
 from toolkit.errors import CheckpointError, ConfigError, LayerError
 from toolkit.methods.continual.strategies import (
     ElasticWeightConsolidation,
