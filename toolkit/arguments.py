@@ -63,6 +63,7 @@ _LOOKED_AT = 256  # elements of a sequence whose type is looked at
 # classes known by name alone where they are annotated
 _NAMED = {"DataFrame", "Features", "Result", "Run", "Case", "Task"}
 _HERE = str(Path(__file__).parent)
+_NUMBERS: dict[Any, Any] = {bool: (bool, np.bool_), int: numbers.Integral, float: numbers.Real}
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _RAW = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError),
@@ -259,9 +260,6 @@ def _hints(call: Callable[..., Any]) -> dict[str, Any]:
             if typing.is_typeddict(keywords):
                 hints |= typing.get_type_hints(keywords)
     return hints
-
-
-_NUMBERS: dict[Any, Any] = {bool: (bool, np.bool_), int: numbers.Integral, float: numbers.Real}
 
 
 def _fits(value: Any, kind: Any) -> bool:

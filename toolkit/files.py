@@ -22,13 +22,8 @@ SEALED = 2  # format of records that carry their own hash
 def replacing(path: str | os.PathLike[str], *, parents: bool = False, durable: bool = False) -> Iterator[Path]:
     """A temporary name beside `path`, with its suffix; what the block wrote there takes the place of `path` at its end.
 
-    A reader sees the old file or the new one, never half of it. If the block raises, nothing changes.
-
-    Args:
-        path: the file.
-        parents: make its folder where it is missing.
-        durable: flush the file and its folder to the disk before and after the rename, so that a power cut leaves the
-            old file or the new one as well.
+    A reader sees the old file or the new one, never half of it. If the block raises, nothing changes. `parents` makes
+    the folder; `durable` flushes file and folder to the disk around the rename, so that this holds for a power cut too.
     """
     path = Path(path)
     if parents:

@@ -25,15 +25,11 @@ STALE = 120.0  # a machine that was silent for so long is taken to be gone
 
 @contextlib.contextmanager
 def exclusive(lock: Path, doing: str, where: Path) -> Iterator[None]:
-    """Hold a lock for the length of a `with` block.
+    """Hold a lock for the length of a `with` block; `doing` ("is training this run") and `where` are for its message.
 
     On one machine the operating system keeps it (`flock`), so that it ends with its process, however that ends. Other
-    machines that see the same folder read who holds it, and since when that machine was silent, from a file beside it.
-
-    Args:
-        lock: the lock file; a `.json` of the same name beside it says who holds it. Both go when the block ends.
-        doing: what the holder does, for the message: "is training this run".
-        where: what is locked.
+    machines that see the same folder read who holds it, and since when that machine was silent, from a `.json` file
+    beside it. Both files go when the block ends.
     """
     from filelock import FileLock, Timeout
 

@@ -23,18 +23,10 @@ _FIX = "Nothing was unpacked. Get the archive from its publisher again, and do n
 
 
 def unpack(archive: str | os.PathLike[str], folder: str | os.PathLike[str], *, inside: str = "") -> list[str]:
-    """Unpack a `.zip` or `.tar` archive (also `.gz`, `.bz2`, `.xz`) into a folder, all of it or nothing.
+    """Unpack a `.zip` or `.tar` archive (also `.gz`, `.bz2`, `.xz`), or its folder `inside`, into a folder.
 
-    Everything is checked before and while it is written to a hidden folder beside the target; only a complete and
-    clean content is moved to its place.
-
-    Args:
-        archive: the file.
-        folder: where its content goes; made if missing.
-        inside: folder of the archive whose content is wanted; the rest is left out.
-
-    Returns:
-        Paths of the files, relative to `folder`.
+    All of it or nothing: everything is checked before and while it is written to a hidden folder beside the target, and
+    only a complete and clean content is moved to its place. Returns the files' paths relative to `folder`.
     """
     archive, folder = Path(archive), Path(folder)
     require_file(archive)

@@ -69,8 +69,7 @@ def load_task(
             raise DataError(what, where="looked in " + ", ".join(map(str, data_folders(name))), fix=fix)
         rows = split_rows(manifest, rows_of(manifest, folder), split_list)
     classes = dict(sorted(manifest.classes.items()))
-    values = None if manifest.label_values is None else {float(k): v for k, v in manifest.label_values.items()}
-    coded = checked_values(values, classes)
+    coded = checked_values(manifest.label_values, classes)
     common = {"normalisation": manifest.normalisation, "classes": tuple(classes), "label_values": coded}
     channels = 3 if manifest.channel_rule == "grey-to-rgb" else None
     cases, _ = cases_of_rows(rows, manifest.dims, channels, common, classes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from toolkit.data.manifest import Manifest, cache_folder
 from toolkit.data.phantoms.phantom import Generator, Phantom
 from toolkit.data.reading import Row
-from toolkit.data.sets.files import table_of
+from toolkit.data.rows import table_of
 from toolkit.data.source import Arrays, Source, read_npz
 from toolkit.errors import DataError
 from toolkit.files import replacing
@@ -44,7 +43,8 @@ class GeneratedSource(Source):
 
     def stack(self) -> Phantom:
         """The stack as generated; a cache file that is damaged or holds other bytes is made again."""
-        path = self._path()
+        name = f"{self.site}_{self.subject:04d}_seed{self.seed}.npz"
+        path = cache_folder() / self.generator / self.version / name
         with contextlib.suppress(DataError):
             cached = read_npz(path, ["image", "label", "spacing", "group"])
             mm = tuple(float(value) for value in cached["spacing"])
@@ -55,17 +55,15 @@ class GeneratedSource(Source):
         stack = generator(self.generator).generate(self.site, self.subject, self.seed)
         if self.sha256 and stack.sha256() != self.sha256:
             what = "The generator makes other bytes here than the index table records."
-            fix = (
-                "Install the pinned versions of constraints.txt; after a change of the generator give it a new version "
-            )
-            raise DataError(what, where=self.where, fix=f"{fix}and run python scripts/phantom_index.py.")
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
-            _store(stack, path)
+            fix = "Install the pinned versions of constraints.txt. After a change of the generator, raise its version and run "
+            raise DataError(what, where=self.where, fix=f"{fix}python scripts/phantom_index.py.")
+        whole = stack.image.astype(np.uint16)
+        grey = whole if (whole == stack.image).all() else stack.image
+        # a cache that cannot be written costs time, nothing else
+        with contextlib.suppress(OSError), replacing(path, parents=True) as temporary:
+            arrays: dict[str, Any] = {"image": grey, "label": stack.label, "spacing": np.asarray(stack.spacing)}
+            np.savez_compressed(temporary, **arrays, group=stack.group)
         return stack
-
-    def _path(self) -> Path:
-        name = f"{self.site}_{self.subject:04d}_seed{self.seed}.npz"
-        return cache_folder() / self.generator / self.version / name
 
     @property
     def where(self) -> str:
@@ -75,34 +73,21 @@ class GeneratedSource(Source):
         return self.sha256 or self.stack().sha256()
 
 
-def _store(stack: Phantom, path: Path) -> None:
-    """Write it as `.npz`; whole grey values as uint16."""
-    whole = stack.image.astype(np.uint16)
-    image = whole if (whole == stack.image).all() else stack.image
-    arrays: dict[str, Any] = {
-        "image": image,
-        "label": stack.label,
-        "spacing": np.asarray(stack.spacing),
-        "group": stack.group,
-    }
-    with replacing(path, parents=True) as temporary:
-        np.savez_compressed(temporary, **arrays)
-
-
 def generated_rows(manifest: Manifest) -> list[Row]:
     """The volumes or tiles of an embedded set, in the order of sites and subjects."""
     rows: list[Row] = []
     for row in index_rows(manifest):
         name = f"{row['site']}{int(row['subject']):03d}"
+        mm = tuple(float(row[key]) for key in ("slice_mm", "row_mm", "column_mm") if row[key])
+        own = {"case": name, "subject": name, "group": row["group"] or None}
+        slices = row["slices"] if manifest.dims == 2 else None
         rows.append(
             {
-                "case": name,
-                "subject": name,
+                **own,
                 "site": row["site"],
                 "split": row["split"],
-                "group": row["group"] or None,
-                "spacing": tuple(float(row[key]) for key in ("slice_mm", "row_mm", "column_mm") if row[key]) or None,
-                "slices": row["slices"] if manifest.dims == 2 else None,
+                "spacing": mm or None,
+                "slices": slices,
                 "image": _source(manifest, row),
             }
         )
@@ -132,15 +117,8 @@ def made_rows(manifest: Manifest) -> list[dict[str, str]]:
 
 
 def _source(manifest: Manifest, row: dict[str, str]) -> GeneratedSource:
-    return GeneratedSource(
-        normalisation=manifest.normalisation,
-        classes=tuple(sorted(manifest.classes)),
-        generator=manifest.name,
-        site=row["site"],
-        subject=int(row["subject"]),
-        version=row["generator"],
-        sha256=row.get("sha256", ""),
-    )
+    place: dict[str, Any] = {"generator": manifest.name, "site": row["site"], "subject": int(row["subject"])}
+    return GeneratedSource(**place, version=row["generator"], sha256=row.get("sha256", ""))
 
 
 def generator(name: str) -> Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.data.augment import Augmentation, apply, checked_augmentation
+from toolkit.data.augment import Augmentation, apply
 from toolkit.data.case import Case
 from toolkit.data.randomness import fits_sequence, keyed_random, place_of_noise, windows_of_noise
 from toolkit.errors import DataError
 from toolkit.process_state import guarded_random_state, seed_all
 
+Transform = Callable[..., Any]
 
+
+@dataclasses.dataclass(eq=False)
 class Loader:
     """Batches `{"image": (B, C, *P) float32, "label": (B, 1, *P) int64, "case": ids}`.
 
@@ -27,49 +31,37 @@ class Loader:
     Images smaller than the patch are padded with their minimum (label 0); larger ones are cropped at random, a
     share `foreground` of the crops around a voxel of a random class of the case.
 
-    Args:
+    Attributes:
         cases: cases with labels.
         channels: channels of the images.
         batch_size: samples per batch.
         patch_size: size of every sample.
         seed: base of all random numbers.
-        augmentation: preset name, `Augmentation`, or a callable on the sample, such as MONAI's dictionary transforms:
-            see `toolkit.data.loader`. A callable's random numbers are keyed like all others.
+        augmentation: what is done to a batch, or None.
+        transform: what is done to each sample, such as MONAI's dictionary transforms: see `toolkit.data.loader`. Its
+            random numbers are keyed like all others.
         flips: axes that may be mirrored.
         shuffle: False keeps the order of `cases` in every epoch.
-        foreground: share of crops that are placed on foreground (default 0.5).
+        foreground: share of crops that are placed on foreground.
         limits: values that augmented images are clipped to, for normalisations with a fixed range; None = not.
-
-    Raises:
-        ConfigError: an invalid setting.
+        next_epoch: the one that the next `for` gives.
     """
 
-    ahead: bool  # whether threads may prepare the batches in any order
+    cases: Sequence[Case]
+    channels: int
+    batch_size: int
+    patch_size: tuple[int, ...]
+    seed: int
+    augmentation: Augmentation | None
+    transform: Transform | None
+    flips: tuple[int, ...]
+    shuffle: bool
+    foreground: float
+    limits: tuple[float, float] | None
+    next_epoch: int = 0
 
-    def __init__(
-        self,
-        cases: Sequence[Case],
-        *,
-        channels: int,
-        batch_size: int,
-        patch_size: Sequence[int],
-        seed: int = 0,
-        augmentation: str | Augmentation | Transform | None = "none",
-        flips: Sequence[int] = (),
-        shuffle: bool = True,
-        foreground: float | None = None,
-        limits: tuple[float, float] | None = None,
-    ) -> None:
-        self.cases = list(cases)
-        self.channels, self.batch_size, self.seed = channels, int(batch_size), seed
-        self.patch_size = tuple(int(side) for side in patch_size)
-        self.transform = augmentation if callable(augmentation) else None
-        self.augmentation = None if callable(augmentation) else checked_augmentation(augmentation)
-        self.ahead = self.transform is None  # transforms draw from generators that all threads share
-        self.flips, self.shuffle = tuple(flips), shuffle
-        self.foreground = 0.5 if foreground is None else float(foreground)
-        self.limits = limits
-        self.next_epoch = 0
+    def __post_init__(self) -> None:
+        self.ahead = self.transform is None  # threads may prepare batches in any order; transforms share generators
         self._order: tuple[int, np.ndarray] | None = None
         self._points: dict[str, np.ndarray] = {}
 
@@ -233,17 +225,11 @@ def _sampled_foreground(classes: np.ndarray, name: str, limit: int = 500) -> np.
     return np.concatenate(rows)
 
 
-Transform = Callable[..., Any]
-
-
 def transformed(transform: Transform, batch: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
     """A batch whose samples went through a transform one by one, each with all its random numbers from its own seed.
 
-    Args:
-        transform: called with {"image": (C, *S) float32, "label": (1, *S) int64, "case": id}; returns such a dict.
-            batchgenerators' transforms are called as they want it, with `data` and `seg`, or `image` and `segmentation`.
-        batch: image (B, C, *S), label (B, 1, *S), case.
-        seeds: one a sample, below 2**32.
+    The transform takes {"image": (C, *S) float32, "label": (1, *S) int64, "case": id} and returns such a dict;
+    batchgenerators' are called as they want it, with `data` and `seg`, or `image` and `segmentation`.
     """
     samples = []
     for image, label, case, seed in zip(batch["image"], batch["label"], batch["case"], seeds, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import sysconfig
@@ -11,7 +10,7 @@ import tomllib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar, Literal
 
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import DataError, choose
 
 # A plain address: of a user name, a backslash or brackets in front of the path, programs make different hosts.
 ADDRESS = re.compile(r"https://[A-Za-z0-9.-]+(:\d{1,4}|:[1-5]\d{4})?(/[^\\\s]*)?")
@@ -187,15 +186,10 @@ def leaves_folder(name: str) -> bool:
 
 def find_manifest(name: str) -> Manifest:
     """Read the manifest of a task."""
-    for folder in manifest_folders():
-        path = folder / f"{name}.toml"
-        if not leaves_folder(name) and path.is_file():
-            return read_manifest(path)
-    near = difflib.get_close_matches(name, manifest_names(), n=1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    known = ", ".join(manifest_names()) or "none (no manifests were found)"
-    fix = f"{hint}Known: {known}. For one's own data: toolkit.task_from_folder(images, labels, classes=...)."
-    raise ConfigError(f"There is no task called {name!r}.", where="load_task", fix=fix)
+    where = "load_task; for one's own data: toolkit.task_from_folder(images, labels, classes=...)"
+    choose("task called", name, manifest_names(), where=where)
+    paths = (folder / f"{name}.toml" for folder in manifest_folders())
+    return read_manifest(next(path for path in paths if path.is_file()))
 
 
 def cache_folder() -> Path:

@@ -18,52 +18,35 @@ from toolkit.data.volumes import read_geometry, require_same_grid
 from toolkit.errors import ConfigError, DataError
 
 Row = dict[str, Any]
-_READERS: dict[str, Callable[..., Arrays]] = {
-    "nifti": volumes.read_pair,
-    "itk": itk.read_pair,
-    "arrays": stacks.read_pair,
-    "pages": stacks.read_page_pair,
-    "picture": pictures.read_pair,
+# The endings of each kind of file, and what reads it.
+_KINDS: dict[str, tuple[tuple[str, ...], Callable[..., Arrays]]] = {
+    "nifti": (volumes.SUFFIXES, volumes.read_pair),
+    "itk": (itk.SUFFIXES, itk.read_pair),
+    "picture": (pictures.SUFFIXES, pictures.read_pair),
+    "arrays": (stacks.ARRAY_SUFFIXES, stacks.read_pair),
+    "pages": ((), stacks.read_page_pair),  # a picture's ending, but several pages
 }
-READABLE = (*volumes.SUFFIXES, *itk.SUFFIXES, *pictures.SUFFIXES, *stacks.ARRAY_SUFFIXES)
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """A reader and what is known before its voxels are read."""
-
-    reader: Source  # reads the voxels
-    # spatial axes as they will be read, slices first where a stack is cut; 0 where a side is not known yet
-    shape: tuple[int, ...]
-    geometry: Geometry | None = None  # how to write a result back in the file's own axes, or None
-
-    @property
-    def spacing(self) -> tuple[float, ...] | None:
-        """Mm along `shape`, or None if it is not known."""
-        return None if self.geometry is None else self.geometry.read_spacing
+READABLE = tuple(suffix for suffixes, _ in _KINDS.values() for suffix in suffixes)
+# A reader, the spatial axes that it will give (slices first where a stack is cut; 0 where a side is not known before its
+# voxels are read), and how to write a result back in the file's own axes, or None.
+Opened = tuple[Source, tuple[int, ...], Geometry | None]
 
 
 def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any]) -> Opened:
-    """The reader of one row.
+    """The reader of one row, whose columns `task_from_table` explains; an image may be a `Source` too.
 
-    Args:
-        row: `image` (a path, several paths that are the channels, an array or a `Source`), `label` (a path, an array
-            or None); `frame` and `label_frame` of 4-D files; `slices`, where their number is known without a look;
-            `image_key` and `label_key` of files of arrays; `threshold`, `foreground` and `background` of pictures;
-            `affine` of arrays.
-        dims: spatial axes of a case.
-        channels: 1 or 3 brings pictures to that many channels.
-        common: settings of every `Source`.
+    `channels` (1 or 3) is what pictures are brought to, `common` the settings of every `Source`.
     """
     image, label = row["image"], row.get("label")
+    counted = (int(row["slices"]), 0, 0) if row.get("slices") else None  # known without a look
     if isinstance(image, Source):
-        shape = row.get("shape") or _counted(row, dims)
-        return Opened(dataclasses.replace(image, **common), shape, row.get("geometry"))
+        return dataclasses.replace(image, **common), row.get("shape") or counted or (0,) * dims, row.get("geometry")
     if not is_path(image) and not (isinstance(image, (list, tuple)) and all(map(is_path, image))):
         return _arrays(row, dims, common)
     files = (Path(image),) if is_path(image) else tuple(Path(path) for path in image)
     label = None if label is None else Path(label)
     kind, geometry = kind_of(files[0]), None
+    options: dict[str, Any] = {}
     shape: tuple[int, ...] = (0, 0)
     if len(files) > 1 and kind != "nifti":
         raise DataError("Several files of one image, its channels, need NIfTI.", where=", ".join(map(str, files)))
@@ -74,18 +57,17 @@ def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any
         options, geometry = {"dims": dims}, itk.read_itk(files[0], dims)[1]
     elif kind == "arrays":
         options = {key: row[key] for key in ("image_key", "label_key") if key in row}
-        counted = _counted(row, dims) if row.get("slices") else None
         shape = counted or array_shape(files[0], options.get("image_key", "image"))
         options["axes"] = len(shape)
     elif kind == "pages":
-        options, shape = {}, stack_shape(files[0])
+        shape = stack_shape(files[0])
     else:
         options = {key: row[key] for key in ("threshold", "foreground", "background") if key in row}
         options["channels"] = channels
-    suffixes = pictures.SUFFIXES if kind == "picture" else ()
-    named = {"images": files, "label": label if kind != "arrays" else None, "kind": kind, "suffixes": suffixes}
-    reader = FileSource(read=_READERS[kind], options=options, **named, **common)
-    return Opened(reader, geometry.read_shape if geometry is not None else shape, geometry)
+    named = {"images": files, "label": label if kind != "arrays" else None}
+    inside = pictures.SUFFIXES if kind == "picture" else ()
+    reader = FileSource(read=_KINDS[kind][1], options=options, kind=kind, suffixes=inside, **{**common, **named})
+    return reader, geometry.read_shape if geometry is not None else shape, geometry
 
 
 def kind_of(path: Path) -> str:
@@ -93,14 +75,10 @@ def kind_of(path: Path) -> str:
     name = path.name.lower()
     if name.endswith(stacks.TIFF_SUFFIXES) and path.is_file() and stack_shape(path)[0] > 1:
         return "pages"
-    for kind, suffixes in (
-        ("nifti", volumes.SUFFIXES),
-        ("picture", pictures.SUFFIXES),
-        ("arrays", stacks.ARRAY_SUFFIXES),
-    ):
+    for kind, (suffixes, _) in _KINDS.items():
         if name.endswith(suffixes):
             return kind
-    if path.is_dir() or name.endswith(itk.SUFFIXES):
+    if path.is_dir():
         return "itk"
     what = "This is no image file that can be read."
     raise DataError(what, where=path, fix=f"Readable: {', '.join(READABLE)}, and folders of one DICOM series.")
@@ -158,10 +136,6 @@ def channel_first(
     return image, label, axes
 
 
-def _counted(row: Row, dims: int) -> tuple[int, ...]:
-    return (int(row["slices"]), 0, 0) if row.get("slices") else (0,) * dims
-
-
 def _arrays(row: Row, dims: int, common: Mapping[str, Any]) -> Opened:
     name = str(row.get("case", "image"))
     label = None if row.get("label") is None else as_array(row["label"])
@@ -170,7 +144,7 @@ def _arrays(row: Row, dims: int, common: Mapping[str, Any]) -> Opened:
     reader.read_raw()  # every array is checked now rather than in the middle of a training
     affine = row.get("affine")
     geometry = None if affine is None else Geometry.of_array(as_array(affine), image.shape[1:], dims)
-    return Opened(reader, image.shape[1:], geometry)
+    return reader, image.shape[1:], geometry
 
 
 def _nifti_geometry(

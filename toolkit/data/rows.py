@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -40,7 +41,9 @@ def table_rows(frame: Any, folder: str | os.PathLike[str] | None) -> list[Row]:
     if isinstance(frame, (str, os.PathLike)):
         path = Path(frame).expanduser()
         root = root if folder is not None else path.parent
-        frame = _read_csv(path)
+        numbers = ("frame", "label_frame", "slices", "position", "threshold", "spacing")
+        frame = table_of(path, "Save it as CSV, UTF-8, a row for every image.")
+        frame = [row | {key: _numbers(row[key], key, path) for key in numbers if row.get(key)} for row in frame]
     elif isinstance(frame, Mapping):
         lengths = {name: len(column) for name, column in frame.items()}
         if len({*lengths.values()}) > 1:
@@ -131,19 +134,31 @@ def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]] | None:
         return None
 
 
-def _read_csv(path: Path) -> list[Row]:
-    require_file(path)
-    with decoding(path, "a table", "Save it as CSV, UTF-8."), path.open(newline="", encoding="utf-8-sig") as stream:
-        rows: list[Row] = [dict(row) for row in csv.DictReader(stream, restkey="more than the first line names")]
-    for row in rows:
-        for key in ("frame", "label_frame", "slices", "position", "threshold", "spacing"):
-            if text := row.get(key):
-                try:
-                    numbers = [float(part) for part in text.replace(";", " ").split()]
-                    row[key] = numbers if key == "spacing" else int(text)
-                except ValueError as error:
-                    raise DataError(f"The column {key!r} holds {text!r}, no number.", where=path) from error
+def text_of(path: Path, what: str = "a text", fix: str = "Get it again.") -> str:
+    """A text file (UTF-8) of at most 64 MB."""
+    require_file(path, most=2**26)
+    with decoding(path, what, fix):
+        return path.read_text(encoding="utf-8-sig")
+
+
+def table_of(path: Path, fix: str = "Get it again.") -> list[dict[str, Any]]:
+    """The rows of a CSV file, blanks around names and values removed."""
+    lines = io.StringIO(text_of(path, "a table", fix))
+    rows = [
+        {key.strip(): value.strip() if isinstance(value, str) else value for key, value in row.items()}
+        for row in csv.DictReader(lines, restkey="more than the first line names", restval="", skipinitialspace=True)
+    ]
+    if not rows:
+        raise DataError("The table has no rows.", where=path, fix=fix)
     return rows
+
+
+def _numbers(text: str, column: str, where: Path) -> Any:
+    """What a cell of a column of numbers says."""
+    try:
+        return [float(part) for part in text.replace(";", " ").split()] if column == "spacing" else int(text)
+    except ValueError as error:
+        raise DataError(f"The column {column!r} holds {text!r}, no number.", where=where) from error
 
 
 def _empty(value: Any) -> bool:

@@ -13,15 +13,11 @@ Splits = Mapping[str, Sequence[str]] | Sequence[str] | str | None
 
 
 def assign_splits(ids: Sequence[str], subjects: Sequence[str], sites: Sequence[str], splits: Splits) -> list[str]:
-    """The split of every case.
+    """The split of every case: derived, given, or listed.
 
-    Args:
-        ids: case ids.
-        subjects: subject of every case.
-        sites: site of every case.
-        splits: None = derived: within each site the subjects, shuffled in a fixed way, are cut 60 / 20 / 20 into
-            train / val / test (fewer than three subjects at a site: all of them train); one name = all cases;
-            one name per case; or {"train": [ids or subjects], ...}, which must name every case.
+    `splits` is None = derived: within each site the subjects, shuffled in a fixed way, are cut 60 / 20 / 20 into train /
+    val / test (fewer than three subjects at a site: all of them train); one name = all cases; one name per case; or
+    {"train": [ids or subjects], ...}, which must name every case.
 
     Raises:
         ConfigError: names that do not exist, cases without a split, cases in two.

@@ -14,12 +14,12 @@ from toolkit.data.case import Case
 from toolkit.data.images import picture_shape
 from toolkit.data.labels import checked_classes, checked_values
 from toolkit.data.normalise import DEFAULT, check_rule
-from toolkit.data.reading import Opened, Row, dims_of, open_row
+from toolkit.data.reading import Row, dims_of, open_row
 from toolkit.data.rows import columns_of, completed, plain, table_rows
 from toolkit.data.source import FileSource
 from toolkit.data.splits import Splits
 from toolkit.data.task import Task
-from toolkit.errors import ConfigError, DataError, ToolkitWarning
+from toolkit.errors import DataError, ToolkitWarning
 from toolkit.registry import register
 from toolkit.results import DataFrame
 
@@ -160,6 +160,7 @@ def task_from_arrays(
     """
     images = list(images)
     count = len(images)
+    one = spacing is not None and all(isinstance(value, (int, float, np.number)) for value in spacing)
     ids = [f"case{index:03d}" for index in range(count)] if ids is None else ids
     columns = {
         "image": images,
@@ -168,30 +169,16 @@ def task_from_arrays(
         "subject": ids if subjects is None else subjects,
         "site": [sites] * count if isinstance(sites, str) else sites,
         "group": groups,
-        "spacing": _spacings(spacing, count),
+        "spacing": [spacing] * count if one else spacing,
     }
     given = {name: list(column) for name, column in columns.items() if column is not None}
     return task_from_table(given, classes=classes, dims=dims, name=name, **settings)
 
 
-def _spacings(spacing: Any, count: int) -> list[Sequence[float] | None]:
-    if spacing is None:
-        return [None] * count
-    given = list(spacing)
-    if all(isinstance(value, (int, float, np.number)) for value in given):
-        return [tuple(float(value) for value in given)] * count
-    if len(given) != count:
-        raise ConfigError(f"{len(given)} spacings were given for {count} images.", where="spacing")
-    return [None if value is None else tuple(float(number) for number in value) for value in given]
-
-
 def recipe(factory: str, given: Mapping[str, Any], /, **resolved: Any) -> dict[str, Any]:
-    """What `registry.build` takes to make a task again: plain values, without the arguments that were left out.
+    """What `registry.build` takes to make a task again: the factory's name and its arguments as plain values.
 
-    Args:
-        factory: registered name of the function that made the task.
-        given: its arguments, keywords of `TaskSettings` in `settings`.
-        resolved: those of them that are stored otherwise, such as paths from the root.
+    Of those `given`, some are stored otherwise (`resolved`), such as paths from the root; what was left out is left out.
     """
     arguments = {**given, **given.get("settings", {}), **resolved, "settings": None}
     stored = {key: plain(value) for key, value in arguments.items() if value is not None and value != ()}
@@ -201,46 +188,36 @@ def recipe(factory: str, given: Mapping[str, Any], /, **resolved: Any) -> dict[s
 def cases_of_rows(
     rows: Iterable[Row], dims: int, channels: int | None, common: Mapping[str, Any], classes: Mapping[int, str]
 ) -> tuple[list[Case], list[tuple[int, ...]]]:
-    """The cases of completed rows, and their sizes (0 where only reading would tell)."""
+    """The cases of completed rows, one a slice where a stack is cut for a 2D task, and their sizes (0: not known yet)."""
     cases: list[Case] = []
     sizes: list[tuple[int, ...]] = []
     for row in rows:
-        opened = open_row(row, dims, channels, common)
-        own = cases_of(row, opened, dims, dict(classes))
+        reader, shape, geometry = open_row(row, dims, channels, common)
+        name, where, position = row["case"], reader.where, row.get("position")
+        if len(shape) != dims and (len(shape), dims) != (3, 2):
+            raise DataError(f"{name!r} has {len(shape)} spatial axes, not {dims}.", where=where)
+        mm = _spacing(row, len(shape), None if geometry is None else geometry.read_spacing, where, dims)
+        affine = row.get("affine") if geometry is None else geometry.affine
+        case = Case(
+            **{column: row[column] for column in ("site", "split", "subject")},
+            id=name,
+            volume=str(row.get("volume", name)),
+            position=None if position is None else int(position),
+            group=row.get("group"),
+            classes=dict(classes),
+            spacing=None if mm is None else mm[-dims:],
+            slice_spacing=mm[0] if mm is not None and len(mm) == 3 and dims == 2 else None,
+            affine=None if affine is None else np.asarray(affine, dtype=float),
+            source=where,
+            reader=reader,
+            geometry=geometry,
+        )
+        own = [case]
+        if len(shape) > dims:
+            own = [dataclasses.replace(case, id=f"{name}/slice{n:02d}", position=n, index=n) for n in range(shape[0])]
         cases += own
-        sizes += [opened.shape[-dims:]] * len(own)
+        sizes += [shape[-dims:]] * len(own)
     return cases, sizes
-
-
-def cases_of(row: Row, opened: Opened, dims: int, classes: dict[int, str]) -> list[Case]:
-    """One case for a volume or image, or one per slice where a stack (slices first) is cut for a 2D task."""
-    name, where, axes = row["case"], opened.reader.where, len(opened.shape)
-    if axes != dims and (axes, dims) != (3, 2):
-        raise DataError(f"{name!r} has {axes} spatial axes, not {dims}.", where=where)
-    mm = _spacing(row, opened, name, dims)
-    between = mm[0] if mm is not None and len(mm) == 3 and dims == 2 else None
-    affine = row.get("affine") if opened.geometry is None else opened.geometry.affine
-    position = row.get("position")
-    case = Case(
-        id=name,
-        site=row["site"],
-        split=row["split"],
-        subject=row["subject"],
-        volume=str(row.get("volume", name)),
-        position=None if position is None else int(position),
-        group=row.get("group"),
-        classes=classes,
-        spacing=None if mm is None else mm[-dims:],
-        slice_spacing=between,
-        affine=None if affine is None else np.asarray(affine, dtype=float),
-        source=where,
-        reader=opened.reader,
-        geometry=opened.geometry,
-    )
-    if axes == dims:
-        return [case]
-    numbers = range(opened.shape[0])
-    return [dataclasses.replace(case, id=f"{name}/slice{n:02d}", position=n, index=n) for n in numbers]
 
 
 def default_patch(sizes: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -251,24 +228,23 @@ def default_patch(sizes: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(int(np.clip(side // multiple * multiple, multiple, largest)) for side in median)
 
 
-def _spacing(row: Row, opened: Opened, name: str, dims: int) -> tuple[float, ...] | None:
-    """Mm along the axes: of the file's header, else of the table."""
-    where, given, axes = opened.reader.where, row.get("spacing"), len(opened.shape)
-    if given is not None:
-        given = tuple(float(value) for value in given)
-        stacked = dims == 2 and axes == 2 and "volume" in row
-        if len(given) not in {axes, dims, 3 if stacked else axes}:
-            what = f"{name!r} has {axes} spatial axes but a spacing of {len(given)} numbers."
-            raise DataError(what, where=where, fix="Give mm along every axis of the image, or None if it is not known.")
-        if not all(0 < value < float("inf") for value in given):
-            raise DataError(f"The spacing of {name!r} is {given}.", where=where, fix="Use mm, above 0.")
-    if opened.spacing is None:
-        return given
-    if given is not None and not np.allclose(given, opened.spacing[-len(given) :], rtol=0.01):
-        what = f"The header of {name!r} gives a spacing of {opened.spacing} mm, the table {given}."
+def _spacing(row: Row, axes: int, known: tuple[float, ...] | None, where: str, dims: int) -> tuple[float, ...] | None:
+    """Mm along the axes: of the file's header (`known`), else of the table."""
+    given, name = row.get("spacing"), row["case"]
+    if given is None:
+        return known
+    given = tuple(float(value) for value in given)
+    stacked = dims == 2 and axes == 2 and "volume" in row
+    if len(given) not in {axes, dims, 3 if stacked else axes}:
+        what = f"{name!r} has {axes} spatial axes but a spacing of {len(given)} numbers."
+        raise DataError(what, where=where, fix="Give mm along every axis of the image, or None if it is not known.")
+    if not all(0 < value < float("inf") for value in given):
+        raise DataError(f"The spacing of {name!r} is {given}.", where=where, fix="Use mm, above 0.")
+    if known is not None and not np.allclose(given, known[-len(given) :], rtol=0.01):
+        what = f"The header of {name!r} gives a spacing of {known} mm, the table {given}."
         fix = "Leave the column spacing empty for files that say it, or correct one of them."
         raise DataError(what, where=where, fix=fix)
-    return opened.spacing
+    return known or given
 
 
 def _checked_channels(cases: list[Case], check: bool) -> tuple[list[Case], int]:

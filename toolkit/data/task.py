@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit import registry
 from toolkit.arguments import checked_methods
-from toolkit.data.augment import Augmentation
+from toolkit.data.augment import Augmentation, checked_augmentation
 from toolkit.data.case import Case
 from toolkit.data.labels import checked_classes, checked_regions
 from toolkit.data.loader import Loader, Transform
@@ -151,13 +151,14 @@ class Task:
         return Loader(
             cases,
             channels=self.channels,
-            batch_size=batch_size,
+            batch_size=int(batch_size),
             patch_size=self.patch_size if patch_size is None else checked_patch(patch_size, self.dims),
             seed=seed,
-            augmentation=augmentation,
+            augmentation=None if callable(augmentation) else checked_augmentation(augmentation),
+            transform=augmentation if callable(augmentation) else None,
             flips=self.flips,
             shuffle=shuffle,
-            foreground=foreground,
+            foreground=0.5 if foreground is None else float(foreground),
             limits=fixed_range(self.normalisation),
         )
 

@@ -102,7 +102,7 @@ def geometry_of(
     dims: int = 3,
     *,
     codes: tuple[int, int] = (1, 1),
-    scale: float = 1.0,
+    scale: float = 1,
 ) -> Geometry:
     """Geometry of a volume, in the axes closest to right, anterior, superior, by its voxel-to-world matrix."""
     from nibabel.orientations import inv_ornt_aff, io_orientation

@@ -50,15 +50,7 @@ class ConvolutionBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        *,
-        dims: int,
-        norm: str,
-        stride: int = 1,
-        middle: int | None = None,
-        slope: float = 0.01,
+        self, inputs: int, outputs: int, *, dims: int, norm: str, stride: int = 1, middle: int = 0, slope: float = 0.01
     ) -> None:
         super().__init__()
         convolution, middle = layer("Conv", dims), middle or outputs
@@ -122,14 +114,7 @@ class UNet(UShaped):
     Its arguments are those of `toolkit.unet`.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        channels: Sequence[int] = (16, 32, 64, 128),
-        dims: int = 2,
-        norm: str = "instance",
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, channels: Sequence[int], dims: int, norm: str) -> None:
         super().__init__()
         if len(channels) < 2 or min(channels) < 1:
             raise ConfigError(f"channels must be at least two positive widths, not {tuple(channels)}.")

@@ -12,7 +12,7 @@ import pytest
 
 from toolkit import list_tasks, load_task
 from toolkit.data.manifest import cache_folder, find_manifest, manifest_names
-from toolkit.data.sets.files import table_of
+from toolkit.data.rows import table_of
 from toolkit.errors import ConfigError, DataError, ToolkitError, ToolkitWarning
 
 MANIFEST = """

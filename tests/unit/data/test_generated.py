@@ -8,7 +8,7 @@ import pytest
 from toolkit import load_task, registry
 from toolkit.data.generated import GENERATORS, GeneratedSource, generator, index_rows
 from toolkit.data.manifest import find_manifest
-from toolkit.data.sets.files import table_of
+from toolkit.data.rows import table_of
 from toolkit.errors import ConfigError, DataError
 
 

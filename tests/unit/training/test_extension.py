@@ -123,7 +123,7 @@ def test_what_has_no_name_to_find_is_asked_for() -> None:
         pass
 
     assert "Hidden" in describe("regularizer", Hidden())["foreign"]
-    assert "Wider" in describe("model", Wider(1, 2, (4, 8)))["foreign"]
+    assert "Wider" in describe("model", Wider(1, 2, (4, 8), 2, "instance"))["foreign"]
     assert describe("regularizer", tk.SegReg())["name"] == "segreg"
     assert describe("model", tk.unet(1, 2, channels=(4, 8)))["arguments"]["channels"] == [4, 8]
 
@@ -182,7 +182,7 @@ def test_a_term_without_weight_is_named() -> None:
         def __call__(self, context: tk.StepContext) -> dict[str, torch.Tensor]:
             return {"mine": context.features["head_input"].mean()}
 
-    step = tk.TrainingStep(UNet(1, 2, channels=(4, 8)), tk.SegmentationObjective(), [Mine()])
+    step = tk.TrainingStep(tk.unet(1, 2, channels=(4, 8)), tk.SegmentationObjective(), [Mine()])
     batch = {"image": torch.rand(1, 1, 16, 16), "label": torch.zeros(1, 1, 16, 16, dtype=torch.long)}
     with pytest.raises(tk.ProtocolError, match=r"returns the terms \['mine'\], weights\(\) names \['epps_pulley'\]"):
         step(batch)

@@ -29,6 +29,9 @@ from toolkit.data.phantoms.thorax import Grid, draw_thorax, sample_thorax
 
 SIZE = 96
 _FINE = 2  # grid points per pixel along each axis before averaging
+HeartSlice = SimpleNamespace  # signed distances (mm, negative inside) and directions on one slice's grid
+Heart = SimpleNamespace  # one subject's heart; lengths in mm, angles as (cosine, sine) from the septal direction
+_Scene = SimpleNamespace  # one subject in one scanner
 # (epicardial radius, wall thickness, right ventricular depth) in mm, at the base in diastole.
 _SIZES = {
     "normal": (33.0, 9.0, 27.0),
@@ -46,9 +49,6 @@ def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
     slices = [_draw_slice(stream(1 + k), settings, scene, level) for k, level in enumerate(scene.levels)]
     images, labels = zip(*slices, strict=True)
     return np.stack(images), np.stack(labels)
-
-
-_Scene = SimpleNamespace  # one subject in one scanner
 
 
 def _sample_scene(stream: Stream, site: Site, heart: Heart) -> _Scene:
@@ -96,9 +96,6 @@ def _label(cut: HeartSlice) -> NDArray[np.uint8]:
     return label
 
 
-Heart = SimpleNamespace  # one subject's heart; lengths in mm, angles as (cosine, sine) from the septal direction
-
-
 def sample_heart(stream: Stream, group: str) -> Heart:
     """Draw a heart of this pathology group, at some moment between end diastole and end systole."""
     radius, wall, depth = _SIZES[group]
@@ -132,9 +129,6 @@ def sample_heart(stream: Stream, group: str) -> Heart:
             for angle in (115.0, -120.0)
         ),
     )
-
-
-HeartSlice = SimpleNamespace  # signed distances (mm, negative inside) and directions on one slice's grid
 
 
 def taper(heart: Heart, level: float) -> float:

@@ -16,14 +16,11 @@ _SUM_DEVIATION = ((2**32 - 1) / 3.0) ** 0.5
 
 
 class Stream:
-    """Random draws keyed by integers: the same key gives the same numbers on every machine.
+    """Random draws keyed by integers, such as (seed, task, site, subject, purpose): the same numbers on every machine.
 
     NumPy promises the raw words of a bit generator for ever, but not what `Generator.normal` makes of them; here
     every draw is an integer operation on raw PCG64 words followed by one exact scaling. A "normal" draw is the sum of
     four uniforms (Irwin-Hall), whose tails end at 3.46 standard deviations.
-
-    Args:
-        key: non-negative integers, e.g. (seed, task, site, subject, purpose).
     """
 
     def __init__(self, *key: int) -> None:
@@ -201,11 +198,7 @@ def rician(stream: Stream, signal: Floats, deviation: float) -> Floats:
 
 
 def acquire(stream: Stream, signal: Floats, field: Floats, scanner: Scanner) -> NDArray[np.float32]:
-    """Image of a scene of tissue signals: point spread, shading, noise, contrast curve, 12-bit grey values.
-
-    Returns:
-        Whole numbers 0 to 4095, as float32.
-    """
+    """Image (whole numbers 0 to 4095) of a scene of tissue signals: point spread, shading, noise, contrast curve."""
     seen = rician(stream, blur(signal, scanner.blur) * field, scanner.noise)
     grey = contrast_curve(seen * (1.0 / 1.3), scanner.curve) * (1.3 * scanner.gain)
     return np.clip(np.rint(grey), 0.0, 4095.0).astype(np.float32)

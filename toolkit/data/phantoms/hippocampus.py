@@ -29,8 +29,6 @@ from toolkit.data.phantoms.phantom import Drawn, Generator, Site
 
 SHAPE = (24, 48, 48)
 _FINE = (2, 2, 2)
-
-
 _Shape = SimpleNamespace  # one hippocampus; mm, along the front-to-back axis from the middle of the volume
 
 

@@ -27,9 +27,8 @@ from toolkit.data.phantoms.phantom import Drawn, Generator, Site
 
 SHAPE = (16, 64, 64)
 _FINE = (2, 2, 2)
-
-
 _Gland = SimpleNamespace  # one patient; lengths in mm
+_Axes = tuple[Floats, Floats, Floats]
 
 
 def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
@@ -66,7 +65,7 @@ def _sample(stream: Stream, group: str) -> _Gland:
     )
 
 
-def _axes(site: Site, gland: _Gland, factors: tuple[int, int, int]) -> tuple[Floats, Floats, Floats]:
+def _axes(site: Site, gland: _Gland, factors: tuple[int, int, int]) -> _Axes:
     """Upwards (towards the bladder), backwards and sideways from the gland's middle, mm."""
     steps = (site.slice_spacing, site.spacing, site.spacing)
     up, back, side = centred_axes(SHAPE, factors, steps)
@@ -82,13 +81,13 @@ def _flare(site: Site, gland: _Gland) -> Floats:
     return (1.0 + site.coil_flare / (1.0 + distance)) / (1.0 + 0.35 * site.coil_flare)
 
 
-def _ellipsoid(axes: tuple[Floats, Floats, Floats], middle: tuple[float, ...], half: tuple[float, ...]) -> Floats:
+def _ellipsoid(axes: _Axes, middle: tuple[float, ...], half: tuple[float, ...]) -> Floats:
     """About the signed distance (mm) to an ellipsoid along the axes."""
     squares = [((axis - at) * (1.0 / size)) ** 2 for axis, at, size in zip(axes, middle, half, strict=True)]
     return (np.sqrt(squares[0] + squares[1] + squares[2]) - 1.0) * min(half)
 
 
-def _paint(stream: Stream, site: Site, gland: _Gland, signals: dict[str, float]) -> tuple[Floats, Floats, Floats]:
+def _paint(stream: Stream, site: Site, gland: _Gland, signals: dict[str, float]) -> _Axes:
     """Tissue signals and the signed distances to the gland and to its transition zone."""
     axes = _axes(site, gland, _FINE)
     size, pitch = tuple(n * f for n, f in zip(SHAPE, _FINE, strict=True)), site.spacing / _FINE[1]
@@ -111,12 +110,7 @@ def _paint(stream: Stream, site: Site, gland: _Gland, signals: dict[str, float])
 
 
 def _draw_pelvis(
-    gland: _Gland,
-    signals: dict[str, float],
-    axes: tuple[Floats, Floats, Floats],
-    coarse: Floats,
-    texture: Floats,
-    pitch: float,
+    gland: _Gland, signals: dict[str, float], axes: _Axes, coarse: Floats, texture: Floats, pitch: float
 ) -> Floats:
     """Fat, obturator and levator muscles, pubic bones, rectum with gas, and the bladder above."""
     up, back, side = axes

@@ -15,6 +15,7 @@ import numpy as np
 from toolkit.data.phantoms.fields import Floats, Stream, paint, smooth_field, soft_inside, stamp_disc
 
 Signals = dict[str, float]
+Thorax = SimpleNamespace  # one subject's surroundings; mm, positions as (centre, centre, radius) or two half axes
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,6 @@ class Grid:
         """About the signed distance (mm) to an ellipse along the scene's axes."""
         across, down = (self.x - centre[0]) * (1.0 / axes[0]), (self.y - centre[1]) * (1.0 / axes[1])
         return (np.sqrt(across * across + down * down) - 1.0) * min(axes)
-
-
-Thorax = SimpleNamespace  # one subject's surroundings; mm, positions as (centre, centre, radius) or two half axes
 
 
 def sample_thorax(stream: Stream, heart_radius: float, right_reach: float) -> Thorax:

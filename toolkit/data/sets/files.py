@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -13,7 +11,8 @@ from typing import Any
 
 from toolkit.data.manifest import Manifest, leaves_folder
 from toolkit.data.reading import Row
-from toolkit.data.source import decoding, require_file
+from toolkit.data.rows import table_of, text_of
+from toolkit.data.source import decoding
 from toolkit.errors import DataError
 
 
@@ -61,24 +60,6 @@ def paths_below(folder: Path) -> list[str]:
                 continue
             paths.append((here / name).as_posix() + ("/" if path.is_dir() else ""))
     return sorted(paths)
-
-
-def text_of(path: Path) -> str:
-    """A text file of a data set."""
-    require_file(path, most=2**26)
-    with decoding(path, "a text", "Get it again."):
-        return path.read_text(encoding="utf-8-sig")
-
-
-def table_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, blanks around names and values removed."""
-    rows = [
-        {(key or "").strip(): value.strip() for key, value in row.items() if isinstance(value, str)}
-        for row in csv.DictReader(io.StringIO(text_of(path)), skipinitialspace=True)
-    ]
-    if not rows:
-        raise DataError("The table has no rows.", where=path, fix="Get it again.")
-    return rows
 
 
 def frame_of(phases: Mapping[str, str], phase: str, where: Path, line: str) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 
 from toolkit.data.manifest import Manifest
 from toolkit.data.reading import Row
-from toolkit.data.sets.files import indexed, matched, table_of, text_of
+from toolkit.data.rows import table_of, text_of
+from toolkit.data.sets.files import indexed, matched
 from toolkit.data.splits import held_out
 from toolkit.errors import DataError
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from toolkit.data.manifest import Manifest
 from toolkit.data.reading import Row
-from toolkit.data.sets.files import decathlon_rows, frame_of, indexed, matched, paths_below, table_of, text_of
+from toolkit.data.rows import table_of, text_of
+from toolkit.data.sets.files import decathlon_rows, frame_of, indexed, matched, paths_below
 from toolkit.errors import DataError
 
 _PHASES = ("ED", "ES")  # end of diastole, end of systole
