@@ -133,10 +133,7 @@ _SUBMODULES = {
 class _Doors(importlib.abc.MetaPathFinder):
     """Checks the public calls of each module of the toolkit the moment it is imported, by whatever road.
 
-    Public are the names that `toolkit` offers, functions in a package's `__all__`, and the functions of figures.
-
-    Args:
-        public: names by module.
+    Public are the names that `toolkit` offers (by module), functions in a package's `__all__`, and those of figures.
     """
 
     def __init__(self, public: Mapping[str, tuple[str, ...]]) -> None:

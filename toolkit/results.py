@@ -178,13 +178,14 @@ def load_result(path: str | os.PathLike[str], *, most_bytes: int = 2**32) -> Res
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_size(archive, most_bytes)
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+            if sizes.get("result.json", 0) > _MOST_HEADER or len(sizes) > _MOST_ENTRIES:
+                raise ValueError(f"its header has {sizes.get('result.json', 0)} bytes and {len(sizes)} entries")
+            if (size := sum(sizes.values())) > most_bytes:
+                raise ValueError(f"it unpacks to {size} bytes; if that is right, raise most_bytes={most_bytes}")
             header = json.loads(archive.read("result.json"))
-            arrays = {
-                name.removesuffix(".npy"): _read_array(archive.read(name))
-                for name in archive.namelist()
-                if name.endswith(".npy")
-            }
+            names = [name.removesuffix(".npy") for name in sizes if name.endswith(".npy")]
+            arrays = {name: _read_array(archive.read(f"{name}.npy")) for name in names}
         if header["format"] != 1:
             raise ValueError(f"its format is {header['format']!r}, and this toolkit reads 1")
         fields = {name: _decode(value, arrays) for name, value in header["fields"].items()}
@@ -195,14 +196,6 @@ def load_result(path: str | os.PathLike[str], *, most_bytes: int = 2**32) -> Res
     except Exception as error:  # a file from elsewhere: whatever is wrong in it, it is the file that is wrong
         what = f"This is not a readable result file ({type(error).__name__}: {error})."
         raise ResultError(what, where=path, fix="Compute the result again and save it with .save(path).") from error
-
-
-def _check_size(archive: zipfile.ZipFile, most_bytes: int) -> None:
-    sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-    if sizes.get("result.json", 0) > _MOST_HEADER or len(sizes) > _MOST_ENTRIES:
-        raise ValueError(f"its header has {sizes.get('result.json', 0)} bytes and {len(sizes)} entries")
-    if sum(sizes.values()) > most_bytes:
-        raise ValueError(f"it unpacks to {sum(sizes.values())} bytes; if that is right, raise most_bytes={most_bytes}")
 
 
 def _read_array(content: bytes) -> np.ndarray:

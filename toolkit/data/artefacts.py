@@ -7,6 +7,7 @@ that the same volume gets the same corruption in any order, and so that they can
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -168,27 +169,18 @@ def with_artefacts(
         choose("artefact", name, ARTEFACTS, where="with_artefacts")
     if not (chosen := base.cases(split)):
         raise ConfigError(f"The split {split!r} of {base.name!r} has no cases.", where="with_artefacts")
-    unit = base.normalisation.startswith(("range", "window:", "none"))
-    cases = [
-        one
-        for name in artefacts
-        for copy in range(copies)
-        for one in _corrupted_cases(chosen, name, copy, seed, "none" if unit else base.normalisation)
-    ]
+    rule = "none" if base.normalisation.startswith(("range", "window:", "none")) else base.normalisation
+    cases: list[Case] = []
+    readers: dict[tuple[str, int, Source], ArtefactSource] = {}
+    for name, copy, case in itertools.product(artefacts, range(copies), chosen):
+        inner, volume = case.reader, f"{name}/{case.volume}_{copy}"
+        if (name, copy, inner) not in readers:
+            drawn = draw_artefact(name, seed, case.volume, copy)
+            readers[name, copy, inner] = ArtefactSource(rule, inner.label_values, inner.classes, inner, name, drawn)
+        reader = readers[name, copy, inner]
+        own: dict[str, Any] = {"id": case.id.replace(case.volume, volume, 1), "volume": volume, "site": name}
+        cases.append(dataclasses.replace(case, **own, reader=reader, source=reader.where))
     arguments = {"artefacts": list(artefacts), "copies": copies, "split": split, "seed": seed}
     recipe = registry.describe(base)
     config = None if recipe is None else {"name": "with_artefacts", "arguments": {"task": recipe, **arguments}}
     return base.restricted(cases, name=f"{base.name}_c", sites=tuple(artefacts), manifest=None, toolkit_config=config)
-
-
-def _corrupted_cases(cases: Sequence[Case], name: str, copy: int, seed: int, rule: str) -> list[Case]:
-    readers: dict[int, ArtefactSource] = {}
-    changed = []
-    for case in cases:
-        if id(inner := case.reader) not in readers:
-            drawn = draw_artefact(name, seed, case.volume, copy)
-            readers[id(inner)] = ArtefactSource(rule, inner.label_values, inner.classes, inner, name, drawn)
-        reader, volume = readers[id(inner)], f"{name}/{case.volume}_{copy}"
-        renamed: dict[str, Any] = {"id": case.id.replace(case.volume, volume, 1), "volume": volume, "site": name}
-        changed.append(dataclasses.replace(case, **renamed, reader=reader, source=reader.where))
-    return changed

@@ -105,35 +105,21 @@ def apply(
     geometry, intensity = numbers[:, : angles + 1 + 2 * dims], numbers[:, -4:]
     allowed = [axis in flips for axis in range(dims)] if augmentation.flips else [False] * dims
     if augmentation.resamples(flips):
-        theta = _theta(augmentation, geometry, patch, image.shape[2:], spacing, allowed)
-        grid = _grid(theta.to(image.device, non_blocking=True), patch)
+        signed = 2.0 * geometry - 1.0
+        rotation = _rotations(np.deg2rad(augmentation.rotation) * signed[:, :angles], dims)
+        zoom = np.exp(math.log1p(augmentation.scale) * signed[:, angles])
+        shift = augmentation.translation * signed[:, angles + 1 : angles + 1 + dims] * np.asarray(patch)
+        mirror = np.where((geometry[:, angles + 1 + dims :] < 0.5) & np.asarray(allowed), -1.0, 1.0)
+        matrix = rotation * spacing[:, None, :] / spacing[:, :, None] * zoom[:, None, None] * mirror[:, None, :]
+        half_out, half_in = np.asarray(patch) / 2.0, np.asarray(image.shape[2:]) / 2.0
+        matrix = matrix * half_out[None, None, :] / half_in[None, :, None]
+        # from normalised output to normalised input coordinates, x first
+        theta = np.concatenate([matrix[:, ::-1, ::-1], (shift / half_in)[:, ::-1, None]], axis=2).astype(np.float32)
+        grid = _grid(torch.from_numpy(theta).to(image.device, non_blocking=True), patch)
         sample = torch.nn.functional.grid_sample
         image = sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
         label = sample(label, grid, mode="nearest", padding_mode="border", align_corners=False)
     return _intensity(augmentation, image, intensity, noise), label
-
-
-def _theta(
-    augmentation: Augmentation,
-    numbers: np.ndarray,
-    patch: Sequence[int],
-    source: Sequence[int],
-    spacing: np.ndarray,
-    allowed: Sequence[bool],
-) -> Tensor:
-    """Matrices (B, dims, dims + 1) from normalised output to normalised input coordinates, x first."""
-    dims = len(patch)
-    angles = 1 if dims == 2 else 3
-    signed = 2.0 * numbers - 1.0
-    rotation = _rotations(np.deg2rad(augmentation.rotation) * signed[:, :angles], dims)
-    zoom = np.exp(math.log1p(augmentation.scale) * signed[:, angles])
-    shift = augmentation.translation * signed[:, angles + 1 : angles + 1 + dims] * np.asarray(patch)
-    mirror = np.where((numbers[:, angles + 1 + dims :] < 0.5) & np.asarray(allowed), -1.0, 1.0)
-    matrix = rotation * spacing[:, None, :] / spacing[:, :, None] * zoom[:, None, None] * mirror[:, None, :]
-    half_out, half_in = np.asarray(patch) / 2.0, np.asarray(source) / 2.0
-    matrix = matrix * half_out[None, None, :] / half_in[None, :, None]
-    theta = np.concatenate([matrix[:, ::-1, ::-1], (shift / half_in)[:, ::-1, None]], axis=2)
-    return torch.from_numpy(np.ascontiguousarray(theta, dtype=np.float32))
 
 
 def _grid(theta: Tensor, patch: Sequence[int]) -> Tensor:

@@ -16,7 +16,6 @@ from toolkit.data.source import Arrays, Source
 from toolkit.data.table import TaskSettings, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
-from toolkit.files import sha256
 
 _NAMES = ("case", "subject", "site", "split", "group", "volume")
 
@@ -43,11 +42,6 @@ class DatasetSource(Source):
     @property
     def where(self) -> str:
         return f"{type(self.items).__name__}[{self.index}]"
-
-    def fingerprint(self) -> str:
-        pair = self.read_raw()
-        label = b"" if pair.label is None else pair.label.tobytes()
-        return sha256(f"{pair.image.shape}".encode() + pair.image.tobytes() + label)
 
 
 def task_from_dataset(

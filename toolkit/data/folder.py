@@ -81,18 +81,22 @@ def task_from_folder(
     pairs = _pairs(root, label_root, named_channels)
     rows: list[Row] = [{"case": case, "image": files, "label": label} for case, (files, label) in pairs.items()]
     folders = _sites([row["case"] for row in rows])
+    stored: dict[str, Any] = {"sites": sites, "subjects": subjects, "volumes": volumes}
+    stored = {
+        column: {case: str(names(case)) for case in pairs} if callable(names) else names
+        for column, names in stored.items()
+    }
     for row, folder in zip(rows, folders, strict=True):
         row["site"] = folder
-        for column, names in (("site", sites), ("subject", subjects), ("volume", volumes)):
+        for column, names in stored.items():
+            if isinstance(names, Mapping) and row["case"] not in names:
+                raise ConfigError(f"The case {row['case']!r} has no entry.", where=column, fix="Name every case.")
             if names is not None:
-                row[column] = _name_of(names, row["case"], f"{column}s")
+                row[column.removesuffix("s")] = names if isinstance(names, str) else str(names[row["case"]])
     _number_stacks(rows)
-    ids = [row["case"] for row in rows]
     name, own = name or root.parent.name or root.name, channels if isinstance(channels, int) else None
     task = task_from_table(rows, channels=own, name=name, check=check, classes=classes, dims=dims, **settings)
     grey = channels is None and task.channels == 1 and kind_of(rows[0]["image"][0]) == "picture"
-    named = {"sites": sites, "subjects": subjects, "volumes": volumes}
-    stored = {key: _storable(names, ids) for key, names in named.items()}
     places = {"images": str(root), "labels": None if label_root is None else str(label_root)}
     known = {"classes": task.classes, "dims": task.dims, "channels": 1 if grey else channels, "check": False}
     task.toolkit_config = recipe("task_from_folder", given, **places, **stored, **known)
@@ -206,26 +210,12 @@ def _sites(cases: Sequence[str]) -> list[str]:
     return ["site"] * len(cases) if persons or len(set(folders)) == len(cases) > 1 else folders
 
 
-def _name_of(names: Mapping[str, str] | Callable[[str], str] | str, case: str, what: str) -> str:
-    if isinstance(names, str):
-        return names
-    if callable(names):
-        return str(names(case))
-    if case not in names:
-        raise ConfigError(f"The case {case!r} has no entry.", where=what, fix="Name every case.")
-    return str(names[case])
-
-
-def _storable(names: Names | str, cases: Sequence[str]) -> dict[str, str] | str | None:
-    """Names as plain values, so that a run can make the task again: a function by what it says."""
-    return {case: str(names(case)) for case in cases} if callable(names) else names  # type: ignore[return-value]
-
-
 def _number_stacks(rows: Sequence[Row]) -> None:
     """Positions of pictures in their stacks, in the order of the numbers in their names."""
-    numbered = {id(row): [int(part) if part.isdigit() else 0 for part in _DIGITS.split(row["case"])] for row in rows}
     counts = Counter[str]()
-    for row in sorted(rows, key=lambda row: numbered[id(row)]):
+    for row in sorted(
+        rows, key=lambda row: [int(part) if part.isdigit() else 0 for part in _DIGITS.split(row["case"])]
+    ):
         if "volume" in row:
             row["position"] = counts[row["volume"]]
             counts[row["volume"]] += 1

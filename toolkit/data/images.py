@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -140,7 +139,15 @@ def _decoded(path: Path, *, palette: bool) -> np.ndarray:
     with decoding(path, *_DECODED), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=_FORMATS) as picture:
-            _refuse(picture, path)
+            if getattr(picture, "n_frames", 1) > 1:
+                what = f"The file holds {picture.n_frames} pages."
+                raise DataError(what, where=path, fix="Save each page as its own file, or the stack as NIfTI.")
+            if picture.width * picture.height > _MOST_PIXELS:
+                what = f"The picture has {picture.width} x {picture.height} pixels."
+                raise DataError(what, where=path, fix="Cut it into tiles.")
+            if (turned := picture.getexif().get(_ORIENTATION_TAG, 1)) != 1:
+                what = f"The picture carries a rotation tag ({turned}) that viewers follow and label files do not."
+                raise DataError(what, where=path, fix="Save it upright without it (Pillow: ImageOps.exif_transpose).")
             picture.load()
             resolved: Image.Image = picture
             if picture.mode in ("P", "PA") and not palette:
@@ -154,19 +161,6 @@ def _decoded(path: Path, *, palette: bool) -> np.ndarray:
     elif mode not in ("1", "L", "P", "I", "F", "RGB") and not mode.startswith("I;16"):
         raise DataError(f"The picture has the colour mode {mode}.", where=path, fix="Convert it to grey or RGB.")
     return array.astype(np.uint8) if array.dtype == np.bool_ else array
-
-
-def _refuse(picture: Any, path: Path) -> None:
-    if getattr(picture, "n_frames", 1) > 1:
-        what = f"The file holds {picture.n_frames} pages."
-        raise DataError(what, where=path, fix="Save each page as its own file, or the stack as NIfTI.")
-    width, height = picture.size
-    if width * height > _MOST_PIXELS:
-        raise DataError(f"The picture has {width} x {height} pixels.", where=path, fix="Cut it into tiles.")
-    turned = picture.getexif().get(_ORIENTATION_TAG, 1)
-    if turned != 1:
-        what = f"The picture carries a rotation tag ({turned}) that viewers follow and label files do not."
-        raise DataError(what, where=path, fix="Save it upright without the tag (Pillow: ImageOps.exif_transpose).")
 
 
 def read_polygons(path: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -188,9 +182,15 @@ def read_polygons(path: Path, shape: tuple[int, int]) -> np.ndarray:
         ]
     if not outlines:
         raise DataError("The XML file has no regions.", where=path, fix="Check that it belongs to the image.")
-    objects = np.zeros(shape, np.uint16)
+    objects, reach = np.zeros(shape, np.uint16), np.asarray((shape[1], shape[0]))
     for number, outline in enumerate(outlines, start=1):
-        _check_outline(outline, shape, number, path)
+        if len(outline) < 3 or not np.isfinite(outline).all():
+            what = f"Region {number} has {len(outline)} corners or corners that are no numbers."
+            raise DataError(what, where=path, fix="Take the file as it was published.")
+        # Annotators click a little beyond the border; a whole picture further is another picture's file.
+        if (outline < -reach).any() or (outline > 2 * reach).any() or number > np.iinfo(np.uint16).max:
+            what = f"Region {number} lies outside the picture of {shape[0]} x {shape[1]} pixels."
+            raise DataError(what, where=path, fix="The outlines belong to another picture.")
         rows, columns, inside = fill(outline, shape)
         window = objects[rows, columns]
         window[inside & (window == 0)] = number
@@ -210,14 +210,3 @@ def fill(outline: np.ndarray, shape: tuple[int, int]) -> tuple[slice, slice, np.
             crosses = (y0 <= y) != (y1 <= y)
             inside ^= crosses & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
     return rows, columns, inside
-
-
-def _check_outline(outline: np.ndarray, shape: tuple[int, int], number: int, path: Path) -> None:
-    if len(outline) < 3 or not np.isfinite(outline).all():
-        what = f"Region {number} has {len(outline)} corners or corners that are no numbers."
-        raise DataError(what, where=path, fix="Take the file as it was published.")
-    # Annotators click a little beyond the border; a whole picture further is another picture's file.
-    reach = np.asarray((shape[1], shape[0]))
-    if (outline < -reach).any() or (outline > 2 * reach).any() or number > np.iinfo(np.uint16).max:
-        what = f"Region {number} lies outside the picture of {shape[0]} x {shape[1]} pixels."
-        raise DataError(what, where=path, fix="The outlines belong to another picture.")

@@ -78,14 +78,7 @@ def _series(itk: Any, folder: Path) -> Any:
         what = f"The folder holds {len(series)} DICOM series."
         raise DataError(what, where=folder, fix="Keep one series in a folder.")
     names = itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    _check_steps(itk, names, folder)
-    reader = itk.ImageSeriesReader()
-    reader.SetFileNames(names)
-    return reader.Execute()
-
-
-def _check_steps(itk: Any, names: tuple[str, ...], folder: Path) -> None:
-    """Slices must follow each other at one distance: a missing slice would stretch the anatomy silently."""
+    # Slices must follow each other at one distance: a missing slice would stretch the anatomy silently.
     positions = []
     for name in names:
         header = itk.ImageFileReader()
@@ -96,3 +89,6 @@ def _check_steps(itk: Any, names: tuple[str, ...], folder: Path) -> None:
     if len(steps) and steps.max() - steps.min() > 0.05 * max(float(np.median(steps)), 1e-6):
         what = f"Neighbouring slices are {steps.min():.3g} to {steps.max():.3g} mm apart."
         raise DataError(what, where=folder, fix="A slice is missing or there twice: export the series again.")
+    reader = itk.ImageSeriesReader()
+    reader.SetFileNames(names)
+    return reader.Execute()

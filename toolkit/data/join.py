@@ -47,14 +47,17 @@ def join_tasks(
     loaded = [task if isinstance(task, Task) else registry.build("task", dict(task)) for task in tasks]
     _check_fit(loaded)
     named = {0: "background", **dict(enumerate(classes, start=1))}
-    tables = {task.name: _table(task, classes) for task in loaded}
     crowd = [site for task in loaded for site in task.sites]
     cases: list[Case] = []
     sites: list[str] = []
     for task in loaded:
         renamed = {site: f"{task.name}/{site}" if crowd.count(site) > 1 else site for site in task.sites}
         sites += renamed.values()
-        cases += [_joined(case, task.name, renamed[case.site], named, tables[task.name]) for case in task.cases()]
+        table = _table(task, classes)
+        for case in task.cases():
+            own: dict[str, Any] = {key: f"{task.name}/{getattr(case, key)}" for key in ("id", "volume", "subject")}
+            relabel = tuple(table[stored] for stored in case.relabel or range(len(table)))
+            cases.append(dataclasses.replace(case, **own, site=renamed[case.site], classes=named, relabel=relabel))
     configs = [registry.describe(task) for task in loaded]
     arguments = {"tasks": configs, "classes": classes, "name": name, "patch_size": patch_size}
     return loaded[0].restricted(
@@ -70,13 +73,6 @@ def join_tasks(
         citation="; ".join(dict.fromkeys(task.citation for task in loaded if task.citation)),
         toolkit_config=None if None in configs else recipe("join_tasks", arguments),
     )
-
-
-def _joined(case: Case, task: str, site: str, classes: dict[int, str], table: Sequence[int]) -> Case:
-    before = case.relabel or tuple(range(len(table)))
-    names: dict[str, Any] = {name: f"{task}/{getattr(case, name)}" for name in ("id", "volume", "subject")}
-    relabel = tuple(table[stored] for stored in before)
-    return dataclasses.replace(case, **names, site=site, classes=classes, relabel=relabel)
 
 
 def _table(task: Task, classes: Mapping[str, Mapping[str, ClassOf]]) -> tuple[int, ...]:

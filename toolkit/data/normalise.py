@@ -26,10 +26,8 @@ def check_rule(rule: str) -> str:
     if rule.startswith(("window:", "range:")):
         _limits(rule)
         return rule
-    rules = "; ".join(f"{name!r}: {what}" for name, what in _RULES.items())
-    fix = (
-        f"Use one of {rules}; 'range:LOW,HIGH': other percentiles; 'window:LOW,HIGH': clip to values, scale to [0, 1]."
-    )
+    known = {**_RULES, "range:LOW,HIGH": "other percentiles", "window:LOW,HIGH": "clip to values, scale to [0, 1]"}
+    fix = f"Use one of {'; '.join(f'{name!r}: {what}' for name, what in known.items())}."
     raise ConfigError(f"Unknown normalisation {rule!r}.", where="normalisation", fix=fix)
 
 

@@ -38,7 +38,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """Base of the readers. Subclasses define `stored`, `where` and, where they read no files, `fingerprint`."""
+    """Base of the readers. Subclasses define `stored` and `where`."""
 
     normalisation: str = DEFAULT  # rule of `toolkit.data.normalise`, applied to the whole volume
     # stored label value -> class index for data that is coded otherwise; None = stored as it is
@@ -64,9 +64,13 @@ class Source:
 
     def fingerprint(self) -> str:
         """Hash of what would be read: file contents, array bytes or the recipe."""
-        digest = hashlib.sha256()
-        for path in self.files():
+        digest, files = hashlib.sha256(), self.files()
+        for path in files:
             digest.update(file_sha256(path).encode())
+        for array in () if files else self.stored():
+            if array is not None:
+                digest.update(f"{array.dtype.str}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def pair(self) -> Pair:
@@ -167,14 +171,6 @@ class ArraySource(Source):
     @property
     def where(self) -> str:
         return self.name
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for array in (self.image, self.label):
-            if array is not None:
-                digest.update(f"{array.dtype.str}{array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
 
 
 def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:

@@ -174,26 +174,21 @@ def write_nifti(
 
 def require_same_grid(first: Geometry, second: Geometry, image: Path, other: Path) -> None:
     """Check that two files lie on one grid (shape, and corners within a tenth of a voxel)."""
-    where = f"{image} and {other}"
-    fix = "Resample the second onto the grid of the first (labels with nearest-neighbour interpolation)."
+    fix, what = "Resample the second onto the grid of the first (labels with nearest-neighbour interpolation).", ""
     if first.shape != second.shape or first.stored_shape[:3] != second.stored_shape[:3]:
         what = f"Two files of one case have different shapes: {first.stored_shape} and {second.stored_shape}."
-        raise DataError(what, where=where, fix=fix)
-    if (first.affine is None) != (second.affine is None):
+    elif (first.affine is None) != (second.affine is None):
         what = "One file of the case says where it lies in the world, the other does not."
-        raise DataError(what, where=where, fix=fix)
-    if first.affine is None or second.affine is None:
+    elif first.affine is None or second.affine is None:
         if first.spacing != second.spacing:
-            raise DataError(f"Voxel spacings differ: {first.spacing} and {second.spacing} mm.", where=where, fix=fix)
-        return
-    smallest = min(first.spacing or (1.0,))
-    shift = largest_shift(first.affine, second.affine, first.shape)
-    if shift > 0.1 * smallest or first.axes != second.axes or first.flips != second.flips:
-        what = (
-            f"Two files of one case lie at different places: up to {shift:.3g} mm apart (spacing {first.spacing} mm)."
-        )
-        fix += " If only the header is wrong, copy the image's affine to the other file."
-        raise DataError(what, where=where, fix=fix)
+            what = f"Voxel spacings differ: {first.spacing} and {second.spacing} mm."
+    else:
+        shift, mm = largest_shift(first.affine, second.affine, first.shape), first.spacing
+        if shift > 0.1 * min(mm or (1.0,)) or first.axes != second.axes or first.flips != second.flips:
+            what = f"Two files of one case lie at different places: up to {shift:.3g} mm apart (spacing {mm} mm)."
+            fix += " If only the header is wrong, copy the image's affine to the other file."
+    if what:
+        raise DataError(what, where=f"{image} and {other}", fix=fix)
 
 
 def _load(path: Path, dims: int, frame: int | None = None, voxels: bool = True) -> tuple[Any, Geometry]:

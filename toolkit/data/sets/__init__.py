@@ -6,7 +6,6 @@ A data set of one's own needs a manifest (`$TOOLKIT_MANIFESTS`) and beside it a 
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +13,13 @@ from pathlib import Path
 from toolkit.data.manifest import Manifest, leaves_folder
 from toolkit.data.reading import Row
 from toolkit.data.rows import completed, table_rows
-from toolkit.data.sets import pictures, scans
+from toolkit.data.sets import official
 from toolkit.data.splits import assign_splits
 from toolkit.errors import DataError
 
 # A data set is read by the function that bears its name.
 DATA_SETS: dict[str, Callable[[Path, Manifest], list[Row]]] = {
-    name: read
-    for module in (pictures, scans)
-    for name, read in inspect.getmembers(module, inspect.isfunction)
-    if read.__module__ == module.__name__
+    name: read for name, read in vars(official).items() if getattr(read, "__module__", "") == official.__name__
 }
 
 
