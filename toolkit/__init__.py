@@ -11,27 +11,16 @@ import importlib.machinery
 import inspect
 import sys
 import types
-from collections.abc import Mapping
 from typing import Any
 
+from toolkit import errors, results
 from toolkit.arguments import at_the_door
 from toolkit.registry import offer
-from toolkit.results import draw_with
 
 __version__ = "0.1.0"
 
 _PUBLIC: dict[str, tuple[str, ...]] = {
-    "toolkit.errors": (
-        "CheckpointError",
-        "ConfigError",
-        "DataError",
-        "LayerError",
-        "ProtocolError",
-        "RegularizerWarning",
-        "ResultError",
-        "ToolkitError",
-        "ToolkitWarning",
-    ),
+    "toolkit.errors": tuple(name for name in vars(errors) if name.endswith(("Error", "Warning"))),
     "toolkit.registry": ("register",),
     "toolkit.results": ("Result", "load_result"),
     "toolkit.data.artefacts": ("with_artefacts",),
@@ -136,10 +125,9 @@ class _Doors(importlib.abc.MetaPathFinder):
     Public are the names that `toolkit` offers (by module), functions in a package's `__all__`, and those of figures.
     """
 
-    def __init__(self, public: Mapping[str, tuple[str, ...]]) -> None:
-        self.public = public
-        for module in [module for name, module in sys.modules.items() if name in public]:
-            self.install(module)
+    def __init__(self) -> None:
+        for name in sys.modules.keys() & _PUBLIC.keys():
+            self.install(sys.modules[name])
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         """The module as Python finds it, with a loader that ends in `install`."""
@@ -157,7 +145,7 @@ class _Doors(importlib.abc.MetaPathFinder):
 
     def install(self, module: types.ModuleType) -> None:
         """Put the checked calls in the place of the others; constructors are changed in their class."""
-        names, here = self.public.get(module.__name__, ()), vars(module)
+        names, here = _PUBLIC.get(module.__name__, ()), vars(module)
         figures = module.__name__.startswith("toolkit.show.compose")
         functions = [name for name in here if name[0] != "_"] if figures else here.get("__all__", ())
         for name in {*names, *functions} & {*here}:
@@ -165,7 +153,7 @@ class _Doors(importlib.abc.MetaPathFinder):
                 here[name] = at_the_door(here[name])
 
 
-sys.meta_path.insert(0, _Doors(_PUBLIC))
+sys.meta_path.insert(0, _Doors())
 _HOME = {name: module for module, public in _PUBLIC.items() for name in public}
 __all__ = sorted([*_HOME, *_SUBMODULES])
 
@@ -185,4 +173,4 @@ def __dir__() -> list[str]:
 
 
 offer("toolkit.data", "toolkit.models", "toolkit.training", "toolkit.methods")
-draw_with(lambda: importlib.import_module("toolkit.show.draw"))
+results.drawing = lambda: importlib.import_module("toolkit.show.draw")

@@ -72,4 +72,5 @@ def choose(what: str, value: object, known: Collection[object], *, where: str = 
         return
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise ConfigError(f"There is no {what} {value!r}.", where=where, fix=f"{hint}Use one of {', '.join(names)}.")
+    fix = f"{hint}Use one of {', '.join(names)}." if names else "Leave it out: there is none."
+    raise ConfigError(f"There is no {what} {value!r}.", where=where, fix=fix)

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -32,7 +31,7 @@ else:
 
 _MOST_HEADER, _MOST_ENTRIES = 2**26, 100_000  # bytes of the JSON, and files, in a saved result
 _CLASSES: dict[str, type[Result]] = {}
-_drawing: Callable[[], Any] | None = None  # set by the package, so that results are computed and stored without it
+drawing: Any = None  # called, it gives the module that draws; set by the package, so that results do without it
 
 
 @checked_methods
@@ -64,7 +63,7 @@ class Result:
             options: those of the function of `toolkit.figures` that draws this kind of result, for example
                 `figures.grad_cam(..., scale="shared")` for `.plot(scale="shared")`; their docstrings explain them.
         """
-        return _drawing_code().plotly_figure(self, **options)
+        return drawing().plotly_figure(self, **options)
 
     def figure(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """Write the static twin of `plot` (PDF, SVG or PNG by suffix) with matplotlib; no browser is needed.
@@ -73,7 +72,7 @@ class Result:
             path: file to write.
             options: as for `plot`.
         """
-        return _drawing_code().static_figure(self, Path(path), **options)
+        return drawing().static_figure(self, Path(path), **options)
 
     def write_table(self, path: str | os.PathLike[str], digits: int = 4) -> Path:
         """Write `table()` as CSV (all digits) or as a LaTeX tabular, by suffix (.csv or .tex).
@@ -141,18 +140,6 @@ def as_table(rows: Any, columns: list[str] | None = None) -> DataFrame:
     import pandas as pd
 
     return pd.DataFrame(rows, columns=columns)
-
-
-def draw_with(drawing: Callable[[], Any]) -> None:
-    """Set what gives the module that draws results, with `plotly_figure` and `static_figure`."""
-    global _drawing
-    _drawing = drawing
-
-
-def _drawing_code() -> Any:
-    if _drawing is None:
-        raise ResultError("Nothing draws results here.", fix="import toolkit")
-    return _drawing()
 
 
 def latex_table(table: DataFrame, digits: int = 4) -> str:

@@ -15,7 +15,7 @@ from toolkit.data.normalise import check_rule
 from toolkit.data.sets import rows_of, split_rows
 from toolkit.data.table import cases_of_rows, recipe
 from toolkit.data.task import Task
-from toolkit.errors import ConfigError, DataError, ToolkitWarning
+from toolkit.errors import ConfigError, DataError, ToolkitWarning, choose
 from toolkit.registry import register
 from toolkit.results import DataFrame, as_table
 
@@ -55,9 +55,8 @@ def load_task(
     manifest = find_manifest(name)
     if normalisation is not None:
         manifest = dataclasses.replace(manifest, normalisation=check_rule(normalisation))
-    if split_list is not None and split_list not in manifest.split_lists:
-        fix = f"It has: {', '.join(manifest.split_lists) or 'none; leave split_list out'}."
-        raise ConfigError(f"{name!r} has no split list {split_list!r}.", where="load_task", fix=fix)
+    if split_list is not None:
+        choose("split list", split_list, manifest.split_lists, where=f"load_task({name!r}, split_list=...)")
     if manifest.generated:
         rows = generated_rows(manifest)
     else:

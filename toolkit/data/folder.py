@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from toolkit.data.reading import READABLE, Row, kind_of
-from toolkit.data.rows import person_of
-from toolkit.data.sets.files import decathlon_rows, read_description
+from toolkit.data.rows import decathlon_rows, person_of, read_description
 from toolkit.data.splits import held_out
 from toolkit.data.stacks import HDF5_SUFFIXES
 from toolkit.data.table import TaskSettings, recipe, task_from_table
@@ -80,7 +79,10 @@ def task_from_folder(
     named_channels = None if channels is None or isinstance(channels, int) else tuple(channels)
     pairs = _pairs(root, label_root, named_channels)
     rows: list[Row] = [{"case": case, "image": files, "label": label} for case, (files, label) in pairs.items()]
-    folders = _sites([row["case"] for row in rows])
+    folders = [str(Path(case).parent) if "/" in case else "site" for case in pairs]
+    persons = all(person_of(f"{folder}/") != f"{folder}/" for folder in folders)
+    if persons or len(set(folders)) == len(pairs) > 1:  # folders of persons, or of one case each, are no sites
+        folders = ["site"] * len(pairs)
     stored: dict[str, Any] = {"sites": sites, "subjects": subjects, "volumes": volumes}
     stored = {
         column: {case: str(names(case)) for case in pairs} if callable(names) else names
@@ -93,7 +95,13 @@ def task_from_folder(
                 raise ConfigError(f"The case {row['case']!r} has no entry.", where=column, fix="Name every case.")
             if names is not None:
                 row[column.removesuffix("s")] = names if isinstance(names, str) else str(names[row["case"]])
-    _number_stacks(rows)
+    counts = Counter[str]()  # positions of pictures in their stacks, in the order of the numbers in their names
+    for row in sorted(
+        rows, key=lambda row: [int(part) if part.isdigit() else 0 for part in _DIGITS.split(row["case"])]
+    ):
+        if "volume" in row:
+            row["position"] = counts[row["volume"]]
+            counts[row["volume"]] += 1
     name, own = name or root.parent.name or root.name, channels if isinstance(channels, int) else None
     task = task_from_table(rows, channels=own, name=name, check=check, classes=classes, dims=dims, **settings)
     grey = channels is None and task.channels == 1 and kind_of(rows[0]["image"][0]) == "picture"
@@ -201,24 +209,6 @@ def files_below(root: Path) -> list[Path]:
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         files += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(path for path in files if path.is_file())
-
-
-def _sites(cases: Sequence[str]) -> list[str]:
-    """The sub-folder of every case, unless the folders are persons or hold one case each: then there is one site."""
-    folders = [str(Path(case).parent) if "/" in case else "site" for case in cases]
-    persons = all(person_of(f"{folder}/") != f"{folder}/" for folder in folders)
-    return ["site"] * len(cases) if persons or len(set(folders)) == len(cases) > 1 else folders
-
-
-def _number_stacks(rows: Sequence[Row]) -> None:
-    """Positions of pictures in their stacks, in the order of the numbers in their names."""
-    counts = Counter[str]()
-    for row in sorted(
-        rows, key=lambda row: [int(part) if part.isdigit() else 0 for part in _DIGITS.split(row["case"])]
-    ):
-        if "volume" in row:
-            row["position"] = counts[row["volume"]]
-            counts[row["volume"]] += 1
 
 
 @register("task", "task_from_nnunet")

@@ -18,7 +18,7 @@ from toolkit.data.phantoms.phantom import Generator, Phantom
 from toolkit.data.reading import Row
 from toolkit.data.rows import table_of
 from toolkit.data.source import Arrays, Source, read_npz
-from toolkit.errors import DataError
+from toolkit.errors import DataError, choose
 from toolkit.files import replacing
 
 GENERATORS = ("phantom-cardiac", "phantom-glands", "phantom-hippocampus", "phantom-prostate")
@@ -123,7 +123,6 @@ def _source(manifest: Manifest, row: dict[str, str]) -> GeneratedSource:
 
 def generator(name: str) -> Generator:
     """The generator of an embedded task."""
-    if name not in GENERATORS:
-        raise DataError(f"There is no generator {name!r}.", where="manifest", fix=f"Known: {', '.join(GENERATORS)}.")
+    choose("generator", name, GENERATORS, where="manifest")
     task: Generator = importlib.import_module(f"toolkit.data.phantoms.{name.removeprefix('phantom-')}").TASK
     return task

@@ -32,14 +32,9 @@ def read_pair(
 ) -> Arrays:
     """A picture (C, H, W), and its label (H, W) from a picture, outlines in XML or a folder of a mask an object.
 
-    Args:
-        images: the picture.
-        label: of it, or None.
-        channels: 1 or 3, what every image is brought to (grey is repeated, equal colour channels are merged).
-        foreground: every label value above 0 is class 1 (numbered objects).
-        threshold: label values from here on (mean of the colours) are class 1, the rest class 0: soft, 0/255, colour
-            and JPEG masks.
-        background: an image without label file is background everywhere.
+    Every image is brought to `channels` (1 or 3; grey is repeated, equal colours are merged). Label values from
+    `threshold` on (mean of the colours; for soft, 0/255 and JPEG masks), or above 0 (`foreground`, for numbered objects),
+    are class 1, the rest is class 0; `background` stands for a label that has no file.
     """
     image = with_channels(read_picture(images[0]), channels, images[0])
     shape = (int(image.shape[1]), int(image.shape[2]))
@@ -139,8 +134,8 @@ def _decoded(path: Path, *, palette: bool) -> np.ndarray:
     with decoding(path, *_DECODED), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=_FORMATS) as picture:
-            if getattr(picture, "n_frames", 1) > 1:
-                what = f"The file holds {picture.n_frames} pages."
+            if (pages := getattr(picture, "n_frames", 1)) > 1:
+                what = f"The file holds {pages} pages."
                 raise DataError(what, where=path, fix="Save each page as its own file, or the stack as NIfTI.")
             if picture.width * picture.height > _MOST_PIXELS:
                 what = f"The picture has {picture.width} x {picture.height} pixels."

@@ -167,11 +167,10 @@ class Loader:
         """Write one crop, with its margin, into the rows of the batch."""
         pixels, classes = case.image_array(), case.label_array()
         if pixels.shape[0] != self.channels or pixels.ndim != image.ndim:
-            what = (
-                f"The case {case.id!r} has an image of shape {pixels.shape}; the task says {self.channels} channel(s) "
-            )
+            wanted = f"the task says {self.channels} channel(s) and {image.ndim - 1} spatial axes"
             fix = "Convert the images so that all have the same channels, or leave the odd ones out."
-            raise DataError(f"{what}and {image.ndim - 1} spatial axes.", where=case.source, fix=fix)
+            what = f"The case {case.id!r} has an image of shape {pixels.shape}; {wanted}."
+            raise DataError(what, where=case.source, fix=fix)
         starts = self._starts(case, classes, random)
         into, out_of = [], []
         for start, extra, side, length in zip(starts, self._margin, label.shape, classes.shape, strict=True):
@@ -263,9 +262,8 @@ def _checked(moved: Any, image: Tensor, label: Tensor, case: str) -> tuple[Tenso
     if new.shape != image.shape or classes.shape != label.shape:
         made, given = (tuple(new.shape), tuple(classes.shape)), (tuple(image.shape), tuple(label.shape))
         fix = "Keep channels and size; patch_size says how large the samples are."
-        raise DataError(
-            f"The augmentation made {made[0]} and {made[1]} of {given[0]} and {given[1]}.", where=where, fix=fix
-        )
+        what = f"The augmentation made {made[0]} and {made[1]} of {given[0]} and {given[1]}."
+        raise DataError(what, where=where, fix=fix)
     if not torch.equal(classes, classes.round()):
         fix = 'Move labels by nearest neighbour: mode=("bilinear", "nearest").'
         raise DataError("The augmentation mixed classes of the label.", where=where, fix=fix)

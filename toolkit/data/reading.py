@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data import images as pictures
-from toolkit.data import itk, stacks, volumes
+from toolkit.data import stacks, volumes
 from toolkit.data.geometry import Geometry
 from toolkit.data.source import Arrays, ArraySource, FileSource, Source
 from toolkit.data.stacks import array_shape, stack_shape
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 # The endings of each kind of file, and what reads it.
 _KINDS: dict[str, tuple[tuple[str, ...], Callable[..., Arrays]]] = {
     "nifti": (volumes.SUFFIXES, volumes.read_pair),
-    "itk": (itk.SUFFIXES, itk.read_pair),
+    "itk": (volumes.ITK_SUFFIXES, volumes.read_itk_pair),
     "picture": (pictures.SUFFIXES, pictures.read_pair),
     "arrays": (stacks.ARRAY_SUFFIXES, stacks.read_pair),
     "pages": ((), stacks.read_page_pair),  # a picture's ending, but several pages
@@ -32,29 +32,31 @@ READABLE = tuple(suffix for suffixes, _ in _KINDS.values() for suffix in suffixe
 Opened = tuple[Source, tuple[int, ...], Geometry | None]
 
 
-def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any]) -> Opened:
+def open_row(row: Row, dims: int | None, channels: int | None, common: Mapping[str, Any]) -> Opened:
     """The reader of one row, whose columns `task_from_table` explains; an image may be a `Source` too.
 
-    `channels` (1 or 3) is what pictures are brought to, `common` the settings of every `Source`.
+    `dims` are the spatial axes of a case, where somebody says so; `channels` (1 or 3) is what pictures are brought to,
+    `common` the settings of every `Source`.
     """
-    image, label = row["image"], row.get("label")
+    image, label, axes = row["image"], row.get("label"), dims or 3
     counted = (int(row["slices"]), 0, 0) if row.get("slices") else None  # known without a look
     if isinstance(image, Source):
-        return dataclasses.replace(image, **common), row.get("shape") or counted or (0,) * dims, row.get("geometry")
+        known = row.get("shape") or counted or (0,) * axes
+        return dataclasses.replace(image, **common), known, row.get("geometry")
     if not is_path(image) and not (isinstance(image, (list, tuple)) and all(map(is_path, image))):
         return _arrays(row, dims, common)
     files = (Path(image),) if is_path(image) else tuple(Path(path) for path in image)
-    label = None if label is None else Path(label)
     kind, geometry = kind_of(files[0]), None
+    label = None if label is None or kind == "arrays" else Path(label)
     options: dict[str, Any] = {}
     shape: tuple[int, ...] = (0, 0)
     if len(files) > 1 and kind != "nifti":
         raise DataError("Several files of one image, its channels, need NIfTI.", where=", ".join(map(str, files)))
     if kind == "nifti":
-        options = {"dims": dims, "frame": row.get("frame"), "label_frame": row.get("label_frame")}
+        options = {"dims": axes, "frame": row.get("frame"), "label_frame": row.get("label_frame")}
         geometry = _nifti_geometry(files, label, **options)
     elif kind == "itk":
-        options, geometry = {"dims": dims}, itk.read_itk(files[0], dims)[1]
+        options, geometry = {"dims": axes}, volumes.read_itk(files[0], axes)[1]
     elif kind == "arrays":
         options = {key: row[key] for key in ("image_key", "label_key") if key in row}
         shape = counted or array_shape(files[0], options.get("image_key", "image"))
@@ -64,9 +66,9 @@ def open_row(row: Row, dims: int, channels: int | None, common: Mapping[str, Any
     else:
         options = {key: row[key] for key in ("threshold", "foreground", "background") if key in row}
         options["channels"] = channels
-    named = {"images": files, "label": label if kind != "arrays" else None}
     inside = pictures.SUFFIXES if kind == "picture" else ()
-    reader = FileSource(read=_KINDS[kind][1], options=options, kind=kind, suffixes=inside, **{**common, **named})
+    how: dict[str, Any] = {"read": _KINDS[kind][1], "options": options, "kind": kind, "suffixes": inside, **common}
+    reader = FileSource(images=files, label=label, **how)
     return reader, geometry.read_shape if geometry is not None else shape, geometry
 
 
@@ -86,20 +88,10 @@ def kind_of(path: Path) -> str:
 
 def dims_of(row: Row) -> int:
     """Spatial axes of a case where nobody says: 2 for pictures, 3 for volumes of more than one slice."""
-    image, label = row["image"], row.get("label")
-    if isinstance(image, Source):
+    if isinstance(row["image"], Source):
         raise ConfigError("dims is needed where a table holds readers.", fix="Pass dims=2 or dims=3.")
-    first: Any = image if is_path(image) else image[0] if isinstance(image, (list, tuple)) else None
-    if not is_path(first):
-        return channel_first(as_array(image), None if label is None else as_array(label), None, "")[2]
-    path = Path(first)
-    kind = kind_of(path)
-    if kind == "nifti":
-        several = volumes.volumes_in(path) > 1
-        return 2 if min(read_geometry(path, frame=0 if several else None).shape) == 1 else 3
-    if kind == "arrays":
-        return len(array_shape(path, row.get("image_key", "image")))
-    return 2 if kind == "picture" else 3
+    reader, shape, _ = open_row(row, None, None, {})
+    return 2 if isinstance(reader, FileSource) and reader.kind == "nifti" and min(shape) == 1 else len(shape)
 
 
 def is_path(value: object) -> bool:
@@ -136,14 +128,14 @@ def channel_first(
     return image, label, axes
 
 
-def _arrays(row: Row, dims: int, common: Mapping[str, Any]) -> Opened:
+def _arrays(row: Row, dims: int | None, common: Mapping[str, Any]) -> Opened:
     name = str(row.get("case", "image"))
     label = None if row.get("label") is None else as_array(row["label"])
-    image, label, _ = channel_first(as_array(row["image"]), label, dims if row.get("stack") is None else 3, name)
+    image, label, _ = channel_first(as_array(row["image"]), label, dims, name)
     reader = ArraySource(image=image, label=label, name=f"array {name}", **common)
     reader.read_raw()  # every array is checked now rather than in the middle of a training
     affine = row.get("affine")
-    geometry = None if affine is None else Geometry.of_array(as_array(affine), image.shape[1:], dims)
+    geometry = None if affine is None else Geometry.of_array(as_array(affine), image.shape[1:], dims or 3)
     return reader, image.shape[1:], geometry
 
 

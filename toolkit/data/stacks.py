@@ -23,21 +23,16 @@ _MOST_VOXELS = 2**31
 
 
 def read_pair(
-    images: tuple[Path, ...],
-    label: None,
-    *,
-    image_key: str = "image",
-    label_key: str = "label",
-    axes: int | None = None,
+    images: tuple[Path, ...], _: None, *, image_key: str = "image", label_key: str = "label", axes: int | None = None
 ) -> Arrays:
     """One slice (1, H, W) or one stack (1, Z, H, W), as `axes` says, with its label, of one file of plain arrays."""
-    arrays = read_arrays(images[0], [key for key in (image_key, label_key) if key])
+    arrays = read_arrays(images[0], [image_key, label_key])
     image = arrays[image_key]
     if image.ndim not in ((2, 3) if axes is None else (axes,)):
         wanted = {2: "rows x columns", 3: "slices x rows x columns"}.get(axes or 0, "a slice or a stack")
         what = f"The array {image_key!r} has shape {image.shape}, not {wanted}."
         raise DataError(what, where=images[0], fix="Store rows x columns, or slices x rows x columns.")
-    return image[None], arrays[label_key] if label_key else None
+    return image[None], arrays[label_key]
 
 
 def read_arrays(path: Path, keys: list[str]) -> dict[str, np.ndarray]:

@@ -109,7 +109,7 @@ def task_from_table(
         channels=counted,
         classes=named,
         regions=regions,
-        patch_size=patch_size or default_patch([_size(*pair) for pair in zip(cases, sizes, strict=True)]),
+        patch_size=patch_size or default_patch(cases, sizes),
         normalisation=rule,
         flips=flips,
         toolkit_config=None if stored is None else config,
@@ -220,11 +220,17 @@ def cases_of_rows(
     return cases, sizes
 
 
-def default_patch(sizes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def default_patch(cases: Sequence[Case], sizes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """Median size, rounded down to a multiple of 16 (2D, at most 256) or 8 (3D, at most 96), at least one multiple."""
-    dims = len(sizes[0])
-    multiple, largest = (16, 256) if dims == 2 else (8, 96)
-    median = np.median(np.asarray(sizes), axis=0)
+    known = []
+    for case, size in zip(cases, sizes, strict=True):
+        if not all(size):
+            reader = case.reader
+            picture = reader.images[0] if isinstance(reader, FileSource) and reader.kind == "picture" else None
+            size = tuple(case.image_array().shape[1:]) if picture is None else picture_shape(picture)
+        known.append(size)
+    multiple, largest = (16, 256) if len(sizes[0]) == 2 else (8, 96)
+    median = np.median(np.asarray(known), axis=0)
     return tuple(int(np.clip(side // multiple * multiple, multiple, largest)) for side in median)
 
 
@@ -282,11 +288,3 @@ def _checked_channels(cases: list[Case], check: bool) -> tuple[list[Case], int]:
         fix = "Pass channels=1 or channels=3 (pictures), or convert the images."
         raise DataError(what, where=f"{one.source}; {other.source}", fix=fix)
     return cases, next(iter(counted))
-
-
-def _size(case: Case, known: tuple[int, ...]) -> tuple[int, ...]:
-    if all(known):
-        return known
-    if isinstance(case.reader, FileSource) and case.reader.kind == "picture":
-        return picture_shape(case.reader.images[0])
-    return tuple(case.image_array().shape[1:])

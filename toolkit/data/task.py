@@ -120,10 +120,8 @@ class Task:
             ConfigError: an unknown site; the message lists the known ones.
         """
         wanted = self.sites if site is None else (site,) if isinstance(site, str) else tuple(site)
-        unknown = [name for name in wanted if name not in self.sites]
-        if unknown or not wanted:
-            what = f"There is no site {', '.join(map(repr, unknown))}." if unknown else "No site was named."
-            raise ConfigError(what, where=f"task {self.name!r}", fix=f"Its sites: {', '.join(self.sites)}.")
+        for name in wanted or ("",):
+            choose("site", name, self.sites, where=f"task {self.name!r}")
         return tuple(wanted)
 
     def loader(

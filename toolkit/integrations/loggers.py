@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.errors import ConfigError
+from toolkit.errors import library
 
 
 class tensorboard:
@@ -21,8 +20,8 @@ class tensorboard:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        _library("tensorboard")
-        self.writer = _library("torch.utils.tensorboard", "tensorboard").SummaryWriter(os.fspath(folder))
+        library("tensorboard", "This logger needs")
+        self.writer = library("torch.utils.tensorboard", "This logger needs", "tensorboard").SummaryWriter(os.fspath(folder))
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         for name, value in _numbers(row).items():
@@ -42,7 +41,7 @@ class wandb:
     """
 
     def __init__(self, **settings: Any) -> None:
-        self.library = _library("wandb")
+        self.library = library("wandb", "This logger needs")
         self.run = self.library.init(**settings)
 
     def __call__(self, row: Mapping[str, Any]) -> None:
@@ -62,7 +61,7 @@ class mlflow:
     """
 
     def __init__(self, uri: str | None = None, experiment: str | None = None, **settings: Any) -> None:
-        self.library = _library("mlflow")
+        self.library = library("mlflow", "This logger needs")
         if uri is not None:
             self.library.set_tracking_uri(uri)
         if experiment is not None:
@@ -84,11 +83,3 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
         name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in ("step", "stage")
     }
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
-
-
-def _library(module: str, package: str | None = None) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        name = package or module
-        raise ConfigError(f"The package {name!r} is not installed.", fix=f"pip install {name}") from error

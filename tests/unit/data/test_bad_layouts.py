@@ -14,7 +14,7 @@ import pytest
 
 from toolkit import load_task
 from toolkit.data.images import fill, read_polygons
-from toolkit.data.itk import read_itk
+from toolkit.data.volumes import read_itk
 from toolkit.errors import DataError
 
 

@@ -12,7 +12,7 @@ from toolkit import load_task, registry
 from toolkit.data.generated import GENERATORS, GeneratedSource, generator, index_rows
 from toolkit.data.manifest import find_manifest
 from toolkit.data.rows import table_of
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,7 @@ def test_the_task():
 
 
 def test_an_unknown_generator_is_refused():
-    with pytest.raises(DataError, match="phantom-cardiac"):
+    with pytest.raises(ConfigError, match="phantom-cardiac"):
         GeneratedSource(generator="os", site="A", subject=0).stack()
 
 

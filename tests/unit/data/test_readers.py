@@ -14,8 +14,7 @@ import tifffile
 
 from toolkit import load_task, task_from_folder
 from toolkit.data.archive import unpack
-from toolkit.data.itk import read_itk
-from toolkit.data.volumes import read_volume
+from toolkit.data.volumes import read_itk, read_volume
 from toolkit.errors import DataError
 
 CLASSES = ["background", "low", "high"]

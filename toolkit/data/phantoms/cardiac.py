@@ -10,7 +10,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.data.phantoms.fields import (
     Floats,
@@ -81,19 +80,13 @@ def _draw_slice(stream: Stream, site: Site, scene: _Scene, level: float) -> Draw
     if site.round_view:
         at = np.arange(SIZE) + 0.5 - 0.5 * SIZE
         scanned *= at[:, None] ** 2 + at[None, :] ** 2 < (0.49 * SIZE) ** 2
-    return scanned, _label(cut)
-
-
-def _label(cut: HeartSlice) -> NDArray[np.uint8]:
-    """Class of every pixel from the signed distances at its centre."""
-    epicardium, endocardium, right = (
-        average_down(field, (_FINE, _FINE)) for field in (cut.epicardium, cut.endocardium, cut.right)
-    )
+    distances = (average_down(field, (_FINE, _FINE)) for field in (cut.epicardium, cut.endocardium, cut.right))
+    epicardium, endocardium, right = distances
     label = np.zeros(epicardium.shape, dtype=np.uint8)
     label[right < 0.0] = 1
     label[epicardium < 0.0] = 2
     label[(endocardium < 0.0) & (epicardium < 0.0)] = 3
-    return label
+    return scanned, label
 
 
 def sample_heart(stream: Stream, group: str) -> Heart:
@@ -144,7 +137,10 @@ def slice_heart(heart: Heart, level: float, first: Floats, second: Floats) -> He
     c, s = first / radius, second / radius
     outer = heart.epicardium * taper(heart, level)
     slope = heart.epicardium * (taper(heart, level - 0.05) - taper(heart, level + 0.05)) / 0.1
-    epicardium = outer * (1.0 + _outline(heart, c, s))
+    cos2, sin2 = 2.0 * (c * c) - 1.0, 2.0 * (c * s)
+    outline = heart.second[0] * cos2 + heart.second[1] * sin2  # relative excess of the radius, second harmonic
+    outline = outline + (heart.third[0] * (c * cos2 - s * sin2) + heart.third[1] * (s * cos2 + c * sin2))  # and third
+    epicardium = outer * (1.0 + outline)
     thickness = heart.wall * (1.0 - 0.3 * level * level)
     thickness = min(thickness, 0.8 * outer)
     if heart.scar is None:
@@ -173,13 +169,6 @@ def slice_heart(heart: Heart, level: float, first: Floats, second: Floats) -> He
         inner=inner,  # radius of its cavity, mm
         slope=slope,  # how fast that radius shrinks along the axis, mm per unit of level
     )
-
-
-def _outline(heart: Heart, c: Floats, s: Floats) -> Floats:
-    """Relative excess of the radius in the direction (c, s): second and third harmonics."""
-    cos2, sin2 = 2.0 * (c * c) - 1.0, 2.0 * (c * s)
-    outline = heart.second[0] * cos2 + heart.second[1] * sin2
-    return outline + (heart.third[0] * (c * cos2 - s * sin2) + heart.third[1] * (s * cos2 + c * sin2))
 
 
 def _right_border(heart: Heart, level: float, outer: float, epicardium: Floats, c: Floats, s: Floats) -> Floats:

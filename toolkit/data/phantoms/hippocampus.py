@@ -89,7 +89,10 @@ def _paint(
     coarse, texture = smooth_field(stream, size, (4, 4, 4)), smooth_field(stream, size, (12, 24, 24))
     distance = _tube(shape, along, across, up) + 0.35 * smooth_field(stream, size, (8, 8, 8))
     canvas = signals["white"] * (1.0 + 0.03 * texture + 0.04 * coarse)
-    _folds(stream, canvas, signals, up, pitch)
+    # Cortical ribbons with fluid in the sulci: level sets of a smooth field, below the hippocampus.
+    folds, region = np.abs(smooth_field(stream, canvas.shape, (4, 8, 8))), soft_inside(up + 7.0, 4.0)
+    paint(canvas, signals["grey"], soft_inside(5.0 * (folds - 0.6), 2.0 * pitch) * region)
+    paint(canvas, signals["fluid"], soft_inside(5.0 * (folds - 0.11), 2.0 * pitch) * region)
     _deep_grey(canvas, signals, along, across, up + 0.9 * coarse, pitch)
     below = soft_inside(up + 0.3 * across + 1.0, 3.0)
     paint(canvas, signals["grey"], soft_inside(np.abs(distance - 4.5) - 1.6, pitch) * below)
@@ -113,14 +116,6 @@ def _tube(shape: _Shape, along: Floats, across: Floats, up: Floats) -> Floats:
     bent = up + shape.bean * across * across
     from_axis = np.sqrt((across * (1.0 / 1.35)) ** 2 + (bent * (1.0 / 0.82)) ** 2)
     return from_axis - radius + 4.0 * np.clip(square - 1.0, 0.0, None)
-
-
-def _folds(stream: Stream, canvas: Floats, signals: dict[str, float], up: Floats, pitch: float) -> None:
-    """Cortical ribbons with fluid in the sulci: level sets of a smooth field, below the hippocampus."""
-    field = smooth_field(stream, canvas.shape, (4, 8, 8))
-    region = soft_inside(up + 7.0, 4.0)
-    paint(canvas, signals["grey"], soft_inside(5.0 * (np.abs(field) - 0.6), 2.0 * pitch) * region)
-    paint(canvas, signals["fluid"], soft_inside(5.0 * (np.abs(field) - 0.11), 2.0 * pitch) * region)
 
 
 def _deep_grey(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.phantoms.fields import Scanner, Stream
-from toolkit.errors import DataError
+from toolkit.errors import DataError, choose
 
 Drawn = tuple[NDArray[np.float32], NDArray[np.uint8]]
 _SITES = Path(__file__).with_name("sites.toml")
@@ -68,8 +68,7 @@ class Generator:
 
     def generate(self, site: str, subject: int, seed: int = 0) -> Phantom:
         """Draw one subject of a site (`subjects` lists the usual ones); another seed draws another population."""
-        if site not in self.sites:
-            raise DataError(f"There is no site {site!r}.", where=self.name, fix=f"Use one of {list(self.sites)}.")
+        choose("site", site, self.sites, where=self.name)
         if subject < 0 or seed < 0:
             raise DataError(f"Subject and seed must be 0 or more, not {subject} and {seed}.", where=self.name)
         settings, group = self._settings[site], self.group_of(site, subject)

@@ -43,7 +43,10 @@ def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
     label = np.zeros(SHAPE, dtype=np.uint8)
     label[whole] = 1
     label[whole & core] = 2
-    field = shading(anatomy, SHAPE, settings.scanner) * _flare(settings, gland)
+    _, back, side = _axes(settings, gland, (1, 1, 1))
+    away = back - gland.half[1] - 0.6 * gland.rectum  # from a coil in the rectum, whose brightness falls off
+    flare = 1.0 + settings.coil_flare / (1.0 + (away * away + side * side) * (1.0 / 22.0**2))
+    field = shading(anatomy, SHAPE, settings.scanner) * (flare / (1.0 + 0.35 * settings.coil_flare))
     return acquire(stream(2), average_down(canvas, _FINE), field, settings.scanner), label
 
 
@@ -71,14 +74,6 @@ def _axes(site: Site, gland: _Gland, factors: tuple[int, int, int]) -> _Axes:
     up, back, side = centred_axes(SHAPE, factors, steps)
     middle = gland.centre
     return ((up - middle[0])[:, None, None], (back - middle[1])[None, :, None], (side - middle[2])[None, None, :])
-
-
-def _flare(site: Site, gland: _Gland) -> Floats:
-    """Brightness that falls off from a coil in the rectum."""
-    _, back, side = _axes(site, gland, (1, 1, 1))
-    away = back - gland.half[1] - 0.6 * gland.rectum
-    distance = (away * away + side * side) * (1.0 / 22.0**2)
-    return (1.0 + site.coil_flare / (1.0 + distance)) / (1.0 + 0.35 * site.coil_flare)
 
 
 def _ellipsoid(axes: _Axes, middle: tuple[float, ...], half: tuple[float, ...]) -> Floats:

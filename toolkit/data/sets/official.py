@@ -8,8 +8,7 @@ from typing import Any
 
 from toolkit.data.manifest import Manifest
 from toolkit.data.reading import Row
-from toolkit.data.rows import table_of, text_of
-from toolkit.data.sets.files import decathlon_rows, frame_of, indexed, matched, paths_below
+from toolkit.data.rows import decathlon_rows, frame_of, indexed, matched, paths_below, table_of, text_of
 from toolkit.data.splits import held_out
 from toolkit.errors import DataError
 
