@@ -62,7 +62,7 @@ def library(module: str, purpose: str, install: str = "") -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         fix = f"pip install {install or module}"
-        raise DataError(f"{purpose} the package {module}, which is not installed.", fix=fix) from error
+        raise ConfigError(f"{purpose} the package {module}, which is not installed.", fix=fix) from error
 
 
 def choose(what: str, value: object, known: Collection[object], *, where: str = "") -> None:

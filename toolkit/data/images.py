@@ -194,14 +194,11 @@ def read_polygons(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 def fill(outline: np.ndarray, shape: tuple[int, int]) -> tuple[slice, slice, np.ndarray]:
     """Pixels whose centre is inside an outline (n, 2) of x, y: a window of rows and columns, and its mask."""
+    from matplotlib.path import Path as Outline
+
     low = np.clip(np.floor(outline.min(axis=0)), 0, (shape[1], shape[0])).astype(int)
     high = np.clip(np.ceil(outline.max(axis=0)), 0, (shape[1], shape[0])).astype(int)
     rows, columns = slice(low[1], high[1]), slice(low[0], high[0])
-    y = np.arange(low[1], high[1])[:, None] + 0.5
-    x = np.arange(low[0], high[0])[None, :] + 0.5
-    inside = np.zeros((y.size, x.size), bool)
-    for (x0, y0), (x1, y1) in zip(outline, np.roll(outline, -1, axis=0), strict=True):
-        if y0 != y1:
-            crosses = (y0 <= y) != (y1 <= y)
-            inside ^= crosses & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
+    y, x = np.mgrid[rows, columns] + 0.5
+    inside = Outline(outline).contains_points(np.column_stack((x.ravel(), y.ravel()))).reshape(x.shape)
     return rows, columns, inside

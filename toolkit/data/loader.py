@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,11 +14,12 @@ from torch import Tensor
 
 from toolkit.data.augment import Augmentation, apply
 from toolkit.data.case import Case
-from toolkit.data.randomness import fits_sequence, keyed_random, place_of_noise, windows_of_noise
+from toolkit.data.randomness import keyed_random
 from toolkit.errors import DataError
 from toolkit.process_state import guarded_random_state, seed_all
 
 Transform = Callable[..., Any]
+_NOISE = 2**20  # places in the sequence of noise where an image's window may begin
 
 
 @dataclasses.dataclass(eq=False)
@@ -111,9 +114,9 @@ class Loader:
             if self.augmentation:
                 numbers.append(random.random(self.augmentation.drawn(len(size))))
                 if self.augmentation.noise:
-                    start, sign = place_of_noise(random)
-                    starts.append(start)
-                    if fits_sequence(self._noise_shape):
+                    starts.append(int(random.integers(_NOISE)))
+                    sign = 1.0 if random.random() < 0.5 else -1.0
+                    if math.prod(self._noise_shape) <= _NOISE // 2:
                         numbers[-1][-1] *= sign  # of the deviation, which is the same as of the noise
                     else:
                         fresh.append(random.standard_normal(self._noise_shape, dtype=np.float32))
@@ -138,7 +141,9 @@ class Loader:
                 batch["label_before"] = label[(slice(None), slice(None), *inner)].long()
             noise = drawn.get("noise")
             if "noise_starts" in drawn:
-                noise = windows_of_noise(drawn["noise_starts"], self._noise_shape, image.device)
+                sequence, count = _noise_sequence(str(image.device)), math.prod(self._noise_shape)
+                windows = [sequence[start : start + count] for start in drawn["noise_starts"]]
+                noise = torch.stack(windows).view(-1, *self._noise_shape)
             label = label.float() if self.augmentation.resamples(self.flips) else label
             given = drawn["numbers"], noise, self.patch_size, drawn["spacing"], self.flips
             image, label = apply(self.augmentation, image, label, *given)
@@ -210,6 +215,16 @@ class Loader:
         present = np.unique(points[:, -1])
         own = points[points[:, -1] == present[int(which * len(present))]]
         return own[int(where * len(own)), :-1]
+
+
+@functools.cache
+def _noise_sequence(device: str) -> Tensor:
+    """Standard normal numbers whose windows, with a sign, are an image's noise; two images share one in two millions.
+
+    Drawing fresh numbers for every image would cost as much as the rest of the augmentation.
+    """
+    noise = keyed_random("noise").standard_normal(_NOISE + _NOISE // 2, dtype=np.float32)
+    return torch.from_numpy(noise).to(device)
 
 
 def _sampled_foreground(classes: np.ndarray, name: str, limit: int = 500) -> np.ndarray:

@@ -9,6 +9,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from toolkit.data.augment import Augmentation, _grid, _rotations, apply
+from toolkit.data.table import task_from_arrays
 
 QUIET = {"gain": 0.0, "offset": 0.0, "gamma": 0.0, "noise": 0.0, "flips": False}
 
@@ -105,14 +106,16 @@ def test_intensity_follows_its_formula():
 
 
 def test_noise_is_standard_normal_and_differs():
-    from toolkit.data.randomness import fits_sequence, keyed_random, place_of_noise, windows_of_noise
-
-    places = [place_of_noise(keyed_random(key)) for key in "ab"]
-    first, second = windows_of_noise([start for start, _ in places], (1, 200, 200), torch.device("cpu"))
-    assert first.dtype == torch.float32
+    still = dict.fromkeys(("rotation", "scale", "translation", "gain", "offset", "gamma"), 0)
+    settings = {"augmentation": Augmentation(**still, flips=False, noise=1), "batch_size": 2}
+    zeros, classes = np.zeros((2, 200, 200), dtype=np.uint8), ["background", "organ"]
+    black = task_from_arrays(zeros, zeros, classes=classes, splits="train", normalisation="none")
+    loader = black.loader(**settings, patch_size=(200, 200))
+    drawn = [loader.draw(step) for step in range(10)]
+    assert {*np.sign(np.concatenate([one["numbers"][:, -1] for one in drawn]))} == {-1.0, 1.0}
+    first, second = loader.finish(drawn[0])["image"] / torch.from_numpy(drawn[0]["numbers"][:, -1]).view(2, 1, 1, 1)
     assert abs(float(first.mean())) < 0.02
     assert abs(float(first.std()) - 1) < 0.02
     assert abs(float((first * second).mean())) < 0.02
-    assert {place_of_noise(keyed_random(key))[1] for key in range(20)} == {-1.0, 1.0}
-    assert fits_sequence((1, 200, 200))
-    assert not fits_sequence((1, 1000, 1000))
+    assert "noise_starts" in drawn[0]
+    assert "noise" in black.loader(**settings, patch_size=(1000, 1000)).draw(0), "too long for the sequence"
