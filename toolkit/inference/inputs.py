@@ -26,6 +26,7 @@ from toolkit.features.modules import device_of, dims_and_channels, unwrap
 from toolkit.inference.memory import Files, defaults_of
 
 _PER_ITEM = ("id", "site", "subject", "volume", "spacing", "affine", "geometry", "position")
+_LISTS = ("ids", "sites", "subjects", "volumes", "spacing", "affine", "geometries", "positions")
 
 
 @dataclasses.dataclass
@@ -63,19 +64,12 @@ class Part(list[Any]):
     first = 0
 
 
-@dataclasses.dataclass
-class _Item:
-    image: Tensor
-    label: Tensor | None
-    id: str
-    site: str = ""
-    subject: str = ""
-    volume: str = ""
-    spacing: tuple[float, ...] | None = None
-    affine: np.ndarray | None = None
-    geometry: Geometry | None = None
-    position: int | None = None
-    classes: dict[int, str] | None = None
+def _one(image: Tensor, label: Tensor | None, id: str, **known: Any) -> InputBatch:
+    """A batch of one image (C, *S) with its label (*S) and what is known of it, by the names of `_PER_ITEM`."""
+    volume = known.get("volume") or id
+    told: list[Any] = [[id], [known.get("site", "")], [known.get("subject") or volume], [volume]]
+    told += [[known.get(name)] for name in _PER_ITEM[4:]]
+    return InputBatch(image[None], None if label is None else label[None, None], *told, known.get("classes"))
 
 
 def as_batches(
@@ -95,16 +89,16 @@ def as_batches(
     network = unwrap(model)
     dims, channels = dims_and_channels(network)
     device = device_of(network)
-    waiting: list[_Item] = []
+    waiting: list[InputBatch] = []
     known: dict[Any, int] = {}  # images that a batch may hold, by their size and how many there are
 
     def batches() -> Iterator[InputBatch]:
         most = len(waiting)
         if limit is not None and waiting:
             key = waiting[0].image.shape, most
-            most = known[key] = known.get(key) or limit(_collate(waiting[:1], device).image, most)
+            most = known[key] = known.get(key) or limit(_joined(waiting[:1], device).image, most)
         for start in range(0, len(waiting), most or 1):
-            yield _collate(waiting[start : start + most], device)
+            yield _joined(waiting[start : start + most], device)
         waiting.clear()
 
     for item in _items(inputs, dims, channels, label, files=defaults_of(network).files):
@@ -124,7 +118,7 @@ def _items(
     *,
     nested: bool = False,
     files: Files | None = None,
-) -> Iterator[_Item]:
+) -> Iterator[InputBatch]:
     name = f"image{index:04d}"
     inputs = unpacked(inputs)
     if isinstance(inputs, (Tensor, np.ndarray)):
@@ -202,14 +196,14 @@ def _with_labels(inputs: Iterable[Any], labels: Any) -> Iterator[tuple[Any, Any]
         raise DataError(what, fix="Pass one label per input, in the same order.") from error
 
 
-def _from_case(case: Any) -> _Item:
+def _from_case(case: Any) -> InputBatch:
     has_label = case.has_label if hasattr(case, "has_label") else getattr(case, "label", None) is not None
     label = torch.as_tensor(case.label).long() if has_label else None
     known = {name: value for name in (*_PER_ITEM, "classes") if (value := getattr(case, name, None)) is not None}
-    return _Item(torch.as_tensor(case.image).float(), label, **known)
+    return _one(torch.as_tensor(case.image).float(), label, **known)
 
 
-def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | None) -> Iterator[_Item]:
+def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | None) -> Iterator[InputBatch]:
     """Items of a dict of arrays: one image, or a batch of them with one entry per image in every list."""
     image = _tensor(fields["image"]).float()
     label = None if fields.get("label") is None else _whole(_tensor(fields["label"]), fields)
@@ -240,7 +234,7 @@ def _from_array(fields: Mapping[str, Any], dims: int | None, channels: int | Non
 
 def _item(
     image: Tensor, label: Tensor | None, fields: Mapping[str, Any], dims: int, name: str, position: int | None
-) -> _Item:
+) -> InputBatch:
     if label is not None:
         label = label[0] if label.ndim == dims + 1 and label.shape[0] == 1 else label
     values: dict[str, Any] = {}
@@ -249,7 +243,7 @@ def _item(
         values[key] = value[position] if isinstance(value, list) and position is not None else value
     classes = fields.get("classes")
     values["classes"] = dict(enumerate(classes)) if isinstance(classes, (list, tuple)) else classes
-    return _Item(image, label, name, **{key: value for key, value in values.items() if value is not None})
+    return _one(image, label, name, **{key: value for key, value in values.items() if value is not None})
 
 
 def _whole(label: Tensor, fields: Mapping[str, Any]) -> Tensor:
@@ -271,42 +265,32 @@ def _tensor(value: Any) -> Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def _check(item: _Item, dims: int | None, channels: int | None) -> None:
-    shape = tuple(item.image.shape)
+def _check(item: InputBatch, dims: int | None, channels: int | None) -> None:
+    shape, name = tuple(item.image.shape[1:]), item.ids[0]
     if dims is not None and len(shape) != dims + 1:
         what = f"An image of shape {shape} does not fit a {dims}D network."
-        raise DataError(what, where=item.id, fix=f"Pass (C, *S) with {dims} spatial axes.")
+        raise DataError(what, where=name, fix=f"Pass (C, *S) with {dims} spatial axes.")
     if channels is not None and shape[0] != channels:
         what = f"The image has {shape[0]} channels, the network takes {channels}."
-        raise DataError(what, where=item.id, fix="Images are channel-first: (C, *S).")
+        raise DataError(what, where=name, fix="Images are channel-first: (C, *S).")
     if not item.image.numel():
-        raise DataError(f"An image of shape {shape} holds no voxel.", where=item.id, fix="Leave it out.")
+        raise DataError(f"An image of shape {shape} holds no voxel.", where=name, fix="Leave it out.")
     # NaN and infinities survive a sum, which is quicker to look at than every value
     if not math.isfinite(item.image.sum().item()) and not torch.isfinite(item.image).all():
-        raise DataError("The image holds NaN or infinite values.", where=item.id, fix="Clean or normalise it first.")
-    if item.label is not None and item.label.shape != item.image.shape[1:]:
-        what = f"The label has the shape {tuple(item.label.shape)}, the image {shape[1:]}."
-        raise DataError(what, where=item.id, fix="Labels are integer maps (*S) on the image's grid.")
+        raise DataError("The image holds NaN or infinite values.", where=name, fix="Clean or normalise it first.")
+    if item.label is not None and item.label.shape[2:] != item.image.shape[2:]:
+        what = f"The label has the shape {tuple(item.label.shape[2:])}, the image {shape[1:]}."
+        raise DataError(what, where=name, fix="Labels are integer maps (*S) on the image's grid.")
 
 
-def _collate(items: list[_Item], device: torch.device) -> InputBatch:
-    labels = [item.label[None] for item in items if item.label is not None]
+def _joined(items: list[InputBatch], device: torch.device) -> InputBatch:
+    labels = [item.label for item in items if item.label is not None]
     with torch.inference_mode(False):  # a caller's inference mode would make tensors that no gradient may use
-        image = torch.stack([item.image for item in items]).to(device)
-        label = torch.stack(labels).to(device) if len(labels) == len(items) else None
-    return InputBatch(
-        image=image,
-        label=label,
-        ids=[item.id for item in items],
-        sites=[item.site for item in items],
-        subjects=[item.subject or item.volume or item.id for item in items],
-        volumes=[item.volume or item.id for item in items],
-        spacing=[item.spacing for item in items],
-        affine=[item.affine for item in items],
-        geometries=[item.geometry for item in items],
-        positions=[item.position for item in items],
-        classes=next((item.classes for item in items if item.classes), None),
-    )
+        image = torch.cat([item.image for item in items]).to(device)
+        label = torch.cat(labels).to(device) if len(labels) == len(items) else None
+    lists = {name: [one for item in items for one in getattr(item, name)] for name in _LISTS}
+    classes = next((item.classes for item in items if item.classes), None)
+    return InputBatch(image, label, **lists, classes=classes)
 
 
 def read_items(
