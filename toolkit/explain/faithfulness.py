@@ -76,8 +76,8 @@ def faithfulness(
         radius: largest change of a voxel for sensitivity; for infidelity ten times this is the noise's sd.
         seed: of orders and noise.
         batch_size: images per pass.
-        **passes: select, divisor, precision, activation as when the maps were made, see `toolkit.predict`. The windows
-            are the maps'.
+        **passes: select, divisor, precision, activation as when the maps were made, see `toolkit.predict`; patch_size and
+            overlap are the maps'.
 
     Returns:
         Columns name, case, status (of the map), deletion, insertion, deletion_random, insertion_random (means over orders),
