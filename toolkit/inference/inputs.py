@@ -68,8 +68,8 @@ def _one(image: Tensor, label: Tensor | None, id: str, **known: Any) -> InputBat
     """A batch of one image (C, *S) with its label (*S) and what is known of it, by the names of `_PER_ITEM`."""
     volume = known.get("volume") or id
     told: list[Any] = [[id], [known.get("site", "")], [known.get("subject") or volume], [volume]]
-    told += [[known.get(name)] for name in _PER_ITEM[4:]]
-    return InputBatch(image[None], None if label is None else label[None, None], *told, known.get("classes"))
+    told += [*([known.get(name)] for name in _PER_ITEM[4:]), known.get("classes")]
+    return InputBatch(image[None], None if label is None else label[None, None], *told)
 
 
 def as_batches(

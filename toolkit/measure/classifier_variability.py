@@ -133,21 +133,20 @@ def classifier_variability(
         judged[f"{domain}_disagreement"] = _disagreement(answers)
         judged[f"{domain}_accuracy"] = _accuracy(answers, labels_there, classes)
         judged[f"{domain}_margin"] = median_margin(rows_there, labels_there, classes, (weights, biases), seed)
+    units = weights / np.linalg.norm(weights, axis=2, keepdims=True).clip(1e-300)
+    cosines = [(one @ one.T)[np.triu_indices(bootstraps, 1)] for one in units.swapaxes(0, 1)]
+    angles = [np.degrees(np.arccos(cosine.clip(-1, 1))).mean() for cosine in cosines]
     table = source.cases.drop_duplicates("class").set_index("class")
+    settings = {"bootstraps": bootstraps, "rows": rows, "penalty": penalty, "seed": seed}
     return ClassifierVariability(
         layer=layer,
         weights=torch.from_numpy(weights),
         biases=torch.from_numpy(biases),
         classes=[int(one) for one in classes],
         class_names=[str(table.loc[one, "class_name"]) for one in classes],
-        angles=torch.from_numpy(_angles(weights)),
+        angles=torch.from_numpy(np.array(angles)),
         **judged,
-        provenance={
-            **source.provenance,
-            "layer": layer,
-            "measure": "classifier variability",
-            "settings": {"bootstraps": bootstraps, "rows": rows, "penalty": penalty, "seed": seed},
-        },
+        provenance={**source.provenance, "layer": layer, "measure": "classifier variability", "settings": settings},
     )
 
 
@@ -182,14 +181,6 @@ def _disagreement(answers: np.ndarray) -> float:
 def _accuracy(answers: np.ndarray, labels: np.ndarray, known: np.ndarray) -> float:
     shares = [(answers[:, labels == one] == place).mean() for place, one in enumerate(known) if (labels == one).any()]
     return float(np.mean(shares)) if shares else math.nan
-
-
-def _angles(weights: np.ndarray) -> np.ndarray:
-    """(classes,) mean angle in degrees over pairs of heads."""
-    units = weights / np.linalg.norm(weights, axis=2, keepdims=True).clip(1e-300)
-    upper = np.triu_indices(len(weights), 1)
-    cosines = [units[:, place] @ units[:, place].T for place in range(weights.shape[1])]
-    return np.array([np.degrees(np.arccos(cosine[upper].clip(-1, 1))).mean() for cosine in cosines])
 
 
 def k_variance(rows: np.ndarray, key: tuple[int | str, ...], most: int = MOST_ROWS) -> float:

@@ -107,17 +107,13 @@ def gaussianity(
         if len(index) >= 2 * channels
     ]
     centred = (rows - rows.mean(0)).double()
+    settings = {"directions": directions, **grid, "seed": seed, "standardise": standardise}
     return Gaussianity(
         layer=layer,
         numbers=as_table(numbers),
         by_direction=epps_pulley_by_direction(rows, axes, **grid),  # type: ignore[arg-type]
         eigenvalues=torch.linalg.eigvalsh(centred.T @ centred / len(rows)).flip(0),
-        provenance={
-            **features.provenance,
-            "layer": layer,
-            "measure": "gaussianity",
-            "settings": {"directions": directions, **grid, "seed": seed, "standardise": standardise},
-        },
+        provenance={**features.provenance, "layer": layer, "measure": "gaussianity", "settings": settings},
     )
 
 

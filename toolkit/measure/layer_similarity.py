@@ -13,7 +13,7 @@ from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError, choose
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
-from toolkit.measure.distances import procrustes, rbf_kernel, unbiased_hsic
+from toolkit.measure.distances import centred, procrustes, rbf_kernel, unbiased_hsic
 from toolkit.measure.drift_samples import subsample
 from toolkit.measure.pairing import row_order, rows_of
 from toolkit.results import DataFrame, Result, as_table
@@ -143,20 +143,13 @@ def _minibatch_cka(first: list[Tensor], second: list[Tensor], method: str, batch
     for index in order.split(batch):
         if len(index) < batch:
             break  # a smaller last batch would weigh as much as the others
-        kernels = torch.stack([_kernel(rows.index_select(0, index), method) for rows in layers])
-        total += unbiased_hsic(kernels)
+        parts = [rows.index_select(0, index) for rows in layers]
+        kernels = [rbf_kernel(part) if method == "rbf_cka" else (x := centred(part)) @ x.T for part in parts]
+        total += unbiased_hsic(torch.stack(kernels))
     own = total.diagonal()
     scale = torch.where(own > 1e-12 * own.max(), own, torch.nan).sqrt()
     table = total / scale[:, None] / scale[None, :]
     return table[: len(first), -len(second) :]
-
-
-def _kernel(rows: Tensor, method: str) -> Tensor:
-    rows = rows.double()
-    if method == "rbf_cka":
-        return rbf_kernel(rows)
-    centred = rows - rows.mean(0)
-    return centred @ centred.T
 
 
 def _ranked_dissimilarity(rows: Tensor) -> Tensor:
@@ -164,7 +157,6 @@ def _ranked_dissimilarity(rows: Tensor) -> Tensor:
     from scipy.stats import rankdata
 
     upper = torch.triu_indices(len(rows), len(rows), 1)
-    centred = rows.double() - rows.double().mean(1, keepdim=True)
-    units = torch.nn.functional.normalize(centred, dim=1)
+    units = torch.nn.functional.normalize(rows.double() - rows.double().mean(1, keepdim=True), dim=1)
     ranks = torch.from_numpy(rankdata((1 - units @ units.T)[upper[0], upper[1]].numpy()))
     return torch.nn.functional.normalize(ranks - ranks.mean(), dim=0)

@@ -129,6 +129,8 @@ def project(
     Example:
         >>> planes = tk.project([features, later], "head_input", "pca", basis="shared")
     """
+    import pandas as pd
+
     choose("method", method, METHODS)
     basis = basis or ("stage1" if method == "umap" else "shared")
     choose("basis", basis, BASES)
@@ -144,21 +146,16 @@ def project(
     else:
         with guarded_random_state():
             tables, shown = _curved(streams, method, basis, components, standardise, options)
-    case_names, cases = _case_codes(tables)
+    joined = pd.concat([table["case"].astype(str) for table in tables], ignore_index=True)
+    codes, case_names = pd.factorize(joined, sort=True)
+    asked: dict[str, Any] = {"layer": layer, "method": method, "basis": basis}
     return Projection(
-        layer=layer,
-        method=method,
-        basis=basis,
+        **asked,
         classes=[_labels(table) for table in tables],
         class_names=_class_names(tables),
-        cases=cases,
-        case_names=case_names,
-        provenance={
-            "layer": layer,
-            "method": method,
-            "basis": basis,
-            "stages": [dict(store.provenance) for store in stores],
-        },
+        cases=list(torch.from_numpy(codes.astype("int64")).split([len(table) for table in tables])),
+        case_names=[str(name) for name in case_names],
+        provenance={**asked, "stages": [dict(store.provenance) for store in stores]},
         **shown,
     )
 
@@ -301,12 +298,3 @@ def _class_names(tables: list[DataFrame]) -> dict[int, str]:
             first = table.groupby("class", sort=True)["class_name"].first()
             names |= {int(k): str(v) for k, v in zip(first.index.tolist(), first, strict=True)}
     return names
-
-
-def _case_codes(tables: list[DataFrame]) -> tuple[list[str], list[Tensor]]:
-    import pandas as pd
-
-    lengths = [len(table) for table in tables]
-    joined = pd.concat([table["case"].astype(str) for table in tables], ignore_index=True)
-    codes, names = pd.factorize(joined, sort=True)
-    return [str(name) for name in names], list(torch.from_numpy(codes.astype("int64")).split(lengths))

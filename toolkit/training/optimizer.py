@@ -58,23 +58,19 @@ def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Opti
     groups: Any = with_rate_factors(parameter_groups(step), step.model, config)
     rate, decay = learning_rate(config, 0), config.weight_decay
     if callable(config.optimizer):
-        return _checked_optimizer(config.optimizer(groups), groups)
+        optimizer, given = config.optimizer(groups), {id(p) for group in groups for p in group["params"]}
+        own = {id(p) for group in getattr(optimizer, "param_groups", []) for p in group["params"]}
+        if isinstance(optimizer, torch.optim.Optimizer) and own == given:
+            return optimizer
+        what = f"The optimizer's factory returned {type(optimizer).__name__}, not an optimizer of the given parameters."
+        fix = "Return torch.optim.SGD(parameter_groups, ...) or another torch.optim.Optimizer of all of them."
+        raise ConfigError(what, where="TrainConfig(optimizer=...)", fix=fix)
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             groups, lr=rate, weight_decay=decay, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused
         )
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=rate, weight_decay=decay, betas=config.betas, fused=fused)
-
-
-def _checked_optimizer(optimizer: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    given = {id(p) for group in groups for p in group["params"]}
-    own = getattr(optimizer, "param_groups", [])
-    if not isinstance(optimizer, torch.optim.Optimizer) or {id(p) for g in own for p in g["params"]} != given:
-        what = f"The optimizer's factory returned {type(optimizer).__name__}, not an optimizer of the given parameters."
-        fix = "Return torch.optim.SGD(parameter_groups, ...) or another torch.optim.Optimizer of all of them."
-        raise ConfigError(what, where="TrainConfig(optimizer=...)", fix=fix)
-    return optimizer
 
 
 def with_rate_factors(groups: list[dict[str, Any]], model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
