@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from toolkit.errors import LayerError
 from toolkit.explain.cam_maps import on_image
 from toolkit.explain.explained import Explained
 from toolkit.features.layout import to_maps
@@ -33,20 +32,9 @@ class AttributionResult(Explained, Result):
     settings: dict[str, Any]
     kind: ClassVar[str] = "attribution"
 
-    def __getitem__(self, name: str) -> Tensor:
-        """Raw attributions.
-
-        Raises:
-            LayerError: no such name.
-        """
-        if name not in self.attributions:
-            fix = f"There is one of {', '.join(self.attributions)}."
-            raise LayerError(f"There is no attribution of {name!r}.", fix=fix)
-        return self.attributions[name]
-
     @property
-    def layers(self) -> list[str]:
-        return list(self.attributions)
+    def raw(self) -> dict[str, Tensor]:
+        return self.attributions
 
     @property
     def maps(self) -> dict[str, Tensor]:

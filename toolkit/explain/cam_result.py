@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from toolkit.errors import LayerError, ResultError
+from toolkit.errors import ResultError
 from toolkit.explain.cam_maps import CANCELLED_BELOW, TELLING, on_image
 from toolkit.explain.explained import Explained
 from toolkit.results import DataFrame, Result, as_table
@@ -42,18 +42,8 @@ class GradCamResult(Explained, Result):
     kind: ClassVar[str] = "grad_cam"
 
     @property
-    def layers(self) -> list[str]:
-        return list(self.maps)
-
-    def __getitem__(self, layer: str) -> Tensor:
-        """Raw map (B, 1, *layer size).
-
-        Raises:
-            LayerError: no map of this layer.
-        """
-        if layer not in self.maps:
-            raise LayerError(f"There is no map of {layer!r}.", fix=f"There are maps of {', '.join(self.maps)}.")
-        return self.maps[layer]
+    def raw(self) -> dict[str, Tensor]:
+        return self.maps
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.maps)

@@ -17,7 +17,7 @@ from torch import Tensor
 from toolkit.arguments import checked_methods
 from toolkit.data.geometry import Geometry
 from toolkit.data.volumes import write_nifti
-from toolkit.errors import ResultError, ToolkitWarning
+from toolkit.errors import LayerError, ResultError, ToolkitWarning
 from toolkit.explain.cam_maps import TELLING
 from toolkit.files import distinct_names
 from toolkit.inference.inputs import InputBatch
@@ -72,7 +72,22 @@ class Explained:
     @property
     def layers(self) -> list[str]:
         """Names of the maps."""
+        return list(self.raw)
+
+    @property
+    def raw(self) -> dict[str, Tensor]:
+        """What there is of every layer, raw and signed, by name."""
         raise NotImplementedError
+
+    def __getitem__(self, layer: str) -> Tensor:
+        """What there is of one layer.
+
+        Raises:
+            LayerError: there is nothing of this layer.
+        """
+        if layer not in self.raw:
+            raise LayerError(f"There is no map of {layer!r}.", fix=f"There are maps of {', '.join(self.raw)}.")
+        return self.raw[layer]
 
     def resized(self, layer: str) -> Tensor:
         """The raw map on the image's grid (B, 1, *S), linear with half-pixel centres."""

@@ -21,7 +21,9 @@ class tensorboard:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         library("tensorboard", "This logger needs")
-        self.writer = library("torch.utils.tensorboard", "This logger needs", "tensorboard").SummaryWriter(os.fspath(folder))
+        self.writer = library("torch.utils.tensorboard", "This logger needs", "tensorboard").SummaryWriter(
+            os.fspath(folder)
+        )
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         for name, value in _numbers(row).items():
