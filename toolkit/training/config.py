@@ -155,11 +155,9 @@ class TrainConfig:
         config = self.replace(**given)
         missing = {name: str(value) for name, value in config.factories.items() if isinstance(value, Missing)}
         if missing:
-            call, own = (
-                ", ".join(f"{name!r}: ..." for name in missing),
-                [f"{n}={value}" for n, value in missing.items()],
-            )
-            what = f"This run has settings of your own, which must be passed again: {'; '.join(own)}."
+            call = ", ".join(f"{name!r}: ..." for name in missing)
+            own = "; ".join(f"{name}={value}" for name, value in missing.items())
+            what = f"This run has settings of your own, which must be passed again: {own}."
             fix = f"toolkit.resume(path, factories={{{call}}}), or import their modules first."
             raise CheckpointError(what, where=where, fix=fix)
         return config
