@@ -22,7 +22,7 @@ from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.masking import mask_latent
 from toolkit.explain.sanity import randomised_weights
 from toolkit.explain.targets import ClassSum, NormalisedClassSum, Region
-from toolkit.features.capture import _Observer, capture
+from toolkit.features.capture import Recorder, capture
 from toolkit.features.names import resolve
 from toolkit.features.untouched import untouched
 from toolkit.inference.extract import extract
@@ -249,7 +249,7 @@ def test_hooks_of_an_analysis_go_and_those_of_the_network_stay() -> None:
     net = Dropping()
     with untouched(net):
         of_the_network = net.norm.register_forward_hook(lambda *_: None)
-        net.conv.register_forward_hook(_Observer._hook.__get__(object()), with_kwargs=True)  # one of the toolkit's
+        net.conv.register_forward_hook(Recorder._take.__get__(object()), with_kwargs=True)  # one of the toolkit's
     assert list(net.norm._forward_hooks) == [of_the_network.id]
     assert not net.conv._forward_hooks
     assert not net.conv._forward_hooks_with_kwargs

@@ -28,9 +28,8 @@ def to_maps(activation: Tensor, image_size: Sequence[int], name: str = "") -> Te
                 grid = rule(activation.shape[1] - class_tokens, image_size)
                 if grid is not None:
                     return activation[:, class_tokens:].transpose(1, 2).unflatten(2, grid)
-    what = (
-        f"The layer {name!r} gives {tuple(activation.shape)}, which is no map of an input of size {tuple(image_size)}."
-    )
+    shape, size = tuple(activation.shape), tuple(image_size)
+    what = f"The layer {name!r} gives {shape}, which is no map of an input of size {size}."
     raise LayerError(
         what, where=name, fix="Choose a layer that gives (B, C, *S), channel-last maps, or tokens (B, L, C)."
     )

@@ -69,10 +69,8 @@ class Activation:
     def check(self, outputs: int, classes: Mapping[int, str]) -> None:
         """Refuse a network whose outputs are not those of the data."""
         if self.regions:
-            what = (
-                f"The network has {outputs} outputs, the task {len(self.regions)} regions: {', '.join(self.regions)}."
-            )
-            if outputs != len(self.regions):
+            if outputs != (count := len(self.regions)):
+                what = f"The network has {outputs} outputs, the task {count} regions: {', '.join(self.regions)}."
                 raise ConfigError(what, fix="Give the network one output per region.")
             return
         wanted = max(classes, default=0) + 1
@@ -93,8 +91,6 @@ class Activation:
             fix += 'its raw values are tk.predict(..., output="logits").'
             raise ConfigError(what, where="activation=...", fix=fix)
         if float(logits.min()) >= 0 and 0 < float(logits.max()) <= 1:
-            what = (
-                "The network's one output channel lies between 0 and 1, like a probability. It is read as a logit, so "
-            )
-            what += "every voxel above 0 counts as foreground: take the sigmoid off the network."
+            what = "The network's one output channel lies between 0 and 1, like a probability. It is read as a logit, "
+            what += "so every voxel above 0 counts as foreground: take the sigmoid off the network."
             warnings.warn(what, ToolkitWarning, stacklevel=2)

@@ -183,9 +183,7 @@ class Extraction:
             if count := writer.abort():
                 error.add_note(f"{count} batches are kept beside {out}: the same call goes on from there.")
             if isinstance(error, OSError) and out is not None:
-                what = (
-                    f"The features could not be written, or their inputs not be read ({type(error).__name__}: {error})."
-                )
+                what = f"The features could not be written or their inputs not read ({type(error).__name__}: {error})."
                 fix = "Free some space or restore the access, and call again: what is there is kept."
                 raise ResultError(what, where=out, fix=fix) from error
             raise

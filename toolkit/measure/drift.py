@@ -161,13 +161,14 @@ def drift(
     tables = [stage.table for stage in stages]
     codes, unit = cluster_codes(tables[0] if paired else pd.concat(tables, ignore_index=True), cluster)
     clusters = [codes] * len(tables) if paired else list(codes.split([len(table) for table in tables]))
-    settings: dict[str, Any] = {
-        "bootstrap": bootstrap,
-        "null_splits": null_splits,
-        "cluster": unit,
+    settings: dict[str, Any] = {"bootstrap": bootstrap, "null_splits": null_splits, "cluster": unit}
+    settings |= {
         "max_rows": max_rows,
+        "directions": directions,
+        "seed": seed,
+        "confidence": confidence,
+        "paired": paired,
     }
-    settings |= {"directions": directions, "seed": seed, "confidence": confidence, "paired": paired}
     if repeat is not None:
         jitter = repeat.provenance.get("parameters", {}).get("jitter")
         moved = f"weights that a jitter moved by {jitter or 0:.2g} of their size"

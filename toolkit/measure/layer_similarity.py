@@ -44,13 +44,12 @@ class LayerSimilarity(Result):
 
     def table(self) -> DataFrame:
         """One row per pair of layers."""
-        return as_table(
-            [
-                {"layer_a": a, "layer_b": b, "method": self.method, "similarity": float(self.matrix[i, j])}
-                for i, a in enumerate(self.layers_a)
-                for j, b in enumerate(self.layers_b)
-            ]
-        )
+        rows = [
+            {"layer_a": a, "layer_b": b, "method": self.method, "similarity": float(self.matrix[i, j])}
+            for i, a in enumerate(self.layers_a)
+            for j, b in enumerate(self.layers_b)
+        ]
+        return as_table(rows)
 
 
 def layer_similarity(

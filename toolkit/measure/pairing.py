@@ -169,10 +169,8 @@ def _require_same_data(first: Features, other: Features, where: str) -> None:
     cases = [list(store.images["case"]) if len(store.images) else None for store in (first, other)]
     if "" in hashes or hashes[0] == hashes[1] or cases[0] != cases[1]:
         return
-    what = (
-        "The stores were made from other data: the cases have the same names, but the hash of their images and labels "
-    )
-    what += f"is {hashes[0][:12]} there and {hashes[1][:12]} here."
+    what = "The stores were made from other data: the cases have the same names, but the hash of their images and "
+    what += f"labels is {hashes[0][:12]} there and {hashes[1][:12]} here."
     fix = "Extract all stages from the same images and labels, or pass paired=False."
     raise ResultError(what, where=where, fix=fix)
 

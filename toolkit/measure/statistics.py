@@ -56,17 +56,12 @@ class Comparison(Numbers):
             return f"{value} ({ends[0]} to {ends[1]})" if math.isfinite(row[name]) else "--"
 
         level = self.provenance.get("parameters", {}).get("confidence", 0.95)
-        names = [
-            "method",
-            f"{self.metric or 'score'} ({level:.0%} interval)",
-            f"difference to {self.baseline}",
-            "verdict",
-        ]
+        score = f"{self.metric or 'score'} ({level:.0%} interval)"
         rows = []
         for _, row in self.numbers.iterrows():
             ends = spread(row, "difference", "difference_low", "difference_high", "+")
             rows.append((row["method"], spread(row, "mean", "low", "high"), ends, row["verdict"]))
-        return as_table(rows, columns=names)
+        return as_table(rows, columns=["method", score, f"difference to {self.baseline}", "verdict"])
 
     def needed(self, effect: float, power: float = 0.8, *, seeds: Sequence[int] = (2, 3, 5, 10)) -> DataFrame:
         """The patients and seeds with which a verdict would find a true difference, from how this study's differences vary.
@@ -251,12 +246,8 @@ def compare_scores(
     parameters = {"baseline": baseline, "confidence": confidence, "bootstrap": bootstrap, "seed": seed}
     if folds is not None:
         parameters["folds"] = len(set(folds))
-    return Comparison(
-        baseline=baseline,
-        metric="",
-        numbers=as_table(rows)[_COLUMNS],
-        provenance={"measure": "comparison", "parameters": parameters},
-    )
+    made_by = {"measure": "comparison", "parameters": parameters}
+    return Comparison(baseline=baseline, metric="", numbers=as_table(rows)[_COLUMNS], provenance=made_by)
 
 
 def patient_scores(table: DataFrame, metric: str = "dice", patient: str | None = None) -> dict[str, np.ndarray]:

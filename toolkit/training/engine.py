@@ -81,15 +81,12 @@ def check_network(model: nn.Module, config: TrainConfig) -> None:
     own = own_precision(model)
     if own == torch.float16 and (config.optimizer in ("adam", "adamw") or config.precision == "16"):
         what = "a loss scale needs float32 weights" if config.precision == "16" else "Adam's epsilon is 0 in float16"
-        fix = (
-            'Pass model.float() (TrainConfig(precision="bf16") makes its passes in half precision), model.bfloat16(), '
-        )
-        fix += 'or TrainConfig(optimizer="sgd").'
+        fix = 'Pass model.float() (TrainConfig(precision="bf16") makes its passes in half precision), '
+        fix += 'model.bfloat16(), or TrainConfig(optimizer="sgd").'
         raise ConfigError(f"The network's weights are float16, and {what}.", where=type(model).__name__, fix=fix)
     if own in (torch.float16, torch.bfloat16):
-        what = (
-            f"The network's weights are {str(own).removeprefix('torch.')}: steps smaller than their rounding are lost."
-        )
+        kind = str(own).removeprefix("torch.")
+        what = f"The network's weights are {kind}: steps smaller than their rounding are lost."
         fix = 'model.float() with TrainConfig(precision="bf16") makes its passes in half precision and loses none.'
         warnings.warn(f"{what} {fix}", ToolkitWarning, stacklevel=4)
 

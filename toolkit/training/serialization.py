@@ -286,9 +286,9 @@ def _call(entry: Mapping[str, Any]) -> str:
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An entry without the places that change when a file moves or a script becomes a module."""
     lasting = {key: value for key, value in entry.items() if key not in ("file", "sha256", "class")}
-    return (
-        lasting if "name" in lasting or "class" not in entry else {**lasting, "class": entry["class"].partition(":")[2]}
-    )
+    if "name" in lasting or "class" not in entry:
+        return lasting
+    return {**lasting, "class": entry["class"].partition(":")[2]}
 
 
 def _foreign(obj: object) -> dict[str, Any]:

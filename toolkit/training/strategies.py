@@ -87,12 +87,8 @@ class Rehearsal(Strategy):
         rehearsed = [
             case for site in dict.fromkeys(sites[:stage]) if site != sites[stage] for case in self.stored(task, site)
         ]
-        cases = [
-            *task.cases("train", site=sites[stage]),
-            *rehearsed,
-            *task.cases("val", site=sites[stage]),
-            *task.cases("test"),
-        ]
+        train, val = (task.cases(split, site=sites[stage]) for split in ("train", "val"))
+        cases = [*train, *rehearsed, *val, *task.cases("test")]
         names = [site for site in task.sites if any(case.site == site for case in cases)]
         return task.restricted(cases, name=f"{task.name}-rehearsal-{stage}", sites=names, manifest=None), None
 

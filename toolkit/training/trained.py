@@ -272,9 +272,8 @@ def _card_of(name: str, seed: int) -> Path:
         return cards[wanted]
     names = sorted({(card["name"], card["seed"]) for card in map(_read, cards.values())})
     seeds = [own for other, own in names if other == name]
-    offered = (
-        f"its seeds are {seeds}" if seeds else f"there are {', '.join(dict.fromkeys(n for n, _ in names)) or 'none'}"
-    )
+    others = ", ".join(dict.fromkeys(other for other, _ in names)) or "none"
+    offered = f"its seeds are {seeds}" if seeds else f"there are {others}"
     what = f"There is no trained network {name!r} with seed {seed}."
     raise ConfigError(what, where="load_trained", fix=f"See list_trained(): {offered}.")
 
