@@ -74,10 +74,8 @@ _RAW = (
 def checked(call: Call) -> Call:
     """The function with its arguments checked, and with words for an error that nobody foresaw.
 
-    Raises (when called):
-        ConfigError: an argument that is missing, unknown, of another type than annotated, or beyond `LIMITS`.
-        ToolkitError: an exception of Python or a library from inside, with the call and its arguments. One that comes
-            from the caller's own code, or that belongs to the contract, is passed on as it is.
+    What is missing, unknown, of another type than annotated or beyond `LIMITS` is a ConfigError; an exception of Python or
+    a library from inside a ToolkitError. One of the caller's own code, or of the contract, is passed on as it is.
     """
     signature = _signature(call)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,31 +85,25 @@ def checked_augmentation(value: str | Augmentation | None) -> Augmentation | Non
 
 
 def apply(
-    augmentation: Augmentation,
-    image: Tensor,
-    label: Tensor,
-    numbers: np.ndarray,
-    noise: Tensor | None,
-    patch: Sequence[int],
-    spacing: np.ndarray,
-    flips: Sequence[int] = (),
+    effects: Augmentation, drawn: Mapping[str, Any], noise: Tensor | None, patch: Sequence[int], flips: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Augment a batch, on the device it lies on.
+    """Augmented image and label of a batch, on the device it lies on, with the size P of the patch.
 
-    `image` (B, C, *M) float32 is the patch with its margin, `label` (B, 1, *M) class indices, float32 where images are
-    resampled; `numbers` (B, augmentation.drawn(dims)) are uniform in [0, 1), of which the last may carry the sign of
-    `noise` (B, C, *P), standard normal float32; only the ratios of `spacing` (B, dims) matter; `flips` are the axes that
-    may be mirrored. Labels keep their values (nearest neighbour); both come back with the size P of the patch.
+    Of `drawn`, `image` (B, C, *M) float32 is the patch with its margin, `label` (B, 1, *M) class indices, which keep their
+    values (nearest neighbour); `numbers` (B, effects.drawn(dims)) are uniform in [0, 1), of which the last may carry
+    the sign of `noise` (B, C, *P), standard normal float32; only the ratios of `spacing` (B, dims) matter. `flips` are
+    the axes that may be mirrored.
     """
+    image, label, numbers, spacing = (drawn[name] for name in ("image", "label", "numbers", "spacing"))
     dims = len(patch)
     angles = 1 if dims == 2 else 3
     geometry, intensity = numbers[:, : angles + 1 + 2 * dims], numbers[:, -4:]
-    allowed = [axis in flips for axis in range(dims)] if augmentation.flips else [False] * dims
-    if augmentation.resamples(flips):
+    allowed = [axis in flips for axis in range(dims)] if effects.flips else [False] * dims
+    if effects.resamples(flips):
         signed = 2.0 * geometry - 1.0
-        rotation = _rotations(np.deg2rad(augmentation.rotation) * signed[:, :angles], dims)
-        zoom = np.exp(math.log1p(augmentation.scale) * signed[:, angles])
-        shift = augmentation.translation * signed[:, angles + 1 : angles + 1 + dims] * np.asarray(patch)
+        rotation = _rotations(np.deg2rad(effects.rotation) * signed[:, :angles], dims)
+        zoom = np.exp(math.log1p(effects.scale) * signed[:, angles])
+        shift = effects.translation * signed[:, angles + 1 : angles + 1 + dims] * np.asarray(patch)
         mirror = np.where((geometry[:, angles + 1 + dims :] < 0.5) & np.asarray(allowed), -1.0, 1.0)
         matrix = rotation * spacing[:, None, :] / spacing[:, :, None] * zoom[:, None, None] * mirror[:, None, :]
         half_out, half_in = np.asarray(patch) / 2.0, np.asarray(image.shape[2:]) / 2.0
@@ -118,8 +113,8 @@ def apply(
         grid = _grid(torch.from_numpy(theta).to(image.device, non_blocking=True), patch)
         sample = torch.nn.functional.grid_sample
         image = sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        label = sample(label, grid, mode="nearest", padding_mode="border", align_corners=False)
-    return _intensity(augmentation, image, intensity, noise), label
+        label = sample(label.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+    return _intensity(effects, image, intensity, noise), label
 
 
 def _grid(theta: Tensor, patch: Sequence[int]) -> Tensor:

@@ -33,10 +33,7 @@ class Geometry:
 
     @classmethod
     def of_array(cls, affine: np.ndarray, shape: Sequence[int], dims: int) -> Geometry | None:
-        """Geometry of an array that stays in its own axes, slices first in a 2D task; None for a picture.
-
-        `affine` is 4x4, voxel to world, in mm, right-anterior-superior.
-        """
+        """Geometry of an array with its 4x4 matrix (voxel to world, mm, RAS), slices first in a 2D task; None for a picture."""
         affine = np.asarray(affine, dtype=float)
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
             raise DataError(f"The affine of an array is no invertible 4 x 4 matrix: {affine.tolist()}.", where="affine")
@@ -79,11 +76,7 @@ class Geometry:
         return array if self.slice_axis is None else np.moveaxis(array, self.slice_axis, 0)
 
     def restore(self, array: np.ndarray) -> np.ndarray:
-        """Bring an array (or a stack, slices first in a 2D task) back to the file's axes and shape.
-
-        Raises:
-            DataError: the array does not have this volume's shape.
-        """
+        """Bring an array (or a stack, slices first in a 2D task) of this volume's shape back to the file's axes and shape."""
         if array.shape != self.read_shape:
             what = f"The array has shape {array.shape}; the volume it belongs to has {self.read_shape}."
             raise DataError(what, fix="Pass the whole volume, without padding and without a channel axis.")

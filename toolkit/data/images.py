@@ -67,10 +67,7 @@ def _objects(folder: Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a picture as stored: (C, H, W) with one or three channels, 8, 16 or 32 bits.
-
-    An opaque alpha channel is dropped, palettes are resolved to colours.
-    """
+    """Read a picture (C, H, W) as stored (8, 16, 32 bits), palettes as colours and without an opaque alpha channel."""
     array = _decoded(Path(path), palette=False)
     return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
 
@@ -113,10 +110,7 @@ def picture_shape(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def with_channels(image: np.ndarray, channels: int | None, path: Path) -> np.ndarray:
-    """Bring (C, H, W) to 1 or 3 channels without inventing anything.
-
-    Grey to three channels repeats the one channel (a view, no memory); three equal channels become one.
-    """
+    """Bring (C, H, W) to 1 or 3 channels without inventing anything; grey is repeated as a view, which takes no memory."""
     if channels is None or image.shape[0] == channels:
         return image
     if image.shape[0] == 1:

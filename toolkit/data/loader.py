@@ -95,11 +95,7 @@ class Loader:
     def draw(self, step: int) -> dict[str, Any]:
         """The first half of `batch(step)`, cheap and on the CPU: crops with their margins, and what was drawn for them.
 
-        Every entry has one row a sample, so that a share of a batch is finished like the whole; `finish` takes the
-        rest on any device.
-
-        Raises:
-            DataError: see `batch`.
+        Every entry has one row a sample, so that a share of a batch is finished like the whole, on any device.
         """
         epoch, place = divmod(int(step), len(self))
         first = place * self.batch_size
@@ -144,9 +140,7 @@ class Loader:
                 sequence, count = _noise_sequence(str(image.device)), math.prod(self._noise_shape)
                 windows = [sequence[start : start + count] for start in drawn["noise_starts"]]
                 noise = torch.stack(windows).view(-1, *self._noise_shape)
-            label = label.float() if self.augmentation.resamples(self.flips) else label
-            given = drawn["numbers"], noise, self.patch_size, drawn["spacing"], self.flips
-            image, label = apply(self.augmentation, image, label, *given)
+            image, label = apply(self.augmentation, drawn, noise, self.patch_size, self.flips)
             if self.limits is not None:
                 image = image.clamp(*self.limits)
         return {"image": image, "label": label.long(), **batch}

@@ -230,11 +230,8 @@ def _unusable(tensor: Tensor, own: Tensor) -> str:
 def compare_weights(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> WeightsReport:
     """Compare names and shapes without copying anything."""
     both = [name for name in own if name in tensors]
-    wrong = {
-        name: (tuple(own[name].shape), tuple(tensors[name].shape))
-        for name in both
-        if own[name].shape != tensors[name].shape
-    }
+    shapes = {name: (tuple(own[name].shape), tuple(tensors[name].shape)) for name in both}
+    wrong = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
     return WeightsReport(
         loaded=tuple(name for name in both if name not in wrong),
         missing=tuple(name for name in own if name not in tensors),

@@ -43,12 +43,15 @@ def test_2d_rotation_zoom_and_shift_against_scipy(spacing):
     label = (image > 0).astype(np.float32)
     moved, classes = apply(
         strength,
-        torch.from_numpy(image)[None, None],
-        torch.from_numpy(label)[None, None],
-        numbers,
+        {
+            "image": torch.from_numpy(image)[None, None],
+            "label": torch.from_numpy(label)[None, None],
+            "numbers": numbers,
+            "spacing": np.array([spacing]),
+        },
         None,
         patch,
-        np.array([spacing]),
+        (),
     )
     assert margin == (6, 8)
     np.testing.assert_allclose(moved[0, 0].numpy(), expected, atol=2e-5)
@@ -75,12 +78,15 @@ def test_3d_shift_moves_along_the_right_axes():
     numbers[0, 4:7] = [1.0, 0.5, 0.0]  # + 0.1 x 20 along axis 0, - 0.1 x 30 along axis 2
     moved, _ = apply(
         strength,
-        torch.from_numpy(image)[None, None],
-        torch.zeros(1, 1, 20, 24, 28),
-        numbers,
+        {
+            "image": torch.from_numpy(image)[None, None],
+            "label": torch.zeros(1, 1, 20, 24, 28),
+            "numbers": numbers,
+            "spacing": np.ones((1, 3)),
+        },
         None,
         (20, 24, 30),
-        np.ones((1, 3)),
+        (),
     )
     place = np.argwhere(moved[0, 0].numpy() > 0.9)[0]
     np.testing.assert_array_equal(place, [8, 12, 18])
@@ -92,9 +98,8 @@ def test_intensity_follows_its_formula():
     numbers[:, -4:] = np.random.default_rng(2).random((3, 4))
     noise = np.random.default_rng(3).standard_normal((3, 2, 8, 8)).astype(np.float32)
     strength = Augmentation(rotation=0, scale=0, translation=0, flips=False)
-    changed, _ = apply(
-        strength, image.clone(), torch.zeros(3, 1, 8, 8), numbers, torch.from_numpy(noise), (8, 8), np.ones((3, 2))
-    )
+    drawn = {"image": image.clone(), "label": torch.zeros(3, 1, 8, 8), "numbers": numbers, "spacing": np.ones((3, 2))}
+    changed, _ = apply(strength, drawn, torch.from_numpy(noise), (8, 8), ())
     for row in range(3):
         gain, offset, gamma, noisy = numbers[row, -4:]
         for channel in range(2):
