@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from toolkit.data.geometry import LPS, Geometry
 from toolkit.data.reading import Row, as_array, channel_first
-from toolkit.data.source import Arrays, Source
+from toolkit.data.source import Arrays, FunctionSource
 from toolkit.data.table import TaskSettings, task_from_table
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, DataError
@@ -20,28 +19,16 @@ from toolkit.errors import ConfigError, DataError
 _NAMES = ("case", "subject", "site", "split", "group", "volume")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class DatasetSource(Source):
-    """One item of a data set, read when it is needed."""
-
-    items: Any = None  # the data set
-    index: int = 0  # of the item
-    keys: tuple[str, str] = ("image", "label")  # entries of the image and of the label
-    dims: int | None = None  # spatial axes of a case
-    geometry: Geometry | None = None  # of the item, or None
-    name: str = ""  # of the case
-
-    def stored(self) -> Arrays:
-        """The arrays of the item, slices first where a 2D task cuts a volume."""
-        image, label, _ = arrays_of(self.items[self.index], self.keys, self.dims, self.name)
-        if self.geometry is not None and self.geometry.slice_axis is not None:
-            image = np.stack([self.geometry.arrange(channel) for channel in image])
-            label = None if label is None else self.geometry.arrange(label)
-        return image, label
-
-    @property
-    def where(self) -> str:
-        return f"{type(self.items).__name__}[{self.index}]"
+def read_item(
+    images: tuple[Path, ...], label: None, *, items: Any, index: int, keys: tuple[str, str], place: tuple[Any, ...]
+) -> Arrays:
+    """The arrays of one item of a data set; `place`: spatial axes of a case, geometry of the item, name of the case."""
+    dims, geometry, name = place
+    image, mask, _ = arrays_of(items[index], keys, dims, name)
+    if geometry is None or geometry.slice_axis is None:
+        return image, mask
+    # slices first where a 2D task cuts a volume
+    return np.stack([geometry.arrange(channel) for channel in image]), None if mask is None else geometry.arrange(mask)
 
 
 def task_from_dataset(
@@ -144,7 +131,8 @@ def _row(dataset: Any, index: int, keys: tuple[str, str], dims: int | None) -> R
         row["affine"] = affine
         row["spacing"] = tuple(float(mm) for mm in np.linalg.norm(affine[:3, : image.ndim - 1], axis=0))
     row["geometry"] = geometry
-    row["image"] = DatasetSource(items=dataset, index=index, keys=keys, dims=dims, geometry=geometry, name=row["case"])
+    options = {"items": dataset, "index": index, "keys": keys, "place": (dims, geometry, row["case"])}
+    row["image"] = FunctionSource(read=read_item, options=options, name=f"{type(dataset).__name__}[{index}]")
     return row
 
 

@@ -48,8 +48,18 @@ def check(files: Iterable[Path]) -> None:
             entries = {name: memory.execute(_ASKED, (name,)).fetchone() for name in now}
             new = {name: entries[name] for name, entry in now.items() if (entries[name] or ())[:3] != entry}
             for name, entry in new.items():
-                if entry is not None and entry[2] != now[name][2]:
-                    _changed(Path(name), entry, entry[1] != 0 and entry[:2] == now[name][:2])
+                if entry is None or entry[2] == now[name][2]:
+                    continue
+                size, date, _, day = entry
+                if date and (size, date) == now[name][:2]:
+                    what = f"The bytes of this file changed since it was read on {day}, but not its size and date."
+                    fix = "It is damaged: restore it from a copy. If the new content is right, give it a new date (touch)."
+                    raise DataError(what, where=name, fix=fix)
+                what = (
+                    f"{name} was replaced since it was read on {day}: the new content is used, of others in its folder"
+                )
+                # without a date it may be damage: each file by itself
+                _said_once(Path(name).parent if date else Path(name), f"{what} too.")
             with memory:  # a lock for writing is held for these lines alone
                 rows = [(name, *now[name], time.strftime("%Y-%m-%d")) for name in new]
                 memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
@@ -65,16 +75,6 @@ def _opened() -> sqlite3.Connection:
     memory.execute("PRAGMA synchronous = OFF")  # what a power cut takes is a first reading again
     memory.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, date INT, hash TEXT, day TEXT)")
     return memory
-
-
-def _changed(path: Path, known: tuple[int, int, str, str], same_date: bool) -> None:
-    day = known[3]
-    if same_date:
-        what = f"The bytes of this file changed since it was read on {day}, but not its size and date."
-        fix = "It is damaged: restore it from a copy. If the new content is right, give it a new date (touch)."
-        raise DataError(what, where=path, fix=fix)
-    what = f"{path} was replaced since it was read on {day}: the new content is used, of others in its folder too."
-    _said_once(path.parent if known[1] else path, what)  # without a date it may be damage: each file by itself
 
 
 def _said_once(about: Path, what: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from toolkit.data import images as pictures
 from toolkit.data import stacks, volumes
 from toolkit.data.geometry import Geometry
-from toolkit.data.source import Arrays, ArraySource, FileSource, Source
+from toolkit.data.source import Arrays, FunctionSource, Source, in_memory
 from toolkit.data.stacks import array_shape, stack_shape
 from toolkit.data.volumes import read_geometry, require_same_grid
 from toolkit.errors import ConfigError, DataError
@@ -68,7 +68,7 @@ def open_row(row: Row, dims: int | None, channels: int | None, common: Mapping[s
         options["channels"] = channels
     inside = pictures.SUFFIXES if kind == "picture" else ()
     how: dict[str, Any] = {"read": _KINDS[kind][1], "options": options, "kind": kind, "suffixes": inside, **common}
-    reader = FileSource(images=files, label=label, **how)
+    reader = FunctionSource(images=files, label=label, **how)
     return reader, geometry.read_shape if geometry is not None else shape, geometry
 
 
@@ -91,7 +91,7 @@ def dims_of(row: Row) -> int:
     if isinstance(row["image"], Source):
         raise ConfigError("dims is needed where a table holds readers.", fix="Pass dims=2 or dims=3.")
     reader, shape, _ = open_row(row, None, None, {})
-    return 2 if isinstance(reader, FileSource) and reader.kind == "nifti" and min(shape) == 1 else len(shape)
+    return 2 if isinstance(reader, FunctionSource) and reader.kind == "nifti" and min(shape) == 1 else len(shape)
 
 
 def is_path(value: object) -> bool:
@@ -132,7 +132,7 @@ def _arrays(row: Row, dims: int | None, common: Mapping[str, Any]) -> Opened:
     name = str(row.get("case", "image"))
     label = None if row.get("label") is None else as_array(row["label"])
     image, label, _ = channel_first(as_array(row["image"]), label, dims, name)
-    reader = ArraySource(image=image, label=label, name=f"array {name}", **common)
+    reader = FunctionSource(read=in_memory, options={"arrays": (image, label)}, name=f"array {name}", **common)
     reader.read_raw()  # every array is checked now rather than in the middle of a training
     affine = row.get("affine")
     geometry = None if affine is None else Geometry.of_array(as_array(affine), image.shape[1:], dims or 3)

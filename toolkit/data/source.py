@@ -89,13 +89,14 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class FileSource(Source):
-    """The files of an image and of its label, and the function that reads them."""
+class FunctionSource(Source):
+    """What a function reads: the files of an image and of its label, an item of a data set, arrays in memory."""
 
     read: Callable[..., Arrays]  # called with `images`, `label` and the options
-    images: tuple[Path, ...]  # files of the image, in the order of its channels, or one folder
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    images: tuple[Path, ...] = ()  # files of the image, in the order of its channels, or one folder
     label: Path | None = None  # file of the label, or a folder
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    name: str = ""  # of what lies in no file
     kind: str = ""  # as `toolkit.data.reading.kind_of` names it
     suffixes: tuple[str, ...] = ()  # of the files in a folder that are read; none = all
 
@@ -104,7 +105,7 @@ class FileSource(Source):
 
     @property
     def where(self) -> str:
-        return ", ".join(map(str, self._paths()))
+        return ", ".join(map(str, self._paths())) or self.name
 
     def files(self) -> tuple[Path, ...]:
         """The files, those in a folder by name; with the header of a MetaImage the file of its voxels."""
@@ -157,20 +158,9 @@ class Memory:
 MEMORY = Memory()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ArraySource(Source):
-    """A volume that is already in memory."""
-
-    image: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((1, 0, 0), np.float32))
-    label: np.ndarray | None = None
-    name: str = "array"
-
-    def stored(self) -> Arrays:
-        return self.image, self.label
-
-    @property
-    def where(self) -> str:
-        return self.name
+def in_memory(images: tuple[Path, ...], label: None, *, arrays: Arrays) -> Arrays:
+    """Arrays that are there already."""
+    return arrays
 
 
 def read_npz(path: Path, keys: list[str]) -> dict[str, np.ndarray]:
@@ -224,7 +214,7 @@ def checked_pair(image: np.ndarray, label: np.ndarray | None, source: Source) ->
         what = f"The image has shape {image.shape[1:]} and its label {label.shape}."
         fix = "Give the label the image's grid (resample it with nearest-neighbour interpolation)."
         raise DataError(what, where=source.where, fix=fix)
-    file = source.label if isinstance(source, FileSource) else None
+    file = source.label if isinstance(source, FunctionSource) else None
     return Pair(image, class_indices(label, source.classes, source.label_values, str(file or source.where)))
 
 

@@ -16,7 +16,7 @@ from toolkit.data.labels import checked_classes, checked_values
 from toolkit.data.normalise import DEFAULT, check_rule
 from toolkit.data.reading import Row, dims_of, open_row
 from toolkit.data.rows import columns_of, completed, plain, table_rows
-from toolkit.data.source import FileSource
+from toolkit.data.source import FunctionSource
 from toolkit.data.splits import Splits
 from toolkit.data.task import Task
 from toolkit.errors import DataError, ToolkitWarning
@@ -226,7 +226,7 @@ def default_patch(cases: Sequence[Case], sizes: Sequence[tuple[int, ...]]) -> tu
     for case, size in zip(cases, sizes, strict=True):
         if not all(size):
             reader = case.reader
-            picture = reader.images[0] if isinstance(reader, FileSource) and reader.kind == "picture" else None
+            picture = reader.images[0] if isinstance(reader, FunctionSource) and reader.kind == "picture" else None
             size = tuple(case.image_array().shape[1:]) if picture is None else picture_shape(picture)
         known.append(size)
     multiple, largest = (16, 256) if len(sizes[0]) == 2 else (8, 96)
@@ -268,7 +268,7 @@ def _checked_channels(cases: list[Case], check: bool) -> tuple[list[Case], int]:
             errors.append(error)
             continue
         counted.setdefault(image.shape[0], case)
-        mergeable = isinstance(case.reader, FileSource) and case.reader.options.get("channels", 0) is None
+        mergeable = isinstance(case.reader, FunctionSource) and case.reader.options.get("channels", 0) is None
         grey = grey and mergeable and image.shape[0] in (1, 3) and bool((image == image[:1]).all())
     if len(errors) > 1:
         others = "; ".join(f"{error.where}: {error.what}" for error in errors[1:5])

@@ -18,7 +18,7 @@ from torch import nn
 from toolkit.arguments import checked_methods
 from toolkit.data.case import Case
 from toolkit.data.images import write_label_picture
-from toolkit.data.source import FileSource
+from toolkit.data.source import FunctionSource
 from toolkit.data.volumes import write_nifti
 from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitError, ToolkitWarning
 from toolkit.features.provenance import mark_scored, provenance, score_of, weights_hash
@@ -280,7 +280,7 @@ def _write(folder: Path, name: str, labels: np.ndarray, volume: Sequence[Case], 
             _write(folder / name, region, mask, volume)
         return folder / name
     first = volume[0]
-    if isinstance(first.reader, FileSource) and first.reader.kind == "picture" and labels.ndim == 2:
+    if isinstance(first.reader, FunctionSource) and first.reader.kind == "picture" and labels.ndim == 2:
         return write_label_picture(folder / f"{name}.png", labels)
     path = folder / f"{name}.nii.gz"
     try:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from toolkit.data.images import SUFFIXES, picture_shape, read_label_picture, read_pair, read_picture
-from toolkit.data.source import FileSource
+from toolkit.data.source import FunctionSource
 from toolkit.errors import DataError
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
@@ -18,7 +18,7 @@ COLOUR = np.arange(144, dtype=np.uint8).reshape(6, 8, 3)
 
 def source(image, *, label=None, classes=(0, 1), **options):
     files = {"images": (image,), "label": label, "suffixes": SUFFIXES}
-    return FileSource(read=read_pair, **files, options=options, classes=classes)
+    return FunctionSource(read=read_pair, **files, options=options, classes=classes)
 
 
 def saved(path: Path, array: np.ndarray, mode: str | None = None, **options: object) -> Path:

@@ -10,16 +10,18 @@ import nibabel
 import numpy as np
 import pytest
 
-from toolkit.data.source import FileSource
+from toolkit.data.source import FunctionSource
 from toolkit.data.volumes import read_geometry, read_pair, read_volume, write_nifti
 from toolkit.errors import ConfigError, DataError
 
 AFFINE = np.array([[2.0, 0, 0, -30], [0, 3.0, 0, 12], [0, 0, 4.0, 7], [0, 0, 0, 1]])
 
 
-def source(image: Path, label: Path | None = None, *channels: Path, label_values=None, **options: object) -> FileSource:
+def source(
+    image: Path, label: Path | None = None, *channels: Path, label_values=None, **options: object
+) -> FunctionSource:
     settings = {"classes": (0, 1), "label_values": label_values, "options": options}
-    return FileSource(read=read_pair, images=(image, *channels), label=label, **settings)
+    return FunctionSource(read=read_pair, images=(image, *channels), label=label, **settings)
 
 
 def label_like(volume: np.ndarray) -> np.ndarray:
