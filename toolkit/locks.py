@@ -101,9 +101,7 @@ def _taken(owner: dict[str, Any], note: Path, doing: str, where: Path) -> Config
     fix = "Wait for it, or stop it (run.stop()), and call again."
     if owner.get("machine") not in (None, _machine()):
         silent = max(0.0, time.time() - owner["alive"])
-        fix = (
-            f"Its last sign of life is {silent:.0f} s old; after {STALE:.0f} s it is taken to be gone. "
-            f"If you know that it is gone, delete {note.name} there and call again."
-        )
+        fix = f"Its last sign of life is {silent:.0f} s old; after {STALE:.0f} s it is taken to be gone. "
+        fix += f"If you know that it is gone, delete {note.name} there and call again."
     process, host = owner.get("process", "(unknown)"), owner.get("host", "this machine")
     return ConfigError(f"Process {process} on {host} {doing} now.", where=where, fix=fix)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.first_reading import check as check_first_reading
+from toolkit.data.labels import class_indices
 from toolkit.data.normalise import DEFAULT, normalise
 from toolkit.errors import DataError
 from toolkit.files import file_sha256
@@ -205,8 +206,6 @@ def decoding(path: Path, what: str, fix: str = "") -> Iterator[None]:
 
 def checked_pair(image: np.ndarray, label: np.ndarray | None, source: Source) -> Pair:
     """Image and label as float32 and class indices, or an error that names the source."""
-    from toolkit.data.labels import class_indices
-
     image = checked_image(image, source.where)
     if label is None:
         return Pair(image, None)

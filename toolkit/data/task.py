@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolkit import registry
 from toolkit.arguments import checked_methods
@@ -14,14 +14,12 @@ from toolkit.data.augment import Augmentation, checked_augmentation
 from toolkit.data.case import Case
 from toolkit.data.labels import checked_classes, checked_regions
 from toolkit.data.loader import Loader, Transform
+from toolkit.data.manifest import Manifest
 from toolkit.data.normalise import DEFAULT, check_rule, fixed_range
 from toolkit.data.splits import deal
 from toolkit.errors import ConfigError, DataError, choose
 from toolkit.registry import register
 from toolkit.results import DataFrame, as_table
-
-if TYPE_CHECKING:
-    from toolkit.data.manifest import Manifest
 
 SPLITS = ("train", "val", "test")
 _BUCKETS = 256

@@ -247,16 +247,12 @@ def _opened(path: Path, voxels: bool = False) -> Any:
         if voxels and path.name.lower().endswith(".gz"):
             proxy: Any = image.dataobj
             size = proxy.offset + image.get_data_dtype().itemsize * int(np.prod(image.shape, dtype=np.int64))
-            image = type(image).from_bytes(_unpacked(path, int(size)))
+            with gzip.open(path) as stream:
+                content = stream.read(int(size))
+                if len(stream.read(_MOST_REST)) == _MOST_REST:
+                    raise ValueError("the file goes on behind its voxels")
+            image = type(image).from_bytes(content)
     return image
-
-
-def _unpacked(path: Path, size: int) -> bytes:
-    with gzip.open(path) as stream:
-        content = stream.read(size)
-        if len(stream.read(_MOST_REST)) == _MOST_REST:
-            raise ValueError("the file goes on behind its voxels")
-    return content
 
 
 def _check_shape(shape: tuple[int, ...], path: Path) -> None:

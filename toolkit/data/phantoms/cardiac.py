@@ -44,27 +44,22 @@ _SIZES = {
 def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
     """6 to 8 slices of 96 x 96."""
     anatomy = stream(0)
-    scene = _sample_scene(anatomy, settings, sample_heart(anatomy, group))
+    heart = sample_heart(anatomy, group)
+    count, last = anatomy.integer(6, 8), anatomy.uniform(0.86, 0.97)
+    scene = _Scene(
+        heart=heart,
+        thorax=sample_thorax(anatomy, heart.epicardium, heart.epicardium + heart.right_depth + 3.0),
+        levels=tuple(0.03 + (last - 0.03) * k / (count - 1) for k in range(count)),
+        turn=direction(anatomy.normal(settings.turn, settings.turn_spread)),
+        septum=direction(180.0 + anatomy.normal(0.0, 13.0)),
+        centre=(anatomy.normal(-8.0, 6.0), anatomy.normal(0.0, 6.0)),
+        tilt=(anatomy.normal(0.0, 8.0), anatomy.normal(0.0, 5.0)),
+        signals={name: anatomy.near(value, 0.08) for name, value in settings.signals.items()},
+        shading=shading(anatomy, (SIZE, SIZE), settings.scanner),
+    )
     slices = [_draw_slice(stream(1 + k), settings, scene, level) for k, level in enumerate(scene.levels)]
     images, labels = zip(*slices, strict=True)
     return np.stack(images), np.stack(labels)
-
-
-def _sample_scene(stream: Stream, site: Site, heart: Heart) -> _Scene:
-    count = stream.integer(6, 8)
-    last = stream.uniform(0.86, 0.97)
-    left = heart.epicardium + heart.right_depth + 3.0
-    return _Scene(
-        heart=heart,
-        thorax=sample_thorax(stream, heart.epicardium, left),
-        levels=tuple(0.03 + (last - 0.03) * k / (count - 1) for k in range(count)),
-        turn=direction(stream.normal(site.turn, site.turn_spread)),
-        septum=direction(180.0 + stream.normal(0.0, 13.0)),
-        centre=(stream.normal(-8.0, 6.0), stream.normal(0.0, 6.0)),
-        tilt=(stream.normal(0.0, 8.0), stream.normal(0.0, 5.0)),
-        signals={name: stream.near(value, 0.08) for name, value in site.signals.items()},
-        shading=shading(stream, (SIZE, SIZE), site.scanner),
-    )
 
 
 def _draw_slice(stream: Stream, site: Site, scene: _Scene, level: float) -> Drawn:

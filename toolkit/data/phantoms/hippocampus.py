@@ -37,7 +37,13 @@ def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
     anatomy = stream(0)
     shape = _sample(anatomy, group)
     signals = {name: anatomy.near(value, 0.06) for name, value in settings.signals.items()}
-    along, across, up = _coordinates(settings, shape)
+    axes = centred_axes(SHAPE, _FINE, (settings.slice_spacing, settings.spacing, settings.spacing))
+    # Along the hippocampus, across it (medial positive) and above it, mm, on the fine grid.
+    along: Floats = axes[0][:, None, None]
+    back = np.clip(along - 6.0, None, 0.0)
+    across = axes[2][None, None, :] * (-1.0 if shape.mirrored else 1.0)
+    across = across - shape.shift[0] - shape.medial * back * back
+    up = -axes[1][None, :, None] - shape.shift[1] + shape.descent * along - shape.curl * along * along
     canvas, distance = _paint(stream(1), shape, signals, settings.spacing / _FINE[1], (along, across, up))
     label = np.zeros(SHAPE, dtype=np.uint8)
     inside = average_down(distance, _FINE) < 0.0
@@ -67,17 +73,6 @@ def _sample(stream: Stream, group: str) -> _Shape:
         shift=(stream.normal(0.0, 2.0), stream.normal(0.0, 2.0)),
         mirrored=stream.uniform() < 0.5,
     )
-
-
-def _coordinates(site: Site, shape: _Shape) -> tuple[Floats, Floats, Floats]:
-    """Position along the axis, across it (medial positive) and above it, mm, on the fine grid."""
-    axes = centred_axes(SHAPE, _FINE, (site.slice_spacing, site.spacing, site.spacing))
-    along: Floats = axes[0][:, None, None]
-    across = axes[2][None, None, :] * (-1.0 if shape.mirrored else 1.0)
-    back = np.clip(along - 6.0, None, 0.0)
-    across = across - shape.shift[0] - shape.medial * back * back
-    up = -axes[1][None, :, None] - shape.shift[1] + shape.descent * along - shape.curl * along * along
-    return along, across, up
 
 
 def _paint(
