@@ -61,7 +61,7 @@ class Result:
 
         Args:
             options: those of the function of `toolkit.figures` that draws this kind of result, for example
-                `figures.grad_cam(..., scale="shared")` for `.plot(scale="shared")`; their docstrings explain them.
+                `figures.grad_cams(..., scale="shared")` for `.plot(scale="shared")`; their docstrings explain them.
         """
         return drawing().plotly_figure(self, **options)
 

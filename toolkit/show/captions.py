@@ -16,7 +16,7 @@ _HASH = re.compile(r"\b[0-9a-f]{16,128}\b")
 _ABSOLUTE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\)")
 
 
-def credits(source: Any, note: str = "", names: Sequence[str] = ()) -> dict[str, str]:
+def credits(source: Any, note: str = "", names: Sequence[str] = ()) -> dict[str, Any]:
     """`caption`, `provenance` and `stamp` of a figure, to be handed to it by `**`.
 
     `source` is a result, a record of provenance, a network or a table of its scores or its training, or several of them:
@@ -32,9 +32,8 @@ def credits(source: Any, note: str = "", names: Sequence[str] = ()) -> dict[str,
     lines = _scores(titles, networks)
     low = dict.fromkeys(n for n, one in zip(titles, networks, strict=True) if not one["dice"] > one["floor"])
     all_low = len(low) == len(dict.fromkeys(titles))
-    whole = "\n".join(
-        filter(None, _lines(records, names if several and names else [""] * len(records)) if records else ())
-    )
+    told = _lines(records, names if several and names else [""] * len(records)) if records else []
+    whole = "\n".join(filter(None, told))
     return {
         "caption": _with_caveats([note, *lines], also=" ".join([whole, *names])),
         "provenance": whole,
@@ -51,11 +50,6 @@ def _record(source: Any) -> Any:
     if isinstance(source, nn.Module | DataFrame):
         return dict(source.attrs) if isinstance(source, DataFrame) else {"network": score_of(source)}
     return getattr(source, "provenance", source)
-
-
-def of_case(result: Any, index: int, note: str = "") -> str:
-    """A note that names the image of a result that is shown."""
-    return "; ".join(filter(None, (f"case {result.cases[index]}", note)))
 
 
 def _networks(record: Any) -> Iterator[Mapping[str, Any]]:
@@ -102,21 +96,23 @@ def _lines(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[s
         rest = {key: value for key, value in records[0].items() if key != "networks"}
         own = records[0]["networks"]
         return [*_lines(list(own.values()), list(own)), " · ".join(_parts(rest))]
-    parts = [_parts(record) for record in records]
-    common = [part for part in parts[0] if len(parts) > 1 and all(part in others for others in parts)]
-    own = [" · ".join(part for part in one if part not in common) for one in parts]
-    lines = [f"{name}: {line}" if name and line else line for name, line in zip(names, own, strict=True)]
+    own, common = _apart([_parts(record) for record in records])
+    lines = [" · ".join(parts) for parts in own]
+    lines = [f"{name}: {line}" if name and line else line for name, line in zip(names, lines, strict=True)]
     return [*lines, " · ".join(common)]
 
 
-def caveats(text: str) -> list[str]:
-    """The sentences owed to a reader by the regularizers that the text names (`Regularizer.caveat`)."""
-    return [sentence for name, sentence in attributes("regularizer", "caveat").items() if name in text.lower()]
+def _apart(lists: Sequence[list[Any]]) -> tuple[list[list[Any]], list[Any]]:
+    """What each list has of its own, and what several share."""
+    common = [one for one in lists[0] if len(lists) > 1 and all(one in other for other in lists)]
+    return [[one for one in each if one not in common] for each in lists], common
 
 
 def _with_caveats(lines: Sequence[str], also: str = "") -> str:
+    """The lines, then the sentences owed to a reader by the regularizers that these name (`Regularizer.caveat`)."""
     lines = [line for line in lines if line]
-    return "\n".join([*lines, *caveats(" ".join([*lines, also]))])
+    text = " ".join([*lines, also]).lower()
+    return "\n".join([*lines, *(owed for name, owed in attributes("regularizer", "caveat").items() if name in text)])
 
 
 def _parts(provenance: Mapping[str, Any]) -> list[str]:
@@ -141,7 +137,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
             pairs += _of_several(value, name.removesuffix("s"))
         elif isinstance(value, (list, tuple)):
-            pairs.append((name, _listed(value)))
+            more = f", … ({len(value)} in all)" if len(value) > 4 else ""
+            pairs.append((name, ", ".join(plain(str(one)) for one in value[:4]) + more))
         elif value is not None and value != "":
             pairs.append((name, plain(f"{value:.4g}" if isinstance(value, float) else str(value))))
     return pairs
@@ -149,17 +146,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def _of_several(items: Sequence[Any], name: str) -> list[tuple[str, str]]:
     """What all the items share, once, then what each has of its own."""
-    flat = [_flat(item) for item in items if isinstance(item, Mapping)]
-    shared = [pair for pair in flat[0] if len(flat) > 1 and all(pair in other for other in flat)]
-    own = [
-        (f"{name} {number} {key}", text)
-        for number, pairs in enumerate(flat, 1)
-        for key, text in pairs
-        if (key, text) not in shared
-    ]
-    return [*own, *shared]
-
-
-def _listed(values: list[Any] | tuple[Any, ...]) -> str:
-    texts = [plain(str(value)) for value in values[:4]]
-    return ", ".join(texts) + (f", … ({len(values)} in all)" if len(values) > 4 else "")
+    own, common = _apart([_flat(item) for item in items if isinstance(item, Mapping)])
+    return [(f"{name} {n} {key}", text) for n, pairs in enumerate(own, 1) for key, text in pairs] + common

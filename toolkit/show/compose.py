@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from toolkit.arguments import checked
 from toolkit.errors import ResultError
 from toolkit.show.captions import credits
 from toolkit.show.panels import Figure, Panel
 
-Composer = TypeVar("Composer", bound=Callable[..., Figure])
+Composer = Callable[..., Figure]
 
 
 @functools.singledispatch
@@ -56,17 +57,44 @@ def compose_together(first: Any, results: Sequence[Any], names: Sequence[str], *
     return stacked(results, names, **options)
 
 
-def for_networks(kind: type, *, alone: bool = True) -> Callable[[Composer], Composer]:
-    """Decorator of a composer of `(results, names)`, which draws several results of a type, one a network.
+def composer(kind: type | None = None, *, several: bool = False) -> Callable[[Composer], Composer]:
+    """Decorator of a composer: its figure is credited to what it draws, and `note` and `provenance` are options of it.
 
-    With `alone` it draws one of them too, for which `name` is an option.
+    Found by `kind`, the type of the result that it draws, if one is given. With `several` it takes `(results, names)`,
+    see `for_networks`, and no `provenance`.
     """
 
-    def register(composer: Composer) -> Composer:
-        draw = checked(composer)
+    def register(draw: Composer) -> Composer:
+        signature, plain = inspect.signature(draw), checked(draw)
+
+        def credited(
+            *values: Any, note: str = "", provenance: Mapping[str, Any] | None = None, **options: Any
+        ) -> Figure:
+            figure, given = plain(*values, **options), signature.bind(*values, **options).arguments
+            source, names = figure.sources or (next(iter(given.values())), given.get("names", ()))
+            if provenance:
+                source = provenance if kind is None else [source, provenance]
+            told = credits(source, "; ".join(filter(None, (figure.caption, note))), names)
+            return dataclasses.replace(figure, sources=None, **told)
+
+        added = list(inspect.signature(credited).parameters.values())[1 : 2 if several else 3]
+        functools.update_wrapper(credited, draw, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
+        both = signature.replace(parameters=[*signature.parameters.values(), *added])
+        credited.__signature__ = both  # type: ignore[attr-defined]
+        result = checked(credited)
+        if kind is not None:
+            for_networks(kind)(result) if several else compose.register(kind, result)
+        return result
+
+    return register
+
+
+def for_networks(kind: type) -> Callable[[Composer], Composer]:
+    """Decorator of a composer of `(results, names)`: it draws several of a type, and one, for which `name` is an option."""
+
+    def register(draw: Composer) -> Composer:
         compose_together.register(kind, lambda first, results, names, **options: draw(results, names, **options))
-        if alone:
-            compose.register(kind, lambda result, *, name="", **options: draw([result], [name], **options))
+        compose.register(kind, lambda result, *, name="", **options: draw([result], [name], **options))
         return draw
 
     return register

@@ -1,4 +1,4 @@
-"""Figures of checks: faithfulness and randomised weights of maps, Gaussianity, classifier variability, health."""
+"""Figures of checks: faithfulness and randomised weights of maps, Gaussianity, collapse, heads, health, reach of a loss."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.errors import ResultError
 from toolkit.explain.cam_maps import TELLING
 from toolkit.explain.faithfulness import Faithfulness
 from toolkit.explain.sanity import RandomisedWeights
 from toolkit.measure.classifier_variability import ClassifierVariability
+from toolkit.measure.collapse import Collapse
 from toolkit.measure.gaussianity import Gaussianity
 from toolkit.measure.regularizer_health import RegularizerHealth
-from toolkit.show.captions import credits
-from toolkit.show.compose import compose, for_networks
+from toolkit.methods.med_disseg.regularizer import ACTIVE_BAND, preset_distances
+from toolkit.results import DataFrame
+from toolkit.show.compose import composer
 from toolkit.show.compose_explain import target_text
-from toolkit.show.panels import Bars, Figure, Heatmap, Lines, Panel, Series, number_text
+from toolkit.show.panels import Bars, Figure, Heatmap, Intervals, Lines, Panel, Series, histogram, number_text
+
+_MAPS = 7  # more curves in a panel cannot be told apart
+_RANKS = ("effective_rank", "participation_ratio")
 
 
-@compose.register
-def faithfulness(result: Faithfulness, *, note: str = "", most: int = 7) -> Figure:
-    """Mean deletion and insertion curves of every map, one panel each.
+@composer(Faithfulness)
+def faithfulness(result: Faithfulness) -> Figure:
+    """Mean deletion and insertion curves of the first seven maps, one panel each.
 
     Maps that say nothing (cancelled, empty, constant) enter no mean; a layer with no others is drawn under their name.
-
-    Args:
-        most: maps drawn at most.
     """
     every = list(dict.fromkeys(result.numbers["name"]))
-    names = every[:most]
+    names = every[:_MAPS]
     panels: list[Panel | None] = []
     for kind, meaning in (("deletion", "lower is better"), ("insertion", "higher is better")):
         series = []
@@ -53,14 +56,13 @@ def faithfulness(result: Faithfulness, *, note: str = "", most: int = 7) -> Figu
     return Figure(
         title=f"Faithfulness of maps of {target_text(result.target)}",
         subtitle="Voxels are removed from the image, or put into the baseline, from the map's highest value to its lowest."
-        + (f" The first {most} of {len(every)} maps." if len(every) > most else ""),
+        + (f" The first {_MAPS} of {len(every)} maps." if len(every) > _MAPS else ""),
         rows=[panels],
-        **credits(result, note),
     )
 
 
-@compose.register
-def randomised_weights(result: RandomisedWeights, *, note: str = "") -> Figure:
+@composer(RandomisedWeights)
+def randomised_weights(result: RandomisedWeights) -> Figure:
     """Similarity of maps of the trained and of the shuffled network: one bar a layer, or for a cascade a table of steps."""
     table = result.table()
     subtitle = (
@@ -80,12 +82,7 @@ def randomised_weights(result: RandomisedWeights, *, note: str = "") -> Figure:
             legend=False,
             width=max(300, 60 * len(table)),
         )
-    return Figure(
-        title=f"Randomised-weights check of {target_text(result.target)}",
-        subtitle=subtitle,
-        rows=[[panel]],
-        **credits(result, note),
-    )
+    return Figure(title=f"Randomised-weights check of {target_text(result.target)}", subtitle=subtitle, rows=[[panel]])
 
 
 def _cascade(table: Any) -> Heatmap:
@@ -107,8 +104,8 @@ def _cascade(table: Any) -> Heatmap:
     )
 
 
-@compose.register
-def gaussianity(result: Gaussianity, *, note: str = "") -> Figure:
+@composer(Gaussianity)
+def gaussianity(result: Gaussianity) -> Figure:
     """The statistic of every group of rows against its null, and the spectrum of the covariance."""
     table = result.table()
     groups = list(table["group"])
@@ -132,12 +129,55 @@ def gaussianity(result: Gaussianity, *, note: str = "") -> Figure:
                 Lines(title="eigenvalues", note="all 1 for N(0, I)", series=spectrum, x_label="component"),
             ]
         ],
-        **credits(result, note),
     )
 
 
-@for_networks(ClassifierVariability)
-def classifier_variabilities(results: Sequence[Any], names: Sequence[str], *, note: str = "") -> Figure:
+@composer(Collapse, several=True)
+def collapses(results: Sequence[Any], names: Sequence[str]) -> Figure:
+    """Collapse diagnostics of several networks: distances between rows, and every diagnostic within -1 and 1.
+
+    Raises:
+        ResultError: results of different layers, or none.
+    """
+    if not results or len({result.layer for result in results}) != 1 or len(results) != len(names):
+        raise ResultError("These are not the diagnostics of one layer in several named networks.")
+    histograms = [histogram(name, one.histogram, one.edges) for name, one in zip(names, results, strict=True)]
+    shares = [
+        {
+            f"{k} / channels" if k in _RANKS else k: v / (one.channels if k in _RANKS else 1)
+            for k, v in one.values.items()
+        }
+        for one in results
+    ]
+    keys = [key for key in shares[0] if all(-1 <= one.get(key, np.nan) <= 1.000001 for one in shares)]
+    rows = [key.replace("_", " ") for key in keys]
+    series = [Series(name=name, x=[one[k] for k in keys], y=rows) for name, one in zip(names, shares, strict=True)]
+    low = min(0.0, *(one[key] for one in shares for key in keys))
+    numbers = [number_text(float(one.values["uniformity"])) for one in results]
+    uniform = ", ".join(map(" ".join, zip(names, numbers, strict=True)))
+    size: dict[str, Any] = {"width": 280, "height": 260}
+    distances = Lines(
+        title="distances between rows",
+        note="histograms of all pairs",
+        series=histograms,
+        legend=False,
+        x_label="Euclidean distance",
+        y_label="share of pairs",
+        **size,
+    )
+    x: dict[str, Any] = {"x_label": "value", "x_range": (low - 0.03, 1.05)}
+    diagnostics = Intervals(title="diagnostics", note=f"uniformity: {uniform}", series=series, **x, **size)
+    first = results[0]
+    return Figure(
+        title=f"Collapse diagnostics of {first.layer}",
+        subtitle=f"{first.rows} rows of {first.channels} channels each. A collapsed space has small distances, cosines near 1 and a "
+        "rank near 1. Distances are in each network's own units.",
+        rows=[[distances, diagnostics]],
+    )
+
+
+@composer(ClassifierVariability, several=True)
+def classifier_variabilities(results: Sequence[Any], names: Sequence[str]) -> Figure:
     """Refitted heads of several networks side by side (SegReg, Fig. 1, as a measurement)."""
     pairs, where = list(zip(results, names, strict=True)), ["source", "target"]
     angles = [Series(name=name, x=results[0].class_names, y=np.asarray(one.angles)) for one, name in pairs]
@@ -156,12 +196,11 @@ def classifier_variabilities(results: Sequence[Any], names: Sequence[str], *, no
         subtitle="Linear heads fitted on bootstraps of class-balanced features of the source site: how far apart they are, "
         "and how often two of them disagree, at home and on another site.",
         rows=[panels],
-        **credits(results, note, names),
     )
 
 
-@compose.register
-def regularizer_health(result: RegularizerHealth, *, note: str = "") -> Figure:
+@composer(RegularizerHealth)
+def regularizer_health(result: RegularizerHealth) -> Figure:
     """Gradient ratios over the steps of a run."""
     series = [
         Series(name=str(name), x=part["step"].to_numpy(), y=part["ratio"].to_numpy())
@@ -172,5 +211,41 @@ def regularizer_health(result: RegularizerHealth, *, note: str = "") -> Figure:
         subtitle="Norm of the regularizer's gradient divided by the objective's at the tapped layers: dead below 1e-8, "
         "dominant above 1.",
         rows=[[Lines(title="gradient ratio", series=series, x_label="step", log_y=True, width=420)]],
-        **credits(result, note),
+    )
+
+
+@composer()
+def active_band(features: Any, table: DataFrame, *, bins: int = 24) -> Figure:
+    """Per preset, how far pairs of images lie apart in units of tau; the mark is where the loss's reach ends.
+
+    Args:
+        features: (B, C, *S) of one batch.
+        table: `preset_check(features)`.
+        bins: of the histograms.
+    """
+    panels: list[Panel | None] = []
+    for row in table.to_dict("records"):
+        distances = np.asarray(preset_distances(features, row["preset"]), dtype=float)
+        top = 1.1 * max(ACTIVE_BAND, float(distances.max()))
+        panels.append(
+            Lines(
+                title=f"{row['preset']}: {row['status']}",
+                note=f"loss {row['loss']:.5f}, gradient {number_text(row['gradient_norm'])}, {row['active_pairs']:.0%} of pairs in reach",
+                series=[histogram("pairs", *np.histogram(distances, bins, (0.0, top)))],
+                marks=[(ACTIVE_BAND, "")],
+                x_label="distance / tau",
+                y_label="share of pairs",
+                legend=False,
+                x_range=(0.0, top),
+                y_range=(0.0, 1.05),
+                width=250,
+                height=190,
+            )
+        )
+    return Figure(
+        title="Distances and reach of the dispersive loss",
+        subtitle=f"A pair farther apart than {ACTIVE_BAND} tau adds less than 1e-8 to the mean inside the logarithm (dotted line). Every "
+        "panel has its own axis.",
+        rows=[panels],
+        sources=({}, ()),
     )

@@ -1,4 +1,4 @@
-"""Figures of comparisons: layers with layers, collapsed with dispersed, stages with stages, methods with a baseline."""
+"""Figures of comparisons: layers with layers, stages with stages, methods with a baseline."""
 
 from __future__ import annotations
 
@@ -8,32 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.errors import ResultError
-from toolkit.measure.collapse import Collapse
 from toolkit.measure.layer_similarity import LayerSimilarity
 from toolkit.measure.statistics import Comparison
 from toolkit.measure.transfer import Transfer
-from toolkit.show.captions import credits
-from toolkit.show.compose import compose, for_networks
-from toolkit.show.panels import (
-    Bars,
-    Figure,
-    Heatmap,
-    Intervals,
-    Lines,
-    Panel,
-    Series,
-    histogram,
-    number_text,
-    range_note,
-)
+from toolkit.show.compose import composer
+from toolkit.show.panels import Bars, Figure, Heatmap, Intervals, Panel, Series, range_note
 
 _FORGETTING = "A column that falls from one row to the next is forgetting; all colours run from 0 to 1."
-_RANKS = ("effective_rank", "participation_ratio")
 
 
-@compose.register
-def layer_similarity(result: LayerSimilarity, *, note: str = "") -> Figure:
+@composer(LayerSimilarity)
+def layer_similarity(result: LayerSimilarity) -> Figure:
     """All layers of one store against all layers of another, with the numbers in the cells."""
     values = np.asarray(result.matrix, dtype=float)
     signed = result.method == "rsa"  # a correlation; the others lie between 0 and 1 but for the error of an estimate
@@ -51,12 +36,7 @@ def layer_similarity(result: LayerSimilarity, *, note: str = "") -> Figure:
         width=max(160, 62 * values.shape[1]),
         height=max(120, 36 * values.shape[0]),
     )
-    return Figure(
-        title="Similarity of layers",
-        subtitle="1 = the same up to what the method ignores.",
-        rows=[[panel]],
-        **credits(result, note),
-    )
+    return Figure(title="Similarity of layers", subtitle="1 = the same up to what the method ignores.", rows=[[panel]])
 
 
 def broken(name: str) -> str:
@@ -64,54 +44,8 @@ def broken(name: str) -> str:
     return name if len(name) < 10 else re.sub(r"([. ])", r"\1\n", name, count=1)
 
 
-@for_networks(Collapse)
-def collapses(results: Sequence[Any], names: Sequence[str], *, note: str = "") -> Figure:
-    """Collapse diagnostics of several networks: distances between rows, and every diagnostic within -1 and 1.
-
-    Raises:
-        ResultError: results of different layers, or none.
-    """
-    if not results or len({result.layer for result in results}) != 1 or len(results) != len(names):
-        raise ResultError("These are not the diagnostics of one layer in several named networks.")
-    histograms = [histogram(name, one.histogram, one.edges) for name, one in zip(names, results, strict=True)]
-    shares = [
-        {
-            f"{k} / channels" if k in _RANKS else k: v / (one.channels if k in _RANKS else 1)
-            for k, v in one.values.items()
-        }
-        for one in results
-    ]
-    keys = [key for key in shares[0] if all(-1 <= one.get(key, np.nan) <= 1.000001 for one in shares)]
-    rows = [key.replace("_", " ") for key in keys]
-    series = [Series(name=name, x=[one[k] for k in keys], y=rows) for name, one in zip(names, shares, strict=True)]
-    low = min(0.0, *(one[key] for one in shares for key in keys))
-    uniform = ", ".join(
-        f"{n} {number_text(float(r.values['uniformity']))}" for n, r in zip(names, results, strict=True)
-    )
-    size: dict[str, Any] = {"width": 280, "height": 260}
-    distances = Lines(
-        title="distances between rows",
-        note="histograms of all pairs",
-        series=histograms,
-        legend=False,
-        x_label="Euclidean distance",
-        y_label="share of pairs",
-        **size,
-    )
-    x: dict[str, Any] = {"x_label": "value", "x_range": (low - 0.03, 1.05)}
-    diagnostics = Intervals(title="diagnostics", note=f"uniformity: {uniform}", series=series, **x, **size)
-    first = results[0]
-    return Figure(
-        title=f"Collapse diagnostics of {first.layer}",
-        subtitle=f"{first.rows} rows of {first.channels} channels each. A collapsed space has small distances, cosines near 1 and a "
-        "rank near 1. Distances are in each network's own units.",
-        rows=[[distances, diagnostics]],
-        **credits(results, note, names),
-    )
-
-
-@compose.register
-def transfer(result: Transfer, *, note: str = "") -> Figure:
+@composer(Transfer)
+def transfer(result: Transfer) -> Figure:
     """The R matrix (rows: after each stage, columns: tested on) and the mean of every metric."""
     matrix = _score_matrix("score on each task after each stage", result.scores, result.tasks, result.tasks)
     means = result.numbers[(result.numbers["task"] == "mean") & result.numbers["value"].notna()]
@@ -131,23 +65,19 @@ def transfer(result: Transfer, *, note: str = "") -> Figure:
                 height=30 + 20 * len(means),
             )
         )
-    return Figure(title="Transfer over the sequence", subtitle=_FORGETTING, rows=[panels], **credits(result, note))
+    return Figure(title="Transfer over the sequence", subtitle=_FORGETTING, rows=[panels])
 
 
+@composer()
 def transfer_matrices(
-    matrices: Mapping[str, np.ndarray],
-    sites: Sequence[str],
-    *,
-    stages: Sequence[str] = (),
-    note: str = "",
-    provenance: Mapping[str, Any] | None = None,
+    matrices: Mapping[str, np.ndarray], sites: Sequence[str], *, stages: Sequence[str] = ()
 ) -> Figure:
     """Score on every site after every stage, one matrix a network: rows are stages, columns the tested sites."""
     return Figure(
         title="Mean Dice on every site after every stage",
         subtitle=_FORGETTING,
         rows=[[_score_matrix(name, values, stages, sites) for name, values in matrices.items()]],
-        **credits(provenance or {}, note),
+        sources=({}, ()),
     )
 
 
@@ -166,8 +96,8 @@ def _score_matrix(title: str, scores: Any, stages: Sequence[str], sites: Sequenc
     )
 
 
-@compose.register
-def comparison(result: Comparison, *, note: str = "", provenance: Mapping[str, Any] | None = None) -> Figure:
+@composer(Comparison)
+def comparison(result: Comparison) -> Figure:
     """Mean of every method and its paired difference from the baseline, with 95 % intervals."""
     table = result.numbers
     methods = [str(name) for name in table["method"]]
@@ -197,7 +127,6 @@ def comparison(result: Comparison, *, note: str = "", provenance: Mapping[str, A
     )
     counts = [f"{n} {what}{'s' * (n > 1)}" for what in ("patient", "seed") for n in {int(table[f"{what}s"].iloc[0])}]
     scores = ", ".join(f"{name} {value:.2f}" for name, value in zip(methods, mean, strict=True))
-    told = f"{result.metric.capitalize() or 'Score'}: {scores} (n = {', '.join(counts)})"
     seeds = (
         "" if int(table["seeds"].iloc[0]) > 1 else " With one seed it speaks of these trainings, not of the methods."
     )
@@ -205,5 +134,5 @@ def comparison(result: Comparison, *, note: str = "", provenance: Mapping[str, A
         title=f"Methods compared with {result.baseline}",
         subtitle=f"An interval that holds zero is no evidence of a difference.{seeds}",
         rows=[[means, differences if len(others) else None]],
-        **credits([result, provenance or {}], "; ".join(filter(None, (told, note)))),
+        caption=f"{result.metric.capitalize() or 'Score'}: {scores} (n = {', '.join(counts)})",
     )

@@ -1,12 +1,16 @@
-"""Figures of data: a case with its label, and some cases of every site of a task."""
+"""Figures of data: a case with its label, some cases of every site of a task, predictions beside their reference."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from toolkit.data.case import Case
 from toolkit.data.task import Task
-from toolkit.show.compose import compose
+from toolkit.errors import ResultError
+from toolkit.show.compose import compose, composer
 from toolkit.show.panels import Figure, Image, Panel, range_note
 from toolkit.show.slices import choose_view
 
@@ -22,10 +26,8 @@ def case(case: Case, *, position: int | None = None, side: int = 260, note: str 
         DataError: the case cannot be read.
         ResultError: no such slice.
     """
-    plain = _panel(case, position, side, contours=False)
-    panels: list[Panel | None] = [plain]
-    if case.has_label:
-        panels.append(_panel(case, position, side, contours=True))
+    kinds = (False, True) if case.has_label else (False,)
+    panels: list[Panel | None] = [_panel(case, position, side, contours=contours) for contours in kinds]
     spacing = f", spacing {' x '.join(f'{s:g}' for s in case.spacing)} mm" if case.spacing else ""
     about = f"Site {case.site}, subject {case.subject}, split {case.split}{spacing}."
     return Figure(title=f"Case {case.id}", rows=[panels], subtitle=about, caption=note)
@@ -54,6 +56,42 @@ def task(task: Task, *, columns: int = 6, side: int = 130, split: str | None = N
         subtitle=f"{sites}{'. ' if sites else ''}Contours are the reference labels; of a volume the slice with the most foreground is shown.",
         rows=rows,
         caption="\n".join(filter(None, (note, f"licence {task.licence}" if task.licence else ""))),
+    )
+
+
+@composer()
+def qualitative(cases: Sequence[Any], predictions: Mapping[str, Sequence[Any]], *, side: int = 130) -> Figure:
+    """One row a case: the image, the contours of every network's prediction, and those of the reference.
+
+    Args:
+        cases: 2D cases with labels.
+        predictions: per network, one label map (H, W) a case.
+
+    Raises:
+        ResultError: a network without one map a case.
+    """
+    if any(len(maps) != len(cases) for maps in predictions.values()):
+        raise ResultError("Every network needs one label map a case.", where="qualitative(predictions=...)")
+    rows: list[list[Panel | None]] = []
+    for index, case in enumerate(cases):
+        image, label = np.asarray(case.image, dtype=float), np.asarray(case.label)
+        picture = np.moveaxis(image, 0, -1) if len(image) == 3 else image[0]
+        row: list[Panel | None] = [Image(title=str(case.id), pixels=picture).fit(side)]
+        for name, maps in predictions.items():
+            prediction = np.asarray(maps[index])
+            shared, total = ((prediction > 0) & (label > 0)).sum(), (prediction > 0).sum() + (label > 0).sum()
+            score = f"Dice {2 * shared / total:.2f}" if total else "nothing to find"
+            if total and (prediction > 0).all():  # a map without any contour
+                score += ", all foreground"
+            row.append(Image(title=name, note=score, pixels=picture, labels=prediction).fit(side))
+        row.append(Image(title="reference", pixels=picture, labels=label).fit(side))
+        rows.append(row)
+    return Figure(
+        title="Predictions beside the reference",
+        subtitle="Contours of the most likely class; Dice of this image over all foreground. The cases are "
+        f"{', '.join(str(case.id) for case in cases)}.",
+        rows=rows,
+        sources=({}, ()),
     )
 
 

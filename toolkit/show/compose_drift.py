@@ -11,8 +11,7 @@ import numpy as np
 from toolkit.errors import ResultError
 from toolkit.measure.drift import Drift
 from toolkit.results import DataFrame
-from toolkit.show.captions import credits
-from toolkit.show.compose import for_networks
+from toolkit.show.compose import composer
 from toolkit.show.panels import Figure, Intervals, Lines, Panel, Scatter, Series, in_rows, range_note
 
 MEASURE_NAMES = {
@@ -29,14 +28,9 @@ NULLS = "Null: two random halves of stage 1's patients, what other patients woul
 _REPEATS = "Repeat: stage 1 and {} on the same patients, what {} alone would have shown. "
 
 
-@for_networks(Drift)
+@composer(Drift, several=True)
 def drifts(
-    results: Sequence[Any],
-    names: Sequence[str],
-    *,
-    note: str = "",
-    measures: Sequence[str] | None = None,
-    columns: int = 3,
+    results: Sequence[Any], names: Sequence[str], *, measures: Sequence[str] | None = None, columns: int = 3
 ) -> Figure:
     """One panel a measure, one row a class, one colour a pair of stages; several networks side by side.
 
@@ -59,7 +53,9 @@ def drifts(
     every = {one.name: one for panel in panels for one in panel.series}
     for panel in panels:  # equal rows, and a legend that names what the last panel lacks
         own = {one.name: one for one in panel.series}
-        panel.height, panel.series = tallest, [own.get(name) or _absent(one) for name, one in every.items()]
+        gaps = {name: np.full(len(one.y), np.nan) for name, one in every.items()}
+        absent = {n: dataclasses.replace(one, x=gaps[n], low=gaps[n], high=gaps[n]) for n, one in every.items()}
+        panel.height, panel.series = tallest, [own.get(name) or absent[name] for name in every]
     return Figure(
         title=f"Drift of {results[0].layer}",
         subtitle="Measured in the full feature space; "
@@ -68,7 +64,6 @@ def drifts(
         + "".join(dict.fromkeys(repeat_of(result) for result in results))
         + "Raw measures see rotations, rotation-free ones do not.",
         rows=in_rows(panels, columns),
-        **credits(results, note, names),
     )
 
 
@@ -101,7 +96,8 @@ def _panel(measure: str, tables: dict[str, DataFrame]) -> Intervals:
         if "repeat" in null and null["repeat"].notna().any():
             label = f"{name} repeat".strip()
             repeats.append(_series(label, classes, null["repeat"], null["repeat_low"], null["repeat_high"], label))
-    if len(nulls) > 1 and all(_same_interval(one, nulls[0]) for one in nulls):
+    ends = [np.stack([np.asarray(one.low, dtype=float), np.asarray(one.high, dtype=float)]) for one in nulls]
+    if len(nulls) > 1 and all(np.allclose(one, ends[0], equal_nan=True) for one in ends):
         nulls = nulls[:1]  # all networks are compared with one stage 1
     if len(nulls) == 1:
         nulls = [dataclasses.replace(nulls[0], name="null", colour="null")]
@@ -118,18 +114,6 @@ def _panel(measure: str, tables: dict[str, DataFrame]) -> Intervals:
         x_range=(bottom * 1.05, top * 1.08 or 1.0),
         width=230,
         height=40 + max(34, 8 * len(drawn)) * len(classes),
-    )
-
-
-def _absent(one: Series) -> Series:
-    gaps = np.full(len(one.y), np.nan)
-    return dataclasses.replace(one, x=gaps, low=gaps, high=gaps)
-
-
-def _same_interval(one: Series, other: Series) -> bool:
-    return all(
-        np.allclose(np.asarray(a, dtype=float), np.asarray(b, dtype=float), equal_nan=True)
-        for a, b in ((one.low, other.low), (one.high, other.high))
     )
 
 
@@ -150,9 +134,8 @@ def _series(name: str, classes: list[str], value: Any, low: Any, high: Any, colo
 Pairs = Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
 
 
-def forward_transfer(
-    pairs: Pairs, *, method: str = "SegReg", metric: str = "fwt_single_task", note: str = ""
-) -> Figure:
+@composer()
+def forward_transfer(pairs: Pairs, *, method: str = "SegReg", metric: str = "fwt_single_task") -> Figure:
     """Forward transfer by task, dashed without and solid with the method (SegReg, Fig. 2a).
 
     Args:
@@ -194,11 +177,12 @@ def forward_transfer(
         title="Forward transfer by task",
         subtitle=f"{marks} {method}; bands are the deviation over seeds ({seeds}).",
         rows=[[panel]],
-        **_credits(pairs, method, note),
+        sources=_sources(pairs, method),
     )
 
 
-def transfer_scatter(pairs: Pairs, *, method: str = "SegReg", note: str = "") -> Figure:
+@composer()
+def transfer_scatter(pairs: Pairs, *, method: str = "SegReg") -> Figure:
     """Final mean Dice against mean forward and mean backward transfer (SegReg, Fig. 2b and 2c).
 
     A line leads from each base method (1) to the same with the method added (2); towards the top right is better.
@@ -215,13 +199,11 @@ def transfer_scatter(pairs: Pairs, *, method: str = "SegReg", note: str = "") ->
     for metric, title in (("fwt_single_task", "mean forward transfer"), ("bwt", "mean backward transfer")):
         series = []
         for base, arms in pairs.items():
-            points = [
-                [float(np.mean([one.value(name) for one in transfers])) for transfers in arms]
+            x, y = (
+                np.array([np.mean([one.value(name) for one in transfers]) for transfers in arms])
                 for name in (metric, "mean_dice")
-            ]
-            series.append(
-                Series(name=base, x=np.array(points[0]), y=np.array(points[1]), size=9, text=["without", "with"])
             )
+            series.append(Series(name=base, x=x, y=y, size=9, text=["without", "with"]))
         panels.append(
             Scatter(
                 title=title,
@@ -241,7 +223,7 @@ def transfer_scatter(pairs: Pairs, *, method: str = "SegReg", note: str = "") ->
         title="Transfer against accuracy",
         subtitle="Better is towards the top right. Means over seeds; one seed decides nothing.",
         rows=[panels],
-        **_credits(pairs, method, note),
+        sources=_sources(pairs, method),
     )
 
 
@@ -300,7 +282,7 @@ def _limits(series: Sequence[Series], axis: str) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _credits(pairs: Pairs, method: str, note: str) -> dict[str, str]:
-    """Of every arm's first transfer; the method's name says which regularizer it owes its reader a word about."""
+def _sources(pairs: Pairs, method: str) -> tuple[list[Any], list[str]]:
+    """Every arm's first transfer; the method's name says which regularizer it owes its reader a word about."""
     told = [one for arms in pairs.values() for transfers in arms for one in transfers[:1]]
-    return credits(told, note, [method] * len(told))
+    return told, [method] * len(told)

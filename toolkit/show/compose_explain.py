@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +13,12 @@ from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.inference.volumes import one_map
-from toolkit.show.captions import credits, of_case
-from toolkit.show.compose import compose, for_networks
+from toolkit.show.compose import composer
 from toolkit.show.panels import Figure, Image, Panel, in_rows, range_note, symmetric_limits
 from toolkit.show.slices import View, result_view
 
 SCALES = ("layer", "shared")
+_UNSIGNED = "NormalisedClassSum"  # a target whose maps have no sign
 METHOD_NAMES = {
     "grad_cam": "Grad-CAM",
     "grad_cam++": "Grad-CAM++",
@@ -30,38 +29,7 @@ METHOD_NAMES = {
 }
 
 
-@compose.register
-def grad_cam(
-    result: GradCamResult,
-    *,
-    index: int = 0,
-    scale: str = "layer",
-    position: int | None = None,
-    note: str = "",
-    side: int = 150,
-    columns: int = 5,
-    name: str = "",
-    crop: bool = True,
-) -> Figure:
-    """The image with its contours, then the raw signed map of every layer over the image, with the target's contour.
-
-    Args:
-        scale: "layer" (each map has its own symmetric colour range, stated above it) or "shared" (one range).
-
-    Raises:
-        ConfigError: unknown scale.
-        ResultError: no such image or slice.
-    """
-    panels = _cam_panels(result, index, scale, position, side, crop)
-    return Figure(
-        title=f"{_method(result)} of {target_text(result.target)}{f', {name}' if name else ''}",
-        subtitle=_how_to_read(scale, result.target),
-        rows=in_rows(panels, columns),
-        **credits(result, of_case(result, index, note)),
-    )
-
-
-@for_networks(GradCamResult, alone=False)
+@composer(GradCamResult, several=True)
 def grad_cams(
     results: Sequence[Any],
     names: Sequence[str],
@@ -69,28 +37,38 @@ def grad_cams(
     index: int = 0,
     scale: str = "layer",
     position: int | None = None,
-    note: str = "",
-    side: int = 104,
+    side: int | None = None,
+    columns: int = 5,
     crop: bool = True,
 ) -> Figure:
-    """Several networks on one image: one row a network, one column a layer; for the options see `grad_cam`.
+    """The image with its contours, then the raw signed map of every layer over the image, with the target's contour.
+
+    Of several networks on one image: one row a network, one column a layer.
+
+    Args:
+        scale: "layer" (each map has its own symmetric colour range, stated above it) or "shared" (one range).
+        side: longer edge of a picture in pixels; None = 150 of one network, 104 of several.
+        columns: panels in a row, of one network.
 
     Raises:
         ConfigError: unknown scale.
-        ResultError: no such image, or results of different images or layers.
+        ResultError: no such image or slice, or results of different images or layers.
     """
+    first, alone, rows = results[0], len(results) == 1, []
+    for result, name in zip(results, names, strict=True):
+        panels = _cam_panels(result, index, scale, position, side or (150 if alone else 104), crop)
+        panels[0].title = panels[0].title if alone else name
+        rows += in_rows(panels, columns if alone else len(panels))
     if len({(tuple(r.maps), r.cases[index]) for r in results}) != 1:
         fix = "Explain the same case at the same layers."
         raise ResultError("The results are of different images or layers.", fix=fix)
-    rows: list[list[Panel | None]] = []
-    for result, name in zip(results, names, strict=True):
-        first, *others = _cam_panels(result, index, scale, position, side, crop)
-        rows.append([dataclasses.replace(first, title=name), *others])
+    which = names[0] if alone else "every layer"
     return Figure(
-        title=f"{_method(results[0])} of {target_text(results[0].target)}, every layer",
-        subtitle=_how_to_read(scale, results[0].target),
+        title=", ".join(filter(None, (f"{_method(first)} of {target_text(first.target)}", which))),
+        subtitle=_how_to_read(scale, first.target),
         rows=rows,
-        **credits(results, of_case(results[0], index, note), names),
+        caption=f"case {first.cases[index]}",
+        sources=(results, [] if alone else names),
     )
 
 
@@ -109,7 +87,7 @@ def _method(result: Any) -> str:
 
 def _how_to_read(scale: str, target: str = "") -> str:
     choose("scale", scale, SCALES)
-    if _unsigned(target):
+    if target.startswith(_UNSIGNED):
         return (
             "Not signed: each class's map is rectified and scaled to [0, 1] at the image's size, then the maps are added "
             "and divided by the maximum of the sum, so small organs weigh as much as large ones."
@@ -119,12 +97,7 @@ def _how_to_read(scale: str, target: str = "") -> str:
     return f"Raw signed maps at the layer's own resolution: red raises the target's score, blue lowers it; {ranges}."
 
 
-def _unsigned(target: str) -> bool:
-    return target.startswith("NormalisedClassSum")
-
-
 def _cam_panels(result: Any, index: int, scale: str, position: int | None, side: int, crop: bool) -> list[Image]:
-    _how_to_read(scale)
     view = result_view(result, index, result.region, position)
     labelled = result.label is not None
     labels = result.label[index, 0] if labelled else one_map(result.prediction[index], len(view.size))
@@ -149,7 +122,7 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
         over = _overlay(result, layer, index, view, limits)
         if cancelled:
             over |= {"overlay": None, "bar": False}
-        if _unsigned(result.target):
+        if result.target.startswith(_UNSIGNED):
             over |= {"overlay_limits": (0.0, limits[1]), "overlay_scale": "positive_overlay"}
         note = told if status == "ok" else f"{status}: {told}"
         panels.append(view.panel(picture, side, title=layer, note=note, labels=organ, **over))
@@ -171,10 +144,8 @@ def _organ(result: Any, labels: np.ndarray) -> np.ndarray:
     return labels if label is None or not (labels == label).any() else np.where(labels == label, label, 0)
 
 
-@compose.register
-def attribution(
-    result: AttributionResult, *, index: int = 0, position: int | None = None, note: str = "", side: int = 260
-) -> Figure:
+@composer(AttributionResult)
+def attribution(result: Any, *, index: int = 0, position: int | None = None, side: int = 260) -> Figure:
     """The image with the target's region, then the signed attribution summed over channels.
 
     Raises:
@@ -194,19 +165,13 @@ def attribution(
         title=f"{_method(result)} of {target_text(result.target)}",
         subtitle="Raw signed values, summed over channels, on a symmetric colour range: red adds to the score.",
         rows=[panels],
-        **credits(result, of_case(result, index, note)),
+        caption=f"case {result.cases[index]}",
     )
 
 
-@compose.register
+@composer(MaskedLatent)
 def masked_latent(
-    result: MaskedLatent,
-    *,
-    index: int = 0,
-    position: int | None = None,
-    note: str = "",
-    side: int = 190,
-    crop: bool = True,
+    result: Any, *, index: int = 0, position: int | None = None, side: int = 190, crop: bool = True
 ) -> Figure:
     """Input and mask, then what the network makes of the clean (above) and of the masked code (below).
 
@@ -244,7 +209,7 @@ def masked_latent(
         subtitle=f"Skip connections: {result.skips}; batch statistics: {result.bn_mode}; masks attack the {result.against}. "
         "Both entropy maps share one colour range.",
         rows=rows,
-        **credits(result, of_case(result, index, note)),
+        caption=f"case {result.cases[index]}",
     )
 
 

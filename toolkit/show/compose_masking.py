@@ -1,4 +1,4 @@
-"""Figures of many masked latents: a grid over fractions, curves over fractions, and pictures beside one another."""
+"""Figures of many masked latents: a grid over fractions, their numbers, and pictures beside one another."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ import numpy as np
 
 from toolkit.errors import ConfigError, ResultError
 from toolkit.inference.volumes import one_map
-from toolkit.show.captions import credits, of_case
 from toolkit.show.colours import painted
-from toolkit.show.panels import Figure, Image, Lines, Panel, Series, range_note, symmetric_limits
+from toolkit.show.compose import composer
+from toolkit.show.panels import Figure, Image, Panel, range_note, symmetric_limits
 from toolkit.show.slices import result_view
 
-SHOWN = ("image", "segmentation", "entropy")
-_QUANTITIES = {
-    "ratio": ("foreground / reference", "1 = as large as the reference; above: over-segmentation"),
-    "over": ("outside the reference", "share of the reference's area"),
-    "under": ("missed of the reference", "share of the reference's area"),
-    "entropy": ("mean entropy", "bits, over the whole image"),
+# what a grid can show, and how that is read
+SHOWN = {
+    "image": "Each picture has its own grey range, stated above it.",
+    "segmentation": "Label maps: black is background.",
+    "entropy": "Entropies share one range.",
 }
 
 
+@composer()
 def masked_grid(
     rows: Mapping[str, Sequence[Any]],
     *,
     show: Sequence[str] = ("segmentation", "entropy"),
     index: int = 0,
-    title: str = "",
-    note: str = "",
     side: int = 110,
 ) -> Figure:
     """One row (or one a quantity) for every entry, one column for every fraction; the input and its reference first.
@@ -56,30 +54,23 @@ def masked_grid(
     grid = [_row(name, row, what, index, side) for name, row in rows.items() for what in show]
     first = results[0]
     networks = {one.provenance.get("weights"): one for one in results}  # each network's score is told once
+    reading = SHOWN[show[0]] if len(show) == 1 else "Entropies share one range; decoded images have their own."
     modes = sorted({result.bn_mode for result in results})
     skips = sorted({result.skips for result in results})
     return Figure(
-        title=title or f"Masked latent of {first.layer}",
+        title=f"Masked latent of {first.layer}",
         subtitle=f"Columns: share of the code that is masked. Batch statistics: {', '.join(modes)}; skip connections: "
-        f"{', '.join(skips)}. {_READING[show[0]] if len(show) == 1 else _READING['several']}",
+        f"{', '.join(skips)}. {reading}",
         rows=grid,
-        **credits(list(networks.values()), of_case(first, index, note)),
+        caption=f"case {first.cases[index]}",
+        sources=(list(networks.values()), ()),
     )
-
-
-_READING = {
-    "image": "Each picture has its own grey range, stated above it.",
-    "segmentation": "Label maps: black is background.",
-    "entropy": "Entropies share one range.",
-    "several": "Entropies share one range; decoded images have their own.",
-}
 
 
 def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> list[Panel | None]:
     first = row[0]
-    reference = one_map(
-        first.segmentation[0][index] if first.label is None else first.label[index], first.input.ndim - 2
-    )
+    organs = first.segmentation[0] if first.label is None else first.label
+    reference = one_map(organs[index], first.input.ndim - 2)
     focus = np.asarray(reference)[None, None] > 0
     view = result_view(first, index, np.broadcast_to(focus, (len(first.cases), *focus.shape[1:])))
     classes = max(2, len(first.classes), 1 + max(int(result.segmentation[0].max()) for result in row))
@@ -90,83 +81,20 @@ def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> lis
         if what == "segmentation":
             labels = view.plane(one_map(result.segmentation[1][index], len(view.size))) if side_ else label
             settings: dict[str, Any] = {"labels": labels, "class_names": result.classes or {}, "limits": (0, 255)}
-            return view.panel(painted(labels), side, title=title, note=note or _about(what, labels, label), **settings)
+            area = f"{(labels > 0).sum() / max(1, (label > 0).sum()):.2f} × reference"
+            return view.panel(painted(labels), side, title=title, note=note or area, **settings)
         picture = view.picture(result.input[index])
         if what == "image":
             picture = view.picture(result.image[1][index]) if side_ else picture
             return view.panel(picture, side, title=title, note=range_note(picture))
         entropy = view.plane(result.entropy[1][index])
         settings = {"overlay_limits": (0.0, float(np.log2(classes))), "overlay_scale": "sequential", "bar": True}
-        return view.panel(picture, side, title=title, note=_about(what, entropy, label), overlay=entropy, **settings)
+        settings["note"] = f"mean {entropy.mean():.2f} bits"
+        return view.panel(picture, side, title=title, overlay=entropy, **settings)
 
     which = "input" if what == "image" else "reference" if first.label is not None else "clean"
     head = None if what == "entropy" else panel(first, 0, f"{name}: {which}", " ")
     return [head, *(panel(result, 1, f"{result.fraction:.0%}") for result in row)]
-
-
-def _about(what: str, pixels: np.ndarray, label: np.ndarray) -> str:
-    if what == "segmentation":
-        return f"{(np.asarray(pixels) > 0).sum() / max(1, (label > 0).sum()):.2f} × reference"
-    return f"mean {np.mean(pixels):.2f} bits" if what == "entropy" else range_note(np.asarray(pixels))
-
-
-def masking_curves(results: Sequence[Any], *, note: str = "", quantities: Sequence[str] = tuple(_QUANTITIES)) -> Figure:
-    """How much is over- and under-segmented, and how uncertain the network is, by masked fraction.
-
-    One colour a scheme, solid with running batch statistics ("eval") and dashed with those of the images ("train").
-    Ratios are of summed areas, entropies means over the images.
-
-    Args:
-        results: `MaskedLatent` of the same images over schemes, fractions and batch-norm modes.
-        quantities: any of "ratio", "over", "under", "entropy".
-
-    Raises:
-        ResultError: no results.
-        ConfigError: an unknown quantity.
-    """
-    if not results:
-        raise ResultError("There is nothing to draw.", where="masking_curves(results=[])")
-    if unknown := [name for name in quantities if name not in _QUANTITIES]:
-        raise ConfigError(f"Unknown quantities {unknown}.", fix=f"Choose from {', '.join(_QUANTITIES)}.")
-    groups: dict[tuple[str, bool, str], list[Any]] = {}
-    for result in results:
-        groups.setdefault((result.scheme, bool(result.soft), result.bn_mode), []).append(result)
-    both = len({soft for _, soft, _ in groups}) > 1
-    panels: list[Panel | None] = []
-    for position, name in enumerate(quantities):
-        title, reading = _QUANTITIES[name]
-        series = [_curve(name, key, sorted(group, key=lambda r: r.fraction), both) for key, group in groups.items()]
-        panels.append(
-            Lines(
-                title=title,
-                note=reading,
-                series=series,
-                x_label="fraction masked",
-                y_label=title,
-                width=250,
-                height=210,
-                legend=position + 1 == len(quantities),
-            )
-        )
-    return Figure(
-        title="Over- and under-segmentation by masked fraction",
-        subtitle="Solid: running batch statistics (eval); dashed: statistics of these images (train). The direction depends "
-        "on the mode.",
-        rows=[panels],
-        **credits(results[0], note),
-    )
-
-
-def _curve(quantity: str, key: tuple[str, bool, str], group: Sequence[Any], both: bool) -> Series:
-    scheme, soft, mode = key
-    name = " ".join((("soft " if soft else "hard ") if both else "", scheme)).strip()
-    return Series(
-        name=f"{name}, {mode}",
-        colour=name,
-        dash=0 if mode == "eval" else 1,
-        x=[result.fraction for result in group],
-        y=[masking_summary(result)[quantity] for result in group],
-    )
 
 
 def masking_summary(result: Any) -> dict[str, float]:
@@ -185,14 +113,8 @@ def masking_summary(result: Any) -> dict[str, float]:
     }
 
 
-def gallery(
-    pictures: Mapping[str, Any],
-    *,
-    title: str = "Ways to corrupt an image",
-    note: str = "",
-    side: int = 150,
-    provenance: Mapping[str, Any] | None = None,
-) -> Figure:
+@composer()
+def gallery(pictures: Mapping[str, Any], *, side: int = 150) -> Figure:
     """The pictures in a row and, below, how each differs from the first, in one symmetric range.
 
     Args:
@@ -222,8 +144,8 @@ def gallery(
         for change in changes
     ]
     return Figure(
-        title=title,
+        title="Ways to corrupt an image",
         subtitle="Above: each picture in its own grey range. Below: the difference from the first, all in one range.",
         rows=[[*above], [None, *below]],
-        **credits(provenance or {}, note),
+        sources=({}, ()),
     )

@@ -11,8 +11,7 @@ from toolkit.errors import ResultError
 from toolkit.features.store import Features
 from toolkit.measure.projection import Projection
 from toolkit.measure.similarity import ChannelSimilarity
-from toolkit.show.captions import credits
-from toolkit.show.compose import compose, compose_together, for_networks
+from toolkit.show.compose import composer
 from toolkit.show.panels import Figure, Heatmap, Panel, Scatter, Series, in_rows, range_note, symmetric_limits
 
 _AXES = {"pca": "PC", "lda": "LD", "head": "head axis", "umap": "UMAP", "tsne": "t-SNE"}
@@ -24,39 +23,27 @@ _ORDER = (
 _POINTS = 900  # per stage and panel; more only hide each other
 
 
-@compose.register
-def channel_similarity(result: ChannelSimilarity, *, note: str = "", side: int = 300, name: str = "") -> Figure:
+@composer(ChannelSimilarity, several=True)
+def channel_similarities(results: Sequence[Any], names: Sequence[str], *, side: int | None = None) -> Figure:
     """The whole matrix of the living channels in clustered order, in the result's form and on its fixed colour range.
 
     Args:
-        side: edge of the matrix in pixels.
-    """
-    return Figure(
-        title=f"Channel similarity of {result.layer or 'a layer'}",
-        subtitle=_ORDER,
-        rows=[[_matrix(result, side, name)]],
-        **credits(result, note),
-    )
-
-
-def channel_similarities(
-    results: Sequence[Sequence[Any]], names: Sequence[str], *, note: str = "", side: int = 220
-) -> Figure:
-    """Several matrices: one row a network (named by `names`), one column a layer.
+        results: one a network, or for each the results of several layers; a row a network, a column a layer.
+        side: edge of a matrix in pixels; None = 300 of one alone, 220 of several.
 
     Raises:
         ResultError: names and rows do not match.
     """
     if len(results) != len(names):
         raise ResultError(f"{len(results)} rows of matrices need as many names, not {len(names)}.")
-    rows: list[list[Panel | None]] = [
-        [_matrix(result, side, name) for result in row] for row, name in zip(results, names, strict=True)
-    ]
+    networks = [[one] if isinstance(one, ChannelSimilarity) else list(one) for one in results]
+    alone = len(results) == 1 and networks[0][0] is results[0]
+    side = side or (300 if alone else 220)
     return Figure(
-        title="Channel similarity",
-        subtitle=f"One row a network, one column a layer. {_ORDER}",
-        rows=rows,
-        **credits([row[0] for row in results], note, names),
+        title=f"Channel similarity of {results[0].layer or 'a layer'}" if alone else "Channel similarity",
+        subtitle=_ORDER if alone else f"One row a network, one column a layer. {_ORDER}",
+        rows=[[_matrix(result, side, name) for result in row] for row, name in zip(networks, names, strict=True)],
+        sources=([row[0] for row in networks], [] if alone else names),
     )
 
 
@@ -89,15 +76,16 @@ def _matrix(result: Any, side: int, name: str) -> Heatmap:
     )
 
 
-@for_networks(Projection)
-def projections(results: Sequence[Any], names: Sequence[str], *, note: str = "", stages: Sequence[str] = ()) -> Figure:
+@composer(Projection, several=True)
+def projections(results: Sequence[Any], names: Sequence[str], *, stages: Sequence[str] = ()) -> Figure:
     """One row a network, one column a stage in the same axes and limits, and last the path of the class centroids.
 
     Rows are coloured by class; a large marker is the centroid of one.
     """
     rows: list[list[Panel | None]] = []
     for result, name in zip(results, names, strict=True):
-        limits = _square_limits(result)
+        points = np.concatenate([np.asarray(c)[:, :2] for c in result.coordinates])
+        limits = _square(points.min(axis=0), points.max(axis=0), 0.55)
         count = len(result.coordinates)
         panels: list[Panel | None] = [_cloud(result, s, name, stages, limits) for s in range(count)]
         if count > 1:
@@ -120,23 +108,19 @@ def projections(results: Sequence[Any], names: Sequence[str], *, note: str = "",
         title=f"{first.method.upper()} of the features of {first.layer}",
         subtitle=f"One point is one voxel; {basis}; large markers are class centroids. The stages of a row share limits. {limit}",
         rows=rows,
-        **credits(results, note, names),
     )
 
 
-def _square_limits(result: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-    points = np.concatenate([np.asarray(c)[:, :2] for c in result.coordinates])
-    low, high = points.min(axis=0), points.max(axis=0)
-    middle, half = (low + high) / 2, 0.55 * float((high - low).max())
-    return tuple((float(m) - half, float(m) + half) for m in middle)  # type: ignore[return-value]
+def _square(low: np.ndarray, high: np.ndarray, share: float) -> list[tuple[float, float]]:
+    """Limits of both axes, each so many times the longer extent from its middle."""
+    half = share * max(float((high - low).max()), 1e-9)
+    return [(float(middle) - half, float(middle) + half) for middle in (low + high) / 2]
 
 
-def _classes(result: Any) -> list[int]:
-    return sorted({int(label) for labels in result.classes for label in np.unique(np.asarray(labels))})
-
-
-def _class_name(result: Any, label: int) -> str:
-    return str(result.class_names.get(label, "all" if label < 0 else label))
+def _classes(result: Any) -> dict[int, str]:
+    """Names of the classes that any stage holds, by label."""
+    labels = sorted({int(label) for labels in result.classes for label in np.unique(np.asarray(labels))})
+    return {label: str(result.class_names.get(label, "all" if label < 0 else label)) for label in labels}
 
 
 def _axis_labels(result: Any, stage: int | None) -> tuple[str, str]:
@@ -155,13 +139,12 @@ def _cloud(result: Any, stage: int, name: str, stages: Sequence[str], limits: An
     points, labels = np.asarray(result.coordinates[stage]), np.asarray(result.classes[stage])
     keep = np.sort(np.random.default_rng(0).permutation(len(points))[:_POINTS])
     series = []
-    for label in _classes(result):
+    for label, title in _classes(result).items():
         rows = keep[labels[keep] == label]
-        title = _class_name(result, label)
         series.append(Series(name=title, x=points[rows, 0], y=points[rows, 1], size=3.5, label=label))
-    for label in _classes(result):
+    for label, title in _classes(result).items():
         centre = _centre(result, stage, label)
-        series.append(Series(name="", colour=_class_name(result, label), x=centre[:1], y=centre[1:], size=10, symbol=2))
+        series.append(Series(name="", colour=title, x=centre[:1], y=centre[1:], size=10, symbol=2))
     where = stages[stage] if stage < len(stages) else f"stage {stage + 1}"
     axes = _axis_labels(result, stage)
     return _plane(f"{name}: {where}", f"{len(keep)} of {len(points)} rows", series, axes, limits)
@@ -169,14 +152,12 @@ def _cloud(result: Any, stage: int, name: str, stages: Sequence[str], limits: An
 
 def _paths(result: Any, name: str) -> Scatter:
     count, series = len(result.coordinates), []
-    for label in _classes(result):
+    for label, title in _classes(result).items():
         centres = np.array([_centre(result, stage, label) for stage in range(count)])
-        told: dict[str, Any] = {"name": _class_name(result, label), "text": [f"stage {s + 1}" for s in range(count)]}
+        told: dict[str, Any] = {"name": title, "text": [f"stage {s + 1}" for s in range(count)]}
         series.append(Series(x=centres[:, 0], y=centres[:, 1], size=9, symbol=2, label=label, **told))
     everything = np.array([[one.x, one.y] for one in series])  # classes, axes, stages
-    low, high = np.nanmin(everything, axis=(0, 2)), np.nanmax(everything, axis=(0, 2))
-    half = 0.65 * max(float((high - low).max()), 1e-9)
-    limits = [(float(m) - half, float(m) + half) for m in (low + high) / 2]
+    limits = _square(np.nanmin(everything, axis=(0, 2)), np.nanmax(everything, axis=(0, 2)), 0.65)
     panel = _plane(f"{name}: centroids", "by stage, own limits", series, _axis_labels(result, None), limits)
     panel.joined = True
     return panel
@@ -187,13 +168,8 @@ def _plane(title: str, note: str, series: list[Series], axes: tuple[str, str], l
     return Scatter(series=series, x_range=limits[0], y_range=limits[1], width=240, height=240, **names)
 
 
-@compose_together.register
-def _(first: ChannelSimilarity, results: Sequence[Any], names: Sequence[str], **options: Any) -> Figure:
-    return channel_similarities([[result] for result in results], names, **options)
-
-
-@compose.register
-def features(result: Features, *, note: str = "", layers: list[str] | None = None, columns: int = 2) -> Figure:
+@composer(Features)
+def features(result: Features, *, layers: list[str] | None = None, columns: int = 2) -> Figure:
     """Mean of every channel within every class, one panel a layer, in units of the channel's standard deviation.
 
     Args:
@@ -205,7 +181,6 @@ def features(result: Features, *, note: str = "", layers: list[str] | None = Non
         subtitle="Each channel is centred on its mean over all rows and divided by its standard deviation: red is above, blue "
         "below. Every panel has its own symmetric scale.",
         rows=in_rows(panels, columns),
-        **credits(result, note),
     )
 
 

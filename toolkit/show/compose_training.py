@@ -14,7 +14,7 @@ from toolkit.measure.segmentation import counted
 from toolkit.measure.statistics import patient_column
 from toolkit.results import DataFrame, as_table
 from toolkit.show.captions import credits
-from toolkit.show.compose import for_networks
+from toolkit.show.compose import composer, for_networks
 from toolkit.show.compose_compare import broken
 from toolkit.show.panels import Bars, Boxes, Figure, Heatmap, Lines, Panel, Series, in_rows
 from toolkit.training.run import Run
@@ -144,14 +144,8 @@ def _with_regularizers(note: str, frames: Any, provenance: Mapping[str, Any]) ->
     return "; ".join(filter(None, (note, f"regularizer {', '.join(unnamed)}" if unnamed else "")))
 
 
-def scores_by_site(
-    evaluations: Mapping[str, DataFrame],
-    *,
-    metric: str = "dice",
-    note: str = "",
-    provenance: Mapping[str, Any] | None = None,
-    columns: int = 4,
-) -> Figure:
+@composer()
+def scores_by_site(evaluations: Mapping[str, DataFrame], *, metric: str = "dice", columns: int = 4) -> Figure:
     """One panel a class: mean score per site for every network, with its 95 % interval over patients.
 
     A missed or spurious class counts as Dice 0, its distance as the image's diagonal; a class absent from both maps is
@@ -181,7 +175,6 @@ def scores_by_site(
             "; all axes run from 0 to 1." if metric in _OVERLAPS else "; a missed organ counts as the image's diagonal."
         ),
         rows=in_rows(panels, columns),
-        **credits(provenance or evaluations, note),
     )
 
 
@@ -192,11 +185,8 @@ def _score_panel(
     for name, table in tables.items():
         chosen = table[table["class"].isin(classes)]
         triples = [_interval(chosen[chosen["site"] == site], metric) for site in sites]
-        series.append(
-            Series(
-                name=name, x=sites, y=[t[0] for t in triples], low=[t[1] for t in triples], high=[t[2] for t in triples]
-            )
-        )
+        mean, low, high = map(list, zip(*triples, strict=True))
+        series.append(Series(name=name, x=sites, y=mean, low=low, high=high))
         status = chosen["status"].value_counts()
         counts.append(f"{name}: {status.get('missed', 0)} missed, {status.get('spurious', 0)} spurious")
     return Bars(
@@ -227,9 +217,8 @@ def _interval(rows: DataFrame, metric: str) -> tuple[float, float, float]:
 Scores = Mapping[str, Mapping[str, "DataFrame"]]
 
 
-def score_boxes(
-    evaluations: Scores, *, metric: str = "dice", note: str = "", provenance: Mapping[str, Any] | None = None
-) -> Figure:
+@composer()
+def score_boxes(evaluations: Scores, *, metric: str = "dice") -> Figure:
     """Boxes of the volumes' scores: one group a test set, one box a network.
 
     A volume's score is the mean over its classes; a missed or spurious class counts as 0, a class absent from both
@@ -266,18 +255,12 @@ def score_boxes(
         title="Robustness: scores on every test set",
         subtitle="A volume's score is the mean over its classes; missed and spurious classes count as 0.",
         rows=[[panel]],
-        **credits(provenance or [next(iter(sets.values())) for sets in evaluations.values()], note),
+        sources=([next(iter(sets.values())) for sets in evaluations.values()], ()),
     )
 
 
-def score_table(
-    evaluations: Scores,
-    *,
-    metric: str = "dice",
-    title: str = "Robustness table",
-    note: str = "",
-    provenance: Mapping[str, Any] | None = None,
-) -> Figure:
+@composer()
+def score_table(evaluations: Scores, *, metric: str = "dice") -> Figure:
     """Mean score of every network (rows) on every test set (columns) and, of several sets, their mean.
 
     Args:
@@ -300,10 +283,10 @@ def score_table(
         height=36 * table.shape[0] + 8,
     )
     return Figure(
-        title=title,
+        title="Robustness table",
         subtitle="The last column is the mean over the test sets, each weighing the same." if several else "",
         rows=[[panel]],
-        **credits(provenance or [next(iter(sets.values())) for sets in evaluations.values()], note),
+        sources=([next(iter(sets.values())) for sets in evaluations.values()], ()),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ResultError
+from toolkit.files import write_atomically
 from toolkit.show import matplotlib_backend, plotly_backend
 from toolkit.show.figures import compose, compose_together
 from toolkit.show.layout import place
@@ -89,4 +90,6 @@ def plotly_figure(result: Any, **options: Any) -> go.Figure:
 
 def static_figure(result: Any, path: str | os.PathLike[str], *, dpi: int = 200, **options: Any) -> Path:
     """Write the static twin as PDF, SVG or PNG, by the suffix of `path`; no browser is needed."""
-    return matplotlib_backend.write(compose(result, **options), path, dpi=dpi)
+    kind = Path(path).suffix.lstrip(".").lower()
+    data = matplotlib_backend.render(compose(result, **options), kind, dpi=dpi, where=str(path))
+    return write_atomically(path, data, parents=True)

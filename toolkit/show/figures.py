@@ -40,9 +40,8 @@ def _documented(composer: Callable[..., Figure]) -> Callable[..., Figure]:
     """The composer, its docstring with the arguments that it does not explain itself."""
     text, _, errors = (inspect.getdoc(composer) or "").partition("\nRaises:")
     own = [] if "\nArgs:" in text else ["", "Args:"]
-    missing = [
-        name for name in inspect.signature(composer).parameters if name in _SHARED and f"    {name}: " not in text
-    ]
+    names = inspect.signature(composer).parameters
+    missing = [name for name in names if name in _SHARED and f"    {name}: " not in text]
     lines = [text.rstrip(), *own, *(f"    {name}: {_SHARED[name]}" for name in missing)]
     composer.__doc__ = "\n".join([*lines, "", f"Raises:{errors}"] if errors else lines) + "\n"
     return composer

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from toolkit.errors import ResultError
-from toolkit.files import write_atomically
 from toolkit.show import colours, layout
 from toolkit.show.panels import Axes, Bars, Boxes, Coloured, Figure, Heatmap, Image, Intervals, Scatter, Series
 
@@ -31,13 +28,6 @@ _SETTINGS: dict[Any, Any] = {
 }
 _STAMP: dict[str, Any] = {"color": colours.STAMP, "alpha": 0.45, "weight": "bold", "zorder": 100}
 FORMATS = ("pdf", "svg", "png")
-
-
-def write(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200) -> Path:
-    """Write a figure; the suffix chooses the format."""
-    path = Path(path)
-    data = render(figure, path.suffix.lstrip(".").lower(), dpi=dpi, where=str(path))
-    return write_atomically(path, data, parents=True)
 
 
 def render(figure: Figure, kind: str, *, dpi: int = 200, where: str = "") -> bytes:
@@ -163,9 +153,8 @@ def _bar(page: Page, plan: layout.Layout, one: layout.Placed, panel: Coloured) -
     low, high, scale = panel.ramp()
     bar = page.add_axes(_box(plan, one.left + one.width + 8, one.top, 10, one.height))
     _style(bar)
-    bar.imshow(
-        colours.rgba(np.linspace(high, low, 256)[:, None], low, high, scale), aspect="auto", extent=(0, 1, low, high)
-    )
+    ramp = colours.rgba(np.linspace(high, low, 256)[:, None], low, high, scale)
+    bar.imshow(ramp, aspect="auto", extent=(0, 1, low, high))
     bar.yaxis.tick_right()
     ticks = [low, (low + high) / 2, high]
     bar.set_xticks([])

@@ -17,19 +17,12 @@ from toolkit.show.colours import GREY, class_category
 
 @dataclasses.dataclass(kw_only=True)
 class Panel:
-    """What all panels share.
+    """What all panels share."""
 
-    Attributes:
-        title: bold line above the panel.
-        note: small line below the title; says the range that the colours or bars cover.
-        width: inner width in pixels.
-        height: inner height in pixels.
-    """
-
-    title: str = ""
-    note: str = ""
-    width: int = 300
-    height: int = 220
+    title: str = ""  # bold line above the panel
+    note: str = ""  # small line below the title; says the range that the colours or bars cover
+    width: int = 300  # inner width in pixels
+    height: int = 220  # inner height in pixels
 
     def padding(self) -> tuple[int, int, int]:
         """Pixels that tick labels, bars and legends need: left, right, bottom."""
@@ -38,15 +31,10 @@ class Panel:
 
 @dataclasses.dataclass(kw_only=True)
 class Coloured(Panel):
-    """Base of the panels with a colour bar.
+    """Base of the panels with a colour bar."""
 
-    Attributes:
-        bar: draw the colour bar; of the panels of a row that share a scale only the last keeps it.
-        bar_ticks: texts at the two ends and in the middle of the bar; None = the numbers.
-    """
-
-    bar: bool = False
-    bar_ticks: tuple[str, str, str] | None = None
+    bar: bool = False  # draw the colour bar; of the panels of a row that share a scale only the last keeps it
+    bar_ticks: tuple[str, str, str] | None = None  # texts at its two ends and in its middle; None = the numbers
 
     def ramp(self) -> tuple[float, float, str]:
         """Ends and scale of the colours."""
@@ -55,35 +43,20 @@ class Coloured(Panel):
 
 @dataclasses.dataclass(kw_only=True)
 class Image(Coloured):
-    """A grey or RGB picture, with a signed or positive map or a label map over it.
+    """A grey or RGB picture, with a signed or positive map or a label map over it; `bar` is that of the overlay, if any."""
 
-    Attributes:
-        pixels: (H, W) or (H, W, 3).
-        limits: values shown as black and white; None takes the 0.5th and 99.5th percentile, so that a few bright voxels
-            do not leave the rest dark.
-        overlay: (h, w) of any size, stretched over the picture.
-        overlay_limits: display range of the overlay.
-        overlay_scale: name of a colour scale.
-        labels: (H, W) integer map whose classes are drawn as coloured contours.
-        class_names: names for the figure's key of the contours.
-        aspect: height of a pixel divided by its width (spacing ratio).
-        contour_width: of the class contours, in points.
-        window: first row, end row, first and end column of what is shown; None = all.
-        mm: width of a pixel in millimetres, for the scale bar; None = unknown.
-        bar: as for `Coloured`: of the overlay (or of the picture, without an overlay).
-    """
-
-    pixels: np.ndarray
+    pixels: np.ndarray  # (H, W) or (H, W, 3)
+    # values shown as black and white; None = the 0.5th and 99.5th percentile: a few bright voxels leave the rest visible
     limits: tuple[float, float] | None = None
-    overlay: np.ndarray | None = None
-    overlay_limits: tuple[float, float] = (0.0, 1.0)
-    overlay_scale: str = "diverging_overlay"
-    labels: np.ndarray | None = None
-    class_names: dict[int, str] = dataclasses.field(default_factory=dict)
-    aspect: float = 1.0
-    contour_width: float = 1.1
-    window: tuple[int, int, int, int] | None = None
-    mm: float | None = None
+    overlay: np.ndarray | None = None  # (h, w) of any size, stretched over the picture
+    overlay_limits: tuple[float, float] = (0.0, 1.0)  # display range of the overlay
+    overlay_scale: str = "diverging_overlay"  # name of a colour scale
+    labels: np.ndarray | None = None  # (H, W) integer map whose classes are drawn as coloured contours
+    class_names: dict[int, str] = dataclasses.field(default_factory=dict)  # for the figure's key of the contours
+    aspect: float = 1.0  # height of a pixel divided by its width (spacing ratio)
+    contour_width: float = 1.1  # of the class contours, in points
+    window: tuple[int, int, int, int] | None = None  # first row, end row, first and end column shown; None = all
+    mm: float | None = None  # width of a pixel in millimetres, for the scale bar; None = unknown
 
     def padding(self) -> tuple[int, int, int]:
         return 4, 60 if self.bar else 4, 8
@@ -130,25 +103,16 @@ class Image(Coloured):
 
 @dataclasses.dataclass(kw_only=True)
 class Heatmap(Coloured):
-    """A matrix with a colour bar.
+    """A matrix with a colour bar."""
 
-    Attributes:
-        values: (rows, columns).
-        limits: display range.
-        scale: name of a colour scale.
-        row_names: tick labels of the rows (None: indices; an empty list: none).
-        column_names: tick labels of the columns.
-        annotate: write the numbers into the cells.
-    """
-
-    values: np.ndarray
-    limits: tuple[float, float] = (0.0, 1.0)
-    scale: str = "sequential"
-    row_names: Sequence[str] | None = None
-    column_names: Sequence[str] | None = None
+    values: np.ndarray  # (rows, columns)
+    limits: tuple[float, float] = (0.0, 1.0)  # display range
+    scale: str = "sequential"  # name of a colour scale
+    row_names: Sequence[str] | None = None  # tick labels of the rows (None: indices; an empty list: none)
+    column_names: Sequence[str] | None = None  # tick labels of the columns
     x_label: str = ""
     y_label: str = ""
-    annotate: bool = False
+    annotate: bool = False  # write the numbers into the cells
     bar: bool = True
 
     def padding(self) -> tuple[int, int, int]:
@@ -164,52 +128,33 @@ class Heatmap(Coloured):
 
 @dataclasses.dataclass(kw_only=True)
 class Series:
-    """One named line, set of points or set of bars; equal names get equal colours within a figure.
-
-    Attributes:
-        low: lower ends of intervals, or None.
-        high: upper ends of intervals.
-        colour: name that picks the colour (default: the series' own name).
-        label: value of the class that the series is, which has one colour in every figure; None or below 0 = no class.
-        dash: 0 solid, 1 dashed, 2 dotted, 3 dash-dotted.
-        symbol: index of the marker.
-        size: diameter of the marker in pixels.
-        text: hover text of every point (Plotly only).
-    """
+    """One named line, set of points or set of bars; equal names get equal colours within a figure."""
 
     name: str
     x: Sequence[Any] | np.ndarray
     y: Sequence[Any] | np.ndarray
-    low: Sequence[float] | np.ndarray | None = None
-    high: Sequence[float] | np.ndarray | None = None
-    colour: str | None = None
-    dash: int = 0
-    symbol: int = 0
-    size: float = 5.0
-    text: Sequence[str] | None = None
-    label: int | None = None
+    low: Sequence[float] | np.ndarray | None = None  # lower ends of intervals
+    high: Sequence[float] | np.ndarray | None = None  # upper ends
+    colour: str | None = None  # name that picks the colour (default: the series' own name)
+    dash: int = 0  # 0 solid, 1 dashed, 2 dotted, 3 dash-dotted
+    symbol: int = 0  # index of the marker
+    size: float = 5.0  # diameter of the marker in pixels
+    text: Sequence[str] | None = None  # hover text of every point (Plotly only)
+    label: int | None = None  # value of the class that it is, of one colour in every figure; None or below 0 = none
 
 
 @dataclasses.dataclass(kw_only=True)
 class Axes(Panel):
-    """Base of the panels with two axes and a legend of their series.
-
-    Attributes:
-        series: what is drawn.
-        x_range: limits of the x axis, None = the data's own range.
-        y_range: limits of the y axis.
-        legend: whether the legend stands to the right of the panel.
-        marks: vertical lines, as (x, text).
-    """
+    """Base of the panels with two axes and a legend of their series."""
 
     series: list[Series] = dataclasses.field(default_factory=list)
     x_label: str = ""
     y_label: str = ""
-    x_range: tuple[float, float] | None = None
-    y_range: tuple[float, float] | None = None
+    x_range: tuple[float, float] | None = None  # limits of the x axis; None = the data's own range
+    y_range: tuple[float, float] | None = None  # limits of the y axis
     log_y: bool = False
-    legend: bool = True
-    marks: Sequence[tuple[float, str]] = ()
+    legend: bool = True  # whether the legend stands to the right of the panel
+    marks: Sequence[tuple[float, str]] = ()  # vertical lines, as (x, text)
 
     def padding(self) -> tuple[int, int, int]:
         longest = max((len(one.name) for one in self.series), default=0)
@@ -263,23 +208,16 @@ class Intervals(Axes):
 
 @dataclasses.dataclass
 class Figure:
-    """A grid of panels.
+    """A grid of panels."""
 
-    Attributes:
-        title: what the figure shows.
-        rows: panels, row by row; None leaves a cell empty.
-        subtitle: how to read it, one or two sentences.
-        caption: drawn below the panels: steps, scores, seeds, and what else a reader must know.
-        provenance: what made the figure; behind a button of interactive figures and in the metadata of files.
-        stamp: a word across the whole picture, for example "untrained".
-    """
-
-    title: str
-    rows: list[list[Panel | None]]
-    subtitle: str = ""
-    caption: str = ""
-    provenance: str = ""
-    stamp: str = ""
+    title: str  # what the figure shows
+    rows: list[list[Panel | None]]  # panels, row by row; None leaves a cell empty
+    subtitle: str = ""  # how to read it, one or two sentences
+    caption: str = ""  # drawn below the panels: steps, scores, seeds, and what else a reader must know
+    provenance: str = ""  # what made the figure; behind a button of interactive figures and in the metadata of files
+    stamp: str = ""  # a word across the whole picture, for example "untrained"
+    # what caption and provenance tell of, and the names of these; None = a composer's first argument and its `names`
+    sources: tuple[Any, Sequence[str]] | None = None
 
     def panels(self) -> list[Panel]:
         return [panel for row in self.rows for panel in row if panel is not None]

@@ -145,9 +145,8 @@ class _Page:
             x, y = left + 0.05 * (end - left), bottom - 0.08 * (bottom - top)
             style: dict[str, Any] = {"hoverinfo": "skip", "showlegend": False}
             style["textfont"] = {"color": "white", "size": 11.2}
-            self._add(
-                "scatter", x=[x, x + bar[0]], y=[y, y], mode="lines", line={"color": "white", "width": 3}, **style
-            )
+            line = {"color": "white", "width": 3}
+            self._add("scatter", x=[x, x + bar[0]], y=[y, y], mode="lines", line=line, **style)
             self._add("scatter", x=[x], y=[y], text=[bar[1]], textposition="top right", mode="text", **style)
         edge = {"x0": -0.5, "x1": columns - 0.5, "y0": -0.5, "y1": rows - 0.5}
         axes = {"xref": self.at["xaxis"], "yref": self.at["yaxis"]}

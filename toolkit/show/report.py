@@ -176,13 +176,11 @@ def run_record(run: Run) -> dict[str, Any]:
 
 def settings_table(record: dict[str, Any]) -> DataFrame:
     """A record as a table of two columns."""
-    flat = [
-        (k, v)
-        for key, value in record.items()
-        for k, v in (value.items() if isinstance(value, dict) else [(key, value)])
-    ]
-    texts = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for _, value in flat]
-    return as_table({"setting": [key for key, _ in flat], "value": texts})
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    texts = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in flat.values()]
+    return as_table({"setting": list(flat), "value": texts})
 
 
 def runs_table(runs: Sequence[Run], split: str = "val") -> DataFrame:
@@ -220,11 +218,8 @@ def _of_training(item: Run | Stages, split: str) -> list[Section]:
     histories = {name: [run.history for run in runs]}
     tables = []
     if isinstance(item, Stages):
-        text, settings, sites = (
-            f"One site after another: {', '.join(item.sites)}.",
-            "Settings of the last stage",
-            item.sites,
-        )
+        text, sites = f"One site after another: {', '.join(item.sites)}.", item.sites
+        settings = "Settings of the last stage"
         told = f"Dice on the {split} split; stage -1 is the network before training."
         stages = item.evaluate(split, metrics=("dice",))
         scores: DataFrame | None = stages[stages["stage"] == len(runs) - 1]

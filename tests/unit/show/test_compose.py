@@ -25,7 +25,7 @@ from toolkit.measure.transfer import Transfer
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.show.compose_compare import transfer_matrices
 from toolkit.show.compose_drift import drifts
-from toolkit.show.compose_explain import grad_cam, grad_cams, masked_latent
+from toolkit.show.compose_explain import grad_cams, masked_latent
 from toolkit.show.compose_measure import channel_similarities, projections
 from toolkit.show.compose_training import curve_columns, scores_by_site, training_curves
 from toolkit.show.draw import plotly_figure, static_figure
@@ -240,26 +240,26 @@ def test_grad_cam_draws_the_raw_maps_with_symmetric_limits() -> None:
 def test_grad_cam_on_a_shared_scale() -> None:
     result = cam_result()
     limits = {
-        panel.overlay_limits for panel in grad_cam(result, scale="shared").panels()[1:] if isinstance(panel, Image)
+        panel.overlay_limits for panel in compose(result, scale="shared").panels()[1:] if isinstance(panel, Image)
     }
     assert len(limits) == 1
     with pytest.raises(ConfigError, match="layer, shared"):
-        grad_cam(result, scale="mine")
+        compose(result, scale="mine")
     with pytest.raises(ResultError, match="no image 7"):
-        grad_cam(result, index=7)
+        compose(result, index=7)
 
 
 def test_grad_cam_says_if_a_map_is_no_evidence() -> None:
     result = cam_result(layers=1)
     result.maps["encoder.0"].zero_()
     result.status["encoder.0"] = ["zero", "zero"]
-    assert grad_cam(result).panels()[1].note == "zero: all zero"
+    assert compose(result).panels()[1].note == "zero: all zero"
 
 
 def test_padding_is_cut_from_image_and_map() -> None:
     result = cam_result()
     result.padding = [(2, 2), (1, 3)]
-    panel = grad_cam(result).panels()[2]
+    panel = compose(result).panels()[2]
     assert isinstance(panel, Image)
     assert panel.overlay is not None
     assert panel.pixels.shape == panel.overlay.shape == result.image.shape[2:]
@@ -381,14 +381,14 @@ def test_maps_are_cut_to_the_organs_and_carry_their_contour() -> None:
     result = cam_result()
     result.label = torch.zeros(2, 1, *result.image.shape[2:], dtype=torch.int64)
     result.label[:, :, 2:5, 3:6] = 1
-    panels = grad_cam(result).panels()
+    panels = compose(result).panels()
     windows = {panel.window for panel in panels if isinstance(panel, Image)}
     assert len(windows) == 1
     (window,) = windows
     assert window is not None
     assert window[0] <= 2 < 5 <= window[1] < result.image.shape[2]
     assert all(isinstance(panel, Image) and panel.labels is not None for panel in panels)
-    assert {panel.window for panel in grad_cam(result, crop=False).panels() if isinstance(panel, Image)} == {None}
+    assert {panel.window for panel in compose(result, crop=False).panels() if isinstance(panel, Image)} == {None}
 
 
 def test_stages_of_a_projection_share_limits() -> None:

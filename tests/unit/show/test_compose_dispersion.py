@@ -14,8 +14,8 @@ import torch
 from toolkit.errors import ResultError
 from toolkit.measure.collapse import Collapse
 from toolkit.methods.med_disseg.regularizer import preset_check
-from toolkit.show.compose_compare import collapses
-from toolkit.show.compose_dispersion import active_band, qualitative
+from toolkit.show.compose_checks import active_band, collapses
+from toolkit.show.compose_data import qualitative
 from toolkit.show.draw import plotly_figure, static_figure
 from toolkit.show.panels import Figure, Image, Intervals, Lines
 

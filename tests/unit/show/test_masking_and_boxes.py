@@ -14,7 +14,7 @@ from toolkit.errors import ConfigError, ResultError
 from toolkit.explain.masking import mask_latent
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.show.colours import class_colour
-from toolkit.show.compose_masking import gallery, masked_grid, masking_curves, masking_summary
+from toolkit.show.compose_masking import gallery, masked_grid, masking_summary
 from toolkit.show.compose_training import score_boxes, score_means, score_table, volume_scores
 from toolkit.show.draw import plotly_figure, static_figure
 from toolkit.show.panels import Boxes, Figure, Image, Series
@@ -93,17 +93,6 @@ def test_the_summary_counts_pixels(results: dict[str, list]) -> None:
     assert summary["under"] == pytest.approx((truth & ~masked).sum() / truth.sum())
     assert summary["ratio"] == pytest.approx(1 + summary["over"] - summary["under"])
     assert summary["entropy"] == pytest.approx(float(result.entropy[1].mean()), rel=1e-5)
-
-
-def test_curves_have_one_series_a_scheme_and_mode(results: dict[str, list]) -> None:
-    figure = masking_curves([result for row in results.values() for result in row])
-    panel = figure.panels()[0]
-    assert [one.name for one in panel.series] == ["channel, eval", "spatial, eval"]  # type: ignore[attr-defined]
-    assert list(panel.series[0].x) == [0.0, 0.5]  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="colour"):
-        masking_curves(results["channel"], quantities=["colour"])
-    with pytest.raises(ResultError):
-        masking_curves([])
 
 
 def test_a_gallery_shows_differences_from_the_first_in_one_range() -> None:
