@@ -52,8 +52,8 @@ def test_blending_before_or_after_enlarging_is_the_same(factor: int) -> None:
     picture = grey(random.normal(size=(12, 12)))
     values = random.normal(size=(4, 4))
     size = (12 * factor, 12 * factor)
-    early = heated(picture, values, (-1, 1), size)
-    late = heated(enlarged(picture, size), values, (-1, 1), size)
+    early = heated(picture, size, values, (-1, 1))
+    late = heated(enlarged(picture, size), size, values, (-1, 1))
     assert (early == late).all()
 
 

@@ -7,24 +7,14 @@ controls and the picture, and below them a static copy that stays readable when 
 
 from __future__ import annotations
 
-from toolkit.show.widgets.cam import CamExplorer, cam_explorer
-from toolkit.show.widgets.drift import DriftExplorer, drift_explorer
-from toolkit.show.widgets.mask import MaskExplorer, mask_explorer
-from toolkit.show.widgets.monitor import TrainingMonitor, training_monitor
-from toolkit.show.widgets.similarity import SimilarityExplorer, similarity_explorer
-from toolkit.show.widgets.state import Control, Explorer
+from toolkit.arguments import at_the_door
+from toolkit.show.widgets.cam import CamExplorer
+from toolkit.show.widgets.drift import DriftExplorer
+from toolkit.show.widgets.mask import MaskExplorer
+from toolkit.show.widgets.monitor import TrainingMonitor
+from toolkit.show.widgets.similarity import SimilarityExplorer
 
-__all__ = [
-    "CamExplorer",
-    "Control",
-    "DriftExplorer",
-    "Explorer",
-    "MaskExplorer",
-    "SimilarityExplorer",
-    "TrainingMonitor",
-    "cam_explorer",
-    "drift_explorer",
-    "mask_explorer",
-    "similarity_explorer",
-    "training_monitor",
-]
+cam_explorer, mask_explorer = at_the_door(CamExplorer), at_the_door(MaskExplorer)
+similarity_explorer, drift_explorer = at_the_door(SimilarityExplorer), at_the_door(DriftExplorer)
+training_monitor = at_the_door(TrainingMonitor)
+__all__ = ["cam_explorer", "drift_explorer", "mask_explorer", "similarity_explorer", "training_monitor"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -22,14 +22,7 @@ from toolkit.show.colours import FAINT
 from toolkit.show.compose_explain import METHOD_NAMES
 from toolkit.show.slices import View
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, fitted, heated
-from toolkit.show.widgets.image_explorer import (
-    ImageExplorer,
-    ImageStacks,
-    default_layers,
-    image_of,
-    trained_pair,
-    view_of,
-)
+from toolkit.show.widgets.image_explorer import ImageExplorer, ImageStacks, default_layers, trained_pair
 from toolkit.show.widgets.state import Control, Key, TimedResults
 
 INPUT_METHODS = tuple(name for name in attribution.METHODS if name != "layer_conductance")
@@ -60,36 +53,69 @@ class Maps:
 
 
 class CamExplorer(ImageExplorer):
-    """State of `cam_explorer`; see there."""
+    """Explore class activation maps and captum's attributions: every block of a network, slice by slice.
+
+    All layers' maps of a case and target come from one pass and are kept, so that walking along the layers and slices
+    is quick. captum's perturbing methods (occlusion, feature ablation, integrated gradients) take longer the first time.
+    Use `.state`, `.set(...)` and `.compose()`; the last line of a cell shows it.
+
+    Args:
+        model: any network; None = two trained ones that come with the project (`toolkit.list_trained`), on their task.
+        task_or_cases: a task (its cases of `split`), cases, or anything that `toolkit.grad_cam` takes.
+        compare: a second network, or {name: network}, shown beside the first.
+        layers: names, globs or aliases of the strip; None = the outermost blocks of each network.
+        name: what to call the first network.
+        split: of a task.
+        attribution_options: further arguments of `toolkit.attribute`, for example {"steps": 64, "window": 8}.
+        options: further arguments of `toolkit.grad_cam`, for example `patch_size`.
+
+    Raises:
+        DataError: there are no images.
+        LayerError: a layer that does not exist.
+        ConfigError: more than one network to compare with, or no trained network where none is given.
+    """
 
     title = "Class activation maps"
+    arrows: ClassVar = {"Left": ("layer", -1), "Right": ("layer", 1), "Up": ("slice", 1), "Down": ("slice", -1)}
 
     def __init__(
         self,
-        models: Mapping[str, nn.Module],
-        images: ImageStacks,
-        layers: Mapping[str, Sequence[str]],
-        options: Mapping[str, Any],
-        attribution_options: Mapping[str, Any],
+        model: nn.Module | None = None,
+        task_or_cases: Any = None,
+        compare: nn.Module | Mapping[str, nn.Module] | None = None,
+        *,
+        layers: str | Sequence[str] | None = None,
+        name: str = "network",
+        split: str = "test",
+        attribution_options: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(images)
-        self.models, self.images, self.options = dict(models), images, dict(options)
-        self.attribution_options = dict(attribution_options)
-        self.layers = {name: list(names) for name, names in layers.items()}
+        if model is None:
+            trained, task_or_cases = trained_pair()
+            (name, model), *rest = trained.items()
+            compare = dict(rest) or None
+        self.models: dict[str, nn.Module] = {name: model}
+        if compare is not None:
+            others = dict(compare) if isinstance(compare, Mapping) else {"compared network": compare}
+            if len(others) != 1 or name in others:
+                what = "Compare with exactly one network of another name."
+                raise ConfigError(what, where="cam_explorer(compare=...)")
+            self.models |= others
+        super().__init__(
+            ImageStacks(task_or_cases, model, split), target="prediction", opacity=1.0, scale="layer", contours=True
+        )
+        self.options, self.attribution_options = options, dict(attribution_options or {})
+        example, aliases = [next(iter(self.images.items.values()))], options.get("aliases")
+        self.layers = {
+            key: default_layers(one, example) if layers is None else layer_names(one, layers, example, aliases)
+            for key, one in self.models.items()
+        }
         # captum's methods pass the network many times: they are announced from the first time on
         self._guessed = set(INPUT_METHODS)
-        self.memory = TimedResults(200, {(name, method): 1.0 for name in models for method in INPUT_METHODS})
+        self.memory = TimedResults(200, {(name, method): 1.0 for name in self.models for method in INPUT_METHODS})
         first = next(iter(self.layers.values()))
-        classes = images.foreground()
-        self._values |= {
-            "layer": first[min(len(first) - 1, len(first) // 2)],
-            "target_class": classes[-1][0],
-            "target": "prediction",
-            "method": "hires_cam",  # before a norm the mean gradient of Grad-CAM cancels: most panels would be blank
-            "opacity": 1.0,
-            "scale": "layer",
-            "contours": True,
-        }
+        self._values |= {"layer": first[len(first) // 2], "target_class": self.images.foreground()[-1][0]}
+        self._values["method"] = "hires_cam"  # the mean gradient of Grad-CAM cancels before a norm: blank panels
 
     def controls(self) -> list[Control]:
         classes = tuple((name, index) for index, name in self.images.foreground())
@@ -113,7 +139,7 @@ class CamExplorer(ImageExplorer):
         every = self.memory.seconds
         seconds, one = (sum(every.get((name, kind), 0.0) for name in self.models) for kind in (method, "maps"))
         if method in self._guessed and one:
-            sides = np.array(image_of(self.page().item).shape[1:])
+            sides = np.array(self.page().image.shape[1:])
             many = 4 * float(np.prod(sides / self.attribution_options.get("window", 16)))
             seconds = one * {"occlusion": many, "feature_ablation": many, "integrated_gradients": 16}.get(method, 1)
         return f" (slow: about {seconds:.0f} s)" if seconds >= SLOW else ""
@@ -122,12 +148,6 @@ class CamExplorer(ImageExplorer):
         """See `Explorer`: a click on the strip chooses the layer."""
         if area.startswith("layer:"):
             self.set(layer=area.removeprefix("layer:"))
-
-    def pressed(self, key: str) -> None:
-        """See `Explorer`: left and right walk along the layers, up and down through the slices."""
-        by = {"ArrowLeft": -1, "ArrowRight": 1, "ArrowUp": 1, "ArrowDown": -1}
-        if key in by:
-            self.shift("layer" if key in ("ArrowLeft", "ArrowRight") else "slice", by[key])
 
     def target(self) -> Target:
         index, where = self._values["target_class"], self._values["target"]
@@ -141,17 +161,15 @@ class CamExplorer(ImageExplorer):
         Raises:
             DataError: the region is empty on this item.
         """
-        page, target, method = self.page(), self.target(), self._values["method"]
-        if method in INPUT_METHODS:
+        model, method, items, target = self.models[name], self._values["method"], [self.page().item], self.target()
+
+        def explained() -> Any:
+            if method not in INPUT_METHODS:
+                return grad_cam(model, items, self.layers[name], target, method=method, **self.options)
             self._guessed.discard(method)
-            options = {"steps": 16, "window": 16, **self.attribution_options}
-            return self.memory.get(
-                self._key(name), lambda: attribute(self.models[name], [page.item], method, target, **options)
-            )
-        return self.memory.get(
-            self._key(name),
-            lambda: grad_cam(self.models[name], [page.item], self.layers[name], target, method=method, **self.options),
-        )
+            return attribute(model, items, method, target, **{"steps": 16, "window": 16, **self.attribution_options})
+
+        return self.memory.get(self._key(name), explained)
 
     def wanted(self) -> list[tuple[TimedResults, Key]]:
         return [(self.memory, self._key(name)) for name in self.models]
@@ -168,8 +186,7 @@ class CamExplorer(ImageExplorer):
             DataError: the region is empty on this item.
         """
         result, page = self.result(name), self.page()
-        view = view_of(page, result.padded_size, result.spacing[0])
-        raw = result.maps
+        view, raw = page.view(result.padded_size, result.spacing[0]), result.maps
         status = {layer: words[0] for layer, words in result.status.items()}
         planes = {
             layer: view.coarse(np.asarray(one[0, 0], dtype=float), lambda layer=layer: result.resized(layer)[0, 0])
@@ -195,8 +212,7 @@ class CamExplorer(ImageExplorer):
                 results[name] = self.maps(name)
             except (DataError, ConfigError) as error:
                 results[name] = str(error).splitlines()[0]
-        height = 66 + _LARGE + len(self.models) * (_SMALL + 44)
-        canvas = Canvas(_WIDTH, height)
+        canvas = Canvas(_WIDTH, 66 + _LARGE + len(self.models) * (_SMALL + 44))
         self._heading(canvas)
         shown = [one for one in results.values() if isinstance(one, Maps)]
         self._image(canvas, shown[0] if shown else None)
@@ -239,8 +255,7 @@ class CamExplorer(ImageExplorer):
         size = fitted(one.picture.shape[:2], one.view.aspect, _LARGE - 42)
         status = one.status.get(layer, "ok")
         words = {"ok": "", "cancelled": " (cancelled by a norm: choose HiResCAM)"}.get(status, f" ({status})")
-        note = f"{name}: {layer}{words}"
-        canvas.text(left, 46, note, size=12, bold=True, width=_LARGE)
+        canvas.text(left, 46, f"{name}: {layer}{words}", size=12, bold=True, width=_LARGE)
         self.tile(
             canvas,
             f"map of {name}",
@@ -268,7 +283,7 @@ class CamExplorer(ImageExplorer):
             left = _LEFT + place * (side + _GAP)
             limit = self._limit(one, layer, shared)
             opacity, limits = self._values["opacity"], (-limit, limit)
-            canvas.paste(heated(ground, one.maps[layer], limits, size, opacity, lens=self.lens), left, top + 18)
+            canvas.paste(heated(ground, size, one.maps[layer], limits, opacity, lens=self.lens), left, top + 18)
             text = "cancelled" if one.status.get(layer) == "cancelled" else layer
             canvas.text(left, top + 20 + size[0], text, size=11, width=side + _GAP - 2)
             if layer == self._layer(name, one):
@@ -289,58 +304,3 @@ class CamExplorer(ImageExplorer):
             return str(chosen)
         names = list(one.maps)
         return names[min(first.index(chosen) * len(names) // len(first), len(names) - 1)]
-
-
-def cam_explorer(
-    model: nn.Module | None = None,
-    task_or_cases: Any = None,
-    compare: nn.Module | Mapping[str, nn.Module] | None = None,
-    *,
-    layers: str | Sequence[str] | None = None,
-    name: str = "network",
-    split: str = "test",
-    attribution_options: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> CamExplorer:
-    """Explore class activation maps and captum's attributions: every block of a network, slice by slice.
-
-    All layers' maps of a case and target come from one pass and are kept, so that walking along the layers and slices
-    is quick. captum's perturbing methods (occlusion, feature ablation, integrated gradients) take longer the first time.
-
-    Args:
-        model: any network; None = two trained ones that come with the project (`toolkit.list_trained`), on their task.
-        task_or_cases: a task (its cases of `split`), cases, or anything that `toolkit.grad_cam` takes.
-        compare: a second network, or {name: network}, shown beside the first.
-        layers: names, globs or aliases of the strip; None = the outermost blocks of each network.
-        name: what to call the first network.
-        split: of a task.
-        attribution_options: further arguments of `toolkit.attribute`, for example {"steps": 64, "window": 8}.
-        options: further arguments of `toolkit.grad_cam`, for example `patch_size`.
-
-    Returns:
-        The explorer: `.state`, `.set(...)`, `.compose()`; the last line of a cell shows it.
-
-    Raises:
-        DataError: there are no images.
-        LayerError: a layer that does not exist.
-        ConfigError: more than one network to compare with, or no trained network where none is given.
-    """
-    if model is None:
-        trained, task_or_cases = trained_pair()
-        (name, model), *rest = trained.items()
-        compare = dict(rest) or None
-    models: dict[str, nn.Module] = {name: model}
-    if compare is not None:
-        others = dict(compare) if isinstance(compare, Mapping) else {"compared network": compare}
-        if len(others) != 1 or name in others:
-            raise ConfigError("Compare with exactly one network of another name.", where="cam_explorer(compare=...)")
-        models |= others
-    images = ImageStacks(task_or_cases, model, split)
-    example = [next(iter(images.items.values()))]
-    chosen = {
-        key: default_layers(one, example)
-        if layers is None
-        else layer_names(one, layers, example, options.get("aliases"))
-        for key, one in models.items()
-    }
-    return CamExplorer(models, images, chosen, options, attribution_options or {})

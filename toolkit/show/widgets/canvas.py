@@ -91,10 +91,13 @@ class Canvas:
 
     def frame(self, left: int, top: int, width: int, height: int, colour: str = GRID, thickness: int = 1) -> None:
         """A rectangle around (not over) an area."""
-        for step in range(1, thickness + 1):
-            self._draw.rectangle(
-                (left - step, top - step, left + width + step - 1, top + height + step - 1), outline=colour
-            )
+        corner = (left + width + thickness - 1, top + height + thickness - 1)
+        self._draw.rectangle((left - thickness, top - thickness, *corner), outline=colour, width=thickness)
+
+    def heading(self, title: str, words: str) -> None:
+        """The two lines at the top of the picture: what it shows, and a line about that."""
+        self.text(14, 6, title, size=15, bold=True)
+        self.text(14, 27, words, size=12, colour=FAINT)
 
     def fill(self, left: int, top: int, width: int, height: int, colour: str) -> None:
         """A filled rectangle; nothing if it has no extent."""
@@ -182,9 +185,9 @@ def over(below: np.ndarray, colours: np.ndarray, opacity: float = 1.0) -> np.nda
 
 def heated(
     picture: np.ndarray,
+    size: tuple[int, int],
     values: np.ndarray,
     limits: tuple[float, float],
-    size: tuple[int, int],
     opacity: float = 1.0,
     scale: str = "diverging_overlay",
     lens: Lens = WHOLE,
@@ -229,12 +232,9 @@ def outlined(
 
 @functools.lru_cache(maxsize=32)
 def _font(size: int, bold: bool) -> Any:
+    """Matplotlib's own font, found without importing it: it covers every sign that captions use."""
     from PIL import ImageFont
 
-    package = importlib.util.find_spec("matplotlib")
-    if package is not None and package.origin is not None:  # its font covers every sign that captions use
-        name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-        path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / name
-        if path.is_file():
-            return ImageFont.truetype(str(path), size)
-    return ImageFont.load_default(size)
+    folder = Path(str(importlib.util.find_spec("matplotlib").origin)).parent  # type: ignore[union-attr]
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(folder / "mpl-data" / "fonts" / "ttf" / name), size)

@@ -14,7 +14,7 @@ from toolkit.inference.extract import extract
 from toolkit.measure.drift import Drift, drift
 from toolkit.measure.projection import Projection, project
 from toolkit.results import DataFrame
-from toolkit.show.colours import FAINT, class_colour, hex_colour
+from toolkit.show.colours import FAINT, hex_colour
 from toolkit.show.compose_drift import MEASURE_NAMES, NULLS, repeat_of
 from toolkit.show.slices import choose_view
 from toolkit.show.widgets.canvas import ACCENT, Canvas, enlarged, fitted, grey
@@ -29,21 +29,50 @@ _SIDE, _LEFT = 210, 14
 
 
 class DriftExplorer(Explorer):
-    """State of `drift_explorer`; see there. Beside the controls' values it has `selected`: rows of the features."""
+    """Explore how features move over training stages: a projection with a stage slider, its voxels, and drift numbers.
+
+    Distances in a projection can mislead; the numbers beside it are measured in the full feature space. Use `.state`,
+    `.set(...)`, `.select(rows)`, `.numbers()` and `.compose()`; `selected` holds rows of the features.
+
+    Args:
+        features: one store per stage, of the same rows (same cases, same seed); None = those of two trained networks
+            that come with the project, on cases of their task.
+        cases: a task or the cases the features come from, for the images of selected points.
+        stages: names of the stages.
+        bootstrap: replicates of the intervals of the drift numbers.
+        repeat: stage 1 once more (another training, or `toolkit.extract(..., jitter=0.01)`), a yardstick on the same
+            patients beside the halves of stage 1's patients; see `toolkit.drift`.
+
+    Raises:
+        ConfigError: fewer than two stages, or names that do not fit.
+        ResultError: stages of different rows.
+    """
 
     title = "Drift of the features"
 
     def __init__(
         self,
-        features: Sequence[Features],
-        cases: dict[str, Any],
-        stages: Sequence[str],
-        bootstrap: int,
+        features: Sequence[Features] | None = None,
+        cases: Any = None,
+        *,
+        stages: Sequence[str] | None = None,
+        bootstrap: int = 100,
         repeat: Features | None = None,
     ) -> None:
-        super().__init__()
-        self.features, self.cases, self.stages, self.bootstrap = (list(features), cases, list(stages), bootstrap)
-        self.repeat = repeat
+        if features is None:
+            trained, cases = trained_pair()
+            stages = stages or list(trained)
+            settings: dict[str, Any] = {"pool": "voxels", "samples": 8}
+            features = [extract(one, cases, ["head_input", "bottleneck"], **settings) for one in trained.values()]
+        self.features = list(features)
+        self.stages = [f"stage {n}" for n in range(1, len(self.features) + 1)] if stages is None else list(stages)
+        if len(self.features) < 2 or len(self.stages) != len(self.features):
+            what = f"There are {len(self.features)} stages and {len(self.stages)} names."
+            raise ConfigError(what, where="drift_explorer", fix="Pass two stages or more, and one name for each.")
+        super().__init__(stage=1.0, layer=self.features[0].layers[0], method="pca", basis="shared")
+        images = cases.cases() if callable(getattr(cases, "cases", None)) else cases or []
+        self.cases = {case.id: case for case in images}
+        self.yardsticks: dict[str, Any] = {"bootstrap": bootstrap, "null_splits": bootstrap, "repeat": repeat}
         self.rows: DataFrame = self.features[0].cases
         if any(len(one.cases) != len(self.rows) for one in self.features):
             fix = "Extract the same cases with the same seed at every stage."
@@ -52,20 +81,13 @@ class DriftExplorer(Explorer):
         self.shown = np.unique(np.linspace(0, len(self.rows) - 1, min(MOST_POINTS, len(self.rows))).astype(int))
         classes = tuple(sorted({int(index) for index in self.rows["class"]}))
         self.selected: tuple[int, ...] = tuple(np.flatnonzero(self.rows["case"] == self.rows["case"].iloc[0]))
-        self._values = {
-            "stage": 1.0,
-            "layer": self.features[0].layers[0],
-            "method": "pca",
-            "basis": "shared",
-            "classes": classes,
-            "sites": tuple(dict.fromkeys(map(str, self.rows["site"]))),
-        }
-        self._everything = dict(self._values)
+        self._sites = tuple(dict.fromkeys(map(str, self.rows["site"])))
+        self._values |= {"classes": classes, "sites": self._sites}
 
     def controls(self) -> list[Control]:
         named = self.rows.groupby("class", sort=True)["class_name"].first()
         classes = tuple((str(name), int(str(index))) for index, name in named.items())
-        sites = tuple((name or "unknown", name) for name in self._everything["sites"])
+        sites = tuple((name or "unknown", name) for name in self._sites)
         bases = BASES if self._values["method"] != "umap" else BASES[:2]
         layers = tuple((name, name) for name in self.features[0].layers)
         slider: dict[str, Any] = {"low": 1, "high": len(self.features), "step": 0.1, "animated": True}
@@ -111,30 +133,27 @@ class DriftExplorer(Explorer):
 
     def projection(self) -> Projection:
         """The `Projection` of the current state, kept for later."""
-        (_, method), layer, basis = key = self._projected()
-        return self.memory.get(key, lambda: project(self.features, layer, method, basis))
+        projected, _ = self._keys()
+        (_, method), layer, basis = projected
+        return self.memory.get(projected, lambda: project(self.features, layer, method, basis))
 
-    def _projected(self) -> tuple[tuple[str, str], str, str]:
-        return ("projection", self._values["method"]), self._values["layer"], self._values["basis"]
+    def _keys(self) -> tuple[tuple[tuple[str, str], str, str], tuple[str, str]]:
+        """Of the projection and of the drift."""
+        method, layer, basis = (self._values[name] for name in ("method", "layer", "basis"))
+        return (("projection", method), layer, basis), ("drift", layer)
 
     def wanted(self) -> list[tuple[TimedResults, Key]]:
-        return [(self.memory, self._projected()), (self.memory, ("drift", self._values["layer"]))]
+        return [(self.memory, key) for key in self._keys()]
 
     def numbers(self) -> DataFrame:
         """`drift(...)` of the current layer: all rows pooled, one row per measure and pair of stages."""
-        table = self._drift().table()
+        table = self.drift().table()
         return table[(table["class"] == "pooled") & (table["from"] > 0) & table["value"].notna()]
 
-    def repeat_text(self) -> str:
-        """What the repeat is and which question it answers; nothing without one."""
-        return repeat_of(self._drift())
-
-    def _drift(self) -> Drift:
-        layer, number = self._values["layer"], self.bootstrap
-        return self.memory.get(
-            ("drift", layer),
-            lambda: drift(self.features, layer, bootstrap=number, null_splits=number, repeat=self.repeat),
-        )
+    def drift(self) -> Drift:
+        """The `Drift` of the current layer, kept for later."""
+        _, key = self._keys()
+        return self.memory.get(key, lambda: drift(self.features, key[1], **self.yardsticks))
 
     def points(self) -> tuple[np.ndarray, np.ndarray]:
         """(rows, positions (n, 2)) of the points that the filters leave, at the current stage."""
@@ -166,10 +185,10 @@ class DriftExplorer(Explorer):
         canvas = Canvas(2 * _LEFT + MOST_IMAGES * (_SIDE + 14), _SIDE + 88)
         chosen = self.rows.iloc[list(self.selected)]
         counts = chosen.groupby("case", sort=False).size().sort_values(ascending=False, kind="stable")
-        words = f"{len(chosen)} selected points of {len(counts)} case{'s' * (len(counts) != 1)}"
-        canvas.text(_LEFT, 6, words, size=15, bold=True)
-        words = "Click a point of the figure or draw a loop around several; the arrow keys walk from case to case here."
-        canvas.text(_LEFT, 27, words, size=12, colour=FAINT)
+        canvas.heading(
+            f"{len(chosen)} selected points of {len(counts)} case{'s' * (len(counts) != 1)}",
+            "Click a point of the figure or draw a loop around several; the arrow keys walk from case to case here.",
+        )
         for place, name in enumerate(counts.index[:MOST_IMAGES]):
             self._voxels(canvas, _LEFT + place * (_SIDE + 14), str(name), chosen[chosen["case"] == name])
         return canvas
@@ -202,8 +221,7 @@ class DriftExplorer(Explorer):
         for (row, column), index in zip(places[:, -2:], classes, strict=True):
             x = left + round((column + 0.5) * tile[1] / picture.shape[1]) - side // 2
             y = 66 + round((row + 0.5) * tile[0] / picture.shape[0]) - side // 2
-            red, green, blue = class_colour(int(index)) if index > 0 else (190, 190, 190)
-            canvas.fill(x, y, side, side, f"#{red:02x}{green:02x}{blue:02x}")
+            canvas.fill(x, y, side, side, hex_colour(int(index)) if index > 0 else "#bebebe")
             if len(places) <= RINGS:
                 canvas.frame(x - 5, y - 5, side + 10, side + 10, ACCENT, 2)
         if len(places) == 1:
@@ -218,48 +236,6 @@ class DriftExplorer(Explorer):
     def static_pictures(self) -> list[bytes]:
         """See `Explorer`: the images of the selection, and the projection of all stages."""
         return [static_png(self.projection(), stages=self.stages), *super().static_pictures()]
-
-
-def drift_explorer(
-    features: Sequence[Features] | None = None,
-    cases: Any = None,
-    *,
-    stages: Sequence[str] | None = None,
-    bootstrap: int = 100,
-    repeat: Features | None = None,
-) -> DriftExplorer:
-    """Explore how features move over training stages: a projection with a stage slider, its voxels, and drift numbers.
-
-    Distances in a projection can mislead; the numbers beside it are measured in the full feature space.
-
-    Args:
-        features: one store per stage, of the same rows (same cases, same seed); None = those of two trained networks
-            that come with the project, on cases of their task.
-        cases: a task or the cases the features come from, for the images of selected points.
-        stages: names of the stages.
-        bootstrap: replicates of the intervals of the drift numbers.
-        repeat: stage 1 once more (another training, or `toolkit.extract(..., jitter=0.01)`), a yardstick on the same
-            patients beside the halves of stage 1's patients; see `toolkit.drift`.
-
-    Returns:
-        The explorer: `.state`, `.set(...)`, `.select(rows)`, `.numbers()`, `.compose()`.
-
-    Raises:
-        ConfigError: fewer than two stages, or names that do not fit.
-        ResultError: stages of different rows.
-    """
-    if features is None:
-        trained, cases = trained_pair()
-        stages = stages or list(trained)
-        settings: dict[str, Any] = {"pool": "voxels", "samples": 8}
-        features = [extract(one, cases, ["head_input", "bottleneck"], **settings) for one in trained.values()]
-    stores = list(features)
-    names = [f"stage {index + 1}" for index in range(len(stores))] if stages is None else list(stages)
-    if len(stores) < 2 or len(names) != len(stores):
-        fix = "Pass two stages or more, and one name for each."
-        raise ConfigError(f"There are {len(stores)} stages and {len(names)} names.", where="drift_explorer", fix=fix)
-    images = cases.cases() if callable(getattr(cases, "cases", None)) else cases or []
-    return DriftExplorer(stores, {case.id: case for case in images}, names, bootstrap, repeat)
 
 
 class ScatterView:
@@ -364,14 +340,13 @@ def numbers_table(explorer: DriftExplorer) -> str:
         return f"{low:.3g} to {high:.3g}" if np.isfinite(low) else ""
 
     lines = []
-    columns = 2 + (explorer.repeat is not None)
+    columns = 2 + (explorer.yardsticks["repeat"] is not None)
     for _, row in explorer.numbers().iterrows():
         stages = f"{explorer.stages[int(row['from']) - 1]} to {explorer.stages[int(row['to']) - 1]}"
         cells = [MEASURE_NAMES.get(row["measure"], row["measure"]), stages, f"{row['value']:.3g}"]
         cells += [interval(row, name) for name in ("", "null_", "repeat_")[:columns]]
-        lines.append(
-            "<tr>" + "".join(f"<td style='padding:1px 6px'>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-        )
+        drawn = "".join(f"<td style='padding:1px 6px'>{html.escape(cell)}</td>" for cell in cells)
+        lines.append(f"<tr>{drawn}</tr>")
     names = ("measure", "stages", "value", "interval", "null", "repeat")[: 3 + columns]
     head = "".join(f"<th style='padding:1px 6px;text-align:left'>{name}</th>" for name in names)
     classes = explorer.rows.groupby("class", sort=True)["class_name"].first()
@@ -382,5 +357,5 @@ def numbers_table(explorer: DriftExplorer) -> str:
     return (
         f"<div style='font-size:11px;line-height:1.25;max-height:460px;overflow:auto'>{key}<br><b>Drift in the full feature "
         f"space</b> (all classes, intervals over patients)<table class='toolkit-numbers'><tr>{head}</tr>{''.join(lines)}</table>"
-        f"{html.escape(NULLS + explorer.repeat_text())}</div>"
+        f"{html.escape(NULLS + repeat_of(explorer.drift()))}</div>"
     )

@@ -32,6 +32,18 @@ class Page:
     key: str  # name of the item, unique among the images
     position: int | None  # index along the first axis of a volume; None for a 2D item
 
+    @property
+    def image(self) -> Any:
+        """The whole image (C, *S)."""
+        if isinstance(self.item, dict):
+            return self.item["image"]
+        return self.item.image_array() if hasattr(self.item, "image_array") else self.item.image
+
+    def view(self, padded: Sequence[int], spacing: tuple[float, ...] | None) -> View:
+        """The slice at full resolution; `padded` is the size that a network sees."""
+        size = tuple(self.image.shape[1:])
+        return choose_view(size, tuple(padded), position=self.position, spacing=spacing, largest=10**6)
+
 
 class ImageStacks:
     """Stacks of slices, in order, of a task (its cases of `split`), cases, or anything that `toolkit.extract` takes."""
@@ -40,10 +52,10 @@ class ImageStacks:
         self.stacks: dict[str, list[Page]] = {}
         self.classes: dict[int, str] = {}
         self.items: dict[str, Any] = {}
-        for item, key, stack, size in _items(source, model, split):
-            pages = self.stacks.setdefault(stack, [])
+        for item, key, stack in _items(source, model, split):
+            size = Page(item, key, None).image.shape[1:]
             positions: Sequence[int | None] = [None] if len(size) == 2 else range(size[0])
-            pages += [Page(item, key, position) for position in positions]
+            self.stacks.setdefault(stack, []).extend(Page(item, key, position) for position in positions)
             self.items[key] = item
             names = item.get("classes") if isinstance(item, dict) else getattr(item, "classes", None)
             self.classes = self.classes or dict(names or {})
@@ -54,11 +66,8 @@ class ImageStacks:
     def fullest(self, stack: str) -> int:
         """The slice with the most foreground in the reference, or the middle one."""
         pages = self.stacks[stack]
-        counts = []
-        for page in pages:
-            label = label_of(page.item)
-            plane = None if label is None else label if page.position is None else label[page.position]
-            counts.append(0 if plane is None else int((plane > 0).sum()))
+        labels = [(label_of(page.item), page.position) for page in pages]
+        counts = [0 if label is None else int((label[... if p is None else p] > 0).sum()) for label, p in labels]
         return int(np.argmax(counts)) if any(counts) else len(pages) // 2
 
     def foreground(self) -> list[tuple[int, str]]:
@@ -86,13 +95,6 @@ def trained_pair() -> tuple[dict[str, nn.Module], Any]:
     return models, [case for case in cases if (case.volume or case.id) in first]
 
 
-def view_of(page: Page, padded: Sequence[int], spacing: tuple[float, ...] | None) -> View:
-    """The slice of an image as a `View`, at full resolution."""
-    return choose_view(
-        tuple(image_of(page.item).shape[1:]), tuple(padded), position=page.position, spacing=spacing, largest=10**6
-    )
-
-
 def label_of(item: Any) -> np.ndarray | None:
     """Reference (*S) of an item, or None."""
     if _is_case(item):
@@ -108,45 +110,37 @@ def default_layers(model: nn.Module, example: Any) -> list[str]:
     names = [
         n for n, shape in zip(table["name"], table["shape"], strict=True) if len(shape) in (3, dims) and "#" not in n
     ]
-    order = {name: place for place, name in enumerate(names)}
 
     def inside(outer: str) -> list[str]:
-        below = [n for n in names if n.startswith(f"{outer}.")]
+        below = [n for n in names if n.startswith(outer)]
         return [n for n in below if not any(n.startswith(f"{other}.") for other in below)]
 
-    chosen = [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
+    chosen = inside("")
     while len(chosen) < FEWEST_LAYERS:
         grown = list(chosen)
         for name in sorted(chosen, key=lambda one: -len([n for n in names if n.startswith(f"{one}.")])):
-            children = inside(name)
+            children = inside(f"{name}.")
             if children and len(grown) - 1 + len(children) <= MOST_LAYERS:
                 grown = [n for n in grown if n != name] + children
         if len(grown) == len(chosen):
             break
         chosen = grown
-    return sorted(chosen, key=lambda name: order[name])[:MOST_LAYERS]
+    return [name for name in names if name in chosen][:MOST_LAYERS]
 
 
 def _is_case(item: Any) -> bool:
     return hasattr(item, "image") and hasattr(item, "id")
 
 
-def image_of(item: Any) -> Any:
-    """Image (C, *S) of an item."""
-    if isinstance(item, dict):
-        return item["image"]
-    return item.image_array() if hasattr(item, "image_array") else item.image
-
-
 def _items(source: Any, model: nn.Module, split: str) -> Any:
-    """(item, key, stack, spatial size) of everything in a source."""
+    """(item, key, stack) of everything in a source."""
     if callable(getattr(source, "cases", None)):
         source = source.cases(split)
     if _is_case(source):
         source = [source]
     if isinstance(source, Sequence) and not isinstance(source, str) and all(_is_case(one) for one in source):
         for case in source:
-            yield case, case.id, case.volume or case.id, tuple(image_of(case).shape[1:])
+            yield case, case.id, case.volume or case.id
         return
     for batch in as_batches(source, model, batch_size=1):
         item = {"image": batch.image[0].cpu(), "id": batch.ids[0], "spacing": batch.spacing[0]}
@@ -154,7 +148,7 @@ def _items(source: Any, model: nn.Module, split: str) -> Any:
             item["label"] = batch.label[0, 0].cpu()
         if batch.classes:
             item["classes"] = batch.classes
-        yield item, batch.ids[0], batch.volumes[0], batch.size
+        yield item, batch.ids[0], batch.volumes[0]
 
 
 def _numbered_classes(model: nn.Module, item: Any) -> dict[int, str]:
@@ -172,21 +166,22 @@ STEP = 1.25  # of the wheel
 class ImageExplorer(Explorer):
     """Base of the explorers that show a slice; `lens` is what their tiles show of it."""
 
-    def __init__(self, images: ImageStacks | None) -> None:
+    def __init__(self, images: ImageStacks | None, **values: Any) -> None:
         super().__init__()
         self.lens: Lens = WHOLE
         self._ranges: dict[str, tuple[float, float, float, float]] = {}
-        self._stacks = images
+        self.images: Any = images  # None: an explorer without a picture of its own
         if images is not None:
             stack = next(iter(images.stacks))
             self._values = {"case": stack, "slice": images.fullest(stack), "contour": 2}
             self._open()
+        self._values |= values
 
     def image_controls(self) -> list[Control]:
         """Controls of the image itself, the first of every such explorer."""
-        if self._stacks is None:
+        if self.images is None:
             return []
-        stacks, group = self._stacks.stacks, "image"
+        stacks, group = self.images.stacks, "image"
         last = len(stacks[self._values["case"]]) - 1
         low, high, *_ = self._range()
         step, walk, grey = (high - low) / 200, "also arrow up and down on the picture", "the value in middle grey"
@@ -201,13 +196,13 @@ class ImageExplorer(Explorer):
 
     def adapt(self, changed: set[str]) -> None:
         """See `Explorer`: another stack opens at its fullest slice, whole and in its own grey range."""
-        if "case" in changed and self._stacks is not None:
-            self._values["slice"] = self._stacks.fullest(self._values["case"])
+        if "case" in changed and self.images is not None:
+            self._values["slice"] = self.images.fullest(self._values["case"])
             self._open()
 
     def actions(self) -> list[tuple[str, str, Callable[[], str]]]:
         """See `Explorer`: the way back from a zoom."""
-        return [*super().actions(), ("Whole image", "expand", self._whole)]
+        return super().actions() + [("Whole image", "expand", self._whole)] * (self.images is not None)
 
     def _whole(self) -> str:
         self.zoom(0)
@@ -225,15 +220,14 @@ class ImageExplorer(Explorer):
         """Lowest and highest value of the image, and what is shown black and white at first."""
         page = self.page()
         if page.key not in self._ranges:
-            values = np.asarray(image_of(page.item), dtype=np.float32)
+            values = np.asarray(page.image, dtype=np.float32)
             low, high, dark, bright = (float(v) for v in np.nanpercentile(values, (0, 100, 0.5, 99.5)))
             high = high if high > low else low + 1.0
             self._ranges[page.key] = (low, high, *((dark, bright) if bright > dark else (low, high)))
         return self._ranges[page.key]
 
     def page(self) -> Page:
-        assert self._stacks is not None
-        stack = self._stacks.stacks[self._values["case"]]
+        stack = self.images.stacks[self._values["case"]]
         return stack[min(self._values["slice"], len(stack) - 1)]
 
     def shades(self, picture: np.ndarray) -> np.ndarray:
@@ -261,10 +255,7 @@ class ImageExplorer(Explorer):
         with its limits, opacity and scale, `labels` (H, W) the classes to outline, `fill` the opacity of their colours
         inside.
         """
-        if heat is None:
-            pixels = enlarged(ground, size, self.lens)
-        else:
-            pixels = heated(ground, heat[0], heat[1], size, heat[2], heat[3], self.lens)
+        pixels = enlarged(ground, size, self.lens) if heat is None else heated(ground, size, *heat, lens=self.lens)
         if labels is not None:
             pixels = outlined(pixels, labels, fill=fill, thickness=self._values["contour"], lens=self.lens)
         canvas.paste(pixels, *place)
@@ -301,8 +292,7 @@ class ImageExplorer(Explorer):
 
     def _named(self, name: str, value: Any) -> str:
         if name in ("prediction", "reference") and np.ndim(value) == 0:
-            classes = self._stacks.classes if self._stacks is not None else {}
-            return str(classes.get(int(value), int(value)))
+            return str(self.images.classes.get(int(value), int(value)))
         return " ".join(f"{one:.3g}" for one in np.atleast_1d(value))
 
     def turned(self, x: float, y: float, steps: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,8 @@ from toolkit.explain.masking import mask_latent
 from toolkit.features.modules import unwrap
 from toolkit.inference.volumes import one_map
 from toolkit.show.colours import FAINT
-from toolkit.show.slices import View
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, fitted, grey
-from toolkit.show.widgets.image_explorer import ImageExplorer, ImageStacks, trained_pair, view_of
+from toolkit.show.widgets.image_explorer import ImageExplorer, ImageStacks, trained_pair
 from toolkit.show.widgets.state import Control, Key, TimedResults
 
 SCHEMES = (("channels, targeted", "channel"), ("positions, targeted", "spatial"), ("channels, dropout", "dropout"))
@@ -25,29 +23,48 @@ _SIDE, _GAP, _LEFT = 215, 22, 14
 
 
 class MaskExplorer(ImageExplorer):
-    """State of `mask_explorer`; see there. Beside the controls' values it has `by_hand`: entry -> multiplier."""
+    """Explore what a network depends on: mask its latent code by a scheme or by hand.
+
+    Use `.state`, `.set(...)`, `.toggle(entry, ...)` and `.compose()`; the last line of a cell shows it. Beside the
+    controls' values its state has `by_hand`: entry -> multiplier.
+
+    Args:
+        model: None = a trained one that comes with the project, on cases of its task; or any network; one with `encode`
+            and `decode_segmentation` has its own codes masked.
+        task_or_cases: a task (its cases of `split`), cases, or anything that `toolkit.mask_latent` takes.
+        layer: where to mask a network without codes of its own.
+        split: of a task.
+        options: further arguments of `toolkit.mask_latent`: `score`, `temperature`, `aliases`.
+
+    Raises:
+        DataError: there are no images.
+        LayerError: a layer that does not exist.
+    """
 
     title = "Masked latent code"
 
     def __init__(
-        self, model: nn.Module, images: ImageStacks, layer: str, structured: bool, options: Mapping[str, Any]
+        self,
+        model: nn.Module | None = None,
+        task_or_cases: Any = None,
+        *,
+        layer: str = "bottleneck",
+        split: str = "test",
+        **options: Any,
     ) -> None:
-        super().__init__(images)
-        self.model, self.images, self.layer, self.structured = model, images, layer, structured
-        self.options, self.memory = dict(options), TimedResults(64)
+        if model is None:
+            trained, task_or_cases = trained_pair()
+            model = next(iter(trained.values()))
+        images = ImageStacks(task_or_cases, model, split)
+        super().__init__(images, scheme="channel", fraction=0.3, soft=True, seed=0, mode="eval", filled=False)
+        self.model, self.layer, self.options, self.memory = model, layer, options, TimedResults(64)
         self.by_hand: dict[int, float] = {}
         self.cursor: int | None = None
-        self._values |= {
-            "scheme": "channel",
-            "fraction": 0.3,
-            "soft": True,
-            "seed": 0,
-            "mode": "eval",
-            "skips": "keep",
-            "filled": False,
-        }
-        if structured:
-            del self._values["skips"]
+        network = unwrap(model)
+        if not all(callable(getattr(network, name, None)) for name in ("encode", "decode_segmentation")):
+            self._values["skips"] = "keep"  # a network with codes of its own has none
+        with torch.no_grad():
+            self.result()  # a wrong layer is reported here, not by the page
 
     def controls(self) -> list[Control]:
         highest = 0.95 if self._values["scheme"] == "dropout" else 1.0
@@ -111,35 +128,27 @@ class MaskExplorer(ImageExplorer):
             self.cursor = cursor
             self.toggle(cursor)
 
-    def base(self) -> Any:
-        """The `MaskedLatent` of the scheme alone, kept for later."""
-        return self.memory.get(self._key(), lambda: mask_latent(self.model, [self.page().item], **self._arguments()))
-
-    def result(self) -> Any:
-        """The `MaskedLatent` of the current state, with what was clicked."""
-        if not self.by_hand:
-            return self.base()
+    def result(self, by_hand: bool = True) -> Any:
+        """The `MaskedLatent` of the current state, kept for later; of its scheme alone if not `by_hand`."""
+        given: dict[str, Any] = {"mask": self.mask()} if by_hand and self.by_hand else {}
         return self.memory.get(
-            self._key(by_hand=True),
-            lambda: mask_latent(self.model, [self.page().item], mask=self.mask(), **self._arguments()),
+            self._key(by_hand), lambda: mask_latent(self.model, [self.page().item], **given, **self._arguments())
         )
 
     def wanted(self) -> list[tuple[TimedResults, Key]]:
-        return [(self.memory, self._key()), (self.memory, self._key(by_hand=True))]
+        return [(self.memory, self._key(by_hand)) for by_hand in (False, True)]
 
     def _arguments(self) -> dict[str, Any]:
-        names = ("scheme", "fraction", "soft", "seed", "mode")
-        own = {name: self._values[name] for name in names}
+        own = {name: self._values[name] for name in ("scheme", "fraction", "soft", "seed", "mode")}
         return {**own, "skips": self._values.get("skips", "keep"), "layer": self.layer, **self.options}
 
-    def _key(self, by_hand: bool = False) -> Key:
+    def _key(self, by_hand: bool) -> Key:
         arguments = tuple(sorted((name, repr(value)) for name, value in self._arguments().items()))
-        clicked = tuple(sorted(self.by_hand.items())) if by_hand else ()
-        return "mask", self.page().key, arguments, clicked
+        return "mask", self.page().key, arguments, tuple(sorted(self.by_hand.items())) if by_hand else ()
 
     def mask(self) -> Tensor:
         """The multiplier of the code: the scheme's, with the entries that were clicked."""
-        mask = self.base().mask.clone()
+        mask = self.result(by_hand=False).mask.clone()
         flat = mask.reshape(-1)
         for entry, value in self.by_hand.items():
             flat[entry] = value
@@ -147,11 +156,11 @@ class MaskExplorer(ImageExplorer):
 
     def multipliers(self) -> np.ndarray:
         """One multiplier per entry of the scheme's mask."""
-        return np.asarray(self.base().mask, dtype=float).ravel()
+        return np.asarray(self.result(by_hand=False).mask, dtype=float).ravel()
 
     def _columns(self, entries: int) -> int:
         """Entries in one row of the drawn code: a plane's own width, or a grid that is nearly square."""
-        shape = tuple(self.base().mask.shape)
+        shape = tuple(self.result(by_hand=False).mask.shape)
         if self._values["scheme"] == "spatial" and len(shape) >= 4:
             return int(shape[-1])
         rows = max((d for d in range(1, int(entries**0.5) + 1) if entries % d == 0), default=1)
@@ -159,11 +168,9 @@ class MaskExplorer(ImageExplorer):
 
     def draw(self) -> Canvas:
         result, page = self.result(), self.page()
-        spacing = getattr(page.item, "spacing", None)
-        view = view_of(page, result.input.shape[2:], spacing)
+        view = page.view(result.input.shape[2:], getattr(page.item, "spacing", None))
         plane = view.picture(result.input[0])
-        picture = self.shades(plane)
-        size = fitted(picture.shape[:2], view.aspect, _SIDE)
+        ground, size = self.shades(plane), fitted(plane.shape[:2], view.aspect, _SIDE)
         columns = 4 if result.image is not None else 3
         canvas = Canvas(2 * _LEFT + columns * (_SIDE + _GAP) + 30, 2 * (size[0] + 24) + 132)
         self._heading(canvas, result)
@@ -173,7 +180,7 @@ class MaskExplorer(ImageExplorer):
             labels = view.plane(one_map(result.segmentation[row][0], len(view.size)))
             entropy = view.plane(result.entropy[row][0])
             values: dict[str, np.ndarray] = {"image": plane, "prediction": labels, "entropy": entropy}
-            shared: dict[str, Any] = {"ground": picture, "planes": values}
+            shared: dict[str, Any] = {"ground": ground, "planes": values, "view": view}
             heat = (entropy, (0.0, most), 0.85, "sequential")
             fill = 0.5 if self._values["filled"] else 0.0
             tiles: list[tuple[str, dict[str, Any]]] = [
@@ -182,13 +189,14 @@ class MaskExplorer(ImageExplorer):
             ]
             if result.image is not None:
                 decoded = view.picture(result.image[row][0])
-                tiles.append((f"{name}: decoded image", {"ground": grey(decoded), "planes": {"decoded": decoded}}))
+                about = {"ground": grey(decoded), "planes": {"decoded": decoded}, "view": view}
+                tiles.append((f"{name}: decoded image", about))
             for place, (title, settings) in enumerate(tiles, start=1):
-                self._put(canvas, (place, top), title, size, view, settings)
+                self._put(canvas, (place, top), title, size, **settings)
         reference = None if result.label is None else np.clip(view.plane(result.label[0, 0]), 0, None)
         extra = {} if reference is None else {"reference": reference}
-        settings = {"ground": picture, "planes": {"image": plane, **extra}, "labels": reference}
-        self._put(canvas, (0, 66), f"{page.key}: {'reference' if extra else 'image'}", size, view, settings)
+        settings = {"ground": ground, "planes": {"image": plane, **extra}, "labels": reference}
+        self._put(canvas, (0, 66), f"{page.key}: {'reference' if extra else 'image'}", size, view=view, **settings)
         self._code(canvas, 66 + size[0] + 24, size, result)
         canvas.bar(_LEFT + columns * (_SIDE + _GAP) - _GAP + 6, 66, size[0], (0.0, most), "sequential")
         self._numbers(canvas, 66 + 2 * (size[0] + 24), result)
@@ -198,28 +206,18 @@ class MaskExplorer(ImageExplorer):
         soft = "soft" if self._values["soft"] and self._values["scheme"] != "dropout" else "hard"
         scheme = {value: label for label, value in SCHEMES}[self._values["scheme"]]
         hand = f", {len(self.by_hand)} by hand" if self.by_hand else ""
-        words = f"{self._values['fraction']:.0%} of {result.layer}: {scheme}, {soft}{hand}"
-        canvas.text(_LEFT, 6, words, size=15, bold=True)
         before, after = (float(one[0]) for one in result.loss)
-        words = (
+        canvas.heading(
+            f"{self._values['fraction']:.0%} of {result.layer}: {scheme}, {soft}{hand}",
             f"cross-entropy {before:.3f} clean, {after:.3f} masked ({after - before:+.3f}), against the "
-            f"{result.against}; batch norm: {result.bn_mode}"
+            f"{result.against}; batch norm: {result.bn_mode}",
         )
-        canvas.text(_LEFT, 27, words, size=12, colour=FAINT)
 
-    def _put(
-        self,
-        canvas: Canvas,
-        at: tuple[int, int],
-        title: str,
-        size: tuple[int, int],
-        view: View,
-        settings: dict[str, Any],
-    ) -> None:
+    def _put(self, canvas: Canvas, at: tuple[int, int], title: str, size: tuple[int, int], **settings: Any) -> None:
         column, top = at
         left = _LEFT + column * (_SIDE + _GAP)
         canvas.text(left, top - 18, title, size=12, width=_SIDE + _GAP - 4)
-        self.tile(canvas, f"tile {column} {top}", (left, top), size, view, **settings)
+        self.tile(canvas, f"tile {column} {top}", (left, top), size, **settings)
 
     def _code(self, canvas: Canvas, top: int, size: tuple[int, int], result: Any) -> None:
         """The multipliers of the code as a grid of cells that can be clicked."""
@@ -257,38 +255,3 @@ class MaskExplorer(ImageExplorer):
         canvas.text(_LEFT, top + 16, words, size=12, colour=FAINT, width=canvas.size[0] - 2 * _LEFT)
         words = "Click a cell of the code to mask or keep it (arrow keys and Enter do the same). Dark cells are masked."
         canvas.text(_LEFT, top + 34, words, size=11, colour=FAINT, width=canvas.size[0] - 2 * _LEFT)
-
-
-def mask_explorer(
-    model: nn.Module | None = None,
-    task_or_cases: Any = None,
-    *,
-    layer: str = "bottleneck",
-    split: str = "test",
-    **options: Any,
-) -> MaskExplorer:
-    """Explore what a network depends on: mask its latent code by a scheme or by hand.
-
-    Args:
-        model: None = a trained one that comes with the project, on cases of its task; or any network; one with `encode` and `decode_segmentation` has its own codes masked.
-        task_or_cases: a task (its cases of `split`), cases, or anything that `toolkit.mask_latent` takes.
-        layer: where to mask a network without codes of its own.
-        split: of a task.
-        options: further arguments of `toolkit.mask_latent`: `score`, `temperature`, `aliases`.
-
-    Returns:
-        The explorer: `.state`, `.set(...)`, `.toggle(entry, ...)`, `.compose()`; the last line of a cell shows it.
-
-    Raises:
-        DataError: there are no images.
-        LayerError: a layer that does not exist.
-    """
-    if model is None:
-        trained, task_or_cases = trained_pair()
-        model = next(iter(trained.values()))
-    network = unwrap(model)
-    structured = callable(getattr(network, "encode", None)) and callable(getattr(network, "decode_segmentation", None))
-    explorer = MaskExplorer(model, ImageStacks(task_or_cases, model, split), layer, structured, options)
-    with torch.no_grad():
-        explorer.base()  # a wrong layer is reported here, not by the page
-    return explorer

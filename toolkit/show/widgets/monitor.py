@@ -29,13 +29,25 @@ TITLES = {
 
 
 class TrainingMonitor(Explorer):
-    """State of `training_monitor`; see there."""
+    """Watch a run: loss terms, gradient ratios and validation scores as they are written, with a stop button.
+
+    Start the training with `toolkit.train(..., background=True)`: one that runs in the notebook's own process blocks every
+    widget until it ends. Use `.condition`, `.step`, `.history`, `.stop()`, `.curves()`, `.refresh()` and `.close()`.
+
+    Args:
+        run: what `toolkit.train` returned, or the run's directory; it may be trained by any process.
+        interval: seconds between two looks at the files.
+
+    Raises:
+        CheckpointError: there is no run.
+    """
 
     title = "Training"
 
-    def __init__(self, path: Path, process: Any, interval: float) -> None:
-        super().__init__()
-        self.directory, self.process, self.interval = RunDirectory(path), process, interval
+    def __init__(self, run: Run | str | os.PathLike[str], *, interval: float = 0.5) -> None:
+        super().__init__(logarithmic=False, parts=("losses", "ratios", "scores"))
+        path, self.process = (run.path, run._process) if isinstance(run, Run) else (Path(run), None)
+        self.directory, self.interval = RunDirectory(path), interval
         if not self.directory.exists():
             fix = "Pass a run, or the folder it was written to."
             raise CheckpointError("There is no run here.", where=path, fix=fix)
@@ -44,7 +56,6 @@ class TrainingMonitor(Explorer):
         self._seen: tuple[Any, ...] = ()
         self._stopping = False
         self._closed = threading.Event()
-        self._values = {"logarithmic": False, "parts": ("losses", "ratios", "scores")}
 
     def controls(self) -> list[Control]:
         parts = (("loss terms", "losses"), ("gradient ratios", "ratios"), ("validation scores", "scores"))
@@ -196,24 +207,3 @@ class CurvesView:
                 if trace.x is None or len(trace.x) != len(steps):
                     trace.x, trace.y = steps, values
             figure.layout.yaxis.type = "log" if state["logarithmic"] else "linear"
-
-
-def training_monitor(run: Run | str | os.PathLike[str], *, interval: float = 0.5) -> TrainingMonitor:
-    """Watch a run: loss terms, gradient ratios and validation scores as they are written, with a stop button.
-
-    Start the training with `toolkit.train(..., background=True)`: one that runs in the notebook's own process blocks every
-    widget until it ends.
-
-    Args:
-        run: what `toolkit.train` returned, or the run's directory; it may be trained by any process.
-        interval: seconds between two looks at the files.
-
-    Returns:
-        The monitor: `.condition`, `.step`, `.history`, `.stop()`, `.curves()`, `.refresh()`, `.close()`.
-
-    Raises:
-        CheckpointError: there is no run.
-    """
-    if isinstance(run, Run):
-        return TrainingMonitor(Path(run.path), run._process, interval)
-    return TrainingMonitor(Path(run), None, interval)

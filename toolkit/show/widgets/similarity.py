@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from toolkit.measure.layer_similarity import layer_similarity
 from toolkit.measure.similarity import FORMS, channel_similarity
 from toolkit.show.colours import FAINT
 from toolkit.show.widgets.canvas import ACCENT, Area, Canvas, coloured, fitted
-from toolkit.show.widgets.image_explorer import ImageExplorer, ImageStacks, default_layers, trained_pair, view_of
+from toolkit.show.widgets.image_explorer import ImageExplorer, ImageStacks, default_layers, trained_pair
 from toolkit.show.widgets.state import Control, Key, TimedResults
 
 MEASURES = {"linear_cka": "linear CKA", "rbf_cka": "RBF CKA", "procrustes": "Procrustes", "rsa": "RSA"}
@@ -31,24 +31,55 @@ _SIDE, _LEFT, _NAMES, _MAPS = 270, 14, 84, 200
 
 
 class SimilarityExplorer(ImageExplorer):
-    """State of `similarity_explorer`; see there."""
+    """Explore how alike layers and channels are: a layer map, channel matrices, and the maps of a pair of channels.
+
+    Use `.state`, `.set(...)` and `.compose()`; the last line of a cell shows it.
+
+    Args:
+        source: stored features with moments, or a network, whose features are then extracted from `cases`; None = a
+            trained one that comes with the project, on cases of its task.
+        cases: a task (its cases of `split`) or cases; with stored features they are only used for the maps.
+        layers: of a network: names, globs or aliases; None = its outermost blocks.
+        model: with stored features: the network they come from, for the maps.
+        split: of a task.
+        extraction: further arguments of `toolkit.extract`; the default takes 16 voxels per class and case.
+
+    Raises:
+        ConfigError: a network without cases.
+        LayerError: a layer that does not exist, or no maps can be captured from the network.
+    """
 
     title = "Similarity of layers and channels"
+    arrows: ClassVar = {"Up": ("layer_a", -1), "Down": ("layer_a", 1), "Left": ("layer_b", -1), "Right": ("layer_b", 1)}
 
-    def __init__(self, features: Features, model: nn.Module | None, images: ImageStacks | None) -> None:
-        super().__init__(images)
-        self.features, self.model, self.images = features, model, images
+    def __init__(
+        self,
+        source: Features | nn.Module | None = None,
+        cases: Any = None,
+        *,
+        layers: str | Sequence[str] | None = None,
+        model: nn.Module | None = None,
+        split: str = "test",
+        extraction: Mapping[str, Any] | None = None,
+    ) -> None:
+        if source is None:
+            trained, cases = trained_pair()
+            source = next(iter(trained.values()))
+        self.model = source if isinstance(source, nn.Module) else model
+        images = None if self.model is None or cases is None else ImageStacks(cases, self.model, split)
+        if isinstance(source, nn.Module):
+            if images is None:
+                fix = "Pass a task or cases."
+                raise ConfigError("A network needs cases.", where="similarity_explorer(cases=...)", fix=fix)
+            items = list(images.items.values())
+            chosen = default_layers(source, items[:1]) if layers is None else layers
+            source = extract(source, items, chosen, **{"pool": "voxels", "samples": 16, **(extraction or {})})
+        if len(source.layers) < 1:
+            raise LayerError("The features hold no layer.")
+        super().__init__(images, measure="linear_cka", form="cosine", pair_of="a", channel_i=0, channel_j=1)
+        self.features = source
         self.memory, self.maps_memory = TimedResults(64, {"layers by rsa": 0.5}), TimedResults(16)
-        middle = len(features.layers) // 2
-        self._values |= {
-            "measure": "linear_cka",
-            "form": "cosine",
-            "layer_a": features.layers[middle],
-            "layer_b": features.layers[middle],
-            "pair_of": "a",
-            "channel_i": 0,
-            "channel_j": 1,
-        }
+        self._values["layer_a"] = self._values["layer_b"] = source.layers[len(source.layers) // 2]
 
     def controls(self) -> list[Control]:
         layers = tuple((name, name) for name in self.features.layers)
@@ -66,10 +97,6 @@ class SimilarityExplorer(ImageExplorer):
             Control("channel_j", "channel j", "integer", low=0, high=last, group=pair),
         ]
 
-    def actions(self) -> list[tuple[str, str, Callable[[], str]]]:
-        """See `Explorer`: nothing to come back from without images."""
-        return super().actions()[: None if self.images is not None else 1]
-
     def adapt(self, changed: set[str]) -> None:
         """See `Explorer`: channels stay within the layer they are of."""
         super().adapt(changed)
@@ -86,18 +113,10 @@ class SimilarityExplorer(ImageExplorer):
             alive = self.channels(side).channels
             self.set(pair_of=side).set(channel_i=int(alive[row]), channel_j=int(alive[column]))
 
-    def pressed(self, key: str) -> None:
-        """See `Explorer`: the arrow keys move over the layer map."""
-        by = {"ArrowUp": -1, "ArrowDown": 1, "ArrowLeft": -1, "ArrowRight": 1}
-        if key in by:
-            self.shift("layer_a" if key in ("ArrowUp", "ArrowDown") else "layer_b", by[key])
-
     def layers(self) -> Any:
         """The `LayerSimilarity` of the current measure, kept for later."""
-        measure = self._values["measure"]
-        return self.memory.get(
-            (f"layers by {measure}",), lambda: layer_similarity(self.features, method=measure, max_rows=RSA_ROWS)
-        )
+        given: dict[str, Any] = {"method": self._values["measure"], "max_rows": RSA_ROWS}
+        return self.memory.get((f"layers by {given['method']}",), lambda: layer_similarity(self.features, **given))
 
     def channels(self, side: str) -> Any:
         """The `ChannelSimilarity` of layer "a" or "b", kept for later; it holds all forms."""
@@ -136,13 +155,12 @@ class SimilarityExplorer(ImageExplorer):
     def draw(self) -> Canvas:
         canvas = Canvas(2 * _LEFT + _NAMES + 3 * (_SIDE + 44), 66 + _SIDE + 46 + (_MAPS + 20 if self.images else 0))
         values = self._values
-        words = f"{MEASURES[values['measure']]} of the layers ({self.layers().rows} rows), {values['form']} similarity of the channels"
-        canvas.text(_LEFT, 6, words, size=15, bold=True)
-        words = (
+        measure, rows = MEASURES[values["measure"]], self.layers().rows
+        canvas.heading(
+            f"{measure} of the layers ({rows} rows), {values['form']} similarity of the channels",
             "Click a cell of the layer map, then a cell of a channel matrix. Arrow keys move over the layer "
-            "map. Only living channels are drawn."
+            "map. Only living channels are drawn.",
         )
-        canvas.text(_LEFT, 27, words, size=12, colour=FAINT)
         self._layer_map(canvas, _LEFT + _NAMES, 66)
         self._matrix(canvas, _LEFT + _NAMES + _SIDE + 44, 66, "a")
         if values["layer_a"] != values["layer_b"]:
@@ -172,9 +190,8 @@ class SimilarityExplorer(ImageExplorer):
         matrix = np.asarray(found.matrices[form], dtype=float)
         limits, scale = ((0.0, 1.0), "sequential") if form == "absolute" else ((-1.0, 1.0), "diverging")
         length = _SIDE // len(matrix) * len(matrix) if len(matrix) <= _SIDE else _SIDE
-        canvas.text(
-            left, top - 18, f"{side.upper()}: {found.layer}, {len(matrix)} channels", size=12, bold=True, width=_SIDE
-        )
+        words = f"{side.upper()}: {found.layer}, {len(matrix)} channels"
+        canvas.text(left, top - 18, words, size=12, bold=True, width=_SIDE)
         canvas.paste(coloured(matrix, limits, (length, length), scale), left, top)
         canvas.bar(left + length + 6, top, length, limits, scale)
         redundancy = found.scores[form]["all"]
@@ -194,7 +211,7 @@ class SimilarityExplorer(ImageExplorer):
         """The image and the maps of the two chosen channels, on one scale."""
         batch, tape = self.activations()
         page, layer = self.page(), self._pair_layer()
-        view = view_of(page, batch.image.shape[2:], batch.spacing[0])
+        view = page.view(batch.image.shape[2:], batch.spacing[0])
         picture = view.picture(batch.image[0].cpu())
         size = fitted(picture.shape[:2], view.aspect, _MAPS - 20)
         left = _LEFT + _NAMES
@@ -209,56 +226,10 @@ class SimilarityExplorer(ImageExplorer):
         for place, (name, one) in enumerate(zip("ij", pair, strict=True), start=1):
             plane = view.of_layer(np.asarray(one, dtype=float))
             x = left + place * (size[1] + 60)
-            canvas.text(
-                x, top - 18, f"{layer}, channel {name} = {self._values[f'channel_{name}']}", size=12, width=size[1] + 56
-            )
+            words = f"{layer}, channel {name} = {self._values[f'channel_{name}']}"
+            canvas.text(x, top - 18, words, size=12, width=size[1] + 56)
             heat = (plane, (-limit, limit), 1.0, "diverging")
             self.tile(canvas, f"map {name}", (x, top), size, view, planes={"map": plane}, heat=heat, **shared)
         x = left + 2 * (size[1] + 60)
         canvas.bar(x + size[1] + 6, top, size[0], (-limit, limit), "diverging")
         canvas.text(x + size[1] + 60, top, f"cosine on this image: {cosine:.3f}", size=12)
-
-
-def similarity_explorer(
-    source: Features | nn.Module | None = None,
-    cases: Any = None,
-    *,
-    layers: str | Sequence[str] | None = None,
-    model: nn.Module | None = None,
-    split: str = "test",
-    extraction: Mapping[str, Any] | None = None,
-) -> SimilarityExplorer:
-    """Explore how alike layers and channels are: a layer map, channel matrices, and the maps of a pair of channels.
-
-    Args:
-        source: stored features with moments, or a network, whose features are then extracted from `cases`; None = a
-            trained one that comes with the project, on cases of its task.
-        cases: a task (its cases of `split`) or cases; with stored features they are only used for the maps.
-        layers: of a network: names, globs or aliases; None = its outermost blocks.
-        model: with stored features: the network they come from, for the maps.
-        split: of a task.
-        extraction: further arguments of `toolkit.extract`; the default takes 16 voxels per class and case.
-
-    Returns:
-        The explorer: `.state`, `.set(...)`, `.compose()`; the last line of a cell shows it.
-
-    Raises:
-        ConfigError: a network without cases.
-        LayerError: a layer that does not exist, or no maps can be captured from the network.
-    """
-    if source is None:
-        trained, cases = trained_pair()
-        source = next(iter(trained.values()))
-    if isinstance(source, nn.Module):
-        if cases is None:
-            fix = "Pass a task or cases."
-            raise ConfigError("A network needs cases.", where="similarity_explorer(cases=...)", fix=fix)
-        stacks = ImageStacks(cases, source, split)
-        items = list(stacks.items.values())
-        chosen = default_layers(source, items[:1]) if layers is None else layers
-        settings = {"pool": "voxels", "samples": 16, **(extraction or {})}
-        return SimilarityExplorer(extract(source, items, chosen, **settings), source, stacks)
-    images = None if model is None or cases is None else ImageStacks(cases, model, split)
-    if len(source.layers) < 1:
-        raise LayerError("The features hold no layer.")
-    return SimilarityExplorer(source, model, images)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.files import write_atomically
@@ -52,9 +53,6 @@ class TimedResults:
 
     def __contains__(self, key: Key) -> bool:
         return key in self._values
-
-    def __len__(self) -> int:
-        return len(self._values)
 
 
 def seconds_of(make: Callable[[], Value]) -> tuple[Value, float]:
@@ -105,18 +103,18 @@ class Explorer:
     """Base of all explorers.
 
     A subclass names its controls, composes the picture of the current state, and says what clicks and keys mean.
-    `state` holds one value per control.
+    `state` holds one value per control, at first those that the constructor is given.
     """
 
     title = "Explorer"
+    arrows: ClassVar[dict[str, tuple[str, int]]] = {}  # "Left", "Up", ... -> the control that it moves, and how far
 
-    def __init__(self) -> None:
-        self._values: dict[str, Any] = {}
+    def __init__(self, **values: Any) -> None:
+        self._values: dict[str, Any] = values
         self._listeners: list[Callable[[], None]] = []
         self._announcers: list[Callable[[str, bool], None]] = []
         self._due: asyncio.TimerHandle | None = None
         self._drawing = 0.0
-        self._view: Any = None
         self._canvas: Canvas | None = None
 
     def controls(self) -> list[Control]:
@@ -139,6 +137,8 @@ class Explorer:
 
     def pressed(self, key: str) -> None:
         """React to a key pressed while the picture has the focus: an arrow key, "Enter" or " "."""
+        if (step := self.arrows.get(key.removeprefix("Arrow"))) is not None:
+            self.shift(*step)
 
     def readout(self, x: float, y: float) -> str:
         """What is under a point of the picture, for the line below it."""
@@ -187,8 +187,7 @@ class Explorer:
                 fix = f"It has {', '.join(control.name for control in self.controls())}."
                 raise ConfigError(what, where="explorer.set(...)", fix=fix)
             for name in [control.name for control in self.controls() if control.name in changes]:
-                (control,) = [one for one in self.controls() if one.name == name]
-                value = control.checked(changes[name])
+                value = self._control(name).checked(changes[name])
                 if value != self._values.get(name):
                     self._values[name] = value
                     self.adapt({name})
@@ -205,9 +204,7 @@ class Explorer:
         Of several changes announced in a row only the last is computed.
         """
         self._canvas = None
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
+        self._overtaken()
         seconds = self.expected()
         if self._announcers and seconds > AT_ONCE:
             with contextlib.suppress(RuntimeError):  # no loop runs here
@@ -228,10 +225,8 @@ class Explorer:
 
     def catch_up(self) -> None:
         """Compute what was announced, now. An error goes to the page; one that is not the toolkit's is also raised."""
-        if self._due is None:
+        if not self._overtaken():
             return
-        self._due.cancel()
-        self._due = None
         try:
             self._tell()
         except ToolkitError as error:
@@ -239,6 +234,13 @@ class Explorer:
         except Exception as error:
             self._announce(f"{type(error).__name__}: {error}", failed=True)
             raise
+
+    def _overtaken(self) -> bool:
+        """Drop what was announced; whether anything was."""
+        due, self._due = self._due, None
+        if due is not None:
+            due.cancel()
+        return due is not None
 
     def _tell(self) -> None:
         for listener in list(self._listeners):
@@ -260,8 +262,7 @@ class Explorer:
 
     def click(self, x: float, y: float) -> Self:
         """A click on the picture, in its pixels."""
-        cell = self.compose().hit(x, y)
-        if cell is not None:
+        if (cell := self.compose().hit(x, y)) is not None:
             self.picked(*cell)
         return self
 
@@ -281,21 +282,20 @@ class Explorer:
 
     def shift(self, name: str, by: int) -> None:
         """Move a choice or a number by so many places, staying within its bounds."""
-        (control,) = [one for one in self.controls() if one.name == name]
+        control, now = self._control(name), self._values[name]
         if control.kind == "choice":
             values = [value for _, value in control.options]
-            place = values.index(self._values[name]) + by
-            self.set(**{name: values[min(max(place, 0), len(values) - 1)]})
+            self.set(**{name: values[min(max(values.index(now) + by, 0), len(values) - 1)]})
         else:
-            number = self._values[name] + by * control.step
-            self.set(**{name: min(max(number, control.low), control.high)})
+            self.set(**{name: min(max(now + by * control.step, control.low), control.high)})
 
-    @property
+    def _control(self, name: str) -> Control:
+        return next(one for one in self.controls() if one.name == name)
+
+    @functools.cached_property
     def view(self) -> Any:
         """The ipywidgets box of this explorer, built on first use."""
-        if self._view is None:
-            self._view = ExplorerView(self).box
-        return self._view
+        return ExplorerView(self).box
 
     def extra_views(self) -> list[Any]:
         """Widgets that stand below the picture, such as a Plotly figure."""
