@@ -40,7 +40,6 @@ NOT_CONSTRUCTED = {
     *("Attached", "Case", "Features", "Result", "Run", "Stages", "StepContext", "Study", "Target"),
     *(name for name in tk.__all__ if name.endswith(("Error", "Warning"))),
     *("MedDisSeg", "MedDisSegOutput", "MedDisSegStageOne", "Violation"),
-    "difference_between_processes",  # a part of check_regularizer
 }
 NOT_RUN = {
     "load_backbone": "needs ResNet-50 weights, which the reader brings",

@@ -12,8 +12,7 @@ import torch
 from toolkit.methods.med_disseg.regularizer import Dispersive
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.methods.selfreg.regularizer import SelfReg
-from toolkit.testing import difference_between_processes
-from toolkit.testing.processes import double_network, gradients, shared_batch
+from toolkit.testing.processes import difference_between_processes, double_network, gradients, shared_batch
 from toolkit.training.background import environment
 from toolkit.training.protocol import Regularizer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -37,55 +37,33 @@ from toolkit.training.protocol import Regularizer
 from toolkit.training.sequence import RECORD, Stages, resume_sequence, train_sequence
 
 
-@dataclasses.dataclass(frozen=True)
-class DemoSettings:
-    """Size of the demo."""
-
-    out: str = "runs/demo"  # folder of the runs and the report
-    task: str = "phantom-cardiac"  # name of the task
-    sites: tuple[str, ...] | None = None  # two sites, trained one after the other; None = the task's first two
-    steps: int = 200  # optimizer steps on each site
-    batch_size: int = 16  # images in a step
-    size: int | None = None  # edge of the training patches in pixels; None = the task's own
-    weight: float = 0.1  # weight of SegReg
-    seed: int = 0  # of everything
-    precision: str = "32"  # "32" or "bf16"
-    device: str = "auto"  # "auto", "cpu" or "cuda"
-
-    def config(self) -> TrainConfig:
-        return TrainConfig(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            precision=self.precision,
-            device=self.device,
-            patch_size=None if self.size is None else (self.size, self.size),
-            checkpoint_every=max(1, self.steps // 2),
-            validate_every=max(1, self.steps // 4),
-            log_every=max(1, self.steps // 40),
-            keep_checkpoints=1,
-        )
+def _config(settings: argparse.Namespace) -> TrainConfig:
+    own: dict[str, Any] = {n: getattr(settings, n) for n in ("steps", "batch_size", "seed", "precision", "device")}
+    times = {"checkpoint_every": 2, "validate_every": 4, "log_every": 40}
+    own |= {name: max(1, settings.steps // count) for name, count in times.items()}
+    patch = None if settings.size is None else (settings.size, settings.size)
+    return TrainConfig(patch_size=patch, keep_checkpoints=1, **own)
 
 
-def run_demo(settings: DemoSettings | None = None) -> Path:
+def run_demo(settings: argparse.Namespace) -> Path:
     """Train, evaluate, analyse and write `report.html`; what an earlier call finished is used again.
 
-    Prints what it reuses, shows a progress bar a training, and prints the path of the report last.
+    Prints what it reuses, shows a progress bar a training, and prints the path of the report last. The settings are the
+    options of the command line, `python -m toolkit demo --help`.
 
     Raises:
         ConfigError: the folder holds a demo with other settings, or the task has fewer than two sites.
     """
     from toolkit import __version__
 
-    settings, started = settings or DemoSettings(), time.perf_counter()
-    task = load_task(settings.task)
-    sites = settings.sites or task.sites[:2]
+    started, task = time.perf_counter(), load_task(settings.task)
+    sites = tuple(settings.sites or task.sites[:2])
     if len(sites) < 2:
         raise ConfigError("The demo trains on two sites, one after the other.", where=f"sites={sites}")
     out = Path(settings.out)
     report, stamp = out / "report.html", out / "report.key"
     made_from = {"sites": list(sites), "data": task.content_hash(), "toolkit": __version__}
-    key = seal({**dataclasses.asdict(settings), "out": "", **made_from})
+    key = seal({**vars(settings), "out": "", **made_from})
     if report.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8") == key:
         print(f"Nothing to do: both networks and the report are there. Delete {out} to start afresh.")
     else:
@@ -99,15 +77,15 @@ def run_demo(settings: DemoSettings | None = None) -> Path:
 
 
 def _train(
-    path: Path, regularizer: Regularizer | None, task: Task, sites: tuple[str, ...], settings: DemoSettings
+    path: Path, regularizer: Regularizer | None, task: Task, sites: tuple[str, ...], settings: argparse.Namespace
 ) -> Stages:
     with guarded_random_state():
         seed_step(settings.seed, 0)
         model = unet(task.channels, len(task.classes))
     if not (path / RECORD).is_file():
-        return train_sequence(model, task, sites, regularizer, settings.config(), out=path)
+        return train_sequence(model, task, sites, regularizer, _config(settings), out=path)
     record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-    if ({**TrainConfig().to_dict(), **record["config"]}, record["sites"]) != (settings.config().to_dict(), list(sites)):
+    if ({**TrainConfig().to_dict(), **record["config"]}, record["sites"]) != (_config(settings).to_dict(), list(sites)):
         fix = f"Choose another folder with --out, or delete {path.parent}."
         raise ConfigError("This folder holds a demo with other settings.", where=path, fix=fix)
     print(f"Reusing the training in {path}.")
@@ -223,8 +201,7 @@ def _named(tables: Sequence[DataFrame], names: Sequence[str]) -> DataFrame:
     """The tables below each other, with the network of each in a first column."""
     import pandas as pd
 
-    parts = [table.assign(network=name) for table, name in zip(tables, names, strict=True)]
-    return pd.concat([part[["network", *part.columns[:-1]]] for part in parts], ignore_index=True)
+    return pd.concat(tables, keys=names, names=["network"]).reset_index("network").reset_index(drop=True)
 
 
 def explained_case(task: Task, site: str) -> Case:

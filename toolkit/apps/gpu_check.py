@@ -37,7 +37,8 @@ from toolkit.training.step import TrainingStep
 from toolkit.training.train import resume, train
 
 LAYERS = ("encoder.1", "bottleneck", "head_input")
-METHODS: dict[str, Callable[[], Regularizer] | None] = {
+Method = Callable[[], Regularizer] | None
+METHODS: dict[str, Method] = {
     "plain": None,
     "SegReg": SegReg,
     "SelfReg": SelfReg,
@@ -76,9 +77,8 @@ def gpu_check(device: str = "cuda", sizes: Sizes | None = None) -> int:
     failed = 0
     sections = (_single_steps, _analyses, _training, _kill_and_resume)
     with tempfile.TemporaryDirectory() as folder, _exact_matmul():
-        for what, measured, limit in (
-            one for section in sections for one in section(task, device, sizes, Path(folder))
-        ):
+        checks = (one for section in sections for one in section(task, device, sizes, Path(folder)))
+        for what, measured, limit in checks:
             passed = measured <= limit  # NaN is not
             print(f"{'ok' if passed else 'FAIL':<6}{what:<62}{measured:>10.3g}{limit:>10.3g}", flush=True)
             failed += not passed
@@ -131,12 +131,7 @@ def _single_steps(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterab
 
 
 def _step_on(
-    device: str,
-    precision: str,
-    method: Callable[[], Regularizer] | None,
-    dims: int,
-    sizes: Sizes,
-    batch: dict[str, Any],
+    device: str, precision: str, method: Method, dims: int, sizes: Sizes, batch: dict[str, Any]
 ) -> tuple[float, Tensor]:
     codes = method is LatentAugmentation
     network = _network(codes, dims, sizes).to(device)

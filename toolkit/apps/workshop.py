@@ -89,11 +89,11 @@ def check(number: int, answer: Any) -> None:
     Raises:
         Unsolved: no answer yet, or a wrong one; with a hint.
     """
-    judge, hint = _CHECKS[number - 1]
+    judge = _JUDGES[number - 1]  # its docstring is the hint
     if answer is ... or answer is None:
-        raise Unsolved(f"Exercise {number} is not solved yet. Hint: {hint}")
+        raise Unsolved(f"Exercise {number} is not solved yet. Hint: {judge.__doc__}")
     if (wrong := judge(answer)) is not None:
-        raise Unsolved(f"Exercise {number}: {wrong}. Hint: {hint}")
+        raise Unsolved(f"Exercise {number}: {wrong}. Hint: {judge.__doc__}")
 
 
 def expected() -> dict[int, Any]:
@@ -169,10 +169,12 @@ def _changed() -> str:
 
 
 def _one(answer: Any) -> str | None:
+    """A case is one slice; case.subject says whose it is, and a set holds everyone once."""
     return None if answer == _patients() else f"{answer!r} is not the number of patients"
 
 
 def _two(answer: Any) -> str | None:
+    """Look at the column `aliases` of tk.layers(network, case), or write the input of a layer as 'path:input'."""
     try:
         layers = layer_names(load_trained("phantom-cardiac/plain"), [str(answer)], _cases("A")[0])
     except ToolkitError:
@@ -181,6 +183,7 @@ def _two(answer: Any) -> str | None:
 
 
 def _three(answer: Any) -> str | None:
+    """The table of tk.grad_cam(one, cases[0], BLOCKS, target) has a column `status`; keep what is 'cancelled' at every seed."""
     given = {answer} if isinstance(answer, str) else set(answer)
     if unknown := given - set(BLOCKS):
         return f"{sorted(map(str, unknown))} are none of the blocks"
@@ -191,6 +194,7 @@ def _three(answer: Any) -> str | None:
 
 
 def _four(answer: Any) -> str | None:
+    """See channel_similarity(...).redundancy of both networks for every seed; answer with rises, falls or no direction."""
     rises = [taught > plain for plain, taught in _redundancies().values()]
     right = "rises" if all(rises) else "falls" if not any(rises) else "no direction"
     word = answer.strip().lower() if isinstance(answer, str) else ""
@@ -200,11 +204,13 @@ def _four(answer: Any) -> str | None:
 
 
 def _five(answer: Any) -> str | None:
+    """Look at the column `gradient_norm` of preset_check(features), row `released`."""
     same = isinstance(answer, (int, float, np.number)) and float(answer) == _released_gradient()
     return None if same else f"{_short(answer)} is not its gradient norm"
 
 
 def _six(answer: Any) -> str | None:
+    """Give tk.drift a list of two stores, here `draws`, layer 'head_input', and paired=False: other voxels."""
     if not isinstance(answer, Drift):
         return f"a {type(answer).__name__} is no drift"
     weights = [stage.get("weights") for stage in answer.provenance.get("stages", [])]
@@ -214,6 +220,7 @@ def _six(answer: Any) -> str | None:
 
 
 def _seven(answer: Any) -> str | None:
+    """Call tk.mask_latent(network, case, scheme='channel', fraction=0.5, soft=False, skips='zero')."""
     if not isinstance(answer, MaskedLatent):
         return f"a {type(answer).__name__} is no masked latent"
     if answer.skips != "zero":
@@ -223,6 +230,7 @@ def _seven(answer: Any) -> str | None:
 
 
 def _eight(answer: Any) -> str | None:
+    """Read the column `verdict` of the comparison's table for the method, and answer with that text."""
     if isinstance(answer, str) and answer.strip().lower().startswith("inconclusive"):
         return None
     return f"{_short(answer)} {'claims more than one seed can show' if isinstance(answer, str) else 'is no text'}"
@@ -234,19 +242,4 @@ def _short(answer: Any) -> str:
 
 
 _WORDS = ("rises", "falls", "no direction")
-_CHECKS: tuple[tuple[Callable[[Any], str | None], str], ...] = (
-    (_one, "a case is one slice; case.subject says whose it is, and a set holds everyone once."),
-    (_two, "look at the column `aliases` of tk.layers(network, case), or write the input of a layer as 'path:input'."),
-    (
-        _three,
-        "tk.grad_cam(one, cases[0], BLOCKS, target).table() has a column `status`; keep what is 'cancelled' at every seed.",
-    ),
-    (
-        _four,
-        f"channel_similarity(...).redundancy of both networks for every seed; answer with one of {', '.join(_WORDS)}.",
-    ),
-    (_five, "the column `gradient_norm` of preset_check(features), row `released`."),
-    (_six, "tk.drift takes a list of two stores, here `draws`, layer 'head_input', and paired=False: other voxels."),
-    (_seven, "tk.mask_latent(network, case, scheme='channel', fraction=0.5, soft=False, skips='zero')."),
-    (_eight, "read the column `verdict` of the comparison's table for the method, and answer with that text."),
-)
+_JUDGES: tuple[Callable[[Any], str | None], ...] = (_one, _two, _three, _four, _five, _six, _seven, _eight)

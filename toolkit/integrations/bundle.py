@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +40,9 @@ def load_bundle(folder: str | os.PathLike[str], *, weights: str = "models/model.
     if file is None:
         raise CheckpointError(f"There is no {CONFIGS[0]} or {CONFIGS[1]}.", where=str(root / "configs"))
     try:
-        entry = _read(file).get("network_def")
+        from monai.bundle import ConfigParser
+
+        entry = ConfigParser.load_config_file(str(file)).get("network_def")
     except Exception as error:
         raise CheckpointError(f"The configuration cannot be read: {error}.", where=file) from error
     if not isinstance(entry, Mapping) or "_target_" not in entry:
@@ -49,14 +50,6 @@ def load_bundle(folder: str | os.PathLike[str], *, weights: str = "models/model.
     model = _built(entry, file)
     load_weights(model, root / weights)
     return model.eval()
-
-
-def _read(file: Path) -> Any:
-    if file.suffix == ".json":
-        return json.loads(file.read_text(encoding="utf-8"))
-    from monai.bundle import ConfigParser
-
-    return ConfigParser.load_config_file(str(file))
 
 
 def _built(entry: Any, file: Path) -> Any:

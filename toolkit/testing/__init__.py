@@ -8,14 +8,6 @@ minute. Two processes are children of this one, so a script needs no main guard.
 """
 
 from toolkit.testing.checks import check_network, check_objective, check_regularizer, without_weight
-from toolkit.testing.processes import difference_between_processes
 from toolkit.testing.short_runs import Violation
 
-__all__ = [
-    "Violation",
-    "check_network",
-    "check_objective",
-    "check_regularizer",
-    "difference_between_processes",
-    "without_weight",
-]
+__all__ = ["Violation", "check_network", "check_objective", "check_regularizer", "without_weight"]

@@ -18,19 +18,9 @@ from toolkit.errors import ConfigError, RegularizerWarning, ToolkitError
 from toolkit.process_state import seeded
 from toolkit.results import DataFrame, as_table
 from toolkit.testing.processes import difference_between_processes
-from toolkit.testing.short_runs import (
-    Factory,
-    Violation,
-    batch_of,
-    demand,
-    network_of,
-    one_step,
-    small_unet,
-    surroundings,
-    trained,
-)
+from toolkit.testing.short_runs import Factory, Violation, batch_of, demand, network_of, one_step, surroundings, trained
 from toolkit.training.protocol import Loss, Objective, Regularizer
-from toolkit.training.segmentation import SegmentationObjective, as_objective
+from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.serialization import describe, restore
 from toolkit.training.step import TrainingStep
 
@@ -123,7 +113,7 @@ def check_objective(
         >>> from toolkit.testing import check_objective
         >>> table = check_objective(torch.nn.CrossEntropyLoss(), dims=(2,))
     """
-    objective, make = as_objective(objective), model or small_unet
+    make, objective = surroundings(None, model, objective)
     report = _Report(f"objective {objective.name!r}")
     for axes in dims:
         with report.check(f"terms, gradients and logits in {axes}D"):
@@ -205,8 +195,7 @@ class _Report:
     def check(self, name: str) -> Iterator[list[str]]:
         details: list[str] = []
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RegularizerWarning)  # that it is dominant, in these few steps
+            with warnings.catch_warnings(action="ignore", category=RegularizerWarning):  # dominant, in these few steps
                 yield details
         except Exception as error:
             what = error.what if isinstance(error, ToolkitError) else f"{type(error).__name__}: {error}"

@@ -39,11 +39,10 @@ def difference_between_processes(regularizers: Mapping[str, Regularizer], folder
         background.start_module("toolkit.testing.processes", [str(rank), *arguments], parcel, stderr=subprocess.PIPE)
         for rank in (0, 1)
     ]
-    errors = [process.stderr.read().decode() for process in started if process.stderr is not None]
+    errors = []
     for process in started:
-        process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
+        with process:  # waits for it and closes its pipes
+            errors.append(process.stderr.read().decode())  # type: ignore[union-attr]
     demand(not any(p.returncode for p in started), "\n".join(errors))
     shared = torch.load(folder / "gradients", weights_only=True)
     worst = 0.0

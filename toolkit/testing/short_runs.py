@@ -52,10 +52,10 @@ def small_unet(dims: int) -> nn.Module:
 
 
 def surroundings(
-    regularizer: Regularizer, model: Factory | None, objective: Objective | Loss | None
+    regularizer: Regularizer | None, model: Factory | None, objective: Objective | Loss | None
 ) -> tuple[Factory, Objective]:
     """The network and the objective of the checks."""
-    if not regularizer.requires:
+    if regularizer is None or not regularizer.requires:
         return model or small_unet, as_objective(objective)
     from toolkit.methods.latent_augmentation.network import fast_slow_network
     from toolkit.methods.latent_augmentation.objective import FastSlowObjective
@@ -91,32 +91,27 @@ class _Crash(BaseException):
     """Stands for a process that vanishes."""
 
 
-class _Breaking:
-    """A task whose training batches end with a crash."""
+def _task(at: int | None) -> Any:
+    """A small task whose training batches end with a crash at a step, if one is given."""
+    images = np.random.default_rng(2).random((12, 32, 32)).astype(np.float32)
+    labels = list((images > 0.8).astype(np.uint8))
+    task: Any = task_from_arrays(list(images), labels, classes={0: "background", 1: "bright"}, normalisation="none")
+    load = task.loader
 
-    def __init__(self, task: Any, at: int | None) -> None:
-        self.task, self.at = task, at
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
-
-    def loader(self, *values: Any, **named: Any) -> Any:
-        loader = self.task.loader(*values, **named)
-        whole, loader.ahead = loader.batch, False
+    def loader(*values: Any, **named: Any) -> Any:
+        batches = load(*values, **named)
+        whole, batches.ahead = batches.batch, False
 
         def batch(index: int) -> Any:
-            if index == self.at:
+            if index == at:
                 raise _Crash
             return whole(index)
 
-        loader.batch = batch
-        return loader
+        batches.batch = batch
+        return batches
 
-
-def _task() -> Any:
-    images = np.random.default_rng(2).random((12, 32, 32)).astype(np.float32)
-    labels = list((images > 0.8).astype(np.uint8))
-    return task_from_arrays(list(images), labels, classes={0: "background", 1: "bright"}, normalisation="none")
+    task.loader = loader
+    return task
 
 
 def trained(
@@ -125,10 +120,10 @@ def trained(
     """Hash of the last checkpoint and rows of the history of a short training, broken off at a step if `at` is given."""
     parts = copy.deepcopy((objective, regularizer))
     with contextlib.suppress(_Crash):
-        train(network_of(make, 2), _Breaking(_task(), at), *parts, config=_CONFIG, out=folder, progress=False)
+        train(network_of(make, 2), _task(at), *parts, config=_CONFIG, out=folder, progress=False)
     if at is not None:
         again, own = copy.deepcopy((objective, regularizer))
         given: Any = [] if own is None else own
-        resume(folder, network_of(make, 2), _Breaking(_task(), None), given, again, progress=False)
+        resume(folder, network_of(make, 2), _task(None), given, again, progress=False)
     rows = [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in read_rows(folder / "history.jsonl")]
     return str(read(folder / "checkpoints", STEPS).sha256), rows

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from toolkit.errors import CheckpointError, ConfigError, DataError, choose
+from toolkit.features.provenance import mark_trained_with
 from toolkit.inference.memory import remember
 from toolkit.models.load import load_weights
 
@@ -52,15 +53,12 @@ def load_nnunet(folder: str | os.PathLike[str], fold: int | str = 0, checkpoint:
     weights = Path(folder) / f"fold_{fold}" / f"checkpoint_{checkpoint}.pth"
     if not weights.is_file():
         there = sorted(str(path.relative_to(folder)) for path in Path(folder).glob("fold_*/checkpoint_*.pth"))
-        raise CheckpointError(
-            "There is no such checkpoint.", where=weights, fix=f"There are: {', '.join(there) or 'none'}."
-        )
+        fix = f"There are: {', '.join(there) or 'none'}."
+        raise CheckpointError("There is no such checkpoint.", where=weights, fix=fix)
     load_weights(model, weights)
     remember(model, patch_size=reader.patch_size, files=reader, **reader.outputs())
     record = Path(folder) / f"fold_{fold}" / "regularizer.json"  # which a trainer of this toolkit wrote
     if record.is_file():
-        from toolkit.features.provenance import mark_trained_with
-
         mark_trained_with(model, [_read_json(record)["name"]])
     return model.eval()
 
@@ -89,6 +87,7 @@ class NnUNetFiles:
             self.labels_of_plans = self.plans.get_label_manager(self.dataset)
         self.patch_size = tuple(int(side) for side in self.configuration.patch_size)
         self.dims = len(self.patch_size)
+        self.channels = len(self.dataset.get("channel_names", self.dataset.get("modality", {})))
 
     def network(self) -> nn.Module:
         """The architecture that the plans name, with its first weights."""
@@ -105,7 +104,7 @@ class NnUNetFiles:
             self.configuration.network_arch_class_name,
             arguments,
             self.configuration.network_arch_init_kwargs_req_import,
-            len(self.dataset.get("channel_names", self.dataset.get("modality", {}))),
+            self.channels,
             self.labels_of_plans.num_segmentation_heads,
             allow_init=True,
             deep_supervision=False,
@@ -116,8 +115,7 @@ class NnUNetFiles:
         if not self.labels_of_plans.has_regions:
             return {"activation": "softmax"}
         names = [name for name in self.dataset["labels"] if name not in ("background", "ignore")]
-        regions = [_classes(self.dataset["labels"][name]) for name in names]
-        return {"regions": dict(zip(names, regions, strict=True))}
+        return {"regions": {name: tuple(np.atleast_1d(self.dataset["labels"][name]).tolist()) for name in names}}
 
     def items(self, paths: Sequence[str], label: str | None = None) -> Iterator[dict[str, Any]]:
         """One item a volume, or one a slice for a 2D network, as nnU-Net's network sees it."""
@@ -165,11 +163,9 @@ class NnUNetFiles:
     def _prepared(
         self, paths: Sequence[str], label: str | None
     ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
-        channels = len(self.dataset.get("channel_names", self.dataset.get("modality", {})))
-        if len(paths) != channels:
-            raise DataError(
-                f"{len(paths)} files for {channels} channels.", where=str(paths[0]), fix="One file a channel, in order."
-            )
+        if len(paths) != self.channels:
+            what = f"{len(paths)} files for {self.channels} channels."
+            raise DataError(what, where=str(paths[0]), fix="One file a channel, in order.")
         if missing := [path for path in [*paths, *([label] if label else [])] if not Path(path).is_file()]:
             raise DataError("There is no such file.", where=str(missing[0]))
         try:
@@ -179,21 +175,14 @@ class NnUNetFiles:
                     [str(path) for path in paths], label, self.plans, self.configuration, self.dataset
                 )
         except Exception as error:  # whatever the readers that nnU-Net calls raise
-            raise DataError(
-                f"nnU-Net cannot prepare this ({type(error).__name__}: {error}).", where=str(paths[0])
-            ) from error
+            what = f"nnU-Net cannot prepare this ({type(error).__name__}: {error})."
+            raise DataError(what, where=str(paths[0])) from error
         return np.asarray(data, dtype=np.float32), None if label is None else np.asarray(marks[0]), properties
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> contextlib.AbstractContextManager[Any]:
     """Without what nnU-Net prints about its folders."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-def _classes(value: Any) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, (list, tuple)) else (int(value),)
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

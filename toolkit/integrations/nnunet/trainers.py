@@ -20,6 +20,7 @@ from toolkit import registry
 from toolkit.errors import ConfigError
 from toolkit.features.modules import unwrap
 from toolkit.files import write_atomically
+from toolkit.results import as_table
 from toolkit.training.attach import attach
 from toolkit.training.history import HistoryWriter
 from toolkit.training.protocol import Regularizer
@@ -60,8 +61,7 @@ class RegularizedTrainer(nnUNetTrainer):
         self._images: Tensor | None = None
         self._attached: Any = None
         self._step = 0
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._terms: list[dict[str, float]] = []  # of the steps of this epoch
 
     def regularizer(self) -> Regularizer:
         """The regularizer with its settings.
@@ -111,7 +111,7 @@ class RegularizedTrainer(nnUNetTrainer):
         """Forget the last epoch's terms; the step follows from the epoch, so that `--c` goes on with the same draws."""
         super().on_train_epoch_start()
         self._step = self.current_epoch * self.num_iterations_per_epoch
-        self._sums, self._count = {}, 0
+        self._terms = []
 
     def train_step(self, batch: dict) -> dict:
         """The stock step; the loss adds the regularizer's terms."""
@@ -120,16 +120,14 @@ class RegularizedTrainer(nnUNetTrainer):
         self._images = None
         self._step += 1
         if self._attached is not None:
-            self._count += 1
-            for name, value in self._attached.terms.items():
-                self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._terms.append({name: float(value) for name, value in self._attached.terms.items()})
         return result
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Log the mean of every term over the epoch."""
         super().on_train_epoch_end(train_outputs)
-        if self._count and self.local_rank == 0:
-            means = {name: total / self._count for name, total in self._sums.items()}
+        if self._terms and self.local_rank == 0:
+            means = {str(name): float(value) for name, value in as_table(self._terms).fillna(0.0).mean().items()}
             self.print_to_log_file(*(f"{name} {value:.4g}" for name, value in means.items()))
             with HistoryWriter(Path(self.output_folder) / "history.jsonl") as history:
                 history.write({"step": self._step, "event": "train", **means})
