@@ -26,7 +26,8 @@ import pandas as pd
 
 import toolkit as tk
 from toolkit.features.provenance import provenance
-from toolkit.show.matplotlib_backend import write
+from toolkit.files import write_atomically
+from toolkit.show.matplotlib_backend import render
 
 ROOT = Path(__file__).parents[1]
 IMAGES, PAGE, RESULTS = ROOT / "docs" / "images", ROOT / "docs" / "gallery.md", ROOT / "evidence" / "results"
@@ -452,7 +453,7 @@ def main(wanted: Sequence[str]) -> None:
         figure = draw()
         if figure.stamp:
             raise SystemExit(f"{name} would be stamped {figure.stamp!r}: no figure leans on such a network.")
-        write(figure, IMAGES / f"{name}.png", dpi=DPI)
+        write_atomically(IMAGES / f"{name}.png", render(figure, "png", dpi=DPI))
         print(name, flush=True)
     PAGE.write_text(page(), encoding="utf-8")
 
