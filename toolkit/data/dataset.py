@@ -174,13 +174,13 @@ def _kind(value: Any) -> str:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    meta = value if isinstance(value, Mapping) else getattr(value, "meta", {})
-    data = value["data"] if isinstance(value, Mapping) else value if isinstance(value, Tensor) else value.data
+    if not isinstance(value, Mapping):
+        known = {"path": getattr(value, "path", None), **getattr(value, "meta", {}), "affine": value.affine}
+        value = {**known, "data": value if isinstance(value, Tensor) else value.data}
+    data, matrix, source = value["data"], value["affine"], value.get("path") or value.get("filename_or_obj")
     data = data.as_tensor() if hasattr(data, "as_tensor") else data
-    source = meta.get("path", meta.get("filename_or_obj", getattr(value, "path", None)))
-    matrix = value["affine"] if isinstance(value, Mapping) else value.affine
     affine = np.asarray(matrix.cpu() if isinstance(matrix, Tensor) else matrix, dtype=np.float64)
-    affine = LPS @ affine if str(meta.get("space", "RAS")).upper() == "LPS" else affine
+    affine = LPS @ affine if str(value.get("space", "RAS")).upper() == "LPS" else affine
     if affine.ndim == 3:
         sources = list(source) if isinstance(source, (list, tuple)) else [source] * len(affine)
         places = [_place(one, file) for one, file in zip(affine, sources, strict=True)]
@@ -189,8 +189,6 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _place(affine: np.ndarray, source: Any) -> dict[str, Any]:
-    fields: dict[str, Any] = {"affine": None, "spacing": None, "source": str(source or "")}
-    if source or not np.array_equal(affine, np.eye(len(affine))):
-        spacing = tuple(float(length) for length in np.linalg.norm(affine[:-1, :-1], axis=0))
-        fields |= {"affine": affine, "spacing": spacing}
-    return fields
+    known = bool(source) or not np.array_equal(affine, np.eye(len(affine)))
+    spacing = tuple(float(length) for length in np.linalg.norm(affine[:-1, :-1], axis=0)) if known else None
+    return {"affine": affine if known else None, "spacing": spacing, "source": str(source or "")}

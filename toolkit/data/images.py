@@ -36,7 +36,14 @@ def read_pair(
     `threshold` on (mean of the colours; for soft, 0/255 and JPEG masks), or above 0 (`foreground`, for numbered objects),
     are class 1, the rest is class 0; `background` stands for a label that has no file.
     """
-    image = with_channels(read_picture(images[0]), channels, images[0])
+    image = read_picture(images[0])
+    if channels == 1 and (image == image[:1]).all():
+        image = image[:1]
+    elif channels is not None and len(image) == 1:
+        image = np.broadcast_to(image, (channels, *image.shape[1:]))  # a view, which takes no memory
+    if channels not in (None, len(image)):
+        what = f"The image has {len(image)} different channels where {channels} is wanted."
+        raise DataError(what, where=images[0], fix="Convert it, or declare three channels for the task.")
     shape = (int(image.shape[1]), int(image.shape[2]))
     if label is None:
         return image, np.zeros(shape, np.uint8) if background else None
@@ -109,18 +116,6 @@ def picture_shape(path: str | os.PathLike[str]) -> tuple[int, int]:
         return picture.height, picture.width
 
 
-def with_channels(image: np.ndarray, channels: int | None, path: Path) -> np.ndarray:
-    """Bring (C, H, W) to 1 or 3 channels without inventing anything; grey is repeated as a view, which takes no memory."""
-    if channels is None or image.shape[0] == channels:
-        return image
-    if image.shape[0] == 1:
-        return np.broadcast_to(image, (channels, *image.shape[1:]))
-    if channels == 1 and (image == image[:1]).all():
-        return image[:1]
-    what = f"The image has {image.shape[0]} different channels where {channels} is wanted."
-    raise DataError(what, where=path, fix="Convert it, or declare three channels for the task.")
-
-
 def _decoded(path: Path, *, palette: bool) -> np.ndarray:
     from PIL import Image
 
@@ -188,11 +183,14 @@ def read_polygons(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 def fill(outline: np.ndarray, shape: tuple[int, int]) -> tuple[slice, slice, np.ndarray]:
     """Pixels whose centre is inside an outline (n, 2) of x, y: a window of rows and columns, and its mask."""
-    from matplotlib.path import Path as Outline
-
     low = np.clip(np.floor(outline.min(axis=0)), 0, (shape[1], shape[0])).astype(int)
     high = np.clip(np.ceil(outline.max(axis=0)), 0, (shape[1], shape[0])).astype(int)
     rows, columns = slice(low[1], high[1]), slice(low[0], high[0])
-    y, x = np.mgrid[rows, columns] + 0.5
-    inside = Outline(outline).contains_points(np.column_stack((x.ravel(), y.ravel()))).reshape(x.shape)
+    y = np.arange(low[1], high[1])[:, None] + 0.5
+    x = np.arange(low[0], high[0])[None, :] + 0.5
+    inside = np.zeros((y.size, x.size), bool)
+    for (x0, y0), (x1, y1) in zip(outline, np.roll(outline, -1, axis=0), strict=True):
+        if y0 != y1:
+            crosses = (y0 <= y) != (y1 <= y)
+            inside ^= crosses & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
     return rows, columns, inside

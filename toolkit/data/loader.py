@@ -34,34 +34,21 @@ class Loader:
     Images smaller than the patch are padded with their minimum (label 0); larger ones are cropped at random, a
     share `foreground` of the crops around a voxel of a random class of the case.
 
-    Attributes:
-        cases: cases with labels.
-        channels: channels of the images.
-        batch_size: samples per batch.
-        patch_size: size of every sample.
-        seed: base of all random numbers.
-        augmentation: what is done to a batch, or None.
-        transform: what is done to each sample, such as MONAI's dictionary transforms: see `toolkit.data.loader`. Its
-            random numbers are keyed like all others.
-        flips: axes that may be mirrored.
-        shuffle: False keeps the order of `cases` in every epoch.
-        foreground: share of crops that are placed on foreground.
-        limits: values that augmented images are clipped to, for normalisations with a fixed range; None = not.
-        next_epoch: the one that the next `for` gives.
+    Its settings are those of `Task.loader`.
     """
 
-    cases: Sequence[Case]
-    channels: int
+    cases: Sequence[Case]  # with labels
+    channels: int  # of the images
     batch_size: int
-    patch_size: tuple[int, ...]
-    seed: int
-    augmentation: Augmentation | None
-    transform: Transform | None
-    flips: tuple[int, ...]
-    shuffle: bool
-    foreground: float
-    limits: tuple[float, float] | None
-    next_epoch: int = 0
+    patch_size: tuple[int, ...]  # of every sample
+    seed: int  # base of all random numbers
+    augmentation: Augmentation | None  # of a batch
+    transform: Transform | None  # of each sample, see `transformed`; its random numbers are keyed like all others
+    flips: tuple[int, ...]  # axes that may be mirrored
+    shuffle: bool  # False keeps the order of `cases` in every epoch
+    foreground: float  # share of crops that are placed on foreground
+    limits: tuple[float, float] | None  # that augmented images are clipped to, for normalisations with a fixed range
+    next_epoch: int = 0  # the one that the next `for` gives
 
     def __post_init__(self) -> None:
         self.ahead = self.transform is None  # threads may prepare batches in any order; transforms share generators

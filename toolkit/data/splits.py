@@ -23,8 +23,8 @@ def assign_splits(ids: Sequence[str], subjects: Sequence[str], sites: Sequence[s
         ConfigError: names that do not exist, cases without a split, cases in two.
     """
     if splits is None:
-        chosen = _derived(subjects, sites)
-        return [chosen[site, subject] for site, subject in zip(sites, subjects, strict=True)]
+        derived = _derived(subjects, sites)
+        return [derived[subject] for subject in subjects]
     if isinstance(splits, str):
         return [splits] * len(ids)
     if not isinstance(splits, Mapping):
@@ -49,18 +49,15 @@ def held_out(rows: Sequence[dict[str, Any]], share: float, key: str, units: Sequ
             row["split"] = "val"
 
 
-def _derived(subjects: Sequence[str], sites: Sequence[str]) -> dict[tuple[str, str], str]:
-    chosen: dict[tuple[str, str], str] = {}
-    seen: dict[str, str] = {}
+def _derived(subjects: Sequence[str], sites: Sequence[str]) -> dict[str, str]:
+    chosen: dict[str, str] = {}
     for site in dict.fromkeys(sites):
         own = sorted({subject for subject, place in zip(subjects, sites, strict=True) if place == site})
         order = keyed_random("splits", site, len(own)).permutation(len(own))
         test = max(1, round(0.2 * len(own))) if len(own) >= 3 else 0
         for rank, index in enumerate(order):
-            split = "test" if rank < test else "val" if rank < 2 * test else "train"
-            subject = own[index]
             # A subject scanned at two sites keeps the split it got first: one subject, one split.
-            chosen[site, subject] = seen.setdefault(subject, split)
+            chosen.setdefault(own[index], "test" if rank < test else "val" if rank < 2 * test else "train")
     return chosen
 
 

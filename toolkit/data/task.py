@@ -136,6 +136,17 @@ class Task:
     ) -> Loader:
         """Batches of one split; `loader.batch(step)` depends on nothing but `seed` and `step` (see `Loader`).
 
+        Args:
+            split: whose cases.
+            site: one, several or all (None).
+            batch_size: samples per batch.
+            patch_size: size of every sample; default the task's.
+            seed: base of all random numbers.
+            augmentation: preset name, `Augmentation`, or a callable on the sample, such as MONAI's dictionary transforms
+                (see `toolkit.data.loader`), whose random numbers are keyed like all others.
+            shuffle: False keeps the order of the cases in every epoch.
+            foreground: share of crops that are placed on foreground (default 0.5).
+
         Raises:
             ConfigError: unknown names, or a split without cases.
         """

@@ -100,7 +100,18 @@ def draw_thorax(stream: Stream, thorax: Thorax, level: float, grid: Grid, signal
     paint(canvas, signals["fat"] * (1.0 + 0.06 * relief + 0.03 * texture), soft_inside(body, pitch))
     muscle = soft_inside(body + thorax.fat + 2.0 * relief + 0.5 * texture, pitch)
     paint(canvas, signals["muscle"] * (1.0 + 0.12 * texture), muscle)
-    _draw_ribs(stream, canvas, thorax, centre, grid, signals)
+    # Ribs in cross-section, at intervals along the chest wall's muscle.
+    ribs, turn = np.zeros_like(canvas), stream.uniform(0.0, 0.2)
+    depth = thorax.fat + 0.5 * thorax.muscle
+    along, down = thorax.axes[0] - depth, thorax.axes[1] - depth
+    for k in range(9):
+        t = turn + 0.24 * (k - 4) + stream.uniform(-0.04, 0.04)
+        # Points of a circle by the rational parametrisation, squeezed to the ellipse.
+        c, s = -(1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
+        row, column = grid.index(centre[0] + along * c, centre[1] + down * s)
+        size = stream.uniform(0.25, 0.5) * thorax.muscle / pitch
+        stamp_disc(ribs, row, column, size, 2.0, stream.uniform(0.5, 1.0))
+    paint(canvas, signals["bone"] * 0.55, ribs)
     inner = body + thorax.fat + thorax.muscle + 1.0 * relief
     lung = signals["lung"] * (1.0 + 0.25 * relief + 0.25 * texture)
     _draw_lung_vessels(stream, lung, thorax, level, grid, signals)
@@ -110,23 +121,6 @@ def draw_thorax(stream: Stream, thorax: Thorax, level: float, grid: Grid, signal
     _draw_back(canvas, thorax, inside, grid, signals)
     _draw_abdomen(stream, canvas, thorax, level, inner, grid, signals, (relief, texture))
     return canvas
-
-
-def _draw_ribs(
-    stream: Stream, canvas: Floats, thorax: Thorax, centre: tuple[float, float], grid: Grid, signals: Signals
-) -> None:
-    """Ribs in cross-section, at intervals along the chest wall's muscle."""
-    mask = np.zeros_like(canvas)
-    depth = thorax.fat + 0.5 * thorax.muscle
-    turn = stream.uniform(0.0, 0.2)
-    for k in range(9):
-        t = turn + 0.24 * (k - 4) + stream.uniform(-0.04, 0.04)
-        # Points of a circle by the rational parametrisation, squeezed to the ellipse.
-        c, s = -(1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
-        row, column = grid.index(centre[0] + (thorax.axes[0] - depth) * c, centre[1] + (thorax.axes[1] - depth) * s)
-        size = stream.uniform(0.25, 0.5) * thorax.muscle / grid.pitch
-        stamp_disc(mask, row, column, size, 2.0, stream.uniform(0.5, 1.0))
-    paint(canvas, signals["bone"] * 0.55, mask)
 
 
 def _draw_lung_vessels(
