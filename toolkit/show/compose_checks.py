@@ -34,6 +34,7 @@ def faithfulness(result: Faithfulness) -> Figure:
     every = list(dict.fromkeys(result.numbers["name"]))
     names = every[:_MAPS]
     panels: list[Panel | None] = []
+    axes: dict[str, Any] = {"x_label": "share of the voxels", "y_label": "score of the region (image 1, baseline 0)"}
     for kind, meaning in (("deletion", "lower is better"), ("insertion", "higher is better")):
         series = []
         for name in names:
@@ -43,16 +44,8 @@ def faithfulness(result: Faithfulness) -> Figure:
             words = f" ({', '.join(sorted(set(silent['status'])))})" if len(silent) == len(rows) else ""
             mean = np.mean([np.asarray(result.curves[f"{name}/{case}/{kind}"]) for case in cases], axis=0)
             series.append(Series(name=name + words, x=np.linspace(0, 1, len(mean)), y=mean))
-        chance = float(result.numbers[f"{kind}_random"].mean())
-        panels.append(
-            Lines(
-                title=kind,
-                note=f"{meaning}; area of random orders {chance:.2f}",
-                series=series,
-                x_label="share of the voxels",
-                y_label="score of the region (image 1, baseline 0)",
-            )
-        )
+        note = f"{meaning}; area of random orders {result.numbers[f'{kind}_random'].mean():.2f}"
+        panels.append(Lines(title=kind, note=note, series=series, **axes))
     return Figure(
         title=f"Faithfulness of maps of {target_text(result.target)}",
         subtitle="Voxels are removed from the image, or put into the baseline, from the map's highest value to its lowest."
@@ -224,24 +217,15 @@ def active_band(features: Any, table: DataFrame, *, bins: int = 24) -> Figure:
         bins: of the histograms.
     """
     panels: list[Panel | None] = []
+    settings: dict[str, Any] = {"x_label": "distance / tau", "y_label": "share of pairs", "y_range": (0.0, 1.05)}
     for row in table.to_dict("records"):
         distances = np.asarray(preset_distances(features, row["preset"]), dtype=float)
         top = 1.1 * max(ACTIVE_BAND, float(distances.max()))
-        panels.append(
-            Lines(
-                title=f"{row['preset']}: {row['status']}",
-                note=f"loss {row['loss']:.5f}, gradient {number_text(row['gradient_norm'])}, {row['active_pairs']:.0%} of pairs in reach",
-                series=[histogram("pairs", *np.histogram(distances, bins, (0.0, top)))],
-                marks=[(ACTIVE_BAND, "")],
-                x_label="distance / tau",
-                y_label="share of pairs",
-                legend=False,
-                x_range=(0.0, top),
-                y_range=(0.0, 1.05),
-                width=250,
-                height=190,
-            )
-        )
+        numbers = f"loss {row['loss']:.5f}, gradient {number_text(row['gradient_norm'])}"
+        settings |= {"title": f"{row['preset']}: {row['status']}", "x_range": (0.0, top), "marks": [(ACTIVE_BAND, "")]}
+        settings |= {"note": f"{numbers}, {row['active_pairs']:.0%} of pairs in reach"}
+        drawn = [histogram("pairs", *np.histogram(distances, bins, (0.0, top)))]
+        panels.append(Lines(series=drawn, legend=False, width=250, height=190, **settings))
     return Figure(
         title="Distances and reach of the dispersive loss",
         subtitle=f"A pair farther apart than {ACTIVE_BAND} tau adds less than 1e-8 to the mean inside the logarithm (dotted line). Every "

@@ -118,17 +118,11 @@ def _panel(measure: str, tables: dict[str, DataFrame]) -> Intervals:
 
 
 def _series(name: str, classes: list[str], value: Any, low: Any, high: Any, colour: str | None = None) -> Series:
-    middle = np.asarray(value, dtype=float)
-    lower, upper = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
-    return Series(
-        name=name,
-        x=middle,
-        y=classes,
-        low=np.where(np.isfinite(lower), lower, middle),
-        high=np.where(np.isfinite(upper), upper, middle),
-        colour=colour,
-        symbol=0 if colour is None else 6,
-    )
+    """Values with their intervals, of no width where none is known."""
+    middle, *ends = (np.asarray(one, dtype=float) for one in (value, low, high))
+    low, high = (np.where(np.isfinite(end), end, middle) for end in ends)
+    symbol = 0 if colour is None else 6
+    return Series(name=name, x=middle, y=classes, low=low, high=high, colour=colour, symbol=symbol)
 
 
 Pairs = Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
@@ -152,27 +146,15 @@ def forward_transfer(pairs: Pairs, *, method: str = "SegReg", metric: str = "fwt
     counts = {len(transfers) for arms in pairs.values() for transfers in arms}
     seeds = "none here: a single seed" if counts == {1} else f"{', '.join(map(str, sorted(counts)))} seeds"
     numbers = np.concatenate([np.asarray(one.y, dtype=float) for one in series])
-    title, note_, marks = metric.replace("_", " "), range_note(numbers), "Dashed without, solid with"
-    panel: Panel = Lines(
-        title=title,
-        note=note_,
-        series=series,
-        y_label="Dice difference",
-        x_label="task: " + ", ".join(f"{i} = {tasks[i - 1]}" for i in later),
-        x_range=(1.85, len(tasks) + 0.15),
-        width=420,
-        height=250,
-    )
+    shared: dict[str, Any] = {"title": metric.replace("_", " "), "note": range_note(numbers), "width": 420}
     if len(later) == 1:  # no line to draw: two marks a base method
-        marks = "One mark without, one with"
-        panel = Intervals(
-            title=title,
-            note=note_,
-            series=_as_rows(series, list(pairs), method),
-            x_label=f"Dice difference on {tasks[1]}",
-            width=420,
-            height=40 + 50 * len(pairs),
-        )
+        marks, rows = "One mark without, one with", _as_rows(series, list(pairs), method)
+        height, told = 40 + 50 * len(pairs), f"Dice difference on {tasks[1]}"
+        panel: Panel = Intervals(series=rows, x_label=told, height=height, **shared)
+    else:
+        marks, told = "Dashed without, solid with", "task: " + ", ".join(f"{i} = {tasks[i - 1]}" for i in later)
+        shared |= {"x_label": told, "y_label": "Dice difference", "x_range": (1.85, len(tasks) + 0.15)}
+        panel = Lines(series=series, height=250, **shared)
     return Figure(
         title="Forward transfer by task",
         subtitle=f"{marks} {method}; bands are the deviation over seeds ({seeds}).",
@@ -204,21 +186,15 @@ def transfer_scatter(pairs: Pairs, *, method: str = "SegReg") -> Figure:
                 for name in (metric, "mean_dice")
             )
             series.append(Series(name=base, x=x, y=y, size=9, text=["without", "with"]))
-        panels.append(
-            Scatter(
-                title=title,
-                note=f"1 = without, 2 = with {method}",
-                series=series,
-                x_label=title,
-                y_label="final mean Dice",
-                joined=True,
-                legend=metric == "bwt",
-                width=350,
-                height=250,
-                x_range=_limits(series, "x"),
-                y_range=_limits(series, "y"),
-            )
-        )
+        told = {
+            "title": title,
+            "note": f"1 = without, 2 = with {method}",
+            "x_label": title,
+            "y_label": "final mean Dice",
+        }
+        ranges = {f"{axis}_range": _limits(series, axis) for axis in "xy"}
+        settings: dict[str, Any] = {**told, **ranges, "width": 350, "height": 250}
+        panels.append(Scatter(series=series, joined=True, legend=metric == "bwt", **settings))
     return Figure(
         title="Transfer against accuracy",
         subtitle="Better is towards the top right. Means over seeds; one seed decides nothing.",
@@ -235,34 +211,22 @@ def _curves(pairs: Pairs, tasks: Sequence[str], metric: str, method: str) -> lis
         for dash, name, transfers in zip((1, 0), (f"{base}, without", f"{base} + {method}"), arms, strict=True):
             values = np.array([[one.value(metric, tasks[i - 1]) for i in later] for one in transfers])
             mean, spread = values.mean(axis=0), values.std(axis=0)
-            band = len(transfers) > 1
-            series.append(
-                Series(
-                    name=name,
-                    x=np.array(later),
-                    y=mean,
-                    low=mean - spread if band else None,
-                    high=mean + spread if band else None,
-                    colour=base,
-                    dash=dash,
-                )
-            )
+            one = Series(name=name, x=np.array(later), y=mean, colour=base, dash=dash)
+            if len(transfers) > 1:
+                one.low, one.high = mean - spread, mean + spread
+            series.append(one)
     return series
 
 
 def _as_rows(series: Sequence[Series], bases: Sequence[str], method: str) -> list[Series]:
     """Curves of one point as two series with one row a base method: without, and with the method."""
-    halves = [("without", series[0::2]), (f"with {method}", series[1::2])]
-    return [
-        Series(
-            name=name,
-            x=[one.y[0] for one in half],
-            y=list(bases),
-            low=None if half[0].low is None else [one.low[0] for one in half if one.low is not None],
-            high=None if half[0].high is None else [one.high[0] for one in half if one.high is not None],
-        )
-        for name, half in halves
-    ]
+    rows = []
+    for name, half in (("without", series[0::2]), (f"with {method}", series[1::2])):
+        row = Series(name=name, x=[one.y[0] for one in half], y=list(bases))
+        if half[0].low is not None:
+            row.low, row.high = ([np.asarray(getattr(one, end))[0] for one in half] for end in ("low", "high"))
+        rows.append(row)
+    return rows
 
 
 def _tasks(pairs: Pairs) -> list[str]:

@@ -128,24 +128,16 @@ def gallery(pictures: Mapping[str, Any], *, side: int = 150) -> Figure:
         raise ResultError("A gallery needs an original and at least one picture of the same size.")
     original, *others = arrays.values()
     changes = [one - original for one in others]
-    limits = symmetric_limits(np.stack(changes))
+    shared: dict[str, Any] = {"title": "difference", "pixels": np.zeros_like(original), "limits": (-1.0, 1.0)}
+    shared |= {"overlay_limits": symmetric_limits(np.stack(changes)), "overlay_scale": "diverging"}
     above = [Image(title=name, note=range_note(one), pixels=one).fit(side) for name, one in arrays.items()]
     below = [
-        Image(
-            title="difference",
-            note=f"root mean square {np.sqrt((change**2).mean()):.2g}",
-            pixels=np.zeros_like(change),
-            limits=(-1.0, 1.0),
-            overlay=change,
-            overlay_limits=limits,
-            overlay_scale="diverging",
-            bar=change is changes[-1],
-        ).fit(side)
-        for change in changes
+        Image(note=f"root mean square {np.sqrt((one**2).mean()):.2g}", overlay=one, bar=one is changes[-1], **shared)
+        for one in changes
     ]
     return Figure(
         title="Ways to corrupt an image",
         subtitle="Above: each picture in its own grey range. Below: the difference from the first, all in one range.",
-        rows=[[*above], [None, *below]],
+        rows=[[*above], [None, *(one.fit(side) for one in below)]],
         sources=({}, ()),
     )

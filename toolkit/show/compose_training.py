@@ -230,16 +230,13 @@ def score_boxes(evaluations: Scores, *, metric: str = "dice") -> Figure:
     Raises:
         ResultError: a table without this metric.
     """
-    series, counts = [], set()
+    series: list[Series] = []
+    counts: set[int] = set()
     for name, sets in evaluations.items():
-        places: list[str] = []
-        values: list[float] = []
-        for place, table in sets.items():
-            scores = volume_scores(table, metric)
-            places += [place] * len(scores)
-            values += scores.tolist()
-            counts.add(len(scores))
-        series.append(Series(name=name, x=places, y=values))
+        scores = {place: volume_scores(table, metric) for place, table in sets.items()}
+        counts |= {len(one) for one in scores.values()}
+        places = [place for place, one in scores.items() for _ in one]
+        series.append(Series(name=name, x=places, y=np.concatenate(list(scores.values())).tolist()))
     most = len(next(iter(evaluations.values())))
     volumes = "/".join(str(count) for count in sorted(counts))
     panel = Boxes(

@@ -107,10 +107,6 @@ def result_view(result: Any, index: int, focus: Any = None, position: int | None
     if not -len(result.cases) <= index < len(result.cases):
         raise ResultError(f"There is no image {index}; the result holds {len(result.cases)}.", where="index")
     size = tuple((result.input if hasattr(result, "input") else result.image).shape[2:])
-    return choose_view(
-        size,
-        getattr(result, "padded_size", size),
-        focus=None if focus is None else focus[index, 0],
-        position=position,
-        spacing=(getattr(result, "spacing", None) or [None] * len(result.cases))[index],
-    )
+    padded, spacing = getattr(result, "padded_size", size), (getattr(result, "spacing", None) or {index: None})[index]
+    focus = None if focus is None else focus[index, 0]
+    return choose_view(size, padded, focus=focus, position=position, spacing=spacing)
