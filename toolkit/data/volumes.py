@@ -30,12 +30,7 @@ _WHAT = "a complete NIfTI volume"
 
 
 def read_pair(
-    images: tuple[Path, ...],
-    label: Path | None,
-    *,
-    dims: int = 3,
-    frame: int | None = None,
-    label_frame: int | None = None,
+    images: tuple[Path, ...], label: Path | None, *, dims: int, frame: int | None = None, label_frame: int | None = None
 ) -> Arrays:
     """A volume of one file per channel, and its label; they must share one grid. In a 2D task slices come first.
 
@@ -99,13 +94,7 @@ def read_geometry(path: str | os.PathLike[str], dims: int = 3, frame: int | None
 
 
 def geometry_of(
-    stored: np.ndarray,
-    shape: tuple[int, ...],
-    path: Path,
-    dims: int = 3,
-    *,
-    codes: tuple[int, int] = (1, 1),
-    scale: float = 1,
+    stored: np.ndarray, shape: tuple[int, ...], path: Path, dims: int, *, codes: tuple[int, int] = (1, 1), scale: float
 ) -> Geometry:
     """Geometry of a volume, in the axes closest to right, anterior, superior, by its voxel-to-world matrix."""
     from nibabel.orientations import inv_ornt_aff, io_orientation
@@ -306,7 +295,7 @@ def read_itk(path: Path, dims: int = 3) -> tuple[np.ndarray, Geometry]:
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(image.GetDirection()).reshape(3, 3) * np.asarray(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    geometry = geometry_of(LPS @ affine, stored.shape, path, dims)
+    geometry = geometry_of(LPS @ affine, stored.shape, path, dims, scale=1.0)
     return geometry.arrange(stored), geometry
 
 

@@ -20,7 +20,7 @@ AFFINE = np.array([[2.0, 0, 0, -30], [0, 3.0, 0, 12], [0, 0, 4.0, 7], [0, 0, 0, 
 def source(
     image: Path, label: Path | None = None, *channels: Path, label_values=None, **options: object
 ) -> FunctionSource:
-    settings = {"classes": (0, 1), "label_values": label_values, "options": options}
+    settings = {"classes": (0, 1), "label_values": label_values, "options": {"dims": 3, **options}}
     return FunctionSource(read=read_pair, images=(image, *channels), label=label, **settings)
 
 
