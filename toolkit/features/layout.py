@@ -30,9 +30,8 @@ def to_maps(activation: Tensor, image_size: Sequence[int], name: str = "") -> Te
                     return activation[:, class_tokens:].transpose(1, 2).unflatten(2, grid)
     shape, size = tuple(activation.shape), tuple(image_size)
     what = f"The layer {name!r} gives {shape}, which is no map of an input of size {size}."
-    raise LayerError(
-        what, where=name, fix="Choose a layer that gives (B, C, *S), channel-last maps, or tokens (B, L, C)."
-    )
+    fix = "Choose a layer that gives (B, C, *S), channel-last maps, or tokens (B, L, C)."
+    raise LayerError(what, where=name, fix=fix)
 
 
 def grid_of(shape: Sequence[int], image_size: Sequence[int]) -> tuple[int, ...] | None:

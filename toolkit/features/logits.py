@@ -133,9 +133,7 @@ def full_size(logits: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
     if logits.shape[2:] == tuple(size):
         return logits
     if logits.ndim != len(size) + 2:
-        what = (
-            f"The network's output has the shape {tuple(logits.shape)}, not (B, classes, *S) with {len(size)} axes *S."
-        )
+        what = f"The network's output has the shape {tuple(logits.shape)}, not (B, classes, *S) of {len(size)} axes *S."
         fix = "Wrap the network so that it gives logits of every class at every voxel, or name them with select=...."
         raise LayerError(what, where="output", fix=fix)
     factors = {whole / side for whole, side in zip(size, logits.shape[2:], strict=True)}

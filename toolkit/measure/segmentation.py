@@ -263,10 +263,10 @@ def counted(table: DataFrame, metric: str) -> DataFrame:
     if {"status", "diagonal"} <= set(rows.columns) and not overlap:
         rows = rows.assign(value=rows["value"].fillna(rows["diagonal"].astype(float)))
     if rows["value"].isna().any():
-        raise ResultError(
-            f"{int(rows['value'].isna().sum())} values of {metric!r} are undefined; left out, they would improve the mean.",
-            fix="Pass the whole table of toolkit.evaluate, with its columns status and diagonal, or use Dice.",
-        )
+        count = int(rows["value"].isna().sum())
+        what = f"{count} values of {metric!r} are undefined; left out, they would improve the mean."
+        fix = "Pass the whole table of toolkit.evaluate, with its columns status and diagonal, or use Dice."
+        raise ResultError(what, fix=fix)
     return rows
 
 

@@ -77,9 +77,8 @@ class Attached:
             fix = "Attach first, then compile: reg = toolkit.attach(reg, model); model = torch.compile(model)."
             raise ConfigError("A network that is compiled already skips new hooks.", where="attach", fix=fix)
         if "DataParallel" in kinds:
-            raise ConfigError(
-                "In DataParallel a network runs as copies.", where="attach", fix="Use DistributedDataParallel."
-            )
+            fix = "Use DistributedDataParallel."
+            raise ConfigError("In DataParallel a network runs as copies.", where="attach", fix=fix)
         self.model = unwrap(model)
         self.regularizers = regularizers
         self.step = 0

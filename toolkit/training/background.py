@@ -61,11 +61,9 @@ def packed(objects: Mapping[str, Any]) -> bytes:
         try:
             cloudpickle.dumps(value)
         except Exception as error:
-            raise ConfigError(
-                f"The {name} cannot be handed to a child process: {error}.",
-                where="background training, or a check in two processes",
-                fix="Keep no open files, locks or generators in it, or train in this process (background=False).",
-            ) from error
+            what = f"The {name} cannot be handed to a child process: {error}."
+            fix = "Keep no open files, locks or generators in it, or train in this process (background=False)."
+            raise ConfigError(what, where="background training, or a check in two processes", fix=fix) from error
     return cloudpickle.dumps((registry.registered_by("__main__"), dict(objects)))
 
 

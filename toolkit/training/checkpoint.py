@@ -119,11 +119,9 @@ def _state_bytes(state: dict[str, Any]) -> bytes:
     try:
         restricted_load(io.BytesIO(buffer.getvalue()), STATE)
     except CheckpointError as error:
-        raise ConfigError(
-            "The training state holds something that cannot be read back safely.",
-            where=error.where,
-            fix="state_dict() of objectives and regularizers may return tensors, numbers, strings, lists and dictionaries.",
-        ) from error
+        what = "The training state holds something that cannot be read back safely."
+        fix = "state_dict() of objectives and regularizers may hold tensors, numbers, strings, lists and dictionaries."
+        raise ConfigError(what, where=error.where, fix=fix) from error
     return buffer.getvalue()
 
 

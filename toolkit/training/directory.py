@@ -187,9 +187,8 @@ def check_empty(path: Path, besides: Sequence[str] = ()) -> None:
     try:
         others = sorted(set(os.listdir(path)) - set(besides)) if os.path.lexists(path) else []
     except OSError as error:
-        raise ConfigError(
-            f"This is no folder that can be used ({error.strerror}).", where=path, fix="Choose another `out`."
-        ) from error
+        what = f"This is no folder that can be used ({error.strerror})."
+        raise ConfigError(what, where=path, fix="Choose another `out`.") from error
     if others:
         what = f"This folder holds other things: {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}."
         raise ConfigError(what, where=path, fix="Choose an `out` that is empty or does not exist yet.")

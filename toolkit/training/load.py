@@ -136,8 +136,6 @@ def check_task(record: dict[str, Any], task: Any, where: str) -> None:
     if now != then:
         compare = getattr(task, "difference", None)
         difference = compare(record["contents"]) if callable(compare) and record.get("contents") else ""
-        raise CheckpointError(
-            "The data are not those this run was trained on (their content hash differs).",
-            where=f"{where}: {difference or f'recorded {str(then)[:12]}, now {str(now)[:12]}'}",
-            fix="Pass the same task, or restore the files that changed.",
-        )
+        what = "The data are not those this run was trained on (their content hash differs)."
+        where += f": {difference or f'recorded {str(then)[:12]}, now {str(now)[:12]}'}"
+        raise CheckpointError(what, where=where, fix="Pass the same task, or restore the files that changed.")

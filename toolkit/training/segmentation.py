@@ -285,12 +285,10 @@ class LossObjective(Objective):
     def _regions(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
         parts = self.loss.modules() if isinstance(self.loss, nn.Module) else ()
         if self.channels != "classes" or any(vars(part).get("softmax") for part in parts):
-            raise ConfigError(
-                f"The loss {self.loss!r} takes exclusive classes, and this task has regions, which overlap.",
-                where="objective=",
-                fix="Use a loss with a sigmoid, such as DiceLoss(sigmoid=True) or BCEWithLogitsLoss(), or state that yours takes "
-                'masks: LossObjective(loss, channels="classes").',
-            )
+            what = f"The loss {self.loss!r} takes exclusive classes, and this task has regions, which overlap."
+            fix = "Use a loss with a sigmoid, such as DiceLoss(sigmoid=True) or BCEWithLogitsLoss(), "
+            fix += 'or state that yours takes masks: LossObjective(loss, channels="classes").'
+            raise ConfigError(what, where="objective=", fix=fix)
         return fitted_regions(batch["regions"], logits)
 
 

@@ -110,9 +110,8 @@ class Missing:
     record: str
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        raise CheckpointError(
-            f"The callable {self} of this run's settings was not found here.", fix="Pass a TrainConfig that holds it."
-        )
+        what = f"The callable {self} of this run's settings was not found here."
+        raise CheckpointError(what, fix="Pass a TrainConfig that holds it.")
 
     def __str__(self) -> str:
         entry = json.loads(self.record)
@@ -213,11 +212,9 @@ def restore(
         if given.get(key) is None and (lost := [_call(e) for e in _entries(recorded[key]) if _is_lost(e)])
     ]
     if missing:
-        raise CheckpointError(
-            f"This run holds objects of your own, which must be passed again: {'; '.join(missing)}.",
-            where=where,
-            fix=f"toolkit.resume(path, {', '.join(m.split('=')[0] + '=...' for m in missing)}), or import their modules first.",
-        )
+        what = f"This run holds objects of your own, which must be passed again: {'; '.join(missing)}."
+        call = f"toolkit.resume(path, {', '.join(one.split('=')[0] + '=...' for one in missing)})"
+        raise CheckpointError(what, where=where, fix=f"{call}, or import their modules first.")
     return {key: _restore_one(key, recorded[key], given.get(key), where) for key in only}
 
 

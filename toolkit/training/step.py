@@ -208,11 +208,10 @@ def require_methods(model: nn.Module, methods: Sequence[str], owner: str) -> Non
     if missing:
         offered = [name for name in methods if name not in missing]
         public = [n for n in dir(type(model)) if not n.startswith("_") and n not in dir(nn.Module)]
-        raise ProtocolError(
-            f"{owner!r} needs a network with {', '.join(methods)}; {type(model).__name__} lacks {', '.join(missing)}.",
-            where=f"offered: {', '.join(offered) or 'none of them'}; its own public names: {', '.join(public) or 'none'}",
-            fix="Use toolkit.fast_slow_network(...), or give your network these methods.",
-        )
+        what = f"{owner!r} needs {', '.join(methods)} of a network; {type(model).__name__} lacks {', '.join(missing)}."
+        where = f"offered: {', '.join(offered) or 'none of them'}; its own public names: {', '.join(public) or 'none'}"
+        fix = "Use toolkit.fast_slow_network(...), or give your network these methods."
+        raise ProtocolError(what, where=where, fix=fix)
 
 
 def squared_norm(loss: Tensor, probes: Sequence[Tensor]) -> Tensor:

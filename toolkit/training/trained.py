@@ -90,9 +90,8 @@ def load_trained(name: str, seed: int = 0) -> nn.Module:
         raise CheckpointError("The card has no weights beside it.", where=weights, fix="Install the package again.")
     content = weights.read_bytes()
     if sha256(content) != card["sha256"]:
-        raise CheckpointError(
-            "The weights are not those that the card describes.", where=weights, fix="Install the package again."
-        )
+        what = "The weights are not those that the card describes."
+        raise CheckpointError(what, where=weights, fix="Install the package again.")
     with guarded_random_state():
         network: nn.Module = registry.build("model", card["recipe"]["model"])
     own = tensors_of(network)
@@ -294,7 +293,6 @@ def _read(file: Path) -> dict[str, Any]:
         if card.pop("format") != FORMAT or set(card) != set(FIELDS):
             raise ValueError("its fields are not those of a card")
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"The card cannot be read: {error}.", where=file, fix="Install the package again."
-        ) from error
+        what = f"The card cannot be read: {error}."
+        raise CheckpointError(what, where=file, fix="Install the package again.") from error
     return card

@@ -104,11 +104,9 @@ def copy_encoder(model: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
     wrong = [k for k, v in own.items() if k in tensors and tensors[k].shape != v.shape]
     if missing or wrong or not own:
         listed = ", ".join(missing[:5] or wrong[:5]) or "the network has no layer0 … layer3"
-        raise CheckpointError(
-            f"These weights do not fill the encoder: {len(missing)} tensors missing, {len(wrong)} of another shape.",
-            where=f"{where}: {listed}",
-            fix="Give the weights of a ResNet-50 (or of stage 1) for a network of encoder_width 64 and RGB or grey images.",
-        )
+        what = f"These weights do not fill the encoder: {len(missing)} tensors missing, {len(wrong)} of another shape."
+        fix = "Give those of a ResNet-50 (or of stage 1) for a network of encoder_width 64 and RGB or grey images."
+        raise CheckpointError(what, where=f"{where}: {listed}", fix=fix)
     copied = [k for k in own if k in tensors]
     for name in copied:
         own[name].copy_(tensors[name])

@@ -81,11 +81,8 @@ def _colours(task: Any, legacy: bool, pretrained: bool) -> tuple[Any, Setting]:
         arguments = {**recipe["arguments"], "normalisation": rule}
         task = registry.build("task", {**recipe, "arguments": arguments})
     elif legacy and rule != task.normalisation:
-        raise ConfigError(
-            f"The images of {task.name!r} are normalised by {task.normalisation!r}, not as the released code has them.",
-            where="recipes.med_disseg(legacy=True)",
-            fix='Make the task with normalisation="bgr".',
-        )
+        what = f"Images of {task.name!r} are normalised by {task.normalisation!r}, not as the released code has them."
+        raise ConfigError(what, where="recipes.med_disseg(legacy=True)", fix='Make the task with normalisation="bgr".')
     note = "the released code: BGR over 255, although its weights were trained on ImageNet's RGB"
     return task, Setting("task", "normalisation", task.normalisation, "med_disseg 8.1" if legacy else "ours", note)
 

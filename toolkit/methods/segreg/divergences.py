@@ -41,11 +41,9 @@ def class_frame(channels: int, classes: int, radius: float | None = None) -> tup
     span = classes - 1
     r = 0.8 * math.sqrt(max(span, 0)) if radius is None else radius
     if classes < 2 or channels < span or not 0 < r < math.sqrt(span):
-        raise ConfigError(
-            f"Class references need 2 <= classes <= channels + 1 and 0 < radius < sqrt(classes - 1), not "
-            f"{classes} classes, {channels} channels and radius {r}.",
-            where="SegReg(divergence='class_conditional')",
-        )
+        what = "Class references need 2 <= classes <= channels + 1 and 0 < radius < sqrt(classes - 1), not "
+        what += f"{classes} classes, {channels} channels and radius {r}."
+        raise ConfigError(what, where="SegReg(divergence='class_conditional')")
     generator = keyed_generator("class reference", channels, classes)
     frame, _ = torch.linalg.qr(torch.randn(channels, span, generator=generator, dtype=torch.float64))
     return frame, r * simplex(classes) @ frame.T, 1 - r**2 / span
