@@ -93,11 +93,8 @@ def _by_gradients(score: FixedScore, given: AttributionInput, method: str, setti
     from captum import attr as captum
 
     x = given.image.clone().requires_grad_()
-    path: dict[str, Any] = {
-        "baselines": given.base,
-        "n_steps": settings.steps,
-        "internal_batch_size": settings.batch_size,
-    }
+    path: dict[str, Any] = {"n_steps": settings.steps, "internal_batch_size": settings.batch_size}
+    path["baselines"] = given.base
     if method == "integrated_gradients":
         values = captum.IntegratedGradients(score).attribute(x, **path)
     elif method == "saliency":

@@ -230,9 +230,8 @@ def _maps_of_parts(
         fix += "choose a layer after it, or use use_reentrant=False."
         raise LayerError(f"No gradient reaches {', '.join(frozen)}.", where=frozen[0], fix=fix)
     for position, score in enumerate(scores):
-        gradients = torch.autograd.grad(
-            score.sum(), list(tape.values()), retain_graph=position + 1 < len(scores), allow_unused=True
-        )
+        more = position + 1 < len(scores)
+        gradients = torch.autograd.grad(score.sum(), list(tape.values()), retain_graph=more, allow_unused=True)
         for (name, activation), gradient in zip(tape.items(), gradients, strict=True):
             features = to_maps(activation.detach(), size, name).float()
             slope = torch.zeros_like(features) if gradient is None else to_maps(gradient, size, name).float()

@@ -100,10 +100,8 @@ class MaskedLatent(Result):
         return as_table(rows)
 
     def __repr__(self) -> str:
-        return (
-            f"MaskedLatent({self.scheme} {self.fraction:.0%} of {self.layer}, skips {self.skips}, "
-            f"batch statistics {self.bn_mode}, {len(self.cases)} images)"
-        )
+        told = f"skips {self.skips}, batch statistics {self.bn_mode}, {len(self.cases)} images"
+        return f"MaskedLatent({self.scheme} {self.fraction:.0%} of {self.layer}, {told})"
 
 
 def _counts(reference: Tensor, clean: Tensor, masked: Tensor) -> dict[str, float]:

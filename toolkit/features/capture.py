@@ -165,9 +165,8 @@ class Recorder:
             fix = 'Call the network inside the block, or say where they are: aliases={"head_input": "..."}.'
             raise LayerError(what, where=type(self.model).__name__, fix=fix)
         missing = [r for r in self.requests if r.key not in self.done and r.required]
-        globs = {r.pattern for r in self.requests} - {
-            r.pattern for r in self.requests if r.key in self.done or r.required
-        }
+        met = {r.pattern for r in self.requests if r.key in self.done or r.required}
+        globs = {r.pattern for r in self.requests} - met
         for request in [*missing, *(r for r in self.requests if r.pattern in globs)]:
             raise self._missing(request)
 
@@ -236,8 +235,6 @@ class Recorder:
         calls = self.counts.get((layer.path, layer.port), 0)
         ran = "it never ran" if not calls else f"it ran {calls} time{'s' * (calls > 1)} only"
         names = [n for n in named(self.model) if n != layer.path]
-        return LayerError(
-            f"The layer {request.key!r} was not captured: {ran} inside the block.",
-            where=layer,
-            fix=f"Run the network inside the block, or ask for another layer. Closest names: {closest(layer.path, names)}.",
-        )
+        what = f"The layer {request.key!r} was not captured: {ran} inside the block."
+        fix = f"Run the network inside it, or ask for another layer. Closest names: {closest(layer.path, names)}."
+        return LayerError(what, where=layer, fix=fix)

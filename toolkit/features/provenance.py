@@ -113,11 +113,8 @@ class DataHash:
 
     def update(self, ids: Iterable[str], *tensors: Tensor | None) -> None:
         """Add images (and labels) with their names, one by one: the hash does not depend on how they were batched."""
-        parts = [
-            (f"{tensor.dtype} {tuple(tensor.shape[1:])}".encode(), _narrow(tensor))
-            for tensor in tensors
-            if tensor is not None
-        ]
+        present = [tensor for tensor in tensors if tensor is not None]
+        parts = [(f"{one.dtype} {tuple(one.shape[1:])}".encode(), _narrow(one)) for one in present]
         for index, name in enumerate(ids):
             digest = hashlib.sha256(f"{name}|".encode())
             for kind, images in parts:

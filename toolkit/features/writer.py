@@ -187,12 +187,9 @@ class StoreWriter(MemoryWriter):
         self._writing = True
         if (layer, kind) not in self._arrays:
             row = max(4, values[:1].nbytes)
-            self._arrays[layer, kind] = self._root.create_array(
-                f"layer{self.layers.index(layer)}/{kind}",
-                shape=(0, *values.shape[1:]),
-                chunks=(max(1, _CHUNK // row), *values.shape[1:]),
-                dtype="float32",
-            )
+            name, rest = f"layer{self.layers.index(layer)}/{kind}", values.shape[1:]
+            options = {"shape": (0, *rest), "chunks": (max(1, _CHUNK // row), *rest), "dtype": "float32"}
+            self._arrays[layer, kind] = self._root.create_array(name, **options)
             self._hashes[layer, kind] = hashlib.sha256()
         self._arrays[layer, kind].append(values)
         self._hashes[layer, kind].update(values.data)

@@ -52,9 +52,8 @@ class Predictor:
         self.at_once: int | None = None  # images in a pass without gradients, once `affordable` has said it
         self.dtype = own_precision(self.model)
         self.autocast = _autocast_type(self.dtype, passes.get("precision"))
-        self.activation = Activation(
-            passes.get("activation") or memory.activation, regions or memory.regions, memory.classes
-        )
+        activation = passes.get("activation") or memory.activation
+        self.activation = Activation(activation, regions or memory.regions, memory.classes)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,6 @@ POOLS = ("per-class", "per-region", "grid", "global", "voxels", "boundary")
 VOXELS = ("voxels", "boundary")  # rows are voxels; of the others, means over areas
 BAND = 3  # voxels from a boundary, for "boundary"
 CELLS = 4  # along each axis, for "grid"
-_ADAPTIVE: dict[int, Callable[..., Tensor]] = {
-    1: F.adaptive_avg_pool1d,
-    2: F.adaptive_avg_pool2d,
-    3: F.adaptive_avg_pool3d,
-}
 
 
 @dataclasses.dataclass
@@ -166,7 +160,8 @@ class Pooler:
 def _shrink(planes: Tensor, size: tuple[int, ...]) -> Tensor:
     """Mean of every position's field; axis by axis where sizes divide, which is six times faster."""
     if any(whole % side for whole, side in zip(planes.shape[2:], size, strict=True)):
-        return _ADAPTIVE[len(size)](planes, size)
+        pooled: Tensor = getattr(F, f"adaptive_avg_pool{len(size)}d")(planes, size)
+        return pooled
     for axis, side in enumerate(size, 2):
         factor = planes.shape[axis] // side
         fields = planes.unflatten(axis, (side, factor))

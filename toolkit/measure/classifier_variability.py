@@ -232,6 +232,5 @@ def median_margin(
     if not len(values) or not math.isfinite(spread):
         return math.nan
     places = np.searchsorted(known, labels)
-    return float(
-        np.mean([np.median(normalised_margins(values, places, w, b, spread)) for w, b in zip(*heads, strict=True)])
-    )
+    medians = [np.median(normalised_margins(values, places, w, b, spread)) for w, b in zip(*heads, strict=True)]
+    return float(np.mean(medians))

@@ -260,12 +260,8 @@ class _Group:
     def mean_records(self, confidence: float) -> Iterator[dict[str, Any]]:
         for measure in dict.fromkeys(name for name, (i, _) in self.values if i != REFERENCE):
             values = torch.stack([self.values[measure, pair] for pair in self.plan.consecutive]).mean(0)
-            yield {
-                **self._head(measure, False),
-                "comparisons": len(self.plan.consecutive),
-                **self._interval(measure, values, confidence),
-                **self._tail(measure),
-            }
+            head = self._head(measure, False) | {"comparisons": len(self.plan.consecutive)}
+            yield head | self._interval(measure, values, confidence) | self._tail(measure)
 
     def _interval(self, measure: str, values: Tensor, confidence: float) -> dict[str, float]:
         reliable = not measure.startswith(("grassmann", "chordal"))  # theirs would hold the truth in 78 to 92 % only

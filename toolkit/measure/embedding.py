@@ -73,10 +73,8 @@ def umap_pictures(
         inside = (chosen >= start) & (chosen < start + len(rows[stage]))
         pictures[stage][chosen[inside] - start] = embedding[inside]  # rows of the fit stay where the fit put them
     some = torch.arange(0, len(base), max(1, len(base) // _CHECKED))
-    measured = {
-        "rows_in_fit": len(base),
-        "trustworthiness": trustworthiness(base[some], embedding[some], options.neighbours),
-    }
+    trust = trustworthiness(base[some], embedding[some], options.neighbours)
+    measured = {"rows_in_fit": len(base), "trustworthiness": trust}
     if options.stability_seeds:
         others = [fit_umap(base, neighbours, options, options.seed + 1 + k) for k in range(options.stability_seeds)]
         overlaps = [neighbour_overlap(embedding[some], other[some], options.neighbours) for other in others]
@@ -118,10 +116,8 @@ def tsne_pictures(rows: list[Tensor], options: TsneOptions) -> tuple[list[Tensor
     model = TSNE(perplexity=options.perplexity, init="pca", random_state=options.seed)
     points = torch.from_numpy(model.fit_transform(union.float().numpy()).astype("float32"))
     some = torch.arange(0, len(union), max(1, len(union) // _CHECKED))
-    measured = {
-        "trustworthiness": trustworthiness(union[some], points[some]),
-        "divergence": float(model.kl_divergence_),
-    }
+    trust = trustworthiness(union[some], points[some])
+    measured = {"trustworthiness": trust, "divergence": float(model.kl_divergence_)}
     return list(points.split([len(part) for part in rows])), {**dataclasses.asdict(options), **measured}
 
 

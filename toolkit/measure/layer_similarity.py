@@ -118,10 +118,8 @@ def layer_similarity(
                 matrix[i, j] = matrix[j, i] if symmetric else 1 - procrustes(one, another)
     else:
         keep = subsample(number, max_rows, "rsa", seed)
-        profiles = [
-            torch.stack([_ranked_dissimilarity(rows.index_select(0, keep)) for rows in side])
-            for side in ([first] if second is first else [first, second])
-        ]
+        both = [first] if second is first else [first, second]
+        profiles = [torch.stack([_ranked_dissimilarity(rows.index_select(0, keep)) for rows in one]) for one in both]
         matrix = profiles[0] @ profiles[-1].T
     settings: dict[str, Any] = {"method": method, "batch": batch, "seed": seed}
     return LayerSimilarity(

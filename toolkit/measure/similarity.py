@@ -153,11 +153,8 @@ def _forms(second: Tensor, first: Tensor, count: float, living: Tensor) -> dict[
     cosine = _normalised(second, living)
     centred = second - torch.outer(first, first) / count
     varying = living & (centred.diagonal() > _CONSTANT * second.diagonal())
-    return {
-        "cosine": (cosine, living),
-        "pearson": (_normalised(centred, varying), varying),
-        "absolute": (cosine.abs(), living),
-    }
+    pearson = _normalised(centred, varying), varying
+    return {"cosine": (cosine, living), "pearson": pearson, "absolute": (cosine.abs(), living)}
 
 
 def _normalised(matrix: Tensor, valid: Tensor) -> Tensor:

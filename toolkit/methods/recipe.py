@@ -119,9 +119,8 @@ class Stage(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         regularizer = None if self.regularizer is None else self.regularizer.name
-        return (
-            f"Stage({self.name!r}, model={self._model_name!r}, regularizer={regularizer!r}, steps={self.config.steps})"
-        )
+        told = f"model={self._model_name!r}, regularizer={regularizer!r}, steps={self.config.steps}"
+        return f"Stage({self.name!r}, {told})"
 
     def _arguments(self, part: str) -> dict[str, Any]:
         return {setting.name: setting.value for setting in self.settings if setting.part == part}
@@ -155,9 +154,7 @@ class Recipe:
 
     def table(self) -> DataFrame:
         """Every setting: stage, part, name, value, source (section of the method's specification), note."""
-        rows = [
-            {"stage": stage.name, **dataclasses.asdict(setting)} for stage in self.stages for setting in stage.settings
-        ]
+        rows = [{"stage": stage.name, **vars(one)} for stage in self.stages for one in stage.settings]
         return as_table(rows, columns=["stage", "part", "name", "value", "source", "note"])
 
     def train(self, out: str | os.PathLike[str], *, progress: bool = True) -> list[Run]:

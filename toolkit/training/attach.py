@@ -70,10 +70,8 @@ class Attached:
         self, regularizers: list[Regularizer], model: nn.Module, seed: int, aliases: Mapping[str, str] | None
     ) -> None:
         kinds = {type(module).__name__ for module in model.modules()}
-        compiled = "OptimizedModule" in kinds or any(
-            getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
-        )
-        if compiled:
+        calls = [getattr(module, "_compiled_call_impl", None) for module in model.modules()]
+        if "OptimizedModule" in kinds or any(call is not None for call in calls):
             fix = "Attach first, then compile: reg = toolkit.attach(reg, model); model = torch.compile(model)."
             raise ConfigError("A network that is compiled already skips new hooks.", where="attach", fix=fix)
         if "DataParallel" in kinds:

@@ -111,9 +111,8 @@ def open_run(
         config = config.with_factories(factories, str(path))
     check_task(record, objects["task"], str(path))
     check_fit(objects["model"], newest, str(path))
-    step = TrainingStep(
-        objects["model"], objects["objective"], objects["regularizers"], seed=config.seed, aliases=record["taps"]
-    )
+    learning = objects["model"], objects["objective"], objects["regularizers"]
+    step = TrainingStep(*learning, seed=config.seed, aliases=record["taps"])
     if problems:
         what = f"Continuing from the older checkpoint of step {newest.step}, because newer ones are damaged"
         warnings.warn(f"{what} ({'; '.join(problems)}).", ToolkitWarning, stacklevel=3)

@@ -201,9 +201,8 @@ class Loop:
             if {f"gradient of {r.name}", f"gradient of {objective}@{r.name}"} <= set(values)
         }
         statuses = self.monitor.observe(ratios, self.done)
-        return {f"{name}/gradient_ratio": ratio for name, ratio in ratios.items()} | {
-            f"{name}/gradient_status": status for name, status in statuses.items()
-        }
+        told: dict[str, Any] = {f"{name}/gradient_ratio": ratio for name, ratio in ratios.items()}
+        return told | {f"{name}/gradient_status": status for name, status in statuses.items()}
 
     def _due(self, every: int) -> bool:
         return self.done == self.config.steps or (every > 0 and self.done % every == 0)

@@ -56,7 +56,7 @@ def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Opti
     # One kernel for all parameters; not with a loss scale, which a fused step would have to undo before the clipping.
     fused = (resolve_device(config).type == "cuda" and config.precision != "16") or None
     groups: Any = with_rate_factors(parameter_groups(step), step.model, config)
-    rate, decay = learning_rate(config, 0), config.weight_decay
+    options: dict[str, Any] = {"lr": learning_rate(config, 0), "weight_decay": config.weight_decay, "fused": fused}
     if callable(config.optimizer):
         optimizer, given = config.optimizer(groups), {id(p) for group in groups for p in group["params"]}
         own = {id(p) for group in getattr(optimizer, "param_groups", []) for p in group["params"]}
@@ -66,11 +66,9 @@ def build_optimizer(step: TrainingStep, config: TrainConfig) -> torch.optim.Opti
         fix = "Return torch.optim.SGD(parameter_groups, ...) or another torch.optim.Optimizer of all of them."
         raise ConfigError(what, where="TrainConfig(optimizer=...)", fix=fix)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=rate, weight_decay=decay, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused
-        )
+        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0, **options)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=rate, weight_decay=decay, betas=config.betas, fused=fused)
+    return kind(groups, betas=config.betas, **options)
 
 
 def with_rate_factors(groups: list[dict[str, Any]], model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

@@ -105,18 +105,15 @@ class SegmentationObjective(Objective):
             fix = "Give one weight a class, background first."
             raise ConfigError(what, where="SegmentationObjective(class_weights=...)", fix=fix)
         if self.cross_entropy:
-            terms["cross_entropy"] = self.cross_entropy * functional.cross_entropy(
-                logits, target, weight=weights, ignore_index=ignored
-            )
+            value = functional.cross_entropy(logits, target, weight=weights, ignore_index=ignored)
+            terms["cross_entropy"] = self.cross_entropy * value
         if self.focal:
-            terms["focal"] = self.focal * focal_loss(
-                logits, target, gamma=self.focal_gamma, class_weights=weights, ignore_label=ignored
-            )
+            value = focal_loss(logits, target, gamma=self.focal_gamma, class_weights=weights, ignore_label=ignored)
+            terms["focal"] = self.focal * value
         if self.dice:
             rules = {name: getattr(self, name) for name in ("include_background", "squared", "batch_dice", "smooth")}
-            terms["dice"] = self.dice * soft_dice_loss(
-                logits, target, ignore_label=self.ignore_label, of_all=self.batch_dice, **rules
-            )
+            value = soft_dice_loss(logits, target, ignore_label=self.ignore_label, of_all=self.batch_dice, **rules)
+            terms["dice"] = self.dice * value
         return terms
 
     def _regions(self, logits: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -133,9 +130,8 @@ class SegmentationObjective(Objective):
         truth = fitted_regions(truth, logits)
         counted = torch.ones_like(truth[:, :1])
         if self.ignore_label is not None:
-            counted = functional.interpolate(
-                (label != self.ignore_label).to(logits.dtype), logits.shape[2:], mode="nearest"
-            )
+            counted = (label != self.ignore_label).to(logits.dtype)
+            counted = functional.interpolate(counted, logits.shape[2:], mode="nearest")
         terms = {}
         if self.cross_entropy:
             each = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none") * counted

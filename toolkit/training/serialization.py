@@ -30,9 +30,8 @@ from toolkit.training.protocol import Objective, Regularizer
 from toolkit.training.segmentation import LossObjective, as_objective
 
 FACTORIES = ("optimizer", "schedule", "augmentation")  # settings that may be callables
-_LIBRARIES = tuple(
-    {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
+_PLACES = map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))
+_LIBRARIES = tuple({Path(place).resolve() for place in _PLACES})
 
 
 def origin_of(value: Any) -> dict[str, Any] | None:

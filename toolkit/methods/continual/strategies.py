@@ -206,9 +206,8 @@ class ElasticWeightConsolidation(Strategy):
         """Add the stage's Fisher information."""
         network = unwrap(run.model)
         if self.fisher == "images":
-            fisher = fisher_information(
-                network, run.task, run.objective, site=run.site, images=self.images, patch_size=run.config.patch_size
-            )
+            place = {"site": run.site, "patch_size": run.config.patch_size}
+            fisher = fisher_information(network, run.task, run.objective, images=self.images, **place)
         else:
             fisher = last_batch_fisher(run)
         if self.scaled:

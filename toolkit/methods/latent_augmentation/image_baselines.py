@@ -179,11 +179,8 @@ class RandomConvolution(HardExamples):
                 refined.append(network.refine(fast[-1]))
             restored.append(0.5 * functional.mse_loss(network.decode_image(codes[-1]).float(), image.float()))
         self._keep(context, codes)
-        return {
-            "view_reconstruction": torch.stack(restored).mean(),
-            "agreement": _agreement(fast),
-            "refined_agreement": _agreement(refined),
-        }
+        agreements = {"agreement": _agreement(fast), "refined_agreement": _agreement(refined)}
+        return {"view_reconstruction": torch.stack(restored).mean(), **agreements}
 
 
 def _agreement(logits: Sequence[Tensor]) -> Tensor:

@@ -89,11 +89,9 @@ class FastSlowObjective(Objective):
 
     def __call__(self, outputs: FastSlowOutputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         target = fitted_label(batch["label"], outputs.segmentation)
-        terms = {
-            "segmentation": functional.cross_entropy(outputs.segmentation.float(), target),
-            "reconstruction": self.reconstruction_factor
-            * functional.mse_loss(outputs.reconstruction.float(), batch["image"].float()),
-        }
+        error = functional.mse_loss(outputs.reconstruction.float(), batch["image"].float())
+        terms = {"segmentation": functional.cross_entropy(outputs.segmentation.float(), target)}
+        terms["reconstruction"] = self.reconstruction_factor * error
         if outputs.restored_label is not None:
             terms["shape_label"] = functional.cross_entropy(outputs.restored_label.float(), target)
         terms["shape_prediction"] = functional.cross_entropy(outputs.refined.float(), target)

@@ -163,11 +163,9 @@ class Dispersive(Regularizer):
             norm = float(gradient.norm())
             self._last[f"{name}/gradient_norm"] = norm
             if norm < 1e-8:
-                self._warn(
-                    "dead",
-                    f"The dispersive loss at {name!r} is dead: value {float(loss.detach()):.6g}, gradient norm {norm:.3g}. "
-                    "Use the preset 'default' or 'default-cosine', which normalise the distance.",
-                )
+                what = f"The dispersive loss at {name!r} is dead: value {float(loss.detach()):.6g}, "
+                what += f"gradient norm {norm:.3g}. Use the preset 'default' or 'default-cosine', which "
+                self._warn("dead", f"{what}normalise the distance.")
 
     def _measure_pairs(self, name: str, rows: Tensor, variant: str) -> None:
         distances = pair_distances(rows, None, variant, self.preset)
@@ -178,11 +176,8 @@ class Dispersive(Regularizer):
             active = float((pairs / temperature(self.tau, distances, itself) < ACTIVE_BAND).float().mean())
             self._last[f"{name}/active_pairs"] = active
             if active < 0.01:
-                self._warn(
-                    "band",
-                    f"{100 * (1 - active):.4g} % of the pairs at {name!r} are farther apart than {ACTIVE_BAND} tau and "
-                    "hardly repelled; normalise the distance or raise tau.",
-                )
+                what = f"{100 * (1 - active):.4g} % of the pairs at {name!r} are farther apart than {ACTIVE_BAND} tau"
+                self._warn("band", f"{what} and hardly repelled; normalise the distance or raise tau.")
 
     def _warn(self, reason: str, message: str) -> None:
         if reason not in self._warned:

@@ -150,9 +150,8 @@ def internal_distillation(features: Tensor, order: str = "score", stop_gradient:
             ranking = mean_of_all(channel_score(values)).argsort(descending=True, stable=True)
         else:
             ranking = torch.arange(channels, device=values.device)
-        distance: Tensor = _PairedDistance.apply(
-            values, ranking[:half], ranking[channels - half :], stop_gradient == "none"
-        )
+        halves = ranking[:half], ranking[channels - half :]
+        distance: Tensor = _PairedDistance.apply(values, *halves, stop_gradient == "none")
     return distance
 
 
