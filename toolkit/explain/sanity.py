@@ -60,17 +60,11 @@ class RandomisedWeights(Result):
                 verdict = "fails: the map shows the image, not the network"
             if cascade and names[1] != self.numbers["shuffled_down_to"].iloc[-1]:
                 verdict = ""
-            rows.append(
-                {
-                    "layer": layer,
-                    **({"shuffled_down_to": names[1]} if cascade else {}),
-                    "similarity": mean,
-                    "largest": float(correlations.max()) if len(correlations) else math.nan,
-                    "maps": len(correlations),
-                    "left_out": ", ".join(sorted(set(part["status"]) - set(TELLING))),
-                    "verdict": verdict,
-                }
-            )
+            largest = float(correlations.max()) if len(correlations) else math.nan
+            left_out = ", ".join(sorted(set(part["status"]) - set(TELLING)))
+            row = {"layer": layer} | ({"shuffled_down_to": names[1]} if cascade else {})
+            row |= {"similarity": mean, "largest": largest, "maps": len(correlations)}
+            rows.append(row | {"left_out": left_out, "verdict": verdict})
         return as_table(rows)
 
 
@@ -135,16 +129,9 @@ def randomised_weights(
             for index, (case, one, two) in enumerate(zip(own.cases, own[layer], other[layer], strict=True)):
                 states = (own.status[layer][index], f"{other.status[layer][index]} in the copy")
                 silent = [state for state in states if state.removesuffix(" in the copy") not in TELLING]
-                rows.append(
-                    {
-                        "layer": layer,
-                        "case": case,
-                        "draw": draw,
-                        **({"shuffled_down_to": down_to} if cascade else {}),
-                        "status": silent[0] if silent else states[0],
-                        "rank_correlation": math.nan if silent else rank_correlation(one, two),
-                    }
-                )
+                row = {"layer": layer, "case": case, "draw": draw} | ({"shuffled_down_to": down_to} if cascade else {})
+                correlation = math.nan if silent else rank_correlation(one, two)
+                rows.append(row | {"status": (silent or states)[0], "rank_correlation": correlation})
     shown = {"target": own.target, "method": method}
     settings = {"layers": own.layers, **shown, "draws": draws, "seed": seed, "cascade": cascade}
     made_by = provenance(model, own.provenance.get("data"), **settings)

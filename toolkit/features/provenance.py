@@ -76,10 +76,8 @@ def weights_hash(model: nn.Module) -> str:
     """
     network = unwrap(model)
     tensors = [*network.named_parameters(), *network.named_buffers()]
-    versions = (
-        *((name, id(t), t.data_ptr(), -1 if t.is_inference() else t._version) for name, t in tensors),
-        *_sums([tensor for _, tensor in tensors]),
-    )
+    seen = [(name, id(t), t.data_ptr(), -1 if t.is_inference() else t._version) for name, t in tensors]
+    versions = (*seen, *_sums([tensor for _, tensor in tensors]))
     remembered = _WEIGHTS.get(network)
     if remembered and remembered[0] == versions:
         return remembered[1]

@@ -63,9 +63,8 @@ class ClassifierVariability(Result):
 
     def table(self) -> DataFrame:
         """One row per measure: mean angle per class and over classes, disagreement, balanced accuracy, margin."""
-        rows: list[tuple[str, str, float]] = [
-            ("angle", name, float(angle)) for name, angle in zip(self.class_names, self.angles, strict=True)
-        ]
+        angles = zip(self.class_names, self.angles, strict=True)
+        rows: list[tuple[str, str, float]] = [("angle", name, float(angle)) for name, angle in angles]
         rows.append(("angle", "all", float(self.angles.mean())))
         for measure in ("disagreement", "balanced accuracy", "normalised margin"):
             field = measure.rpartition(" ")[2]

@@ -82,6 +82,7 @@ def segmentation_metrics(
     step, unit = _voxel_step(None if rule == "selfreg" else spacing, expected.ndim)
     diagonal = math.dist((0.0,) * expected.ndim, [n * s for n, s in zip(expected.shape, step, strict=True)])
     rows: list[dict[str, Any]] = []
+    told = "toolkit" if rule is None else f"legacy: {rule}"
     for label, name in _foreground(classes, predicted, expected).items():
         values, status = _class_metrics(predicted == label, expected == label, step, measured)
         if rule is not None:
@@ -89,18 +90,8 @@ def segmentation_metrics(
         for metric, value in zip(METRICS, values, strict=True):
             if metric not in metrics:
                 continue
-            distance = metric in DISTANCES
-            rows.append(
-                {
-                    "class": name,
-                    "metric": metric,
-                    "value": value,
-                    "status": status,
-                    "unit": unit if distance else "",
-                    "diagonal": diagonal if distance else math.nan,
-                    "rule": "toolkit" if rule is None else f"legacy: {rule}",
-                }
-            )
+            where = {"unit": unit, "diagonal": diagonal} if metric in DISTANCES else {"unit": "", "diagonal": math.nan}
+            rows.append({"class": name, "metric": metric, "value": value, "status": status, **where, "rule": told})
     return as_table(rows, columns=["class", "metric", "value", "status", "unit", "diagonal", "rule"])
 
 

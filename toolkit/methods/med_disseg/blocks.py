@@ -67,9 +67,8 @@ class ConvolutionUnit(nn.Module):
     ) -> None:
         super().__init__()
         padding = dilation * (kernel // 2)
-        self.conv = nn.Sequential(
-            nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False), nn.BatchNorm2d(outputs)
-        )
+        convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
+        self.conv = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
         self.telu = TeLU() if activation else nn.Identity()
 
     def forward(self, x: Tensor, enlarge: int = 1) -> Tensor:
@@ -86,9 +85,8 @@ class LesionAttention(nn.Module):
     def __init__(self, channels: int, reduction: int = 8) -> None:
         super().__init__()
         hidden = channels // reduction
-        self.fc = nn.Sequential(
-            nn.Linear(channels, hidden, bias=False), TeLU(), nn.Linear(hidden, channels, bias=False)
-        )
+        narrow, wide = nn.Linear(channels, hidden, bias=False), nn.Linear(hidden, channels, bias=False)
+        self.fc = nn.Sequential(narrow, TeLU(), wide)
         self.spatial_conv1 = nn.Conv2d(channels, 1, 3, padding=1, dilation=1)
         self.spatial_conv2 = nn.Conv2d(channels, 1, 3, padding=2, dilation=2)
         self.spatial_conv3 = nn.Conv2d(channels, 1, 3, padding=3, dilation=3)

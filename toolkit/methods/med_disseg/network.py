@@ -67,11 +67,8 @@ class _Encoder(nn.Module):
         return torch.cat((torch.zeros_like(maps), maps), dim=1) if self.maps == 1 else maps
 
     def _name_layers(self, **taps: str) -> None:
-        self.toolkit_taps: dict[str, str] = {
-            **taps,
-            "bottleneck": "layer3",
-            **{f"encoder_{k}": f"layer{k - 1}" for k in (1, 2, 3, 4)},
-        }
+        encoder = {f"encoder_{k}": f"layer{k - 1}" for k in (1, 2, 3, 4)}
+        self.toolkit_taps: dict[str, str] = {**taps, "bottleneck": "layer3", **encoder}
 
 
 class MedDisSegStageOne(_Encoder):
@@ -132,9 +129,8 @@ class MedDisSeg(_Encoder):
         )
         self.output_block = parts.OutputBlock(width, self.maps)
         if encoder_attention:
-            self.encoder_attention = nn.ModuleList(
-                parts.LesionAttention(channels, min(8, channels)) for channels in self.widths
-            )
+            attention = (parts.LesionAttention(channels, min(8, channels)) for channels in self.widths)
+            self.encoder_attention = nn.ModuleList(attention)
         self._name_layers(
             head_input="output_block.c3:input",
             pre_activation="output_block.c2.conv.1",
@@ -161,14 +157,12 @@ class MedDisSeg(_Encoder):
 
     def _decode(self, blocks: list[Tensor], foreground: Tensor, background: Tensor) -> Tensor:
         aggregated: dict[int, Tensor] = {}
+        sides = (("fg", foreground), ("bg", background))
         for level in (4, 3, 2, 1):
             x = self.get_submodule(f"dconv{level}")(blocks[level - 1])
             if level < 4:
                 x = torch.cat((x, parts.upsample(aggregated[level + 1], 2)), dim=1)
-            guides = [
-                self.get_submodule(f"preprocess_{part}{level}")(feature)
-                for part, feature in (("fg", foreground), ("bg", background))
-            ]
+            guides = [self.get_submodule(f"preprocess_{part}{level}")(feature) for part, feature in sides]
             aggregated[level] = self.get_submodule(f"cdfa{level}")(x, *guides)
         small = self.decoder_small(aggregated[2], aggregated[1])
         middle = self.decoder_middle(aggregated[3], aggregated[2])

@@ -110,10 +110,8 @@ def _dispersive(preset: str, stage: int) -> list[Setting]:
         "weight": "2.4: 0.2 and 0.6 as stated; the released loop uses 0.2 in both (preset 'released')",
         "preset": "2.5: the released distance has no gradient at this size",
     }
-    return [
-        Setting("regularizer", name, value, "med_disseg 2.5", notes.get(name, ""))
-        for name, value in record["arguments"].items()
-    ]
+    given = record["arguments"].items()
+    return [Setting("regularizer", name, value, "med_disseg 2.5", notes.get(name, "")) for name, value in given]
 
 
 _CONFIG = [

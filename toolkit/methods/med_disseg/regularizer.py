@@ -240,18 +240,9 @@ def preset_check(features: Tensor) -> DataFrame:
             (gradient,) = torch.autograd.grad(loss, leaf)
         distances = preset_distances(features, name)
         norm = float(gradient.norm())
-        rows.append(
-            {
-                "preset": name,
-                "layout": settings.layout,
-                "tau": settings.tau,
-                "numbers": vectors.shape[1],
-                "loss": float(loss.detach()),
-                "gradient_norm": norm,
-                "smallest": float(distances.min()),
-                "median": float(distances.median()),
-                "active_pairs": float((distances < ACTIVE_BAND).float().mean()),
-                "status": "dead" if norm < 1e-8 else "ok",
-            }
-        )
+        active = float((distances < ACTIVE_BAND).float().mean())
+        row = {"preset": name, "layout": settings.layout, "tau": settings.tau, "numbers": vectors.shape[1]}
+        row |= {"loss": float(loss.detach()), "gradient_norm": norm, "smallest": float(distances.min())}
+        row |= {"median": float(distances.median()), "active_pairs": active}
+        rows.append(row | {"status": "dead" if norm < 1e-8 else "ok"})
     return as_table(rows)
