@@ -166,7 +166,7 @@ def test_attributions_lie_on_the_image(tmp_path: Path, dims: int) -> None:
     assert written.shape == image.shape
     np.testing.assert_allclose(written.affine, image.affine, atol=1e-6)
     assert np.corrcoef(written.get_fdata().ravel(), image.get_fdata().ravel())[0, 1] > 0.98  # clipped outliers
-    with pytest.raises(LayerError, match="no attribution"):
+    with pytest.raises(LayerError, match="no map of"):
         result.save_nifti(tmp_path / "none", ["tail"])
 
 
