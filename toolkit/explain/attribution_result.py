@@ -66,24 +66,15 @@ class AttributionResult(Explained, Result):
         attributions minus the change of the score, which is near 0 for integrated gradients and layer conductance.
         """
         rows: list[dict[str, Any]] = []
+        status = self.status
         for name, values in self.attributions.items():
             for index, one in enumerate(values):
-                change = float(self.score[index] - self.baseline_score[index])
-                rows.append(
-                    {
-                        "name": name,
-                        "case": self.cases[index],
-                        "status": self.status[name][index],
-                        "min": float(one.min()),
-                        "max": float(one.max()),
-                        "sum": float(one.sum()),
-                        "inside": self._inside(name, index),
-                        "score": float(self.score[index]),
-                        "baseline_score": float(self.baseline_score[index]),
-                        "completeness_gap": float(one.double().sum()) - change,
-                        "region_voxels": int(self.region[index].sum()),
-                    }
-                )
+                gap = float(one.double().sum()) - float(self.score[index] - self.baseline_score[index])
+                row: dict[str, Any] = {"name": name, "case": self.cases[index], "status": status[name][index]}
+                row |= {"min": float(one.min()), "max": float(one.max()), "sum": float(one.sum())}
+                row |= {"inside": self._inside(name, index), "score": float(self.score[index])}
+                row |= {"baseline_score": float(self.baseline_score[index]), "completeness_gap": gap}
+                rows.append(row | {"region_voxels": int(self.region[index].sum())})
         return as_table(rows)
 
     def __repr__(self) -> str:

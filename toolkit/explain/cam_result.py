@@ -92,22 +92,13 @@ class GradCamResult(Explained, Result):
         """
         rows: list[dict[str, Any]] = []
         for layer, maps in self.maps.items():
+            net = self.net_gradient.get(layer, [math.nan] * len(maps))
             for index, one in enumerate(maps):
-                rows.append(
-                    {
-                        "layer": layer,
-                        "case": self.cases[index],
-                        "status": self.status[layer][index],
-                        "min": float(one.min()),
-                        "max": float(one.max()),
-                        "mean": float(one.mean()),
-                        "positive": float((one > 0).float().mean()),
-                        "size": tuple(one.shape[1:]),
-                        "score": float(self.score[index]),
-                        "region_voxels": int(self.region[index].sum()),
-                        "net_gradient": self.net_gradient.get(layer, [math.nan] * len(maps))[index],
-                    }
-                )
+                row: dict[str, Any] = {"layer": layer, "case": self.cases[index], "status": self.status[layer][index]}
+                row |= {"min": float(one.min()), "max": float(one.max()), "mean": float(one.mean())}
+                row |= {"positive": float((one > 0).float().mean()), "size": tuple(one.shape[1:])}
+                row |= {"score": float(self.score[index]), "region_voxels": int(self.region[index].sum())}
+                rows.append(row | {"net_gradient": net[index]})
         return as_table(rows)
 
     def __repr__(self) -> str:
