@@ -242,17 +242,10 @@ def _plan_of_voxels(batch: InputBatch, pool: str, samples: int, seed: int) -> Ro
 
 def _row(batch: InputBatch, position: int, owner: int, count: int, index: int = -1) -> dict[str, Any]:
     """What the table says of one row; its owner is a class, or -1 for all."""
-    names = batch.classes or {}
-    return {
-        "case": batch.ids[position],
-        "volume": batch.volumes[position],
-        "subject": batch.subjects[position],
-        "site": batch.sites[position],
-        "class": owner,
-        "class_name": "all" if owner < 0 else str(names.get(owner, owner)),
-        "count": count,
-        "index": index,
-    }
+    name = "all" if owner < 0 else str((batch.classes or {}).get(owner, owner))
+    row: dict[str, Any] = {"case": batch.ids[position], "volume": batch.volumes[position]}
+    row |= {"subject": batch.subjects[position], "site": batch.sites[position]}
+    return row | {"class": owner, "class_name": name, "count": count, "index": index}
 
 
 def _counts(label: np.ndarray) -> dict[int, int]:

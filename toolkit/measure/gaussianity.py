@@ -145,20 +145,11 @@ def _row(rows: Tensor, clusters: Tensor, axes: Tensor, grid: dict[str, Any], sca
     values = torch.linalg.eigvalsh(centred.T @ centred / n)
     projected = centred @ axes.double()
     kurtosis = projected.pow(4).mean(0) / projected.square().mean(0).square().clamp_min(1e-300) - 3
-    return {
-        "rows": n,
-        "n_eff": effective,
-        "T_over_N": float(statistics.mean()),
-        "null": expectation / n,
-        "null_95": scaled_null_95 / n,
-        "null_eff": expectation / effective,
-        "T": n * float(statistics.mean()),
-        "largest": float(statistics.max()),
-        "mean_norm": float(mean.norm()),
-        "eig_min": float(values[0]),
-        "eig_max": float(values[-1]),
-        "excess_kurtosis": float(kurtosis.mean()),
-    }
+    average = float(statistics.mean())
+    row = {"rows": n, "n_eff": effective, "T_over_N": average, "null": expectation / n, "null_95": scaled_null_95 / n}
+    row |= {"null_eff": expectation / effective, "T": n * average, "largest": float(statistics.max())}
+    row |= {"mean_norm": float(mean.norm()), "eig_min": float(values[0]), "eig_max": float(values[-1])}
+    return row | {"excess_kurtosis": float(kurtosis.mean())}
 
 
 def _null_95(axes: Tensor, count: int, draws: int, generator: torch.Generator, grid: dict[str, Any]) -> float:

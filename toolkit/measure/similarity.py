@@ -71,20 +71,13 @@ class ChannelSimilarity(Result):
 
     def table(self) -> DataFrame:
         """One row per form and part: redundancy, sd over images, images, channels, dead."""
-        rows = [
-            {
-                "layer": self.layer,
-                "form": form,
-                "part": part,
-                "redundancy": _mean(scores),
-                "sd": float(_finite(scores).std()) if len(_finite(scores)) > 1 else math.nan,
-                "images": len(_finite(scores)),
-                "channels": len(self.channels),
-                "dead": len(self.dead),
-            }
-            for form, parts in self.scores.items()
-            for part, scores in parts.items()
-        ]
+        rows, counts = [], {"channels": len(self.channels), "dead": len(self.dead)}
+        for form, parts in self.scores.items():
+            for part, scores in parts.items():
+                known = _finite(scores)
+                row = {"layer": self.layer, "form": form, "part": part, "redundancy": _mean(scores)}
+                row |= {"sd": float(known.std()) if len(known) > 1 else math.nan, "images": len(known)}
+                rows.append(row | counts)
         return as_table(rows)
 
 
