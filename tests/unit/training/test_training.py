@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -316,6 +317,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     class Needy(Pull):
         requires = ("decode_image",)
 
+    lock = threading.Lock()
     with pytest.raises(ProtocolError, match="decode_image"):
         trained(regularizer=Needy())
     with pytest.raises(ConfigError, match="no site"):
@@ -323,7 +325,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match="share a name"):
         trained(regularizer=[Pull(), Pull()])
     with pytest.raises(ConfigError, match="cannot be handed to a child process"):
-        trained(background=True, objective=lambda logits, label: logits.mean())
+        trained(background=True, objective=lambda logits, label: logits.mean() * lock.locked())
     with pytest.raises(ConfigError, match="CUDA devices"):
         trained(device=f"cuda:{torch.cuda.device_count()}")
     network.requires_grad_(False)
