@@ -156,22 +156,23 @@ SEQUENCES = {
 def segreg_scatter() -> Figure:
     panels = []
     for metric, title in (("forward", "forward transfer"), ("backward", "backward transfer")):
-        series = []
+        series, counts = [], []
         for number, (name, (study, strategy)) in enumerate(SEQUENCES.items()):
             points = transfer_points(study, strategy, metric)
             if points is not None:
-                x, y = points
+                x, y, trainings = points
+                counts.append(f"{name} {trainings}")
                 series.append(tk.figures.Series(name=name, x=x, y=y, size=9, symbol=number % 4))
         look = {"joined": True, "y_label": "final mean Dice", "width": 380, "height": 300, "legend": bool(panels)}
         note, label = "1 = without, 2 = with SegReg", f"mean {title} (Dice)"
         panels.append(tk.figures.Scatter(title=f"mean {title}", note=note, series=series, x_label=label, **look))
     said = "Better is towards the top right. Sequential training where no other base method is named."
-    caption = "from evidence/results, mean over sites, patients and trainings"
+    caption = f"from evidence/results, mean over sites, patients and trainings; trainings an arm: {', '.join(counts)}"
     return tk.figures.Figure("Transfer against accuracy", [panels], subtitle=said, caption=caption)
 
 
-def transfer_points(study: str, strategy: int | None, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Transfer and final Dice of plain and SegReg, on the trainings that both have; None where there is none."""
+def transfer_points(study: str, strategy: int | None, metric: str) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """Transfer and final Dice of plain and SegReg, on so many trainings that both have; None where there is none."""
     if not (RESULTS / f"{study}.csv").exists():
         return None
     table = results(study)
@@ -181,7 +182,8 @@ def transfer_points(study: str, strategy: int | None, metric: str) -> tuple[np.n
     if table.empty:
         return None
     means = table.groupby(["arm", "metric", "site"])["value"].mean().groupby(["arm", "metric"]).mean()
-    return tuple(np.array([means[arm, one] for arm in ("plain", "segreg")]) for one in (metric, "dice"))
+    moved, final = (np.array([means[arm, one] for arm in ("plain", "segreg")]) for one in (metric, "dice"))
+    return moved, final, len(seeds[0] & seeds[1])
 
 
 STAGES = {arm: [f"phantom-cardiac/sequence-{arm}-{stage}" for stage in (1, 2, 4)] for arm in ("plain", "segreg")}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from toolkit.arguments import checked
 from toolkit.data.randomness import keyed_random
-from toolkit.errors import ResultError
+from toolkit.errors import ConfigError, ResultError
 from toolkit.explain.attribute_methods import AttributionInput, Settings, affordable_settings, baseline_of, explain_one
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
@@ -76,8 +76,7 @@ def faithfulness(
         radius: largest change of a voxel for sensitivity; for infidelity ten times this is the noise's sd.
         seed: of orders and noise.
         batch_size: images per pass.
-        **passes: select, divisor, precision, activation as when the maps were made, see `toolkit.predict`; patch_size and
-            overlap are the maps'.
+        **passes: select, divisor, precision, activation as when the maps were made, see `toolkit.predict`.
 
     Returns:
         Columns name, case, status (of the map), deletion, insertion, deletion_random, insertion_random (means over orders),
@@ -98,6 +97,9 @@ def faithfulness(
     wanted, rows = as_target(target), []
     curves: dict[str, Tensor] = {}
     asked = result.provenance.get("parameters", {})
+    if own := sorted({"patch_size", "overlap"} & passes.keys()):
+        what = f"The windows are the maps': {own[0]} cannot be given here."
+        raise ConfigError(what, where="faithfulness", fix="Leave it out, or make the maps with it.")
     passes |= {"patch_size": asked.get("patch_size") or "whole", "overlap": asked.get("overlap", 0.5)}
     predictor = Predictor(model, **passes)
     batch = next(iter(as_batches(result.image, model, batch_size=10**6)))

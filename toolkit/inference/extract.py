@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import math
+import operator
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,7 +191,8 @@ class Extraction:
 
     def _pass(self, batches: Iterator[InputBatch], predictor: Predictor, writer: MemoryWriter, data: DataHash) -> None:
         """Run the network on everything and send what it computes to the writer."""
-        pool, samples, seed, moments, mode = itertools.islice(self.pooling.values(), 5)
+        named = operator.itemgetter("pool", "samples", "seed", "moments", "mode")
+        pool, samples, seed, moments, mode = named(self.pooling)
         with untouched(self.model, mode) as network, torch.no_grad():
             first = next(batches, None)
             if first is None:

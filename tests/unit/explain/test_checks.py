@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from toolkit.data.randomness import keyed_random
-from toolkit.errors import ResultError
+from toolkit.errors import ConfigError, ResultError
 from toolkit.explain.attribute import attribute
 from toolkit.explain.faithfulness import Faithfulness, area, deletion_insertion, faithfulness
 from toolkit.explain.gradcam import grad_cam
@@ -92,6 +92,8 @@ def test_maps_of_layers(tmp_path: Path) -> None:
     again = Faithfulness.load(result.save(tmp_path / "faithfulness.tkr"))
     assert again.table()["deletion"].tolist() == pytest.approx(table["deletion"].tolist())
     assert result.figure(tmp_path / "faithfulness.png").stat().st_size > 1000
+    with pytest.raises(ConfigError, match="windows are the maps'"):
+        faithfulness(net, cam, ClassSum(1), patch_size=[8, 8])
     with torch.no_grad():
         net.head.weight.add_(1)
     with pytest.raises(ResultError, match="other weights"):

@@ -19,7 +19,9 @@ from toolkit.errors import DataError
 
 # A data set is read by the function that bears its name.
 DATA_SETS: dict[str, Callable[[Path, Manifest], list[Row]]] = {
-    name: read for name, read in vars(official).items() if getattr(read, "__module__", "") == official.__name__
+    name: read
+    for name, read in vars(official).items()
+    if name[0] != "_" and getattr(read, "__module__", "") == official.__name__
 }
 
 
