@@ -12,12 +12,14 @@ import pkgutil
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from toolkit.arguments import at_the_door
 from toolkit.errors import ConfigError, ToolkitWarning, choose
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
+Given = ParamSpec("Given")
+Built = TypeVar("Built")
 
 ENTRY_POINTS = "toolkit.extensions"  # group in which an installed package names its modules that register objects
 _FACTORIES: dict[str, dict[str, Callable[..., Any]]] = {}
@@ -92,6 +94,19 @@ def register(kind: str, name: str) -> Callable[[Factory], Factory]:
         return registered
 
     return decorate
+
+
+def network(name: str, built: Callable[Given, Built]) -> Callable[Given, Built]:
+    """The registered model factory of a class of networks, with the signature and the docstring of the class."""
+
+    def build(*values: Given.args, **named: Given.kwargs) -> Built:
+        return built(*values, **named)
+
+    signature = inspect.signature(built)
+    build.__signature__ = signature.replace(return_annotation=built.__name__)  # type: ignore[attr-defined]
+    build.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+    build.__module__, build.__name__, build.__qualname__, build.__doc__ = built.__module__, name, name, built.__doc__
+    return register("model", name)(build)
 
 
 def place(value: Any) -> str:

@@ -39,7 +39,7 @@ PACKAGES = ("segreg", "selfreg", "latent_augmentation", "med_disseg")
 NOT_CONSTRUCTED = {
     *("Attached", "Case", "Features", "Result", "Run", "Stages", "StepContext", "Study", "Target"),
     *(name for name in tk.__all__ if name.endswith(("Error", "Warning"))),
-    *("MedDisSeg", "MedDisSegOutput", "MedDisSegStageOne", "Violation"),
+    *("MedDisSegOutput", "Violation"),
 }
 NOT_RUN = {
     "load_backbone": "needs ResNet-50 weights, which the reader brings",

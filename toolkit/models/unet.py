@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.arguments import checked
 from toolkit.errors import ConfigError, choose
-from toolkit.registry import register
+from toolkit.registry import network
 
 
 def check_channels(network: str, in_channels: int, out_channels: int) -> None:
@@ -111,10 +110,30 @@ class UNet(UShaped):
 
     Blocks, in order of execution: `encoder.1` … `encoder.n`, `bottleneck`, `decoder.n` … `decoder.1`, `head`
     (n = number of channels - 1; `decoder.1` is nearest the output). The input's sides must be divisible by 2^n.
-    Its arguments are those of `toolkit.unet`.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: number of classes, background included.
+        channels: widths of encoder.1 … encoder.n and the bottleneck.
+        dims: 2 or 3.
+        norm: "instance", "batch" or "group".
+
+    Raises:
+        ConfigError: another dims or norm, fewer than two widths, fewer than two classes.
+
+    Example:
+        >>> tk.unet(1, 4, channels=(8, 16), dims=3)(torch.zeros(1, 1, 16, 16, 16)).shape
+        torch.Size([1, 4, 16, 16, 16])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, channels: Sequence[int], dims: int, norm: str) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = (16, 32, 64, 128),
+        dims: int = 2,
+        norm: str = "instance",
+    ) -> None:
         super().__init__()
         if len(channels) < 2 or min(channels) < 1:
             raise ConfigError(f"channels must be at least two positive widths, not {tuple(channels)}.")
@@ -147,29 +166,4 @@ class UNet(UShaped):
         return super().forward(x)
 
 
-@register("model", "unet")
-@checked
-def unet(
-    in_channels: int,
-    out_channels: int,
-    channels: Sequence[int] = (16, 32, 64, 128),
-    dims: int = 2,
-    norm: str = "instance",
-) -> UNet:
-    """Build a `UNet`; its docstring names the blocks.
-
-    Args:
-        in_channels: channels of the image.
-        out_channels: number of classes, background included.
-        channels: widths of encoder.1 … encoder.n and the bottleneck.
-        dims: 2 or 3.
-        norm: "instance", "batch" or "group".
-
-    Raises:
-        ConfigError: another dims or norm, fewer than two widths, fewer than two classes.
-
-    Example:
-        >>> tk.unet(1, 4, channels=(8, 16), dims=3)(torch.zeros(1, 1, 16, 16, 16)).shape
-        torch.Size([1, 4, 16, 16, 16])
-    """
-    return UNet(in_channels, out_channels, channels, dims, norm)
+unet = network("unet", UNet)

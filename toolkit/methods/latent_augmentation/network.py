@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from toolkit.errors import choose
 from toolkit.models.unet import check_channels, check_image, layer
-from toolkit.registry import register
+from toolkit.registry import network
 
 _SLOPE = 0.2
 
@@ -84,8 +84,24 @@ class FastSlowNetwork(nn.Module):
 
     `network(x)` gives the fast network's logits, or the refined ones if the attribute `refined` is True. Sides must
     be divisible by 16; codes are non-negative, (B, 8 width, sides / 16). Named layers: `image_encoder` (its output
-    is the image code), `decoupler` (the shape code), and in the decoders `up1` (coarsest) to `up4` and `head`. Its
-    arguments are those of `toolkit.fast_slow_network`; the attribute `refined` may be changed later.
+    is the image code), `decoupler` (the shape code), and in the decoders `up1` (coarsest) to `up4` and `head`.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: number of classes, background included.
+        width: channels at full resolution (the paper's 16: 2 528 953 parameters for 1 channel and 4 classes).
+        dims: 2 or 3 (the paper's is 2).
+        image_activation: "sigmoid" for images in [0, 1], or "none".
+        decoupler_bias: bias of the decoupler's convolutions (the authors' first release had none).
+        temperature: the slow network reads softmax(logits / temperature).
+        refined: whether `forward` returns the refined logits; this attribute may be changed later.
+
+    Raises:
+        ConfigError: arguments that describe no network.
+
+    Example:
+        >>> tk.fast_slow_network(1, 4, width=4)(torch.zeros(1, 1, 32, 32)).shape
+        torch.Size([1, 4, 32, 32])
     """
 
     divisor = 16
@@ -96,6 +112,7 @@ class FastSlowNetwork(nn.Module):
         out_channels: int,
         width: int = 16,
         dims: int = 2,
+        *,
         image_activation: str = "sigmoid",
         decoupler_bias: bool = True,
         temperature: float = 2.0,
@@ -178,37 +195,4 @@ def hard_shape(label: Tensor, classes: int, dtype: torch.dtype = torch.float32) 
     return one_hot.movedim(-1, 1).to(dtype)
 
 
-@register("model", "fast_slow_network")
-def fast_slow_network(
-    in_channels: int,
-    out_channels: int,
-    width: int = 16,
-    dims: int = 2,
-    *,
-    image_activation: str = "sigmoid",
-    decoupler_bias: bool = True,
-    temperature: float = 2.0,
-    refined: bool = False,
-) -> FastSlowNetwork:
-    """Build a `FastSlowNetwork`; its docstring lists the layers.
-
-    Args:
-        in_channels: channels of the image.
-        out_channels: number of classes, background included.
-        width: channels at full resolution (the paper's 16: 2 528 953 parameters for 1 channel and 4 classes).
-        dims: 2 or 3 (the paper's is 2).
-        image_activation: "sigmoid" for images in [0, 1], or "none".
-        decoupler_bias: bias of the decoupler's convolutions (the authors' first release had none).
-        temperature: the slow network reads softmax(logits / temperature).
-        refined: whether `forward` returns the refined logits instead of the fast ones.
-
-    Raises:
-        ConfigError: arguments that describe no network.
-
-    Example:
-        >>> tk.fast_slow_network(1, 4, width=4)(torch.zeros(1, 1, 32, 32)).shape
-        torch.Size([1, 4, 32, 32])
-    """
-    return FastSlowNetwork(
-        in_channels, out_channels, width, dims, image_activation, decoupler_bias, temperature, refined
-    )
+fast_slow_network = network("fast_slow_network", FastSlowNetwork)

@@ -11,7 +11,7 @@ from toolkit.errors import ConfigError
 from toolkit.methods.med_disseg import blocks as parts
 from toolkit.methods.med_disseg.backbone import ENCODER, encoder_blocks
 from toolkit.models.unet import check_channels, check_image
-from toolkit.registry import register
+from toolkit.registry import network
 
 
 class TwoViews(NamedTuple):
@@ -75,7 +75,16 @@ class MedDisSegStageOne(_Encoder):
     """Stage 1: the encoder under an attentive head (ELAT), trained on a clean and a strong view of each image.
 
     Only the encoder goes on to stage 2 (`transfer_encoder`). Layers: `layer0` … `layer3` (Blocks 1-4; `layer3` is
-    the alias `bottleneck`), `head`. Its arguments are those of `toolkit.med_disseg_stage_one`.
+    the alias `bottleneck`), `head`. 8 673 884 parameters by default.
+
+    Args:
+        in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
+        out_channels: classes, background included; 2 gives one map, as published.
+        encoder_width: 64 for ResNet-50; less for quick runs.
+
+    Example:
+        >>> tk.med_disseg_stage_one(1, 2, encoder_width=4)(torch.zeros(2, 1, 64, 64)).shape
+        torch.Size([2, 2, 64, 64])
     """
 
     def __init__(self, in_channels: int = 3, out_channels: int = 2, encoder_width: int = 64) -> None:
@@ -101,7 +110,18 @@ class MedDisSeg(_Encoder):
     Layers, in order of execution: `layer0` … `layer3` (Blocks 1-4; `layer3` is the alias `bottleneck`),
     `decouple_layer`, `preprocess_fg4` …, `dconv1` … `dconv4`, `cdfa4` … `cdfa1`, `decoder_small` (aliases
     `decoder_1`; the finest), `decoder_middle`, `decoder_large`, `output_block`. The auxiliary heads `aux_head` run in
-    `forward_with_auxiliaries` only. Its arguments are those of `toolkit.med_disseg`.
+    `forward_with_auxiliaries` only. 45 559 635 parameters by default.
+
+    Args:
+        in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
+        out_channels: classes, background included; 2 gives one map, as published.
+        width: working channels m of decoder and guides, a multiple of 16 (published: 128).
+        encoder_width: 64 for ResNet-50; less for quick runs.
+        encoder_attention: ELAT on the outputs of Blocks 1-4 (an extension; published networks have none here).
+
+    Example:
+        >>> tk.med_disseg(1, 2, width=16, encoder_width=4)(torch.zeros(2, 1, 64, 64)).shape
+        torch.Size([2, 2, 64, 64])
     """
 
     def __init__(
@@ -170,41 +190,5 @@ class MedDisSeg(_Encoder):
         return self.class_logits(self.output_block(small, middle, large))
 
 
-@register("model", "med_disseg_stage_one")
-def med_disseg_stage_one(in_channels: int = 3, out_channels: int = 2, encoder_width: int = 64) -> MedDisSegStageOne:
-    """Build Med-DisSeg's first-stage network, a `MedDisSegStageOne`; 8 673 884 parameters by default.
-
-    Args:
-        in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
-        out_channels: classes, background included; 2 gives one map, as published.
-        encoder_width: 64 for ResNet-50; less for quick runs.
-
-    Example:
-        >>> tk.med_disseg_stage_one(1, 2, encoder_width=4)(torch.zeros(2, 1, 64, 64)).shape
-        torch.Size([2, 2, 64, 64])
-    """
-    return MedDisSegStageOne(in_channels, out_channels, encoder_width)
-
-
-@register("model", "med_disseg")
-def med_disseg(
-    in_channels: int = 3,
-    out_channels: int = 2,
-    width: int = 128,
-    encoder_width: int = 64,
-    encoder_attention: bool = False,
-) -> MedDisSeg:
-    """Build Med-DisSeg's second-stage network, a `MedDisSeg`; 45 559 635 parameters by default.
-
-    Args:
-        in_channels: 1 (repeated to 3), 3, or any other number (from scratch only).
-        out_channels: classes, background included; 2 gives one map, as published.
-        width: working channels m of decoder and guides, a multiple of 16 (published: 128).
-        encoder_width: 64 for ResNet-50; less for quick runs.
-        encoder_attention: ELAT on the outputs of Blocks 1-4 (an extension; published networks have none here).
-
-    Example:
-        >>> tk.med_disseg(1, 2, width=16, encoder_width=4)(torch.zeros(2, 1, 64, 64)).shape
-        torch.Size([2, 2, 64, 64])
-    """
-    return MedDisSeg(in_channels, out_channels, width, encoder_width, encoder_attention)
+med_disseg_stage_one = network("med_disseg_stage_one", MedDisSegStageOne)
+med_disseg = network("med_disseg", MedDisSeg)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.models.load import named_tensors
 from toolkit.models.unet import check_channels, check_image
-from toolkit.registry import register
+from toolkit.registry import network
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -196,8 +196,23 @@ class SwinUnet(nn.Module):
 
     Every block (`encoder.2.blocks.0`, …), normalisation and stage gives a channel-first map (B, C, H, W). The skips
     are the inputs of the encoder stages, as in the original. The paper's decoder stages 1, 2, 3 are `decoder.3`,
-    `decoder.2`, `decoder.1`; its teacher is `final`, the normalised output of the 4x expansion (`head_input`). Its
-    arguments are those of `toolkit.swin_unet`.
+    `decoder.2`, `decoder.1`; its teacher is `final`, the normalised output of the 4x expansion (`head_input`).
+
+    Args:
+        in_channels: 1 (repeated to 3 channels, as published), 3, or any other number.
+        out_channels: number of classes, background included.
+        width: channels of the first stage (published: 96).
+        depths: blocks at each of the four resolutions, the same in encoder and decoder (published: 2 each).
+        heads: attention heads at each resolution.
+        window: side of the attention windows (published: 7; 224 x 224 needs no padding).
+        drop_path: rate of stochastic depth at the deepest block; rises linearly from 0.
+
+    Raises:
+        ConfigError: fewer than two classes, not four depths and heads, or widths that the heads do not divide.
+
+    Example:
+        >>> tk.swin_unet(1, 4, width=12, heads=(1, 2, 2, 4), window=2)(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 4, 64, 64])
     """
 
     divisor = 32
@@ -207,6 +222,7 @@ class SwinUnet(nn.Module):
         in_channels: int = 1,
         out_channels: int = 9,
         width: int = 96,
+        *,
         depths: Sequence[int] = (2, 2, 2, 2),
         heads: Sequence[int] = (3, 6, 12, 24),
         window: int = 7,
@@ -332,33 +348,4 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-@register("model", "swin_unet")
-def swin_unet(
-    in_channels: int = 1,
-    out_channels: int = 9,
-    width: int = 96,
-    *,
-    depths: Sequence[int] = (2, 2, 2, 2),
-    heads: Sequence[int] = (3, 6, 12, 24),
-    window: int = 7,
-    drop_path: float = 0.2,
-) -> SwinUnet:
-    """Build a Swin-Unet, a `SwinUnet` (see there for the stages).
-
-    Args:
-        in_channels: 1 (repeated to 3 channels, as published), 3, or any other number.
-        out_channels: number of classes, background included.
-        width: channels of the first stage (published: 96).
-        depths: blocks at each of the four resolutions, the same in encoder and decoder (published: 2 each).
-        heads: attention heads at each resolution.
-        window: side of the attention windows (published: 7; 224 x 224 needs no padding).
-        drop_path: rate of stochastic depth at the deepest block; rises linearly from 0.
-
-    Raises:
-        ConfigError: fewer than two classes, not four depths and heads, or widths that the heads do not divide.
-
-    Example:
-        >>> tk.swin_unet(1, 4, width=12, heads=(1, 2, 2, 4), window=2)(torch.zeros(1, 1, 64, 64)).shape
-        torch.Size([1, 4, 64, 64])
-    """
-    return SwinUnet(in_channels, out_channels, width, depths, heads, window, drop_path)
+swin_unet = network("swin_unet", SwinUnet)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from toolkit.errors import ConfigError
 from toolkit.models.unet import ConvolutionBlock, UShaped, check_channels, check_image, layer
-from toolkit.registry import register
+from toolkit.registry import network
 
 
 class PooledBlock(nn.Sequential):
@@ -46,8 +46,20 @@ class SelfRegUNet(UShaped):
 
     `decoder.1` is nearest the output; the paper counts decoder blocks from the bottleneck, so its decoder blocks
     1, 2, 3 are `decoder.4`, `decoder.3`, `decoder.2`, and its teacher is `decoder.1`. 17.26 M parameters with 1 channel
-    and 9 classes. Sides from 16 on are accepted; `divisor` is the size at which nothing is padded inside. Its
-    arguments are those of `toolkit.self_reg_unet`.
+    and 9 classes. Sides from 16 on are accepted; `divisor` is the size at which nothing is padded inside.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: number of classes, background included.
+        width: channels of the first block (published: 64); the others have 2, 4, 8 and 8 times as many.
+        dims: 2 (published) or 3.
+
+    Raises:
+        ConfigError: another dims, or fewer than two classes.
+
+    Example:
+        >>> tk.self_reg_unet(1, 4, width=4)(torch.zeros(1, 1, 32, 32)).shape
+        torch.Size([1, 4, 32, 32])
     """
 
     divisor = 16
@@ -83,21 +95,4 @@ class SelfRegUNet(UShaped):
         return super().forward(x)
 
 
-@register("model", "self_reg_unet")
-def self_reg_unet(in_channels: int = 1, out_channels: int = 9, width: int = 64, dims: int = 2) -> SelfRegUNet:
-    """Build the U-Net of SelfReg-UNet, a `SelfRegUNet` (see there for the blocks).
-
-    Args:
-        in_channels: channels of the image.
-        out_channels: number of classes, background included.
-        width: channels of the first block (published: 64); the others have 2, 4, 8 and 8 times as many.
-        dims: 2 (published) or 3.
-
-    Raises:
-        ConfigError: another dims, or fewer than two classes.
-
-    Example:
-        >>> tk.self_reg_unet(1, 4, width=4)(torch.zeros(1, 1, 32, 32)).shape
-        torch.Size([1, 4, 32, 32])
-    """
-    return SelfRegUNet(in_channels, out_channels, width, dims)
+self_reg_unet = network("self_reg_unet", SelfRegUNet)
