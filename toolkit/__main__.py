@@ -40,8 +40,7 @@ def parser() -> argparse.ArgumentParser:
     data = each.add_parser("data", help="list, show, fetch, verify and look at data sets")
     action = data.add_subparsers(dest="action", required=True)
     action.add_parser("list", help="all data sets, and which are ready on this machine")
-    show = action.add_parser("show", help="what a data set is, its licence, and how to get it")
-    show.add_argument("name")
+    action.add_parser("show", help="what a data set is, its licence, and how to get it").add_argument("name")
     fetch = action.add_parser("fetch", help="download a data set, or unpack an archive of it")
     fetch.add_argument("name")
     fetch.add_argument("--archive", help="unpack this archive, downloaded by hand, into the data folder")
@@ -85,8 +84,7 @@ def _run(options: argparse.Namespace) -> int:
         from toolkit.show.report import report
         from toolkit.training.load import load_run
 
-        run = load_run(options.run)
-        print(report(run, options.out or Path(options.run) / "report.html"))
+        print(report(load_run(options.run), options.out or Path(options.run) / "report.html"))
         return 0
     from toolkit.apps.demo import run_demo
 

@@ -214,8 +214,7 @@ def _encode(value: Any, name: str, arrays: dict[str, np.ndarray]) -> dict[str, A
         split = json.loads(rest.to_json(orient="split", double_precision=15))
         return {"table": split, "types": types, "exact": exact}
     if isinstance(value, dict):
-        pairs = [[key, _encode(item, f"{name}/{i}", arrays)] for i, (key, item) in enumerate(value.items())]
-        return {"dict": pairs}
+        return {"dict": [[key, _encode(item, f"{name}/{i}", arrays)] for i, (key, item) in enumerate(value.items())]}
     if isinstance(value, (list, tuple)):
         items = [_encode(item, f"{name}/{i}", arrays) for i, item in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}

@@ -132,8 +132,7 @@ def _cancelled() -> frozenset[str]:
     target = Region("LV", inside="reference")
     layers = []
     for seed in _seeds("phantom-cardiac/plain"):
-        cam = grad_cam(load_trained("phantom-cardiac/plain", seed), _cases("A")[0], list(BLOCKS), target)
-        table = cam.table()
+        table = grad_cam(load_trained("phantom-cardiac/plain", seed), _cases("A")[0], list(BLOCKS), target).table()
         layers.append(frozenset(table.loc[table["status"] == "cancelled", "layer"]))
     return frozenset.intersection(*layers)
 

@@ -149,8 +149,7 @@ def fetch_all(manifest: Manifest, folder: Path, **options: Any) -> list[Path]:
             record = path.with_name(f".{path.name}.{source.hash.rpartition(':')[2][:12]}.files")
             if not _all_there(record, folder):
                 names = unpack(path, folder, inside=source.inside)
-                entries = [(name, (folder / name).stat().st_size) for name in names]
-                write_atomically(record, json.dumps(entries))
+                write_atomically(record, json.dumps([(name, (folder / name).stat().st_size) for name in names]))
         else:
             fetched.append(fetch(source, folder, **options))
     return fetched

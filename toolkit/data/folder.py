@@ -158,8 +158,7 @@ def _by_channel(
             grouped.setdefault(_CHANNEL.sub("", stem) if numbered else stem, []).append(path)
         return grouped
     ends = [f"_{channel}" for channel in channels]
-    cases = sorted({stem.removesuffix(end) for stem in images for end in ends if stem.endswith(end)})
-    for case in cases:
+    for case in sorted({stem.removesuffix(end) for stem in images for end in ends if stem.endswith(end)}):
         missing = [case + end for end in ends if case + end not in images]
         if missing:
             raise DataError(f"The case {case!r} has no file {missing[0]}.", where="channels", fix="Complete the case.")

@@ -43,8 +43,7 @@ class GeneratedSource(Source):
 
     def stack(self) -> Phantom:
         """The stack as generated; a cache file that is damaged or holds other bytes is made again."""
-        name = f"{self.site}_{self.subject:04d}_seed{self.seed}.npz"
-        path = cache_folder() / self.generator / self.version / name
+        path = cache_folder() / self.generator / self.version / f"{self.site}_{self.subject:04d}_seed{self.seed}.npz"
         with contextlib.suppress(DataError):
             cached = read_npz(path, ["image", "label", "spacing", "group"])
             mm = tuple(float(value) for value in cached["spacing"])

@@ -213,8 +213,7 @@ class Task:
     def table(self) -> DataFrame:
         """One row per case: case, volume, position, subject, site, split, group, spacing, source."""
         names = ["id", "volume", "position", "subject", "site", "split", "group", "spacing", "source"]
-        rows = [[getattr(case, name) for name in names] for case in self._cases]
-        return as_table(rows, ["case", *names[1:]])
+        return as_table([[getattr(case, name) for name in names] for case in self._cases], ["case", *names[1:]])
 
     def verify(self) -> DataFrame:
         """Check every file: one row per file or volume with a verdict (see `toolkit.data.verify`)."""

@@ -109,8 +109,7 @@ def attribute(
             base, own = baseline_of(image_i, settings.baseline), frame.select(i)
             given = AttributionInput(image_i, base, own, batch.label_of(i), module)
             values.append(explain_one(predictor, frozen.select(i), given, method, settings))
-            score = score_of(predictor, frozen.select(i), own, image_i)
-            at_baseline.append(score.in_batches(base, 1))
+            at_baseline.append(score_of(predictor, frozen.select(i), own, image_i).in_batches(base, 1))
     data = DataHash()
     data.update(batch.ids, batch.image, batch.label)
     chosen = {**dataclasses.asdict(settings), **predictor.settings}

@@ -84,8 +84,7 @@ def baseline_of(image: Tensor, baseline: str | float) -> Tensor:
         flat = image.flatten(2)
         levels = {"minimum": flat.amin(2), "mean": flat.mean(2), "zero": torch.zeros_like(flat[:, :, 0])}
         choose("baseline", baseline, levels)
-        level = levels[baseline]
-        return level.reshape(*image.shape[:2], *[1] * (image.ndim - 2)).expand_as(image).clone()
+        return levels[baseline].reshape(*image.shape[:2], *[1] * (image.ndim - 2)).expand_as(image).clone()
     return torch.full_like(image, float(baseline))
 
 

@@ -52,8 +52,7 @@ def gradient_parts(gradient: Tensor) -> Tensor:
 def net_gradient(parts: Sequence[Tensor]) -> Tensor:
     """(B,) share of the gradient that its mean keeps, the smallest over a target's parts; 1 where there is none."""
     kept, whole = torch.stack(list(parts)).unbind(1)
-    share = torch.where(whole > 0, kept / whole.clamp_min(1e-38), torch.ones_like(whole))
-    return share.amin(0)
+    return torch.where(whole > 0, kept / whole.clamp_min(1e-38), torch.ones_like(whole)).amin(0)
 
 
 def stretched(maps: Tensor, epsilon: float = 1e-7) -> Tensor:

@@ -208,8 +208,7 @@ def _accumulate(predictor: Predictor, image: Tensor, request: CamRequest, frozen
                 for method, one in of_part.items():
                     into = totals[method].setdefault(name, [empty.clone() for _ in frozen])
                     into[position][window] += weight * resized(one, weight.shape)
-                sums = shares.setdefault(name, [torch.zeros_like(share) for _ in frozen])
-                sums[position] += share
+                shares.setdefault(name, [torch.zeros_like(share) for _ in frozen])[position] += share
                 connected[name] = connected.get(name, False) or reached
     covered = frame.tiling.covered
     means = {

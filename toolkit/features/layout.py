@@ -38,8 +38,7 @@ def grid_of(shape: Sequence[int], image_size: Sequence[int]) -> tuple[int, ...] 
     """Spatial size of an activation that has the input's proportions, or None; tokens count by their grid."""
     dims = len(image_size)
     if len(shape) == dims + 2:
-        readings = (tuple(shape[2:]), tuple(shape[1:-1]))
-        best = max(readings, key=lambda size: _fit(size, image_size))
+        best = max((tuple(shape[2:]), tuple(shape[1:-1])), key=lambda size: _fit(size, image_size))
         return best if _fit(best, image_size) else None
     if len(shape) == 3 and dims > 1:
         grids = [_proportional_grid(shape[1] - extra, image_size) for extra in (0, 1)]

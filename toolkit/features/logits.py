@@ -91,8 +91,7 @@ def _selected(output: Any, select: Select) -> Any:
 def _unstacked(tensor: Tensor, image: Tensor | None) -> list[Tensor]:
     if image is None or tensor.ndim != image.ndim + 1:
         return [tensor]
-    batch_first = tensor.shape[0] == image.shape[0]
-    return list(tensor.unbind(1 if batch_first else 0))
+    return list(tensor.unbind(1 if tensor.shape[0] == image.shape[0] else 0))
 
 
 def _coarseness(head: Tensor) -> int:

@@ -116,8 +116,7 @@ class Features(Result):
             for index, members in cases.groupby("class", sort=True).groups.items():
                 class_name = cases.loc[members[0], "class_name"]
                 part = rows[torch.tensor(members.to_numpy())]
-                norm = float(part.norm(dim=1).mean())
-                records.append([layer, index, class_name, len(part), part.shape[1], norm])
+                records.append([layer, index, class_name, len(part), part.shape[1], float(part.norm(dim=1).mean())])
         return as_table(records, ["layer", "class", "class_name", "rows", "channels", "mean_norm"])
 
     def save(self, path: str | os.PathLike[str]) -> Path:

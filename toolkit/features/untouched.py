@@ -116,8 +116,7 @@ def _same_objects(first: Any, second: Any) -> bool:
 def _remove_own_hooks(module: nn.Module, before: dict[str, set[int]]) -> None:
     """Hooks that an analysis left behind go; those that the network gave itself stay, as it may count on them."""
     for name, keys in before.items():
-        table = getattr(module, name, {})
-        for key, hook in [(key, hook) for key, hook in table.items() if key not in keys]:
+        for key, hook in [(key, hook) for key, hook in getattr(module, name, {}).items() if key not in keys]:
             function = getattr(hook, "func", hook)  # inside functools.partial
             if str(getattr(function, "__module__", "")).partition(".")[0] in ("toolkit", "captum"):
                 for other in _HOOK_TABLES:

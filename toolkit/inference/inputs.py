@@ -137,8 +137,7 @@ def _items(
         else:
             yield from _items(files.items(*files_of(inputs)), dims, channels, None, index)
     elif label is None and _is_pair(inputs, dims, nested):
-        pair = {"image": inputs[0], "label": inputs[1], "id": name}
-        yield from _from_array(unpacked(pair), dims, channels)
+        yield from _from_array(unpacked({"image": inputs[0], "label": inputs[1], "id": name}), dims, channels)
     elif isinstance(inputs, Iterable):
         for position, (one, one_label) in enumerate(_with_labels(inputs, label), getattr(inputs, "first", 0)):
             yield from _items(one, dims, channels, one_label, index + position, nested=True, files=files)

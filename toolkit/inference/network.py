@@ -140,8 +140,7 @@ class Predictor:
                     continue
                 tried.add(tuple(x.shape))
                 try:
-                    output = self.run(x.clone())
-                    full_size(find_logits(output, x, self.select), x.shape[2:])
+                    full_size(find_logits(self.run(x.clone()), x, self.select), x.shape[2:])
                 except DataError as error:
                     failure = failure or error
                 except LayerError as error:

@@ -60,8 +60,7 @@ def export_onnx(
         raise ConfigError(f"ONNX needs {' and '.join(missing)}.", fix="pip install onnx onnxscript onnxruntime")
     network = unwrap(model)
     image = trial_image(Predictor(network), example)
-    wanted = [layers] if isinstance(layers, str) else list(layers)
-    whole = _WithLayers(network, wanted, dict(aliases or {}))
+    whole = _WithLayers(network, [layers] if isinstance(layers, str) else list(layers), dict(aliases or {}))
     with untouched(network), torch.no_grad():
         whole.eval()
         whole(image)  # fixes the order of the outputs
@@ -101,8 +100,7 @@ class _WithLayers(nn.Module):
 def _check(path: Path, whole: _WithLayers, image: Tensor, tolerance: float) -> None:
     import onnxruntime
 
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, *image.shape[1:], generator=generator)
+    images = torch.randn(2, *image.shape[1:], generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     computed = session.run(None, {"image": images.numpy()})
     expected = [value.cpu().numpy() for value in whole(images.to(image.device))]

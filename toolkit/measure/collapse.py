@@ -202,8 +202,7 @@ def _probe(values: Any, labels: Any, cases: Any) -> float:
 
     folds = GroupKFold(min(5, len(set(cases.tolist()))))
     probe = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
-    guessed = cross_val_predict(probe, values, labels, groups=cases, cv=folds)
-    return float(balanced_accuracy_score(labels, guessed))
+    return float(balanced_accuracy_score(labels, cross_val_predict(probe, values, labels, groups=cases, cv=folds)))
 
 
 def _evenly(table: DataFrame, max_rows: int, seed: int) -> Tensor:
@@ -212,6 +211,5 @@ def _evenly(table: DataFrame, max_rows: int, seed: int) -> Tensor:
         return torch.arange(len(table))
     groups = [torch.tensor(index.to_numpy()) for index in table.groupby("case", sort=True).groups.values()]
     each = math.ceil(max_rows / len(groups))
-    chosen = [group[subsample(len(group), each, "collapse", seed, k)] for k, group in enumerate(groups)]
-    pooled = torch.cat(chosen)
+    pooled = torch.cat([group[subsample(len(group), each, "collapse", seed, k)] for k, group in enumerate(groups)])
     return pooled[subsample(len(pooled), max_rows, "collapse", seed, "all")].sort().values

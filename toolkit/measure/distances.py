@@ -24,8 +24,7 @@ def linear_cka(first: Tensor, second: Tensor, debiased: bool = False) -> Tensor:
     if len(first) < (minimum := 4 if debiased else 2):
         raise ResultError(f"{len(first)} rows are too few: this form of CKA needs at least {minimum}.")
     x, y = centred(first), centred(second)
-    pairs = ((x, y), (x, x), (y, y))
-    cross, own, other = (_linear_hsic(a, b, debiased) for a, b in pairs)
+    cross, own, other = (_linear_hsic(a, b, debiased) for a, b in ((x, y), (x, x), (y, y)))
     return cross / (own * other).sqrt()
 
 

@@ -232,8 +232,7 @@ class _Group:
             self.values["mmd2", (i, j)] = kernel.discrepancy(plan.weights)
         if len(plan.halves):
             self.null["sliced_w2"] = sliced[0].between_halves(plan.halves)
-            own = KernelBlocks(rows[0], rows[0], codes[0], codes[0])
-            self.null["mmd2"] = own.between_halves(plan.halves)
+            self.null["mmd2"] = KernelBlocks(rows[0], rows[0], codes[0], codes[0]).between_halves(plan.halves)
 
     def records(self, confidence: float) -> Iterator[dict[str, Any]]:
         for (measure, (i, j)), values in self.values.items():

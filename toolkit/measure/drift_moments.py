@@ -121,8 +121,7 @@ def half_splits(groups: Sequence[np.ndarray], splits: int, seed: int) -> Tensor:
     halves = np.zeros((splits, sum(map(len, groups))))
     for index, group in enumerate(groups):
         drawn = keyed_random("halves", seed, len(group), *([index] if index else []))
-        order = drawn.random((splits, len(group))).argsort(1).argsort(1)
-        halves[:, group] = order < len(group) // 2
+        halves[:, group] = drawn.random((splits, len(group))).argsort(1).argsort(1) < len(group) // 2
     return torch.from_numpy(halves)
 
 

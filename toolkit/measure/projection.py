@@ -195,8 +195,7 @@ def _curved(
     rows, tables = [stream.rows for stream in streams], [stream.table for stream in streams]
     labels = [_labels(table) for table in tables]
     if isinstance(settings, TsneOptions):
-        each = max(2, settings.fit_rows // len(rows))
-        chosen = [balanced_sample(label, each, settings.seed) for label in labels]
+        chosen = [balanced_sample(label, max(2, settings.fit_rows // len(rows)), settings.seed) for label in labels]
         rows = [part.index_select(0, index) for part, index in zip(rows, chosen, strict=True)]
         tables = [table.iloc[index.numpy()].reset_index(drop=True) for table, index in zip(tables, chosen, strict=True)]
     if standardise:

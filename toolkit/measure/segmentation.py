@@ -133,8 +133,7 @@ def aggregate(table: DataFrame, penalty: str | float = "diagonal", by: Sequence[
         mean = float(np.mean(means)) if means else math.nan
         parts.append({**head, "class": "mean", "value": mean, "sd": math.nan, **total})
         rows += [{**part, "unit": group["unit"].iloc[0], "penalty": named} for part in parts]
-    columns = [*by, "class", "metric", "value", "sd", "cases", *STATUSES, "unit", "penalty"]
-    return as_table(rows, columns=columns)
+    return as_table(rows, columns=[*by, "class", "metric", "value", "sd", "cases", *STATUSES, "unit", "penalty"])
 
 
 def _summary(part: DataFrame) -> dict[str, Any]:

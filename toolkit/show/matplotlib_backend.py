@@ -107,8 +107,7 @@ def _image(page: Page, canvas: Canvas, panel: Image, one: layout.Placed, plan: l
         for label in [int(v) for v in np.unique(panel.labels) if v > 0]:
             mask = (panel.labels == label).astype(float)
             if 0 < mask.mean() < 1:
-                colour = colours.hex_colour(label)
-                canvas.contour(mask, levels=[0.5], colors=[colour], linewidths=panel.contour_width)
+                canvas.contour(mask, levels=[0.5], colors=[colours.hex_colour(label)], linewidths=panel.contour_width)
     top, bottom, left, end = panel.shown()
     canvas.set(xticks=[], yticks=[], xlim=(left - 0.5, end - 0.5), ylim=(bottom - 0.5, top - 0.5))
     if (bar := panel.scale_bar()) is not None:
@@ -116,8 +115,7 @@ def _image(page: Page, canvas: Canvas, panel: Image, one: layout.Placed, plan: l
 
         halo = [withStroke(linewidth=2.5, foreground="black")]
         style: dict[str, Any] = {"transform": canvas.transAxes, "color": "white", "path_effects": halo}
-        across = (0.05, 0.05 + bar[0] / (end - left))
-        canvas.plot(across, (0.06, 0.06), linewidth=2, solid_capstyle="butt", **style)
+        canvas.plot((0.05, 0.05 + bar[0] / (end - left)), (0.06, 0.06), linewidth=2, solid_capstyle="butt", **style)
         canvas.text(0.05, 0.09, bar[1], fontsize=layout.NOTE_SIZE * _POINTS, va="bottom", **style)
     for spine in canvas.spines.values():  # a white picture would be lost on the page
         spine.set(visible=True, edgecolor=colours.GRID, linewidth=0.6)
@@ -131,8 +129,7 @@ def _heatmap(page: Page, canvas: Canvas, panel: Heatmap, one: layout.Placed, pla
         if names is not None:
             axis.set_ticks(range(len(names)), list(names))
         else:
-            step = max(1, round(count / 4))
-            axis.set_ticks(range(0, count, step))
+            axis.set_ticks(range(0, count, max(1, round(count / 4))))
     _name_axes(canvas, panel)
     for spine in canvas.spines.values():
         spine.set_visible(False)
@@ -234,8 +231,7 @@ def _legend(canvas: Canvas, left: float) -> None:
 
 def _curve(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) -> None:
     style: dict[str, Any] = {"color": colour, "linestyle": _DASHES[one.dash % 4], "linewidth": 1.5}
-    marker = "o" if len(one.x) < 15 else None
-    canvas.plot(one.x, one.y, label=one.name, marker=marker, markersize=3, **style)
+    canvas.plot(one.x, one.y, label=one.name, marker="o" if len(one.x) < 15 else None, markersize=3, **style)
     if one.low is not None and one.high is not None:
         canvas.fill_between(one.x, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
 

@@ -213,8 +213,7 @@ def _check_step(regularizer: Regularizer, make: Factory, objective: Objective, d
     for seed in (0, 1):
         with seeded(seed):  # the global state must not matter
             own = copy.deepcopy(regularizer)
-            step = TrainingStep(network_of(make, dims), copy.deepcopy(objective), [own])
-            terms = one_step(step, batch_of(dims))
+            terms = one_step(TrainingStep(network_of(make, dims), copy.deepcopy(objective), [own]), batch_of(dims))
         values.append({name: value for name, value in terms.items() if name.startswith(f"{own.name}/")})
     weights = {f"{regularizer.name}/{name}" for name, weight in regularizer.weights(3).items() if weight}
     demand(weights <= set(values[0]), f"weights() names {sorted(weights)}, the terms are {sorted(values[0])}")

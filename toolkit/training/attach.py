@@ -109,8 +109,7 @@ class Attached:
         Raises:
             ProtocolError: no training pass since the last `loss`, the hooks were removed, or no gradient can ever come.
         """
-        active = self._active(self._begin(step))
-        return self._collect(active, batch, outputs, keep_graph=True)
+        return self._collect(self._active(self._begin(step)), batch, outputs, keep_graph=True)
 
     def backward(
         self, batch: Mapping[str, Any], *, outputs: Any = None, step: int | None = None, scale: Any = 1.0

@@ -48,8 +48,7 @@ def stop(path: Path, process: subprocess.Popen[bytes] | None) -> None:
 
 def environment() -> dict[str, str]:
     """The environment of a child, which imports what this process imports, the toolkit included."""
-    root = str(Path(__file__).parents[2])
-    places = [root, *(os.path.abspath(place) for place in sys.path)]
+    places = [str(Path(__file__).parents[2]), *(os.path.abspath(place) for place in sys.path)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places))}
 
 

@@ -76,8 +76,7 @@ def calibrate(
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", RegularizerWarning)  # the weight it starts from may well be out of place
         parts = copy.deepcopy(unwrap(model)), task, objective, copy.deepcopy(regularizer), short
-        out = Path(folder) / "calibration"
-        run = train(*parts, out=out, aliases=aliases, site=site, progress=False)
+        run = train(*parts, out=Path(folder) / "calibration", aliases=aliases, site=site, progress=False)
         history = run.history
     ramped = [next(iter(regularizer.weights(step).values())) / weight for step in range(skip, skip + steps)]
     measured = history[f"{regularizer.name}/gradient_ratio"].iloc[skip:].to_numpy(dtype=float)

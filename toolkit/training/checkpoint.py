@@ -99,8 +99,7 @@ def read(root: Path, step: int, run: str | None = None) -> Checkpoint:
 
 def prune(root: Path, keep: int, always: Iterable[int] = ()) -> None:
     """Delete all but the newest `keep` checkpoints and those named in `always`."""
-    steps = steps_on_disk(root)
-    for step in set(steps[:-keep]) - set(always):
+    for step in set(steps_on_disk(root)[:-keep]) - set(always):
         doomed = root / f".{step:08d}.{os.getpid()}.old"  # renamed first: a kill in between leaves no half folder
         folder(root, step).rename(doomed)
         shutil.rmtree(doomed)

@@ -68,8 +68,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.fabric: Fabric = build_fabric(self.config, any(r.deferred for r in self.step.regularizers))
         restore_step(self.step, self.start)
-        optimizer = build_optimizer(self.step, self.config)
-        self.module, self.optimizer = self.fabric.setup(self.step, optimizer)
+        self.module, self.optimizer = self.fabric.setup(self.step, build_optimizer(self.step, self.config))
         self.optimizer.load_state_dict(self.start.state["optimizer"])
         self.optimizer.zero_grad()
         if self.start.state["scaler"]:

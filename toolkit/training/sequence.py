@@ -78,8 +78,7 @@ class Stages:
     def dice(self, split: str = "test", *, progress: bool = False) -> DataFrame:
         """Mean foreground Dice per volume: one row a stage (-1 = before training), one column a site."""
         table = self.evaluate(split, metrics=("dice",), progress=progress)
-        present = table[table["status"] != "both_absent"]
-        per_volume = present.groupby(["stage", "site", "case"])["value"].mean()
+        per_volume = table[table["status"] != "both_absent"].groupby(["stage", "site", "case"])["value"].mean()
         return per_volume.groupby(["stage", "site"]).mean().unstack("site")[list(dict.fromkeys(self.sites))]
 
     @property

@@ -147,8 +147,7 @@ class TrainingStep(nn.Module):
         if logging:
             for regularizer in active:
                 probes = regularizer.gradient_probes(self.context_for(regularizer, context, tape))
-                key = f"{self.objective.name}@{regularizer.name}"
-                result.gradients[key] = self._probe(objective * scale, probes)
+                result.gradients[f"{self.objective.name}@{regularizer.name}"] = self._probe(objective * scale, probes)
         if any(r.deferred for r in active):
             self._context, self._tape = dataclasses.replace(context, outputs=None), tape.detached()
         return result

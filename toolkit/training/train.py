@@ -206,8 +206,7 @@ def resume(
             record = _with_new_schedule(run, record, newest.step, steps)
         if newest.step < run.config.steps:
             directory.set_aside_after(newest.step)
-        watchers = Watchers(on_log)
-        train_to_end(run, step, newest, record, progress=progress, stop=stop, watchers=watchers)
+        train_to_end(run, step, newest, record, progress=progress, stop=stop, watchers=Watchers(on_log))
     return run
 
 
@@ -235,8 +234,7 @@ def _with_new_schedule(run: Run, record: Mapping[str, Any], done: int, steps: in
         raise ConfigError(what, where=f"resume(steps={steps})", fix="Ask for more than that.")
     before = record.get("schedules", [{"first_step": 0, "steps": run.config.steps}])
     run.config = run.config.replace(steps=steps)
-    schedules = [*before, {"first_step": done, "steps": steps}]
-    record = {**record, "config": run.config.to_dict(), "schedules": schedules}
+    record = {**record, "config": run.config.to_dict(), "schedules": [*before, {"first_step": done, "steps": steps}]}
     if engine.is_first_process():
         write_sealed(run.directory.record_file, {k: v for k, v in record.items() if k not in ("format", "seal")})
     return record

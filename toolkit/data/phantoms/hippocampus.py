@@ -94,8 +94,7 @@ def _paint(
     paint(canvas, signals["white"], soft_inside(distance - 2.2 - 0.6 * coarse, pitch) * below)
     horn = distance - shape.horn * np.clip(1.0 + 0.7 * coarse, 0.1, None)
     paint(canvas, signals["fluid"], soft_inside(horn, pitch) * (1.0 - below))
-    inner = signals["hippocampus"] * (1.0 + 0.05 * texture)
-    paint(canvas, inner, soft_inside(distance, pitch))
+    paint(canvas, signals["hippocampus"] * (1.0 + 0.05 * texture), soft_inside(distance, pitch))
     strand = soft_inside(np.abs(distance + 1.9) - 0.35, 1.2) * np.clip(texture, 0.0, 1.0)
     paint(canvas, signals["white"], 0.6 * strand)
     return canvas, distance

@@ -70,8 +70,7 @@ def _sample(stream: Stream, group: str) -> _Gland:
 
 def _axes(site: Site, gland: _Gland, factors: tuple[int, int, int]) -> _Axes:
     """Upwards (towards the bladder), backwards and sideways from the gland's middle, mm."""
-    steps = (site.slice_spacing, site.spacing, site.spacing)
-    up, back, side = centred_axes(SHAPE, factors, steps)
+    up, back, side = centred_axes(SHAPE, factors, (site.slice_spacing, site.spacing, site.spacing))
     middle = gland.centre
     return ((up - middle[0])[:, None, None], (back - middle[1])[None, :, None], (side - middle[2])[None, None, :])
 

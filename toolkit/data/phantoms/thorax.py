@@ -117,8 +117,7 @@ def draw_thorax(stream: Stream, thorax: Thorax, level: float, grid: Grid, signal
     _draw_lung_vessels(stream, lung, thorax, level, grid, signals)
     paint(canvas, signals["fat"] * 0.8, soft_inside(inner + 0.5, pitch))
     paint(canvas, lung, soft_inside(inner + 1.5, pitch))
-    inside = soft_inside(inner, pitch)
-    _draw_back(canvas, thorax, inside, grid, signals)
+    _draw_back(canvas, thorax, soft_inside(inner, pitch), grid, signals)
     _draw_abdomen(stream, canvas, thorax, level, inner, grid, signals, (relief, texture))
     return canvas
 
@@ -180,8 +179,7 @@ def _draw_abdomen(
         organ = part.ellipse((ox, oy - lift), (long, short)) + 2.0 * relief[place]
         paint(abdomen[place], wall, soft_inside(organ, pitch))
         paint(abdomen[place], content * (1.0 + 0.12 * texture[place]), soft_inside(organ + thickness, pitch))
-    edge = grid.ellipse((thorax.liver_edge - 75.0, thorax.diaphragm + 42.0 - lift), (85.0, 62.0))
-    liver = edge + 3.0 * relief
+    liver = grid.ellipse((thorax.liver_edge - 75.0, thorax.diaphragm + 42.0 - lift), (85.0, 62.0)) + 3.0 * relief
     paint(abdomen, signals["liver"] * (1.0 + 0.06 * texture), soft_inside(liver, pitch))
     vessels = np.zeros_like(canvas)
     for place in stream.uniforms(14, 3):

@@ -33,8 +33,7 @@ def rows_of(manifest: Manifest, folder: Path) -> list[Row]:
             what = f"The index table of {manifest.name!r} cannot be read: there is none."
             fix = "Put a CSV file with a row a case beside the manifest (columns of toolkit.task_from_table)."
             raise DataError(what, where=manifest.table_path, fix=fix)
-        named = table_rows(manifest.table_path, folder)
-        rows = completed([{"site": manifest.sites[0], **row} for row in named])
+        rows = completed([{"site": manifest.sites[0], **row} for row in table_rows(manifest.table_path, folder)])
     else:
         rows = read(folder, manifest)
     outside = [path for row in rows for path in files_of(row) if leaves_folder(os.path.relpath(path, folder))]

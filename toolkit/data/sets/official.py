@@ -149,8 +149,7 @@ def promise12(folder: Path, manifest: Manifest) -> list[Row]:
 def prostate_saml(folder: Path, manifest: Manifest) -> list[Row]:
     """Six sites, a folder each."""
     pattern = r"(?P<site>RUNMC|BMC|I2CVB|UCL|BIDMC|HK)/Case(?P<number>\d+)\.nii\.gz"
-    label = "{site}/Case{number}_segmentation.nii.gz"
-    return matched(folder, pattern, label, case="{site}_{number}", site="{site}")
+    return matched(folder, pattern, "{site}/Case{number}_segmentation.nii.gz", case="{site}_{number}", site="{site}")
 
 
 def digestpath_patch(folder: Path, manifest: Manifest) -> list[Row]:

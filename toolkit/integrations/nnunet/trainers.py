@@ -104,8 +104,7 @@ class RegularizedTrainer(nnUNetTrainer):
         if self._attached is None:
             return None
         labels = targets[0] if isinstance(targets, (list, tuple)) else targets
-        batch = {"image": self._images, "label": labels.long()}
-        return self._attached.loss(batch, step=self._step)
+        return self._attached.loss({"image": self._images, "label": labels.long()}, step=self._step)
 
     def on_train_epoch_start(self) -> None:
         """Forget the last epoch's terms; the step follows from the epoch, so that `--c` goes on with the same draws."""

@@ -293,6 +293,5 @@ def last_batch_fisher(run: Run) -> dict[str, Tensor]:
     batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in loader.batch(config.steps - 1).items()}
     with untouched(network, mode="eval"), torch.enable_grad():
         outputs = run.objective.forward_pass(network, batch, keyed_generator(config.seed, config.steps - 1, "fisher"))
-        loss = torch.stack(list(run.objective(outputs, batch).values())).sum()
-        squares = _squared_gradients(network, loss)
+        squares = _squared_gradients(network, torch.stack(list(run.objective(outputs, batch).values())).sum())
     return {name: torch.ones_like(parameters[name]) if one is None else one for name, one in squares.items()}

@@ -191,8 +191,7 @@ def soft_shape(logits: Tensor, temperature: float = 2.0) -> Tensor:
 
 def hard_shape(label: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """What the slow network reads of a label map (B, 1, *S): its one-hot form (B, classes, *S)."""
-    one_hot = torch.nn.functional.one_hot(label[:, 0].long(), classes)
-    return one_hot.movedim(-1, 1).to(dtype)
+    return torch.nn.functional.one_hot(label[:, 0].long(), classes).movedim(-1, 1).to(dtype)
 
 
 fast_slow_network = network("fast_slow_network", FastSlowNetwork)

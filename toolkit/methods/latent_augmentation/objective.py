@@ -82,8 +82,7 @@ class FastSlowObjective(Objective):
         reconstruction = model.decode_image(image_code)
         restored = None
         if self.label_reconstruction:
-            one_hot = hard_shape(batch["label"], segmentation.shape[1], clean.dtype)
-            restored = model.correct_shape(one_hot)
+            restored = model.correct_shape(hard_shape(batch["label"], segmentation.shape[1], clean.dtype))
         refined = model.refine(segmentation.detach() if self.separate_training else segmentation)
         return FastSlowOutputs(segmentation, refined, restored, reconstruction)
 

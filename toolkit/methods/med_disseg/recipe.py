@@ -78,8 +78,7 @@ def _colours(task: Any, legacy: bool, pretrained: bool) -> tuple[Any, Setting]:
     rule = "bgr" if legacy else "imagenet" if pretrained and task.channels == 3 else task.normalisation
     recipe = task.toolkit_config
     if rule != task.normalisation and recipe is not None and recipe["name"] == "load_task":
-        arguments = {**recipe["arguments"], "normalisation": rule}
-        task = registry.build("task", {**recipe, "arguments": arguments})
+        task = registry.build("task", {**recipe, "arguments": {**recipe["arguments"], "normalisation": rule}})
     elif legacy and rule != task.normalisation:
         what = f"Images of {task.name!r} are normalised by {task.normalisation!r}, not as the released code has them."
         raise ConfigError(what, where="recipes.med_disseg(legacy=True)", fix='Make the task with normalisation="bgr".')

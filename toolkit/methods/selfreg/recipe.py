@@ -47,8 +47,7 @@ def self_reg_unet(
         settings.append(Setting("config", "patch_size", (224, 224), "selfreg 5.3"))
     settings = replaced(settings, model=model)
     if swin:
-        arguments = {s.name: s.value for s in settings if s.part == "model"}
-        groups = swin_unet(**arguments).selfreg_groups
+        groups = swin_unet(**{s.name: s.value for s in settings if s.part == "model"}).selfreg_groups
         settings.append(Setting("regularizer", "groups", groups, "selfreg 2.3", "last and first block of every stage"))
     settings, network = replaced(settings, config=config), "swin_unet" if swin else "self_reg_unet"
     stage = Stage("self_reg_unet", task, settings, network, "segmentation", regularizer="selfreg")

@@ -84,8 +84,7 @@ class WindowAttention(nn.Module):
         bias = table.index_select(0, index).reshape(count, count, self.heads).permute(2, 0, 1)
         attention = query * (channels // self.heads) ** -0.5 @ key.transpose(-2, -1) + bias
         if mask is not None:
-            windows = len(mask)
-            attention = attention.reshape(-1, windows, self.heads, count, count) + mask[:, None]
+            attention = attention.reshape(-1, len(mask), self.heads, count, count) + mask[:, None]
             attention = attention.reshape(batch, self.heads, count, count)
         mixed = attention.softmax(dim=-1).to(value.dtype) @ value
         return self.proj(mixed.transpose(1, 2).reshape(batch, count, channels))

@@ -107,8 +107,7 @@ class Canvas:
     def bar(self, left: int, top: int, height: int, limits: tuple[float, float], scale: str) -> None:
         """An upright colour bar with its two ends named."""
         ramp = np.linspace(limits[1], limits[0], height)[:, None].repeat(10, 1)
-        colours = rgba(ramp, *limits, scale)
-        self.paste(over(np.full((height, 10, 3), 255, np.uint8), colours), left, top)
+        self.paste(over(np.full((height, 10, 3), 255, np.uint8), rgba(ramp, *limits, scale)), left, top)
         self.frame(left, top, 10, height)
         self.text(left + 14, top - 2, f"{limits[1]:.2g}", size=11, colour=FAINT)
         self.text(left + 14, top + height - 12, f"{limits[0]:.2g}", size=11, colour=FAINT)

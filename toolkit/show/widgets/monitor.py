@@ -86,8 +86,7 @@ class TrainingMonitor(Explorer):
     def refresh(self) -> bool:
         """Read what was written since the last look; the page follows. Returns whether anything was new."""
         file = self.directory.history
-        size = file.stat().st_size if file.is_file() else 0
-        seen = (size, self.condition)
+        seen = (file.stat().st_size if file.is_file() else 0, self.condition)
         if seen == self._seen:
             return False
         self._seen, self.history = seen, read_history(file)
