@@ -96,6 +96,15 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return record
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none, or nothing that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:

@@ -54,10 +54,6 @@ class Augmentation:
         """Whether images are resampled."""
         return bool(self.rotation or self.scale or self.translation)
 
-    def resamples(self, flips: Sequence[int]) -> bool:
-        """Whether images that may be mirrored along the axes `flips` go through a resampling."""
-        return self.spatial or (self.flips and bool(flips))
-
     def margin(self, patch: Sequence[int]) -> tuple[int, ...]:
         """Voxels to read around the patch so that a rotated or shrunken view still sees image."""
         return tuple(math.ceil(side / 4) if self.spatial else 0 for side in patch)
@@ -99,7 +95,7 @@ def apply(
     angles = 1 if dims == 2 else 3
     geometry, intensity = numbers[:, : angles + 1 + 2 * dims], numbers[:, -4:]
     allowed = [axis in flips for axis in range(dims)] if effects.flips else [False] * dims
-    if effects.resamples(flips):
+    if effects.spatial or any(allowed):
         signed = 2.0 * geometry - 1.0
         rotation = _rotations(np.deg2rad(effects.rotation) * signed[:, :angles], dims)
         zoom = np.exp(math.log1p(effects.scale) * signed[:, angles])

@@ -78,18 +78,9 @@ def generated_rows(manifest: Manifest) -> list[Row]:
     for row in index_rows(manifest):
         name = f"{row['site']}{int(row['subject']):03d}"
         mm = tuple(float(row[key]) for key in ("slice_mm", "row_mm", "column_mm") if row[key])
-        own = {"case": name, "subject": name, "group": row["group"] or None}
-        slices = row["slices"] if manifest.dims == 2 else None
-        rows.append(
-            {
-                **own,
-                "site": row["site"],
-                "split": row["split"],
-                "spacing": mm or None,
-                "slices": slices,
-                "image": _source(manifest, row),
-            }
-        )
+        own: Row = {"case": name, "subject": name, "group": row["group"] or None, "spacing": mm or None}
+        own |= {"site": row["site"], "split": row["split"], "image": _source(manifest, row)}
+        rows.append({**own, "slices": row["slices"] if manifest.dims == 2 else None})
     return rows
 
 

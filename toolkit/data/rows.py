@@ -251,8 +251,7 @@ def read_description(root: Path) -> dict[str, Any]:
     path = root / "dataset.json"
     fix = "Give the folder of a raw data set (nnUNet_raw/DatasetXXX_Name or a decathlon task), unpacked whole."
     with decoding(path, "a description of a data set", fix):
-        table: dict[str, Any] = {**json.loads(text_of(path))}
-    return table
+        return {**json.loads(text_of(path))}
 
 
 def decathlon_rows(folder: Path) -> list[Row]:
@@ -265,8 +264,6 @@ def decathlon_rows(folder: Path) -> list[Row]:
             raise DataError(f"dataset.json names a file elsewhere: {name}.", where=path, fix="Do not use it.")
     if len({folder / image for image, _ in pairs}) < len(pairs):
         raise DataError("dataset.json names an image twice.", where=path, fix=again)
-    rows = []
-    for image, label in pairs:
-        case = Path(image).name.removesuffix(".gz").removesuffix(".nii")
-        rows.append({"case": case, "subject": case, "image": folder / image, "label": folder / label})
-    return rows
+    names = [Path(image).name.removesuffix(".gz").removesuffix(".nii") for image, _ in pairs]
+    files = [{"image": folder / image, "label": folder / label} for image, label in pairs]
+    return [{"case": name, "subject": name, **own} for name, own in zip(names, files, strict=True)]

@@ -155,13 +155,14 @@ def _described(result: Any, layer: str, indices: list[int]) -> str:
 
 def _write(result: Explained, maps: np.ndarray, path: Path, name: str, indices: list[int], text: str) -> Path:
     first = indices[0]
-    if result.positions[first] is None and len(indices) > 1:
+    alone = result.positions[first] is None  # else a slice of a stack, whose place is unknown where its file is
+    if alone and len(indices) > 1:
         what = f"{len(indices)} images are called {name!r} and would overwrite each other."
         raise ResultError(what, where="save_nifti", fix="Give every image an id of its own.")
     fields = result.geometry[first]
     geometry = None if fields is None else Geometry(**fields)
     cut = [maps[index] for index in indices]
-    if result.positions[first] is None:
+    if alone:
         array = cut[0]
     else:
         places = [int(position) for index in indices if (position := result.positions[index]) is not None]
@@ -171,9 +172,5 @@ def _write(result: Explained, maps: np.ndarray, path: Path, name: str, indices: 
         array = np.zeros((count, *cut[0].shape), dtype=np.float32)
         for place, one in zip(places, cut, strict=True):
             array[place] = one
-    if geometry is None and result.positions[first] is not None:  # a stack of an unknown file: so is its place
-        return write_nifti(path, array, description=text)
-    if geometry is None:
-        affine, spacing = result.affine[first], result.spacing[first]
-        return write_nifti(path, array, affine=affine, spacing=spacing, description=text)
-    return write_nifti(path, array, geometry, description=text)
+    affine, spacing = (result.affine[first], result.spacing[first]) if alone else (None, None)
+    return write_nifti(path, array, geometry, affine=affine, spacing=spacing, description=text)

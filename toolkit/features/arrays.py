@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ResultError
-from toolkit.files import SEALED, file_sha256, seal, sha256
+from toolkit.files import SEALED, file_sha256, json_object, seal, sha256
 from toolkit.results import DataFrame, as_table
 
 _FIX = "Extract the features again; a store is written whole or not at all, so it was changed later."
@@ -138,10 +137,7 @@ def read_store(path: str | os.PathLike[str]) -> Contents:
 
 def is_store(path: Path) -> bool:
     """Whether a folder says that it is a feature store."""
-    try:
-        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    attributes = json_object(path / "zarr.json").get("attributes")
     return isinstance(attributes, dict) and attributes.get("kind") == FORMAT["kind"]
 
 

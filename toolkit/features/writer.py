@@ -18,7 +18,7 @@ from torch import Tensor
 
 from toolkit.errors import ResultError
 from toolkit.features.arrays import FORMAT, Contents, MemoryArrays, is_store, read_store, table_of
-from toolkit.files import absolute, file_sha256, seal, sha256, write_atomically
+from toolkit.files import absolute, file_sha256, json_object, seal, sha256, write_atomically
 from toolkit.locks import exclusive
 
 _BUFFER = 8 * 2**20  # bytes kept per array before they are written
@@ -232,11 +232,8 @@ class StoreWriter(MemoryWriter):
 
 def _progress(folder: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     """The state of an unfinished store of the same request, or None."""
-    try:
-        state = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    same = isinstance(state, dict) and state.get("batches") and state.get("request") == json.loads(json.dumps(request))
+    state = json_object(folder / _PROGRESS)
+    same = state.get("batches") and state.get("request") == json.loads(json.dumps(request))
     return state if same else None
 
 

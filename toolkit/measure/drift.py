@@ -30,14 +30,8 @@ from toolkit.results import DataFrame, Numbers, as_table
 
 POOLED = "pooled"
 WIDENED = 1.25  # for what the bias correction adds; set by the simulation of benchmarks/drift_coverage.py
-KINDS = {
-    "centroid_shift": "raw",
-    "frechet": "raw",
-    "sliced_w2": "raw",
-    "mmd2": "raw",
-    "linear_cka": "rotation-free",
-    "procrustes": "rotation-free",
-}
+KINDS = dict.fromkeys(("centroid_shift", "frechet", "sliced_w2", "mmd2"), "raw")
+KINDS |= dict.fromkeys(("linear_cka", "procrustes"), "rotation-free")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -162,13 +156,8 @@ def drift(
     codes, unit = cluster_codes(tables[0] if paired else pd.concat(tables, ignore_index=True), cluster)
     clusters = [codes] * len(tables) if paired else list(codes.split([len(table) for table in tables]))
     settings: dict[str, Any] = {"bootstrap": bootstrap, "null_splits": null_splits, "cluster": unit}
-    settings |= {
-        "max_rows": max_rows,
-        "directions": directions,
-        "seed": seed,
-        "confidence": confidence,
-        "paired": paired,
-    }
+    settings |= {"max_rows": max_rows, "directions": directions, "seed": seed}
+    settings |= {"confidence": confidence, "paired": paired}
     if repeat is not None:
         jitter = repeat.provenance.get("parameters", {}).get("jitter")
         moved = f"weights that a jitter moved by {jitter or 0:.2g} of their size"

@@ -135,16 +135,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             pairs += _flat(value, "" if key in ("versions", "parameters", "settings") else f"{name} ")
         elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
-            pairs += _of_several(value, name.removesuffix("s"))
+            own, common = _apart([_flat(item) for item in value if isinstance(item, Mapping)])
+            pairs += [(f"{name.removesuffix('s')} {n} {k}", text) for n, one in enumerate(own, 1) for k, text in one]
+            pairs += common
         elif isinstance(value, (list, tuple)):
             more = f", … ({len(value)} in all)" if len(value) > 4 else ""
             pairs.append((name, ", ".join(plain(str(one)) for one in value[:4]) + more))
         elif value is not None and value != "":
             pairs.append((name, plain(f"{value:.4g}" if isinstance(value, float) else str(value))))
     return pairs
-
-
-def _of_several(items: Sequence[Any], name: str) -> list[tuple[str, str]]:
-    """What all the items share, once, then what each has of its own."""
-    own, common = _apart([_flat(item) for item in items if isinstance(item, Mapping)])
-    return [(f"{name} {n} {key}", text) for n, pairs in enumerate(own, 1) for key, text in pairs] + common

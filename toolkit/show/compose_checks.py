@@ -149,15 +149,8 @@ def collapses(results: Sequence[Any], names: Sequence[str]) -> Figure:
     numbers = [number_text(float(one.values["uniformity"])) for one in results]
     uniform = ", ".join(map(" ".join, zip(names, numbers, strict=True)))
     size: dict[str, Any] = {"width": 280, "height": 260}
-    distances = Lines(
-        title="distances between rows",
-        note="histograms of all pairs",
-        series=histograms,
-        legend=False,
-        x_label="Euclidean distance",
-        y_label="share of pairs",
-        **size,
-    )
+    told: dict[str, Any] = {"title": "distances between rows", "note": "histograms of all pairs", "legend": False}
+    distances = Lines(series=histograms, x_label="Euclidean distance", y_label="share of pairs", **told, **size)
     x: dict[str, Any] = {"x_label": "value", "x_range": (low - 0.03, 1.05)}
     diagnostics = Intervals(title="diagnostics", note=f"uniformity: {uniform}", series=series, **x, **size)
     first = results[0]

@@ -53,18 +53,9 @@ def transfer(result: Transfer) -> Figure:
     if len(means):
         values = means["value"].to_numpy(dtype=float)
         rows = [name.replace("_", " ") for name in means["metric"]]
-        panels.append(
-            Intervals(
-                title="metrics, mean over tasks",
-                note=range_note(values),
-                series=[Series(name="mean", x=values, y=rows)],
-                marks=[(0.0, "")],
-                x_label="value",
-                legend=False,
-                width=280,
-                height=30 + 20 * len(means),
-            )
-        )
+        told: dict[str, Any] = {"title": "metrics, mean over tasks", "note": range_note(values), "x_label": "value"}
+        told |= {"marks": [(0.0, "")], "legend": False, "width": 280, "height": 30 + 20 * len(means)}
+        panels.append(Intervals(series=[Series(name="mean", x=values, y=rows)], **told))
     return Figure(title="Transfer over the sequence", subtitle=_FORGETTING, rows=[panels])
 
 

@@ -106,15 +106,9 @@ def _panel(measure: str, tables: dict[str, DataFrame]) -> Intervals:
     everything = np.concatenate([np.asarray(part, dtype=float) for one in drawn for part in (one.x, one.high)])
     top = float(np.nanmax(everything)) if np.isfinite(everything).any() else 1.0
     bottom = min(0.0, float(np.nanmin([np.nanmin(np.asarray(one.low, dtype=float)) for one in drawn])))
-    return Intervals(
-        title=MEASURE_NAMES.get(measure, measure),
-        note=str(kind),
-        series=drawn,
-        x_label="value",
-        x_range=(bottom * 1.05, top * 1.08 or 1.0),
-        width=230,
-        height=40 + max(34, 8 * len(drawn)) * len(classes),
-    )
+    told: dict[str, Any] = {"title": MEASURE_NAMES.get(measure, measure), "note": str(kind), "x_label": "value"}
+    height = 40 + max(34, 8 * len(drawn)) * len(classes)
+    return Intervals(series=drawn, x_range=(bottom * 1.05, top * 1.08 or 1.0), width=230, height=height, **told)
 
 
 def _series(name: str, classes: list[str], value: Any, low: Any, high: Any, colour: str | None = None) -> Series:
@@ -186,15 +180,10 @@ def transfer_scatter(pairs: Pairs, *, method: str = "SegReg") -> Figure:
                 for name in (metric, "mean_dice")
             )
             series.append(Series(name=base, x=x, y=y, size=9, text=["without", "with"]))
-        told = {
-            "title": title,
-            "note": f"1 = without, 2 = with {method}",
-            "x_label": title,
-            "y_label": "final mean Dice",
-        }
-        ranges = {f"{axis}_range": _limits(series, axis) for axis in "xy"}
-        settings: dict[str, Any] = {**told, **ranges, "width": 350, "height": 250}
-        panels.append(Scatter(series=series, joined=True, legend=metric == "bwt", **settings))
+        told: dict[str, Any] = {"title": title, "x_label": title, "y_label": "final mean Dice"}
+        told |= {"note": f"1 = without, 2 = with {method}", "width": 350, "height": 250}
+        told |= {f"{axis}_range": _limits(series, axis) for axis in "xy"}
+        panels.append(Scatter(series=series, joined=True, legend=metric == "bwt", **told))
     return Figure(
         title="Transfer against accuracy",
         subtitle="Better is towards the top right. Means over seeds; one seed decides nothing.",

@@ -238,11 +238,8 @@ def _curve(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) ->
 
 def _points(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) -> None:
     large = one.size >= 8
-    style: dict[str, Any] = {
-        "s": (one.size * _POINTS) ** 2,
-        "c": colour,
-        "marker": _MARKERS[one.symbol % len(_MARKERS)],
-    }
+    marker = _MARKERS[one.symbol % len(_MARKERS)]
+    style: dict[str, Any] = {"s": (one.size * _POINTS) ** 2, "c": colour, "marker": marker}
     style |= {"alpha": 1.0, "linewidths": 0.8} if large else {"alpha": 0.65, "linewidths": 0}
     edges = "black" if large and one.symbol % 6 != 4 else None
     canvas.scatter(one.x, one.y, edgecolors=edges, label=one.name, rasterized=len(one.x) > 2000, **style)

@@ -114,12 +114,8 @@ class _Page:
         places = [coded["zmin"], (coded["zmin"] + coded["zmax"]) // 2, coded["zmax"]]
         size = {"len": height, "lenmode": "pixels", "thickness": 10, "xpad": 0, "ypad": 0, "outlinewidth": 0}
         ticks = {"tickvals": places, "ticktext": panel.bar_ticks or texts}
-        return {
-            **coded,
-            "colorscale": colours.plotly_scale(scale),
-            "showscale": panel.bar,
-            "colorbar": {**_PAPER, **self.beside, **size, **ticks},
-        }
+        ramp = {"colorscale": colours.plotly_scale(scale), "showscale": panel.bar}
+        return {**coded, **ramp, "colorbar": {**_PAPER, **self.beside, **size, **ticks}}
 
     def _image(self, panel: Image) -> None:
         rows, columns = panel.pixels.shape[:2]

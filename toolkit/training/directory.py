@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit import files
 from toolkit.errors import CheckpointError, ConfigError, choose
-from toolkit.files import absolute, distinct_names, make_folder, read_sealed, write_atomically, write_sealed
 from toolkit.locks import exclusive
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ class RunDirectory:
     """Paths and records of one run; holds no open file and no state besides its path, which is absolute."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = absolute(path)
+        self.path = files.absolute(path)
         self.record_file = self.path / "run.json"  # what is trained, on what, with which settings; written once
         self.history = self.path / "history.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -48,7 +48,7 @@ class RunDirectory:
         """Hold the folder for a new run; make it where it is missing, and take it away again if nothing came of it."""
         self.check_free()
         missing = not self.path.exists()
-        make_folder(self.path)
+        files.make_folder(self.path)
         try:
             with self.locked():
                 self.check_free()
@@ -76,12 +76,12 @@ class RunDirectory:
     def create(self, record: Mapping[str, Any], first: Checkpoint) -> None:
         """Write the first checkpoint, then `run.json`, whose presence says that the run is complete."""
         self.check_free()
-        make_folder(self.path)
+        files.make_folder(self.path)
         (self.path / _UNFINISHED).touch()
         shutil.rmtree(self.checkpoints, ignore_errors=True)  # of a process that was killed while it was here
         checkpoints.write(self.checkpoints, first)
         self.history.write_bytes(b"")
-        write_sealed(self.record_file, {"run": first.run, **record})
+        files.write_sealed(self.record_file, {"run": first.run, **record})
         (self.path / _UNFINISHED).unlink()
 
     def await_creation(self, seconds: float = 300.0) -> None:
@@ -106,7 +106,7 @@ class RunDirectory:
         if not self.exists():
             fix = "Give the folder that was passed to toolkit.train(out=...)."
             raise CheckpointError("There is no run in this folder: it has no run.json.", where=self.path, fix=fix)
-        record = read_sealed(self.record_file)
+        record = files.read_sealed(self.record_file)
         if missing := sorted(_KEYS - set(record)):
             raise CheckpointError(f"run.json is damaged: it lacks {', '.join(missing)}.", where=self.record_file)
         return record
@@ -155,17 +155,13 @@ class RunDirectory:
 
     def state(self) -> dict[str, Any]:
         """The content of `state.json`; empty if there is none or it cannot be read."""
-        try:
-            state = json.loads(self.state_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return state if isinstance(state, dict) else {}
+        return files.json_object(self.state_file)
 
     def set_state(self, state: str, process: int | None = None, **details: Any) -> None:
         """Record that the run is `ready`, `running`, `finished`, `interrupted` or `failed`, and by which process."""
         process = os.getpid() if process is None else process
         owner = {"process": process, "identity": process_identity(process)}
-        write_atomically(self.state_file, json.dumps({"state": state, **owner, **details}, indent=1))
+        files.write_atomically(self.state_file, json.dumps({"state": state, **owner, **details}, indent=1))
 
     def set_end(self, state: str, **details: Any) -> None:
         """Record how a training ended early, if that can still be written: what ended it is what the user must see."""
@@ -199,4 +195,4 @@ def default_path(task: Any, regularizers: Sequence[Any]) -> Path:
     method = "-".join(r.name for r in regularizers) or "plain"
     moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{getattr(task, 'name', 'task')}-{method}-{moment}-{secrets.token_hex(2)}"
-    return Path("runs") / distinct_names([name])[0]  # no name leads out of this folder
+    return Path("runs") / files.distinct_names([name])[0]  # no name leads out of this folder

@@ -79,7 +79,7 @@ def test_a_run_that_was_killed_while_it_was_made_is_made_again(
     discs: tk.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("toolkit.training.directory.write_sealed", lambda *_: 1 / 0)
+        patched.setattr("toolkit.files.write_sealed", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(discs, tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.methods.latent_augmentation import image_space
-from toolkit.methods.latent_augmentation.regularizer import HardExamples
-from toolkit.models.batch_norm import frozen_batch_norm
+from toolkit.methods.latent_augmentation.regularizer import HardExamples, frozen_batch_norm
 from toolkit.registry import register
 from toolkit.training.engine import same_modes
 from toolkit.training.protocol import StepContext

@@ -11,14 +11,5 @@ from toolkit.methods.med_disseg.network import (
 )
 from toolkit.methods.med_disseg.regularizer import Dispersive
 
-__all__ = [
-    "Dispersive",
-    "MedDisSeg",
-    "MedDisSegOutput",
-    "MedDisSegStageOne",
-    "dispersive_loss",
-    "load_backbone",
-    "med_disseg",
-    "med_disseg_stage_one",
-    "transfer_encoder",
-]
+__all__ = ["Dispersive", "MedDisSeg", "MedDisSegOutput", "MedDisSegStageOne", "dispersive_loss"]
+__all__ += ["load_backbone", "med_disseg", "med_disseg_stage_one", "transfer_encoder"]

@@ -151,13 +151,9 @@ class MedDisSeg(_Encoder):
         if encoder_attention:
             attention = (parts.LesionAttention(channels, min(8, channels)) for channels in self.widths)
             self.encoder_attention = nn.ModuleList(attention)
-        self._name_layers(
-            head_input="output_block.c3:input",
-            pre_activation="output_block.c2.conv.1",
-            decoder_1="decoder_small",
-            decoder_2="decoder_middle",
-            decoder_3="decoder_large",
-        )
+        decoders = {"decoder_1": "decoder_small", "decoder_2": "decoder_middle", "decoder_3": "decoder_large"}
+        head = {"head_input": "output_block.c3:input", "pre_activation": "output_block.c2.conv.1"}
+        self._name_layers(**head, **decoders)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, H, W) of an image (B, in_channels, H, W); no auxiliary maps."""

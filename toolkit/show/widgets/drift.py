@@ -247,26 +247,13 @@ class ScatterView:
 
         self.explorer, self._numbers_of = explorer, ""
         self.rows, places = explorer.points()
-        start = {
-            "x": places[:, 0],
-            "y": places[:, 1],
-            "text": self._texts(),
-            "marker": {"size": 6, "color": self._colours()},
-        }
+        marker = {"size": 6, "color": self._colours()}
+        start = {"x": places[:, 0], "y": places[:, 1], "text": self._texts(), "marker": marker}
+        layout = {"width": 620, "height": 460, "margin": {"l": 50, "r": 10, "t": 60, "b": 40}, **self._axes()}
+        layout |= {"dragmode": "lasso", "template": "plotly_white", "showlegend": False}
         # made with its points: what is sent before the page has loaded the figure's script is lost
-        self.figure: Any = go.FigureWidget(
-            go.Scatter(mode="markers", hovertemplate="%{text}<extra></extra>", **start),
-            layout={
-                "width": 620,
-                "height": 460,
-                "dragmode": "lasso",
-                "template": "plotly_white",
-                "showlegend": False,
-                "margin": {"l": 50, "r": 10, "t": 60, "b": 40},
-                "title": {"text": self._title()},
-                **self._axes(),
-            },
-        )
+        scatter = go.Scatter(mode="markers", hovertemplate="%{text}<extra></extra>", **start)
+        self.figure: Any = go.FigureWidget(scatter, layout={**layout, "title": {"text": self._title()}})
         self._outline = self._outlining = False
         self.figure.data[0].on_selection(self._outlined)
         self.figure.data[0].on_click(self._from_page)

@@ -211,10 +211,8 @@ class ImageExplorer(Explorer):
     def _open(self) -> None:
         low, high, dark, bright = self._range()
         self.lens = WHOLE
-        self._values |= {
-            "level": (dark + bright) / 2,
-            "window": min(max(bright - dark, (high - low) / 200), high - low),
-        }
+        self._values["level"] = (dark + bright) / 2
+        self._values["window"] = min(max(bright - dark, (high - low) / 200), high - low)
 
     def _range(self) -> tuple[float, float, float, float]:
         """Lowest and highest value of the image, and what is shown black and white at first."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolkit.models.batch_norm import frozen_batch_norm
+from toolkit.methods.latent_augmentation.regularizer import frozen_batch_norm
 
 
 def network() -> nn.Sequential:
