@@ -176,9 +176,7 @@ def describe(obj: object) -> dict[str, Any] | None:
         return dict(config)
     _, name = vars(type(obj)).get("registered_name", ("", ""))
     arguments = settings(obj)
-    if not name or arguments is None:
-        return None
-    return {"name": name, "arguments": arguments}
+    return {"name": name, "arguments": arguments} if name and arguments is not None else None
 
 
 def build(kind: str, config: Mapping[str, Any]) -> Any:

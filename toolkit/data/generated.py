@@ -114,5 +114,4 @@ def _source(manifest: Manifest, row: dict[str, str]) -> GeneratedSource:
 def generator(name: str) -> Generator:
     """The generator of an embedded task."""
     choose("generator", name, GENERATORS, where="manifest")
-    task: Generator = importlib.import_module(f"toolkit.data.phantoms.{name.removeprefix('phantom-')}").TASK
-    return task
+    return importlib.import_module(f"toolkit.data.phantoms.{name.removeprefix('phantom-')}").TASK

@@ -167,13 +167,10 @@ def surface_distances(first: np.ndarray, second: np.ndarray, spacing: Sequence[f
     from scipy import ndimage
 
     (box,) = ndimage.find_objects((first | second).astype(np.uint8))  # both borders lie inside: nothing outside matters
-    first, second = first[box], second[box]
     face = ndimage.generate_binary_structure(first.ndim, 1)
-    border_first = first & ~ndimage.binary_erosion(first, face)
-    border_second = second & ~ndimage.binary_erosion(second, face)
-    to_second = ndimage.distance_transform_edt(~border_second, sampling=spacing)
-    to_first = ndimage.distance_transform_edt(~border_first, sampling=spacing)
-    return to_second[border_first], to_first[border_second]
+    one, other = (mask[box] & ~ndimage.binary_erosion(mask[box], face) for mask in (first, second))
+    to_one, to_other = (ndimage.distance_transform_edt(~border, sampling=spacing) for border in (one, other))
+    return to_other[one], to_one[other]
 
 
 def _label_map(value: Tensor | np.ndarray, name: str) -> np.ndarray:
@@ -315,12 +312,6 @@ def image_scores(probability: Tensor, target: Tensor, threshold: float = 0.5) ->
 
     recall, precision = ratio(hit, wanted), ratio(hit, positives)
     accuracy = (predicted == truth).double().mean(dim=1)
-    columns = [
-        ratio(hit, positives + wanted - hit),
-        ratio(2 * hit, positives + wanted),
-        recall,
-        precision,
-        accuracy,
-        5 * precision * recall / (4 * precision + recall + epsilon),
-    ]
-    return torch.stack(columns, dim=1)
+    overlaps = (ratio(hit, positives + wanted - hit), ratio(2 * hit, positives + wanted))
+    f2 = 5 * precision * recall / (4 * precision + recall + epsilon)
+    return torch.stack([*overlaps, recall, precision, accuracy, f2], dim=1)

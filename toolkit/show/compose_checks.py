@@ -67,14 +67,8 @@ def randomised_weights(result: RandomisedWeights) -> Figure:
         subtitle += " Weights are shuffled from the output on, row by row down to the input."
     else:
         bars = Series(name="trained against shuffled", x=list(table["layer"]), y=table["similarity"].to_numpy())
-        panel = Bars(
-            title="similarity",
-            note=f"passes up to 0.5; {int(table['maps'].sum())} maps",
-            series=[bars],
-            y_range=(0.0, 1.0),
-            legend=False,
-            width=max(300, 60 * len(table)),
-        )
+        note, width = f"passes up to 0.5; {int(table['maps'].sum())} maps", max(300, 60 * len(table))
+        panel = Bars(title="similarity", note=note, series=[bars], y_range=(0.0, 1.0), legend=False, width=width)
     return Figure(title=f"Randomised-weights check of {target_text(result.target)}", subtitle=subtitle, rows=[[panel]])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,10 +91,7 @@ class Attached:
     @property
     def objective_weight(self) -> float:
         """What your own loss is to be multiplied with at this step: 1, or 1 - weight of a convex combination."""
-        scale = 1.0
-        for regularizer in self._active(self.step):
-            scale *= regularizer.objective_weight(self.step)
-        return scale
+        return math.prod((r.objective_weight(self.step) for r in self._active(self.step)), start=1.0)
 
     def loss(self, batch: Mapping[str, Any], *, outputs: Any = None, step: int | None = None) -> Tensor:
         """The weighted terms of the network's latest training pass, to be added to your loss.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -132,9 +133,7 @@ class TrainingStep(nn.Module):
         context = StepContext(batch=batch, model=self.model, outputs=outputs, step=step, logging=logging, stage=stage)
         objective_terms = self.objective(outputs, batch)
         objective = torch.stack([term.float() for term in objective_terms.values()]).sum()
-        scale = 1.0
-        for regularizer in active:
-            scale *= regularizer.objective_weight(step)
+        scale = math.prod(regularizer.objective_weight(step) for regularizer in active)
         result = PartialLoss(
             total=objective * scale if scale != 1.0 else objective,
             terms={f"{self.objective.name}/{name}": value.detach() for name, value in objective_terms.items()},

@@ -250,8 +250,7 @@ def claim_rows(claim: str) -> DataFrame:
 
 def _claims() -> list[dict[str, Any]]:
     file = shipped_folders("TOOLKIT_EVIDENCE", "evidence")[0] / "claims.toml"
-    claims: list[dict[str, Any]] = tomllib.loads(file.read_text(encoding="utf-8"))["claim"]
-    return claims
+    return tomllib.loads(file.read_text(encoding="utf-8"))["claim"]
 
 
 def _results(name: str) -> Path:

@@ -39,8 +39,7 @@ def _gate(x: Tensor) -> Tensor:
 
 def telu(x: Tensor) -> Tensor:
     """X * tanh(exp(x)) (arXiv 2412.20269), with a finite gradient everywhere (1 for large x)."""
-    result: Tensor = _TeLU.apply(x)
-    return result
+    return _TeLU.apply(x)
 
 
 class TeLU(nn.Module):

@@ -17,8 +17,7 @@ def pool_to(feature: Tensor, size: tuple[int, ...]) -> Tensor:
     """Adaptive average pooling of (B, C, *S) to `size`; the map itself if it has that size."""
     if tuple(feature.shape[2:]) == size:
         return feature
-    pooled: Tensor = getattr(functional, f"adaptive_avg_pool{len(size)}d")(feature, size)
-    return pooled
+    return getattr(functional, f"adaptive_avg_pool{len(size)}d")(feature, size)
 
 
 def _common_size(student: Tensor, teacher: Tensor) -> tuple[int, ...]:

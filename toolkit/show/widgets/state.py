@@ -44,8 +44,7 @@ class TimedResults:
             self._values[key], self.seconds[key[0]] = seconds_of(make)
             if len(self._values) > self.most:
                 self._values.popitem(last=False)
-        value: Value = self._values[key]
-        return value
+        return self._values[key]
 
     def expected(self, key: Key) -> float:
         """Seconds that `get` will take: none for what is known, else as long as the last one of its kind took."""
