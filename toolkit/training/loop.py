@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import CheckpointError, ToolkitError
+from toolkit.models.load import tensors_of
 from toolkit.training import checkpoint as checkpoints
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.config import TrainConfig
@@ -42,7 +43,7 @@ SCORE = "validation/dice"  # what `select="best"` compares
 def initial_checkpoint(step: TrainingStep, config: TrainConfig, run: str) -> Checkpoint:
     """Checkpoint of the state before the first step."""
     state = {**_network_state(step), "optimizer": build_optimizer(step, config).state_dict(), "scaler": {}}
-    return Checkpoint(step=0, run=run, weights=_weights(step), state=state)
+    return Checkpoint(step=0, run=run, weights=tensors_of(step.model), state=state)
 
 
 @dataclasses.dataclass(eq=False)
@@ -238,7 +239,7 @@ class Loop:
         state = _network_state(self.step)
         scaler = dict(self.fabric.strategy.precision.state_dict())  # empty unless the precision is "16"
         state |= {"optimizer": self.optimizer.state_dict(), "scaler": scaler}
-        return Checkpoint(self.done, self.start.run, _weights(self.step), state)
+        return Checkpoint(self.done, self.start.run, tensors_of(self.step.model), state)
 
     def _check_home(self) -> None:
         """Stop if the run's directory was moved, replaced or deleted, and save where the training stands beside it."""
@@ -262,10 +263,6 @@ def restore_step(step: TrainingStep, checkpoint: Checkpoint) -> None:
         step.objective.load_state_dict(state["objective"])
     for regularizer in step.regularizers:
         regularizer.load_state_dict(state["regularizers"].get(regularizer.name, {}))
-
-
-def _weights(step: TrainingStep) -> dict[str, Tensor]:
-    return {name: value for name, value in step.model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _network_state(step: TrainingStep) -> dict[str, Any]:
