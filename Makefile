@@ -83,7 +83,7 @@ evidence: $(READY) ## train and measure what the claims need, then write docs/ev
 	OMP_NUM_THREADS=1 $(LAUNCH) "$(BIN)/python" -m evidence.run $(STUDY) --jobs $(or $(JOBS),2) $(OPTIONS)
 	"$(BIN)/python" -m evidence.page
 
-networks: $(READY) ## write evidence/networks from the trainings of `make evidence`
+networks: $(READY) ## write evidence/networks, and what exceeds 40 MB to runs/networks, from the trainings of `make evidence`
 	"$(BIN)/python" -m evidence.networks $(OPTIONS)
 
 clean: ## remove caches (never runs, data or the environment)

@@ -1,6 +1,8 @@
 """Write the trained networks that come with the project: `python -m evidence.networks [--runs FOLDER]`.
 
 Every network of the list whose training is done is stored in half precision, scored as it is stored, and gets a card.
+Those of real data that would pass the limit of 40 MB go to `runs/networks`; with TOOLKIT_NETWORKS=runs/networks
+`toolkit.load_trained` and the notebooks find them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from toolkit.measure.intervals import patient_bootstrap
 from toolkit.training.directory import RunDirectory
 from toolkit.training.history import read_history
 
-FOLDER = Path(__file__).with_name("networks")
+FOLDER, LARGER = Path(__file__).with_name("networks"), Path("runs/networks")
 PATIENTS, SAMPLE, TOLERANCE, FLOOR = 8, 2, 0.002, 0.75
 SEEDS, ONE_SEED = (
     (0, 1, 2),
@@ -59,14 +61,18 @@ NETWORKS = {
         for stage in (1, 3, 6)
     },
     **{
-        f"phantom-glands/{name}{suffix}": ("med-disseg", arm, run, f"Med-DisSeg {label}, {stage}")
+        f"{task}/{name}{suffix}": (study, arm, run, f"Med-DisSeg {label}, {stage}")
+        for task, study in (("phantom-glands", "med-disseg"), ("nuclei_dsb2018", "med-disseg-nuclei"))
         for name, arm, label in (
             ("med-disseg", "with", "with its loss"),
             ("med-disseg-without", "without", "without its loss"),
             ("med-disseg-released", "released", "with the released loss"),
         )
         for suffix, run, stage in (("", 1, "stage 2"), ("-encoder", 0, "stage 1"))
+        if arm in STUDIES[study].arms
     },
+    "cardiac_acdc/standard": ("ten-subjects", "standard", -1, "fast and slow network, standard training, ten subjects"),
+    "cardiac_acdc/cooperative": ("ten-subjects", "cooperative", -1, "fast and slow network, cooperative training, ten subjects"),
     **{
         f"{task}/{name}": (study, arm, -1, f"{label}, {which}")
         for task, study, which, own in (
@@ -86,9 +92,10 @@ NETWORKS = {
 def store(name: str, seed: int, runs: Path) -> Path | None:
     """Write one network and its card; None if it is not trained, or is there."""
     study, arm, index, method = NETWORKS[name]
+    folder = LARGER if study in ("ten-subjects", "med-disseg-nuclei") else FOLDER
     fold = 0 if STUDIES[study].folds else None
     job = Job(study, arm, seed, fold, runs)
-    if not job.done or card_file(name, seed, FOLDER).exists():
+    if not job.done or card_file(name, seed, folder).exists():
         return None
     path = Path(json.loads((job.folder / "cost.json").read_text())["paths"][index])
     network, record = tk.load_model(path), RunDirectory(path).record()
@@ -98,7 +105,7 @@ def store(name: str, seed: int, runs: Path) -> Path | None:
     told = {"name": task.name, "normalisation": task.normalisation}
     if fold is not None and site is None:
         told["fold"] = [fold, STUDIES[study].folds]
-    tested = tk.load_task(**told) if "fold" in told else task
+    tested = tk.load_task(**told)
     sites = task.sites if site is None else [site] if isinstance(site, str) else list(site)
     table = _patients(network, tested)
     scores = [_score(site, rows["dice"].to_numpy()) for site, rows in table.groupby("site", sort=False)]
@@ -130,7 +137,7 @@ def store(name: str, seed: int, runs: Path) -> Path | None:
         "history": short_history(read_history(RunDirectory(path).history)),
         "note": "" if home > least else f"below its floor of {least:.2f} at home: no figure leans on it",
     }
-    return save_trained(network, card, FOLDER)
+    return save_trained(network, card, folder)
 
 
 def _patients(network: Any, task: Any) -> Any:

@@ -76,8 +76,8 @@ def faithfulness(
         radius: largest change of a voxel for sensitivity; for infidelity ten times this is the noise's sd.
         seed: of orders and noise.
         batch_size: images per pass.
-        **passes: select, divisor, precision, activation as when the maps were made, see `toolkit.predict`;
-            patch_size and overlap are those of the maps.
+        **passes: select, divisor, precision, activation as when the maps were made, see `toolkit.predict`; patch_size and
+            overlap are the maps' and refused.
 
     Returns:
         Columns name, case, status (of the map), deletion, insertion, deletion_random, insertion_random (means over orders),
@@ -99,8 +99,8 @@ def faithfulness(
     curves: dict[str, Tensor] = {}
     asked = result.provenance.get("parameters", {})
     if own := sorted({"patch_size", "overlap"} & passes.keys()):
-        fix = "Leave it out, or make the maps with it."
-        raise ConfigError(f"The windows are the maps': {own[0]} cannot be given here.", where="faithfulness", fix=fix)
+        what = f"The windows are the maps': {own[0]} cannot be given here."
+        raise ConfigError(what, where="faithfulness", fix="Leave it out, or make the maps with it.")
     passes |= {"patch_size": asked.get("patch_size") or "whole", "overlap": asked.get("overlap", 0.5)}
     predictor = Predictor(model, **passes)
     batch = next(iter(as_batches(result.image, model, batch_size=10**6)))

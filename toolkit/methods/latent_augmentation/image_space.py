@@ -7,8 +7,10 @@ adversarial noise, Miyato et al., arXiv 1704.03976; adversarial bias fields, Che
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ from torch.nn import functional
 from toolkit.errors import ConfigError, choose
 from toolkit.features.logits import interpolated
 from toolkit.features.untouched import untouched
+from toolkit.inference.memory import Passes
+from toolkit.inference.network import Predictor
 from toolkit.training.protocol import keyed_generator
 
 KERNELS = (1, 3, 5, 7)
@@ -247,17 +251,21 @@ RANDOM = {"random_windows": random_windows, "random_convolution": random_convolu
 ADVERSARIAL = ("adversarial_noise", "adversarial_bias")
 
 
-def augment_image(image: Tensor, method: str, model: nn.Module | None = None, *, seed: int = 0) -> Tensor:
+def augment_image(
+    image: Tensor, method: str, model: nn.Module | None = None, *, seed: int = 0, **passes: Unpack[Passes]
+) -> Tensor:
     """The image (B, C, *S) under one of the image-space baselines; the same seed gives the same result.
 
     Args:
         image: 2D or 3D batch, in [0, 1] (random convolution returns that range, bias fields need no negative values).
         method: "random_windows", "random_convolution", or, searched against a network, "adversarial_noise" or
             "adversarial_bias".
-        model: network that gives logits (B, K, *S) for the image; needed by the adversarial methods, which search
-            against its prediction in evaluation mode and leave it as it was. The probe of adversarial noise is 1 here
-            (1e-6 in training), because the prediction it is compared with is that of the very same mode.
+        model: network of any size of image; needed by the adversarial methods, which search against its prediction in
+            evaluation mode and leave it as it was. The probe of adversarial noise is 1 here (1e-6 in training), because
+            the prediction it is compared with is that of the very same mode.
         seed: of the draws.
+        **passes: select, patch_size, overlap, divisor, precision of that prediction, see `toolkit.predict`; activation
+            plays no part.
 
     Raises:
         ConfigError: no such method, an image without batch and channel axes, or no model where one is needed.
@@ -275,7 +283,9 @@ def augment_image(image: Tensor, method: str, model: nn.Module | None = None, *,
         return RANDOM[method](image.float(), generator)
     if model is None:
         raise ConfigError(f"{method!r} is searched against a network.", where="augment_image", fix="Pass model=...")
+    predictor = Predictor(model, **passes)
     with untouched(model, mode="eval"), torch.autocast(image.device.type, enabled=False):
+        logits = functools.partial(predictor.logits, frame=predictor.frame(image))
         if method == "adversarial_noise":
-            return adversarial_noise(model, image.float(), generator, probe=1.0)
-        return adversarial_bias(model, image.float(), generator)
+            return adversarial_noise(logits, image.float(), generator, probe=1.0)
+        return adversarial_bias(logits, image.float(), generator)

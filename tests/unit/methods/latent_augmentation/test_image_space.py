@@ -17,6 +17,7 @@ from toolkit.methods.latent_augmentation import image_space
 from toolkit.methods.latent_augmentation.image_space import ADVERSARIAL, RANDOM, augment_image
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.models.unet import unet
+from toolkit.training.protocol import keyed_generator
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -168,6 +169,32 @@ def test_gallery_is_repeatable_and_leaves_the_network_alone(method: str, dims: i
     assert network.training
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("method", ADVERSARIAL)
+def test_the_search_meets_images_of_any_size_and_any_output(method: str) -> None:
+    torch.manual_seed(2)
+    network = unet(1, 3, channels=(4, 8)).eval()
+    picture = images(33, 46)
+    bare, kind = keyed_generator(3, "augment_image", method), getattr(image_space, method)
+    level = picture.amin((2, 3))[:, :, None, None]
+
+    def padded(x: Tensor) -> Tensor:
+        return network(torch.cat([x, level.expand(-1, -1, 1, 46)], 2))[:, :, :33]
+
+    expected = kind(padded, picture, bare, **({"probe": 1.0} if method == "adversarial_noise" else {}))
+
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.divisor = network, 2
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = self.inside(x)
+            return {"features": -y, "mask": y}
+
+    torch.testing.assert_close(augment_image(picture, method, network, seed=3), expected)
+    torch.testing.assert_close(augment_image(picture, method, Several(), seed=3, select="mask"), expected)
 
 
 def test_what_the_gallery_refuses() -> None:
