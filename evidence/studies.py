@@ -234,6 +234,14 @@ STUDIES: dict[str, Study] = {
         train=one_sequence,
         site=None,
     ),
+    "hippocampus-sequence": Study(
+        task=lambda: tk.load_task("phantom-hippocampus"),
+        arms=_arms(_unet(8, 16, 32, classes=3, dims=3), **_PAIR),
+        config={"steps": 300, "batch_size": 2, "learning_rate": 5e-3, **IN_TURN},
+        measures=(measures.transfer, measures.drift),
+        train=one_sequence,
+        site=None,
+    ),
     "acdc": Study(
         task=lambda: tk.load_task("cardiac_acdc"),
         arms=_arms(_unet(16, 32, 64, 128), **_METHODS, **_PARTS)
