@@ -9,7 +9,6 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from toolkit.arguments import checked
 from toolkit.errors import ConfigError, DataError, LayerError, choose
 from toolkit.explain.attribute_methods import (
     FEATURES,
@@ -33,7 +32,6 @@ from toolkit.inference.memory import Passes
 from toolkit.inference.network import Predictor, one_batch
 
 
-@checked
 def attribute(
     model: nn.Module,
     image: Any,

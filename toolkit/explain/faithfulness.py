@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
-from toolkit.arguments import checked
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
 from toolkit.explain.attribute_methods import AttributionInput, Settings, affordable_settings, baseline_of, explain_one
@@ -42,7 +41,6 @@ class Faithfulness(Numbers):
     kind: ClassVar[str] = "faithfulness"
 
 
-@checked
 def faithfulness(
     model: nn.Module,
     result: GradCamResult | AttributionResult,

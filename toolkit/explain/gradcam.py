@@ -10,7 +10,6 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from toolkit.arguments import checked
 from toolkit.errors import DataError, LayerError, choose
 from toolkit.explain.cam_maps import METHODS, Padding, gradient_parts, net_gradient, normalised_sum, raw_map, resized
 from toolkit.explain.cam_result import GradCamResult, statuses
@@ -28,7 +27,6 @@ from toolkit.inference.network import Predictor
 from toolkit.inference.windows import Frame
 
 
-@checked
 def grad_cam(
     model: nn.Module,
     inputs: Any,

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.arguments import checked
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, DataError, choose
 from toolkit.explain.bypass import Bypass, Place, gradients
@@ -41,7 +40,6 @@ class _Settings:
     by_hand: Tensor | None = dataclasses.field(default=None, repr=False)
 
 
-@checked
 def mask_latent(
     model: nn.Module,
     image: Any,

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
-from toolkit.arguments import checked
 from toolkit.explain.cam_maps import TELLING
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import Target
@@ -68,7 +67,6 @@ class RandomisedWeights(Result):
         return as_table(rows)
 
 
-@checked
 def randomised_weights(
     model: nn.Module,
     inputs: Any,

@@ -84,8 +84,7 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat: Any = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+        digest.update(_bytes(tensor))
     _WEIGHTS[network] = (versions, digest.hexdigest())
     return digest.hexdigest()
 
@@ -142,6 +141,11 @@ def _narrow(tensor: Tensor) -> Any:
             return [_narrow(one[None])[0] for one in tensor]
     flat = tensor.detach().cpu().contiguous().reshape(len(tensor), -1)
     return flat.view(torch.uint8).numpy() if flat.numel() else [b""] * len(tensor)
+
+
+def _bytes(tensor: Tensor) -> Any:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy() if flat.numel() else b""
 
 
 def _plain(value: Any) -> Any:

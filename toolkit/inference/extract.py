@@ -21,7 +21,6 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from toolkit.arguments import checked
 from toolkit.errors import ConfigError, DataError, LayerError, ResultError, choose
 from toolkit.features.arrays import is_store
 from toolkit.features.capture import observe
@@ -44,7 +43,6 @@ from toolkit.process_state import thread_count
 PARTS = 32  # of at least one batch; what a lost worker takes with it is at most CHECKPOINT_SECONDS of one
 
 
-@checked
 def extract(
     model: nn.Module,
     inputs: Any,

@@ -7,7 +7,6 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from toolkit.arguments import checked
 from toolkit.errors import LayerError
 from toolkit.features.modules import example_input, failure_explained
 from toolkit.features.names import AliasUnknown, find_requests, layer_table, resolve
@@ -18,7 +17,6 @@ from toolkit.inference.network import Predictor
 from toolkit.results import DataFrame
 
 
-@checked
 def layers(
     model: nn.Module, example: Any = None, *, aliases: Mapping[str, str] | None = None, **passes: Unpack[Passes]
 ) -> DataFrame:

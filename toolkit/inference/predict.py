@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolkit.arguments import checked
 from toolkit.data.case import Case
 from toolkit.data.normalise import DEFAULT
 from toolkit.errors import DataError, choose
@@ -25,7 +24,6 @@ from toolkit.inference.volumes import same_size, stack
 OUTPUTS = ("labels", "probabilities", "logits")
 
 
-@checked
 def predict(
     model: nn.Module,
     image: Any,

@@ -86,9 +86,6 @@ def _class(name: str) -> type[nn.Module] | None:
 
 
 def _refused(what: str, file: Path) -> CheckpointError:
-    return CheckpointError(
-        f"{what}.",
-        where=f"network_def of {file}",
-        fix="If you trust the bundle: model = monai.bundle.ConfigParser(...).get_parsed_content('network_def'), then "
-        "toolkit.load_weights(model, 'models/model.pt').",
-    )
+    fix = "If you trust the bundle: model = monai.bundle.ConfigParser(...).get_parsed_content('network_def'), then "
+    fix += "toolkit.load_weights(model, 'models/model.pt')."
+    return CheckpointError(f"{what}.", where=f"network_def of {file}", fix=fix)

@@ -21,9 +21,8 @@ class tensorboard:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         library("tensorboard", "This logger needs")
-        self.writer = library("torch.utils.tensorboard", "This logger needs", "tensorboard").SummaryWriter(
-            os.fspath(folder)
-        )
+        events = library("torch.utils.tensorboard", "This logger needs", "tensorboard")
+        self.writer = events.SummaryWriter(os.fspath(folder))
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         for name, value in _numbers(row).items():
@@ -81,7 +80,5 @@ class mlflow:
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers of a row but its step and stage; a name tells where each belongs ("segmentation/dice")."""
-    values = {
-        name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in ("step", "stage")
-    }
-    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+    values = {name: value for name, value in row.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+    return {name: float(value) for name, value in values.items() if name not in ("step", "stage")}

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from toolkit.arguments import checked
 from toolkit.errors import ResultError
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
@@ -70,7 +69,6 @@ class Collapse(Result):
         )
 
 
-@checked
 def collapse(
     features: Features, layer: str, *, tau: float = 0.5, max_rows: int = 2048, bins: int = 50, seed: int = 0
 ) -> Collapse:

@@ -9,7 +9,6 @@ from typing import Unpack
 import numpy as np
 from torch import nn
 
-from toolkit.arguments import checked
 from toolkit.data.case import Case
 from toolkit.errors import ConfigError
 from toolkit.features.provenance import score_of
@@ -23,7 +22,6 @@ from toolkit.results import DataFrame
 COLUMNS = ("case", "site", "class", "metric", "value", "status", "subject", "group", "unit", "diagonal", "rule")
 
 
-@checked
 def evaluate(
     model: nn.Module,
     cases: Iterable[Case],

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from toolkit.arguments import checked
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ResultError
 from toolkit.features.epps_pulley import epps_pulley_by_direction, null_expectation, unit_directions
@@ -38,7 +37,6 @@ class Gaussianity(Numbers):
     kind: ClassVar[str] = "gaussianity"
 
 
-@checked
 def gaussianity(
     features: Features,
     layer: str,
