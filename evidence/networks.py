@@ -26,10 +26,7 @@ from toolkit.training.history import read_history
 
 FOLDER, LARGER = Path(__file__).with_name("networks"), Path("runs/networks")
 PATIENTS, SAMPLE, TOLERANCE, FLOOR = 8, 2, 0.002, 0.75
-SEEDS, ONE_SEED = (
-    (0, 1, 2),
-    re.compile("acdc|nuclei|scr|ifd|selfreg-0|swin|released|unet-|sequence|encoder|glands/selfreg"),
-)
+SEEDS, ONE_SEED = ((0, 1, 2), re.compile("acdc|nuclei|scr|ifd|swin|released|unet-|sequence|encoder|glands/selfreg"))
 # name: (study, arm, which of its runs, method)
 NETWORKS = {
     "phantom-cardiac/plain": ("cardiac", "plain", -1, "plain U-Net"),
@@ -40,10 +37,6 @@ NETWORKS = {
     "phantom-cardiac/selfreg": ("selfreg", "selfreg", -1, "SelfReg's U-Net, SCR and IFD"),
     "phantom-cardiac/selfreg-scr": ("selfreg", "scr", -1, "SelfReg's U-Net, SCR alone"),
     "phantom-cardiac/selfreg-ifd": ("selfreg", "ifd", -1, "SelfReg's U-Net, IFD alone"),
-    **{
-        f"phantom-cardiac/selfreg-{weight}": ("selfreg", f"selfreg-{weight}", -1, f"SelfReg's U-Net, both weights {weight}")
-        for weight in ("0.001", "0.015", "0.15")
-    },
     "phantom-glands/selfreg-plain": ("selfreg-glands", "plain", -1, "SelfReg's U-Net, plain"),
     "phantom-glands/selfreg": ("selfreg-glands", "selfreg", -1, "SelfReg's U-Net, SCR and IFD"),
     "phantom-cardiac/swin-plain": ("swin", "swin-plain", -1, "Swin-Unet, plain"),
@@ -51,14 +44,14 @@ NETWORKS = {
     "phantom-cardiac/standard": ("latent", "standard", -1, "fast and slow network, standard training"),
     "phantom-cardiac/cooperative": ("latent", "cooperative", -1, "fast and slow network, cooperative training"),
     **{
-        f"phantom-cardiac/sequence-{arm}-{stage}": ("sequence", arm, stage - 1, f"{label}, after stage {stage} of 4")
+        f"{task}/sequence-{arm}-{stage}": (study, arm, stage - 1, f"{label}, after stage {stage} of {stages[-1]}")
+        for task, study, stages in (
+            ("phantom-cardiac", "sequence", (1, 2, 4)),
+            ("phantom-prostate", "prostate-sequence", (1, 3, 6)),
+            ("phantom-hippocampus", "hippocampus-sequence", (1, 2, 3)),
+        )
         for arm, label in (("plain", "plain U-Net"), ("segreg", "SegReg on the U-Net"))
-        for stage in (1, 2, 4)
-    },
-    **{
-        f"phantom-prostate/sequence-{arm}-{stage}": ("prostate-sequence", arm, stage - 1, f"{label}, after stage {stage} of 6")
-        for arm, label in (("plain", "plain U-Net"), ("segreg", "SegReg on the U-Net"))
-        for stage in (1, 3, 6)
+        for stage in stages
     },
     **{
         f"{task}/{name}{suffix}": (study, arm, run, f"Med-DisSeg {label}, {stage}")
