@@ -18,11 +18,10 @@ from toolkit.features.provenance import versions
 from toolkit.process_state import seed_all
 from toolkit.training.config import TrainConfig
 from toolkit.training.protocol import keyed_generator
+from toolkit.training.step import TrainingStep
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-    from toolkit.training.step import TrainingStep
 
 _MOST_WORKERS = 4  # more threads than this wait for one another, not for the device
 _PRECISION = {"bf16": "bf16-mixed", "16": "16-mixed"}

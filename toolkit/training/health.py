@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from toolkit.errors import ProtocolError, RegularizerWarning
 from toolkit.measure.regularizer_health import status as status_of
-
-if TYPE_CHECKING:
-    from toolkit.training.protocol import Regularizer
+from toolkit.training.protocol import Regularizer
 
 ADVICE = {
     "dead": "its gradient does not reach the tapped layers; check its taps, or raise its weight",

@@ -11,13 +11,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from toolkit.errors import ToolkitWarning
 from toolkit.files import replacing
-
-if TYPE_CHECKING:
-    import pandas as pd
+from toolkit.results import DataFrame
 
 _AT_ONCE = 5_000  # rows held as Python objects while a table is made
 
@@ -30,7 +28,6 @@ class HistoryWriter:
 
     def __enter__(self) -> Self:
         self._stream = self.path.open("ab") if self.active else None
-        self._length: int
         self._digest: Any
         self._length, self._digest = _digest(self.path) if self.active else (0, hashlib.sha256())
         return self
@@ -104,7 +101,7 @@ def truncate(path: Path, step: int, mark: Mapping[str, Any] | None = None) -> No
         stream.writelines(json.dumps(row).encode() + b"\n" for row in rows_of(path) if row["step"] <= step)
 
 
-def read_history(path: Path) -> pd.DataFrame:
+def read_history(path: Path) -> DataFrame:
     """The history as a table: `step`, `event` ("train" or "validation"), then one column a number, NaN where absent."""
     import pandas as pd
 
