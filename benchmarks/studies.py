@@ -24,8 +24,9 @@ from interleave import row
 import toolkit as tk
 
 SEEDS, WORKERS, FLOOR = 20, 4, 1.8
-STEPS = {96: 40, 64: 80}  # by the size of a patch; the images are 96 x 96
-PRELOADED = ["lightning_fabric", "pandas", "scipy.stats", "toolkit.training.train", "toolkit.measure.evaluate"]
+STEPS = {96: 60, 64: 200}  # by the size of a patch; the images are 96 x 96
+PRELOADED = ["lightning_fabric", "monai.inferers", "pandas", "scipy.stats"]
+PRELOADED += ["toolkit.training.train", "toolkit.training.run", "toolkit.measure.evaluate", "toolkit.inference.predict"]
 CONFIG: dict[str, Any] = {"batch_size": 8, "learning_rate": 5e-3, "validate_every": 0, "threads": 1, "workers": 0}
 
 
@@ -62,7 +63,7 @@ def ceiling(size: int) -> float:
 
 
 def workers(count: int) -> ProcessPoolExecutor:
-    """Processes that are copies of one which has imported what a training needs: an import costs as much as 60 steps."""
+    """Processes that are copies of one which has imported what a training needs: imports cost as much as 60 steps."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return ProcessPoolExecutor(count, mp_context=context)

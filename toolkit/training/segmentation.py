@@ -189,7 +189,8 @@ def soft_dice_loss(
     classes = torch.arange(logits.shape[1], device=logits.device).view(1, -1, *[1] * (logits.ndim - 2))
     truth = (label.unsqueeze(1) == classes).to(probability.dtype)
     if ignore_label is not None:
-        probability = probability * (label != ignore_label).unsqueeze(1)
+        counted = (label != ignore_label).unsqueeze(1)
+        probability, truth = probability * counted, truth * counted
     if not include_background:
         probability, truth = probability[:, 1:], truth[:, 1:]
     return _dice(probability, truth, squared, batch_dice, smooth, of_all)

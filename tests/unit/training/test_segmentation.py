@@ -61,6 +61,20 @@ def test_perfect_prediction_costs_nothing() -> None:
     assert all(float(term) < 1e-4 for term in terms.values())
 
 
+@pytest.mark.parametrize("ignored", [255, 2])  # beyond the classes, and one of them
+def test_ignored_pixels_are_in_no_sum(ignored: int) -> None:
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(3)).double()
+    label = torch.randint(0, 2, (2, 4, 5), generator=torch.Generator().manual_seed(4))
+    label[:, 1] = ignored
+    there = label != ignored
+    losses = []
+    for index in (1, 2):
+        p, y = logits.softmax(1)[:, index][there], (label[there] == index).double()
+        losses.append(1 - (2 * (p * y).sum() + 1e-5) / (p.sum() + y.sum() + 1e-5))
+    value = soft_dice_loss(logits, label, ignore_label=ignored)
+    assert float(value) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-9)
+
+
 def test_ignored_pixels_change_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     label = torch.randint(0, 3, (2, 1, 8, 8), generator=generator)
