@@ -146,6 +146,7 @@ def segreg_forward() -> Figure:
 SEQUENCES = {
     "generated hearts": ("sequence", None),
     "generated prostates": ("prostate-sequence", None),
+    "generated hippocampi": ("hippocampus-sequence", None),
     "left ventricle, MR": ("mr-sequence", None),
     "nuclei, rehearsal": ("nuclei-sequence", 0),
     "nuclei, EWC": ("nuclei-sequence", 1),
