@@ -7,19 +7,26 @@ import re
 import textwrap
 from itertools import zip_longest
 
+import numpy as np
+
 from toolkit.show.colours import FAINT, TEXT, hex_colour
-from toolkit.show.panels import Coloured, Figure, Image, Panel
+from toolkit.show.panels import Coloured, Figure, Image, Panel, Series
 
 # in pixels; 11.2 are 8 points in print and more on a screen
 TITLE_SIZE, SUBTITLE_SIZE, PANEL_SIZE, NOTE_SIZE, TICK_SIZE, CAPTION_SIZE = 16, 12, 12.5, 11.2, 11.2, 11.2
 MANY = 9  # pictures in a row that are too small beside each other
 WIDEST = 1000  # pixels of a page: shown at its own size wherever there is room for a notebook
 MARGIN, GAP = 18, 10
-# of a point where its number stands, in turn: those of neighbours keep apart
-CORNERS = (("top", "right"), ("bottom", "right"), ("top", "left"), ("bottom", "left"))
 BOLD = 1.12  # bold text is this much wider
 LINE = 1.35  # line height in units of the font size
 _GLYPH = 0.60  # width of an average glyph in units of the font size, for the wider of the two backends' fonts
+
+
+def corners(one: Series) -> list[tuple[str, str]]:
+    """Where the number of every point of a joined series stands: on the side away from the points before and after it."""
+    points = np.stack([np.asarray(one.x, dtype=float), np.asarray(one.y, dtype=float)], 1)
+    away = [point - points[max(0, i - 1) : i + 2].mean(0) for i, point in enumerate(points)]
+    return [("bottom" if up < 0 else "top", "left" if right < 0 else "right") for right, up in away]
 
 
 @dataclasses.dataclass(frozen=True)

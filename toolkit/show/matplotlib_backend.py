@@ -246,9 +246,8 @@ def _points(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) -
     if not isinstance(panel, Scatter) or not panel.joined:
         return
     canvas.plot(one.x, one.y, color=colour, linewidth=1.2)
-    for number, (x, y) in enumerate(zip(one.x, one.y, strict=True), 1):
+    for number, (x, y, (va, ha)) in enumerate(zip(one.x, one.y, layout.corners(one), strict=True), 1):
         if np.isfinite(x) and np.isfinite(y):
-            va, ha = layout.CORNERS[(number - 1) % 4]
             offset = (4 if ha == "right" else -4, 4 if va == "top" else -4)  # the text begins where the point is
             style = {"ha": {"right": "left"}.get(ha, "right"), "va": {"top": "bottom"}.get(va, "top"), "fontsize": 8}
             canvas.annotate(str(number), (x, y), xytext=offset, textcoords="offset points", clip_on=True, **style)

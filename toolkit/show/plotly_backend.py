@@ -220,7 +220,7 @@ class _Page:
                 marker["line"] = {"color": "black", "width": 0.8}
             points |= {"mode": "markers", "hovertext": one.text, "marker": marker}
             if panel.joined:
-                corners = [" ".join(layout.CORNERS[number % 4]) for number in range(len(one.x))]
+                corners = [" ".join(corner) for corner in layout.corners(one)]
                 numbers = {"text": [str(number + 1) for number in range(len(one.x))], "textposition": corners}
                 points |= {"mode": "lines+markers+text", "line": {"color": colour, "width": 1.5}, **numbers}
             return "scattergl" if len(one.x) > 5000 else "scatter", points

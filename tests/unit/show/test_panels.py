@@ -198,10 +198,10 @@ def test_the_bar_of_a_shorter_row_moves_nothing_in_the_longer_one() -> None:
     assert left[3:] == left[:2]
 
 
-def test_the_numbers_of_neighbouring_points_stand_in_different_corners() -> None:
-    near = [Series(name="a", x=[1.0, 1.001, 1.002], y=[1.0, 1.0, 1.0], size=9)]
-    (trace,) = plotly_figure(Figure("t", [[Scatter(series=near, joined=True)]])).data
-    assert list(trace.textposition) == ["top right", "bottom right", "top left"]
+def test_the_number_of_a_point_stands_away_from_its_neighbours() -> None:
+    path = [Series(name="a", x=[0.0, 1.0, 1.0], y=[0.0, 0.0, 1.0], size=9)]  # to the right, then up
+    (trace,) = plotly_figure(Figure("t", [[Scatter(series=path, joined=True)]])).data
+    assert list(trace.textposition) == ["top left", "bottom right", "top right"]
 
 
 def test_wrap_keeps_every_word_and_line_break() -> None:
