@@ -61,7 +61,8 @@ def faithfulness(
     the baseline image in that order (Petsiuk et al. 2018). The score of the fixed region is normalised to 1 for the
     image and 0 for the baseline; the area under the curve is the mean over the shares. A faithful map has a lower
     deletion and a higher insertion area than random orders. For attributions to the input, captum's infidelity
-    (normalised, Gaussian noise) and largest sensitivity stand beside (Yeh et al. 2019).
+    (normalised, Gaussian noise; all methods but saliency hold the distance to their baseline, so their noise counts in
+    shares of it) and largest sensitivity stand beside (Yeh et al. 2019).
 
     Args:
         model: the network that was explained.
@@ -195,10 +196,13 @@ def _captum_checks(
     settings = affordable_settings(predictor, image, result.method, Settings(**result.settings), "faithfulness")
     score = score_of(predictor, frozen, given.frame, image)
     random = keyed_random("infidelity", seed, result.cases[index])
+    local = {"saliency": torch.ones_like(image), "input_x_gradient": image}
+    away = local.get(result.method, image - baseline_of(image, settings.baseline))
+    away = torch.where(away == 0, 1, away)  # as captum's infidelity_perturb_func_decorator does
 
     def disturb(x: Tensor) -> tuple[Tensor, Tensor]:
         added = torch.from_numpy(random.normal(0, 10 * radius, tuple(x.shape))).to(x)
-        return added, x - added
+        return added / away, x - added
 
     def disturb_a_little(x: Tensor) -> Tensor:
         return x + torch.from_numpy(random.uniform(-radius, radius, tuple(x.shape))).to(x)
