@@ -136,24 +136,31 @@ def layer_similarity(
 def _minibatch_cka(first: list[Tensor], second: list[Tensor], method: str, batch: int, seed: int) -> Tensor:
     number, layers = len(first[0]), first if second is first else first + second
     order = torch.from_numpy(keyed_random("minibatches", seed, number).permutation(number))
+    spreads = [_spread(rows) for rows in layers]
     total = torch.zeros(len(layers), len(layers), dtype=torch.float64)
     for index in order.split(batch):
         if len(index) < batch:
             break  # a smaller last batch would weigh as much as the others
-        parts = [rows.index_select(0, index) for rows in layers]
+        parts = [rows.index_select(0, index) / spread for rows, spread in zip(layers, spreads, strict=True)]
         kernels = [rbf_kernel(part) if method == "rbf_cka" else (x := centred(part)) @ x.T for part in parts]
         total += unbiased_hsic(torch.stack(kernels))
     own = total.diagonal()
-    scale = torch.where(own > 1e-12 * own.max(), own, torch.nan).sqrt()
+    scale = torch.where(own > 1e-12, own, torch.nan).sqrt()
     table = total / scale[:, None] / scale[None, :]
     return table[: len(first), -len(second) :]
 
 
+def _spread(rows: Tensor) -> float:
+    """Root mean square deviation of rows (N, C), the unit in which layers of any scale compare; NaN if they are constant."""
+    deviation = float(centred(rows).square().mean().sqrt())
+    return deviation if deviation > 1e-9 * float(rows.abs().max()) else torch.nan
+
+
 def _ranked_dissimilarity(rows: Tensor) -> Tensor:
-    """Centred unit vector of the ranks of 1 - correlation over all pairs of rows."""
+    """Centred unit vector of the ranks of 1 - correlation over all pairs of rows; NaN if all are alike."""
     from scipy.stats import rankdata
 
     upper = torch.triu_indices(len(rows), len(rows), 1)
     units = torch.nn.functional.normalize(rows.double() - rows.double().mean(1, keepdim=True), dim=1)
-    ranks = torch.from_numpy(rankdata((1 - units @ units.T)[upper[0], upper[1]].numpy()))
-    return torch.nn.functional.normalize(ranks - ranks.mean(), dim=0)
+    ranks = torch.from_numpy(rankdata((1 - units @ units.T)[upper[0], upper[1]].round(decimals=12).numpy()))
+    return (ranks - ranks.mean()) / (ranks - ranks.mean()).norm()

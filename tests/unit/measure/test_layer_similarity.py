@@ -67,6 +67,15 @@ def test_invariances(layers: dict[str, torch.Tensor], make_store: Callable[..., 
         np.testing.assert_allclose(result.matrix, same.matrix, atol=1e-4, err_msg=method)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_small_layers_count_and_constant_ones_are_undefined(method: str, make_store: Callable[..., Any]) -> None:
+    rows = normal(60, 5)
+    constant = torch.arange(5.0).expand(60, 5) + 0.3
+    found = layer_similarity(make_store({"a": rows, "tiny": rows * 1e-5, "flat": constant}), method=method, batch=20)
+    assert found.matrix[:2, :2].flatten().tolist() == pytest.approx([1] * 4, abs=1e-5)
+    assert torch.cat((found.matrix[2], found.matrix[:, 2])).isnan().all()
+
+
 def test_unrelated_layers_are_unlike(make_store: Callable[..., Any]) -> None:
     result = layer_similarity(make_store({"a": normal(600, 8), "b": normal(600, 8, seed=1)}), batch=100)
     assert abs(float(result.matrix[0, 1])) < 0.03
