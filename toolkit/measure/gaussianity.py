@@ -70,7 +70,7 @@ def gaussianity(
         seed: of directions and of the null.
         null_draws: simulated normal samples for `null_95` (at most 1024 rows and 64 directions each, scaled to N).
         standardise: first subtract the channels' means and divide by their deviations, over all rows: the shape
-            alone.
+            alone. Normal rows so treated lie closer to N(0, I) than independent ones; the nulls are then theirs.
 
     Returns:
         Columns group, rows, n_eff, T_over_N, null, null_95, null_eff, T (= N times T_over_N), largest (direction),
@@ -90,17 +90,16 @@ def gaussianity(
     if len(rows) < 2 * channels:
         what = f"{len(rows)} rows of {channels} channels are too few; at least {2 * channels} are needed."
         raise ResultError(what, where=layer, fix="Extract with pool='voxels', or more cases.")
-    if standardise:
-        rows = (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-12)
+    rows = _standardised(rows) if standardise else rows
     table = features.cases.reset_index(drop=True)
     codes, _ = cluster_codes(table, next((n for n in CLUSTERS if n in table and table[n].nunique() > 1), "case"))
     generator = torch.Generator().manual_seed(int(keyed_random("gaussianity", seed).integers(2**62)))
     axes = unit_directions(channels, directions, generator)
     grid = {"t_max": t_max, "points": points}
-    scaled_null = _null_95(axes, len(rows), null_draws, generator, grid)
+    nulls = _nulls(axes, len(rows), null_draws, generator, grid, standardise)
     groups = {"all": torch.arange(len(rows))} | class_members(table)
     numbers = [
-        {"group": name} | _row(rows[index], codes[index], axes, grid, scaled_null)
+        {"group": name} | _row(rows[index], codes[index], axes, grid, torch.lerp(*nulls, len(index) / len(rows)))
         for name, index in groups.items()
         if len(index) >= 2 * channels
     ]
@@ -134,27 +133,38 @@ def effective_rows(rows: Tensor, clusters: Tensor) -> float:
     return total / (1 + (mean_size - 1) * float(correlation.mean().clamp(0, 1)))
 
 
-def _row(rows: Tensor, clusters: Tensor, axes: Tensor, grid: dict[str, Any], scaled_null_95: float) -> dict[str, float]:
+def _row(rows: Tensor, clusters: Tensor, axes: Tensor, grid: dict[str, Any], null: Tensor) -> dict[str, float]:
     statistics = epps_pulley_by_direction(rows, axes, **grid)
     n, effective = len(rows), effective_rows(rows, clusters)
-    expectation = null_expectation(grid["t_max"], grid["points"])
+    expectation, highest = null.tolist()
     mean = rows.double().mean(0)
     centred = rows.double() - mean
     values = torch.linalg.eigvalsh(centred.T @ centred / n)
     projected = centred @ axes.double()
     kurtosis = projected.pow(4).mean(0) / projected.square().mean(0).square().clamp_min(1e-300) - 3
     average = float(statistics.mean())
-    row = {"rows": n, "n_eff": effective, "T_over_N": average, "null": expectation / n, "null_95": scaled_null_95 / n}
+    row = {"rows": n, "n_eff": effective, "T_over_N": average, "null": expectation / n, "null_95": highest / n}
     row |= {"null_eff": expectation / effective, "T": n * average, "largest": float(statistics.max())}
     row |= {"mean_norm": float(mean.norm()), "eig_min": float(values[0]), "eig_max": float(values[-1])}
     return row | {"excess_kurtosis": float(kurtosis.mean())}
 
 
-def _null_95(axes: Tensor, count: int, draws: int, generator: torch.Generator, grid: dict[str, Any]) -> float:
-    """95 % quantile of T for independent normal rows; its distribution depends on N only for small N."""
-    count = min(count, 1024)
-    values = []
-    for _ in range(draws):
-        rows = torch.randn(count, axes.shape[0], generator=generator)
-        values.append(count * float(epps_pulley_by_direction(rows, axes[:, :64], **grid).mean()))
-    return float(torch.tensor(values, dtype=torch.float64).quantile(0.95))
+def _standardised(rows: Tensor) -> Tensor:
+    return (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-12)
+
+
+def _nulls(
+    axes: Tensor, count: int, draws: int, generator: torch.Generator, grid: dict[str, Any], standardise: bool
+) -> tuple[Tensor, Tensor]:
+    """Expectation and 95 % quantile (2,) of T for normal rows, of a small and of a full share of those standardised.
+
+    What the common mean and deviation take out of T is in proportion to the share; else N counts only if it is small.
+    """
+    values = torch.empty(2 if standardise else 1, draws, dtype=torch.float64)
+    for draw in range(draws):
+        rows = torch.randn(min(count, 1024), axes.shape[0], generator=generator)
+        for place, part in enumerate((rows, _standardised(rows))[: len(values)]):
+            values[place, draw] = len(rows) * float(epps_pulley_by_direction(part, axes[:, :64], **grid).mean())
+    pairs = torch.stack((values.mean(1), values.quantile(0.95, 1)), 1)
+    pairs[0, 0] = null_expectation(**grid)
+    return pairs[0], pairs[-1]

@@ -53,6 +53,18 @@ def test_shifted_rows_have_the_closed_form(make_store: Callable[..., Any]) -> No
     assert shape["T_over_N"] < 0.01 * expected
 
 
+def test_the_null_of_standardised_rows_is_that_of_estimated_moments(make_store: Callable[..., Any]) -> None:
+    """Baringhaus and Henze 1988, d = 1, beta = 1; the grid ends at 3, beyond which the window holds 0.0068."""
+    expected = (2 * math.pi) ** 0.5 * (1 - 3**-0.5 * (1 + 1 / 3 + 3 / 18)) - 0.0068
+    rows = normal(4000, 1)
+    table = gaussianity(make_store(rows, classes=2), LAYER, null_draws=300, directions=16, standardise=True).table()
+    plain = gaussianity(make_store(rows, classes=2), LAYER, null_draws=300, directions=16).table()
+    assert float(table["null"][0]) * 4000 == pytest.approx(expected, rel=0.12)
+    assert float(table["null_95"][0]) < 0.6 * float(plain["null_95"][0])
+    # half of the rows: what the common mean and deviation take out is half of it
+    assert float(table["null"][1]) * 2000 == pytest.approx((expected + 1.05246) / 2, rel=0.06)
+
+
 def test_effective_rows() -> None:
     clusters = torch.arange(50).repeat_interleave(20)
     same = normal(50, 4).repeat_interleave(20, 0)
