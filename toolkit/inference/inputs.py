@@ -150,7 +150,7 @@ def _items(
 def files_of(case: Any) -> tuple[list[str], str | None]:
     """The image files of a case, one a channel, and its label's, for a network that reads files by itself."""
     reader = getattr(case, "reader", None)
-    images: Sequence[Any] = getattr(reader, "image_files", tuple)()
+    images: Sequence[Path] = getattr(reader, "images", ())
     if not images or getattr(case, "index", None) is not None:
         what = "This network reads and prepares volume files by itself; this case is not one."
         fix = "Pass the path of the volume, or cases of toolkit.task_from_nnunet(folder)."

@@ -135,7 +135,9 @@ class Pooler:
                 share = self.frame.tiling.share(self.window).expand(len(self.batch), 1, *self.size)
                 real = share if real is None else share * real[self.window]
             mask = None if real is None else _shrink(real, size).flatten(2)
-            self._masks[size] = mask if mask is None or self.window is not None else (mask > 0.5).float()
+            if mask is not None and self.window is None:  # of an image smaller than any position's half, the fullest
+                mask = (mask > mask.amax(2, keepdim=True).mul(0.999).clamp(max=0.5)).float()
+            self._masks[size] = mask
         return self._masks[size]
 
     def _voxels(self, maps: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:

@@ -114,6 +114,21 @@ def test_padding_counts_for_nothing(net: UNet) -> None:
     assert features.cases["count"].sum() == 130
 
 
+def test_an_image_that_fills_half_of_no_position_has_its_fullest_one() -> None:
+    """9 of 16 voxels: the positions of the bottleneck hold 5 x 5, 5 x 4, 4 x 5 and 4 x 4 of 8 x 8 voxels."""
+    torch.manual_seed(0)
+    net = unet(1, 2, channels=(4, 8, 8, 8)).eval()
+    image = torch.rand(2, 1, 9, 9)
+    features = extract(net, image, "bottleneck", pool="global")
+    level = image.amin((2, 3), keepdim=True).expand(-1, -1, 16, 16).clone()
+    level[..., 3:12, 3:12] = image
+    expected = maps_of(net, level, "bottleneck")[..., 0, 0]
+    torch.testing.assert_close(features.rows("bottleneck"), expected)
+    moments = features.moments("bottleneck")
+    torch.testing.assert_close(moments.gram, torch.einsum("bc,bd->bcd", expected, expected))
+    assert moments.count.tolist() == [1, 1]
+
+
 def test_in_place_layers_and_tokens(scans: dict[str, torch.Tensor]) -> None:
     torch.manual_seed(0)
     net = Inplace().eval()

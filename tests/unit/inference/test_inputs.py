@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -11,13 +13,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from toolkit.data.normalise import normalise
-from toolkit.data.table import task_from_arrays
+from toolkit.data.table import task_from_arrays, task_from_table
 from toolkit.errors import ConfigError, DataError
 from toolkit.explain.gradcam import grad_cam
 from toolkit.features.modules import dims_and_channels
 from toolkit.features.provenance import provenance, weights_hash
 from toolkit.inference.extract import extract
 from toolkit.inference.inputs import as_batches
+from toolkit.inference.memory import remember
 from toolkit.inference.predict import predict
 from toolkit.models.unet import unet
 
@@ -277,3 +280,26 @@ def test_a_stack_in_a_file_is_predicted_whole(tmp_path: Path) -> None:
     assert predict(network, tmp_path / "slice.npy").shape == (16, 16)
     both = predict(network, normalise(stack, "zscore-clip"))
     assert torch.equal(predict(network, tmp_path / "stack.npy"), both)
+
+
+def test_a_network_that_reads_files_gets_those_of_a_case(tmp_path: Path) -> None:
+    class Files:
+        def __init__(self) -> None:
+            self.asked: list[object] = []
+
+        def items(self, paths: object, label: object = None) -> Iterator[dict[str, object]]:
+            self.asked.append((paths, label))
+            yield {"image": torch.zeros(2, 8, 8, 8), "label": torch.zeros(8, 8, 8), "id": "read"}
+
+    names = [str(tmp_path / f"heart_{channel:04d}.nii.gz") for channel in range(2)]
+    for name in (*names, str(tmp_path / "label.nii.gz")):
+        nibabel.save(nibabel.Nifti1Image(np.arange(512, dtype=np.int16).reshape(8, 8, 8) % 2, np.eye(4)), name)
+    row = {"image": names, "label": str(tmp_path / "label.nii.gz"), "split": "test"}
+    net, files = unet(2, 2, channels=(4, 8), dims=3), Files()
+    remember(net, files=files)
+    (batch,) = as_batches(task_from_table([row], classes=["background", "heart"]).cases(), net)
+    assert batch.ids == ["read"]
+    assert files.asked == [(names, str(tmp_path / "label.nii.gz"))]
+    slices = task_from_table([row], classes=["background", "heart"], dims=2).cases()
+    with pytest.raises(DataError, match="reads and prepares volume files by itself"):
+        list(as_batches(slices, net))
