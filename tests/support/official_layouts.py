@@ -257,6 +257,9 @@ def acdc_slices(folder: Path) -> Written:
         written[stem] = label
     label = random_label((2, 9, 8), 4, 7)
     save_h5(folder / "ACDC_training_volumes" / "patient007_frame02.h5", random_image((2, 9, 8), 7) / 900.0, label)
+    # the release holds both forms of every patient: neither a volume to train on nor a slice to test on is a case
+    for name, shape in (("volumes/patient001_frame01", (2, 9, 8)), ("slices/patient007_frame02_slice_1", (9, 8))):
+        save_h5(folder / f"ACDC_training_{name}.h5", random_image(shape, 9) / 900.0, random_label(shape, 4, 9))
     return {**written, **{f"patient007_frame02/slice{index:02d}": label[index] for index in range(2)}}
 
 

@@ -51,6 +51,7 @@ def slices(place, monkeypatch):
     """Slices and volumes of ACDC, and a manifest to which two volumes are all."""
     official.BUILDERS["acdc_slices"](place / "acdc_slices")
     volumes = place / "acdc_slices" / "ACDC_training_volumes"
+    (volumes / "patient001_frame01.h5").unlink()
     official.save_h5(volumes / "patient008_frame01.h5", np.ones((1, 9, 8)), np.zeros((1, 9, 8), np.uint8))
     text = (ROOT / "data_manifests" / "acdc_slices.toml").read_text(encoding="utf-8")
     assert text.count("= 200\n") == 1

@@ -44,12 +44,14 @@ def acdc_c(folder: Path, manifest: Manifest) -> list[Row]:
 
 
 def acdc_slices(folder: Path, manifest: Manifest) -> list[Row]:
-    """Slices to train on, volumes to test on, as the semi-supervised literature stores them."""
+    """Slices to train on, volumes to test on, as the semi-supervised literature stores them: both of every patient."""
     scan = r"(?P<volume>(?P<patient>patient\d{3})_frame\d{2})"
     names = {"subject": "{patient}", "volume": "{volume}"}
     slices = rf"ACDC_training_slices/{scan}_slice_(?P<position>\d+)\.h5"
     volumes = matched(folder, rf"ACDC_training_volumes/{scan}\.h5", **names)
-    return matched(folder, slices, **names, position="{position}") + volumes
+    rows = matched(folder, slices, **names, position="{position}") + volumes
+    tested = manifest.split_lists.get(manifest.default_split, {}).get("test", ())
+    return [row for row in rows if (row["subject"] in tested) != ("position" in row)]
 
 
 def synapse(folder: Path, manifest: Manifest) -> list[Row]:
