@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from toolkit.data.reading import READABLE, Row, kind_of
-from toolkit.data.rows import decathlon_rows, person_of, read_description
+from toolkit.data.rows import decathlon_rows, inferred_subjects, person_of, read_description
 from toolkit.data.splits import held_out
 from toolkit.data.stacks import HDF5_SUFFIXES
 from toolkit.data.table import TaskSettings, recipe, task_from_table
@@ -272,7 +272,8 @@ def _raw(table: Mapping[str, Any], root: Path) -> list[Row]:
         raise DataError(f"labelsTr holds no {ending} files.", where=root, fix="Check file_ending in dataset.json.")
     if not any(row["split"] == "test" for row in rows):
         rows = [{key: value for key, value in row.items() if key != "split"} for row in rows]
-    return rows
+    subjects = inferred_subjects([row["case"] for row in rows])
+    return [{**row, "subject": subject} for row, subject in zip(rows, subjects, strict=True)]
 
 
 def _classes(table: Mapping[str, Any], path: Path) -> tuple[dict[int, str], dict[str, tuple[int, ...]] | None]:

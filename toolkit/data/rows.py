@@ -27,6 +27,7 @@ COLUMNS = (
     *("geometry", "shape"),
 )
 _TEXT = ("case", "subject", "site", "split", "volume", "group")
+_SWITCHES = ("foreground", "background")
 # "patient012_frame03", "sub-01/ses-2_T1w", "north/P7-left": a word for a person with a number, then more of that person.
 _PERSON = re.compile(
     r"^((?:.*?/)??(?:sub-[a-z0-9]+|(?:sub(?:ject)?|pat(?:ient)?|person|case|animal|mouse|p|s)[-_ ]?\d+))[-_ ./]", re.I
@@ -42,7 +43,7 @@ def table_rows(frame: Any, folder: str | os.PathLike[str] | None) -> list[Row]:
     if isinstance(frame, (str, os.PathLike)):
         path = Path(frame).expanduser()
         root = root if folder is not None else path.parent
-        numbers = ("frame", "label_frame", "slices", "position", "threshold", "spacing")
+        numbers = ("frame", "label_frame", "slices", "position", "threshold", "spacing", *_SWITCHES)
         frame = table_of(path, "Save it as CSV, UTF-8, a row for every image.")
         frame = [row | {key: _numbers(row[key], key, path) for key in numbers if row.get(key)} for row in frame]
     elif isinstance(frame, Mapping):
@@ -66,6 +67,7 @@ def table_rows(frame: Any, folder: str | os.PathLike[str] | None) -> list[Row]:
         if "label" in row:
             row["label"] = _located(row["label"], root)
         row |= {key: str(row[key]) for key in _TEXT if key in row}
+        row |= {key: int(row[key]) for key in ("frame", "label_frame") if key in row}  # floats beside empty cells
     return rows
 
 
@@ -153,6 +155,8 @@ def table_of(path: Path, fix: str = "Get it again.") -> list[dict[str, Any]]:
 def _numbers(text: str, column: str, where: Path) -> Any:
     """What a cell of a column of numbers says."""
     try:
+        if column in _SWITCHES:
+            return bool(int({"true": "1", "false": "0"}.get(text.lower(), text)))
         return [float(part) for part in text.replace(";", " ").split()] if column == "spacing" else int(text)
     except ValueError as error:
         raise DataError(f"The column {column!r} holds {text!r}, no number.", where=where) from error

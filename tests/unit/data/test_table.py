@@ -258,6 +258,43 @@ def test_nnunet_raw_with_regions_and_a_test_split(tmp_path):
     assert again.content_hash() == task.content_hash()
 
 
+def test_two_scans_of_a_person_in_nnunet_raw_are_validated_together(tmp_path):
+    root = raw_data_set(tmp_path / "Dataset004_Thing")
+    for file in [*root.rglob("c_*")]:
+        number = int(file.name[2:5])
+        file.rename(file.with_name(f"patient{number // 2:03d}_frame{1 + number % 2:02d}{file.name[5:]}"))
+    with pytest.warns(ToolkitWarning, match="Subjects were read from the names: 3 in 6 images"):
+        task = task_from_nnunet(root)
+    subjects = [{case.subject for case in task.cases(split)} for split in ("train", "val", "test")]
+    assert [len(task.cases()), *map(len, subjects), len(set.union(*subjects))] == [
+        6,
+        2,
+        0,
+        1,
+        3,
+    ]  # a fifth of 2 is none
+
+
+def test_switches_and_frames_mean_what_the_table_says(tmp_path):
+    label = np.arange(64, dtype=np.uint8).reshape(8, 8) % 3
+    for name in ("image", "label"):
+        Image.fromarray(label).save(tmp_path / f"{name}.png")
+    for text, present in (("False", [0, 1, 2]), ("0", [0, 1, 2]), ("true", [0, 1]), ("1", [0, 1])):
+        (tmp_path / "cases.csv").write_text(f"image,label,foreground\nimage.png,label.png,{text}\n")
+        (case,) = task_from_table(tmp_path / "cases.csv", classes=CLASSES).cases()
+        assert np.unique(case.label).tolist() == present
+    (tmp_path / "cases.csv").write_text("image,label,foreground\nimage.png,label.png,perhaps\n")
+    with pytest.raises(DataError, match=r"foreground.*'perhaps'"):
+        task_from_table(tmp_path / "cases.csv", classes=CLASSES)
+    series = np.random.default_rng(0).normal(size=(8, 9, 4, 3)).astype(np.float32)
+    nifti(tmp_path / "series.nii.gz", series)
+    nifti(tmp_path / "still.nii.gz", series[..., 0])
+    files = [str(tmp_path / name) for name in ("series.nii.gz", "still.nii.gz")]
+    frame = pd.DataFrame({"image": files, "frame": [2, None], "subject": ["a", "b"]})  # pandas makes it 2.0
+    first, _ = task_from_table(frame, classes=CLASSES, normalisation="none", splits="test").cases()
+    np.testing.assert_array_equal(np.sort(first.image.numpy(), axis=None), np.sort(series[..., 2], axis=None))
+
+
 def test_nnunet_raw_that_is_not_whole(tmp_path):
     root = raw_data_set(tmp_path / "Dataset004_Thing")
     (root / "imagesTr" / "c_001_0001.nii.gz").unlink()
