@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from toolkit.errors import ResultError, choose
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
 from toolkit.explain.mask_result import MaskedLatent
+from toolkit.features.layout import to_maps
 from toolkit.inference.volumes import one_map
 from toolkit.show.compose import composer
 from toolkit.show.panels import Figure, Image, Panel, in_rows, range_note, symmetric_limits
@@ -99,7 +101,8 @@ def _how_to_read(scale: str, target: str = "") -> str:
 
 def _cam_panels(result: Any, index: int, scale: str, position: int | None, side: int, crop: bool) -> list[Image]:
     view = result_view(result, index, result.region, position)
-    labelled = result.label is not None
+    masks = result.prediction.ndim == result.image.ndim  # of regions, which the numbers of a label map are not
+    labelled = result.label is not None and not masks
     labels = result.label[index, 0] if labelled else one_map(result.prediction[index], len(view.size))
     view = view.around(np.asarray(labels) > 0) if crop else view
     contours = np.clip(view.plane(labels), 0, None)
@@ -110,7 +113,7 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
     panels = [view.panel(picture, side, title="image", note=note, **drawn)]
     telling = [np.asarray(m[index]).ravel() for layer, m in result.maps.items() if result.telling(layer, index)]
     shared = symmetric_limits(np.concatenate(telling or [np.zeros(1)]))
-    organ = _organ(result, contours)
+    organ = _organ(result, contours, view.plane(result.prediction[index].movedim(0, -1)) if masks else None)
     for layer, maps in result.maps.items():
         raw = np.asarray(maps[index, 0], dtype=float)
         status = result.status[layer][index]
@@ -136,11 +139,13 @@ def _overlay(result: Any, name: str, index: int, view: View, limits: tuple[float
     return {"overlay": plane, "overlay_limits": limits, "bar": True}
 
 
-def _organ(result: Any, labels: np.ndarray) -> np.ndarray:
-    """The contours of the class that is asked for; of all classes if the target names none."""
+def _organ(result: Any, labels: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    """The contours of the class, or of the region in masks (H, W, K), that is asked for; of all if the target names none."""
     asked = re.search(r"index='?(.+?)'?[,)]", result.target)
     named = {str(name): label for label, name in (result.classes or {}).items()}
-    label = named.get(asked[1], int(asked[1]) if asked[1].isdigit() else None) if asked else None
+    first = masks is not None  # an output's number is one less than its region's
+    label = named.get(asked[1], int(asked[1]) + first if asked[1].isdigit() else None) if asked else None
+    labels = labels if masks is None or not label else label * (masks[..., label - 1] > 0)
     return labels if label is None or not (labels == label).any() else np.where(labels == label, label, 0)
 
 
@@ -178,19 +183,21 @@ def masked_latent(
     Raises:
         ResultError: no such image or slice.
     """
-    organs = result.segmentation[0][:, None] if result.label is None else result.label
-    view = result_view(result, index, organs > 0, position)
-    view = view.around(one_map(organs[index, 0] > 0, len(view.size))) if crop else view
+    dims = result.input.ndim - 2
+    organs = one_map((result.segmentation[0] if result.label is None else result.label)[index], dims)
+    view = result_view(result, index, {index: organs[None] > 0}, position)
+    view = view.around(organs > 0) if crop else view
     picture = view.picture(result.input[index])
     most = max(float(entropy[index].max()) for entropy in result.entropy)
-    changed = (result.segmentation[0][index] != result.segmentation[1][index]).double().mean()
-    reference = None if result.label is None else np.clip(view.plane(result.label[index, 0]), 0, None)
+    changed = result.table()["changed"].to_numpy().reshape(len(result.cases), -1)[index, 0]
+    reference = None if result.label is None else np.clip(view.plane(organs), 0, None)
     note_ = f"{'reference; ' if reference is not None else ''}{range_note(picture)}"
     head = view.panel(picture, side, title="image", note=note_, labels=reference)
     rows: list[list[Panel | None]] = []
     for line, name in enumerate(("clean", "masked")):
         entropy = view.plane(result.entropy[line][index])
-        contours = {"labels": view.plane(result.segmentation[line][index]), "class_names": result.classes or {}}
+        labels = view.plane(one_map(result.segmentation[line][index], dims))
+        contours = {"labels": labels, "class_names": result.classes or {}}
         heat = {"overlay": entropy, "overlay_limits": (0.0, most or 1.0), "overlay_scale": "sequential", "bar": True}
         told = f"{changed:.1%} of the image changed" if line else "contours of the prediction"
         bits = f"{range_note(entropy)} bits, mean {entropy.mean():.2g}"
@@ -203,10 +210,12 @@ def masked_latent(
             decoded = view.picture(result.image[line][index])
             row.insert(2, view.panel(decoded, side, title=f"{name} code: image", note=range_note(decoded)))
         rows.append(row)
-    softness = "soft" if result.soft and result.scheme != "dropout" else "hard"
+    aimed = result.scheme in ("channel", "spatial")  # dropout is random, and a mask by hand is anybody's
+    softness = ", soft" if result.soft and aimed else ", hard" if aimed else ""
+    attack = f"; masks attack the {result.against}" if aimed else ""
     return Figure(
-        title=f"Masked latent: {result.fraction:.0%} of {result.layer}, {result.scheme}, {softness}",
-        subtitle=f"Skip connections: {result.skips}; batch statistics: {result.bn_mode}; masks attack the {result.against}. "
+        title=f"Masked latent: {result.fraction:.0%} of {result.layer}, {result.scheme}{softness}",
+        subtitle=f"Skip connections: {result.skips}; batch statistics: {result.bn_mode}{attack}. "
         "Both entropy maps share one colour range.",
         rows=rows,
         caption=f"case {result.cases[index]}",
@@ -215,8 +224,10 @@ def masked_latent(
 
 def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:
     mask = np.asarray(result.mask[min(index, len(result.mask) - 1)], dtype=float)
-    share = f"{(mask >= 1).mean():.0%} kept"
-    if mask.size == len(mask):  # one multiplier a channel: laid out row by row
+    share, spatial = f"{(mask >= 1).mean():.0%} kept", result.scheme == "spatial"
+    if spatial and mask.shape[-1] == 1 < len(mask):  # channels last: tokens, or the blocks of Swin transformers
+        mask = to_maps(torch.from_numpy(mask[None]), result.input.shape[2:], result.layer)[0].numpy()
+    if mask.size == max(mask.shape) and not spatial:  # one multiplier a channel: laid out row by row
         values, what, rest = mask.ravel(), "channels", ", row by row"
         lines = max(divisor for divisor in range(1, int(len(values) ** 0.5) + 1) if len(values) % divisor == 0)
         plane = values.reshape(lines, -1)

@@ -71,8 +71,7 @@ def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> lis
     first = row[0]
     organs = first.segmentation[0] if first.label is None else first.label
     reference = one_map(organs[index], first.input.ndim - 2)
-    focus = np.asarray(reference)[None, None] > 0
-    view = result_view(first, index, np.broadcast_to(focus, (len(first.cases), *focus.shape[1:])))
+    view = result_view(first, index, {index: reference[None] > 0})
     classes = max(2, len(first.classes), 1 + max(int(result.segmentation[0].max()) for result in row))
     label = np.clip(view.plane(reference), 0, None)
 
@@ -100,17 +99,11 @@ def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> lis
 def masking_summary(result: Any) -> dict[str, float]:
     """Over all images of a `MaskedLatent`: foreground relative to the reference, excess, deficit, mean entropy."""
     table = result.table()
-    rows = table[table["class_name"] == "foreground"]
-    total = float(rows["reference_voxels"].sum())
-    masked, reference = result.segmentation[1] > 0, result.segmentation[0] > 0
-    if result.label is not None:
-        reference = result.label[:, 0] > 0
-    return {
-        "ratio": float(rows["masked_voxels"].sum()) / total if total else float("nan"),
-        "over": int((masked & ~reference).sum()) / total if total else float("nan"),
-        "under": int((reference & ~masked).sum()) / total if total else float("nan"),
-        "entropy": float(rows["entropy_masked"].mean()),
-    }
+    rows = table[table["class"] == -1]  # a class may be called "foreground" itself
+    total = float(rows["reference_voxels"].sum()) or float("nan")
+    ratio = float(rows["masked_voxels"].sum()) / total
+    under = float((rows["under"] * rows["reference_voxels"]).sum()) / total
+    return {"ratio": ratio, "over": ratio + under - 1, "under": under, "entropy": float(rows["entropy_masked"].mean())}
 
 
 @composer()

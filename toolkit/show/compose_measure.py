@@ -104,9 +104,12 @@ def projections(results: Sequence[Any], names: Sequence[str], *, stages: Sequenc
     if first.method in ("umap", "tsne"):
         basis = basis.replace("axes", "map")
         limit = "The map keeps neighbours, not distances: drift is measured in the full space."
+    pools = {one.get("parameters", {}).get("pool") for one in first.provenance.get("stages", ())}
+    pooled = ", ".join(sorted(pools - {None, "voxels", "boundary"}))
+    point = f"One point is one row of {pooled} features" if pooled else "One point is one voxel"
     return Figure(
         title=f"{first.method.upper()} of the features of {first.layer}",
-        subtitle=f"One point is one voxel; {basis}; large markers are class centroids. The stages of a row share limits. {limit}",
+        subtitle=f"{point}; {basis}; large markers are class centroids. The stages of a row share limits. {limit}",
         rows=rows,
     )
 

@@ -103,10 +103,10 @@ def choose_view(
 
 
 def result_view(result: Any, index: int, focus: Any = None, position: int | None = None) -> View:
-    """The slice of one image of a result: the given one, the one in which `focus` (B, 1, *S) is largest, or the middle."""
+    """The slice of one image of a result: the given one, the one in which `focus[index]` (K, *S) is largest, or the middle."""
     if not -len(result.cases) <= index < len(result.cases):
         raise ResultError(f"There is no image {index}; the result holds {len(result.cases)}.", where="index")
     size = tuple((result.input if hasattr(result, "input") else result.image).shape[2:])
     padded, spacing = getattr(result, "padded_size", size), (getattr(result, "spacing", None) or {index: None})[index]
-    focus = None if focus is None else focus[index, 0]
+    focus = None if focus is None else focus[index].any(0)
     return choose_view(size, padded, focus=focus, position=position, spacing=spacing)

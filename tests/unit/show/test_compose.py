@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,42 @@ def test_masked_latent_shows_clean_above_masked() -> None:
     assert "1.6% of the image changed" in [panel.note for panel in figure.panels()]  # 4 of 256 pixels
 
 
+def test_regions_are_drawn_from_the_masks_that_are_called_so() -> None:
+    """The label map's 2 is no region 2: "core" is what the second output says, not where the label is 2."""
+    masks = torch.zeros(2, 2, 16, 24, dtype=torch.uint8)
+    masks[:, 0, 2:12, 2:12], masks[:, 1, 4:8, 4:8] = 1, 1
+    label = torch.zeros(2, 1, 16, 24, dtype=torch.int64)
+    label[..., 14:, 14:] = 2
+    known: dict[str, Any] = {"prediction": masks, "label": label, "classes": {1: "whole", 2: "core"}}
+    for target, drawn in (("Region(index='core', inside='prediction')", 1), ("ClassSum(index=0)", 0)):
+        cam = dataclasses.replace(cam_result(), target=target, **known)
+        image, *maps = grad_cams([cam], [""], crop=False).panels()
+        assert image.note.startswith("prediction")
+        assert np.array_equal(image.labels, np.asarray(masks[0, 0]) + np.asarray(masks[0, 1]))
+        assert np.array_equal(maps[0].labels, np.asarray(masks[0, drawn]) * (drawn + 1))
+    small = masks[:1, :, :, :16].long()
+    result = dataclasses.replace(masked_result(random(1, 8, 1, 1)), segmentation=(small, small * 0), label=small)
+    above, below = compose(result).rows
+    assert np.unique(above[1].labels).tolist() == np.unique(above[0].labels).tolist() == [0, 1, 2]
+    assert not below[1].labels.any()
+
+
+def test_the_mask_of_tokens_is_laid_out_as_what_it_is() -> None:
+    """16 positions of tokens (B, L, 1) are a 4 x 4 picture, 8 channels (B, 1, C) are 2 x 4 cells."""
+    for mask, scheme, shape in ((random(2, 16, 1), "spatial", (4, 4)), (random(2, 1, 8), "channel", (2, 4))):
+        result = dataclasses.replace(masked_result(mask), scheme=scheme, input=random(2, 1, 16, 16))
+        panel = compose(result).rows[1][0]
+        assert panel.title == f"mask of the {'positions' if scheme == 'spatial' else 'channels'}"
+        assert np.array_equal(panel.pixels, np.asarray(mask[0], dtype=float).reshape(shape))
+
+
+def test_only_masks_that_aim_are_said_to_attack() -> None:
+    for scheme, words in (("channel", True), ("dropout", False), ("by hand", False)):
+        figure = compose(dataclasses.replace(masked_result(random(2, 8, 1, 1)), scheme=scheme))
+        assert ("attack" in figure.subtitle) is words
+        assert figure.title.endswith(", soft") is words
+
+
 def test_a_measure_of_similarity_has_one_range_whatever_its_values() -> None:
     positive, negative = similarity_result(), similarity_result("pearson", sign=-0.3)
     assert [p.scale for p in compose(positive).panels() if isinstance(p, Heatmap)] == ["diverging"]
@@ -411,6 +448,13 @@ def test_centroids_are_the_class_means() -> None:
 
 def test_rotating_bases_say_so() -> None:
     assert "drift cannot be read off" in projections([projection_result("per_stage")], [""]).subtitle
+
+
+def test_points_are_voxels_only_if_they_are() -> None:
+    one = projection_result()
+    assert "One point is one voxel" in projections([one], [""]).subtitle
+    one.provenance = {"stages": [{"parameters": {"pool": "per-class"}}] * 2}
+    assert "One point is one row of per-class features" in projections([one], [""]).subtitle
 
 
 def test_drift_leaves_the_distance_to_the_reference_out() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from toolkit.errors import ConfigError, ResultError
+from toolkit.explain.mask_result import MaskedLatent
 from toolkit.explain.masking import mask_latent
 from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.show.colours import class_colour
@@ -93,6 +94,25 @@ def test_the_summary_counts_pixels(results: dict[str, list]) -> None:
     assert summary["under"] == pytest.approx((truth & ~masked).sum() / truth.sum())
     assert summary["ratio"] == pytest.approx(1 + summary["over"] - summary["under"])
     assert summary["entropy"] == pytest.approx(float(result.entropy[1].mean()), rel=1e-5)
+
+
+def test_the_summary_of_a_class_called_foreground_and_of_overlapping_regions() -> None:
+    """Three of four voxels of the class are missed, and one beside it is added: 1/2, 1/4 and 3/4 in all."""
+    clean = torch.zeros(1, 4, 4, dtype=torch.int64)
+    masked, label = clean.clone(), clean.clone()
+    label[0, 0], masked[0, 0, 0], masked[0, 3, 0], label[0, 2, 2] = 1, 1, 1, -1
+    masked[0, 2, 2] = 1  # not to be scored
+    known = {"input": torch.rand(1, 1, 4, 4), "image": None, "entropy": (torch.zeros(1, 4, 4),) * 2, "image_mask": None}
+    known |= {"mask": torch.ones(1, 3, 1, 1), "cases": ["a"], "classes": {0: "background", 1: "foreground"}}
+    known |= {"scheme": "channel", "fraction": 0.5, "soft": True, "skips": "keep", "layer": "b", "bn_mode": "eval"}
+    known |= {"temperature": 1.0, "against": "reference", "provenance": {}}
+    result = MaskedLatent(segmentation=(clean, masked), label=label[:, None], **known)
+    expected = {"ratio": 0.5, "over": 0.25, "under": 0.75, "entropy": 0.0}
+    assert masking_summary(result) == pytest.approx(expected)
+    regions = [torch.stack((one > 0, torch.zeros_like(one) > 0), 1).long() for one in (clean, masked, label)]
+    regions[1][0, 0, 2, 2] = 0
+    result = MaskedLatent(segmentation=(regions[0], regions[1]), label=regions[2], **known)
+    assert masking_summary(result) == pytest.approx(expected)
 
 
 def test_a_gallery_shows_differences_from_the_first_in_one_range() -> None:

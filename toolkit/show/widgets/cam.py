@@ -196,7 +196,10 @@ class CamExplorer(ImageExplorer):
             view=view,
             picture=view.picture(result.image[0]),
             contours=view.plane(one_map(result.prediction[0], len(view.size))),
-            reference=None if result.label is None else np.clip(view.plane(result.label[0, 0]), 0, None),
+            # a label map's numbers are no regions
+            reference=None
+            if result.label is None or result.prediction.ndim == result.image.ndim
+            else np.clip(view.plane(result.label[0, 0]), 0, None),
             maps=planes,
             status=status,
             limits={

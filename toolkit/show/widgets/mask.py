@@ -193,7 +193,9 @@ class MaskExplorer(ImageExplorer):
                 tiles.append((f"{name}: decoded image", about))
             for place, (title, settings) in enumerate(tiles, start=1):
                 self._put(canvas, (place, top), title, size, **settings)
-        reference = None if result.label is None else np.clip(view.plane(result.label[0, 0]), 0, None)
+        reference = (
+            None if result.label is None else np.clip(view.plane(one_map(result.label[0], len(view.size))), 0, None)
+        )
         extra = {} if reference is None else {"reference": reference}
         settings = {"ground": ground, "planes": {"image": plane, **extra}, "labels": reference}
         self._put(canvas, (0, 66), f"{page.key}: {'reference' if extra else 'image'}", size, view=view, **settings)
