@@ -35,11 +35,16 @@ def to_maps(activation: Tensor, image_size: Sequence[int], name: str = "") -> Te
 
 
 def grid_of(shape: Sequence[int], image_size: Sequence[int]) -> tuple[int, ...] | None:
-    """Spatial size of an activation that has the input's proportions, or None; tokens count by their grid."""
+    """Spatial size of an activation that has the input's proportions, or None; tokens count by their grid.
+
+    Channel-first maps may be halved more often along one axis than along another, as those of thick slices are.
+    """
     dims = len(image_size)
     if len(shape) == dims + 2:
         best = max((tuple(shape[2:]), tuple(shape[1:-1])), key=lambda size: _fit(size, image_size))
-        return best if _fit(best, image_size) else None
+        factors = [whole / side if side > 1 else 0.5 for whole, side in zip(image_size, shape[2:], strict=True)]
+        strided = all(factor.is_integer() and max(factors) % factor == 0 for factor in factors)
+        return best if _fit(best, image_size) else tuple(shape[2:]) if strided else None
     if len(shape) == 3 and dims > 1:
         grids = [_proportional_grid(shape[1] - extra, image_size) for extra in (0, 1)]
         return next((grid for grid in grids if grid and _fit(grid, image_size)), None)

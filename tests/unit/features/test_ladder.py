@@ -98,6 +98,16 @@ class Traps(nn.Module):
         return nn.functional.interpolate(logits, scale_factor=2.0)
 
 
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (1, 4, 2)])
+def test_thick_slices_that_are_halved_less_often_along_one_axis_have_the_same_stages(stride: tuple[int, ...]) -> None:
+    strides = [(1, 1, 1), stride, (2, 2, 2)]
+    net = monai_nets().DynUNet(3, 1, 2, [3] * 3, strides, upsample_kernel_size=strides[1:], filters=[4, 4, 4])
+    ladder = stages(net, torch.zeros(1, 1, 16, 32, 32))
+    assert ladder.encoder == ("input_block", "downsamples.0")
+    assert ladder.bottleneck == "bottleneck"
+    assert ladder.decoder == ("skip_layers.next_layer", "skip_layers")  # each upsamples a skip and what lies below it
+
+
 def test_what_is_no_stage_is_left_out() -> None:
     net, image = Traps(), torch.zeros(1, 1, 32, 32)
     ladder = stages(net, image)
