@@ -187,6 +187,7 @@ class Task:
                 key = id(case.reader)
                 prints[key] = prints.get(key) or case.reader.fingerprint()
                 identity = [case.id, case.site, case.split, case.subject, case.index, case.relabel, prints[key]]
+                identity += [pair for pair in case.reader.label_values or () if pair[0] != pair[1]]
                 buckets[_bucket(case.id)].update(json.dumps(identity).encode())
             self._contents = {
                 "count": len(self._cases),
@@ -207,7 +208,7 @@ class Task:
         changed = {number for number, (here, there) in enumerate(pairs) if here != there}
         suspects = [case.id for case in self._cases if _bucket(case.id) in changed]
         if suspects:
-            words.append(f"voxels, site, split or subject of some of {len(suspects)} cases: {', '.join(suspects[:5])}")
+            words.append(f"voxels, labels, site, split or subject of up to {len(suspects)}: {', '.join(suspects[:5])}")
         return "; ".join(words)
 
     def table(self) -> DataFrame:

@@ -204,6 +204,8 @@ def test_content_hash_follows_the_content():
     changed[2][3, 3] += 1
     assert task_from_arrays(changed, labels, **make).content_hash() != first
     assert task_from_arrays(images, labels, **{**make, "sites": "other"}).content_hash() != first
+    assert task_from_arrays(images, labels, **make, label_values={0: 0, 1: 1, 2: 2}).content_hash() == first
+    assert task_from_arrays(images, labels, **make, label_values={0: 0, 1: 2, 2: 1}).content_hash() != first
 
 
 def test_memory_is_bounded_and_freed(monkeypatch):
