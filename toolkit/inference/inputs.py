@@ -239,6 +239,10 @@ def _item(
     values: dict[str, Any] = {}
     for key in _PER_ITEM[1:]:
         value = fields.get(key)
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            value = torch.stack(value, 1)  # torch's loader makes a tensor an axis of what is a tuple an image
+        if isinstance(value, Tensor) and value.ndim > {"spacing": 1, "affine": 2}.get(key, 0):
+            value = list(value.numpy()) if key == "affine" else value.tolist()
         values[key] = value[position] if isinstance(value, list) and position is not None else value
     classes = fields.get("classes")
     values["classes"] = dict(enumerate(classes)) if isinstance(classes, (list, tuple)) else classes

@@ -179,6 +179,17 @@ def test_a_data_loader_of_pairs_gives_labels_and_not_twice_as_many_images() -> N
     assert len(two_images) == 2
 
 
+def test_what_torchs_loader_collates_is_of_each_image_again() -> None:
+    items = [
+        {"image": IMAGES[n], "spacing": (1.0 + n, 2.0), "affine": np.eye(4) * n, "position": n, "site": f"site{n}"}
+        for n in range(3)
+    ]
+    (batch,) = as_batches(DataLoader(items, batch_size=3), unet(1, 2, channels=(4, 8)))  # type: ignore[arg-type]
+    assert list(map(tuple, batch.spacing)) == [(1.0, 2.0), (2.0, 2.0), (3.0, 2.0)]
+    assert [affine[0, 0].item() for affine in batch.affine] == [0, 1, 2]
+    assert (batch.positions, batch.sites) == ([0, 1, 2], ["site0", "site1", "site2"])
+
+
 def test_labels_are_whole_numbers_and_as_many_as_images() -> None:
     net = unet(1, 2, channels=(4, 8))
     for label in (LABELS * 0.5, LABELS.float() * torch.nan):
