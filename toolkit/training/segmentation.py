@@ -42,7 +42,7 @@ class SegmentationObjective(Objective):
             steps.
         batch_dice: sums over the whole batch (True) or image by image and then averaged.
         smooth: added to Dice's numerator and denominator.
-        ignore_label: pixels with this label count in no term.
+        ignore_label: pixels with this label count in no term; a term without any pixel that counts is 0.
         class_weights: weight of every class, background first, in cross-entropy and focal loss; None = all equal.
         focal: weight of the focal loss; 0 leaves the term out.
         focal_gamma: its exponent.
@@ -105,7 +105,10 @@ class SegmentationObjective(Objective):
             fix = "Give one weight a class, background first."
             raise ConfigError(what, where="SegmentationObjective(class_weights=...)", fix=fix)
         if self.cross_entropy:
-            value = functional.cross_entropy(logits, target, weight=weights, ignore_index=ignored)
+            if weights is None and self.ignore_label is None:
+                value = functional.cross_entropy(logits, target)
+            else:  # which torch's own mean makes NaN where no pixel counts
+                value = focal_loss(logits, target, gamma=0.0, class_weights=weights, ignore_label=ignored)
             terms["cross_entropy"] = self.cross_entropy * value
         if self.focal:
             value = focal_loss(logits, target, gamma=self.focal_gamma, class_weights=weights, ignore_label=ignored)
@@ -153,13 +156,14 @@ def focal_loss(
         label: (B, *S) integers.
         gamma: 0 gives the cross-entropy.
         class_weights: (K,), alpha of the paper; the mean is weighted by them, as torch's cross-entropy does.
-        ignore_label: pixels with this label do not count.
+        ignore_label: pixels with this label do not count; the loss is 0 where no pixel does.
     """
     counted = label != ignore_label
     target = label.where(counted, 0).unsqueeze(1)
     log_p = logits.log_softmax(dim=1).gather(1, target).squeeze(1)
     share = counted.to(logits.dtype) if class_weights is None else class_weights[target.squeeze(1)] * counted
-    return -(share * (1 - log_p.exp()) ** gamma * log_p).sum() / share.sum()
+    tiny = torch.finfo(logits.dtype).tiny  # a power below 1 has no slope at 0
+    return -(share * (1 - log_p.exp()).clamp_min(tiny) ** gamma * log_p).sum() / share.sum().clamp_min(tiny)
 
 
 def soft_dice_loss(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from golden_cases import golden_case
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit import registry
 from toolkit.errors import ConfigError, LayerError
-from toolkit.training.segmentation import SegmentationObjective, soft_dice_loss
+from toolkit.training.segmentation import SegmentationObjective, focal_loss, soft_dice_loss
 
 
 @pytest.mark.parametrize("case", ["seg_synapse", "seg_acdc", "seg_missing_classes"])
@@ -174,3 +175,30 @@ def test_stacked_deep_supervision_is_that_of_a_list() -> None:
     # a stack is finest first; of a list of one size the last head counts most
     listed = objective([stacked[:, 2], stacked[:, 1], stacked[:, 0]], batch)
     assert {k: float(v) for k, v in objective(stacked, batch).items()} == {k: float(v) for k, v in listed.items()}
+
+
+@pytest.mark.parametrize("settings", [{"ignore_label": 0}, {"class_weights": (0.0, 1.0, 1.0)}])
+def test_a_batch_without_any_pixel_that_counts_gives_nothing(settings: dict[str, Any]) -> None:
+    """0 / 0 pixels: torch's mean is NaN, and one such patch (scribbles, slices of background) ended a training."""
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    terms = SegmentationObjective(focal=1.0, dice=0.0, **settings)(logits, {"label": torch.zeros(1, 1, 4, 4).long()})
+    sum(terms.values()).backward()
+    assert [float(value.detach()) for value in terms.values()] == [0.0, 0.0]
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_some_ignored_and_weighted_pixels_as_torch_counts_them() -> None:
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 1, 4, 4))
+    objective = SegmentationObjective(dice=0.0, ignore_label=2, class_weights=(0.2, 3.0, 1.0))
+    expected = nn.functional.cross_entropy(logits, label[:, 0], torch.tensor([0.2, 3.0, 1.0]), ignore_index=2)
+    torch.testing.assert_close(objective(logits, {"label": label})["cross_entropy"], expected)
+
+
+def test_focal_loss_of_a_certain_pixel_has_a_gradient_for_any_exponent() -> None:
+    """Lin et al. try 0.2 and 0.5; the slope of (1 - p)^gamma is infinite at p = 1, where the loss is 0."""
+    logits = torch.tensor([[[[40.0, 1.0]], [[0.0, 0.0]]]], requires_grad=True)
+    focal_loss(logits, torch.zeros(1, 1, 2).long(), gamma=0.5).backward()
+    p = torch.tensor(1.0).sigmoid()
+    slope = (1 - p) ** 0.5 * (0.5 * p * p.log() - (1 - p))  # of -(1 - p)^(1/2) log p along its logit
+    torch.testing.assert_close(logits.grad[0, 0, 0], torch.stack([torch.zeros(()), slope / 2]))
