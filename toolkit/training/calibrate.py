@@ -39,9 +39,8 @@ def calibrate(
     """The regularizer with the weight at which its gradient at the taps is `ratio` times the objective's.
 
     A copy of the network trains with the weight that the regularizer brings, and the mean of the gradient ratios
-    measured over `steps` steps rescales that weight. Do this once, before
-    the first training; the weight then stays as it is for all later stages. Nothing else changes: the network, its
-    gradients and the random state are as before.
+    measured over `steps` steps rescales that weight. Do this once, before the first training; the weight then stays as
+    it is for all later stages. The network, its gradients, the objective and the random state are as before.
 
     Args:
         model: the network about to be trained; not changed.
@@ -75,13 +74,15 @@ def calibrate(
         short = short.replace(schedule="constant", learning_rate=sum(rates) / len(rates))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", RegularizerWarning)  # the weight it starts from may well be out of place
-        parts = copy.deepcopy(unwrap(model)), task, objective, copy.deepcopy(regularizer), short
+        parts = copy.deepcopy(unwrap(model)), task, copy.deepcopy(objective), copy.deepcopy(regularizer), short
         run = train(*parts, out=Path(folder) / "calibration", aliases=aliases, site=site, progress=False)
         history = run.history
-    ramped = [next(iter(regularizer.weights(step).values())) / weight for step in range(skip, skip + steps)]
     measured = history[f"{regularizer.name}/gradient_ratio"].iloc[skip:].to_numpy(dtype=float)
-    mean = float((measured / ramped).mean())
+    kept = [regularizer.objective_weight(step) for step in range(skip, skip + steps)]  # of the objective
+    ramped = [next(iter(regularizer.weights(step).values())) / weight for step in range(skip, skip + steps)]
+    mean = float((measured * kept / ramped).mean())
     if not (math.isfinite(mean) and mean > 0):
         what = f"The gradient of {regularizer.name!r} is {mean} times the objective's, so no weight gives {ratio}."
         raise ConfigError(what, where="calibrate", fix="Check its taps and settings.")
-    return dataclasses.replace(regularizer, weight=float(weight) * ratio / mean)
+    wanted = float(weight) * ratio
+    return dataclasses.replace(regularizer, weight=wanted / (mean + wanted * (kept[0] < 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from toolkit.methods.selfreg.regularizer import SelfReg
 from toolkit.models.unet import unet
 from toolkit.training.calibrate import calibrate
 from toolkit.training.config import TrainConfig
+from toolkit.training.protocol import Objective
 from toolkit.training.train import train
 
 CONFIG = TrainConfig(steps=8, batch_size=4, schedule="constant", validate_every=0, log_every=1)
@@ -38,6 +40,32 @@ def test_the_calibrated_weight_gives_the_ratio(grey: Task, network: torch.nn.Mod
     run = train(network, grey, None, found, CONFIG, out=tmp_path / "run", progress=False)
     ratios = run.history["segreg/gradient_ratio"].to_numpy()[:4]
     assert ratios.mean() == pytest.approx(0.2, rel=0.1)
+
+
+def test_a_convex_combination_gets_the_weight_at_which_what_is_left_of_the_objective_gives_the_ratio(
+    grey: Task, network: torch.nn.Module, tmp_path: Path
+) -> None:
+    still = CONFIG.replace(learning_rate=1e-9)  # the first step's ratio, again and again
+    given = SegReg(weight=0.5, samples=256, directions=16, convex=True)
+    found = calibrate(network, grey, given, still, ratio=0.5, steps=2)
+    run = train(network, grey, None, found, still, out=tmp_path / "run", progress=False)
+    assert run.history["segreg/gradient_ratio"].to_numpy()[:2].mean() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_an_objective_that_learns_is_not_taught_by_the_calibration(grey: Task, network: torch.nn.Module) -> None:
+    class Learning(torch.nn.Module, Objective):
+        name = "learning"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def __call__(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"nll": torch.nn.functional.cross_entropy(self.scale * outputs, batch["label"][:, 0].long())}
+
+    objective = Learning()
+    calibrate(network, grey, SegReg(samples=256, directions=16), CONFIG, steps=2, objective=objective)
+    assert float(objective.scale.detach()) == 1.0
 
 
 def test_measured_inside_a_warm_up_it_is_the_same_weight(grey: Task, network: torch.nn.Module) -> None:
