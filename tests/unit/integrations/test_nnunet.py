@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
 import toolkit as tk
 from toolkit.integrations.nnunet import EXTERNAL
@@ -41,3 +45,22 @@ def test_without_nnunet_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(__import__("sys").modules, "nnunetv2", None)
     with pytest.raises(tk.ConfigError, match="nnU-Net cannot be imported"):
         tk.load_nnunet(tmp_path)
+
+
+def test_a_convex_combination_takes_its_share_of_the_stock_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(1 - 1/4) * stock + 1/4 * value; a stand-in takes the place of nnU-Net's trainer class."""
+    name = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
+    stand_in = ModuleType(name)
+    stand_in.nnUNetTrainer = object
+    monkeypatch.setitem(sys.modules, name, stand_in)
+    monkeypatch.delitem(sys.modules, "toolkit.integrations.nnunet.trainers", raising=False)
+    trainers = importlib.import_module("toolkit.integrations.nnunet.trainers")
+    monkeypatch.delitem(sys.modules, "toolkit.integrations.nnunet.trainers")
+    trainer = object.__new__(trainers.nnUNetTrainerSegReg)
+    model, image, label = tk.unet(1, 2, channels=(4, 8)), torch.rand(2, 1, 16, 16), torch.ones(2, 1, 16, 16)
+    trainer._attached = tk.attach(tk.SegReg(weight=0.25, samples=64, directions=4, convex=True), model)
+    trainer._images, trainer._step = image, 3
+    loss = trainers._RegularizedLoss(torch.nn.MSELoss(), trainer)(model(image)[:, :1], label)
+    stock = torch.nn.functional.mse_loss(model(image)[:, :1], label)
+    (value,) = trainer._attached.terms.values()
+    assert float(loss.detach()) == pytest.approx(0.75 * float(stock.detach()) + 0.25 * float(value), rel=1e-6)

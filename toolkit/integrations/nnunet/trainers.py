@@ -40,7 +40,7 @@ class _RegularizedLoss(nn.Module):
     def forward(self, outputs: Any, targets: Any) -> Tensor:
         loss = self.stock(outputs, targets)
         extra = self.add(targets) if torch.is_grad_enabled() else None
-        return loss if extra is None else loss + extra
+        return loss if extra is None else extra[0] * loss + extra[1]
 
 
 class RegularizedTrainer(nnUNetTrainer):
@@ -99,12 +99,13 @@ class RegularizedTrainer(nnUNetTrainer):
     def _build_loss(self) -> nn.Module:
         return _RegularizedLoss(super()._build_loss(), self)
 
-    def regularizer_loss(self, targets: Any) -> Tensor | None:
-        """The weighted loss of the regularizer for the batch at hand; None with weight 0."""
+    def regularizer_loss(self, targets: Any) -> tuple[float, Tensor] | None:
+        """For the batch at hand the factor on nnU-Net's loss and the regularizer's weighted one; None with weight 0."""
         if self._attached is None:
             return None
         labels = targets[0] if isinstance(targets, (list, tuple)) else targets
-        return self._attached.loss({"image": self._images, "label": labels.long()}, step=self._step)
+        self._attached.step = self._step  # of both, in this order
+        return self._attached.objective_weight, self._attached.loss({"image": self._images, "label": labels.long()})
 
     def on_train_epoch_start(self) -> None:
         """Forget the last epoch's terms; the step follows from the epoch, so that `--c` goes on with the same draws."""
