@@ -83,7 +83,7 @@ class Attached:
         self.step = 0
         self.terms: dict[str, Tensor] = {}
         self._training = TrainingStep(self.model, Objective(), regularizers, seed=seed, aliases=aliases)
-        self._added: list[tuple[Regularizer, StepContext, Tensor]] = []
+        self._added: list[tuple[Regularizer, Tensor, Sequence[Tensor], Sequence[Tensor]]] = []
         wanted = list(dict.fromkeys(tap for r in regularizers for tap in self._training.wanted(r)))
         self._hooks: _TrainingPasses | None = _TrainingPasses(self.model, wanted, aliases, self._added)
         self._hooks.attach()
@@ -142,15 +142,15 @@ class Attached:
             loss: your own loss of the same pass, as it enters the sum, without the regularizers.
 
         Returns:
-            By name: `gradient` (norm at the layers it reads), with `loss` also `ratio` and `status` ("ok", "dead",
-            "dominant", "undefined"), and the regularizer's own diagnostics.
+            By name: `gradient` (norm at its `gradient_probes`, mostly the layers it reads), with `loss` also `ratio` and
+            `status` ("ok", "dead", "dominant", "undefined"), and the regularizer's own diagnostics.
         """
         report: dict[str, dict[str, Any]] = {}
-        for regularizer, context, value in self._added:
-            own = float(squared_norm(value, regularizer.gradient_probes(context)))
+        for regularizer, value, probes, shared in self._added:
+            own = float(squared_norm(value, probes))
             row: dict[str, Any] = {"gradient": own**0.5, **regularizer.diagnostics()}
             if loss is not None:
-                row["ratio"] = gradient_ratio(own, float(squared_norm(loss, list(context.features.values()))))
+                row["ratio"] = gradient_ratio(own, float(squared_norm(loss, shared)))
                 row["status"] = status_of(row["ratio"])
             report[regularizer.name] = row
         return report
@@ -193,11 +193,10 @@ class Attached:
         self._hooks.paused = True  # passes of the regularizers themselves are not recorded
         try:
             for regularizer in active:
-                features = tape.detached() if regularizer.deferred else tape
-                own = self._training.context_for(regularizer, context, features)
-                value = self._training.add(result, regularizer, own)
+                own, there = (self._training.context_for(regularizer, context, t) for t in (tape.detached(), tape))
+                value, probes = self._training.add(result, regularizer, own if regularizer.deferred else there)
                 if keep_graph:
-                    self._added.append((regularizer, own, value))
+                    self._added.append((regularizer, value, probes, regularizer.gradient_probes(there)))
         finally:
             self._hooks.paused = False
         self.terms |= result.terms

@@ -127,7 +127,7 @@ class TrainingStep(nn.Module):
         active = [r for r in self.regularizers if r.active(step)]
         wanted = tuple(dict.fromkeys(tap for r in active for tap in self.wanted(r, batch.get("image"))))
         generator = keyed_generator(self.seed, step, self.objective.name)
-        batch = self._prepared(batch)
+        batch = prepared(self.model, batch)
         with capture(self.model, wanted, aliases=self.aliases) as tape:
             outputs = self.objective.forward_pass(self.model, batch, generator)
         context = StepContext(batch=batch, model=self.model, outputs=outputs, step=step, logging=logging, stage=stage)
@@ -151,22 +151,14 @@ class TrainingStep(nn.Module):
             self._context, self._tape = dataclasses.replace(context, outputs=None), tape.detached()
         return result
 
-    def _prepared(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The image in the network's own precision, and the masks of the task's regions as `regions`, if it has any."""
-        own = own_precision(self.model)
-        if own != torch.float32:
-            batch = {**batch, "image": batch["image"].to(own)}
-        regions = defaults_of(self.model).regions
-        return {**batch, "regions": Activation(None, regions).targets(batch["label"])} if regions else batch
-
     def context_for(self, regularizer: Regularizer, context: StepContext, tape: Tape) -> StepContext:
         """The context with the regularizer's own features and generator."""
         features = {name: tensor for tap in self.wanted(regularizer) for name, tensor in tape.matching(tap).items()}
         generator = keyed_generator(self.seed, context.step, regularizer.name)
         return dataclasses.replace(context, features=features, generator=generator)
 
-    def add(self, result: PartialLoss, regularizer: Regularizer, context: StepContext) -> Tensor:
-        """Add the regularizer's weighted terms to `result`; returns their sum.
+    def add(self, result: PartialLoss, regularizer: Regularizer, context: StepContext) -> tuple[Tensor, Any]:
+        """Add the regularizer's weighted terms to `result`; returns their sum and where its gradient is compared.
 
         Raises:
             ProtocolError: a term without weight, or no layer that it reads can ever have a gradient.
@@ -189,15 +181,25 @@ class TrainingStep(nn.Module):
         result.total = addition if result.total is None else result.total + addition
         result.terms |= {f"{regularizer.name}/{name}": term.detach() for name, term in terms.items()}
         result.weights |= {f"{regularizer.name}/{name}": weights[name] for name in terms}
+        probes = regularizer.gradient_probes(context)
         if context.logging:
-            result.gradients[regularizer.name] = self._probe(addition, regularizer.gradient_probes(context))
-        return addition
+            result.gradients[regularizer.name] = self._probe(addition, probes)
+        return addition, probes
 
     def _probe(self, loss: Tensor, probes: Sequence[Tensor]) -> Tensor:
         started = _clock(loss.device)
         squared = squared_norm(loss, probes)
         self.probe_seconds += _clock(loss.device) - started
         return squared
+
+
+def prepared(model: nn.Module, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The image in the network's own precision, and the masks of the task's regions as `regions`, if it has any."""
+    own = own_precision(model)
+    if own != torch.float32:
+        batch = {**batch, "image": batch["image"].to(own)}
+    regions = defaults_of(model).regions
+    return {**batch, "regions": Activation(None, regions).targets(batch["label"])} if regions else batch
 
 
 def require_methods(model: nn.Module, methods: Sequence[str], owner: str) -> None:

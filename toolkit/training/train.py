@@ -107,7 +107,7 @@ def train(
     step = TrainingStep(model, objective, regularizers, seed=config.seed, aliases=aliases)
     engine.resolve_device(config)
     engine.check_compile(step, config)
-    _loader(task, config, site)  # an unusable split or patch is an error before anything is written
+    training_loader(task, config, site)  # an unusable split or patch is an error before anything is written
     parts = {"model": unwrap(model), "task": task, "objective": objective, "regularizers": list(regularizers)}
     objects = described(parts)
     if out is None and config.devices > 1:
@@ -274,7 +274,7 @@ def train_to_end(
             loop = Loop(
                 directory,
                 step,
-                _loader(run.task, config, run.site),
+                training_loader(run.task, config, run.site),
                 config,
                 start,
                 record={key: value for key, value in record.items() if key != "run"},
@@ -342,7 +342,7 @@ def _selection_rule(task: Any, config: TrainConfig, site: str | Sequence[str] | 
     return "last"
 
 
-def _loader(task: Any, config: TrainConfig, site: str | Sequence[str] | None) -> Any:
-    names = ["batch_size", "patch_size", "seed", "augmentation"]
-    names += [] if config.foreground is None else ["foreground"]
+def training_loader(task: Any, config: TrainConfig, site: str | Sequence[str] | None) -> Any:
+    """The batches of a training."""
+    names = ["batch_size", "patch_size", "seed", "augmentation", *([] if config.foreground is None else ["foreground"])]
     return task.loader("train", site=site, **{name: getattr(config, name) for name in names})

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import toolkit as tk
 from toolkit.errors import ConfigError, ProtocolError, RegularizerWarning
+from toolkit.methods.continual.strategies import ElasticWeights
 from toolkit.training.protocol import Regularizer, StepContext, keyed_generator
 from toolkit.training.step import TrainingStep
 
@@ -212,6 +213,31 @@ def test_health_reports_the_ratio_of_the_two_gradients() -> None:
     assert row["gradient"] / row["ratio"] == pytest.approx(float(own_gradient[0].norm()), rel=1e-5)
     assert row["status"] in ("ok", "dominant")
     total.backward()
+
+
+def test_health_of_regularizers_that_read_no_layer_or_make_passes_of_their_own() -> None:
+    """EWC is compared at the parameters, the latent augmentation at the codes; the loop records the same ratio."""
+    batch = every.batch()
+    for regularizer in (ElasticWeights(weight=2.0), tk.LatentAugmentation()):
+        network = every.network_for(regularizer if regularizer.requires else None)
+        if isinstance(regularizer, ElasticWeights):
+            regularizer.remember(network, {name: torch.ones_like(p) for name, p in network.named_parameters()})
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.add_(0.01)
+        step = TrainingStep(network, tk.SegmentationObjective(), [regularizer])
+        result = step(batch, logging=True)
+        if regularizer.deferred:
+            result.gradients |= step(batch, part=1).gradients
+        owner = regularizer.name
+        expected = result.gradients[owner].sqrt() / result.gradients[f"segmentation@{owner}"].sqrt()
+        reg = tk.attach(regularizer, network)
+        own = sum(tk.SegmentationObjective()(network(batch["image"]), batch).values())
+        reg.loss(batch)
+        row = reg.health(own)[owner]
+        assert 0 < row["ratio"] < 1e3
+        assert row["ratio"] == pytest.approx(float(expected), rel=1e-4)
+        reg.remove()
 
 
 def test_the_recorded_ratio_counts_the_factor_of_a_convex_combination() -> None:

@@ -17,11 +17,14 @@ from toolkit.errors import CheckpointError, ConfigError, choose
 from toolkit.features.logits import find_logits
 from toolkit.features.modules import unwrap
 from toolkit.features.untouched import untouched
+from toolkit.inference.memory import defaults_of
 from toolkit.registry import register
 from toolkit.training.protocol import Objective, Regularizer, StepContext, keyed_generator
 from toolkit.training.run import Run
-from toolkit.training.segmentation import fitted_label
+from toolkit.training.segmentation import SegmentationObjective
+from toolkit.training.step import prepared
 from toolkit.training.strategies import Strategy
+from toolkit.training.train import training_loader
 
 
 @register("regularizer", "elastic_weights")
@@ -104,7 +107,8 @@ class LearningWithoutForgetting(Regularizer):
     """LwF (Li and Hoiem 2016): the outputs of the networks of earlier tasks, on the present images, are kept.
 
     Term: `distillation`, the sum of `distillation(...)` over the earlier networks; one extra pass without gradient for
-    each. With constant classes one shared head serves all tasks. Works where the objective's pass gives logits.
+    each. With constant classes one shared head serves all tasks; of a sigmoid every output has two classes. Works
+    where the objective's pass gives logits.
 
     Args:
         weight: factor on the sum.
@@ -133,15 +137,21 @@ class LearningWithoutForgetting(Regularizer):
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
         """The sum over the earlier networks."""
-        image, now = context.batch["image"], find_logits(context.outputs, context.batch["image"]).float()
+        image = context.batch["image"]
+
+        def classes(outputs: Any) -> Tensor:
+            z = find_logits(outputs, image).float()
+            own = z.shape[1] == 1 or defaults_of(context.model).activation == "sigmoid"
+            return torch.stack((torch.zeros_like(z), z), 1) if own else z
+
         for weights in self._memory[len(self._teachers) :]:
             teacher = copy.deepcopy(context.model).requires_grad_(False).eval()
             teacher.load_state_dict(weights)
             self._teachers.append(teacher)
-        terms = []
+        terms, now = [], classes(context.outputs)
         for teacher in self._teachers:
             with torch.no_grad(), untouched(teacher, mode="eval"):
-                then = find_logits(teacher(image), image).float()
+                then = classes(teacher(image))
             terms.append(distillation(now, then, self.temperature, self.reduction))
         return {"distillation": torch.stack(terms).sum()}
 
@@ -250,22 +260,26 @@ def fisher_information(
 ) -> dict[str, Tensor]:
     """Mean over at most `images` training images of the squared gradient of their labels' log-likelihood, by parameter.
 
-    The log-likelihood of an image is the mean over its voxels, so that lambda does not depend on the patch. The
-    network is in evaluation mode, images are not augmented; nothing about the network changes.
+    The log-likelihood is the mean over voxels (and regions), without those of the objective's `ignore_label`, so that
+    lambda does not depend on the patch. Evaluation mode, no augmentation; nothing about the network changes.
     """
     loader = task.loader("train", site=site, batch_size=1, patch_size=patch_size, augmentation="none")
     total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in _trained(model).items()}
-    device = next(iter(total.values())).device
     count = min(images, len(loader))
+    likelihood = SegmentationObjective(dice=0.0, ignore_label=getattr(objective, "ignore_label", None))
     with untouched(model, mode="eval"), torch.enable_grad():
         for step in range(count):
-            batch = loader.batch(step)
-            logits = objective.logits(model(batch["image"].to(device))).float()
-            loss = nn.functional.cross_entropy(logits, fitted_label(batch["label"].to(device), logits))
+            batch = _prepared(model, loader.batch(step))
+            loss = likelihood(objective.logits(model(batch["image"])).float(), batch)["cross_entropy"]
             for name, square in _squared_gradients(model, loss).items():
                 if square is not None:
                     total[name] += square / count
     return total
+
+
+def _prepared(model: nn.Module, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    device = next(model.parameters()).device
+    return prepared(model, {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -287,10 +301,8 @@ def last_batch_fisher(run: Run) -> dict[str, Tensor]:
     out are its loss scale and the EWC term in that loss. The network is in evaluation mode and stays as it is.
     """
     network, config = unwrap(run.model), run.config
-    settings = {"batch_size": config.batch_size, "patch_size": config.patch_size, "seed": config.seed}
-    loader, parameters = run.task.loader("train", site=run.site, **settings), _trained(network)
-    device = next(iter(parameters.values())).device
-    batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in loader.batch(config.steps - 1).items()}
+    loader, parameters = training_loader(run.task, config, run.site), _trained(network)
+    batch = _prepared(network, loader.batch(config.steps - 1))
     with untouched(network, mode="eval"), torch.enable_grad():
         outputs = run.objective.forward_pass(network, batch, keyed_generator(config.seed, config.steps - 1, "fisher"))
         squares = _squared_gradients(network, torch.stack(list(run.objective(outputs, batch).values())).sum())

@@ -177,7 +177,7 @@ class RandomConvolution(HardExamples):
                 fast.append(network.decode_segmentation(network.decouple(codes[-1])))
                 refined.append(network.refine(fast[-1]))
             restored.append(0.5 * functional.mse_loss(network.decode_image(codes[-1]).float(), image.float()))
-        self._keep(context, codes)
+        self._codes[:] = codes
         agreements = {"agreement": _agreement(fast), "refined_agreement": _agreement(refined)}
         return {"view_reconstruction": torch.stack(restored).mean(), **agreements}
 

@@ -53,11 +53,8 @@ class HardExamples(Regularizer):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of `hard_pass` and its logits; its codes are where the gradient is compared."""
         terms, codes, logits = hard_pass(context, *hard, **options)  # type: ignore[arg-type]
-        self._keep(context, codes)
+        self._codes[:] = codes
         return terms, logits
-
-    def _keep(self, context: StepContext, codes: Sequence[Tensor]) -> None:
-        self._codes[:] = codes if context.logging else ()
 
 
 def hard_pass(

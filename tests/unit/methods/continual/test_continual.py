@@ -13,11 +13,14 @@ from torch import nn
 
 from toolkit.data.table import task_from_arrays
 from toolkit.errors import CheckpointError, ConfigError, LayerError
+from toolkit.inference.memory import remember
 from toolkit.methods.continual.strategies import (
     ElasticWeightConsolidation,
     ElasticWeights,
     LearningWithoutForgetting,
     distillation,
+    fisher_information,
+    last_batch_fisher,
 )
 from toolkit.training.config import TrainConfig
 from toolkit.training.protocol import StepContext
@@ -159,3 +162,58 @@ def test_scaled_fisher_information_has_mean_one_and_the_last_batch_is_squared_by
             torch.testing.assert_close(memory.state_dict()[f"curvature/{name}"], value / (mean if scaled else 1))
     with pytest.raises(ConfigError, match="no Fisher information called 'mean'"):
         ElasticWeightConsolidation(fisher="mean")
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_lwf_of_outputs_that_are_a_yes_or_no_of_their_own(outputs: int) -> None:
+    """The divergence of two Bernoulli variables by its formula; a softmax of one output would be 1 and the term 0."""
+    torch.manual_seed(0)
+    teacher, network = nn.Conv2d(1, outputs, 1), nn.Conv2d(1, outputs, 1)
+    if outputs > 1:
+        remember(network, regions={f"region {k}": (k + 1,) for k in range(outputs)})
+    regularizer = LearningWithoutForgetting()
+    regularizer.remember(teacher)
+    image = torch.randn(2, 1, 5, 5)
+    p, q = (torch.sigmoid(each(image).detach().double() / 2) for each in (teacher, network))
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    assert float(expected) > 1e-3
+    value = regularizer(context(network, image))["distillation"].detach()
+    assert float(value) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["regions", "ignored", "float64"])
+def test_fisher_information_is_that_of_the_likelihood_that_was_trained(kind: str) -> None:
+    values = np.random.default_rng(0)
+    images, labels = values.random((4, 8, 8)).astype(np.float32), values.integers(0, 3, (4, 8, 8)).astype(np.uint8)
+    regions = {"any": (1, 2), "one": (1,), "two": (2,)} if kind == "regions" else None
+    task = task_from_arrays(images, labels, classes=["background", "one", "two"], splits="train", regions=regions)
+    torch.manual_seed(0)
+    network, objective = nn.Conv2d(1, 3, 1), SegmentationObjective(ignore_label=2 if kind == "ignored" else None)
+    network = network.double() if kind == "float64" else network
+    if regions is not None:
+        remember(network, regions=regions)
+    loader, expected = task.loader("train", batch_size=1), torch.zeros(3)
+    for step in range(4):
+        batch = loader.batch(step)
+        logits, label = network(batch["image"].to(network.weight.dtype)), batch["label"]
+        if regions is not None:
+            truth = torch.cat([label > 0, label == 1, label == 2], 1).float()
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, truth)
+        else:
+            ignored = 2 if kind == "ignored" else -100
+            loss = nn.functional.cross_entropy(logits, label[:, 0].long(), ignore_index=ignored)
+        expected += torch.autograd.grad(loss, network.bias)[0].float() ** 2 / 4
+    torch.testing.assert_close(fisher_information(network, task, objective)["bias"], expected)
+
+
+def test_the_last_batch_is_the_one_that_the_run_saw_last(tmp_path: Path) -> None:
+    """With the run's own patches and augmentation, not the loader's defaults."""
+    images = np.random.default_rng(0).random((6, 16, 16)).astype(np.float32)
+    task = task_from_arrays(images, (images > 0.9).astype(np.uint8), classes=["background", "bright"], splits="train")
+    settings = {"batch_size": 2, "patch_size": (4, 4), "augmentation": "standard", "seed": 5, "foreground": 1.0}
+    config = TrainConfig(steps=2, validate_every=0, select="last", **settings)
+    run = train(nn.Conv2d(1, 2, 3, padding=1), task, config=config, out=tmp_path / "run", progress=False)
+    batch = task.loader("train", **settings).batch(1)
+    loss = sum(SegmentationObjective()(run.model(batch["image"]), batch).values())
+    (gradient,) = torch.autograd.grad(loss, run.model.bias)
+    torch.testing.assert_close(last_batch_fisher(run)["bias"], gradient**2)
