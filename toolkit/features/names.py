@@ -95,8 +95,10 @@ def find_requests(
 
 
 def known_aliases(model: nn.Module, aliases: Mapping[str, str] | None, trace: Trace | None) -> dict[str, str]:
-    """Aliases known now, the user's overrides over the network's own statement over the observed rule."""
-    return {**(trace.aliases if trace else {}), **getattr(model, "toolkit_taps", {}), **(aliases or {})}
+    """Aliases known now: the user's overrides over the network's own statement over its modules over the observed rule."""
+    modules, rule = named(model), trace.aliases if trace else {}
+    observed = {alias: name for alias, name in rule.items() if alias == name or alias not in modules}
+    return {**observed, **getattr(model, "toolkit_taps", {}), **(aliases or {})}
 
 
 def _match(pattern: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, str], observed: bool) -> list[Request]:

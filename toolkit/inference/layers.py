@@ -26,7 +26,7 @@ def layers(
     module's input, `path#2` the second call of a reused module. In globs `*` stays within one dotted segment
     (`decoder.*` is the blocks of `decoder`), `**` spans segments.
 
-    Aliases, for networks that do not state their own in a dict attribute `toolkit_taps`:
+    Aliases, for networks that do not state their own in a dict attribute `toolkit_taps`, and have no module of that name:
 
     * head = the last called convolution or linear layer with kernel 1 whose output has the output's shape; else the later
       of the last with kernel 1 among the finest that make the output's channels (a coarser one is an auxiliary head) and

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from networks import Inplace, Outputs, Reused, Tokens
@@ -150,3 +152,15 @@ def test_a_network_without_convolution_needs_an_example() -> None:
     with pytest.raises(DataError, match="example"):
         layers(Plain())
     assert list(layers(Plain(), torch.zeros(1, 3, 4, 4))["name"]) == ["linear"]
+
+
+def test_a_module_called_like_an_alias_is_meant_in_any_company() -> None:
+    net = nn.Sequential(
+        OrderedDict(down=nn.Conv2d(1, 4, 2, 2), bottleneck=nn.Conv2d(4, 4, 2, 2), post=nn.Conv2d(4, 4, 1))
+        | OrderedDict(up=nn.ConvTranspose2d(4, 4, 4, 4), head=nn.Conv2d(4, 2, 1))
+    )
+    image = torch.zeros(1, 1, 16, 16)
+    assert resolve(net, ["bottleneck"], image) == ["bottleneck"]
+    assert resolve(net, ["head_input", "bottleneck"], image) == ["head:input", "bottleneck"]
+    assert resolve(net, "bottleneck", image, {"bottleneck": "post"}) == ["post"]
+    assert layers(net, image).set_index("name")["aliases"].to_dict()["post"] == ""
