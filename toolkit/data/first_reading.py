@@ -55,11 +55,9 @@ def check(files: Iterable[Path]) -> None:
                     what = f"The bytes of this file changed since it was read on {day}, but not its size and date."
                     fix = "It is damaged: restore it from a copy. If the new content is right, give it a new date (touch)."
                     raise DataError(what, where=name, fix=fix)
-                what = (
-                    f"{name} was replaced since it was read on {day}: the new content is used, of others in its folder"
-                )
+                what = f"{name} was replaced since it was read on {day}: the new content is used,"
                 # without a date it may be damage: each file by itself
-                _said_once(Path(name).parent if date else Path(name), f"{what} too.")
+                _said_once(Path(name).parent if date else Path(name), f"{what} of others in its folder too.")
             with memory:  # a lock for writing is held for these lines alone
                 rows = [(name, *now[name], time.strftime("%Y-%m-%d")) for name in new]
                 memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)

@@ -153,7 +153,8 @@ def _by_channel(
     """Files of every case in the order of its channels: `_0000`, `_0001`, ... or the named endings."""
     grouped: dict[str, list[Path]] = {}
     if channels is None:
-        numbered = bool(images) and all(_CHANNEL.search(stem) for stem in images) and not set(images) <= set(labels)
+        first = all(_CHANNEL.search(stem) and f"{stem[:-4]}0000" in images for stem in images)  # else they are cases
+        numbered = bool(images) and first and not set(images) <= set(labels)
         for stem, path in images.items():
             grouped.setdefault(_CHANNEL.sub("", stem) if numbered else stem, []).append(path)
         return grouped

@@ -26,6 +26,7 @@ _KINDS: dict[str, tuple[tuple[str, ...], Callable[..., Arrays]]] = {
     "arrays": (stacks.ARRAY_SUFFIXES, stacks.read_pair),
     "pages": ((), stacks.read_page_pair),  # a picture's ending, but several pages
 }
+_OWN = {"nifti": ("frame", "label_frame"), "picture": ("threshold", "foreground", "background")}  # columns of one kind
 READABLE = tuple(suffix for suffixes, _ in _KINDS.values() for suffix in suffixes)
 # A reader, the spatial axes that it will give (slices first where a stack is cut; 0 where a side is not known before its
 # voxels are read), and how to write a result back in the file's own axes, or None.
@@ -50,6 +51,10 @@ def open_row(row: Row, dims: int | None, channels: int | None, common: Mapping[s
     label = None if label is None or kind == "arrays" else Path(label)
     options: dict[str, Any] = {}
     shape: tuple[int, ...] = (0, 0)
+    for own, keys in _OWN.items():
+        if own != kind and (foreign := [key for key in keys if row.get(key)]):
+            fix = "Leave it empty there; label_values says what the values of any label mean."
+            raise ConfigError(f"The column {foreign[0]} means nothing for {files[0].name}.", fix=fix)
     if len(files) > 1 and kind != "nifti":
         raise DataError("Several files of one image, its channels, need NIfTI.", where=", ".join(map(str, files)))
     if kind == "nifti":
@@ -64,7 +69,7 @@ def open_row(row: Row, dims: int | None, channels: int | None, common: Mapping[s
     elif kind == "pages":
         shape = stack_shape(files[0])
     else:
-        options = {key: row[key] for key in ("threshold", "foreground", "background") if key in row}
+        options = {key: row[key] for key in _OWN["picture"] if key in row}
         options["channels"] = channels
     inside = pictures.SUFFIXES if kind == "picture" else ()
     how: dict[str, Any] = {"read": _KINDS[kind][1], "options": options, "kind": kind, "suffixes": inside, **common}

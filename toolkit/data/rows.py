@@ -27,7 +27,6 @@ COLUMNS = (
     *("geometry", "shape"),
 )
 _TEXT = ("case", "subject", "site", "split", "volume", "group")
-_SWITCHES = ("foreground", "background")
 # "patient012_frame03", "sub-01/ses-2_T1w", "north/P7-left": a word for a person with a number, then more of that person.
 _PERSON = re.compile(
     r"^((?:.*?/)??(?:sub-[a-z0-9]+|(?:sub(?:ject)?|pat(?:ient)?|person|case|animal|mouse|p|s)[-_ ]?\d+))[-_ ./]", re.I
@@ -43,7 +42,7 @@ def table_rows(frame: Any, folder: str | os.PathLike[str] | None) -> list[Row]:
     if isinstance(frame, (str, os.PathLike)):
         path = Path(frame).expanduser()
         root = root if folder is not None else path.parent
-        numbers = ("frame", "label_frame", "slices", "position", "threshold", "spacing", *_SWITCHES)
+        numbers = ("frame", "label_frame", "slices", "position", "threshold", "spacing", "foreground", "background")
         frame = table_of(path, "Save it as CSV, UTF-8, a row for every image.")
         frame = [row | {key: _numbers(row[key], key, path) for key in numbers if row.get(key)} for row in frame]
     elif isinstance(frame, Mapping):
@@ -155,7 +154,7 @@ def table_of(path: Path, fix: str = "Get it again.") -> list[dict[str, Any]]:
 def _numbers(text: str, column: str, where: Path) -> Any:
     """What a cell of a column of numbers says."""
     try:
-        if column in _SWITCHES:
+        if column in ("foreground", "background"):
             return bool(int({"true": "1", "false": "0"}.get(text.lower(), text)))
         return [float(part) for part in text.replace(";", " ").split()] if column == "spacing" else int(text)
     except ValueError as error:

@@ -18,8 +18,6 @@ from toolkit.files import SEALED, file_sha256, json_object, seal, sha256
 from toolkit.results import DataFrame, as_table
 
 _FIX = "Extract the features again; a store is written whole or not at all, so it was changed later."
-
-
 FORMAT = {"kind": "toolkit-features", "format": SEALED}
 COLUMNS = {
     "cases": ("case", "volume", "subject", "site", "class", "class_name", "count", "index"),

@@ -35,10 +35,7 @@ def to_maps(activation: Tensor, image_size: Sequence[int], name: str = "") -> Te
 
 
 def grid_of(shape: Sequence[int], image_size: Sequence[int]) -> tuple[int, ...] | None:
-    """Spatial size of an activation that has the input's proportions, or None; tokens count by their grid.
-
-    Channel-first maps may be halved more often along one axis than along another, as those of thick slices are.
-    """
+    """Spatial size of an activation that has the input's proportions (strides may differ by axis), or None; tokens by grid."""
     dims = len(image_size)
     if len(shape) == dims + 2:
         best = max((tuple(shape[2:]), tuple(shape[1:-1])), key=lambda size: _fit(size, image_size))

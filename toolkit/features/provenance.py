@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from toolkit.features.modules import device_of, unwrap
 
 _WEIGHTS: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = weakref.WeakKeyDictionary()
-
-
 FLOOR = 0.75  # mean Dice below which a network counts as untrained
 # attributes of a network that the toolkit has trained
 _TRAINED_WITH, _SCORED = "toolkit_trained_with", "toolkit_scored"

@@ -34,7 +34,7 @@ def volume_spacing(volume: Sequence[Case]) -> tuple[float, ...] | None:
     first = volume[0]
     if first.spacing is None:
         return None
-    if first.position is None:
+    if first.position is None and len(volume) == 1:
         return first.spacing
     return None if first.slice_spacing is None else (first.slice_spacing, *first.spacing)
 

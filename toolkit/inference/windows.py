@@ -27,10 +27,8 @@ class Tiling:
         """Windows of an image whose sides are at least the patch's; an overlap is at least 0 and below 1."""
         from monai.data.utils import compute_importance_map, dense_patch_slices
 
-        steps = [
-            side if side == whole else max(1, int(side * (1 - overlap)))
-            for side, whole in zip(patch, size, strict=True)
-        ]
+        sides = zip(patch, size, strict=True)
+        steps = [side if side == whole else max(1, int(side * (1 - overlap))) for side, whole in sides]
         windows: list[Window] = [
             (..., *(slice(int(part.start), int(part.stop)) for part in window))
             for window in dense_patch_slices(size, patch, steps)
@@ -71,10 +69,8 @@ class Frame:
     @property
     def padding(self) -> tuple[tuple[int, int], ...]:
         """(before, after) along every axis."""
-        return tuple(
-            (start, whole - start - side)
-            for start, side, whole in zip(self.starts, self.size, self.target, strict=True)
-        )
+        axes = zip(self.starts, self.size, self.target, strict=True)
+        return tuple((start, whole - start - side) for start, side, whole in axes)
 
     @property
     def place(self) -> Any:

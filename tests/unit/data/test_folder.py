@@ -236,3 +236,12 @@ def test_verify_reports_every_file(volumes):
 def test_names_of_tasks_are_listed(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="phantom-cardiac"):
         load_task("hippocampus")
+
+
+def test_images_numbered_from_one_are_cases_and_no_channels(tmp_path):
+    for number in (1, 2):
+        volume(
+            tmp_path / "images" / f"person_{number:04d}.nii.gz", np.random.default_rng(number).normal(size=(8, 8, 8))
+        )
+    task = task_from_folder(tmp_path / "images", None, classes=["background", "tumour"])
+    assert ([case.id for case in task.cases()], task.channels) == (["person_0001", "person_0002"], 1)

@@ -24,6 +24,7 @@ from toolkit import (
 )
 from toolkit.data.rows import inferred_subjects
 from toolkit.errors import ConfigError, DataError, ToolkitWarning
+from toolkit.inference.volumes import volume_spacing
 
 CLASSES = ["background", "low", "high"]
 AFFINE = np.array([[-1.5, 0, 0, 10], [0, 2.0, 0, -20], [0, 0, 4.0, 30], [0, 0, 0, 1]])
@@ -293,6 +294,24 @@ def test_switches_and_frames_mean_what_the_table_says(tmp_path):
     frame = pd.DataFrame({"image": files, "frame": [2, None], "subject": ["a", "b"]})  # pandas makes it 2.0
     first, _ = task_from_table(frame, classes=CLASSES, normalisation="none", splits="test").cases()
     np.testing.assert_array_equal(np.sort(first.image.numpy(), axis=None), np.sort(series[..., 2], axis=None))
+
+
+def test_columns_of_pictures_are_refused_for_volumes_and_the_other_way_round(tmp_path):
+    image, label = random_pair(0)
+    scan = {"image": nifti(tmp_path / "a.nii.gz", image), "label": nifti(tmp_path / "b.nii.gz", label)}
+    for column in ("foreground", "threshold", "background"):
+        with pytest.raises(ConfigError, match=rf"The column {column} means nothing for a\.nii\.gz"):
+            task_from_table([{**scan, column: 1}], classes=CLASSES)
+    shot = picture(tmp_path / "c.png", label[..., 0])
+    with pytest.raises(ConfigError, match=r"The column frame means nothing for c\.png"):
+        task_from_table([{"image": shot, "frame": 1}], classes=CLASSES)
+
+
+def test_a_stack_without_positions_has_no_spacing_in_its_third_axis(tmp_path):
+    rows = [{"image": np.eye(8) * n, "label": np.eye(8, dtype=int), "volume": "v", "spacing": (1, 2)} for n in (1, 2)]
+    cases = task_from_table(rows, classes=CLASSES, splits="test").cases()
+    assert volume_spacing(cases) is None
+    assert volume_spacing(cases[:1]) == (1, 2)
 
 
 def test_nnunet_raw_that_is_not_whole(tmp_path):
