@@ -187,8 +187,8 @@ class Task:
                 key = id(case.reader)
                 prints[key] = prints.get(key) or case.reader.fingerprint()
                 identity = [case.id, case.site, case.split, case.subject, case.index, case.relabel, prints[key]]
-                identity += [pair for pair in case.reader.label_values or () if pair[0] != pair[1]]
-                buckets[_bucket(case.id)].update(json.dumps(identity).encode())
+                coding = [pair for pair in case.reader.label_values or () if pair[0] != pair[1]]
+                buckets[_bucket(case.id)].update(json.dumps([*identity, *coding]).encode())
             self._contents = {
                 "count": len(self._cases),
                 "sites": list(self.sites),
