@@ -124,8 +124,7 @@ class SegmentationObjective(Objective):
         label = batch["label"]
         truth = batch.get("regions")
         if truth is None:  # one output: the label holds 0 and 1
-            both = torch.cat((logits, logits), 1)
-            truth = (fitted_label(label, both, self.ignore_label) == 1).unsqueeze(1)
+            truth = (fitted_label(label, torch.cat((logits, logits), 1), self.ignore_label) == 1).unsqueeze(1)
         if self.focal or self.class_weights is not None:
             what = "Class weights and the focal term are those of exclusive classes."
             fix = "Leave them out for regions and for one output."
@@ -140,9 +139,8 @@ class SegmentationObjective(Objective):
             each = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none") * counted
             terms["cross_entropy"] = self.cross_entropy * each.sum() / (counted.sum() * truth.shape[1]).clamp_min(1)
         if self.dice:
-            probability = logits.sigmoid() * counted
             rules = (self.squared, self.batch_dice, self.smooth, self.batch_dice)
-            terms["dice"] = self.dice * _dice(probability, truth * counted, *rules)
+            terms["dice"] = self.dice * _dice(logits.sigmoid() * counted, truth * counted, *rules)
         return terms
 
 
@@ -242,8 +240,8 @@ class LossObjective(Objective):
     The labels come in the shape that the loss takes: (B, *S) int64 for torch's `CrossEntropyLoss`, `NLLLoss` and
     `nn.functional.cross_entropy`; (B, 1, *S) int64 for everything else, which is what MONAI's losses take with
     `to_onehot_y=True`. A MONAI loss without it, and torch's `BCEWithLogitsLoss`, get one-hot labels (B, K, *S) of the
-    logits' type. `channels` overrides the choice. On a task with regions one-hot labels are the masks of the regions,
-    and losses that take other labels are refused.
+    logits' type, of one output 0 and 1 (B, 1, *S). `channels` overrides the choice. On a task with regions one-hot
+    labels are the masks of the regions, and losses that take other labels are refused.
 
     Args:
         loss: gives a scalar; called in float32. The softmax is the loss's own business (`DiceLoss(softmax=True)`).
@@ -276,12 +274,13 @@ class LossObjective(Objective):
         return {"loss": value.reshape(())}
 
     def _label(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        label = fitted_label(batch["label"], logits, ignore_label=getattr(self.loss, "ignore_index", None))
-        if self.channels == "one":
-            return label.unsqueeze(1)
-        if self.channels == "classes":
-            return nn.functional.one_hot(label, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
-        return label
+        single = logits.shape[1] == 1 and self.channels != "none"  # a yes or no: the label holds 0 and 1
+        outputs = torch.cat((logits, logits), 1) if single else logits
+        label = fitted_label(batch["label"], outputs, ignore_label=getattr(self.loss, "ignore_index", None))
+        if self.channels == "classes" and not single:
+            return functional.one_hot(label, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+        label = label if self.channels == "none" else label.unsqueeze(1)
+        return label.to(logits.dtype) if self.channels == "classes" else label
 
     def _regions(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
         parts = self.loss.modules() if isinstance(self.loss, nn.Module) else ()

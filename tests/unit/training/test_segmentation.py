@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from golden_cases import golden_case
+from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from toolkit import registry
 from toolkit.errors import ConfigError, LayerError
-from toolkit.training.segmentation import SegmentationObjective, focal_loss, soft_dice_loss
+from toolkit.training.segmentation import LossObjective, SegmentationObjective, focal_loss, soft_dice_loss
 
 
 @pytest.mark.parametrize("case", ["seg_synapse", "seg_acdc", "seg_missing_classes"])
@@ -185,6 +186,18 @@ def test_a_batch_without_any_pixel_that_counts_gives_nothing(settings: dict[str,
     sum(terms.values()).backward()
     assert [float(value.detach()) for value in terms.values()] == [0.0, 0.0]
     assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), DiceLoss(sigmoid=True)])
+def test_a_loss_with_a_sigmoid_takes_a_network_of_one_output(loss: nn.Module) -> None:
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 1, 4, 4), torch.randint(0, 2, (2, 1, 4, 4))
+    objective = LossObjective(loss)
+    torch.testing.assert_close(objective(logits, {"label": label})["loss"], loss(logits, label.float()))
+    with pytest.raises(ConfigError, match=r"labels hold \[3\]"):
+        objective(logits, {"label": torch.full_like(label, 3)})
+    with pytest.raises(ConfigError, match="1 outputs"):
+        LossObjective(nn.CrossEntropyLoss())(logits, {"label": torch.ones_like(label)})
 
 
 def test_some_ignored_and_weighted_pixels_as_torch_counts_them() -> None:
