@@ -15,7 +15,7 @@ from torch import nn
 from toolkit.arguments import checked_methods
 from toolkit.errors import CheckpointError, ConfigError, ResultError
 from toolkit.features.modules import unwrap
-from toolkit.features.provenance import score_of
+from toolkit.features.provenance import mark_scored, score_of
 from toolkit.files import absolute, read_sealed, sha256, write_atomically, write_sealed
 from toolkit.measure.segmentation import METRICS
 from toolkit.measure.transfer import Transfer, transfer_metrics
@@ -70,6 +70,8 @@ class Stages:
         before = dataclasses.replace(self.stages[0], model=self.initial)
         for stage, run in [(-1, before), *enumerate(self.stages)]:
             table = run.evaluate(split, self.sites, metrics=metrics, progress=progress)
+            if stage < 0 and (score := score_of(run.model)):  # not that of a training
+                mark_scored(run.model, **{**score, "name": "initial", "steps": 0})
             table.insert(0, "stage", stage)
             table.insert(1, "trained_on", "" if stage < 0 else self.trained_on[stage])
             tables.append(table)

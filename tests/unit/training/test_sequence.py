@@ -12,6 +12,7 @@ import torch
 
 from toolkit.data.task import Task
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.features.provenance import score_of
 from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import UNet
 from toolkit.show.compose_drift import forward_transfer
@@ -66,6 +67,9 @@ def test_a_transfer_says_what_its_networks_had_learnt(stages: Stages) -> None:
     matrix = stages.dice("test")
     assert [one["name"] for one in told] == ["stage-0-left", "stage-1-right"]
     assert [one["dice"] for one in told] == pytest.approx([matrix.loc[0, "left"], matrix.loc[1, "right"]], abs=0.05)
+    before = score_of(stages.initial)
+    assert (before["name"], before["steps"]) == ("initial", 0)
+    assert before["dice"] == pytest.approx(matrix.loc[-1, "left"], abs=0.05)
     figure = forward_transfer({"sequential": ([transfer], [transfer])}, metric="fwt_untrained")
     low = [one["name"] for one in told if one["dice"] <= one["floor"]]
     assert bool(figure.stamp) == bool(low)
