@@ -14,7 +14,7 @@ from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
 from toolkit.measure.distances import centred, squared_distances
 from toolkit.measure.drift_samples import subsample
-from toolkit.measure.pairing import rows_of
+from toolkit.measure.pairing import cluster_codes, rows_of
 from toolkit.process_state import guarded_random_state
 from toolkit.results import DataFrame, Result, as_table
 
@@ -79,7 +79,7 @@ def collapse(
     exp(-2 |u_i - u_j|^2) of unit rows. `active_pairs` is the share of pairs within the reach of the loss: d / tau <
     18.4 for plain L2 distances, `active_pairs_normalised` the same for squared distances divided by C; both concern
     rows as they are stored, while the paper's loss flattens whole maps. The linear probe is balanced accuracy of a
-    logistic regression on standardised rows, folds made of cases.
+    logistic regression on standardised rows, folds made of patients (NaN if one trains on a single class).
 
     Compare models on stores of the same images, samples and seed: the same rows are then drawn. Extract with
     pool="global" for one row per image, with pool="voxels" for positions, with pool="boundary" for positions at class
@@ -186,21 +186,24 @@ def _separation(rows: Tensor, table: DataFrame) -> dict[str, float]:
     values = rows.numpy()
     result["silhouette"] = float(silhouette_score(values, labels))
     result["linear_probe_chance"] = 1 / len(counts)
-    if table["case"].nunique() >= 2:
-        result["linear_probe"] = _probe(values, labels, table["case"].to_numpy())
+    patients = cluster_codes(table)[0].numpy()  # slices of one patient would tell a fold its answers
+    if len(set(patients.tolist())) >= 2:
+        result["linear_probe"] = _probe(values, labels, patients)
     return result
 
 
-def _probe(values: Any, labels: Any, cases: Any) -> float:
+def _probe(values: Any, labels: Any, patients: Any) -> float:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import GroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    folds = GroupKFold(min(5, len(set(cases.tolist()))))
+    folds = list(GroupKFold(min(5, len(set(patients.tolist())))).split(values, labels, patients))
+    if any(len(set(labels[rows].tolist())) < 2 for rows, _ in folds):
+        return math.nan
     probe = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
-    return float(balanced_accuracy_score(labels, cross_val_predict(probe, values, labels, groups=cases, cv=folds)))
+    return float(balanced_accuracy_score(labels, cross_val_predict(probe, values, labels, cv=folds)))
 
 
 def _evenly(table: DataFrame, max_rows: int, seed: int) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.spatial.distance import pdist
@@ -91,3 +92,16 @@ def test_wrong_calls(make_store: Callable[..., Any]) -> None:
         collapse(make_store(normal(2, 3)), "head_input")
     with pytest.raises(DataError, match="NaN"):
         collapse(make_store(torch.full((5, 3), torch.nan)), "head_input")
+
+
+def test_slices_of_one_patient_do_not_tell_the_probe_its_answers(make_store: Callable[..., Any]) -> None:
+    """What tells the classes apart is drawn anew for each of 8 patients: between patients there is chance, 1/2."""
+    patient, label = np.repeat(np.arange(8), 12), np.tile([0, 1], 48)
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(8, 2, 16))[patient, label] + 0.05 * random.normal(size=(96, 16))
+    table = pd.DataFrame({"case": [f"slice{k // 2}" for k in range(96)], "subject": [f"p{k}" for k in patient]})
+    table = table.assign(**{"class": label}, class_name=[f"class {k}" for k in label])
+    found = collapse(make_store({"a": rows}, table=table), "a").values["linear_probe"]
+    assert 0.2 < found < 0.8
+    alone = table.assign(**{"class": patient % 2})[:24]  # two patients, each of one class: nothing to train on
+    assert np.isnan(collapse(make_store({"a": rows[:24]}, table=alone), "a").values["linear_probe"])
