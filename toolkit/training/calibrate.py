@@ -76,8 +76,7 @@ def calibrate(
         warnings.simplefilter("ignore", RegularizerWarning)  # the weight it starts from may well be out of place
         parts = copy.deepcopy(unwrap(model)), task, copy.deepcopy(objective), copy.deepcopy(regularizer), short
         run = train(*parts, out=Path(folder) / "calibration", aliases=aliases, site=site, progress=False)
-        history = run.history
-    measured = history[f"{regularizer.name}/gradient_ratio"].iloc[skip:].to_numpy(dtype=float)
+        measured = run.history[f"{regularizer.name}/gradient_ratio"].iloc[skip:].to_numpy(dtype=float)
     kept = [regularizer.objective_weight(step) for step in range(skip, skip + steps)]  # of the objective
     ramped = [next(iter(regularizer.weights(step).values())) / weight for step in range(skip, skip + steps)]
     mean = float((measured * kept / ramped).mean())
