@@ -18,7 +18,7 @@ _FORMATS = ("PNG", "TIFF", "BMP", "JPEG")
 _DECODED = "a complete picture", f"It is truncated, damaged or of another format; readable are {', '.join(_FORMATS)}."
 _MOST_PIXELS = 2**28
 _MOST_XML = 2**28  # bytes
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _BITS_TAG = 0x0112, 0x0102
 
 
 def read_pair(
@@ -129,6 +129,10 @@ def _decoded(path: Path, *, palette: bool) -> np.ndarray:
             if picture.width * picture.height > _MOST_PIXELS:
                 what = f"The picture has {picture.width} x {picture.height} pixels."
                 raise DataError(what, where=path, fix="Cut it into tiles.")
+            deep = ";16" in str(picture.tile[:1]) or max(getattr(picture, "tag_v2", {}).get(_BITS_TAG, (8,))) > 8
+            if deep and picture.mode in ("RGB", "RGBA", "LA"):  # which Pillow would cut
+                fix = "Scale it to 8 bits a colour, or pass its array to toolkit.task_from_arrays."
+                raise DataError("The picture has colours of more than 8 bits.", where=path, fix=fix)
             if (turned := picture.getexif().get(_ORIENTATION_TAG, 1)) != 1:
                 what = f"The picture carries a rotation tag ({turned}) that viewers follow and label files do not."
                 raise DataError(what, where=path, fix="Save it upright without it (Pillow: ImageOps.exif_transpose).")

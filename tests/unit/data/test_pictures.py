@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from toolkit.data.images import SUFFIXES, picture_shape, read_label_picture, read_pair, read_picture
@@ -34,6 +37,21 @@ def test_grey_colour_and_sixteen_bits_keep_their_values(tmp_path):
     deep = GREY.astype(np.uint16) * 1000
     np.testing.assert_array_equal(read_picture(saved(tmp_path / "d.png", deep))[0], deep)
     assert picture_shape(tmp_path / "g.png") == (6, 8)
+
+
+def test_colours_of_sixteen_bits_are_refused_where_pillow_would_cut_them(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 4096, (9, 7, 3)).astype(np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 7, 9, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    tifffile.imwrite(tmp_path / "deep.tif", colours, photometric="rgb")
+    tifffile.imwrite(tmp_path / "planar.tif", np.moveaxis(colours, -1, 0), photometric="rgb", planarconfig="separate")
+    for name in ("deep.png", "deep.tif", "planar.tif"):
+        with pytest.raises(DataError, match="colours of more than 8 bits"):
+            read_picture(tmp_path / name)
 
 
 def test_opaque_alpha_is_dropped_and_palettes_are_resolved(tmp_path):
