@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from pandas import DataFrame
 else:
-    DataFrame = ByName(
-        "DataFrame", (), {"__doc__": "Pandas' table in annotations, before anything has imported pandas."}
-    )
+    DataFrame = ByName("DataFrame", (), {"__doc__": "Pandas' table in annotations, before pandas is imported."})
 
 
 _MOST_HEADER, _MOST_ENTRIES = 2**26, 100_000  # bytes of the JSON, and files, in a saved result

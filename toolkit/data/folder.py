@@ -96,9 +96,7 @@ def task_from_folder(
             if names is not None:
                 row[column.removesuffix("s")] = names if isinstance(names, str) else str(names[row["case"]])
     counts = Counter[str]()  # positions of pictures in their stacks, in the order of the numbers in their names
-    for row in sorted(
-        rows, key=lambda row: [int(part) if part.isdigit() else 0 for part in _DIGITS.split(row["case"])]
-    ):
+    for row in sorted(rows, key=lambda one: [int(n) if n.isdigit() else 0 for n in _DIGITS.split(one["case"])]):
         if "volume" in row:
             row["position"] = counts[row["volume"]]
             counts[row["volume"]] += 1
@@ -294,9 +292,7 @@ def _classes(table: Mapping[str, Any], path: Path) -> tuple[dict[int, str], dict
         raise DataError(what, where=path, fix="Pass task_from_table the cases that are labelled whole.")
     singles = {members[0]: label for label, members in values.items() if len(members) == 1}
     highest = max((max(members) for members in values.values()), default=0)
-    named = {
-        value: singles.get(value, "background" if value == 0 else f"class {value}") for value in range(highest + 1)
-    }
+    named = {one: singles.get(one, f"class {one}" if one else "background") for one in range(highest + 1)}
     several = {label: members for label, members in values.items() if len(members) > 1}
     own = {label: members for label, members in values.items() if members != (0,)}
     return named, own if several else None
