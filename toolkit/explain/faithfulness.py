@@ -60,9 +60,8 @@ def faithfulness(
     Deletion replaces voxels by the baseline from the highest value of the map to the lowest, insertion puts them into
     the baseline image in that order (Petsiuk et al. 2018). The score of the fixed region is normalised to 1 for the
     image and 0 for the baseline; the area under the curve is the mean over the shares. A faithful map has a lower
-    deletion and a higher insertion area than random orders. For attributions to the input, captum's infidelity
-    (normalised, Gaussian noise; all methods but saliency hold the distance to their baseline, so their noise counts in
-    shares of it) and largest sensitivity stand beside (Yeh et al. 2019).
+    deletion and a higher insertion area than random orders. For attributions to the input, captum's infidelity (normalised,
+    Gaussian noise, but for saliency in shares of the distance to the baseline) and sensitivity stand beside (Yeh et al. 2019).
 
     Args:
         model: the network that was explained.

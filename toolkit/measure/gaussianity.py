@@ -102,7 +102,7 @@ def gaussianity(
         {"group": name} | _row(rows[index], codes[index], axes, grid, torch.lerp(*nulls, len(index) / len(rows)))
         for name, index in groups.items()
         if len(index) >= 2 * channels
-    ]
+    ]  # what the common mean and deviation take out of T is in proportion to a group's share
     centred = (rows - rows.mean(0)).double()
     settings = {"directions": directions, **grid, "seed": seed, "standardise": standardise}
     return Gaussianity(
@@ -156,10 +156,7 @@ def _standardised(rows: Tensor) -> Tensor:
 def _nulls(
     axes: Tensor, count: int, draws: int, generator: torch.Generator, grid: dict[str, Any], standardise: bool
 ) -> tuple[Tensor, Tensor]:
-    """Expectation and 95 % quantile (2,) of T for normal rows, of a small and of a full share of those standardised.
-
-    What the common mean and deviation take out of T is in proportion to the share; else N counts only if it is small.
-    """
+    """Expectation and 95 % quantile (2,) of T for normal rows: of a small share and of all of those standardised."""
     values = torch.empty(2 if standardise else 1, draws, dtype=torch.float64)
     for draw in range(draws):
         rows = torch.randn(min(count, 1024), axes.shape[0], generator=generator)

@@ -53,7 +53,7 @@ class ChannelSimilarity(Result):
     @property
     def redundancy(self) -> float:
         """Mean off-diagonal similarity, averaged over images, in the chosen form."""
-        return _mean(self.scores[self.form]["all"])
+        return float(self.scores[self.form]["all"].nanmean())
 
     def panel(self, count: int = 30, part: str = "all") -> Tensor:
         """The figure's matrix: the first `count` living channels (of a half), clipped to [0, 1].
@@ -74,8 +74,8 @@ class ChannelSimilarity(Result):
         rows, counts = [], {"channels": len(self.channels), "dead": len(self.dead)}
         for form, parts in self.scores.items():
             for part, scores in parts.items():
-                known = _finite(scores)
-                row = {"layer": self.layer, "form": form, "part": part, "redundancy": _mean(scores)}
+                known = scores[torch.isfinite(scores)]
+                row = {"layer": self.layer, "form": form, "part": part, "redundancy": float(scores.nanmean())}
                 row |= {"sd": float(known.std()) if len(known) > 1 else math.nan, "images": len(known)}
                 rows.append(row | counts)
         return as_table(rows)
@@ -170,12 +170,3 @@ def _off_diagonal_mean(matrix: Tensor, valid: Tensor, members: Tensor) -> float:
 def _halves(channels: int) -> dict[str, Tensor]:
     every, middle = torch.arange(channels), channels // 2
     return {"all": every, "first half": every[:middle], "second half": every[middle:]}
-
-
-def _finite(values: Tensor) -> Tensor:
-    return values[torch.isfinite(values)]
-
-
-def _mean(values: Tensor) -> float:
-    finite = _finite(values)
-    return float(finite.mean()) if len(finite) else math.nan

@@ -143,8 +143,8 @@ def _organ(result: Any, labels: np.ndarray, masks: np.ndarray | None) -> np.ndar
     """The contours of the class, or of the region in masks (H, W, K), that is asked for; of all if the target names none."""
     asked = re.search(r"index='?(.+?)'?[,)]", result.target)
     named = {str(name): label for label, name in (result.classes or {}).items()}
-    first = masks is not None  # an output's number is one less than its region's
-    label = named.get(asked[1], int(asked[1]) + first if asked[1].isdigit() else None) if asked else None
+    # an output's number is one less than its region's
+    label = named.get(asked[1], int(asked[1]) + (masks is not None) if asked[1].isdigit() else None) if asked else None
     labels = labels if masks is None or not label else label * (masks[..., label - 1] > 0)
     return labels if label is None or not (labels == label).any() else np.where(labels == label, label, 0)
 

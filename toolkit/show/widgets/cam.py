@@ -188,6 +188,7 @@ class CamExplorer(ImageExplorer):
         result, page = self.result(name), self.page()
         view, raw = page.view(result.padded_size, result.spacing[0]), result.maps
         status = {layer: words[0] for layer, words in result.status.items()}
+        label = result.label if result.prediction.ndim < result.image.ndim else None  # its numbers are no regions
         planes = {
             layer: view.coarse(np.asarray(one[0, 0], dtype=float), lambda layer=layer: result.resized(layer)[0, 0])
             for layer, one in raw.items()
@@ -196,10 +197,7 @@ class CamExplorer(ImageExplorer):
             view=view,
             picture=view.picture(result.image[0]),
             contours=view.plane(one_map(result.prediction[0], len(view.size))),
-            # a label map's numbers are no regions
-            reference=None
-            if result.label is None or result.prediction.ndim == result.image.ndim
-            else np.clip(view.plane(result.label[0, 0]), 0, None),
+            reference=None if label is None else np.clip(view.plane(label[0, 0]), 0, None),
             maps=planes,
             status=status,
             limits={

@@ -194,8 +194,7 @@ class SimilarityExplorer(ImageExplorer):
         canvas.text(left, top - 18, words, size=12, bold=True, width=_SIDE)
         canvas.paste(coloured(matrix, limits, (length, length), scale), left, top)
         canvas.bar(left + length + 6, top, length, limits, scale)
-        redundancy = found.scores[form]["all"]
-        mean = float(redundancy[torch.isfinite(redundancy)].mean())
+        mean = float(found.scores[form]["all"].nanmean())
         words = f"redundancy {mean:.3f}; {len(found.dead)} channels are zero everywhere"
         canvas.text(left, top + length + 4, words, size=11, colour=FAINT)
         canvas.area(Area(f"channels {side}", left, top, length, length, len(matrix), len(matrix)))
