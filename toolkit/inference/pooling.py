@@ -228,7 +228,8 @@ def _plan_of_voxels(batch: InputBatch, pool: str, samples: int, seed: int) -> Ro
     size, side = batch.size, 2 * BAND + 1
     for position, label in enumerate(labels):
         if label is not None and pool == "boundary":
-            high, low = ndimage.maximum_filter(label, side), ndimage.minimum_filter(label, side)
+            inside = np.where(label < 0, label.max(), label)  # what is ignored is no other class
+            high, low = ndimage.maximum_filter(label, side), ndimage.minimum_filter(inside, side)
             label = np.where(high != low, label.astype(np.int64), -1)
         flat = None if label is None else label.ravel()
         counts = {-1: math.prod(size)} if flat is None else _counts(flat)

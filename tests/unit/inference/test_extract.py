@@ -129,6 +129,16 @@ def test_an_image_that_fills_half_of_no_position_has_its_fullest_one() -> None:
     assert moments.count.tolist() == [1, 1]
 
 
+def test_an_ignored_area_is_no_boundary_of_a_class(net: UNet) -> None:
+    label = torch.full((2, 16, 16), -1)
+    label[:, :, :7] = 0
+    label[1, :, 8:] = 1  # across one ignored column: columns 5, 6 and 8, 9 are at most 3 from the other class
+    features = extract(net, {"image": torch.zeros(2, 1, 16, 16), "label": label}, "bottleneck", pool="boundary")
+    columns = (features.cases["index"] % 16).groupby(features.cases["case"]).unique()
+    assert columns.map(sorted).to_dict() == {"image0000/001": [5, 6, 8, 9]}
+    assert len(features.cases) == 16 * 4
+
+
 def test_in_place_layers_and_tokens(scans: dict[str, torch.Tensor]) -> None:
     torch.manual_seed(0)
     net = Inplace().eval()
