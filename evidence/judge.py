@@ -105,11 +105,27 @@ def _by_patient(table: pd.DataFrame) -> pd.DataFrame:
 def _difference(arms: list[pd.DataFrame]) -> tuple[Mean, float, float]:
     signs = {1: (1,), 2: (1, -1), 4: (1, -1, -1, 1)}[len(arms)]
     values = sum(sign * arm for sign, arm in zip(signs, arms, strict=True))
-    means = [float(arm.to_numpy().mean()) for arm in arms]
+    means = [float(arm.groupby(level=["site", "subject"]).mean().to_numpy().mean()) for arm in arms]
     first = means[0] - means[1] if len(arms) == 4 else means[0]
     second = means[2] - means[3] if len(arms) == 4 else means[1] if len(arms) == 2 else math.nan
+    if values.index.droplevel("fold").duplicated().any():
+        return _of_shared_patients(values.unstack("fold")), first, second
     folds = values.index.get_level_values("fold").to_numpy()
     return mean_of(values.to_numpy(), folds if len(set(folds)) > 1 else None), first, second
+
+
+def _of_shared_patients(values: pd.DataFrame) -> Mean:
+    """Mean over patients (rows) of what several trainings (columns) scored, NaN where a training did not see a patient.
+
+    As `mean_of` where every training sees every patient: their variances are added, and the trainings' means decide alone too.
+    """
+    by_patient, by_training = values.mean(axis=1).to_numpy(), values.mean(axis=0).to_numpy()
+    known = mean_of(by_patient[:, None])
+    parts = [(own.var(ddof=1) / len(own), len(own) - 1) for own in (by_patient, by_training)]
+    total = sum(variance for variance, _ in parts)
+    freedom = total**2 / sum(variance**2 / own for variance, own in parts) if total > 0 else parts[1][1]
+    errors = ((math.sqrt(total), float(freedom)), (math.sqrt(parts[1][0]), float(parts[1][1])))
+    return dataclasses.replace(known, errors=errors)
 
 
 def _chance_of_false(claim: Claim, known: Mean) -> float:

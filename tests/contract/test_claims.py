@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from evidence.claims import FILE, Claim, claims
+from evidence.judge import judge
 from evidence.studies import STUDIES, best_reading, reading
+from toolkit.measure.intervals import mean_of
 
 FIELDS = {"id", "paper", "source", "published", "protocol", "measure", "direction", "arms", "seeds", "rule"}
 PAPERS = {"SegReg": 5, "SelfReg-UNet": 5, "Latent augmentation": 5, "Med-DisSeg": 4}
@@ -65,6 +70,40 @@ def test_a_rule_is_applied_as_it_is_written() -> None:
     assert claim.verdict(-0.005, 0.004) == "supported"
     assert claim.verdict(-0.02, 0.01) == "inconclusive"
     assert claim.verdict(-0.03, -0.011) == "contradicted"
+
+
+def test_patients_that_several_networks_scored_count_once(tmp_path: Path) -> None:
+    claim = dataclasses.replace(next(one for one in claims() if one.id == "segreg-unseen-mr"), seeds=[0])
+    drawn = np.random.default_rng(0).normal(0.02, 0.01, (6, 3))  # patients, folds
+    rows = [
+        {
+            "arm": arm,
+            "seed": 0,
+            "fold": fold,
+            "site": "sunnybrook",
+            "subject": f"p{i}",
+            "metric": "dice",
+            "value": value,
+        }
+        for i, own in enumerate(drawn)
+        for fold, gain in enumerate(own)
+        for arm, value in (("segreg", 0.5 + gain), ("plain", 0.5))
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "acdc.csv", index=False)
+    judged = judge(claim, tmp_path)
+    assert (judged.patients, judged.trainings) == (6, 3)
+    assert judged.difference == pytest.approx(drawn.mean(), rel=1e-3)
+    crossed = mean_of(drawn)  # folds are trainings as seeds are
+    assert (judged.low, judged.high) == pytest.approx(crossed.interval(), rel=1e-3)
+    pd.DataFrame([row for row in rows if row["fold"] < 2 or row["subject"] != "p0"]).to_csv(
+        tmp_path / "acdc.csv", index=False
+    )
+    drawn[0, 2] = np.nan
+    judged = judge(claim, tmp_path)
+    patients, trainings = np.nanmean(drawn, 1), np.nanmean(drawn, 0)
+    assert judged.difference == pytest.approx(patients.mean(), rel=1e-3)
+    half = stats.t.ppf(0.975, 2) * trainings.std(ddof=1) / np.sqrt(3)  # the trainings alone
+    assert judged.high - judged.low >= 2 * half * 0.999
 
 
 def test_the_race_is_won_away_by_who_costs_little_at_home(tmp_path: Path) -> None:
