@@ -158,6 +158,7 @@ def test_without_an_argument_it_opens_on_a_plain_network_and_one_of_its_size(
         save_trained(model, card | {"sites": list(task.sites), "scores": scores}, tmp_path)
 
     monkeypatch.setenv("TOOLKIT_NETWORKS", str(tmp_path))
+    monkeypatch.setenv("TOOLKIT_DATA", str(tmp_path))  # networks of real data that is here would come first
     monkeypatch.setattr("toolkit.show.widgets.image_explorer.load_task", lambda name: task)
     for name, above in (("mine/failed", False), ("mine/other", True), ("mine/plain", True)):
         stored(name, above)
