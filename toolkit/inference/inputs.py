@@ -96,14 +96,15 @@ def as_batches(
         most = len(waiting)
         if limit is not None and waiting:
             key = waiting[0].image.shape, most
-            most = known[key] = known.get(key) or limit(_joined(waiting[:1], device).image, most)
+            most = known[key] = known.get(key) or limit(joined(waiting[:1], device).image, most)
         for start in range(0, len(waiting), most or 1):
-            yield _joined(waiting[start : start + most], device)
+            yield joined(waiting[start : start + most], device)
         waiting.clear()
 
     for item in _items(inputs, dims, channels, label, files=defaults_of(network).files):
         _check(item, dims, channels)
-        if waiting and (item.image.shape != waiting[0].image.shape or len(waiting) == batch_size):
+        alike = waiting and (item.image.shape, item.label is None) == (waiting[0].image.shape, waiting[0].label is None)
+        if waiting and (not alike or len(waiting) == batch_size):
             yield from batches()
         waiting.append(item)
     yield from batches()
@@ -286,7 +287,8 @@ def _check(item: InputBatch, dims: int | None, channels: int | None) -> None:
         raise DataError(what, where=name, fix="Labels are integer maps (*S) on the image's grid.")
 
 
-def _joined(items: list[InputBatch], device: torch.device) -> InputBatch:
+def joined(items: list[InputBatch], device: torch.device) -> InputBatch:
+    """Batches of one size as one, which has labels if all of them have."""
     labels = [item.label for item in items if item.label is not None]
     with torch.inference_mode(False):  # a caller's inference mode would make tensors that no gradient may use
         image = torch.cat([item.image for item in items]).to(device)

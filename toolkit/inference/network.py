@@ -18,7 +18,7 @@ from toolkit.features.memory import affordable_images
 from toolkit.features.modules import failure_explained, own_precision, unwrap
 from toolkit.features.untouched import untouched
 from toolkit.inference.activation import Activation
-from toolkit.inference.inputs import InputBatch, as_batches
+from toolkit.inference.inputs import InputBatch, as_batches, joined
 from toolkit.inference.memory import Passes, Regions, defaults_of, remember
 from toolkit.inference.windows import Frame, frame_of, sides_of
 
@@ -43,6 +43,7 @@ class Predictor:
         memory, patch_size = defaults_of(model), passes.get("patch_size")
         select, divisor = passes.get("select"), passes.get("divisor")
         self.model = unwrap(model)
+        self.given = [name for name, value in passes.items() if value is not None]
         self.select = memory.select if select is None else select
         self.patch_size = memory.patch_size if patch_size is None else None
         if patch_size is not None and patch_size != "whole":
@@ -165,10 +166,10 @@ class Predictor:
 def one_batch(image: Any, predictor: Predictor, label: Any, call: str) -> InputBatch:
     """The images of a call that takes one image, or several of one size, as one batch."""
     batches = list(as_batches(image, predictor.model, batch_size=10**6, label=label))
-    if len(batches) != 1:
+    if len({batch.image.shape[1:] for batch in batches}) != 1:
         what = "There is no image." if not batches else "The images have several sizes."
         raise DataError(what, where=f"{call}(image=...)", fix="Pass one image, or several of one size.")
-    return batches[0]
+    return batches[0] if len(batches) == 1 else joined(batches, batches[0].image.device)  # some without a label
 
 
 def _autocast_type(own: torch.dtype, precision: str | None) -> torch.dtype | None:

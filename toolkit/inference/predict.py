@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from toolkit.data.case import Case
 from toolkit.data.normalise import DEFAULT
-from toolkit.errors import DataError, choose
+from toolkit.errors import ConfigError, DataError, choose
 from toolkit.features.modules import device_of, dims_and_channels
 from toolkit.features.untouched import untouched
 from toolkit.inference.inputs import as_batches, files_of, read_items
@@ -73,7 +73,7 @@ def predict(
     predictor = Predictor(model, **passes)
     files, paths = defaults_of(predictor.model).files, _paths_of(image)
     if files is not None and paths and output == "labels":
-        return torch.from_numpy(np.ascontiguousarray(files.predict(predictor.model, paths)))
+        return torch.from_numpy(np.ascontiguousarray(_labels_of_files(predictor, paths)))
     items, several = _opened(predictor.model, image, normalisation)
     parts = []
     with untouched(predictor.model, mode="eval"), torch.inference_mode():
@@ -122,6 +122,14 @@ def _paths_of(image: Any) -> list[str]:
     return [os.fspath(path) for path in paths] if files else []
 
 
+def _labels_of_files(predictor: Predictor, paths: Sequence[str]) -> np.ndarray:
+    """Labels on the files' own grid by the framework that reads them, which has its own settings."""
+    if predictor.given:
+        what = f"Files are predicted as this network's framework does; {', '.join(predictor.given)} has no effect."
+        raise ConfigError(what, where="predict or evaluate", fix="Leave it out.")
+    return defaults_of(predictor.model).files.predict(predictor.model, paths)  # type: ignore[union-attr]
+
+
 def predict_volumes(
     predictor: Predictor, volumes: Sequence[Sequence[Case]], *, batch_size: int = 16
 ) -> Iterator[np.ndarray]:
@@ -129,9 +137,8 @@ def predict_volumes(
 
     Consecutive slices of one size share a pass, across volumes too.
     """
-    if (files := defaults_of(predictor.model).files) is not None:
-        for cases in volumes:
-            yield files.predict(predictor.model, files_of(cases[0])[0])
+    if defaults_of(predictor.model).files is not None:
+        yield from (_labels_of_files(predictor, files_of(cases[0])[0]) for cases in volumes)
         return
     waiting = iter(volumes)
     due = next(waiting, None)

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 from toolkit.data.normalise import normalise
 from toolkit.data.table import task_from_arrays, task_from_table
 from toolkit.errors import ConfigError, DataError
+from toolkit.explain.attribute import attribute
 from toolkit.explain.gradcam import grad_cam
+from toolkit.explain.targets import ClassSum
 from toolkit.features.modules import dims_and_channels
 from toolkit.features.provenance import provenance, weights_hash
 from toolkit.inference.extract import extract
@@ -314,3 +316,29 @@ def test_a_network_that_reads_files_gets_those_of_a_case(tmp_path: Path) -> None
     slices = task_from_table([row], classes=["background", "heart"], dims=2).cases()
     with pytest.raises(DataError, match="reads and prepares volume files by itself"):
         list(as_batches(slices, net))
+
+
+def test_an_image_without_a_label_takes_none_from_its_neighbours() -> None:
+    """Voxels of class 1, at the place of its one voxel (2, 3), are drawn from every image that has a label."""
+    label = torch.zeros(16, 16, dtype=torch.long)
+    label[2, 3] = 1
+    items = [{"image": torch.full((1, 16, 16), float(k)), "id": str(k), "label": label} for k in range(4)]
+    items[1]["label"] = None
+    network = unet(1, 2, channels=(4, 8)).eval()
+    assert [batch.ids for batch in as_batches(items, network)] == [["0"], ["1"], ["2", "3"]]
+    cases = extract(network, items, "head_input", pool="voxels", samples=2).cases
+    assert cases[cases["class"] == 1]["case"].tolist() == ["0", "2", "3"]
+    assert cases[cases["class"] == -1]["case"].tolist() == ["1", "1"]
+    assert attribute(network, items, target=ClassSum(1)).label is None
+
+
+def test_settings_that_a_network_of_another_framework_cannot_take_are_refused() -> None:
+    class Files:
+        def predict(self, model: nn.Module, paths: object) -> np.ndarray:
+            return np.full((2, 2, 2), 7)
+
+    network = unet(1, 2, channels=(4, 8), dims=3)
+    remember(network, files=Files(), patch_size=(16, 16, 16))
+    assert predict(network, "a.nii.gz", patch_size=None).tolist() == np.full((2, 2, 2), 7).tolist()
+    with pytest.raises(ConfigError, match=r"patch_size, precision has no effect"):
+        predict(network, "a.nii.gz", patch_size=(8, 8, 8), precision="bf16")
