@@ -88,10 +88,11 @@ def read_pages(path: Path) -> np.ndarray:
     """All pages as (Z, H, W)."""
     shape = stack_shape(path)
     with _tiff(path) as file:
-        pages = np.stack([page.asarray() for page in file.pages])
+        pages, first = np.stack([page.asarray() for page in file.pages]), file.pages[0]
     if pages.shape != shape:
         raise DataError(f"The pages are {pages.shape}, the header says {shape}.", where=path, fix="Export it again.")
-    return pages
+    white_is_0 = first.photometric.name == "MINISWHITE" and pages.dtype.itemsize == 1
+    return ~pages if white_is_0 else pages  # as pictures of one page are read
 
 
 def stack_shape(path: Path) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from toolkit.results import DataFrame, as_table
 
 SPLITS = ("train", "val", "test")
 _BUCKETS = 256
+_CHOICES = ("frame", "label_frame", "threshold", "image_key", "label_key")  # of other voxels in the same files
 _SETTINGS = (
     *("dims", "channels", "classes", "regions", "patch_size", "normalisation"),
     *("sites", "flips", "manifest", "licence", "citation"),
@@ -188,6 +189,8 @@ class Task:
                 prints[key] = prints.get(key) or case.reader.fingerprint()
                 identity = [case.id, case.site, case.split, case.subject, case.index, case.relabel, prints[key]]
                 coding = [pair for pair in case.reader.label_values or () if pair[0] != pair[1]]
+                read = getattr(case.reader, "options", {}).items()  # those that came before they were counted left out
+                coding += [pair for pair in read if pair[0] in _CHOICES and pair[1] not in (None, 0, 128)]
                 buckets[_bucket(case.id)].update(json.dumps([*identity, *coding]).encode())
             self._contents = {
                 "count": len(self._cases),

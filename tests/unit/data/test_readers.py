@@ -14,6 +14,8 @@ import tifffile
 
 from toolkit import load_task, task_from_folder
 from toolkit.data.archive import unpack
+from toolkit.data.images import read_picture
+from toolkit.data.stacks import read_pages
 from toolkit.data.volumes import read_itk, read_volume
 from toolkit.errors import DataError
 
@@ -135,3 +137,11 @@ def test_a_generated_case_that_was_changed_in_the_cache_is_made_again(monkeypatc
     assert again.label.equal(label)
     assert again.image.equal(image)
     np.testing.assert_array_equal(np.load(path)["label"], held["label"])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.bool_])
+def test_pages_with_white_as_0_are_read_as_pillow_reads_one(tmp_path, kind):
+    pages = np.random.default_rng(0).integers(0, 256 if kind is np.uint8 else 2, (2, 4, 5)).astype(kind)
+    tifffile.imwrite(tmp_path / "stack.tif", pages, photometric="miniswhite")
+    tifffile.imwrite(tmp_path / "page.tif", pages[1], photometric="miniswhite")
+    np.testing.assert_array_equal(read_pages(tmp_path / "stack.tif")[1], read_picture(tmp_path / "page.tif")[0])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit import Task, join_tasks, registry, task_from_arrays
+from toolkit import Task, join_tasks, registry, task_from_arrays, task_from_table
+from toolkit.data.images import write_label_picture
 from toolkit.errors import ConfigError, DataError
 
 CLASSES = ["background", "low", "high"]
@@ -319,3 +320,18 @@ def test_the_first_patients_of_every_site_are_chosen():
     assert [case.subject for case in task.cases("test", patients=2)] == ["a", "b", "a", "d", "e", "d"]
     assert [case.subject for case in task.cases(site="y", patients=1)] == ["d", "d"]
     assert len(task.cases(patients=9)) == 8
+
+
+def test_content_hash_follows_what_is_read_of_the_same_files(tmp_path):
+    """A mask of 100 and 200 is foreground from 128 on in one row and from 50 on in the other."""
+    for name in ("a", "b"):
+        write_label_picture(tmp_path / f"{name}.png", np.arange(256).reshape(16, 16) % 200)
+    row = {"image": str(tmp_path / "a.png"), "label": str(tmp_path / "b.png"), "split": "train"}
+
+    def make(**options):
+        return task_from_table([{**row, **options}], classes=["background", "lesion"])
+
+    first, second = make(threshold=128), make(threshold=50)
+    assert not torch.equal(first.cases()[0].label, second.cases()[0].label)
+    assert first.content_hash() == make(threshold=128).content_hash() != second.content_hash()
+    assert "1: a" in first.difference(second.contents())
