@@ -93,7 +93,7 @@ def classifier_variability(
         target: features of another domain, to count how often two heads disagree there.
         bootstraps: refitted heads.
         rows: rows of each bootstrap, equally many of every class, drawn with replacement.
-        penalty: L2 penalty beside the mean loss.
+        penalty: of half the squared weights of all classes, beside the mean loss.
         seed: of the draws.
 
     Raises:
@@ -159,12 +159,12 @@ def _fit(
     random = keyed_random("classifier variability", *key)
     each = rows // len(known)
     index = np.concatenate([random.choice(np.flatnonzero(labels == one), each) for one in known])
-    model = LogisticRegression(C=1 / (penalty * len(index)), max_iter=500)
+    model = LogisticRegression(C=(2 if len(known) == 2 else 1) / (penalty * len(index)), max_iter=500)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # separable classes: the direction settles first
         model.fit(values[index].astype(np.float64), labels[index])
     weight, bias = model.coef_, model.intercept_
-    if len(known) == 2:  # one vector for two classes
+    if len(known) == 2:  # one vector for two classes, of twice their squares
         weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.stack([-bias[0], bias[0]]) / 2
     return weight - weight.mean(0), bias - bias.mean()
 

@@ -77,7 +77,8 @@ class KernelBlocks:
         self.cross = (one_x.T @ self._kernel(x, y) @ one_y).double()
 
     def discrepancy(self, weights: Tensor) -> Tensor:
-        """Unbiased MMD^2 for every weighting (B, K); a row is never paired with its own copies."""
+        """MMD^2 for every weighting (B, K), unbiased; within a set a row is never paired with its own copies."""
+        # paired sets are not independent: of N rows that stay as they are it is 2 (mean kernel - 1) / N, not 0
         w = weights[:, self.patients]
         own = _within(w, self.own_x, self.count_x) + _within(w, self.own_y, self.count_y)
         return own - 2 * _form(w, self.cross, w) / (w @ self.count_x * (w @ self.count_y))

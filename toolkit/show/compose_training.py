@@ -304,4 +304,4 @@ def volume_scores(table: DataFrame, metric: str = "dice") -> np.ndarray:
     rows = counted(table, metric)
     if not len(rows):
         raise ResultError(f"A table has no rows of the metric {metric!r}.")
-    return rows.groupby("case", sort=True)["value"].mean().to_numpy(dtype=float)
+    return rows.groupby([*{"site"}.intersection(rows), "case"], sort=True)["value"].mean().to_numpy(dtype=float)

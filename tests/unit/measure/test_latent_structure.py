@@ -12,17 +12,21 @@ import pandas as pd
 import pytest
 import torch
 from scipy import integrate, stats
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 
 import toolkit as tk
 from toolkit.data.randomness import keyed_random
 from toolkit.errors import ConfigError, ResultError
 from toolkit.measure.classifier_variability import (
     ClassifierVariability,
+    _fit,
     classifier_variability,
     k_variance,
     normalised_margins,
 )
 from toolkit.measure.gaussianity import Gaussianity, effective_rows, gaussianity
+from toolkit.measure.pairing import rows_of
 from toolkit.measure.regularizer_health import RegularizerHealth, regularizer_health
 
 LAYER = "head_input"
@@ -202,3 +206,22 @@ def test_tighter_classes_have_a_larger_margin(make_store: Callable[..., Any]) ->
     table = found[0].table().set_index(["measure", "of"])["value"]
     assert table["normalised margin", "source"] == found[0].source_margin
     assert math.isnan(table["normalised margin", "target"])
+
+
+def test_the_head_of_two_classes_is_the_multinomial_one(make_store: Callable[..., Any]) -> None:
+    """Mean cross-entropy plus penalty / 2 times all squared weights, minimised by scipy on the same rows."""
+    store = make_store(clusters(200, 2.0), classes=2)
+    (values, labels), known = (rows_of(store, LAYER).numpy(), store.cases["class"].to_numpy()), np.array([0, 1])
+    weights, biases = _fit(values, labels, known, 80, 0.1, (0, 0))
+    random = keyed_random("classifier variability", 0, 0)
+    index = np.concatenate([random.choice(np.flatnonzero(labels == one), 40) for one in known])
+    x, y = values[index].astype(float), labels[index]
+
+    def loss(flat: np.ndarray) -> float:
+        w, b = flat[:-2].reshape(2, -1), flat[-2:]
+        scores = x @ w.T + b
+        return float((logsumexp(scores, axis=1) - scores[np.arange(80), y]).mean() + 0.05 * (w**2).sum())
+
+    best = minimize(loss, np.zeros(weights.size + 2), options={"gtol": 1e-8}).x
+    np.testing.assert_allclose(weights, best[:-2].reshape(2, -1), atol=2e-4)
+    np.testing.assert_allclose(biases, best[-2:] - best[-2:].mean(), atol=2e-4)

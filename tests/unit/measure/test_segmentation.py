@@ -145,6 +145,7 @@ def test_tensor_and_whole_floats_are_the_same() -> None:
     prediction, reference = rng.integers(0, 3, (2, 7, 8))
     expected = segmentation_metrics(prediction, reference)
     pd.testing.assert_frame_equal(expected, segmentation_metrics(torch.from_numpy(prediction), reference.astype(float)))
+    pd.testing.assert_frame_equal(expected, segmentation_metrics(torch.from_numpy(prediction).bfloat16(), reference))
     assert list(dict.fromkeys(expected["class"])) == [1, 2]
 
 

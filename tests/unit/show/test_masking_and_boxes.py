@@ -137,6 +137,9 @@ def test_scores_are_means_over_classes_then_volumes() -> None:
         score_means({"plain": {"home": frame}, "other": {"away": frame}})
     with pytest.raises(ResultError, match="iou"):
         volume_scores(frame, "iou")
+    away = table({"a": [0.9, 0.9]}).assign(site="B")  # the name of a volume at home
+    both = pd.concat([frame.assign(site="A"), away])
+    assert volume_scores(both).tolist() == pytest.approx([0.3, 1.0, 0.9])
 
 
 def test_missing_an_organ_never_improves_a_mean() -> None:
