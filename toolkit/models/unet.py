@@ -38,7 +38,7 @@ def layer(kind: str, dims: int) -> Any:
 def _normalisation(kind: str, channels: int, dims: int) -> nn.Module:
     choose("normalisation", kind, ("instance", "batch", "group"))
     if kind == "group":
-        return nn.GroupNorm(min(8, channels), channels)
+        return nn.GroupNorm(max(groups for groups in range(1, 9) if channels % groups == 0), channels)
     return layer("InstanceNorm" if kind == "instance" else "BatchNorm", dims)(channels, affine=True)
 
 

@@ -164,3 +164,10 @@ def test_a_module_called_like_an_alias_is_meant_in_any_company() -> None:
     assert resolve(net, ["head_input", "bottleneck"], image) == ["head:input", "bottleneck"]
     assert resolve(net, "bottleneck", image, {"bottleneck": "post"}) == ["post"]
     assert layers(net, image).set_index("name")["aliases"].to_dict()["post"] == ""
+
+
+def test_groups_of_a_norm_divide_its_channels() -> None:
+    """At most 8 channels' groups: 12 channels have 6, which torch's own rule takes; 4 and 16 keep 4 and 8."""
+    network = unet(1, 2, channels=(4, 12, 16), norm="group")
+    norms = [module.num_groups for name, module in network.named_modules() if name.endswith("norm1")]
+    assert norms == [4, 6, 8, 6, 4]

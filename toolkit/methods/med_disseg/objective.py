@@ -20,6 +20,7 @@ from toolkit.arguments import checked_methods
 from toolkit.errors import ConfigError
 from toolkit.registry import register
 from toolkit.training.protocol import Objective
+from toolkit.training.segmentation import focal_loss, soft_dice_loss
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -167,21 +168,19 @@ def multiclass_loss(
 
     Dice of a class is (2 sum p g + 1) / (sum p + sum g + 1) with softmax probabilities and sums over batch and
     pixels, of logits (B, K, *S) and labels (B, *S). `class_weights` serve the cross-entropy only; pixels of
-    `ignore_label` count in neither term, class 0 counts in Dice with `include_background`.
+    `ignore_label` count in neither term (0 where all are), class 0 counts in Dice with `include_background`.
     """
     total = logits.new_zeros(())
     if cross_entropy:
         weights = None if class_weights is None else logits.new_tensor(class_weights)
-        ignored = -100 if ignore_label is None else ignore_label
-        total = total + cross_entropy * functional.cross_entropy(logits, target, weights, ignore_index=ignored)
+        if ignore_label is None:
+            value = functional.cross_entropy(logits, target, weights)
+        else:  # which torch's own mean makes NaN where no pixel counts
+            value = focal_loss(logits, target, gamma=0.0, class_weights=weights, ignore_label=ignore_label)
+        total = total + cross_entropy * value
     if dice:
-        classes = torch.arange(logits.shape[1], device=logits.device).view(1, -1, *[1] * (target.ndim - 1))
-        counted = torch.ones_like(target, dtype=torch.bool) if ignore_label is None else target != ignore_label
-        probability = logits.softmax(dim=1) * counted.unsqueeze(1)
-        truth = ((target.unsqueeze(1) == classes) & counted.unsqueeze(1)).to(logits.dtype)
-        axes = [0, *range(2, logits.ndim)]
-        scores = (2 * (probability * truth).sum(axes) + 1) / (probability.sum(axes) + truth.sum(axes) + 1)
-        total = total + dice * (1 - scores[0 if include_background else 1 :].mean())
+        rules: dict[str, Any] = {"include_background": include_background, "ignore_label": ignore_label}
+        total = total + dice * soft_dice_loss(logits, target, smooth=1.0, **rules)
     return total
 
 
@@ -278,12 +277,9 @@ class MedDisSegObjective(Objective):
                     fix = 'Train with TrainConfig(augmentation="geometry-label-before").'
                     raise ConfigError(what, where="med_disseg", fix=fix)
                 behind = 1 - (batch["label_before"] > 0).to(truth.dtype)
-            parts = {
-                "foreground": (foreground, truth, auxiliaries[0]),
-                "background": (background, behind, auxiliaries[1]),
-            }
+            parts = {"foreground": (foreground, truth), "background": (background, behind)}
             terms = {"mask": _mask_loss(_single_or_all(mask), batch["label"])}
-            for name, (probability, target, before) in parts.items():
+            for (name, (probability, target)), before in zip(parts.items(), auxiliaries, strict=False):
                 beta = balance(probability.detach() if self.detach_balance else probability)
                 terms[name] = self.auxiliary * beta * dice_cross_entropy(probability, target, before)
             terms["complementary"] = self.complementary * complementary(foreground, background, uncertain)

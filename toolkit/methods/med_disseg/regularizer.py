@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from toolkit.errors import ConfigError, RegularizerWarning, choose
 from toolkit.methods.med_disseg.dispersion import (
@@ -25,7 +26,7 @@ from toolkit.methods.med_disseg.dispersion import (
 from toolkit.registry import register
 from toolkit.results import DataFrame, as_table
 from toolkit.training.protocol import Regularizer, StepContext, linear_warm_up
-from toolkit.training.sampling import of_every_process, process
+from toolkit.training.sampling import process, sum_of_all
 
 LAYOUTS = ("pooled", "flatten", "positions")
 ACTIVE_BAND = 18.4  # pairs with distance / tau above this contribute less than 1e-8
@@ -110,11 +111,14 @@ class Dispersive(Regularizer):
         losses = []
         for name, features in context.features.items():
             rows = self.representation(features, context.generator)
-            bank = self._stored(name, rows, context.stage)
+            bank = self._kept.get(f"rows/{name}")
+            bank = None if bank is None or bank.shape[1] != rows.shape[1] else bank.to(rows)  # of another resolution
             loss = dispersive_loss(rows, self.variant, self.tau, self.preset, bank=bank)
             if context.logging:
                 self._measure(name, rows, loss)
-            self._store(name, rows)
+            if self.bank_size:
+                known = rows.detach() if bank is None else torch.cat([bank, rows.detach()])
+                self._kept.update({"stage": context.stage, f"rows/{name}": known[-self.bank_size :].clone()})
             losses.append(loss)
         if not losses:
             raise ConfigError(f"None of the taps {self.taps} gave a feature.")
@@ -135,28 +139,13 @@ class Dispersive(Regularizer):
             rows = features.flatten(1)
         return _gathered(rows) if self.gather else rows
 
-    def _stored(self, name: str, rows: Tensor, stage: int) -> Tensor | None:
-        if not self.bank_size:
-            return None
-        self._kept["stage"] = stage
-        stored = self._kept.get(f"rows/{name}")
-        if stored is None or stored.shape[1] != rows.shape[1]:
-            return None  # nothing yet, or representations of another resolution
-        return stored.to(rows)
-
-    def _store(self, name: str, rows: Tensor) -> None:
-        if self.bank_size:
-            stored = self._stored(name, rows, self._kept["stage"])
-            rows = rows.detach() if stored is None else torch.cat([stored, rows.detach()])
-            self._kept[f"rows/{name}"] = rows[-self.bank_size :].clone()
-
     def _measure(self, name: str, rows: Tensor, loss: Tensor) -> None:
         """Numbers of the last call, and a warning the first time they show that the term does nothing."""
         if rows.shape[0] < 2 and not self.bank_size:
             self._warn("single", "A batch of one has no pairs: the dispersive loss is the constant 0.")
             return
         variant = PRESETS[self.preset].variant or self.variant
-        if variant != "covariance":
+        if variant != "covariance" and len(rows) > 1:  # of one row a bank has pairs, the batch has none
             self._measure_pairs(name, rows.detach(), variant)
         if loss.requires_grad and rows.requires_grad:
             (gradient,) = torch.autograd.grad(loss, rows, retain_graph=True)
@@ -186,17 +175,9 @@ class Dispersive(Regularizer):
 
 
 def _gathered(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in rank order; the rows themselves outside distributed training.
-
-    Every rank evaluates the loss of all rows and sends gradient through its own only, multiplied by the number of
-    ranks, so that parameter gradients averaged over ranks equal those of one process.
-    """
+    """The rows of all ranks, in rank order, with gradient; the rows themselves outside distributed training."""
     rank, ranks = process()
-    if ranks == 1:
-        return rows
-    parts = of_every_process(rows.detach())
-    parts[rank] = rows.detach() + ranks * (rows - rows.detach())
-    return torch.cat(parts)
+    return sum_of_all(functional.pad(rows, (0, 0, rank * len(rows), (ranks - 1 - rank) * len(rows))))
 
 
 def preset_rows(features: Tensor, preset: str) -> Tensor:

@@ -244,3 +244,13 @@ def test_9_3_a_zero_gradient_term_changes_no_weight_by_one_bit() -> None:
     alive = weights([Dispersive.from_preset("default", layout="flatten")])
     assert all(torch.equal(a, b) for a, b in zip(plain, dead, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(plain, alive, strict=True))
+
+
+def test_one_image_with_a_bank_is_measured_where_there_is_something_to_measure() -> None:
+    """Two single rows: log((1 + exp(-d^2 / (D tau))) / 2) with the bank, and no distances within a batch of one."""
+    first, second = torch.zeros(1, 2), torch.ones(1, 2, requires_grad=True)
+    regularizer = Dispersive(bank_size=4)
+    regularizer(context(bottleneck=first))
+    (loss,) = regularizer(context(1, logging=True, bottleneck=second)).values()
+    assert float(loss.detach()) == pytest.approx(math.log((1 + math.exp(-2)) / 2))
+    assert set(regularizer.diagnostics()) == {"bottleneck/gradient_norm"}

@@ -252,3 +252,12 @@ def test_the_released_background_target_is_not_moved_with_the_image() -> None:
     del batch["label_before"]
     with pytest.raises(ConfigError, match="label_before"):
         MedDisSegObjective(aligned_background=False)(outputs, batch)
+
+
+def test_a_batch_of_ignored_pixels_has_no_multiclass_loss() -> None:
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = multiclass_loss(logits, torch.full((2, 4, 4), 255), ignore_label=255)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
