@@ -107,7 +107,9 @@ class Attached:
         Raises:
             ProtocolError: no training pass since the last `loss`, the hooks were removed, or no gradient can ever come.
         """
-        return self._collect(self._active(self._begin(step)), batch, outputs, keep_graph=True)
+        value = self._collect(self._active(self._begin(step)), batch, outputs, keep_graph=True)
+        self.step += 1
+        return value
 
     def backward(
         self, batch: Mapping[str, Any], *, outputs: Any = None, step: int | None = None, scale: Any = 1.0
@@ -134,6 +136,7 @@ class Attached:
         for index, regularizer in enumerate(self._active(self._begin(step))):
             value = self._collect([regularizer], batch, outputs, keep_graph=False, first=index == 0)
             (value * scale).backward()
+        self.step += 1
 
     def health(self, loss: Tensor | None = None) -> dict[str, dict[str, Any]]:
         """How strongly each regularizer of the last `loss` pulls; to be asked before `backward`.
@@ -200,7 +203,6 @@ class Attached:
         finally:
             self._hooks.paused = False
         self.terms |= result.terms
-        self.step += first
         assert result.total is not None
         return result.total
 

@@ -84,10 +84,10 @@ class RunDirectory:
         files.write_sealed(self.record_file, {"run": first.run, **record})
         (self.path / _UNFINISHED).unlink()
 
-    def await_creation(self, seconds: float = 300.0) -> None:
-        """Wait until the first of several processes has created the run."""
+    def await_creation(self, file: str = "run.json", seconds: float = 300.0) -> None:
+        """Wait until the first of several processes has created the run, or a file in its place."""
         deadline = time.monotonic() + seconds
-        while not self.exists():
+        while not (self.path / file).is_file():
             if time.monotonic() > deadline:
                 raise CheckpointError("The first process did not create the run.", where=self.path)
             time.sleep(0.05)
@@ -190,8 +190,10 @@ def check_empty(path: Path, besides: Sequence[str] = ()) -> None:
         raise ConfigError(what, where=path, fix="Choose an `out` that is empty or does not exist yet.")
 
 
-def default_path(task: Any, regularizers: Sequence[Any]) -> Path:
+def default_path(task: Any, regularizers: Sequence[Any], devices: int = 1) -> Path:
     """A new directory below `runs/`, named after the task, the regularizers and the time."""
+    if devices > 1:
+        raise ConfigError("Several processes need one `out` to agree on.", fix="Pass out=..., the same for all.")
     method = "-".join(r.name for r in regularizers) or "plain"
     moment = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{getattr(task, 'name', 'task')}-{method}-{moment}-{secrets.token_hex(2)}"

@@ -21,6 +21,7 @@ from toolkit.data.images import write_label_picture
 from toolkit.data.source import FunctionSource
 from toolkit.data.volumes import write_nifti
 from toolkit.errors import CheckpointError, ConfigError, DataError, ToolkitError, ToolkitWarning
+from toolkit.features.modules import unwrap
 from toolkit.features.provenance import mark_scored, provenance, score_of, weights_hash
 from toolkit.files import distinct_names, read_sealed, seal, sha256, write_atomically, write_sealed
 from toolkit.inference.memory import remember
@@ -187,6 +188,8 @@ class Run:
         if not cases:
             raise ConfigError(f"The split {split!r} has no cases there.", where=f"sites={sites!r}")
         asked = {"split": split, "sites": names, "metrics": list(metrics), **Predictor(self.model).settings}
+        switches = vars(unwrap(self.model)).items()  # such as `refined`, which weights do not tell
+        asked |= {name: on for name, on in switches if isinstance(on, (bool, float)) and name != "training"}
         made_by = provenance(self.model, content_hash(self.task), **asked)
         made_by.pop("network", None)  # an earlier score is no part of what makes this one
         key, told = seal(made_by)[:12], _told(self.path, steps=self.config.steps, seed=self.config.seed)

@@ -24,6 +24,7 @@ from toolkit.process_state import guarded_random_state
 from toolkit.results import DataFrame
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import RunDirectory, check_empty, default_path
+from toolkit.training.engine import is_first_process
 from toolkit.training.protocol import Loss, Objective, Regularizer, as_regularizers
 from toolkit.training.run import Run
 from toolkit.training.segmentation import as_objective
@@ -120,8 +121,11 @@ class Stages:
             what = f"The strategy {self.strategy.name!r} has no sequence, so nothing is transferred."
             fix = "Its scores on the sites: .site_scores(); pass these to a sequence's transfer."
             raise ResultError(what, where=self.path, fix=fix)
-        if isinstance(single_task, Stages):
-            single_task = single_task.site_scores(split, progress=progress)
+        if isinstance(single_task, Stages):  # whose sites may come in another order
+            own = dict(zip(single_task.sites, single_task.site_scores(split, progress=progress), strict=True))
+            single_task = [own[site] for site in self.sites]
+        if sequential is not None and sequential.sites != self.sites:
+            raise ResultError(f"The plain sequence is one of {', '.join(sequential.sites)}.", where=self.path)
         matrix = self.dice(split, progress=progress)[list(self.sites)]
         plain = None if sequential is None else sequential.dice(split, progress=progress)[list(self.sites)]
         others = {"single_task": single_task, "sequential": None if plain is None else plain.drop(index=-1).to_numpy()}
@@ -154,7 +158,8 @@ def train_sequence(
     """Train one network on one site after another.
 
     Every stage trains with the same settings on the `train` split of its site, selects on the `val` split of that
-    site, and hands its selected weights on. `resume_sequence` continues one that was stopped.
+    site, and hands its selected weights on. Order, patches, augmentation and the regularizers' draws are those of the
+    config's seed, the same in every stage. `resume_sequence` continues one that was stopped.
 
     Args:
         model: trained in place.
@@ -186,7 +191,11 @@ def train_sequence(
     regularizers = as_regularizers(regularizer)
     as_regularizers([*regularizers, *strategy.regularizers()])  # a clash of names is an error now
     objective = as_objective(objective)
-    path = absolute(default_path(task, regularizers) if out is None else out)
+    path = absolute(default_path(task, regularizers, config.devices) if out is None else out)
+    if not is_first_process():
+        RunDirectory(path).await_creation(RECORD)
+        own: dict[str, Any] = {"progress": progress, "factories": config.factories}
+        return resume_sequence(path, model, task, regularizers, objective, **own)
     if (path / RECORD).exists():
         fix = f"Continue it with toolkit.resume_sequence({str(path)!r}), or choose another `out`."
         raise ConfigError("There is a sequence in this folder already.", where=path, fix=fix)
@@ -270,8 +279,9 @@ def _carry_on(
             if runs:
                 strategy.remember(regularizers, runs[-1])
         place = {"aliases": record["taps"], "site": where, "stage": stage}
-        parts = (objects["objective"], regularizers, config)
-        run = train_or_resume(folder, model, data, *parts, progress=progress, **place)
+        parts = objects["objective"], regularizers
+        parts = parts if strategy.carries_on else copy.deepcopy(parts)  # what an objective learnt goes on, or does not
+        run = train_or_resume(folder, model, data, *parts, config, progress=progress, **place)
         last = stage == len(names) - 1
         runs.append(run if last else dataclasses.replace(run, model=_copied(unwrap(model), initial)))
     return Stages(path, runs, sites, initial, strategy)

@@ -71,7 +71,7 @@ class Rehearsal(Strategy):
 
     Args:
         share: of an earlier site's training volumes, at least one.
-        seed: of the choice.
+        seed: of the choice, with the number of volumes: sites of as many give those in the same places of their lists.
     """
 
     name: ClassVar[str] = "rehearsal"

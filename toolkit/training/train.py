@@ -110,9 +110,7 @@ def train(
     training_loader(task, config, site)  # an unusable split or patch is an error before anything is written
     parts = {"model": unwrap(model), "task": task, "objective": objective, "regularizers": list(regularizers)}
     objects = described(parts)
-    if out is None and config.devices > 1:
-        raise ConfigError("Several processes need one `out` to agree on.", fix="Pass out=..., the same for all.")
-    directory = RunDirectory(default_path(task, regularizers) if out is None else out)
+    directory = RunDirectory(default_path(task, regularizers, config.devices) if out is None else out)
     rule = _selection_rule(task, config, site)
     record = {
         "objects": objects,
@@ -194,7 +192,7 @@ def resume(
     """
     directory, given = RunDirectory(path), None if regularizer is None else as_regularizers(regularizer)
     directory.record()  # no run here is an error before anything is locked
-    if (process := directory.other_process()) is not None:
+    if engine.is_first_process() and (process := directory.other_process()) is not None:
         fix = "Wait for it or stop it (run.stop()); then resume."
         raise ConfigError(f"Process {process} is training this run now.", where=directory.path, fix=fix)
     training = engine.is_first_process() and (fallback or steps is not None or not directory.complete())

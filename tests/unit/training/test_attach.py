@@ -278,3 +278,26 @@ def test_the_first_pass_counts_on_a_network_whose_layers_are_found_by_running_it
     model(x)
     torch.testing.assert_close(reg.loss(batch, step=3), first)
     assert first.requires_grad
+
+
+def test_regularizers_of_one_backward_share_its_step_and_idle_steps_count() -> None:
+    class Noted(tk.Regularizer):
+        deferred, requires = True, ()
+
+        def __init__(self, name: str, steps: list[int]) -> None:
+            self.name, self.steps = name, steps  # type: ignore[misc]
+
+        def weights(self, step: int) -> dict[str, float]:
+            return {"zero": float(step > 0)}
+
+        def __call__(self, context: tk.StepContext) -> dict[str, Tensor]:
+            self.steps.append(context.step)
+            return {"zero": next(context.model.parameters()).sum() * 0}
+
+    seen: dict[str, list[int]] = {"one": [], "other": []}
+    model, reg = model_and([Noted(name, steps) for name, steps in seen.items()])
+    for _ in range(3):
+        model(every.batch()["image"]).mean().backward()
+        reg.backward(every.batch())
+    assert seen == {"one": [1, 2], "other": [1, 2]}
+    assert reg.step == 3

@@ -20,6 +20,7 @@ from toolkit.inference.predict import predict
 from toolkit.inference.volumes import group_volumes, volume_spacing
 from toolkit.inference.windows import frame_of
 from toolkit.measure.evaluate import evaluate, validation_scores
+from toolkit.methods.latent_augmentation.network import fast_slow_network
 from toolkit.models.unet import unet
 
 
@@ -283,3 +284,15 @@ def test_predictions_are_written_in_the_geometry_of_the_file(trained: Any, tmp_p
         assert np.array_equal(volume[0].geometry.arrange(stored), held[volume[0].volume])
     with pytest.raises(DataError, match="does not fill its volume"):
         run.predict(cases[1:], out=tmp_path / "more")
+
+
+def test_a_runs_scores_are_those_of_its_networks_switches(discs: Task, trained: Any) -> None:
+    """Untrained, the fast prediction and its refinement differ; a table of one was given for the other."""
+    model = fast_slow_network(1, 2, width=2)
+    run = trained(model=model, steps=1, optimizer="sgd", learning_rate=1e-9, validate_every=0)
+    tables = {}
+    for refined in (False, True, False):
+        model.refined = refined
+        tables[refined] = run.evaluate("test", metrics=("dice",))
+        assert tables[refined]["value"].equals(evaluate(model, discs.cases("test"), metrics=("dice",))["value"])
+    assert not tables[False]["value"].equals(tables[True]["value"])

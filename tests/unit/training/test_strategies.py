@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +27,11 @@ from toolkit.methods.segreg.regularizer import SegReg
 from toolkit.models.unet import UNet
 from toolkit.training.checkpoint import read
 from toolkit.training.config import TrainConfig
+from toolkit.training.protocol import Objective
 from toolkit.training.segmentation import SegmentationObjective
 from toolkit.training.sequence import Stages, resume_sequence, train_sequence
 from toolkit.training.strategies import Rehearsal
+from toolkit.training.train import resume
 
 CONFIG = TrainConfig(steps=2, batch_size=4, checkpoint_every=0, validate_every=0, select="last", log_every=1)
 
@@ -94,6 +98,10 @@ def test_joint_and_single_task(sequence: Callable[..., Stages]) -> None:
     expected = plain.dice().loc[0, "right"] - diagonal[1]
     assert transfer.value("fwt_single_task") == pytest.approx(expected)
     assert transfer.value("fwt_plasticity") == 0.0
+    turned = dataclasses.replace(alone, stages=alone.stages[::-1], sites=alone.sites[::-1])  # trained right, left
+    assert plain.transfer(single_task=turned).value("fwt_single_task") == pytest.approx(expected)
+    with pytest.raises(ResultError, match="one of right, left"):
+        plain.transfer(sequential=turned)
     for stages in (joint, alone):
         with pytest.raises(ResultError, match="no sequence"):
             stages.transfer()
@@ -169,3 +177,44 @@ def test_a_third_stage_resumes_with_what_two_have_left(
         kept = state["learning_without_forgetting"]
         assert {name.split("/")[0] for name in kept} == {"0", "1"}
         assert equal({k[2:]: v for k, v in kept.items() if k.startswith("1/")}, stages.stages[1].model.state_dict())
+
+
+class Learning(Objective, torch.nn.Module):
+    """Cross-entropy with a scale that learns."""
+
+    name = "learning"
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def __call__(self, outputs: Any, batch: Any) -> dict[str, torch.Tensor]:
+        return {"loss": self.scale * functional.cross_entropy(outputs, batch["label"][:, 0].long())}
+
+
+def test_what_an_objective_learns_goes_on_with_the_weights_and_not_alone(sequence: Callable[..., Stages]) -> None:
+    for strategy, goes_on in (("sequential", True), ("single_task", False)):
+        stages = sequence(strategy, strategy, objective=Learning())
+        first = read(stages.stages[0].directory.checkpoints, 2).state["objective"]["scale"]
+        second = read(stages.stages[1].directory.checkpoints, 0).state["objective"]["scale"]
+        assert float(first) != 1.0
+        assert (float(second) == float(first)) is goes_on
+        assert goes_on or float(second) == 1.0
+
+
+def test_further_processes_carry_on_what_the_first_one_made(
+    sequence: Callable[..., Stages], two_sites: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun starts them: they come to a folder, and to runs, that the first process is at work on."""
+    stages = sequence("sequential", regularizer=SegReg(samples=64, directions=4))
+    run = stages.stages[1]
+    run.directory.set_state("running", os.getppid())
+    with pytest.raises(ConfigError, match="is training this run now"):
+        resume(run.path, task=two_sites, progress=False)
+    with pytest.raises(ConfigError, match="a sequence in this folder already"):
+        sequence("sequential")
+    monkeypatch.setenv("RANK", "1")
+    again = sequence("sequential", regularizer=SegReg(samples=64, directions=4))
+    assert equal(again.model.state_dict(), stages.model.state_dict())
+    with pytest.raises(ConfigError, match="need one `out`"):
+        train_sequence(stages.model, two_sites, ["left"], config={"devices": 2}, progress=False)
