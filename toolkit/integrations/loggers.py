@@ -75,7 +75,8 @@ class mlflow:
 
     def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         for name, image in images.items():
-            self.library.log_image(image, f"predictions/{name.replace('/', '-')}-{step:08d}.png")
+            file = f"predictions/{name.replace('/', '-')}-{step:08d}.png"
+            self.library.MlflowClient().log_image(self.run.info.run_id, image, file)  # another one may be active
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

@@ -51,7 +51,7 @@ def test_the_others_get_numbers_by_step_and_pictures(monkeypatch: pytest.MonkeyP
         set_tracking_uri=record("uri"),
         start_run=lambda **_: run,
         log_metrics=record("metrics"),
-        log_image=lambda image, name, **named: calls.append(("image", image.shape, name, named)),
+        MlflowClient=lambda: types.SimpleNamespace(log_image=lambda run, *rest: calls.append(("image", run, *rest))),
     )
     monkeypatch.setitem(sys.modules, "wandb", fake_wandb)
     monkeypatch.setitem(sys.modules, "mlflow", fake_mlflow)
@@ -63,7 +63,7 @@ def test_the_others_get_numbers_by_step_and_pictures(monkeypatch: pytest.MonkeyP
         ("log", ({"total": 0.5},), {"step": 7}),
         ("log", ({"prediction/a/b": ("image", (4, 12, 3))},), {"step": 7}),
         ("metrics", ({"total": 0.5},), {"step": 7, "run_id": "r1"}),
-        ("image", (4, 12, 3), "predictions/a-b-00000007.png", {}),
+        ("image", "r1", PICTURE, "predictions/a-b-00000007.png"),
     ]
 
 
@@ -92,6 +92,8 @@ def test_mlflow_reads_back_what_was_logged(store: str, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     uri = f"file://{tmp_path}/runs" if store == "file" else f"sqlite:///{tmp_path}/runs.db"
     logger = loggers.mlflow(uri, experiment="hearts")
+    mlflow.end_run()
+    mlflow.start_run()  # of something else, which gets nothing
     logger(ROW)
     logger.pictures(9, {"case": PICTURE})
     mlflow.end_run()
