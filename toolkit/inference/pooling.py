@@ -183,7 +183,8 @@ def _plan(batch: InputBatch, pool: str, samples: int, seed: int) -> RowPlan:
     table: list[dict[str, Any]] = []
     rows: list[tuple[int, int]] = []  # position of the image, number of the area
     for position in range(len(batch)):
-        of_image, owners = _areas(batch, pool, position)
+        label = None if batch.label is None else batch.label[position, 0].cpu().numpy()
+        of_image, owners = areas_of(pool, batch.size, label)
         maps.append(of_image)
         for area, count in _counts(of_image.ravel()).items():
             table.append(_row(batch, position, owners.get(area, -1), count, -1 if pool == "per-class" else area))
@@ -192,16 +193,14 @@ def _plan(batch: InputBatch, pool: str, samples: int, seed: int) -> RowPlan:
     return RowPlan(table, images, areas, torch.from_numpy(np.stack(maps)).unsqueeze(1), None)
 
 
-def _areas(batch: InputBatch, pool: str, position: int) -> tuple[np.ndarray, dict[int, int]]:
+def areas_of(pool: str, size: tuple[int, ...], label: Any) -> tuple[np.ndarray, dict[int, int]]:
     """Number of the area of every voxel of an image, -1 outside, and the class of every area that has one."""
     if pool == "grid":
-        cells = np.zeros((1,) * len(batch.size), dtype=np.int64)  # in row-major order
-        for axis, side in enumerate(batch.size):
+        cells = np.zeros((1,) * len(size), dtype=np.int64)  # in row-major order
+        for axis, side in enumerate(size):
             along = np.arange(side) * CELLS // side
-            cells = cells * CELLS + along.reshape(-1, *[1] * (len(batch.size) - axis - 1))
+            cells = cells * CELLS + along.reshape(-1, *[1] * (len(size) - axis - 1))
         return cells, {}
-    assert batch.label is not None
-    label = batch.label[position, 0].cpu().numpy()
     return _regions(label) if pool == "per-region" else (label, {area: area for area in _counts(label.ravel())})
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +17,7 @@ from canvases import area_of, centre_of
 
 import toolkit as tk
 from toolkit.errors import ConfigError, DataError
+from toolkit.inference.memory import remember
 from toolkit.registry import describe
 from toolkit.show.widgets.image_explorer import ImageStacks, default_layers
 
@@ -241,3 +247,92 @@ def test_the_figure_is_saved_beside_the_notebook(
     assert words == ["Saved as class_activation_maps_1.png, beside the notebook."]
     assert explorer.save().name == "class_activation_maps_2.png"
     assert (tmp_path / "class_activation_maps_2.png").read_bytes() == explorer.compose().png()
+    with pytest.raises(ConfigError, match="PNG"):
+        explorer.save("map.pdf")
+
+
+REGIONS = {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+
+
+def nested(regions: dict[str, tuple[int, ...]] | None = None) -> tk.Task:
+    """Two images of three nested tissues, in a task with or without regions."""
+    random = np.random.default_rng(1)
+    images = [random.normal(size=(32, 32)).astype(np.float32) for _ in range(2)]
+    labels = [np.zeros((32, 32), dtype=np.uint8) for _ in range(2)]
+    for label in labels:
+        for tissue, inner in enumerate((4, 8, 12), start=1):
+            label[inner:-inner, inner:-inner] = tissue
+    classes = {0: "background", 1: "oedema", 2: "necrosis", 3: "enhancing tissue"}
+    return tk.task_from_arrays(images, labels, classes=classes, splits=["test"] * 2, regions=regions)
+
+
+def test_of_a_network_with_regions_the_output_that_is_named_is_explained() -> None:
+    torch.manual_seed(0)
+    model, task = tk.unet(1, 3, channels=(4, 8)), nested(REGIONS)
+    remember(model, regions=task.regions)
+    explorer = tk.widgets.cam_explorer(model, task).set(method="grad_cam")
+    assert explorer.images.foreground() == [(1, "whole"), (2, "core"), (3, "enhancing")]
+    for number, name in explorer.images.foreground():
+        for where in ("image", "reference"):
+            explorer.set(target_class=number, target=where)
+            target = tk.ClassSum(name) if where == "image" else tk.Region(name, "reference")
+            expected = tk.grad_cam(model, task.cases("test")[0], "decoder.1", target)["decoder.1"]
+            found = torch.from_numpy(explorer.maps("network").maps["decoder.1"]).float()
+            torch.testing.assert_close(found, expected[0, 0])
+    assert tk.widgets.mask_explorer(model, task).images.classes[2] == "core"
+
+
+def test_outputs_that_overlap_without_names_are_numbered_from_one() -> None:
+    model = tk.unet(1, 3, channels=(4, 8))
+    explorer = tk.widgets.cam_explorer(model, torch.rand(1, 1, 32, 32), activation="sigmoid").set(target="image")
+    assert [number for number, _ in explorer.images.foreground()] == [1, 2, 3]
+    assert explorer.set(target_class=3).target() == tk.ClassSum(2)
+
+
+def test_images_of_one_name_are_not_taken_for_one_another(model: torch.nn.Module) -> None:
+    """Two tasks of arrays both call their first image the same."""
+    other: Any = [[np.random.default_rng(2).random((32, 32), dtype=np.float32)], [np.zeros((32, 32), dtype=np.uint8)]]
+    second = tk.task_from_arrays(*other, classes={0: "background", 1: "any"}, splits=["test"])
+    cases = [nested().cases("test")[0], second.cases("test")[0]]
+    assert cases[0].id == cases[1].id
+    explorer = tk.widgets.cam_explorer(model, cases).set(target="image", target_class=1)
+    pages = [page for stack in explorer.images.stacks.values() for page in stack]
+    assert len({page.key for page in pages}) == len(explorer.images.stacks) == 2
+    for name, case in zip(explorer.images.stacks, cases, strict=True):
+        np.testing.assert_array_equal(explorer.set(case=name).maps("network").picture, case.image[0])
+
+
+def test_images_without_a_network_are_not_silently_replaced(model: torch.nn.Module, task: tk.Task) -> None:
+    for explorer in (tk.widgets.cam_explorer, tk.widgets.mask_explorer, tk.widgets.similarity_explorer):
+        with pytest.raises(ConfigError, match="none to explore"):
+            explorer(None, task)
+    with pytest.raises(ConfigError, match="none to explore"):
+        tk.widgets.drift_explorer(cases=task)
+    with pytest.raises(ConfigError, match="none to explore"):
+        tk.widgets.cam_explorer(compare=model)
+
+
+def test_a_network_that_prepares_files_itself_is_shown_what_it_sees(model: torch.nn.Module) -> None:
+    """A 2D network of slices: each page is the slice that was explained, on the grid that the network sees."""
+    volume = torch.rand(1, 5, 32, 32)
+
+    class Files:
+        def items(self, paths: list[str], label: str | None = None) -> Iterator[dict[str, Any]]:
+            for k in range(5):
+                yield {"image": volume[:, k], "id": f"v/{k}", "volume": "v", "position": k, "spacing": (2.0, 1.0)}
+
+    network = copy.deepcopy(model)
+    remember(network, files=Files())
+    reader = SimpleNamespace(images=(Path("v.nii.gz"),), label=None)
+    case = SimpleNamespace(id="v", volume="v", image=torch.zeros(1, 7, 20, 20), has_label=False, reader=reader)
+    explorer = tk.widgets.cam_explorer(network, [case]).set(target="image", slice=3)
+    np.testing.assert_array_equal(explorer.maps("network").picture, volume[0, 3])
+
+
+def test_the_first_list_of_methods_says_what_is_slow(task: tk.Task) -> None:
+    model = tk.unet(1, 3, channels=(4, 8))
+    model.register_forward_pre_hook(lambda *_: time.sleep(0.15))
+    explorer = tk.widgets.cam_explorer(model, task)
+    explorer._values["target"] = "image"
+    options = dict(explorer.view.explorer_view.controls["method"].options)
+    assert [text for text in options if "slow" in text and "Occlusion" in text]

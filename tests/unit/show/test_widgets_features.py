@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from canvases import area_of, centre_of
+from PIL import Image
 from plotly.callbacks import Points
 
 import toolkit as tk
 from toolkit.errors import ConfigError, ResultError
+from toolkit.show.colours import class_colour
 from toolkit.show.compose_drift import drifts
 from toolkit.show.widgets.drift import DriftExplorer, ScatterView, numbers_table
 from toolkit.show.widgets.similarity import SimilarityExplorer
@@ -224,3 +228,55 @@ def test_an_old_outline_goes_when_something_else_is_shown(drifting: DriftExplore
     drifting.select([])
     assert outlines(view) == 0
     assert view.figure.data[0].selectedpoints is None
+
+
+@pytest.mark.parametrize("pool", ["grid", "per-region", "per-class", "global"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_pooled_points_are_shown_where_they_were_pooled(pool: str, dims: int) -> None:
+    """A cell of a grid of four along each axis, one of two squares, a class, or all of the image."""
+    shape = (16,) * dims
+    label = np.zeros(shape, dtype=np.uint8)
+    label[..., 2:4, 2:4] = label[..., 10:14, 12:14] = 1
+    noise = np.random.default_rng(0)
+    task = tk.task_from_arrays(
+        [noise.normal(size=shape).astype(np.float32) for _ in range(4)], [label] * 4, classes={0: "no", 1: "yes"}
+    )
+    cases = task.cases()
+    model = tk.unet(1, 2, channels=(2, 4), dims=dims)
+    stages = [tk.extract(model, cases, ["head_input"], pool=pool) for _ in range(2)]
+    explorer = tk.widgets.drift_explorer(stages, cases, bootstrap=0)
+    own = explorer.rows.reset_index()
+    own = own[own["case"] == cases[0].id]
+    row = {"grid": 4**dims - 10, "per-region": 1, "per-class": 1, "global": 0}[pool]
+    drawn = explorer.select([int(own["index"].index[row])]).compose()
+    tile = np.asarray(drawn.image)[66 : 66 + 210, 14 : 14 + 210].astype(int)
+    marked = [190, 190, 190] if pool in ("grid", "global") else list(class_colour(1))
+    rows, columns = np.nonzero((tile == marked).all(axis=2))
+    found = [
+        rows.min() * 16 / 210,
+        (rows.max() + 1) * 16 / 210,
+        columns.min() * 16 / 210,
+        (columns.max() + 1) * 16 / 210,
+    ]
+    cell = [4, 8, 8, 12]  # the sixth cell from the first: row 1, column 2 of a slice
+    expected = {"grid": cell, "per-region": [10, 14, 12, 14], "per-class": [2, 14, 2, 14], "global": [0, 16, 0, 16]}
+    assert found == pytest.approx(expected[pool], abs=0.3)
+
+
+def test_stages_in_another_order_are_refused(models: list[torch.nn.Module], cases: list[Any]) -> None:
+    orders = (cases, cases[::-1])
+    stages = [tk.extract(models[0], order, ["bottleneck"], pool="voxels", samples=4) for order in orders]
+    with pytest.raises(ResultError, match="different rows"):
+        tk.widgets.drift_explorer(stages, cases)
+
+
+def test_the_saved_figure_holds_the_points_and_their_images(drifting: DriftExplorer, tmp_path: Path) -> None:
+    parts = [Image.open(io.BytesIO(one)) for one in drifting.static_pictures()]
+    saved = Image.open(drifting.save(tmp_path / "all.png")).convert("RGB")
+    assert len(parts) == 2
+    assert saved.size == (max(part.width for part in parts), sum(part.height for part in parts))
+    top = 0
+    for part in parts:
+        cut = saved.crop((0, top, part.width, top + part.height))
+        assert np.array_equal(np.asarray(cut), np.asarray(part.convert("RGB")))
+        top += part.height

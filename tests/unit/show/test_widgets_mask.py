@@ -102,3 +102,14 @@ def test_a_network_with_codes_of_its_own() -> None:
 def test_a_wrong_layer_is_reported_at_once(net: torch.nn.Module) -> None:
     with pytest.raises(LayerError):
         tk.widgets.mask_explorer(net, torch.rand(1, 1, 32, 32), layer="bottelneck")
+
+
+def test_what_was_clicked_stays_on_every_slice_of_a_volume() -> None:
+    """One code is that of all slices; another volume has another."""
+    net = tk.unet(1, 2, channels=(4, 8), dims=3)
+    explorer = tk.widgets.mask_explorer(net, torch.rand(2, 1, 8, 16, 16)).set(fraction=0.0)
+    explorer.toggle(1)
+    explorer.set(slice=2)
+    assert explorer.by_hand == {1: 0.0}
+    explorer.set(case=list(explorer.images.stacks)[1])
+    assert not explorer.by_hand

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from canvases import area_of, centre_of
+from PIL import Image
 
 import toolkit as tk
 from toolkit.errors import CheckpointError
@@ -132,6 +134,8 @@ def test_the_monitor_reads_what_is_written(run_folder: Path) -> None:
     assert figure.layout.yaxis.type == "log"
     assert [trace.visible for trace in figure.data] == [trace.name.startswith("dice") for trace in figure.data]
     assert len(monitor.static_pictures()) == 2
+    saved = Image.open(io.BytesIO(monitor.save(run_folder / "monitor.png").read_bytes()))
+    assert saved.height > monitor.compose().size[1] + 100, "with the curves"
     monitor.stop()  # nobody trains it: nothing happens
     assert monitor.condition == "finished"
 
@@ -139,3 +143,34 @@ def test_the_monitor_reads_what_is_written(run_folder: Path) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run"):
         tk.widgets.training_monitor(tmp_path)
+
+
+def test_an_error_that_is_not_the_toolkits_is_said_and_raised(
+    explorer: MaskExplorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, for example: the page would go on to show the picture of other settings without a word."""
+    view, calls = explorer.view.explorer_view, []
+
+    def fails(*_: object) -> None:
+        calls.append(1)
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(explorer, "draw", fails)
+        with pytest.raises(OSError, match="no space left"):
+            view.controls["seed"].value = 9
+        assert "no space left" in view.message.value
+        tried = len(calls)
+        view._from_picture(None, {"kind": "hover", "x": 100.0, "y": 100.0}, [])
+        assert len(calls) == tried, "the cursor does not try again what failed"
+    view.controls["seed"].value = 10
+    assert view.message.value == ""
+
+
+def test_the_steps_of_a_slider_follow_the_image() -> None:
+    images = [{"image": scale * torch.rand(1, 32, 32), "id": str(scale)} for scale in (1000.0, 1.0)]
+    explorer = tk.widgets.mask_explorer(tk.unet(1, 2, channels=(4, 8)), images)
+    view = explorer.view.explorer_view
+    explorer.set(case="1.0")
+    assert view.controls["window"].step == pytest.approx(0.005, rel=0.05)
+    assert view.controls["level"].max < 1.01

@@ -91,7 +91,7 @@ class CamExplorer(ImageExplorer):
         **options: Any,
     ) -> None:
         if model is None:
-            trained, task_or_cases = trained_pair()
+            trained, task_or_cases = trained_pair(task_or_cases, compare)
             (name, model), *rest = trained.items()
             compare = dict(rest) or None
         self.models: dict[str, nn.Module] = {name: model}
@@ -101,9 +101,8 @@ class CamExplorer(ImageExplorer):
                 what = "Compare with exactly one network of another name."
                 raise ConfigError(what, where="cam_explorer(compare=...)")
             self.models |= others
-        super().__init__(
-            ImageStacks(task_or_cases, model, split), target="prediction", opacity=1.0, scale="layer", contours=True
-        )
+        images = ImageStacks(task_or_cases, model, split, options.get("activation"))
+        super().__init__(images, target="prediction", opacity=1.0, scale="layer", contours=True)
         self.options, self.attribution_options = options, dict(attribution_options or {})
         example, aliases = [next(iter(self.images.items.values()))], options.get("aliases")
         self.layers = {
@@ -150,7 +149,7 @@ class CamExplorer(ImageExplorer):
             self.set(layer=area.removeprefix("layer:"))
 
     def target(self) -> Target:
-        index, where = self._values["target_class"], self._values["target"]
+        index, where = self._values["target_class"] - self.images.overlapping, self._values["target"]
         if where == "image":
             return ClassSum(index)
         return BoundaryBand(index) if where == "boundary" else Region(index, where)
@@ -257,17 +256,11 @@ class CamExplorer(ImageExplorer):
         status = one.status.get(layer, "ok")
         words = {"ok": "", "cancelled": " (cancelled by a norm: choose HiResCAM)"}.get(status, f" ({status})")
         canvas.text(left, 46, f"{name}: {layer}{words}", size=12, bold=True, width=_LARGE)
-        self.tile(
-            canvas,
-            f"map of {name}",
-            (left, 64),
-            size,
-            one.view,
-            ground=self.shades(one.picture),
-            planes={"image": one.picture, "map": one.maps[layer], "prediction": one.contours},
-            heat=(one.maps[layer], (-limit, limit), self._values["opacity"], "diverging_overlay"),
-            labels=one.contours if self._values["contours"] else None,
-        )
+        planes = {"image": one.picture, "map": one.maps[layer], "prediction": one.contours}
+        heat = (one.maps[layer], (-limit, limit), self._values["opacity"], "diverging_overlay")
+        drawn: dict[str, Any] = {"heat": heat, "labels": one.contours if self._values["contours"] else None}
+        ground, place_ = self.shades(one.picture), (left, 64)
+        self.tile(canvas, f"map of {name}", place_, size, one.view, ground=ground, planes=planes, **drawn)
         if limit != _NO_COLOUR:
             canvas.bar(left + size[1] + 6, 64, size[0], (-limit, limit), "diverging_overlay")
         shape = "x".join(map(str, one.maps[layer].shape))

@@ -153,6 +153,17 @@ class Canvas:
         return self._packed("PNG", optimize=True)
 
 
+def below_each_other(pictures: Sequence[bytes]) -> bytes:
+    """Several PNGs as one."""
+    from PIL import Image
+
+    arrays = [np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in pictures]
+    canvas = Canvas(max(one.shape[1] for one in arrays), sum(map(len, arrays)))
+    for place, one in enumerate(arrays):
+        canvas.paste(one, 0, sum(map(len, arrays[:place])))
+    return canvas.png()
+
+
 def fitted(shape: tuple[int, int], aspect: float, side: int) -> tuple[int, int]:
     """(height, width) in pixels of a tile that shows an array of this shape, the longer edge `side`."""
     height, width = shape[0] * aspect, shape[1] * 1.0
@@ -207,14 +218,14 @@ def coloured(values: np.ndarray, limits: tuple[float, float], size: tuple[int, i
 
 
 def outlined(
-    pixels: np.ndarray, labels: np.ndarray, *, fill: float = 0.0, thickness: int = 2, lens: Lens = WHOLE
+    pixels: np.ndarray, labels: np.ndarray, *, fill: float = 0.0, thickness: int = 1, lens: Lens = WHOLE
 ) -> np.ndarray:
-    """Contours of a label map (any resolution) on an RGB tile; `fill` also tints the inside."""
+    """Contours of a label map (any resolution) inside its classes on an RGB tile; `fill` also tints the inside."""
     wide = enlarged(labels, pixels.shape[:2], lens)
     edge = np.zeros(wide.shape, dtype=bool)
     edge[1:] |= wide[1:] != wide[:-1]
     edge[:, 1:] |= wide[:, 1:] != wide[:, :-1]
-    for step in range(thickness - 1):  # by a pixel, up and to the left, then down and to the right
+    for step in range(2 * thickness - 1):  # by a pixel, up and to the left, then down and to the right
         one, other = (slice(None, -1), slice(1, None)) if step % 2 == 0 else (slice(1, None), slice(None, -1))
         edge[one] |= edge[other].copy()
         edge[:, one] |= edge[:, other].copy()

@@ -11,7 +11,9 @@ import numpy as np
 from toolkit.errors import ConfigError, ResultError
 from toolkit.features.store import Features
 from toolkit.inference.extract import extract
+from toolkit.inference.pooling import VOXELS, areas_of
 from toolkit.measure.drift import Drift, drift
+from toolkit.measure.pairing import KEYS
 from toolkit.measure.projection import Projection, project
 from toolkit.results import DataFrame
 from toolkit.show.colours import FAINT, hex_colour
@@ -60,7 +62,7 @@ class DriftExplorer(Explorer):
         repeat: Features | None = None,
     ) -> None:
         if features is None:
-            trained, cases = trained_pair()
+            trained, cases = trained_pair(cases)
             stages = stages or list(trained)
             settings: dict[str, Any] = {"pool": "voxels", "samples": 8}
             features = [extract(one, cases, ["head_input", "bottleneck"], **settings) for one in trained.values()]
@@ -74,8 +76,9 @@ class DriftExplorer(Explorer):
         self.cases = {case.id: case for case in images}
         self.yardsticks: dict[str, Any] = {"bootstrap": bootstrap, "null_splits": bootstrap, "repeat": repeat}
         self.rows: DataFrame = self.features[0].cases
-        if any(len(one.cases) != len(self.rows) for one in self.features):
-            fix = "Extract the same cases with the same seed at every stage."
+        places = [one.cases[list(KEYS)].to_numpy() for one in self.features]
+        if not all(np.array_equal(one, places[0]) for one in places):
+            fix = "Extract the same cases in the same order with the same seed at every stage."
             raise ResultError("The stages hold different rows.", fix=fix)
         self.memory = TimedResults(24, {("projection", "umap"): 10.0})  # mostly compiling, the first time
         self.shown = np.unique(np.linspace(0, len(self.rows) - 1, min(MOST_POINTS, len(self.rows))).astype(int))
@@ -200,17 +203,18 @@ class DriftExplorer(Explorer):
             canvas.text(left, 90, "pass cases=... to see the image", size=12, colour=FAINT)
             return
         image, flat, classes = np.asarray(case.image), rows["index"].to_numpy(), rows["class"].to_numpy()
-        size = image.shape[1:]
-        label = label_of(case)
-        if (flat >= 0).all():
+        size, label = image.shape[1:], label_of(case)
+        pool = self.features[0].provenance.get("parameters", {}).get("pool", "per-class" if -1 in flat else "voxels")
+        if pool in VOXELS:
             places = np.stack(np.unravel_index(flat, size), axis=1)
-        else:  # pooled rows: every voxel of the class
-            inside = np.isin(label, classes) if label is not None else np.ones(size, dtype=bool)
-            places = np.argwhere(inside)
-            classes = np.asarray(label)[inside] if label is not None else np.zeros(len(places), dtype=int)
+        else:  # pooled rows: every voxel of their areas
+            known = pool == "grid" or (pool != "global" and label is not None)
+            maps, owners = areas_of(pool, size, label) if known else (np.full(size, -1), {})
+            places = np.argwhere(np.isin(maps, np.where(flat < 0, classes, flat) if known else -1))
+            classes = np.array([owners.get(int(area), -1) for area in maps[tuple(places.T)]])
         position = None
         if len(size) == 3:
-            position = int(np.bincount(places[:, 0]).argmax())
+            position = int(np.bincount(places[:, 0], minlength=1).argmax())
             keep = places[:, 0] == position
             places, classes = places[keep], classes[keep]
         view = choose_view(tuple(size), tuple(size), position=position, spacing=case.spacing, largest=10**6)
@@ -226,7 +230,7 @@ class DriftExplorer(Explorer):
                 canvas.frame(x - 5, y - 5, side + 10, side + 10, ACCENT, 2)
         if len(places) == 1:
             (row, column), spacing = places[0][-2:], case.spacing
-            mm = f", {row * spacing[-2]:.1f} x {column * spacing[-1]:.1f} mm" if spacing else ""
+            mm = f", {(row + 0.5) * spacing[-2]:.1f} x {(column + 0.5) * spacing[-1]:.1f} mm" if spacing else ""
             canvas.text(left, 68 + tile[0], f"row {row}, column {column}{mm}", size=12, colour=FAINT, width=_SIDE)
 
     def extra_views(self) -> list[Any]:

@@ -15,6 +15,7 @@ from toolkit.errors import ConfigError, DataError
 from toolkit.features.untouched import untouched
 from toolkit.inference.inputs import as_batches
 from toolkit.inference.layers import layers as list_layers
+from toolkit.inference.memory import defaults_of
 from toolkit.inference.network import Predictor
 from toolkit.show.slices import View, choose_view
 from toolkit.show.widgets.canvas import WHOLE, Area, Canvas, Lens, enlarged, grey, heated, outlined
@@ -48,11 +49,14 @@ class Page:
 class ImageStacks:
     """Stacks of slices, in order, of a task (its cases of `split`), cases, or anything that `toolkit.extract` takes."""
 
-    def __init__(self, source: Any, model: nn.Module, split: str = "test") -> None:
+    def __init__(self, source: Any, model: nn.Module, split: str = "test", activation: str | None = None) -> None:
         self.stacks: dict[str, list[Page]] = {}
         self.classes: dict[int, str] = {}
         self.items: dict[str, Any] = {}
         for item, key, stack in _items(source, model, split):
+            if key in self.items:  # of another task
+                again = f" ({sum(one.startswith(f'{key} (') for one in self.items) + 2})"
+                key, stack = f"{key}{again}", f"{stack}{again}"
             size = Page(item, key, None).image.shape[1:]
             positions: Sequence[int | None] = [None] if len(size) == 2 else range(size[0])
             self.stacks.setdefault(stack, []).extend(Page(item, key, position) for position in positions)
@@ -61,7 +65,13 @@ class ImageStacks:
             self.classes = self.classes or dict(names or {})
         if not self.stacks:
             raise DataError("There are no images to explore.", fix="Pass a task, cases or arrays.")
-        self.classes = self.classes or _numbered_classes(model, next(iter(self.stacks.values()))[0].item)
+        predictor = Predictor(model, activation=activation)
+        told, outputs = predictor.activation, 0
+        if not told.regions and (told.kind == "sigmoid" or not self.classes):
+            outputs = _outputs(predictor, next(iter(self.items.values())))
+        self.overlapping = told.overlapping(outputs)  # each output is a region, drawn as its number plus 1
+        self.classes = predictor.class_names({} if self.overlapping else self.classes)
+        self.classes = self.classes or {i: f"class {i}" for i in range(max(2, outputs + self.overlapping))}
 
     def fullest(self, stack: str) -> int:
         """The slice with the most foreground in the reference, or the middle one."""
@@ -75,12 +85,15 @@ class ImageStacks:
         return [(index, name) for index, name in sorted(self.classes.items()) if index > 0]
 
 
-def trained_pair() -> tuple[dict[str, nn.Module], Any]:
+def trained_pair(*given: Any) -> tuple[dict[str, nn.Module], Any]:
     """A trained network that comes with the project and one of the same size to compare it with, by name; and cases.
 
     Plain networks come first; networks below their floor, and those whose data are not here, are left out. The cases are
-    those of the first test patients of the site that they were trained on.
+    those of the first test patients of the site that they were trained on. What else is given has no network, an error.
     """
+    if any(one is not None for one in given):
+        fix = "Pass the network (or the features) too; without any argument a trained one opens on its own images."
+        raise ConfigError("There are images, or a network to compare with, but none to explore.", fix=fix)
     table, tasks = list_trained(), list_tasks()
     table = table[table["above_floor"].astype(bool) & ~table["task"].isin(tasks.loc[~tasks["ready"], "name"])]
     if table.empty:
@@ -138,7 +151,8 @@ def _items(source: Any, model: nn.Module, split: str) -> Any:
         source = source.cases(split)
     if _is_case(source):
         source = [source]
-    if isinstance(source, Sequence) and not isinstance(source, str) and all(_is_case(one) for one in source):
+    cases = isinstance(source, Sequence) and not isinstance(source, str) and all(_is_case(one) for one in source)
+    if cases and defaults_of(model).files is None:  # else the network sees what it makes of the files
         for case in source:
             yield case, case.id, case.volume or case.id
         return
@@ -151,12 +165,10 @@ def _items(source: Any, model: nn.Module, split: str) -> Any:
         yield item, batch.ids[0], batch.volumes[0]
 
 
-def _numbered_classes(model: nn.Module, item: Any) -> dict[int, str]:
-    batch = next(iter(as_batches([item], model, batch_size=1)))
-    predictor = Predictor(model)
+def _outputs(predictor: Predictor, item: Any) -> int:
+    batch = next(iter(as_batches([item], predictor.model, batch_size=1)))
     with untouched(predictor.model, "eval"), torch.no_grad():
-        outputs = predictor.one_pass(predictor.one_window(batch.image)).shape[1]
-    return {index: f"class {index}" for index in range(max(2, outputs))}
+        return predictor.one_pass(predictor.one_window(batch.image)).shape[1]
 
 
 CLOSEST = 1 / 16  # of the image that is seen at least
@@ -173,7 +185,7 @@ class ImageExplorer(Explorer):
         self.images: Any = images  # None: an explorer without a picture of its own
         if images is not None:
             stack = next(iter(images.stacks))
-            self._values = {"case": stack, "slice": images.fullest(stack), "contour": 2}
+            self._values = {"case": stack, "slice": images.fullest(stack), "contour": 1}
             self._open()
         self._values |= values
 

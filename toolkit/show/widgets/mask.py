@@ -53,9 +53,9 @@ class MaskExplorer(ImageExplorer):
         **options: Any,
     ) -> None:
         if model is None:
-            trained, task_or_cases = trained_pair()
+            trained, task_or_cases = trained_pair(task_or_cases)
             model = next(iter(trained.values()))
-        images = ImageStacks(task_or_cases, model, split)
+        images = ImageStacks(task_or_cases, model, split, options.get("activation"))
         super().__init__(images, scheme="channel", fraction=0.3, soft=True, seed=0, mode="eval", filled=False)
         self.model, self.layer, self.options, self.memory = model, layer, options, TimedResults(64)
         self.by_hand: dict[int, float] = {}
@@ -87,7 +87,8 @@ class MaskExplorer(ImageExplorer):
         super().adapt(changed)
         if self._values["scheme"] == "dropout":
             self._values["fraction"] = min(self._values["fraction"], 0.95)
-        if changed - {"filled", "level", "window", "contour"}:
+        same_code = {"filled", "level", "window", "contour", *(["slice"] * (self.page().position is not None))}
+        if changed - same_code:
             self.by_hand = {}
         if "scheme" in changed:
             self.cursor = None

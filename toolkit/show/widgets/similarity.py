@@ -63,7 +63,7 @@ class SimilarityExplorer(ImageExplorer):
         extraction: Mapping[str, Any] | None = None,
     ) -> None:
         if source is None:
-            trained, cases = trained_pair()
+            trained, cases = trained_pair(cases, model)
             source = next(iter(trained.values()))
         self.model = source if isinstance(source, nn.Module) else model
         images = None if self.model is None or cases is None else ImageStacks(cases, self.model, split)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.files import write_atomically
-from toolkit.show.widgets.canvas import Canvas
+from toolkit.show.widgets.canvas import Canvas, below_each_other
 from toolkit.show.widgets.view import ExplorerView, show
 
 AT_ONCE = 0.09  # s; what is expected to take longer is announced, and follows
@@ -154,15 +154,20 @@ class Explorer:
         return [("Save this figure", "download", lambda: f"Saved as {self.save()}, beside the notebook.")]
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Write the picture of the current state as PNG.
+        """Write what is shown of the current state as PNG.
 
         Args:
-            path: the file; None = the explorer's title with a number that is free, in the working directory.
+            path: the .png file; None = the explorer's title with a number that is free, in the working directory.
+
+        Raises:
+            ConfigError: another suffix.
         """
         if path is None:
             stem = self.title.lower().replace(" ", "_")
             path = next(file for n in itertools.count(1) if not (file := Path(f"{stem}_{n}.png")).exists())
-        return write_atomically(Path(path), self.compose().png())
+        if Path(path).suffix.lower() != ".png":
+            raise ConfigError("An explorer's picture is a PNG.", where=str(path), fix="Use a path ending in .png.")
+        return write_atomically(Path(path), below_each_other(self.static_pictures()))
 
     @property
     def state(self) -> dict[str, Any]:
@@ -216,6 +221,11 @@ class Explorer:
     def expected(self) -> float:
         """Seconds until the picture of the current state will be there, judged by the last result of each kind."""
         return self._drawing + sum(memory.expected(key) for memory, key in dict.fromkeys(self.wanted()))
+
+    @property
+    def composed(self) -> bool:
+        """Whether the picture of the current state is there; if not, it takes time, or it failed."""
+        return self._canvas is not None
 
     @property
     def waiting(self) -> bool:

@@ -44,8 +44,8 @@ class ExplorerView:
 
         self.explorer = explorer
         self._following = False
+        value, form = explorer.compose().encode()  # first: the controls say how long things took
         self.controls: dict[str, Any] = {control.name: self._made(control) for control in explorer.controls()}
-        value, form = explorer.compose().encode()
         self.picture = _picture_class()(value=value, format=form, description=explorer.title)
         self.picture.on_msg(self._from_picture)
         self.message = ipywidgets.HTML(layout={"min_height": "20px"})  # nothing moves when it speaks
@@ -130,7 +130,7 @@ class ExplorerView:
     def _from_picture(self, _: Any, content: dict[str, Any], __: Any) -> None:
         kind, (x, y) = content.get("kind"), (float(content.get("x", 0)), float(content.get("y", 0)))
         if kind == "hover":
-            self.picture.readout = self.explorer.readout(x, y)
+            self.picture.readout = self.explorer.readout(x, y) if self.explorer.composed else ""
         elif kind == "click":
             self._guarded(lambda: self.explorer.click(x, y))
         elif kind == "key":
@@ -147,8 +147,10 @@ class ExplorerView:
             self.message.value = ""
             action()
         except ToolkitError as error:
-            self.message.value = f"<span style='color:#a33'>{html.escape(str(error))}</span>"
-            self._sync()
+            self.announce(str(error), True)
+        except Exception as error:
+            self.announce(f"{type(error).__name__}: {error}", True)
+            raise
 
     def announce(self, words: str, failed: bool) -> None:
         """Say what the page waits for, or why that did not work out."""
@@ -180,6 +182,7 @@ class ExplorerView:
             if tuple(widget.options) != control.options:
                 widget.options = list(control.options)
         elif control.kind != "switch" and (widget.min, widget.max) != (control.low, control.high):
+            widget.step = control.step
             if control.low > widget.max:
                 widget.max, widget.min = control.high, control.low
             else:
