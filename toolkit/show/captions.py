@@ -31,13 +31,13 @@ def credits(source: Any, note: str = "", names: Sequence[str] = ()) -> dict[str,
     titles = list(names) if len(names) == len(networks) else [str(one.get("name", "")) for one in networks]
     lines = _scores(titles, networks)
     low = dict.fromkeys(n for n, one in zip(titles, networks, strict=True) if not one["dice"] > one["floor"])
-    all_low = len(low) == len(dict.fromkeys(titles))
+    all_low = all(not one["dice"] > one["floor"] for one in networks)
     told = _lines(records, names if several and names else [""] * len(records)) if records else []
     whole = "\n".join(filter(None, told))
     return {
         "caption": _with_caveats([note, *lines], also=" ".join([whole, *names])),
         "provenance": whole,
-        "stamp": ("untrained" if all_low else f"untrained: {', '.join(low)}") if low else "",
+        "stamp": ("untrained" if all_low else f"untrained: {', '.join(low)}".rstrip(": ")) if low else "",
     }
 
 

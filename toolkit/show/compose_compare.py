@@ -22,20 +22,12 @@ def layer_similarity(result: LayerSimilarity) -> Figure:
     """All layers of one store against all layers of another, with the numbers in the cells."""
     values = np.asarray(result.matrix, dtype=float)
     signed = result.method == "rsa"  # a correlation; the others lie between 0 and 1 but for the error of an estimate
-    panel = Heatmap(
-        title=f"{result.method}, {result.rows} rows",
-        note=range_note(values),
-        values=values,
-        limits=(-1.0, 1.0) if signed else (0.0, 1.0),
-        scale="diverging" if signed else "sequential",
-        row_names=result.layers_a,
-        column_names=[broken(name) for name in result.layers_b],
-        annotate=values.size <= 150,
-        x_label="layers of the second network",
-        y_label="layers of the first",
-        width=max(160, 62 * values.shape[1]),
-        height=max(120, 36 * values.shape[0]),
-    )
+    told: dict[str, Any] = {"title": f"{result.method}, {result.rows} rows", "note": range_note(values)}
+    told |= {"row_names": result.layers_a, "column_names": [broken(name) for name in result.layers_b]}
+    told |= {"x_label": "layers of the second network", "y_label": "layers of the first"}
+    told |= {"width": max(160, 62 * values.shape[1]), "height": max(120, 36 * values.shape[0])}
+    told |= {"limits": (-1.0, 1.0), "scale": "diverging"} if signed else {"limits": (0.0, 1.0), "scale": "sequential"}
+    panel = Heatmap(values=values, annotate=values.size <= 150, **told)
     return Figure(title="Similarity of layers", subtitle="1 = the same up to what the method ignores.", rows=[[panel]])
 
 
@@ -74,17 +66,9 @@ def transfer_matrices(
 
 def _score_matrix(title: str, scores: Any, stages: Sequence[str], sites: Sequence[str]) -> Heatmap:
     values = np.asarray(scores, dtype=float)
-    return Heatmap(
-        title=title,
-        note=range_note(values),
-        values=values,
-        row_names=[f"after {stage}" for stage in stages] or None,
-        column_names=list(sites),
-        annotate=True,
-        x_label="tested on",
-        width=max(150, 54 * values.shape[1]),
-        height=max(60, 45 * len(values)),
-    )
+    told: dict[str, Any] = {"width": max(150, 54 * values.shape[1]), "height": max(60, 45 * len(values))}
+    told |= {"title": title, "note": range_note(values), "row_names": [f"after {one}" for one in stages] or None}
+    return Heatmap(values=values, column_names=list(sites), annotate=True, x_label="tested on", **told)
 
 
 @composer(Comparison)
@@ -93,16 +77,10 @@ def comparison(result: Comparison) -> Figure:
     table = result.numbers
     methods = [str(name) for name in table["method"]]
     mean, low, high = (table[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
-    means = Bars(
-        title=result.metric,
-        note=range_note(mean),
-        series=[Series(name="mean", x=methods, y=mean, low=low, high=high)],
-        y_label=result.metric,
-        y_range=(0.0, 1.0) if result.metric in ("dice", "iou") else None,
-        legend=False,
-        width=60 + max(70, 7 * max(map(len, methods))) * len(methods),
-        height=210,
-    )
+    told: dict[str, Any] = {"title": result.metric, "note": range_note(mean), "y_label": result.metric}
+    told |= {"y_range": (0.0, 1.0) if result.metric in ("dice", "iou") else None, "legend": False, "height": 210}
+    told["width"] = 60 + max(70, 7 * max(map(len, methods))) * len(methods)
+    means = Bars(series=[Series(name="mean", x=methods, y=mean, low=low, high=high)], **told)
     others = table[table["method"].astype(str) != str(result.baseline)]
     names = ("difference", "difference_low", "difference_high")
     value, low, high = (others[name].to_numpy(dtype=float) for name in names)

@@ -76,15 +76,17 @@ def qualitative(cases: Sequence[Any], predictions: Mapping[str, Sequence[Any]], 
     for index, case in enumerate(cases):
         image, label = np.asarray(case.image, dtype=float), np.asarray(case.label)
         picture = np.moveaxis(image, 0, -1) if len(image) == 3 else image[0]
-        row: list[Panel | None] = [Image(title=str(case.id), pixels=picture).fit(side)]
+        view = choose_view(label.shape, label.shape, spacing=getattr(case, "spacing", None), largest=10**6)
+        named: dict[str, Any] = {"class_names": getattr(case, "classes", None) or {}}
+        row: list[Panel | None] = [view.panel(picture, side, title=str(case.id))]
         for name, maps in predictions.items():
             prediction = np.asarray(maps[index])
             shared, total = ((prediction > 0) & (label > 0)).sum(), (prediction > 0).sum() + (label > 0).sum()
             score = f"Dice {2 * shared / total:.2f}" if total else "nothing to find"
             if total and (prediction > 0).all():  # a map without any contour
                 score += ", all foreground"
-            row.append(Image(title=name, note=score, pixels=picture, labels=prediction).fit(side))
-        row.append(Image(title="reference", pixels=picture, labels=label).fit(side))
+            row.append(view.panel(picture, side, title=name, note=score, labels=prediction, **named))
+        row.append(view.panel(picture, side, title="reference", labels=label, **named))
         rows.append(row)
     return Figure(
         title="Predictions beside the reference",

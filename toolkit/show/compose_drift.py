@@ -104,11 +104,12 @@ def _panel(measure: str, tables: dict[str, DataFrame]) -> Intervals:
     drawn = [*series, *nulls, *repeats]
     kind = next(iter(chosen.values()))["kind"].iloc[0]
     everything = np.concatenate([np.asarray(part, dtype=float) for one in drawn for part in (one.x, one.high)])
-    top = float(np.nanmax(everything)) if np.isfinite(everything).any() else 1.0
+    top = float(np.nanmax([0.0, *everything])) if np.isfinite(everything).any() else 1.0
     bottom = min(0.0, float(np.nanmin([np.nanmin(np.asarray(one.low, dtype=float)) for one in drawn])))
     told: dict[str, Any] = {"title": MEASURE_NAMES.get(measure, measure), "note": str(kind), "x_label": "value"}
     height = 40 + max(34, 8 * len(drawn)) * len(classes)
-    return Intervals(series=drawn, x_range=(bottom * 1.05, top * 1.08 or 1.0), width=230, height=height, **told)
+    told["x_range"] = bottom * 1.05, top * 1.08 or -0.05 * bottom or 1.0
+    return Intervals(series=drawn, width=230, height=height, **told)
 
 
 def _series(name: str, classes: list[str], value: Any, low: Any, high: Any, colour: str | None = None) -> Series:

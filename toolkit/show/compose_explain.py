@@ -57,6 +57,7 @@ def grad_cams(
         ResultError: no such image or slice, or results of different images or layers.
     """
     first, alone, rows = results[0], len(results) == 1, []
+    position = position if alone else result_view(first, index, first.region, position).position
     for result, name in zip(results, names, strict=True):
         panels = _cam_panels(result, index, scale, position, side or (150 if alone else 104), crop)
         panels[0].title = panels[0].title if alone else name
@@ -141,12 +142,18 @@ def _overlay(result: Any, name: str, index: int, view: View, limits: tuple[float
 
 def _organ(result: Any, labels: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
     """The contours of the class, or of the region in masks (H, W, K), that is asked for; of all if the target names none."""
-    asked = re.search(r"index='?(.+?)'?[,)]", result.target)
-    named = {str(name): label for label, name in (result.classes or {}).items()}
-    # an output's number is one less than its region's
-    label = named.get(asked[1], int(asked[1]) + (masks is not None) if asked[1].isdigit() else None) if asked else None
+    label = _asked(result)
     labels = labels if masks is None or not label else label * (masks[..., label - 1] > 0)
     return labels if label is None or not (labels == label).any() else np.where(labels == label, label, 0)
+
+
+def _asked(result: Any) -> int | None:
+    """The label of the class, or the number of the region, that the target names."""
+    asked = re.search(r"""index=(\d+|'.*?'|".*?")[,)]""", result.target)
+    if asked and asked[1].isdigit():  # an output's number is one less than its region's
+        return int(asked[1]) + (result.prediction.ndim == result.image.ndim)
+    named = {repr(str(name)): label for label, name in (result.classes or {}).items()}
+    return named.get(asked[1]) if asked else None
 
 
 @composer(AttributionResult)
@@ -159,7 +166,7 @@ def attribution(result: Any, *, index: int = 0, position: int | None = None, sid
     fits = result.region.shape[2:] == result.image.shape[2:]  # the output, and so the region, has the image's size
     view = result_view(result, index, result.region if fits else None, position)
     picture = view.picture(result.image[index])
-    region = view.plane(np.asarray(result.region[index, 0], dtype=int)) if fits else None
+    region = view.plane(np.asarray(result.region[index, 0], dtype=int)) * (_asked(result) or 1) if fits else None
     note_ = f"the region that is scored{view.note}; {range_note(picture)}"
     panels: list[Panel | None] = [view.panel(picture, side, title="image", note=note_, labels=region)]
     for name, maps in result.maps.items():

@@ -62,18 +62,11 @@ def _matrix(result: Any, side: int, name: str) -> Heatmap:
     off, signed = values[~np.eye(len(values), dtype=bool)], result.form != "absolute"
     order = _clustered(values)
     dead = f", {len(result.dead)} dead" if len(result.dead) else ""
-    return Heatmap(
-        title=f"{name}: {result.layer}" if name else result.layer,
-        note=f"{result.form}, redundancy {result.redundancy:.2f}, off-diagonal {range_note(off)}{dead}",
-        values=values[np.ix_(order, order)],
-        limits=(-1.0, 1.0) if signed else (0.0, 1.0),
-        scale="diverging" if signed else "sequential",
-        width=side,
-        height=side,
-        row_names=[],
-        column_names=[],
-        x_label=f"{len(values)} channels",
-    )
+    told: dict[str, Any] = {"title": f"{name}: {result.layer}" if name else result.layer}
+    told["note"] = f"{result.form}, redundancy {result.redundancy:.2f}, off-diagonal {range_note(off)}{dead}"
+    told |= {"row_names": [], "column_names": [], "x_label": f"{len(values)} channels", "width": side, "height": side}
+    told |= {"limits": (-1.0, 1.0), "scale": "diverging"} if signed else {"limits": (0.0, 1.0), "scale": "sequential"}
+    return Heatmap(values=values[np.ix_(order, order)], **told)
 
 
 @composer(Projection, several=True)
@@ -81,7 +74,13 @@ def projections(results: Sequence[Any], names: Sequence[str], *, stages: Sequenc
     """One row a network, one column a stage in the same axes and limits, and last the path of the class centroids.
 
     Rows are coloured by class; a large marker is the centroid of one.
+
+    Raises:
+        ResultError: a projection onto one axis.
     """
+    if any(coordinates.shape[1] < 2 for result in results for coordinates in result.coordinates):
+        fix = "Project with components=2, or use .points() and .table()."
+        raise ResultError("A figure of a projection needs two axes.", where="project(components=1)", fix=fix)
     rows: list[list[Panel | None]] = []
     for result, name in zip(results, names, strict=True):
         points = np.concatenate([np.asarray(c)[:, :2] for c in result.coordinates])
@@ -196,14 +195,7 @@ def _class_means(result: Any, layer: str) -> Heatmap:
     scaled = (rows - rows.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     present = np.unique(labels)
     means = np.stack([scaled[labels == label].mean(axis=0) for label in present])
-    return Heatmap(
-        title=layer,
-        note=f"{len(rows)} rows, {rows.shape[1]} channels, means {means.min():.2f} to {means.max():.2f} sd",
-        values=means,
-        limits=symmetric_limits(means),
-        scale="diverging",
-        x_label="channel",
-        width=340,
-        height=26 * len(present) + 12,
-        row_names=[str(names[labels == label].iloc[0]) for label in present],
-    )
+    note = f"{len(rows)} rows, {rows.shape[1]} channels, means {means.min():.2f} to {means.max():.2f} sd"
+    told: dict[str, Any] = {"title": layer, "note": note, "limits": symmetric_limits(means), "scale": "diverging"}
+    told["row_names"] = [str(names[labels == label].iloc[0]) for label in present]
+    return Heatmap(values=means, x_label="channel", width=340, height=26 * len(present) + 12, **told)

@@ -189,16 +189,10 @@ def _score_panel(
         series.append(Series(name=name, x=sites, y=mean, low=low, high=high))
         status = chosen["status"].value_counts()
         counts.append(f"{name}: {status.get('missed', 0)} missed, {status.get('spurious', 0)} spurious")
-    return Bars(
-        title=title,
-        note="; ".join(counts),
-        series=series,
-        x_label="site",
-        y_label=metric.capitalize() if metric == "dice" else metric.upper(),
-        y_range=(0.0, 1.0) if metric in _OVERLAPS else None,
-        width=max(170, 34 * len(sites) * max(1, len(tables)) // 2 + 60),
-        height=190,
-    )
+    told: dict[str, Any] = {"y_label": metric.capitalize() if metric == "dice" else metric.upper(), "x_label": "site"}
+    told |= {"y_range": (0.0, 1.0) if metric in _OVERLAPS else None, "title": title, "note": "; ".join(counts)}
+    width = max(170, 34 * len(sites) * max(1, len(tables)) // 2 + 60)
+    return Bars(series=series, width=width, height=190, **told)
 
 
 def _interval(rows: DataFrame, metric: str) -> tuple[float, float, float]:
@@ -269,16 +263,10 @@ def score_table(evaluations: Scores, *, metric: str = "dice") -> Figure:
     table = score_means(evaluations, metric)
     several = table.shape[1] > 2
     table = table if several else table.drop(columns="mean")
-    panel = Heatmap(
-        title=f"mean {metric} of the volumes",
-        note="colours run from 0 to 1",
-        values=table.to_numpy(),
-        annotate=True,
-        row_names=list(table.index),
-        column_names=[broken(str(name)) for name in table.columns],
-        width=max(150, 66 * table.shape[1]),
-        height=36 * table.shape[0] + 8,
-    )
+    names = {"row_names": list(table.index), "column_names": [broken(str(name)) for name in table.columns]}
+    told: dict[str, Any] = {"title": f"mean {metric} of the volumes", "note": "colours run from 0 to 1", **names}
+    told |= {"width": max(150, 66 * table.shape[1]), "height": 36 * table.shape[0] + 8}
+    panel = Heatmap(values=table.to_numpy(), annotate=True, **told)
     return Figure(
         title="Robustness table",
         subtitle="The last column is the mean over the test sets, each weighing the same." if several else "",

@@ -35,25 +35,12 @@ def draw(figure: Figure) -> go.Figure:
         page.notes[-1] |= {"x": 0.5, "y": 0.5, "xanchor": "center", "yanchor": "middle"}
         page.notes[-1] |= {"textangle": -20, "opacity": 0.45}
     result = go.Figure(data=page.traces)
-    result.update_layout(
-        width=plan.width,
-        height=plan.height,
-        margin={"l": 0, "r": 0, "t": 0, "b": 0},
-        annotations=page.notes,
-        updatemenus=page.toggle(figure.provenance),
-        shapes=page.shapes,
-        plot_bgcolor="white",
-        paper_bgcolor="white",
-        barmode="group",
-        boxmode="group",
-        hovermode="closest",
-        font={"family": _FONT, "size": layout.TICK_SIZE, "color": colours.TEXT},
-        meta={"title": figure.title},
-        template=None,
-        bargap=0.2,
-        **page.axes,
-    )
-    return result
+    whole = {"width": plan.width, "height": plan.height, "margin": dict.fromkeys("lrtb", 0)}
+    font = {"family": _FONT, "size": layout.TICK_SIZE, "color": colours.TEXT}
+    drawn = {"updatemenus": page.toggle(figure.provenance), "annotations": page.notes, "shapes": page.shapes}
+    style: dict[str, Any] = {"plot_bgcolor": "white", "paper_bgcolor": "white", "template": None, "bargap": 0.2}
+    style |= {"barmode": "group", "boxmode": "group", "hovermode": "closest", "meta": {"title": figure.title}}
+    return result.update_layout(**whole, font=font, **drawn, **style, **page.axes)
 
 
 class _Page:
@@ -125,17 +112,12 @@ class _Page:
             across = {"x0": -0.5 + columns / width / 2, "dx": columns / width}
             down = {"y0": -0.5 + rows / height / 2, "dy": rows / height}
             self._add("heatmap", **self._scale(panel, panel.overlay, panel.height), **across, **down)
+        edge: dict[str, Any] = {"contours": {"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"}}
+        edge |= {"showscale": False, "showlegend": False, "hoverinfo": "skip"}
         for label in [] if panel.labels is None else [int(v) for v in np.unique(panel.labels) if v > 0]:
-            self._add(
-                "contour",
-                z=np.equal(np.asarray(panel.labels), label).astype(np.uint8),
-                contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
-                line={"color": colours.hex_colour(label), "width": 4 * panel.contour_width / 3},  # points to pixels
-                showscale=False,
-                showlegend=False,
-                hoverinfo="skip",
-                name=panel.class_names.get(label, str(label)),
-            )
+            inside = np.equal(np.asarray(panel.labels), label).astype(np.uint8)
+            line = {"color": colours.hex_colour(label), "width": 4 * panel.contour_width / 3}  # points to pixels
+            self._add("contour", z=inside, line=line, name=panel.class_names.get(label, str(label)), **edge)
         top, bottom, left, end = panel.shown()
         if (bar := panel.scale_bar()) is not None:
             x, y = left + 0.05 * (end - left), bottom - 0.08 * (bottom - top)

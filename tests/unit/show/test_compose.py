@@ -14,7 +14,9 @@ from scipy import stats
 
 import toolkit as tk
 from toolkit.errors import ConfigError, ResultError
+from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.cam_result import GradCamResult
+from toolkit.explain.explained import Explained
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.measure.collapse import Collapse
 from toolkit.measure.drift import Drift
@@ -24,6 +26,7 @@ from toolkit.measure.similarity import ChannelSimilarity
 from toolkit.measure.statistics import Comparison
 from toolkit.measure.transfer import Transfer
 from toolkit.methods.segreg.regularizer import SegReg
+from toolkit.show.captions import credits
 from toolkit.show.compose_compare import transfer_matrices
 from toolkit.show.compose_drift import drifts
 from toolkit.show.compose_explain import grad_cams, masked_latent
@@ -615,3 +618,50 @@ def test_transfer_matrices_name_rows_and_columns() -> None:
     assert isinstance(panel, Heatmap)
     assert panel.row_names == ["after A", "after B"]
     assert panel.column_names == ["A", "B"]
+
+
+def test_the_region_of_an_attribution_has_the_colour_of_its_class() -> None:
+    cam = cam_result()
+    told = {field.name: getattr(cam, field.name) for field in dataclasses.fields(Explained)}
+    own: dict[str, Any] = {"attributions": {"input": cam.image}, "baseline_score": torch.zeros(2), "settings": {}}
+    for target, label in (("Region(index='LV', inside='reference')", 2), ("ClassSum(index=1)", 1), ("Voxel()", 1)):
+        image = compose(AttributionResult(**own, **{**told, "target": target, "method": "saliency"})).panels()[0]
+        assert set(np.unique(image.labels)) == {0, label}
+
+
+def test_a_class_with_brackets_in_its_name_is_drawn_alone() -> None:
+    cam = cam_result()
+    cam.label[..., 10:12, 10:12] = 1
+    cam.classes, cam.target = {1: "wall", 2: "tumour (core), solid"}, "ClassSum(index='tumour (core), solid')"
+    assert set(np.unique(grad_cams([cam], [""], crop=False).panels()[1].labels)) == {0, 2}
+
+
+def test_networks_side_by_side_show_the_same_slice_of_a_volume() -> None:
+    results = []
+    for slices in (slice(1, 2), slice(5, 6)):  # where either finds the class
+        cam, region = cam_result(layers=1, batch=1), torch.zeros(1, 1, 8, 16, 24, dtype=torch.bool)
+        region[:, :, slices, 4:8, 5:9] = True
+        volume = {"image": random(1, 1, 8, 16, 24), "label": None, "prediction": 2 * region[:, 0].long()}
+        results.append(dataclasses.replace(cam, maps={"head": random(1, 1, 8, 16, 24)}, region=region, **volume))
+        results[-1].status = {"head": ["ok"]}
+    images = [panel for panel in grad_cams(results, ["a", "b"]).panels() if panel.title in "ab"]
+    assert [panel.note.split("; ")[0] for panel in images] == ["prediction, slice 1"] * 2
+
+
+def test_a_projection_onto_one_axis_is_no_figure() -> None:
+    line = dataclasses.replace(projection_result(), coordinates=[random(60, 1)] * 2)
+    with pytest.raises(ResultError, match="two axes"):
+        line.plot()
+
+
+def test_values_below_zero_lie_within_their_panel() -> None:
+    result = drift_result(-0.01)
+    result.numbers = result.numbers.assign(low=np.nan, high=np.nan, null_low=np.nan, null_high=np.nan)
+    low, high = drifts([result], ["plain"]).panels()[0].x_range
+    assert low < -0.01 < 0 < high
+
+
+def test_one_of_two_seeds_below_the_floor_is_not_both() -> None:
+    seeds = [scored(0.91), scored(0.41)]
+    assert credits(seeds)["stamp"] == "untrained: a/plain"
+    assert credits(seeds[1:])["stamp"] == "untrained"

@@ -154,3 +154,14 @@ def test_both_backends_draw_every_panel(figure: Any, tmp_path: Path) -> None:
     texts = " ".join(note.text for note in page.layout.annotations)
     assert all(panel.title in texts for panel in made.panels())
     assert len({trace.xaxis for trace in page.data}) == len(made.panels())
+
+
+def test_a_millimetre_bar_and_true_proportions_where_the_spacing_is_known() -> None:
+    known = case("one")
+    known.spacing, known.classes = (2.0, 1.0), {0: "none", 1: "gland"}
+    figure = qualitative([known], {"plain": [np.asarray(known.label)]})
+    first = figure.panels()[0]
+    assert isinstance(first, Image)
+    assert (first.height, first.width) == (130, round(130 * 16 / 24)), "12 rows of 2 mm, 16 columns of 1 mm"
+    assert first.scale_bar() == (5.0, "5 mm")
+    assert figure.key() == {1: "gland"}
