@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'Interrupted.'}\nThe same command continues where it stopped.", file=sys.stderr)
+        print(f"\n{str(stop) or 'Interrupted.'}\nThe same command continues where it stopped.", file=sys.stderr)
         return 130
 
 

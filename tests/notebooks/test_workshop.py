@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import toolkit as tk
 from toolkit.apps import workshop
@@ -64,6 +66,7 @@ def test_every_unsolved_exercise_fails_its_check_with_a_hint(number: int) -> Non
 
 WRONG = [(1, 0), (2, "head"), (2, "no such layer"), (3, {"bottleneck"}), (3, {"head"}), (4, "falls"), (4, "better")]
 WRONG += [(5, 0.1), (5, {"released": 0.0}), (6, 1.0), (7, 0.5), (8, "better"), (8, 0.5)]
+WRONG += [(1, np.arange(3)), (2, 5), (3, 5), (3, [["head"]]), (5, False), (5, np.zeros(2))]
 
 
 @pytest.mark.slow
@@ -79,13 +82,16 @@ def test_results_of_the_wrong_kind_fail_with_what_is_wrong() -> None:
     cases = tk.load_task("phantom-cardiac").cases("test", site="A")[:4]
     open_ways = tk.mask_latent(network, cases[0], fraction=0.5, soft=False)
     shut = tk.mask_latent(network, cases[0], fraction=0.3, soft=False, skips="zero")
-    for answer, wrong in ((open_ways, "still there"), (shut, "fraction 0.3")):
+    early = tk.mask_latent(network, cases[0], fraction=0.5, soft=False, skips="zero", layer="encoder.1")
+    for answer, wrong in ((open_ways, "still there"), (shut, "fraction 0.3"), (early, "layer encoder.1")):
         with pytest.raises(workshop.Unsolved, match=wrong):
             tk.workshop.check(7, answer)
     rival = tk.load_trained("phantom-cardiac/segreg", seed=0)
     stores = [tk.extract(one, cases, ["head_input"], pool="voxels", samples=4) for one in (network, rival)]
     with pytest.raises(workshop.Unsolved, match="one and the same network"):
         tk.workshop.check(6, tk.drift(stores, "head_input", bootstrap=0, null_splits=0))
+    with pytest.raises(workshop.Unsolved, match="two draws"):
+        tk.workshop.check(6, tk.drift([stores[0]] * 2, "head_input", bootstrap=0, null_splits=0))
 
 
 @pytest.mark.slow
@@ -93,6 +99,9 @@ def test_right_answers_pass() -> None:
     """The rest the notebook itself runs."""
     patients = {case.subject for case in tk.load_task("phantom-cardiac").cases("test", site="B")}
     for number, answer in {1: len(patients), 2: "head:input", 4: "Rises", 5: 0.0, 8: "Inconclusive"}.items():
+        tk.workshop.check(number, answer)
+    cancelled = [f"{name} " for name in tk.workshop.expected()[3]]
+    for number, answer in ((1, np.int64(len(patients))), (2, ["head_input "]), (3, cancelled), (5, torch.zeros(()))):
         tk.workshop.check(number, answer)
 
 

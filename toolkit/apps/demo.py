@@ -33,8 +33,9 @@ from toolkit.show.compose_training import scores_by_site, training_curves
 from toolkit.show.report import Section, run_record, settings_table, write_page
 from toolkit.training.config import TrainConfig
 from toolkit.training.engine import seed_step
-from toolkit.training.protocol import Regularizer
+from toolkit.training.protocol import Regularizer, as_regularizers
 from toolkit.training.sequence import RECORD, Stages, resume_sequence, train_sequence
+from toolkit.training.serialization import described
 
 
 def _config(settings: argparse.Namespace) -> TrainConfig:
@@ -85,7 +86,9 @@ def _train(
     if not (path / RECORD).is_file():
         return train_sequence(model, task, sites, regularizer, _config(settings), out=path)
     record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-    if ({**TrainConfig().to_dict(), **record["config"]}, record["sites"]) != (_config(settings).to_dict(), list(sites)):
+    asked = (_config(settings).to_dict(), list(sites), described({"regularizers": as_regularizers(regularizer)}))
+    stored = {"regularizers": record["objects"]["regularizers"]}
+    if ({**TrainConfig().to_dict(), **record["config"]}, record["sites"], stored) != asked:
         fix = f"Choose another folder with --out, or delete {path.parent}."
         raise ConfigError("This folder holds a demo with other settings.", where=path, fix=fix)
     print(f"Reusing the training in {path}.")

@@ -92,7 +92,11 @@ def check(number: int, answer: Any) -> None:
     judge = _JUDGES[number - 1]  # its docstring is the hint
     if answer is ... or answer is None:
         raise Unsolved(f"Exercise {number} is not solved yet. Hint: {judge.__doc__}")
-    if (wrong := judge(answer)) is not None:
+    try:
+        wrong = judge(answer)
+    except (TypeError, ValueError, RuntimeError):  # an array, a table, a list
+        wrong = f"{_short(answer)} is no answer to this"
+    if wrong is not None:
         raise Unsolved(f"Exercise {number}: {wrong}. Hint: {judge.__doc__}")
 
 
@@ -175,7 +179,8 @@ def _one(answer: Any) -> str | None:
 def _two(answer: Any) -> str | None:
     """Look at the column `aliases` of tk.layers(network, case), or write the input of a layer as 'path:input'."""
     try:
-        layers = layer_names(load_trained("phantom-cardiac/plain"), [str(answer)], _cases("A")[0])
+        names = [str(one).strip() for one in ([answer] if isinstance(answer, str) else answer)]
+        layers = layer_names(load_trained("phantom-cardiac/plain"), names, _cases("A")[0])
     except ToolkitError:
         layers = []
     return None if layers == ["head:input"] else f"{answer!r} names {layers or 'no layer'}"
@@ -183,9 +188,9 @@ def _two(answer: Any) -> str | None:
 
 def _three(answer: Any) -> str | None:
     """The table of tk.grad_cam(one, cases[0], BLOCKS, target) has a column `status`; keep what is 'cancelled' at every seed."""
-    given = {answer} if isinstance(answer, str) else set(answer)
+    given = {str(one).strip() for one in ([answer] if isinstance(answer, str) else answer)}
     if unknown := given - set(BLOCKS):
-        return f"{sorted(map(str, unknown))} are none of the blocks"
+        return f"{sorted(unknown)} are none of the blocks"
     over, lacking = given - _cancelled(), _cancelled() - given
     return (
         f"{len(over)} of these do not cancel for every seed, and {len(lacking)} are missing" if over | lacking else None
@@ -204,7 +209,7 @@ def _four(answer: Any) -> str | None:
 
 def _five(answer: Any) -> str | None:
     """Look at the column `gradient_norm` of preset_check(features), row `released`."""
-    same = isinstance(answer, (int, float, np.number)) and float(answer) == _released_gradient()
+    same = not isinstance(answer, (bool, str)) and float(answer) == _released_gradient()
     return None if same else f"{_short(answer)} is not its gradient norm"
 
 
@@ -212,9 +217,10 @@ def _six(answer: Any) -> str | None:
     """Give tk.drift a list of two stores, here `draws`, layer 'head_input', and paired=False: other voxels."""
     if not isinstance(answer, Drift):
         return f"a {type(answer).__name__} is no drift"
-    weights = [stage.get("weights") for stage in answer.provenance.get("stages", [])]
-    if len(set(weights)) != 1 or len(weights) != 2:
-        return "these are not two stores of one and the same network"
+    stages = answer.provenance.get("stages", [])
+    seeds = {stage.get("parameters", {}).get("seed") for stage in stages}
+    if len({stage.get("weights") for stage in stages}) != 1 or not len(stages) == len(seeds) == 2:
+        return "these are not two draws from one and the same network"
     return None if answer.layer == "head_input" else f"the layer is {answer.layer}"
 
 
@@ -224,8 +230,9 @@ def _seven(answer: Any) -> str | None:
         return f"a {type(answer).__name__} is no masked latent"
     if answer.skips != "zero":
         return f"the skip connections are still there: skips={answer.skips!r}"
-    right = (answer.scheme, answer.fraction, answer.soft) == ("channel", 0.5, False)
-    return None if right else f"scheme {answer.scheme}, fraction {answer.fraction}, soft {answer.soft}"
+    mine = (answer.layer, answer.scheme, answer.fraction, answer.soft)
+    told = f"layer {answer.layer}, scheme {answer.scheme}, fraction {answer.fraction}, soft {answer.soft}"
+    return None if mine == ("bottleneck", "channel", 0.5, False) else told
 
 
 def _eight(answer: Any) -> str | None:

@@ -46,7 +46,7 @@ def check_regularizer(
         model: makes a network of so many dimensions, 1 channel, 2 classes; None = a small U-Net, or a fast/slow
             network for a regularizer that requires one.
         objective: of the trainings; None = cross-entropy plus soft Dice, or the fast/slow network's.
-        dims: spatial axes to check.
+        dims: spatial axes of the terms and their gradients; trainings are in 2D.
         processes: 1 leaves the check of two processes out, as does a regularizer that requires methods of the network.
 
     Returns:
@@ -136,9 +136,9 @@ def check_objective(
 def check_network(model: nn.Module | Factory, *, dims: Sequence[int] = (2,)) -> DataFrame:
     """Run what the toolkit asks of a network on one.
 
-    It gives finite logits (B, K, *S) for an image (B, 1, *S), the same twice in eval mode; its layers have names and
-    the aliases `head_input` and `bottleneck` are found; every parameter that requires a gradient gets one; copies and
-    state dictionaries give the same logits; a training that was broken off and resumed has the same bits.
+    It gives finite logits (B, K, *S) for an image (B, 1, *S), the same twice in eval mode and from a copy; its layers
+    have names; a step has finite gradients; a training in 2D that was broken off and resumed has the same bits. The
+    table says which aliases are found and which parameters get no gradient.
 
     Args:
         model: a network of 1 channel and 2 classes, or a function of the number of dimensions that makes one.

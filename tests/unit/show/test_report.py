@@ -161,8 +161,9 @@ def test_the_demo_writes_its_page_and_uses_it_again(
     assert capsys.readouterr().out.count("Reusing the training") == 2
     assert page.is_file()
 
-    assert main([*demo, "--seed", "5"]) == 1
-    assert "other settings" in capsys.readouterr().err
+    for other in (["--seed", "5"], ["--weight", "0.3"]):
+        assert main([*demo, *other]) == 1
+        assert "other settings" in capsys.readouterr().err
 
 
 def test_errors_of_commands_have_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,3 +196,14 @@ def test_every_result_of_a_network_says_what_it_was_trained_with(run: Run, tmp_p
         assert SegReg.caveat in compose(result).caption
     untrained = grad_cam(unet(1, 3, channels=(4, 8)), case, ["bottleneck"], ClassSum(1))
     assert SegReg.caveat not in compose(untrained).caption
+
+
+def test_an_interrupt_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for told, said in ((KeyboardInterrupt(), "Interrupted."), (KeyboardInterrupt("after step 9"), "after step 9")):
+
+        def stopped(told: KeyboardInterrupt = told) -> int:
+            raise told
+
+        monkeypatch.setattr("toolkit.apps.gpu_check.gpu_check", stopped)
+        assert main(["gpu-check"]) == 130
+        assert said in capsys.readouterr().err
