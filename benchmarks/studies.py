@@ -24,7 +24,7 @@ from interleave import row
 import toolkit as tk
 
 SEEDS, WORKERS, FLOOR = 20, 4, 1.8
-STEPS = {96: 40, 64: 200}  # by the size of a patch; the images are 96 x 96
+STEPS = {96: 120, 64: 250}  # by the size of a patch; the images are 96 x 96
 PRELOADED = ["lightning_fabric", "monai.inferers", "pandas", "scipy.stats"]
 PRELOADED += ["toolkit.training.train", "toolkit.training.run", "toolkit.measure.evaluate", "toolkit.inference.predict"]
 CONFIG: dict[str, Any] = {"batch_size": 8, "learning_rate": 5e-3, "validate_every": 0, "threads": 1, "workers": 0}
