@@ -48,7 +48,13 @@ class Result:
         super().__init_subclass__(**keywords)
         if cls.__module__.startswith("toolkit."):
             checked_methods(cls)
+        cls.__repr__ = cls.__repr__  # type: ignore[method-assign]  # the decorator's prints every number
         _CLASSES[cls.__name__] = cls
+
+    def __repr__(self) -> str:
+        named = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        own = ", ".join(f"{name}={_brief(value)}" for name, value in named if name != "provenance")
+        return f"{type(self).__name__}({own})"
 
     def table(self) -> DataFrame:
         """The numbers, one row each."""
@@ -131,6 +137,13 @@ class Numbers(Result):
     def table(self) -> DataFrame:
         """A copy of the numbers, one row each."""
         return self.numbers.copy()
+
+
+def _brief(value: Any) -> str:
+    """An array or table by its shape, a container by its length, the rest as it is."""
+    if hasattr(value, "shape"):
+        return f"{type(value).__name__}{tuple(value.shape)}"
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, (dict, list, tuple)) else repr(value)
 
 
 def as_table(rows: Any, columns: list[str] | None = None) -> DataFrame:

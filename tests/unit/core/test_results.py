@@ -59,6 +59,11 @@ def test_round_trip_keeps_every_field(measured: Measured, tmp_path: Path) -> Non
     assert back.provenance == {"seed": 3, "parameters": {"layer": "encoder.1"}}
 
 
+def test_a_result_is_named_by_shapes_and_not_by_all_its_numbers(measured: Measured) -> None:
+    expected = "maps=dict of 2, values=ndarray(3,), rows=DataFrame(2, 2), names=tuple of 2, labels=dict of 2"
+    assert repr(measured) == f"Measured({expected}, fraction=None)"
+
+
 class Tabled(Measured):
     def table(self) -> pd.DataFrame:
         return pd.DataFrame({"a_b": ["x & y", "50 %", None], "value": [1 / 3, float("nan"), 12345.678], "n": [1, 2, 3]})
