@@ -84,13 +84,12 @@ class Rehearsal(Strategy):
 
     def data(self, task: Any, sites: tuple[str, ...], stage: int) -> tuple[Any, Any]:
         """A task whose training cases are those; validation is the site's own, testing everything."""
-        rehearsed = [
-            case for site in dict.fromkeys(sites[:stage]) if site != sites[stage] for case in self.stored(task, site)
-        ]
+        seen = list(dict.fromkeys(sites[: stage + 1]))
+        rehearsed = [case for site in seen if site != sites[stage] for case in self.stored(task, site)]
         train, val = (task.cases(split, site=sites[stage]) for split in ("train", "val"))
         cases = [*train, *rehearsed, *val, *task.cases("test")]
         names = [site for site in task.sites if any(case.site == site for case in cases)]
-        return task.restricted(cases, name=f"{task.name}-rehearsal-{stage}", sites=names, manifest=None), None
+        return task.restricted(cases, name=f"{task.name}-rehearsal-{stage}", sites=names, manifest=None), seen
 
     def stored(self, task: Any, site: str) -> list[Any]:
         """The training cases of a site that are kept: whole volumes."""

@@ -6,13 +6,14 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 import toolkit as tk
 from toolkit.integrations.nnunet import EXTERNAL
+from toolkit.integrations.nnunet.results import NnUNetFiles
 
 
 def test_the_external_folder_holds_the_trainers_alone() -> None:
@@ -64,3 +65,13 @@ def test_a_convex_combination_takes_its_share_of_the_stock_loss(monkeypatch: pyt
     stock = torch.nn.functional.mse_loss(model(image)[:, :1], label)
     (value,) = trainer._attached.terms.values()
     assert float(loss.detach()) == pytest.approx(0.75 * float(stock.detach()) + 0.25 * float(value), rel=1e-6)
+
+
+def test_a_volume_is_called_by_its_whole_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the raw folders of nnU-Net: CASE_0000 and the ending that dataset.json tells; a case may hold dots."""
+    files = object.__new__(NnUNetFiles)
+    files.dataset, files.dims = {"file_ending": ".nii.gz"}, 3
+    files.configuration = SimpleNamespace(spacing=(1.0, 1.0, 1.0))
+    monkeypatch.setattr(files, "_prepared", lambda *_: (torch.zeros(1, 2, 2, 2).numpy(), None, {}))
+    names = [next(files.items([f"images/{one}_0000.nii.gz"]))["id"] for one in ("1.2.840.1", "1.2.840.2")]
+    assert names == ["1.2.840.1", "1.2.840.2"]

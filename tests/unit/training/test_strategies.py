@@ -17,6 +17,7 @@ from torch.nn import functional
 from toolkit import registry
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, ResultError
+from toolkit.features.provenance import score_of
 from toolkit.methods.continual.strategies import (
     Distillation,
     ElasticWeightConsolidation,
@@ -110,7 +111,7 @@ def test_joint_and_single_task(sequence: Callable[..., Stages]) -> None:
 def test_rehearsal_trains_on_a_share_of_what_was(two_sites: Task, sequence: Callable[..., Stages]) -> None:
     strategy = Rehearsal(share=0.5)
     view, site = strategy.data(two_sites, ("left", "right"), 1)
-    assert site is None
+    assert site == ["left", "right"]
     old, new = two_sites.cases("train", site="left"), two_sites.cases("train", site="right")
     kept = [case.id for case in view.cases("train", site="left")]
     assert len(kept) == round(0.5 * len({case.volume for case in old}))
@@ -123,6 +124,7 @@ def test_rehearsal_trains_on_a_share_of_what_was(two_sites: Task, sequence: Call
     assert [case.id for case in Rehearsal(share=0.01).stored(two_sites, "left")]
     stages = sequence(strategy)
     assert stages.dice().notna().all(axis=None)
+    assert [score_of(run.model)["sites"] for run in stages.stages] == ["left", "left, right"], "what each trained on"
     assert stages.transfer().value("bwt") == pytest.approx(stages.dice().loc[1, "left"] - stages.dice().loc[0, "left"])
 
 

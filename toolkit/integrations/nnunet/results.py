@@ -120,7 +120,7 @@ class NnUNetFiles:
     def items(self, paths: Sequence[str], label: str | None = None) -> Iterator[dict[str, Any]]:
         """One item a volume, or one a slice for a 2D network, as nnU-Net's network sees it."""
         data, marks, _ = self._prepared(paths, label)
-        stem = Path(paths[0]).name.split(".")[0].removesuffix("_0000")
+        stem = Path(paths[0]).name.removesuffix(self.dataset["file_ending"]).removesuffix("_0000")
         spacing = tuple(float(mm) for mm in self.configuration.spacing)
         common = {"volume": stem, "source": str(paths[0]), "spacing": spacing}
         if self.dims == 3:

@@ -94,9 +94,7 @@ def _data_and_rates(legacy: bool) -> list[Setting]:
     return [
         Setting("objective", "aligned_background", not legacy, "med_disseg 8.1", target),
         Setting("config", "augmentation", moved, "ours", "the source rotates, flips and cuts holes"),
-        *several(
-            "config", "med_disseg 8.1", "1e-5 for the encoder; the released code: 1e-4 for all", rate_factors=factors
-        ),
+        Setting("config", "rate_factors", factors, "med_disseg 8.1", "1e-5 for the encoder; released: 1e-4 for all"),
     ]
 
 
