@@ -202,6 +202,8 @@ def _described(value: Any) -> str:
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         return f"{kind} {tuple(shape)}"
+    if isinstance(value, (list, tuple)) and value:
+        return f"a {kind} of {', '.join(sorted({type(one).__name__ for one in value}))}"
     return f"the class {value.__name__}" if inspect.isclass(value) else kind
 
 

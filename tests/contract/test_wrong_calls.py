@@ -133,3 +133,7 @@ def test_too_few_rows_say_how_many_are_needed(store: Callable[..., Features]) ->
         message = said(call)
         assert "2 rows" in message
         assert "few" in message or "at least" in message
+
+
+def test_a_list_of_the_wrong_things_is_named_by_what_it_holds(store: Callable[..., Features]) -> None:
+    assert "not a list of Features, NoneType." in said(lambda: tk.drift([store(), None], "bottleneck"))
