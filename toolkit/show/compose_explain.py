@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def grad_cams(
         raise ResultError("The results are of different images or layers.", fix=fix)
     which = names[0] if alone else "every layer"
     return Figure(
-        title=", ".join(filter(None, (f"{_method(first)} of {target_text(first.target)}", which))),
+        title=", ".join(filter(None, (f"{_method(first)} of {target_text(first.target, first.classes)}", which))),
         subtitle=_how_to_read(scale, first.target),
         rows=rows,
         caption=f"case {first.cases[index]}",
@@ -75,13 +75,14 @@ def grad_cams(
     )
 
 
-def target_text(target: str) -> str:
-    """`Region(index='LV', inside='reference')` as a phrase; other targets as they write themselves."""
-    parts = re.fullmatch(r"Region\(index=(.+?), inside='(\w+)'\)", target)
-    if parts:
-        return f"{parts[1].strip(chr(39))} inside the {parts[2]}"
-    parts = re.fullmatch(r"ClassSum\(index=(.+?)\)", target)
-    return f"{parts[1].strip(chr(39))} over the whole image" if parts else target
+def target_text(target: str, classes: Mapping[int, str] | None = None) -> str:
+    """`Region(index=1, inside='reference')` as a phrase with the class's name; other targets as they write themselves."""
+    parts = re.fullmatch(r"(?:Region|ClassSum)\(index=(.+?)(?:, inside='(\w+)')?\)", target)
+    if parts is None:
+        return target
+    name = parts[1].strip("'\"")
+    name = (classes or {}).get(int(name), name) if name.isdecimal() else name
+    return f"{name} inside the {parts[2]}" if parts[2] else f"{name} over the whole image"
 
 
 def _method(result: Any) -> str:
@@ -174,7 +175,7 @@ def attribution(result: Any, *, index: int = 0, position: int | None = None, sid
         over = _overlay(result, name, index, view, symmetric_limits(raw))
         panels.append(view.panel(picture, side, title=name, note=range_note(raw), **over))
     return Figure(
-        title=f"{_method(result)} of {target_text(result.target)}",
+        title=f"{_method(result)} of {target_text(result.target, result.classes)}",
         subtitle="Raw signed values, summed over channels, on a symmetric colour range: red adds to the score.",
         rows=[panels],
         caption=f"case {result.cases[index]}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,6 +160,8 @@ def test_round_trip_and_figure(tmp_path: Path, linear: nn.Conv2d) -> None:
     figure = compose(result)
     assert figure.title == "Gradient of the score of 1 over the whole image"
     assert [panel.title for panel in figure.panels()] == ["image", "input"]
+    named = compose(dataclasses.replace(result, classes={0: "background", 1: "LV"}))
+    assert named.title == "Gradient of the score of LV over the whole image"  # as `ClassSum("LV")` would say
     assert sum(trace.type == "image" for trace in result.plot().data) >= 2
     assert result.figure(tmp_path / "attribution.png").stat().st_size > 1000
 
