@@ -127,7 +127,8 @@ def _labels_of_files(predictor: Predictor, paths: Sequence[str]) -> np.ndarray:
     if predictor.given:
         what = f"Files are predicted as this network's framework does; {', '.join(predictor.given)} has no effect."
         raise ConfigError(what, where="predict or evaluate", fix="Leave it out.")
-    return defaults_of(predictor.model).files.predict(predictor.model, paths)  # type: ignore[union-attr]
+    with untouched(predictor.model, mode="eval") as model:
+        return defaults_of(model).files.predict(model, paths)  # type: ignore[union-attr]
 
 
 def predict_volumes(

@@ -335,10 +335,12 @@ def test_an_image_without_a_label_takes_none_from_its_neighbours() -> None:
 def test_settings_that_a_network_of_another_framework_cannot_take_are_refused() -> None:
     class Files:
         def predict(self, model: nn.Module, paths: object) -> np.ndarray:
+            model.eval()  # as nnU-Net's predictor leaves it
             return np.full((2, 2, 2), 7)
 
     network = unet(1, 2, channels=(4, 8), dims=3)
     remember(network, files=Files(), patch_size=(16, 16, 16))
     assert predict(network, "a.nii.gz", patch_size=None).tolist() == np.full((2, 2, 2), 7).tolist()
+    assert network.training
     with pytest.raises(ConfigError, match=r"patch_size, precision has no effect"):
         predict(network, "a.nii.gz", patch_size=(8, 8, 8), precision="bf16")

@@ -7,7 +7,9 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,3 +77,23 @@ def test_a_volume_is_called_by_its_whole_name(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(files, "_prepared", lambda *_: (torch.zeros(1, 2, 2, 2).numpy(), None, {}))
     names = [next(files.items([f"images/{one}_0000.nii.gz"]))["id"] for one in ("1.2.840.1", "1.2.840.2")]
     assert names == ["1.2.840.1", "1.2.840.2"]
+
+
+def test_what_nnunet_marks_as_outside_is_background(tmp_path: Path) -> None:
+    """`crop_to_nonzero` writes -1 into the background where the image is 0; its trainers read it as 0 (RemoveLabel)."""
+
+    class Preprocessor:
+        def __init__(self, verbose: bool) -> None:
+            pass
+
+        def run_case(self, images: object, label: object, *_: object) -> tuple[Any, Any, dict[str, Any]]:
+            return np.zeros((1, 1, 1, 3)), np.array([[[[-1, 0, 2]]]], np.int8), {}
+
+    for name in ("a_0000.nii.gz", "label.nii.gz"):
+        (tmp_path / name).touch()
+    files = object.__new__(NnUNetFiles)
+    files.dataset, files.dims, files.channels, files.plans = {"file_ending": ".nii.gz"}, 3, 1, None
+    files.configuration = SimpleNamespace(spacing=(1.0, 1.0, 1.0), preprocessor_class=Preprocessor)
+    (item,) = files.items([str(tmp_path / "a_0000.nii.gz")], str(tmp_path / "label.nii.gz"))
+    assert item["label"].tolist() == [[[0, 0, 2]]]
+    assert next(files.items([str(tmp_path / "a_0000.nii.gz")]))["label"] is None

@@ -177,7 +177,8 @@ class NnUNetFiles:
         except Exception as error:  # whatever the readers that nnU-Net calls raise
             what = f"nnU-Net cannot prepare this ({type(error).__name__}: {error})."
             raise DataError(what, where=str(paths[0])) from error
-        return np.asarray(data, dtype=np.float32), None if label is None else np.asarray(marks[0]), properties
+        marks = None if label is None else np.maximum(marks[0], 0)  # -1 is background where the image is 0
+        return np.asarray(data, dtype=np.float32), marks, properties
 
 
 def _quiet() -> contextlib.AbstractContextManager[Any]:
