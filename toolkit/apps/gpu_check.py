@@ -38,13 +38,8 @@ from toolkit.training.train import resume, train
 
 LAYERS = ("encoder.1", "bottleneck", "head_input")
 Method = Callable[[], Regularizer] | None
-METHODS: dict[str, Method] = {
-    "plain": None,
-    "SegReg": SegReg,
-    "SelfReg": SelfReg,
-    "dispersive": Dispersive,
-    "latent augmentation": LatentAugmentation,
-}
+METHODS: dict[str, Method] = {"plain": None, "SegReg": SegReg, "SelfReg": SelfReg, "dispersive": Dispersive}
+METHODS["latent augmentation"] = LatentAugmentation
 CLASSES = 4
 Check = tuple[str, float, float]  # what was compared, the number (NaN where there is none), what it must not exceed
 

@@ -76,19 +76,11 @@ def _cascade(table: Any) -> Heatmap:
     """Rows: steps from the output to the input; columns: layers of the maps."""
     steps, layers = (list(dict.fromkeys(table[name])) for name in ("shuffled_down_to", "layer"))
     grid = table.pivot(index="shuffled_down_to", columns="layer", values="similarity").loc[steps, layers]
-    longest = max(len(name) for name in layers)
-    return Heatmap(
-        title="similarity",
-        note=f"passes up to 0.5 in the last row; {int(table['maps'].iloc[0])} maps a cell",
-        values=grid.to_numpy(dtype=float),
-        row_names=steps,
-        column_names=layers,
-        annotate=True,
-        y_label="shuffled down to",
-        x_label="layer of the map",
-        width=max(360, (16 + 7 * longest) * len(layers)),
-        height=max(120, 30 * len(steps)),
-    )
+    width = max(360, (16 + 7 * max(map(len, layers))) * len(layers))
+    note = f"passes up to 0.5 in the last row; {int(table['maps'].iloc[0])} maps a cell"
+    told: dict[str, Any] = {"title": "similarity", "note": note, "row_names": steps, "column_names": layers}
+    told |= {"x_label": "layer of the map", "y_label": "shuffled down to", "height": max(120, 30 * len(steps))}
+    return Heatmap(values=grid.to_numpy(dtype=float), annotate=True, width=width, **told)
 
 
 @composer(Gaussianity)
@@ -106,16 +98,12 @@ def gaussianity(result: Gaussianity) -> Figure:
         Series(name="covariance", x=place, y=eigenvalues),
         Series(name="N(0, I)", x=place, y=np.ones(len(place)), dash=1),
     ]
+    distance = Bars(title="distance to N(0, I)", note=f"{int(table['rows'].iloc[0])} rows", series=values)
     return Figure(
         title=f"Gaussianity of {result.layer}",
         subtitle="Sliced Epps-Pulley distance to N(0, I), the statistic of our reading of SegReg; low is closer to normal. "
         "Rows of one patient are not independent; N_eff estimates how many are (with few patients, roughly).",
-        rows=[
-            [
-                Bars(title="distance to N(0, I)", note=f"{int(table['rows'].iloc[0])} rows", series=values),
-                Lines(title="eigenvalues", note="all 1 for N(0, I)", series=spectrum, x_label="component"),
-            ]
-        ],
+        rows=[[distance, Lines(title="eigenvalues", note="all 1 for N(0, I)", series=spectrum, x_label="component")]],
     )
 
 

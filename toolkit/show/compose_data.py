@@ -104,11 +104,6 @@ def _panel(case: Case, position: int | None, side: int, *, contours: bool) -> Im
     focus = None if label is None else label > 0
     view = choose_view(size, size, focus=focus, position=position, spacing=case.spacing)
     picture = view.picture(image)
-    return view.panel(
-        picture,
-        side,
-        title=str(case.id) if not contours else "",
-        note=f"{case.id if contours else range_note(picture)}{view.note}",
-        labels=view.plane(label) if contours and label is not None else None,
-        class_names=case.classes,
-    )
+    drawn = {"labels": view.plane(label) if contours and label is not None else None, "class_names": case.classes}
+    note = f"{case.id if contours else range_note(picture)}{view.note}"
+    return view.panel(picture, side, title="" if contours else str(case.id), note=note, **drawn)

@@ -32,7 +32,7 @@ def masked_grid(
 ) -> Figure:
     """One row (or one a quantity) for every entry, one column for every fraction; the input and its reference first.
 
-    Label maps are in the colours of their classes, entropies share the range 0 to log2(classes), decoded images have
+    Label maps are in the colours of their classes, entropies share the range 0 to log2(classes) (regions: 1), decoded images have
     their own range, which is written above them.
 
     Args:
@@ -73,6 +73,7 @@ def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> lis
     reference = one_map(organs[index], first.input.ndim - 2)
     view = result_view(first, index, {index: reference[None] > 0})
     classes = max(2, len(first.classes), 1 + max(int(result.segmentation[0].max()) for result in row))
+    classes = 2 if first.segmentation[0].ndim == first.input.ndim else classes  # regions: each has its own yes or no
     label = np.clip(view.plane(reference), 0, None)
 
     def panel(result: Any, side_: int, title: str, note: str = "") -> Panel:

@@ -123,18 +123,11 @@ def _term_panel(term: str, frames: Mapping[str, DataFrame], marks: Sequence[tupl
     score = term.startswith("validation/")
     spread = bool((values > 0).all()) and values.max() > 30 * values.min()
     name = term.removeprefix("validation/").replace("/", " of ") if score else term
-    return Lines(
-        title=f"validation: {name}" if score else term,
-        note=f"{values.min():.3g} to {values.max():.3g}" + (", log scale" if spread and not score else ""),
-        series=series,
-        x_label="step",
-        y_label=_TEXTS.get(term.split("/")[-1], "Dice" if score else "loss term"),
-        log_y=spread and not score,
-        y_range=(0.0, 1.0) if score else None,
-        marks=marks,
-        width=280,
-        height=180,
-    )
+    note = f"{values.min():.3g} to {values.max():.3g}" + (", log scale" if spread and not score else "")
+    told: dict[str, Any] = {"title": f"validation: {name}" if score else term, "note": note, "x_label": "step"}
+    told["y_label"] = _TEXTS.get(term.split("/")[-1], "Dice" if score else "loss term")
+    told |= {"log_y": spread and not score, "y_range": (0.0, 1.0) if score else None, "marks": marks}
+    return Lines(series=series, width=280, height=180, **told)
 
 
 def _with_regularizers(note: str, frames: Any, provenance: Mapping[str, Any]) -> str:
@@ -233,15 +226,12 @@ def score_boxes(evaluations: Scores, *, metric: str = "dice") -> Figure:
         series.append(Series(name=name, x=places, y=np.concatenate(list(scores.values())).tolist()))
     most = len(next(iter(evaluations.values())))
     volumes = "/".join(str(count) for count in sorted(counts))
-    panel = Boxes(
-        title=f"{metric} of every volume",
-        note=f"{volumes} volumes a test set; box: quartiles, line: median, whiskers: within 1.5 box heights, points: beyond",
-        series=series,
-        y_label=metric.capitalize(),
-        y_range=(0.0, 1.0),
-        width=max(420, 40 + 34 * most * len(series)),
-        height=300,
+    note = (
+        f"{volumes} volumes a test set; box: quartiles, line: median, whiskers: within 1.5 box heights, points: beyond"
     )
+    told: dict[str, Any] = {"title": f"{metric} of every volume", "note": note, "y_label": metric.capitalize()}
+    width = max(420, 40 + 34 * most * len(series))
+    panel = Boxes(series=series, y_range=(0.0, 1.0), width=width, height=300, **told)
     return Figure(
         title="Robustness: scores on every test set",
         subtitle="A volume's score is the mean over its classes; missed and spurious classes count as 0.",

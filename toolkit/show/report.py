@@ -159,19 +159,11 @@ def run_record(run: Run) -> dict[str, Any]:
     record = run.directory.record()
     config = {key: record["config"][key] for key in ("steps", "batch_size", "seed", "precision", "learning_rate")}
     names = [regularizer.name for regularizer in run.regularizers] or ["none"]
-    return {
-        "run": run.path.name,
-        "weights": weights_hash(run.model),
-        "data": record.get("data"),
-        "regularizer": names,
-        "site": run.site or "all",
-        **config,
-        "selected step": run.selected_step,
-        "selection": record["selection"]["rule"],
-        "versions": {key: record["environment"].get(key) for key in ("toolkit", "torch")},
-        "device": record["environment"].get("device"),
-        "threads": record["environment"].get("threads"),
-    }
+    known = record["environment"].get
+    told = {"run": run.path.name, "weights": weights_hash(run.model), "data": record.get("data")}
+    told |= {"regularizer": names, "site": run.site or "all", **config, "selected step": run.selected_step}
+    told |= {"selection": record["selection"]["rule"], "versions": {key: known(key) for key in ("toolkit", "torch")}}
+    return told | {key: known(key) for key in ("device", "threads")}
 
 
 def settings_table(record: dict[str, Any]) -> DataFrame:

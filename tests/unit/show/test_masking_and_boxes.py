@@ -195,3 +195,12 @@ def test_the_static_box_spans_the_quartiles() -> None:
     corners = page.axes[0].patches[0].get_path().vertices[:, 1]
     assert corners.min() == pytest.approx(np.quantile(values, 0.25))
     assert corners.max() == pytest.approx(np.quantile(values, 0.75))
+
+
+def test_entropies_of_regions_end_at_one_bit(results: dict[str, list]) -> None:
+    """Each region is a yes or no of its own: the mean over three of them is at most 1 bit, not log2(4)."""
+    masks = torch.zeros(2, 3, 32, 32, dtype=torch.long)
+    known = {"segmentation": (masks, masks), "label": masks, "classes": {0: "none", 1: "a", 2: "b", 3: "c"}}
+    rows = {"channel": [dataclasses.replace(one, **known) for one in results["channel"]]}
+    panels = masked_grid(rows, show=["entropy"]).panels()
+    assert {panel.overlay_limits for panel in panels} == {(0.0, 1.0)}  # type: ignore[attr-defined]

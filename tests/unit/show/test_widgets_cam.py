@@ -336,3 +336,31 @@ def test_the_first_list_of_methods_says_what_is_slow(task: tk.Task) -> None:
     explorer._values["target"] = "image"
     options = dict(explorer.view.explorer_view.controls["method"].options)
     assert [text for text in options if "slow" in text and "Occlusion" in text]
+
+
+def test_opening_a_volume_copies_its_label_once() -> None:
+    """A copy for every slice of a CT would be 65 GB."""
+    label, copies = np.zeros((6, 16, 16), dtype=np.uint8), []
+    label[4, 2:5] = 1
+
+    class Volume:
+        id, volume, image, classes = "v", "v", torch.zeros(1, 6, 16, 16), {0: "background", 1: "any"}
+
+        @property
+        def label(self) -> torch.Tensor:
+            copies.append(1)
+            return torch.from_numpy(label.copy())
+
+    images = ImageStacks(Volume(), tk.unet(1, 2, channels=(4, 8), dims=3))
+    assert images.fullest("v") == 4
+    assert len(copies) == 1
+
+
+def test_fewer_results_of_volumes_are_kept(model: torch.nn.Module) -> None:
+    """About a gigabyte, of 30 bytes a voxel."""
+    images = ImageStacks(torch.rand(1, 1, 32, 32), model)
+    assert images.kept(200) == 200
+    images.voxels = 128**3
+    assert images.kept(200) == 15
+    images.voxels = 512**3
+    assert images.kept(200) == 4

@@ -280,3 +280,26 @@ def test_the_saved_figure_holds_the_points_and_their_images(drifting: DriftExplo
         cut = saved.crop((0, top, part.width, top + part.height))
         assert np.array_equal(np.asarray(cut), np.asarray(part.convert("RGB")))
         top += part.height
+
+
+def test_the_value_of_a_cell_is_under_the_cursor(similar: SimilarityExplorer) -> None:
+    names, matrix = similar.features.layers, tk.layer_similarity(similar.features).matrix
+    x, y = centre_of(area_of(similar.compose(), "layers"), 0, 2)
+    assert similar.readout(x, y) == f"{names[0]}, {names[2]}: {float(matrix[0, 2]):.3g}"
+    layer, form = similar.state["layer_a"], similar.state["form"]
+    found = tk.channel_similarity(similar.features, layer, form)
+    x, y = centre_of(area_of(similar.compose(), "channels a"), 1, 0)
+    one, other = found.channels[1], found.channels[0]
+    assert similar.readout(x, y) == f"{one}, {other}: {float(found.matrix[1, 0]):.3g}"
+    assert similar.readout(*centre_of(area_of(similar.compose(), "image"))).startswith("row ")
+    assert similar.readout(1, 1) == ""
+
+
+def test_a_head_of_one_output_is_no_end_of_the_explorer(cases: list[Any]) -> None:
+    """Networks of one sigmoid output have a layer of one channel, which is like no other."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 1, 1))
+    explorer = tk.widgets.similarity_explorer(model, cases)
+    assert (explorer.state["layer_a"], explorer.state["channel_j"]) == ("1", 0)
+    explorer.compose()
+    assert not [area for area in explorer.compose().areas if area.name == "channels a"]
+    explorer.set(layer_a="0").compose()

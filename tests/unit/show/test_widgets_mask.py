@@ -7,7 +7,7 @@ import torch
 from canvases import area_of, centre_of
 
 import toolkit as tk
-from toolkit.errors import LayerError
+from toolkit.errors import ConfigError, LayerError
 from toolkit.show.widgets.mask import MaskExplorer
 
 
@@ -113,3 +113,14 @@ def test_what_was_clicked_stays_on_every_slice_of_a_volume() -> None:
     assert explorer.by_hand == {1: 0.0}
     explorer.set(case=list(explorer.images.stacks)[1])
     assert not explorer.by_hand
+
+
+def test_a_code_of_several_windows_cannot_be_clicked_and_that_is_said(net: torch.nn.Module) -> None:
+    image = torch.rand(1, 1, 32, 32)
+    explorer = tk.widgets.mask_explorer(net, image, patch_size=(16, 16))
+    before = explorer.compose()
+    with pytest.raises(ConfigError, match="9 windows"):
+        explorer.toggle(0)
+    assert not explorer.by_hand
+    assert explorer.compose() is before
+    assert tk.widgets.mask_explorer(net, image, patch_size="whole").toggle(0).by_hand

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,6 +55,7 @@ class ImageStacks:
         self.stacks: dict[str, list[Page]] = {}
         self.classes: dict[int, str] = {}
         self.items: dict[str, Any] = {}
+        self.voxels = 1  # of the largest image
         for item, key, stack in _items(source, model, split):
             if key in self.items:  # of another task
                 again = f" ({sum(one.startswith(f'{key} (') for one in self.items) + 2})"
@@ -60,7 +63,7 @@ class ImageStacks:
             size = Page(item, key, None).image.shape[1:]
             positions: Sequence[int | None] = [None] if len(size) == 2 else range(size[0])
             self.stacks.setdefault(stack, []).extend(Page(item, key, position) for position in positions)
-            self.items[key] = item
+            self.items[key], self.voxels = item, max(self.voxels, math.prod(size))
             names = item.get("classes") if isinstance(item, dict) else getattr(item, "classes", None)
             self.classes = self.classes or dict(names or {})
         if not self.stacks:
@@ -75,10 +78,17 @@ class ImageStacks:
 
     def fullest(self, stack: str) -> int:
         """The slice with the most foreground in the reference, or the middle one."""
-        pages = self.stacks[stack]
-        labels = [(label_of(page.item), page.position) for page in pages]
-        counts = [0 if label is None else int((label[... if p is None else p] > 0).sum()) for label, p in labels]
-        return int(np.argmax(counts)) if any(counts) else len(pages) // 2
+        counts: list[int] = []
+        for _, same in itertools.groupby(self.stacks[stack], key=lambda page: page.key):
+            pages = list(same)  # of one label, of which every look is a copy
+            label = label_of(pages[0].item)
+            places = [... if page.position is None else page.position for page in pages]
+            counts += [0 if label is None else int((label[place] > 0).sum()) for place in places]
+        return int(np.argmax(counts)) if any(counts) else len(counts) // 2
+
+    def kept(self, most: int, bytes_a_voxel: int = 30) -> int:
+        """How many results of such images to remember in about a gigabyte, at most so many."""
+        return max(4, min(most, 10**9 // (bytes_a_voxel * self.voxels)))
 
     def foreground(self) -> list[tuple[int, str]]:
         """(index, name) of every class but the background."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from toolkit.errors import ConfigError
 from toolkit.explain.masking import mask_latent
 from toolkit.features.modules import unwrap
 from toolkit.inference.volumes import one_map
@@ -57,7 +58,8 @@ class MaskExplorer(ImageExplorer):
             model = next(iter(trained.values()))
         images = ImageStacks(task_or_cases, model, split, options.get("activation"))
         super().__init__(images, scheme="channel", fraction=0.3, soft=True, seed=0, mode="eval", filled=False)
-        self.model, self.layer, self.options, self.memory = model, layer, options, TimedResults(64)
+        self.model, self.layer, self.options = model, layer, options
+        self.memory = TimedResults(images.kept(64, 60))
         self.by_hand: dict[int, float] = {}
         self.cursor: int | None = None
         network = unwrap(model)
@@ -98,8 +100,12 @@ class MaskExplorer(ImageExplorer):
 
         Raises:
             IndexError: there is no such entry.
+            ConfigError: the network sees the image in several windows, each with a code of its own.
         """
         multipliers = self.multipliers()
+        if (windows := len(self.result(by_hand=False).mask)) > 1:
+            fix = 'Pass mask_explorer(..., patch_size="whole") for one code of the whole image.'
+            raise ConfigError(f"There are {windows} windows, each with a code of its own.", where="toggle", fix=fix)
         for entry in entries:
             if not 0 <= entry < len(multipliers):
                 raise IndexError(f"There is no entry {entry}; the code has {len(multipliers)}.")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolkit.errors import ConfigError, LayerError
+from toolkit.errors import ConfigError, LayerError, ResultError
 from toolkit.explain.cam_maps import on_image
 from toolkit.features.capture import capture
 from toolkit.features.layout import to_maps
@@ -78,8 +78,10 @@ class SimilarityExplorer(ImageExplorer):
             raise LayerError("The features hold no layer.")
         super().__init__(images, measure="linear_cka", form="cosine", pair_of="a", channel_i=0, channel_j=1)
         self.features = source
-        self.memory, self.maps_memory = TimedResults(64, {"layers by rsa": 0.5}), TimedResults(16)
+        self.memory = TimedResults(64, {"layers by rsa": 0.5})
+        self.maps_memory = TimedResults(16 if images is None else images.kept(16, 400))
         self._values["layer_a"] = self._values["layer_b"] = source.layers[len(source.layers) // 2]
+        self.adapt(set())
 
     def controls(self) -> list[Control]:
         layers = tuple((name, name) for name in self.features.layers)
@@ -112,6 +114,17 @@ class SimilarityExplorer(ImageExplorer):
             side = area.removeprefix("channels ")
             alive = self.channels(side).channels
             self.set(pair_of=side).set(channel_i=int(alive[row]), channel_j=int(alive[column]))
+
+    def readout(self, x: float, y: float) -> str:
+        """See `Explorer`: also which layers or channels a cell compares, and how alike they are."""
+        area, row, column = self.compose().hit(x, y) or ("", 0, 0)
+        if not area.startswith(("layers", "channels ")):
+            return super().readout(x, y)
+        names, matrix = self.features.layers, self.layers().matrix
+        if area != "layers":
+            found = self.channels(area.removeprefix("channels "))
+            names, matrix = found.channels.tolist(), found.matrices[self._values["form"]]
+        return f"{names[row]}, {names[column]}: {float(matrix[row, column]):.3g}"
 
     def layers(self) -> Any:
         """The `LayerSimilarity` of the current measure, kept for later."""
@@ -186,7 +199,11 @@ class SimilarityExplorer(ImageExplorer):
         canvas.area(Area("layers", left, top, side, side, len(names), len(names)))
 
     def _matrix(self, canvas: Canvas, left: int, top: int, side: str) -> None:
-        found, form = self.channels(side), self._values["form"]
+        try:
+            found, form = self.channels(side), self._values["form"]
+        except ResultError as error:  # fewer than two channels, as of a head of one output
+            canvas.text(left, top - 18, f"{side.upper()}: {error.what}", size=12, width=_SIDE)
+            return
         matrix = np.asarray(found.matrices[form], dtype=float)
         limits, scale = ((0.0, 1.0), "sequential") if form == "absolute" else ((-1.0, 1.0), "diverging")
         length = _SIDE // len(matrix) * len(matrix) if len(matrix) <= _SIDE else _SIDE

@@ -233,16 +233,20 @@ class Explorer:
         return self._due is not None
 
     def catch_up(self) -> None:
-        """Compute what was announced, now. An error goes to the page; one that is not the toolkit's is also raised."""
-        if not self._overtaken():
-            return
+        """Compute what was announced, now; see `attempt`."""
+        if self._overtaken():
+            self.attempt(self._tell, self._announce)
+
+    @staticmethod
+    def attempt(action: Callable[[], object], announce: Callable[[str, bool], None]) -> None:
+        """Do something; an error is announced, and one that is not the toolkit's is also raised."""
         try:
-            self._tell()
-        except ToolkitError as error:
-            self._announce(str(error), failed=True)
+            action()
         except Exception as error:
-            self._announce(f"{type(error).__name__}: {error}", failed=True)
-            raise
+            ours = isinstance(error, ToolkitError)
+            announce(str(error) if ours else f"{type(error).__name__}: {error}", True)
+            if not ours:
+                raise
 
     def _overtaken(self) -> bool:
         """Drop what was announced; whether anything was."""

@@ -7,7 +7,6 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import ToolkitError
 from toolkit.show import matplotlib_backend
 from toolkit.show.figures import compose
 
@@ -49,15 +48,9 @@ class ExplorerView:
         self.picture = _picture_class()(value=value, format=form, description=explorer.title)
         self.picture.on_msg(self._from_picture)
         self.message = ipywidgets.HTML(layout={"min_height": "20px"})  # nothing moves when it speaks
-        self.box = ipywidgets.VBox(
-            [
-                ipywidgets.HTML(f"<b>{html.escape(explorer.title)}</b> <small>{KEYBOARD}</small>"),
-                ipywidgets.Box(self._groups(), layout={"flex_flow": "row wrap", "width": "100%"}),
-                self.message,
-                self.picture,
-                *explorer.extra_views(),
-            ]
-        )
+        title = ipywidgets.HTML(f"<b>{html.escape(explorer.title)}</b> <small>{KEYBOARD}</small>")
+        groups = ipywidgets.Box(self._groups(), layout={"flex_flow": "row wrap", "width": "100%"})
+        self.box = ipywidgets.VBox([title, groups, self.message, self.picture, *explorer.extra_views()])
         self.box.add_class("toolkit-explorer")
         self.box.explorer_view = self  # kept alive as long as the box
         explorer.listen(self.follow, self.announce)
@@ -142,15 +135,9 @@ class ExplorerView:
             self._guarded(lambda: self.explorer.dragged(start, end))
 
     def _guarded(self, action: Any) -> None:
-        """Run what the page asked for; an error of the toolkit becomes a line above the picture."""
-        try:
-            self.message.value = ""
-            action()
-        except ToolkitError as error:
-            self.announce(str(error), True)
-        except Exception as error:
-            self.announce(f"{type(error).__name__}: {error}", True)
-            raise
+        """Run what the page asked for; an error becomes a line above the picture."""
+        self.message.value = ""
+        self.explorer.attempt(action, self.announce)
 
     def announce(self, words: str, failed: bool) -> None:
         """Say what the page waits for, or why that did not work out."""
