@@ -41,7 +41,8 @@ def stop(path: Path, process: subprocess.Popen[bytes] | None) -> None:
     """Ask whoever trains the run to write a checkpoint after the step at hand and to end."""
     if not is_running(path, process):
         return
-    owner = process.pid if process is not None else RunDirectory(path).state()["process"]
+    own = process is not None and process.poll() is None  # else another has gone on since
+    owner = process.pid if process is not None and own else RunDirectory(path).state()["process"]
     with contextlib.suppress(ProcessLookupError):
         os.kill(owner, signal.SIGTERM)  # on Windows this ends it at once, which the last checkpoint survives
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from PIL import Image
 import toolkit as tk
 from toolkit.errors import CheckpointError
 from toolkit.show.widgets.mask import MaskExplorer
+from toolkit.training.directory import RunDirectory
 
 
 @pytest.fixture
@@ -174,3 +178,28 @@ def test_the_steps_of_a_slider_follow_the_image() -> None:
     explorer.set(case="1.0")
     assert view.controls["window"].step == pytest.approx(0.005, rel=0.05)
     assert view.controls["level"].max < 1.01
+
+
+def test_the_monitor_stops_whoever_trains_now(run_folder: Path) -> None:
+    """The process that began the run has ended, another one has resumed it."""
+    began = subprocess.Popen([sys.executable, "-c", ""])
+    began.wait()
+    resumed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        monitor = tk.widgets.training_monitor(run_folder)
+        monitor.process = began
+        RunDirectory(run_folder).set_state("running", resumed.pid)
+        assert monitor.condition == "running"
+        monitor.stop()
+        assert resumed.wait(timeout=20) == -signal.SIGTERM
+        assert monitor.condition != "stopping"
+    finally:
+        resumed.kill()
+        resumed.wait()
+
+
+def test_other_channels_do_not_darken_the_one_that_is_shown() -> None:
+    image = torch.rand(2, 32, 32)
+    image[1] *= 1000
+    explorer = tk.widgets.mask_explorer(tk.unet(2, 2, channels=(4, 8)), {"image": image, "id": "two"})
+    assert max(control.high for control in explorer.controls() if control.name == "level") < 1.01

@@ -111,7 +111,7 @@ class CamExplorer(ImageExplorer):
         }
         # captum's methods pass the network many times: they are announced from the first time on
         self._guessed = set(INPUT_METHODS)
-        guesses = {(name, method): 1.0 for name in self.models for method in INPUT_METHODS}
+        guesses: dict[Any, float] = {(name, method): 1.0 for name in self.models for method in INPUT_METHODS}
         self.memory = TimedResults(images.kept(200), guesses)
         first = next(iter(self.layers.values()))
         self._values |= {"layer": first[len(first) // 2], "target_class": self.images.foreground()[-1][0]}

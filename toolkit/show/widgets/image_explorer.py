@@ -240,7 +240,8 @@ class ImageExplorer(Explorer):
         """Lowest and highest value of the image, and what is shown black and white at first."""
         page = self.page()
         if page.key not in self._ranges:
-            values = np.asarray(page.image, dtype=np.float32)
+            image = np.asarray(page.image, dtype=np.float32)
+            values = image if len(image) == 3 else image[0]  # what `View.picture` shows
             low, high, dark, bright = (float(v) for v in np.nanpercentile(values, (0, 100, 0.5, 99.5)))
             high = high if high > low else low + 1.0
             self._ranges[page.key] = (low, high, *((dark, bright) if bright > dark else (low, high)))

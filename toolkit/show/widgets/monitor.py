@@ -73,6 +73,7 @@ class TrainingMonitor(Explorer):
     @property
     def condition(self) -> str:
         """`running`, `stopping`, `ready`, `finished`, `interrupted` or `failed`."""
+        self._stopping = self._stopping and self.running  # a run that was resumed since is not stopping
         if self.running:
             return "stopping" if self._stopping else "running"
         return str(self.directory.state().get("state", "ready"))
