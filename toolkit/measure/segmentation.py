@@ -174,7 +174,9 @@ def surface_distances(first: np.ndarray, second: np.ndarray, spacing: Sequence[f
 
 
 def _label_map(value: Tensor | np.ndarray, name: str) -> np.ndarray:
-    array = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if isinstance(value, Tensor):  # NumPy has no bfloat16
+        value = value.detach().cpu().to(torch.float32 if value.dtype == torch.bfloat16 else value.dtype)
+    array = np.asarray(value)
     if array.ndim not in (2, 3) or array.size == 0:
         fix = "Pass one case without batch or channel axis; take the argmax of logits over the channels first."
         raise DataError(f"A label map has 2 or 3 axes; this one has the shape {array.shape}.", where=name, fix=fix)

@@ -86,13 +86,14 @@ class LesionAttention(nn.Module):
         hidden = channels // reduction
         narrow, wide = nn.Linear(channels, hidden, bias=False), nn.Linear(hidden, channels, bias=False)
         self.fc = nn.Sequential(narrow, TeLU(), wide)
-        for step in (1, 2, 3):
-            self.add_module(f"spatial_conv{step}", nn.Conv2d(channels, 1, 3, padding=step, dilation=step))
+        self.spatial_conv1 = nn.Conv2d(channels, 1, 3, padding=1, dilation=1)
+        self.spatial_conv2 = nn.Conv2d(channels, 1, 3, padding=2, dilation=2)
+        self.spatial_conv3 = nn.Conv2d(channels, 1, 3, padding=3, dilation=3)
         self.spatial_fuse = nn.Conv2d(3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         channel = self.fc(x.mean(dim=(2, 3))).sigmoid()[:, :, None, None]
-        maps = [self.get_submodule(f"spatial_conv{step}")(x) for step in (1, 2, 3)]
+        maps = [self.spatial_conv1(x), self.spatial_conv2(x), self.spatial_conv3(x)]
         return x * channel * self.spatial_fuse(torch.cat(maps, dim=1)).sigmoid()
 
 
