@@ -20,6 +20,7 @@ import torch
 from interleave import CLOCKS, machine
 from method_costs import earlier, elastic, measure, step_times, taught
 from method_costs import lines as cost_lines
+from notebook_times import section
 from torch import nn
 
 from toolkit.errors import ToolkitError
@@ -195,6 +196,8 @@ def main() -> None:
         "backward without the optimizer, all arms in turns in one process. Numbers: `benchmarks/results/method_costs.json`.",
         "",
         *(costs or ["Not measured yet."]),
+        "",
+        *section(),
     ]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
