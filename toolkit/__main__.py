@@ -131,7 +131,7 @@ def _fetch(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     table = load_task(options.name).verify()
     if options.out:
-        write_atomically(options.out, table.to_csv(index=False))
+        write_atomically(options.out, table.to_csv(index=False), parents=True)
     odd = table[(table.verdict != "ok") | (table.notes != "")]
     if len(odd):
         odd = odd.assign(case=odd.case.where(odd.case != "", odd.source))

@@ -123,5 +123,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="something else"):
         workshop.build_bundle(tmp_path, NOTEBOOKS)
     assert (tmp_path / "thesis.tex").read_text(encoding="utf-8") == "years of work"
+    with pytest.raises(ConfigError, match="something else"):
+        workshop.build_bundle(tmp_path / "thesis.tex", NOTEBOOKS)
     with pytest.raises(ConfigError, match=r"no 70_workshop\.ipynb"):
         workshop.build_bundle(tmp_path / "new", tmp_path)

@@ -53,8 +53,8 @@ def build_bundle(out: str | Path, notebooks: str | Path) -> Path:
     Raises:
         ConfigError: `out` holds something that is no bundle, or `notebooks` holds no workshop.
     """
-    target, source = Path(out), Path(notebooks)
-    if target.exists() and any(target.iterdir()) and not (target / "notebooks" / NOTEBOOK).is_file():
+    target, source, bundle = Path(out), Path(notebooks), Path(out) / "notebooks" / NOTEBOOK
+    if target.is_file() or (target.exists() and any(target.iterdir()) and not bundle.is_file()):
         raise ConfigError("The folder holds something else.", where=str(target), fix="Name an empty or new one.")
     if not (source / NOTEBOOK).is_file():
         raise ConfigError(f"There is no {NOTEBOOK}.", where=str(source), fix="Name the folder of the notebooks.")

@@ -271,11 +271,11 @@ def _result(
         label = predictor.activation.targets(label).long()
     return MaskedLatent(
         input=batch.image.detach().cpu(),
-        image=None if image is None else (image[0].cpu(), image[1].cpu()),
+        image=None if image is None else (_full(image[0]), _full(image[1])),
         segmentation=(segmentation[0], segmentation[1]),
         entropy=(entropy[0], entropy[1]),
-        mask=outputs.mask.cpu(),
-        image_mask=None if outputs.image_mask is None else outputs.image_mask.cpu(),
+        mask=_full(outputs.mask),
+        image_mask=None if outputs.image_mask is None else _full(outputs.image_mask),
         label=None if label is None else label.cpu(),
         cases=batch.ids,
         classes=predictor.class_names(batch.classes),
@@ -289,6 +289,11 @@ def _result(
         spacing=list(batch.spacing),
         **known,
     )
+
+
+def _full(values: Tensor) -> Tensor:
+    """On the CPU, half precisions in float32, which figures and arrays take."""
+    return values.to(torch.promote_types(values.dtype, torch.float32)).cpu()
 
 
 def losses(

@@ -84,16 +84,10 @@ def comparison(result: Comparison) -> Figure:
     others = table[table["method"].astype(str) != str(result.baseline)]
     names = ("difference", "difference_low", "difference_high")
     value, low, high = (others[name].to_numpy(dtype=float) for name in names)
-    differences = Intervals(
-        title=f"difference from {result.baseline}",
-        note="paired by patient; zero = no difference",
-        legend=False,
-        series=[Series(name="difference", x=value, y=list(map(str, others["method"])), low=low, high=high)],
-        marks=[(0.0, "")],
-        x_label=f"difference in {result.metric}",
-        width=260,
-        height=60 + 36 * max(1, len(others)),
-    )
+    told = {"title": f"difference from {result.baseline}", "note": "paired by patient; zero = no difference"}
+    told |= {"x_label": f"difference in {result.metric}", "height": 60 + 36 * max(1, len(others)), "width": 260}
+    series = [Series(name="difference", x=value, y=list(map(str, others["method"])), low=low, high=high)]
+    differences = Intervals(series=series, legend=False, marks=[(0.0, "")], **told)
     counts = [f"{n} {what}{'s' * (n > 1)}" for what in ("patient", "seed") for n in {int(table[f"{what}s"].iloc[0])}]
     scores = ", ".join(f"{name} {value:.2f}" for name, value in zip(methods, mean, strict=True))
     seeds = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def show(
         options: of the composer of the type, for example `scale="shared"`; the functions of `toolkit.figures` list them.
 
     Raises:
-        ResultError: nothing to show, results of several types, another number of names, or a type without a figure.
+        ResultError: nothing to show, results of several types, another number of names or one twice, or a type without a figure.
 
     Example:
         >>> tk.show(cam_plain, cam_segreg, names=["plain", "SegReg"], static=True)
@@ -64,8 +64,9 @@ def show(
     if len(kinds) > 1:
         fix = "Show one kind at a time."
         raise ResultError(f"Results of several kinds cannot share a figure: {', '.join(kinds)}.", fix=fix)
-    if names is not None and len(names) != len(results):
-        raise ResultError(f"{len(results)} results need as many names, not {len(names)}.", where="names")
+    if names is not None and not len(results) == len(names) == len(set(names)):
+        what = f"{len(results)} results need as many names, all different, not {list(names)}."
+        raise ResultError(what, where="names")
     if len(results) == 1 and names is None:
         figure = compose(results[0], **options)
     else:
@@ -76,11 +77,26 @@ def show(
 
 
 def default_names(results: Sequence[Any]) -> list[str]:
-    """What the network of each result was trained with ("plain" if nothing is recorded), numbered where names repeat."""
-    names = [" + ".join(getattr(r, "provenance", {}).get("trained_with", ())) or "plain" for r in results]
+    """What the network of each was trained with ("plain" if nothing is recorded); of cases and tasks their own names.
+
+    Numbered where names repeat.
+    """
+    own = [getattr(one, "id", None) or getattr(one, "name", None) for one in results]
+    trained = [[each.name for each in getattr(one, "regularizers", ())] for one in results]  # of runs
+    trained = [[*a, *_methods(getattr(b, "provenance", {}))] for a, b in zip(trained, results, strict=True)]
+    names = [a or " + ".join(dict.fromkeys(b)) or "plain" for a, b in zip(own, trained, strict=True)]
     if len(set(names)) == len(names):
         return names
     return [f"{name} {number}" for number, name in enumerate(names, 1)]
+
+
+def _methods(record: Any) -> Iterator[str]:
+    """The regularizers that a record of provenance names, those of its stages too."""
+    if isinstance(record, Mapping):
+        yield from record.get("trained_with", ())
+        record = list(record.values())
+    for part in record if isinstance(record, (list, tuple)) else ():
+        yield from _methods(part)
 
 
 def plotly_figure(result: Any, **options: Any) -> go.Figure:

@@ -69,16 +69,11 @@ def _drawn(figure: Figure) -> dict[str, object]:
     heavy = any(isinstance(panel, (Image, Heatmap, Scatter)) for panel in figure.panels())
     kind, mime = ("png", "image/png") if heavy else ("svg", "image/svg+xml")
     data = base64.b64encode(matplotlib_backend.render(bare, kind, dpi=160)).decode()
-    return {
-        "title": figure.title,
-        "subtitle": figure.subtitle,
-        "caption": plain(figure.caption).splitlines(),
-        "provenance": plain(figure.provenance).splitlines(),
-        "panels": "; ".join(filter(None, (f"{p.title} {p.note}".strip() for p in figure.panels()))),
-        "width": place(bare).width,
-        "data": f"data:{mime};base64,{data}",
-        "plot": lambda: plotly_backend.draw(bare).to_json().replace("</", "<\\/"),
-    }
+    told: dict[str, object] = {"title": figure.title, "subtitle": figure.subtitle, "width": place(bare).width}
+    told |= {name: plain(getattr(figure, name)).splitlines() for name in ("caption", "provenance")}
+    told["panels"] = "; ".join(filter(None, (f"{p.title} {p.note}".strip() for p in figure.panels())))
+    told["plot"] = lambda: plotly_backend.draw(bare).to_json().replace("</", "<\\/")
+    return told | {"data": f"data:{mime};base64,{data}"}
 
 
 def _number(value: object) -> str | None:

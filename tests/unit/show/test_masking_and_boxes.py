@@ -14,6 +14,7 @@ from toolkit.errors import ConfigError, ResultError
 from toolkit.explain.mask_result import MaskedLatent
 from toolkit.explain.masking import mask_latent
 from toolkit.methods.latent_augmentation.network import fast_slow_network
+from toolkit.models.unet import unet
 from toolkit.show.colours import class_colour
 from toolkit.show.compose_masking import gallery, masked_grid, masking_summary
 from toolkit.show.compose_training import score_boxes, score_means, score_table, volume_scores
@@ -204,3 +205,11 @@ def test_entropies_of_regions_end_at_one_bit(results: dict[str, list]) -> None:
     rows = {"channel": [dataclasses.replace(one, **known) for one in results["channel"]]}
     panels = masked_grid(rows, show=["entropy"]).panels()
     assert {panel.overlay_limits for panel in panels} == {(0.0, 1.0)}  # type: ignore[attr-defined]
+
+
+def test_a_network_in_half_precision_gives_masks_that_can_be_drawn(tmp_path: Path) -> None:
+    """NumPy has no bfloat16."""
+    for net in (unet(1, 3, channels=(4, 8)), fast_slow_network(1, 3, width=1)):
+        result = mask_latent(net.bfloat16(), torch.rand(1, 1, 16, 16))
+        assert result.mask.dtype == torch.float32
+        assert static_figure(result, tmp_path / "mask.png").stat().st_size > 2000

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
 
 import toolkit as tk
+from toolkit.errors import ResultError
 from toolkit.explain.cam_result import GradCamResult
+from toolkit.features.provenance import mark_trained_with
 from toolkit.show.panels import Image
 
 
@@ -58,6 +61,29 @@ def test_static_pictures_are_shown_and_written(cams: list[GradCamResult], tmp_pa
 
 def test_names_come_from_what_the_networks_were_trained_with(cams: list[GradCamResult]) -> None:
     assert tk.show.draw.default_names(cams) == ["plain 1", "plain 2"]
+    images = torch.rand(4, 1, 16, 16)
+    models = [tk.unet(1, 3, channels=(4, 8)) for _ in range(2)]
+    mark_trained_with(models[1], ["segreg"])
+    stores = [[tk.extract(one, images, ["bottleneck"], pool="voxels", samples=8)] * 2 for one in models]
+    clouds = [tk.project(one, "bottleneck") for one in stores]
+    assert tk.show.draw.default_names(clouds) == ["plain", "segreg"], "what the stages were trained with"
+    titles = [panel.title for panel in tk.show(*clouds, static=True).figure.panels()]
+    assert "segreg: stage 1" in titles
+
+
+def test_runs_and_cases_have_names_of_their_own(tmp_path: Path) -> None:
+    images = list(np.random.default_rng(0).random((4, 16, 16), dtype=np.float32))
+    labels = [(image > 0.5).astype(np.uint8) for image in images]
+    task = tk.task_from_arrays(images, labels, classes={0: "no", 1: "yes"}, splits=["train", "train", "val", "val"])
+    runs = []
+    for name, regularizer in (("one", None), ("two", tk.SegReg(samples=32, directions=4))):
+        config = tk.TrainConfig(steps=1, batch_size=2, log_every=1)
+        model, out = tk.unet(1, 2, channels=(4, 8)), tmp_path / name / "run"
+        runs.append(tk.train(model, task, regularizer=regularizer, config=config, out=out, progress=False))
+    assert {trace.name for trace in tk.show(*runs).data} == {"plain", "segreg"}
+    assert tk.show.draw.default_names(task.cases()[:2]) == [case.id for case in task.cases()[:2]]
+    with pytest.raises(ResultError, match="all different"):
+        tk.show(*runs, names=["mine", "mine"])
 
 
 def test_tasks_and_cases_are_shown() -> None:

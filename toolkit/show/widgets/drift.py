@@ -167,18 +167,14 @@ class DriftExplorer(Explorer):
 
     def positions(self) -> np.ndarray:
         """(N, 2) of all rows at the current stage, between two stages on the straight line."""
-        coordinates = self.projection().coordinates
-        first = min(int(self._values["stage"]) - 1, len(coordinates) - 1)
-        share = self._values["stage"] - 1 - first
-        here = np.asarray(coordinates[first], dtype=float)[:, :2]
-        if share <= 1e-9:
-            return here
-        return here * (1 - share) + np.asarray(coordinates[first + 1], dtype=float)[:, :2] * share
+        coordinates, (first, share) = self.projection().coordinates, divmod(self._values["stage"] - 1, 1)
+        ends = (min(int(first) + more, len(coordinates) - 1) for more in (0, 1))
+        here, there = (np.asarray(coordinates[end], dtype=float)[:, :2] for end in ends)
+        return here * (1 - share) + there * share
 
     def stage_name(self) -> str:
         """Name of the current stage, or what it lies between."""
-        first = int(self._values["stage"]) - 1
-        share = self._values["stage"] - 1 - first
+        first, share = int(self._values["stage"]) - 1, self._values["stage"] % 1
         if share <= 1e-9:
             return self.stages[first]
         return f"{share:.0%} of the way from {self.stages[first]} to {self.stages[first + 1]} (interpolated)"

@@ -167,7 +167,7 @@ class Explorer:
             path = next(file for n in itertools.count(1) if not (file := Path(f"{stem}_{n}.png")).exists())
         if Path(path).suffix.lower() != ".png":
             raise ConfigError("An explorer's picture is a PNG.", where=str(path), fix="Use a path ending in .png.")
-        return write_atomically(Path(path), below_each_other(self.static_pictures()))
+        return write_atomically(Path(path), below_each_other(self.static_pictures()), parents=True)
 
     @property
     def state(self) -> dict[str, Any]:
