@@ -105,8 +105,8 @@ class Dispersive(Regularizer):
         return {"loss": 0.0 if stopped else self.weight * linear_warm_up(step, self.warm_up_steps)}
 
     def __call__(self, context: StepContext) -> dict[str, Tensor]:
-        if self._kept.get("stage", context.stage) != context.stage:
-            self._kept.clear()  # representations of another stage's network
+        if self._kept.get("stage", context.stage) != context.stage or self._kept.get("step", 0) > context.step:
+            self._kept.clear()  # representations of another stage's or another training's network
         self._last.clear()
         losses = []
         for name, features in context.features.items():
@@ -118,7 +118,8 @@ class Dispersive(Regularizer):
                 self._measure(name, rows, loss)
             if self.bank_size:
                 known = rows.detach() if bank is None else torch.cat([bank, rows.detach()])
-                self._kept.update({"stage": context.stage, f"rows/{name}": known[-self.bank_size :].clone()})
+                self._kept[f"rows/{name}"] = known[-self.bank_size :].clone()
+                self._kept.update(stage=context.stage, step=context.step)
             losses.append(loss)
         if not losses:
             raise ConfigError(f"None of the taps {self.taps} gave a feature.")

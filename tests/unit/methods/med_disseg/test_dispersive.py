@@ -171,10 +171,12 @@ def test_the_bank_is_a_queue_and_survives_a_checkpoint() -> None:
     )
 
 
-def test_the_bank_is_cleared_with_the_stage_and_the_width() -> None:
+def test_the_bank_is_cleared_with_the_training_the_stage_and_the_width() -> None:
     regularizer = Dispersive(bank_size=6)
-    for changed in ({"stage": 1, "bottleneck": feature_map(5)}, {"bottleneck": feature_map(5, 4, 9, 2, 2)}):
-        regularizer(context(bottleneck=feature_map(1)))
+    another = {"step": 0, "bottleneck": feature_map(5)}  # of a second training with the same object
+    wider = {"step": 7, "bottleneck": feature_map(5, 4, 9, 2, 2)}
+    for changed in ({"step": 7, "stage": 1, "bottleneck": feature_map(5)}, another, wider):
+        regularizer(context(6, bottleneck=feature_map(1)))
         loss = regularizer(context(**changed))["loss"]
         torch.testing.assert_close(loss, dispersive_loss(changed["bottleneck"].mean(dim=(2, 3))))
 
