@@ -91,8 +91,7 @@ def read_pages(path: Path) -> np.ndarray:
         pages, first = np.stack([page.asarray() for page in file.pages]), file.pages[0]
     if pages.shape != shape:
         raise DataError(f"The pages are {pages.shape}, the header says {shape}.", where=path, fix="Export it again.")
-    white_is_0 = first.photometric.name == "MINISWHITE" and pages.dtype.itemsize == 1
-    return ~pages if white_is_0 else pages  # as pictures of one page are read
+    return ~pages if pages.itemsize == 1 and first.photometric.name == "MINISWHITE" else pages  # as Pillow reads one
 
 
 def stack_shape(path: Path) -> tuple[int, ...]:

@@ -126,11 +126,9 @@ class Stages:
             single_task = [own[site] for site in self.sites]
         if sequential is not None and sequential.sites != self.sites:
             raise ResultError(f"The plain sequence is one of {', '.join(sequential.sites)}.", where=self.path)
-        matrix = self.dice(split, progress=progress)[list(self.sites)]
-        plain = None if sequential is None else sequential.dice(split, progress=progress)[list(self.sites)]
-        others = {"single_task": single_task, "sequential": None if plain is None else plain.drop(index=-1).to_numpy()}
-        untrained, trained = matrix.loc[-1].to_numpy(), matrix.drop(index=-1).to_numpy()
-        result = transfer_metrics(trained, self.sites, untrained=untrained, **others)
+        untrained, *trained = self.dice(split, progress=progress)[[*self.sites]].to_numpy()
+        plain = None if sequential is None else sequential.dice(split, progress=progress)[[*self.sites]].to_numpy()[1:]
+        result = transfer_metrics(trained, self.sites, untrained=untrained, single_task=single_task, sequential=plain)
         told = [{"network": score_of(run.model)} for run in self.stages]  # a figure says how much each stage had learnt
         return dataclasses.replace(result, provenance={**result.provenance, "stages": told})
 

@@ -335,3 +335,4 @@ def test_content_hash_follows_what_is_read_of_the_same_files(tmp_path):
     assert not torch.equal(first.cases()[0].label, second.cases()[0].label)
     assert first.content_hash() == make(threshold=128).content_hash() != second.content_hash()
     assert "1: a" in first.difference(second.contents())
+    assert make(threshold=np.int64(50)).content_hash() == make(threshold=50.0).content_hash() == second.content_hash()
