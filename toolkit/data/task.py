@@ -188,7 +188,7 @@ class Task:
                 key = id(case.reader)
                 prints[key] = prints.get(key) or case.reader.fingerprint()
                 identity = [case.id, case.site, case.split, case.subject, case.index, case.relabel, prints[key]]
-                coding = [pair for pair in case.reader.label_values or () if pair[0] != pair[1]]
+                coding: list[Any] = [pair for pair in case.reader.label_values or () if pair[0] != pair[1]]
                 read = {key: str(getattr(case.reader, "options", {}).get(key)).removesuffix(".0") for key in _CHOICES}
                 coding += [pair for pair in read.items() if pair[1] not in ("None", "0", "128")]  # of official sets
                 buckets[_bucket(case.id)].update(json.dumps([*identity, *coding]).encode())
