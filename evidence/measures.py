@@ -94,14 +94,19 @@ def head_disagreement(runs: Sequence[Any], arm: str) -> Iterator[Row]:
             yield _row(arm, site, subject, "head_disagreement", 1 - float((votes * (votes - 1)).sum(0).mean()) / pairs)
 
 
-def redundancy(runs: Sequence[Any], arm: str) -> Iterator[Row]:
+def redundancy(runs: Sequence[Any], arm: str, blocks: Sequence[str] = BLOCKS) -> Iterator[Row]:
     """Mean cosine of different channels, averaged over the taught blocks and a patient's images."""
     run = runs[-1]
-    features = tk.extract(run.model, run.task.cases("test", site="A"), list(BLOCKS), pool="global")
-    scores = [tk.channel_similarity(features, block).scores["cosine"]["all"].numpy() for block in BLOCKS]
+    features = tk.extract(run.model, run.task.cases("test", site="A"), list(blocks), pool="global")
+    scores = [tk.channel_similarity(features, block).scores["cosine"]["all"].numpy() for block in blocks]
     table = features.cases.reset_index(drop=True).assign(value=np.nanmean(scores, axis=0))
     for subject, value in table.groupby("subject")["value"].mean().items():
         yield _row(arm, "A", subject, "redundancy", value)
+
+
+def swin_redundancy(runs: Sequence[Any], arm: str) -> Iterator[Row]:
+    """The same on the last block of every stage of a Swin-Unet."""
+    return redundancy(runs, arm, [name for blocks in runs[-1].model.selfreg_groups[0].values() for name in blocks])
 
 
 def cam_inside(runs: Sequence[Any], arm: str) -> Iterator[Row]:

@@ -39,8 +39,8 @@ NETWORKS = {
     "phantom-cardiac/selfreg-ifd": ("selfreg", "ifd", -1, "SelfReg's U-Net, IFD alone"),
     "phantom-glands/selfreg-plain": ("selfreg-glands", "plain", -1, "SelfReg's U-Net, plain"),
     "phantom-glands/selfreg": ("selfreg-glands", "selfreg", -1, "SelfReg's U-Net, SCR and IFD"),
-    "phantom-cardiac/swin-plain": ("swin", "swin-plain", -1, "Swin-Unet, plain"),
-    "phantom-cardiac/swin-selfreg": ("swin", "swin-selfreg", -1, "Swin-Unet, SCR and IFD"),
+    "phantom-cardiac/swin-plain": ("swin-longer", "swin-plain", -1, "Swin-Unet, plain"),
+    "phantom-cardiac/swin-selfreg": ("swin-longer", "swin-selfreg", -1, "Swin-Unet, SCR and IFD"),
     "phantom-cardiac/standard": ("latent", "standard", -1, "fast and slow network, standard training"),
     "phantom-cardiac/cooperative": ("latent", "cooperative", -1, "fast and slow network, cooperative training"),
     **{

@@ -147,6 +147,12 @@ _METHODS = {"plain": None, "segreg": tk.SegReg(weight=0.1), "selfreg": _self_reg
 _PAIR = {"plain": None, "segreg": tk.SegReg(weight=0.1)}
 _PARTS = {"scr": tk.SelfReg(scr=0.1, ifd=0.0), "ifd": tk.SelfReg(scr=0.0, ifd=0.1)}
 
+
+def _swin_arms() -> dict[str, Any]:
+    taught = _self_reg(0.1, groups=_swin().selfreg_groups)
+    return _arms(_swin, swin_plain=None, swin_selfreg=taught)
+
+
 STUDIES: dict[str, Study] = {
     "cardiac": Study(
         task=_cardiac,
@@ -175,12 +181,16 @@ STUDIES: dict[str, Study] = {
     ),
     "swin": Study(
         task=_cardiac,
-        arms={
-            "swin-plain": tk.Arm(_swin),
-            "swin-selfreg": tk.Arm(_swin, None, _self_reg(0.1, groups=_swin().selfreg_groups)),
-        },
+        arms=_swin_arms(),
         config={**CARDIAC, "steps": 400, "learning_rate": 2e-3},
         measures=(measures.dice,),
+        train=one_network,
+    ),
+    "swin-longer": Study(
+        task=_cardiac,
+        arms=_swin_arms(),
+        config={**CARDIAC, "steps": 3200, "learning_rate": 2e-3},
+        measures=(measures.dice, measures.swin_redundancy),
         train=one_network,
     ),
     "latent": Study(
