@@ -157,6 +157,8 @@ def main() -> None:
         return
     papers = {name: {c.study for c in claims() if c.paper.lower().startswith(name.lower())} for name in options.studies}
     chosen = {s for name in options.studies for s in ({name} if name in STUDIES else papers[name])} or set(STUDIES)
+    if unknown := [name for name in options.studies if name not in STUDIES and not papers[name]]:
+        parser.error(f"there is no study or paper {unknown[0]!r}; the studies are {', '.join(STUDIES)}")
     names = [name for name in STUDIES if name in chosen]
     todo = [
         job

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from evidence import run
 from evidence.claims import FILE, Claim, claims
 from evidence.judge import judge
 from evidence.studies import STUDIES, best_reading, reading
@@ -119,3 +121,11 @@ def test_the_race_is_won_away_by_who_costs_little_at_home(tmp_path: Path) -> Non
 def test_a_reading_is_named_by_divergence_tap_and_weight() -> None:
     term = reading("gaussian_kl-pre_activation-0.01")
     assert (term.divergence, term.tap, term.weight) == ("gaussian_kl", "pre_activation", 0.01)
+
+
+def test_a_misspelt_study_trains_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["run", "cardiacs"])
+    monkeypatch.setattr(run, "work", lambda todo: pytest.fail("it trained"))
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "no study or paper 'cardiacs'" in capsys.readouterr().err
