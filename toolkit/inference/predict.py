@@ -71,8 +71,8 @@ def predict(
     """
     choose("output", output, OUTPUTS, where="predict(output=...)")
     predictor = Predictor(model, **passes)
-    files, paths = defaults_of(predictor.model).files, _paths_of(image)
-    if files is not None and paths and output == "labels":
+    by_files = output == "labels" and defaults_of(predictor.model).files is not None
+    if by_files and (paths := files_of(image)[0] if isinstance(image, Case) else _paths_of(image)):
         return torch.from_numpy(np.ascontiguousarray(_labels_of_files(predictor, paths)))
     items, several = _opened(predictor.model, image, normalisation)
     parts = []

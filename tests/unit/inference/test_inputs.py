@@ -304,6 +304,10 @@ def test_a_network_that_reads_files_gets_those_of_a_case(tmp_path: Path) -> None
             self.asked.append((paths, label))
             yield {"image": torch.zeros(2, 8, 8, 8), "label": torch.zeros(8, 8, 8), "id": "read"}
 
+        def predict(self, model: nn.Module, paths: object) -> np.ndarray:
+            self.asked.append(paths)
+            return np.full((8, 8, 8), 7)
+
     names = [str(tmp_path / f"heart_{channel:04d}.nii.gz") for channel in range(2)]
     for name in (*names, str(tmp_path / "label.nii.gz")):
         nibabel.save(nibabel.Nifti1Image(np.arange(512, dtype=np.int16).reshape(8, 8, 8) % 2, np.eye(4)), name)
@@ -313,6 +317,9 @@ def test_a_network_that_reads_files_gets_those_of_a_case(tmp_path: Path) -> None
     (batch,) = as_batches(task_from_table([row], classes=["background", "heart"]).cases(), net)
     assert batch.ids == ["read"]
     assert files.asked == [(names, str(tmp_path / "label.nii.gz"))]
+    (case,) = task_from_table([row], classes=["background", "heart"]).cases()
+    assert predict(net, case).tolist() == predict(net, names).tolist() == np.full((8, 8, 8), 7).tolist()
+    assert files.asked[1:] == [names, names]
     slices = task_from_table([row], classes=["background", "heart"], dims=2).cases()
     with pytest.raises(DataError, match="reads and prepares volume files by itself"):
         list(as_batches(slices, net))
