@@ -124,3 +124,18 @@ def test_a_code_of_several_windows_cannot_be_clicked_and_that_is_said(net: torch
     assert not explorer.by_hand
     assert explorer.compose() is before
     assert tk.widgets.mask_explorer(net, image, patch_size="whole").toggle(0).by_hand
+
+
+@pytest.mark.parametrize(
+    ("side", "dims", "layer"), [(96, 2, "encoder.1"), (256, 2, "encoder.1"), (32, 3, "bottleneck")]
+)
+def test_a_code_of_any_size_fits_its_tile_and_can_be_clicked(side: int, dims: int, layer: str) -> None:
+    net = tk.unet(1, 2, channels=(2, 4), dims=dims)
+    explorer = tk.widgets.mask_explorer(net, torch.rand(1, 1, *[side] * dims), layer=layer)
+    explorer.set(scheme="spatial", fraction=0.0)
+    area = area_of(explorer.compose(), "code")
+    assert max(area.width, area.height) <= 215
+    assert area.rows * area.columns == (side // (1 if layer == "encoder.1" else 2)) ** dims
+    explorer.click(*centre_of(area, 3, 5))
+    assert explorer.by_hand == {3 * area.columns + 5: 0.0}
+    explorer.compose()

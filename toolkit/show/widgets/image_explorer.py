@@ -67,7 +67,8 @@ class ImageStacks:
             names = item.get("classes") if isinstance(item, dict) else getattr(item, "classes", None)
             self.classes = self.classes or dict(names or {})
         if not self.stacks:
-            raise DataError("There are no images to explore.", fix="Pass a task, cases or arrays.")
+            fix = f"Pass a task with cases in the split {split!r}, or split=..., cases or arrays."
+            raise DataError("There are no images to explore.", fix=fix)
         predictor = Predictor(model, activation=activation)
         told, outputs = predictor.activation, 0
         if not told.regions and (told.kind == "sigmoid" or not self.classes):

@@ -166,9 +166,9 @@ class MaskExplorer(ImageExplorer):
         return np.asarray(self.result(by_hand=False).mask, dtype=float).ravel()
 
     def _columns(self, entries: int) -> int:
-        """Entries in one row of the drawn code: a plane's own width, or a grid that is nearly square."""
+        """Entries in one row of the drawn code: a plane's own width, or of channels and volumes a grid nearly square."""
         shape = tuple(self.result(by_hand=False).mask.shape)
-        if self._values["scheme"] == "spatial" and len(shape) >= 4:
+        if self._values["scheme"] == "spatial" and len(shape) == 4:
             return int(shape[-1])
         rows = max((d for d in range(1, int(entries**0.5) + 1) if entries % d == 0), default=1)
         return -(-entries // rows) if rows > 1 else -(-entries // max(1, int(entries**0.5)))
@@ -235,20 +235,19 @@ class MaskExplorer(ImageExplorer):
         rows = -(-len(values) // columns)
         grid = np.full(rows * columns, np.nan)
         grid[: len(values)] = values
-        cell = max(2, min(size[1] // columns, size[0] // rows))
-        height, width = rows * cell, columns * cell
+        cell = min(size[1] // columns, size[0] // rows)
+        height, width = (rows * cell, columns * cell) if cell else size
         what = "positions" if self._values["scheme"] == "spatial" else "channels"
         share = float((values >= 1).mean())
         canvas.text(_LEFT, top - 18, f"code: {share:.0%} of {len(values)} {what} kept", size=12, width=_SIDE)
         limits = (0.0, max(1.0, float(values.max())))
         canvas.paste(coloured(grid.reshape(rows, columns), limits, (height, width), "sequential"), _LEFT, top)
         canvas.area(Area("code", _LEFT, top, width, height, rows, columns))
-        for entry in self.by_hand:
-            row, column = divmod(entry, columns)
-            canvas.frame(_LEFT + column * cell + 2, top + row * cell + 2, cell - 4, cell - 4, "white")
-        if self.cursor is not None:
-            row, column = divmod(self.cursor, columns)
-            canvas.frame(_LEFT + column * cell, top + row * cell, cell, cell, ACCENT, 2)
+        marks: list[tuple[Any, ...]] = [(entry, 2, max(0, cell - 4), "white", 1) for entry in self.by_hand]
+        marks += [(self.cursor, 0, cell, ACCENT, 2)] * (self.cursor is not None)
+        for entry, inset, side, *style in marks:
+            x, y = _LEFT + entry % columns * width // columns, top + entry // columns * height // rows
+            canvas.frame(x + inset, y + inset, side, side, *style)
 
     def _numbers(self, canvas: Canvas, top: int, result: Any) -> None:
         """Voxels of every class, clean and masked, in one line each; and what the colours mean."""
