@@ -364,3 +364,14 @@ def test_fewer_results_of_volumes_are_kept(model: torch.nn.Module) -> None:
     assert images.kept(200) == 15
     images.voxels = 512**3
     assert images.kept(200) == 4
+
+
+def test_captum_is_told_how_the_network_is_run() -> None:
+    """Of overlapping outputs the region of one is where its own logit is positive, not where it is the largest."""
+    torch.manual_seed(0)
+    model, image = tk.unet(1, 3, channels=(4, 8)), torch.rand(1, 1, 32, 32)
+    explorer = tk.widgets.cam_explorer(model, image, activation="sigmoid").set(target_class=2, method="saliency")
+    logits = tk.predict(model, image, output="logits", activation="sigmoid")
+    assert explorer.result("network").region[0, 0].equal(torch.as_tensor(logits)[0, 1] > 0)
+    expected = tk.attribute(model, image, "saliency", tk.Region(1), activation="sigmoid").maps["input"][0, 0]
+    torch.testing.assert_close(torch.from_numpy(explorer.maps("network").maps["input"]), expected.double())

@@ -17,6 +17,7 @@ from toolkit.explain.cam_maps import METHODS as CAM_METHODS
 from toolkit.explain.gradcam import grad_cam
 from toolkit.explain.targets import BoundaryBand, ClassSum, Region, Target
 from toolkit.inference.layers import layer_names
+from toolkit.inference.memory import Passes
 from toolkit.inference.volumes import one_map
 from toolkit.show.colours import FAINT
 from toolkit.show.compose_explain import METHOD_NAMES
@@ -67,7 +68,7 @@ class CamExplorer(ImageExplorer):
         name: what to call the first network.
         split: of a task.
         attribution_options: further arguments of `toolkit.attribute`, for example {"steps": 64, "window": 8}.
-        options: further arguments of `toolkit.grad_cam`, for example `patch_size`.
+        options: further arguments of `toolkit.grad_cam`; how the network is run, as `patch_size`, holds for both.
 
     Raises:
         DataError: there are no images.
@@ -167,7 +168,9 @@ class CamExplorer(ImageExplorer):
             if method not in INPUT_METHODS:
                 return grad_cam(model, items, self.layers[name], target, method=method, **self.options)
             self._guessed.discard(method)
-            return attribute(model, items, method, target, **{"steps": 16, "window": 16, **self.attribution_options})
+            passes = {name: self.options[name] for name in Passes.__annotations__ if name in self.options}
+            told = {"steps": 16, "window": 16, **passes, **self.attribution_options}
+            return attribute(model, items, method, target, **told)
 
         return self.memory.get(self._key(name), explained)
 
@@ -193,18 +196,11 @@ class CamExplorer(ImageExplorer):
             layer: view.coarse(np.asarray(one[0, 0], dtype=float), lambda layer=layer: result.resized(layer)[0, 0])
             for layer, one in raw.items()
         }
-        return Maps(
-            view=view,
-            picture=view.picture(result.image[0]),
-            contours=view.plane(one_map(result.prediction[0], len(view.size))),
-            reference=None if label is None else np.clip(view.plane(label[0, 0]), 0, None),
-            maps=planes,
-            status=status,
-            limits={
-                layer: 0.0 if status.get(layer) == "cancelled" else float(one.abs().max()) or 1.0
-                for layer, one in raw.items()
-            },
-        )
+        contours = view.plane(one_map(result.prediction[0], len(view.size)))
+        reference = None if label is None else np.clip(view.plane(label[0, 0]), 0, None)
+        ends = {layer: 0.0 if status[layer] == "cancelled" else float(one.abs().max()) for layer, one in raw.items()}
+        limits = {layer: end if end or status[layer] == "cancelled" else 1.0 for layer, end in ends.items()}
+        return Maps(view, view.picture(result.image[0]), contours, reference, planes, status, limits)
 
     def draw(self) -> Canvas:
         results: dict[str, Maps | str] = {}
