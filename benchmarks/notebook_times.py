@@ -56,7 +56,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 # What fits an evening on a laptop where the long form is out of all proportion.
 LAPTOP: dict[str, dict[str, Any]] = {
-    "21_selfreg_appendix": {"STEPS": 150, "SEEDS": [0]},
+    "21_selfreg_appendix": {"STEPS": 400, "SEEDS": [0]},
     "51_compare_appendix": {"SEEDS": [0]},
 }
 
@@ -224,18 +224,23 @@ def reckoned(run: Mapping[str, Any], wanted: Mapping[str, Any]) -> float:
 
 
 def long_form(path: Path, timeout: int, only_needed: bool) -> dict[str, Any]:
-    """The row of a notebook's long form, run whole or reckoned."""
+    """The row of a notebook's long form, run whole or with few steps."""
     defaults = amounts("".join(parameter_cell(json.loads(path.read_text(encoding="utf-8")))["source"]))
     run = measure(path, timeout, {**defaults, **SMALL.get(path.stem, {})}, only_needed)
-    row = {"notebook": path.name, "parameters": defaults, "how": "reckoned" if path.stem in SMALL else "whole"}
-    if run["error"]:
-        return {**row, "run": run, "error": run["error"]}
-    seconds = reckoned(run, defaults)  # of one that was run whole as measured
-    row |= {"training_cpu_s": round(seconds), "hours": round(seconds / 3600, 3), "run": run, "error": ""}
-    if path.stem in LAPTOP:
-        fits = LAPTOP[path.stem]
-        row["laptop"] = {"parameters": fits, "training_cpu_s": round(reckoned(run, {**defaults, **fits}))}
-    return row
+    return with_reckoning({"notebook": path.name, "parameters": defaults, "run": run, "error": run["error"]})
+
+
+def with_reckoning(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what follows from its run."""
+    name, run, parameters = row["notebook"].removesuffix(".ipynb"), row["run"], row["parameters"]
+    if row["error"]:
+        return dict(row)
+    seconds = reckoned(run, parameters)  # of one that was run whole as measured
+    how = "whole" if run["parameters"] == parameters else "reckoned"
+    own = {"how": how, "training_cpu_s": round(seconds), "hours": round(seconds / 3600, 3)}
+    if fits := LAPTOP.get(name):
+        own["laptop"] = {"parameters": fits, "training_cpu_s": round(reckoned(run, {**parameters, **fits}))}
+    return {"notebook": row["notebook"], "parameters": parameters, **own, "run": run, "error": ""}
 
 
 def in_words(seconds: float) -> str:
@@ -251,7 +256,7 @@ def section() -> list[str]:
     rows = [row for row in content["rows"] if not row["error"]]
     for row in rows:
         small, fits = row["run"]["parameters"], row.get("laptop")
-        how = f"reckoned from {_written(small)}" if small != row["parameters"] else "run whole"
+        how = "run whole" if row["how"] == "whole" else f"reckoned from {_written(small)}"
         less = f"{_written(fits['parameters'])}: {in_words(fits['training_cpu_s'])}" if fits else ""
         cells = [
             row["notebook"].removesuffix(".ipynb"),
@@ -266,9 +271,9 @@ def section() -> list[str]:
     return [
         TITLE,
         "",
-        "Written by `python benchmarks/notebook_times.py --train`. With `TRAIN = True` a notebook trains from scratch what it loads",
-        "otherwise, or what has no networks: CPU time of the cells that do, on one core. A reckoned time is linear in steps and",
-        "seeds, from the notebook run with few of them. Numbers: `benchmarks/results/notebooks_train.json`.",
+        "Written by `python benchmarks/notebook_times.py --train --needed`. With `TRAIN = True` a notebook trains from scratch what",
+        "it loads otherwise, or what has no networks: CPU time of the cells that do, on one core. A reckoned time is linear in steps",
+        "and seeds, from the notebook run with few of them. Numbers: `benchmarks/results/notebooks_train.json`.",
         "",
         *table,
         "",
@@ -331,7 +336,7 @@ def main() -> int:
         print(json.dumps(rows[-1]), flush=True)
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     if options.train and not given:
-        every = merged(TRAINED, rows, bool(options.notebooks))
+        every = [with_reckoning(row) for row in merged(TRAINED, rows, bool(options.notebooks))]
         write(TRAINED, {"benchmark": "notebooks_train", **machine(threads, "cpu"), "rows": every})
         put_into_page()
     elif not options.train:

@@ -7,10 +7,18 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+TRAINING = [
+    path
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    if any("if TRAIN:" in "".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
+]
+NOT_MEASURED = {f"{name}.ipynb" for name in ("11_segreg_appendix", "30_latent_augmentation", "50_compare")}  # as yet
+AGAIN = "measure it again: python benchmarks/notebook_times.py --train notebooks/NAME.ipynb"
 
 
 @pytest.fixture
@@ -23,6 +31,16 @@ def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, "notebook_times", module)
     spec.loader.exec_module(module)
     return module
+
+
+def parameters_of(path: Path) -> str:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "".join(next(cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", [])))
+
+
+def rows() -> dict[str, Any]:
+    content = json.loads((ROOT / "benchmarks/results/notebooks_train.json").read_text(encoding="utf-8"))
+    return {row["notebook"]: row for row in content["rows"]}
 
 
 CELL = """\
@@ -117,3 +135,18 @@ def test_a_notebook_is_trained_in_a_folder_of_its_own(program: ModuleType, tmp_p
     assert row["steps_cpu_s"] == 4 * 2.0
     assert [file.name for file in tmp_path.iterdir()] == ["one.ipynb"], "nothing is left beside the notebook"
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in TRAINING if path.name not in NOT_MEASURED], ids=lambda path: path.stem
+)
+def test_the_notebook_says_what_was_measured(program: ModuleType, path: Path) -> None:
+    row = rows()[path.name]
+    assert row["error"] == ""
+    assert row["parameters"] == program.amounts(parameters_of(path)), AGAIN
+    assert f"{program.in_words(row['training_cpu_s'])} on one core" in parameters_of(path)
+
+
+def test_the_page_of_costs_is_that_of_the_measurements(program: ModuleType) -> None:
+    assert set(rows()) == {path.name for path in TRAINING} - NOT_MEASURED
+    assert (ROOT / "docs" / "costs.md").read_text(encoding="utf-8").endswith("\n".join(program.section()) + "\n")
