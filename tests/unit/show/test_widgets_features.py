@@ -303,3 +303,17 @@ def test_a_head_of_one_output_is_no_end_of_the_explorer(cases: list[Any]) -> Non
     explorer.compose()
     assert not [area for area in explorer.compose().areas if area.name == "channels a"]
     explorer.set(layer_a="0").compose()
+
+
+def test_points_of_arrays_without_a_task_are_shown_on_their_image(models: list[torch.nn.Module]) -> None:
+    items = [
+        {"image": torch.rand(1, 32, 32), "label": torch.ones(32, 32).long(), "spacing": (2.0, 1.0)} for _ in range(2)
+    ]
+    items[1]["id"] = "mine"
+    stages = [tk.extract(model, items, ["bottleneck"], pool="voxels", samples=4) for model in models[:2]]
+    explorer = tk.widgets.drift_explorer(stages, items, bootstrap=0)
+    assert list(explorer.cases) == list(dict.fromkeys(explorer.rows["case"])) == ["image0000", "mine"]
+    canvas = explorer.select([5]).compose()
+    tile = np.asarray(canvas.image)[66:276, 14:119].astype(int)  # 32 rows of 2 mm, 32 columns of 1 mm
+    row, column = divmod(int(explorer.rows["index"].iloc[5]), 32)
+    assert (tile[round((row + 0.5) * 210 / 32), round((column + 0.5) * 105 / 32)] == class_colour(1)).all()

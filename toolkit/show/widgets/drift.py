@@ -20,7 +20,7 @@ from toolkit.show.colours import FAINT, hex_colour
 from toolkit.show.compose_drift import MEASURE_NAMES, NULLS, repeat_of
 from toolkit.show.slices import choose_view
 from toolkit.show.widgets.canvas import ACCENT, Canvas, enlarged, fitted, grey
-from toolkit.show.widgets.image_explorer import label_of, trained_pair
+from toolkit.show.widgets.image_explorer import Page, label_of, trained_pair
 from toolkit.show.widgets.state import Control, Explorer, Key, TimedResults
 from toolkit.show.widgets.view import static_png
 
@@ -39,7 +39,7 @@ class DriftExplorer(Explorer):
     Args:
         features: one store per stage, of the same rows (same cases, same seed); None = those of two trained networks
             that come with the project, on cases of their task.
-        cases: a task or the cases the features come from, for the images of selected points.
+        cases: a task, the cases, or the dicts of one image (C, *S) that the features come from, for the images of points.
         stages: names of the stages.
         bootstrap: replicates of the intervals of the drift numbers.
         repeat: stage 1 once more (another training, or `toolkit.extract(..., jitter=0.01)`), a yardstick on the same
@@ -72,8 +72,9 @@ class DriftExplorer(Explorer):
             what = f"There are {len(self.features)} stages and {len(self.stages)} names."
             raise ConfigError(what, where="drift_explorer", fix="Pass two stages or more, and one name for each.")
         super().__init__(stage=1.0, layer=self.features[0].layers[0], method="pca", basis="shared")
-        images = cases.cases() if callable(getattr(cases, "cases", None)) else cases or []
-        self.cases = {case.id: case for case in images}
+        images = list(cases.cases() if callable(getattr(cases, "cases", None)) else cases or [])
+        names = [one.get("id", f"image{n:04d}") if isinstance(one, dict) else one.id for n, one in enumerate(images)]
+        self.cases = dict(zip(map(str, names), images, strict=True))
         self.yardsticks: dict[str, Any] = {"bootstrap": bootstrap, "null_splits": bootstrap, "repeat": repeat}
         self.rows: DataFrame = self.features[0].cases
         places = [one.cases[list(KEYS)].to_numpy() for one in self.features]
@@ -198,7 +199,8 @@ class DriftExplorer(Explorer):
         if case is None:
             canvas.text(left, 90, "pass cases=... to see the image", size=12, colour=FAINT)
             return
-        image, flat, classes = np.asarray(case.image), rows["index"].to_numpy(), rows["class"].to_numpy()
+        image, flat, classes = Page(case, name, None).image, rows["index"].to_numpy(), rows["class"].to_numpy()
+        spacing = case.get("spacing") if isinstance(case, dict) else case.spacing
         size, label = image.shape[1:], label_of(case)
         pool = self.features[0].provenance.get("parameters", {}).get("pool", "per-class" if -1 in flat else "voxels")
         if pool in VOXELS:
@@ -213,7 +215,7 @@ class DriftExplorer(Explorer):
             position = int(np.bincount(places[:, 0], minlength=1).argmax())
             keep = places[:, 0] == position
             places, classes = places[keep], classes[keep]
-        view = choose_view(tuple(size), tuple(size), position=position, spacing=case.spacing, largest=10**6)
+        view = choose_view(tuple(size), tuple(size), position=position, spacing=spacing, largest=10**6)
         picture = grey(view.picture(image))
         tile = fitted(picture.shape[:2], view.aspect, _SIDE)
         canvas.paste(enlarged(picture, tile), left, 66)
@@ -225,7 +227,7 @@ class DriftExplorer(Explorer):
             if len(places) <= RINGS:
                 canvas.frame(x - 5, y - 5, side + 10, side + 10, ACCENT, 2)
         if len(places) == 1:
-            (row, column), spacing = places[0][-2:], case.spacing
+            row, column = places[0][-2:]
             mm = f", {(row + 0.5) * spacing[-2]:.1f} x {(column + 0.5) * spacing[-1]:.1f} mm" if spacing else ""
             canvas.text(left, 68 + tile[0], f"row {row}, column {column}{mm}", size=12, colour=FAINT, width=_SIDE)
 
