@@ -256,7 +256,7 @@ def section() -> list[str]:
     rows = [row for row in content["rows"] if not row["error"]]
     for row in rows:
         small, fits = row["run"]["parameters"], row.get("laptop")
-        how = "run whole" if row["how"] == "whole" else f"reckoned from {_written(small)}"
+        how = "all steps run" if row["how"] == "whole" else f"reckoned from {_written(small)}"
         less = f"{_written(fits['parameters'])}: {in_words(fits['training_cpu_s'])}" if fits else ""
         cells = [
             row["notebook"].removesuffix(".ipynb"),
