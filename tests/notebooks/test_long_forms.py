@@ -17,7 +17,6 @@ TRAINING = [
     for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
     if any("if TRAIN:" in "".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
 ]
-NOT_MEASURED = {"11_segreg_appendix.ipynb"}  # as yet
 AGAIN = "measure it again: python benchmarks/notebook_times.py --train notebooks/NAME.ipynb"
 
 
@@ -137,9 +136,7 @@ def test_a_notebook_is_trained_in_a_folder_of_its_own(program: ModuleType, tmp_p
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in TRAINING if path.name not in NOT_MEASURED], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_the_notebook_says_what_was_measured(program: ModuleType, path: Path) -> None:
     row = rows()[path.name]
     assert row["error"] == ""
@@ -148,5 +145,5 @@ def test_the_notebook_says_what_was_measured(program: ModuleType, path: Path) ->
 
 
 def test_the_page_of_costs_is_that_of_the_measurements(program: ModuleType) -> None:
-    assert set(rows()) == {path.name for path in TRAINING} - NOT_MEASURED
+    assert set(rows()) == {path.name for path in TRAINING}
     assert (ROOT / "docs" / "costs.md").read_text(encoding="utf-8").endswith("\n".join(program.section()) + "\n")
