@@ -70,10 +70,10 @@ def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
     folds = complete.get_level_values("fold")
     trainings = len(shared) * folds.nunique()
     planned = len(claim.seeds) * max(1, STUDIES[claim.study].folds)
-    alone = trainings == 1 < planned  # nothing is known of how trainings vary
+    early = trainings < planned  # who stops at the first look that pleases finds effects where there are none
     return Judgement(
         claim.id,
-        "inconclusive" if alone else claim.verdict(low, high),
+        "inconclusive" if early else claim.verdict(low, high),
         *(_rounded(value) for value in (first, second, known.mean, low, high)),
         chance=_rounded(_chance_of_false(claim, known)),
         detectable=_rounded(known.smallest_detectable(1 - claim.confidence)),

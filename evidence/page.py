@@ -31,8 +31,9 @@ that judge it. A verdict holds for the data, the networks and the budget named h
   opinion before.
 * *could see*: the smallest effect that this design would find with a power of 80 % (from 6 patients and 2 trainings on 78 % and more in
   simulated studies, `benchmarks/results/coverage.csv`).
-* *trainings*: networks of each arm, of those planned. One training says how this pair of networks differs, not how the
-  methods do, so its interval is that of the patients and its verdict is inconclusive.
+* *trainings*: networks of each arm, of those planned. Before all of them are there the verdict is inconclusive, whatever the
+  interval says: who stops at the first look that pleases finds effects where there are none. The interval of one training is
+  that of its patients: it says how this pair of networks differs, not how the methods do.
 """
 
 
@@ -131,8 +132,8 @@ def _measured(claim: Claim, row: pd.Series) -> list[str]:
         measured += f"; the published {claim.effect:g} lies outside"
     count = f"{row['trainings']} of {row['planned']}"
     verdict = f"**{row['verdict']}**"
-    if row["trainings"] == 1 and row["planned"] > 1:
-        verdict += " (one training)"
+    if row["trainings"] < row["planned"]:
+        verdict += " (one training)" if row["trainings"] == 1 else " (more trainings are planned)"
     return [measured, f"{row['chance']:.2g}", f"{row['detectable']:.2g}", count, verdict]
 
 

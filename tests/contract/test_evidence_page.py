@@ -86,6 +86,13 @@ def test_one_training_decides_nothing(tmp_path: Path) -> None:
     assert (one.verdict, one.trainings, one.planned) == ("inconclusive", 1, 3)
 
 
+def test_an_early_look_decides_nothing(tmp_path: Path) -> None:
+    plain = np.array([[0.5, 0.51], [0.6, 0.61], [0.7, 0.69]])
+    two = judge(claim(), measured(tmp_path, {"segreg": plain + 0.2, "plain": plain}))
+    assert two.low > 0
+    assert (two.verdict, two.trainings, two.planned) == ("inconclusive", 2, 3)
+
+
 def test_folds_are_the_trainings_where_each_patient_is_tested_once(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     plain = rng.uniform(0.4, 0.6, (7, 5))
