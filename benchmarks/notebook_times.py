@@ -37,6 +37,8 @@ from typing import Any
 
 from interleave import machine
 
+from toolkit.files import write_atomically
+
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "notebooks.json"
 TRAINED = RESULT.with_name("notebooks_train.json")
@@ -293,10 +295,7 @@ def _written(parameters: Mapping[str, Any]) -> str:
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:
-    file.parent.mkdir(exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_atomically(file, json.dumps(content, indent=1) + "\n", parents=True)
 
 
 def merged(file: Path, rows: Sequence[Mapping[str, Any]], some: bool) -> list[dict[str, Any]]:

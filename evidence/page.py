@@ -95,11 +95,11 @@ def _findings(verdicts: pd.DataFrame, results: Path) -> Iterator[str]:
 
 
 def excludes(claim: Claim, row: pd.Series) -> bool:
-    """Whether the interval of more than one training leaves no room for the smallest published difference.
+    """Whether the interval of all planned trainings, two or more, leaves no room for the smallest published difference.
 
     Where plain training is so good that no Dice could rise by as much, nothing is excluded.
     """
-    if claim.effect is None or row["trainings"] < 2 or row["second"] + claim.effect > 1:
+    if claim.effect is None or row["trainings"] < max(2, row["planned"]) or row["second"] + claim.effect > 1:
         return False
     return not row["low"] <= claim.effect <= row["high"]
 

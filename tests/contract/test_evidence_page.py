@@ -117,10 +117,11 @@ def test_one_arm_is_judged_by_its_value_and_four_by_the_difference_of_difference
 
 
 def test_a_published_difference_outside_of_the_interval_is_named() -> None:
-    row = pd.Series({"trainings": 8, "second": 0.9, "low": -0.018, "high": 0.006})
+    row = pd.Series({"trainings": 8, "planned": 8, "second": 0.9, "low": -0.018, "high": 0.006})
     assert excludes(claim(effect=0.0175), row)
     assert not excludes(claim(effect=0.005), row)
     assert not excludes(claim(effect=0.0175), pd.Series({**row, "trainings": 1})), "one training excludes nothing"
+    assert not excludes(claim(effect=0.0175), pd.Series({**row, "trainings": 7})), "nor does an early look"
     assert not excludes(claim(effect=0.11), row), "a Dice of 0.9 cannot rise by 0.11"
     assert not excludes(claim(), row)
 

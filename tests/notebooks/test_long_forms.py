@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from programs import benchmark
 
 ROOT = Path(__file__).parents[2]
 TRAINING = [
@@ -22,14 +21,7 @@ AGAIN = "measure it again: python benchmarks/notebook_times.py --train notebooks
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    spec = importlib.util.spec_from_file_location("notebook_times", ROOT / "benchmarks" / "notebook_times.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "notebook_times", module)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("notebook_times", monkeypatch)
 
 
 def parameters_of(path: Path) -> str:

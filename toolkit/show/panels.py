@@ -188,7 +188,8 @@ class Bars(Axes):
 class Boxes(Axes):
     """Grouped box plots: a series' `x` names the category of every value in its `y`.
 
-    Boxes span the quartiles (linear interpolation; Plotly's lie a little farther out for few values), whiskers the values within 1.5 box heights, points lie beyond.
+    Boxes span the quartiles (linear interpolation; Plotly's lie a little farther out for few values), whiskers the values
+    within 1.5 box heights, points lie beyond.
     """
 
     def categories(self) -> list[str]:

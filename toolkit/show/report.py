@@ -69,11 +69,16 @@ def _drawn(figure: Figure) -> dict[str, object]:
     heavy = any(isinstance(panel, (Image, Heatmap, Scatter)) for panel in figure.panels())
     kind, mime = ("png", "image/png") if heavy else ("svg", "image/svg+xml")
     data = base64.b64encode(matplotlib_backend.render(bare, kind, dpi=160)).decode()
-    told: dict[str, object] = {"title": figure.title, "subtitle": figure.subtitle, "width": place(bare).width}
-    told |= {name: plain(getattr(figure, name)).splitlines() for name in ("caption", "provenance")}
-    told["panels"] = "; ".join(filter(None, (f"{p.title} {p.note}".strip() for p in figure.panels())))
-    told["plot"] = lambda: plotly_backend.draw(bare).to_json().replace("</", "<\\/")
-    return told | {"data": f"data:{mime};base64,{data}"}
+    return {
+        "title": figure.title,
+        "subtitle": figure.subtitle,
+        "caption": plain(figure.caption).splitlines(),
+        "provenance": plain(figure.provenance).splitlines(),
+        "panels": "; ".join(filter(None, (f"{p.title} {p.note}".strip() for p in figure.panels()))),
+        "width": place(bare).width,
+        "data": f"data:{mime};base64,{data}",
+        "plot": lambda: plotly_backend.draw(bare).to_json().replace("</", "<\\/"),
+    }
 
 
 def _number(value: object) -> str | None:
@@ -154,11 +159,19 @@ def run_record(run: Run) -> dict[str, Any]:
     record = run.directory.record()
     config = {key: record["config"][key] for key in ("steps", "batch_size", "seed", "precision", "learning_rate")}
     names = [regularizer.name for regularizer in run.regularizers] or ["none"]
-    known = record["environment"].get
-    told = {"run": run.path.name, "weights": weights_hash(run.model), "data": record.get("data")}
-    told |= {"regularizer": names, "site": run.site or "all", **config, "selected step": run.selected_step}
-    told |= {"selection": record["selection"]["rule"], "versions": {key: known(key) for key in ("toolkit", "torch")}}
-    return told | {key: known(key) for key in ("device", "threads")}
+    return {
+        "run": run.path.name,
+        "weights": weights_hash(run.model),
+        "data": record.get("data"),
+        "regularizer": names,
+        "site": run.site or "all",
+        **config,
+        "selected step": run.selected_step,
+        "selection": record["selection"]["rule"],
+        "versions": {key: record["environment"].get(key) for key in ("toolkit", "torch")},
+        "device": record["environment"].get("device"),
+        "threads": record["environment"].get("threads"),
+    }
 
 
 def settings_table(record: dict[str, Any]) -> DataFrame:
