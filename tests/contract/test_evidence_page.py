@@ -48,6 +48,18 @@ def test_the_page_and_the_verdicts_are_those_of_the_results() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "write it again: python -m evidence.page"
 
 
+def test_the_gallery_holds_the_verdicts_of_the_results() -> None:
+    known = pd.read_csv(RESULTS / "verdicts.csv").set_index("claim")
+    row = r"^\* \[(.+)\]\(evidence\.md\): ([a-z ]+): difference (\S+) \((\S+) to (\S+)\).* (\d+) of (\d+) trainings"
+    rows = re.findall(row, (PAGE.parent / "gallery.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) > 15
+    for claim_id, verdict, *numbers in rows:
+        now = known.loc[claim_id]
+        assert verdict == now["verdict"], f"{claim_id}: write it again: python scripts/gallery.py"
+        expected = [now[name] for name in ("difference", "low", "high", "trainings", "planned")]
+        assert [float(number.replace("−", "-")) for number in numbers] == pytest.approx(expected, abs=5.1e-4)
+
+
 def test_every_claim_has_a_row_with_a_verdict() -> None:
     text = PAGE.read_text(encoding="utf-8")
     verdicts = r"(supported|contradicted|inconclusive|not run yet|not tested here)"
