@@ -50,15 +50,23 @@ def test_without_nnunet_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.
         tk.load_nnunet(tmp_path)
 
 
-def test_a_convex_combination_takes_its_share_of_the_stock_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """(1 - 1/4) * stock + 1/4 * value; a stand-in takes the place of nnU-Net's trainer class."""
+@pytest.fixture
+def trainers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module of trainers, on a stand-in of nnU-Net's class."""
     name = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
+    nothing: Any = lambda self, *_: {}  # noqa: E731
     stand_in = ModuleType(name)
-    stand_in.nnUNetTrainer = object
+    methods = ("on_train_epoch_start", "train_step", "on_train_epoch_end", "print_to_log_file")
+    stand_in.nnUNetTrainer = type("nnUNetTrainer", (), dict.fromkeys(methods, nothing))
     monkeypatch.setitem(sys.modules, name, stand_in)
     monkeypatch.delitem(sys.modules, "toolkit.integrations.nnunet.trainers", raising=False)
-    trainers = importlib.import_module("toolkit.integrations.nnunet.trainers")
+    module = importlib.import_module("toolkit.integrations.nnunet.trainers")
     monkeypatch.delitem(sys.modules, "toolkit.integrations.nnunet.trainers")
+    return module
+
+
+def test_a_convex_combination_takes_its_share_of_the_stock_loss(trainers: ModuleType) -> None:
+    """(1 - 1/4) * stock + 1/4 * value."""
     trainer = object.__new__(trainers.nnUNetTrainerSegReg)
     model, image, label = tk.unet(1, 2, channels=(4, 8)), torch.rand(2, 1, 16, 16), torch.ones(2, 1, 16, 16)
     trainer._attached = tk.attach(tk.SegReg(weight=0.25, samples=64, directions=4, convex=True), model)
@@ -67,6 +75,22 @@ def test_a_convex_combination_takes_its_share_of_the_stock_loss(monkeypatch: pyt
     stock = torch.nn.functional.mse_loss(model(image)[:, :1], label)
     (value,) = trainer._attached.terms.values()
     assert float(loss.detach()) == pytest.approx(0.75 * float(stock.detach()) + 0.25 * float(value), rel=1e-6)
+
+
+def test_the_history_of_a_run_that_was_killed_holds_every_epoch_once(trainers: ModuleType, tmp_path: Path) -> None:
+    """nnU-Net writes a checkpoint every 50 epochs: `--c` takes the epochs after it again, and they stood there twice."""
+    trainer = object.__new__(trainers.nnUNetTrainerSegReg)
+    trainer.output_folder, trainer.local_rank, trainer.device = tmp_path, 0, torch.device("cpu")
+    trainer.num_iterations_per_epoch = 2
+    for epoch, value in [(0, 0.0), (1, 1.0), (2, 2.0), (1, 10.0)]:  # the checkpoint is the first epoch's
+        trainer.current_epoch = epoch
+        trainer._attached = SimpleNamespace(terms={"segreg/loss": torch.tensor(value)})
+        trainer.on_train_epoch_start()
+        for _ in range(2):
+            trainer.train_step({"data": torch.zeros(1)})
+        trainer.on_train_epoch_end([])
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["segreg/loss"]) for row in rows] == [(2, 0.0), (4, 10.0)]
 
 
 def test_a_volume_is_called_by_its_whole_name(monkeypatch: pytest.MonkeyPatch) -> None:

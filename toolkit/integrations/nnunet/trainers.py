@@ -22,7 +22,7 @@ from toolkit.features.modules import unwrap
 from toolkit.files import write_atomically
 from toolkit.results import as_table
 from toolkit.training.attach import attach
-from toolkit.training.history import HistoryWriter
+from toolkit.training.history import HistoryWriter, truncate
 from toolkit.training.protocol import Regularizer
 
 CUDA = torch.device("cuda")
@@ -110,15 +110,13 @@ class RegularizedTrainer(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         """Forget the last epoch's terms; the step follows from the epoch, so that `--c` goes on with the same draws."""
         super().on_train_epoch_start()
-        self._step = self.current_epoch * self.num_iterations_per_epoch
-        self._terms = []
+        self._step, self._terms = self.current_epoch * self.num_iterations_per_epoch, []
 
     def train_step(self, batch: dict) -> dict:
         """The stock step; the loss adds the regularizer's terms."""
         self._images = batch["data"].to(self.device, non_blocking=True)
         result = super().train_step(batch)
-        self._images = None
-        self._step += 1
+        self._images, self._step = None, self._step + 1
         if self._attached is not None:
             self._terms.append({name: float(value) for name, value in self._attached.terms.items()})
         return result
@@ -129,7 +127,9 @@ class RegularizedTrainer(nnUNetTrainer):
         if self._terms and self.local_rank == 0:
             means = {str(name): float(value) for name, value in as_table(self._terms).fillna(0.0).mean().items()}
             self.print_to_log_file(*(f"{name} {value:.4g}" for name, value in means.items()))
-            with HistoryWriter(Path(self.output_folder) / "history.jsonl") as history:
+            path = Path(self.output_folder) / "history.jsonl"
+            truncate(path, self._step - 1)  # epochs that a killed run took after its checkpoint are taken again
+            with HistoryWriter(path) as history:
                 history.write({"step": self._step, "event": "train", **means})
 
 
