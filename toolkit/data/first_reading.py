@@ -14,6 +14,7 @@ from toolkit.errors import DataError, ToolkitWarning
 from toolkit.files import file_sha256
 
 _CHECKED_ANYHOW = (".gz", ".npz")  # read to the end of their stream, where their checksum stands
+_TABLE = "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, date INT, hash TEXT, day TEXT)"
 _ASKED = "SELECT size, date, hash, day FROM files WHERE path = ?"
 _said: set[Path] = set()  # folders whose replaced files were mentioned
 
@@ -44,7 +45,9 @@ def check(files: Iterable[Path]) -> None:
     if not now:
         return
     try:
-        with contextlib.closing(_opened()) as memory:
+        with contextlib.closing(_connected()) as memory:
+            memory.execute("PRAGMA synchronous = OFF")  # what a power cut takes is a first reading again
+            memory.execute(_TABLE)
             entries = {name: memory.execute(_ASKED, (name,)).fetchone() for name in now}
             new = {name: entries[name] for name, entry in now.items() if (entries[name] or ())[:3] != entry}
             for name, entry in new.items():
@@ -66,13 +69,10 @@ def check(files: Iterable[Path]) -> None:
         _said_once(record(), f"{what} Delete it, or set TOOLKIT_CACHE to a folder that you may write.")
 
 
-def _opened() -> sqlite3.Connection:
+def _connected() -> sqlite3.Connection:
     place = record()
     place.parent.mkdir(parents=True, exist_ok=True)
-    memory = sqlite3.connect(place, timeout=10)
-    memory.execute("PRAGMA synchronous = OFF")  # what a power cut takes is a first reading again
-    memory.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, date INT, hash TEXT, day TEXT)")
-    return memory
+    return sqlite3.connect(place, timeout=10)
 
 
 def _said_once(about: Path, what: str) -> None:

@@ -105,18 +105,22 @@ def test_without_a_record_everything_is_read_and_said_once(tmp_path: Path, monke
     damaged.write_bytes(b"nonsense" * 1000)
     monkeypatch.setattr(first_reading, "record", lambda: damaged)
     read(volume(tmp_path, suffix=".nii.gz"))  # needs none
+    connect, opened = sqlite3.connect, []
+    monkeypatch.setattr(sqlite3, "connect", lambda *place, **more: opened.append(connect(*place, **more)) or opened[-1])
     for place in (path / "no folder" / "x.sqlite", damaged):
         monkeypatch.setattr(first_reading, "record", lambda place=place: place)
         with pytest.warns(tk.ToolkitWarning, match=r"not noticed: .* cannot be used .*TOOLKIT_CACHE"):
             first = read(path)
         assert np.array_equal(read(path), first)  # without another word
+    with pytest.raises(sqlite3.ProgrammingError, match="closed database"):  # Python 3.13 warns of one left open
+        opened[-1].execute("SELECT 1")
 
 
 def test_a_busy_record_is_not_waited_for_in_silence_and_hashing_holds_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = volume(tmp_path)
-    first_reading._opened().close()
+    first_reading._connected().close()
     other, hashed = sqlite3.connect(first_reading.record(), timeout=0), []
 
     def slow_hash(path: Path) -> str:
