@@ -6,11 +6,13 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from scipy.special import stdtr
 
 from evidence.claims import Claim, claims
 from evidence.studies import STUDIES
+from toolkit.errors import ResultError
 from toolkit.measure.intervals import Mean, mean_of
 
 RESULTS = Path(__file__).with_name("results")
@@ -26,7 +28,8 @@ class Judgement:
         verdict: supported, contradicted or inconclusive; else "not run yet" or "not tested here".
         first, second: mean of the first arm and of the second (with four arms: of the differences).
         difference, low, high: mean paired difference (of one arm: its mean) with its interval, of 95 % or of what the claim says.
-        chance: probability that the claim is false if nothing was known before (flat prior, Student's distribution).
+        chance: probability that the claim is false if nothing was known before (flat prior), by that one of the
+            interval's tests which knows least: the one nearest to a half.
         detectable: the smallest effect that this design would find with a power of 80 % (see `toolkit.measure.intervals.Mean`).
         patients, trainings: size of the design; trainings are seeds, or folds of a cross-validation.
         planned: trainings that the claim asks for.
@@ -47,7 +50,11 @@ class Judgement:
 
 
 def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
-    """One claim by its own rule, on as many of its seeds as all its arms have."""
+    """One claim by its own rule, on as many of its seeds and folds as all its arms have.
+
+    Raises:
+        ResultError: a training that is there lacks a score, or has two of one patient.
+    """
     if claim.command:
         return Judgement(claim.id, NOT_HERE)
     file = results / f"{claim.study}.csv"
@@ -60,14 +67,13 @@ def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
     if set(chosen["arm"]) != set(claim.arms):
         return Judgement(claim.id, NOT_RUN)
     chosen = chosen[chosen["seed"].isin(claim.seeds)]
-    arms = [_by_patient(chosen[chosen["arm"] == arm]) for arm in claim.arms]
-    shared = [seed for seed in arms[0].columns if all(seed in other for other in arms)]
-    complete = pd.concat([arm[shared] for arm in arms], axis=1).dropna().index
-    if not shared or len(complete) < 2:
+    arms = _paired([_by_patient(chosen[chosen["arm"] == arm], claim) for arm in claim.arms], claim)
+    shared, patients = list(arms[0].columns), arms[0].index
+    if not shared or len(patients) < 2:
         return Judgement(claim.id, NOT_RUN)
-    known, first, second = _difference([arm.loc[complete, shared] for arm in arms])
+    known, first, second = _difference(arms)
     low, high = known.interval(claim.confidence)
-    folds = complete.get_level_values("fold")
+    folds = patients.get_level_values("fold")
     trainings = len(shared) * folds.nunique()
     planned = len(claim.seeds) * max(1, STUDIES[claim.study].folds)
     early = trainings < planned  # who stops at the first look that pleases finds effects where there are none
@@ -77,7 +83,7 @@ def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
         *(_rounded(value) for value in (first, second, known.mean, low, high)),
         chance=_rounded(_chance_of_false(claim, known)),
         detectable=_rounded(known.smallest_detectable(1 - claim.confidence)),
-        patients=len(complete.droplevel("fold").unique()),
+        patients=len(patients.droplevel("fold").unique()),
         trainings=trainings,
         planned=planned,
     )
@@ -97,9 +103,27 @@ def write(results: Path = RESULTS) -> Path:
     return file
 
 
-def _by_patient(table: pd.DataFrame) -> pd.DataFrame:
+def _by_patient(table: pd.DataFrame, claim: Claim) -> pd.DataFrame:
     """A row a patient (of a fold), a column a seed."""
-    return table.fillna({"fold": -1}).pivot_table(index=["fold", "site", "subject"], columns="seed", values="value")
+    rows, table = ["fold", "site", "subject"], table.fillna({"fold": -1})
+    if (twice := table.duplicated([*rows, "seed"])).any():
+        where = f"{claim.study}.csv, {claim.metric}: {table.loc[twice, [*rows, 'seed']].iloc[0].to_dict()}"
+        raise ResultError("A training has two scores of one patient.", where=where, fix="Collect the study again.")
+    return table.pivot(index=rows, columns="seed", values="value")
+
+
+def _paired(arms: list[pd.DataFrame], claim: Claim) -> list[pd.DataFrame]:
+    """The seeds and folds that all arms have, complete: who leaves out a patient quietly may turn a verdict."""
+    shared = [seed for seed in arms[0].columns if all(seed in other for other in arms)]
+    table = pd.concat([arm[shared] for arm in arms], axis=1, keys=range(len(arms)))
+    table = table[table.notna().groupby(level="fold").transform("any").all(axis=1)]
+    if (lacking := table.isna().any(axis=1)).any():
+        where = (
+            f"{claim.study}.csv, {claim.metric}: {dict(zip(table.index.names, table.index[lacking][0], strict=True))}"
+        )
+        what = f"{int(lacking.sum())} patients have no score in one of the trainings that are there."
+        raise ResultError(what, where=where, fix="Measure and collect the study again.")
+    return [table[number] for number in range(len(arms))]
 
 
 def _difference(arms: list[pd.DataFrame]) -> tuple[Mean, float, float]:
@@ -111,7 +135,29 @@ def _difference(arms: list[pd.DataFrame]) -> tuple[Mean, float, float]:
     if values.index.droplevel("fold").duplicated().any():
         return _of_shared_patients(values.unstack("fold")), first, second
     folds = values.index.get_level_values("fold").to_numpy()
-    return mean_of(values.to_numpy(), folds if len(set(folds)) > 1 else None), first, second
+    if len(set(folds)) < 2:
+        return mean_of(values.to_numpy()), first, second
+    known = mean_of(values.to_numpy(), folds)
+    if values.shape[1] == 1:
+        known = dataclasses.replace(known, errors=(*known.errors, _of_trainings(values.iloc[:, 0].to_numpy(), folds)))
+    return known, first, second
+
+
+def _of_trainings(values: np.ndarray, folds: np.ndarray) -> tuple[float, float]:
+    """Error and degrees of freedom of the mean over patients from the folds' means alone, which is what few trainings tell.
+
+    With folds of one size that is Student's test of their means. Where sizes differ a fold weighs as much as it has
+    patients, in the mean as in its error, scaled to be unbiased where trainings vary (Bell and McCaffrey 2002).
+    """
+    names, sizes = np.unique(folds, return_counts=True)
+    weights = sizes / sizes.sum()
+    means = np.array([values[folds == name].mean() for name in names])
+    squares = weights**2
+    biased, expected = (
+        (squares * (means - values.mean()) ** 2).sum(),
+        (squares * (1 - 2 * weights + squares.sum())).sum(),
+    )
+    return math.sqrt(biased * squares.sum() / expected), len(names) - 1.0
 
 
 def _of_shared_patients(values: pd.DataFrame) -> Mean:
@@ -129,16 +175,17 @@ def _of_shared_patients(values: pd.DataFrame) -> Mean:
 
 
 def _chance_of_false(claim: Claim, known: Mean) -> float:
-    """Mass outside of what the rule calls supported; of the two tests the less certain one."""
-    chances = []
-    for error, freedom in known.errors:
-        total = 0.0
-        for end, threshold in claim.bounds():
-            side = 1 if end == "low" else -1
-            gap = side * (known.mean - threshold)
-            total += float(stdtr(freedom, -gap / error)) if error > 0 else float(gap < 0)
-        chances.append(min(1.0, total))
-    return max(chances)
+    """Mass outside of what the rule calls supported, by the test that knows least: Student's, or the patients' bootstrap."""
+    gaps = [(1 if end == "low" else -1, known.mean - threshold) for end, threshold in claim.bounds()]
+    chances = [
+        sum(float(stdtr(freedom, -side * gap / error)) if error > 0 else float(side * gap < 0) for side, gap in gaps)
+        for error, freedom in known.errors
+    ]
+    error, drawn = known.errors[0][0], known.studentised
+    if error > 0 and len(drawn):
+        beyond = [(side * drawn >= side * gap / error).sum() for side, gap in gaps]
+        chances.append(float((sum(beyond) + 0.5) / (len(drawn) + 1)))
+    return min(1.0, min(chances, key=lambda chance: abs(chance - 0.5)))
 
 
 def _rounded(value: float) -> float:

@@ -12,8 +12,9 @@ import pytest
 from scipy import stats
 
 from evidence.claims import Claim, claims
-from evidence.judge import RESULTS, judge, judgements
+from evidence.judge import RESULTS, _difference, judge, judgements
 from evidence.page import PAGE, excludes, page
+from toolkit.errors import ResultError
 
 
 def claim(**changes: object) -> Claim:
@@ -117,6 +118,56 @@ def test_folds_are_the_trainings_where_each_patient_is_tested_once(tmp_path: Pat
     first = measured(tmp_path, {"segreg": plain[:, :1] + 0.2, "plain": plain[:, :1]}, folds=True)
     alone = judge(claim(seeds=[0], protocol="acdc: five folds"), first)
     assert (alone.verdict, alone.trainings, alone.planned) == ("inconclusive", 1, 5), "the first fold decides nothing"
+
+
+def test_methods_that_are_equal_are_told_apart_in_one_of_twenty_cross_validations() -> None:
+    """One seed, a domain of nuclei left out at a time: trainings vary as much as images do, and neither method is better."""
+    sizes = (21, 6, 4, 5, 3, 2)
+    random, folds = np.random.default_rng(0), np.repeat(np.arange(len(sizes)), sizes)
+    places = [folds, ["B"] * len(folds), [str(number) for number in range(len(folds))]]
+    index = pd.MultiIndex.from_arrays(places, names=["fold", "site", "subject"])
+    wrong, studies = 0, 300
+    for _ in range(studies):
+        gain = random.normal(size=len(folds)) + random.normal(size=len(sizes))[folds]
+        known, *_ = _difference([pd.DataFrame({0: gain}, index), pd.DataFrame({0: 0 * gain}, index)])
+        low, high = known.interval()
+        wrong += low > 0 or high < 0
+    assert wrong / studies < 0.05 + 3 * np.sqrt(0.05 * 0.95 / studies)
+
+
+def test_folds_of_one_size_are_judged_by_students_test_of_their_means_too(tmp_path: Path) -> None:
+    gain = np.array([0.01, 0.05, -0.02, 0.03, 0.08]) + np.random.default_rng(0).normal(0, 0.001, (7, 5))
+    arms = {"segreg": 0.5 + gain, "plain": np.full((7, 5), 0.5)}
+    one = judge(claim(seeds=[0], protocol="acdc: five folds"), measured(tmp_path, arms, folds=True))
+    known = stats.ttest_1samp(gain.mean(0), 0).confidence_interval()
+    assert one.low <= known.low + 1e-4
+    assert one.high >= known.high - 1e-4
+
+
+def test_the_chance_says_what_the_interval_says(tmp_path: Path) -> None:
+    gain = np.random.default_rng(3).exponential(0.05, (12, 1))  # skewed, so the bootstrap decides, not Student's test
+    results = measured(tmp_path, {"segreg": 0.5 + gain, "plain": 0.5 + 0 * gain})
+    ends = judge(claim(seeds=[0]), results)
+    half = stats.t.ppf(0.975, 11) * stats.sem(gain[:, 0])
+    assert ends.high - ends.difference > 1.2 * half
+    for end, chance in ((ends.low, 0.025), (ends.high, 0.975)):
+        beyond = claim(seeds=[0], rule=f"supported: low > {end:.6f}; contradicted: high < {end:.6f}; sees: 0.1")
+        assert judge(beyond, results).chance == pytest.approx(chance, abs=0.002)
+
+
+def test_what_is_missing_or_there_twice_turns_no_verdict(tmp_path: Path) -> None:
+    plain = np.array([[0.5, 0.51, 0.5], [0.6, 0.61, 0.6], [0.7, 0.69, 0.7]])
+    file = measured(tmp_path, {"segreg": plain + 0.2, "plain": plain}) / "cardiac.csv"
+    table = pd.read_csv(file)
+    table.drop(index=4).to_csv(file, index=False)
+    with pytest.raises(ResultError, match="1 patients have no score"):
+        judge(claim(), tmp_path)
+    table.assign(value=table["value"].where(table.index != 4)).to_csv(file, index=False)
+    with pytest.raises(ResultError, match="1 patients have no score"):
+        judge(claim(), tmp_path)
+    pd.concat([table, table[:1].assign(value=0.99)]).to_csv(file, index=False)
+    with pytest.raises(ResultError, match="two scores of one patient"):
+        judge(claim(), tmp_path)
 
 
 def test_one_arm_is_judged_by_its_value_and_four_by_the_difference_of_differences(tmp_path: Path) -> None:
