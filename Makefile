@@ -71,8 +71,9 @@ third-party: $(READY) ## networks of smp, transformers, timm and nnU-Net, traine
 	  "$$("$(BIN)/python" -c 'import site; print(site.getsitepackages()[0])')"
 	"$(BIN)/python" scripts/torchvision_stub.py "$(THIRD)/torchvision-stub"
 	"$(THIRD)/bin/python" -m pip install --quiet --no-deps "$(THIRD)/torchvision-stub"
-	"$(THIRD)/bin/python" -m pip install --quiet -c constraints.txt nnunetv2==2.8.1 segmentation_models_pytorch transformers timm \
-	  pytorch-ignite accelerate wandb mlflow-skinny sqlalchemy alembic
+	grep -v '^importlib_metadata=' constraints.txt > "$(THIRD)/constraints.txt"  # MLflow needs one below 10, or pip takes a release of 2022
+	"$(THIRD)/bin/python" -m pip install --quiet -c "$(THIRD)/constraints.txt" nnunetv2==2.8.1 segmentation_models_pytorch transformers timm \
+	  pytorch-ignite accelerate wandb 'mlflow-skinny>=3' sqlalchemy alembic
 	"$(THIRD)/bin/python" -m pytest -q tests/unit/integrations/test_loggers.py tests/unit/training/test_how_to_extend.py
 	$(LAUNCH) "$(THIRD)/bin/python" benchmarks/third_party.py $(OPTIONS)
 
