@@ -48,6 +48,13 @@ class Claim:
         return self.measure.split(" @ ")[1].split()
 
     @property
+    def unit(self) -> str:
+        """What a row of the results is about, where it is no patient."""
+        whole = {"effective_rank": "sites", "mean_cosine": "sites", "gradient_norm": "stages"}
+        images = ("nuclei", "med-disseg", "selfreg-glands")
+        return whole.get(self.metric, "images" if self.study.startswith(images) else "patients")
+
+    @property
     def confidence(self) -> float:
         """Of the interval that the rule reads: 95 %, and with a second look the half of the risk for each."""
         return 0.975 if self.first_look else 0.95

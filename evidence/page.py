@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 import toolkit as tk
@@ -15,8 +16,10 @@ from evidence import judge
 from evidence.claims import Claim, claims
 from evidence.judge import NOT_HERE, NOT_RUN, RESULTS
 from evidence.networks import FLOOR
+from toolkit.measure.statistics import holm
 
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+HOME = {"A", "cardiac_acdc", "seen"}  # sites trained on
 GALLERY = PAGE.with_name("gallery.md")
 HEAD = """# What was tested, and what was found
 
@@ -24,13 +27,14 @@ Written by `python -m evidence.page` from `evidence/claims.toml` and `evidence/r
 Every row is a claim of a paper. Its protocol and the rule that gives the verdict were written down before the trainings
 that judge it. A verdict holds for the data, the networks and the budget named here and for nothing else.
 
-* *difference*: first arm less second, mean over patients and trainings, with its 95 % interval (the wider of the tests over
-  patients and over trainings). Where a claim is about one value, that value. Where trainings were added after a first look,
-  the interval is that of 97.5 %, since two looks share the risk.
+* *measured*: a metric @ the sites scored; first arm less second, mean over patients and trainings, with its 95 % interval in
+  square brackets (the wider of the tests over patients and over trainings) and the two means in round ones. Dice is a share, so
+  0.01 is one point of a paper's percentages. Where a claim is about one value, that value. Where trainings were added after a
+  first look, the interval is that of 97.5 %, since two looks share the risk.
 * *chance of being false*: probability that the effect is not what the rule calls supported, given these data and no
   opinion before.
 * *could see*: the smallest effect that this design would find with a power of 80 % (from 6 patients and 2 trainings on 78 % and more in
-  simulated studies, `benchmarks/results/coverage.csv`).
+  simulated studies, `benchmarks/results/coverage.csv`). Where a rule has a margin, such as 0.01 of Dice at home, it is the distance from the margin.
 * *trainings*: networks of each arm, of those planned. Before all of them are there the verdict is inconclusive, whatever the
   interval says: who stops at the first look that pleases finds effects where there are none. The interval of one training is
   that of its patients: it says how this pair of networks differs, not how the methods do.
@@ -49,6 +53,17 @@ def page(results: Path = RESULTS) -> str:
 def _summary(verdicts: pd.DataFrame) -> Iterator[str]:
     counts = verdicts["verdict"].value_counts()
     yield "Of {} claims: {}.".format(len(verdicts), ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+    tested = [claim for claim in claims() if not math.isnan(verdicts.loc[claim.id, "chance"])]
+    chances = np.array([verdicts.loc[claim.id, "chance"] for claim in tested])
+    looks = np.array([1 + bool(claim.first_look) for claim in tested])
+    sure = holm(np.minimum(1.0, 2 * looks * np.minimum(chances, 1 - chances))) <= 0.05
+    decided = np.array([verdicts.loc[claim.id, "verdict"] in ("supported", "contradicted") for claim in tested])
+    alone = ", ".join(f"`{claim.id}`" for claim, one in zip(tested, decided & ~sure, strict=True) if one)
+    yield (
+        "\nEach verdict is taken alone: if no method had any effect, one claim in twenty would be decided by chance. After Holm's "
+        f"correction over the {len(tested)} claims that were measured {int((decided & sure).sum())} of the {int(decided.sum())} decided "
+        f"ones stay so{f' (not {alone})' if alone else ''}."
+    )
 
 
 def _findings(verdicts: pd.DataFrame, results: Path) -> Iterator[str]:
@@ -58,10 +73,10 @@ def _findings(verdicts: pd.DataFrame, results: Path) -> Iterator[str]:
         for claim in claims():
             if (row := verdicts.loc[claim.id])["verdict"] == verdict:
                 mind = ""
-                if claim.measure.startswith("dice") and min(row["first"], row["second"]) < FLOOR:
+                if claim.metric == "dice" and set(claim.sites) <= HOME and min(row["first"], row["second"]) < FLOOR:
                     worse = claim.arms[int(row["second"] < row["first"])]
                     mind = f" Mind that {worse} is below {FLOOR}: it has not learnt within the budget that plain training needs."
-                yield f"* **{verdict}**: {claim.paper}, {claim.source}: {_measured(claim, row)[0]} (`{claim.id}`).{mind}"
+                yield f"* **{verdict}**: {claim.paper}, {claim.source}: {measured(claim, row)[0]} (`{claim.id}`).{mind}"
     outside = [f"`{claim.id}`" for claim in claims() if excludes(claim, verdicts.loc[claim.id])]
     if outside:
         yield (
@@ -101,7 +116,7 @@ def excludes(claim: Claim, row: pd.Series) -> bool:
     """
     if claim.effect is None or row["trainings"] < max(2, row["planned"]) or row["second"] + claim.effect > 1:
         return False
-    return not row["low"] <= claim.effect <= row["high"]
+    return bool(row["high"] < claim.effect)
 
 
 def _table(chosen: list[Claim], verdicts: pd.DataFrame) -> Iterator[str]:
@@ -111,12 +126,13 @@ def _table(chosen: list[Claim], verdicts: pd.DataFrame) -> Iterator[str]:
         row = verdicts.loc[claim.id]
         figure = f" ([figure](gallery.md#{_figures()[claim.id]}))" if claim.id in _figures() else ""
         how = f"{claim.protocol} (`{claim.command or f'make evidence STUDY={claim.study}'}`)"
-        *measured, verdict = _measured(claim, row)
-        cells = [f"`{claim.id}`: {claim.source}{figure}", verdict, claim.published, *measured, how]
+        *found, verdict = measured(claim, row)
+        cells = [f"`{claim.id}`: {claim.source}{figure}", verdict, claim.published, *found, how]
         yield f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def _measured(claim: Claim, row: pd.Series) -> list[str]:
+def measured(claim: Claim, row: pd.Series) -> list[str]:
+    """What was measured, the chance of being false, what could be seen, trainings of those planned, and the verdict."""
     if row["verdict"] == NOT_HERE:
         return [f"not tested here; {claim.power}", "", f"{claim.expected:g} planned", "0", NOT_HERE]
     if row["verdict"] == NOT_RUN:
@@ -127,14 +143,14 @@ def _measured(claim: Claim, row: pd.Series) -> list[str]:
     )
     both = "" if math.isnan(row["second"]) else f" ({row['first']:.3g} and {row['second']:.3g})"
     interval = f"{row['low']:.3g} to {row['high']:.3g}{', 97.5 %' if claim.first_look else ''}"
-    measured = f"{claim.measure}, {compared}: {row['difference']:.3g} [{interval}]{both}; {row['patients']} patients"
+    told = f"{claim.measure}, {compared}: {row['difference']:.3g} [{interval}]{both}; {row['patients']} {claim.unit}"
     if excludes(claim, row):
-        measured += f"; the published {claim.effect:g} lies outside"
+        told += f"; the published {claim.effect:g} lies outside"
     count = f"{row['trainings']} of {row['planned']}"
     verdict = f"**{row['verdict']}**"
     if row["trainings"] < row["planned"]:
         verdict += " (one training)" if row["trainings"] == 1 else " (more trainings are planned)"
-    return [measured, f"{row['chance']:.2g}", f"{row['detectable']:.2g}", count, verdict]
+    return [told, f"{row['chance']:.2g}", f"{row['detectable']:.2g}", count, verdict]
 
 
 @functools.cache
@@ -187,7 +203,11 @@ def _costs(results: Path) -> Iterator[str]:
 def _tuning(results: Path) -> Iterator[str]:
     table = pd.read_csv(results / "tuning.csv")
     yield "\n## Plain training, tuned on validation\n"
-    yield "One seed that no study uses; Dice on the validation patients of the site trained on and of the others.\n"
+    yield (
+        "One training a row; Dice on the validation patients of the site trained on and of the others. Other networks and data have "
+        "the settings of `evidence/studies.py`, set without such a search; weights of methods are those of their papers' code where "
+        "there are any, and were searched for SegReg alone (above). Within a study all arms have one budget.\n"
+    )
     yield f"| {' | '.join(str(name).replace('_', ' ') for name in table.columns)} |"
     yield f"|{'---|' * len(table.columns)}"
     for row in table.itertuples(index=False):

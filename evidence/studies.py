@@ -1,7 +1,7 @@
 """The studies as data: which networks each trains, on what, and what is measured on them.
 
-Arms are named as in `claims.toml`. The settings of plain training were chosen on validation (`results/tuning.csv`) and every
-arm gets the same budget.
+Arms are named as in `claims.toml`. The settings of plain training on phantom-cardiac were chosen on validation
+(`results/tuning.csv`), the others set without a search; every arm of a study gets the same budget.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ but those of evidence/results/verdicts.csv; what agrees with the original and wh
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import json
@@ -23,8 +22,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 import toolkit as tk
+from evidence.claims import claims as every_claim
+from evidence.page import measured
 from toolkit.features.provenance import provenance
 from toolkit.files import write_atomically
 from toolkit.show.matplotlib_backend import render
@@ -109,7 +111,8 @@ def site_bars(table: pd.DataFrame, metric: str, names: dict[str, str], title: st
         groups = [patients[site].to_numpy() for site in sites if site in patients.index.levels[0]]
         means = [float(group.mean()) for group in groups]
         half = [
-            1.96 * float(group.std(ddof=1)) / math.sqrt(len(group)) if len(group) > 1 else math.nan for group in groups
+            student(len(group)) * float(group.std(ddof=1)) / math.sqrt(len(group)) if len(group) > 1 else math.nan
+            for group in groups
         ]
         low, high = ([m + sign * h for m, h in zip(means, half, strict=True)] for sign in (-1, 1))
         series.append(tk.figures.Series(name=name, x=sites, y=means, low=low, high=high))
@@ -127,16 +130,22 @@ def site_bars(table: pd.DataFrame, metric: str, names: dict[str, str], title: st
     return tk.figures.Figure(title, [[panel]], caption=f"from evidence/results, metric {metric}")
 
 
+def student(patients: Any) -> Any:
+    """How many standard errors a 95 % interval of so many patients reaches to either side."""
+    return stdtrit(patients - 1, 0.975)
+
+
 def segreg_forward() -> Figure:
     table = results("prostate-sequence").query("metric == 'forward'")
     sites = list(dict.fromkeys(table["site"]))  # from the second to the last
     series = []
     for arm, name, dash in (("plain", "plain", 1), ("segreg", "SegReg", 0)):
         patients = table[table["arm"] == arm].groupby(["site", "subject"])["value"].mean().groupby("site")
-        mean, half = patients.mean()[sites], 1.96 * patients.sem()[sites]
+        mean, half = patients.mean()[sites], (student(patients.count()) * patients.sem())[sites]
         x = list(range(2, len(sites) + 2))
         series.append(tk.figures.Series(name=name, x=x, y=mean, low=mean - half, high=mean + half, dash=dash))
-    said = f"mean and 95 % interval over {table['subject'].nunique()} patients; trainings an arm: {table['seed'].nunique()}"
+    counts = sorted(set(table.groupby("site")["subject"].nunique()))
+    said = f"mean and 95 % interval over {'/'.join(map(str, counts))} patients a site; trainings an arm: {table['seed'].nunique()}"
     look = {"x_label": "task", "y_label": "Dice just before its turn", "width": 420, "height": 240}
     panel = tk.figures.Lines(title="Forward transfer, six generated prostate sites", note=said, series=series, **look)
     return tk.figures.Figure("Forward transfer by task", [[panel]], caption="from evidence/results, metric forward")
@@ -401,20 +410,17 @@ def heading(notebook: str, words: str) -> tuple[str, str]:
 
 
 def verdicts(claims: Sequence[str]) -> list[str]:
-    """A line for every claim, all numbers from verdicts.csv."""
-    with (RESULTS / "verdicts.csv").open(encoding="utf-8") as stream:
-        known = {row["claim"]: row for row in csv.DictReader(stream)}
+    """A line for every claim, as the page of the evidence has it."""
+    known, named = (
+        pd.read_csv(RESULTS / "verdicts.csv").set_index("claim"),
+        {claim.id: claim for claim in every_claim()},
+    )
     lines = []
     for claim in claims:
-        row = known[claim]
-        numbers = ""
-        if row["low"]:
-            low, middle, high = (
-                f"{float(row[key]):.3f}".replace("-", "\N{MINUS SIGN}") for key in ("low", "difference", "high")
-            )
-            what = "difference" if row["second"] else "value"
-            numbers = f": {what} {middle} ({low} to {high}), {row['patients']} patients, {row['trainings']} of {row['planned']} trainings an arm"
-        lines.append(f"* [{claim}](evidence.md): {row['verdict']}{numbers}")
+        told, _, _, count, verdict = measured(named[claim], known.loc[claim])
+        table = re.sub(r"[^\w\- ]", "", named[claim].paper.lower()).replace(" ", "-")
+        what = f"{verdict}: {told}, {count} trainings an arm" if verdict.startswith("**") else told or verdict
+        lines.append(f"* [{claim}](evidence.md#{table}): {what}")
     return lines
 
 
