@@ -53,7 +53,7 @@ def trainer_of(folder: Path, device: str, workers: int) -> Any:
 
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(folder / name)
-    os.environ.update(nnUNet_n_proc_DA=str(workers), nnUNet_compile="f", nnUNet_wandb_enabled="0")
+    os.environ.update(nnUNet_n_proc_DA="1", nnUNet_compile="f", nnUNet_wandb_enabled="0")  # planning refuses none
     drawn, raw = np.random.default_rng(0), folder / "raw" / NAME
     for index, part in itertools.product(range(5), ("imagesTr", "labelsTr")):
         (raw / part).mkdir(parents=True, exist_ok=True)
@@ -75,6 +75,7 @@ def trainer_of(folder: Path, device: str, workers: int) -> Any:
     if device == "cpu":
         plans["configurations"]["2d"]["batch_size"] = 2
     plans["continue_training"] = False
+    os.environ["nnUNet_n_proc_DA"] = str(workers)
     trainer = nnUNetTrainer(plans, "2d", 0, record, torch.device(device))
     trainer.initialize()
     trainer.dataloader_train, _ = trainer.get_dataloaders()
