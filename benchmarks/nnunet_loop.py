@@ -75,7 +75,7 @@ def trainer_of(folder: Path, device: str, workers: int) -> Any:
     if device == "cpu":
         plans["configurations"]["2d"]["batch_size"] = 2
     plans["continue_training"] = False
-    os.environ["nnUNet_n_proc_DA"] = str(workers)
+    os.environ.update(nnUNet_n_proc_DA=str(workers))
     trainer = nnUNetTrainer(plans, "2d", 0, record, torch.device(device))
     trainer.initialize()
     trainer.dataloader_train, _ = trainer.get_dataloaders()
