@@ -161,9 +161,9 @@ def _prepared(z: Tensor, directions: Tensor, weights: Tensor | None) -> tuple[Te
     if weights is not None:
         if weights.shape != z.shape[:1]:
             raise ConfigError(f"Expected one weight a row, {tuple(z.shape[:1])}, not {tuple(weights.shape)}.")
-        weights = weights.detach().to(z, non_blocking=True)
-        if not (weights.min() >= 0 and weights.sum() > 0):
+        if not (weights.min() >= 0 and weights.sum() > 0):  # asked where they lie: the device is not waited for
             raise ConfigError("Row weights must be non-negative and not all zero.")
+        weights = weights.detach().to(z, non_blocking=True)
         weights = weights / weights.sum()
     return z, directions, weights
 

@@ -84,7 +84,7 @@ def targeted_mask(
     if annealing.numel() not in (1, scores.numel()):
         what = f"annealing holds {annealing.numel()} factors for {tuple(scores.shape)} entries."
         raise ConfigError(what, fix="Give one factor per (sample, entry), one number, or None for a hard mask.")
-    factors = annealing.detach().to(scores.device, scores.dtype)
+    factors = annealing.detach().to(scores, non_blocking=True)
     factors = factors.expand_as(scores) if factors.numel() == 1 else factors.reshape(scores.shape)
     mask = torch.where(masked, factors, torch.ones_like(scores))
     spatial = gradient.shape[2:]
@@ -116,5 +116,5 @@ def dropout_mask(code: Tensor, rate: float = 0.5, generator: torch.Generator | N
         generator = torch.Generator()
         generator.seed()
     keep = torch.rand(code.shape[:2], generator=generator) >= rate
-    mask = keep.to(code.device, code.dtype) / (1 - rate)
+    mask = keep.to(code, non_blocking=True) / (1 - rate)
     return mask.reshape(*code.shape[:2], *[1] * (code.ndim - 2))

@@ -63,8 +63,8 @@ class Activation:
             what = "The outputs overlap, and which classes of the label each covers is not known."
             fix = 'Declare them: tk.load_task(..., regions={"whole tumour": (1, 2, 3)}) or evaluate(..., regions=...).'
             raise ConfigError(what, where='activation="sigmoid"', fix=fix)
-        masks = [torch.isin(label, torch.as_tensor(list(c), device=label.device)) for c in self.regions.values()]
-        return torch.cat(masks, 1).float()
+        classes = [torch.tensor(list(c)).to(label.device, non_blocking=True) for c in self.regions.values()]
+        return torch.cat([torch.isin(label, each) for each in classes], 1).float()
 
     def check(self, outputs: int, classes: Mapping[int, str]) -> None:
         """Refuse a network whose outputs are not those of the data."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,8 @@ from toolkit.features.logits import logits_by_scale
 from toolkit.registry import register
 from toolkit.training.protocol import Loss, Objective
 from toolkit.training.sampling import sum_of_all
+
+WAITING: ContextVar[bool] = ContextVar("waiting", default=True)  # a check may wait for the device; not in every step
 
 
 @register("objective", "segmentation")
@@ -99,7 +102,7 @@ class SegmentationObjective(Objective):
         target = fitted_label(batch["label"], logits, self.ignore_label)
         terms = {}
         ignored = -100 if self.ignore_label is None else self.ignore_label
-        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        weights = None if self.class_weights is None else constant(self.class_weights, logits)
         if weights is not None and len(weights) != logits.shape[1]:
             what = f"{len(weights)} class weights were given for {logits.shape[1]} outputs."
             fix = "Give one weight a class, background first."
@@ -216,14 +219,23 @@ def fitted_label(label: Tensor, logits: Tensor, ignore_label: int | None = None)
     if label.shape[2:] != logits.shape[2:]:
         label = functional.interpolate(label.float(), size=logits.shape[2:], mode="nearest")
     target, classes = label[:, 0].long(), logits.shape[1]
-    if target.device.type != "cpu" or all(0 <= int(v) < classes for v in target.aminmax()):
-        return target
-    outside = [v for v in target.unique().tolist() if not 0 <= v < classes and v != ignore_label]
+    fits = not may_look(target) or all(0 <= int(v) < classes for v in target.aminmax())
+    outside = [] if fits else [v for v in target.unique().tolist() if not 0 <= v < classes and v != ignore_label]
     if outside:
         what = f"The labels hold {outside}, but the network has {classes} outputs (classes 0 to {classes - 1})."
         fix = "Give the network one output per class, background included, or set ignore_label."
         raise ConfigError(what, where="batch['label']", fix=fix)
     return target
+
+
+def constant(values: Sequence[float], like: Tensor) -> Tensor:
+    """The values as a tensor of the type and on the device of another, which is not waited for."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
+def may_look(values: Tensor) -> bool:
+    """Whether a check may read the values now: they lie on the CPU, or this step may wait for their device."""
+    return values.is_cpu or WAITING.get()
 
 
 def fitted_regions(masks: Tensor, logits: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from toolkit.inference.activation import Activation
 from toolkit.inference.memory import defaults_of
 from toolkit.training.health import check_gradient
 from toolkit.training.protocol import Loss, Objective, Regularizer, StepContext, keyed_generator
-from toolkit.training.segmentation import as_objective
+from toolkit.training.segmentation import WAITING, as_objective
 
 
 @dataclasses.dataclass
@@ -95,7 +96,7 @@ class TrainingStep(nn.Module):
     ) -> PartialLoss:
         """Compute one part; parts must be asked for in order, each back-propagated before the next."""
         if part == 0:
-            return self._first_part(batch, step, logging, stage)
+            return copy_context().run(self._first_part, batch, step, logging, stage)  # which sets WAITING
         if self._context is None or self._tape is None:
             raise ProtocolError("A deferred part was asked for before part 0 of the same step.")
         deferred = self._deferred(step)
@@ -124,6 +125,7 @@ class TrainingStep(nn.Module):
         return {regularizer.name: list(self.wanted(regularizer, image)) for regularizer in self.regularizers}
 
     def _first_part(self, batch: Mapping[str, Any], step: int, logging: bool, stage: int) -> PartialLoss:
+        WAITING.set(logging)
         active = [r for r in self.regularizers if r.active(step)]
         wanted = tuple(dict.fromkeys(tap for r in active for tap in self.wanted(r, batch.get("image"))))
         generator = keyed_generator(self.seed, step, self.objective.name)

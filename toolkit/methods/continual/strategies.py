@@ -18,6 +18,7 @@ from toolkit.features.logits import find_logits
 from toolkit.features.modules import unwrap
 from toolkit.features.untouched import untouched
 from toolkit.inference.memory import defaults_of
+from toolkit.process_state import guarded_random_state
 from toolkit.registry import register
 from toolkit.training.protocol import Objective, Regularizer, StepContext, keyed_generator
 from toolkit.training.run import Run
@@ -150,7 +151,7 @@ class LearningWithoutForgetting(Regularizer):
             self._teachers.append(teacher)
         terms, now = [], classes(context.outputs)
         for teacher in self._teachers:
-            with torch.no_grad(), untouched(teacher, mode="eval"):
+            with torch.no_grad(), guarded_random_state():  # a copy of our own: nothing of it is given back
                 then = classes(teacher(image))
             terms.append(distillation(now, then, self.temperature, self.reduction))
         return {"distillation": torch.stack(terms).sum()}

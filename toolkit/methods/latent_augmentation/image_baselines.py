@@ -169,7 +169,7 @@ class RandomConvolution(HardExamples):
         for _ in range(self.views):
             view = image
             if self.noise:
-                noisy = image + self.noise * torch.randn(image.shape, generator=generator).to(image)
+                noisy = image + self.noise * torch.randn(image.shape, generator=generator).to(image, non_blocking=True)
                 view = noisy.clamp(image.min(), image.max())
             view = image_space.random_convolution(view, generator)
             with frozen_batch_norm(network):

@@ -70,9 +70,9 @@ def random_windows(image: Tensor, generator: torch.Generator, *, keep: bool | No
     None draws one of the two for the batch (how the paper mixed them is not documented).
     """
     outside = bool(torch.randint(2, (), generator=generator)) if keep is None else keep
-    windows = window_mask(image.shape[0], image.shape[2:], generator).to(image.device)
+    windows = window_mask(image.shape[0], image.shape[2:], generator).to(image.device, non_blocking=True)
     low, high = image.flatten(1).amin(1), image.flatten(1).amax(1)
-    noise = torch.rand(image.shape, generator=generator).to(image)
+    noise = torch.rand(image.shape, generator=generator).to(image, non_blocking=True)
     noise = _per_image(low, image) + noise * _per_image(high - low, image)
     return torch.where(~windows if outside else windows, noise, image).detach()
 
@@ -91,9 +91,9 @@ def random_convolution(image: Tensor, generator: torch.Generator) -> Tensor:
     """
     size = KERNELS[int(torch.randint(len(KERNELS), (), generator=generator))]
     channels, sides = image.shape[1], image.ndim - 2
-    kernel = torch.randn(channels, channels, *[size] * sides, generator=generator)
+    kernel = torch.randn(channels, channels, *[size] * sides, generator=generator) / math.sqrt(channels * size**sides)
     alpha = float(torch.rand((), generator=generator))
-    return unit_range(convolved(image, kernel / math.sqrt(channels * size**sides), alpha)).detach()
+    return unit_range(convolved(image, kernel.to(image, non_blocking=True), alpha)).detach()
 
 
 def _divergence(reference: Tensor, logits: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def adversarial_noise(
     """
     image = image.detach()
     reference = _constant(predict, image) if reference is None else reference.detach()
-    start = _unit(torch.randn(image.shape, generator=generator).to(image))
+    start = _unit(torch.randn(image.shape, generator=generator).to(image, non_blocking=True))
     with torch.enable_grad():
         moved = start.requires_grad_()
         (direction,) = torch.autograd.grad(_divergence(reference, predict(image + probe * moved)), moved)
@@ -148,7 +148,7 @@ def bias_field(control_points: Tensor, sides: Sequence[int], *, size: float = 0.
     field, half = control_points, [side // 2 for side in sides]
     strides = [_knot_distance(side) for side in sides]
     for axis, (stride, count) in enumerate(zip(strides, half, strict=True), start=2):
-        kernel = _spline_kernel(stride).to(field)
+        kernel = _spline_kernel(stride).to(field, non_blocking=True)
         lines = field.movedim(axis, -1)
         shape = lines.shape
         spread = functional.conv_transpose1d(
@@ -193,7 +193,7 @@ def contour_distance(logits: Tensor, reference: Tensor) -> Tensor:
 def _sobel(maps: Tensor) -> list[Tensor]:
     """Derivative [-1, 0, 1] along each axis, smoothed by [1, 2, 1] along the others; zero padding."""
     sides, channels = maps.ndim - 2, maps.shape[1]
-    slope, smooth = maps.new_tensor([-1.0, 0.0, 1.0]), maps.new_tensor([1.0, 2.0, 1.0])
+    slope, smooth = (torch.tensor(line).to(maps, non_blocking=True) for line in ([-1.0, 0.0, 1.0], [1.0, 2.0, 1.0]))
     responses = []
     for axis in range(sides):
         kernel = maps.new_ones([1] * sides)
@@ -228,7 +228,7 @@ def adversarial_bias(
     image, sides = image.detach(), image.shape[2:]
     reference = _constant(predict, image) if reference is None else reference.detach()
     low, high = math.log(1 - size), math.log(1 + size)
-    start = torch.rand(image.shape[0], 1, *control_grid(sides), generator=generator).to(image)
+    start = torch.rand(image.shape[0], 1, *control_grid(sides), generator=generator).to(image, non_blocking=True)
     with torch.enable_grad():
         points = (low + (high - low) * start).requires_grad_()
         logits = predict(image * bias_field(points, sides, size=size))

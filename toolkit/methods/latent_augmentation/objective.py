@@ -14,7 +14,7 @@ from toolkit.errors import ConfigError
 from toolkit.methods.latent_augmentation.network import hard_shape
 from toolkit.registry import register
 from toolkit.training.protocol import Objective
-from toolkit.training.segmentation import fitted_label
+from toolkit.training.segmentation import fitted_label, may_look
 
 
 @dataclasses.dataclass
@@ -64,14 +64,14 @@ class FastSlowObjective(Objective):
     separate_training: bool = False
 
     def draw_noise(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        return self.noise * torch.randn(image.shape, generator=generator).to(image)
+        return self.noise * torch.randn(image.shape, generator=generator).to(image, non_blocking=True)
 
     def forward_pass(self, model: Any, batch: Mapping[str, Any], generator: torch.Generator) -> FastSlowOutputs:
         """The standard pass, in this order: encode, decouple, segment, reconstruct, correct label, refine."""
         clean = batch["image"]
         image = clean + self.draw_noise(clean, generator) if self.noise else clean
         if self.clip:
-            low, high = (float(v) for v in clean.detach().aminmax())
+            low, high = (float(v) for v in clean.detach().aminmax()) if may_look(clean) else (0.0, 1.0)
             if low < -0.5 or high > 1.5:
                 what = f"The fast/slow objective clips to [0, 1], but the images range from {low:.3g} to {high:.3g}."
                 fix = "Load the task with a [0, 1] normalisation, or use clip=False and image_activation='none'."

@@ -194,7 +194,8 @@ def temperature(tau: float | str, distances: Tensor, itself: Tensor) -> float | 
     """A number as it is; "median" as the detached median of the distances that are not self-pairs."""
     if not isinstance(tau, str):
         return tau
-    median = distances.detach()[~itself].median()
+    apart = distances.detach().masked_fill(itself, math.inf).flatten().sort().values
+    median = apart[(apart.numel() - len(distances) - 1) // 2]  # a mask as an index would wait for a GPU
     return torch.where(median > 0, median, torch.ones_like(median))
 
 

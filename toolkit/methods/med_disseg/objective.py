@@ -20,7 +20,7 @@ from toolkit.arguments import checked_methods
 from toolkit.errors import ConfigError
 from toolkit.registry import register
 from toolkit.training.protocol import Objective
-from toolkit.training.segmentation import focal_loss, soft_dice_loss
+from toolkit.training.segmentation import constant, focal_loss, soft_dice_loss
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -72,7 +72,7 @@ class StrongView:
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """The strong view, of the image's shape, dtype and range; draws from the (CPU) generator only."""
-        draws = torch.rand((image.shape[0] if self.per_image else 1, 6), generator=generator).to(image)
+        draws = torch.rand((len(image) if self.per_image else 1, 6), generator=generator).to(image, non_blocking=True)
         low, high = image.amin(dim=(1, 2, 3), keepdim=True), image.amax(dim=(1, 2, 3), keepdim=True)
         scale = (high - low).clamp_min(torch.finfo(image.dtype).tiny)
         x = self._colours((image - low) / scale, draws)
@@ -93,7 +93,7 @@ class StrongView:
         x = (grey + (x - grey) * factor(2, self.saturation)).clamp(0, 1)
         angle = 2 * math.pi * self.hue * (2 * draws[:, 3] - 1)
         cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None] / math.sqrt(3)
-        cross = x.new_tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
+        cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]).to(x, non_blocking=True)
         rotation = cosine * torch.eye(3, device=x.device, dtype=x.dtype) + (1 - cosine) / 3 + sine * cross
         turned = torch.einsum("bij,bjhw->bihw", rotation.expand(len(x), 3, 3), x)
         grey_wanted = (draws[:, 4] < self.grey)[:, None, None, None]
@@ -115,7 +115,7 @@ class StrongView:
 def _grey(x: Tensor) -> Tensor:
     if x.shape[1] != 3:
         return x.mean(dim=1, keepdim=True)
-    return torch.einsum("bchw,c->bhw", x, x.new_tensor(_LUMA)).unsqueeze(1)
+    return torch.einsum("bchw,c->bhw", x, constant(_LUMA, x)).unsqueeze(1)
 
 
 def dice_loss(probability: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
@@ -172,7 +172,7 @@ def multiclass_loss(
     """
     total = logits.new_zeros(())
     if cross_entropy:
-        weights = None if class_weights is None else logits.new_tensor(class_weights)
+        weights = None if class_weights is None else constant(class_weights, logits)
         if ignore_label is None:
             value = functional.cross_entropy(logits, target, weights)
         else:  # which torch's own mean makes NaN where no pixel counts

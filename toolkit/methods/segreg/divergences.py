@@ -67,10 +67,10 @@ def class_conditional_epps_pulley(
     """
     z = z if z.dtype == torch.float64 else z.float()
     frame, means, inside = class_frame(z.shape[1], classes, radius)
-    frame, means = frame.to(z), means.to(z)
+    frame, means = frame.to(z, non_blocking=True), means.to(z, non_blocking=True)
     values = []
     for index in range(classes):
-        rows = torch.nonzero(labels == index).flatten().to(z.device)
+        rows = torch.nonzero(labels == index).flatten().to(z.device, non_blocking=True)
         if len(rows) < MINIMUM_ROWS:
             continue
         centred = z.index_select(0, rows) - means[index]
@@ -130,7 +130,8 @@ def gaussian_kl(z: Tensor, weights: Tensor | None = None, jitter: float = 1e-4) 
         mean, covariance = _moments(_full(z), weights)
         channels = len(mean)
         covariance = covariance + jitter * torch.eye(channels, dtype=mean.dtype, device=mean.device)
-        log_det = 2 * torch.linalg.cholesky(covariance).diagonal().log().sum()
+        factor, failed = torch.linalg.cholesky_ex(covariance, check_errors=z.is_cpu)  # an error, or NaN on a GPU
+        log_det = 2 * factor.diagonal().log().sum().where(failed == 0, math.nan)
         return (covariance.trace() + mean @ mean - channels - log_det) / (2 * channels)
 
 
