@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,6 @@ from toolkit.models.unet import unet
 from toolkit.process_state import seeded
 from toolkit.training.config import TrainConfig
 from toolkit.training.engine import sound_backward
-from toolkit.training.history import read_rows
 from toolkit.training.protocol import Regularizer
 from toolkit.training.run import Run
 from toolkit.training.segmentation import SegmentationObjective
@@ -65,13 +61,13 @@ def gpu_check(device: str = "cuda", sizes: Sizes | None = None) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         print("This machine has no CUDA device that torch can use; there is nothing to check.")
         return 0
-    sizes, task, started = sizes or Sizes(), load_task("phantom-cardiac"), time.perf_counter()
+    sizes, task, started, failed = sizes or Sizes(), load_task("phantom-cardiac"), time.perf_counter(), 0
     name = torch.cuda.get_device_name(0) if device == "cuda" else device
     print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}")
     print(f"{'':<6}{'what, against the CPU in fp32':<62}{'measured':>10}{'limit':>10}")
-    failed = 0
     sections = (_single_steps, _analyses, _training, _kill_and_resume)
-    with tempfile.TemporaryDirectory() as folder, _exact_matmul():
+    convolutions = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # TF32 rounds products to ten bits
+    with tempfile.TemporaryDirectory() as folder, convolutions:
         checks = (one for section in sections for one in section(task, device, sizes, Path(folder)))
         for what, measured, limit in checks:
             passed = measured <= limit  # NaN is not
@@ -86,17 +82,6 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     """Norm of the difference over the norm of the second."""
     a, b = a.double().cpu(), b.double().cpu()
     return float((a - b).norm() / b.norm().clamp_min(1e-30))
-
-
-@contextlib.contextmanager
-def _exact_matmul() -> Iterator[None]:
-    """Without TF32, which rounds products to ten bits."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def _network(codes: bool, dims: int, sizes: Sizes) -> nn.Module:
@@ -155,11 +140,10 @@ def _analyses(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[C
         maps[place] = grad_cam(network, cases[0], "decoder.*", 1)
     with torch.autocast(device, torch.bfloat16):
         features[device, "bf16"] = extract(network, cases, list(LAYERS), pool="voxels", samples=16)
-    reference = extract(network.cpu(), cases, list(LAYERS), pool="voxels", samples=16)
     for precision, limit in (("32", 1e-4), ("bf16", 0.05)):
         for layer in LAYERS:
-            rows = features[device, precision].rows(layer)
-            yield f"features of {layer}, {precision}", relative_difference(rows, reference.rows(layer)), limit
+            rows, reference = features[device, precision].rows(layer), features["cpu", "32"].rows(layer)
+            yield f"features of {layer}, {precision}", relative_difference(rows, reference), limit
     for layer in maps["cpu"].layers:
         yield f"Grad-CAM at {layer}", relative_difference(maps[device][layer], maps["cpu"][layer]), 1e-3
 
@@ -191,9 +175,10 @@ def _kill_and_resume(task: Task, device: str, sizes: Sizes, folder: Path) -> Ite
         train(_network(False, 2, sizes), task, None, SegReg(), config, out=folder / name, background=True)
         for name in ("whole", "killed")
     )
-    _kill_after(killed, 6)
+    _kill_after(killed, 5)  # its first checkpoint
     whole.wait(timeout=240)
-    resumed = resume(killed.path, progress=False)
+    with torch.backends.cudnn.flags(enabled=True):  # as in the children, TF32 included
+        resumed = resume(killed.path, progress=False)
     pairs = zip(resumed.model.parameters(), whole.model.parameters(), strict=True)
     difference = max(relative_difference(a.detach(), b.detach()) for a, b in pairs)
     yield "two processes at once; one killed and resumed: weights", difference, 0.0 if device == "cpu" else 1e-2
@@ -201,10 +186,8 @@ def _kill_and_resume(task: Task, device: str, sizes: Sizes, folder: Path) -> Ite
 
 def _kill_after(run: Run, step: int) -> None:
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and run.running:
-        if any(row["step"] >= step for row in read_rows(run.directory.history)[-1:]):
-            break
-        time.sleep(0.05)
+    while time.monotonic() < deadline and run.running and run.step < step:
+        time.sleep(0.01)
     if run._process is not None and run.running:
-        os.kill(run._process.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+        run._process.kill()
         run._process.wait()
