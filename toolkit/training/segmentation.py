@@ -50,8 +50,7 @@ class SegmentationObjective(Objective):
         focal: weight of the focal loss; 0 leaves the term out.
         focal_gamma: its exponent.
 
-    Presets of the papers: SelfReg-UNet used `(0.4, 0.6)` on Synapse and `(0.3, 0.7)` on ACDC, each with
-    `include_background=True`.
+    Presets: SelfReg-UNet used `(0.4, 0.6)` on Synapse, `(0.3, 0.7)` on ACDC, both with `include_background=True`.
 
     Example:
         >>> objective = tk.SegmentationObjective(cross_entropy=0.4, dice=0.6, include_background=True)
@@ -101,21 +100,20 @@ class SegmentationObjective(Objective):
         """Terms of exclusive classes."""
         target = fitted_label(batch["label"], logits, self.ignore_label)
         terms = {}
-        ignored = -100 if self.ignore_label is None else self.ignore_label
         weights = None if self.class_weights is None else constant(self.class_weights, logits)
         if weights is not None and len(weights) != logits.shape[1]:
             what = f"{len(weights)} class weights were given for {logits.shape[1]} outputs."
             fix = "Give one weight a class, background first."
             raise ConfigError(what, where="SegmentationObjective(class_weights=...)", fix=fix)
-        if self.cross_entropy:
-            if weights is None and self.ignore_label is None:
-                value = functional.cross_entropy(logits, target)
-            else:  # which torch's own mean makes NaN where no pixel counts
-                value = focal_loss(logits, target, gamma=0.0, class_weights=weights, ignore_label=ignored)
+        counted = {"class_weights": weights, "ignore_label": -100 if self.ignore_label is None else self.ignore_label}
+        if self.cross_entropy:  # torch's own mean is NaN where no pixel counts
+            plain = weights is None and self.ignore_label is None
+            value = (
+                functional.cross_entropy(logits, target) if plain else focal_loss(logits, target, gamma=0, **counted)
+            )
             terms["cross_entropy"] = self.cross_entropy * value
         if self.focal:
-            value = focal_loss(logits, target, gamma=self.focal_gamma, class_weights=weights, ignore_label=ignored)
-            terms["focal"] = self.focal * value
+            terms["focal"] = self.focal * focal_loss(logits, target, gamma=self.focal_gamma, **counted)
         if self.dice:
             rules = {name: getattr(self, name) for name in ("include_background", "squared", "batch_dice", "smooth")}
             value = soft_dice_loss(logits, target, ignore_label=self.ignore_label, of_all=self.batch_dice, **rules)
@@ -140,7 +138,8 @@ class SegmentationObjective(Objective):
         terms = {}
         if self.cross_entropy:
             each = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none") * counted
-            terms["cross_entropy"] = self.cross_entropy * each.sum() / (counted.sum() * truth.shape[1]).clamp_min(1)
+            total, size = sum_of_all(torch.stack([each.sum(), counted.sum() * truth.shape[1]]))
+            terms["cross_entropy"] = self.cross_entropy * total / size.clamp_min(1)
         if self.dice:
             rules = (self.squared, self.batch_dice, self.smooth, self.batch_dice)
             terms["dice"] = self.dice * _dice(logits.sigmoid() * counted, truth * counted, *rules)
@@ -150,7 +149,7 @@ class SegmentationObjective(Objective):
 def focal_loss(
     logits: Tensor, label: Tensor, *, gamma: float = 2.0, class_weights: Tensor | None = None, ignore_label: int = -100
 ) -> Tensor:
-    """Mean over pixels of -(1 - p)^gamma log p, p the softmax of the true class (Lin et al. 2017, equation 4).
+    """Mean over pixels, those of all processes, of -(1 - p)^gamma log p, p the softmax of the true class (Lin et al. 2017, eq. 4).
 
     Args:
         logits: (B, K, *S).
@@ -164,7 +163,9 @@ def focal_loss(
     log_p = logits.log_softmax(dim=1).gather(1, target).squeeze(1)
     share = counted.to(logits.dtype) if class_weights is None else class_weights[target.squeeze(1)] * counted
     tiny = torch.finfo(logits.dtype).tiny  # a power below 1 has no slope at 0
-    return -(share * (1 - log_p.exp()).clamp_min(tiny) ** gamma * log_p).sum() / share.sum().clamp_min(tiny)
+    total = (share * (1 - log_p.exp()).clamp_min(tiny) ** gamma * log_p).sum()
+    total, size = sum_of_all(torch.stack([total, share.sum()]))
+    return -total / size.clamp_min(tiny)
 
 
 def soft_dice_loss(
@@ -274,8 +275,7 @@ class LossObjective(Objective):
         """The one term `loss`.
 
         Raises:
-            ConfigError: labels that do not fit the logits, a loss that gives no scalar, or one of exclusive classes on a
-                task with regions.
+            ConfigError: labels that do not fit, a loss that gives no scalar, or one of exclusive classes with regions.
         """
         logits = self.logits(outputs)
         logits = logits if logits.dtype == torch.float64 else logits.float()

@@ -45,6 +45,7 @@ class Stages:
         stages: the runs in order; each has a network of its own with the weights its stage ended with.
         sites: sites in order: one a stage, unless the strategy trains on all at once.
         initial: the network before the first stage.
+        task: that of the sequence; a stage of a rehearsal has a part of it.
         strategy: what the stages keep of those before.
     """
 
@@ -52,7 +53,8 @@ class Stages:
     stages: list[Run]
     sites: tuple[str, ...]
     initial: nn.Module
-    strategy: Strategy = dataclasses.field(default_factory=Strategy)
+    task: Any
+    strategy: Strategy = dataclasses.field(default_factory=Strategy, kw_only=True)
 
     @property
     def model(self) -> nn.Module:
@@ -70,6 +72,7 @@ class Stages:
         tables = []
         before = dataclasses.replace(self.stages[0], model=self.initial)
         for stage, run in [(-1, before), *enumerate(self.stages)]:
+            run = dataclasses.replace(run, task=self.task)
             table = run.evaluate(split, self.sites, metrics=metrics, progress=progress)
             if stage < 0 and (score := score_of(run.model)):  # not that of a training
                 mark_scored(run.model, **{**score, "name": "initial", "steps": 0})
@@ -90,10 +93,7 @@ class Stages:
         return ("+".join(self.sites),) if self.strategy.one_stage else self.sites
 
     def site_scores(self, split: str = "test", *, progress: bool = False) -> list[float]:
-        """Mean Dice on each site of the network that learnt it last: S of a single-task strategy, J of a joint one.
-
-        Of a sequence it is the diagonal of R.
-        """
+        """Mean Dice on each site of the network that last learnt it: S (single task), J (joint), else R's diagonal."""
         matrix = self.dice(split, progress=progress)[list(self.sites)].drop(index=-1).to_numpy()
         return [float(matrix[0 if self.strategy.one_stage else i, i]) for i in range(len(self.sites))]
 
@@ -282,7 +282,7 @@ def _carry_on(
         run = train_or_resume(folder, model, data, *parts, config, progress=progress, **place)
         last = stage == len(names) - 1
         runs.append(run if last else dataclasses.replace(run, model=_copied(unwrap(model), initial)))
-    return Stages(path, runs, sites, initial, strategy)
+    return Stages(path, runs, sites, initial, task, strategy=strategy)
 
 
 def _copied(model: nn.Module, like: nn.Module | None = None) -> nn.Module:

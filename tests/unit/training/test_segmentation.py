@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,3 +216,39 @@ def test_focal_loss_of_a_certain_pixel_has_a_gradient_for_any_exponent() -> None
     p = torch.tensor(1.0).sigmoid()
     slope = (1 - p) ** 0.5 * (0.5 * p * p.log() - (1 - p))  # of -(1 - p)^(1/2) log p along its logit
     torch.testing.assert_close(logits.grad[0, 0, 0], torch.stack([torch.zeros(()), slope / 2]))
+
+
+def _rank(rank: int, folder: str) -> None:
+    from torch import distributed
+
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(_shared_step(slice(rank, None, 2)), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def _shared_step(share: slice) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Cross-entropy of shares that count different numbers of pixels, and its gradient, by objective."""
+    drawn = torch.Generator().manual_seed(0)
+    image = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=drawn)
+    label = torch.randint(0, 4, (4, 1, 8, 8), generator=drawn)
+    label[::2, :, :6] = 3  # ignored
+    regions = torch.rand(4, 2, 8, 8, generator=drawn) > 0.5
+    batch = {"image": image[share], "label": label[share]}
+    steps = {}
+    for name, weights, more in (("classes", (1.0, 2.0, 8.0), {}), ("regions", None, {"regions": regions[share]})):
+        weight = torch.eye(3, dtype=torch.float64)[: 2 + (weights is not None)].requires_grad_()
+        objective = SegmentationObjective(ignore_label=3, class_weights=weights)
+        value = objective(torch.einsum("kc,bchw->bkhw", weight, batch["image"]), {**batch, **more})["cross_entropy"]
+        value.backward()
+        steps[name] = value.detach(), weight.grad
+    return steps
+
+
+@pytest.mark.slow
+def test_two_processes_weigh_and_ignore_as_one(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, (value, gradient) in _shared_step(slice(None)).items():
+        assert float(ranks[0][name][0]) == pytest.approx(float(value), rel=1e-12)
+        averaged = (ranks[0][name][1] + ranks[1][name][1]) / 2  # as distributed data parallel does
+        torch.testing.assert_close(averaged, gradient)

@@ -18,6 +18,7 @@ from toolkit import registry
 from toolkit.data.task import Task
 from toolkit.errors import ConfigError, ResultError
 from toolkit.features.provenance import score_of
+from toolkit.measure.evaluate import evaluate
 from toolkit.methods.continual.strategies import (
     Distillation,
     ElasticWeightConsolidation,
@@ -126,6 +127,11 @@ def test_rehearsal_trains_on_a_share_of_what_was(two_sites: Task, sequence: Call
     assert stages.dice().notna().all(axis=None)
     assert [score_of(run.model)["sites"] for run in stages.stages] == ["left", "left, right"], "what each trained on"
     assert stages.transfer().value("bwt") == pytest.approx(stages.dice().loc[1, "left"] - stages.dice().loc[0, "left"])
+    for stage, run in enumerate(stages.stages):  # the last one's own task validates on "right" alone
+        for place in ("left", "right"):
+            own = evaluate(run.model, two_sites.cases("val", site=place), metrics=("dice",))
+            scores = own[own["status"] != "both_absent"].groupby("case")["value"].mean()
+            assert stages.dice("val").loc[stage, place] == pytest.approx(scores.mean())
 
 
 def test_fisher_information_by_hand(two_sites: Task, network: UNet) -> None:
