@@ -105,15 +105,14 @@ class SegmentationObjective(Objective):
             what = f"{len(weights)} class weights were given for {logits.shape[1]} outputs."
             fix = "Give one weight a class, background first."
             raise ConfigError(what, where="SegmentationObjective(class_weights=...)", fix=fix)
-        counted = {"class_weights": weights, "ignore_label": -100 if self.ignore_label is None else self.ignore_label}
+        ignored = -100 if self.ignore_label is None else self.ignore_label
+        own: dict[str, Any] = {"class_weights": weights, "ignore_label": ignored}
         if self.cross_entropy:  # torch's own mean is NaN where no pixel counts
             plain = weights is None and self.ignore_label is None
-            value = (
-                functional.cross_entropy(logits, target) if plain else focal_loss(logits, target, gamma=0, **counted)
-            )
+            value = functional.cross_entropy(logits, target) if plain else focal_loss(logits, target, gamma=0, **own)
             terms["cross_entropy"] = self.cross_entropy * value
         if self.focal:
-            terms["focal"] = self.focal * focal_loss(logits, target, gamma=self.focal_gamma, **counted)
+            terms["focal"] = self.focal * focal_loss(logits, target, gamma=self.focal_gamma, **own)
         if self.dice:
             rules = {name: getattr(self, name) for name in ("include_background", "squared", "batch_dice", "smooth")}
             value = soft_dice_loss(logits, target, ignore_label=self.ignore_label, of_all=self.batch_dice, **rules)
