@@ -7,7 +7,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from PIL import Image
 
 import toolkit as tk
 from toolkit.errors import CheckpointError
+from toolkit.show.widgets import monitor as monitor_module
 from toolkit.show.widgets.mask import MaskExplorer
 from toolkit.training.directory import RunDirectory
 
@@ -121,6 +124,9 @@ def test_the_monitor_reads_what_is_written(run_folder: Path) -> None:
     assert (monitor.condition, monitor.step, monitor.running) == ("finished", 2, False)
     box = monitor.extra_views()[0]
     button, figure = box.children
+    for thread in threading.enumerate():  # its one look at a run that has ended
+        if thread.name.startswith("monitor of"):
+            thread.join()
     assert button.disabled
     assert button.description == "Finished"
     logged = [json.loads(line) for line in (run_folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -142,6 +148,34 @@ def test_the_monitor_reads_what_is_written(run_folder: Path) -> None:
     assert saved.height > monitor.compose().size[1] + 100, "with the curves"
     monitor.stop()  # nobody trains it: nothing happens
     assert monitor.condition == "finished"
+
+
+def test_a_slow_look_does_not_bring_back_what_an_earlier_one_saw(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that watches had read the old rows; a look at the new ones ended before it."""
+    monitor = tk.widgets.training_monitor(run_folder)
+    read, reading, go_on = monitor_module.read_history, threading.Event(), threading.Event()
+
+    def slow(path: Path) -> Any:
+        rows = read(path)
+        if threading.current_thread() is first:
+            reading.set()
+            go_on.wait()
+        return rows
+
+    monkeypatch.setattr(monitor_module, "read_history", slow)
+    first, second = threading.Thread(target=monitor.refresh), threading.Thread(target=monitor.refresh)
+    first.start()
+    reading.wait()
+    with (run_folder / "history.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"step": 3, "event": "train", "total": 0.5}) + "\n")
+    second.start()
+    second.join(0.5)  # it may wait for the first
+    go_on.set()
+    first.join()
+    second.join()
+    assert monitor.step == 3
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -54,8 +54,7 @@ class TrainingMonitor(Explorer):
         self.steps = int(self.directory.record()["config"]["steps"])
         self.history: DataFrame = read_history(self.directory.history)
         self._seen: tuple[Any, ...] = ()
-        self._stopping = False
-        self._closed = threading.Event()
+        self._stopping, self._closed, self._reading = False, threading.Event(), threading.Lock()
 
     def controls(self) -> list[Control]:
         parts = (("loss terms", "losses"), ("gradient ratios", "ratios"), ("validation scores", "scores"))
@@ -87,10 +86,11 @@ class TrainingMonitor(Explorer):
     def refresh(self) -> bool:
         """Read what was written since the last look; the page follows. Returns whether anything was new."""
         file = self.directory.history
-        seen = (file.stat().st_size if file.is_file() else 0, self.condition)
-        if seen == self._seen:
-            return False
-        self._seen, self.history = seen, read_history(file)
+        with self._reading:  # a look that began before another must not end after it
+            seen = (file.stat().st_size if file.is_file() else 0, self.condition)
+            if seen == self._seen:
+                return False
+            self._seen, self.history = seen, read_history(file)
         self.changed()
         return True
 
