@@ -10,15 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError, DataError, LayerError, choose
-from toolkit.explain.attribute_methods import (
-    FEATURES,
-    METHODS,
-    AttributionInput,
-    Settings,
-    affordable_settings,
-    baseline_of,
-    explain_one,
-)
+from toolkit.explain import attribute_methods
+from toolkit.explain.attribute_methods import FEATURES, METHODS, AttributionInput, Settings
 from toolkit.explain.attribution_result import AttributionResult
 from toolkit.explain.explained import fields_of
 from toolkit.explain.frozen import freeze, score_of
@@ -92,7 +85,7 @@ def attribute(
         raise ConfigError(f"{method} and layer={layer!r} do not go together.", where="attribute", fix=fix)
     predictor, wanted = Predictor(model, **passes), as_target(target)
     batch = one_batch(image, predictor, label, "attribute")
-    settings = affordable_settings(predictor, batch.image[:1], method, settings, "attribute")
+    settings = attribute_methods.affordable_settings(predictor, batch.image[:1], method, settings, "attribute")
     frame = predictor.frame(batch.image)
     with untouched(model, "eval"), torch.inference_mode(False), torch.enable_grad(), eager(predictor.model):
         module = None if layer is None else _layer_module(predictor, layer, batch.image[:1], aliases)
@@ -104,9 +97,9 @@ def attribute(
             raise DataError(what, where=", ".join(batch.ids[:4]), fix=fix)
         values, at_baseline = [], []
         for i, image_i in enumerate(batch.image.detach().split(1)):
-            base, own = baseline_of(image_i, settings.baseline), frame.select(i)
+            base, own = attribute_methods.baseline_of(image_i, settings.baseline), frame.select(i)
             given = AttributionInput(image_i, base, own, batch.label_of(i), module)
-            values.append(explain_one(predictor, frozen.select(i), given, method, settings))
+            values.append(attribute_methods.explain_one(predictor, frozen.select(i), given, method, settings))
             at_baseline.append(score_of(predictor, frozen.select(i), own, image_i).in_batches(base, 1))
     data = DataHash()
     data.update(batch.ids, batch.image, batch.label)

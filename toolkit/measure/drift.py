@@ -13,17 +13,7 @@ from torch import Tensor
 from toolkit.errors import ResultError
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
-from toolkit.measure.drift_moments import (
-    REFERENCE,
-    MomentMeasures,
-    Pair,
-    PatientMoments,
-    Values,
-    bootstrap_weights,
-    debiased_cka,
-    half_splits,
-    strata,
-)
+from toolkit.measure import drift_moments as moments
 from toolkit.measure.drift_samples import KernelBlocks, SlicedSamples, fixed_directions, subsample
 from toolkit.measure.pairing import RowStream, class_members, cluster_codes, row_streams
 from toolkit.results import DataFrame, Numbers, as_table
@@ -62,7 +52,7 @@ class _Plan:
         self.clusters, self.number = clusters, number  # patient of every row, per stage; how many patients
         self.repeat = count - 1 if "repeat" in settings else None
         compared = count if self.repeat is None else self.repeat
-        self.consecutive: list[Pair] = [(s, s + 1) for s in range(compared - 1)]
+        self.consecutive: list[moments.Pair] = [(s, s + 1) for s in range(compared - 1)]
         self.pairs = self.consecutive + [(0, s) for s in range(2, compared)]
         self.pairs += [] if self.repeat is None else [(0, self.repeat)]
         first, channels = stages[0].rows, stages[0].channels
@@ -70,12 +60,12 @@ class _Plan:
         scale = float(torch.stack(variances).mean().sqrt()) if variances else math.nan
         largest = max(1, channels - 1)
         subspaces = sorted({min(k, largest) for k in (2, groups - 2) if k > 0})
-        self.measures = MomentMeasures(self.pairs, scale or 1.0, subspaces, self.paired)
+        self.measures = moments.MomentMeasures(self.pairs, scale or 1.0, subspaces, self.paired)
         self.directions = fixed_directions(channels, settings["directions"], self.seed)
-        patients = strata(clusters, number)
+        patients = moments.strata(clusters, number)
         smallest = min(len(torch.unique(codes)) for codes in clusters)
-        self.weights = bootstrap_weights(patients, settings["bootstrap"] if smallest > 2 else 0, self.seed)
-        self.halves = half_splits(patients, settings["null_splits"] if smallest > 3 else 0, self.seed)
+        self.weights = moments.bootstrap_weights(patients, settings["bootstrap"] if smallest > 2 else 0, self.seed)
+        self.halves = moments.half_splits(patients, settings["null_splits"] if smallest > 3 else 0, self.seed)
 
 
 def drift(
@@ -195,15 +185,15 @@ class _Group:
         if len(weights) + len(halves) < plan.number:  # keep sums for each replicate, not for each patient
             units = torch.cat((weights, halves))
             weights, halves = torch.eye(len(units), dtype=units.dtype).split([len(weights), len(halves)])
-        sums = PatientMoments(self.rows, self.clusters, plan.number, plan.pairs if self.paired else [], units)
-        self.values: Values = plan.measures.over(sums, weights)
+        sums = moments.PatientMoments(self.rows, self.clusters, plan.number, plan.pairs if self.paired else [], units)
+        self.values: moments.Values = plan.measures.over(sums, weights)
         self.status = {"linear_cka": "ok"}
         self.null = plan.measures.between_halves(sums, halves, weights[:1]) if len(halves) else {}
         if self.paired and self.count < 10 * channels:
             self.status["linear_cka"] = "debiased"
             for i, j in plan.pairs:
                 pair = self.rows[i], self.rows[j], self.clusters[i]
-                self.values["linear_cka", (i, j)] = debiased_cka(*pair, plan.weights)
+                self.values["linear_cka", (i, j)] = moments.debiased_cka(*pair, plan.weights)
         self._sampled()
         self.few = self.count <= channels
 
@@ -227,7 +217,7 @@ class _Group:
         for (measure, (i, j)), values in self.values.items():
             if j == self.plan.repeat:
                 continue
-            against_reference = i == REFERENCE
+            against_reference = i == moments.REFERENCE
             null = None if against_reference else self.null.get(measure)
             yield {
                 **self._head(measure, against_reference),
@@ -246,7 +236,7 @@ class _Group:
         return {"repeat": ends["value"], "repeat_low": ends["low"], "repeat_high": ends["high"]}
 
     def mean_records(self, confidence: float) -> Iterator[dict[str, Any]]:
-        for measure in dict.fromkeys(name for name, (i, _) in self.values if i != REFERENCE):
+        for measure in dict.fromkeys(name for name, (i, _) in self.values if i != moments.REFERENCE):
             values = torch.stack([self.values[measure, pair] for pair in self.plan.consecutive]).mean(0)
             head = self._head(measure, False) | {"comparisons": len(self.plan.consecutive)}
             yield head | self._interval(measure, values, confidence) | self._tail(measure)

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 
 from toolkit.data.randomness import keyed_random
-from toolkit.measure.distances import (
-    alignment,
-    distance_to_standard_normal,
-    frechet_from_root,
-    linear_cka,
-    principal_angles,
-    procrustes_disparity,
-    root_from_eigen,
-)
+from toolkit.measure import distances
 
 _CHUNK = 4_000_000  # covariance entries held at once
 _PATIENTS = 64  # whose second moments are held at once
@@ -163,7 +155,7 @@ class MomentMeasures:
     def _batch(self, batch: MomentBatch) -> Values:
         eigen = [torch.linalg.eigh(covariance) for covariance in batch.covariances]
         values: Values = {
-            ("frechet", (REFERENCE, stage)): distance_to_standard_normal(batch.means[stage], own[0])
+            ("frechet", (REFERENCE, stage)): distances.distance_to_standard_normal(batch.means[stage], own[0])
             for stage, own in enumerate(eigen)
         }
         for i, j in self.pairs:
@@ -171,8 +163,8 @@ class MomentMeasures:
                 values[name, (i, j)] = value
             if self.paired:
                 own = batch.covariances[i], batch.covariances[j], batch.crosses[i, j]
-                values["linear_cka", (i, j)] = 1 - alignment(*own)
-                values["procrustes", (i, j)] = procrustes_disparity(*own)
+                values["linear_cka", (i, j)] = 1 - distances.alignment(*own)
+                values["procrustes", (i, j)] = distances.procrustes_disparity(*own)
         return values
 
     def _unpaired(
@@ -180,13 +172,13 @@ class MomentMeasures:
     ) -> dict[str, Tensor]:
         channels = batch.means[i].shape[1]
         shift = torch.linalg.vector_norm(batch.means[j] - batch.means[i], dim=1)
-        root = root_from_eigen(*eigen[i])
+        root = distances.root_from_eigen(*eigen[i])
         values = {
             "centroid_shift": shift / (self.scale * channels**0.5),
-            "frechet": frechet_from_root(batch.means[i], root, batch.means[j], batch.covariances[j]),
+            "frechet": distances.frechet_from_root(batch.means[i], root, batch.means[j], batch.covariances[j]),
         }
         for k in self.subspaces:
-            angles = principal_angles(eigen[i][1][..., -k:], eigen[j][1][..., -k:])
+            angles = distances.principal_angles(eigen[i][1][..., -k:], eigen[j][1][..., -k:])
             values[f"grassmann_{k}"] = angles.square().sum(-1).sqrt()
             values[f"chordal_{k}"] = angles.sin().square().sum(-1).sqrt()
         return values
@@ -201,13 +193,13 @@ def debiased_cka(first: Tensor, second: Tensor, clusters: Tensor, weights: Tenso
     number = weights.shape[1]
     blocks = min(blocks, number)
     block_of = torch.arange(number) % blocks
-    value = 1 - linear_cka(first, second, debiased=True)
+    value = 1 - distances.linear_cka(first, second, debiased=True)
     left_out = []
     for block in range(blocks):
         keep = (block_of[clusters] != block).nonzero()[:, 0]
         enough = 4 <= len(keep) < len(clusters)
         part = (first.index_select(0, keep), second.index_select(0, keep))
-        left_out.append(1 - linear_cka(*part, debiased=True) if enough else value)
+        left_out.append(1 - distances.linear_cka(*part, debiased=True) if enough else value)
     influence = (blocks - 1) * (value - torch.stack(left_out))
     share = torch.stack([weights[:, block_of == block].mean(1) for block in range(blocks)], 1)
     return value + (share - 1) @ influence / blocks

@@ -12,17 +12,9 @@ from torch import Tensor
 from toolkit.errors import ConfigError, ResultError, choose
 from toolkit.features.memory import state_rows
 from toolkit.features.store import Features
+from toolkit.measure import projection_planes as planes
 from toolkit.measure.embedding import TsneOptions, UmapOptions, balanced_sample, tsne_pictures, umap_pictures
 from toolkit.measure.pairing import RowStream, row_streams
-from toolkit.measure.projection_planes import (
-    Plane,
-    StreamingMoments,
-    balanced_weights,
-    discriminant_plane,
-    head_plane,
-    principal_plane,
-    rotation_onto,
-)
 from toolkit.process_state import guarded_random_state
 from toolkit.results import DataFrame, Result, as_table
 
@@ -165,19 +157,19 @@ def _linear(
 ) -> dict[str, Any]:
     """The fields of the result for a linear method; of the rows, only one piece at a time is in memory."""
     labels = [_labels(stream.table) for stream in streams]
-    weights = [balanced_weights(label) if balanced else torch.ones(len(label)) for label in labels]
+    weights = [planes.balanced_weights(label) if balanced else torch.ones(len(label)) for label in labels]
     fit = _Fit(streams, labels, weights, method, components)
     count = len(streams)
     if basis == "per_stage":
-        planes = _aligned_planes(fit)
+        fitted = _aligned_planes(fit)
     else:
-        planes = [fit.plane([0] if basis == "stage1" else list(range(count)))] * count
+        fitted = [fit.plane([0] if basis == "stage1" else list(range(count)))] * count
     scale = fit.scale() if standardise else 1.0
-    shown = [fit.shown(stage, plane) for stage, plane in enumerate(planes)]
+    shown = [fit.shown(stage, plane) for stage, plane in enumerate(fitted)]
     return {
         "coordinates": [coordinates / scale for coordinates, _ in shown],
         "explained": torch.stack([explained for _, explained in shown]),
-        "axes": torch.stack([plane.axes for plane in planes]),
+        "axes": torch.stack([plane.axes for plane in fitted]),
         "settings": {"balanced": balanced, "standardised_by": scale if standardise else None},
     }
 
@@ -225,15 +217,15 @@ class _Fit:
     method: str
     components: int
 
-    def plane(self, stages: list[int]) -> Plane:
+    def plane(self, stages: list[int]) -> planes.Plane:
         if self.method == "lda":
             return self._discriminants(stages)
-        pooled = StreamingMoments(self.streams[0].channels)
+        pooled = planes.StreamingMoments(self.streams[0].channels)
         for stage in stages:
             for rows, weights in self.streams[stage].pieces(self.weights[stage]):
                 pooled.update(rows, weights)
         if self.method == "pca":
-            return principal_plane(pooled, self.components)
+            return planes.principal_plane(pooled, self.components)
         heads = [self.streams[s].store.head_weights for s in stages]
         if any(head is None for head in heads):
             fix = "Extract the layer that feeds the head (head_input), or use another method."
@@ -242,46 +234,46 @@ class _Fit:
         if any(head.shape[1] != self.streams[0].channels for head in centred):
             what = f"The head reads {centred[0].shape[1]} channels, this layer has {self.streams[0].channels}."
             raise ResultError(what, fix="The head's plane exists only in the layer that feeds it (head_input).")
-        return head_plane(torch.cat(centred), pooled, self.components)
+        return planes.head_plane(torch.cat(centred), pooled, self.components)
 
-    def _discriminants(self, stages: list[int]) -> Plane:
+    def _discriminants(self, stages: list[int]) -> planes.Plane:
         """The classes weigh the same over all the stages together."""
         labels = torch.cat([self.labels[s] for s in stages])
-        weights = balanced_weights(labels).split([len(self.labels[s]) for s in stages])
+        weights = planes.balanced_weights(labels).split([len(self.labels[s]) for s in stages])
         channels = self.streams[0].channels
-        pooled = StreamingMoments(channels)
-        per_class = {label: StreamingMoments(channels) for label in torch.unique(labels).tolist()}
+        pooled = planes.StreamingMoments(channels)
+        per_class = {label: planes.StreamingMoments(channels) for label in torch.unique(labels).tolist()}
         for stage, weight in zip(stages, weights, strict=True):
             for rows, label, part in self.streams[stage].pieces(self.labels[stage], weight):
                 pooled.update(rows, part)
                 for one in torch.unique(label).tolist():
                     per_class[one].update(rows[label == one])
-        return discriminant_plane(list(per_class.values()), pooled, self.components)
+        return planes.discriminant_plane(list(per_class.values()), pooled, self.components)
 
-    def shown(self, stage: int, plane: Plane) -> tuple[Tensor, Tensor]:
+    def shown(self, stage: int, plane: planes.Plane) -> tuple[Tensor, Tensor]:
         """Coordinates of the rows of a stage in the order of its table, and their share of variance on each axis."""
-        stream, total, parts = self.streams[stage], StreamingMoments(self.streams[stage].channels), []
+        stream, total, parts = self.streams[stage], planes.StreamingMoments(self.streams[stage].channels), []
         for rows, weights in stream.pieces(self.weights[stage]):
             total.update(rows, weights)
             parts.append(plane.coordinates(rows))
         return stream.in_order(torch.cat(parts)), plane.explained_of(total)
 
     def scale(self) -> float:
-        first = StreamingMoments(self.streams[0].channels)
+        first = planes.StreamingMoments(self.streams[0].channels)
         for (rows,) in self.streams[0].pieces():
             first.update(rows)
         return float(first.covariance().diagonal().mean().sqrt())
 
 
-def _aligned_planes(fit: _Fit) -> list[Plane]:
-    planes = [fit.plane([0])]
-    target = fit.shown(0, planes[0])[0].double()
+def _aligned_planes(fit: _Fit) -> list[planes.Plane]:
+    aligned = [fit.plane([0])]
+    target = fit.shown(0, aligned[0])[0].double()
     for stage in range(1, len(fit.streams)):
         plane = fit.plane([stage])
         own = fit.shown(stage, plane)[0].double()
-        turn = rotation_onto(own, target)  # may reflect, so it also settles the signs
-        planes.append(Plane(plane.mean, turn.T @ plane.axes, plane.explained))
-    return planes
+        turn = planes.rotation_onto(own, target)  # may reflect, so it also settles the signs
+        aligned.append(planes.Plane(plane.mean, turn.T @ plane.axes, plane.explained))
+    return aligned
 
 
 def _labels(table: DataFrame) -> Tensor:

@@ -11,18 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from toolkit.data.phantoms.fields import (
-    Floats,
-    Stream,
-    acquire,
-    average_down,
-    direction,
-    paint,
-    shading,
-    smooth_field,
-    smooth_step,
-    soft_inside,
-)
+from toolkit.data.phantoms import fields
+from toolkit.data.phantoms.fields import Floats, Stream, paint, soft_inside
 from toolkit.data.phantoms.phantom import Drawn, Generator, Site
 from toolkit.data.phantoms.thorax import Grid, draw_thorax, sample_thorax
 
@@ -50,12 +40,12 @@ def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
         heart=heart,
         thorax=sample_thorax(anatomy, heart.epicardium, heart.epicardium + heart.right_depth + 3.0),
         levels=tuple(0.03 + (last - 0.03) * k / (count - 1) for k in range(count)),
-        turn=direction(anatomy.normal(settings.turn, settings.turn_spread)),
-        septum=direction(180.0 + anatomy.normal(0.0, 13.0)),
+        turn=fields.direction(anatomy.normal(settings.turn, settings.turn_spread)),
+        septum=fields.direction(180.0 + anatomy.normal(0.0, 13.0)),
         centre=(anatomy.normal(-8.0, 6.0), anatomy.normal(0.0, 6.0)),
         tilt=(anatomy.normal(0.0, 8.0), anatomy.normal(0.0, 5.0)),
         signals={name: anatomy.near(value, 0.08) for name, value in settings.signals.items()},
-        shading=shading(anatomy, (SIZE, SIZE), settings.scanner),
+        shading=fields.shading(anatomy, (SIZE, SIZE), settings.scanner),
     )
     slices = [_draw_slice(stream(1 + k), settings, scene, level) for k, level in enumerate(scene.levels)]
     images, labels = zip(*slices, strict=True)
@@ -71,11 +61,11 @@ def _draw_slice(stream: Stream, site: Site, scene: _Scene, level: float) -> Draw
     cut = slice_heart(scene.heart, level, grid.x * c + grid.y * s, grid.y * c - grid.x * s)
     canvas = draw_thorax(stream, scene.thorax, level, grid, scene.signals)
     _draw_heart(stream, canvas, scene, cut, pitch)
-    scanned = acquire(stream, average_down(canvas, (_FINE, _FINE)), scene.shading, site.scanner)
+    scanned = fields.acquire(stream, fields.average_down(canvas, (_FINE, _FINE)), scene.shading, site.scanner)
     if site.round_view:
         at = np.arange(SIZE) + 0.5 - 0.5 * SIZE
         scanned *= at[:, None] ** 2 + at[None, :] ** 2 < (0.49 * SIZE) ** 2
-    distances = (average_down(field, (_FINE, _FINE)) for field in (cut.epicardium, cut.endocardium, cut.right))
+    distances = (fields.average_down(field, (_FINE, _FINE)) for field in (cut.epicardium, cut.endocardium, cut.right))
     epicardium, endocardium, right = distances
     label = np.zeros(epicardium.shape, dtype=np.uint8)
     label[right < 0.0] = 1
@@ -108,12 +98,12 @@ def sample_heart(stream: Stream, group: str) -> Heart:
         # (cosine, sine) coefficients of the outline's second harmonic, relative
         second=(stream.normal(0.0, 0.03) - (0.05 if group == "abnormal_rv" else 0.0), stream.normal(0.0, 0.03)),
         third=(stream.normal(0.0, 0.015), stream.normal(0.0, 0.015)),  # the same for the third harmonic
-        scar=direction(stream.uniform(-180.0, 180.0)) if scarred else None,  # direction of the thinned segment
-        scar_reach=direction(stream.uniform(38.0, 65.0))[0],  # cosine of the segment's half angle
+        scar=fields.direction(stream.uniform(-180.0, 180.0)) if scarred else None,  # direction of the thinned segment
+        scar_reach=fields.direction(stream.uniform(38.0, 65.0))[0],  # cosine of the segment's half angle
         scar_thinning=stream.uniform(0.45, 0.65),  # relative loss of thickness in its middle
         # per muscle: direction (cosine, sine), distance as a fraction of the cavity radius, radius
         papillary=tuple(
-            (*direction(stream.normal(angle, 12.0)), stream.uniform(0.55, 0.78), stream.uniform(3.0, 5.4))
+            (*fields.direction(stream.normal(angle, 12.0)), stream.uniform(0.55, 0.78), stream.uniform(3.0, 5.4))
             for angle in (115.0, -120.0)
         ),
     )
@@ -141,7 +131,7 @@ def slice_heart(heart: Heart, level: float, first: Floats, second: Floats) -> He
     if heart.scar is None:
         scar = np.zeros_like(c)
     else:
-        scar = smooth_step(c * heart.scar[0] + s * heart.scar[1], heart.scar_reach, 1.0)
+        scar = fields.smooth_step(c * heart.scar[0] + s * heart.scar[1], heart.scar_reach, 1.0)
     wall = thickness * (1.0 + heart.septal_excess * np.clip(c, 0.0, None))
     wall *= 1.0 - heart.scar_thinning * np.sqrt(scar)
     inner = outer - thickness
@@ -184,7 +174,10 @@ def _right_border(heart: Heart, level: float, outer: float, epicardium: Floats, 
 def _draw_heart(stream: Stream, canvas: Floats, scene: _Scene, cut: HeartSlice, pitch: float) -> None:
     """Lay fat, right ventricle, wall and cavity over the surroundings."""
     signals = scene.signals
-    coarse, fine = smooth_field(stream, canvas.shape, (6, 6)), smooth_field(stream, canvas.shape, (28, 28))
+    coarse, fine = (
+        fields.smooth_field(stream, canvas.shape, (6, 6)),
+        fields.smooth_field(stream, canvas.shape, (28, 28)),
+    )
     # A thick slice through a tapering heart blurs its borders.
     width = pitch + 0.12 * cut.slope * min(1.0, cut.level + 0.2)
     fat = cut.envelope - scene.thorax.pericardial_fat * np.clip(0.5 + 0.9 * coarse, 0.0, 2.5)

@@ -13,19 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.phantoms.fields import (
-    Floats,
-    Scanner,
-    Stream,
-    average_down,
-    blur,
-    direction,
-    paint,
-    shading,
-    smooth_field,
-    soft_inside,
-    stamp_disc,
-)
+from toolkit.data.phantoms import fields
+from toolkit.data.phantoms.fields import Floats, Scanner, Stream, paint, soft_inside
 from toolkit.data.phantoms.phantom import Drawn, Generator, Site
 
 SIZE = 128
@@ -36,7 +25,7 @@ def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
     """A tile of 128 x 128."""
     distance, wall = _pack(stream(0), settings, group == "malignant")
     nuclear, tissue = _stain(stream(1), settings, distance, wall)
-    inside = average_down(distance, (_FINE, _FINE)) < 0.0
+    inside = fields.average_down(distance, (_FINE, _FINE)) < 0.0
     return _photograph(stream(2), settings, nuclear, tissue), inside.astype(np.uint8)
 
 
@@ -110,7 +99,7 @@ def _window(centre: float, reach: float, side: int) -> slice:
 def _sample(stream: Stream, step: float, malignant: bool) -> _Outline:
     size = step * stream.uniform(0.40, 0.62)
     aspect = stream.uniform(1.0, 1.7 if malignant else 1.35)
-    along = direction(stream.uniform(-90.0, 90.0))
+    along = fields.direction(stream.uniform(-90.0, 90.0))
     wave = 0.14 if malignant else 0.05
     waves = (stream.normal(0.0, wave), stream.normal(0.0, wave), stream.normal(0.0, 0.6 * wave))
     thickness = size * (stream.uniform(0.5, 0.9) if malignant else stream.uniform(0.32, 0.48))
@@ -120,20 +109,20 @@ def _sample(stream: Stream, step: float, malignant: bool) -> _Outline:
 def _stain(stream: Stream, site: Site, distance: Floats, wall: Floats) -> tuple[Floats, Floats]:
     """How much nuclear and tissue stain there is at every point."""
     size = distance.shape
-    fibres = smooth_field(stream, size, (14, 14)) + 0.7 * smooth_field(stream, size, (40, 40))
-    grain = smooth_field(stream, size, (60, 60))
+    fibres = fields.smooth_field(stream, size, (14, 14)) + 0.7 * fields.smooth_field(stream, size, (40, 40))
+    grain = fields.smooth_field(stream, size, (60, 60))
     nuclear = 0.10 + 0.03 * grain
     tissue = np.clip(0.62 + 0.13 * fibres, 0.15, None)
     spindles = np.zeros(size)
     for place in stream.uniforms(70, 3):
-        stamp_disc(spindles, place[0] * size[0], place[1] * size[1], (1.2 + 1.3 * place[2]) * _FINE, 2.0)
+        fields.stamp_disc(spindles, place[0] * size[0], place[1] * size[1], (1.2 + 1.3 * place[2]) * _FINE, 2.0)
     paint(nuclear, 0.95, spindles)
     inside = soft_inside(distance, 0.7)
     paint(nuclear, 0.22 + 0.05 * grain, inside)
     paint(tissue, 0.42 + 0.05 * grain, inside)
     # Nuclei: a speckled band along the outer border, denser than chance inside it.
     band = soft_inside(np.abs(distance + 0.32 * wall) - 0.22 * wall, 1.5)
-    cells = smooth_field(stream, size, (max(8, round(34 / site.scale)), max(8, round(34 / site.scale))))
+    cells = fields.smooth_field(stream, size, (max(8, round(34 / site.scale)), max(8, round(34 / site.scale))))
     paint(nuclear, 1.05 + 0.1 * grain, band * np.clip(1.6 * cells + 0.85, 0.0, 1.0))
     lumen = soft_inside(distance + wall, 1.0)
     mucus = np.clip(0.06 + 0.05 * fibres, 0.0, None)
@@ -145,13 +134,13 @@ def _stain(stream: Stream, site: Site, distance: Floats, wall: Floats) -> tuple[
 def _photograph(stream: Stream, site: Site, nuclear: Floats, tissue: Floats) -> NDArray[np.float32]:
     """Light through the stains, out of focus, unevenly lit, with the camera's noise; 8 bits a colour."""
     amounts = (stream.near(site.strength[0], 0.15), stream.near(site.strength[1], 0.15))
-    light = shading(stream, (SIZE, SIZE), Scanner(bias=site.uneven, coil_direction=(0.0, 0.0)))
+    light = fields.shading(stream, (SIZE, SIZE), Scanner(bias=site.uneven, coil_direction=(0.0, 0.0)))
     colours = []
     for channel in range(3):
         density = amounts[0] * site.nuclear[channel] * nuclear + amounts[1] * site.tissue[channel] * tissue
         # exp(-x) by the rational 1 / (1 + x + x^2/2 + x^3/6), so that no library function decides the bytes.
         through = 1.0 / (1.0 + density * (1.0 + density * (0.5 + density * (1.0 / 6.0))))
-        seen = blur(average_down(through, (_FINE, _FINE)), (site.blur, site.blur))
+        seen = fields.blur(fields.average_down(through, (_FINE, _FINE)), (site.blur, site.blur))
         grey = seen * light * site.light[channel] + site.noise * stream.normals(SIZE, SIZE)
         colours.append(np.clip(np.rint(grey), 0.0, 255.0))
     return np.stack(colours).astype(np.float32)

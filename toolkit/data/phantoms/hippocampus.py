@@ -13,18 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from toolkit.data.phantoms.fields import (
-    Floats,
-    Stream,
-    acquire,
-    average_down,
-    centred_axes,
-    paint,
-    shading,
-    smooth_field,
-    smooth_step,
-    soft_inside,
-)
+from toolkit.data.phantoms import fields
+from toolkit.data.phantoms.fields import Floats, Stream, paint, soft_inside
 from toolkit.data.phantoms.phantom import Drawn, Generator, Site
 
 SHAPE = (24, 48, 48)
@@ -37,7 +27,7 @@ def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
     anatomy = stream(0)
     shape = _sample(anatomy, group)
     signals = {name: anatomy.near(value, 0.06) for name, value in settings.signals.items()}
-    axes = centred_axes(SHAPE, _FINE, (settings.slice_spacing, settings.spacing, settings.spacing))
+    axes = fields.centred_axes(SHAPE, _FINE, (settings.slice_spacing, settings.spacing, settings.spacing))
     # Along the hippocampus, across it (medial positive) and above it, mm, on the fine grid.
     along: Floats = axes[0][:, None, None]
     back = np.clip(along - 6.0, None, 0.0)
@@ -46,12 +36,12 @@ def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
     up = -axes[1][None, :, None] - shape.shift[1] + shape.descent * along - shape.curl * along * along
     canvas, distance = _paint(stream(1), shape, signals, settings.spacing / _FINE[1], (along, across, up))
     label = np.zeros(SHAPE, dtype=np.uint8)
-    inside = average_down(distance, _FINE) < 0.0
-    front = average_down(np.broadcast_to(along, distance.shape), _FINE) >= shape.border
+    inside = fields.average_down(distance, _FINE) < 0.0
+    front = fields.average_down(np.broadcast_to(along, distance.shape), _FINE) >= shape.border
     label[inside & front] = 1
     label[inside & ~front] = 2
-    field = shading(anatomy, SHAPE, settings.scanner)
-    return acquire(stream(2), average_down(canvas, _FINE), field, settings.scanner), label
+    field = fields.shading(anatomy, SHAPE, settings.scanner)
+    return fields.acquire(stream(2), fields.average_down(canvas, _FINE), field, settings.scanner), label
 
 
 def _sample(stream: Stream, group: str) -> _Shape:
@@ -81,11 +71,11 @@ def _paint(
     """Tissue signals and the signed distance to the hippocampus."""
     along, across, up = grid
     size = np.broadcast_shapes(along.shape, across.shape, up.shape)
-    coarse, texture = smooth_field(stream, size, (4, 4, 4)), smooth_field(stream, size, (12, 24, 24))
-    distance = _tube(shape, along, across, up) + 0.35 * smooth_field(stream, size, (8, 8, 8))
+    coarse, texture = fields.smooth_field(stream, size, (4, 4, 4)), fields.smooth_field(stream, size, (12, 24, 24))
+    distance = _tube(shape, along, across, up) + 0.35 * fields.smooth_field(stream, size, (8, 8, 8))
     canvas = signals["white"] * (1.0 + 0.03 * texture + 0.04 * coarse)
     # Cortical ribbons with fluid in the sulci: level sets of a smooth field, below the hippocampus.
-    folds, region = np.abs(smooth_field(stream, canvas.shape, (4, 8, 8))), soft_inside(up + 7.0, 4.0)
+    folds, region = np.abs(fields.smooth_field(stream, canvas.shape, (4, 8, 8))), soft_inside(up + 7.0, 4.0)
     paint(canvas, signals["grey"], soft_inside(5.0 * (folds - 0.6), 2.0 * pitch) * region)
     paint(canvas, signals["fluid"], soft_inside(5.0 * (folds - 0.11), 2.0 * pitch) * region)
     _deep_grey(canvas, signals, along, across, up + 0.9 * coarse, pitch)
@@ -103,8 +93,8 @@ def _paint(
 def _tube(shape: _Shape, along: Floats, across: Floats, up: Floats) -> Floats:
     """About the signed distance (mm, negative inside) to the bent tube."""
     place = (along - shape.middle) * (1.0 / shape.half)
-    radius = shape.body + (shape.head - shape.body) * smooth_step(place, -0.1, 0.6)
-    radius = radius + (shape.tail - shape.body) * smooth_step(-place, 0.35, 0.95)
+    radius = shape.body + (shape.head - shape.body) * fields.smooth_step(place, -0.1, 0.6)
+    radius = radius + (shape.tail - shape.body) * fields.smooth_step(-place, 0.35, 0.95)
     square = place * place
     radius = radius * np.sqrt(np.clip(1.0 - square * square * square, 0.0, 1.0))
     bent = up + shape.bean * across * across

@@ -12,17 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from toolkit.data.phantoms.fields import (
-    Floats,
-    Stream,
-    acquire,
-    average_down,
-    centred_axes,
-    paint,
-    shading,
-    smooth_field,
-    soft_inside,
-)
+from toolkit.data.phantoms import fields
+from toolkit.data.phantoms.fields import Floats, Stream, paint, soft_inside
 from toolkit.data.phantoms.phantom import Drawn, Generator, Site
 
 SHAPE = (16, 64, 64)
@@ -38,16 +29,16 @@ def _draw(settings: Site, group: str, stream: Callable[[int], Stream]) -> Drawn:
     tissues = {**levels, "gas": 0.02, "bone": 0.45 * levels["fat"], "capsule": 0.6 * levels["muscle"]}
     signals = {name: anatomy.near(value, 0.06) for name, value in tissues.items()}
     canvas, outer, inner = _paint(stream(1), settings, gland, signals)
-    whole = average_down(outer, _FINE) < 0.0
-    core = average_down(inner, _FINE) < 0.0
+    whole = fields.average_down(outer, _FINE) < 0.0
+    core = fields.average_down(inner, _FINE) < 0.0
     label = np.zeros(SHAPE, dtype=np.uint8)
     label[whole] = 1
     label[whole & core] = 2
     _, back, side = _axes(settings, gland, (1, 1, 1))
     away = back - gland.half[1] - 0.6 * gland.rectum  # from a coil in the rectum, whose brightness falls off
     flare = 1.0 + settings.coil_flare / (1.0 + (away * away + side * side) * (1.0 / 22.0**2))
-    field = shading(anatomy, SHAPE, settings.scanner) * (flare / (1.0 + 0.35 * settings.coil_flare))
-    return acquire(stream(2), average_down(canvas, _FINE), field, settings.scanner), label
+    field = fields.shading(anatomy, SHAPE, settings.scanner) * (flare / (1.0 + 0.35 * settings.coil_flare))
+    return fields.acquire(stream(2), fields.average_down(canvas, _FINE), field, settings.scanner), label
 
 
 def _sample(stream: Stream, group: str) -> _Gland:
@@ -70,7 +61,7 @@ def _sample(stream: Stream, group: str) -> _Gland:
 
 def _axes(site: Site, gland: _Gland, factors: tuple[int, int, int]) -> _Axes:
     """Upwards (towards the bladder), backwards and sideways from the gland's middle, mm."""
-    up, back, side = centred_axes(SHAPE, factors, (site.slice_spacing, site.spacing, site.spacing))
+    up, back, side = fields.centred_axes(SHAPE, factors, (site.slice_spacing, site.spacing, site.spacing))
     middle = gland.centre
     return ((up - middle[0])[:, None, None], (back - middle[1])[None, :, None], (side - middle[2])[None, None, :])
 
@@ -85,13 +76,13 @@ def _paint(stream: Stream, site: Site, gland: _Gland, signals: dict[str, float])
     """Tissue signals and the signed distances to the gland and to its transition zone."""
     axes = _axes(site, gland, _FINE)
     size, pitch = tuple(n * f for n, f in zip(SHAPE, _FINE, strict=True)), site.spacing / _FINE[1]
-    coarse, texture = smooth_field(stream, size, (4, 5, 5)), smooth_field(stream, size, (10, 26, 26))
+    coarse, texture = fields.smooth_field(stream, size, (4, 5, 5)), fields.smooth_field(stream, size, (10, 26, 26))
     canvas = _draw_pelvis(gland, signals, axes, coarse, texture, pitch)
-    relief = 0.5 * smooth_field(stream, size, (6, 10, 10))
+    relief = 0.5 * fields.smooth_field(stream, size, (6, 10, 10))
     outer = _ellipsoid(axes, (0.0, 0.0, 0.0), gland.half) + relief
     half = (0.8 * gland.half[0], gland.inner[0] * gland.half[1], gland.inner[1] * gland.half[2])
     inner = _ellipsoid(axes, (4.0, -gland.inner_lift, 0.0), half) - 1.4 * relief
-    nodules = smooth_field(stream, size, (6, 12, 12))
+    nodules = fields.smooth_field(stream, size, (6, 12, 12))
     paint(canvas, signals["capsule"], soft_inside(outer - 0.9, pitch))
     paint(canvas, signals["peripheral"] * (1.0 + 0.08 * coarse + 0.05 * texture), soft_inside(outer, pitch))
     core = signals["transition"] * np.clip(1.0 + 0.22 * nodules + 0.05 * texture, 0.5, 1.5)

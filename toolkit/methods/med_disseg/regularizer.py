@@ -14,15 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.errors import ConfigError, RegularizerWarning, choose
-from toolkit.methods.med_disseg.dispersion import (
-    PRESETS,
-    checked_variant,
-    dispersive_loss,
-    pair_distances,
-    self_pairs,
-    temperature,
-    token_rows,
-)
+from toolkit.methods.med_disseg import dispersion
 from toolkit.registry import register
 from toolkit.results import DataFrame, as_table
 from toolkit.training.protocol import Regularizer, StepContext, linear_warm_up
@@ -83,7 +75,7 @@ class Dispersive(Regularizer):
     _kept: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        checked_variant(self.variant, self.tau, self.preset)
+        dispersion.checked_variant(self.variant, self.tau, self.preset)
         choose("layout", self.layout, LAYOUTS)
         choose("reduction", self.reduction, ("mean", "sum"))
         if self.samples < 2:
@@ -93,10 +85,10 @@ class Dispersive(Regularizer):
     @classmethod
     def from_preset(cls, preset: str, stage: int = 1, **changes: Any) -> Dispersive:
         """The preset with the weight, temperature and layout its source trains with; `changes` win."""
-        if preset not in PRESETS or stage not in (1, 2):
+        if preset not in dispersion.PRESETS or stage not in (1, 2):
             what = f"No settings for preset {preset!r} at stage {stage!r}."
-            raise ConfigError(what, fix=f"Presets: {', '.join(PRESETS)}; stages: 1, 2.")
-        values = PRESETS[preset]
+            raise ConfigError(what, fix=f"Presets: {', '.join(dispersion.PRESETS)}; stages: 1, 2.")
+        values = dispersion.PRESETS[preset]
         own = {"tau": values.tau, "layout": values.layout, "variant": values.variant or "infonce_l2"}
         return cls(**{"preset": preset, "weight": values.weights[stage - 1], **own, **changes})
 
@@ -113,7 +105,7 @@ class Dispersive(Regularizer):
             rows = self.representation(features, context.generator)
             bank = self._kept.get(f"rows/{name}")
             bank = None if bank is None or bank.shape[1] != rows.shape[1] else bank.to(rows)  # of another resolution
-            loss = dispersive_loss(rows, self.variant, self.tau, self.preset, bank=bank)
+            loss = dispersion.dispersive_loss(rows, self.variant, self.tau, self.preset, bank=bank)
             if context.logging:
                 self._measure(name, rows, loss)
             if self.bank_size:
@@ -132,7 +124,7 @@ class Dispersive(Regularizer):
         if self.layout == "pooled" and features.ndim > 2:
             rows = features.flatten(2).mean(dim=2)
         elif self.layout == "positions" and features.ndim > 2:
-            rows = token_rows(features)
+            rows = dispersion.token_rows(features)
             if rows.shape[0] > self.samples:
                 chosen = torch.randperm(rows.shape[0], generator=generator)[: self.samples]
                 rows = rows.index_select(0, chosen.to(rows.device, non_blocking=True))
@@ -145,7 +137,7 @@ class Dispersive(Regularizer):
         if rows.shape[0] < 2 and not self.bank_size:
             self._warn("single", "A batch of one has no pairs: the dispersive loss is the constant 0.")
             return
-        variant = PRESETS[self.preset].variant or self.variant
+        variant = dispersion.PRESETS[self.preset].variant or self.variant
         if variant != "covariance" and len(rows) > 1:  # of one row a bank has pairs, the batch has none
             self._measure_pairs(name, rows.detach(), variant)
         if loss.requires_grad and rows.requires_grad:
@@ -158,12 +150,12 @@ class Dispersive(Regularizer):
                 self._warn("dead", f"{what}normalise the distance.")
 
     def _measure_pairs(self, name: str, rows: Tensor, variant: str) -> None:
-        distances = pair_distances(rows, None, variant, self.preset)
-        itself = self_pairs(distances)
+        distances = dispersion.pair_distances(rows, None, variant, self.preset)
+        itself = dispersion.self_pairs(distances)
         pairs = distances[~itself]
         self._last[f"{name}/mean_distance"] = float(pairs.mean())
         if variant != "hinge":
-            active = float((pairs / temperature(self.tau, distances, itself) < ACTIVE_BAND).float().mean())
+            active = float((pairs / dispersion.temperature(self.tau, distances, itself) < ACTIVE_BAND).float().mean())
             self._last[f"{name}/active_pairs"] = active
             if active < 0.01:
                 what = f"{100 * (1 - active):.4g} % of the pairs at {name!r} are farther apart than {ACTIVE_BAND} tau"
@@ -186,15 +178,15 @@ def preset_rows(features: Tensor, preset: str) -> Tensor:
     if features.ndim < 2 or features.shape[0] < 2:
         what = f"The dispersive loss needs features (B, C, *S) of two images or more, not {tuple(features.shape)}."
         raise ConfigError(what)
-    pooled = PRESETS[preset].layout == "pooled" and features.ndim > 2
+    pooled = dispersion.PRESETS[preset].layout == "pooled" and features.ndim > 2
     return features.flatten(2).mean(dim=2) if pooled else features.flatten(1)
 
 
 def preset_distances(features: Tensor, preset: str) -> Tensor:
     """Distances (B (B - 1) / 2,) between different images in units of tau, as the preset measures them."""
     rows = preset_rows(features.detach(), preset)
-    settings = PRESETS[preset]
-    distances = pair_distances(rows, None, settings.variant or "infonce_l2", preset)
+    settings = dispersion.PRESETS[preset]
+    distances = dispersion.pair_distances(rows, None, settings.variant or "infonce_l2", preset)
     upper = torch.triu_indices(len(rows), len(rows), 1)
     return distances[upper[0], upper[1]] / settings.tau
 
@@ -214,11 +206,11 @@ def preset_check(features: Tensor) -> DataFrame:
         ConfigError: fewer than two images.
     """
     rows = []
-    for name, settings in PRESETS.items():
+    for name, settings in dispersion.PRESETS.items():
         leaf = features.detach().clone().requires_grad_()
         with torch.enable_grad():
             vectors = preset_rows(leaf, name)
-            loss = dispersive_loss(vectors, settings.variant or "infonce_l2", settings.tau, name)
+            loss = dispersion.dispersive_loss(vectors, settings.variant or "infonce_l2", settings.tau, name)
             (gradient,) = torch.autograd.grad(loss, leaf)
         distances = preset_distances(features, name)
         norm = float(gradient.norm())
