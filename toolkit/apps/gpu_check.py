@@ -149,8 +149,9 @@ def _analyses(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[C
 
 
 def _config(device: str, precision: str, steps: int) -> TrainConfig:
-    often: dict[str, Any] = {"log_every": 1, "validate_every": 0, "checkpoint_every": 5}
-    return TrainConfig(steps, device=device, precision=precision, select="last", **often)
+    return TrainConfig(
+        steps, device=device, precision=precision, select="last", log_every=1, validate_every=0, checkpoint_every=5
+    )
 
 
 def _training(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterable[Check]:

@@ -34,7 +34,6 @@ def faithfulness(result: Faithfulness) -> Figure:
     every = list(dict.fromkeys(result.numbers["name"]))
     names = every[:_MAPS]
     panels: list[Panel | None] = []
-    axes: dict[str, Any] = {"x_label": "share of the voxels", "y_label": "score of the region (image 1, baseline 0)"}
     for kind, meaning in (("deletion", "lower is better"), ("insertion", "higher is better")):
         series = []
         for name in names:
@@ -45,7 +44,8 @@ def faithfulness(result: Faithfulness) -> Figure:
             mean = np.mean([np.asarray(result.curves[f"{name}/{case}/{kind}"]) for case in cases], axis=0)
             series.append(Series(name=name + words, x=np.linspace(0, 1, len(mean)), y=mean))
         note = f"{meaning}; area of random orders {result.numbers[f'{kind}_random'].mean():.2f}"
-        panels.append(Lines(title=kind, note=note, series=series, **axes))
+        scores = "score of the region (image 1, baseline 0)"
+        panels.append(Lines(title=kind, note=note, series=series, x_label="share of the voxels", y_label=scores))
     return Figure(
         title=f"Faithfulness of maps of {target_text(result.target)}",
         subtitle="Voxels are removed from the image, or put into the baseline, from the map's highest value to its lowest."
@@ -76,11 +76,16 @@ def _cascade(table: Any) -> Heatmap:
     """Rows: steps from the output to the input; columns: layers of the maps."""
     steps, layers = (list(dict.fromkeys(table[name])) for name in ("shuffled_down_to", "layer"))
     grid = table.pivot(index="shuffled_down_to", columns="layer", values="similarity").loc[steps, layers]
-    width = max(360, (16 + 7 * max(map(len, layers))) * len(layers))
-    note = f"passes up to 0.5 in the last row; {int(table['maps'].iloc[0])} maps a cell"
-    told: dict[str, Any] = {"title": "similarity", "note": note, "row_names": steps, "column_names": layers}
-    told |= {"x_label": "layer of the map", "y_label": "shuffled down to", "height": max(120, 30 * len(steps))}
-    return Heatmap(values=grid.to_numpy(dtype=float), annotate=True, width=width, **told)
+    return Heatmap(
+        title="similarity",
+        note=f"passes up to 0.5 in the last row; {int(table['maps'].iloc[0])} maps a cell",
+        values=grid.to_numpy(dtype=float),
+        row_names=steps,
+        column_names=layers,
+        x_label="layer of the map",
+        y_label="shuffled down to",
+        annotate=True,
+    ).sized(max(360, (16 + 7 * max(map(len, layers))) * len(layers)), max(120, 30 * len(steps)))
 
 
 @composer(Gaussianity)
@@ -130,11 +135,17 @@ def collapses(results: Sequence[Any], names: Sequence[str]) -> Figure:
     low = min(0.0, *(one[key] for one in shares for key in keys))
     numbers = [number_text(float(one.values["uniformity"])) for one in results]
     uniform = ", ".join(map(" ".join, zip(names, numbers, strict=True)))
-    size: dict[str, Any] = {"width": 280, "height": 260}
-    told: dict[str, Any] = {"title": "distances between rows", "note": "histograms of all pairs", "legend": False}
-    distances = Lines(series=histograms, x_label="Euclidean distance", y_label="share of pairs", **told, **size)
-    x: dict[str, Any] = {"x_label": "value", "x_range": (low - 0.03, 1.05)}
-    diagnostics = Intervals(title="diagnostics", note=f"uniformity: {uniform}", series=series, **x, **size)
+    distances = Lines(
+        title="distances between rows",
+        note="histograms of all pairs",
+        series=histograms,
+        x_label="Euclidean distance",
+        y_label="share of pairs",
+        legend=False,
+    ).sized(280, 260)
+    diagnostics = Intervals(
+        title="diagnostics", note=f"uniformity: {uniform}", series=series, x_label="value", x_range=(low - 0.03, 1.05)
+    ).sized(280, 260)
     first = results[0]
     return Figure(
         title=f"Collapse diagnostics of {first.layer}",
@@ -192,15 +203,22 @@ def active_band(features: Any, table: DataFrame, *, bins: int = 24) -> Figure:
         bins: of the histograms.
     """
     panels: list[Panel | None] = []
-    settings: dict[str, Any] = {"x_label": "distance / tau", "y_label": "share of pairs", "y_range": (0.0, 1.05)}
     for row in table.to_dict("records"):
         distances = np.asarray(preset_distances(features, row["preset"]), dtype=float)
         top = 1.1 * max(ACTIVE_BAND, float(distances.max()))
         numbers = f"loss {row['loss']:.5f}, gradient {number_text(row['gradient_norm'])}"
-        settings |= {"title": f"{row['preset']}: {row['status']}", "x_range": (0.0, top), "marks": [(ACTIVE_BAND, "")]}
-        settings |= {"note": f"{numbers}, {row['active_pairs']:.0%} of pairs in reach"}
-        drawn = [histogram("pairs", *np.histogram(distances, bins, (0.0, top)))]
-        panels.append(Lines(series=drawn, legend=False, width=250, height=190, **settings))
+        panel = Lines(
+            title=f"{row['preset']}: {row['status']}",
+            note=f"{numbers}, {row['active_pairs']:.0%} of pairs in reach",
+            series=[histogram("pairs", *np.histogram(distances, bins, (0.0, top)))],
+            x_label="distance / tau",
+            y_label="share of pairs",
+            x_range=(0.0, top),
+            y_range=(0.0, 1.05),
+            marks=[(ACTIVE_BAND, "")],
+            legend=False,
+        ).sized(250, 190)
+        panels.append(panel)
     return Figure(
         title="Distances and reach of the dispersive loss",
         subtitle=f"A pair farther apart than {ACTIVE_BAND} tau adds less than 1e-8 to the mean inside the logarithm (dotted line). Every "

@@ -22,12 +22,18 @@ def layer_similarity(result: LayerSimilarity) -> Figure:
     """All layers of one store against all layers of another, with the numbers in the cells."""
     values = np.asarray(result.matrix, dtype=float)
     signed = result.method == "rsa"  # a correlation; the others lie between 0 and 1 but for the error of an estimate
-    told: dict[str, Any] = {"title": f"{result.method}, {result.rows} rows", "note": range_note(values)}
-    told |= {"row_names": result.layers_a, "column_names": [broken(name) for name in result.layers_b]}
-    told |= {"x_label": "layers of the second network", "y_label": "layers of the first"}
-    told |= {"width": max(160, 62 * values.shape[1]), "height": max(120, 36 * values.shape[0])}
-    told |= {"limits": (-1.0, 1.0), "scale": "diverging"} if signed else {"limits": (0.0, 1.0), "scale": "sequential"}
-    panel = Heatmap(values=values, annotate=values.size <= 150, **told)
+    panel = Heatmap(
+        title=f"{result.method}, {result.rows} rows",
+        note=range_note(values),
+        values=values,
+        limits=(-1.0, 1.0) if signed else (0.0, 1.0),
+        scale="diverging" if signed else "sequential",
+        row_names=result.layers_a,
+        column_names=[broken(name) for name in result.layers_b],
+        x_label="layers of the second network",
+        y_label="layers of the first",
+        annotate=values.size <= 150,
+    ).sized(max(160, 62 * values.shape[1]), max(120, 36 * values.shape[0]))
     return Figure(title="Similarity of layers", subtitle="1 = the same up to what the method ignores.", rows=[[panel]])
 
 
@@ -45,9 +51,15 @@ def transfer(result: Transfer) -> Figure:
     if len(means):
         values = means["value"].to_numpy(dtype=float)
         rows = [name.replace("_", " ") for name in means["metric"]]
-        told: dict[str, Any] = {"title": "metrics, mean over tasks", "note": range_note(values), "x_label": "value"}
-        told |= {"marks": [(0.0, "")], "legend": False, "width": 280, "height": 30 + 20 * len(means)}
-        panels.append(Intervals(series=[Series(name="mean", x=values, y=rows)], **told))
+        panel = Intervals(
+            title="metrics, mean over tasks",
+            note=range_note(values),
+            series=[Series(name="mean", x=values, y=rows)],
+            x_label="value",
+            marks=[(0.0, "")],
+            legend=False,
+        ).sized(280, 30 + 20 * len(means))
+        panels.append(panel)
     return Figure(title="Transfer over the sequence", subtitle=_FORGETTING, rows=[panels])
 
 
@@ -66,9 +78,15 @@ def transfer_matrices(
 
 def _score_matrix(title: str, scores: Any, stages: Sequence[str], sites: Sequence[str]) -> Heatmap:
     values = np.asarray(scores, dtype=float)
-    told: dict[str, Any] = {"width": max(150, 54 * values.shape[1]), "height": max(60, 45 * len(values))}
-    told |= {"title": title, "note": range_note(values), "row_names": [f"after {one}" for one in stages] or None}
-    return Heatmap(values=values, column_names=list(sites), annotate=True, x_label="tested on", **told)
+    return Heatmap(
+        title=title,
+        note=range_note(values),
+        values=values,
+        row_names=[f"after {one}" for one in stages] or None,
+        column_names=list(sites),
+        x_label="tested on",
+        annotate=True,
+    ).sized(max(150, 54 * values.shape[1]), max(60, 45 * len(values)))
 
 
 @composer(Comparison)
@@ -77,17 +95,25 @@ def comparison(result: Comparison) -> Figure:
     table = result.numbers
     methods = [str(name) for name in table["method"]]
     mean, low, high = (table[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
-    told: dict[str, Any] = {"title": result.metric, "note": range_note(mean), "y_label": result.metric}
-    told |= {"y_range": (0.0, 1.0) if result.metric in ("dice", "iou") else None, "legend": False, "height": 210}
-    told["width"] = 60 + max(70, 7 * max(map(len, methods))) * len(methods)
-    means = Bars(series=[Series(name="mean", x=methods, y=mean, low=low, high=high)], **told)
+    means = Bars(
+        title=result.metric,
+        note=range_note(mean),
+        series=[Series(name="mean", x=methods, y=mean, low=low, high=high)],
+        y_label=result.metric,
+        y_range=(0.0, 1.0) if result.metric in ("dice", "iou") else None,
+        legend=False,
+    ).sized(60 + max(70, 7 * max(map(len, methods))) * len(methods), 210)
     others = table[table["method"].astype(str) != str(result.baseline)]
     names = ("difference", "difference_low", "difference_high")
     value, low, high = (others[name].to_numpy(dtype=float) for name in names)
-    told = {"title": f"difference from {result.baseline}", "note": "paired by patient; zero = no difference"}
-    told |= {"x_label": f"difference in {result.metric}", "height": 60 + 36 * max(1, len(others)), "width": 260}
-    series = [Series(name="difference", x=value, y=list(map(str, others["method"])), low=low, high=high)]
-    differences = Intervals(series=series, legend=False, marks=[(0.0, "")], **told)
+    differences = Intervals(
+        title=f"difference from {result.baseline}",
+        note="paired by patient; zero = no difference",
+        series=[Series(name="difference", x=value, y=list(map(str, others["method"])), low=low, high=high)],
+        x_label=f"difference in {result.metric}",
+        marks=[(0.0, "")],
+        legend=False,
+    ).sized(260, 60 + 36 * max(1, len(others)))
     counts = [f"{n} {what}{'s' * (n > 1)}" for what in ("patient", "seed") for n in {int(table[f"{what}s"].iloc[0])}]
     scores = ", ".join(f"{name} {value:.2f}" for name, value in zip(methods, mean, strict=True))
     seeds = (

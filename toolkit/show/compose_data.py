@@ -19,9 +19,6 @@ from toolkit.show.slices import choose_view
 def case(case: Case, *, position: int | None = None, side: int = 260, note: str = "") -> Figure:
     """The normalised image of a case, and the same with the contours of its label.
 
-    Args:
-        case: of a task.
-
     Raises:
         DataError: the case cannot be read.
         ResultError: no such slice.
@@ -77,16 +74,17 @@ def qualitative(cases: Sequence[Any], predictions: Mapping[str, Sequence[Any]], 
         image, label = np.asarray(case.image, dtype=float), np.asarray(case.label)
         picture = np.moveaxis(image, 0, -1) if len(image) == 3 else image[0]
         view = choose_view(label.shape, label.shape, spacing=getattr(case, "spacing", None), largest=10**6)
-        named: dict[str, Any] = {"class_names": getattr(case, "classes", None) or {}}
-        row: list[Panel | None] = [view.panel(picture, side, title=str(case.id))]
+        classes = getattr(case, "classes", None) or {}
+        row: list[Panel | None] = [view.panel(Image(pixels=picture, title=str(case.id)), side)]
         for name, maps in predictions.items():
             prediction = np.asarray(maps[index])
             shared, total = ((prediction > 0) & (label > 0)).sum(), (prediction > 0).sum() + (label > 0).sum()
             score = f"Dice {2 * shared / total:.2f}" if total else "nothing to find"
             if total and (prediction > 0).all():  # a map without any contour
                 score += ", all foreground"
-            row.append(view.panel(picture, side, title=name, note=score, labels=prediction, **named))
-        row.append(view.panel(picture, side, title="reference", labels=label, **named))
+            drawn = Image(title=name, note=score, pixels=picture, labels=prediction, class_names=classes)
+            row.append(view.panel(drawn, side))
+        row.append(view.panel(Image(title="reference", pixels=picture, labels=label, class_names=classes), side))
         rows.append(row)
     return Figure(
         title="Predictions beside the reference",
@@ -104,6 +102,6 @@ def _panel(case: Case, position: int | None, side: int, *, contours: bool) -> Im
     focus = None if label is None else label > 0
     view = choose_view(size, size, focus=focus, position=position, spacing=case.spacing)
     picture = view.picture(image)
-    drawn = {"labels": view.plane(label) if contours and label is not None else None, "class_names": case.classes}
-    note = f"{case.id if contours else range_note(picture)}{view.note}"
-    return view.panel(picture, side, title="" if contours else str(case.id), note=note, **drawn)
+    labels = view.plane(label) if contours and label is not None else None
+    title, note = ("", f"{case.id}{view.note}") if contours else (str(case.id), f"{range_note(picture)}{view.note}")
+    return view.panel(Image(title=title, note=note, pixels=picture, labels=labels, class_names=case.classes), side)

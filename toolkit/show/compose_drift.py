@@ -12,7 +12,7 @@ from toolkit.errors import ResultError
 from toolkit.measure.drift import Drift
 from toolkit.results import DataFrame
 from toolkit.show.compose import composer
-from toolkit.show.panels import Figure, Intervals, Lines, Panel, Scatter, Series, in_rows, range_note
+from toolkit.show.panels import Axes, Figure, Intervals, Lines, Panel, Scatter, Series, in_rows, range_note
 
 MEASURE_NAMES = {
     "centroid_shift": "centroid shift (relative)",
@@ -106,10 +106,13 @@ def _panel(measure: str, tables: dict[str, DataFrame]) -> Intervals:
     everything = np.concatenate([np.asarray(part, dtype=float) for one in drawn for part in (one.x, one.high)])
     top = float(np.nanmax([0.0, *everything])) if np.isfinite(everything).any() else 1.0
     bottom = min(0.0, float(np.nanmin([np.nanmin(np.asarray(one.low, dtype=float)) for one in drawn])))
-    told: dict[str, Any] = {"title": MEASURE_NAMES.get(measure, measure), "note": str(kind), "x_label": "value"}
-    height = 40 + max(34, 8 * len(drawn)) * len(classes)
-    told["x_range"] = bottom * 1.05, top * 1.08 or -0.05 * bottom or 1.0
-    return Intervals(series=drawn, width=230, height=height, **told)
+    return Intervals(
+        title=MEASURE_NAMES.get(measure, measure),
+        note=str(kind),
+        series=drawn,
+        x_label="value",
+        x_range=(bottom * 1.05, top * 1.08 or -0.05 * bottom or 1.0),
+    ).sized(230, 40 + max(34, 8 * len(drawn)) * len(classes))
 
 
 def _series(name: str, classes: list[str], value: Any, low: Any, high: Any, colour: str | None = None) -> Series:
@@ -128,8 +131,6 @@ def forward_transfer(pairs: Pairs, *, method: str = "SegReg", metric: str = "fwt
     """Forward transfer by task, dashed without and solid with the method (SegReg, Fig. 2a).
 
     Args:
-        pairs: per base method, the `Transfer`s without and with the method, one a seed.
-        method: name of what is added.
         metric: convention of forward transfer, see `toolkit.measure.transfer.FORWARD`.
 
     Raises:
@@ -140,16 +141,21 @@ def forward_transfer(pairs: Pairs, *, method: str = "SegReg", metric: str = "fwt
     series = _curves(pairs, tasks, metric, method)
     counts = {len(transfers) for arms in pairs.values() for transfers in arms}
     seeds = "none here: a single seed" if counts == {1} else f"{', '.join(map(str, sorted(counts)))} seeds"
-    numbers = np.concatenate([np.asarray(one.y, dtype=float) for one in series])
-    shared: dict[str, Any] = {"title": metric.replace("_", " "), "note": range_note(numbers), "width": 420}
+    note = range_note(np.concatenate([np.asarray(one.y, dtype=float) for one in series]))
     if len(later) == 1:  # no line to draw: two marks a base method
-        marks, rows = "One mark without, one with", _as_rows(series, list(pairs), method)
-        height, told = 40 + 50 * len(pairs), f"Dice difference on {tasks[1]}"
-        panel: Panel = Intervals(series=rows, x_label=told, height=height, **shared)
+        marks = "One mark without, one with"
+        panel: Axes = Intervals(
+            series=_as_rows(series, list(pairs), method), x_label=f"Dice difference on {tasks[1]}"
+        ).sized(420, 40 + 50 * len(pairs))
     else:
-        marks, told = "Dashed without, solid with", "task: " + ", ".join(f"{i} = {tasks[i - 1]}" for i in later)
-        shared |= {"x_label": told, "y_label": "Dice difference", "x_range": (1.85, len(tasks) + 0.15)}
-        panel = Lines(series=series, height=250, **shared)
+        marks = "Dashed without, solid with"
+        panel = Lines(
+            series=series,
+            x_label="task: " + ", ".join(f"{i} = {tasks[i - 1]}" for i in later),
+            y_label="Dice difference",
+            x_range=(1.85, len(tasks) + 0.15),
+        ).sized(420, 250)
+    panel.title, panel.note = metric.replace("_", " "), note
     return Figure(
         title="Forward transfer by task",
         subtitle=f"{marks} {method}; bands are the deviation over seeds ({seeds}).",
@@ -164,10 +170,6 @@ def transfer_scatter(pairs: Pairs, *, method: str = "SegReg") -> Figure:
 
     A line leads from each base method (1) to the same with the method added (2); towards the top right is better.
 
-    Args:
-        pairs: per base method (and anatomy), the `Transfer`s without and with the method, one a seed.
-        method: name of what is added.
-
     Raises:
         ResultError: the transfers are of different tasks.
     """
@@ -181,10 +183,18 @@ def transfer_scatter(pairs: Pairs, *, method: str = "SegReg") -> Figure:
                 for name in (metric, "mean_dice")
             )
             series.append(Series(name=base, x=x, y=y, size=9, text=["without", "with"]))
-        told: dict[str, Any] = {"title": title, "x_label": title, "y_label": "final mean Dice"}
-        told |= {"note": f"1 = without, 2 = with {method}", "width": 350, "height": 250}
-        told |= {f"{axis}_range": _limits(series, axis) for axis in "xy"}
-        panels.append(Scatter(series=series, joined=True, legend=metric == "bwt", **told))
+        panel = Scatter(
+            title=title,
+            note=f"1 = without, 2 = with {method}",
+            series=series,
+            joined=True,
+            x_label=title,
+            y_label="final mean Dice",
+            x_range=_limits([one.x for one in series]),
+            y_range=_limits([one.y for one in series]),
+            legend=metric == "bwt",
+        ).sized(350, 250)
+        panels.append(panel)
     return Figure(
         title="Transfer against accuracy",
         subtitle="Better is towards the top right. Means over seeds; one seed decides nothing.",
@@ -228,9 +238,9 @@ def _tasks(pairs: Pairs) -> list[str]:
     return tasks[0]
 
 
-def _limits(series: Sequence[Series], axis: str) -> tuple[float, float]:
+def _limits(coordinates: Sequence[Any]) -> tuple[float, float]:
     """Range of an axis with a margin, so that nothing is cut and a difference of a thousandth does not fill the panel."""
-    values = np.concatenate([np.asarray(getattr(one, axis), dtype=float) for one in series])
+    values = np.concatenate(coordinates)
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     margin = max(0.2 * (high - low), 0.02)
     return low - margin, high + margin

@@ -110,9 +110,9 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
     contours = np.clip(view.plane(labels), 0, None)
     picture = view.picture(result.image[index])
     which = "reference" if labelled else "prediction"
-    drawn: dict[str, Any] = {"labels": contours, "class_names": result.classes or {}}
     note = f"{which}{view.note}; {range_note(picture)}"
-    panels = [view.panel(picture, side, title="image", note=note, **drawn)]
+    image = Image(title="image", note=note, pixels=picture, labels=contours, class_names=result.classes or {})
+    panels = [view.panel(image, side)]
     telling = [np.asarray(m[index]).ravel() for layer, m in result.maps.items() if result.telling(layer, index)]
     shared = symmetric_limits(np.concatenate(telling or [np.zeros(1)]))
     organ = _organ(result, contours, view.plane(result.prediction[index].movedim(0, -1)) if masks else None)
@@ -121,24 +121,23 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
         status = result.status[layer][index]
         limits = shared if scale == "shared" else symmetric_limits(raw)
         cancelled = status == "cancelled"  # such a map is not stretched to a range of colours
-        told = (
+        note = (
             f"the mean keeps {result.net_gradient[layer][index]:.2g} of the gradient" if cancelled else range_note(raw)
         )
-        over = _overlay(result, layer, index, view, limits)
-        if cancelled:
-            over |= {"overlay": None, "bar": False}
+        image = Image(title=layer, note=note if status == "ok" else f"{status}: {note}", pixels=picture, labels=organ)
+        image.overlay_limits = limits
+        if not cancelled:
+            image.overlay, image.bar = _overlay(result, layer, index, view), True
         if result.target.startswith(_UNSIGNED):
-            over |= {"overlay_limits": (0.0, limits[1]), "overlay_scale": "positive_overlay"}
-        note = told if status == "ok" else f"{status}: {told}"
-        panels.append(view.panel(picture, side, title=layer, note=note, labels=organ, **over))
+            image.overlay_limits, image.overlay_scale = (0.0, limits[1]), "positive_overlay"
+        panels.append(view.panel(image, side))
     return panels
 
 
-def _overlay(result: Any, name: str, index: int, view: View, limits: tuple[float, float]) -> dict[str, Any]:
-    """A map of one image as the settings of the picture below it."""
+def _overlay(result: Any, name: str, index: int, view: View) -> np.ndarray:
+    """A map of one image, cut to its slice."""
     raw = np.asarray(result.maps[name][index, 0], dtype=float)
-    plane = view.coarse(raw, lambda: result.resized(name)[index, 0])
-    return {"overlay": plane, "overlay_limits": limits, "bar": True}
+    return view.coarse(raw, lambda: result.resized(name)[index, 0])
 
 
 def _organ(result: Any, labels: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
@@ -168,16 +167,17 @@ def attribution(result: Any, *, index: int = 0, position: int | None = None, sid
     view = result_view(result, index, result.region if fits else None, position)
     picture = view.picture(result.image[index])
     region = view.plane(np.asarray(result.region[index, 0], dtype=int)) * (_asked(result) or 1) if fits else None
-    note_ = f"the region that is scored{view.note}; {range_note(picture)}"
-    panels: list[Panel | None] = [view.panel(picture, side, title="image", note=note_, labels=region)]
+    note = f"the region that is scored{view.note}; {range_note(picture)}"
+    images = [Image(title="image", note=note, pixels=picture, labels=region)]
     for name, maps in result.maps.items():
         raw = np.asarray(maps[index, 0], dtype=float)
-        over = _overlay(result, name, index, view, symmetric_limits(raw))
-        panels.append(view.panel(picture, side, title=name, note=range_note(raw), **over))
+        plane, limits = _overlay(result, name, index, view), symmetric_limits(raw)
+        image = Image(title=name, note=range_note(raw), pixels=picture, overlay=plane, overlay_limits=limits, bar=True)
+        images.append(image)
     return Figure(
         title=f"{_method(result)} of {target_text(result.target, result.classes)}",
         subtitle="Raw signed values, summed over channels, on a symmetric colour range: red adds to the score.",
-        rows=[panels],
+        rows=[[view.panel(image, side) for image in images]],
         caption=f"case {result.cases[index]}",
     )
 
@@ -199,25 +199,35 @@ def masked_latent(
     most = max(float(entropy[index].max()) for entropy in result.entropy)
     changed = result.table()["changed"].to_numpy().reshape(len(result.cases), -1)[index, 0]
     reference = None if result.label is None else np.clip(view.plane(organs), 0, None)
-    note_ = f"{'reference; ' if reference is not None else ''}{range_note(picture)}"
-    head = view.panel(picture, side, title="image", note=note_, labels=reference)
+    note = f"{'reference; ' if reference is not None else ''}{range_note(picture)}"
+    head = view.panel(Image(title="image", note=note, pixels=picture, labels=reference), side)
     rows: list[list[Panel | None]] = []
     for line, name in enumerate(("clean", "masked")):
         entropy = view.plane(result.entropy[line][index])
         labels = view.plane(one_map(result.segmentation[line][index], dims))
-        contours = {"labels": labels, "class_names": result.classes or {}}
-        heat = {"overlay": entropy, "overlay_limits": (0.0, most or 1.0), "overlay_scale": "sequential", "bar": True}
-        told = f"{changed:.1%} of the image changed" if line else "contours of the prediction"
-        bits = f"{range_note(entropy)} bits, mean {entropy.mean():.2g}"
-        row: list[Panel | None] = [
-            _mask_panel(result, index, view, side) if line else head,
-            view.panel(picture, side, title=f"{name} code: segmentation", note=told, **contours),
-            view.panel(picture, side, title=f"{name} code: entropy", note=bits, **heat),
+        images = [
+            Image(
+                title=f"{name} code: segmentation",
+                note=f"{changed:.1%} of the image changed" if line else "contours of the prediction",
+                pixels=picture,
+                labels=labels,
+                class_names=result.classes or {},
+            ),
+            Image(
+                title=f"{name} code: entropy",
+                note=f"{range_note(entropy)} bits, mean {entropy.mean():.2g}",
+                pixels=picture,
+                overlay=entropy,
+                overlay_limits=(0.0, most or 1.0),
+                overlay_scale="sequential",
+                bar=True,
+            ),
         ]
         if result.image is not None:
             decoded = view.picture(result.image[line][index])
-            row.insert(2, view.panel(decoded, side, title=f"{name} code: image", note=range_note(decoded)))
-        rows.append(row)
+            images.insert(1, Image(title=f"{name} code: image", note=range_note(decoded), pixels=decoded))
+        first = _mask_panel(result, index, view, side) if line else head
+        rows.append([first, *[view.panel(image, side) for image in images]])
     aimed = result.scheme in ("channel", "spatial")  # dropout is random, and a mask by hand is anybody's
     softness = ", soft" if result.soft and aimed else ", hard" if aimed else ""
     attack = f"; masks attack the {result.against}" if aimed else ""

@@ -80,17 +80,18 @@ def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> lis
         """The input's (0) or the masked code's (1) picture of a result."""
         if what == "segmentation":
             labels = view.plane(one_map(result.segmentation[1][index], len(view.size))) if side_ else label
-            settings: dict[str, Any] = {"labels": labels, "class_names": result.classes or {}, "limits": (0, 255)}
-            area = f"{(labels > 0).sum() / max(1, (label > 0).sum()):.2f} × reference"
-            return view.panel(painted(labels), side, title=title, note=note or area, **settings)
+            note = note or f"{(labels > 0).sum() / max(1, (label > 0).sum()):.2f} × reference"
+            image = Image(title=title, note=note, pixels=painted(labels), limits=(0, 255), labels=labels)
+            image.class_names = result.classes or {}
+            return view.panel(image, side)
         picture = view.picture(result.input[index])
         if what == "image":
             picture = view.picture(result.image[1][index]) if side_ else picture
-            return view.panel(picture, side, title=title, note=range_note(picture))
+            return view.panel(Image(title=title, note=range_note(picture), pixels=picture), side)
         entropy = view.plane(result.entropy[1][index])
-        settings = {"overlay_limits": (0.0, float(np.log2(classes))), "overlay_scale": "sequential", "bar": True}
-        settings["note"] = f"mean {entropy.mean():.2f} bits"
-        return view.panel(picture, side, title=title, overlay=entropy, **settings)
+        image = Image(title=title, note=f"mean {entropy.mean():.2f} bits", pixels=picture, overlay=entropy, bar=True)
+        image.overlay_limits, image.overlay_scale = (0.0, float(np.log2(classes))), "sequential"
+        return view.panel(image, side)
 
     which = "input" if what == "image" else "reference" if first.label is not None else "clean"
     head = None if what == "entropy" else panel(first, 0, f"{name}: {which}", " ")
@@ -122,11 +123,18 @@ def gallery(pictures: Mapping[str, Any], *, side: int = 150) -> Figure:
         raise ResultError("A gallery needs an original and at least one picture of the same size.")
     original, *others = arrays.values()
     changes = [one - original for one in others]
-    shared: dict[str, Any] = {"title": "difference", "pixels": np.zeros_like(original), "limits": (-1.0, 1.0)}
-    shared |= {"overlay_limits": symmetric_limits(np.stack(changes)), "overlay_scale": "diverging"}
     above = [Image(title=name, note=range_note(one), pixels=one).fit(side) for name, one in arrays.items()]
     below = [
-        Image(note=f"root mean square {np.sqrt((one**2).mean()):.2g}", overlay=one, bar=one is changes[-1], **shared)
+        Image(
+            title="difference",
+            note=f"root mean square {np.sqrt((one**2).mean()):.2g}",
+            pixels=np.zeros_like(original),
+            limits=(-1.0, 1.0),
+            overlay=one,
+            overlay_limits=symmetric_limits(np.stack(changes)),
+            overlay_scale="diverging",
+            bar=one is changes[-1],
+        )
         for one in changes
     ]
     return Figure(

@@ -62,11 +62,16 @@ def _matrix(result: Any, side: int, name: str) -> Heatmap:
     off, signed = values[~np.eye(len(values), dtype=bool)], result.form != "absolute"
     order = _clustered(values)
     dead = f", {len(result.dead)} dead" if len(result.dead) else ""
-    told: dict[str, Any] = {"title": f"{name}: {result.layer}" if name else result.layer}
-    told["note"] = f"{result.form}, redundancy {result.redundancy:.2f}, off-diagonal {range_note(off)}{dead}"
-    told |= {"row_names": [], "column_names": [], "x_label": f"{len(values)} channels", "width": side, "height": side}
-    told |= {"limits": (-1.0, 1.0), "scale": "diverging"} if signed else {"limits": (0.0, 1.0), "scale": "sequential"}
-    return Heatmap(values=values[np.ix_(order, order)], **told)
+    return Heatmap(
+        title=f"{name}: {result.layer}" if name else result.layer,
+        note=f"{result.form}, redundancy {result.redundancy:.2f}, off-diagonal {range_note(off)}{dead}",
+        values=values[np.ix_(order, order)],
+        limits=(-1.0, 1.0) if signed else (0.0, 1.0),
+        scale="diverging" if signed else "sequential",
+        row_names=[],
+        column_names=[],
+        x_label=f"{len(values)} channels",
+    ).sized(side, side)
 
 
 @composer(Projection, several=True)
@@ -154,10 +159,10 @@ def _cloud(result: Any, stage: int, name: str, stages: Sequence[str], limits: An
 
 def _paths(result: Any, name: str) -> Scatter:
     count, series = len(result.coordinates), []
+    texts = [f"stage {stage + 1}" for stage in range(count)]
     for label, title in _classes(result).items():
-        centres = np.array([_centre(result, stage, label) for stage in range(count)])
-        told: dict[str, Any] = {"name": title, "text": [f"stage {s + 1}" for s in range(count)]}
-        series.append(Series(x=centres[:, 0], y=centres[:, 1], size=9, symbol=2, label=label, **told))
+        x, y = np.array([_centre(result, stage, label) for stage in range(count)]).T
+        series.append(Series(name=title, x=x, y=y, size=9, symbol=2, label=label, text=texts))
     everything = np.array([[one.x, one.y] for one in series])  # classes, axes, stages
     limits = _square(np.nanmin(everything, axis=(0, 2)), np.nanmax(everything, axis=(0, 2)), 0.65)
     panel = _plane(f"{name}: centroids", "by stage, own limits", series, _axis_labels(result, None), limits)
@@ -166,17 +171,14 @@ def _paths(result: Any, name: str) -> Scatter:
 
 
 def _plane(title: str, note: str, series: list[Series], axes: tuple[str, str], limits: Any) -> Scatter:
-    names: dict[str, Any] = {"title": title.removeprefix(": "), "note": note, "x_label": axes[0], "y_label": axes[1]}
-    return Scatter(series=series, x_range=limits[0], y_range=limits[1], width=240, height=240, **names)
+    named = Scatter(title=title.removeprefix(": "), note=note, series=series, x_label=axes[0], y_label=axes[1])
+    named.x_range, named.y_range = limits
+    return named.sized(240, 240)
 
 
 @composer(Features)
 def features(result: Features, *, layers: list[str] | None = None, columns: int = 2) -> Figure:
-    """Mean of every channel within every class, one panel a layer, in units of the channel's standard deviation.
-
-    Args:
-        layers: layers to draw, default all.
-    """
+    """Mean of every channel within every class, one panel a layer, in units of the channel's standard deviation."""
     panels = [_class_means(result, layer) for layer in layers or result.layers]
     return Figure(
         title="Class means of the features",
@@ -195,7 +197,12 @@ def _class_means(result: Any, layer: str) -> Heatmap:
     scaled = (rows - rows.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     present = np.unique(labels)
     means = np.stack([scaled[labels == label].mean(axis=0) for label in present])
-    note = f"{len(rows)} rows, {rows.shape[1]} channels, means {means.min():.2f} to {means.max():.2f} sd"
-    told: dict[str, Any] = {"title": layer, "note": note, "limits": symmetric_limits(means), "scale": "diverging"}
-    told["row_names"] = [str(names[labels == label].iloc[0]) for label in present]
-    return Heatmap(values=means, x_label="channel", width=340, height=26 * len(present) + 12, **told)
+    return Heatmap(
+        title=layer,
+        note=f"{len(rows)} rows, {rows.shape[1]} channels, means {means.min():.2f} to {means.max():.2f} sd",
+        values=means,
+        limits=symmetric_limits(means),
+        scale="diverging",
+        row_names=[str(names[labels == label].iloc[0]) for label in present],
+        x_label="channel",
+    ).sized(340, 26 * len(present) + 12)

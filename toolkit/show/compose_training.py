@@ -121,13 +121,17 @@ def _term_panel(term: str, frames: Mapping[str, DataFrame], marks: Sequence[tupl
             series.append(Series(name=name, x=x, y=y))
     values = np.concatenate(everything)
     score = term.startswith("validation/")
-    spread = bool((values > 0).all()) and values.max() > 30 * values.min()
-    name = term.removeprefix("validation/").replace("/", " of ") if score else term
-    note = f"{values.min():.3g} to {values.max():.3g}" + (", log scale" if spread and not score else "")
-    told: dict[str, Any] = {"title": f"validation: {name}" if score else term, "note": note, "x_label": "step"}
-    told["y_label"] = _TEXTS.get(term.split("/")[-1], "Dice" if score else "loss term")
-    told |= {"log_y": spread and not score, "y_range": (0.0, 1.0) if score else None, "marks": marks}
-    return Lines(series=series, width=280, height=180, **told)
+    logarithmic = bool((values > 0).all()) and values.max() > 30 * values.min() and not score
+    return Lines(
+        title=term.replace("validation/", "validation: ").replace("/", " of ") if score else term,
+        note=f"{values.min():.3g} to {values.max():.3g}" + (", log scale" if logarithmic else ""),
+        series=series,
+        x_label="step",
+        y_label=_TEXTS.get(term.split("/")[-1], "Dice" if score else "loss term"),
+        y_range=(0.0, 1.0) if score else None,
+        log_y=logarithmic,
+        marks=marks,
+    ).sized(280, 180)
 
 
 def _with_regularizers(note: str, frames: Any, provenance: Mapping[str, Any]) -> str:
@@ -162,7 +166,7 @@ def scores_by_site(evaluations: Mapping[str, DataFrame], *, metric: str = "dice"
         groups.append(("mean of the classes", [c for _, members in groups for c in members]))
     panels: list[Panel] = [_score_panel(name, members, tables, sites, metric) for name, members in groups]
     return Figure(
-        title=f"{metric.capitalize() if metric == 'dice' else metric.upper()} per site and class",
+        title=f"{'Dice' if metric == 'dice' else metric.upper()} per site and class",
         subtitle="Mean over patients with its 95 % interval over patients, of one training"
         + (
             "; all axes run from 0 to 1." if metric in _OVERLAPS else "; a missed organ counts as the image's diagonal."
@@ -182,10 +186,14 @@ def _score_panel(
         series.append(Series(name=name, x=sites, y=mean, low=low, high=high))
         status = chosen["status"].value_counts()
         counts.append(f"{name}: {status.get('missed', 0)} missed, {status.get('spurious', 0)} spurious")
-    told: dict[str, Any] = {"y_label": metric.capitalize() if metric == "dice" else metric.upper(), "x_label": "site"}
-    told |= {"y_range": (0.0, 1.0) if metric in _OVERLAPS else None, "title": title, "note": "; ".join(counts)}
-    width = max(170, 34 * len(sites) * max(1, len(tables)) // 2 + 60)
-    return Bars(series=series, width=width, height=190, **told)
+    return Bars(
+        title=title,
+        note="; ".join(counts),
+        series=series,
+        x_label="site",
+        y_label="Dice" if metric == "dice" else metric.upper(),
+        y_range=(0.0, 1.0) if metric in _OVERLAPS else None,
+    ).sized(max(170, 34 * len(sites) * max(1, len(tables)) // 2 + 60), 190)
 
 
 def _interval(rows: DataFrame, metric: str) -> tuple[float, float, float]:
@@ -211,9 +219,6 @@ def score_boxes(evaluations: Scores, *, metric: str = "dice") -> Figure:
     A volume's score is the mean over its classes; a missed or spurious class counts as 0, a class absent from both
     maps is left out.
 
-    Args:
-        metric: "dice" or "iou".
-
     Raises:
         ResultError: a table without this metric.
     """
@@ -226,12 +231,13 @@ def score_boxes(evaluations: Scores, *, metric: str = "dice") -> Figure:
         series.append(Series(name=name, x=places, y=np.concatenate(list(scores.values())).tolist()))
     most = len(next(iter(evaluations.values())))
     volumes = "/".join(str(count) for count in sorted(counts))
-    note = (
-        f"{volumes} volumes a test set; box: quartiles, line: median, whiskers: within 1.5 box heights, points: beyond"
-    )
-    told: dict[str, Any] = {"title": f"{metric} of every volume", "note": note, "y_label": metric.capitalize()}
-    width = max(420, 40 + 34 * most * len(series))
-    panel = Boxes(series=series, y_range=(0.0, 1.0), width=width, height=300, **told)
+    panel = Boxes(
+        title=f"{metric} of every volume",
+        note=f"{volumes} volumes a test set; box: quartiles, line: median, whiskers: within 1.5 box heights, points: beyond",
+        series=series,
+        y_label=metric.capitalize(),
+        y_range=(0.0, 1.0),
+    ).sized(max(420, 40 + 34 * most * len(series)), 300)
     return Figure(
         title="Robustness: scores on every test set",
         subtitle="A volume's score is the mean over its classes; missed and spurious classes count as 0.",
@@ -244,19 +250,20 @@ def score_boxes(evaluations: Scores, *, metric: str = "dice") -> Figure:
 def score_table(evaluations: Scores, *, metric: str = "dice") -> Figure:
     """Mean score of every network (rows) on every test set (columns) and, of several sets, their mean.
 
-    Args:
-        metric: "dice" or "iou".
-
     Raises:
         ResultError: a table without this metric, or networks scored on different sets.
     """
     table = score_means(evaluations, metric)
     several = table.shape[1] > 2
     table = table if several else table.drop(columns="mean")
-    names = {"row_names": list(table.index), "column_names": [broken(str(name)) for name in table.columns]}
-    told: dict[str, Any] = {"title": f"mean {metric} of the volumes", "note": "colours run from 0 to 1", **names}
-    told |= {"width": max(150, 66 * table.shape[1]), "height": 36 * table.shape[0] + 8}
-    panel = Heatmap(values=table.to_numpy(), annotate=True, **told)
+    panel = Heatmap(
+        title=f"mean {metric} of the volumes",
+        note="colours run from 0 to 1",
+        values=table.to_numpy(),
+        row_names=list(table.index),
+        column_names=[broken(str(name)) for name in table.columns],
+        annotate=True,
+    ).sized(max(150, 66 * table.shape[1]), 36 * table.shape[0] + 8)
     return Figure(
         title="Robustness table",
         subtitle="The last column is the mean over the test sets, each weighing the same." if several else "",

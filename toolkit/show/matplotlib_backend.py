@@ -27,6 +27,7 @@ _SETTINGS: dict[Any, Any] = {
     "text.parse_math": False,  # a dollar in a name of a class is a dollar
 }
 _STAMP: dict[str, Any] = {"color": colours.STAMP, "alpha": 0.45, "weight": "bold", "zorder": 100}
+_OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 FORMATS = ("pdf", "svg", "png")
 
 
@@ -58,10 +59,10 @@ def draw(figure: Figure) -> Page:
     page = Page(figsize=(plan.width / _DPI, plan.height / _DPI), dpi=_DPI)
     FigureCanvasAgg(page)
     for text in plan.texts:
-        style: dict[str, Any] = {"color": text.colour, "weight": "bold" if text.bold else "normal"}
+        weight, size = "bold" if text.bold else "normal", text.size * _POINTS
         for number, line in enumerate(text.lines):
-            y = 1 - (text.top + number * text.size * layout.LINE) / plan.height
-            page.text(text.left / plan.width, y, line, fontsize=text.size * _POINTS, va="top", ha="left", **style)
+            x, y = text.left / plan.width, 1 - (text.top + number * text.size * layout.LINE) / plan.height
+            page.text(x, y, line, fontsize=size, va="top", ha="left", color=text.colour, weight=weight)
     names = figure.colours()
     for one in plan.placed:
         canvas = page.add_axes(_box(plan, one.left, one.top, one.width, one.height))
@@ -86,10 +87,8 @@ def _box(
 
 def _style(canvas: Canvas) -> None:
     canvas.tick_params(labelsize=layout.TICK_SIZE * _POINTS, colors=colours.FAINT, length=3, width=0.6)
-    for side, spine in canvas.spines.items():
-        spine.set_color("#aab4bd")
-        spine.set_linewidth(0.6)
-        spine.set_visible(side in ("left", "bottom"))
+    canvas.spines[:].set(color="#aab4bd", linewidth=0.6)
+    canvas.spines[["top", "right"]].set_visible(False)
 
 
 def _image(page: Page, canvas: Canvas, panel: Image, one: layout.Placed, plan: layout.Layout) -> None:
@@ -117,8 +116,7 @@ def _image(page: Page, canvas: Canvas, panel: Image, one: layout.Placed, plan: l
         style: dict[str, Any] = {"transform": canvas.transAxes, "color": "white", "path_effects": halo}
         canvas.plot((0.05, 0.05 + bar[0] / (end - left)), (0.06, 0.06), linewidth=2, solid_capstyle="butt", **style)
         canvas.text(0.05, 0.09, bar[1], fontsize=layout.NOTE_SIZE * _POINTS, va="bottom", **style)
-    for spine in canvas.spines.values():  # a white picture would be lost on the page
-        spine.set(visible=True, edgecolor=colours.GRID, linewidth=0.6)
+    canvas.spines[:].set(visible=True, edgecolor=colours.GRID, linewidth=0.6)  # a white picture would be lost
     _bar(page, plan, one, panel)
 
 
@@ -131,8 +129,7 @@ def _heatmap(page: Page, canvas: Canvas, panel: Heatmap, one: layout.Placed, pla
         else:
             axis.set_ticks(range(0, count, max(1, round(count / 4))))
     _name_axes(canvas, panel)
-    for spine in canvas.spines.values():
-        spine.set_visible(False)
+    canvas.spines[:].set_visible(False)
     if panel.annotate:
         shade = colours.rgba(panel.values, *panel.limits, panel.scale)[..., :3] @ np.array([0.299, 0.587, 0.114])
         for row in range(rows):
@@ -156,8 +153,7 @@ def _bar(page: Page, plan: layout.Layout, one: layout.Placed, panel: Coloured) -
     ticks = [low, (low + high) / 2, high]
     bar.set_xticks([])
     bar.set_yticks(ticks, panel.bar_ticks or [f"{tick:.2g}" for tick in ticks])
-    for spine in bar.spines.values():
-        spine.set_visible(False)
+    bar.spines[:].set_visible(False)
 
 
 def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
@@ -179,8 +175,8 @@ def _axes(canvas: Canvas, panel: Axes, names: dict[str, int]) -> None:
         canvas.grid(False, axis="x")
     for x, text in panel.marks:
         canvas.axvline(x, color=colours.FAINT, linewidth=0.8, linestyle=":")
-        style: dict[str, Any] = {"transform": canvas.get_xaxis_transform(), "color": colours.FAINT}
-        canvas.text(x, 1.0, f" {text}", fontsize=8, va="top", **style)
+        at = canvas.get_xaxis_transform()
+        canvas.text(x, 1.0, f" {text}", fontsize=8, va="top", color=colours.FAINT, transform=at)
     curves = not grouped and not isinstance(panel, Intervals | Scatter)
     if curves and panel.series and all(np.asarray(one.x).dtype.kind in "iu" for one in panel.series):
         canvas.locator_params(axis="x", integer=True)  # no task two and a half
@@ -224,33 +220,33 @@ def _thin_ticks(canvas: Canvas, width: int) -> None:
 def _legend(canvas: Canvas, left: float) -> None:
     named = [line for line in canvas.get_lines() if not str(line.get_label()).startswith("_")]
     broken = any(line.get_linestyle() not in ("-", "None") for line in named)
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (left, 1.02), "borderaxespad": 0.0}
     text: dict[str, Any] = {"fontsize": layout.NOTE_SIZE * _POINTS, "labelcolor": colours.TEXT}
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (left, 1.02), "borderaxespad": 0.0}
     canvas.legend(frameon=False, handlelength=3.0 if broken else 1.6, **place, **text)
 
 
 def _curve(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) -> None:
-    style: dict[str, Any] = {"color": colour, "linestyle": _DASHES[one.dash % 4], "linewidth": 1.5}
-    canvas.plot(one.x, one.y, label=one.name, marker="o" if len(one.x) < 15 else None, markersize=3, **style)
+    (line,) = canvas.plot(one.x, one.y, label=one.name, color=colour, linestyle=_DASHES[one.dash % 4], linewidth=1.5)
+    line.set(marker="o" if len(one.x) < 15 else "", markersize=3)
     if one.low is not None and one.high is not None:
         canvas.fill_between(one.x, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _points(canvas: Canvas, panel: Axes, one: Series, index: int, colour: str) -> None:
-    large = one.size >= 8
-    marker = _MARKERS[one.symbol % len(_MARKERS)]
-    style: dict[str, Any] = {"s": (one.size * _POINTS) ** 2, "c": colour, "marker": marker}
-    style |= {"alpha": 1.0, "linewidths": 0.8} if large else {"alpha": 0.65, "linewidths": 0}
-    edges = "black" if large and one.symbol % 6 != 4 else None
-    canvas.scatter(one.x, one.y, edgecolors=edges, label=one.name, rasterized=len(one.x) > 2000, **style)
+    large, marker, area = one.size >= 8, _MARKERS[one.symbol % len(_MARKERS)], (one.size * _POINTS) ** 2
+    points = canvas.scatter(one.x, one.y, area, colour, marker=marker, label=one.name, rasterized=len(one.x) > 2000)
+    points.set(alpha=1.0 if large else 0.65, linewidths=0.8 if large else 0)
+    if large and one.symbol % 6 != 4:
+        points.set_edgecolor("black")
     if not isinstance(panel, Scatter) or not panel.joined:
         return
     canvas.plot(one.x, one.y, color=colour, linewidth=1.2)
     for number, (x, y, (va, ha)) in enumerate(zip(one.x, one.y, layout.corners(one), strict=True), 1):
         if np.isfinite(x) and np.isfinite(y):
-            offset = (4 if ha == "right" else -4, 4 if va == "top" else -4)  # the text begins where the point is
-            style = {"ha": {"right": "left"}.get(ha, "right"), "va": {"top": "bottom"}.get(va, "top"), "fontsize": 8}
-            canvas.annotate(str(number), (x, y), xytext=offset, textcoords="offset points", clip_on=True, **style)
+            # the text begins where the point is
+            offset = (4 if ha == "right" else -4, 4 if va == "top" else -4)
+            text = canvas.annotate(str(number), (x, y), xytext=offset, textcoords="offset points", fontsize=8)
+            text.set(ha=_OPPOSITE[ha], va=_OPPOSITE[va], clip_on=True)
 
 
 def _centres(panel: Axes, groups: int, index: int) -> tuple[np.ndarray, float]:

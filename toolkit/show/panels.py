@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -27,6 +27,11 @@ class Panel:
     def padding(self) -> tuple[int, int, int]:
         """Pixels that tick labels, bars and legends need: left, right, bottom."""
         return 8, 8, 8
+
+    def sized(self, width: int, height: int) -> Self:
+        """The panel, with this inner width and height in pixels."""
+        self.width, self.height = width, height
+        return self
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -32,15 +32,13 @@ def draw(figure: Figure) -> go.Figure:
     if figure.stamp:
         size = layout.stamp_size(figure.stamp, plan.width)
         page.write(layout.Text((figure.stamp,), 0, 0, size, colours.STAMP, bold=True))
-        page.notes[-1] |= {"x": 0.5, "y": 0.5, "xanchor": "center", "yanchor": "middle"}
-        page.notes[-1] |= {"textangle": -20, "opacity": 0.45}
+        page.notes[-1].update(x=0.5, y=0.5, xanchor="center", yanchor="middle", textangle=-20, opacity=0.45)
     result = go.Figure(data=page.traces)
-    whole = {"width": plan.width, "height": plan.height, "margin": dict.fromkeys("lrtb", 0)}
+    result.update_layout(width=plan.width, height=plan.height, margin=dict.fromkeys("lrtb", 0), template=None)
+    result.update_layout(updatemenus=page.toggle(figure.provenance), annotations=page.notes, shapes=page.shapes)
+    result.update_layout(plot_bgcolor="white", paper_bgcolor="white", bargap=0.2, barmode="group", boxmode="group")
     font = {"family": _FONT, "size": layout.TICK_SIZE, "color": colours.TEXT}
-    drawn = {"updatemenus": page.toggle(figure.provenance), "annotations": page.notes, "shapes": page.shapes}
-    style: dict[str, Any] = {"plot_bgcolor": "white", "paper_bgcolor": "white", "template": None, "bargap": 0.2}
-    style |= {"barmode": "group", "boxmode": "group", "hovermode": "closest", "meta": {"title": figure.title}}
-    return result.update_layout(**whole, font=font, **drawn, **style, **page.axes)
+    return result.update_layout(font=font, hovermode="closest", meta={"title": figure.title}, **page.axes)
 
 
 class _Page:
@@ -66,8 +64,7 @@ class _Page:
             return []
         lines = layout.wrap(words, self.plan.width - 3 * layout.MARGIN, layout.CAPTION_SIZE)
         self.write(layout.Text(lines, layout.MARGIN, self.plan.height - 4, layout.CAPTION_SIZE))
-        self.notes[-1] |= {"yanchor": "bottom", "visible": False, "bgcolor": "white", "bordercolor": colours.GRID}
-        self.notes[-1] |= {"borderpad": 6}
+        self.notes[-1].update(yanchor="bottom", visible=False, bgcolor="white", bordercolor=colours.GRID, borderpad=6)
         shown = f"annotations[{len(self.notes) - 1}].visible"
         button = {"label": "Provenance", "method": "relayout", "args": [{shown: True}], "args2": [{shown: False}]}
         place = {"x": 1, "y": 1, "xanchor": "right", "yanchor": "top", "pad": {"r": 4, "t": 4}}
@@ -112,8 +109,8 @@ class _Page:
             across = {"x0": -0.5 + columns / width / 2, "dx": columns / width}
             down = {"y0": -0.5 + rows / height / 2, "dy": rows / height}
             self._add("heatmap", **self._scale(panel, panel.overlay, panel.height), **across, **down)
-        edge: dict[str, Any] = {"contours": {"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"}}
-        edge |= {"showscale": False, "showlegend": False, "hoverinfo": "skip"}
+        edge: dict[str, Any] = {"showscale": False, "showlegend": False, "hoverinfo": "skip"}
+        edge["contours"] = {"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"}
         for label in [] if panel.labels is None else [int(v) for v in np.unique(panel.labels) if v > 0]:
             inside = np.equal(np.asarray(panel.labels), label).astype(np.uint8)
             line = {"color": colours.hex_colour(label), "width": 4 * panel.contour_width / 3}  # points to pixels
@@ -200,11 +197,12 @@ class _Page:
             marker = {"color": colour, "symbol": symbol, "size": one.size, "opacity": 0.65 if one.size < 8 else 1.0}
             if one.size >= 8:
                 marker["line"] = {"color": "black", "width": 0.8}
-            points |= {"mode": "markers", "hovertext": one.text, "marker": marker}
+            points.update(mode="markers", hovertext=one.text, marker=marker)
             if panel.joined:
+                numbers = [str(number + 1) for number in range(len(one.x))]
                 corners = [" ".join(corner) for corner in layout.corners(one)]
-                numbers = {"text": [str(number + 1) for number in range(len(one.x))], "textposition": corners}
-                points |= {"mode": "lines+markers+text", "line": {"color": colour, "width": 1.5}, **numbers}
+                points.update(mode="lines+markers+text", text=numbers, textposition=corners)
+                points["line"] = {"color": colour, "width": 1.5}
             return "scattergl" if len(one.x) > 5000 else "scatter", points
         if one.low is not None and one.high is not None:
             red, green, blue = bytes.fromhex(colour[1:])

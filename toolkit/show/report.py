@@ -192,11 +192,15 @@ def runs_table(runs: Sequence[Run], split: str = "val") -> DataFrame:
     for run in runs:
         config, cases = run.config, run.task.cases(split, site=run.site)
         scores = volume_scores(run.evaluate(split, run.site, metrics=("dice",))) if cases else np.zeros(0)
-        row = {"run": run.path.name, f"dice ({split})": round(float(scores.mean()), 4) if len(scores) else None}
-        row |= {"volumes": len(scores), "regularizer": ", ".join(one.name for one in run.regularizers) or "none"}
-        row |= {"loss": _named(run.directory.record()["objects"]["objective"])}
         patch = config.patch_size or getattr(run.task, "patch_size", None)
-        row |= {"patch": "whole" if patch is None else " x ".join(map(str, patch))}
+        row = {
+            "run": run.path.name,
+            f"dice ({split})": round(float(scores.mean()), 4) if len(scores) else None,
+            "volumes": len(scores),
+            "regularizer": ", ".join(one.name for one in run.regularizers) or "none",
+            "loss": _named(run.directory.record()["objects"]["objective"]),
+            "patch": "whole" if patch is None else " x ".join(map(str, patch)),
+        }
         settings = config.to_dict()  # what is one's own is a record there
         row |= {name: _named(settings[name]) for name in ("schedule", "learning_rate", "augmentation", "steps", "seed")}
         rows.append(row | {"selected step": run.selected_step})

@@ -26,9 +26,10 @@ class View:
     # first row, end row, first and end column of what is shown; None = all
     window: tuple[int, int, int, int] | None = None
 
-    def panel(self, pixels: np.ndarray, side: int, **settings: Any) -> Image:
-        """A picture of this slice; its longer edge measures `side` pixels."""
-        return Image(pixels=pixels, aspect=self.aspect, mm=self.mm, window=self.window, **settings).fit(side)
+    def panel(self, image: Image, side: int) -> Image:
+        """A picture of this slice in its proportions; its longer edge measures `side` pixels."""
+        image.aspect, image.mm, image.window = self.aspect, self.mm, self.window
+        return image.fit(side)
 
     @property
     def note(self) -> str:

@@ -115,7 +115,7 @@ class CamExplorer(ImageExplorer):
         guesses: dict[Any, float] = {(name, method): 1.0 for name in self.models for method in INPUT_METHODS}
         self.memory = TimedResults(images.kept(200), guesses)
         first = next(iter(self.layers.values()))
-        self._values |= {"layer": first[len(first) // 2], "target_class": self.images.foreground()[-1][0]}
+        self._values.update(layer=first[len(first) // 2], target_class=self.images.foreground()[-1][0])
         self._values["method"] = "hires_cam"  # the mean gradient of Grad-CAM cancels before a norm: blank panels
 
     def controls(self) -> list[Control]:
@@ -169,8 +169,8 @@ class CamExplorer(ImageExplorer):
                 return grad_cam(model, items, self.layers[name], target, method=method, **self.options)
             self._guessed.discard(method)
             passes = {name: self.options[name] for name in Passes.__annotations__ if name in self.options}
-            told = {"steps": 16, "window": 16, **passes, **self.attribution_options}
-            return attribute(model, items, method, target, **told)
+            options = {"steps": 16, "window": 16, **passes, **self.attribution_options}
+            return attribute(model, items, method, target, **options)
 
         return self.memory.get(self._key(name), explained)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ PROJECTIONS = (("PCA", "pca"), ("UMAP (slow: 10 s at first)", "umap"), ("Fisher'
 BASES = (("all stages", "shared"), ("first stage", "stage1"), ("each stage, aligned", "per_stage"))
 MOST_POINTS, MOST_IMAGES, RINGS = 1500, 4, 5
 _SIDE, _LEFT = 210, 14
+_NUMBERS = Path(__file__).with_name("numbers.html.jinja")
 
 
 class DriftExplorer(Explorer):
@@ -64,8 +66,8 @@ class DriftExplorer(Explorer):
         if features is None:
             trained, cases = trained_pair(cases)
             stages = stages or list(trained)
-            settings: dict[str, Any] = {"pool": "voxels", "samples": 8}
-            features = [extract(one, cases, ["head_input", "bottleneck"], **settings) for one in trained.values()]
+            layers = ["head_input", "bottleneck"]
+            features = [extract(one, cases, layers, pool="voxels", samples=8) for one in trained.values()]
         self.features = list(features)
         self.stages = [f"stage {n}" for n in range(1, len(self.features) + 1)] if stages is None else list(stages)
         if len(self.features) < 2 or len(self.stages) != len(self.features):
@@ -75,7 +77,7 @@ class DriftExplorer(Explorer):
         images = list(cases.cases() if callable(getattr(cases, "cases", None)) else cases or [])
         names = [one.get("id", f"image{n:04d}") if isinstance(one, dict) else one.id for n, one in enumerate(images)]
         self.cases = dict(zip(map(str, names), images, strict=True))
-        self.yardsticks: dict[str, Any] = {"bootstrap": bootstrap, "null_splits": bootstrap, "repeat": repeat}
+        self.bootstrap, self.repeat = bootstrap, repeat
         self.rows: DataFrame = self.features[0].cases
         places = [one.cases[list(KEYS)].to_numpy() for one in self.features]
         if not all(np.array_equal(one, places[0]) for one in places):
@@ -86,7 +88,7 @@ class DriftExplorer(Explorer):
         classes = tuple(sorted({int(index) for index in self.rows["class"]}))
         self.selected: tuple[int, ...] = tuple(np.flatnonzero(self.rows["case"] == self.rows["case"].iloc[0]))
         self._sites = tuple(dict.fromkeys(map(str, self.rows["site"])))
-        self._values |= {"classes": classes, "sites": self._sites}
+        self._values.update(classes=classes, sites=self._sites)
 
     def controls(self) -> list[Control]:
         named = self.rows.groupby("class", sort=True)["class_name"].first()
@@ -94,12 +96,11 @@ class DriftExplorer(Explorer):
         sites = tuple((name or "unknown", name) for name in self._sites)
         bases = BASES if self._values["method"] != "umap" else BASES[:2]
         layers = tuple((name, name) for name in self.features[0].layers)
-        slider: dict[str, Any] = {"low": 1, "high": len(self.features), "step": 0.1, "animated": True}
         between = "positions between two stages are interpolated, for the eye only"
         compiled = "the first UMAP of a session is compiled before it runs"
-        view, points = "projection", "points"
+        view, points, last = "projection", "points", len(self.features)
         return [
-            Control("stage", "stage", "real", **slider, group=view, hint=between),
+            Control("stage", "stage", "real", low=1, high=last, step=0.1, animated=True, group=view, hint=between),
             Control("layer", "layer", "choice", layers, group=view),
             Control("method", "projection", "choice", PROJECTIONS, hint=compiled, group=view),
             Control("basis", "axes from", "choice", bases, group=view),
@@ -156,8 +157,10 @@ class DriftExplorer(Explorer):
 
     def drift(self) -> Drift:
         """The `Drift` of the current layer, kept for later."""
-        _, key = self._keys()
-        return self.memory.get(key, lambda: drift(self.features, key[1], **self.yardsticks))
+        (_, key), count = self._keys(), self.bootstrap
+        return self.memory.get(
+            key, lambda: drift(self.features, key[1], bootstrap=count, null_splits=count, repeat=self.repeat)
+        )
 
     def points(self) -> tuple[np.ndarray, np.ndarray]:
         """(rows, positions (n, 2)) of the points that the filters leave, at the current stage."""
@@ -249,13 +252,13 @@ class ScatterView:
 
         self.explorer, self._numbers_of = explorer, ""
         self.rows, places = explorer.points()
-        marker = {"size": 6, "color": self._colours()}
-        start = {"x": places[:, 0], "y": places[:, 1], "text": self._texts(), "marker": marker}
-        layout = {"width": 620, "height": 460, "margin": {"l": 50, "r": 10, "t": 60, "b": 40}, **self._axes()}
-        layout |= {"dragmode": "lasso", "template": "plotly_white", "showlegend": False}
         # made with its points: what is sent before the page has loaded the figure's script is lost
-        scatter = go.Scatter(mode="markers", hovertemplate="%{text}<extra></extra>", **start)
-        self.figure: Any = go.FigureWidget(scatter, layout={**layout, "title": {"text": self._title()}})
+        marker = {"size": 6, "color": self._colours()}
+        points = go.Scatter(x=places[:, 0], y=places[:, 1], text=self._texts(), mode="markers", marker=marker)
+        points.hovertemplate = "%{text}<extra></extra>"
+        layout = go.Layout(width=620, height=460, dragmode="lasso", template="plotly_white", showlegend=False)
+        layout.update(title={"text": self._title()}, margin={"l": 50, "r": 10, "t": 60, "b": 40}, **self._axes())
+        self.figure: Any = go.FigureWidget(points, layout=layout)
         self._outline = self._outlining = False
         self.figure.data[0].on_selection(self._outlined)
         self.figure.data[0].on_click(self._from_page)
@@ -323,28 +326,23 @@ class ScatterView:
 
 def numbers_table(explorer: DriftExplorer) -> str:
     """HTML of the drift numbers, with their interval and that of the null."""
+    import jinja2
 
     def interval(row: Any, name: str) -> str:
         low, high = row.get(f"{name}low", np.nan), row.get(f"{name}high", np.nan)
         return f"{low:.3g} to {high:.3g}" if np.isfinite(low) else ""
 
-    lines = []
-    columns = 2 + (explorer.yardsticks["repeat"] is not None)
+    columns = 3 if explorer.repeat is not None else 2
+    rows = []
     for _, row in explorer.numbers().iterrows():
         stages = f"{explorer.stages[int(row['from']) - 1]} to {explorer.stages[int(row['to']) - 1]}"
         cells = [MEASURE_NAMES.get(row["measure"], row["measure"]), stages, f"{row['value']:.3g}"]
-        cells += [interval(row, name) for name in ("", "null_", "repeat_")[:columns]]
-        drawn = "".join(f"<td style='padding:1px 6px'>{html.escape(cell)}</td>" for cell in cells)
-        lines.append(f"<tr>{drawn}</tr>")
-    names = ("measure", "stages", "value", "interval", "null", "repeat")[: 3 + columns]
-    head = "".join(f"<th style='padding:1px 6px;text-align:left'>{name}</th>" for name in names)
+        rows.append(cells + [interval(row, name) for name in ("", "null_", "repeat_")[:columns]])
     classes = explorer.rows.groupby("class", sort=True)["class_name"].first()
-    key = " ".join(
-        f"<span style='color:{hex_colour(int(str(index)))}'>&#9679;</span> {html.escape(str(name))}"
-        for index, name in classes.items()
-    )
-    return (
-        f"<div style='font-size:11px;line-height:1.25;max-height:460px;overflow:auto'>{key}<br><b>Drift in the full feature "
-        f"space</b> (all classes, intervals over patients)<table class='toolkit-numbers'><tr>{head}</tr>{''.join(lines)}</table>"
-        f"{html.escape(NULLS + repeat_of(explorer.drift()))}</div>"
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(_NUMBERS.read_text(encoding="utf-8")).render(
+        classes=[(hex_colour(int(str(index))), name) for index, name in classes.items()],
+        columns=("measure", "stages", "value", "interval", "null", "repeat")[: 3 + columns],
+        rows=rows,
+        note=NULLS + repeat_of(explorer.drift()),
     )

@@ -72,7 +72,9 @@ class ImageStacks:
         predictor = Predictor(model, activation=activation)
         told, outputs = predictor.activation, 0
         if not told.regions and (told.kind == "sigmoid" or not self.classes):
-            outputs = _outputs(predictor, next(iter(self.items.values())))
+            batch = next(iter(as_batches(list(self.items.values())[:1], model, batch_size=1)))
+            with untouched(model, "eval"), torch.no_grad():
+                outputs = predictor.one_pass(predictor.one_window(batch.image)).shape[1]
         self.overlapping = told.overlapping(outputs)  # each output is a region, drawn as its number plus 1
         self.classes = predictor.class_names({} if self.overlapping else self.classes)
         self.classes = self.classes or {i: f"class {i}" for i in range(max(2, outputs + self.overlapping))}
@@ -176,12 +178,6 @@ def _items(source: Any, model: nn.Module, split: str) -> Any:
         yield item, batch.ids[0], batch.volumes[0]
 
 
-def _outputs(predictor: Predictor, item: Any) -> int:
-    batch = next(iter(as_batches([item], predictor.model, batch_size=1)))
-    with untouched(predictor.model, "eval"), torch.no_grad():
-        return predictor.one_pass(predictor.one_window(batch.image)).shape[1]
-
-
 CLOSEST = 1 / 16  # of the image that is seen at least
 STEP = 1.25  # of the wheel
 
@@ -207,13 +203,13 @@ class ImageExplorer(Explorer):
         stacks, group = self.images.stacks, "image"
         last = len(stacks[self._values["case"]]) - 1
         low, high, *_ = self._range()
-        step, walk, grey = (high - low) / 200, "also arrow up and down on the picture", "the value in middle grey"
-        span: dict[str, Any] = {"low": step, "high": high - low, "step": step}
+        span, walk, grey = high - low, "also arrow up and down on the picture", "the value in middle grey"
+        step, black_to_white = span / 200, "black to white"
         return [
             Control("case", "case", "choice", tuple((name, name) for name in stacks), group=group),
             Control("slice", "slice", "integer", low=0, high=last, hint=walk, group=group),
             Control("level", "level", "real", low=low, high=high, step=step, hint=grey, group=group),
-            Control("window", "window", "real", **span, hint="black to white", group=group),
+            Control("window", "window", "real", low=step, high=span, step=step, hint=black_to_white, group=group),
             Control("contour", "contour width", "integer", low=1, high=5, group=group),
         ]
 

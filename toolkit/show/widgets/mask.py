@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -137,10 +138,9 @@ class MaskExplorer(ImageExplorer):
 
     def result(self, by_hand: bool = True) -> Any:
         """The `MaskedLatent` of the current state, kept for later; of its scheme alone if not `by_hand`."""
-        given: dict[str, Any] = {"mask": self.mask()} if by_hand and self.by_hand else {}
-        return self.memory.get(
-            self._key(by_hand), lambda: mask_latent(self.model, [self.page().item], **given, **self._arguments())
-        )
+        mask = self.mask() if by_hand and self.by_hand else None
+        make = functools.partial(mask_latent, self.model, [self.page().item], mask=mask, **self._arguments())
+        return self.memory.get(self._key(by_hand), make)
 
     def wanted(self) -> list[tuple[TimedResults, Key]]:
         return [(self.memory, self._key(by_hand)) for by_hand in (False, True)]
@@ -186,26 +186,21 @@ class MaskExplorer(ImageExplorer):
             top = 66 + row * (size[0] + 24)
             labels = view.plane(one_map(result.segmentation[row][0], len(view.size)))
             entropy = view.plane(result.entropy[row][0])
-            values: dict[str, np.ndarray] = {"image": plane, "prediction": labels, "entropy": entropy}
-            shared: dict[str, Any] = {"ground": ground, "planes": values, "view": view}
-            heat = (entropy, (0.0, most), 0.85, "sequential")
+            planes: dict[str, np.ndarray] = {"image": plane, "prediction": labels, "entropy": entropy}
+            put = functools.partial(self._put, canvas, size=size, view=view)
             fill = 0.5 if self._values["filled"] else 0.0
-            tiles: list[tuple[str, dict[str, Any]]] = [
-                (f"{name}: segmentation", {**shared, "labels": labels, "fill": fill}),
-                (f"{name}: entropy, mean {entropy.mean():.3f} bit", {**shared, "heat": heat}),
-            ]
+            put((1, top), f"{name}: segmentation", ground=ground, planes=planes, labels=labels, fill=fill)
+            words, heat = f"{name}: entropy, mean {entropy.mean():.3f} bit", (entropy, (0.0, most), 0.85, "sequential")
+            put((2, top), words, ground=ground, planes=planes, heat=heat)
             if result.image is not None:
                 decoded = view.picture(result.image[row][0])
-                about = {"ground": grey(decoded), "planes": {"decoded": decoded}, "view": view}
-                tiles.append((f"{name}: decoded image", about))
-            for place, (title, settings) in enumerate(tiles, start=1):
-                self._put(canvas, (place, top), title, size, **settings)
+                put((3, top), f"{name}: decoded image", ground=grey(decoded), planes={"decoded": decoded})
         reference = (
             None if result.label is None else np.clip(view.plane(one_map(result.label[0], len(view.size))), 0, None)
         )
-        extra = {} if reference is None else {"reference": reference}
-        settings = {"ground": ground, "planes": {"image": plane, **extra}, "labels": reference}
-        self._put(canvas, (0, 66), f"{page.key}: {'reference' if extra else 'image'}", size, view=view, **settings)
+        planes = {"image": plane} if reference is None else {"image": plane, "reference": reference}
+        title = f"{page.key}: {'image' if reference is None else 'reference'}"
+        self._put(canvas, (0, 66), title, size, view=view, ground=ground, planes=planes, labels=reference)
         self._code(canvas, 66 + size[0] + 24, size, result)
         canvas.bar(_LEFT + columns * (_SIDE + _GAP) - _GAP + 6, 66, size[0], (0.0, most), "sequential")
         self._numbers(canvas, 66 + 2 * (size[0] + 24), result)

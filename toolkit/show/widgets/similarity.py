@@ -128,8 +128,9 @@ class SimilarityExplorer(ImageExplorer):
 
     def layers(self) -> Any:
         """The `LayerSimilarity` of the current measure, kept for later."""
-        given: dict[str, Any] = {"method": self._values["measure"], "max_rows": RSA_ROWS}
-        return self.memory.get((f"layers by {given['method']}",), lambda: layer_similarity(self.features, **given))
+        method = self._values["measure"]
+        key = (f"layers by {method}",)
+        return self.memory.get(key, lambda: layer_similarity(self.features, method=method, max_rows=RSA_ROWS))
 
     def channels(self, side: str) -> Any:
         """The `ChannelSimilarity` of layer "a" or "b", kept for later; it holds all forms."""
@@ -232,8 +233,8 @@ class SimilarityExplorer(ImageExplorer):
         size = fitted(picture.shape[:2], view.aspect, _MAPS - 20)
         left = _LEFT + _NAMES
         canvas.text(left, top - 18, f"{page.key}", size=12)
-        shared: dict[str, Any] = {"ground": self.shades(picture)}
-        self.tile(canvas, "image", (left, top), size, view, planes={"image": picture}, **shared)
+        ground = self.shades(picture)
+        self.tile(canvas, "image", (left, top), size, view, ground=ground, planes={"image": picture})
         pair = [tape[layer][self._values[name]] for name in ("channel_i", "channel_j")]
         flat = [one.flatten().double() for one in pair]
         norms = float(flat[0].norm() * flat[1].norm())
@@ -245,7 +246,7 @@ class SimilarityExplorer(ImageExplorer):
             words = f"{layer}, channel {name} = {self._values[f'channel_{name}']}"
             canvas.text(x, top - 18, words, size=12, width=size[1] + 56)
             heat = (plane, (-limit, limit), 1.0, "diverging")
-            self.tile(canvas, f"map {name}", (x, top), size, view, planes={"map": plane}, heat=heat, **shared)
+            self.tile(canvas, f"map {name}", (x, top), size, view, ground=ground, planes={"map": plane}, heat=heat)
         x = left + 2 * (size[1] + 60)
         canvas.bar(x + size[1] + 6, top, size[0], (-limit, limit), "diverging")
         canvas.text(x + size[1] + 60, top, f"cosine on this image: {cosine:.3f}", size=12)

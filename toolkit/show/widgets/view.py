@@ -95,10 +95,13 @@ class ExplorerView:
         import ipywidgets
 
         slim = {"width": "auto", "min_width": "150px", "max_width": "290px", "margin": "1px 4px 1px 2px"}
-        layout = slim if control.kind in ("choice", "several", "switch") else {**slim, "width": "280px"}
-        common: dict[str, Any] = {"description": control.label, "tooltip": control.hint or control.label}
-        common |= {"style": {"description_width": "initial"}, "layout": layout}
-        common["value"] = self.explorer.state[control.name]
+        common: dict[str, Any] = {
+            "value": self.explorer.state[control.name],
+            "description": control.label,
+            "tooltip": control.hint or control.label,
+            "style": {"description_width": "initial"},
+            "layout": slim if control.kind in ("choice", "several", "switch") else {**slim, "width": "280px"},
+        }
         if control.kind == "choice":
             widget: Any = ipywidgets.Dropdown(options=list(control.options), **common)
         elif control.kind == "several":
