@@ -127,17 +127,12 @@ def _cam_panels(result: Any, index: int, scale: str, position: int | None, side:
         image = Image(title=layer, note=note if status == "ok" else f"{status}: {note}", pixels=picture, labels=organ)
         image.overlay_limits = limits
         if not cancelled:
-            image.overlay, image.bar = _overlay(result, layer, index, view), True
+            image.overlay = view.coarse(raw, lambda layer=layer: result.resized(layer)[index, 0])
+            image.bar = True
         if result.target.startswith(_UNSIGNED):
             image.overlay_limits, image.overlay_scale = (0.0, limits[1]), "positive_overlay"
         panels.append(view.panel(image, side))
     return panels
-
-
-def _overlay(result: Any, name: str, index: int, view: View) -> np.ndarray:
-    """A map of one image, cut to its slice."""
-    raw = np.asarray(result.maps[name][index, 0], dtype=float)
-    return view.coarse(raw, lambda: result.resized(name)[index, 0])
 
 
 def _organ(result: Any, labels: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
@@ -171,7 +166,8 @@ def attribution(result: Any, *, index: int = 0, position: int | None = None, sid
     images = [Image(title="image", note=note, pixels=picture, labels=region)]
     for name, maps in result.maps.items():
         raw = np.asarray(maps[index, 0], dtype=float)
-        plane, limits = _overlay(result, name, index, view), symmetric_limits(raw)
+        plane = view.coarse(raw, lambda name=name: result.resized(name)[index, 0])
+        limits = symmetric_limits(raw)
         image = Image(title=name, note=range_note(raw), pixels=picture, overlay=plane, overlay_limits=limits, bar=True)
         images.append(image)
     return Figure(
@@ -196,38 +192,12 @@ def masked_latent(
     view = result_view(result, index, {index: organs[None] > 0}, position)
     view = view.around(organs > 0) if crop else view
     picture = view.picture(result.input[index])
-    most = max(float(entropy[index].max()) for entropy in result.entropy)
-    changed = result.table()["changed"].to_numpy().reshape(len(result.cases), -1)[index, 0]
     reference = None if result.label is None else np.clip(view.plane(organs), 0, None)
     note = f"{'reference; ' if reference is not None else ''}{range_note(picture)}"
     head = view.panel(Image(title="image", note=note, pixels=picture, labels=reference), side)
     rows: list[list[Panel | None]] = []
-    for line, name in enumerate(("clean", "masked")):
-        entropy = view.plane(result.entropy[line][index])
-        labels = view.plane(one_map(result.segmentation[line][index], dims))
-        images = [
-            Image(
-                title=f"{name} code: segmentation",
-                note=f"{changed:.1%} of the image changed" if line else "contours of the prediction",
-                pixels=picture,
-                labels=labels,
-                class_names=result.classes or {},
-            ),
-            Image(
-                title=f"{name} code: entropy",
-                note=f"{range_note(entropy)} bits, mean {entropy.mean():.2g}",
-                pixels=picture,
-                overlay=entropy,
-                overlay_limits=(0.0, most or 1.0),
-                overlay_scale="sequential",
-                bar=True,
-            ),
-        ]
-        if result.image is not None:
-            decoded = view.picture(result.image[line][index])
-            images.insert(1, Image(title=f"{name} code: image", note=range_note(decoded), pixels=decoded))
-        first = _mask_panel(result, index, view, side) if line else head
-        rows.append([first, *[view.panel(image, side) for image in images]])
+    for line, first in enumerate((head, _mask_panel(result, index, view, side))):
+        rows.append([first, *[view.panel(image, side) for image in _of_code(result, index, line, view)]])
     aimed = result.scheme in ("channel", "spatial")  # dropout is random, and a mask by hand is anybody's
     softness = ", soft" if result.soft and aimed else ", hard" if aimed else ""
     attack = f"; masks attack the {result.against}" if aimed else ""
@@ -238,6 +208,35 @@ def masked_latent(
         rows=rows,
         caption=f"case {result.cases[index]}",
     )
+
+
+def _of_code(result: Any, index: int, line: int, view: View) -> list[Image]:
+    """What the network makes of the clean (0) or the masked (1) code: segmentation, image if it decodes one, entropy."""
+    name, picture = ("clean", "masked")[line], view.picture(result.input[index])
+    entropy = view.plane(result.entropy[line][index])
+    changed = result.table()["changed"].to_numpy().reshape(len(result.cases), -1)[index, 0]
+    images = [
+        Image(
+            title=f"{name} code: segmentation",
+            note=f"{changed:.1%} of the image changed" if line else "contours of the prediction",
+            pixels=picture,
+            labels=view.plane(one_map(result.segmentation[line][index], len(view.size))),
+            class_names=result.classes or {},
+        ),
+        Image(
+            title=f"{name} code: entropy",
+            note=f"{range_note(entropy)} bits, mean {entropy.mean():.2g}",
+            pixels=picture,
+            overlay=entropy,
+            overlay_limits=(0.0, max(float(one[index].max()) for one in result.entropy) or 1.0),
+            overlay_scale="sequential",
+            bar=True,
+        ),
+    ]
+    if result.image is not None:
+        decoded = view.picture(result.image[line][index])
+        images.insert(1, Image(title=f"{name} code: image", note=range_note(decoded), pixels=decoded))
+    return images
 
 
 def _mask_panel(result: Any, index: int, view: View, side: int) -> Image:

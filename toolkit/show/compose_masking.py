@@ -76,17 +76,17 @@ def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> lis
     classes = 2 if first.segmentation[0].ndim == first.input.ndim else classes  # regions: each has its own yes or no
     label = np.clip(view.plane(reference), 0, None)
 
-    def panel(result: Any, side_: int, title: str, note: str = "") -> Panel:
-        """The input's (0) or the masked code's (1) picture of a result."""
+    def panel(result: Any, masked: bool, title: str, note: str = "") -> Panel:
+        """The picture of the masked code, or of the input."""
         if what == "segmentation":
-            labels = view.plane(one_map(result.segmentation[1][index], len(view.size))) if side_ else label
+            labels = view.plane(one_map(result.segmentation[1][index], len(view.size))) if masked else label
             note = note or f"{(labels > 0).sum() / max(1, (label > 0).sum()):.2f} × reference"
             image = Image(title=title, note=note, pixels=painted(labels), limits=(0, 255), labels=labels)
             image.class_names = result.classes or {}
             return view.panel(image, side)
         picture = view.picture(result.input[index])
         if what == "image":
-            picture = view.picture(result.image[1][index]) if side_ else picture
+            picture = view.picture(result.image[1][index]) if masked else picture
             return view.panel(Image(title=title, note=range_note(picture), pixels=picture), side)
         entropy = view.plane(result.entropy[1][index])
         image = Image(title=title, note=f"mean {entropy.mean():.2f} bits", pixels=picture, overlay=entropy, bar=True)
@@ -94,8 +94,8 @@ def _row(name: str, row: Sequence[Any], what: str, index: int, side: int) -> lis
         return view.panel(image, side)
 
     which = "input" if what == "image" else "reference" if first.label is not None else "clean"
-    head = None if what == "entropy" else panel(first, 0, f"{name}: {which}", " ")
-    return [head, *(panel(result, 1, f"{result.fraction:.0%}") for result in row)]
+    head = None if what == "entropy" else panel(first, False, f"{name}: {which}", " ")
+    return [head, *(panel(result, True, f"{result.fraction:.0%}") for result in row)]
 
 
 def masking_summary(result: Any) -> dict[str, float]:
