@@ -103,10 +103,10 @@ def _single_steps(task: Task, device: str, sizes: Sizes, folder: Path) -> Iterab
             codes = method is LatentAugmentation
             for precision in sizes.precisions:
                 other = _step_on(device, precision, method, dims, sizes, batch)
-                limits = (1e-4, 1e-2) if precision == "32" else (0.05, 0.35)
+                limits = (1e-4, 0.1 if codes else 1e-2) if precision == "32" else (0.05, 0.35)
                 what = f"{name}, {dims}D, {precision}:"
                 yield f"{what} loss of a step", abs(other[0] - loss) / abs(loss), limits[0]
-                if precision == "32" or not codes:  # rounding moves the masks of the codes, and all behind them
+                if precision == "32" or not codes:  # rounding moves masks and rectifiers of the codes, and all behind
                     yield f"{what} gradient of a step", relative_difference(other[1], gradient), limits[1]
 
 

@@ -64,7 +64,7 @@ def train(
     """Train a network, in place, and keep everything needed to continue or explain the run in one directory.
 
     The directory is complete and resumable before the first step. An interrupt (Ctrl-C) ends the step at hand,
-    writes a checkpoint and stops; `resume` continues to the same bits. The network keeps its train/eval mode and
+    writes a checkpoint and stops; `resume` continues as if nothing had happened. The network keeps its train/eval mode and
     the global random state is given back.
 
     Args:
@@ -159,10 +159,10 @@ def resume(
     on_log: OnLog | Iterable[OnLog] | None = None,
     factories: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Run:
-    """Continue a run from its newest checkpoint to the same bits as if it had never stopped.
+    """Continue a run from its newest checkpoint as if it had never stopped: to the same bits on the CPU.
 
     A finished run is returned as it is, with the selected weights. Everything is verified before anything is
-    written.
+    written. On a GPU some kernels of torch sum in no fixed order: there even a run that is repeated differs in rounding.
 
     Args:
         path: the run's directory.
