@@ -1,7 +1,7 @@
 """Draw docs/images/gallery/*.png and write docs/gallery.md; draw the README's pictures too.
 
-    python scripts/gallery.py                # everything, two minutes on one core
-    python scripts/gallery.py segreg-pca     # some figures, and the page
+    python -m scripts.gallery                # everything, two minutes on one core
+    python -m scripts.gallery segreg-pca     # some figures, and the page
 
 Every figure is made from the trained networks that come with the project, or from evidence/results. The page holds no number
 but those of evidence/results/verdicts.csv; what agrees with the original and what does not was written looking at the pictures.
@@ -301,7 +301,7 @@ def masked(scheme: str, fraction: float, soft: bool = True, seed: int = 0) -> An
 
 
 def grid(show: Sequence[str], title: str) -> Figure:
-    return tk.figures.masked_grid({s: [masked(s, p) for p in FRACTIONS] for s in SCHEMES}, show=show, title=title)
+    return titled(tk.figures.masked_grid({s: [masked(s, p) for p in FRACTIONS] for s in SCHEMES}, show=show), title)
 
 
 def latent_images() -> Figure:
@@ -315,8 +315,8 @@ def latent_masks() -> Figure:
 def latent_soft() -> Figure:
     drawn = {"hard": [masked("channel", p, False) for p in FRACTIONS[1:]]}
     drawn |= {f"soft {seed}": [masked("channel", p, True, seed) for p in FRACTIONS[1:]] for seed in (1, 2)}
-    return tk.figures.masked_grid(
-        drawn, show=["image", "segmentation"], title="Channel masks: hard, and two soft draws"
+    return titled(
+        tk.figures.masked_grid(drawn, show=["image", "segmentation"]), "Channel masks: hard, and two soft draws"
     )
 
 
@@ -327,9 +327,8 @@ def latent_gallery() -> Figure:
         pictures[method.replace("_", " ")] = tk.augment_image(image, method, network(FAST), seed=0)
     pictures |= {f"latent: {scheme}": masked(scheme, 0.5).image[1] for scheme in SCHEMES}
     arrays = {name: np.asarray(one[0, 0]) for name, one in pictures.items()}
-    return tk.figures.gallery(
-        arrays, side=110, title="Image-space and latent-space examples", provenance=masked("channel", 0.5).provenance
-    )
+    drawn = tk.figures.gallery(arrays, side=110, provenance=masked("channel", 0.5).provenance)
+    return titled(drawn, "Image-space and latent-space examples")
 
 
 def latent_boxes() -> Figure:
@@ -432,7 +431,7 @@ def page() -> str:
         (
             "In the order of the papers' figures. Ours come from the [trained networks](start.md) of the generated tasks or from "
             '`evidence/results`, never from a network below its floor: such a picture would be stamped "untrained" across. The '
-            "lines with numbers are those of the [evidence](evidence.md); this page is written by `python scripts/gallery.py`."
+            "lines with numbers are those of the [evidence](evidence.md); this page is written by `python -m scripts.gallery`."
         ),
     ]
     paper = ""

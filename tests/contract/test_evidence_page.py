@@ -58,7 +58,7 @@ def test_the_gallery_holds_the_verdicts_of_the_results() -> None:
     assert len(rows) > 15
     for claim_id, verdict, *numbers in rows:
         now = known.loc[claim_id]
-        assert verdict == now["verdict"], f"{claim_id}: write it again: python scripts/gallery.py"
+        assert verdict == now["verdict"], f"{claim_id}: write it again: python -m scripts.gallery"
         expected = [now[name] for name in ("difference", "low", "high", "trainings", "planned")]
         assert [float(number) for number in numbers] == pytest.approx(expected, rel=6e-3), claim_id
 
