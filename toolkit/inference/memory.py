@@ -19,7 +19,16 @@ Regions = Mapping[str, Sequence[int]]
 class Passes(TypedDict, total=False):
     """How a network meets an image, and what its logits mean: keywords of every call that takes a model.
 
-    `toolkit.predict` explains each.
+    Attributes:
+        select: where the logits are in the network's output, as a name, an index or a function; None = the rule of
+            `toolkit.features.logits.find_logits`.
+        patch_size: window, one positive whole number per spatial axis; None = the one that the network was trained
+            with here, if any; "whole" = one pass.
+        overlap: of neighbouring windows, as a share of their side.
+        divisor: what the sides must be multiples of; None = the network's attribute, else found by trying.
+        precision: "bf16" or "16" for autocast of a float32 network; None = the network's own.
+        activation: "softmax" (exclusive classes) or "sigmoid" (each output by itself, or one foreground output);
+            None = what the network was trained for here, else softmax of several outputs.
     """
 
     select: Select | None

@@ -13,15 +13,6 @@ from toolkit.errors import ResultError
 from toolkit.measure.segmentation import counted
 from toolkit.results import DataFrame, Numbers, as_table
 
-# id: what a score of the previous model is compared with
-FORWARD = {
-    "fwt_single_task": "R[i-1,i] - S_i, S_i = the same method trained on task i alone (the primary convention here)",
-    "fwt_untrained": "R[i-1,i] - b_i, b_i = the untrained network (GEM, Lopez-Paz and Ranzato 2017)",
-    "fwt_plasticity": "R[i,i] - Rseq[i,i], against plain fine-tuning",
-    "fwt_relative_final": "(R[T,i] - Rseq[i,i]) / Rseq[i,i], i < T: a backward measure by that name; do not use",
-    "fwt_zero_shot": "R[i,j] of all j > i, nothing subtracted (Diaz-Rodriguez et al. 2018)",
-}
-
 
 @dataclasses.dataclass(kw_only=True)
 class Transfer(Numbers):
@@ -66,7 +57,11 @@ def transfer_metrics(
     (R[T,j] - R[j,j]), bwt_gem (averaged over T tasks, as the GEM code does), bwt_relative, bwt_plus, rem, forgetting
     (|min(bwt, 0)|), forgetting_max (best score from when the task was learnt on, minus the last; Chaudhry et al.
     2018), forgetting_max_all_rows (rows before the task was learnt included, as one library does), plasticity_gap
-    (R[i,i] - S_i), and forward transfer in five conventions (`FORWARD`), each only if its inputs are given.
+    (R[i,i] - S_i), and forward transfer in five conventions, each only if its inputs are given: fwt_single_task
+    (R[i-1,i] - S_i, the primary convention here), fwt_untrained (R[i-1,i] - b_i, as GEM has it; Lopez-Paz and Ranzato
+    2017), fwt_plasticity (R[i,i] - Rseq[i,i], against plain fine-tuning), fwt_relative_final ((R[T,i] - Rseq[i,i]) /
+    Rseq[i,i], i < T: a backward measure by that name; do not use), and fwt_zero_shot (R[i,j] of all j > i, nothing
+    subtracted; Diaz-Rodriguez et al. 2018).
 
     Args:
         scores: R (T, T), for example Dice in [0, 1].

@@ -131,7 +131,7 @@ def forward_transfer(pairs: Pairs, *, method: str = "SegReg", metric: str = "fwt
     """Forward transfer by task, dashed without and solid with the method (SegReg, Fig. 2a).
 
     Args:
-        metric: convention of forward transfer, see `toolkit.measure.transfer.FORWARD`.
+        metric: convention of forward transfer, see `toolkit.transfer_metrics`.
 
     Raises:
         ResultError: the transfers do not hold the metric, or are of different tasks.
