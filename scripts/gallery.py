@@ -1,6 +1,6 @@
 """Draw docs/images/gallery/*.png and write docs/gallery.md; draw the README's pictures too.
 
-    python -m scripts.gallery                # everything, two minutes on one core
+    python -m scripts.gallery                # everything, half a minute on one core
     python -m scripts.gallery segreg-pca     # some figures, and the page
 
 Every figure is made from the trained networks that come with the project, or from evidence/results. The page holds no number

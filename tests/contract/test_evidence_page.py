@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+import toolkit as tk
 from evidence.claims import Claim, claims
 from evidence.judge import RESULTS, _difference, judge, judgements
 from evidence.page import PAGE, excludes, page
@@ -61,6 +64,17 @@ def test_the_gallery_holds_the_verdicts_of_the_results() -> None:
         assert verdict == now["verdict"], f"{claim_id}: write it again: python -m scripts.gallery"
         expected = [now[name] for name in ("difference", "low", "high", "trainings", "planned")]
         assert [float(number) for number in numbers] == pytest.approx(expected, rel=6e-3), claim_id
+
+
+def test_the_gallery_calls_composers_as_they_are() -> None:
+    """Drawing all of it takes minutes; a keyword that a composer has lost is seen without."""
+    tree = ast.parse((PAGE.parents[1] / "scripts" / "gallery.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    composed = [node for node in calls if ast.unparse(node.func).startswith("tk.figures.")]
+    assert len(composed) > 15
+    for node in composed:
+        takes = inspect.signature(getattr(tk.figures, node.func.attr)).parameters  # type: ignore[attr-defined]
+        assert {word.arg for word in node.keywords if word.arg} <= set(takes), ast.unparse(node.func)
 
 
 def test_every_claim_has_a_row_with_a_verdict() -> None:
