@@ -67,8 +67,7 @@ def _dataset(file: Any, key: str, path: Path) -> Any:
     if key not in file:
         what = f"The file has no array called {key}."
         raise DataError(what, where=path, fix=f"It holds {', '.join(file) or 'nothing'}; name the arrays accordingly.")
-    link = file.get(key, getlink=True)
-    dataset = None if isinstance(link, h5py.ExternalLink) else file[key]
+    dataset = None if isinstance(file.get(key, getlink=True), h5py.ExternalLink) else file[key]
     if dataset is None or (isinstance(dataset, h5py.Dataset) and (dataset.external or dataset.is_virtual)):
         fix = "Store it in this file: links are refused."
         raise DataError(f"The array {key} lies in another file.", where=path, fix=fix)

@@ -116,5 +116,4 @@ def dropout_mask(code: Tensor, rate: float = 0.5, generator: torch.Generator | N
         generator = torch.Generator()
         generator.seed()
     keep = torch.rand(code.shape[:2], generator=generator) >= rate
-    mask = keep.to(code, non_blocking=True) / (1 - rate)
-    return mask.reshape(*code.shape[:2], *[1] * (code.ndim - 2))
+    return (keep.to(code, non_blocking=True) / (1 - rate)).reshape(*code.shape[:2], *[1] * (code.ndim - 2))

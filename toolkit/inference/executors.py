@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from toolkit.errors import ToolkitError
+from toolkit.process_state import core_count
 
 T = TypeVar("T")
 RESTARTS = 3  # of jobs whose worker was lost, before the call gives up
@@ -25,11 +26,16 @@ _LOST = ("KilledWorker", "UncompletedJobError")
 
 
 def hand_out(
-    jobs: Sequence[Callable[[], T]], executor: Submits | Callable[[], Submits] | None, call: str, noun: str
+    jobs: Sequence[Callable[[], T]],
+    executor: Submits | Callable[[], Submits] | None,
+    call: str,
+    noun: str,
+    threads: int | None = None,
 ) -> list[T]:
     """The results of all jobs in order; without executor one after the other.
 
-    A job whose worker was lost is handed out again; it is to go on by itself from what it stored.
+    A job whose worker was lost is handed out again; it is to go on by itself from what it stored. Where a job keeps
+    `threads` of the CPU busy, processes of this machine get no more jobs at a time than it has cores for.
     """
     if executor is None:
         return [job() for job in jobs]
@@ -38,7 +44,7 @@ def hand_out(
     lost: BaseException | None = None
     for _ in range(RESTARTS + 1):
         pool = executor() if pool is None else pool  # type: ignore[operator]
-        lost = _one_round(pool, jobs, results)
+        lost = _one_round(_entrance(pool, threads), jobs, results)
         if lost is None:
             return [results[index] for index in range(len(jobs))]
         if not hasattr(executor, "submit") and isinstance(lost, BrokenExecutor):
@@ -49,13 +55,21 @@ def hand_out(
     raise ToolkitError(what, where=where, fix=f"{fix}a function, lets the call replace a broken pool itself.") from lost
 
 
-def _one_round(pool: Any, jobs: Sequence[Callable[[], T]], results: dict[int, T]) -> BaseException | None:
+def _entrance(pool: Any, threads: int | None) -> Callable[[Callable[[], T]], Any]:
+    """How a job gets into the pool: at once, or when a core is free, since jobs that share cores slow one another."""
+    if not threads or not isinstance(pool, ProcessPoolExecutor):
+        return pool.submit
+    gate = ThreadPoolExecutor(max(1, core_count() // threads))
+    return lambda job: gate.submit(lambda: pool.submit(job).result())
+
+
+def _one_round(submit: Any, jobs: Sequence[Callable[[], T]], results: dict[int, T]) -> BaseException | None:
     """Hand out what is due; the error of a lost worker, if there was one. Other errors cancel the rest."""
     lost: BaseException | None = None
     futures: dict[int, Any] = {}
     try:
         for index in [index for index in range(len(jobs)) if index not in results]:
-            futures[index] = pool.submit(jobs[index])
+            futures[index] = submit(jobs[index])
         for index, future in futures.items():
             try:
                 results[index] = future.result()

@@ -106,8 +106,7 @@ class Pooler:
         if size not in self._planes:
             # a mean of equal means is the mean, so the smallest known multiple will do
             sizes = [s for s in self._planes if all(a % b == 0 for a, b in zip(s, size, strict=True))]
-            source = min(sizes, key=math.prod, default=self.size)
-            self._planes[size] = _shrink(self._planes[source], size)
+            self._planes[size] = _shrink(self._planes[min(sizes, key=math.prod, default=self.size)], size)
         weights = self._planes[size].flatten(2)
         if size not in self._shares:
             tiny = 0.0 if self.window is not None else 1e-12

@@ -173,8 +173,7 @@ def _disagreement(answers: np.ndarray) -> float:
     """Share of rows on which two different heads disagree, mean over all pairs, from how often each class is given."""
     heads = len(answers)
     counts = np.stack([(answers == one).sum(0) for one in range(int(answers.max()) + 1)]).astype(float)
-    agreeing = (counts * (counts - 1)).sum(0) / (heads * (heads - 1))
-    return float(1 - agreeing.mean())
+    return float(1 - ((counts * (counts - 1)).sum(0) / (heads * (heads - 1))).mean())
 
 
 def _accuracy(answers: np.ndarray, labels: np.ndarray, known: np.ndarray) -> float:

@@ -52,8 +52,7 @@ def unbiased_hsic(kernels: Tensor) -> Tensor:
 
 def squared_distances(first: Tensor, second: Tensor) -> Tensor:
     """Squared Euclidean distances (N, M) of rows, by one product, never negative."""
-    value = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
-    return value.clamp_min(0)
+    return ((first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T).clamp_min(0)
 
 
 def centred(rows: Tensor) -> Tensor:

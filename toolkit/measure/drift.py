@@ -58,8 +58,7 @@ class _Plan:
         first, channels = stages[0].rows, stages[0].channels
         variances = [channel.double().var() for channel in first.T] if len(first) > 1 else []
         scale = float(torch.stack(variances).mean().sqrt()) if variances else math.nan
-        largest = max(1, channels - 1)
-        subspaces = sorted({min(k, largest) for k in (2, groups - 2) if k > 0})
+        subspaces = sorted({min(k, max(1, channels - 1)) for k in (2, groups - 2) if k > 0})
         self.measures = moments.MomentMeasures(self.pairs, scale or 1.0, subspaces, self.paired)
         self.directions = fixed_directions(channels, settings["directions"], self.seed)
         patients = moments.strata(clusters, number)

@@ -19,8 +19,7 @@ def subsample(total: int, number: int, *key: int | str) -> Tensor:
     """Indices of at most `number` of `total` rows, ascending."""
     if total <= number:
         return torch.arange(total)
-    drawn = keyed_random("rows", *key).choice(total, number, replace=False)
-    return torch.from_numpy(drawn).sort().values
+    return torch.from_numpy(keyed_random("rows", *key).choice(total, number, replace=False)).sort().values
 
 
 class SlicedSamples:

@@ -146,8 +146,7 @@ def _minibatch_cka(first: list[Tensor], second: list[Tensor], method: str, batch
         total += unbiased_hsic(torch.stack(kernels))
     own = total.diagonal()
     scale = torch.where(own > 1e-12, own, torch.nan).sqrt()
-    table = total / scale[:, None] / scale[None, :]
-    return table[: len(first), -len(second) :]
+    return (total / scale[:, None] / scale[None, :])[: len(first), -len(second) :]
 
 
 def _spread(rows: Tensor) -> float:

@@ -158,8 +158,7 @@ def _class_metrics(
     if not distances:
         return (dice, iou, math.nan, math.nan), "ok"
     both = np.concatenate(surface_distances(predicted, expected, step))
-    hd95 = float(np.percentile(both, 95, method="linear"))
-    return (dice, iou, hd95, float(both.mean())), "ok"
+    return (dice, iou, float(np.percentile(both, 95, method="linear")), float(both.mean())), "ok"
 
 
 def surface_distances(first: np.ndarray, second: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -67,8 +67,7 @@ def rgba(values: np.ndarray, low: float, high: float, scale: str) -> np.ndarray:
     stops[:, 3] *= 255
     span = high - low if high > low else 1.0
     position = np.clip((np.nan_to_num(values, nan=low) - low) / span, 0, 1) * (len(stops) - 1)
-    grid = np.arange(len(stops))
-    channels = [np.interp(position, grid, stops[:, channel]) for channel in range(4)]
+    channels = [np.interp(position, np.arange(len(stops)), stops[:, channel]) for channel in range(4)]
     colours = np.round(np.stack(channels, axis=-1)).astype(np.uint8)
     colours[np.isnan(values), 3] = 0
     return colours

@@ -199,8 +199,7 @@ def _score_panel(
 def _interval(rows: DataFrame, metric: str) -> tuple[float, float, float]:
     """Mean over patients and its 95 % interval; classes, then cases, are averaged within a patient first."""
     rows = rows if rows.empty else counted(rows, metric)
-    unit = patient_column(rows)
-    per_case = rows.groupby([*dict.fromkeys((unit, "case"))], sort=True)["value"].mean()
+    per_case = rows.groupby([*dict.fromkeys((patient_column(rows), "case"))], sort=True)["value"].mean()
     numbers = per_case.groupby(level=0).mean().to_numpy(dtype=float)
     if len(numbers) < 2:
         return (float(numbers[0]) if len(numbers) else math.nan), math.nan, math.nan

@@ -15,7 +15,7 @@ from torch import nn
 from toolkit.errors import ConfigError, ToolkitWarning
 from toolkit.features.modules import own_precision, refuse_scripted
 from toolkit.features.provenance import versions
-from toolkit.process_state import seed_all
+from toolkit.process_state import core_count, seed_all
 from toolkit.training.config import TrainConfig
 from toolkit.training.protocol import keyed_generator
 from toolkit.training.step import TrainingStep
@@ -184,9 +184,7 @@ def worker_count(config: TrainConfig) -> int:
     """
     if config.workers is not None:
         return config.workers
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    cores //= config.devices
+    cores = core_count() // config.devices
     if resolve_device(config).type == "cpu":
         return max(0, min(_MOST_WORKERS, cores // (config.threads or torch.get_num_threads()) - 1))
     return max(1, min(_MOST_WORKERS, cores - 1))

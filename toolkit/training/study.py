@@ -28,7 +28,7 @@ from toolkit.process_state import seeded, thread_count
 from toolkit.results import DataFrame
 from toolkit.training.config import TrainConfig, as_config
 from toolkit.training.directory import check_empty
-from toolkit.training.engine import content_hash, environment
+from toolkit.training.engine import content_hash, environment, resolve_device
 from toolkit.training.protocol import Loss, Objective, Regularizer, as_regularizers
 from toolkit.training.segmentation import as_objective
 from toolkit.training.serialization import describe
@@ -96,8 +96,8 @@ def compare(
         out: directory of the study; None = a new one below `runs/`.
         executor: any `concurrent.futures.Executor` of processes or machines, or a function that makes one (it is
             called again when a pool has lost a worker); None = one training after the other. A training whose
-            worker was lost goes on from its newest checkpoint. Threads of one process would share the global random
-            state, so give those one worker.
+            worker was lost goes on from its newest checkpoint. A pool of processes trains no more at a time than the
+            cores can run. Threads of one process would share the global random state, so give those one worker.
         objective: supervised part; None = cross-entropy plus soft Dice.
         baseline: the arm that the others are compared with; None = the first plain one, else the first.
         metric: dice, iou, hd95 or assd.
@@ -156,7 +156,8 @@ def compare(
         objects = networks[name, seed], parts[fold], own, arm.regularizers, settings
         place = {"method": name, "seed": seed} | ({} if fold is None else {"fold": fold})
         trainings.append(functools.partial(_scored, where, objects, options, (split, metric), place))
-    tables = hand_out(trainings, executor, "compare", "trainings")
+    threads = config.threads * config.devices if resolve_device(config).type == "cpu" else None
+    tables = hand_out(trainings, executor, "compare", "trainings", threads)
     config = config.replace(**dict(next(iter(chosen.values())).config or {}))
     design = {"split": split, "seeds": sorted(seeds), "folds": len(parts) if record["folds"] else None}
     design["steps"] = config.steps

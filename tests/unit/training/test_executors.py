@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context, set_forkserver_preload
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from dying_network import Dying
 import toolkit as tk
 from toolkit.data.task import Task
 from toolkit.errors import ToolkitError
+from toolkit.inference.executors import hand_out
 from toolkit.training.directory import RunDirectory
 
 PAGE = Path(__file__).parents[3] / "docs" / "how_to" / "clusters.md"
@@ -102,3 +106,36 @@ class Broken(Executor):
 def test_a_study_gives_up_with_the_way_to_go_on(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match=r"Workers were lost 4 times \(BrokenExecutor: out of memory\)"):
         tk.compare(**settings, out=tmp_path / "x", executor=Broken())
+
+
+def _between(folder: str) -> None:
+    """Leave a file that holds when this began and when it ended."""
+    begun = time.monotonic()
+    time.sleep(0.3)
+    descriptor, _ = tempfile.mkstemp(dir=folder)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(f"{begun} {time.monotonic()}")
+
+
+@pytest.mark.parametrize(("threads", "most"), [(1, 2), (2, 1), (5, 1), (None, 3)])
+def test_a_pool_of_processes_gets_no_more_trainings_at_a_time_than_cores(
+    threads: int | None, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    with ProcessPoolExecutor(3, get_context("forkserver")) as pool:
+        list(pool.map(time.sleep, [0.5] * 3))  # all three processes are there
+        hand_out([partial(_between, str(tmp_path))] * 6, pool, "compare", "trainings", threads)
+    spans = [tuple(map(float, file.read_text().split())) for file in tmp_path.iterdir()]
+    assert len(spans) == 6
+    assert max(sum(begun <= start < ended for begun, ended in spans) for start, _ in spans) == most
+
+
+def test_an_error_ends_the_study_before_the_trainings_that_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    with ProcessPoolExecutor(2, get_context("forkserver")) as pool:
+        jobs = [partial(int, "no number"), *[partial(_between, str(tmp_path))] * 5]
+        with pytest.raises(ValueError, match="no number"):
+            hand_out(jobs, pool, "compare", "trainings", 1)
+    assert len(list(tmp_path.iterdir())) <= 1

@@ -96,8 +96,7 @@ class StrongView:
         cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]).to(x, non_blocking=True)
         rotation = cosine * torch.eye(3, device=x.device, dtype=x.dtype) + (1 - cosine) / 3 + sine * cross
         turned = torch.einsum("bij,bjhw->bihw", rotation.expand(len(x), 3, 3), x)
-        grey_wanted = (draws[:, 4] < self.grey)[:, None, None, None]
-        return torch.where(grey_wanted, _grey(x), turned).clamp(0, 1)
+        return torch.where((draws[:, 4] < self.grey)[:, None, None, None], _grey(x), turned).clamp(0, 1)
 
     def _blurred(self, x: Tensor, sigma: Tensor) -> Tensor:
         batch, channels, height, width = x.shape

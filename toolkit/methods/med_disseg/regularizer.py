@@ -130,7 +130,10 @@ class Dispersive(Regularizer):
                 rows = rows.index_select(0, chosen.to(rows.device, non_blocking=True))
         else:
             rows = features.flatten(1)
-        return _gathered(rows) if self.gather else rows
+        if self.gather:  # the rows of all ranks, in rank order, with gradient
+            rank, ranks = process()
+            rows = sum_of_all(functional.pad(rows, (0, 0, rank * len(rows), (ranks - 1 - rank) * len(rows))))
+        return rows
 
     def _measure(self, name: str, rows: Tensor, loss: Tensor) -> None:
         """Numbers of the last call, and a warning the first time they show that the term does nothing."""
@@ -165,12 +168,6 @@ class Dispersive(Regularizer):
         if reason not in self._warned:
             self._warned.add(reason)
             warnings.warn(message, RegularizerWarning, stacklevel=2)
-
-
-def _gathered(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in rank order, with gradient; the rows themselves outside distributed training."""
-    rank, ranks = process()
-    return sum_of_all(functional.pad(rows, (0, 0, rank * len(rows), (ranks - 1 - rank) * len(rows))))
 
 
 def preset_rows(features: Tensor, preset: str) -> Tensor:

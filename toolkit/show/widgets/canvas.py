@@ -213,8 +213,7 @@ def heated(
 
 def coloured(values: np.ndarray, limits: tuple[float, float], size: tuple[int, int], scale: str) -> np.ndarray:
     """A map alone, in colour; NaN is light grey."""
-    ground = np.full((*values.shape, 3), 225, np.uint8)
-    return enlarged(over(ground, rgba(values, *limits, scale)), size)
+    return enlarged(over(np.full((*values.shape, 3), 225, np.uint8), rgba(values, *limits, scale)), size)
 
 
 def outlined(

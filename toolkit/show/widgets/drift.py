@@ -133,8 +133,7 @@ class DriftExplorer(Explorer):
         step = {"ArrowLeft": -1, "ArrowRight": 1}.get(key)
         if step is not None:
             now = self.rows["case"].iloc[self.selected[0]] if self.selected else names[0]
-            name = names[(names.index(now) + step) % len(names)]
-            self.select(np.flatnonzero(self.rows["case"] == name))
+            self.select(np.flatnonzero(self.rows["case"] == names[(names.index(now) + step) % len(names)]))
 
     def projection(self) -> Projection:
         """The `Projection` of the current state, kept for later."""
@@ -302,8 +301,7 @@ class ScatterView:
             self.numbers.value = numbers_table(self.explorer)
 
     def _colours(self) -> list[str]:
-        indices = self.explorer.rows["class"].to_numpy()[self.rows]
-        return [hex_colour(int(index)) for index in indices]
+        return [hex_colour(int(index)) for index in self.explorer.rows["class"].to_numpy()[self.rows]]
 
     def _texts(self) -> list[str]:
         part = self.explorer.rows.iloc[self.rows]
