@@ -1,10 +1,11 @@
 """A study of 40 trainings over four worker processes against the same study one training after the other.
 
 `tk.compare` with plain training and SegReg under 20 seeds, each training on one thread that also makes its batches (a second
-thread would be on the second core either way). Both ways end in the same numbers to the bit, which is checked. Workers
-start inside the time, from a server process that has the libraries loaded. By the wall clock whatever is asked for. Beside
-each study stands what the machine gives: bare steps of the same network and size, a process a core, without a study around
-them. The larger images no longer fit the cores' own caches, so two processes share the way to memory.
+thread would be on the second core either way). The study gives the pool no more trainings at a time than there are cores.
+Both ways end in the same numbers to the bit, which is checked. Workers start inside the time, from a server process that has
+the libraries loaded. By the wall clock whatever is asked for. Beside each study stands what the machine gives: bare steps of
+the same network and size, a process a core, without a study around them. The larger images no longer fit the cores' own
+caches, so two processes share the way to memory.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from toolkit.measure.pairing import rows_of
 
 Row = dict[str, Any]
 BLOCKS = ("encoder.2", "encoder.3", "encoder.4", "bottleneck", "decoder.4", "decoder.3", "decoder.2")
+FAST = "-fast"  # ends the arm of what a training's fast network scores alone
 EARLY = ("encoder.1", "encoder.2", "encoder.3", "encoder.4")
 
 
@@ -60,7 +61,7 @@ def fast_dice(runs: Sequence[Any], arm: str) -> Iterator[Row]:
         table = _scored(run)
     finally:
         run.model.refined = True
-    yield from _dice_rows(table, f"{arm}-fast", "dice")
+    yield from _dice_rows(table, arm + FAST, "dice")
 
 
 def reference_distance(runs: Sequence[Any], arm: str) -> Iterator[Row]:

@@ -19,12 +19,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from evidence import measures
 from evidence.claims import claims
 from evidence.studies import STUDIES
 from toolkit.files import replacing
 
 RESULTS = Path(__file__).with_name("results")
 FIELDS = ("arm", "seed", "fold", "site", "subject", "metric", "value")
+PLACE, COST = ("study", "arm", "seed", "fold"), ("minutes", "cpu_minutes")
+Key = tuple[str, ...]  # of a training: a value for every name of PLACE
 # What comes first when time is short: plain training and the whole method of each paper, one seed after the other.
 FIRST = ("plain", "segreg", "selfreg", "standard", "cooperative", "without", "with", "swin-plain", "swin-selfreg")
 
@@ -38,6 +41,11 @@ class Job:
     seed: int
     fold: int | None
     runs: Path
+
+    @property
+    def key(self) -> Key:
+        """What it is called in files of results."""
+        return self.study, self.arm, str(self.seed), "" if self.fold is None else str(self.fold)
 
     @property
     def folder(self) -> Path:
@@ -80,25 +88,40 @@ def jobs(names: list[str], runs: Path) -> list[Job]:
 
 
 def collect(name: str, runs: Path) -> int:
-    """Write the rows of everything measured so far to `evidence/results/<study>.csv`; how many trainings that is."""
-    measured = [job for job in jobs([name], runs) if job.done]
-    rows = [row for job in measured for row in _rows(job.folder / "measures.csv")]
-    if rows:
-        _write(RESULTS / f"{name}.csv", FIELDS, [{**row, "value": f"{float(row['value']):.5g}"} for row in rows])
+    """Write the rows of everything measured so far to `evidence/results/<study>.csv`; how many trainings that is.
+
+    Planned trainings that were measured on another machine, and are not among these runs, keep the rows they have.
+    """
+    own = {job.key: _rows(job.folder / "measures.csv") for job in jobs([name], runs) if job.done}
+    own = {key: [{**row, "value": f"{float(row['value']):.5g}"} for row in rows] for key, rows in own.items()}
+    measured = _with_others(own, RESULTS / f"{name}.csv", [name], {"study": name})
+    if rows := [row for rows in measured.values() for row in rows]:
+        _write(RESULTS / f"{name}.csv", FIELDS, rows)
     return len(measured)
 
 
 def collect_costs(runs: Path) -> None:
-    """Write what every training took to `evidence/results/costs.csv`."""
-    rows = [
-        {"study": job.study, "arm": job.arm, "seed": job.seed, "fold": "" if job.fold is None else job.fold}
-        | {key: round(cost[key], 2) for key in ("minutes", "cpu_minutes")}
-        for job in jobs(list(STUDIES), runs)
-        if job.done
-        for cost in [json.loads((job.folder / "cost.json").read_text())]
-    ]
+    """Write what every training took to `evidence/results/costs.csv`; others keep their rows as in `collect`."""
+    own: dict[Key, list[dict[str, Any]]] = {}
+    for job in jobs(list(STUDIES), runs):
+        if job.done:
+            cost = json.loads((job.folder / "cost.json").read_text())
+            own[job.key] = [{**dict(zip(PLACE, job.key, strict=True)), **{name: round(cost[name], 2) for name in COST}}]
+    rows = [row for rows in _with_others(own, RESULTS / "costs.csv", list(STUDIES), {}).values() for row in rows]
     if rows:
-        _write(RESULTS / "costs.csv", tuple(rows[0]), rows)
+        _write(RESULTS / "costs.csv", (*PLACE, *COST), rows)
+
+
+def _with_others(
+    own: dict[Key, list[dict[str, Any]]], file: Path, studies: list[str], place: dict[str, str]
+) -> dict[Key, list[dict[str, Any]]]:
+    """Rows by training in the order of the plan: those of this machine, else those that the file has."""
+    there: dict[Key, list[dict[str, Any]]] = {}
+    for row in _rows(file) if file.exists() else []:
+        key = tuple({**row, **place, "arm": row["arm"].removesuffix(measures.FAST)}[name] for name in PLACE)
+        there.setdefault(key, []).append(row)
+    planned = [job.key for job in jobs(studies, Path())]
+    return {key: rows for key in planned if (rows := own.get(key) or there.get(key))}
 
 
 def _write(file: Path, fields: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

@@ -129,3 +129,41 @@ def test_a_misspelt_study_trains_nothing(monkeypatch: pytest.MonkeyPatch, capsys
     with pytest.raises(SystemExit):
         run.main()
     assert "no study or paper 'cardiacs'" in capsys.readouterr().err
+
+
+def test_what_another_machine_measured_stays_when_this_one_collects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Own rows take the place of older ones of the same training; who is not planned, or half measured, is not there."""
+    results, runs = tmp_path / "results", tmp_path / "runs"
+    results.mkdir()
+    monkeypatch.setattr(run, "RESULTS", results)
+    head = "arm,seed,fold,site,subject,metric,value"
+    there = [
+        "standard,0,,A,p,dice,0.1",
+        "standard-fast,0,,A,p,dice,0.2",
+        "standard,1,,A,p,dice,0.3",
+        "gone,0,,A,p,dice,0.4",
+    ]
+    (results / "latent.csv").write_text("\n".join([head, *there, ""]), encoding="utf-8")
+    costs = ["latent,standard,0,,1.0,2.0", "latent,standard,1,,3.0,4.0", "gone,standard,0,,5.0,6.0"]
+    (results / "costs.csv").write_text(
+        "\n".join(["study,arm,seed,fold,minutes,cpu_minutes", *costs, ""]), encoding="utf-8"
+    )
+    for arm, own in {"standard": 1, "cooperative": 0}.items():
+        folder = run.Job("latent", arm, own, None, runs).folder
+        folder.mkdir(parents=True)
+        (folder / "measures.csv").write_text(f"{head}\n{arm},{own},,A,p,dice,0.6000004\n", encoding="utf-8")
+        (folder / "cost.json").write_text('{"minutes": 7.001, "cpu_minutes": 8.0}', encoding="utf-8")
+    run.Job("latent", "targeted", 0, None, runs).folder.mkdir(parents=True)
+    assert run.collect("latent", runs) == 3
+    run.collect_costs(runs)
+    kept = (results / "latent.csv").read_text(encoding="utf-8").splitlines()
+    assert kept[0] == head
+    assert sorted(kept[1:]) == sorted([*there[:2], "standard,1,,A,p,dice,0.6", "cooperative,0,,A,p,dice,0.6"])
+    table = (results / "costs.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert sorted(table) == [
+        "latent,cooperative,0,,7.0,8.0",
+        "latent,standard,0,,1.0,2.0",
+        "latent,standard,1,,7.0,8.0",
+    ]
