@@ -156,7 +156,7 @@ def compare(
         objects = networks[name, seed], parts[fold], own, arm.regularizers, settings
         place = {"method": name, "seed": seed} | ({} if fold is None else {"fold": fold})
         trainings.append(functools.partial(_scored, where, objects, options, (split, metric), place))
-    threads = config.threads * config.devices if resolve_device(config).type == "cpu" else None
+    threads = (config.threads or 1) * config.devices if resolve_device(config).type == "cpu" else None
     tables = hand_out(trainings, executor, "compare", "trainings", threads)
     config = config.replace(**dict(next(iter(chosen.values())).config or {}))
     design = {"split": split, "seeds": sorted(seeds), "folds": len(parts) if record["folds"] else None}
