@@ -195,7 +195,10 @@ def test_18_masks_make_a_trained_network_less_certain_and_wrong(trained: Trained
 @pytest.mark.slow
 @pytest.mark.parametrize("soft", [True, False])
 def test_19_over_or_under_segmentation_depends_on_the_batch_norm_mode(trained: Trained, soft: bool) -> None:
-    """The specification measured 1.07 with batch and 0.51 with running statistics (hard: 1.15, 0.24); here 1.10, 0.56."""
+    """The specification measured 1.07 with batch and 0.51 with running statistics (hard: 1.15, 0.24).
+
+    Here 1.10 and 0.56 on one processor, up to 0.85 on another: which side of 1 is the property, the size is luck.
+    """
     found = {}
     for mode in ("train", "eval"):
         one = masked(trained, "channel", 0.5, soft=soft, mode=mode)
@@ -203,5 +206,4 @@ def test_19_over_or_under_segmentation_depends_on_the_batch_norm_mode(trained: T
         table = one.table()
         counts = table[table["class_name"] == "foreground"][["masked_voxels", "reference_voxels"]].sum()
         found[mode] = float(counts["masked_voxels"] / counts["reference_voxels"])
-    assert found["train"] > 1.0
-    assert found["eval"] < 0.75
+    assert found["eval"] + 0.1 < 1.0 < found["train"]
