@@ -17,6 +17,7 @@ from toolkit.training.step import TrainingStep
 
 from .golden_fast_slow import buffers, entry, our_name, read_case, weights
 
+GOLDEN_PROCESSOR = torch.backends.cpu.get_cpu_capability() == "AVX512"
 CASES = ["step_standard", "step_channel", "step_spatial", "step_dropout", "step_separate"]
 
 
@@ -106,15 +107,18 @@ def test_one_step_equals_the_reference(case: str) -> None:
     meaningful = expected["grad_norms"] > 1e-5
     # Gradients through a decoded hard example hang on the last digits of single precision: two ways to compute a
     # convolution on one machine differ by 7 % in the worst of the 214 and by 1 % in all together.
-    rough = case in ("step_channel", "step_spatial", "step_dropout")
+    # The golden numbers were made with AVX-512: there the narrow bounds hold.
+    rough = not GOLDEN_PROCESSOR and case in ("step_channel", "step_spatial", "step_dropout")
     published = expected["grad_norms"].float()[meaningful]
     torch.testing.assert_close(norms[meaningful], published, rtol=0.15 if rough else 1e-2, atol=1e-6)
     assert (norms[meaningful] - published).norm() < 0.01 * published.norm()
     for key in (key for key in expected if key.startswith("grad/")):
         name = our_name(key.removeprefix("grad/"))
         if meaningful[order.index(name)]:
-            difference = (gradients[name] - expected[key]).norm()
-            assert difference < (0.15 if rough else 1e-2) * expected[key].norm(), name
+            if rough:
+                assert (gradients[name] - expected[key]).norm() < 0.15 * expected[key].norm(), name
+            else:
+                torch.testing.assert_close(gradients[name], expected[key], rtol=1e-2, atol=1e-6, msg=name)
 
     state = dict(network.named_buffers())
     running = buffers(expected, "after/buffers/")
@@ -143,5 +147,7 @@ def compare_predictions(network: FastSlowNetwork, image: Tensor, expected: dict[
     compared = found.keys() & expected.keys()
     assert len(compared) == 2
     for name in compared:
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=5e-2, msg=name)
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=0, atol=1e-2 if GOLDEN_PROCESSOR else 5e-2, msg=name
+        )
         assert (found[name] - expected[name]).norm() < 5e-3 * expected[name].norm(), name

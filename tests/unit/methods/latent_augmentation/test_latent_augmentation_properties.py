@@ -206,4 +206,5 @@ def test_19_over_or_under_segmentation_depends_on_the_batch_norm_mode(trained: T
         table = one.table()
         counts = table[table["class_name"] == "foreground"][["masked_voxels", "reference_voxels"]].sum()
         found[mode] = float(counts["masked_voxels"] / counts["reference_voxels"])
-    assert found["eval"] + 0.1 < 1.0 < found["train"]
+    assert found["train"] > 1.0
+    assert found["eval"] < (0.75 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0.9)
