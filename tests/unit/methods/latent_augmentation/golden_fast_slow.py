@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from golden_cases import golden_case
 from torch import Tensor
 
 _PAIR = {"0": "conv1", "1": "norm1", "3": "conv2", "4": "norm2"}
 
 
-def read_case(case: str) -> dict[str, Tensor]:
-    return golden_case("latent_augmentation", case).tensors()
+def read_case(case: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The arrays of a case, those of real numbers in `dtype` where it is given."""
+    arrays = golden_case("latent_augmentation", case).tensors()
+    return {n: a.to(dtype) if dtype and a.is_floating_point() else a for n, a in arrays.items()}
 
 
 def entry(case: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import pytest
@@ -17,8 +17,17 @@ from toolkit.training.step import TrainingStep
 
 from .golden_fast_slow import buffers, entry, our_name, read_case, weights
 
-GOLDEN_PROCESSOR = torch.backends.cpu.get_cpu_capability() == "AVX512"
-CASES = ["step_standard", "step_channel", "step_spatial", "step_dropout", "step_separate"]
+# Gradients through a decoded hard example hang on the last digits of single precision: two ways to compute a convolution
+# on one machine differ by 7 % in the worst of the 214. So the step is made in double precision, which is the same on every
+# processor, and the bounds are what the golden numbers' own single precision leaves; single precision is held where it can be.
+CASES = [
+    ("step_standard", torch.float32),
+    ("step_separate", torch.float32),
+    *((f"step_{name}", torch.float64) for name in ("standard", "channel", "spatial", "dropout", "separate")),
+]
+
+
+assert_close = functools.partial(torch.testing.assert_close, check_dtype=False)  # losses stay in single precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +64,10 @@ class GivenDraws(LatentAugmentation):
         return self.made["x_hat"], logits
 
 
-def run_step(case: str, part_ended: Callable[[FastSlowNetwork], None] | None = None) -> Any:
-    common, expected, settings = (read_case("step_common"), read_case(case), entry(case))
+def run_step(case: str, dtype: torch.dtype) -> Any:
+    common, expected, settings = (read_case("step_common", dtype), read_case(case, dtype), entry(case))
     hyper = settings["hyperparameters"]
-    network = fast_slow_network(1, 4, width=2)
+    network = fast_slow_network(1, 4, width=2).to(dtype)
     network.load_state_dict(weights(common))
     schemes = {"image": hyper["image_code_scheme"], "shape": hyper["shape_code_scheme"]}
     hard = GivenDraws(separate_training=hyper["separate_training"], case={**expected, "schemes": schemes})
@@ -72,16 +81,14 @@ def run_step(case: str, part_ended: Callable[[FastSlowNetwork], None] | None = N
         assert part.total is not None
         part.total.backward()
         terms |= part.terms
-        if part_ended:
-            part_ended(network)
     gradients = {n: p.grad for n, p in network.named_parameters()}
     optimizer.step()
     return network, terms, gradients, hard.made, expected, batch
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_one_step_equals_the_reference(case: str) -> None:
-    network, terms, gradients, made, expected, batch = run_step(case)
+@pytest.mark.parametrize(("case", "dtype"), CASES, ids=str)
+def test_one_step_equals_the_reference(case: str, dtype: torch.dtype) -> None:
+    network, terms, gradients, made, expected, batch = run_step(case, dtype)
     names = {
         "loss_seg": "fast_slow/segmentation",
         "loss_rec": "fast_slow/reconstruction",
@@ -95,41 +102,35 @@ def test_one_step_equals_the_reference(case: str) -> None:
     present = {ours: expected[theirs] for theirs, ours in names.items() if theirs in expected}
     assert set(present) == set(terms)
     for name, value in present.items():
-        torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=0, msg=name)
-    torch.testing.assert_close(sum(terms.values()), expected["loss_total"], rtol=1e-4, atol=0)
+        assert_close(terms[name], value, rtol=1e-4, atol=0, msg=name)
+    assert_close(sum(terms.values()), expected["loss_total"], rtol=1e-4, atol=0)
     for name in made.keys() & expected.keys():
-        torch.testing.assert_close(made[name], expected[name], rtol=0, atol=1e-4, msg=name)
+        assert_close(made[name], expected[name], rtol=0, atol=1e-4, msg=name)
     assert case == "step_standard" or {"x_hat", "p_hat", "image_code_masked"} <= made.keys() & expected.keys()
 
     order = [our_name(name) for name in entry("step_standard")["parameter_order"]]
     assert sorted(order) == sorted(gradients)
-    norms = torch.stack([torch.zeros(()) if gradients[n] is None else gradients[n].norm() for n in order])
+    norms = torch.stack([torch.zeros((), dtype=dtype) if gradients[n] is None else gradients[n].norm() for n in order])
     meaningful = expected["grad_norms"] > 1e-5
-    # Gradients through a decoded hard example hang on the last digits of single precision: two ways to compute a
-    # convolution on one machine differ by 7 % in the worst of the 214 and by 1 % in all together.
-    # The golden numbers were made with AVX-512: there the narrow bounds hold.
-    rough = not GOLDEN_PROCESSOR and case in ("step_channel", "step_spatial", "step_dropout")
-    published = expected["grad_norms"].float()[meaningful]
-    torch.testing.assert_close(norms[meaningful], published, rtol=0.15 if rough else 1e-2, atol=1e-6)
-    assert (norms[meaningful] - published).norm() < 0.01 * published.norm()
+    relative = 0.05 if dtype == torch.float64 else 1e-2
+    published = expected["grad_norms"][meaningful]
+    assert_close(norms[meaningful], published, rtol=relative, atol=1e-6)
+    assert (norms[meaningful] - published).norm() < 5e-3 * published.norm()
     for key in (key for key in expected if key.startswith("grad/")):
         name = our_name(key.removeprefix("grad/"))
         if meaningful[order.index(name)]:
-            if rough:
-                assert (gradients[name] - expected[key]).norm() < 0.15 * expected[key].norm(), name
-            else:
-                torch.testing.assert_close(gradients[name], expected[key], rtol=1e-2, atol=1e-6, msg=name)
+            assert (gradients[name] - expected[key]).norm() < relative * expected[key].norm(), name
 
     state = dict(network.named_buffers())
     running = buffers(expected, "after/buffers/")
     assert len(running) == len(state)
     for name, value in running.items():
-        torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        assert_close(state[name], value, rtol=1e-4, atol=1e-5, msg=name)
     parameters = dict(network.named_parameters())
     sums = torch.stack([parameters[n].detach().sum() for n in order])
-    torch.testing.assert_close(sums, expected["after_param_sums"].float(), rtol=0, atol=2e-3)
+    assert_close(sums, expected["after_param_sums"], rtol=0, atol=2e-3)
     lengths = torch.stack([parameters[n].detach().norm() for n in order])
-    torch.testing.assert_close(lengths, expected["after_param_norms"].float(), rtol=1e-3, atol=2e-3)
+    assert_close(lengths, expected["after_param_norms"], rtol=1e-3, atol=2e-3)
     compare_predictions(network.eval(), batch["image"], expected)
 
 
@@ -147,7 +148,5 @@ def compare_predictions(network: FastSlowNetwork, image: Tensor, expected: dict[
     compared = found.keys() & expected.keys()
     assert len(compared) == 2
     for name in compared:
-        torch.testing.assert_close(
-            found[name], expected[name], rtol=0, atol=1e-2 if GOLDEN_PROCESSOR else 5e-2, msg=name
-        )
+        assert_close(found[name], expected[name], rtol=0, atol=1e-2, msg=name)
         assert (found[name] - expected[name]).norm() < 5e-3 * expected[name].norm(), name
