@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +82,14 @@ def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
     return Judgement(
         claim.id,
         "inconclusive" if early else claim.verdict(low, high),
-        *(_rounded(value) for value in (first, second, known.mean, low, high)),
+        first=_rounded(first),
+        second=_rounded(second),
+        difference=_rounded(known.mean),
+        low=_rounded(low),
+        high=_rounded(high),
         chance=_rounded(_chance_of_false(claim, known)),
         detectable=_rounded(known.smallest_detectable(1 - claim.confidence)),
-        patients=len(patients.droplevel("fold").unique()),
+        patients=len(patients.to_frame(index=False)[["site", "subject"]].drop_duplicates()),
         trainings=trainings,
         planned=planned,
     )
@@ -123,17 +129,17 @@ def _paired(arms: list[pd.DataFrame], claim: Claim) -> list[pd.DataFrame]:
         )
         what = f"{int(lacking.sum())} patients have no score in one of the trainings that are there."
         raise ResultError(what, where=where, fix="Measure and collect the study again.")
-    return [table[number] for number in range(len(arms))]
+    return [table[[number]].droplevel(0, axis=1) for number in range(len(arms))]
 
 
 def _difference(arms: list[pd.DataFrame]) -> tuple[Mean, float, float]:
-    signs = {1: (1,), 2: (1, -1), 4: (1, -1, -1, 1)}[len(arms)]
-    values = sum(sign * arm for sign, arm in zip(signs, arms, strict=True))
+    signs: tuple[int, ...] = {1: (1,), 2: (1, -1), 4: (1, -1, -1, 1)}[len(arms)]
+    values = reduce(operator.add, [sign * arm for sign, arm in zip(signs, arms, strict=True)])
     means = [float(arm.groupby(level=["site", "subject"]).mean().to_numpy().mean()) for arm in arms]
     first = means[0] - means[1] if len(arms) == 4 else means[0]
     second = means[2] - means[3] if len(arms) == 4 else means[1] if len(arms) == 2 else math.nan
-    if values.index.droplevel("fold").duplicated().any():
-        return _of_shared_patients(values.unstack("fold")), first, second
+    if values.index.to_frame(index=False).duplicated(["site", "subject"]).any():
+        return _of_shared_patients(pd.DataFrame(values.unstack("fold"))), first, second
     folds = values.index.get_level_values("fold").to_numpy()
     if len(set(folds)) < 2:
         return mean_of(values.to_numpy()), first, second

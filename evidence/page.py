@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from evidence.judge import NOT_HERE, NOT_RUN, RESULTS
 from evidence.networks import FLOOR
 from toolkit.measure.statistics import holm
 
+Verdicts = dict[str, "pd.Series[Any]"]  # rows of verdicts.csv, by claim
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 HOME = {"A", "cardiac_acdc", "seen"}  # sites trained on
 GALLERY = PAGE.with_name("gallery.md")
@@ -41,23 +44,28 @@ that judge it. A verdict holds for the data, the networks and the budget named h
 """
 
 
+def written(results: Path) -> Verdicts:
+    """The rows of `verdicts.csv`, by claim."""
+    return {row["claim"]: row for _, row in pd.read_csv(results / "verdicts.csv").iterrows()}
+
+
 def page(results: Path = RESULTS) -> str:
     """The whole page."""
-    verdicts = pd.read_csv(results / "verdicts.csv", keep_default_na=True).set_index("claim")
+    verdicts = written(results)
     parts = [HEAD, *_summary(verdicts), *_findings(verdicts, results)]
     for paper in dict.fromkeys(claim.paper for claim in claims()):
         parts += [f"\n## {paper}\n", *_table([claim for claim in claims() if claim.paper == paper], verdicts)]
     return "\n".join([*parts, *_race(results), *_costs(results), *_tuning(results), *_networks()]) + "\n"
 
 
-def _summary(verdicts: pd.DataFrame) -> Iterator[str]:
-    counts = verdicts["verdict"].value_counts()
-    yield "Of {} claims: {}.".format(len(verdicts), ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
-    tested = [claim for claim in claims() if not math.isnan(verdicts.loc[claim.id, "chance"])]
-    chances = np.array([verdicts.loc[claim.id, "chance"] for claim in tested])
+def _summary(verdicts: Verdicts) -> Iterator[str]:
+    counts = Counter(row["verdict"] for row in verdicts.values()).most_common()
+    yield "Of {} claims: {}.".format(len(verdicts), ", ".join(f"{n} {verdict}" for verdict, n in counts))
+    tested = [claim for claim in claims() if not math.isnan(verdicts[claim.id]["chance"])]
+    chances = np.array([verdicts[claim.id]["chance"] for claim in tested])
     looks = np.array([1 + bool(claim.first_look) for claim in tested])
     sure = holm(np.minimum(1.0, 2 * looks * np.minimum(chances, 1 - chances))) <= 0.05
-    decided = np.array([verdicts.loc[claim.id, "verdict"] in ("supported", "contradicted") for claim in tested])
+    decided = np.array([verdicts[claim.id]["verdict"] in ("supported", "contradicted") for claim in tested])
     alone = ", ".join(f"`{claim.id}`" for claim, one in zip(tested, decided & ~sure, strict=True) if one)
     yield (
         "\nEach verdict is taken alone: if no method had any effect, one claim in twenty would be decided by chance. After Holm's "
@@ -66,18 +74,18 @@ def _summary(verdicts: pd.DataFrame) -> Iterator[str]:
     )
 
 
-def _findings(verdicts: pd.DataFrame, results: Path) -> Iterator[str]:
+def _findings(verdicts: Verdicts, results: Path) -> Iterator[str]:
     """What was decided, and whether any reading of SegReg does what its paper says."""
     yield "\n## What stands out\n"
     for verdict in ("contradicted", "supported"):
         for claim in claims():
-            if (row := verdicts.loc[claim.id])["verdict"] == verdict:
+            if (row := verdicts[claim.id])["verdict"] == verdict:
                 mind = ""
                 if claim.metric == "dice" and set(claim.sites) <= HOME and min(row["first"], row["second"]) < FLOOR:
                     worse = claim.arms[int(row["second"] < row["first"])]
                     mind = f" Mind that {worse} is below {FLOOR}: it has not learnt within the budget that plain training needs."
                 yield f"* **{verdict}**: {claim.paper}, {claim.source}: {measured(claim, row)[0]} (`{claim.id}`).{mind}"
-    outside = [f"`{claim.id}`" for claim in claims() if excludes(claim, verdicts.loc[claim.id])]
+    outside = [f"`{claim.id}`" for claim in claims() if excludes(claim, verdicts[claim.id])]
     if outside:
         yield (
             "* **No room for the published difference**, on this data and with these networks, whatever the verdict: the "
@@ -86,9 +94,7 @@ def _findings(verdicts: pd.DataFrame, results: Path) -> Iterator[str]:
     if (results / "race.csv").exists():
         mean = _race_means(results)["away"]
         better = int((mean.drop("plain") > mean["plain"]).sum())
-        final = {
-            name: verdicts.loc[name] for name in ("segreg-best-reading", "segreg-unseen-generated", "segreg-unseen-mr")
-        }
+        final = [verdicts[name] for name in ("segreg-best-reading", "segreg-unseen-generated", "segreg-unseen-mr")]
         told = [
             f"{words} {row['difference']:.3g} [{row['low']:.3g} to {row['high']:.3g}]"
             for words, row in zip(
@@ -97,7 +103,7 @@ def _findings(verdicts: pd.DataFrame, results: Path) -> Iterator[str]:
                     "the primary reading on generated sites",
                     "on Sunnybrook",
                 ),
-                final.values(),
+                final,
                 strict=True,
             )
             if row["verdict"] not in (NOT_RUN, NOT_HERE)
@@ -119,11 +125,11 @@ def excludes(claim: Claim, row: pd.Series) -> bool:
     return bool(row["high"] < claim.effect)
 
 
-def _table(chosen: list[Claim], verdicts: pd.DataFrame) -> Iterator[str]:
+def _table(chosen: list[Claim], verdicts: Verdicts) -> Iterator[str]:
     yield "| claim | verdict | the paper | measured | chance of being false | could see | trainings | protocol |"
     yield "|---|---|---|---|---|---|---|---|"
     for claim in chosen:
-        row = verdicts.loc[claim.id]
+        row = verdicts[claim.id]
         figure = f" ([figure](gallery.md#{_figures()[claim.id]}))" if claim.id in _figures() else ""
         how = f"{claim.protocol} (`{claim.command or f'make evidence STUDY={claim.study}'}`)"
         *found, verdict = measured(claim, row)
@@ -156,7 +162,8 @@ def measured(claim: Claim, row: pd.Series) -> list[str]:
 @functools.cache
 def _figures() -> dict[str, str]:
     """Claims that a figure of the gallery shows, with its anchor."""
-    anchors, anchor = {}, ""
+    anchors: dict[str, str] = {}
+    anchor = ""
     for line in GALLERY.read_text(encoding="utf-8").splitlines():
         if line.startswith("### "):
             anchor = re.sub(r"[^\w\- ]", "", line[4:].lower()).replace(" ", "-")
@@ -168,7 +175,8 @@ def _figures() -> dict[str, str]:
 @functools.cache
 def _planned() -> dict[str, float]:
     """Estimated hours of a study on two quiet cores."""
-    return pd.read_csv(RESULTS.with_name("plan.csv")).set_index("study")["hours"].to_dict()
+    plan = pd.read_csv(RESULTS.with_name("plan.csv"))
+    return dict(zip(plan["study"], plan["hours"], strict=True))
 
 
 def _race(results: Path) -> Iterator[str]:
@@ -182,7 +190,7 @@ def _race(results: Path) -> Iterator[str]:
     yield "| reading | home | away | seeds |"
     yield "|---|---|---|---|"
     for arm, row in mean.iterrows():
-        yield f"| {arm} | {row['A']:.3f} | {row['away']:.3f} | {seeds[arm]} |"
+        yield f"| {arm} | {row['A']:.3f} | {row['away']:.3f} | {seeds.loc[str(arm)]} |"
 
 
 def _race_means(results: Path) -> pd.DataFrame:

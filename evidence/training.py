@@ -112,7 +112,7 @@ def two_stages(study: Study, arm: str, seed: int, folder: Path, fold: int | None
 
 def _without(model: Any, given: Stages, index: int) -> Any:
     """The network without the attention that the arm leaves out."""
-    gone = () if given.elat or index else ELAT
+    gone: tuple[str, ...] = () if given.elat or index else ELAT
     gone += () if given.cbat or not index else tuple(f"decoder_{size}.cbam" for size in CBAM)
     for module in gone:
         model.set_submodule(module, torch.nn.Identity())

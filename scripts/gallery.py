@@ -26,7 +26,7 @@ from scipy.special import stdtrit
 
 import toolkit as tk
 from evidence.claims import claims as every_claim
-from evidence.page import measured
+from evidence.page import measured, written
 from toolkit.features.provenance import provenance
 from toolkit.files import write_atomically
 from toolkit.show.matplotlib_backend import render
@@ -108,7 +108,7 @@ def site_bars(table: pd.DataFrame, metric: str, names: dict[str, str], title: st
     series = []
     for arm, name in names.items():
         patients = chosen[chosen["arm"] == arm].groupby(["site", "subject"])["value"].mean()
-        groups = [patients[site].to_numpy() for site in sites if site in patients.index.levels[0]]
+        groups = [patients[site].to_numpy() for site in sites if site in patients.index.get_level_values(0)]
         means = [float(group.mean()) for group in groups]
         half = [
             student(len(group)) * float(group.std(ddof=1)) / math.sqrt(len(group)) if len(group) > 1 else math.nan
@@ -164,7 +164,7 @@ SEQUENCES = {
 
 
 def segreg_scatter() -> Figure:
-    panels = []
+    panels: list[Any] = []
     for metric, title in (("forward", "forward transfer"), ("backward", "backward transfer")):
         series, counts = [], []
         for number, (name, (study, strategy)) in enumerate(SEQUENCES.items()):
@@ -410,13 +410,10 @@ def heading(notebook: str, words: str) -> tuple[str, str]:
 
 def verdicts(claims: Sequence[str]) -> list[str]:
     """A line for every claim, as the page of the evidence has it."""
-    known, named = (
-        pd.read_csv(RESULTS / "verdicts.csv").set_index("claim"),
-        {claim.id: claim for claim in every_claim()},
-    )
+    known, named = written(RESULTS), {claim.id: claim for claim in every_claim()}
     lines = []
     for claim in claims:
-        told, _, _, count, verdict = measured(named[claim], known.loc[claim])
+        told, _, _, count, verdict = measured(named[claim], known[claim])
         table = re.sub(r"[^\w\- ]", "", named[claim].paper.lower()).replace(" ", "-")
         what = f"{verdict}: {told}, {count} trainings an arm" if verdict.startswith("**") else told or verdict
         lines.append(f"* [{claim}](evidence.md#{table}): {what}")
