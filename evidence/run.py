@@ -1,5 +1,6 @@
 """Train and measure what the claims need: `python -m evidence.run [STUDY or PAPER ...] [--jobs 2] [--runs FOLDER]`.
 
+Behind `scripts/launch`, as `make evidence` has it: without, a step may take twice as long.
 Every training is a run directory below the folder of runs, so a study that was stopped at any moment goes on where it was.
 When all trainings of a study's arm are measured its rows stand in `evidence/results/<study>.csv`.
 """
