@@ -16,7 +16,7 @@ from scipy import stats
 from evidence import run
 from evidence.claims import FILE, Claim, claims
 from evidence.judge import judge
-from evidence.studies import STUDIES, best_reading, reading
+from evidence.studies import STUDIES, best_reading, best_readings, reading
 from toolkit.measure.intervals import mean_of
 
 FIELDS = {"id", "paper", "source", "published", "protocol", "measure", "direction", "arms", "seeds", "rule"}
@@ -115,7 +115,8 @@ def test_the_race_is_won_away_by_who_costs_little_at_home(tmp_path: Path) -> Non
     ]
     file = tmp_path / "race.csv"
     file.write_text("\n".join(["arm,seed,fold,site,subject,metric,value", *lines]), encoding="utf-8")
-    assert best_reading(file) == "good"
+    assert (best_reading(file), best_readings(file)) == ("good", ["good", "poor"])
+    assert best_readings(tmp_path / "not run") == []
 
 
 def test_a_reading_is_named_by_divergence_tap_and_weight() -> None:
