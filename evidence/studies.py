@@ -134,6 +134,10 @@ def best_reading(race: Path = RACE) -> str:
     return best[0]
 
 
+def _against_best(model: Callable[[], Any]) -> dict[str, Any]:
+    return {"plain": tk.Arm(model), "segreg-best": lambda: tk.Arm(model, None, reading(best_reading()))}
+
+
 def _latent_arms() -> dict[str, Any]:
     return _arms(
         _fast_slow,
@@ -252,9 +256,12 @@ STUDIES: dict[str, Study] = {
         seeds=(10,),
     ),
     "race-final": Study(
-        task=_cardiac,
-        arms={"plain": tk.Arm(_SMALL), "segreg-best": lambda: tk.Arm(_SMALL, None, reading(best_reading()))},
-        config=CARDIAC,
+        task=_cardiac, arms=_against_best(_SMALL), config=CARDIAC, measures=(measures.dice,), train=one_network
+    ),
+    "race-final-prostate": Study(
+        task=lambda: tk.load_task("phantom-prostate"),
+        arms=_against_best(_PROSTATES),
+        config={"steps": 200, "batch_size": 2, "learning_rate": 5e-3, "validate_every": 100},
         measures=(measures.dice,),
         train=one_network,
     ),
