@@ -31,6 +31,7 @@ class Claim:
     command: str = ""
     first_look: list[int] = dataclasses.field(default_factory=list)
     effect: float | None = None
+    not_learnt: str = ""
 
     @property
     def study(self) -> str:

@@ -81,7 +81,7 @@ def judge(claim: Claim, results: Path = RESULTS) -> Judgement:
     early = trainings < planned  # who stops at the first look that pleases finds effects where there are none
     return Judgement(
         claim.id,
-        "inconclusive" if early else claim.verdict(low, high),
+        "inconclusive" if early or claim.not_learnt else claim.verdict(low, high),
         first=_rounded(first),
         second=_rounded(second),
         difference=_rounded(known.mean),

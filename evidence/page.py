@@ -89,6 +89,13 @@ def _findings(verdicts: Verdicts, results: Path) -> Iterator[str]:
                     worse = claim.arms[int(row["second"] < row["first"])]
                     mind = f" Mind that {worse} is below {FLOOR}: it has not learnt within the budget that plain training needs."
                 yield f"* **{verdict}**: {claim.paper}, {claim.source}: {measured(claim, row)[0]} (`{claim.id}`).{mind}"
+    for claim in claims():
+        row = verdicts[claim.id]
+        if claim.not_learnt and (alone := claim.verdict(row["low"], row["high"])) != "inconclusive":
+            yield (
+                f"* **No verdict, from networks that have not learnt**: {claim.paper}, {claim.source}: {measured(claim, row)[0]} "
+                f"(`{claim.id}`). The rule alone would say {alone}, but {claim.not_learnt}."
+            )
     outside = [f"`{claim.id}`" for claim in claims() if excludes(claim, verdicts[claim.id])]
     if outside:
         yield (
@@ -122,9 +129,14 @@ def _findings(verdicts: Verdicts, results: Path) -> Iterator[str]:
 def excludes(claim: Claim, row: pd.Series) -> bool:
     """Whether the interval of all planned trainings, two or more, leaves no room for the smallest published difference.
 
-    Where plain training is so good that no Dice could rise by as much, nothing is excluded.
+    Where plain training is so good that no Dice could rise by as much, or the networks have not learnt, nothing is excluded.
     """
-    if claim.effect is None or row["trainings"] < max(2, row["planned"]) or row["second"] + claim.effect > 1:
+    if (
+        claim.effect is None
+        or claim.not_learnt
+        or row["trainings"] < max(2, row["planned"])
+        or row["second"] + claim.effect > 1
+    ):
         return False
     return bool(row["high"] < claim.effect)
 
@@ -160,6 +172,8 @@ def measured(claim: Claim, row: pd.Series) -> list[str]:
     verdict = f"**{row['verdict']}**"
     if row["trainings"] < row["planned"]:
         verdict += " (one training)" if row["trainings"] == 1 else " (more trainings are planned)"
+    elif claim.not_learnt:
+        verdict += " (networks that have not learnt)"
     return [told, f"{row['chance']:.2g}", f"{row['detectable']:.2g}", count, verdict]
 
 

@@ -122,6 +122,17 @@ def test_an_early_look_decides_nothing(tmp_path: Path) -> None:
     assert (two.verdict, two.trainings, two.planned) == ("inconclusive", 2, 3)
 
 
+def test_networks_that_have_not_learnt_decide_nothing(tmp_path: Path) -> None:
+    plain = np.array([[0.3, 0.31, 0.29], [0.4, 0.39, 0.41], [0.35, 0.36, 0.34]])
+    results = measured(tmp_path, {"segreg": plain + 0.2, "plain": plain})
+    decided, withheld = (judge(claim(not_learnt=why), results) for why in ("", "below the floor at home"))
+    assert (decided.verdict, withheld.verdict) == ("supported", "inconclusive")
+    assert dataclasses.replace(withheld, verdict="supported") == decided, "the numbers stay on the page"
+    row = pd.Series({"trainings": 3, "planned": 3, "high": 0.001, "second": 0.3})
+    assert excludes(claim(effect=0.1), row)
+    assert not excludes(claim(effect=0.1, not_learnt="below the floor at home"), row)
+
+
 def test_folds_are_the_trainings_where_each_patient_is_tested_once(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     plain = rng.uniform(0.4, 0.6, (7, 5))
