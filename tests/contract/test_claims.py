@@ -25,7 +25,7 @@ PAPERS = {"SegReg": 5, "SelfReg-UNet": 5, "Latent augmentation": 5, "Med-DisSeg"
 
 def test_every_claim_has_exactly_the_fields() -> None:
     for claim in tomllib.loads(FILE.read_text(encoding="utf-8"))["claim"]:
-        optional = {"effect"} | ({"power", "command"} if "command" in claim else {"first_look"})
+        optional = {"effect", "not_learnt"} | ({"power", "command"} if "command" in claim else {"first_look"})
         assert FIELDS <= set(claim) <= FIELDS | optional, claim["id"]
         assert all(claim[field] for field in claim), claim["id"]
         assert set(claim.get("first_look", [])) < set(claim["seeds"]), claim["id"]
